@@ -1,0 +1,22 @@
+//! Guests as wasmtime sees them: the engine, what a guest is linked to, one instance and its calls,
+//! and what can go wrong in one.
+//!
+//! Only this module and `preinit` know wasmtime. A call is bounded by an epoch deadline, a memory
+//! limit and a log budget; after any fault the instance must be dropped, because a trap poisons its
+//! store. How many instances there are is left to `pool`.
+
+mod bindings;
+mod convert;
+mod engine;
+mod fault;
+mod instance;
+mod linker;
+mod state;
+
+pub(crate) use bindings::Model;
+pub(crate) use convert::signature_from_wit;
+pub use engine::{Engine, EngineError, EngineLimits};
+pub use fault::{Fault, Rejection, TrapKind};
+pub use instance::{Instance, LoadedComponent};
+pub(crate) use linker::{Phase, linker};
+pub(crate) use state::HostState;

@@ -1,0 +1,177 @@
+//! Between the bindings' types and the host's.
+
+use super::bindings::exports::guesthouse::model::lifecycle as exported;
+use super::bindings::guesthouse::model::types as wit;
+use super::fault::{Fault, Rejection};
+use crate::model::{Constraint, Datatype, Field, Signature, Tensor};
+
+/// The longest reason of a rejection that a caller is shown, in characters; the contract's limit.
+const MAX_REASON_CHARACTERS: usize = 200;
+
+pub(crate) fn signature_from_wit(signature: exported::Signature) -> Signature {
+    Signature {
+        inputs: signature.inputs.into_iter().map(field_from_wit).collect(),
+        outputs: signature.outputs.into_iter().map(field_from_wit).collect(),
+        max_batch_size: signature.max_batch_size,
+    }
+}
+
+pub(super) fn tensor_into_wit(tensor: &Tensor) -> wit::Tensor {
+    wit::Tensor {
+        name: tensor.name.clone(),
+        datatype: datatype_into_wit(tensor.datatype),
+        shape: tensor.shape.clone(),
+        data: tensor.data.clone(),
+    }
+}
+
+/// The outputs in the signature's order, each of them what the signature promises.
+pub(super) fn outputs_from_wit(
+    mut outputs: Vec<wit::Tensor>,
+    signature: &Signature,
+    rows: u64,
+) -> Result<Vec<Tensor>, Fault> {
+    let bad = |what: String| Fault::BadOutput(what);
+    let ordered = signature.outputs.iter().map(|field| {
+        let found = outputs.iter().position(|output| output.name == field.name);
+        let found = found.ok_or_else(|| bad(format!("output {:?} is missing", field.name)))?;
+        let tensor = tensor_from_wit(outputs.swap_remove(found));
+        if !field.fits(&tensor) || tensor.rows() != rows {
+            return Err(bad(format!(
+                "output {:?} is {:?} {:?} for {rows} rows",
+                field.name, tensor.datatype, tensor.shape
+            )));
+        }
+        tensor
+            .check()
+            .map_err(|error| bad(format!("output {:?}: {error}", field.name)))?;
+        if field.is_text() && !is_utf8(&tensor) {
+            return Err(bad(format!("output {:?} is not UTF-8", field.name)));
+        }
+        Ok(tensor)
+    });
+    let ordered = ordered.collect::<Result<Vec<_>, _>>()?;
+    if outputs.is_empty() {
+        Ok(ordered)
+    } else {
+        Err(bad(format!(
+            "{} outputs are not in the signature",
+            outputs.len()
+        )))
+    }
+}
+
+pub(super) fn fault_from_wit(error: wit::PredictError, rows: u64) -> Fault {
+    match error {
+        wit::PredictError::Failed(reason) => Fault::Failed(reason),
+        wit::PredictError::Rejected(rejections) => {
+            let stray = rejections
+                .iter()
+                .find(|rejection| u64::from(rejection.row) >= rows);
+            match stray {
+                _ if rejections.is_empty() => {
+                    Fault::BadOutput("it rejected the batch, but no row".to_owned())
+                }
+                Some(stray) => Fault::BadOutput(format!("it rejected row {} of {rows}", stray.row)),
+                None => Fault::Rejected(rejections.into_iter().map(rejection_from_wit).collect()),
+            }
+        }
+    }
+}
+
+fn rejection_from_wit(rejection: wit::Rejection) -> Rejection {
+    Rejection {
+        row: rejection.row as usize,
+        input: rejection
+            .input
+            .chars()
+            .take(MAX_REASON_CHARACTERS)
+            .collect(),
+        reason: rejection
+            .reason
+            .chars()
+            .take(MAX_REASON_CHARACTERS)
+            .collect(),
+    }
+}
+
+fn is_utf8(tensor: &Tensor) -> bool {
+    crate::model::bytes_elements(&tensor.data).all(|element| std::str::from_utf8(element).is_ok())
+}
+
+fn tensor_from_wit(tensor: wit::Tensor) -> Tensor {
+    let datatype = datatype_from_wit(tensor.datatype);
+    Tensor {
+        name: tensor.name,
+        datatype,
+        shape: tensor.shape,
+        data: tensor.data,
+    }
+}
+
+fn field_from_wit(field: wit::Field) -> Field {
+    Field {
+        name: field.name,
+        description: field.description,
+        datatype: datatype_from_wit(field.datatype),
+        row_shape: field.row_shape,
+        constraints: field
+            .constraints
+            .into_iter()
+            .map(constraint_from_wit)
+            .collect(),
+        default: field.default,
+    }
+}
+
+fn constraint_from_wit(constraint: wit::Constraint) -> Constraint {
+    match constraint {
+        wit::Constraint::Text => Constraint::Text,
+        wit::Constraint::Stripped => Constraint::Stripped,
+        wit::Constraint::Length(wit::LengthRange { minimum, maximum }) => {
+            Constraint::Length { minimum, maximum }
+        }
+        wit::Constraint::Range(wit::NumberRange { minimum, maximum }) => {
+            Constraint::Range { minimum, maximum }
+        }
+        wit::Constraint::OneOf(labels) => Constraint::OneOf(labels),
+    }
+}
+
+fn datatype_from_wit(datatype: wit::Datatype) -> Datatype {
+    match datatype {
+        wit::Datatype::Bool => Datatype::Bool,
+        wit::Datatype::Uint8 => Datatype::Uint8,
+        wit::Datatype::Uint16 => Datatype::Uint16,
+        wit::Datatype::Uint32 => Datatype::Uint32,
+        wit::Datatype::Uint64 => Datatype::Uint64,
+        wit::Datatype::Int8 => Datatype::Int8,
+        wit::Datatype::Int16 => Datatype::Int16,
+        wit::Datatype::Int32 => Datatype::Int32,
+        wit::Datatype::Int64 => Datatype::Int64,
+        wit::Datatype::Fp16 => Datatype::Fp16,
+        wit::Datatype::Fp32 => Datatype::Fp32,
+        wit::Datatype::Fp64 => Datatype::Fp64,
+        wit::Datatype::Bytes => Datatype::Bytes,
+        wit::Datatype::Bf16 => Datatype::Bf16,
+    }
+}
+
+fn datatype_into_wit(datatype: Datatype) -> wit::Datatype {
+    match datatype {
+        Datatype::Bool => wit::Datatype::Bool,
+        Datatype::Uint8 => wit::Datatype::Uint8,
+        Datatype::Uint16 => wit::Datatype::Uint16,
+        Datatype::Uint32 => wit::Datatype::Uint32,
+        Datatype::Uint64 => wit::Datatype::Uint64,
+        Datatype::Int8 => wit::Datatype::Int8,
+        Datatype::Int16 => wit::Datatype::Int16,
+        Datatype::Int32 => wit::Datatype::Int32,
+        Datatype::Int64 => wit::Datatype::Int64,
+        Datatype::Fp16 => wit::Datatype::Fp16,
+        Datatype::Fp32 => wit::Datatype::Fp32,
+        Datatype::Fp64 => wit::Datatype::Fp64,
+        Datatype::Bytes => wit::Datatype::Bytes,
+        Datatype::Bf16 => wit::Datatype::Bf16,
+    }
+}

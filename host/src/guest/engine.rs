@@ -1,0 +1,172 @@
+//! The engines: one that serves, one that only lives in the `preinit` child. Every setting stands
+//! beside its reason.
+
+use std::hash::{Hash, Hasher};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use wasmtime::{
+    Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, RegallocAlgorithm,
+    WasmBacktraceDetails,
+};
+
+/// How often a running guest can notice its deadline. An epoch tick costs one atomic increment.
+const EPOCH_TICK: Duration = Duration::from_millis(1);
+
+/// Changes with everything that changes what compiled code means but that wasmtime cannot see.
+const COMPILED_FORM_REVISION: u32 = 1;
+
+/// What the operator bounds; the rest of the pool follows from it.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineLimits {
+    /// The most instances, of all versions together. Each reserves address space, not memory.
+    pub max_instances: u32,
+    /// The most linear memory of one instance, in bytes.
+    pub max_memory_bytes: usize,
+}
+
+/// The engine that compiled versions run on, with its epoch ticker.
+#[derive(Clone)]
+pub struct Engine(wasmtime::Engine);
+
+/// The engine cannot be set up on this machine.
+#[derive(Debug, thiserror::Error)]
+#[error("set up WebAssembly: {0:#}")]
+pub struct EngineError(wasmtime::Error);
+
+impl From<wasmtime::Error> for EngineError {
+    fn from(error: wasmtime::Error) -> Self {
+        Self(error)
+    }
+}
+
+impl Engine {
+    /// The engine that serves, and the thread that lets guests notice their deadlines.
+    ///
+    /// # Errors
+    /// The machine refuses what the engine needs.
+    pub fn serving(limits: EngineLimits) -> Result<Self, EngineError> {
+        let engine = wasmtime::Engine::new(&serving_config(limits)).map_err(EngineError)?;
+        let weak = engine.weak();
+        let ticker = move || {
+            while let Some(engine) = weak.upgrade() {
+                engine.increment_epoch();
+                drop(engine);
+                thread::sleep(EPOCH_TICK);
+            }
+        };
+        let thread = thread::Builder::new().name("epoch".to_owned());
+        thread
+            .spawn(ticker)
+            .map_err(|error| EngineError(error.into()))?;
+        Ok(Self(engine))
+    }
+
+    /// The engine of the `preinit` child: it compiles for the serving engine, and never runs.
+    pub(crate) fn compiling() -> Result<Self, EngineError> {
+        let limits = EngineLimits {
+            max_instances: 1,
+            max_memory_bytes: 1 << 32,
+        };
+        let mut config = serving_config(limits);
+        // Nothing is instantiated here, so nothing needs reserving.
+        config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+        wasmtime::Engine::new(&config)
+            .map(Self)
+            .map_err(EngineError)
+    }
+
+    /// The engine of the `preinit` child that runs `init` once, on code that is thrown away.
+    pub(crate) fn snapshotting() -> Result<Self, EngineError> {
+        let mut config = Config::new();
+        config.wasm_component_model(true);
+        // Compiled twice, run once: the cheapest code is the fastest way through.
+        config.cranelift_opt_level(OptLevel::None);
+        config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+        config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
+        wasmtime::Engine::new(&config)
+            .map(Self)
+            .map_err(EngineError)
+    }
+
+    /// A text that is the same for engines that can run each other's compiled code.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = Blake3Hasher(blake3::Hasher::new());
+        self.0.precompile_compatibility_hash().hash(&mut hasher);
+        COMPILED_FORM_REVISION.hash(&mut hasher);
+        hasher.0.finalize().to_hex()[..16].to_owned()
+    }
+
+    /// Ticks from now to the deadline, at least one.
+    pub(crate) fn ticks_until(deadline: Instant) -> u64 {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ticks = left.as_nanos().div_ceil(EPOCH_TICK.as_nanos());
+        u64::try_from(ticks)
+            .unwrap_or(u64::MAX / 2)
+            .clamp(1, u64::MAX / 2)
+    }
+
+    pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
+        &self.0
+    }
+}
+
+fn serving_config(limits: EngineLimits) -> Config {
+    let mut config = Config::new();
+    config.wasm_component_model(true);
+    // Deadlines: a guest checks at every loop's back edge and function entry.
+    config.epoch_interruption(true);
+    // The same results on every machine, at no cost where there is FMA.
+    config.relaxed_simd_deterministic(true);
+    // Guests are single-threaded: shared memory is attack surface without use.
+    config.wasm_threads(false);
+    // Weights of all instances of a version are one file mapping; without the large limit wasmtime
+    // copies images over 16 MiB into every instance.
+    config.memory_init_cow(true);
+    config.memory_guaranteed_dense_image_size(4 << 30);
+    // Function names in logged backtraces are enough; line tables would be parsed at every trap.
+    config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits)));
+    config
+}
+
+fn pool(limits: EngineLimits) -> PoolingAllocationConfig {
+    let mut pool = PoolingAllocationConfig::new();
+    // A component of wit-bindgen is a main module with its shims: up to four core instances.
+    pool.total_component_instances(limits.max_instances);
+    pool.total_core_instances(limits.max_instances.saturating_mul(4));
+    pool.total_memories(limits.max_instances);
+    pool.total_tables(limits.max_instances.saturating_mul(2));
+    pool.max_memories_per_component(1);
+    pool.max_tables_per_component(4);
+    pool.max_memory_size(limits.max_memory_bytes);
+    // tract's vtables and symbols exceed the defaults.
+    pool.max_core_instance_size(16 << 20);
+    pool.max_component_instance_size(16 << 20);
+    pool.table_elements(100_000);
+    // Pages that an instance dirtied and the next of the same version will dirty again are reset
+    // by copying, which is cheaper than a page fault each.
+    pool.linear_memory_keep_resident(1 << 20);
+    pool.table_keep_resident(64 << 10);
+    pool.max_unused_warm_slots(limits.max_instances);
+    pool
+}
+
+/// wasmtime describes its configuration through `Hash`; the standard hasher makes no promise to
+/// stay the same, so this one is used.
+struct Blake3Hasher(blake3::Hasher);
+
+impl Hasher for Blake3Hasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        let hash = self.0.finalize();
+        let (first, _) = hash
+            .as_bytes()
+            .split_first_chunk()
+            .expect("a hash has 32 bytes");
+        u64::from_le_bytes(*first)
+    }
+}

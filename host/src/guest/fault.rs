@@ -1,0 +1,112 @@
+//! What can go wrong in a call of a guest, by whose fault it is.
+
+use std::fmt;
+
+use wasmtime::Trap;
+
+/// One row that the guest will not predict for, through the caller's fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// Index in the batch.
+    pub row: usize,
+    /// The input that is at fault.
+    pub input: String,
+    /// Why, for the caller to read.
+    pub reason: String,
+}
+
+/// Why a call gave no outputs. Every fault but [`Fault::Rejected`] and [`Fault::Failed`] leaves an
+/// instance that must not be used again.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The caller's fault: some rows are unacceptable.
+    #[error("the guest rejected {} rows", .0.len())]
+    Rejected(Vec<Rejection>),
+    /// The guest said that it failed.
+    #[error("the guest failed: {0}")]
+    Failed(String),
+    /// The guest broke down. The text holds its backtrace: for the log, not for a caller.
+    #[error("the guest trapped ({kind}): {backtrace}")]
+    Trap {
+        /// How.
+        kind: TrapKind,
+        /// Where.
+        backtrace: String,
+    },
+    /// The guest was still running at the deadline and was interrupted.
+    #[error("the deadline passed while the guest was running")]
+    Deadline,
+    /// The guest wanted more memory than it may have.
+    #[error("the guest ran out of memory")]
+    OutOfMemory,
+    /// What the guest returned is not what its signature promises.
+    #[error("the guest returned bad output: {0}")]
+    BadOutput(String),
+    /// The host could not make an instance or a call: not the guest's fault.
+    #[error("the host could not run the guest: {0}")]
+    Host(String),
+}
+
+impl Fault {
+    /// A word for logs and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Rejected(_) => "rejected",
+            Self::Failed(_) => "failed",
+            Self::Trap { .. } => "trap",
+            Self::Deadline => "deadline",
+            Self::OutOfMemory => "out_of_memory",
+            Self::BadOutput(_) => "bad_output",
+            Self::Host(_) => "host",
+        }
+    }
+
+    /// Whether the instance is still good.
+    pub fn spares_instance(&self) -> bool {
+        matches!(self, Self::Rejected(_) | Self::Failed(_))
+    }
+
+    /// The class of what wasmtime says of a failed call.
+    pub(crate) fn of_call(error: &wasmtime::Error, memory_was_denied: bool) -> Self {
+        let kind = match error.downcast_ref::<Trap>() {
+            Some(Trap::Interrupt) => return Self::Deadline,
+            _ if memory_was_denied => return Self::OutOfMemory,
+            Some(Trap::StackOverflow) => TrapKind::StackOverflow,
+            Some(Trap::UnreachableCodeReached) => TrapKind::Unreachable,
+            Some(Trap::MemoryOutOfBounds | Trap::TableOutOfBounds) => TrapKind::OutOfBounds,
+            Some(_) => TrapKind::Other,
+            None => TrapKind::HostCall,
+        };
+        Self::Trap {
+            kind,
+            backtrace: format!("{error:?}"),
+        }
+    }
+}
+
+/// How a guest broke down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrapKind {
+    /// The call stack is exhausted.
+    StackOverflow,
+    /// A panic, an abort or an assertion.
+    Unreachable,
+    /// An access outside of memory or of a table.
+    OutOfBounds,
+    /// Any other trap of WebAssembly.
+    Other,
+    /// A call of the host was refused: a denied import, too much data at once.
+    HostCall,
+}
+
+impl fmt::Display for TrapKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::StackOverflow => "stack overflow",
+            Self::Unreachable => "unreachable",
+            Self::OutOfBounds => "out of bounds",
+            Self::Other => "other",
+            Self::HostCall => "host call",
+        })
+    }
+}

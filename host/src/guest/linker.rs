@@ -1,0 +1,124 @@
+//! What a guest is linked to: the contract's own imports, random numbers that are the same every
+//! time, and of the rest of WASI as little as lets ordinary code run.
+
+use wasmtime::bail;
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, HasData, HasSelf, Linker, Resource, ResourceType};
+use wasmtime_wasi::cli::{WasiCli, WasiCliView as _};
+use wasmtime_wasi::p2::bindings::{cli, random, sync};
+use wasmtime_wasi::p2::{DynPollable, add_to_linker_sync};
+use wasmtime_wasi::random::{WasiRandom, WasiRandomCtx};
+use wasmtime_wasi::{ResourceTable, WasiView as _};
+
+use super::bindings::Model;
+use super::engine::Engine;
+use super::state::HostState;
+
+/// When a guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// `init`, before the snapshot. Handles of streams or files would dangle in the image, so
+    /// touching any of WASI but random numbers and the empty environment traps, and the version is refused.
+    Init,
+    /// `predict`. Streams lead nowhere, clocks stand still, there are no files, no sockets, no
+    /// environment and no arguments; waiting traps.
+    Serve,
+}
+
+/// The linker for a component.
+pub(crate) fn linker(
+    engine: &Engine,
+    component: &Component,
+    phase: Phase,
+) -> wasmtime::Result<Linker<HostState>> {
+    let mut linker = Linker::<HostState>::new(engine.wasmtime());
+    Model::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+    match phase {
+        Phase::Serve => {
+            add_to_linker_sync(&mut linker)?;
+            linker.allow_shadowing(true);
+            sync::io::poll::add_to_linker::<_, NoWaiting>(&mut linker, |state| {
+                NoWaiting(state.ctx().table)
+            })?;
+        }
+        Phase::Init => {
+            add_random(&mut linker)?;
+            // Empty, and without handles: tract looks for its settings there.
+            cli::environment::add_to_linker::<_, WasiCli>(&mut linker, HostState::cli)?;
+            trap_other_imports(&mut linker, engine, component)?;
+        }
+    }
+    Ok(linker)
+}
+
+fn add_random(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
+    fn context(state: &mut HostState) -> &mut WasiRandomCtx {
+        state.ctx().ctx.random()
+    }
+    random::random::add_to_linker::<_, WasiRandom>(linker, context)?;
+    random::insecure::add_to_linker::<_, WasiRandom>(linker, context)?;
+    random::insecure_seed::add_to_linker::<_, WasiRandom>(linker, context)
+}
+
+/// wasmtime's own `define_unknown_imports_as_traps` would hide what is linked under a compatible
+/// version of an interface's name.
+fn trap_other_imports(
+    linker: &mut Linker<HostState>,
+    engine: &Engine,
+    component: &Component,
+) -> wasmtime::Result<()> {
+    let linked = ["guesthouse:model/", "wasi:random/", "wasi:cli/environment@"];
+    for (interface, item) in component.component_type().imports(engine.wasmtime()) {
+        let ComponentItem::ComponentInstance(instance) = item.ty else {
+            continue;
+        };
+        if linked.iter().any(|prefix| interface.starts_with(prefix)) {
+            continue;
+        }
+        let mut stubs = linker.instance(interface)?;
+        for (name, item) in instance.exports(engine.wasmtime()) {
+            match item.ty {
+                ComponentItem::ComponentFunc(_) => {
+                    let function = format!("{interface}#{name}");
+                    stubs.func_new(name, move |_, _, _, _| {
+                        bail!("`{function}` must not be called in `init`")
+                    })?;
+                }
+                ComponentItem::Resource(_) => {
+                    stubs.resource(name, ResourceType::host::<()>(), |_, _| Ok(()))?;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waiting happens in the host, where no epoch interrupts it: a guest that waited would keep an
+/// inference thread past every deadline.
+struct NoWaiting<'a>(&'a mut ResourceTable);
+
+impl HasData for NoWaiting<'static> {
+    type Data<'a> = NoWaiting<'a>;
+}
+
+impl sync::io::poll::Host for NoWaiting<'_> {
+    fn poll(&mut self, _pollables: Vec<Resource<DynPollable>>) -> wasmtime::Result<Vec<u32>> {
+        bail!("a guest must not wait")
+    }
+}
+
+impl sync::io::poll::HostPollable for NoWaiting<'_> {
+    fn ready(&mut self, _pollable: Resource<DynPollable>) -> wasmtime::Result<bool> {
+        bail!("a guest must not wait")
+    }
+
+    fn block(&mut self, _pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
+        bail!("a guest must not wait")
+    }
+
+    fn drop(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
+        self.0.delete(pollable)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! What the host keeps for one instance, and what the guest's own imports do with it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wasmtime::{ResourceLimiter, bail};
+use wasmtime_wasi::random::Deterministic;
+use wasmtime_wasi::{HostMonotonicClock, HostWallClock};
+use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
+
+use super::bindings::guesthouse::model::log::Level;
+use super::bindings::guesthouse::model::{assets, log, types};
+use crate::artifact::Artifact;
+use crate::model::VersionId;
+
+/// The longest line a guest may log, in bytes; the contract's own limit.
+const MAX_LOG_LINE_BYTES: usize = 4 << 10;
+
+/// What a guest may log in one call, in bytes; the rest is dropped and counted.
+const LOG_BYTES_PER_CALL: usize = 16 << 10;
+
+/// The most an asset is read at once, in bytes; the contract's own limit.
+const MAX_ASSET_CHUNK_BYTES: usize = 8 << 20;
+
+/// What the guest's random numbers repeat: guests are deterministic, and a snapshot must be the
+/// same each time it is made.
+const RANDOM_BYTES: &[u8] = b"guests of a house are given the same dice every night";
+
+/// The assets and parameters that `init` may read.
+pub(crate) type InitAssets = Arc<Artifact>;
+
+/// What the host keeps for one instance.
+pub(crate) struct HostState {
+    wasi: WasiCtx,
+    table: ResourceTable,
+    version: Arc<VersionId>,
+    assets: Option<InitAssets>,
+    memory: MemoryLimit,
+    log_bytes_left: usize,
+    log_lines_dropped: u64,
+}
+
+impl HostState {
+    /// State for an instance that serves, or with assets for one that runs `init`.
+    pub(crate) fn new(
+        version: Arc<VersionId>,
+        max_memory_bytes: usize,
+        assets: Option<InitAssets>,
+    ) -> Self {
+        let random = || Deterministic::new(RANDOM_BYTES.to_vec());
+        let wasi = WasiCtx::builder()
+            .secure_random(random())
+            .insecure_random(random())
+            .insecure_random_seed(0)
+            .wall_clock(FrozenClock)
+            .monotonic_clock(FrozenClock)
+            .build();
+        Self {
+            wasi,
+            table: ResourceTable::new(),
+            version,
+            assets,
+            memory: MemoryLimit {
+                max_bytes: max_memory_bytes,
+                denied: false,
+            },
+            log_bytes_left: LOG_BYTES_PER_CALL,
+            log_lines_dropped: 0,
+        }
+    }
+
+    /// The budgets of one call begin anew.
+    pub(crate) fn begin_call(&mut self) {
+        self.log_bytes_left = LOG_BYTES_PER_CALL;
+        self.log_lines_dropped = 0;
+        self.memory.denied = false;
+    }
+
+    /// Say once how much of the log was dropped.
+    pub(crate) fn end_call(&self) {
+        if self.log_lines_dropped > 0 {
+            let (version, lines) = (&self.version, self.log_lines_dropped);
+            tracing::warn!(target: "guest", %version, lines, "dropped lines over the log budget");
+        }
+    }
+
+    /// Whether the guest was refused memory since the call began.
+    pub(crate) fn memory_was_denied(&self) -> bool {
+        self.memory.denied
+    }
+
+    pub(crate) fn limiter(&mut self) -> &mut dyn ResourceLimiter {
+        &mut self.memory
+    }
+
+    fn assets(&self) -> wasmtime::Result<&Artifact> {
+        match &self.assets {
+            Some(assets) => Ok(assets),
+            None => bail!("assets can be read during `init` only"),
+        }
+    }
+}
+
+impl WasiView for HostState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+/// Time stands still for guests: the same input must give the same output, whenever it comes.
+struct FrozenClock;
+
+impl HostWallClock for FrozenClock {
+    fn resolution(&self) -> Duration {
+        Duration::from_nanos(1)
+    }
+
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+impl HostMonotonicClock for FrozenClock {
+    fn resolution(&self) -> u64 {
+        1
+    }
+
+    fn now(&self) -> u64 {
+        0
+    }
+}
+
+impl types::Host for HostState {}
+
+impl assets::Host for HostState {
+    fn size(&mut self, name: String) -> wasmtime::Result<Option<u64>> {
+        Ok(self.assets()?.asset(&name).map(|asset| asset.len() as u64))
+    }
+
+    fn read(&mut self, name: String, offset: u64, length: u64) -> wasmtime::Result<Vec<u8>> {
+        let Some(asset) = self.assets()?.asset(&name) else {
+            bail!("there is no such asset")
+        };
+        let offset = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(asset.len());
+        let length = usize::try_from(length)
+            .unwrap_or(usize::MAX)
+            .min(MAX_ASSET_CHUNK_BYTES);
+        let rest = &asset[offset..];
+        Ok(rest[..length.min(rest.len())].to_vec())
+    }
+
+    fn parameter(&mut self, name: String) -> wasmtime::Result<Option<String>> {
+        let parameters: &BTreeMap<_, _> = &self.assets()?.descriptor().parameters;
+        Ok(parameters.get(&name).cloned())
+    }
+}
+
+impl log::Host for HostState {
+    fn write(&mut self, level: Level, message: String) -> wasmtime::Result<()> {
+        let end = message.floor_char_boundary(MAX_LOG_LINE_BYTES);
+        let Some(left) = self.log_bytes_left.checked_sub(end.max(1)) else {
+            self.log_lines_dropped += 1;
+            return Ok(());
+        };
+        self.log_bytes_left = left;
+        let (version, line) = (&self.version, &message[..end]);
+        match level {
+            Level::Debug => tracing::debug!(target: "guest", %version, "{line}"),
+            Level::Info => tracing::info!(target: "guest", %version, "{line}"),
+            Level::Warn => tracing::warn!(target: "guest", %version, "{line}"),
+            Level::Error => tracing::error!(target: "guest", %version, "{line}"),
+        }
+        Ok(())
+    }
+}
+
+/// The linear memory that one instance may have; remembers that it said no.
+struct MemoryLimit {
+    max_bytes: usize,
+    denied: bool,
+}
+
+impl ResourceLimiter for MemoryLimit {
+    fn memory_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let allowed = desired <= self.max_bytes;
+        self.denied |= !allowed;
+        Ok(allowed)
+    }
+
+    fn table_growing(
+        &mut self,
+        _current: usize,
+        _desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        // Tables are bounded by the engine's pool.
+        Ok(true)
+    }
+}

@@ -1,0 +1,114 @@
+//! Which version of a model a caller asks for.
+
+use std::str::FromStr;
+
+use semver::{Comparator, Op, Version, VersionReq};
+
+/// The longest selector that is looked at, in bytes.
+const MAX_SELECTOR_LENGTH: usize = 256;
+
+/// Which version of a model a caller asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// Whatever the operator has decided: the traffic split.
+    Default,
+    /// That version and no other: `=1.2.3` or `1.2.3`.
+    Exact(Version),
+    /// The highest version that satisfies the requirement: `^1.2`, `~1.2`, `1`.
+    Range(VersionReq),
+}
+
+/// A text is not a [`Selector`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a version is selected by `1.2.3`, `=1.2.3`, `^1.2`, `~1.2` or `1`")]
+pub struct SelectorError;
+
+impl Selector {
+    /// The highest version of a major: what `/v1` stands for.
+    pub fn major(major: u64) -> Self {
+        let comparator = Comparator {
+            op: Op::Caret,
+            major,
+            minor: None,
+            patch: None,
+            pre: semver::Prerelease::EMPTY,
+        };
+        Self::Range(VersionReq {
+            comparators: vec![comparator],
+        })
+    }
+
+    /// Whether the version is one that the selector may choose. A pre-release satisfies a range
+    /// only if the range names a pre-release of the same version.
+    pub fn matches(&self, version: &Version) -> bool {
+        match self {
+            Self::Default => version.pre.is_empty(),
+            Self::Exact(exact) => version == exact,
+            Self::Range(range) => range.matches(version),
+        }
+    }
+}
+
+impl FromStr for Selector {
+    type Err = SelectorError;
+
+    fn from_str(text: &str) -> Result<Self, SelectorError> {
+        if text.len() > MAX_SELECTOR_LENGTH {
+            return Err(SelectorError);
+        }
+        let exact = text.strip_prefix('=').unwrap_or(text);
+        if let Ok(version) = exact.parse() {
+            return Ok(Self::Exact(version));
+        }
+        match text.parse::<VersionReq>() {
+            Ok(range) if !range.comparators.is_empty() => Ok(Self::Range(range)),
+            Ok(_) | Err(_) => Err(SelectorError),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(selector: &str, version: &str) -> bool {
+        let selector: Selector = selector.parse().unwrap();
+        selector.matches(&version.parse().unwrap())
+    }
+
+    #[test]
+    fn full_versions_are_exact_and_parts_are_ranges() {
+        assert!(matches("1.2.3", "1.2.3") && !matches("1.2.3", "1.2.4"));
+        assert!(matches("=1.2.3", "1.2.3") && !matches("=1.2.3", "1.3.0"));
+        assert!(matches("^1.2", "1.10.0") && !matches("^1.2", "2.0.0"));
+        assert!(matches("~1.2", "1.2.9") && !matches("~1.2", "1.3.0"));
+        assert!(matches("1", "1.9.0") && !matches("1", "2.0.0"));
+        assert!(Selector::major(0).matches(&Version::new(0, 9, 1)));
+        assert!(!Selector::major(0).matches(&Version::new(1, 0, 0)));
+    }
+
+    #[test]
+    fn pre_releases_must_be_named() {
+        assert!(!matches("^1.2", "1.3.0-rc.1") && matches("^1.3.0-rc.1", "1.3.0-rc.1"));
+        assert!(matches("1.3.0-rc.1", "1.3.0-rc.1"));
+        assert!(!Selector::Default.matches(&"1.3.0-rc.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let long = "1".repeat(300);
+        for bad in [
+            "",
+            "*",
+            "latest",
+            "1.2.3.4",
+            "v1",
+            "-1",
+            "^^1",
+            "1..2",
+            long.as_str(),
+        ] {
+            assert_eq!(bad.parse::<Selector>(), Err(SelectorError), "{bad}");
+        }
+    }
+}

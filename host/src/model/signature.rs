@@ -1,0 +1,297 @@
+//! What a version takes and gives. Declared by the guest, checked here once, relied on everywhere.
+//!
+//! The JSON form of these types is what `guesthouse inspect --json` prints and what the state
+//! folder keeps.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Datatype, Tensor};
+
+/// Names that answers use for themselves, beside a record's outputs.
+const RESERVED_NAMES: [&str; 3] = ["request_id", "model", "model_version"];
+
+/// The longest name of a field, in bytes.
+const MAX_NAME_LENGTH: usize = 64;
+
+/// The most fields on either side of a signature: a limit on what a guest can make the host keep.
+const MAX_FIELDS: usize = 1024;
+
+/// The longest text in a signature, in bytes.
+const MAX_TEXT_LENGTH: usize = 4096;
+
+/// What a version takes and gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signature {
+    /// At least one; names are unique.
+    pub inputs: Vec<Field>,
+    /// At least one; names are unique.
+    pub outputs: Vec<Field>,
+    /// The most rows of one call; at least 1.
+    pub max_batch_size: u32,
+}
+
+/// One input or one output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Field {
+    /// Lower-case letters, digits and `_`.
+    pub name: String,
+    /// What it means.
+    pub description: String,
+    /// The type of every element.
+    pub datatype: Datatype,
+    /// The dimensions of one row, the batch dimension left out; none stands for any size.
+    pub row_shape: Vec<Option<u32>>,
+    /// What a value must satisfy (inputs) or promises (outputs).
+    pub constraints: Vec<Constraint>,
+    /// Inputs only: one row's elements in the raw form, used where a caller leaves the input out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<Vec<u8>>,
+}
+
+/// What is checked of every element.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Constraint {
+    /// A byte string is UTF-8.
+    Text,
+    /// White space at both ends is removed before anything else is checked.
+    Stripped,
+    /// Number of characters of a text, of bytes of another byte string.
+    Length {
+        /// The least length.
+        minimum: u32,
+        /// The greatest length.
+        maximum: u32,
+    },
+    /// The number is finite and lies between the bounds.
+    Range {
+        /// The least value.
+        minimum: Option<f64>,
+        /// The greatest value.
+        maximum: Option<f64>,
+    },
+    /// The text is one of these.
+    OneOf(Vec<String>),
+}
+
+/// A guest's signature is not one that the host can serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the signature is unusable: {0}")]
+pub struct SignatureError(String);
+
+impl Signature {
+    /// Check everything that the rest of the host relies on.
+    ///
+    /// # Errors
+    /// [`SignatureError`] with the first thing that is wrong.
+    pub fn check(&self) -> Result<(), SignatureError> {
+        if self.max_batch_size == 0 {
+            return Err(SignatureError("max-batch-size is 0".to_owned()));
+        }
+        for (side, fields) in [("input", &self.inputs), ("output", &self.outputs)] {
+            if fields.is_empty() || fields.len() > MAX_FIELDS {
+                return Err(SignatureError(format!("it has {} {side}s", fields.len())));
+            }
+            for (index, field) in fields.iter().enumerate() {
+                let wrong = |what: String| {
+                    let name: String = field.name.chars().take(MAX_NAME_LENGTH).collect();
+                    SignatureError(format!("{side} {name:?}: {what}"))
+                };
+                field.check().map_err(wrong)?;
+                if fields[..index].iter().any(|other| other.name == field.name) {
+                    return Err(wrong("the name is used twice".to_owned()));
+                }
+                if side == "output" && field.default.is_some() {
+                    return Err(wrong("an output has no default".to_owned()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The inputs that a caller must give.
+    pub fn required_inputs(&self) -> impl Iterator<Item = &Field> {
+        self.inputs.iter().filter(|field| field.default.is_none())
+    }
+}
+
+impl Field {
+    /// Whether its elements are UTF-8 texts.
+    pub fn is_text(&self) -> bool {
+        self.constraints.contains(&Constraint::Text)
+    }
+
+    /// Whether the tensor has the datatype and the shape of this field.
+    pub fn fits(&self, tensor: &Tensor) -> bool {
+        let dimension_fits = |(wanted, is): (&Option<u32>, &u64)| {
+            wanted.is_none_or(|wanted| u64::from(wanted) == *is)
+        };
+        tensor.datatype == self.datatype
+            && tensor.shape.len() == self.row_shape.len() + 1
+            && self
+                .row_shape
+                .iter()
+                .zip(&tensor.shape[1..])
+                .all(dimension_fits)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let good_name = self.name.len() <= MAX_NAME_LENGTH
+            && self
+                .name
+                .bytes()
+                .next()
+                .is_some_and(|first| first.is_ascii_lowercase())
+            && self.name.bytes().all(allowed);
+        if !good_name {
+            return Err("a name is 1 to 64 lower-case letters, digits and `_`".to_owned());
+        }
+        if RESERVED_NAMES.contains(&self.name.as_str()) {
+            return Err("the name is reserved".to_owned());
+        }
+        if self.description.len() > MAX_TEXT_LENGTH {
+            return Err(format!("the description is over {MAX_TEXT_LENGTH} bytes"));
+        }
+        if self.row_shape.len() > 8 {
+            return Err("a row has at most 8 dimensions".to_owned());
+        }
+        self.constraints
+            .iter()
+            .try_for_each(|constraint| self.check_constraint(constraint))?;
+        self.check_default()
+    }
+
+    fn check_constraint(&self, constraint: &Constraint) -> Result<(), String> {
+        let bytes = self.datatype == Datatype::Bytes;
+        let fits = match constraint {
+            Constraint::Text => bytes,
+            Constraint::Stripped => self.is_text(),
+            Constraint::Length { minimum, maximum } => bytes && minimum <= maximum,
+            Constraint::Range { minimum, maximum } => {
+                let nan = [minimum, maximum]
+                    .into_iter()
+                    .flatten()
+                    .any(|bound| bound.is_nan());
+                let ordered = minimum.zip(*maximum).is_none_or(|(low, high)| low <= high);
+                !bytes && self.datatype != Datatype::Bool && !nan && ordered
+            }
+            Constraint::OneOf(labels) => {
+                let short = labels.iter().all(|label| label.len() <= MAX_TEXT_LENGTH);
+                self.is_text() && !labels.is_empty() && labels.len() <= 100_000 && short
+            }
+        };
+        if fits {
+            Ok(())
+        } else {
+            Err(format!("a constraint does not fit: {constraint:?}"))
+        }
+    }
+
+    fn check_default(&self) -> Result<(), String> {
+        let Some(default) = &self.default else {
+            return Ok(());
+        };
+        let dimensions: Option<Vec<u64>> = self
+            .row_shape
+            .iter()
+            .map(|dimension| dimension.map(u64::from))
+            .collect();
+        let dimensions = dimensions.ok_or("a default needs a fixed row shape")?;
+        let mut shape = vec![1];
+        shape.extend(dimensions);
+        let (datatype, data) = (self.datatype, default.clone());
+        let row = Tensor {
+            name: self.name.clone(),
+            datatype,
+            shape,
+            data,
+        };
+        row.check()
+            .map_err(|error| format!("the default does not fit: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(name: &str, datatype: Datatype) -> Field {
+        let (row_shape, constraints) = (Vec::new(), Vec::new());
+        let description = String::new();
+        Field {
+            name: name.to_owned(),
+            description,
+            datatype,
+            row_shape,
+            constraints,
+            default: None,
+        }
+    }
+
+    fn signature(inputs: Vec<Field>) -> Signature {
+        Signature {
+            inputs,
+            outputs: vec![field("y", Datatype::Fp32)],
+            max_batch_size: 1,
+        }
+    }
+
+    #[test]
+    fn a_signature_that_cannot_be_served_is_refused() {
+        assert_eq!(signature(vec![field("x", Datatype::Fp32)]).check(), Ok(()));
+        let with = |constraint| {
+            let mut text = field("x", Datatype::Bytes);
+            text.constraints = vec![constraint];
+            signature(vec![text])
+        };
+        let with_default = |default: &[u8]| {
+            let mut number = field("x", Datatype::Fp32);
+            number.default = Some(default.to_vec());
+            signature(vec![number])
+        };
+        assert_eq!(with_default(&[0; 4]).check(), Ok(()));
+        let twice = vec![field("x", Datatype::Fp32), field("x", Datatype::Fp32)];
+        let bad = [
+            signature(Vec::new()),
+            signature(twice),
+            signature(vec![field("X", Datatype::Fp32)]),
+            signature(vec![field("request_id", Datatype::Fp32)]),
+            with(Constraint::Stripped),
+            with(Constraint::Range {
+                minimum: None,
+                maximum: None,
+            }),
+            with(Constraint::Length {
+                minimum: 2,
+                maximum: 1,
+            }),
+            with_default(&[0; 5]),
+            Signature {
+                max_batch_size: 0,
+                ..signature(vec![field("x", Datatype::Fp32)])
+            },
+        ];
+        for signature in bad {
+            assert!(signature.check().is_err(), "{signature:?}");
+        }
+    }
+
+    #[test]
+    fn the_json_form_round_trips() {
+        let mut text = field("text", Datatype::Bytes);
+        text.constraints = vec![
+            Constraint::Text,
+            Constraint::Length {
+                minimum: 1,
+                maximum: 2000,
+            },
+            Constraint::OneOf(vec!["a".to_owned()]),
+        ];
+        let signature = signature(vec![text]);
+        let json = serde_json::to_string(&signature).unwrap();
+        assert_eq!(serde_json::from_str::<Signature>(&json).unwrap(), signature);
+    }
+}

@@ -1,0 +1,263 @@
+//! Named tensors whose first dimension is the batch: the one data shape of the whole host.
+
+use serde::{Deserialize, Serialize};
+
+/// The element type of a tensor: the set of the Open Inference Protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[expect(missing_docs, reason = "the names are the documentation")]
+pub enum Datatype {
+    Bool,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Fp16,
+    Fp32,
+    Fp64,
+    /// A byte string of any length: a text, a file.
+    Bytes,
+    /// The upper half of an FP32.
+    Bf16,
+}
+
+impl Datatype {
+    /// Bytes of one element; none for [`Datatype::Bytes`], whose elements differ.
+    pub fn element_size(self) -> Option<usize> {
+        match self {
+            Self::Bool | Self::Uint8 | Self::Int8 => Some(1),
+            Self::Uint16 | Self::Int16 | Self::Fp16 | Self::Bf16 => Some(2),
+            Self::Uint32 | Self::Int32 | Self::Fp32 => Some(4),
+            Self::Uint64 | Self::Int64 | Self::Fp64 => Some(8),
+            Self::Bytes => None,
+        }
+    }
+}
+
+/// A named array. `data` holds the elements in row-major order, little-endian, without padding; an
+/// element of [`Datatype::Bytes`] is a u32 length and the bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// The field of the signature that it fills.
+    pub name: String,
+    /// The type of every element.
+    pub datatype: Datatype,
+    /// Elements along each dimension; the first is the number of rows.
+    pub shape: Vec<u64>,
+    /// The elements.
+    pub data: Vec<u8>,
+}
+
+/// A tensor's bytes do not fit its datatype and shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TensorError {
+    /// There is no batch dimension.
+    #[error("the shape has no batch dimension")]
+    NoBatch,
+    /// The product of the shape is too large to count.
+    #[error("the shape is too large")]
+    TooLarge,
+    /// There are more or fewer bytes than the shape asks for.
+    #[error("the data is not as long as the shape asks for")]
+    Length,
+}
+
+impl Tensor {
+    /// Number of rows: the first dimension.
+    pub fn rows(&self) -> u64 {
+        self.shape.first().copied().unwrap_or(0)
+    }
+
+    /// Check that the data has exactly the elements that the shape asks for.
+    ///
+    /// # Errors
+    /// [`TensorError`], if it has not.
+    pub fn check(&self) -> Result<(), TensorError> {
+        if self.shape.is_empty() {
+            return Err(TensorError::NoBatch);
+        }
+        let mut elements = 1_usize;
+        for dimension in &self.shape {
+            let dimension = usize::try_from(*dimension).ok();
+            let product = dimension.and_then(|dimension| elements.checked_mul(dimension));
+            elements = product.ok_or(TensorError::TooLarge)?;
+        }
+        let fits = match self.datatype.element_size() {
+            Some(size) => {
+                elements.checked_mul(size).ok_or(TensorError::TooLarge)? == self.data.len()
+            }
+            None => count_bytes_elements(&self.data) == Some(elements),
+        };
+        if fits {
+            Ok(())
+        } else {
+            Err(TensorError::Length)
+        }
+    }
+
+    /// The rows `[start, start + count)` as a tensor of their own.
+    ///
+    /// The tensor must have passed [`Tensor::check`] and must have these rows.
+    pub fn slice_rows(&self, start: usize, count: usize) -> Self {
+        let rows = usize::try_from(self.rows()).expect("a checked tensor is counted in usize");
+        let (begin, end) = match self.datatype.element_size() {
+            Some(_) => {
+                let row = self.data.len() / rows.max(1);
+                (start * row, (start + count) * row)
+            }
+            None => {
+                let per_row: u64 = self.shape.iter().skip(1).product();
+                let per_row = usize::try_from(per_row).expect("as above");
+                let begin = offset_of_element(&self.data, start * per_row);
+                let length = offset_of_element(&self.data[begin..], count * per_row);
+                (begin, begin + length)
+            }
+        };
+        let mut shape = self.shape.clone();
+        shape[0] = count as u64;
+        let data = self.data[begin..end].to_vec();
+        Self {
+            name: self.name.clone(),
+            datatype: self.datatype,
+            shape,
+            data,
+        }
+    }
+}
+
+/// The elements of the data of a [`Datatype::Bytes`] tensor; ends early where the data is cut.
+pub fn bytes_elements(data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = data;
+    std::iter::from_fn(move || {
+        let (element, after) = split_element(rest)?;
+        rest = after;
+        Some(element)
+    })
+}
+
+fn split_element(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, after) = data.split_first_chunk()?;
+    after.split_at_checked(u32::from_le_bytes(*length) as usize)
+}
+
+/// Number of elements, or none where the last one is cut.
+fn count_bytes_elements(data: &[u8]) -> Option<usize> {
+    let (mut count, mut rest) = (0, data);
+    while !rest.is_empty() {
+        (_, rest) = split_element(rest)?;
+        count += 1;
+    }
+    Some(count)
+}
+
+fn offset_of_element(data: &[u8], index: usize) -> usize {
+    bytes_elements(data)
+        .take(index)
+        .map(|element| size_of::<u32>() + element.len())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes_tensor(rows: &[Vec<u8>]) -> Tensor {
+        let mut data = Vec::new();
+        for row in rows {
+            data.extend_from_slice(&u32::try_from(row.len()).unwrap().to_le_bytes());
+            data.extend_from_slice(row);
+        }
+        let shape = vec![rows.len() as u64];
+        Tensor {
+            name: "text".to_owned(),
+            datatype: Datatype::Bytes,
+            shape,
+            data,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rows_of_byte_strings_survive_slicing(
+            rows in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..20),
+            start in 0_usize..20,
+            count in 0_usize..20,
+        ) {
+            let start = start.min(rows.len());
+            let count = count.min(rows.len() - start);
+            let tensor = bytes_tensor(&rows);
+            prop_assert_eq!(tensor.check(), Ok(()));
+            let slice = tensor.slice_rows(start, count);
+            prop_assert_eq!(slice.check(), Ok(()));
+            prop_assert_eq!(slice, bytes_tensor(&rows[start..start + count]));
+        }
+
+        #[test]
+        fn checking_arbitrary_bytes_never_panics(
+            shape in prop::collection::vec(any::<u64>(), 0..4),
+            data in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            for datatype in [Datatype::Bytes, Datatype::Fp32, Datatype::Bool] {
+                let (shape, data) = (shape.clone(), data.clone());
+                let _ = Tensor { name: String::new(), datatype, shape, data }.check();
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_sliced_by_row() {
+        let data: Vec<u8> = (0_i32..6).flat_map(i32::to_le_bytes).collect();
+        let name = "x".to_owned();
+        let tensor = Tensor {
+            name,
+            datatype: Datatype::Int32,
+            shape: vec![3, 2],
+            data,
+        };
+        assert_eq!(tensor.check(), Ok(()));
+        let row = tensor.slice_rows(1, 1);
+        assert_eq!(row.shape, [1, 2]);
+        assert_eq!(row.data, [2_i32, 3].map(i32::to_le_bytes).concat());
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_found() {
+        let tensor = |datatype, shape: &[u64], data: &[u8]| {
+            let (shape, data) = (shape.to_vec(), data.to_vec());
+            Tensor {
+                name: String::new(),
+                datatype,
+                shape,
+                data,
+            }
+            .check()
+        };
+        assert_eq!(tensor(Datatype::Fp32, &[2], &[0; 8]), Ok(()));
+        assert_eq!(
+            tensor(Datatype::Fp32, &[2], &[0; 7]),
+            Err(TensorError::Length)
+        );
+        assert_eq!(
+            tensor(Datatype::Fp32, &[], &[0; 4]),
+            Err(TensorError::NoBatch)
+        );
+        assert_eq!(
+            tensor(Datatype::Fp32, &[u64::MAX, 2], &[]),
+            Err(TensorError::TooLarge)
+        );
+        assert_eq!(
+            tensor(Datatype::Bytes, &[1], &[9, 0, 0, 0]),
+            Err(TensorError::Length)
+        );
+        assert_eq!(
+            tensor(Datatype::Bytes, &[2], &[0, 0, 0, 0]),
+            Err(TensorError::Length)
+        );
+    }
+}

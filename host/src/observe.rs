@@ -1,0 +1,4 @@
+//! What operators see of the server: logs and the traffic counters.
+
+pub mod logs;
+pub mod traffic;

@@ -1,0 +1,93 @@
+//! How many requests each version answered, and by which route: the evidence of a split.
+//!
+//! Counts are kept for versions that have been chosen at least once, and logged as one line a
+//! version whenever they have changed since the last time.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use crate::model::VersionId;
+
+/// Requests by version and the reason why the version was chosen.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    counts: Mutex<BTreeMap<(VersionId, &'static str), u64>>,
+}
+
+impl Traffic {
+    /// One more request went to the version.
+    pub fn count(&self, version: &VersionId, reason: &'static str) {
+        let mut counts = self.lock();
+        match counts.get_mut(&(version.clone(), reason)) {
+            Some(count) => *count += 1,
+            None => {
+                counts.insert((version.clone(), reason), 1);
+            }
+        }
+    }
+
+    /// The counts since the start.
+    pub fn counts(&self) -> BTreeMap<(VersionId, &'static str), u64> {
+        self.lock().clone()
+    }
+
+    /// Log the counts if they differ from the last ones, which become the new ones.
+    pub fn log(&self, last: &mut BTreeMap<(VersionId, &'static str), u64>) {
+        let counts = self.counts();
+        if counts == *last {
+            return;
+        }
+        for ((version, reason), requests) in &counts {
+            let share = share_percent(&counts, version, reason, *requests);
+            let (model, version) = (&version.name, &version.version);
+            tracing::info!(target: "traffic", %model, %version, reason, requests, share_percent = share);
+        }
+        *last = counts;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(VersionId, &'static str), u64>> {
+        // A count is never left half done, so a panic elsewhere does not spoil the map.
+        self.counts
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The version's share of the model's requests that were routed for the same reason.
+fn share_percent(
+    counts: &BTreeMap<(VersionId, &'static str), u64>,
+    version: &VersionId,
+    reason: &str,
+    requests: u64,
+) -> f64 {
+    let total: u64 = counts
+        .iter()
+        .filter(|((other, why), _)| other.name == version.name && *why == reason)
+        .map(|(_, count)| count)
+        .sum();
+    let percent = 100.0 * requests as f64 / total.max(1) as f64;
+    (percent * 100.0).round() / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_of_the_same_model_and_reason() {
+        let traffic = Traffic::default();
+        let version = |text: &str| VersionId {
+            name: "toxicity".parse().unwrap(),
+            version: text.parse().unwrap(),
+        };
+        for _ in 0..9 {
+            traffic.count(&version("1.0.0"), "split");
+        }
+        traffic.count(&version("2.0.0"), "split");
+        traffic.count(&version("2.0.0"), "pin");
+        let counts = traffic.counts();
+        assert_eq!(counts[&(version("1.0.0"), "split")], 9);
+        assert!((share_percent(&counts, &version("2.0.0"), "split", 1) - 10.0).abs() < 1e-9);
+        assert!((share_percent(&counts, &version("2.0.0"), "pin", 1) - 100.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,191 @@
+//! From an artifact to compiled code with `init` already run.
+//!
+//! Everything that a hostile artifact could make expensive happens in a child process: validating,
+//! running `init`, taking the snapshot, compiling. The child has limits on memory, CPU time, file
+//! size and wall time, runs at low priority and dies with its parent. The parent takes nothing but
+//! the report and one file; who may load that file is left to `store`.
+
+pub mod child;
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Signature;
+use crate::observe::logs;
+
+/// The longest report that is read from a child, in bytes; a signature is far smaller.
+const MAX_REPORT_BYTES: u64 = 16 << 20;
+
+/// What one child may use. The defaults hold for models up to a few hundred megabytes.
+#[derive(Debug, Clone, Copy)]
+pub struct PreinitLimits {
+    /// Real time until the child is killed. Compiling a large guest takes 10 s on two cores; a
+    /// loaded machine may be ten times slower.
+    pub wall_time: Duration,
+    /// Time on all cores together until the child is killed.
+    pub cpu_time: Duration,
+    /// Private writable memory of the child, in bytes: Cranelift takes about 1 GiB for a guest
+    /// with tract, the guest's own memory comes on top.
+    pub memory_bytes: u64,
+    /// Linear memory of the guest, in bytes.
+    pub guest_memory_bytes: usize,
+    /// The largest file that the child may write, in bytes.
+    pub file_bytes: u64,
+}
+
+impl Default for PreinitLimits {
+    fn default() -> Self {
+        Self {
+            wall_time: Duration::from_secs(120),
+            cpu_time: Duration::from_secs(240),
+            memory_bytes: 6 << 30,
+            guest_memory_bytes: 1 << 30,
+            file_bytes: 4 << 30,
+        }
+    }
+}
+
+/// What a child found out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PreinitReport {
+    /// What the guest's `init` declared.
+    pub signature: Signature,
+    /// Which engines can run the compiled form; none if none was asked for.
+    pub fingerprint: Option<String>,
+    /// Time of each step, in milliseconds.
+    pub steps_ms: Vec<(String, u64)>,
+    /// The most memory that the child had, in bytes.
+    pub peak_memory_bytes: u64,
+}
+
+/// An artifact could not be pre-initialised.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PreinitError {
+    /// The guest's `init` said no.
+    #[error("init failed: {0}")]
+    Init(String),
+    /// The guest broke down in `init`.
+    #[error("init trapped: {0}")]
+    Trap(String),
+    /// The guest wanted more memory in `init` than it may have.
+    #[error("init ran out of memory")]
+    OutOfMemory,
+    /// The component cannot be used: it does not validate, link or compile.
+    #[error("the component is unusable: {0}")]
+    Component(String),
+    /// The child was over one of its limits.
+    #[error("pre-initialisation exceeded its limit of {0}")]
+    Limit(String),
+    /// The child could not be run: the host's own trouble.
+    #[error("pre-initialisation could not be run: {0}")]
+    Host(String),
+}
+
+/// What the child is asked for.
+#[derive(Debug, Clone, Copy)]
+pub enum Goal<'a> {
+    /// The signature alone: `init` is run and forgotten. For `pack`.
+    Signature,
+    /// The compiled form, written to this file, which must not exist.
+    Compiled(&'a Path),
+}
+
+/// Run `init` of the artifact in a child process.
+///
+/// # Errors
+/// [`PreinitError`]; nothing is left behind but perhaps a part of the output file.
+pub fn run(
+    artifact: &Path,
+    goal: Goal<'_>,
+    limits: &PreinitLimits,
+) -> Result<PreinitReport, PreinitError> {
+    let host = |error: std::io::Error| PreinitError::Host(error.to_string());
+    let mut child = command(artifact, goal, limits)
+        .map_err(host)?
+        .spawn()
+        .map_err(host)?;
+    let report = read_report(&mut child, limits.wall_time);
+    if report.is_none() {
+        child.kill().map_err(host)?;
+    }
+    let status = child.wait().map_err(host)?;
+    let Some(report) = report else {
+        return Err(PreinitError::Limit(format!(
+            "{} s",
+            limits.wall_time.as_secs()
+        )));
+    };
+    match serde_json::from_slice::<Result<PreinitReport, PreinitError>>(&report) {
+        Ok(outcome) => outcome,
+        Err(_) => Err(died(status, limits)),
+    }
+}
+
+fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    // Nothing of the host's environment is any of the child's business but how to log.
+    command.env_clear().envs(logs::environment());
+    command
+        .arg(child::SUBCOMMAND)
+        .arg("--artifact")
+        .arg(artifact);
+    if let Goal::Compiled(output) = goal {
+        command.arg("--output").arg(output);
+    }
+    let mut limit = |name: &str, value: u64| {
+        command.arg(name).arg(value.to_string());
+    };
+    limit("--cpu-seconds", limits.cpu_time.as_secs());
+    limit("--memory-bytes", limits.memory_bytes);
+    limit("--guest-memory-bytes", limits.guest_memory_bytes as u64);
+    limit("--file-bytes", limits.file_bytes);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit());
+    Ok(command)
+}
+
+/// What the child wrote until it closed its standard output, or none after the time is up.
+fn read_report(child: &mut Child, wall_time: Duration) -> Option<Vec<u8>> {
+    let stdout = child
+        .stdout
+        .take()
+        .expect("the command pipes standard output");
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut report = Vec::new();
+        // A failed read leaves a report that does not parse, which the caller notices.
+        let _ = stdout.take(MAX_REPORT_BYTES).read_to_end(&mut report);
+        let _ = sender.send(report);
+    });
+    receiver.recv_timeout(wall_time).ok()
+}
+
+/// Why a child ended without a report.
+fn died(status: ExitStatus, limits: &PreinitLimits) -> PreinitError {
+    use std::os::unix::process::ExitStatusExt as _;
+    /// SIGABRT, SIGKILL, SIGXCPU and SIGXFSZ on every Linux.
+    const ABORT: i32 = 6;
+    const KILL: i32 = 9;
+    const CPU_TIME: i32 = 24;
+    const FILE_SIZE: i32 = 25;
+    match status.signal() {
+        Some(CPU_TIME) => {
+            PreinitError::Limit(format!("{} s of CPU time", limits.cpu_time.as_secs()))
+        }
+        Some(FILE_SIZE) => PreinitError::Limit(format!("a file of {} bytes", limits.file_bytes)),
+        // Rust aborts when an allocation fails; the kernel kills when the machine runs out.
+        Some(ABORT | KILL) => {
+            PreinitError::Limit(format!("{} MiB of memory", limits.memory_bytes >> 20))
+        }
+        Some(signal) => PreinitError::Host(format!("the child died of signal {signal}")),
+        None => PreinitError::Host(format!("the child gave no report ({status})")),
+    }
+}

@@ -1,0 +1,233 @@
+//! The child process: limits itself, runs `init`, takes the snapshot, compiles, reports.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::process::{Resource, Rlimit, Signal};
+use wasmtime::Store;
+use wasmtime::component::Component;
+use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
+
+use super::{PreinitError, PreinitReport};
+use crate::artifact::Artifact;
+use crate::guest::{self, Engine, Fault, HostState, Model, Phase};
+use crate::model::Signature;
+
+/// The subcommand of the binary that is this child; not for people.
+pub const SUBCOMMAND: &str = "preinit-child";
+
+/// How much less urgent than serving the work of the child is.
+const NICENESS: i32 = 10;
+
+/// The child's command line.
+#[derive(Debug, clap::Args)]
+pub struct ChildArguments {
+    /// The artifact, which may be a draft.
+    #[arg(long)]
+    artifact: PathBuf,
+    /// Where the compiled form goes; without it, nothing is compiled.
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// Limit on CPU time.
+    #[arg(long)]
+    cpu_seconds: u64,
+    /// Limit on private writable memory.
+    #[arg(long)]
+    memory_bytes: u64,
+    /// Limit on the guest's linear memory.
+    #[arg(long)]
+    guest_memory_bytes: usize,
+    /// Limit on the size of a file.
+    #[arg(long)]
+    file_bytes: u64,
+}
+
+/// Do the work and write the report to standard output.
+///
+/// # Errors
+/// The report could not be written; what went wrong with the artifact is in the report.
+pub fn run(arguments: &ChildArguments) -> std::io::Result<()> {
+    let outcome = limit_self(arguments)
+        .map_err(|error| PreinitError::Host(format!("limits: {error}")))
+        .and_then(|()| preinitialise(arguments));
+    let mut stdout = std::io::stdout().lock();
+    serde_json::to_writer(&mut stdout, &outcome)?;
+    stdout.flush()
+}
+
+fn limit_self(arguments: &ChildArguments) -> rustix::io::Result<()> {
+    let set = |resource, limit| {
+        let limit = Some(limit);
+        rustix::process::setrlimit(
+            resource,
+            Rlimit {
+                current: limit,
+                maximum: limit,
+            },
+        )
+    };
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    set(Resource::Core, 0)?;
+    set(Resource::Cpu, arguments.cpu_seconds)?;
+    // Not the address space: wasmtime reserves far more of that than it ever touches.
+    set(Resource::Data, arguments.memory_bytes)?;
+    set(Resource::Fsize, arguments.file_bytes)?;
+    set(Resource::Nofile, 64)?;
+    rustix::process::nice(NICENESS)?;
+    Ok(())
+}
+
+fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitError> {
+    let mut steps = Steps {
+        last: Instant::now(),
+        milliseconds: Vec::new(),
+    };
+    let artifact = Artifact::open_draft(&arguments.artifact);
+    let artifact = artifact.map_err(|error| PreinitError::Component(error.to_string()))?;
+    steps.done("read");
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
+    let memory = arguments.guest_memory_bytes;
+    let snapshot = snapshot(
+        Arc::new(artifact),
+        memory,
+        arguments.output.is_some(),
+        &mut steps,
+    );
+    let (signature, snapshot) = runtime.block_on(snapshot)?;
+    let mut fingerprint = None;
+    if let (Some(output), Some(snapshot)) = (&arguments.output, snapshot) {
+        fingerprint = Some(compile(&snapshot, output, &mut steps)?);
+    }
+    let peak_memory_bytes = peak_memory_bytes();
+    Ok(PreinitReport {
+        signature,
+        fingerprint,
+        steps_ms: steps.milliseconds,
+        peak_memory_bytes,
+    })
+}
+
+/// Run `init`; the signature, and if asked for the component with the memory that `init` left.
+async fn snapshot(
+    artifact: Arc<Artifact>,
+    guest_memory_bytes: usize,
+    take: bool,
+    steps: &mut Steps,
+) -> Result<(Signature, Option<Vec<u8>>), PreinitError> {
+    let unusable = |error: wasmtime::Error| PreinitError::Component(one_line(&error));
+    let engine = Engine::snapshotting().map_err(|error| PreinitError::Host(error.to_string()))?;
+    let mut wizer = Wizer::new();
+    // Rust guests keep `init` in a table, from which it cannot be removed.
+    wizer.keep_init_func(true);
+    let (context, instrumented) = wizer
+        .instrument_component(artifact.bytes())
+        .map_err(unusable)?;
+    let component = Component::new(engine.wasmtime(), &instrumented).map_err(unusable)?;
+    drop(instrumented);
+    steps.done("compile for init");
+
+    let version = Arc::new(artifact.id().clone());
+    let assets = Some(Arc::clone(&artifact));
+    let state = HostState::new(version, guest_memory_bytes, assets);
+    let mut store = Store::new(engine.wasmtime(), state);
+    store.limiter(HostState::limiter);
+    // The snapshot reads whole memories through lists.
+    store.set_hostcall_fuel(usize::MAX);
+    let linker = guest::linker(&engine, &component, Phase::Init).map_err(unusable)?;
+    let instance = linker
+        .instantiate_async(&mut store, &component)
+        .await
+        .map_err(unusable)?;
+    let guest = Model::new(&mut store, &instance).map_err(unusable)?;
+    let answer = guest.guesthouse_model_lifecycle().call_init(&mut store);
+    let memory_was_denied = store.data().memory_was_denied();
+    let declared = match answer {
+        Ok(Ok(signature)) => signature,
+        Ok(Err(reason)) => return Err(PreinitError::Init(shorten(&reason))),
+        Err(error) => {
+            return Err(match Fault::of_call(&error, memory_was_denied) {
+                Fault::OutOfMemory => PreinitError::OutOfMemory,
+                _ => PreinitError::Trap(one_line(&error)),
+            });
+        }
+    };
+    let signature = guest::signature_from_wit(declared);
+    signature
+        .check()
+        .map_err(|error| PreinitError::Component(error.to_string()))?;
+    steps.done("init");
+    if !take {
+        return Ok((signature, None));
+    }
+    let mut access = WasmtimeWizerComponent {
+        store: &mut store,
+        instance,
+    };
+    let snapshot = wizer
+        .snapshot_component(&context, &mut access)
+        .await
+        .map_err(unusable)?;
+    steps.done("snapshot");
+    Ok((signature, Some(snapshot)))
+}
+
+fn compile(snapshot: &[u8], output: &Path, steps: &mut Steps) -> Result<String, PreinitError> {
+    let engine = Engine::compiling().map_err(|error| PreinitError::Host(error.to_string()))?;
+    let compiled = engine.wasmtime().precompile_component(snapshot);
+    let compiled = compiled.map_err(|error| PreinitError::Component(one_line(&error)))?;
+    steps.done("compile");
+    let write = || {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(output)?;
+        file.write_all(&compiled)?;
+        file.sync_all()
+    };
+    write().map_err(|error: std::io::Error| {
+        PreinitError::Host(format!("writing the compiled form: {error}"))
+    })?;
+    steps.done("write");
+    Ok(engine.fingerprint())
+}
+
+struct Steps {
+    last: Instant,
+    milliseconds: Vec<(String, u64)>,
+}
+
+impl Steps {
+    fn done(&mut self, step: &str) {
+        let taken = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.milliseconds.push((step.to_owned(), taken));
+        self.last = Instant::now();
+    }
+}
+
+/// The causes of an error in one line, without the backtrace.
+fn one_line(error: &wasmtime::Error) -> String {
+    let causes: Vec<_> = error
+        .chain()
+        .map(ToString::to_string)
+        .filter(|cause| !cause.starts_with("error while executing at wasm backtrace"))
+        .collect();
+    shorten(&causes.join(": "))
+}
+
+/// Guests' texts are cut: they end up in logs and reports.
+fn shorten(text: &str) -> String {
+    let line: String = text.chars().take(500).collect();
+    line.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+/// The kernel's own account; 0 where there is none.
+fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kibibytes.unwrap_or(0) << 10
+}

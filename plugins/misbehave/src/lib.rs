@@ -1,0 +1,100 @@
+//! The guest that does on demand what a guest must not do; the tests run it beside healthy models.
+//!
+//! Its one input says what to do. The parameter `init` of the manifest says how `init` behaves.
+
+use std::hint::black_box;
+use std::net::TcpStream;
+use std::time::{Duration, SystemTime};
+
+use guesthouse_guest::{
+    Assets, Batch, Error, Field, Guest, PredictError, Rejections, Signature, Tensor, export, log,
+};
+
+struct Misbehave;
+
+impl Guest for Misbehave {
+    fn init(assets: &Assets) -> Result<(Self, Signature), Error> {
+        let behaviour = assets.parameter::<String>("init")?;
+        match behaviour.as_str() {
+            "well" => {}
+            "fail" => return Err(Error::new("init was told to fail")),
+            "missing-asset" => drop(assets.read("absent.bin")?),
+            "spin" => spin(),
+            "allocate" => allocate(),
+            "panic" => panic!("init was told to panic"),
+            "print" => println!("init was told to print"),
+            "clock" => drop(black_box(std::time::Instant::now())),
+            other => return Err(Error::new(format!("unknown behaviour {other:?}"))),
+        }
+        let action = Field::text("action", "what to do").length(1, 100);
+        let done = Field::text("done", "what was done");
+        Ok((Self, Signature::new([action], [done]).max_batch_size(8)))
+    }
+
+    fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
+        let actions = batch.texts("action")?;
+        let mut rejections = Rejections::default();
+        for (row, action) in actions.iter().enumerate() {
+            match *action {
+                "echo" => {}
+                "reject" => rejections.reject(row, "action", "is not wanted here"),
+                "reject-row-99" => rejections.reject(99, "action", "is not in the batch"),
+                "fail" => return Err(PredictError::failed("told to fail")),
+                "panic" => panic!("told to panic"),
+                "spin" => spin(),
+                "allocate" => allocate(),
+                "recurse" => drop(black_box(recurse(1))),
+                "flood-log" => (0..100_000).for_each(|_| log::info(&"flood ".repeat(1000))),
+                "sleep" => std::thread::sleep(Duration::from_secs(3600)),
+                "print" => println!("told to print"),
+                "exit" => std::process::exit(0),
+                "read-file" => return Err(told(std::fs::read("/etc/passwd"))),
+                "list-folder" => return Err(told(std::fs::read_dir("/"))),
+                "connect" => return Err(told(TcpStream::connect(("127.0.0.1", 8000)))),
+                "environment" => return Err(told(Ok(std::env::vars().collect::<Vec<_>>()))),
+                "clock" => return Err(told(Ok(SystemTime::now()))),
+                "wrong-name" => return Ok(vec![Tensor::texts("other", actions)]),
+                "wrong-type" => return Ok(vec![Tensor::int64("done", [1])]),
+                "wrong-rows" => return Ok(vec![Tensor::texts("done", ["one", "two", "three"])]),
+                "wrong-length" => {
+                    let bytes = guesthouse_guest::Datatype::Bytes;
+                    return Ok(vec![Tensor::raw("done", bytes, vec![1], vec![9, 0, 0, 0])]);
+                }
+                "no-output" => return Ok(Vec::new()),
+                "huge-output" => {
+                    let huge = "x".repeat(100 << 20);
+                    return Ok(vec![Tensor::texts("done", [huge.as_str()])]);
+                }
+                other => return Err(PredictError::failed(format!("unknown action {other:?}"))),
+            }
+        }
+        rejections.check()?;
+        Ok(vec![Tensor::texts("done", actions)])
+    }
+}
+
+/// The guest's failure goes to the log, where a test can read what the sandbox let it see.
+fn told<T: std::fmt::Debug>(outcome: std::io::Result<T>) -> PredictError {
+    PredictError::failed(format!("{outcome:?}"))
+}
+
+fn spin() -> ! {
+    let mut turns = 0_u64;
+    loop {
+        turns = black_box(turns.wrapping_add(1));
+    }
+}
+
+fn allocate() {
+    let mut kept = Vec::new();
+    loop {
+        kept.push(black_box(vec![1_u8; 1 << 20]));
+    }
+}
+
+#[expect(unconditional_recursion, reason = "this is the misbehaviour")]
+fn recurse(depth: u64) -> u64 {
+    black_box(depth) + recurse(black_box(depth + 1))
+}
+
+export!(Misbehave);

@@ -1,0 +1,19 @@
+//! The bindings that wit-bindgen makes of `wit/model.wit`. Not for guests' authors.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unsafe_code,
+    clippy::undocumented_unsafe_blocks,
+    clippy::too_many_arguments,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+
+wit_bindgen::generate!({
+    path: "../../wit",
+    world: "model",
+    pub_export_macro: true,
+    export_macro_name: "export_component",
+    generate_unused_types: true,
+});

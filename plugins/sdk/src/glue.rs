@@ -1,0 +1,41 @@
+//! Between the generated bindings and a guest's type. Not for guests' authors.
+//!
+//! Owns the panic hook: a panic's text goes to the host's log, because a snapshot must not hold
+//! handles of standard streams.
+
+use std::sync::OnceLock;
+
+pub use crate::bindings::guesthouse::model::types::{PredictError, Signature, Tensor};
+use crate::{Assets, Batch, Guest, log};
+
+/// Run the guest's `init` and keep what it made.
+///
+/// # Errors
+/// The guest's own, and a second call.
+pub fn init<G: Guest>(guest: &OnceLock<G>) -> Result<Signature, String> {
+    std::panic::set_hook(Box::new(|panic| log::error(&panic.to_string())));
+    let (made, signature) = G::init(&Assets::new()).map_err(|error| error.to_string())?;
+    guest
+        .set(made)
+        .map_err(|_made| "init was called twice".to_owned())?;
+    Ok(signature.into_wit())
+}
+
+/// Run the guest's `predict`.
+///
+/// # Errors
+/// The guest's own, and a call before `init`.
+pub fn predict<G: Guest>(
+    guest: &OnceLock<G>,
+    inputs: Vec<Tensor>,
+) -> Result<Vec<Tensor>, PredictError> {
+    let Some(guest) = guest.get() else {
+        return Err(PredictError::Failed(
+            "predict was called before init".to_owned(),
+        ));
+    };
+    let outputs = guest
+        .predict(&Batch::new(inputs))
+        .map_err(crate::PredictError::into_wit)?;
+    Ok(outputs.into_iter().map(crate::Tensor::into_wit).collect())
+}

@@ -1,0 +1,59 @@
+//! Tensors on their way out of a guest.
+
+use crate::bindings::guesthouse::model::types as wit;
+
+/// A named array whose first dimension is the batch; little-endian, row-major.
+#[derive(Debug, Clone)]
+pub struct Tensor(wit::Tensor);
+
+impl Tensor {
+    /// One text a row, shape `[rows]`.
+    pub fn texts<'a>(name: &str, rows: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::bytes(name, rows.into_iter().map(str::as_bytes))
+    }
+
+    /// One byte string a row, shape `[rows]`.
+    ///
+    /// # Panics
+    /// A string is longer than 4 GiB, more than a guest's memory holds.
+    pub fn bytes<'a>(name: &str, rows: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut data = Vec::new();
+        let mut count = 0;
+        for row in rows {
+            let length = u32::try_from(row.len()).expect("a guest's memory is at most 4 GiB");
+            data.extend_from_slice(&length.to_le_bytes());
+            data.extend_from_slice(row);
+            count += 1;
+        }
+        Self::raw(name, wit::Datatype::Bytes, vec![count], data)
+    }
+
+    /// One number a row, shape `[rows]`.
+    pub fn fp32(name: &str, rows: impl IntoIterator<Item = f32>) -> Self {
+        let data: Vec<u8> = rows.into_iter().flat_map(f32::to_le_bytes).collect();
+        let count = data.len() / size_of::<f32>();
+        Self::raw(name, wit::Datatype::Fp32, vec![count as u64], data)
+    }
+
+    /// One integer a row, shape `[rows]`.
+    pub fn int64(name: &str, rows: impl IntoIterator<Item = i64>) -> Self {
+        let data: Vec<u8> = rows.into_iter().flat_map(i64::to_le_bytes).collect();
+        let count = data.len() / size_of::<i64>();
+        Self::raw(name, wit::Datatype::Int64, vec![count as u64], data)
+    }
+
+    /// Any tensor, its `data` in the raw form of the contract (`wit/model.wit`). The host checks
+    /// that it fits the shape.
+    pub fn raw(name: &str, datatype: wit::Datatype, shape: Vec<u64>, data: Vec<u8>) -> Self {
+        Self(wit::Tensor {
+            name: name.to_owned(),
+            datatype,
+            shape,
+            data,
+        })
+    }
+
+    pub(crate) fn into_wit(self) -> wit::Tensor {
+        self.0
+    }
+}

@@ -1,0 +1,134 @@
+//! ONNX models with tract: parsed, optimised and run once in `init`.
+//!
+//! Bounded by the guest's memory limit. The protobuf is streamed from the asset and dropped before
+//! `init` ends, so that only the optimised plan is in the image.
+
+use std::sync::Arc;
+
+use tract_onnx::prelude::*;
+
+use crate::{Assets, Error, PredictError};
+
+/// An input of the ONNX graph: its element type and its shape, where a name stands for a
+/// dimension that differs from call to call.
+#[derive(Debug, Clone)]
+pub struct ModelInput {
+    datum_type: DatumType,
+    shape: Vec<Dimension>,
+}
+
+#[derive(Debug, Clone)]
+enum Dimension {
+    Fixed(usize),
+    Named(String),
+}
+
+impl ModelInput {
+    /// An input of elements of type `T` without dimensions; add them from the outermost in.
+    pub fn of<T: Datum>() -> Self {
+        Self {
+            datum_type: T::datum_type(),
+            shape: Vec::new(),
+        }
+    }
+
+    /// One more dimension, whose size is known.
+    #[must_use]
+    pub fn fixed(mut self, size: usize) -> Self {
+        self.shape.push(Dimension::Fixed(size));
+        self
+    }
+
+    /// One more dimension, whose size differs from call to call; dimensions of one name agree.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.shape.push(Dimension::Named(name.to_owned()));
+        self
+    }
+}
+
+/// What is known of a model before it is loaded.
+#[derive(Debug, Default)]
+pub struct ModelBuilder {
+    inputs: Vec<ModelInput>,
+}
+
+impl ModelBuilder {
+    /// The graph's next input.
+    #[must_use]
+    pub fn input(mut self, input: ModelInput) -> Self {
+        self.inputs.push(input);
+        self
+    }
+
+    /// Parse the asset and optimise the graph.
+    ///
+    /// # Errors
+    /// The asset is missing, is not ONNX, or does not take the inputs that were declared.
+    pub fn load_onnx(self, assets: &Assets, asset: &str) -> Result<Model, Error> {
+        let mut reader = assets.open(asset)?;
+        let plan = self.plan(&mut reader);
+        plan.map(Model)
+            .map_err(|error| Error::new(format!("loading {asset:?}: {error:#}")))
+    }
+
+    fn plan(self, reader: &mut dyn std::io::Read) -> TractResult<Arc<TypedRunnableModel>> {
+        let mut model = tract_onnx::onnx().model_for_read(reader)?;
+        for (index, input) in self.inputs.into_iter().enumerate() {
+            let shape: TVec<TDim> = input
+                .shape
+                .into_iter()
+                .map(|dimension| match dimension {
+                    Dimension::Fixed(size) => TDim::from(size),
+                    Dimension::Named(name) => model.symbols.sym(&name).into(),
+                })
+                .collect();
+            model.set_input_fact(index, input.datum_type.fact(shape).into())?;
+        }
+        model.into_optimized()?.into_runnable()
+    }
+}
+
+/// An optimised model, ready to run.
+#[derive(Debug)]
+pub struct Model(Arc<TypedRunnableModel>);
+
+impl Model {
+    /// A model with the graph's inputs still to be declared.
+    pub fn builder() -> ModelBuilder {
+        ModelBuilder::default()
+    }
+
+    /// The graph's outputs for its inputs.
+    ///
+    /// # Errors
+    /// [`PredictError::Failed`] with tract's own words.
+    pub fn run<const N: usize>(
+        &self,
+        inputs: [tract_onnx::prelude::Tensor; N],
+    ) -> Result<ModelOutputs, PredictError> {
+        let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
+        self.0.run(inputs).map(ModelOutputs).map_err(failed)
+    }
+}
+
+/// What a run of a [`Model`] gave, in the order of the graph's outputs.
+#[derive(Debug)]
+pub struct ModelOutputs(TVec<TValue>);
+
+impl ModelOutputs {
+    /// The elements of an output, row-major.
+    ///
+    /// # Errors
+    /// [`PredictError::Failed`] if the graph has no such output or it is not of type f32.
+    pub fn fp32(&self, index: usize) -> Result<Vec<f32>, PredictError> {
+        let output = self.0.get(index);
+        let output = output.ok_or_else(|| PredictError::failed(format!("no output {index}")))?;
+        let view = output.to_plain_array_view::<f32>().map_err(failed)?;
+        Ok(view.iter().copied().collect())
+    }
+}
+
+fn failed(error: TractError) -> PredictError {
+    PredictError::failed(format!("{error:#}"))
+}

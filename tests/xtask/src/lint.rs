@@ -1,0 +1,63 @@
+//! Checks that need no running: formatting, clippy for host and guests, licences and sources.
+//!
+//! The rules are in the workspace's `Cargo.toml`, `clippy.toml`, `rustfmt.toml` and `deny.toml`;
+//! here is only who enforces them. Warnings are errors.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::run;
+use crate::toolchain::TARGET;
+use crate::workspace::Workspace;
+
+/// The version of cargo-deny to install where none is. Fixed, so that a new release with new
+/// rules or a newer compiler in mind cannot fail an unchanged commit.
+const CARGO_DENY_VERSION: &str = "0.20.2";
+
+/// Runs every check, cheapest first, and stops at the first that fails.
+pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    run::shown(run::cargo().args(["fmt", "--all", "--check"]))?;
+
+    let clippy = ["clippy", "--locked"];
+    let strict = ["--", "--deny", "warnings"];
+    run::shown(run::cargo().args(clippy).arg("--all-targets").args(strict))?;
+
+    let mut guests = run::cargo();
+    guests
+        .args(clippy)
+        .args(["--profile", "guest", "--target", TARGET]);
+    for plugin in &workspace.plugins {
+        guests.args(["--package", plugin]);
+    }
+    run::shown(guests.args(strict))?;
+
+    let deny = cargo_deny(workspace)
+        .context("licences are not checked: cargo-deny is missing and cannot be installed")?;
+    run::shown(Command::new(deny).args(["--locked", "check", "licenses", "bans", "sources"]))
+}
+
+/// Finds cargo-deny in the search path or among our own tools, or installs it there.
+fn cargo_deny(workspace: &Workspace) -> Result<PathBuf> {
+    let ours = workspace.tools().join("bin").join("cargo-deny");
+    for candidate in [PathBuf::from("cargo-deny"), ours.clone()] {
+        if run::output(Command::new(&candidate).arg("--version")).is_ok() {
+            return Ok(candidate);
+        }
+    }
+    eprintln!("cargo-deny is not installed; building it once, which takes minutes");
+    run::shown(
+        run::cargo()
+            .args([
+                "install",
+                "--locked",
+                "cargo-deny",
+                "--version",
+                CARGO_DENY_VERSION,
+                "--root",
+            ])
+            .arg(workspace.tools()),
+    )?;
+    Ok(ours)
+}

@@ -1,0 +1,139 @@
+//! `cargo xtask`: the project's own commands, and the only ones a contributor or CI needs.
+//!
+//! This file is the table of contents: the command line and what each command does, step by step.
+//! How a step works is in the modules, in the order a reader should meet them: [`run`] (child
+//! processes), [`workspace`] (where things are), [`toolchain`] (the guests' compilation target),
+//! [`guests`], [`pack`], [`lint`]. What the built programs do is none of its business.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line program that reports its progress"
+)]
+
+mod guests;
+mod lint;
+mod pack;
+mod run;
+mod toolchain;
+mod workspace;
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::workspace::{Profile, Workspace};
+
+/// What integration tests read to find the programs and files built for them.
+mod environment {
+    /// The host program, built in the dev profile.
+    pub(crate) const BIN: &str = "GUESTHOUSE_BIN";
+    /// The folder with every guest component, one `<plugin>.wasm` each.
+    pub(crate) const GUESTS: &str = "GUESTHOUSE_GUESTS";
+    /// The folder with the models' sources.
+    pub(crate) const MODELS: &str = "GUESTHOUSE_MODELS";
+    /// The folder with the packed artifacts, one `<model>-<version>.wasm` each.
+    pub(crate) const REPOSITORY: &str = "GUESTHOUSE_REPOSITORY";
+}
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Make sure that the compilation target of the guests is installed.
+    Setup,
+    /// Build every guest.
+    Guests,
+    /// Build the host and the models' guests, and pack every model version into an artifact.
+    Pack,
+    /// Build and pack everything, then serve the demonstration models.
+    Demo {
+        /// The address to serve on.
+        #[arg(long, default_value = "127.0.0.1:8000")]
+        listen: String,
+    },
+    /// Build and pack everything, then run the tests.
+    Test {
+        /// Arguments for `cargo test`.
+        #[arg(last = true)]
+        extra: Vec<OsString>,
+    },
+    /// Check formatting, lints and licences.
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    // Every task needs the target, and nothing else is of use without it.
+    toolchain::ensure_target()?;
+    match task {
+        Task::Setup => Ok(()),
+        Task::Guests => build_guests(&Workspace::load()?),
+        Task::Pack => build_and_pack(&Workspace::load()?),
+        Task::Demo { listen } => demo(&Workspace::load()?, &listen),
+        Task::Test { extra } => test(&Workspace::load()?, &extra),
+        Task::Lint => lint::check(&Workspace::load()?),
+    }
+}
+
+fn build_guests(workspace: &Workspace) -> Result<()> {
+    guests::build(workspace, &workspace.guests)
+}
+
+fn build_and_pack(workspace: &Workspace) -> Result<()> {
+    run::shown(run::cargo().args(["build", "--locked", "--release", "--package", "guesthouse"]))?;
+    let models = pack::models(workspace)?;
+    guests::build(workspace, &pack::guests_of(&models))?;
+    pack::pack(workspace, &models, &workspace.host_binary(Profile::Release))
+}
+
+fn demo(workspace: &Workspace, listen: &str) -> Result<()> {
+    build_and_pack(workspace)?;
+    let mut serve = Command::new(workspace.host_binary(Profile::Release));
+    serve
+        .args(["serve", "--demo", "--config", "models/demo.toml"])
+        .arg("--repository")
+        .arg(workspace.repository())
+        .arg("--state")
+        .arg(workspace.output().join("state"))
+        .args(["--listen", listen]);
+    // Replacing this process hands signals and the exit status over without any code of ours.
+    Err(serve.exec()).context("failed to start the server")
+}
+
+fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
+    // The same selection of packages and targets as `cargo test` below, so that both agree on the
+    // features of every dependency and none is compiled twice.
+    run::shown(run::cargo().args(["build", "--locked", "--bin", "guesthouse", "--tests"]))?;
+    build_guests(workspace)?;
+    let host = workspace.host_binary(Profile::Dev);
+    pack::pack(workspace, &pack::models(workspace)?, &host)?;
+
+    run::shown(
+        run::cargo()
+            .args(["test", "--locked"])
+            .args(extra)
+            .env(environment::BIN, host)
+            .env(environment::GUESTS, workspace.components())
+            .env(environment::MODELS, workspace.models())
+            .env(environment::REPOSITORY, workspace.repository()),
+    )
+}

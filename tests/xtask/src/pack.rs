@@ -1,0 +1,201 @@
+//! Packs every model version under `models/` into an artifact.
+//!
+//! A model version is a folder `models/<model>/<version>/` with a `manifest.toml`. Only the three
+//! keys that say what to build are read here; the host's `pack` command judges the manifest and
+//! writes the artifact.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+
+use crate::run;
+use crate::workspace::Workspace;
+
+/// One version of a model, as its manifest names it.
+pub(crate) struct Model {
+    name: String,
+    version: String,
+    guest: String,
+    manifest: PathBuf,
+    /// The folder of all versions, which may share assets.
+    folder: PathBuf,
+}
+
+/// Every model version of the repository, in the order of their paths.
+pub(crate) fn models(workspace: &Workspace) -> Result<Vec<Model>> {
+    let mut models = Vec::new();
+    for folder in entries(&workspace.models())? {
+        if !folder.is_dir() {
+            continue;
+        }
+        for version in entries(&folder)? {
+            let manifest = version.join("manifest.toml");
+            if manifest.is_file() {
+                models.push(read_manifest(&folder, manifest)?);
+            }
+        }
+    }
+    Ok(models)
+}
+
+/// The guests that `models` are packed with, each once.
+pub(crate) fn guests_of(models: &[Model]) -> Vec<String> {
+    let mut guests: Vec<String> = models.iter().map(|model| model.guest.clone()).collect();
+    guests.sort();
+    guests.dedup();
+    guests
+}
+
+/// Packs each model whose artifact is missing or older than something it is made from.
+pub(crate) fn pack(workspace: &Workspace, models: &[Model], host: &Path) -> Result<()> {
+    // A packer that is killed leaves its half of an artifact here, not in the repository.
+    let unfinished = workspace.output().join("unfinished");
+    for folder in [&unfinished, &workspace.repository()] {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    for model in models {
+        let file_name = format!("{}-{}.wasm", model.name, model.version);
+        let artifact = workspace.repository().join(&file_name);
+        let component = workspace.component(&model.guest);
+        if is_current(&artifact, &[&component, host, &model.folder])? {
+            continue;
+        }
+        let output = unfinished.join(&file_name);
+        run::shown(
+            Command::new(host)
+                .arg("pack")
+                .arg("--manifest")
+                .arg(&model.manifest)
+                .arg("--component")
+                .arg(&component)
+                .arg("--output")
+                .arg(&output),
+        )?;
+        fs::rename(&output, &artifact)
+            .with_context(|| format!("cannot move {} into place", output.display()))?;
+    }
+    Ok(())
+}
+
+fn read_manifest(folder: &Path, manifest: PathBuf) -> Result<Model> {
+    let text = fs::read_to_string(&manifest)
+        .with_context(|| format!("cannot read {}", manifest.display()))?;
+    let table: toml::Table = text
+        .parse()
+        .with_context(|| format!("{} is not TOML", manifest.display()))?;
+    let key = |name: &str| {
+        table
+            .get(name)
+            .and_then(toml::Value::as_str)
+            .map(str::to_owned)
+    };
+
+    let required =
+        |name: &str| key(name).with_context(|| format!("{} has no `{name}`", manifest.display()));
+    let name = required("name")?;
+    let version = required("version")?;
+    let guest = key("guest").unwrap_or_else(|| name.clone());
+    Ok(Model {
+        name,
+        version,
+        guest,
+        folder: folder.to_owned(),
+        manifest,
+    })
+}
+
+/// Whether `artifact` is there and newer than every input, folders with all they contain.
+fn is_current(artifact: &Path, inputs: &[&Path]) -> Result<bool> {
+    if !artifact.exists() {
+        return Ok(false);
+    }
+    let made = modified(artifact)?;
+    for input in inputs {
+        if newest(input)? >= made {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// When the newest file at or below `path` changed. A folder counts, for a file taken away.
+fn newest(path: &Path) -> Result<SystemTime> {
+    let mut time = modified(path)?;
+    if path.is_dir() {
+        for entry in entries(path)? {
+            time = time.max(newest(&entry)?);
+        }
+    }
+    Ok(time)
+}
+
+fn modified(path: &Path) -> Result<SystemTime> {
+    fs::metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .with_context(|| format!("cannot look at {}", path.display()))
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let list = || -> std::io::Result<Vec<PathBuf>> {
+        fs::read_dir(folder)?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect()
+    };
+    let mut paths = list().with_context(|| format!("cannot list {}", folder.display()))?;
+    paths.sort();
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(text: &str) -> Result<Model> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("manifest.toml");
+        fs::write(&path, text).unwrap();
+        read_manifest(folder.path(), path)
+    }
+
+    #[test]
+    fn a_model_is_packed_with_the_guest_of_its_name_unless_it_says_otherwise() {
+        let plain = manifest("name = 'a'\nversion = '1.0.0'").unwrap();
+        assert_eq!(plain.guest, "a");
+        let other = manifest("name = 'a'\nversion = '1.0.0'\nguest = 'b'").unwrap();
+        assert_eq!(other.guest, "b");
+        assert_eq!(guests_of(&[other, plain]), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_manifest_without_a_version_is_refused() {
+        assert!(manifest("name = 'a'").is_err());
+    }
+
+    #[test]
+    fn an_artifact_is_current_only_while_newer_than_all_it_is_made_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let inputs = folder.path().join("inputs");
+        fs::create_dir_all(inputs.join("deep")).unwrap();
+        let input = inputs.join("deep/input");
+        let artifact = folder.path().join("artifact");
+        fs::write(&input, "").unwrap();
+        assert!(!is_current(&artifact, &[&inputs]).unwrap());
+
+        let later = |seconds| SystemTime::now() + std::time::Duration::from_secs(seconds);
+        fs::File::create(&artifact)
+            .unwrap()
+            .set_modified(later(10))
+            .unwrap();
+        assert!(is_current(&artifact, &[&inputs]).unwrap());
+
+        fs::File::create(&input)
+            .unwrap()
+            .set_modified(later(20))
+            .unwrap();
+        assert!(!is_current(&artifact, &[&inputs]).unwrap());
+    }
+}
