@@ -1,11 +1,21 @@
 //! Guesthouse: a model server whose model versions are sandboxed WebAssembly components.
 //!
 //! `ARCHITECTURE.md` beside this crate is the map: how a request and a version travel through the
-//! modules below, which stand here in the order a reader should meet them.
+//! modules below. They stand here in the order in which a reader should meet them.
+#![cfg_attr(rustfmt, rustfmt_skip)]
 
-pub mod artifact;
-pub mod guest;
 pub mod model;
-pub mod observe;
+pub mod artifact;
 pub mod preinit;
 pub mod store;
+pub mod guest;
+pub mod record;
+pub mod pool;
+pub mod version;
+pub mod inference;
+pub mod registry;
+pub mod router;
+pub mod edge;
+pub mod observe;
+pub mod config;
+pub mod server;

@@ -1,10 +1,53 @@
 //! `guesthouse serve`
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Instant;
 
-#[derive(Debug, clap::Args)]
-pub(crate) struct ServeArguments {}
+use anyhow::Context as _;
+use guesthouse::config::{ConfigFile, Settings};
+use guesthouse::edge::KeyHash;
+use guesthouse::server;
 
-pub(crate) fn run(_arguments: &ServeArguments, _started: Instant) -> anyhow::Result<()> {
-    Ok(())
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServeArguments {
+    /// The configuration file, in TOML.
+    #[arg(long, env = "GUESTHOUSE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Address and port of the HTTP endpoints; port 0 lets the system choose.
+    #[arg(long, env = "GUESTHOUSE_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Folder of the artifacts.
+    #[arg(long, env = "GUESTHOUSE_REPOSITORY")]
+    repository: Option<PathBuf>,
+    /// Folder of the compiled versions.
+    #[arg(long, env = "GUESTHOUSE_STATE")]
+    state: Option<PathBuf>,
+    /// Accept the key `local-demo-key`, which everybody knows.
+    #[arg(long)]
+    demo: bool,
+}
+
+pub(crate) fn run(arguments: &ServeArguments, started: Instant) -> anyhow::Result<()> {
+    let settings = settle(arguments).context("failed to configure")?;
+    server::run(settings, started).context("failed to serve")
+}
+
+fn settle(arguments: &ServeArguments) -> anyhow::Result<Settings> {
+    let file = match &arguments.config {
+        Some(path) => ConfigFile::open(path)?,
+        None => ConfigFile::default(),
+    };
+    let file = ConfigFile {
+        listen: arguments.listen.or(file.listen),
+        repository: arguments.repository.clone().or(file.repository),
+        state: arguments.state.clone().or(file.state),
+        ..file
+    };
+    let mut settings = file.settle()?;
+    if arguments.demo {
+        tracing::warn!("demo mode: everybody knows the key, keep this server off the network");
+        settings.keys.push(KeyHash::demo());
+    }
+    Ok(settings)
 }

@@ -1,0 +1,293 @@
+//! What the operator wrote, and what the server will do.
+//!
+//! A file of TOML (strict: unknown keys are errors), under what the command line and the
+//! environment say, over the defaults. Every default stands beside its reason in [`Settings`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use semver::Version;
+use serde::Deserialize;
+
+use crate::edge::KeyHash;
+use crate::guest::EngineLimits;
+use crate::model::ModelName;
+use crate::router::Split;
+
+/// The configuration file, as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigFile {
+    /// Address and port of the HTTP endpoints; 127.0.0.1:8000.
+    pub listen: Option<SocketAddr>,
+    /// Folder of the artifacts; `repository`.
+    pub repository: Option<PathBuf>,
+    /// Folder of the compiled versions; `state`.
+    pub state: Option<PathBuf>,
+    /// The model that `/predict` and `/v1/predict` mean; the only one, if there is one only.
+    pub default_model: Option<ModelName>,
+    /// Limits, by name.
+    #[serde(default)]
+    pub limits: LimitsFile,
+    /// Who may ask for predictions.
+    #[serde(default)]
+    pub keys: Vec<KeyFile>,
+    /// What holds for single models.
+    #[serde(default)]
+    pub models: BTreeMap<ModelName, ModelFile>,
+}
+
+/// The limits of the file; those left out have the defaults of [`Limits`].
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented at `Limits`")]
+pub struct LimitsFile {
+    pub body_bytes: Option<usize>,
+    pub batch_rows: Option<usize>,
+    pub body_seconds: Option<u64>,
+    pub predict_milliseconds: Option<u64>,
+    pub drain_seconds: Option<u64>,
+    pub inference_threads: Option<usize>,
+    pub queued_batches: Option<usize>,
+    pub instances: Option<u32>,
+    pub instance_memory_mib: Option<usize>,
+    pub traffic_log_seconds: Option<u64>,
+}
+
+/// A key: whose it is and the SHA-256 of it (`printf %s KEY | sha256sum`).
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyFile {
+    /// Stands in the log in place of the key.
+    pub name: String,
+    /// Hexadecimal.
+    pub sha256: String,
+}
+
+/// What holds for one model.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelFile {
+    /// Parts per million of the traffic that asks for no version, by version.
+    pub split: Option<BTreeMap<Version, u32>>,
+}
+
+/// What the server will do: checked, with every default filled in.
+#[derive(Debug)]
+pub struct Settings {
+    /// Only this machine can reach the default, until somebody decides otherwise.
+    pub listen: SocketAddr,
+    /// Folder of the artifacts.
+    pub repository: PathBuf,
+    /// Folder of the compiled versions.
+    pub state: PathBuf,
+    /// The model that paths without a model mean.
+    pub default_model: Option<ModelName>,
+    /// Who may ask for predictions.
+    pub keys: Vec<KeyHash>,
+    /// How traffic is divided.
+    pub splits: BTreeMap<ModelName, Split>,
+    /// All bounds.
+    pub limits: Limits,
+}
+
+/// The bounds of a server.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The largest body of a request, in bytes. 8 MiB hold 1024 texts of 2000 four-byte
+    /// characters.
+    pub body_bytes: usize,
+    /// The most rows of a batch request. 1024 rows keep an answer well under a second for small
+    /// models.
+    pub batch_rows: usize,
+    /// How long a caller may take to send a body. 30 s carry 8 MiB over 2 Mbit/s.
+    pub body_time: Duration,
+    /// How long a request may wait and run once its body is there. 2 s are longer than any small
+    /// model takes and shorter than people wait.
+    pub predict_time: Duration,
+    /// How long a stopping server waits for requests under way.
+    pub drain_time: Duration,
+    /// Threads that run guests: one for each core, because guests never wait.
+    pub inference_threads: usize,
+    /// Batches that wait for an inference thread. 256 batches of 1 ms on two cores are an eighth of
+    /// a second; more would only be late.
+    pub queued_batches: usize,
+    /// The engine's own limits: 64 instances hold two of each of 32 versions; 1 GiB holds models
+    /// of several hundred MiB.
+    pub engine: EngineLimits,
+    /// How often the traffic counters are logged, if they have changed.
+    pub traffic_log_interval: Duration,
+}
+
+/// A configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read {path:?}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("understand {path:?}: {reason}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        reason: String,
+    },
+    /// A value makes no sense.
+    #[error("use `{key}`: {reason}")]
+    Value {
+        /// The key of the file.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl ConfigFile {
+    /// Read the file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], if there is no such file or it has other keys than this one.
+    pub fn open(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        toml::from_str(&text).map_err(|error| {
+            let reason = error.to_string();
+            ConfigError::Parse {
+                path: path.to_owned(),
+                reason,
+            }
+        })
+    }
+
+    /// What the server will do.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the first value that makes no sense.
+    pub fn settle(self) -> Result<Settings, ConfigError> {
+        let keys = self.keys.iter().map(settle_key).collect::<Result<_, _>>()?;
+        let mut splits = BTreeMap::new();
+        for (model, file) in self.models {
+            let Some(weights) = file.split else { continue };
+            let split = Split::new(weights).map_err(|error| ConfigError::Value {
+                key: format!("models.{model}.split"),
+                reason: error.to_string(),
+            })?;
+            splits.insert(model, split);
+        }
+        Ok(Settings {
+            listen: self
+                .listen
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
+            repository: self.repository.unwrap_or_else(|| "repository".into()),
+            state: self.state.unwrap_or_else(|| "state".into()),
+            default_model: self.default_model,
+            keys,
+            splits,
+            limits: self.limits.settle()?,
+        })
+    }
+}
+
+impl LimitsFile {
+    fn settle(&self) -> Result<Limits, ConfigError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let seconds = |name, value: Option<u64>, default| {
+            positive(name, value, default).map(Duration::from_secs)
+        };
+        let memory_mib = positive("instance_memory_mib", self.instance_memory_mib, 1024)?;
+        if memory_mib > 4096 {
+            return Err(out_of_range(
+                "instance_memory_mib",
+                "WebAssembly memory ends at 4096",
+            ));
+        }
+        let predict_time = positive("predict_milliseconds", self.predict_milliseconds, 2000)?;
+        Ok(Limits {
+            body_bytes: positive("body_bytes", self.body_bytes, 8 << 20)?,
+            batch_rows: positive("batch_rows", self.batch_rows, 1024)?,
+            body_time: seconds("body_seconds", self.body_seconds, 30)?,
+            predict_time: Duration::from_millis(predict_time),
+            drain_time: seconds("drain_seconds", self.drain_seconds, 10)?,
+            inference_threads: positive("inference_threads", self.inference_threads, cores)?,
+            queued_batches: positive("queued_batches", self.queued_batches, 256)?,
+            engine: EngineLimits {
+                max_instances: positive("instances", self.instances, 64)?,
+                max_memory_bytes: memory_mib << 20,
+            },
+            traffic_log_interval: seconds("traffic_log_seconds", self.traffic_log_seconds, 30)?,
+        })
+    }
+}
+
+fn positive<T: Copy + PartialEq + From<u8>>(
+    name: &str,
+    value: Option<T>,
+    default: T,
+) -> Result<T, ConfigError> {
+    match value {
+        Some(value) if value == T::from(0) => Err(out_of_range(name, "it must be at least 1")),
+        Some(value) => Ok(value),
+        None => Ok(default),
+    }
+}
+
+fn out_of_range(name: &str, reason: &str) -> ConfigError {
+    ConfigError::Value {
+        key: format!("limits.{name}"),
+        reason: reason.to_owned(),
+    }
+}
+
+fn settle_key(file: &KeyFile) -> Result<KeyHash, ConfigError> {
+    KeyHash::from_hex(&file.name, &file.sha256).ok_or_else(|| ConfigError::Value {
+        key: format!("keys, {:?}", file.name),
+        reason: "sha256 is not 64 hexadecimal digits".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settle(text: &str) -> Result<Settings, String> {
+        let file: ConfigFile = toml::from_str(text).map_err(|error| error.to_string())?;
+        file.settle().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_enough() {
+        let settings = settle("").unwrap();
+        assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
+        assert!(settings.keys.is_empty() && settings.splits.is_empty());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let good = "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000, \"2.0.0\" = 100_000 }";
+        assert_eq!(settle(good).unwrap().splits.len(), 1);
+        for bad in [
+            "unknown = 1",
+            "listen = \"localhost\"",
+            "[limits]\nbody_bytes = 0",
+            "[limits]\ninstance_memory_mib = 5000",
+            "[[keys]]\nname = \"a\"\nsha256 = \"12\"",
+            "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000 }",
+            "[models.toxicity]\nsplit = { \"1\" = 1_000_000 }",
+            "[models.Toxicity]\n",
+        ] {
+            assert!(settle(bad).is_err(), "{bad}");
+        }
+    }
+}

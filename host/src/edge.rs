@@ -1,0 +1,97 @@
+//! The public edge: HTTP in, validated batches to the router and the inference threads, HTTP out.
+//!
+//! Only this module knows axum and the JSON of requests. Bodies are bounded in size and time;
+//! every answer is JSON, carries a request id and is one line in the log. Keys are checked before a
+//! body is read; health and readiness need none.
+
+mod auth;
+mod body;
+mod catalogue;
+mod error;
+mod observe;
+mod predict;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use serde_json::json;
+
+pub use auth::{KeyHash, Keys};
+use error::ApiError;
+
+use crate::config::Limits;
+use crate::inference::Inference;
+use crate::model::ModelName;
+use crate::observe::traffic::Traffic;
+use crate::registry::Registry;
+
+/// Everything that a request needs.
+pub struct Edge {
+    /// What is loaded.
+    pub registry: Arc<Registry>,
+    /// Where guests run.
+    pub inference: Inference,
+    /// Who may ask.
+    pub keys: Keys,
+    /// The model that paths without a model mean.
+    pub default_model: Option<ModelName>,
+    /// All bounds.
+    pub limits: Limits,
+    /// Who answered.
+    pub traffic: Traffic,
+    /// Set when the server is going down: not ready any more, but still answering.
+    pub draining: AtomicBool,
+}
+
+type Shared = State<Arc<Edge>>;
+
+/// The endpoints.
+pub fn endpoints(edge: Arc<Edge>) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/predict", post(predict::default))
+        .route("/batch_predict", post(predict::default_batch))
+        .route("/{major}/predict", post(predict::major))
+        .route("/{major}/batch_predict", post(predict::major_batch))
+        .route("/models", get(catalogue::models))
+        .route("/models/{model}", get(catalogue::model))
+        .route("/models/{model}/predict", post(predict::model))
+        .route("/models/{model}/batch_predict", post(predict::model_batch))
+        .route(
+            "/models/{model}/versions/{selector}",
+            get(catalogue::version),
+        )
+        .route(
+            "/models/{model}/versions/{selector}/predict",
+            post(predict::version),
+        )
+        .route(
+            "/models/{model}/versions/{selector}/batch_predict",
+            post(predict::version_batch),
+        )
+        .fallback(async || ApiError::no_such_endpoint())
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(axum::middleware::from_fn(observe::each_request))
+        .with_state(edge)
+}
+
+/// Alive: the process answers.
+async fn healthz() -> (StatusCode, axum::Json<serde_json::Value>) {
+    (StatusCode::OK, axum::Json(json!({"status": "alive"})))
+}
+
+/// Ready: everything has been tried, something serves, and the server is not going down.
+async fn readyz(State(edge): Shared) -> Result<axum::Json<serde_json::Value>, ApiError> {
+    let snapshot = edge.registry.snapshot();
+    if !snapshot.is_ready() || edge.draining.load(Ordering::Relaxed) {
+        return Err(ApiError::not_ready());
+    }
+    Ok(axum::Json(
+        json!({"status": "ready", "models": catalogue::states(&snapshot)}),
+    ))
+}

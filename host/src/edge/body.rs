@@ -1,0 +1,212 @@
+//! Bodies of requests: read within limits, then taken apart into records.
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use http_body_util::BodyExt as _;
+use serde_json::{Map, Value};
+
+use super::error::{ApiError, ErrorCode};
+use super::observe::RequestId;
+use crate::config::Limits;
+use crate::model::Signature;
+
+/// What is read of a body that is refused for its size, in multiples of the limit, so that the
+/// caller gets to read the answer: one that is still sending would only see the connection close.
+const DRAIN_FACTOR: usize = 8;
+
+/// Records with the request's own id, if the body has one.
+#[derive(Debug)]
+pub(super) struct Records {
+    pub(super) request_id: Option<RequestId>,
+    pub(super) rows: Vec<Map<String, Value>>,
+}
+
+/// Whether a body holds one record or many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `{"text": "…"}`
+    Single,
+    /// `{"instances": [{"text": "…"}, …]}`, or `{"texts": ["…", …]}` for a model whose one
+    /// required input is `text`.
+    Batch,
+}
+
+/// The whole body, if it is JSON by its headers and within the limits.
+pub(super) async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    limits: &Limits,
+) -> Result<Vec<u8>, ApiError> {
+    check_headers(headers)?;
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok());
+    let announced = length
+        .and_then(|length| length.parse::<u64>().ok())
+        .unwrap_or(0);
+    if announced > limits.body_bytes as u64 && headers.contains_key(EXPECT) {
+        // The caller waits for a word before it sends anything.
+        return Err(too_large(limits));
+    }
+    match tokio::time::timeout(limits.body_time, collect(body, limits.body_bytes)).await {
+        Ok(outcome) => outcome?.ok_or_else(|| too_large(limits)),
+        Err(_elapsed) => Err(ApiError::new(
+            ErrorCode::RequestTimeout,
+            "the body did not come in time",
+        )),
+    }
+}
+
+fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
+    let unsupported = |message| Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
+    if let Some(media_type) = headers.get(CONTENT_TYPE) {
+        let essence = media_type.to_str().unwrap_or_default();
+        let essence = essence.split(';').next().unwrap_or_default().trim();
+        if !essence.eq_ignore_ascii_case("application/json") {
+            return unsupported("the Content-Type must be application/json");
+        }
+    }
+    match headers.get(CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => unsupported("the body must not be compressed"),
+        _ => Ok(()),
+    }
+}
+
+fn too_large(limits: &Limits) -> ApiError {
+    let message = format!("the body is over {} bytes", limits.body_bytes);
+    ApiError::new(ErrorCode::PayloadTooLarge, message)
+}
+
+/// None, if there is more than the limit.
+async fn collect(mut body: Body, limit: usize) -> Result<Option<Vec<u8>>, ApiError> {
+    let (mut bytes, mut total) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_error| ApiError::malformed("the body was cut off"))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        total = total.saturating_add(data.len());
+        if total <= limit {
+            bytes.extend_from_slice(&data);
+        } else {
+            bytes = Vec::new();
+        }
+        if total > limit.saturating_mul(DRAIN_FACTOR) {
+            break;
+        }
+    }
+    Ok((total <= limit).then_some(bytes))
+}
+
+/// Take a body apart; the values are checked against the signature later.
+pub(super) fn records(
+    bytes: &[u8],
+    form: Form,
+    signature: &Signature,
+    limits: &Limits,
+) -> Result<Records, (Option<RequestId>, ApiError)> {
+    let object = parse(bytes).map_err(|error| (None, error))?;
+    let (request_id, object) = take_request_id(object).map_err(|error| (None, error))?;
+    let rows = match form {
+        Form::Single => Ok(vec![object]),
+        Form::Batch => batch_rows(object, signature, limits),
+    };
+    match rows {
+        Ok(rows) => Ok(Records { request_id, rows }),
+        Err(error) => Err((request_id, error)),
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+    // serde_json refuses nesting deeper than 128 and invalid UTF-8 by itself. Its words say where,
+    // and never repeat the input.
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
+        Err(error) => {
+            let what = match error.classify() {
+                serde_json::error::Category::Eof => "ends too early",
+                _ => "is not valid JSON",
+            };
+            let (line, column) = (error.line(), error.column());
+            Err(ApiError::malformed(format!(
+                "the body {what} (line {line}, column {column})"
+            )))
+        }
+    }
+}
+
+fn take_request_id(
+    mut object: Map<String, Value>,
+) -> Result<(Option<RequestId>, Map<String, Value>), ApiError> {
+    match object.remove("request_id") {
+        None => Ok((None, object)),
+        Some(Value::String(id)) => match RequestId::parse(&id) {
+            Some(id) => Ok((Some(id), object)),
+            None => Err(ApiError::malformed(
+                "`request_id` must be 1 to 128 visible ASCII characters",
+            )),
+        },
+        Some(_) => Err(ApiError::malformed("`request_id` must be a string")),
+    }
+}
+
+fn batch_rows(
+    mut object: Map<String, Value>,
+    signature: &Signature,
+    limits: &Limits,
+) -> Result<Vec<Map<String, Value>>, ApiError> {
+    let plural = plural_key(signature);
+    let expected = || match &plural {
+        Some((key, _)) => format!("a batch is either `instances` or `{key}`, and nothing else"),
+        None => "a batch is `instances` and nothing else".to_owned(),
+    };
+    let (key, value) = match (object.len(), object.keys().next().cloned()) {
+        (1, Some(key)) => (key.clone(), object.remove(&key)),
+        _ => return Err(ApiError::malformed(expected())),
+    };
+    let rows: Vec<_> = match (value, &plural) {
+        (Some(Value::Array(values)), _) if key == "instances" => values
+            .into_iter()
+            .enumerate()
+            .map(|(row, value)| match value {
+                Value::Object(record) => Ok(record),
+                _ => Err(ApiError::malformed(format!("row {row} must be an object"))),
+            })
+            .collect::<Result<_, _>>()?,
+        (Some(Value::Array(values)), Some((plural, input))) if key == *plural => {
+            let record = |value| Map::from_iter([((*input).to_owned(), value)]);
+            values.into_iter().map(record).collect()
+        }
+        (Some(_), Some((plural, _))) if key == *plural => {
+            return Err(ApiError::malformed(format!("`{plural}` must be an array")));
+        }
+        (Some(_), _) if key == "instances" => {
+            return Err(ApiError::malformed("`instances` must be an array"));
+        }
+        _ => return Err(ApiError::malformed(expected())),
+    };
+    if rows.is_empty() {
+        return Err(ApiError::malformed("the batch is empty"));
+    }
+    if rows.len() > limits.batch_rows {
+        let message = format!(
+            "the batch has {} rows, over {}",
+            rows.len(),
+            limits.batch_rows
+        );
+        return Err(ApiError::new(ErrorCode::UnacceptableInput, message));
+    }
+    Ok(rows)
+}
+
+/// The short form of a batch, for a signature with one required input: its name with an `s`.
+fn plural_key(signature: &Signature) -> Option<(String, &str)> {
+    let mut required = signature.required_inputs();
+    let only = required.next()?;
+    match required.next() {
+        None => Some((format!("{}s", only.name), only.name.as_str())),
+        Some(_) => None,
+    }
+}

@@ -1,0 +1,84 @@
+//! What is served: models, versions, signatures. Needs a key, because names say something too.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::predict::target;
+use super::{Edge, Shared};
+use crate::registry::{ModelVersions, Snapshot, VersionState};
+use crate::router::{self, RouteError};
+
+/// `GET /models`
+pub(super) async fn models(
+    State(edge): Shared,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    authorize(&edge, &headers)?;
+    Ok(Json(json!({"models": states(&edge.registry.snapshot())})))
+}
+
+/// `GET /models/{model}`
+pub(super) async fn model(
+    State(edge): Shared,
+    Path(model): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    authorize(&edge, &headers)?;
+    let (model, _) = target(&model, None)?;
+    let snapshot = edge.registry.snapshot();
+    let versions = snapshot
+        .models
+        .get(&model)
+        .ok_or(RouteError::UnknownModel)?;
+    Ok(Json(
+        json!({"model": model.as_str(), "versions": version_states(versions)}),
+    ))
+}
+
+/// `GET /models/{model}/versions/{selector}`
+pub(super) async fn version(
+    State(edge): Shared,
+    Path((model, selector)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    authorize(&edge, &headers)?;
+    let (model, selector) = target(&model, Some(&selector))?;
+    let route = router::route(&edge.registry.snapshot(), &model, &selector, 0)?;
+    let id = route.version.id();
+    Ok(Json(json!({
+        "model": id.name.as_str(),
+        "version": id.version.to_string(),
+        "digest": route.version.digest().to_string(),
+        "metadata": route.version.metadata(),
+        "signature": route.version.signature(),
+    })))
+}
+
+/// Every version of every model with its state.
+pub(super) fn states(snapshot: &Snapshot) -> Value {
+    let models = snapshot.models.iter().map(
+        |(name, versions)| json!({"model": name.as_str(), "versions": version_states(versions)}),
+    );
+    models.collect()
+}
+
+fn version_states(model: &ModelVersions) -> Value {
+    let versions = model.versions.iter().map(|(version, state)| {
+        let mut row = json!({"version": version.to_string(), "state": state.as_str()});
+        if let VersionState::Failed(step) = state {
+            row["failed_step"] = json!(step);
+        }
+        row
+    });
+    versions.collect()
+}
+
+fn authorize(edge: &Edge, headers: &HeaderMap) -> Result<(), ApiError> {
+    edge.keys
+        .check(headers)
+        .map(|_caller| ())
+        .ok_or_else(ApiError::unauthorized)
+}

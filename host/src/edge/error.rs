@@ -1,0 +1,222 @@
+//! The one place that decides which status, code and words an error has for a caller.
+//!
+//! | error_code | status | when |
+//! |---|---|---|
+//! | `malformed_request` | 400 | not JSON, a wrong type, a missing or unknown field, an empty batch |
+//! | `unauthorized` | 401 | no key, or a wrong one |
+//! | `not_found` | 404 | no such endpoint, model or version |
+//! | `method_not_allowed` | 405 | the endpoint takes another method |
+//! | `request_timeout` | 408 | the body did not come in time |
+//! | `payload_too_large` | 413 | the body is over the limit |
+//! | `unsupported_media_type` | 415 | the body is not `application/json`, or it is compressed |
+//! | `unacceptable_input` | 422 | the right form, but a value that the model does not accept |
+//! | `model_failure` | 500 | the guest trapped, failed, or returned something else than it promises |
+//! | `internal` | 500 | a fault of the host |
+//! | `overloaded` | 503 | the queue is full; `Retry-After` |
+//! | `not_ready` | 503 | loading, failed to load, or going down; `Retry-After` |
+//! | `deadline_exceeded` | 504 | no answer in time |
+
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::guest::Fault;
+use crate::inference::PredictError;
+use crate::record::RecordError;
+use crate::router::RouteError;
+
+/// What an error is, for callers. The words are stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ErrorCode {
+    MalformedRequest,
+    Unauthorized,
+    NotFound,
+    MethodNotAllowed,
+    RequestTimeout,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    UnacceptableInput,
+    ModelFailure,
+    Internal,
+    Overloaded,
+    NotReady,
+    DeadlineExceeded,
+}
+
+impl ErrorCode {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::MalformedRequest => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UnacceptableInput => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::ModelFailure | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Overloaded | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+            Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+}
+
+/// What is wrong with one value of one row.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Detail {
+    pub(super) row: usize,
+    pub(super) field: String,
+    pub(super) reason: String,
+}
+
+/// An error on its way to a caller.
+#[derive(Debug, Clone)]
+pub(super) struct ApiError {
+    pub(super) code: ErrorCode,
+    pub(super) message: String,
+    pub(super) details: Vec<Detail>,
+}
+
+impl ApiError {
+    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            details: Vec::new(),
+        }
+    }
+
+    pub(super) fn malformed(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::MalformedRequest, message)
+    }
+
+    pub(super) fn no_such_endpoint() -> Self {
+        Self::new(ErrorCode::NotFound, "there is no such endpoint")
+    }
+
+    pub(super) fn method_not_allowed() -> Self {
+        Self::new(
+            ErrorCode::MethodNotAllowed,
+            "this endpoint does not take this method",
+        )
+    }
+
+    pub(super) fn not_ready() -> Self {
+        Self::new(ErrorCode::NotReady, "not ready")
+    }
+
+    pub(super) fn unauthorized() -> Self {
+        Self::new(
+            ErrorCode::Unauthorized,
+            "a valid key is needed in the header X-API-Key",
+        )
+    }
+
+    fn with_details(code: ErrorCode, details: Vec<Detail>) -> Self {
+        let message = details
+            .first()
+            .map_or("the input is not acceptable".to_owned(), |first| {
+                format!("row {}: `{}` {}", first.row, first.field, first.reason)
+            });
+        Self {
+            code,
+            message,
+            details,
+        }
+    }
+
+    /// The same error, told of the rows of a request rather than of a batch.
+    pub(super) fn shift_rows(mut self, by: usize) -> Self {
+        for detail in &mut self.details {
+            detail.row += by;
+        }
+        if by > 0 && !self.details.is_empty() {
+            self = Self::with_details(self.code, self.details);
+        }
+        self
+    }
+
+    /// The body, once the request has an id.
+    pub(super) fn body(&self, request_id: &str) -> serde_json::Value {
+        let mut body = serde_json::json!({
+            "error_code": self.code,
+            "message": self.message,
+            "request_id": request_id,
+        });
+        if !self.details.is_empty() {
+            body["details"] = serde_json::json!(self.details);
+        }
+        body
+    }
+}
+
+/// The body is written by [`super::observe::each_request`], which knows the request's id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.code.status().into_response();
+        if matches!(self.code, ErrorCode::Overloaded | ErrorCode::NotReady) {
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<RecordError> for ApiError {
+    fn from(error: RecordError) -> Self {
+        let code = match &error {
+            RecordError::Malformed(_) => ErrorCode::MalformedRequest,
+            RecordError::Unacceptable(_) => ErrorCode::UnacceptableInput,
+        };
+        let details = error.issues().iter().map(|issue| Detail {
+            row: issue.row,
+            field: issue.field.clone(),
+            reason: issue.reason.clone(),
+        });
+        Self::with_details(code, details.collect())
+    }
+}
+
+impl From<RouteError> for ApiError {
+    fn from(error: RouteError) -> Self {
+        match error {
+            RouteError::UnknownModel => Self::new(ErrorCode::NotFound, "there is no such model"),
+            RouteError::NoSuchVersion => {
+                Self::new(ErrorCode::NotFound, "the model has no version that matches")
+            }
+            RouteError::NotReady => {
+                Self::new(ErrorCode::NotReady, "the model's version is not ready")
+            }
+        }
+    }
+}
+
+impl From<PredictError> for ApiError {
+    fn from(error: PredictError) -> Self {
+        match error {
+            PredictError::Overloaded => Self::new(ErrorCode::Overloaded, "too many requests wait"),
+            PredictError::Stopped => Self::not_ready(),
+            PredictError::Expired | PredictError::Guest(Fault::Deadline) => {
+                Self::new(ErrorCode::DeadlineExceeded, "there was no answer in time")
+            }
+            PredictError::Guest(Fault::Rejected(rejections)) => {
+                let details = rejections.into_iter().map(|rejection| Detail {
+                    row: rejection.row,
+                    field: rejection.input,
+                    reason: rejection.reason,
+                });
+                Self::with_details(ErrorCode::UnacceptableInput, details.collect())
+            }
+            PredictError::Guest(
+                Fault::Failed(_) | Fault::Trap { .. } | Fault::OutOfMemory | Fault::BadOutput(_),
+            ) => Self::new(ErrorCode::ModelFailure, "the model failed on this request"),
+            PredictError::Guest(Fault::Host(_)) => {
+                Self::new(ErrorCode::Internal, "the server failed on this request")
+            }
+        }
+    }
+}

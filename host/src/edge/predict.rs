@@ -1,0 +1,285 @@
+//! The endpoints that predict. They differ in how they name the version and in the form of the
+//! body; all of them go through [`answer`].
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use rand::RngExt as _;
+use serde_json::{Map, Value, json};
+
+use super::body::{self, Form, Records};
+use super::error::{ApiError, ErrorCode};
+use super::observe::{Account, RequestId};
+use super::{Edge, Shared};
+use crate::inference::PredictError;
+use crate::model::{ModelName, Selector, Tensor};
+use crate::record;
+use crate::router::{self, Route, RouteError};
+
+const VERSION_HEADER: HeaderName = HeaderName::from_static("x-model-version");
+const REASON_HEADER: HeaderName = HeaderName::from_static("x-route-reason");
+
+/// `POST /predict`
+pub(super) async fn default(State(edge): Shared, request: Request) -> Response {
+    answer(
+        &edge,
+        default_target(&edge, Selector::Default),
+        Form::Single,
+        request,
+    )
+    .await
+}
+
+/// `POST /batch_predict`
+pub(super) async fn default_batch(State(edge): Shared, request: Request) -> Response {
+    answer(
+        &edge,
+        default_target(&edge, Selector::Default),
+        Form::Batch,
+        request,
+    )
+    .await
+}
+
+/// `POST /v1/predict`
+pub(super) async fn major(
+    State(edge): Shared,
+    Path(major): Path<String>,
+    request: Request,
+) -> Response {
+    answer(&edge, major_target(&edge, &major), Form::Single, request).await
+}
+
+/// `POST /v1/batch_predict`
+pub(super) async fn major_batch(
+    State(edge): Shared,
+    Path(major): Path<String>,
+    request: Request,
+) -> Response {
+    answer(&edge, major_target(&edge, &major), Form::Batch, request).await
+}
+
+/// `POST /models/{model}/predict`
+pub(super) async fn model(
+    State(edge): Shared,
+    Path(model): Path<String>,
+    request: Request,
+) -> Response {
+    answer(&edge, target(&model, None), Form::Single, request).await
+}
+
+/// `POST /models/{model}/batch_predict`
+pub(super) async fn model_batch(
+    State(edge): Shared,
+    Path(model): Path<String>,
+    request: Request,
+) -> Response {
+    answer(&edge, target(&model, None), Form::Batch, request).await
+}
+
+/// `POST /models/{model}/versions/{selector}/predict`
+pub(super) async fn version(
+    State(edge): Shared,
+    Path((model, selector)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    answer(
+        &edge,
+        target(&model, Some(&selector)),
+        Form::Single,
+        request,
+    )
+    .await
+}
+
+/// `POST /models/{model}/versions/{selector}/batch_predict`
+pub(super) async fn version_batch(
+    State(edge): Shared,
+    Path((model, selector)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    answer(&edge, target(&model, Some(&selector)), Form::Batch, request).await
+}
+
+/// What a path asks for, or why it asks for nothing.
+pub(super) type Target = Result<(ModelName, Selector), ApiError>;
+
+/// A model and a version by their names in a path. What is not a name is the name of nothing.
+pub(super) fn target(model: &str, selector: Option<&str>) -> Target {
+    let model = model
+        .parse()
+        .map_err(|_error| ApiError::from(RouteError::UnknownModel))?;
+    let selector = match selector {
+        None => Selector::Default,
+        Some(selector) => selector
+            .parse()
+            .map_err(|error| ApiError::malformed(format!("the version is malformed: {error}")))?,
+    };
+    Ok((model, selector))
+}
+
+fn default_target(edge: &Edge, selector: Selector) -> Target {
+    let snapshot = edge.registry.snapshot();
+    let mut models = snapshot.models.keys();
+    let only = models.next().filter(|_| models.next().is_none());
+    match edge.default_model.as_ref().or(only) {
+        Some(model) => Ok((model.clone(), selector)),
+        None if snapshot.loading => Err(ApiError::not_ready()),
+        None => Err(ApiError::new(
+            ErrorCode::NotFound,
+            "there is no default model",
+        )),
+    }
+}
+
+fn major_target(edge: &Edge, segment: &str) -> Target {
+    let digits = segment
+        .strip_prefix('v')
+        .filter(|digits| !digits.starts_with(['+', '0']));
+    let major = digits
+        .or((segment == "v0").then_some("0"))
+        .and_then(|digits| digits.parse().ok());
+    let major = major.ok_or_else(ApiError::no_such_endpoint)?;
+    default_target(edge, Selector::major(major))
+}
+
+async fn answer(edge: &Edge, target: Target, form: Form, request: Request) -> Response {
+    let mut account = Account::default();
+    let header_id = request.extensions().get::<RequestId>().cloned();
+    let mut response = match predict(edge, target, form, request, &mut account).await {
+        Ok(prediction) => {
+            let id = account.request_id.as_ref().or(header_id.as_ref());
+            prediction.into_response(form, id.map_or("", RequestId::as_str))
+        }
+        Err(error) => error.into_response(),
+    };
+    response.extensions_mut().insert(account);
+    response
+}
+
+async fn predict(
+    edge: &Edge,
+    target: Target,
+    form: Form,
+    request: Request,
+    account: &mut Account,
+) -> Result<Prediction, ApiError> {
+    let (parts, body) = request.into_parts();
+    let caller = edge
+        .keys
+        .check(&parts.headers)
+        .ok_or_else(ApiError::unauthorized)?;
+    account.caller = Some(caller.to_owned());
+    let bytes = body::read(&parts.headers, body, &edge.limits).await?;
+    let deadline = Instant::now() + edge.limits.predict_time;
+    let (model, selector) = target?;
+    let draw = rand::rng().random_range(0..router::WHOLE);
+    let route = router::route(&edge.registry.snapshot(), &model, &selector, draw)?;
+    account.version = Some(route.version.id().clone());
+    account.reason = Some(route.reason);
+
+    let signature = route.version.signature();
+    let records = body::records(&bytes, form, signature, &edge.limits);
+    let Records { request_id, rows } = records.map_err(|(request_id, error)| {
+        account.request_id = request_id;
+        error
+    })?;
+    account.request_id = request_id;
+    account.rows = rows.len();
+    let rows: Vec<&Map<String, Value>> = rows.iter().collect();
+    let inputs = record::decode(signature, &rows)?;
+    edge.traffic
+        .count(route.version.id(), route.reason.as_str());
+    let records = run(edge, &route, inputs, rows.len(), deadline).await?;
+    Ok(Prediction { route, records })
+}
+
+/// Run the rows in batches of at most the version's own size, one after the other, so that one
+/// large request does not take every inference thread.
+async fn run(
+    edge: &Edge,
+    route: &Route,
+    inputs: Vec<Tensor>,
+    rows: usize,
+    deadline: Instant,
+) -> Result<Vec<Map<String, Value>>, ApiError> {
+    let signature = route.version.signature();
+    let most = signature.max_batch_size as usize;
+    if rows <= most {
+        let outputs = run_batch(edge, route, inputs, deadline).await?;
+        return Ok(record::encode(signature, &outputs));
+    }
+    let mut records = Vec::with_capacity(rows);
+    for start in (0..rows).step_by(most) {
+        let count = most.min(rows - start);
+        let batch = inputs
+            .iter()
+            .map(|input| input.slice_rows(start, count))
+            .collect();
+        let outputs = run_batch(edge, route, batch, deadline).await;
+        let outputs = outputs.map_err(|error| error.shift_rows(start))?;
+        records.extend(record::encode(signature, &outputs));
+    }
+    Ok(records)
+}
+
+async fn run_batch(
+    edge: &Edge,
+    route: &Route,
+    inputs: Vec<Tensor>,
+    deadline: Instant,
+) -> Result<Vec<Tensor>, ApiError> {
+    let outcome = edge
+        .inference
+        .predict(Arc::clone(&route.version), inputs, deadline)
+        .await;
+    outcome.map_err(|error| {
+        log_fault(route, &error);
+        error.into()
+    })
+}
+
+/// The guest's side of a failed request; the caller's side is the request's own line.
+fn log_fault(route: &Route, error: &PredictError) {
+    let PredictError::Guest(fault) = error else {
+        return;
+    };
+    let (id, kind) = (route.version.id(), fault.kind());
+    match fault {
+        crate::guest::Fault::Rejected(_) => {}
+        fault => {
+            tracing::warn!(target: "fault", model = %id.name, version = %id.version, kind, "{fault}");
+        }
+    }
+}
+
+struct Prediction {
+    route: Route,
+    records: Vec<Map<String, Value>>,
+}
+
+impl Prediction {
+    fn into_response(self, form: Form, request_id: &str) -> Response {
+        let id = self.route.version.id();
+        let version = id.version.to_string();
+        let mut records = self.records;
+        let mut answer = match form {
+            Form::Single => records.pop().unwrap_or_default(),
+            Form::Batch => Map::from_iter([("results".to_owned(), json!(records))]),
+        };
+        answer.insert("model".to_owned(), json!(id.name.as_str()));
+        answer.insert("model_version".to_owned(), json!(version));
+        answer.insert("request_id".to_owned(), json!(request_id));
+        let mut response = axum::Json(answer).into_response();
+        let headers = response.headers_mut();
+        if let Ok(version) = HeaderValue::from_str(&version) {
+            headers.insert(VERSION_HEADER, version);
+        }
+        let reason = HeaderValue::from_static(self.route.reason.as_str());
+        headers.insert(REASON_HEADER, reason);
+        response
+    }
+}

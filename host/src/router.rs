@@ -1,0 +1,216 @@
+//! Which version answers a request: a pure function of the snapshot, the selector and a draw.
+//!
+//! No I/O, no locks, no randomness of its own. Weights are parts per million over the versions of
+//! one model; the draw is a number below a million.
+
+use std::sync::Arc;
+
+use semver::Version;
+
+use crate::model::{ModelName, Selector};
+use crate::registry::{ModelVersions, Snapshot, VersionState};
+use crate::version::ServableVersion;
+
+/// What the weights of a split add up to.
+pub const WHOLE: u32 = 1_000_000;
+
+/// How a model's traffic is divided between versions, if nobody asks for one: parts per million.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Split(Vec<(Version, u32)>);
+
+/// Weights do not make a split.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the weights of a split are parts per million and add up to 1000000, not {0}")]
+pub struct SplitError(u64);
+
+impl Split {
+    /// A split of these versions.
+    ///
+    /// # Errors
+    /// [`SplitError`], if the weights do not add up to [`WHOLE`].
+    pub fn new(weights: impl IntoIterator<Item = (Version, u32)>) -> Result<Self, SplitError> {
+        let mut weights: Vec<_> = weights.into_iter().collect();
+        weights.sort();
+        let sum: u64 = weights.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        if sum == u64::from(WHOLE) {
+            Ok(Self(weights))
+        } else {
+            Err(SplitError(sum))
+        }
+    }
+
+    /// Versions with their weights, ascending by version.
+    pub fn weights(&self) -> &[(Version, u32)] {
+        &self.0
+    }
+
+    /// The version that a draw below [`WHOLE`] falls to.
+    fn choose(&self, draw: u32) -> Option<&Version> {
+        let mut below = 0;
+        self.0.iter().find_map(|(version, weight)| {
+            below += weight;
+            (draw < below).then_some(version)
+        })
+    }
+
+    /// The versions from the heaviest to the lightest.
+    fn by_weight(&self) -> impl Iterator<Item = &Version> {
+        let mut weights: Vec<_> = self.0.iter().filter(|(_, weight)| *weight > 0).collect();
+        weights.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
+        weights.into_iter().map(|(version, _)| version)
+    }
+}
+
+/// Why a version was chosen; also the value of the header `X-Route-Reason`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The caller named the version.
+    Pin,
+    /// The highest version of the range that the caller gave.
+    Range,
+    /// The model's traffic is split.
+    Split,
+    /// The highest version of a model whose traffic is not split.
+    Default,
+}
+
+impl Reason {
+    /// The word for headers, logs and counters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pin => "pin",
+            Self::Range => "range",
+            Self::Split => "split",
+            Self::Default => "default",
+        }
+    }
+}
+
+/// The version that answers, and why.
+#[derive(Clone)]
+pub struct Route {
+    /// The version.
+    pub version: Arc<ServableVersion>,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// No version answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// There is no such model.
+    #[error("there is no such model")]
+    UnknownModel,
+    /// The model has no such version.
+    #[error("the model has no version that matches")]
+    NoSuchVersion,
+    /// The version, or the whole server, is not ready.
+    #[error("the version is not ready")]
+    NotReady,
+}
+
+/// The version that answers a request for `model`. `draw` decides a split; it is a number below
+/// [`WHOLE`].
+///
+/// # Errors
+/// [`RouteError`]. While the server is still loading, what is not there may yet come, so it is not
+/// ready rather than unknown.
+pub fn route(
+    snapshot: &Snapshot,
+    model: &ModelName,
+    selector: &Selector,
+    draw: u32,
+) -> Result<Route, RouteError> {
+    let absent = |error| {
+        if snapshot.loading {
+            RouteError::NotReady
+        } else {
+            error
+        }
+    };
+    let versions = snapshot
+        .models
+        .get(model)
+        .ok_or(absent(RouteError::UnknownModel))?;
+    let reason = match (selector, &versions.split) {
+        (Selector::Exact(_), _) => Reason::Pin,
+        (Selector::Range(_), _) => Reason::Range,
+        (Selector::Default, Some(split)) => return route_split(versions, split, draw),
+        (Selector::Default, None) => Reason::Default,
+    };
+    let matching = versions
+        .versions
+        .iter()
+        .filter(|(version, _)| selector.matches(version));
+    let mut known = false;
+    for (_, state) in matching.rev() {
+        known = true;
+        if let VersionState::Ready(version) = state {
+            return Ok(Route {
+                version: Arc::clone(version),
+                reason,
+            });
+        }
+    }
+    Err(if known {
+        RouteError::NotReady
+    } else {
+        absent(RouteError::NoSuchVersion)
+    })
+}
+
+/// The version that the draw falls to; if it is not ready, the heaviest one that is, so that a
+/// broken candidate costs no request.
+fn route_split(versions: &ModelVersions, split: &Split, draw: u32) -> Result<Route, RouteError> {
+    let drawn = split.choose(draw).into_iter();
+    let ready = |version| match versions.versions.get(version) {
+        Some(VersionState::Ready(version)) => Some(Arc::clone(version)),
+        Some(VersionState::Loading | VersionState::Failed(_)) | None => None,
+    };
+    let version = drawn.chain(split.by_weight()).find_map(ready);
+    let version = version.ok_or(RouteError::NotReady)?;
+    Ok(Route {
+        version,
+        reason: Reason::Split,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn split(weights: &[u32]) -> Result<Split, SplitError> {
+        let version = |(minor, weight): (usize, &u32)| (Version::new(1, minor as u64, 0), *weight);
+        Split::new(weights.iter().enumerate().map(version))
+    }
+
+    #[test]
+    fn weights_must_add_up() {
+        assert!(split(&[900_000, 100_000]).is_ok());
+        assert_eq!(split(&[900_000]), Err(SplitError(900_000)));
+        assert_eq!(
+            split(&[u32::MAX, u32::MAX]),
+            Err(SplitError(2 * u64::from(u32::MAX)))
+        );
+        assert_eq!(split(&[]), Err(SplitError(0)));
+    }
+
+    proptest! {
+        #[test]
+        fn every_draw_falls_to_a_version_in_proportion(cut in 0..=WHOLE, draw in 0..WHOLE) {
+            let split = split(&[cut, WHOLE - cut]).unwrap();
+            let wanted = Version::new(1, u64::from(draw >= cut), 0);
+            prop_assert_eq!(split.choose(draw), Some(&wanted));
+        }
+    }
+
+    #[test]
+    fn nothing_of_weight_zero_is_chosen() {
+        let split = split(&[0, WHOLE, 0]).unwrap();
+        assert_eq!(split.choose(0), Some(&Version::new(1, 1, 0)));
+        assert_eq!(split.choose(WHOLE - 1), Some(&Version::new(1, 1, 0)));
+        assert_eq!(split.by_weight().count(), 1);
+    }
+}

@@ -1,0 +1,173 @@
+//! The life of a server: bind, answer health at once, load, serve, drain, stop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::config::Settings;
+use crate::edge::{self, Edge, Keys};
+use crate::guest::{Engine, EngineError};
+use crate::inference::Inference;
+use crate::observe::traffic::Traffic;
+use crate::preinit::PreinitLimits;
+use crate::registry::{Loader, Registry};
+use crate::store::{Store, StoreError};
+
+/// A server cannot start, or did not stop in time.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address is taken or not ours.
+    #[error("listen on {0}")]
+    Listen(SocketAddr, #[source] io::Error),
+    /// The machine refuses threads, signals or timers.
+    #[error("start")]
+    Start(#[source] io::Error),
+    /// The repository folder cannot be read.
+    #[error("read the repository folder {0:?}")]
+    Repository(PathBuf, #[source] io::Error),
+    /// The engine cannot be set up.
+    #[error("{0}")]
+    Engine(#[from] EngineError),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Requests were still under way when the time to drain was over.
+    #[error("drain within {} s: requests were cut off", .0.as_secs())]
+    Drain(Duration),
+}
+
+/// Serve until a signal says otherwise. `started` is when the process began.
+///
+/// # Errors
+/// [`ServeError`]; one that does not stop in time has cut requests off.
+pub fn run(settings: Settings, started: Instant) -> Result<(), ServeError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(ServeError::Start)?;
+    let outcome = runtime.block_on(serve(settings, started));
+    // Loading may still be under way on a thread of its own; it dies with the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
+    let listener = TcpListener::bind(settings.listen).await;
+    let listener = listener.map_err(|error| ServeError::Listen(settings.listen, error))?;
+    let address = listener.local_addr().map_err(ServeError::Start)?;
+    let loader = loader(&settings)?;
+    let registry = Arc::new(Registry::new(settings.splits));
+    let limits = settings.limits;
+    let inference = Inference::start(limits.inference_threads, limits.queued_batches);
+    let edge = Arc::new(Edge {
+        registry: Arc::clone(&registry),
+        inference: inference.map_err(ServeError::Start)?,
+        keys: Keys::new(settings.keys),
+        default_model: settings.default_model,
+        limits,
+        traffic: Traffic::default(),
+        draining: AtomicBool::new(false),
+    });
+    if edge.keys.is_empty() {
+        tracing::warn!("there are no keys: every prediction will be refused");
+    }
+    tracing::info!(%address, "listening");
+    let loading = load(loader, registry, settings.repository, started);
+    let (stop, stopping) = watch::channel(false);
+    let server = axum::serve(listener, edge::endpoints(Arc::clone(&edge)))
+        .with_graceful_shutdown(wait_for(stopping.clone()));
+    let server = tokio::spawn(server.into_future());
+    let reporter = tokio::spawn(report_traffic(Arc::clone(&edge), stopping));
+
+    // Whichever comes first: a signal, or a repository that cannot be read.
+    let outcome = tokio::select! {
+        signal = wait_for_signal() => signal.map_err(ServeError::Start),
+        Err(error) = loading => Err(error),
+    };
+    edge.draining.store(true, Ordering::Relaxed);
+    tracing::info!("draining");
+    // The receivers live in the tasks below, which end only after this.
+    let _ = stop.send(true);
+    let drained = tokio::time::timeout(limits.drain_time, server)
+        .await
+        .is_ok();
+    let _ = reporter.await;
+    tracing::info!(drained, "stopped");
+    outcome.and(if drained {
+        Ok(())
+    } else {
+        Err(ServeError::Drain(limits.drain_time))
+    })
+}
+
+fn loader(settings: &Settings) -> Result<Loader, ServeError> {
+    let engine = Engine::serving(settings.limits.engine)?;
+    let store = Store::open(&settings.state, engine.fingerprint())?;
+    Ok(Loader {
+        engine,
+        store,
+        limits: PreinitLimits::default(),
+        max_memory_bytes: settings.limits.engine.max_memory_bytes,
+        warm_instances: settings.limits.inference_threads,
+    })
+}
+
+/// Load on a thread of its own. Ends only with an error: a server that has loaded goes on.
+async fn load(
+    loader: Loader,
+    registry: Arc<Registry>,
+    repository: PathBuf,
+    started: Instant,
+) -> Result<(), ServeError> {
+    let folder = repository.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        let outcome = loader.load_folder(&registry, &folder);
+        let milliseconds = started.elapsed().as_millis();
+        if outcome.is_ok() && registry.snapshot().is_ready() {
+            tracing::info!(milliseconds, "ready");
+        } else if outcome.is_ok() {
+            tracing::error!(milliseconds, "not ready: no version could be loaded");
+        }
+        outcome
+    });
+    match work.await {
+        Ok(Ok(())) => std::future::pending().await,
+        Ok(Err(error)) => Err(ServeError::Repository(repository, error)),
+        Err(error) => Err(ServeError::Start(io::Error::other(error))),
+    }
+}
+
+async fn report_traffic(edge: Arc<Edge>, stopping: watch::Receiver<bool>) {
+    let mut last = std::collections::BTreeMap::new();
+    let mut interval = tokio::time::interval(edge.limits.traffic_log_interval);
+    let stopped = wait_for(stopping);
+    tokio::pin!(stopped);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => edge.traffic.log(&mut last),
+            () = &mut stopped => return edge.traffic.log(&mut last),
+        }
+    }
+}
+
+async fn wait_for(mut stopping: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a stop as well.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+async fn wait_for_signal() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
