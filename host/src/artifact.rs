@@ -73,10 +73,7 @@ impl fmt::Debug for Digest {
 
 /// What the component's own metadata says, besides name and version.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(
-    missing_docs,
-    reason = "the fields of the component's metadata, by their names"
-)]
+#[expect(missing_docs, reason = "the fields of the component's metadata, by their names")]
 pub struct Metadata {
     pub description: Option<String>,
     pub licenses: Option<String>,
@@ -168,15 +165,10 @@ impl Artifact {
             let wrong = |error: SignatureError| ArtifactError::NotPacked(error.to_string());
             signature.check().map_err(wrong)?;
         }
-        let golden = sections
-            .custom
-            .get(GOLDEN_SECTION)
-            .ok_or_else(|| missing(GOLDEN_SECTION))?;
+        let golden = sections.custom.get(GOLDEN_SECTION).ok_or_else(|| missing(GOLDEN_SECTION))?;
         let golden = golden::parse(&bytes[golden.clone()]).map_err(ArtifactError::NotPacked)?;
         let assets = sections.assets();
-        descriptor
-            .check_assets(&bytes, &assets)
-            .map_err(ArtifactError::NotPacked)?;
+        descriptor.check_assets(&bytes, &assets).map_err(ArtifactError::NotPacked)?;
         let digest = Digest::of(&bytes);
         let (imports, exports) = (sections.imports, sections.exports);
         Ok(Self {
@@ -231,16 +223,12 @@ impl Artifact {
 
     /// Names and sizes in bytes of the assets.
     pub fn assets(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.assets
-            .iter()
-            .map(|(name, range)| (name.as_str(), range.len()))
+        self.assets.iter().map(|(name, range)| (name.as_str(), range.len()))
     }
 
     /// The bytes of an asset.
     pub fn asset(&self, name: &str) -> Option<&[u8]> {
-        self.assets
-            .get(name)
-            .map(|range| &self.bytes[range.clone()])
+        self.assets.get(name).map(|range| &self.bytes[range.clone()])
     }
 
     /// The interfaces that the component asks for.
@@ -277,16 +265,12 @@ impl Sections {
                 Payload::End(_) => depth -= 1,
                 Payload::ComponentImportSection(reader) if depth == 1 => {
                     for import in reader {
-                        sections
-                            .imports
-                            .push(import.map_err(malformed)?.name.name.to_owned());
+                        sections.imports.push(import.map_err(malformed)?.name.name.to_owned());
                     }
                 }
                 Payload::ComponentExportSection(reader) if depth == 1 => {
                     for export in reader {
-                        sections
-                            .exports
-                            .push(export.map_err(malformed)?.name.name.to_owned());
+                        sections.exports.push(export.map_err(malformed)?.name.name.to_owned());
                     }
                 }
                 Payload::CustomSection(section) if depth == 1 => sections.custom(&section)?,
@@ -321,22 +305,18 @@ impl Sections {
         for required in REQUIRED_EXPORTS {
             let wanted = format!("{required}@{CONTRACT_VERSION}");
             if !self.exports.contains(&wanted) {
-                return Err(ArtifactError::WrongWorld(format!(
-                    "it does not export `{wanted}`"
-                )));
+                return Err(ArtifactError::WrongWorld(format!("it does not export `{wanted}`")));
             }
         }
-        let foreign = self.imports.iter().find(|import| {
-            !ALLOWED_IMPORTS
-                .iter()
-                .any(|allowed| import.starts_with(allowed))
-        });
+        let foreign = self
+            .imports
+            .iter()
+            .find(|import| !ALLOWED_IMPORTS.iter().any(|allowed| import.starts_with(allowed)));
         match foreign {
             None => Ok(()),
-            Some(import) => Err(ArtifactError::WrongWorld(format!(
-                "it imports `{}`",
-                import.escape_debug()
-            ))),
+            Some(import) => {
+                Err(ArtifactError::WrongWorld(format!("it imports `{}`", import.escape_debug())))
+            }
         }
     }
 
@@ -376,10 +356,7 @@ impl Sections {
 
     fn assets(&self) -> BTreeMap<String, Range<usize>> {
         let asset = |(section, range): (&String, &Range<usize>)| {
-            Some((
-                section.strip_prefix(ASSET_SECTION_PREFIX)?.to_owned(),
-                range.clone(),
-            ))
+            Some((section.strip_prefix(ASSET_SECTION_PREFIX)?.to_owned(), range.clone()))
         };
         self.custom.iter().filter_map(asset).collect()
     }
@@ -410,9 +387,7 @@ fn read_limited(path: &Path) -> Result<Vec<u8>, ArtifactError> {
     if length > MAX_ARTIFACT_BYTES {
         return Err(ArtifactError::TooLarge);
     }
-    file.take(MAX_ARTIFACT_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(ArtifactError::Read)?;
+    file.take(MAX_ARTIFACT_BYTES + 1).read_to_end(&mut bytes).map_err(ArtifactError::Read)?;
     if bytes.len() as u64 > MAX_ARTIFACT_BYTES {
         return Err(ArtifactError::TooLarge);
     }

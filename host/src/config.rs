@@ -157,17 +157,11 @@ impl ConfigFile {
     /// # Errors
     /// [`ConfigError`], if there is no such file or it has other keys than this one.
     pub fn open(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        };
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let text = std::fs::read_to_string(path).map_err(read)?;
         toml::from_str(&text).map_err(|error| {
             let reason = error.to_string();
-            ConfigError::Parse {
-                path: path.to_owned(),
-                reason,
-            }
+            ConfigError::Parse { path: path.to_owned(), reason }
         })
     }
 
@@ -187,9 +181,7 @@ impl ConfigFile {
             splits.insert(model, split);
         }
         Ok(Settings {
-            listen: self
-                .listen
-                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
+            listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
             repository: self.repository.unwrap_or_else(|| "repository".into()),
             state: self.state.unwrap_or_else(|| "state".into()),
             default_model: self.default_model,
@@ -208,10 +200,7 @@ impl LimitsFile {
         };
         let memory_mib = positive("instance_memory_mib", self.instance_memory_mib, 1024)?;
         if memory_mib > 4096 {
-            return Err(out_of_range(
-                "instance_memory_mib",
-                "WebAssembly memory ends at 4096",
-            ));
+            return Err(out_of_range("instance_memory_mib", "WebAssembly memory ends at 4096"));
         }
         let predict_time = positive("predict_milliseconds", self.predict_milliseconds, 2000)?;
         Ok(Limits {
@@ -244,10 +233,7 @@ fn positive<T: Copy + PartialEq + From<u8>>(
 }
 
 fn out_of_range(name: &str, reason: &str) -> ConfigError {
-    ConfigError::Value {
-        key: format!("limits.{name}"),
-        reason: reason.to_owned(),
-    }
+    ConfigError::Value { key: format!("limits.{name}"), reason: reason.to_owned() }
 }
 
 fn settle_key(file: &KeyFile) -> Result<KeyHash, ConfigError> {

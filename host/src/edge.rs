@@ -62,18 +62,9 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}", get(catalogue::model))
         .route("/models/{model}/predict", post(predict::model))
         .route("/models/{model}/batch_predict", post(predict::model_batch))
-        .route(
-            "/models/{model}/versions/{selector}",
-            get(catalogue::version),
-        )
-        .route(
-            "/models/{model}/versions/{selector}/predict",
-            post(predict::version),
-        )
-        .route(
-            "/models/{model}/versions/{selector}/batch_predict",
-            post(predict::version_batch),
-        )
+        .route("/models/{model}/versions/{selector}", get(catalogue::version))
+        .route("/models/{model}/versions/{selector}/predict", post(predict::version))
+        .route("/models/{model}/versions/{selector}/batch_predict", post(predict::version_batch))
         .fallback(async || ApiError::no_such_endpoint())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(axum::middleware::from_fn(observe::each_request))
@@ -91,7 +82,5 @@ async fn readyz(State(edge): Shared) -> Result<axum::Json<serde_json::Value>, Ap
     if !snapshot.is_ready() || edge.draining.load(Ordering::Relaxed) {
         return Err(ApiError::not_ready());
     }
-    Ok(axum::Json(
-        json!({"status": "ready", "models": catalogue::states(&snapshot)}),
-    ))
+    Ok(axum::Json(json!({"status": "ready", "models": catalogue::states(&snapshot)})))
 }

@@ -7,14 +7,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use crate::guest::Fault;
 use crate::model::Tensor;
 use crate::version::ServableVersion;
+
+/// How long after the deadline the word of an interrupted guest is waited for: a few epoch ticks.
+const INTERRUPTION_GRACE: Duration = Duration::from_millis(20);
 
 /// Why a batch has no outputs.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,8 @@ struct Job {
     version: Arc<ServableVersion>,
     inputs: Vec<Tensor>,
     deadline: Instant,
+    /// Of the request: what is logged while the guest runs belongs to it.
+    span: Span,
     answer: oneshot::Sender<Result<Vec<Tensor>, PredictError>>,
 }
 
@@ -76,20 +82,17 @@ impl Inference {
         version: Arc<ServableVersion>,
         inputs: Vec<Tensor>,
         deadline: Instant,
+        span: Span,
     ) -> Result<Vec<Tensor>, PredictError> {
         let (answer, answered) = oneshot::channel();
-        let job = Job {
-            version,
-            inputs,
-            deadline,
-            answer,
-        };
+        let job = Job { version, inputs, deadline, span, answer };
         self.queue.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => PredictError::Overloaded,
             TrySendError::Disconnected(_) => PredictError::Stopped,
         })?;
         // A running guest is interrupted at the deadline and says so; this is for jobs that wait.
-        match tokio::time::timeout_at(deadline.into(), answered).await {
+        let latest = deadline + INTERRUPTION_GRACE;
+        match tokio::time::timeout_at(latest.into(), answered).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_closed)) => Err(PredictError::Stopped),
             Err(_elapsed) => Err(PredictError::Expired),
@@ -102,11 +105,8 @@ fn work(jobs: &Receiver<Job>) {
         if job.answer.is_closed() {
             continue;
         }
-        let outcome = if Instant::now() < job.deadline {
-            run(&job)
-        } else {
-            Err(PredictError::Expired)
-        };
+        let outcome =
+            if Instant::now() < job.deadline { run(&job) } else { Err(PredictError::Expired) };
         // The caller may have gone in the meantime, which is its right.
         let _ = job.answer.send(outcome);
     }
@@ -114,9 +114,22 @@ fn work(jobs: &Receiver<Job>) {
 
 /// A panic here is a bug of the host; it costs the job, not the thread.
 fn run(job: &Job) -> Result<Vec<Tensor>, PredictError> {
+    let _logged_with_the_request = job.span.enter();
     let predict = || job.version.predict(&job.inputs, job.deadline);
-    match catch_unwind(AssertUnwindSafe(predict)) {
-        Ok(outcome) => Ok(outcome?),
-        Err(_panic) => Err(Fault::Host("an inference thread panicked".to_owned()).into()),
+    let outcome = catch_unwind(AssertUnwindSafe(predict))
+        .unwrap_or_else(|_panic| Err(Fault::Host("an inference thread panicked".to_owned())));
+    outcome.map_err(|fault| {
+        log_fault(job, &fault);
+        fault.into()
+    })
+}
+
+/// Faults are logged where they happen, because the caller may have gone. A rejection is the
+/// caller's own fault and no news for an operator.
+fn log_fault(job: &Job, fault: &Fault) {
+    if matches!(fault, Fault::Rejected(_)) {
+        return;
     }
+    let (model, version) = (&job.version.id().name, &job.version.id().version);
+    tracing::warn!(target: "fault", %model, %version, kind = fault.kind(), "{fault}");
 }

@@ -1,8 +1,5 @@
 //! The `guesthouse` command.
-#![expect(
-    clippy::print_stdout,
-    reason = "a command talks to the person who runs it"
-)]
+#![expect(clippy::print_stdout, reason = "a command talks to the person who runs it")]
 
 mod commands;
 

@@ -29,11 +29,7 @@ struct Pooled {
 impl Pool {
     /// A pool without instances, which keeps at most `max_idle` of them.
     pub fn new(component: LoadedComponent, max_idle: usize) -> Self {
-        Self {
-            component,
-            idle: Mutex::new(Vec::new()),
-            max_idle,
-        }
+        Self { component, idle: Mutex::new(Vec::new()), max_idle }
     }
 
     /// Make an idle instance more, and let it serve a batch, so that the first request need not
@@ -44,10 +40,7 @@ impl Pool {
     pub fn warm(&self, inputs: &[Tensor], deadline: Instant) -> Result<(), Fault> {
         let mut instance = self.component.instantiate()?;
         instance.predict(inputs, deadline)?;
-        self.give_back(Pooled {
-            instance,
-            batches: 1,
-        });
+        self.give_back(Pooled { instance, batches: 1 });
         Ok(())
     }
 
@@ -58,10 +51,7 @@ impl Pool {
     pub fn predict(&self, inputs: &[Tensor], deadline: Instant) -> Result<Vec<Tensor>, Fault> {
         let mut pooled = match self.take() {
             Some(pooled) => pooled,
-            None => Pooled {
-                instance: self.component.instantiate()?,
-                batches: 0,
-            },
+            None => Pooled { instance: self.component.instantiate()?, batches: 0 },
         };
         let outcome = pooled.instance.predict(inputs, deadline);
         pooled.batches += 1;
@@ -73,10 +63,7 @@ impl Pool {
     }
 
     fn take(&self) -> Option<Pooled> {
-        self.idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop()
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     fn give_back(&self, pooled: Pooled) {

@@ -106,20 +106,14 @@ pub fn run(
     limits: &PreinitLimits,
 ) -> Result<PreinitReport, PreinitError> {
     let host = |error: std::io::Error| PreinitError::Host(error.to_string());
-    let mut child = command(artifact, goal, limits)
-        .map_err(host)?
-        .spawn()
-        .map_err(host)?;
+    let mut child = command(artifact, goal, limits).map_err(host)?.spawn().map_err(host)?;
     let report = read_report(&mut child, limits.wall_time);
     if report.is_none() {
         child.kill().map_err(host)?;
     }
     let status = child.wait().map_err(host)?;
     let Some(report) = report else {
-        return Err(PreinitError::Limit(format!(
-            "{} s",
-            limits.wall_time.as_secs()
-        )));
+        return Err(PreinitError::Limit(format!("{} s", limits.wall_time.as_secs())));
     };
     match serde_json::from_slice::<Result<PreinitReport, PreinitError>>(&report) {
         Ok(outcome) => outcome,
@@ -131,10 +125,7 @@ fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::
     let mut command = Command::new(std::env::current_exe()?);
     // Nothing of the host's environment is any of the child's business but how to log.
     command.env_clear().envs(logs::environment());
-    command
-        .arg(child::SUBCOMMAND)
-        .arg("--artifact")
-        .arg(artifact);
+    command.arg(child::SUBCOMMAND).arg("--artifact").arg(artifact);
     if let Goal::Compiled(output) = goal {
         command.arg("--output").arg(output);
     }
@@ -145,19 +136,13 @@ fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::
     limit("--memory-bytes", limits.memory_bytes);
     limit("--guest-memory-bytes", limits.guest_memory_bytes as u64);
     limit("--file-bytes", limits.file_bytes);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     Ok(command)
 }
 
 /// What the child wrote until it closed its standard output, or none after the time is up.
 fn read_report(child: &mut Child, wall_time: Duration) -> Option<Vec<u8>> {
-    let stdout = child
-        .stdout
-        .take()
-        .expect("the command pipes standard output");
+    let stdout = child.stdout.take().expect("the command pipes standard output");
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut report = Vec::new();

@@ -62,11 +62,7 @@ impl Snapshot {
     /// Whether the server can be sent requests: everything has been tried and something serves.
     pub fn is_ready(&self) -> bool {
         let ready = |state: &VersionState| matches!(state, VersionState::Ready(_));
-        !self.loading
-            && self
-                .models
-                .values()
-                .any(|model| model.versions.values().any(ready))
+        !self.loading && self.models.values().any(|model| model.versions.values().any(ready))
     }
 }
 
@@ -79,24 +75,11 @@ pub struct Registry {
 impl Registry {
     /// A registry that is loading, with nothing loaded; `splits` hold for models yet to come.
     pub fn new(splits: BTreeMap<ModelName, Split>) -> Self {
-        let model = |(name, split)| {
-            (
-                name,
-                ModelVersions {
-                    versions: BTreeMap::new(),
-                    split: Some(split),
-                },
-            )
-        };
+        let model =
+            |(name, split)| (name, ModelVersions { versions: BTreeMap::new(), split: Some(split) });
         let models = splits.into_iter().map(model).collect();
-        let snapshot = ArcSwap::from_pointee(Snapshot {
-            models,
-            loading: true,
-        });
-        Self {
-            snapshot,
-            writing: Mutex::new(()),
-        }
+        let snapshot = ArcSwap::from_pointee(Snapshot { models, loading: true });
+        Self { snapshot, writing: Mutex::new(()) }
     }
 
     /// What is loaded now. Whoever holds a version of it keeps that version alive.

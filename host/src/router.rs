@@ -32,11 +32,7 @@ impl Split {
         let mut weights: Vec<_> = weights.into_iter().collect();
         weights.sort();
         let sum: u64 = weights.iter().map(|(_, weight)| u64::from(*weight)).sum();
-        if sum == u64::from(WHOLE) {
-            Ok(Self(weights))
-        } else {
-            Err(SplitError(sum))
-        }
+        if sum == u64::from(WHOLE) { Ok(Self(weights)) } else { Err(SplitError(sum)) }
     }
 
     /// Versions with their weights, ascending by version.
@@ -122,41 +118,24 @@ pub fn route(
     draw: u32,
 ) -> Result<Route, RouteError> {
     let absent = |error| {
-        if snapshot.loading {
-            RouteError::NotReady
-        } else {
-            error
-        }
+        if snapshot.loading { RouteError::NotReady } else { error }
     };
-    let versions = snapshot
-        .models
-        .get(model)
-        .ok_or(absent(RouteError::UnknownModel))?;
+    let versions = snapshot.models.get(model).ok_or(absent(RouteError::UnknownModel))?;
     let reason = match (selector, &versions.split) {
         (Selector::Exact(_), _) => Reason::Pin,
         (Selector::Range(_), _) => Reason::Range,
         (Selector::Default, Some(split)) => return route_split(versions, split, draw),
         (Selector::Default, None) => Reason::Default,
     };
-    let matching = versions
-        .versions
-        .iter()
-        .filter(|(version, _)| selector.matches(version));
+    let matching = versions.versions.iter().filter(|(version, _)| selector.matches(version));
     let mut known = false;
     for (_, state) in matching.rev() {
         known = true;
         if let VersionState::Ready(version) = state {
-            return Ok(Route {
-                version: Arc::clone(version),
-                reason,
-            });
+            return Ok(Route { version: Arc::clone(version), reason });
         }
     }
-    Err(if known {
-        RouteError::NotReady
-    } else {
-        absent(RouteError::NoSuchVersion)
-    })
+    Err(if known { RouteError::NotReady } else { absent(RouteError::NoSuchVersion) })
 }
 
 /// The version that the draw falls to; if it is not ready, the heaviest one that is, so that a
@@ -169,10 +148,7 @@ fn route_split(versions: &ModelVersions, split: &Split, draw: u32) -> Result<Rou
     };
     let version = drawn.chain(split.by_weight()).find_map(ready);
     let version = version.ok_or(RouteError::NotReady)?;
-    Ok(Route {
-        version,
-        reason: Reason::Split,
-    })
+    Ok(Route { version, reason: Reason::Split })
 }
 
 #[cfg(test)]
@@ -190,10 +166,7 @@ mod tests {
     fn weights_must_add_up() {
         assert!(split(&[900_000, 100_000]).is_ok());
         assert_eq!(split(&[900_000]), Err(SplitError(900_000)));
-        assert_eq!(
-            split(&[u32::MAX, u32::MAX]),
-            Err(SplitError(2 * u64::from(u32::MAX)))
-        );
+        assert_eq!(split(&[u32::MAX, u32::MAX]), Err(SplitError(2 * u64::from(u32::MAX))));
         assert_eq!(split(&[]), Err(SplitError(0)));
     }
 

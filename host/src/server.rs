@@ -48,9 +48,7 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`]; one that does not stop in time has cut requests off.
 pub fn run(settings: Settings, started: Instant) -> Result<(), ServeError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(ServeError::Start)?;
     let outcome = runtime.block_on(serve(settings, started));
     // Loading may still be under way on a thread of its own; it dies with the process.
@@ -95,16 +93,10 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     tracing::info!("draining");
     // The receivers live in the tasks below, which end only after this.
     let _ = stop.send(true);
-    let drained = tokio::time::timeout(limits.drain_time, server)
-        .await
-        .is_ok();
+    let drained = tokio::time::timeout(limits.drain_time, server).await.is_ok();
     let _ = reporter.await;
     tracing::info!(drained, "stopped");
-    outcome.and(if drained {
-        Ok(())
-    } else {
-        Err(ServeError::Drain(limits.drain_time))
-    })
+    outcome.and(if drained { Ok(()) } else { Err(ServeError::Drain(limits.drain_time)) })
 }
 
 fn loader(settings: &Settings) -> Result<Loader, ServeError> {
@@ -129,7 +121,7 @@ async fn load(
     let folder = repository.clone();
     let work = tokio::task::spawn_blocking(move || {
         let outcome = loader.load_folder(&registry, &folder);
-        let milliseconds = started.elapsed().as_millis();
+        let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         if outcome.is_ok() && registry.snapshot().is_ready() {
             tracing::info!(milliseconds, "ready");
         } else if outcome.is_ok() {

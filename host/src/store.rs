@@ -75,16 +75,10 @@ impl Store {
         let compiled = folder.join("compiled");
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        builder
-            .create(&compiled)
-            .map_err(StoreError::new("cannot make the folder"))?;
+        builder.create(&compiled).map_err(StoreError::new("cannot make the folder"))?;
         let key =
             read_or_make_key(folder).map_err(StoreError::new("cannot read or make the key"))?;
-        Ok(Self {
-            compiled,
-            key,
-            fingerprint,
-        })
+        Ok(Self { compiled, key, fingerprint })
     }
 
     /// The compiled form of an artifact, if it is there and it is ours.
@@ -108,10 +102,7 @@ impl Store {
         };
         // Comparing hashes takes the same time wherever they differ.
         if blake3::Hash::from_hex(&record.mac).is_ok_and(|wanted| wanted == is) {
-            return Ok(Some(CompiledVersion {
-                path,
-                report: record.report,
-            }));
+            return Ok(Some(CompiledVersion { path, report: record.report }));
         }
         tracing::warn!(%artifact, "a compiled version does not pass its MAC, compiling anew");
         Ok(None)
@@ -127,9 +118,7 @@ impl Store {
         make: impl FnOnce(&Path) -> Result<PreinitReport, E>,
     ) -> Result<CompiledVersion, E> {
         // In the same folder, so that it can be renamed; removed again if anything fails.
-        let scratch = tempfile::Builder::new()
-            .prefix(".new-")
-            .tempdir_in(&self.compiled);
+        let scratch = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.compiled);
         let scratch = scratch.map_err(StoreError::new("cannot make a temporary folder"))?;
         let made = scratch.path().join("compiled");
         let report = make(&made)?;
@@ -149,13 +138,7 @@ impl Store {
         let mac = self.mac(made, artifact, report)?.to_hex().to_string();
         fs::rename(made, path)?;
         let mut record = NamedTempFile::new_in(&self.compiled)?;
-        serde_json::to_writer(
-            &mut record,
-            &Record {
-                mac,
-                report: report.clone(),
-            },
-        )?;
+        serde_json::to_writer(&mut record, &Record { mac, report: report.clone() })?;
         record.as_file().sync_all()?;
         record.persist(self.path(artifact, "json"))?;
         File::open(&self.compiled)?.sync_all()
@@ -169,11 +152,8 @@ impl Store {
         report: &PreinitReport,
     ) -> io::Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        for part in [
-            artifact.to_string(),
-            self.fingerprint.clone(),
-            serde_json::to_string(report)?,
-        ] {
+        for part in [artifact.to_string(), self.fingerprint.clone(), serde_json::to_string(report)?]
+        {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
@@ -182,11 +162,7 @@ impl Store {
     }
 
     fn path(&self, artifact: Digest, extension: &str) -> PathBuf {
-        self.compiled.join(format!(
-            "{}-{}.{extension}",
-            artifact.hex(),
-            self.fingerprint
-        ))
+        self.compiled.join(format!("{}-{}.{extension}", artifact.hex(), self.fingerprint))
     }
 }
 
@@ -196,15 +172,9 @@ fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
     match File::open(&path) {
         Ok(mut file) => file.read_exact(&mut key)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            rand::rngs::SysRng
-                .try_fill_bytes(&mut key)
-                .map_err(io::Error::other)?;
+            rand::rngs::SysRng.try_fill_bytes(&mut key).map_err(io::Error::other)?;
             let mut new = tempfile::Builder::new().make_in(folder, |path| {
-                OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .open(path)
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
             })?;
             new.write_all(&key)?;
             new.as_file().sync_all()?;
@@ -228,17 +198,8 @@ mod tests {
     use crate::model::Signature;
 
     fn report() -> PreinitReport {
-        let signature = Signature {
-            inputs: vec![],
-            outputs: vec![],
-            max_batch_size: 1,
-        };
-        PreinitReport {
-            signature,
-            fingerprint: None,
-            steps_ms: vec![],
-            peak_memory_bytes: 0,
-        }
+        let signature = Signature { inputs: vec![], outputs: vec![], max_batch_size: 1 };
+        PreinitReport { signature, fingerprint: None, steps_ms: vec![], peak_memory_bytes: 0 }
     }
 
     fn keep(store: &Store, artifact: Digest, code: &[u8]) -> CompiledVersion {
@@ -288,10 +249,7 @@ mod tests {
         let store = Store::open(folder.path(), "engine".to_owned()).unwrap();
         let fail = |path: &Path| {
             fs::write(path, b"half").map_err(StoreError::new("test"))?;
-            Err(StoreError {
-                what: "test",
-                source: io::Error::other("no"),
-            })
+            Err(StoreError { what: "test", source: io::Error::other("no") })
         };
         assert!(store.keep(Digest::of(b"one"), fail).is_err());
         assert_eq!(fs::read_dir(&store.compiled).unwrap().count(), 0);

@@ -77,13 +77,7 @@ impl ServableVersion {
             }
         }
         let (id, digest) = (artifact.id().clone(), artifact.digest());
-        Ok(Self {
-            id,
-            digest,
-            metadata: artifact.metadata().clone(),
-            signature,
-            pool,
-        })
+        Ok(Self { id, digest, metadata: artifact.metadata().clone(), signature, pool })
     }
 
     /// The model and the version.
@@ -121,10 +115,8 @@ fn golden_inputs(
     index: usize,
     example: &GoldenExample,
 ) -> Result<Vec<Tensor>, ProofError> {
-    record::decode(signature, &[&example.inputs]).map_err(|error| ProofError::Inputs {
-        index,
-        reason: error.to_string(),
-    })
+    record::decode(signature, &[&example.inputs])
+        .map_err(|error| ProofError::Inputs { index, reason: error.to_string() })
 }
 
 fn prove_example(
@@ -139,9 +131,7 @@ fn prove_example(
     let outputs = pool.predict(&inputs, deadline);
     let outputs = outputs.map_err(|fault| ProofError::Fault { index, fault })?;
     let rows = record::encode(signature, &outputs);
-    let row = rows
-        .first()
-        .expect("an instance's outputs have as many rows as its inputs");
+    let row = rows.first().expect("an instance's outputs have as many rows as its inputs");
     match record::difference(&example.outputs, row, tolerances) {
         None => Ok(()),
         Some(difference) => Err(ProofError::Differs { index, difference }),

@@ -26,11 +26,7 @@ pub struct GoldenExample {
 pub(super) fn parse(lines: &[u8]) -> Result<Vec<GoldenExample>, String> {
     let text = std::str::from_utf8(lines).map_err(|_error| "golden examples are not UTF-8")?;
     let mut examples = Vec::new();
-    for (index, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let example: GoldenExample = serde_json::from_str(line)
             .map_err(|error| format!("golden example {}: {error}", index + 1))?;
         if example.outputs.is_empty() {

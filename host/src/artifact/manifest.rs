@@ -78,9 +78,7 @@ impl Manifest {
             .iter()
             .find(|(_, limit)| !limit.is_finite() || limit.is_sign_negative())
         {
-            return Err(format!(
-                "the tolerance of {output:?} is not a positive number"
-            ));
+            return Err(format!("the tolerance of {output:?} is not a positive number"));
         }
         Ok(manifest)
     }
@@ -123,9 +121,7 @@ impl Descriptor {
             return Err(format!("format {} is not known to this host", self.format));
         }
         for (name, digest) in &self.assets {
-            let range = assets
-                .get(name)
-                .ok_or_else(|| format!("asset {name:?} is missing"))?;
+            let range = assets.get(name).ok_or_else(|| format!("asset {name:?} is missing"))?;
             if Digest::of(&bytes[range.clone()]).to_string() != *digest {
                 return Err(format!("asset {name:?} is damaged"));
             }

@@ -45,11 +45,7 @@ pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, Pac
     let component = read_limited(component_path)?;
     let sections = Sections::scan(&component)?;
     sections.check_world()?;
-    if sections
-        .custom
-        .keys()
-        .any(|name| name.starts_with("guesthouse:"))
-    {
+    if sections.custom.keys().any(|name| name.starts_with("guesthouse:")) {
         let what = "it has been packed before; give the component that was built".to_owned();
         return Err(PackError::Manifest(what));
     }
@@ -66,11 +62,7 @@ pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, Pac
     for (name, path) in &manifest.assets {
         let bytes = read(path)?;
         digests.insert(name.clone(), Digest::of(&bytes).to_string());
-        append(
-            &mut artifact,
-            &format!("{ASSET_SECTION_PREFIX}{name}"),
-            &bytes,
-        );
+        append(&mut artifact, &format!("{ASSET_SECTION_PREFIX}{name}"), &bytes);
     }
     let examples = read(&manifest.golden.file)?;
     golden::parse(&examples).map_err(PackError::Manifest)?;
@@ -100,14 +92,10 @@ fn metadata(manifest: &Manifest) -> Result<AddMetadata, PackError> {
     metadata.description = keep_or(manifest.description.as_deref(), "description", text)?;
     metadata.authors = keep_or(manifest.authors.as_deref(), "authors", text)?;
     metadata.licenses = keep_or(manifest.licenses.as_deref(), "licenses", |licenses| {
-        licenses
-            .parse()
-            .map_err(|error: anyhow::Error| error.to_string())
+        licenses.parse().map_err(|error: anyhow::Error| error.to_string())
     })?;
     metadata.source = keep_or(manifest.source.as_deref(), "source", |source| {
-        source
-            .parse()
-            .map_err(|error: anyhow::Error| error.to_string())
+        source.parse().map_err(|error: anyhow::Error| error.to_string())
     })?;
     metadata.revision = keep_or(manifest.revision.as_deref(), "revision", text)?;
     Ok(metadata)
@@ -127,9 +115,7 @@ fn keep_or<T: std::fmt::Debug + Clone>(
 }
 
 fn text<T: std::str::FromStr<Err = anyhow::Error>>(value: &str) -> Result<T, String> {
-    value
-        .parse()
-        .map_err(|error: anyhow::Error| error.to_string())
+    value.parse().map_err(|error: anyhow::Error| error.to_string())
 }
 
 fn append_json(artifact: &mut Vec<u8>, name: &str, value: &impl serde::Serialize) {
@@ -138,9 +124,5 @@ fn append_json(artifact: &mut Vec<u8>, name: &str, value: &impl serde::Serialize
 }
 
 fn append(artifact: &mut Vec<u8>, name: &str, data: &[u8]) {
-    CustomSection {
-        name: name.into(),
-        data: data.into(),
-    }
-    .append_to(artifact);
+    CustomSection { name: name.into(), data: data.into() }.append_to(artifact);
 }

@@ -47,11 +47,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
     let descriptor = artifact.descriptor();
     let asset = |(name, size_bytes)| {
         let digest = descriptor.assets.get(name).map(String::as_str);
-        Asset {
-            name,
-            size_bytes,
-            digest,
-        }
+        Asset { name, size_bytes, digest }
     };
     let report = Report {
         model: artifact.id().name.as_str(),
@@ -108,25 +104,15 @@ fn print_for_people(report: &Report<'_>) {
         println!("  {:<20} {}", asset.name, size(asset.size_bytes));
     }
     println!("imports");
-    report
-        .imports
-        .iter()
-        .for_each(|import| println!("  {import}"));
+    report.imports.iter().for_each(|import| println!("  {import}"));
     println!("exports");
-    report
-        .exports
-        .iter()
-        .for_each(|export| println!("  {export}"));
+    report.exports.iter().for_each(|export| println!("  {export}"));
     println!("golden examples ({})", report.golden_examples.len());
     for example in report.golden_examples {
         let json = |map| serde_json::to_string(map).unwrap_or_default();
         let inputs = json(&example.inputs);
         let shown: String = inputs.chars().take(80).collect();
-        let cut = if shown.len() < inputs.len() {
-            "…"
-        } else {
-            ""
-        };
+        let cut = if shown.len() < inputs.len() { "…" } else { "" };
         println!("  {shown}{cut} -> {}", json(&example.outputs));
     }
     for (output, tolerance) in report.tolerances {
@@ -139,17 +125,8 @@ fn print_field(field: &Field) {
     let mut shape = vec!["rows".to_owned()];
     shape.extend(field.row_shape.iter().map(dimension));
     let datatype = format!("{:?}", field.datatype).to_uppercase();
-    let optional = if field.default.is_some() {
-        " (optional)"
-    } else {
-        ""
-    };
-    println!(
-        "  {} {datatype}[{}]{optional}: {}",
-        field.name,
-        shape.join(", "),
-        field.description
-    );
+    let optional = if field.default.is_some() { " (optional)" } else { "" };
+    println!("  {} {datatype}[{}]{optional}: {}", field.name, shape.join(", "), field.description);
     for constraint in &field.constraints {
         println!("    {}", describe(constraint));
     }

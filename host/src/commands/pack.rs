@@ -25,16 +25,12 @@ pub(crate) struct PackArguments {
 pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     let draft = artifact::draft(&arguments.manifest, &arguments.component)
         .with_context(|| format!("failed to pack {}", arguments.component.display()))?;
-    let folder = arguments
-        .output
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = arguments.output.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)
         .with_context(|| format!("failed to make {}", folder.display()))?;
     let mut file = tempfile::NamedTempFile::new_in(folder).context("failed to make a file")?;
-    file.write_all(&draft)
-        .context("failed to write the draft")?;
+    file.write_all(&draft).context("failed to write the draft")?;
     file.flush().context("failed to write the draft")?;
 
     let report = preinit::run(file.path(), Goal::Signature, &PreinitLimits::default())
@@ -42,20 +38,13 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     let finished = artifact::add_signature(draft, &report.signature);
     std::fs::write(file.path(), &finished).context("failed to write the artifact")?;
     let artifact = Artifact::open(file.path()).context("failed to read the artifact back")?;
-    file.as_file()
-        .sync_all()
-        .context("failed to write the artifact")?;
+    file.as_file().sync_all().context("failed to write the artifact")?;
     // A temporary file is private; an artifact is there to be copied.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    file.as_file()
-        .set_permissions(mode)
-        .context("failed to write the artifact")?;
+    file.as_file().set_permissions(mode).context("failed to write the artifact")?;
     file.persist(&arguments.output)
         .with_context(|| format!("failed to write {}", arguments.output.display()))?;
     let (id, digest, size) = (artifact.id(), artifact.digest(), finished.len());
-    println!(
-        "packed {id} into {} ({size} bytes, {digest})",
-        arguments.output.display()
-    );
+    println!("packed {id} into {} ({size} bytes, {digest})", arguments.output.display());
     Ok(())
 }

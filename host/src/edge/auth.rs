@@ -20,18 +20,12 @@ impl KeyHash {
     /// A key by the SHA-256 of it in hexadecimal, or none if it is not that.
     pub fn from_hex(name: &str, sha256: &str) -> Option<Self> {
         let hash = blake3::Hash::from_hex(sha256).ok()?;
-        Some(Self {
-            name: name.to_owned(),
-            hash,
-        })
+        Some(Self { name: name.to_owned(), hash })
     }
 
     /// The key of the demonstration.
     pub fn demo() -> Self {
-        Self {
-            name: "demo".to_owned(),
-            hash: hash_of(DEMO_KEY.as_bytes()),
-        }
+        Self { name: "demo".to_owned(), hash: hash_of(DEMO_KEY.as_bytes()) }
     }
 }
 
@@ -79,10 +73,7 @@ mod tests {
     fn only_known_keys_are_allowed() {
         // The SHA-256 of "secret", by sha256sum.
         let sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
-        let keys = Keys::new(vec![
-            KeyHash::demo(),
-            KeyHash::from_hex("ci", sha256).unwrap(),
-        ]);
+        let keys = Keys::new(vec![KeyHash::demo(), KeyHash::from_hex("ci", sha256).unwrap()]);
         let check = |key: &str| {
             let headers =
                 HeaderMap::from_iter([(KEY_HEADER.parse().unwrap(), key.parse().unwrap())]);

@@ -15,12 +15,8 @@ use crate::model::Signature;
 /// caller gets to read the answer: one that is still sending would only see the connection close.
 const DRAIN_FACTOR: usize = 8;
 
-/// Records with the request's own id, if the body has one.
-#[derive(Debug)]
-pub(super) struct Records {
-    pub(super) request_id: Option<RequestId>,
-    pub(super) rows: Vec<Map<String, Value>>,
-}
+/// Values by input.
+pub(super) type Record = Map<String, Value>;
 
 /// Whether a body holds one record or many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,22 +35,17 @@ pub(super) async fn read(
     limits: &Limits,
 ) -> Result<Vec<u8>, ApiError> {
     check_headers(headers)?;
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok());
-    let announced = length
-        .and_then(|length| length.parse::<u64>().ok())
-        .unwrap_or(0);
+    let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let announced = length.and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
     if announced > limits.body_bytes as u64 && headers.contains_key(EXPECT) {
         // The caller waits for a word before it sends anything.
         return Err(too_large(limits));
     }
     match tokio::time::timeout(limits.body_time, collect(body, limits.body_bytes)).await {
         Ok(outcome) => outcome?.ok_or_else(|| too_large(limits)),
-        Err(_elapsed) => Err(ApiError::new(
-            ErrorCode::RequestTimeout,
-            "the body did not come in time",
-        )),
+        Err(_elapsed) => {
+            Err(ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time"))
+        }
     }
 }
 
@@ -99,64 +90,52 @@ async fn collect(mut body: Body, limit: usize) -> Result<Option<Vec<u8>>, ApiErr
     Ok((total <= limit).then_some(bytes))
 }
 
-/// Take a body apart; the values are checked against the signature later.
-pub(super) fn records(
-    bytes: &[u8],
-    form: Form,
-    signature: &Signature,
-    limits: &Limits,
-) -> Result<Records, (Option<RequestId>, ApiError)> {
-    let object = parse(bytes).map_err(|error| (None, error))?;
-    let (request_id, object) = take_request_id(object).map_err(|error| (None, error))?;
-    let rows = match form {
-        Form::Single => Ok(vec![object]),
-        Form::Batch => batch_rows(object, signature, limits),
-    };
-    match rows {
-        Ok(rows) => Ok(Records { request_id, rows }),
-        Err(error) => Err((request_id, error)),
-    }
-}
-
-fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
-    // serde_json refuses nesting deeper than 128 and invalid UTF-8 by itself. Its words say where,
-    // and never repeat the input.
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
+/// The object that a body is, without its `request_id`, which goes to where it is told of.
+pub(super) fn parse(bytes: &[u8], request_id: &mut RequestId) -> Result<Record, ApiError> {
+    // serde_json refuses nesting deeper than 128 and invalid UTF-8 by itself. Its own words may
+    // repeat the input, so only the place is told.
+    let mut object: Record = match serde_json::from_slice(bytes) {
+        Ok(Value::Object(object)) => object,
+        Ok(_) => return Err(ApiError::malformed("the body must be a JSON object")),
         Err(error) => {
             let what = match error.classify() {
                 serde_json::error::Category::Eof => "ends too early",
                 _ => "is not valid JSON",
             };
             let (line, column) = (error.line(), error.column());
-            Err(ApiError::malformed(format!(
-                "the body {what} (line {line}, column {column})"
-            )))
+            let message = format!("the body {what} (line {line}, column {column})");
+            return Err(ApiError::malformed(message));
+        }
+    };
+    match object.remove("request_id").map(|id| id.as_str().and_then(RequestId::parse)) {
+        None => {}
+        Some(Some(id)) => *request_id = id,
+        Some(None) => {
+            let message = "`request_id` must be a string of 1 to 128 visible ASCII characters";
+            return Err(ApiError::malformed(message));
         }
     }
+    Ok(object)
 }
 
-fn take_request_id(
-    mut object: Map<String, Value>,
-) -> Result<(Option<RequestId>, Map<String, Value>), ApiError> {
-    match object.remove("request_id") {
-        None => Ok((None, object)),
-        Some(Value::String(id)) => match RequestId::parse(&id) {
-            Some(id) => Ok((Some(id), object)),
-            None => Err(ApiError::malformed(
-                "`request_id` must be 1 to 128 visible ASCII characters",
-            )),
-        },
-        Some(_) => Err(ApiError::malformed("`request_id` must be a string")),
+/// The records of a body; their values are checked against the signature later.
+pub(super) fn rows(
+    object: Record,
+    form: Form,
+    signature: &Signature,
+    limits: &Limits,
+) -> Result<Vec<Record>, ApiError> {
+    match form {
+        Form::Single => Ok(vec![object]),
+        Form::Batch => batch_rows(object, signature, limits),
     }
 }
 
 fn batch_rows(
-    mut object: Map<String, Value>,
+    mut object: Record,
     signature: &Signature,
     limits: &Limits,
-) -> Result<Vec<Map<String, Value>>, ApiError> {
+) -> Result<Vec<Record>, ApiError> {
     let plural = plural_key(signature);
     let expected = || match &plural {
         Some((key, _)) => format!("a batch is either `instances` or `{key}`, and nothing else"),
@@ -191,11 +170,7 @@ fn batch_rows(
         return Err(ApiError::malformed("the batch is empty"));
     }
     if rows.len() > limits.batch_rows {
-        let message = format!(
-            "the batch has {} rows, over {}",
-            rows.len(),
-            limits.batch_rows
-        );
+        let message = format!("the batch has {} rows, over {}", rows.len(), limits.batch_rows);
         return Err(ApiError::new(ErrorCode::UnacceptableInput, message));
     }
     Ok(rows)

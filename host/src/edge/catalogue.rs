@@ -29,13 +29,8 @@ pub(super) async fn model(
     authorize(&edge, &headers)?;
     let (model, _) = target(&model, None)?;
     let snapshot = edge.registry.snapshot();
-    let versions = snapshot
-        .models
-        .get(&model)
-        .ok_or(RouteError::UnknownModel)?;
-    Ok(Json(
-        json!({"model": model.as_str(), "versions": version_states(versions)}),
-    ))
+    let versions = snapshot.models.get(&model).ok_or(RouteError::UnknownModel)?;
+    Ok(Json(json!({"model": model.as_str(), "versions": version_states(versions)})))
 }
 
 /// `GET /models/{model}/versions/{selector}`
@@ -77,8 +72,5 @@ fn version_states(model: &ModelVersions) -> Value {
 }
 
 fn authorize(edge: &Edge, headers: &HeaderMap) -> Result<(), ApiError> {
-    edge.keys
-        .check(headers)
-        .map(|_caller| ())
-        .ok_or_else(ApiError::unauthorized)
+    edge.keys.check(headers).map(|_caller| ()).ok_or_else(ApiError::unauthorized)
 }

@@ -27,8 +27,7 @@ use crate::record::RecordError;
 use crate::router::RouteError;
 
 /// What an error is, for callers. The words are stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ErrorCode {
     MalformedRequest,
     Unauthorized,
@@ -46,6 +45,25 @@ pub(super) enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// The word in the field `error_code`.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::MalformedRequest => "malformed_request",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::RequestTimeout => "request_timeout",
+            Self::PayloadTooLarge => "payload_too_large",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::UnacceptableInput => "unacceptable_input",
+            Self::ModelFailure => "model_failure",
+            Self::Internal => "internal",
+            Self::Overloaded => "overloaded",
+            Self::NotReady => "not_ready",
+            Self::DeadlineExceeded => "deadline_exceeded",
+        }
+    }
+
     fn status(self) -> StatusCode {
         match self {
             Self::MalformedRequest => StatusCode::BAD_REQUEST,
@@ -81,11 +99,7 @@ pub(super) struct ApiError {
 
 impl ApiError {
     pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            details: Vec::new(),
-        }
+        Self { code, message: message.into(), details: Vec::new() }
     }
 
     pub(super) fn malformed(message: impl Into<String>) -> Self {
@@ -97,10 +111,7 @@ impl ApiError {
     }
 
     pub(super) fn method_not_allowed() -> Self {
-        Self::new(
-            ErrorCode::MethodNotAllowed,
-            "this endpoint does not take this method",
-        )
+        Self::new(ErrorCode::MethodNotAllowed, "this endpoint does not take this method")
     }
 
     pub(super) fn not_ready() -> Self {
@@ -108,23 +119,14 @@ impl ApiError {
     }
 
     pub(super) fn unauthorized() -> Self {
-        Self::new(
-            ErrorCode::Unauthorized,
-            "a valid key is needed in the header X-API-Key",
-        )
+        Self::new(ErrorCode::Unauthorized, "a valid key is needed in the header X-API-Key")
     }
 
     fn with_details(code: ErrorCode, details: Vec<Detail>) -> Self {
-        let message = details
-            .first()
-            .map_or("the input is not acceptable".to_owned(), |first| {
-                format!("row {}: `{}` {}", first.row, first.field, first.reason)
-            });
-        Self {
-            code,
-            message,
-            details,
-        }
+        let message = details.first().map_or("the input is not acceptable".to_owned(), |first| {
+            format!("row {}: `{}` {}", first.row, first.field, first.reason)
+        });
+        Self { code, message, details }
     }
 
     /// The same error, told of the rows of a request rather than of a batch.
@@ -141,7 +143,7 @@ impl ApiError {
     /// The body, once the request has an id.
     pub(super) fn body(&self, request_id: &str) -> serde_json::Value {
         let mut body = serde_json::json!({
-            "error_code": self.code,
+            "error_code": self.code.as_str(),
             "message": self.message,
             "request_id": request_id,
         });
@@ -157,9 +159,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
         if matches!(self.code, ErrorCode::Overloaded | ErrorCode::NotReady) {
-            response
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response.extensions_mut().insert(self);
         response

@@ -33,12 +33,8 @@ impl RequestId {
     }
 
     fn of(headers: &HeaderMap) -> Self {
-        let given = headers
-            .get(REQUEST_ID_HEADER)
-            .and_then(|id| id.to_str().ok());
-        given
-            .and_then(Self::parse)
-            .unwrap_or_else(|| Self(Uuid::now_v7().to_string()))
+        let given = headers.get(REQUEST_ID_HEADER).and_then(|id| id.to_str().ok());
+        given.and_then(Self::parse).unwrap_or_else(|| Self(Uuid::now_v7().to_string()))
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -47,30 +43,34 @@ impl RequestId {
 }
 
 /// What the line in the log says of a request, as far as it came.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Account {
+    /// The caller's, from the body or the header, or one that was made.
+    pub(super) request_id: RequestId,
     pub(super) caller: Option<String>,
-    /// The id in the body, which outranks the one in the header.
-    pub(super) request_id: Option<RequestId>,
     pub(super) version: Option<VersionId>,
     pub(super) reason: Option<Reason>,
     pub(super) rows: usize,
 }
 
+impl Account {
+    /// The account of a request that nothing is known of but its headers.
+    pub(super) fn of(request: &Request) -> Self {
+        let request_id = RequestId::of(request.headers());
+        Self { request_id, caller: None, version: None, reason: None, rows: 0 }
+    }
+}
+
 /// Give the request an id and the answer its log line; write the bodies of errors.
-pub(super) async fn each_request(mut request: Request, next: Next) -> Response {
+pub(super) async fn each_request(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let id = RequestId::of(request.headers());
-    request.extensions_mut().insert(id.clone());
+    let before = Account::of(&request);
     let mut response = next.run(request).await;
 
-    let account = response
-        .extensions_mut()
-        .remove::<Account>()
-        .unwrap_or_default();
-    let id = account.request_id.clone().unwrap_or(id);
+    let account = response.extensions_mut().remove::<Account>().unwrap_or(before);
+    let id = &account.request_id;
     let error = response.extensions_mut().remove::<ApiError>();
     if let Some(error) = &error {
         *response.body_mut() = error.body(id.as_str()).to_string().into();
@@ -81,44 +81,43 @@ pub(super) async fn each_request(mut request: Request, next: Next) -> Response {
     if let Ok(value) = HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
-    log(
-        &Line {
-            id: &id,
-            method: &method,
-            route: route.as_ref(),
-            response: &response,
-        },
-        &account,
-        error,
-        started,
-    );
+    let status = response.status().as_u16();
+    Line { method, route, status, error, started }.log(&account);
     response
 }
 
-struct Line<'a> {
-    id: &'a RequestId,
-    method: &'a Method,
-    route: Option<&'a MatchedPath>,
-    response: &'a Response,
+struct Line {
+    method: Method,
+    route: Option<MatchedPath>,
+    status: u16,
+    error: Option<ApiError>,
+    started: Instant,
 }
 
-/// The route is the endpoint's pattern, never the path that the caller sent.
-fn log(line: &Line<'_>, account: &Account, error: Option<ApiError>, started: Instant) {
-    let latency_ms = started.elapsed().as_secs_f64() * 1000.0;
-    let version = account.version.as_ref();
-    let error_code = error.map(|error| serde_json::json!(error.code));
-    tracing::info!(
-        target: "request",
-        request_id = line.id.as_str(),
-        method = line.method.as_str(),
-        route = line.route.map(MatchedPath::as_str),
-        status = line.response.status().as_u16(),
-        error_code = error_code.as_ref().and_then(|code| code.as_str()),
-        caller = account.caller,
-        model = version.map(|version| version.name.as_str()),
-        version = version.map(|version| tracing::field::display(&version.version)),
-        reason = account.reason.map(Reason::as_str),
-        rows = account.rows,
-        latency_ms,
-    );
+impl Line {
+    /// The route is the endpoint's pattern, never the path that the caller sent.
+    fn log(&self, account: &Account) {
+        let route = self.route.as_ref().map(MatchedPath::as_str);
+        // Probes come every second and say the same; a change of readiness has a line of its own.
+        if route.is_some_and(|route| ["/healthz", "/readyz"].contains(&route)) {
+            return;
+        }
+        let version = account.version.as_ref();
+        // Whole microseconds, in milliseconds.
+        let latency_ms = (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        tracing::info!(
+            target: "request",
+            request_id = account.request_id.as_str(),
+            method = self.method.as_str(),
+            route,
+            status = self.status,
+            error_code = self.error.as_ref().map(|error| error.code.as_str()),
+            caller = account.caller,
+            model = version.map(|version| version.name.as_str()),
+            version = version.map(|version| tracing::field::display(&version.version)),
+            reason = account.reason.map(Reason::as_str),
+            rows = account.rows,
+            latency_ms,
+        );
+    }
 }

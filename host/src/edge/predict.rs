@@ -10,11 +10,11 @@ use axum::response::{IntoResponse, Response};
 use rand::RngExt as _;
 use serde_json::{Map, Value, json};
 
-use super::body::{self, Form, Records};
+use super::body::{self, Form};
 use super::error::{ApiError, ErrorCode};
-use super::observe::{Account, RequestId};
+use super::observe::Account;
 use super::{Edge, Shared};
-use crate::inference::PredictError;
+use crate::inference::Inference;
 use crate::model::{ModelName, Selector, Tensor};
 use crate::record;
 use crate::router::{self, Route, RouteError};
@@ -24,24 +24,12 @@ const REASON_HEADER: HeaderName = HeaderName::from_static("x-route-reason");
 
 /// `POST /predict`
 pub(super) async fn default(State(edge): Shared, request: Request) -> Response {
-    answer(
-        &edge,
-        default_target(&edge, Selector::Default),
-        Form::Single,
-        request,
-    )
-    .await
+    answer(&edge, default_target(&edge, Selector::Default), Form::Single, request).await
 }
 
 /// `POST /batch_predict`
 pub(super) async fn default_batch(State(edge): Shared, request: Request) -> Response {
-    answer(
-        &edge,
-        default_target(&edge, Selector::Default),
-        Form::Batch,
-        request,
-    )
-    .await
+    answer(&edge, default_target(&edge, Selector::Default), Form::Batch, request).await
 }
 
 /// `POST /v1/predict`
@@ -86,13 +74,7 @@ pub(super) async fn version(
     Path((model, selector)): Path<(String, String)>,
     request: Request,
 ) -> Response {
-    answer(
-        &edge,
-        target(&model, Some(&selector)),
-        Form::Single,
-        request,
-    )
-    .await
+    answer(&edge, target(&model, Some(&selector)), Form::Single, request).await
 }
 
 /// `POST /models/{model}/versions/{selector}/batch_predict`
@@ -109,9 +91,7 @@ pub(super) type Target = Result<(ModelName, Selector), ApiError>;
 
 /// A model and a version by their names in a path. What is not a name is the name of nothing.
 pub(super) fn target(model: &str, selector: Option<&str>) -> Target {
-    let model = model
-        .parse()
-        .map_err(|_error| ApiError::from(RouteError::UnknownModel))?;
+    let model = model.parse().map_err(|_error| ApiError::from(RouteError::UnknownModel))?;
     let selector = match selector {
         None => Selector::Default,
         Some(selector) => selector
@@ -128,32 +108,21 @@ fn default_target(edge: &Edge, selector: Selector) -> Target {
     match edge.default_model.as_ref().or(only) {
         Some(model) => Ok((model.clone(), selector)),
         None if snapshot.loading => Err(ApiError::not_ready()),
-        None => Err(ApiError::new(
-            ErrorCode::NotFound,
-            "there is no default model",
-        )),
+        None => Err(ApiError::new(ErrorCode::NotFound, "there is no default model")),
     }
 }
 
 fn major_target(edge: &Edge, segment: &str) -> Target {
-    let digits = segment
-        .strip_prefix('v')
-        .filter(|digits| !digits.starts_with(['+', '0']));
-    let major = digits
-        .or((segment == "v0").then_some("0"))
-        .and_then(|digits| digits.parse().ok());
+    let digits = segment.strip_prefix('v').filter(|digits| !digits.starts_with(['+', '0']));
+    let major = digits.or((segment == "v0").then_some("0")).and_then(|digits| digits.parse().ok());
     let major = major.ok_or_else(ApiError::no_such_endpoint)?;
     default_target(edge, Selector::major(major))
 }
 
 async fn answer(edge: &Edge, target: Target, form: Form, request: Request) -> Response {
-    let mut account = Account::default();
-    let header_id = request.extensions().get::<RequestId>().cloned();
+    let mut account = Account::of(&request);
     let mut response = match predict(edge, target, form, request, &mut account).await {
-        Ok(prediction) => {
-            let id = account.request_id.as_ref().or(header_id.as_ref());
-            prediction.into_response(form, id.map_or("", RequestId::as_str))
-        }
+        Ok(prediction) => prediction.into_response(form, account.request_id.as_str()),
         Err(error) => error.into_response(),
     };
     response.extensions_mut().insert(account);
@@ -168,10 +137,7 @@ async fn predict(
     account: &mut Account,
 ) -> Result<Prediction, ApiError> {
     let (parts, body) = request.into_parts();
-    let caller = edge
-        .keys
-        .check(&parts.headers)
-        .ok_or_else(ApiError::unauthorized)?;
+    let caller = edge.keys.check(&parts.headers).ok_or_else(ApiError::unauthorized)?;
     account.caller = Some(caller.to_owned());
     let bytes = body::read(&parts.headers, body, &edge.limits).await?;
     let deadline = Instant::now() + edge.limits.predict_time;
@@ -182,77 +148,52 @@ async fn predict(
     account.reason = Some(route.reason);
 
     let signature = route.version.signature();
-    let records = body::records(&bytes, form, signature, &edge.limits);
-    let Records { request_id, rows } = records.map_err(|(request_id, error)| {
-        account.request_id = request_id;
-        error
-    })?;
-    account.request_id = request_id;
+    let object = body::parse(&bytes, &mut account.request_id)?;
+    let rows = body::rows(object, form, signature, &edge.limits)?;
     account.rows = rows.len();
-    let rows: Vec<&Map<String, Value>> = rows.iter().collect();
-    let inputs = record::decode(signature, &rows)?;
-    edge.traffic
-        .count(route.version.id(), route.reason.as_str());
-    let records = run(edge, &route, inputs, rows.len(), deadline).await?;
+    let records: Vec<&Map<String, Value>> = rows.iter().collect();
+    let inputs = record::decode(signature, &records)?;
+    edge.traffic.count(route.version.id(), route.reason.as_str());
+    let span = tracing::info_span!("predict", request_id = account.request_id.as_str());
+    let call = Call { inference: &edge.inference, route: &route, deadline, span };
+    let records = call.run(inputs, rows.len()).await?;
     Ok(Prediction { route, records })
 }
 
-/// Run the rows in batches of at most the version's own size, one after the other, so that one
-/// large request does not take every inference thread.
-async fn run(
-    edge: &Edge,
-    route: &Route,
-    inputs: Vec<Tensor>,
-    rows: usize,
+/// Validated inputs on their way to one version.
+struct Call<'a> {
+    inference: &'a Inference,
+    route: &'a Route,
     deadline: Instant,
-) -> Result<Vec<Map<String, Value>>, ApiError> {
-    let signature = route.version.signature();
-    let most = signature.max_batch_size as usize;
-    if rows <= most {
-        let outputs = run_batch(edge, route, inputs, deadline).await?;
-        return Ok(record::encode(signature, &outputs));
-    }
-    let mut records = Vec::with_capacity(rows);
-    for start in (0..rows).step_by(most) {
-        let count = most.min(rows - start);
-        let batch = inputs
-            .iter()
-            .map(|input| input.slice_rows(start, count))
-            .collect();
-        let outputs = run_batch(edge, route, batch, deadline).await;
-        let outputs = outputs.map_err(|error| error.shift_rows(start))?;
-        records.extend(record::encode(signature, &outputs));
-    }
-    Ok(records)
+    span: tracing::Span,
 }
 
-async fn run_batch(
-    edge: &Edge,
-    route: &Route,
-    inputs: Vec<Tensor>,
-    deadline: Instant,
-) -> Result<Vec<Tensor>, ApiError> {
-    let outcome = edge
-        .inference
-        .predict(Arc::clone(&route.version), inputs, deadline)
-        .await;
-    outcome.map_err(|error| {
-        log_fault(route, &error);
-        error.into()
-    })
-}
-
-/// The guest's side of a failed request; the caller's side is the request's own line.
-fn log_fault(route: &Route, error: &PredictError) {
-    let PredictError::Guest(fault) = error else {
-        return;
-    };
-    let (id, kind) = (route.version.id(), fault.kind());
-    match fault {
-        crate::guest::Fault::Rejected(_) => {}
-        fault => {
-            tracing::warn!(target: "fault", model = %id.name, version = %id.version, kind, "{fault}");
+impl Call<'_> {
+    /// Run the rows in batches of at most the version's own size, one after the other, so that one
+    /// large request does not take every inference thread.
+    async fn run(
+        &self,
+        inputs: Vec<Tensor>,
+        rows: usize,
+    ) -> Result<Vec<Map<String, Value>>, ApiError> {
+        let signature = self.route.version.signature();
+        let most = signature.max_batch_size as usize;
+        if rows <= most {
+            return Ok(record::encode(signature, &self.run_batch(inputs).await?));
         }
+        let mut records = Vec::with_capacity(rows);
+        for start in (0..rows).step_by(most) {
+            let count = most.min(rows - start);
+            let batch = inputs.iter().map(|input| input.slice_rows(start, count)).collect();
+            let outputs = self.run_batch(batch).await.map_err(|error| error.shift_rows(start))?;
+            records.extend(record::encode(signature, &outputs));
+        }
+        Ok(records)
+    }
+
+    async fn run_batch(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, ApiError> {
+        let (version, span) = (Arc::clone(&self.route.version), self.span.clone());
+        Ok(self.inference.predict(version, inputs, self.deadline, span).await?)
     }
 }
 

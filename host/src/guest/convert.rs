@@ -42,9 +42,7 @@ pub(super) fn outputs_from_wit(
                 field.name, tensor.datatype, tensor.shape
             )));
         }
-        tensor
-            .check()
-            .map_err(|error| bad(format!("output {:?}: {error}", field.name)))?;
+        tensor.check().map_err(|error| bad(format!("output {:?}: {error}", field.name)))?;
         if field.is_text() && !is_utf8(&tensor) {
             return Err(bad(format!("output {:?} is not UTF-8", field.name)));
         }
@@ -54,10 +52,7 @@ pub(super) fn outputs_from_wit(
     if outputs.is_empty() {
         Ok(ordered)
     } else {
-        Err(bad(format!(
-            "{} outputs are not in the signature",
-            outputs.len()
-        )))
+        Err(bad(format!("{} outputs are not in the signature", outputs.len())))
     }
 }
 
@@ -65,9 +60,7 @@ pub(super) fn fault_from_wit(error: wit::PredictError, rows: u64) -> Fault {
     match error {
         wit::PredictError::Failed(reason) => Fault::Failed(reason),
         wit::PredictError::Rejected(rejections) => {
-            let stray = rejections
-                .iter()
-                .find(|rejection| u64::from(rejection.row) >= rows);
+            let stray = rejections.iter().find(|rejection| u64::from(rejection.row) >= rows);
             match stray {
                 _ if rejections.is_empty() => {
                     Fault::BadOutput("it rejected the batch, but no row".to_owned())
@@ -82,16 +75,8 @@ pub(super) fn fault_from_wit(error: wit::PredictError, rows: u64) -> Fault {
 fn rejection_from_wit(rejection: wit::Rejection) -> Rejection {
     Rejection {
         row: rejection.row as usize,
-        input: rejection
-            .input
-            .chars()
-            .take(MAX_REASON_CHARACTERS)
-            .collect(),
-        reason: rejection
-            .reason
-            .chars()
-            .take(MAX_REASON_CHARACTERS)
-            .collect(),
+        input: rejection.input.chars().take(MAX_REASON_CHARACTERS).collect(),
+        reason: rejection.reason.chars().take(MAX_REASON_CHARACTERS).collect(),
     }
 }
 
@@ -101,12 +86,7 @@ fn is_utf8(tensor: &Tensor) -> bool {
 
 fn tensor_from_wit(tensor: wit::Tensor) -> Tensor {
     let datatype = datatype_from_wit(tensor.datatype);
-    Tensor {
-        name: tensor.name,
-        datatype,
-        shape: tensor.shape,
-        data: tensor.data,
-    }
+    Tensor { name: tensor.name, datatype, shape: tensor.shape, data: tensor.data }
 }
 
 fn field_from_wit(field: wit::Field) -> Field {
@@ -115,11 +95,7 @@ fn field_from_wit(field: wit::Field) -> Field {
         description: field.description,
         datatype: datatype_from_wit(field.datatype),
         row_shape: field.row_shape,
-        constraints: field
-            .constraints
-            .into_iter()
-            .map(constraint_from_wit)
-            .collect(),
+        constraints: field.constraints.into_iter().map(constraint_from_wit).collect(),
         default: field.default,
     }
 }

@@ -56,24 +56,17 @@ impl Engine {
             }
         };
         let thread = thread::Builder::new().name("epoch".to_owned());
-        thread
-            .spawn(ticker)
-            .map_err(|error| EngineError(error.into()))?;
+        thread.spawn(ticker).map_err(|error| EngineError(error.into()))?;
         Ok(Self(engine))
     }
 
     /// The engine of the `preinit` child: it compiles for the serving engine, and never runs.
     pub(crate) fn compiling() -> Result<Self, EngineError> {
-        let limits = EngineLimits {
-            max_instances: 1,
-            max_memory_bytes: 1 << 32,
-        };
+        let limits = EngineLimits { max_instances: 1, max_memory_bytes: 1 << 32 };
         let mut config = serving_config(limits);
         // Nothing is instantiated here, so nothing needs reserving.
         config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
-        wasmtime::Engine::new(&config)
-            .map(Self)
-            .map_err(EngineError)
+        wasmtime::Engine::new(&config).map(Self).map_err(EngineError)
     }
 
     /// The engine of the `preinit` child that runs `init` once, on code that is thrown away.
@@ -84,9 +77,7 @@ impl Engine {
         config.cranelift_opt_level(OptLevel::None);
         config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
         config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
-        wasmtime::Engine::new(&config)
-            .map(Self)
-            .map_err(EngineError)
+        wasmtime::Engine::new(&config).map(Self).map_err(EngineError)
     }
 
     /// A text that is the same for engines that can run each other's compiled code.
@@ -101,9 +92,7 @@ impl Engine {
     pub(crate) fn ticks_until(deadline: Instant) -> u64 {
         let left = deadline.saturating_duration_since(Instant::now());
         let ticks = left.as_nanos().div_ceil(EPOCH_TICK.as_nanos());
-        u64::try_from(ticks)
-            .unwrap_or(u64::MAX / 2)
-            .clamp(1, u64::MAX / 2)
+        u64::try_from(ticks).unwrap_or(u64::MAX / 2).clamp(1, u64::MAX / 2)
     }
 
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
@@ -163,10 +152,7 @@ impl Hasher for Blake3Hasher {
 
     fn finish(&self) -> u64 {
         let hash = self.0.finalize();
-        let (first, _) = hash
-            .as_bytes()
-            .split_first_chunk()
-            .expect("a hash has 32 bytes");
+        let (first, _) = hash.as_bytes().split_first_chunk().expect("a hash has 32 bytes");
         u64::from_le_bytes(*first)
     }
 }

@@ -77,10 +77,7 @@ impl Fault {
             Some(_) => TrapKind::Other,
             None => TrapKind::HostCall,
         };
-        Self::Trap {
-            kind,
-            backtrace: format!("{error:?}"),
-        }
+        Self::Trap { kind, backtrace: format!("{error:?}") }
     }
 }
 

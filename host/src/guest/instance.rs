@@ -37,10 +37,7 @@ impl LoadedComponent {
     /// # Safety
     /// The file is native code and stays mapped: it must be one that this host has written, must
     /// have been checked against its MAC, and must never be changed in place.
-    #[expect(
-        unsafe_code,
-        reason = "wasmtime cannot check native code, only our own MAC can"
-    )]
+    #[expect(unsafe_code, reason = "wasmtime cannot check native code, only our own MAC can")]
     pub unsafe fn map(
         engine: &Engine,
         compiled: &Path,
@@ -53,12 +50,7 @@ impl LoadedComponent {
         let linker = linker(engine, &component, Phase::Serve)?;
         let pre = ModelPre::new(linker.instantiate_pre(&component)?)?;
         let (version, signature) = (Arc::new(version), Arc::new(signature));
-        Ok(Self {
-            pre,
-            version,
-            signature,
-            max_memory_bytes,
-        })
+        Ok(Self { pre, version, signature, max_memory_bytes })
     }
 
     /// A new instance, in the state that `init` left.
@@ -74,11 +66,7 @@ impl LoadedComponent {
         store.set_epoch_deadline(u64::MAX / 2);
         let guest = self.pre.instantiate(&mut store);
         let guest = guest.map_err(|error| Fault::Host(format!("{error:#}")))?;
-        Ok(Instance {
-            store,
-            guest,
-            signature: Arc::clone(&self.signature),
-        })
+        Ok(Instance { store, guest, signature: Arc::clone(&self.signature) })
     }
 }
 
@@ -105,10 +93,7 @@ impl Instance {
         match answer {
             Ok(Ok(outputs)) => outputs_from_wit(outputs, &self.signature, rows),
             Ok(Err(error)) => Err(fault_from_wit(error, rows)),
-            Err(error) => Err(Fault::of_call(
-                &error,
-                self.store.data().memory_was_denied(),
-            )),
+            Err(error) => Err(Fault::of_call(&error, self.store.data().memory_was_denied())),
         }
     }
 }

@@ -61,10 +61,7 @@ impl HostState {
             table: ResourceTable::new(),
             version,
             assets,
-            memory: MemoryLimit {
-                max_bytes: max_memory_bytes,
-                denied: false,
-            },
+            memory: MemoryLimit { max_bytes: max_memory_bytes, denied: false },
             log_bytes_left: LOG_BYTES_PER_CALL,
             log_lines_dropped: 0,
         }
@@ -104,10 +101,7 @@ impl HostState {
 
 impl WasiView for HostState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView {
-            ctx: &mut self.wasi,
-            table: &mut self.table,
-        }
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
@@ -142,15 +136,9 @@ impl assets::Host for HostState {
     }
 
     fn read(&mut self, name: String, offset: u64, length: u64) -> wasmtime::Result<Vec<u8>> {
-        let Some(asset) = self.assets()?.asset(&name) else {
-            bail!("there is no such asset")
-        };
-        let offset = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(asset.len());
-        let length = usize::try_from(length)
-            .unwrap_or(usize::MAX)
-            .min(MAX_ASSET_CHUNK_BYTES);
+        let Some(asset) = self.assets()?.asset(&name) else { bail!("there is no such asset") };
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(asset.len());
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(MAX_ASSET_CHUNK_BYTES);
         let rest = &asset[offset..];
         Ok(rest[..length.min(rest.len())].to_vec())
     }

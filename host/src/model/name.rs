@@ -36,16 +36,9 @@ impl FromStr for ModelName {
             byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_'
         };
         let good = name.len() <= MAX_NAME_LENGTH
-            && name
-                .bytes()
-                .next()
-                .is_some_and(|first| first.is_ascii_lowercase())
+            && name.bytes().next().is_some_and(|first| first.is_ascii_lowercase())
             && name.bytes().all(allowed);
-        if good {
-            Ok(Self(name.to_owned()))
-        } else {
-            Err(NameError)
-        }
+        if good { Ok(Self(name.to_owned())) } else { Err(NameError) }
     }
 }
 
@@ -94,17 +87,7 @@ mod tests {
             assert_eq!(good.parse::<ModelName>().unwrap().as_str(), good);
         }
         let long = "a".repeat(65);
-        for bad in [
-            "",
-            "Toxicity",
-            "1st",
-            "a/b",
-            "a.b",
-            "..",
-            "a b",
-            "é",
-            long.as_str(),
-        ] {
+        for bad in ["", "Toxicity", "1st", "a/b", "a.b", "..", "a b", "é", long.as_str()] {
             assert_eq!(bad.parse::<ModelName>(), Err(NameError), "{bad}");
         }
     }

@@ -33,9 +33,7 @@ impl Selector {
             patch: None,
             pre: semver::Prerelease::EMPTY,
         };
-        Self::Range(VersionReq {
-            comparators: vec![comparator],
-        })
+        Self::Range(VersionReq { comparators: vec![comparator] })
     }
 
     /// Whether the version is one that the selector may choose. A pre-release satisfies a range
@@ -97,17 +95,7 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         let long = "1".repeat(300);
-        for bad in [
-            "",
-            "*",
-            "latest",
-            "1.2.3.4",
-            "v1",
-            "-1",
-            "^^1",
-            "1..2",
-            long.as_str(),
-        ] {
+        for bad in ["", "*", "latest", "1.2.3.4", "v1", "-1", "^^1", "1..2", long.as_str()] {
             assert_eq!(bad.parse::<Selector>(), Err(SelectorError), "{bad}");
         }
     }

@@ -130,21 +130,13 @@ impl Field {
         };
         tensor.datatype == self.datatype
             && tensor.shape.len() == self.row_shape.len() + 1
-            && self
-                .row_shape
-                .iter()
-                .zip(&tensor.shape[1..])
-                .all(dimension_fits)
+            && self.row_shape.iter().zip(&tensor.shape[1..]).all(dimension_fits)
     }
 
     fn check(&self) -> Result<(), String> {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
         let good_name = self.name.len() <= MAX_NAME_LENGTH
-            && self
-                .name
-                .bytes()
-                .next()
-                .is_some_and(|first| first.is_ascii_lowercase())
+            && self.name.bytes().next().is_some_and(|first| first.is_ascii_lowercase())
             && self.name.bytes().all(allowed);
         if !good_name {
             return Err("a name is 1 to 64 lower-case letters, digits and `_`".to_owned());
@@ -158,9 +150,7 @@ impl Field {
         if self.row_shape.len() > 8 {
             return Err("a row has at most 8 dimensions".to_owned());
         }
-        self.constraints
-            .iter()
-            .try_for_each(|constraint| self.check_constraint(constraint))?;
+        self.constraints.iter().try_for_each(|constraint| self.check_constraint(constraint))?;
         self.check_default()
     }
 
@@ -171,10 +161,7 @@ impl Field {
             Constraint::Stripped => self.is_text(),
             Constraint::Length { minimum, maximum } => bytes && minimum <= maximum,
             Constraint::Range { minimum, maximum } => {
-                let nan = [minimum, maximum]
-                    .into_iter()
-                    .flatten()
-                    .any(|bound| bound.is_nan());
+                let nan = [minimum, maximum].into_iter().flatten().any(|bound| bound.is_nan());
                 let ordered = minimum.zip(*maximum).is_none_or(|(low, high)| low <= high);
                 !bytes && self.datatype != Datatype::Bool && !nan && ordered
             }
@@ -183,34 +170,21 @@ impl Field {
                 self.is_text() && !labels.is_empty() && labels.len() <= 100_000 && short
             }
         };
-        if fits {
-            Ok(())
-        } else {
-            Err(format!("a constraint does not fit: {constraint:?}"))
-        }
+        if fits { Ok(()) } else { Err(format!("a constraint does not fit: {constraint:?}")) }
     }
 
     fn check_default(&self) -> Result<(), String> {
         let Some(default) = &self.default else {
             return Ok(());
         };
-        let dimensions: Option<Vec<u64>> = self
-            .row_shape
-            .iter()
-            .map(|dimension| dimension.map(u64::from))
-            .collect();
+        let dimensions: Option<Vec<u64>> =
+            self.row_shape.iter().map(|dimension| dimension.map(u64::from)).collect();
         let dimensions = dimensions.ok_or("a default needs a fixed row shape")?;
         let mut shape = vec![1];
         shape.extend(dimensions);
         let (datatype, data) = (self.datatype, default.clone());
-        let row = Tensor {
-            name: self.name.clone(),
-            datatype,
-            shape,
-            data,
-        };
-        row.check()
-            .map_err(|error| format!("the default does not fit: {error}"))
+        let row = Tensor { name: self.name.clone(), datatype, shape, data };
+        row.check().map_err(|error| format!("the default does not fit: {error}"))
     }
 }
 
@@ -232,11 +206,7 @@ mod tests {
     }
 
     fn signature(inputs: Vec<Field>) -> Signature {
-        Signature {
-            inputs,
-            outputs: vec![field("y", Datatype::Fp32)],
-            max_batch_size: 1,
-        }
+        Signature { inputs, outputs: vec![field("y", Datatype::Fp32)], max_batch_size: 1 }
     }
 
     #[test]
@@ -260,19 +230,10 @@ mod tests {
             signature(vec![field("X", Datatype::Fp32)]),
             signature(vec![field("request_id", Datatype::Fp32)]),
             with(Constraint::Stripped),
-            with(Constraint::Range {
-                minimum: None,
-                maximum: None,
-            }),
-            with(Constraint::Length {
-                minimum: 2,
-                maximum: 1,
-            }),
+            with(Constraint::Range { minimum: None, maximum: None }),
+            with(Constraint::Length { minimum: 2, maximum: 1 }),
             with_default(&[0; 5]),
-            Signature {
-                max_batch_size: 0,
-                ..signature(vec![field("x", Datatype::Fp32)])
-            },
+            Signature { max_batch_size: 0, ..signature(vec![field("x", Datatype::Fp32)]) },
         ];
         for signature in bad {
             assert!(signature.check().is_err(), "{signature:?}");
@@ -284,10 +245,7 @@ mod tests {
         let mut text = field("text", Datatype::Bytes);
         text.constraints = vec![
             Constraint::Text,
-            Constraint::Length {
-                minimum: 1,
-                maximum: 2000,
-            },
+            Constraint::Length { minimum: 1, maximum: 2000 },
             Constraint::OneOf(vec!["a".to_owned()]),
         ];
         let signature = signature(vec![text]);

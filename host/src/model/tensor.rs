@@ -92,11 +92,7 @@ impl Tensor {
             }
             None => count_bytes_elements(&self.data) == Some(elements),
         };
-        if fits {
-            Ok(())
-        } else {
-            Err(TensorError::Length)
-        }
+        if fits { Ok(()) } else { Err(TensorError::Length) }
     }
 
     /// The rows `[start, start + count)` as a tensor of their own.
@@ -120,12 +116,7 @@ impl Tensor {
         let mut shape = self.shape.clone();
         shape[0] = count as u64;
         let data = self.data[begin..end].to_vec();
-        Self {
-            name: self.name.clone(),
-            datatype: self.datatype,
-            shape,
-            data,
-        }
+        Self { name: self.name.clone(), datatype: self.datatype, shape, data }
     }
 }
 
@@ -155,10 +146,7 @@ fn count_bytes_elements(data: &[u8]) -> Option<usize> {
 }
 
 fn offset_of_element(data: &[u8], index: usize) -> usize {
-    bytes_elements(data)
-        .take(index)
-        .map(|element| size_of::<u32>() + element.len())
-        .sum()
+    bytes_elements(data).take(index).map(|element| size_of::<u32>() + element.len()).sum()
 }
 
 #[cfg(test)]
@@ -174,12 +162,7 @@ mod tests {
             data.extend_from_slice(row);
         }
         let shape = vec![rows.len() as u64];
-        Tensor {
-            name: "text".to_owned(),
-            datatype: Datatype::Bytes,
-            shape,
-            data,
-        }
+        Tensor { name: "text".to_owned(), datatype: Datatype::Bytes, shape, data }
     }
 
     proptest! {
@@ -214,12 +197,7 @@ mod tests {
     fn numbers_are_sliced_by_row() {
         let data: Vec<u8> = (0_i32..6).flat_map(i32::to_le_bytes).collect();
         let name = "x".to_owned();
-        let tensor = Tensor {
-            name,
-            datatype: Datatype::Int32,
-            shape: vec![3, 2],
-            data,
-        };
+        let tensor = Tensor { name, datatype: Datatype::Int32, shape: vec![3, 2], data };
         assert_eq!(tensor.check(), Ok(()));
         let row = tensor.slice_rows(1, 1);
         assert_eq!(row.shape, [1, 2]);
@@ -230,34 +208,13 @@ mod tests {
     fn lengths_that_do_not_fit_are_found() {
         let tensor = |datatype, shape: &[u64], data: &[u8]| {
             let (shape, data) = (shape.to_vec(), data.to_vec());
-            Tensor {
-                name: String::new(),
-                datatype,
-                shape,
-                data,
-            }
-            .check()
+            Tensor { name: String::new(), datatype, shape, data }.check()
         };
         assert_eq!(tensor(Datatype::Fp32, &[2], &[0; 8]), Ok(()));
-        assert_eq!(
-            tensor(Datatype::Fp32, &[2], &[0; 7]),
-            Err(TensorError::Length)
-        );
-        assert_eq!(
-            tensor(Datatype::Fp32, &[], &[0; 4]),
-            Err(TensorError::NoBatch)
-        );
-        assert_eq!(
-            tensor(Datatype::Fp32, &[u64::MAX, 2], &[]),
-            Err(TensorError::TooLarge)
-        );
-        assert_eq!(
-            tensor(Datatype::Bytes, &[1], &[9, 0, 0, 0]),
-            Err(TensorError::Length)
-        );
-        assert_eq!(
-            tensor(Datatype::Bytes, &[2], &[0, 0, 0, 0]),
-            Err(TensorError::Length)
-        );
+        assert_eq!(tensor(Datatype::Fp32, &[2], &[0; 7]), Err(TensorError::Length));
+        assert_eq!(tensor(Datatype::Fp32, &[], &[0; 4]), Err(TensorError::NoBatch));
+        assert_eq!(tensor(Datatype::Fp32, &[u64::MAX, 2], &[]), Err(TensorError::TooLarge));
+        assert_eq!(tensor(Datatype::Bytes, &[1], &[9, 0, 0, 0]), Err(TensorError::Length));
+        assert_eq!(tensor(Datatype::Bytes, &[2], &[0, 0, 0, 0]), Err(TensorError::Length));
     }
 }

@@ -35,15 +35,9 @@ pub fn start(filter: &str, format: Option<Format>) -> Result<(), ParseError> {
     let levels = EnvFilter::builder().parse(filter)?;
     let terminal = std::io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(levels)
-        .with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt().with_env_filter(levels).with_writer(std::io::stderr);
     match format {
-        Format::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .init(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).init(),
         Format::Text => lines.with_ansi(terminal).init(),
     }
     // A second start would have panicked in `init`.
@@ -60,8 +54,5 @@ pub fn environment() -> Vec<(&'static str, String)> {
         Format::Json => "json",
         Format::Text => "text",
     };
-    vec![
-        (FILTER_VARIABLE, filter.clone()),
-        (FORMAT_VARIABLE, format.to_owned()),
-    ]
+    vec![(FILTER_VARIABLE, filter.clone()), (FORMAT_VARIABLE, format.to_owned())]
 }

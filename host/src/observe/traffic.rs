@@ -47,9 +47,7 @@ impl Traffic {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(VersionId, &'static str), u64>> {
         // A count is never left half done, so a panic elsewhere does not spoil the map.
-        self.counts
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -61,13 +61,7 @@ pub fn run(arguments: &ChildArguments) -> std::io::Result<()> {
 fn limit_self(arguments: &ChildArguments) -> rustix::io::Result<()> {
     let set = |resource, limit| {
         let limit = Some(limit);
-        rustix::process::setrlimit(
-            resource,
-            Rlimit {
-                current: limit,
-                maximum: limit,
-            },
-        )
+        rustix::process::setrlimit(resource, Rlimit { current: limit, maximum: limit })
     };
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     set(Resource::Core, 0)?;
@@ -81,34 +75,21 @@ fn limit_self(arguments: &ChildArguments) -> rustix::io::Result<()> {
 }
 
 fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitError> {
-    let mut steps = Steps {
-        last: Instant::now(),
-        milliseconds: Vec::new(),
-    };
+    let mut steps = Steps { last: Instant::now(), milliseconds: Vec::new() };
     let artifact = Artifact::open_draft(&arguments.artifact);
     let artifact = artifact.map_err(|error| PreinitError::Component(error.to_string()))?;
     steps.done("read");
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
     let memory = arguments.guest_memory_bytes;
-    let snapshot = snapshot(
-        Arc::new(artifact),
-        memory,
-        arguments.output.is_some(),
-        &mut steps,
-    );
+    let snapshot = snapshot(Arc::new(artifact), memory, arguments.output.is_some(), &mut steps);
     let (signature, snapshot) = runtime.block_on(snapshot)?;
     let mut fingerprint = None;
     if let (Some(output), Some(snapshot)) = (&arguments.output, snapshot) {
         fingerprint = Some(compile(&snapshot, output, &mut steps)?);
     }
     let peak_memory_bytes = peak_memory_bytes();
-    Ok(PreinitReport {
-        signature,
-        fingerprint,
-        steps_ms: steps.milliseconds,
-        peak_memory_bytes,
-    })
+    Ok(PreinitReport { signature, fingerprint, steps_ms: steps.milliseconds, peak_memory_bytes })
 }
 
 /// Run `init`; the signature, and if asked for the component with the memory that `init` left.
@@ -123,9 +104,7 @@ async fn snapshot(
     let mut wizer = Wizer::new();
     // Rust guests keep `init` in a table, from which it cannot be removed.
     wizer.keep_init_func(true);
-    let (context, instrumented) = wizer
-        .instrument_component(artifact.bytes())
-        .map_err(unusable)?;
+    let (context, instrumented) = wizer.instrument_component(artifact.bytes()).map_err(unusable)?;
     let component = Component::new(engine.wasmtime(), &instrumented).map_err(unusable)?;
     drop(instrumented);
     steps.done("compile for init");
@@ -138,10 +117,7 @@ async fn snapshot(
     // The snapshot reads whole memories through lists.
     store.set_hostcall_fuel(usize::MAX);
     let linker = guest::linker(&engine, &component, Phase::Init).map_err(unusable)?;
-    let instance = linker
-        .instantiate_async(&mut store, &component)
-        .await
-        .map_err(unusable)?;
+    let instance = linker.instantiate_async(&mut store, &component).await.map_err(unusable)?;
     let guest = Model::new(&mut store, &instance).map_err(unusable)?;
     let answer = guest.guesthouse_model_lifecycle().call_init(&mut store);
     let memory_was_denied = store.data().memory_was_denied();
@@ -156,21 +132,13 @@ async fn snapshot(
         }
     };
     let signature = guest::signature_from_wit(declared);
-    signature
-        .check()
-        .map_err(|error| PreinitError::Component(error.to_string()))?;
+    signature.check().map_err(|error| PreinitError::Component(error.to_string()))?;
     steps.done("init");
     if !take {
         return Ok((signature, None));
     }
-    let mut access = WasmtimeWizerComponent {
-        store: &mut store,
-        instance,
-    };
-    let snapshot = wizer
-        .snapshot_component(&context, &mut access)
-        .await
-        .map_err(unusable)?;
+    let mut access = WasmtimeWizerComponent { store: &mut store, instance };
+    let snapshot = wizer.snapshot_component(&context, &mut access).await.map_err(unusable)?;
     steps.done("snapshot");
     Ok((signature, Some(snapshot)))
 }
@@ -181,10 +149,7 @@ fn compile(snapshot: &[u8], output: &Path, steps: &mut Steps) -> Result<String, 
     let compiled = compiled.map_err(|error| PreinitError::Component(one_line(&error)))?;
     steps.done("compile");
     let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(output)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).open(output)?;
         file.write_all(&compiled)?;
         file.sync_all()
     };

@@ -45,11 +45,7 @@ impl fmt::Display for RecordError {
         let Some(first) = self.issues().first() else {
             return Ok(());
         };
-        write!(
-            formatter,
-            "row {}: `{}` {}",
-            first.row, first.field, first.reason
-        )
+        write!(formatter, "row {}: `{}` {}", first.row, first.field, first.reason)
     }
 }
 
@@ -83,17 +79,10 @@ pub fn decode(
         let known = |name: &String| signature.inputs.iter().any(|field| field.name == *name);
         for name in record.keys().filter(|name| !known(name)) {
             let shown = name.chars().take(64).collect();
-            issues.add(
-                row,
-                shown,
-                Issue::Malformed("is not an input of this model".to_owned()),
-            );
+            issues.add(row, shown, Issue::Malformed("is not an input of this model".to_owned()));
         }
     }
-    let columns = signature
-        .inputs
-        .iter()
-        .map(|field| column(field, rows, &mut issues));
+    let columns = signature.inputs.iter().map(|field| column(field, rows, &mut issues));
     let columns: Vec<Tensor> = columns.collect();
     issues.check()?;
     Ok(columns)
@@ -131,11 +120,7 @@ impl Issues {
 }
 
 fn column(field: &Field, rows: &[&Map<String, Value>], issues: &mut Issues) -> Tensor {
-    let mut column = Column {
-        field,
-        data: Vec::new(),
-        dimensions: None,
-    };
+    let mut column = Column { field, data: Vec::new(), dimensions: None };
     for (row, record) in rows.iter().enumerate() {
         if let Err(issue) = column.add(record.get(&field.name)) {
             issues.add(row, field.name.clone(), issue);
@@ -143,12 +128,7 @@ fn column(field: &Field, rows: &[&Map<String, Value>], issues: &mut Issues) -> T
     }
     let mut shape = vec![rows.len() as u64];
     shape.extend(column.dimensions.unwrap_or_default());
-    Tensor {
-        name: field.name.clone(),
-        datatype: field.datatype,
-        shape,
-        data: column.data,
-    }
+    Tensor { name: field.name.clone(), datatype: field.datatype, shape, data: column.data }
 }
 
 /// One input's tensor, growing row by row.
@@ -203,9 +183,7 @@ impl Column<'_> {
             Some(before) if *before == size => {}
             Some(_) => return malformed("is a ragged array"),
         }
-        elements
-            .iter()
-            .try_for_each(|element| self.add_nested(element, depth + 1, dimensions))
+        elements.iter().try_for_each(|element| self.add_nested(element, depth + 1, dimensions))
     }
 }
 
@@ -313,10 +291,7 @@ fn add_number(field: &Field, number: &Number, data: &mut Vec<u8>) -> Result<(), 
         Datatype::Uint64 => integer!(u64),
         Datatype::Fp64 => data.extend_from_slice(&approximate.to_le_bytes()),
         Datatype::Fp32 => {
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "rounding is what FP32 means"
-            )]
+            #[expect(clippy::cast_possible_truncation, reason = "rounding is what FP32 means")]
             let single = approximate as f32;
             if single.is_infinite() {
                 return unacceptable("is out of range");
@@ -338,10 +313,7 @@ fn whole(number: &Number) -> Result<i128, Issue> {
         return Ok(integer);
     }
     match number.as_f64() {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "checked to be whole and small"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "checked to be whole and small")]
         Some(float) if float.fract() == 0.0 && float.abs() <= EXACT => Ok(float as i128),
         Some(float) if float.fract() == 0.0 => unacceptable("is out of range"),
         _ => malformed("must be an integer"),
@@ -355,23 +327,12 @@ mod tests {
     use super::*;
 
     fn signature(field: Field) -> Signature {
-        Signature {
-            inputs: vec![field],
-            outputs: vec![],
-            max_batch_size: 8,
-        }
+        Signature { inputs: vec![field], outputs: vec![], max_batch_size: 8 }
     }
 
     fn field(datatype: Datatype, constraints: Vec<Constraint>) -> Field {
         let (name, description) = ("x".to_owned(), String::new());
-        Field {
-            name,
-            description,
-            datatype,
-            row_shape: vec![],
-            constraints,
-            default: None,
-        }
+        Field { name, description, datatype, row_shape: vec![], constraints, default: None }
     }
 
     fn decode_one(field: &Field, record: &Value) -> Result<Tensor, RecordError> {
@@ -380,14 +341,8 @@ mod tests {
     }
 
     fn text() -> Field {
-        let length = Constraint::Length {
-            minimum: 1,
-            maximum: 5,
-        };
-        field(
-            Datatype::Bytes,
-            vec![Constraint::Text, Constraint::Stripped, length],
-        )
+        let length = Constraint::Length { minimum: 1, maximum: 5 };
+        field(Datatype::Bytes, vec![Constraint::Text, Constraint::Stripped, length])
     }
 
     #[test]
@@ -396,25 +351,14 @@ mod tests {
         assert_eq!(tensor.data[4..], *"häß ß".as_bytes());
         for bad in ["", "  \t ", "123456"] {
             let outcome = decode_one(&text(), &json!({"x": bad}));
-            assert!(
-                matches!(outcome, Err(RecordError::Unacceptable(_))),
-                "{bad:?}"
-            );
+            assert!(matches!(outcome, Err(RecordError::Unacceptable(_))), "{bad:?}");
         }
     }
 
     #[test]
     fn form_comes_before_content() {
-        for bad in [
-            json!({}),
-            json!({"x": 1}),
-            json!({"x": null}),
-            json!({"x": "a", "y": 1}),
-        ] {
-            assert!(
-                matches!(decode_one(&text(), &bad), Err(RecordError::Malformed(_))),
-                "{bad}"
-            );
+        for bad in [json!({}), json!({"x": 1}), json!({"x": null}), json!({"x": "a", "y": 1})] {
+            assert!(matches!(decode_one(&text(), &bad), Err(RecordError::Malformed(_))), "{bad}");
         }
         let (long, wrong) = (json!({"x": "123456"}), json!({"x": 1}));
         let rows = [long.as_object().unwrap(), wrong.as_object().unwrap()];
@@ -428,49 +372,20 @@ mod tests {
     #[test]
     fn integers_are_exact_and_bounded() {
         let good = |datatype, value: Value| {
-            decode_one(&field(datatype, vec![]), &json!({ "x": value }))
-                .unwrap()
-                .data
+            decode_one(&field(datatype, vec![]), &json!({ "x": value })).unwrap().data
         };
-        assert_eq!(
-            good(Datatype::Uint64, json!(u64::MAX)),
-            u64::MAX.to_le_bytes()
-        );
-        assert_eq!(
-            good(Datatype::Int64, json!(i64::MIN)),
-            i64::MIN.to_le_bytes()
-        );
+        assert_eq!(good(Datatype::Uint64, json!(u64::MAX)), u64::MAX.to_le_bytes());
+        assert_eq!(good(Datatype::Int64, json!(i64::MIN)), i64::MIN.to_le_bytes());
         assert_eq!(good(Datatype::Int8, json!(-128.0)), (-128_i8).to_le_bytes());
         let is =
             |datatype, value: Value| decode_one(&field(datatype, vec![]), &json!({"x": value}));
-        assert!(matches!(
-            is(Datatype::Int8, json!(128)),
-            Err(RecordError::Unacceptable(_))
-        ));
-        assert!(matches!(
-            is(Datatype::Uint8, json!(-1)),
-            Err(RecordError::Unacceptable(_))
-        ));
-        assert!(matches!(
-            is(Datatype::Int64, json!(1e300)),
-            Err(RecordError::Unacceptable(_))
-        ));
-        assert!(matches!(
-            is(Datatype::Int8, json!(1.5)),
-            Err(RecordError::Malformed(_))
-        ));
-        assert!(matches!(
-            is(Datatype::Fp32, json!(1e39)),
-            Err(RecordError::Unacceptable(_))
-        ));
-        assert!(matches!(
-            is(Datatype::Fp16, json!(1)),
-            Err(RecordError::Malformed(_))
-        ));
-        let range = Constraint::Range {
-            minimum: Some(0.0),
-            maximum: None,
-        };
+        assert!(matches!(is(Datatype::Int8, json!(128)), Err(RecordError::Unacceptable(_))));
+        assert!(matches!(is(Datatype::Uint8, json!(-1)), Err(RecordError::Unacceptable(_))));
+        assert!(matches!(is(Datatype::Int64, json!(1e300)), Err(RecordError::Unacceptable(_))));
+        assert!(matches!(is(Datatype::Int8, json!(1.5)), Err(RecordError::Malformed(_))));
+        assert!(matches!(is(Datatype::Fp32, json!(1e39)), Err(RecordError::Unacceptable(_))));
+        assert!(matches!(is(Datatype::Fp16, json!(1)), Err(RecordError::Malformed(_))));
+        let range = Constraint::Range { minimum: Some(0.0), maximum: None };
         let outcome = decode_one(&field(Datatype::Fp32, vec![range]), &json!({"x": -0.1}));
         assert!(matches!(outcome, Err(RecordError::Unacceptable(_))));
     }
@@ -480,22 +395,11 @@ mod tests {
         let mut matrix = field(Datatype::Uint8, vec![]);
         matrix.row_shape = vec![Some(2), None];
         let tensor = decode_one(&matrix, &json!({"x": [[1, 2, 3], [4, 5, 6]]})).unwrap();
-        assert_eq!(
-            (tensor.shape.as_slice(), tensor.check()),
-            (&[1, 2, 3][..], Ok(()))
-        );
-        let malformed = [
-            json!(1),
-            json!([1, 2]),
-            json!([[1], [2, 3]]),
-            json!([[[1]], [[2]]]),
-        ];
+        assert_eq!((tensor.shape.as_slice(), tensor.check()), (&[1, 2, 3][..], Ok(())));
+        let malformed = [json!(1), json!([1, 2]), json!([[1], [2, 3]]), json!([[[1]], [[2]]])];
         for bad in malformed {
             let outcome = decode_one(&matrix, &json!({ "x": bad }));
-            assert!(
-                matches!(outcome, Err(RecordError::Malformed(_))),
-                "{outcome:?}"
-            );
+            assert!(matches!(outcome, Err(RecordError::Malformed(_))), "{outcome:?}");
         }
         let outcome = decode_one(&matrix, &json!({"x": [[1]]}));
         assert!(matches!(outcome, Err(RecordError::Unacceptable(_))));
@@ -505,9 +409,6 @@ mod tests {
     fn defaults_fill_what_is_left_out() {
         let mut optional = field(Datatype::Fp32, vec![]);
         optional.default = Some(2.5_f32.to_le_bytes().to_vec());
-        assert_eq!(
-            decode_one(&optional, &json!({})).unwrap().data,
-            2.5_f32.to_le_bytes()
-        );
+        assert_eq!(decode_one(&optional, &json!({})).unwrap().data, 2.5_f32.to_le_bytes());
     }
 }

@@ -68,10 +68,7 @@ fn elements<'a>(field: &Field, tensor: &'a Tensor) -> Box<dyn Iterator<Item = Va
 /// A float with as few digits as identify it among the floats of single precision: 0.1, not
 /// 0.10000000149011612.
 fn single_precision(float: f32) -> Value {
-    float
-        .to_string()
-        .parse::<f64>()
-        .map_or(Value::Null, Value::from)
+    float.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 #[cfg(test)]
@@ -95,11 +92,7 @@ mod tests {
             field("point", Datatype::Fp32, vec![Some(2)]),
             field("file", Datatype::Bytes, vec![]),
         ];
-        let signature = Signature {
-            inputs: outputs.clone(),
-            outputs,
-            max_batch_size: 8,
-        };
+        let signature = Signature { inputs: outputs.clone(), outputs, max_batch_size: 8 };
         let rows = [
             json!({"id": i64::MAX, "point": [0.1, -2.5], "file": "AAH/"}),
             json!({"id": -1, "point": [3.0, 1e-30], "file": ""}),
@@ -116,16 +109,9 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_is_null() {
-        let data = [f32::NAN, f32::INFINITY, 1.0]
-            .map(f32::to_le_bytes)
-            .concat();
+        let data = [f32::NAN, f32::INFINITY, 1.0].map(f32::to_le_bytes).concat();
         let name = "y".to_owned();
-        let tensor = Tensor {
-            name,
-            datatype: Datatype::Fp32,
-            shape: vec![3],
-            data,
-        };
+        let tensor = Tensor { name, datatype: Datatype::Fp32, shape: vec![3], data };
         let field = Field {
             name: "y".to_owned(),
             description: String::new(),
@@ -134,15 +120,9 @@ mod tests {
             constraints: vec![],
             default: None,
         };
-        let signature = Signature {
-            inputs: vec![],
-            outputs: vec![field],
-            max_batch_size: 8,
-        };
-        let values: Vec<_> = encode(&signature, &[tensor])
-            .into_iter()
-            .map(|row| row["y"].clone())
-            .collect();
+        let signature = Signature { inputs: vec![], outputs: vec![field], max_batch_size: 8 };
+        let values: Vec<_> =
+            encode(&signature, &[tensor]).into_iter().map(|row| row["y"].clone()).collect();
         assert_eq!(values, [json!(null), json!(null), json!(1.0)]);
     }
 }

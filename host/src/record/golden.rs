@@ -34,11 +34,8 @@ pub fn difference(
         let tolerance = tolerances.get(output).copied().unwrap_or(0.0);
         let is = answer.get(output);
         let good = is.is_some_and(|is| is_close(wanted, is, tolerance));
-        let difference = || Difference {
-            output: output.clone(),
-            wanted: wanted.clone(),
-            is: is.cloned(),
-        };
+        let difference =
+            || Difference { output: output.clone(), wanted: wanted.clone(), is: is.cloned() };
         (!good).then(difference)
     })
 }
@@ -51,10 +48,7 @@ fn is_close(wanted: &Value, is: &Value, tolerance: f64) -> bool {
         }
         (Value::Array(wanted), Value::Array(is)) => {
             wanted.len() == is.len()
-                && wanted
-                    .iter()
-                    .zip(is)
-                    .all(|(wanted, is)| is_close(wanted, is, tolerance))
+                && wanted.iter().zip(is).all(|(wanted, is)| is_close(wanted, is, tolerance))
         }
         _ => wanted == is,
     }
@@ -74,22 +68,13 @@ mod tests {
 
     #[test]
     fn only_what_has_a_tolerance_may_differ() {
-        assert!(!differs(
-            json!({"score": 0.5}),
-            json!({"score": 0.509, "other": 1})
-        ));
+        assert!(!differs(json!({"score": 0.5}), json!({"score": 0.509, "other": 1})));
         assert!(differs(json!({"score": 0.5}), json!({"score": 0.52})));
         assert!(differs(json!({"score": 0.5}), json!({"score": null})));
         assert!(differs(json!({"score": 0.5}), json!({})));
-        assert!(!differs(
-            json!({"score": [1, 2.0]}),
-            json!({"score": [1.005, 2]})
-        ));
+        assert!(!differs(json!({"score": [1, 2.0]}), json!({"score": [1.005, 2]})));
         assert!(differs(json!({"score": [1]}), json!({"score": [1, 1]})));
-        assert!(differs(
-            json!({"label": "toxic"}),
-            json!({"label": "clean"})
-        ));
+        assert!(differs(json!({"label": "toxic"}), json!({"label": "clean"})));
         assert!(differs(json!({"count": 1}), json!({"count": 2})));
         assert!(!differs(json!({"count": 1}), json!({"count": 1})));
     }

@@ -87,9 +87,7 @@ impl Loader {
                 scope.spawn(|| {
                     while let Some(path) = next(&paths) {
                         let missing = self.load_from_store(registry, &path, &seen);
-                        cold.lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .extend(missing);
+                        cold.lock().unwrap_or_else(PoisonError::into_inner).extend(missing);
                     }
                 });
             }
@@ -146,9 +144,7 @@ impl Loader {
         let started = Instant::now();
         let (model, version) = (&artifact.id().name, &artifact.id().version);
         tracing::info!(%model, %version, "compiling, which takes some seconds");
-        let outcome = self
-            .compile(artifact)
-            .and_then(|compiled| self.activate(artifact, compiled));
+        let outcome = self.compile(artifact).and_then(|compiled| self.activate(artifact, compiled));
         publish_outcome(registry, artifact.id(), outcome, "compiled", started);
     }
 
@@ -182,19 +178,11 @@ impl Loader {
         let (id, limit) = (artifact.id().clone(), self.max_memory_bytes);
         // SAFETY: the store has just checked the file against its MAC or has just written it; it
         // never changes a file in place, and its folder is this host's alone.
-        #[expect(
-            unsafe_code,
-            reason = "mapping native code that only the MAC vouches for"
-        )]
+        #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
         let component = unsafe {
             LoadedComponent::map(&self.engine, &compiled.path, id, signature.clone(), limit)
         }?;
-        Ok(ServableVersion::prove(
-            artifact,
-            signature,
-            component,
-            self.warm_instances,
-        )?)
+        Ok(ServableVersion::prove(artifact, signature, component, self.warm_instances)?)
     }
 }
 
@@ -203,14 +191,8 @@ fn artifact_paths(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        let hidden = path
-            .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "wasm")
-            && !hidden
-        {
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if path.extension().is_some_and(|extension| extension == "wasm") && !hidden {
             paths.push(path);
         }
     }
@@ -233,7 +215,7 @@ fn publish_outcome(
     started: Instant,
 ) {
     let (model, version) = (&id.name, &id.version);
-    let milliseconds = started.elapsed().as_millis();
+    let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     match outcome {
         Ok(servable) => {
             registry.publish(id, VersionState::Ready(std::sync::Arc::new(servable)));

@@ -28,13 +28,7 @@ impl Assets {
     pub fn open(&self, name: &str) -> Result<impl Read + use<>, Error> {
         let size = assets::size(name)
             .ok_or_else(|| Error::new(format!("the artifact has no asset {name:?}")))?;
-        Ok(Asset {
-            name: name.to_owned(),
-            size,
-            offset: 0,
-            chunk: Vec::new(),
-            taken: 0,
-        })
+        Ok(Asset { name: name.to_owned(), size, offset: 0, chunk: Vec::new(), taken: 0 })
     }
 
     /// The whole asset.
@@ -65,9 +59,7 @@ impl Assets {
     pub fn parameter<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<T, Error> {
         let value = assets::parameter(name)
             .ok_or_else(|| Error::new(format!("the manifest has no parameter {name:?}")))?;
-        value
-            .parse()
-            .map_err(|error| Error::new(format!("parameter {name:?}: {error}")))
+        value.parse().map_err(|error| Error::new(format!("parameter {name:?}: {error}")))
     }
 }
 

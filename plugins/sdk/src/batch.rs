@@ -15,13 +15,8 @@ impl Batch {
 
     /// Number of rows; at least 1.
     pub fn rows(&self) -> usize {
-        let rows = self
-            .inputs
-            .first()
-            .and_then(|input| input.shape.first())
-            .copied();
-        rows.and_then(|rows| usize::try_from(rows).ok())
-            .unwrap_or(0)
+        let rows = self.inputs.first().and_then(|input| input.shape.first()).copied();
+        rows.and_then(|rows| usize::try_from(rows).ok()).unwrap_or(0)
     }
 
     /// One text a row.
@@ -30,9 +25,7 @@ impl Batch {
     /// The signature has no such input, or it does not hold texts.
     pub fn texts(&self, name: &str) -> Result<Vec<&str>, PredictError> {
         let texts = self.bytes(name)?.into_iter().map(std::str::from_utf8);
-        texts
-            .collect::<Result<_, _>>()
-            .map_err(|_error| wrong_type(name, "texts"))
+        texts.collect::<Result<_, _>>().map_err(|_error| wrong_type(name, "texts"))
     }
 
     /// One byte string a row.
@@ -58,10 +51,7 @@ impl Batch {
     /// The signature has no such input, or it is not of datatype `fp32`.
     pub fn fp32(&self, name: &str) -> Result<Vec<f32>, PredictError> {
         let (elements, _rest) = self.data(name, wit::Datatype::Fp32)?.as_chunks();
-        Ok(elements
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect())
+        Ok(elements.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
     /// The elements of all rows, row-major.
@@ -70,10 +60,7 @@ impl Batch {
     /// The signature has no such input, or it is not of datatype `int64`.
     pub fn int64(&self, name: &str) -> Result<Vec<i64>, PredictError> {
         let (elements, _rest) = self.data(name, wit::Datatype::Int64)?.as_chunks();
-        Ok(elements
-            .iter()
-            .map(|bytes| i64::from_le_bytes(*bytes))
-            .collect())
+        Ok(elements.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect())
     }
 
     /// The raw bytes of an input.
@@ -105,11 +92,7 @@ impl Rejections {
     /// More than 2³² rows, which no batch has.
     pub fn reject(&mut self, row: usize, input: &str, reason: impl Into<String>) {
         let row = u32::try_from(row).expect("max-batch-size is a u32");
-        self.0.push(wit::Rejection {
-            row,
-            input: input.to_owned(),
-            reason: reason.into(),
-        });
+        self.0.push(wit::Rejection { row, input: input.to_owned(), reason: reason.into() });
     }
 
     /// Nothing, if no row was refused.
@@ -117,11 +100,7 @@ impl Rejections {
     /// # Errors
     /// [`PredictError::Rejected`] with all refused rows.
     pub fn check(self) -> Result<(), PredictError> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(PredictError::Rejected(self))
-        }
+        if self.0.is_empty() { Ok(()) } else { Err(PredictError::Rejected(self)) }
     }
 }
 

@@ -15,9 +15,7 @@ use crate::{Assets, Batch, Guest, log};
 pub fn init<G: Guest>(guest: &OnceLock<G>) -> Result<Signature, String> {
     std::panic::set_hook(Box::new(|panic| log::error(&panic.to_string())));
     let (made, signature) = G::init(&Assets::new()).map_err(|error| error.to_string())?;
-    guest
-        .set(made)
-        .map_err(|_made| "init was called twice".to_owned())?;
+    guest.set(made).map_err(|_made| "init was called twice".to_owned())?;
     Ok(signature.into_wit())
 }
 
@@ -30,12 +28,8 @@ pub fn predict<G: Guest>(
     inputs: Vec<Tensor>,
 ) -> Result<Vec<Tensor>, PredictError> {
     let Some(guest) = guest.get() else {
-        return Err(PredictError::Failed(
-            "predict was called before init".to_owned(),
-        ));
+        return Err(PredictError::Failed("predict was called before init".to_owned()));
     };
-    let outputs = guest
-        .predict(&Batch::new(inputs))
-        .map_err(crate::PredictError::into_wit)?;
+    let outputs = guest.predict(&Batch::new(inputs)).map_err(crate::PredictError::into_wit)?;
     Ok(outputs.into_iter().map(crate::Tensor::into_wit).collect())
 }

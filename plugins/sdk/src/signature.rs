@@ -62,20 +62,14 @@ impl Field {
     /// Least and greatest length: characters of a text, bytes else.
     #[must_use]
     pub fn length(self, minimum: u32, maximum: u32) -> Self {
-        self.with(wit::Constraint::Length(wit::LengthRange {
-            minimum,
-            maximum,
-        }))
+        self.with(wit::Constraint::Length(wit::LengthRange { minimum, maximum }))
     }
 
     /// Least and greatest value, inclusive.
     #[must_use]
     pub fn range(self, minimum: f64, maximum: f64) -> Self {
         let (minimum, maximum) = (Some(minimum), Some(maximum));
-        self.with(wit::Constraint::Range(wit::NumberRange {
-            minimum,
-            maximum,
-        }))
+        self.with(wit::Constraint::Range(wit::NumberRange { minimum, maximum }))
     }
 
     fn with(mut self, constraint: wit::Constraint) -> Self {

@@ -45,12 +45,7 @@ impl Tensor {
     /// Any tensor, its `data` in the raw form of the contract (`wit/model.wit`). The host checks
     /// that it fits the shape.
     pub fn raw(name: &str, datatype: wit::Datatype, shape: Vec<u64>, data: Vec<u8>) -> Self {
-        Self(wit::Tensor {
-            name: name.to_owned(),
-            datatype,
-            shape,
-            data,
-        })
+        Self(wit::Tensor { name: name.to_owned(), datatype, shape, data })
     }
 
     pub(crate) fn into_wit(self) -> wit::Tensor {

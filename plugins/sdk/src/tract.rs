@@ -26,10 +26,7 @@ enum Dimension {
 impl ModelInput {
     /// An input of elements of type `T` without dimensions; add them from the outermost in.
     pub fn of<T: Datum>() -> Self {
-        Self {
-            datum_type: T::datum_type(),
-            shape: Vec::new(),
-        }
+        Self { datum_type: T::datum_type(), shape: Vec::new() }
     }
 
     /// One more dimension, whose size is known.
@@ -68,8 +65,7 @@ impl ModelBuilder {
     pub fn load_onnx(self, assets: &Assets, asset: &str) -> Result<Model, Error> {
         let mut reader = assets.open(asset)?;
         let plan = self.plan(&mut reader);
-        plan.map(Model)
-            .map_err(|error| Error::new(format!("loading {asset:?}: {error:#}")))
+        plan.map(Model).map_err(|error| Error::new(format!("loading {asset:?}: {error:#}")))
     }
 
     fn plan(self, reader: &mut dyn std::io::Read) -> TractResult<Arc<TypedRunnableModel>> {

@@ -27,29 +27,18 @@ impl Guest for Toxicity {
                 .load_onnx(assets, "model.onnx")?,
             threshold: assets.parameter("threshold")?,
         };
-        toxicity
-            .scores(&["run once before the snapshot"])
-            .map_err(Error::from)?;
+        toxicity.scores(&["run once before the snapshot"]).map_err(Error::from)?;
 
-        let text = Field::text("text", "the text to judge")
-            .stripped()
-            .length(1, 2000);
+        let text = Field::text("text", "the text to judge").stripped().length(1, 2000);
         let label = Field::label("label", "toxic from the threshold on", ["clean", "toxic"]);
         let score = Field::fp32("score", "probability that the text is toxic").range(0.0, 1.0);
-        Ok((
-            toxicity,
-            Signature::new([text], [label, score]).max_batch_size(64),
-        ))
+        Ok((toxicity, Signature::new([text], [label, score]).max_batch_size(64)))
     }
 
     fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
         let scores = self.scores(&batch.texts("text")?)?;
         let label = |score: &f32| {
-            if *score >= self.threshold {
-                "toxic"
-            } else {
-                "clean"
-            }
+            if *score >= self.threshold { "toxic" } else { "clean" }
         };
         let labels = Tensor::texts("label", scores.iter().map(label));
         Ok(vec![labels, Tensor::fp32("score", scores)])
@@ -58,10 +47,7 @@ impl Guest for Toxicity {
 
 impl Toxicity {
     fn scores(&self, texts: &[&str]) -> Result<Vec<f32>, PredictError> {
-        let rows: Vec<_> = texts
-            .iter()
-            .map(|text| self.vocabulary.weigh(text))
-            .collect();
+        let rows: Vec<_> = texts.iter().map(|text| self.vocabulary.weigh(text)).collect();
         // Rows are padded with weight 0 to the longest, and to 1 where no text has a known term.
         let width = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let mut terms = vec![0_i64; rows.len() * width];

@@ -18,9 +18,7 @@ impl Vocabulary {
         match terms {
             Some(terms) if terms.is_sorted_by(|a, b| a.0 < b.0) => Ok(Self(terms)),
             Some(_) => Err(Error::new("the vocabulary is not sorted")),
-            None => Err(Error::new(
-                "a line of the vocabulary is not a term, a tab and a number",
-            )),
+            None => Err(Error::new("a line of the vocabulary is not a term, a tab and a number")),
         }
     }
 
@@ -28,22 +26,13 @@ impl Vocabulary {
     pub(crate) fn weigh(&self, text: &str) -> Vec<(i64, f32)> {
         let mut weights = BTreeMap::new();
         for token in text.to_lowercase().split(|character| !is_word(character)) {
-            let find = self
-                .0
-                .binary_search_by(|(term, _idf)| term.as_ref().cmp(token));
+            let find = self.0.binary_search_by(|(term, _idf)| term.as_ref().cmp(token));
             if let Ok(index) = find {
                 *weights.entry(index).or_insert(0.0) += self.0[index].1;
             }
         }
-        let norm = weights
-            .values()
-            .map(|weight: &f64| weight * weight)
-            .sum::<f64>()
-            .sqrt();
-        weights
-            .into_iter()
-            .map(|(index, weight)| (index as i64, (weight / norm) as f32))
-            .collect()
+        let norm = weights.values().map(|weight: &f64| weight * weight).sum::<f64>().sqrt();
+        weights.into_iter().map(|(index, weight)| (index as i64, (weight / norm) as f32)).collect()
     }
 }
 

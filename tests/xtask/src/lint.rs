@@ -25,9 +25,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     run::shown(run::cargo().args(clippy).arg("--all-targets").args(strict))?;
 
     let mut guests = run::cargo();
-    guests
-        .args(clippy)
-        .args(["--profile", "guest", "--target", TARGET]);
+    guests.args(clippy).args(["--profile", "guest", "--target", TARGET]);
     for plugin in &workspace.plugins {
         guests.args(["--package", plugin]);
     }
@@ -49,14 +47,7 @@ fn cargo_deny(workspace: &Workspace) -> Result<PathBuf> {
     eprintln!("cargo-deny is not installed; building it once, which takes minutes");
     run::shown(
         run::cargo()
-            .args([
-                "install",
-                "--locked",
-                "cargo-deny",
-                "--version",
-                CARGO_DENY_VERSION,
-                "--root",
-            ])
+            .args(["install", "--locked", "cargo-deny", "--version", CARGO_DENY_VERSION, "--root"])
             .arg(workspace.tools()),
     )?;
     Ok(ours)

@@ -3,7 +3,8 @@
 //! This file is the table of contents: the command line and what each command does, step by step.
 //! How a step works is in the modules, in the order a reader should meet them: [`run`] (child
 //! processes), [`workspace`] (where things are), [`toolchain`] (the guests' compilation target),
-//! [`guests`], [`pack`], [`lint`]. What the built programs do is none of its business.
+//! [`guests`], [`pack`], [`lint`], [`bench`]. What the built programs do is none of its business, except
+//! for how fast they do it.
 
 #![allow(
     clippy::print_stdout,
@@ -11,6 +12,7 @@
     reason = "a command-line program that reports its progress"
 )]
 
+mod bench;
 mod guests;
 mod lint;
 mod pack;
@@ -69,6 +71,17 @@ enum Task {
     },
     /// Check formatting, lints and licences.
     Lint,
+    /// Build everything in release mode, measure it and compare the figures with their bars.
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The server: how fast it starts, answers, and how much it does in a second.
+    Serve(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -91,6 +104,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Demo { listen } => demo(&Workspace::load()?, &listen),
         Task::Test { extra } => test(&Workspace::load()?, &extra),
         Task::Lint => lint::check(&Workspace::load()?),
+        Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
     }
 }
 
@@ -113,7 +127,7 @@ fn demo(workspace: &Workspace, listen: &str) -> Result<()> {
         .arg("--repository")
         .arg(workspace.repository())
         .arg("--state")
-        .arg(workspace.output().join("state"))
+        .arg(workspace.state())
         .args(["--listen", listen]);
     // Replacing this process hands signals and the exit status over without any code of ours.
     Err(serve.exec()).context("failed to start the server")
@@ -136,4 +150,11 @@ fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
             .env(environment::MODELS, workspace.models())
             .env(environment::REPOSITORY, workspace.repository()),
     )
+}
+
+fn bench_serve(options: &bench::Options) -> Result<()> {
+    let workspace = Workspace::load()?;
+    build_and_pack(&workspace)?;
+    run::shown(run::cargo().args(["build", "--locked", "--release", "--package", "load"]))?;
+    bench::finish(&bench::serve::measure(&workspace, options.seconds)?, options)
 }

@@ -84,28 +84,16 @@ pub(crate) fn pack(workspace: &Workspace, models: &[Model], host: &Path) -> Resu
 fn read_manifest(folder: &Path, manifest: PathBuf) -> Result<Model> {
     let text = fs::read_to_string(&manifest)
         .with_context(|| format!("cannot read {}", manifest.display()))?;
-    let table: toml::Table = text
-        .parse()
-        .with_context(|| format!("{} is not TOML", manifest.display()))?;
-    let key = |name: &str| {
-        table
-            .get(name)
-            .and_then(toml::Value::as_str)
-            .map(str::to_owned)
-    };
+    let table: toml::Table =
+        text.parse().with_context(|| format!("{} is not TOML", manifest.display()))?;
+    let key = |name: &str| table.get(name).and_then(toml::Value::as_str).map(str::to_owned);
 
     let required =
         |name: &str| key(name).with_context(|| format!("{} has no `{name}`", manifest.display()));
     let name = required("name")?;
     let version = required("version")?;
     let guest = key("guest").unwrap_or_else(|| name.clone());
-    Ok(Model {
-        name,
-        version,
-        guest,
-        folder: folder.to_owned(),
-        manifest,
-    })
+    Ok(Model { name, version, guest, folder: folder.to_owned(), manifest })
 }
 
 /// Whether `artifact` is there and newer than every input, folders with all they contain.
@@ -141,9 +129,7 @@ fn modified(path: &Path) -> Result<SystemTime> {
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let list = || -> std::io::Result<Vec<PathBuf>> {
-        fs::read_dir(folder)?
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect()
+        fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect()
     };
     let mut paths = list().with_context(|| format!("cannot list {}", folder.display()))?;
     paths.sort();
@@ -186,16 +172,10 @@ mod tests {
         assert!(!is_current(&artifact, &[&inputs]).unwrap());
 
         let later = |seconds| SystemTime::now() + std::time::Duration::from_secs(seconds);
-        fs::File::create(&artifact)
-            .unwrap()
-            .set_modified(later(10))
-            .unwrap();
+        fs::File::create(&artifact).unwrap().set_modified(later(10)).unwrap();
         assert!(is_current(&artifact, &[&inputs]).unwrap());
 
-        fs::File::create(&input)
-            .unwrap()
-            .set_modified(later(20))
-            .unwrap();
+        fs::File::create(&input).unwrap().set_modified(later(20)).unwrap();
         assert!(!is_current(&artifact, &[&inputs]).unwrap());
     }
 }

@@ -30,10 +30,8 @@ pub(crate) fn ensure_target() -> Result<()> {
         })
     };
     let from_packages = || debian::install(&sysroot);
-    let ways: [(&str, &dyn Fn() -> Result<()>); 2] = [
-        ("rustup", &with_rustup),
-        ("Debian packages", &from_packages),
-    ];
+    let ways: [(&str, &dyn Fn() -> Result<()>); 2] =
+        [("rustup", &with_rustup), ("Debian packages", &from_packages)];
 
     let mut reasons = String::new();
     for (name, install) in ways {
@@ -69,10 +67,7 @@ impl Sysroot {
     /// Whether both halves are there: Rust's standard library, and the C library it links.
     fn has_target(&self) -> bool {
         let libraries = self.targets().join(TARGET).join("lib");
-        libraries
-            .join("self-contained")
-            .join("crt1-command.o")
-            .is_file()
+        libraries.join("self-contained").join("crt1-command.o").is_file()
             && fs::read_dir(&libraries).is_ok_and(|entries| {
                 entries.flatten().any(|entry| {
                     let name = entry.file_name();
@@ -91,21 +86,10 @@ fn rustc() -> Command {
 fn install_with_rustup(sysroot: &Sysroot) -> Result<()> {
     let managed = run::output(Command::new("rustup").args(["which", "rustc"]))?;
     // Another toolchain's rustup would install the target where this compiler never looks.
-    let managed = Path::new(managed.trim_end())
-        .ancestors()
-        .nth(2)
-        .map(Path::canonicalize);
-    let managed = managed
-        .context("rustup names no compiler")?
-        .context("rustup's compiler")?;
-    let used = sysroot
-        .0
-        .canonicalize()
-        .context("the compiler's own folder")?;
-    ensure!(
-        managed == used,
-        "the compiler in use is not the one rustup manages"
-    );
+    let managed = Path::new(managed.trim_end()).ancestors().nth(2).map(Path::canonicalize);
+    let managed = managed.context("rustup names no compiler")?.context("rustup's compiler")?;
+    let used = sysroot.0.canonicalize().context("the compiler's own folder")?;
+    ensure!(managed == used, "the compiler in use is not the one rustup manages");
 
     let mut add = Command::new("rustup");
     add.args(["target", "add", TARGET]);

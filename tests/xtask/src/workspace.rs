@@ -52,9 +52,7 @@ impl Workspace {
         let mut guests = Vec::new();
         let mut plugins = Vec::new();
         for package in metadata["packages"].as_array().into_iter().flatten() {
-            let name = package["name"]
-                .as_str()
-                .context("a package without a name")?;
+            let name = package["name"].as_str().context("a package without a name")?;
             if !folder(package, "manifest_path")?.starts_with(&plugins_folder) {
                 continue;
             }
@@ -63,12 +61,7 @@ impl Workspace {
                 guests.push(name.to_owned());
             }
         }
-        Ok(Self {
-            root,
-            guests,
-            plugins,
-            target,
-        })
+        Ok(Self { root, guests, plugins, target })
     }
 
     /// The host program; it may have to be built first.
@@ -80,6 +73,16 @@ impl Workspace {
         self.target.join(folder).join("guesthouse")
     }
 
+    /// The load generator; it may have to be built first.
+    pub(crate) fn load_binary(&self) -> PathBuf {
+        self.target.join("release").join("load")
+    }
+
+    /// Texts with the scores that scikit-learn gives them, as lines of JSON.
+    pub(crate) fn toxicity_oracle(&self) -> PathBuf {
+        self.root.join("tests/data/toxicity/oracle.jsonl")
+    }
+
     /// The folder cargo leaves guest components in.
     pub(crate) fn components(&self) -> PathBuf {
         self.target.join(TARGET).join("guest")
@@ -87,9 +90,7 @@ impl Workspace {
 
     /// One guest's component; it may have to be built first.
     pub(crate) fn component(&self, guest: &str) -> PathBuf {
-        self.components()
-            .join(guest.replace('-', "_"))
-            .with_extension("wasm")
+        self.components().join(guest.replace('-', "_")).with_extension("wasm")
     }
 
     /// The folder with the models' sources.
@@ -107,6 +108,11 @@ impl Workspace {
         self.output().join("repository")
     }
 
+    /// The folder for compiled versions, which a server fills and finds again.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.output().join("state")
+    }
+
     /// The folder for programs that checks need, and that the user should not find elsewhere.
     pub(crate) fn tools(&self) -> PathBuf {
         self.target.join("tools")
@@ -114,9 +120,7 @@ impl Workspace {
 }
 
 fn folder(value: &Value, key: &str) -> Result<PathBuf> {
-    let path = value[key]
-        .as_str()
-        .with_context(|| format!("cargo's metadata has no {key}"))?;
+    let path = value[key].as_str().with_context(|| format!("cargo's metadata has no {key}"))?;
     Ok(Path::new(path).to_owned())
 }
 

@@ -39,10 +39,10 @@ pub(super) fn install(sysroot: &Sysroot) -> Result<()> {
         Some(sources) => sources,
         None => download(&compiler.release, work.path())?,
     };
-    let libraries = run::step(
-        &format!("setup: building the standard library for {TARGET}"),
-        || build(&compiler, &sources, &work.path().join("build")),
-    )?;
+    let libraries =
+        run::step(&format!("setup: building the standard library for {TARGET}"), || {
+            build(&compiler, &sources, &work.path().join("build"))
+        })?;
     put_in_place(sysroot, &sources, &libraries)
 }
 
@@ -58,13 +58,9 @@ impl Compiler {
         let text = run::output(rustc().arg("-vV"))?;
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
-            line.map(str::to_owned)
-                .with_context(|| format!("rustc tells no {name}"))
+            line.map(str::to_owned).with_context(|| format!("rustc tells no {name}"))
         };
-        Ok(Self {
-            release: field("release: ")?,
-            commit: field("commit-hash: ")?,
-        })
+        Ok(Self { release: field("release: ")?, commit: field("commit-hash: ")? })
     }
 }
 
@@ -88,29 +84,20 @@ impl Sources {
     }
 
     fn installed(release: &str) -> Option<Self> {
-        Self::below(
-            Path::new("/"),
-            release,
-            "the machine's own packages".to_owned(),
-        )
+        Self::below(Path::new("/"), release, "the machine's own packages".to_owned())
     }
 }
 
 fn download(release: &str, work: &Path) -> Result<Sources> {
-    let (apt, packages) = run::step(
-        &format!("setup: looking for Rust {release} in Debian's {SUITE}"),
-        || find_packages(release, work),
-    )?;
+    let (apt, packages) =
+        run::step(&format!("setup: looking for Rust {release} in Debian's {SUITE}"), || {
+            find_packages(release, work)
+        })?;
     let origin = packages.join(" and ").replace('=', " ");
     run::step(&format!("setup: downloading {origin}"), || {
         let folder = work.join("packages");
         fs::create_dir(&folder).context("cannot create a temporary folder")?;
-        run::output(
-            apt.command("apt-get")
-                .current_dir(&folder)
-                .arg("download")
-                .args(&packages),
-        )?;
+        run::output(apt.command("apt-get").current_dir(&folder).arg("download").args(&packages))?;
 
         let root = work.join("root");
         fs::create_dir(&root).context("cannot create a temporary folder")?;
@@ -159,9 +146,7 @@ fn find_packages(release: &str, work: &Path) -> Result<(Apt, Vec<String>)> {
             run::output(apt.command("apt-get").arg("update"))?;
             // A version is upstream's release, then Debian's additions after a sign.
             let rust = apt.newest("rust-src", |version| {
-                version
-                    .strip_prefix(release)
-                    .is_some_and(|rest| rest.starts_with(['+', '-', '~']))
+                version.strip_prefix(release).is_some_and(|rest| rest.starts_with(['+', '-', '~']))
             })?;
             let libc = apt.newest("wasi-libc", |_| true)?;
             Ok((apt, vec![rust, libc]))
@@ -227,9 +212,7 @@ impl Apt {
             ("Dir::State::Lists", "lists"),
             ("Dir::Cache", "cache"),
         ] {
-            command
-                .arg("-o")
-                .arg(format!("{setting}={}", self.folder.join(path).display()));
+            command.arg("-o").arg(format!("{setting}={}", self.folder.join(path).display()));
         }
         for setting in [
             "Dir::Etc::SourceParts=-",
@@ -251,10 +234,7 @@ impl Apt {
     fn newest(&self, package: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let table = run::output(self.command("apt-cache").args(["madison", package]))?;
         // Lines of `package | version | where from`, the newest version first.
-        let mut versions = table
-            .lines()
-            .filter_map(|line| line.split('|').nth(1))
-            .map(str::trim);
+        let mut versions = table.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim);
         let version = versions.find(|version| wanted(version));
         let version = version.with_context(|| format!("{SUITE} has no fitting {package}"))?;
         Ok(format!("{package}={version}"))
@@ -300,9 +280,7 @@ fn build(compiler: &Compiler, sources: &Sources, folder: &Path) -> Result<Vec<Pa
     let mut libraries = files(&folder.join("target").join(TARGET).join("release/deps"))?;
     let own = format!("lib{CRATE}-");
     libraries.retain(|path| {
-        let ours = path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with(&own));
+        let ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&own));
         path.extension() == Some(OsStr::new("rlib")) && !ours
     });
     Ok(libraries)
@@ -311,13 +289,8 @@ fn build(compiler: &Compiler, sources: &Sources, folder: &Path) -> Result<Vec<Pa
 /// Cargo without what its environment says about how *this* repository is built.
 fn clean_cargo() -> Command {
     // How to reach the network and where cargo's home is remain as the user set them.
-    const KEPT: [&str; 5] = [
-        "CARGO_HOME",
-        "CARGO_HTTP_",
-        "CARGO_NET_",
-        "CARGO_REGISTR",
-        "CARGO_SOURCE_",
-    ];
+    const KEPT: [&str; 5] =
+        ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTR", "CARGO_SOURCE_"];
     const REMOVED: [&str; 2] = ["RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER"];
 
     let mut cargo = run::cargo();
@@ -382,9 +355,7 @@ fn copy_into(folder: &Path, file: &Path) -> Result<()> {
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let list = || -> std::io::Result<Vec<PathBuf>> {
-        fs::read_dir(folder)?
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect()
+        fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect()
     };
     list().with_context(|| format!("cannot list {}", folder.display()))
 }

@@ -1,0 +1,204 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use guesthouse_tests::artifacts::{Misbehave, doctor, run_host, temporary_folder, toxicity};
+use guesthouse_tests::{Server, Setup, environment};
+
+/// The one line that a command printed when it failed.
+fn refusal(arguments: &[&str]) -> String {
+    let output = run_host(arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+    let errors: Vec<_> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    let [line] = errors[..] else { panic!("not one line: {text}") };
+    line.to_owned()
+}
+
+fn inspect(file: &Path) -> String {
+    refusal(&["inspect", &file.to_string_lossy()])
+}
+
+fn pack(folder: &Path, component: &Path) -> String {
+    let manifest = folder.join("manifest.toml");
+    let text = "name = \"x\"\nversion = \"1.0.0\"\n[golden]\nfile = \"golden.jsonl\"\n";
+    fs::write(&manifest, text).unwrap();
+    let golden = r#"{"inputs": {"action": "echo"}, "outputs": {"done": "echo"}}"#;
+    fs::write(folder.join("golden.jsonl"), golden).unwrap();
+    refusal(&[
+        "pack",
+        "--manifest",
+        &manifest.to_string_lossy(),
+        "--component",
+        &component.to_string_lossy(),
+        "--output",
+        &folder.join("never.wasm").to_string_lossy(),
+    ])
+}
+
+/// A file of each kind that is not an artifact, with a word of the reason.
+fn strange_files(folder: &Path) -> Vec<(PathBuf, &'static str)> {
+    let component = fs::read(environment::guests().join("misbehave.wasm")).unwrap();
+    let core_module = b"\0asm\x01\0\0\0";
+    let empty_component = b"\0asm\x0d\0\x01\0";
+    // The magic of an ELF file, which is what compiled components are.
+    let files: [(&str, &[u8], &str); 6] = [
+        ("empty", b"", "not a WebAssembly file"),
+        ("text", b"#!/bin/sh\necho hello\n", "not a WebAssembly file"),
+        ("core", core_module, "core WebAssembly module"),
+        ("native", b"\x7fELF\x02\x01\x01\0\0\0\0\0", "precompiled"),
+        ("truncated", &component[..component.len() / 2], "not a whole component"),
+        ("other-world", empty_component, "another world"),
+    ];
+    let write = |(name, bytes, reason): (&str, &[u8], &'static str)| {
+        let path = folder.join(format!("{name}.wasm"));
+        fs::write(&path, bytes).unwrap();
+        (path, reason)
+    };
+    files.into_iter().map(write).collect()
+}
+
+#[test]
+fn pack_and_inspect_refuse_strange_files_in_one_line() {
+    let folder = temporary_folder();
+    for (path, reason) in strange_files(folder.path()) {
+        for line in [inspect(&path), pack(folder.path(), &path)] {
+            assert!(line.contains(reason), "{}: {line}", path.display());
+        }
+    }
+    assert!(inspect(&folder.path().join("absent.wasm")).contains("cannot read"));
+    // A component that was built but not packed, and one that is packed twice.
+    let built = environment::guests().join("misbehave.wasm");
+    assert!(inspect(&built).contains("not a packed artifact"));
+    let packed = Misbehave::default().pack(folder.path());
+    assert!(pack(folder.path(), &packed).contains("packed before"));
+    assert!(!folder.path().join("never.wasm").exists());
+}
+
+#[test]
+fn pack_refuses_guests_that_cannot_start() {
+    let folder = temporary_folder();
+    let output = folder.path().join("never.wasm");
+    for (init, reason) in [
+        ("fail", "init was told to fail"),
+        ("miss", "has no asset"),
+        ("trap", "init trapped"),
+        ("hogs", "init ran out of memory"),
+        ("echo", "must not be called in `init`"),
+        ("time", "must not be called in `init`"),
+    ] {
+        let outcome = Misbehave::default().try_pack(folder.path(), init, &output);
+        let text = String::from_utf8(outcome.stderr).unwrap();
+        assert_eq!(outcome.status.code(), Some(1), "{init}: {text}");
+        assert!(text.contains(reason), "{init}: {text}");
+        assert!(!output.exists());
+    }
+}
+
+#[test]
+fn serve_says_what_is_wrong_with_each_file_and_serves_the_others() {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), 5000);
+    let strange = strange_files(folder.path());
+    setup.artifacts.extend(strange.iter().map(|(path, _)| path.clone()));
+    // What `init` does is decided at deploy; these were packed well and doctored afterwards.
+    let doctored = |version, golden, from: &str, to: &str| {
+        let file = Misbehave { version, golden }.pack(folder.path());
+        doctor(&file, from, to);
+        file
+    };
+    let golden = Misbehave::default().golden;
+    let wrong = r#"{"inputs": {"action": "echo"}, "outputs": {"done": "ohce"}}"#;
+    let stray = r#"{"inputs": {"nothing": "echo"}, "outputs": {"done": "echo"}}"#;
+    let trap = r#"{"inputs": {"action": "panic"}, "outputs": {"done": "panic"}}"#;
+    setup.artifacts.extend([
+        doctored("2.0.0", golden, r#""init":"well""#, r#""init":"fail""#),
+        doctored("3.0.0", golden, r#""init":"well""#, r#""init":"echo""#),
+        doctored("4.0.0", golden, r#""max_batch_size":8"#, r#""max_batch_size":9"#),
+        Misbehave { version: "5.0.0", golden: wrong }.pack(folder.path()),
+        Misbehave { version: "6.0.0", golden: stray }.pack(folder.path()),
+        Misbehave { version: "7.0.0", golden: trap }.pack(folder.path()),
+    ]);
+    let server = Server::start(&setup);
+    for (path, reason) in strange {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let line = server.wait_for(&name, |line| line["file"] == name.as_str());
+        assert_eq!(line["level"], "ERROR");
+        assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
+    }
+    let ready = server.get("/readyz");
+    assert_eq!(ready.status, 200);
+    for (version, step, reason) in [
+        ("2.0.0", "preinit", "init was told to fail"),
+        ("3.0.0", "preinit", "must not be called in `init`"),
+        ("4.0.0", "signature", "another signature"),
+        ("5.0.0", "golden", "golden example 1: `done` is"),
+        ("6.0.0", "golden", "does not fit the signature"),
+        ("7.0.0", "golden", "the guest trapped"),
+    ] {
+        let line = server.wait_for(version, |line| {
+            line["version"] == version && line["level"] == "ERROR" && line["step"] == step
+        });
+        assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
+        let path = format!("/models/misbehave/versions/{version}/predict");
+        let answer = server.post(&path, &serde_json::json!({"action": "echo"}));
+        assert_eq!((answer.status, answer.error_code()), (503, Some("not_ready")), "{version}");
+    }
+    let answer = server.post("/models/misbehave/predict", &serde_json::json!({"action": "echo"}));
+    assert_eq!((answer.status, &answer.body["model_version"]), (200, &"1.0.0".into()));
+    server.assert_healthy();
+}
+
+#[test]
+fn the_same_version_with_other_bytes_is_a_conflict() {
+    let (one, two) = (temporary_folder(), temporary_folder());
+    let first = Misbehave::default().pack(one.path());
+    let golden = "{\"inputs\": {\"action\": \"echo\"}, \"outputs\": {\"done\": \"echo\"}}\n\n";
+    let other = Misbehave { golden, ..Misbehave::default() }.pack(two.path());
+    let renamed = two.path().join("other-name.wasm");
+    fs::rename(other, &renamed).unwrap();
+    let artifacts = vec![first, renamed];
+    let server = Server::start(&Setup { artifacts, ..Setup::default() });
+    let line = server.wait_for("the conflict", |line| line["step"] == "conflict");
+    assert_eq!(line["level"], "ERROR");
+}
+
+#[test]
+fn a_server_without_any_version_lives_but_is_not_ready() {
+    let folder = temporary_folder();
+    let artifacts = strange_files(folder.path()).into_iter().map(|(path, _)| path).collect();
+    let server = Server::start_loading(&Setup { artifacts, ..Setup::default() });
+    server.wait_for("the end of loading", |line| {
+        line["message"].as_str().is_some_and(|message| message.starts_with("not ready"))
+    });
+    assert_eq!(server.get("/healthz").status, 200);
+    let answer = server.get("/readyz");
+    assert_eq!((answer.status, answer.error_code()), (503, Some("not_ready")));
+    assert_eq!(answer.header("retry-after"), Some("1"));
+}
+
+#[test]
+fn inspect_names_everything_about_the_real_artifact() {
+    let output = run_host(&["inspect", "--json", &toxicity("1.0.0").to_string_lossy()]);
+    assert!(output.status.success());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["model"], &report["version"]), (&"toxicity".into(), &"1.0.0".into()));
+    assert_eq!(report["metadata"]["licenses"], "MIT");
+    assert_eq!(report["parameters"]["threshold"], "0.5");
+    assert_eq!(report["signature"]["inputs"][0]["name"], "text");
+    assert_eq!(report["signature"]["outputs"][1]["datatype"], "FP32");
+    let assets: Vec<_> =
+        report["assets"].as_array().unwrap().iter().map(|asset| &asset["name"]).collect();
+    assert_eq!(assets, ["model.onnx", "vocabulary.tsv"]);
+    assert!(report["assets"][0]["size_bytes"].as_u64().unwrap() > 300_000);
+    assert!(report["golden_examples"].as_array().unwrap().len() >= 20);
+    let has =
+        |list: &str, name: &str| report[list].as_array().unwrap().iter().any(|item| item == name);
+    assert!(has("imports", "guesthouse:model/assets@0.1.0"));
+    assert!(has("exports", "guesthouse:model/predict@0.1.0"));
+    let people = run_host(&["inspect", &toxicity("1.0.0").to_string_lossy()]);
+    let people = String::from_utf8(people.stdout).unwrap();
+    for word in ["toxicity", "1.0.0", "text BYTES[rows]", "vocabulary.tsv", "golden examples (24)"]
+    {
+        assert!(people.contains(word), "{word} is missing in {people}");
+    }
+}

@@ -1,0 +1,215 @@
+use guesthouse_tests::client::{send, send_raw};
+use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use serde_json::{Value, json};
+
+/// Every error has the same three fields, and says nothing of the server's insides.
+fn assert_error(answer: &Answer, status: u16, code: &str) {
+    assert_eq!((answer.status, answer.error_code()), (status, Some(code)), "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/json"), "{answer:?}");
+    let message = answer.body["message"].as_str().unwrap();
+    assert!(!message.is_empty());
+    for inside in ["src/", ".rs", "panicked", "wasm", "target", "Error", "::", "/home", "/tmp"] {
+        assert!(!message.contains(inside), "{message}");
+    }
+    let id = answer.body["request_id"].as_str().unwrap();
+    assert_eq!(answer.header("x-request-id"), Some(id));
+}
+
+#[test]
+fn malformed_bodies_are_400() {
+    let server = Server::start(&Setup::toxicity());
+    let deep = format!("{}{}", r#"{"text":"#.repeat(10_000), "}".repeat(10_000));
+    let deep_array = "[".repeat(1_000_000);
+    let bodies: &[&[u8]] = &[
+        b"",
+        b"not json",
+        b"{",
+        br#"{"text": "a"} trailing"#,
+        br#"{"text": "\ud800"}"#,
+        b"{\"text\": \"\xff\xfe\"}",
+        b"\"text\"",
+        b"[]",
+        b"null",
+        b"{}",
+        br#"{"text": null}"#,
+        br#"{"text": 1}"#,
+        br#"{"text": ["a"]}"#,
+        br#"{"text": {"text": "a"}}"#,
+        br#"{"text": "a", "unknown": 1}"#,
+        br#"{"Text": "a"}"#,
+        br#"{"text": "a", "request_id": 1}"#,
+        br#"{"text": "a", "request_id": ""}"#,
+        br#"{"text": "a", "request_id": "line\nbreak"}"#,
+        deep.as_bytes(),
+        deep_array.as_bytes(),
+    ];
+    for body in bodies {
+        let answer = server.send("POST", "/v1/predict", &[], body);
+        assert_error(&answer, 400, "malformed_request");
+    }
+    for body in [
+        json!({"texts": []}),
+        json!({"instances": []}),
+        json!({"texts": "a"}),
+        json!({"instances": {"text": "a"}}),
+        json!({"instances": ["a"]}),
+        json!({"texts": [1]}),
+        json!({"texts": [null]}),
+        json!({"texts": ["a"], "instances": [{"text": "a"}]}),
+        json!({"texts": ["a"], "unknown": 1}),
+        json!({"text": "a"}),
+        json!({}),
+    ] {
+        let answer = server.post("/v1/batch_predict", &body);
+        assert_error(&answer, 400, "malformed_request");
+    }
+    server.assert_healthy();
+}
+
+#[test]
+fn unacceptable_values_are_422_and_say_which_row() {
+    let server = Server::start(&Setup::toxicity());
+    for text in ["", " \n\t ", "\u{3000}", &"a".repeat(2001)] {
+        let answer = server.post("/v1/predict", &json!({ "text": text }));
+        assert_error(&answer, 422, "unacceptable_input");
+        assert_eq!(answer.body["details"][0]["field"], "text");
+    }
+    let mut texts = vec!["fine"; 200];
+    texts[150] = "";
+    texts[199] = "";
+    let answer = server.post("/v1/batch_predict", &json!({ "texts": texts }));
+    assert_error(&answer, 422, "unacceptable_input");
+    let rows: Vec<_> =
+        answer.body["details"].as_array().unwrap().iter().map(|issue| &issue["row"]).collect();
+    assert_eq!(rows, [150, 199]);
+    let answer = server.post("/v1/batch_predict", &json!({"texts": vec!["a"; 1025]}));
+    assert_error(&answer, 422, "unacceptable_input");
+    assert_eq!(server.post("/v1/batch_predict", &json!({"texts": vec!["a"; 1024]})).status, 200);
+    // A wrong type outranks a wrong value, and its row is told as well.
+    let answer = server.post("/v1/batch_predict", &json!({"texts": ["", "a", 1]}));
+    assert_error(&answer, 400, "malformed_request");
+    assert_eq!(answer.body["details"][0]["row"], 2);
+}
+
+#[test]
+fn without_a_valid_key_nothing_is_looked_at() {
+    let server = Server::start(&Setup::toxicity());
+    let url = server.url("/v1/predict");
+    let json = ("Content-Type", "application/json");
+    for headers in [
+        &[json][..],
+        &[json, ("X-API-Key", "")],
+        &[json, ("X-API-Key", "local-demo-key2")],
+        &[json, ("X-API-Key", "LOCAL-DEMO-KEY")],
+        &[json, ("Authorization", "local-demo-key")],
+    ] {
+        assert_error(&send("POST", &url, headers, b"not json"), 401, "unauthorized");
+    }
+    let unknown = server.url("/models/absent/predict");
+    assert_error(&send("POST", &unknown, &[json], b"{}"), 401, "unauthorized");
+}
+
+#[test]
+fn what_is_not_there_is_404_and_other_methods_are_405() {
+    let server = Server::start(&Setup::toxicity());
+    let body = json!({"text": "a"});
+    for path in [
+        "/",
+        "/v3/predict",
+        "/v0/predict",
+        "/v01/predict",
+        "/v/predict",
+        "/vv1/predict",
+        "/v99999999999999999999/predict",
+        "/v1/explain",
+        "/models/absent/predict",
+        "/models/Toxicity/predict",
+        "/models/..%2f..%2fetc/predict",
+        "/models/toxicity/versions/9.9.9/predict",
+        "/models/toxicity/versions/%5E3/predict",
+    ] {
+        assert_error(&server.post(path, &body), 404, "not_found");
+    }
+    for selector in ["latest", "1.2.3.4", "*", "%00", "^^1", &"1".repeat(300)] {
+        let path = format!("/models/toxicity/versions/{selector}/predict");
+        assert_error(&server.post(&path, &body), 400, "malformed_request");
+    }
+    for (method, path, allow) in [
+        ("GET", "/v1/predict", "POST"),
+        ("PUT", "/predict", "POST"),
+        ("DELETE", "/models/toxicity/predict", "POST"),
+        ("POST", "/healthz", "GET,HEAD"),
+    ] {
+        let answer = server.send(method, path, &[], b"");
+        assert_error(&answer, 405, "method_not_allowed");
+        assert_eq!(answer.header("allow"), Some(allow), "{method} {path}");
+    }
+}
+
+#[test]
+fn other_media_types_are_415() {
+    let server = Server::start(&Setup::toxicity());
+    let body = br#"{"text": "You are nice"}"#;
+    for media_type in ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"] {
+        let answer = server.send("POST", "/v1/predict", &[("Content-Type", media_type)], body);
+        assert_error(&answer, 415, "unsupported_media_type");
+    }
+    let answer = server.send("POST", "/v1/predict", &[("Content-Encoding", "gzip")], body);
+    assert_error(&answer, 415, "unsupported_media_type");
+    for media_type in ["application/json; charset=utf-8", "Application/JSON"] {
+        let answer = server.send("POST", "/v1/predict", &[("Content-Type", media_type)], body);
+        assert_eq!(answer.status, 200, "{media_type}: {answer:?}");
+    }
+}
+
+fn head(server: &Server, headers: &str) -> String {
+    let (host, key) = (server.address(), DEMO_KEY);
+    format!(
+        "POST /v1/predict HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {key}\r\n\
+         Content-Type: application/json\r\nConnection: close\r\n{headers}\r\n"
+    )
+}
+
+/// The status and the JSON body of a raw answer.
+fn parse_raw(answer: &str) -> (u16, Value) {
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    (status.unwrap_or(0), serde_json::from_str(body).unwrap_or_default())
+}
+
+#[test]
+fn huge_bodies_are_413_and_the_answer_arrives() {
+    let server = Server::start(&Setup::toxicity());
+    // All of it is sent before the answer is read, as simple clients do.
+    let huge = format!(r#"{{"text": "{}"}}"#, "a".repeat(20 << 20));
+    let answer = server.send("POST", "/v1/predict", &[], huge.as_bytes());
+    assert_error(&answer, 413, "payload_too_large");
+    // Without a length, and by a caller that asks first.
+    let mut chunked = head(&server, "Transfer-Encoding: chunked\r\n").into_bytes();
+    for _ in 0..20 {
+        chunked.extend_from_slice(b"100000\r\n");
+        chunked.extend(vec![b'a'; 1 << 20]);
+        chunked.extend_from_slice(b"\r\n");
+    }
+    chunked.extend_from_slice(b"0\r\n\r\n");
+    let (status, body) = parse_raw(&send_raw(server.address(), &chunked));
+    assert_eq!((status, &body["error_code"]), (413, &json!("payload_too_large")));
+    let asking = head(&server, "Expect: 100-continue\r\nContent-Length: 99999999\r\n");
+    let (status, _) = parse_raw(&send_raw(server.address(), asking.as_bytes()));
+    assert_eq!(status, 413);
+    server.assert_healthy();
+}
+
+#[test]
+fn a_caller_that_vanishes_leaves_nothing_behind() {
+    let server = Server::start(&Setup::toxicity());
+    for _ in 0..50 {
+        let mut stream = std::net::TcpStream::connect(server.address()).unwrap();
+        let head = head(&server, "Content-Length: 1000\r\n");
+        std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+        std::io::Write::write_all(&mut stream, b"{\"text\": \"half").unwrap();
+    }
+    server.assert_healthy();
+    let (status, _) = server.stop();
+    assert!(status.success(), "nothing is left to drain");
+}

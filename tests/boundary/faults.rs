@@ -1,0 +1,163 @@
+use std::time::{Duration, Instant};
+
+use guesthouse_tests::artifacts::temporary_folder;
+use guesthouse_tests::{Answer, Server, Setup};
+use serde_json::json;
+
+/// More than any fault takes to happen, even in a guest that fills its memory first.
+const AMPLE: u32 = 20_000;
+
+/// Little, for guests that would use any time they get.
+const SCARCE: u32 = 500;
+
+fn server(predict_milliseconds: u32) -> (Server, tempfile::TempDir) {
+    let folder = temporary_folder();
+    (Server::start(&Setup::misbehave(folder.path(), predict_milliseconds)), folder)
+}
+
+fn ask(server: &Server, action: &str) -> Answer {
+    server.post("/models/misbehave/predict", &json!({ "action": action }))
+}
+
+/// The fault costs its request; the next request of the same model and of another are answered.
+fn assert_costs_one_request(server: &Server, action: &str, status: u16, code: &str, kind: &str) {
+    let answer = ask(server, action);
+    assert_eq!((answer.status, answer.error_code()), (status, Some(code)), "{action}: {answer:?}");
+    let line = server.wait_for(kind, |line| line["target"] == "fault" && line["kind"] == kind);
+    assert_eq!(line["model"], "misbehave");
+    let after = ask(server, "echo");
+    assert_eq!((after.status, &after.body["done"]), (200, &json!("echo")), "after {action}");
+    server.assert_healthy();
+}
+
+#[test]
+fn a_guest_that_breaks_down_costs_one_request() {
+    let (server, _folder) = server(AMPLE);
+    for (action, kind) in [
+        ("panic", "trap"),
+        ("recurse", "trap"),
+        ("fail", "failed"),
+        ("allocate", "out_of_memory"),
+        ("wrong-name", "bad_output"),
+        ("wrong-type", "bad_output"),
+        ("wrong-rows", "bad_output"),
+        ("wrong-length", "bad_output"),
+        ("no-output", "bad_output"),
+        ("reject-row-99", "bad_output"),
+        ("huge-output", "trap"),
+        ("exit", "trap"),
+        ("sleep", "trap"),
+    ] {
+        assert_costs_one_request(&server, action, 500, "model_failure", kind);
+    }
+}
+
+#[test]
+fn a_guest_that_spins_is_interrupted_and_its_neighbours_are_served_meanwhile() {
+    let (server, _folder) = server(SCARCE);
+    let server = &server;
+    std::thread::scope(|scope| {
+        let spinning = scope.spawn(move || {
+            let started = Instant::now();
+            let answer = ask(server, "spin");
+            (answer, started.elapsed())
+        });
+        while !spinning.is_finished() {
+            server.assert_healthy();
+        }
+        let (answer, took) = spinning.join().unwrap();
+        let error = (answer.status, answer.error_code());
+        assert_eq!(error, (504, Some("deadline_exceeded")), "{answer:?}");
+        assert!(took >= Duration::from_millis(500), "the guest had its time: {took:?}");
+    });
+    assert_costs_one_request(server, "spin", 504, "deadline_exceeded", "deadline");
+}
+
+#[test]
+fn more_spinning_than_threads_is_answered_in_time_and_then_over() {
+    let (server, _folder) = server(SCARCE);
+    let server = &server;
+    std::thread::scope(|scope| {
+        let spinning: Vec<_> = (0..16).map(|_| scope.spawn(move || ask(server, "spin"))).collect();
+        for answer in spinning.into_iter().map(|thread| thread.join().unwrap()) {
+            let error = (answer.status, answer.error_code());
+            assert_eq!(error, (504, Some("deadline_exceeded")), "{answer:?}");
+        }
+    });
+    assert_eq!(ask(server, "echo").status, 200);
+    server.assert_healthy();
+}
+
+#[test]
+fn a_full_queue_is_answered_at_once() {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), SCARCE);
+    setup.config.push_str("inference_threads = 1\nqueued_batches = 1\n");
+    let server = Server::start(&setup);
+    let server = &server;
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..16).map(|_| scope.spawn(move || ask(server, "spin"))).collect();
+        asking.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let overloaded: Vec<_> = answers.iter().filter(|answer| answer.status == 503).collect();
+    assert!(overloaded.len() >= 16 - 4, "one runs, one waits: {answers:?}");
+    for answer in overloaded {
+        assert_eq!(answer.error_code(), Some("overloaded"));
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+    server.wait_until_healthy();
+}
+
+#[test]
+fn rejected_rows_are_the_callers_fault_and_named() {
+    let (server, _folder) = server(AMPLE);
+    let mut actions = vec!["echo"; 20];
+    // The guest takes 8 rows at once: row 17 is row 1 of the third batch.
+    actions[17] = "reject";
+    let answer = server.post("/models/misbehave/batch_predict", &json!({ "actions": actions }));
+    assert_eq!((answer.status, answer.error_code()), (422, Some("unacceptable_input")));
+    assert_eq!(answer.body["details"][0]["row"], 17);
+    assert_eq!(answer.body["details"][0]["field"], "action");
+    assert!(answer.body["message"].as_str().unwrap().contains("row 17"), "{answer:?}");
+}
+
+#[test]
+fn the_sandbox_has_no_files_no_network_no_environment_and_no_time() {
+    let (server, _folder) = server(AMPLE);
+    for (action, wanted) in [
+        ("read-file", "Err("),
+        ("list-folder", "Err("),
+        ("connect", "Err("),
+        ("environment", "Ok([])"),
+        ("clock", "tv_sec: 0"),
+    ] {
+        let answer = ask(&server, action);
+        assert_eq!((answer.status, answer.error_code()), (500, Some("model_failure")));
+        // What the guest saw is in the log, not in the answer.
+        let line = server.wait_for(action, |line| {
+            let message = line["message"].as_str().unwrap_or_default();
+            line["target"] == "fault" && message.contains(wanted)
+        });
+        assert_eq!(line["kind"], "failed", "{action}");
+    }
+    // Standard output leads nowhere, and harms nobody.
+    assert_eq!(ask(&server, "print").status, 200);
+}
+
+#[test]
+fn a_flood_of_log_lines_is_cut_off_and_counted() {
+    let (server, _folder) = server(AMPLE);
+    let answer = ask(&server, "flood-log");
+    assert!(matches!(answer.status, 200 | 504), "{answer:?}");
+    let dropped = server.wait_for("the count", |line| {
+        line["message"].as_str().is_some_and(|message| message.contains("over the log budget"))
+    });
+    assert!(dropped["lines"].as_u64().unwrap() > 1000, "{dropped}");
+    let floods = server
+        .lines()
+        .iter()
+        .filter(|line| line["message"].as_str().is_some_and(|message| message.starts_with("flood")))
+        .count();
+    assert!(floods <= 8, "{floods} lines came through");
+    server.assert_healthy();
+}

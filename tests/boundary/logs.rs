@@ -1,0 +1,56 @@
+use guesthouse_tests::client::send;
+use guesthouse_tests::{Server, Setup};
+use serde_json::json;
+
+#[test]
+fn every_request_is_one_line_with_its_id() {
+    let server = Server::start(&Setup::toxicity());
+    let body = json!({"text": "You are nice", "request_id": "log-1"});
+    assert_eq!(server.post("/v1/predict", &body).status, 200);
+    let line = server.wait_for("log-1", |line| line["request_id"] == "log-1");
+    assert_eq!(line["target"], "request");
+    assert_eq!(line["route"], "/{major}/predict");
+    assert_eq!((&line["model"], &line["version"]), (&json!("toxicity"), &json!("1.0.0")));
+    assert_eq!((&line["status"], &line["caller"]), (&json!(200), &json!("demo")));
+    assert_eq!((&line["reason"], &line["rows"]), (&json!("range"), &json!(1)));
+    assert!(line["latency_ms"].as_f64().unwrap() > 0.0);
+    let long = json!({"text": "", "request_id": "log-2"});
+    assert_eq!(server.post("/v1/predict", &long).status, 422);
+    let line = server.wait_for("log-2", |line| line["request_id"] == "log-2");
+    assert_eq!((&line["status"], &line["error_code"]), (&json!(422), &json!("unacceptable_input")));
+    let lines = server.lines();
+    assert_eq!(lines.iter().filter(|line| line["request_id"] == "log-1").count(), 1);
+}
+
+#[test]
+fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
+    const CANARY: &str = "canary9f3a";
+    let server = Server::start(&Setup::toxicity());
+    let text = json!({ "text": CANARY }).to_string();
+    let json = ("Content-Type", "application/json");
+    let key = ("X-API-Key", "local-demo-key");
+    let canary_path = format!("/models/{CANARY}/versions/{CANARY}/predict?q={CANARY}");
+    let unknown = json!({ CANARY: 1 }).to_string();
+    let batch = json!({"texts": [CANARY, 1]}).to_string();
+    let malformed = format!("{{{CANARY}");
+    for (path, headers, body) in [
+        ("/v1/predict", vec![json, key], text.as_str()),
+        ("/v1/predict", vec![json, key], &unknown),
+        ("/v1/predict", vec![json, key], &malformed),
+        ("/v1/batch_predict", vec![json, key], &batch),
+        ("/v1/predict", vec![json, ("X-API-Key", CANARY)], &text),
+        ("/v1/predict", vec![json, key, ("User-Agent", CANARY), ("X-Custom", CANARY)], &text),
+        ("/v1/predict", vec![("Content-Type", CANARY), key], &text),
+        (&canary_path, vec![json, key], &text),
+        (&format!("/{CANARY}"), vec![json, key], &text),
+    ] {
+        send("POST", &server.url(path), &headers, body.as_bytes());
+    }
+    let (_, lines) = server.stop();
+    assert!(lines.iter().filter(|line| line["target"] == "request").count() >= 9);
+    for line in &lines {
+        let line = line.to_string();
+        assert!(!line.contains(CANARY), "{line}");
+        assert!(!line.contains("local-demo-key"), "{line}");
+    }
+}

@@ -1,0 +1,18 @@
+//! Tests at the process boundary. This is their table of contents: each module is one promise.
+
+/// Whatever a file holds, it is refused with a reason and stops nothing else.
+mod bad_artifacts;
+/// Whatever a caller sends, it gets an answer that says what is wrong.
+mod bad_requests;
+/// What clients are promised: endpoints, forms, headers, the split.
+mod endpoints;
+/// A guest that misbehaves costs its own request and nothing else.
+mod faults;
+/// One line a request, and nothing of what callers sent.
+mod logs;
+/// Scores are scikit-learn's, on texts that nobody here scored.
+mod oracle;
+/// What is compiled once is found again, and only what this host wrote is loaded.
+mod restart;
+/// The architecture holds: who may know what, and every module says what it is for.
+mod tidy;

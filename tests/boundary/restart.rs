@@ -1,0 +1,93 @@
+use std::fs;
+
+use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
+use guesthouse_tests::{Server, Setup};
+use serde_json::{Value, json};
+
+fn setup(folder: &std::path::Path) -> Setup {
+    let artifacts = vec![Misbehave::default().pack(folder)];
+    Setup { artifacts, state: Some(folder.join("state")), ..Setup::default() }
+}
+
+/// Where the version came from.
+fn from(server: &Server) -> Value {
+    let line = server.wait_for("the version", |line| line["message"] == "version ready");
+    line["from"].clone()
+}
+
+fn assert_serves(server: &Server) {
+    let answer = server.post("/predict", &json!({"action": "echo"}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[test]
+fn the_second_start_compiles_nothing() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    let first = Server::start(&setup);
+    assert_eq!(from(&first), "compiled");
+    assert!(first.stop().0.success());
+    let second = Server::start(&setup);
+    assert_eq!(from(&second), "store");
+    assert_serves(&second);
+}
+
+#[test]
+fn compiled_code_that_was_tampered_with_is_never_loaded() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    drop(Server::start(&setup));
+    let compiled = folder.path().join("state/compiled");
+    let code = fs::read_dir(&compiled)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "cwasm"))
+        .unwrap();
+    let mut bytes = fs::read(&code).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::remove_file(&code).unwrap();
+    fs::write(&code, bytes).unwrap();
+    let server = Server::start(&setup);
+    server.wait_for("the warning", |line| {
+        line["message"].as_str().is_some_and(|message| message.contains("MAC"))
+    });
+    assert_eq!(from(&server), "compiled");
+    assert_serves(&server);
+}
+
+#[test]
+fn a_host_killed_at_any_moment_of_a_deploy_starts_again() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    // Killed as soon as it listens: the child may be anywhere.
+    for _ in 0..5 {
+        drop(Server::start_loading(&setup));
+    }
+    let server = Server::start(&setup);
+    assert_serves(&server);
+}
+
+#[test]
+fn health_is_green_while_readiness_is_red() {
+    let folder = temporary_folder();
+    let server = Server::start_loading(&setup(folder.path()));
+    assert_eq!(server.get("/healthz").status, 200);
+    // It may be ready already; what must not happen is ready before the version is.
+    let answer = server.get("/readyz");
+    let published = server.lines().iter().any(|line| line["message"] == "version ready");
+    assert!(answer.status == 503 || published, "{answer:?}");
+    server.wait_for("ready", |line| line["message"] == "ready");
+    assert_eq!(server.get("/readyz").status, 200);
+}
+
+#[test]
+fn the_same_input_gives_the_same_bits_after_a_restart() {
+    let scores = || {
+        let server = Server::start(&Setup::toxicity());
+        let texts = ["You are nice", "what a load of rubbish", "idiot"];
+        let answer = server.post("/v1/batch_predict", &json!({ "texts": texts }));
+        answer.body["results"].clone()
+    };
+    assert_eq!(scores(), scores());
+}

@@ -1,0 +1,106 @@
+//! Artifacts for tests: the real ones, and some that a packer would not make.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+use crate::environment;
+
+/// The packed artifact of a version of the toxicity model.
+pub fn toxicity(version: &str) -> PathBuf {
+    environment::repository().join(format!("toxicity-{version}.wasm"))
+}
+
+/// A folder that goes with the test.
+///
+/// # Panics
+/// The disk is full or not writable.
+pub fn temporary_folder() -> TempDir {
+    let scratch = environment::scratch();
+    std::fs::create_dir_all(&scratch).expect("the scratch folder can be made");
+    tempfile::tempdir_in(scratch).expect("a temporary folder can be made")
+}
+
+/// Run the host program to its end.
+///
+/// # Panics
+/// It cannot be started.
+pub fn run_host(arguments: &[&str]) -> Output {
+    let mut command = Command::new(environment::host());
+    command.args(arguments).output().expect("the host program can be run")
+}
+
+/// What the misbehaving guest's artifact is to be like.
+#[derive(Debug, Clone)]
+pub struct Misbehave {
+    /// Its version.
+    pub version: &'static str,
+    /// The golden examples, a line each.
+    pub golden: &'static str,
+}
+
+impl Default for Misbehave {
+    fn default() -> Self {
+        let golden = r#"{"inputs": {"action": "echo"}, "outputs": {"done": "echo"}}"#;
+        Self { version: "1.0.0", golden }
+    }
+}
+
+impl Misbehave {
+    /// Pack it into `folder`; its `init` behaves well.
+    ///
+    /// # Panics
+    /// It cannot be packed.
+    pub fn pack(&self, folder: &Path) -> PathBuf {
+        let output = folder.join(format!("misbehave-{}.wasm", self.version));
+        let outcome = self.try_pack(folder, "well", &output);
+        assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+        output
+    }
+
+    /// Let the host program pack it, with an `init` that behaves as the word says.
+    ///
+    /// # Panics
+    /// The disk is full or not writable.
+    pub fn try_pack(&self, folder: &Path, init: &str, output: &Path) -> Output {
+        let manifest = folder.join(format!("manifest-{}-{init}.toml", self.version));
+        let text = format!(
+            "name = \"misbehave\"\nversion = \"{}\"\n[parameters]\ninit = \"{init}\"\n\
+             [golden]\nfile = \"golden.jsonl\"\n",
+            self.version
+        );
+        std::fs::write(&manifest, text).expect("the folder is writable");
+        std::fs::write(folder.join("golden.jsonl"), self.golden).expect("the folder is writable");
+        let component = environment::guests().join("misbehave.wasm");
+        run_host(&[
+            "pack",
+            "--manifest",
+            &manifest.to_string_lossy(),
+            "--component",
+            &component.to_string_lossy(),
+            "--output",
+            &output.to_string_lossy(),
+        ])
+    }
+}
+
+/// Replace bytes of a file with as many others: what a packer would never write.
+///
+/// # Panics
+/// The bytes are not there, exactly once, or the lengths differ.
+pub fn doctor(file: &Path, from: &str, to: &str) {
+    assert_eq!(from.len(), to.len(), "the file's sections keep their sizes");
+    let mut bytes = std::fs::read(file).expect("the file is readable");
+    let places: Vec<_> = bytes
+        .windows(from.len())
+        .enumerate()
+        .filter(|(_, window)| *window == from.as_bytes())
+        .map(|(place, _)| place)
+        .collect();
+    let [place] = places[..] else { panic!("{from:?} is there {} times", places.len()) };
+    bytes[place..place + to.len()].copy_from_slice(to.as_bytes());
+    // A new file: the old one may be linked from elsewhere.
+    std::fs::remove_file(file).expect("the folder is writable");
+    std::fs::write(file, bytes).expect("the folder is writable");
+}

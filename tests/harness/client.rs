@@ -1,0 +1,80 @@
+//! A client of a server under test: a published HTTP library, and a bare socket for what such a
+//! library would not send.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// The key of the demo mode.
+pub const DEMO_KEY: &str = "local-demo-key";
+
+/// The longest any answer may take: a hang is a failure, not a wait.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a server answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body, which is JSON in every case.
+    pub body: Value,
+}
+
+impl Answer {
+    /// The value of a header, or nothing.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(header, _)| header == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// The `error_code` of the body; nothing for an answer that is no error.
+    pub fn error_code(&self) -> Option<&str> {
+        self.body["error_code"].as_str()
+    }
+}
+
+/// Send a request by a published library.
+///
+/// # Panics
+/// There is no answer, or it is not JSON.
+pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let configuration =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(TIMEOUT));
+    let agent: ureq::Agent = configuration.build().into();
+    let mut request = ureq::http::Request::builder().method(method).uri(url);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(body.to_vec()).expect("the test builds a whole request");
+    let mut response = agent.run(request).expect("the server answers");
+    let headers = response
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned()))
+        .collect();
+    let status = response.status().as_u16();
+    let body = response.body_mut().read_to_string().expect("the body is text");
+    let body = if body.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_str(&body).unwrap_or_else(|_| panic!("not JSON: {body}"))
+    };
+    Answer { status, headers, body }
+}
+
+/// Send bytes as they are; everything that comes back until the server closes the connection.
+///
+/// # Panics
+/// The connection breaks before there was an answer.
+pub fn send_raw(address: SocketAddr, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).expect("the server listens");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout can be set");
+    stream.write_all(request).expect("the server reads");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("the server answers");
+    String::from_utf8_lossy(&answer).into_owned()
+}

@@ -1,0 +1,13 @@
+//! What the tests at the process boundary stand on: a real server of their own for each test, and
+//! the artifacts it serves.
+//!
+//! `cargo xtask test` builds everything and says where it is, in the variables that
+//! [`environment`] reads.
+
+pub mod artifacts;
+pub mod client;
+pub mod environment;
+pub mod server;
+
+pub use client::{Answer, DEMO_KEY};
+pub use server::{Server, Setup};

@@ -1,0 +1,261 @@
+//! One server for one test: its own port, repository and state, ended with the test.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::client::{self, Answer, DEMO_KEY};
+use crate::{artifacts, environment};
+
+/// The longest that anything may take: compiling the largest guest on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a server is to serve, and how.
+#[derive(Debug, Default)]
+pub struct Setup {
+    /// Files that are put into the repository folder.
+    pub artifacts: Vec<PathBuf>,
+    /// The configuration file.
+    pub config: String,
+    /// A state folder to use and keep; without one, a copy of the state in which the packed
+    /// artifacts are compiled.
+    pub state: Option<PathBuf>,
+}
+
+impl Setup {
+    /// Both versions of the toxicity model, with the configuration of the demonstration.
+    ///
+    /// # Panics
+    /// There is no such configuration.
+    pub fn toxicity() -> Self {
+        let config = fs::read_to_string(environment::models().join("demo.toml"));
+        let config = config.expect("the models have a demo.toml");
+        let artifacts = vec![artifacts::toxicity("1.0.0"), artifacts::toxicity("2.0.0")];
+        Self { artifacts, config, state: None }
+    }
+
+    /// The misbehaving guest beside a healthy model, with that much time for each prediction.
+    pub fn misbehave(folder: &Path, predict_milliseconds: u32) -> Self {
+        let config = format!(
+            "default_model = \"toxicity\"\n[limits]\ninstance_memory_mib = 256\n\
+             predict_milliseconds = {predict_milliseconds}\n"
+        );
+        let artifacts =
+            vec![artifacts::toxicity("1.0.0"), artifacts::Misbehave::default().pack(folder)];
+        Self { artifacts, config, state: None }
+    }
+}
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    log: Arc<Log>,
+    address: SocketAddr,
+    folder: TempDir,
+}
+
+/// The lines that the server has logged so far.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<Value>>,
+    grown: Condvar,
+}
+
+impl Server {
+    /// Start a server and wait until it has loaded everything.
+    ///
+    /// # Panics
+    /// It does not get ready.
+    pub fn start(setup: &Setup) -> Self {
+        let server = Self::start_loading(setup);
+        server.wait_for("ready", |line| line["message"] == "ready");
+        server
+    }
+
+    /// Start a server and wait until it listens.
+    ///
+    /// # Panics
+    /// It does not listen.
+    pub fn start_loading(setup: &Setup) -> Self {
+        let folder = artifacts::temporary_folder();
+        let repository = folder.path().join("repository");
+        fs::create_dir(&repository).expect("the scratch folder is writable");
+        for artifact in &setup.artifacts {
+            let name = artifact.file_name().expect("an artifact is a file");
+            fs::hard_link(artifact, repository.join(name)).expect("the artifact can be linked");
+        }
+        let config = folder.path().join("guesthouse.toml");
+        fs::write(&config, &setup.config).expect("the scratch folder is writable");
+        let state = setup.state.clone().unwrap_or_else(|| {
+            let state = folder.path().join("state");
+            copy_warm_state(&state);
+            state
+        });
+        let (child, log, address) = spawn(&config, &repository, &state);
+        Self { child, log, address, folder }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The folder of its artifacts.
+    pub fn repository(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    /// Send JSON with the demo key.
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, &[], body.to_string().as_bytes())
+    }
+
+    /// Send a body that need not be JSON, with the demo key; `headers` come on top.
+    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut all = vec![("X-API-Key", DEMO_KEY)];
+        let typed = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+        if !typed {
+            all.push(("Content-Type", "application/json"));
+        }
+        all.extend(headers);
+        client::send(method, &self.url(path), &all, body)
+    }
+
+    /// Get a page without a key.
+    pub fn get(&self, path: &str) -> Answer {
+        client::send("GET", &self.url(path), &[], b"")
+    }
+
+    /// The address of an endpoint.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Assert that the healthy model answers as it should.
+    ///
+    /// # Panics
+    /// It does not.
+    pub fn assert_healthy(&self) {
+        let answer = self.post("/models/toxicity/predict", &json!({"text": "You are nice"}));
+        assert_eq!((answer.status, &answer.body["label"]), (200, &json!("clean")), "{answer:?}");
+    }
+
+    /// Wait until the healthy model answers again.
+    ///
+    /// # Panics
+    /// It does not.
+    pub fn wait_until_healthy(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let body = json!({"text": "You are nice"});
+        while self.post("/models/toxicity/predict", &body).status != 200 {
+            assert!(Instant::now() < deadline, "the healthy model does not recover");
+        }
+    }
+
+    /// The first line of the log that is as wanted, as soon as it is there.
+    ///
+    /// # Panics
+    /// It does not come.
+    pub fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.log.wait_for(what, wanted)
+    }
+
+    /// Every line of the log so far.
+    pub fn lines(&self) -> Vec<Value> {
+        self.log.lines.lock().expect("no test panics with the lock").clone()
+    }
+
+    /// Ask it to stop, and wait until it has.
+    ///
+    /// # Panics
+    /// It does not stop.
+    pub fn stop(mut self) -> (ExitStatus, Vec<Value>) {
+        signal(&self.child, Signal::TERM);
+        let status = self.child.wait().expect("the server is our child");
+        self.wait_for("the end", |line| line["message"] == "stopped");
+        (status, self.lines())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have been stopped before, which is fine.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Log {
+    fn follow(self: &Arc<Self>, stderr: ChildStderr) {
+        let log = Arc::clone(self);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                log.lines.lock().expect("no test panics with the lock").push(line);
+                log.grown.notify_all();
+            }
+        });
+    }
+
+    fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.lines.lock().expect("no test panics with the lock");
+        loop {
+            if let Some(line) = lines.iter().find(|line| wanted(line)) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited in vain for {what}:\n{lines:#?}");
+            let waited = self.grown.wait_timeout(lines, left);
+            (lines, _) = waited.expect("no test panics with the lock");
+        }
+    }
+}
+
+fn spawn(config: &Path, repository: &Path, state: &Path) -> (Child, Arc<Log>, SocketAddr) {
+    let mut command = Command::new(environment::host());
+    command.args(["serve", "--demo", "--listen", "127.0.0.1:0"]);
+    command.args(["--log", "info", "--log-format", "json"]);
+    command.arg("--config").arg(config);
+    command.arg("--repository").arg(repository).arg("--state").arg(state);
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("the host program can be run");
+    let log = Arc::new(Log::default());
+    log.follow(child.stderr.take().expect("the standard error is piped"));
+    let line = log.wait_for("listening", |line| line["message"] == "listening");
+    let address = line["address"].as_str().and_then(|address| address.parse().ok());
+    (child, log, address.expect("the address is logged"))
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a pid is positive");
+    kill_process(pid, signal).expect("the server is running");
+}
+
+/// Link the state in which every packed artifact is compiled; make it first, once a run.
+fn copy_warm_state(to: &Path) {
+    static WARM: OnceLock<PathBuf> = OnceLock::new();
+    let warm = WARM.get_or_init(|| {
+        let state = environment::repository().with_file_name("test-state");
+        let config = environment::models().join("demo.toml");
+        let (mut child, log, _) = spawn(&config, &environment::repository(), &state);
+        log.wait_for("ready", |line| line["message"] == "ready");
+        signal(&child, Signal::TERM);
+        child.wait().expect("the server is our child");
+        state
+    });
+    fs::create_dir_all(to.join("compiled")).expect("the scratch folder is writable");
+    fs::copy(warm.join("key"), to.join("key")).expect("the key can be copied");
+    for entry in fs::read_dir(warm.join("compiled")).expect("the warm state is there") {
+        let from = entry.expect("the warm state is there").path();
+        let name = from.file_name().expect("an entry has a name");
+        fs::hard_link(&from, to.join("compiled").join(name)).expect("files can be linked");
+    }
+}

@@ -1,0 +1,121 @@
+//! One keep-alive connection: a request, its whole answer, a verdict.
+//!
+//! A connection that fails is opened again with the next request. It measures no time; that is for
+//! the loops, which know from when.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::StatusCode;
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::target::Target;
+
+/// The largest body of an answer that is read. The largest batch of a model server is far below.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// The pause after a connection failed, so that a server that is gone is not asked in a busy loop.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// With the expected answer.
+    Success,
+    /// With another status than the expected one.
+    Status(StatusCode),
+    /// With the expected status and another body.
+    WrongBody,
+    /// The connection could not be made, or broke.
+    Connection,
+    /// There was no whole answer in time.
+    Timeout,
+}
+
+/// An endpoint and, most of the time, a way to it.
+pub(crate) struct Connection {
+    target: Arc<Target>,
+    time_limit: Duration,
+    sender: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Connection {
+    /// Connects, so that no request pays for it.
+    pub(crate) async fn open(target: Arc<Target>, time_limit: Duration) -> io::Result<Self> {
+        let sender = match timeout(time_limit, connect(&target)).await {
+            Ok(sender) => Some(sender?),
+            Err(_elapsed) => return Err(io::ErrorKind::TimedOut.into()),
+        };
+        Ok(Self { target, time_limit, sender })
+    }
+
+    /// Sends the request of this number and reads the answer.
+    pub(crate) async fn ask(&mut self, number: usize) -> Outcome {
+        // Moved out: a connection with half an answer on it must not be used again.
+        let sender = self.sender.take();
+        match timeout(self.time_limit, exchange(&self.target, sender, number)).await {
+            Ok(Ok((sender, outcome))) => {
+                self.sender = Some(sender);
+                outcome
+            }
+            Ok(Err(_broken)) => Outcome::Connection,
+            Err(_elapsed) => Outcome::Timeout,
+        }
+    }
+
+    /// Waits a little, if the last request broke the connection.
+    pub(crate) async fn recover(&self) {
+        if self.sender.is_none() {
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+        }
+    }
+}
+
+/// The connection is of no more use. Why is of no interest: only the number of them counts.
+struct Broken;
+
+async fn exchange(
+    target: &Target,
+    sender: Option<SendRequest<Full<Bytes>>>,
+    number: usize,
+) -> Result<(SendRequest<Full<Bytes>>, Outcome), Broken> {
+    let mut sender = match sender {
+        Some(sender) if !sender.is_closed() => sender,
+        _ => connect(target).await.map_err(|_error| Broken)?,
+    };
+    sender.ready().await.map_err(|_error| Broken)?;
+    let response = sender.send_request(target.request(number)).await;
+    let (head, body) = response.map_err(|_error| Broken)?.into_parts();
+    // The whole body is read even when the status is wrong: the connection goes on after it.
+    let body = read(body).await?;
+    let outcome = if head.status != target.expected_status() {
+        Outcome::Status(head.status)
+    } else if target.is_expected(&body) {
+        Outcome::Success
+    } else {
+        Outcome::WrongBody
+    };
+    Ok((sender, outcome))
+}
+
+async fn read(body: Incoming) -> Result<Bytes, Broken> {
+    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+    Ok(body.map_err(|_error| Broken)?.to_bytes())
+}
+
+async fn connect(target: &Target) -> io::Result<SendRequest<Full<Bytes>>> {
+    let stream = TcpStream::connect(target.address()).await?;
+    // A request is one write; the system must not hold it back in the hope of another.
+    stream.set_nodelay(true)?;
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = handshake.map_err(io::Error::other)?;
+    // Ends with the sender. Its error reaches us through the request that fails with it.
+    tokio::spawn(connection);
+    Ok(sender)
+}

@@ -1,0 +1,158 @@
+//! `load`: the command line of the load generator. What it does is in the library.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line program that prints its result"
+)]
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, Parser, Subcommand};
+use hyper::StatusCode;
+use hyper::body::Bytes;
+use hyper::header::{HeaderName, HeaderValue};
+use load::{Expectation, Load, Target};
+
+/// The largest file of bodies: they are kept in memory.
+const MAX_BODIES_BYTES: u64 = 256 << 20;
+
+/// Makes a bounded HTTP load on a server on this machine and measures the answers.
+#[derive(Parser)]
+#[command(name = "load")]
+struct Arguments {
+    #[command(subcommand)]
+    shape: Shape,
+}
+
+#[derive(Subcommand)]
+enum Shape {
+    /// Each connection sends its next request when the last one is answered.
+    Closed(LoadArguments),
+    /// Requests are due at a fixed rate, and latency counts from when they are due.
+    Open {
+        /// Requests per second.
+        #[arg(long)]
+        rate: u32,
+        #[command(flatten)]
+        load: LoadArguments,
+    },
+}
+
+#[derive(Args)]
+struct LoadArguments {
+    /// The endpoint, as http://ADDRESS:PORT/PATH with a loopback address.
+    url: String,
+    /// How many connections there are.
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
+    /// How long to measure, in seconds.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// How long to make the load before measuring, in seconds.
+    #[arg(long, default_value_t = 1.0)]
+    warm_up_seconds: f64,
+    /// How long a request may take, in seconds.
+    #[arg(long, default_value_t = 10.0)]
+    request_seconds: f64,
+    /// A file with a body in each line, which are sent in turn with POST.
+    #[arg(long)]
+    bodies: Option<PathBuf>,
+    /// A header of each request, as NAME:VALUE. Can be given again for more.
+    #[arg(long, value_parser = parse_header)]
+    header: Vec<(HeaderName, HeaderValue)>,
+    /// The status of a success.
+    #[arg(long, default_value = "200")]
+    status: StatusCode,
+    /// What the body of a success contains.
+    #[arg(long)]
+    contains: Option<String>,
+    /// Where to write the result as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().shape) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(shape: Shape) -> Result<()> {
+    // One thread: this program must leave the other cores to the server it measures.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start")?;
+    let (rate, arguments) = match shape {
+        Shape::Closed(arguments) => (None, arguments),
+        Shape::Open { rate, load } => (Some(rate), load),
+    };
+    let load = arguments.load()?;
+    let report = match rate {
+        None => runtime.block_on(load::closed_loop(&load)),
+        Some(rate) => runtime.block_on(load::open_loop(&load, rate)),
+    };
+    let report = report.context("failed to make a load")?;
+    print!("{report}");
+    if let Some(path) = &arguments.json {
+        let json = serde_json::to_string_pretty(&report)?;
+        fs::write(path, json + "\n")
+            .with_context(|| format!("failed to write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+impl LoadArguments {
+    fn load(&self) -> Result<Load> {
+        let bodies = match &self.bodies {
+            Some(path) => {
+                read_bodies(path).with_context(|| format!("failed to read {}", path.display()))?
+            }
+            None => Vec::new(),
+        };
+        let mut target = Target::new(&self.url, bodies)?
+            .expecting(Expectation { status: self.status, contains: self.contains.clone() });
+        for (name, value) in &self.header {
+            target = target.with_header(name.clone(), value.clone());
+        }
+        Ok(Load {
+            target,
+            connections: self.connections,
+            warm_up: duration(self.warm_up_seconds)?,
+            duration: duration(self.seconds)?,
+            request_time: duration(self.request_seconds)?,
+        })
+    }
+}
+
+fn duration(seconds: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .with_context(|| format!("failed to use {seconds} s as a time"))
+}
+
+fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue)> {
+    let (name, value) = text.split_once(':').context("there is no `:`")?;
+    Ok((name.trim().parse()?, value.trim().parse()?))
+}
+
+/// The lines of a file that have something in them.
+fn read_bodies(path: &Path) -> Result<Vec<Bytes>> {
+    let mut text = String::new();
+    // One byte more than allowed tells a file that is too large.
+    File::open(path)?.take(MAX_BODIES_BYTES + 1).read_to_string(&mut text)?;
+    ensure!(text.len() as u64 <= MAX_BODIES_BYTES, "it is over {MAX_BODIES_BYTES} bytes");
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    let bodies: Vec<Bytes> = lines.map(|line| Bytes::copy_from_slice(line.as_bytes())).collect();
+    ensure!(!bodies.is_empty(), "there is no body in it");
+    Ok(bodies)
+}

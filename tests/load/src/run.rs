@@ -1,0 +1,141 @@
+//! What both loops share: the bounds, the connections, and the clock and counts of a run.
+
+use std::fmt::Display;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::LoadError;
+use crate::connection::{Connection, Outcome};
+use crate::report::{Report, Tally};
+use crate::target::Target;
+
+/// The most connections of a run. More would measure this program.
+pub const MAX_CONNECTIONS: usize = 1024;
+
+/// The longest warm-up, measurement and wait for an answer.
+pub const MAX_TIME: Duration = Duration::from_secs(600);
+
+/// The load that both loops make. There are no defaults: what a benchmark does, it says.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// Who is asked, and what.
+    pub target: Target,
+    /// How many connections there are, each with at most one request under way.
+    pub connections: usize,
+    /// How long requests are made before they are counted; may be zero.
+    pub warm_up: Duration,
+    /// How long requests are counted.
+    pub duration: Duration,
+    /// How long a request may take before it counts as an error.
+    pub request_time: Duration,
+}
+
+impl Load {
+    pub(crate) fn check(&self) -> Result<(), LoadError> {
+        let connections = self.connections;
+        if !(1..=MAX_CONNECTIONS).contains(&connections) {
+            return Err(out_of_bounds("connections", connections, MAX_CONNECTIONS));
+        }
+        let times = [
+            // The only one that may be zero.
+            ("warm-up", self.warm_up.max(Duration::from_nanos(1))),
+            ("duration", self.duration),
+            ("time of a request", self.request_time),
+        ];
+        for (name, time) in times {
+            if time.is_zero() || time > MAX_TIME {
+                let seconds = |time: Duration| format!("{} s", time.as_secs_f64());
+                return Err(out_of_bounds(name, seconds(time), seconds(MAX_TIME)));
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn out_of_bounds(
+    name: &'static str,
+    value: impl Display,
+    most: impl Display,
+) -> LoadError {
+    LoadError::OutOfBounds { name, value: value.to_string(), most: most.to_string() }
+}
+
+/// Opens all connections, so that no request pays for one.
+pub(crate) async fn connect(load: &Load) -> Result<Vec<Connection>, LoadError> {
+    let target = Arc::new(load.target.clone());
+    let mut connections = Vec::with_capacity(load.connections);
+    for _ in 0..load.connections {
+        let connection = Connection::open(Arc::clone(&target), load.request_time).await;
+        connections.push(connection.map_err(LoadError::Connect)?);
+    }
+    Ok(connections)
+}
+
+/// The clock and the counts of a run.
+pub(crate) struct Run {
+    pub(crate) start: Instant,
+    /// When counting begins.
+    counted_from: Instant,
+    /// No request is due from here on.
+    pub(crate) end: Instant,
+    connections: usize,
+    next: AtomicUsize,
+    tally: Mutex<Tally>,
+}
+
+impl Run {
+    /// Starts the clock.
+    pub(crate) fn start(load: &Load) -> Self {
+        let start = Instant::now();
+        let counted_from = start + load.warm_up;
+        Self {
+            start,
+            counted_from,
+            end: counted_from + load.duration,
+            connections: load.connections,
+            next: AtomicUsize::new(0),
+            tally: Mutex::new(Tally::new()),
+        }
+    }
+
+    /// The number of the next request, counted from 0.
+    pub(crate) fn number(&self) -> usize {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts a request that has just ended.
+    pub(crate) fn count(&self, outcome: Outcome, due: Instant, sent: Instant) {
+        if due >= self.counted_from {
+            let (late, latency) = (sent.saturating_duration_since(due), due.elapsed());
+            self.tally().count(outcome, late, latency);
+        }
+    }
+
+    /// Counts a request that was due and is not going to be sent.
+    pub(crate) fn count_unsent(&self, due: Instant) {
+        if due >= self.counted_from {
+            self.tally().count_unsent();
+        }
+    }
+
+    /// Waits for the workers and reports what they counted.
+    pub(crate) async fn finish(&self, mut workers: JoinSet<()>, rate: Option<u32>) -> Report {
+        while let Some(ended) = workers.join_next().await {
+            // Nobody aborts a worker, so this is a panic: a bug of ours, and no figure is right.
+            if let Err(failed) = ended {
+                std::panic::resume_unwind(failed.into_panic());
+            }
+        }
+        let time = self.counted_from.elapsed();
+        self.tally().report(self.connections, rate, time)
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        // A panic while counting ends the run in `finish`, whatever the tally says.
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

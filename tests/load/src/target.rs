@@ -1,0 +1,148 @@
+//! What is asked, of whom, and which answer counts.
+//!
+//! A target is checked when it is made and does not change during a run. Its bodies are in memory;
+//! whoever reads them bounds them.
+
+use std::net::SocketAddr;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+
+use crate::LoadError;
+
+/// Which answers are successes.
+#[derive(Debug, Clone)]
+pub struct Expectation {
+    /// The only status that is one.
+    pub status: StatusCode,
+    /// What the body has to contain.
+    pub contains: Option<String>,
+}
+
+impl Default for Expectation {
+    fn default() -> Self {
+        Self { status: StatusCode::OK, contains: None }
+    }
+}
+
+/// An endpoint with the requests it is sent.
+#[derive(Debug, Clone)]
+pub struct Target {
+    address: SocketAddr,
+    path: Uri,
+    headers: HeaderMap,
+    bodies: Vec<Bytes>,
+    expectation: Expectation,
+}
+
+impl Target {
+    /// An endpoint by its URL, with the bodies to send in turn. Without a body the requests are
+    /// `GET`, otherwise `POST` with JSON.
+    ///
+    /// # Errors
+    /// The URL is not of the form `http://ADDRESS:PORT/PATH`, or the address is not loopback.
+    pub fn new(url: &str, bodies: Vec<Bytes>) -> Result<Self, LoadError> {
+        let malformed = || LoadError::Url(url.to_owned());
+        let parsed = url.parse::<Uri>().map_err(|_error| malformed())?;
+        if parsed.scheme_str() != Some("http") {
+            return Err(malformed());
+        }
+        // A name could mean any machine, tomorrow another than today.
+        let authority = parsed.authority().ok_or_else(malformed)?.as_str();
+        let address: SocketAddr = authority.parse().map_err(|_error| malformed())?;
+        if !address.ip().is_loopback() {
+            return Err(LoadError::NotLoopback(address));
+        }
+        let path = parsed.path_and_query().map_or("/", |path| path.as_str());
+        let path = path.parse().map_err(|_error| malformed())?;
+
+        let host = HeaderValue::from_str(authority).map_err(|_error| malformed())?;
+        let mut headers = HeaderMap::from_iter([(HOST, host)]);
+        if !bodies.is_empty() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        Ok(Self { address, path, headers, bodies, expectation: Expectation::default() })
+    }
+
+    /// The same with a header, in place of one of that name.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// The same with other successes than any answer of status 200.
+    #[must_use]
+    pub fn expecting(mut self, expectation: Expectation) -> Self {
+        self.expectation = expectation;
+        self
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The request of this number, counted from 0.
+    pub(crate) fn request(&self, number: usize) -> Request<Full<Bytes>> {
+        let body = match self.bodies.len() {
+            0 => None,
+            count => self.bodies.get(number % count).cloned(),
+        };
+        let method = match &body {
+            Some(_) => Method::POST,
+            None => Method::GET,
+        };
+        let mut request = Request::new(Full::new(body.unwrap_or_default()));
+        *request.method_mut() = method;
+        *request.uri_mut() = self.path.clone();
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+
+    pub(crate) fn is_expected(&self, body: &[u8]) -> bool {
+        let Some(wanted) = &self.expectation.contains else {
+            return true;
+        };
+        // `windows` refuses a length of 0, and an empty string is in every body.
+        wanted.is_empty() || body.windows(wanted.len()).any(|part| part == wanted.as_bytes())
+    }
+
+    pub(crate) fn expected_status(&self) -> StatusCode {
+        self.expectation.status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_addresses_are_targets() {
+        for url in ["http://127.0.0.1:80", "http://127.9.9.9:1/a?b", "http://[::1]:80/"] {
+            assert!(Target::new(url, Vec::new()).is_ok(), "{url}");
+        }
+        for url in ["http://192.0.2.1:80/", "http://0.0.0.0:80/", "http://[2001:db8::1]:80/"] {
+            let error = Target::new(url, Vec::new()).unwrap_err();
+            assert!(matches!(error, LoadError::NotLoopback(_)), "{url}");
+        }
+        for url in
+            ["", "/path", "http://localhost:80/", "https://127.0.0.1:80/", "http://127.0.0.1/"]
+        {
+            let error = Target::new(url, Vec::new()).unwrap_err();
+            assert!(matches!(error, LoadError::Url(_)), "{url}");
+        }
+    }
+
+    #[test]
+    fn bodies_take_turns() {
+        let bodies = vec![Bytes::from_static(b"a"), Bytes::from_static(b"bb")];
+        let target = Target::new("http://127.0.0.1:80/", bodies).unwrap();
+        let length = |number| {
+            use hyper::body::Body as _;
+            target.request(number).body().size_hint().exact()
+        };
+        assert_eq!([0, 1, 2].map(length), [Some(1), Some(2), Some(1)]);
+    }
+}

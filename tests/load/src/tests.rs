@@ -1,0 +1,168 @@
+//! Both loops against a small server that answers as each test wants.
+//!
+//! Only lower bounds of times are asserted: a busy machine makes everything slower, never faster.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use hyper::body::Bytes;
+
+use crate::{Expectation, Load, LoadError, Report, Target, closed_loop, open_loop};
+
+/// What a server does with the request of a number: the text to answer with, or hang up.
+type Behaviour = fn(usize) -> Option<&'static str>;
+
+const OK: Option<&str> = Some("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine");
+const BUSY: Option<&str> = Some("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n");
+const STALL: Duration = Duration::from_millis(300);
+
+/// Starts a server, which lives on threads of its own until the tests end.
+fn serve(behaviour: Behaviour) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let number = Arc::new(AtomicUsize::new(0));
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let number = Arc::clone(&number);
+            // The other side may hang up at any time.
+            thread::spawn(move || answer(stream.unwrap(), behaviour, &number).ok());
+        }
+    });
+    address
+}
+
+fn answer(stream: TcpStream, behaviour: Behaviour, number: &AtomicUsize) -> std::io::Result<()> {
+    let (mut requests, mut answers) = (BufReader::new(stream.try_clone()?), stream);
+    loop {
+        let (mut length, mut line) = (0, String::new());
+        while line != "\r\n" {
+            line.clear();
+            if requests.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            if let Some(value) = line.strip_prefix("content-length: ") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        requests.read_exact(&mut vec![0; length])?;
+        match behaviour(number.fetch_add(1, Ordering::Relaxed)) {
+            Some(text) => answers.write_all(text.as_bytes())?,
+            None => return Ok(()),
+        }
+    }
+}
+
+fn stall_once(number: usize) -> Option<&'static str> {
+    if number == 10 {
+        thread::sleep(STALL);
+    }
+    OK
+}
+
+fn load(address: SocketAddr, milliseconds: u64) -> Load {
+    let body = Bytes::from_static(b"{}");
+    Load {
+        target: Target::new(&format!("http://{address}/"), vec![body]).unwrap(),
+        connections: 1,
+        warm_up: Duration::ZERO,
+        duration: Duration::from_millis(milliseconds),
+        request_time: Duration::from_secs(10),
+    }
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn closed(load: &Load) -> Report {
+    run(closed_loop(load)).unwrap()
+}
+
+fn open(load: &Load, rate: u32) -> Report {
+    run(open_loop(load, rate)).unwrap()
+}
+
+#[test]
+fn an_open_loop_counts_from_when_a_request_was_due() {
+    // 60 requests; about 30 of them are due while the server stalls and wait up to 300 ms.
+    let report = open(&load(serve(stall_once), 600), 100);
+    assert_eq!((report.requests, report.successes), (60, 60), "{report}");
+    assert!(report.latency_us.max >= 299_000, "{report}");
+    assert!(report.latency_us.p90 >= 150_000, "{report}");
+    assert!(report.late_starts >= 20, "{report}");
+}
+
+#[test]
+fn a_closed_loop_sees_a_stall_once() {
+    let report = closed(&load(serve(stall_once), 600));
+    assert!(report.latency_us.max >= 299_000, "{report}");
+    assert!(report.successes > 11, "{report}");
+    assert_eq!((report.requests, report.late_starts), (report.successes, 0));
+}
+
+#[test]
+fn only_the_expected_answer_is_a_success() {
+    let mostly_busy = |number| if number % 4 == 0 { OK } else { BUSY };
+    let report = open(&load(serve(mostly_busy), 200), 100);
+    assert_eq!((report.successes, report.errors["503"]), (5, 15), "{report}");
+
+    let mut wanted = load(serve(|_| OK), 200);
+    let expect =
+        |text: &str| Expectation { contains: Some(text.to_owned()), ..Expectation::default() };
+    wanted.target = wanted.target.expecting(expect("in"));
+    assert_eq!(open(&wanted, 100).successes, 20);
+    wanted.target = wanted.target.expecting(expect("not"));
+    assert_eq!(open(&wanted, 100).errors["wrong_body"], 20);
+}
+
+#[test]
+fn a_broken_connection_is_an_error_and_is_opened_again() {
+    let report = open(&load(serve(|number| OK.filter(|_| number != 3)), 200), 100);
+    assert_eq!((report.successes, report.errors["connection"]), (19, 1), "{report}");
+}
+
+#[test]
+fn a_server_that_never_answers_does_not_hold_a_run_up() {
+    let mut load = load(
+        serve(|_| {
+            thread::sleep(Duration::from_secs(60));
+            None
+        }),
+        200,
+    );
+    load.request_time = Duration::from_millis(100);
+    let report = open(&load, 100);
+    assert_eq!((report.requests, report.successes), (20, 0), "{report}");
+    assert!(report.errors["timeout"] >= 1, "{report}");
+    assert!(report.errors["unsent"] >= 1, "{report}");
+}
+
+#[test]
+fn the_warm_up_is_not_counted() {
+    let mut load = load(serve(|_| OK), 200);
+    load.warm_up = Duration::from_millis(300);
+    assert_eq!(open(&load, 100).requests, 20);
+}
+
+#[test]
+fn a_load_out_of_bounds_is_refused() {
+    let good = load(serve(|_| OK), 200);
+    let bad = [
+        Load { connections: 0, ..good.clone() },
+        Load { connections: 1025, ..good.clone() },
+        Load { duration: Duration::ZERO, ..good.clone() },
+        Load { request_time: Duration::from_secs(601), ..good.clone() },
+    ];
+    for load in bad {
+        let error = run(closed_loop(&load)).unwrap_err();
+        assert!(matches!(error, LoadError::OutOfBounds { .. }), "{error}");
+    }
+    for rate in [0, 100_001] {
+        let error = run(open_loop(&good, rate)).unwrap_err();
+        assert!(matches!(error, LoadError::OutOfBounds { name: "rate", .. }));
+    }
+}

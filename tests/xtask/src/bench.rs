@@ -1,0 +1,122 @@
+//! Benchmarks: measured figures, each with the bar it is held to.
+//!
+//! A benchmark is a module below and returns [`Figure`]s; here is what is done with them. A figure
+//! that misses its bar is reported and does not fail the command: how busy the machine is decides
+//! as much as the code. A request that fails does, because then the figures are of something else.
+
+mod load;
+pub(crate) mod serve;
+mod server;
+
+use std::fs;
+use std::path::{self, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+/// What every benchmark is told.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Where to write the figures as JSON, as an array of objects.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// How long each measurement under load takes, in seconds.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) seconds: u64,
+}
+
+impl Options {
+    /// The same for any current folder.
+    pub(crate) fn absolute(self) -> Result<Self> {
+        let json = self.json.map(path::absolute).transpose();
+        Ok(Self { json: json.context("cannot tell the current folder")?, ..self })
+    }
+}
+
+/// What a value has to be.
+#[derive(Clone, Copy)]
+pub(crate) enum Bar {
+    Below(f64),
+    Above(f64),
+}
+
+/// One measured value.
+pub(crate) struct Figure {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    bar: Option<Bar>,
+}
+
+impl Figure {
+    pub(crate) fn new(name: &str, value: f64, unit: &'static str, bar: Option<Bar>) -> Self {
+        Self { name: name.to_owned(), value, unit, bar }
+    }
+
+    /// Whether the value is what it has to be, if it has to be anything.
+    fn holds(&self) -> Option<bool> {
+        self.bar.map(|bar| match bar {
+            Bar::Below(bar) => self.value < bar,
+            Bar::Above(bar) => self.value > bar,
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        let bar = self.bar.map(|(Bar::Below(bar) | Bar::Above(bar))| bar);
+        json!({
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "bar": bar,
+            "holds": self.holds(),
+        })
+    }
+
+    fn to_line(&self) -> String {
+        let bar = match self.bar {
+            None => "-".to_owned(),
+            Some(Bar::Below(bar)) => format!("< {bar}"),
+            Some(Bar::Above(bar)) => format!("> {bar}"),
+        };
+        let holds = match self.holds() {
+            None => "-",
+            Some(true) => "holds",
+            Some(false) => "MISSED",
+        };
+        let Self { name, value, unit, .. } = self;
+        line([name, &format!("{value:.2}"), unit, &bar, holds])
+    }
+}
+
+/// Prints the figures and writes them where the options say.
+pub(crate) fn finish(figures: &[Figure], options: &Options) -> Result<()> {
+    println!("{}", line(["figure", "value", "unit", "bar", ""]));
+    for figure in figures {
+        println!("{}", figure.to_line());
+    }
+    if let Some(path) = &options.json {
+        let figures: Vec<Value> = figures.iter().map(Figure::to_json).collect();
+        let text = serde_json::to_string_pretty(&figures)? + "\n";
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn line([name, value, unit, bar, holds]: [&str; 5]) -> String {
+    format!("{name:<36} {value:>10} {unit:<10} {bar:>8}  {holds}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_says_whether_its_bar_holds() {
+        let figure = |bar| Figure::new("start_ms", 5.0, "ms", bar).to_json();
+        let judged = |bar, holds| json!({"name": "start_ms", "value": 5.0, "unit": "ms", "bar": bar, "holds": holds});
+        assert_eq!(figure(None), judged(json!(null), json!(null)));
+        assert_eq!(figure(Some(Bar::Below(6.0))), judged(json!(6.0), json!(true)));
+        assert_eq!(figure(Some(Bar::Below(5.0))), judged(json!(5.0), json!(false)));
+        assert_eq!(figure(Some(Bar::Above(4.0))), judged(json!(4.0), json!(true)));
+    }
+}
