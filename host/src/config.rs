@@ -14,6 +14,7 @@ use serde::Deserialize;
 use crate::edge::KeyHash;
 use crate::guest::EngineLimits;
 use crate::model::ModelName;
+use crate::preinit::PreinitLimits;
 use crate::router::Split;
 
 /// The configuration file, as it is written.
@@ -53,6 +54,8 @@ pub struct LimitsFile {
     pub queued_batches: Option<usize>,
     pub instances: Option<u32>,
     pub instance_memory_mib: Option<usize>,
+    pub preinit_seconds: Option<u64>,
+    pub preinit_memory_mib: Option<u64>,
     pub traffic_log_seconds: Option<u64>,
 }
 
@@ -117,6 +120,8 @@ pub struct Limits {
     /// The engine's own limits: 64 instances hold two of each of 32 versions; 1 GiB holds models
     /// of several hundred MiB.
     pub engine: EngineLimits,
+    /// What the child process that pre-initialises a version may use.
+    pub preinit: PreinitLimits,
     /// How often the traffic counters are logged, if they have changed.
     pub traffic_log_interval: Duration,
 }
@@ -202,6 +207,8 @@ impl LimitsFile {
         if memory_mib > 4096 {
             return Err(out_of_range("instance_memory_mib", "WebAssembly memory ends at 4096"));
         }
+        let preinit_memory = positive("preinit_memory_mib", self.preinit_memory_mib, 6144)?;
+        let preinit_time = positive("preinit_seconds", self.preinit_seconds, 120)?;
         let predict_time = positive("predict_milliseconds", self.predict_milliseconds, 2000)?;
         Ok(Limits {
             body_bytes: positive("body_bytes", self.body_bytes, 8 << 20)?,
@@ -214,6 +221,14 @@ impl LimitsFile {
             engine: EngineLimits {
                 max_instances: positive("instances", self.instances, 64)?,
                 max_memory_bytes: memory_mib << 20,
+            },
+            preinit: PreinitLimits {
+                wall_time: Duration::from_secs(preinit_time),
+                // The wall time on every core.
+                cpu_time: Duration::from_secs(preinit_time.saturating_mul(cores as u64)),
+                memory_bytes: preinit_memory.saturating_mul(1 << 20),
+                guest_memory_bytes: memory_mib << 20,
+                ..PreinitLimits::default()
             },
             traffic_log_interval: seconds("traffic_log_seconds", self.traffic_log_seconds, 30)?,
         })

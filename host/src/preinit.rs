@@ -21,7 +21,8 @@ use crate::observe::logs;
 /// The longest report that is read from a child, in bytes; a signature is far smaller.
 const MAX_REPORT_BYTES: u64 = 16 << 20;
 
-/// What one child may use. The defaults hold for models up to a few hundred megabytes.
+/// What one child may use. The defaults hold for models up to a few hundred megabytes; a file limit
+/// of 4 GiB leaves room for the image of the largest memory.
 #[derive(Debug, Clone, Copy)]
 pub struct PreinitLimits {
     /// Real time until the child is killed. Compiling a large guest takes 10 s on two cores; a

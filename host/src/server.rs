@@ -16,7 +16,6 @@ use crate::edge::{self, Edge, Keys};
 use crate::guest::{Engine, EngineError};
 use crate::inference::Inference;
 use crate::observe::traffic::Traffic;
-use crate::preinit::PreinitLimits;
 use crate::registry::{Loader, Registry};
 use crate::store::{Store, StoreError};
 
@@ -105,7 +104,7 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
     Ok(Loader {
         engine,
         store,
-        limits: PreinitLimits::default(),
+        limits: settings.limits.preinit,
         max_memory_bytes: settings.limits.engine.max_memory_bytes,
         warm_instances: settings.limits.inference_threads,
     })

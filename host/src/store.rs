@@ -13,7 +13,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rand::TryRng;
@@ -24,6 +24,9 @@ use crate::artifact::Digest;
 use crate::preinit::PreinitReport;
 
 const KEY_BYTES: usize = 32;
+
+/// Begins the name of a folder in which a version is being compiled.
+const SCRATCH_PREFIX: &str = ".new-";
 
 /// The state folder of one host.
 #[derive(Debug)]
@@ -76,6 +79,8 @@ impl Store {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&compiled).map_err(StoreError::new("cannot make the folder"))?;
+        check_private(folder).map_err(StoreError::new("cannot trust the folder"))?;
+        remove_leftovers(&compiled).map_err(StoreError::new("cannot tidy the folder"))?;
         let key =
             read_or_make_key(folder).map_err(StoreError::new("cannot read or make the key"))?;
         Ok(Self { compiled, key, fingerprint })
@@ -118,7 +123,7 @@ impl Store {
         make: impl FnOnce(&Path) -> Result<PreinitReport, E>,
     ) -> Result<CompiledVersion, E> {
         // In the same folder, so that it can be renamed; removed again if anything fails.
-        let scratch = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.compiled);
+        let scratch = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in(&self.compiled);
         let scratch = scratch.map_err(StoreError::new("cannot make a temporary folder"))?;
         let made = scratch.path().join("compiled");
         let report = make(&made)?;
@@ -164,6 +169,27 @@ impl Store {
     fn path(&self, artifact: Digest, extension: &str) -> PathBuf {
         self.compiled.join(format!("{}-{}.{extension}", artifact.hex(), self.fingerprint))
     }
+}
+
+/// Whoever can write here can make this host run anything.
+fn check_private(folder: &Path) -> io::Result<()> {
+    for folder in [folder, &folder.join("compiled")] {
+        if fs::metadata(folder)?.permissions().mode() & 0o022 != 0 {
+            return Err(io::Error::other("others than its owner can write to it"));
+        }
+    }
+    Ok(())
+}
+
+/// What a host that was killed while compiling has left.
+fn remove_leftovers(compiled: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(compiled)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(SCRATCH_PREFIX.as_bytes()) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
@@ -241,6 +267,25 @@ mod tests {
         keep(&store, one, b"code");
         fs::remove_file(&path).unwrap();
         assert!(store.find(one).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_to_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Store::open(folder.path(), "engine".to_owned()).is_err());
+    }
+
+    #[test]
+    fn what_a_killed_host_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), "engine".to_owned()).unwrap();
+        let left = store.compiled.join(format!("{SCRATCH_PREFIX}1"));
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("compiled"), b"half").unwrap();
+        keep(&store, Digest::of(b"one"), b"code");
+        let again = Store::open(folder.path(), "engine".to_owned()).unwrap();
+        assert!(!left.exists() && again.find(Digest::of(b"one")).unwrap().is_some());
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub enum ProofError {
         /// From 1.
         index: usize,
         /// What differs.
-        difference: record::Difference,
+        difference: Box<record::Difference>,
     },
 }
 
@@ -134,6 +134,6 @@ fn prove_example(
     let row = rows.first().expect("an instance's outputs have as many rows as its inputs");
     match record::difference(&example.outputs, row, tolerances) {
         None => Ok(()),
-        Some(difference) => Err(ProofError::Differs { index, difference }),
+        Some(difference) => Err(ProofError::Differs { index, difference: Box::new(difference) }),
     }
 }

@@ -134,6 +134,8 @@ fn what_is_not_there_is_404_and_other_methods_are_405() {
         let path = format!("/models/toxicity/versions/{selector}/predict");
         assert_error(&server.post(&path, &body), 400, "malformed_request");
     }
+    // A path that is not UTF-8.
+    assert_error(&server.post("/models/%ff/predict", &body), 400, "malformed_request");
     for (method, path, allow) in [
         ("GET", "/v1/predict", "POST"),
         ("PUT", "/predict", "POST"),

@@ -1,3 +1,4 @@
+use guesthouse_tests::artifacts::temporary_folder;
 use guesthouse_tests::client::send;
 use guesthouse_tests::{Server, Setup};
 use serde_json::json;
@@ -20,6 +21,20 @@ fn every_request_is_one_line_with_its_id() {
     assert_eq!((&line["status"], &line["error_code"]), (&json!(422), &json!("unacceptable_input")));
     let lines = server.lines();
     assert_eq!(lines.iter().filter(|line| line["request_id"] == "log-1").count(), 1);
+}
+
+#[test]
+fn what_a_guest_logs_and_its_faults_carry_the_request_id() {
+    let folder = temporary_folder();
+    let server = Server::start(&Setup::misbehave(folder.path(), 5000));
+    let body = json!({"action": "panic", "request_id": "fault-1"});
+    assert_eq!(server.post("/models/misbehave/predict", &body).status, 500);
+    for target in ["guest", "fault", "request"] {
+        server.wait_for(target, |line| {
+            let id = line["request_id"].as_str().or(line["span"]["request_id"].as_str());
+            line["target"] == target && id == Some("fault-1")
+        });
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Tests at the process boundary. This is their table of contents: each module is one promise.
+#![expect(clippy::unwrap_used, reason = "a test that meets the unexpected fails")]
 
 /// Whatever a file holds, it is refused with a reason and stops nothing else.
 mod bad_artifacts;

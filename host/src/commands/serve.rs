@@ -44,7 +44,12 @@ fn settle(arguments: &ServeArguments) -> anyhow::Result<Settings> {
         state: arguments.state.clone().or(file.state),
         ..file
     };
+    let unnamed = file.repository.is_none();
     let mut settings = file.settle()?;
+    if unnamed {
+        // A folder that somebody named and that is not there is a mistake; the default one is not.
+        std::fs::create_dir_all(&settings.repository).context("failed to make `repository`")?;
+    }
     if arguments.demo {
         tracing::warn!("demo mode: everybody knows the key, keep this server off the network");
         settings.keys.push(KeyHash::demo());

@@ -122,6 +122,17 @@ impl ApiError {
         Self::new(ErrorCode::Unauthorized, "a valid key is needed in the header X-API-Key")
     }
 
+    /// For an answer that the HTTP library gave by itself: to a path that is not UTF-8.
+    pub(super) fn of_library(status: StatusCode) -> Option<Self> {
+        if status.is_client_error() {
+            Some(Self::malformed("the request is malformed"))
+        } else if status.is_server_error() {
+            Some(Self::new(ErrorCode::Internal, "the server failed on this request"))
+        } else {
+            None
+        }
+    }
+
     fn with_details(code: ErrorCode, details: Vec<Detail>) -> Self {
         let message = details.first().map_or("the input is not acceptable".to_owned(), |first| {
             format!("row {}: `{}` {}", first.row, first.field, first.reason)

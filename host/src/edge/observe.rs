@@ -72,6 +72,7 @@ pub(super) async fn each_request(request: Request, next: Next) -> Response {
     let account = response.extensions_mut().remove::<Account>().unwrap_or(before);
     let id = &account.request_id;
     let error = response.extensions_mut().remove::<ApiError>();
+    let error = error.or_else(|| ApiError::of_library(response.status()));
     if let Some(error) = &error {
         *response.body_mut() = error.body(id.as_str()).to_string().into();
         let json = HeaderValue::from_static("application/json");

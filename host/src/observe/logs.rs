@@ -37,7 +37,7 @@ pub fn start(filter: &str, format: Option<Format>) -> Result<(), ParseError> {
     let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
     let lines = tracing_subscriber::fmt().with_env_filter(levels).with_writer(std::io::stderr);
     match format {
-        Format::Json => lines.json().flatten_event(true).with_current_span(false).init(),
+        Format::Json => lines.json().flatten_event(true).with_span_list(false).init(),
         Format::Text => lines.with_ansi(terminal).init(),
     }
     // A second start would have panicked in `init`.

@@ -32,7 +32,9 @@ impl Vocabulary {
             }
         }
         let norm = weights.values().map(|weight: &f64| weight * weight).sum::<f64>().sqrt();
-        weights.into_iter().map(|(index, weight)| (index as i64, (weight / norm) as f32)).collect()
+        #[expect(clippy::cast_possible_truncation, reason = "the graph computes in f32")]
+        let scaled = |(index, weight)| (index as i64, (weight / norm) as f32);
+        weights.into_iter().map(scaled).collect()
     }
 }
 

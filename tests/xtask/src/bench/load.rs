@@ -16,10 +16,13 @@ use crate::workspace::Workspace;
 /// have run and for the processor to have left its idle clock.
 const WARM_UP_SECONDS: u64 = 2;
 
-/// A closed loop, as a benchmark wants it.
-pub(crate) struct ClosedLoop<'a> {
+/// A load, as a benchmark wants it.
+pub(crate) struct Load<'a> {
     pub(crate) url: &'a str,
     pub(crate) connections: usize,
+    /// Requests that arrive in a second, whether the ones before are answered or not; without it,
+    /// every connection sends the next one as soon as the last is answered.
+    pub(crate) rate: Option<u32>,
     pub(crate) seconds: u64,
     /// The bodies to send in turn.
     pub(crate) bodies: &'a [Value],
@@ -35,15 +38,18 @@ pub(crate) struct Measured {
 }
 
 /// Makes the load; fails if any request does.
-pub(crate) fn closed_loop(workspace: &Workspace, load: &ClosedLoop<'_>) -> Result<Measured> {
+pub(crate) fn make(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
     let bodies = work_file(workspace, "bodies.jsonl")?;
     let lines: String = load.bodies.iter().map(|body| format!("{body}\n")).collect();
     fs::write(&bodies, lines).with_context(|| format!("cannot write {}", bodies.display()))?;
     let json = work_file(workspace, "report.json")?;
 
     let mut command = Command::new(workspace.load_binary());
+    match load.rate {
+        None => command.args(["closed", load.url]),
+        Some(rate) => command.args(["open", load.url, "--rate", &rate.to_string()]),
+    };
     command
-        .args(["closed", load.url])
         .args(["--connections", &load.connections.to_string()])
         .args(["--seconds", &load.seconds.to_string()])
         .args(["--warm-up-seconds", &WARM_UP_SECONDS.to_string()])

@@ -8,7 +8,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::load::{self, ClosedLoop, Measured};
+use super::load::{self, Load, Measured};
 use super::server::Server;
 use super::{Bar, Figure};
 use crate::run;
@@ -22,6 +22,12 @@ const BATCH_PREDICT: &str = "/v1/batch_predict";
 
 /// How many starts the median is of. Odd, so that it is one of them.
 const STARTS: usize = 5;
+
+/// A low load: requests that arrive one by one, with the server idle in between.
+const LOW_LOAD_PER_SECOND: u32 = 100;
+
+/// Enough that no arrival waits for a connection.
+const LOW_LOAD_CONNECTIONS: usize = 4;
 
 /// How many texts a batch has.
 const BATCH_ROWS: usize = 64;
@@ -68,7 +74,7 @@ fn warm_start_ms(workspace: &Workspace) -> Result<(f64, Server)> {
     Ok((times[STARTS / 2], server))
 }
 
-/// Single texts, by one caller and by eight.
+/// Single texts: now and then, by one caller without a pause, and by eight.
 fn single_predictions(
     workspace: &Workspace,
     server: &Server,
@@ -77,16 +83,19 @@ fn single_predictions(
 ) -> Result<Vec<Figure>> {
     let bodies: Vec<Value> = texts.iter().map(|text| json!({"text": text})).collect();
     let url = server.url(PREDICT);
-    let ask = |connections| {
-        let load =
-            ClosedLoop { url: &url, connections, seconds, bodies: &bodies, contains: "\"score\":" };
+    let ask = |connections, rate| {
+        let contains = "\"score\":";
+        let load = Load { url: &url, connections, rate, seconds, bodies: &bodies, contains };
         measured(workspace, "single texts", &load)
     };
-    let one = ask(1)?;
-    let eight = ask(8)?;
+    let low = ask(LOW_LOAD_CONNECTIONS, Some(LOW_LOAD_PER_SECOND))?;
+    let one = ask(1, None)?;
+    let eight = ask(8, None)?;
     Ok(vec![
-        Figure::new("single_prediction_p50_ms", one.p50_ms, "ms", None),
-        Figure::new("single_prediction_p95_ms", one.p95_ms, "ms", Some(SINGLE_PREDICTION_P95_MS)),
+        Figure::new("single_prediction_p50_ms", low.p50_ms, "ms", None),
+        Figure::new("single_prediction_p95_ms", low.p95_ms, "ms", Some(SINGLE_PREDICTION_P95_MS)),
+        Figure::new("back_to_back_prediction_p50_ms", one.p50_ms, "ms", None),
+        Figure::new("back_to_back_prediction_p95_ms", one.p95_ms, "ms", None),
         Figure::new(
             "requests_per_second_1_connection",
             one.requests_per_second,
@@ -111,9 +120,10 @@ fn batches(
 ) -> Result<Figure> {
     let batches = texts.chunks_exact(BATCH_ROWS);
     let bodies: Vec<Value> = batches.map(|texts| json!({"texts": texts})).collect();
-    let load = ClosedLoop {
+    let load = Load {
         url: &server.url(BATCH_PREDICT),
         connections: BATCH_CONNECTIONS,
+        rate: None,
         seconds,
         bodies: &bodies,
         contains: "\"results\":",
@@ -123,9 +133,12 @@ fn batches(
     Ok(Figure::new("batch_rows_per_second", rows_per_second, "1/s", None))
 }
 
-fn measured(workspace: &Workspace, what: &str, load: &ClosedLoop<'_>) -> Result<Measured> {
-    let connections = load.connections;
-    run::step(&format!("{what}, {connections} at a time"), || load::closed_loop(workspace, load))
+fn measured(workspace: &Workspace, what: &str, load: &Load<'_>) -> Result<Measured> {
+    let pace = match load.rate {
+        Some(rate) => format!("{rate} a second"),
+        None => format!("{} at a time", load.connections),
+    };
+    run::step(&format!("{what}, {pace}"), || load::make(workspace, load))
 }
 
 /// The texts that the model's oracle has scores for: as long and as odd as what people write.
