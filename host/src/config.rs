@@ -54,7 +54,7 @@ pub struct LimitsFile {
     pub queued_batches: Option<usize>,
     pub instances: Option<u32>,
     pub instance_memory_mib: Option<usize>,
-    pub preinit_seconds: Option<u64>,
+    pub preinit_cpu_seconds: Option<u64>,
     pub preinit_memory_mib: Option<u64>,
     pub traffic_log_seconds: Option<u64>,
 }
@@ -208,7 +208,7 @@ impl LimitsFile {
             return Err(out_of_range("instance_memory_mib", "WebAssembly memory ends at 4096"));
         }
         let preinit_memory = positive("preinit_memory_mib", self.preinit_memory_mib, 6144)?;
-        let preinit_time = positive("preinit_seconds", self.preinit_seconds, 120)?;
+        let preinit_time = positive("preinit_cpu_seconds", self.preinit_cpu_seconds, 240)?;
         let predict_time = positive("predict_milliseconds", self.predict_milliseconds, 2000)?;
         Ok(Limits {
             body_bytes: positive("body_bytes", self.body_bytes, 8 << 20)?,
@@ -223,9 +223,9 @@ impl LimitsFile {
                 max_memory_bytes: memory_mib << 20,
             },
             preinit: PreinitLimits {
-                wall_time: Duration::from_secs(preinit_time),
-                // The wall time on every core.
-                cpu_time: Duration::from_secs(preinit_time.saturating_mul(cores as u64)),
+                cpu_time: Duration::from_secs(preinit_time),
+                // Low priority on a busy machine: it may get a fraction of one core.
+                wall_time: Duration::from_secs(preinit_time.saturating_mul(4)),
                 memory_bytes: preinit_memory.saturating_mul(1 << 20),
                 guest_memory_bytes: memory_mib << 20,
                 ..PreinitLimits::default()

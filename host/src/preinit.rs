@@ -25,11 +25,11 @@ const MAX_REPORT_BYTES: u64 = 16 << 20;
 /// of 4 GiB leaves room for the image of the largest memory.
 #[derive(Debug, Clone, Copy)]
 pub struct PreinitLimits {
-    /// Real time until the child is killed. Compiling a large guest takes 10 s on two cores; a
-    /// loaded machine may be ten times slower.
-    pub wall_time: Duration,
-    /// Time on all cores together until the child is killed.
+    /// Time on all cores together until the child is killed. A guest with tract takes 25 s.
     pub cpu_time: Duration,
+    /// Real time until the child is killed. Longer than the CPU time by far, because the child runs
+    /// at low priority and gets what a busy machine leaves.
+    pub wall_time: Duration,
     /// Private writable memory of the child, in bytes: Cranelift takes about 1 GiB for a guest
     /// with tract, the guest's own memory comes on top.
     pub memory_bytes: u64,
@@ -42,8 +42,8 @@ pub struct PreinitLimits {
 impl Default for PreinitLimits {
     fn default() -> Self {
         Self {
-            wall_time: Duration::from_secs(120),
             cpu_time: Duration::from_secs(240),
+            wall_time: Duration::from_secs(960),
             memory_bytes: 6 << 30,
             guest_memory_bytes: 1 << 30,
             file_bytes: 4 << 30,

@@ -152,13 +152,13 @@ fn serve_says_what_is_wrong_with_each_file_and_serves_the_others() {
 fn an_init_that_never_ends_is_killed_and_stops_nothing_else() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 5000);
-    setup.config.push_str("preinit_seconds = 10\n");
+    setup.config.push_str("preinit_cpu_seconds = 10\n");
     let spinning = Misbehave { version: "2.0.0", ..Misbehave::default() }.pack(folder.path());
     doctor(&spinning, r#""init":"well""#, r#""init":"spin""#);
     setup.artifacts.push(spinning);
     let server = Server::start(&setup);
     let line = server.wait_for("the limit", |line| line["step"] == "preinit");
-    assert!(line["reason"].as_str().unwrap().contains("limit of 10 s"), "{line}");
+    assert!(line["reason"].as_str().unwrap().contains("10 s of CPU time"), "{line}");
     let answer = server.post("/models/misbehave/predict", &serde_json::json!({"action": "echo"}));
     assert_eq!(answer.status, 200, "{answer:?}");
     server.assert_healthy();

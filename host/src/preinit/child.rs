@@ -59,13 +59,15 @@ pub fn run(arguments: &ChildArguments) -> std::io::Result<()> {
 }
 
 fn limit_self(arguments: &ChildArguments) -> rustix::io::Result<()> {
-    let set = |resource, limit| {
-        let limit = Some(limit);
-        rustix::process::setrlimit(resource, Rlimit { current: limit, maximum: limit })
+    let between = |resource, current, maximum| {
+        let limit = Rlimit { current: Some(current), maximum: Some(maximum) };
+        rustix::process::setrlimit(resource, limit)
     };
+    let set = |resource, limit| between(resource, limit, limit);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     set(Resource::Core, 0)?;
-    set(Resource::Cpu, arguments.cpu_seconds)?;
+    // SIGXCPU at the first, by which the parent knows what happened; SIGKILL at the second.
+    between(Resource::Cpu, arguments.cpu_seconds, arguments.cpu_seconds.saturating_add(5))?;
     // Not the address space: wasmtime reserves far more of that than it ever touches.
     set(Resource::Data, arguments.memory_bytes)?;
     set(Resource::Fsize, arguments.file_bytes)?;
