@@ -12,10 +12,13 @@ use semver::Version;
 use serde::Deserialize;
 
 use crate::edge::KeyHash;
-use crate::guest::EngineLimits;
+use crate::guest::{EngineLimits, InstanceLimits};
+use crate::inference::InferenceLimits;
 use crate::model::ModelName;
+use crate::pool::Isolation;
 use crate::preinit::PreinitLimits;
 use crate::router::Split;
+use crate::version::ModelLimits;
 
 /// The configuration file, as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -50,10 +53,13 @@ pub struct LimitsFile {
     pub body_seconds: Option<u64>,
     pub predict_milliseconds: Option<u64>,
     pub drain_seconds: Option<u64>,
+    pub predict_milliseconds_at_most: Option<u64>,
+    pub threads_per_version: Option<usize>,
     pub inference_threads: Option<usize>,
     pub queued_batches: Option<usize>,
     pub instances: Option<u32>,
     pub instance_memory_mib: Option<usize>,
+    pub memory_mib: Option<u64>,
     pub preinit_cpu_seconds: Option<u64>,
     pub preinit_memory_mib: Option<u64>,
     pub traffic_log_seconds: Option<u64>,
@@ -69,12 +75,41 @@ pub struct KeyFile {
     pub sha256: String,
 }
 
-/// What holds for one model.
-#[derive(Debug, Deserialize)]
+/// What holds for one model; limits that are left out are those of all models.
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelFile {
     /// Parts per million of the traffic that asks for no version, by version.
     pub split: Option<BTreeMap<Version, u32>>,
+    /// `"fresh"`, or `{ reuse = { … } }`.
+    pub isolation: Option<IsolationFile>,
+    /// How long a request may wait and run, if it does not say itself.
+    pub predict_milliseconds: Option<u64>,
+    /// Linear memory of an instance.
+    pub instance_memory_mib: Option<usize>,
+    /// Table elements of an instance.
+    pub table_elements: Option<usize>,
+    /// What one call may return.
+    pub output_mib: Option<usize>,
+    /// What one call may log.
+    pub log_kib: Option<usize>,
+}
+
+/// How strictly requests of a model are kept apart.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum IsolationFile {
+    /// A new instance for every batch.
+    Fresh,
+    /// An instance serves until one of these is reached.
+    Reuse {
+        /// Batches it has served.
+        max_batches: Option<u32>,
+        /// MiB its memory has grown by.
+        max_memory_growth_mib: Option<usize>,
+        /// Seconds it has lived.
+        max_age_seconds: Option<u64>,
+    },
 }
 
 /// What the server will do: checked, with every default filled in.
@@ -92,7 +127,9 @@ pub struct Settings {
     pub keys: Vec<KeyHash>,
     /// How traffic is divided.
     pub splits: BTreeMap<ModelName, Split>,
-    /// All bounds.
+    /// What versions may use, by model.
+    pub models: BTreeMap<ModelName, ModelLimits>,
+    /// All other bounds.
     pub limits: Limits,
 }
 
@@ -107,19 +144,24 @@ pub struct Limits {
     pub batch_rows: usize,
     /// How long a caller may take to send a body. 30 s carry 8 MiB over 2 Mbit/s.
     pub body_time: Duration,
-    /// How long a request may wait and run once its body is there. 2 s are longer than any small
-    /// model takes and shorter than people wait.
-    pub predict_time: Duration,
+    /// The longest that a request may wait and run, whatever it or its model asks for. 30 s: a
+    /// caller that waits longer should be a batch job.
+    pub max_predict_time: Duration,
     /// How long a stopping server waits for requests under way.
     pub drain_time: Duration,
-    /// Threads that run guests: one for each core, because guests never wait.
-    pub inference_threads: usize,
-    /// Batches that wait for an inference thread. 256 batches of 1 ms on two cores are an eighth of
-    /// a second; more would only be late.
-    pub queued_batches: usize,
-    /// The engine's own limits: 64 instances hold two of each of 32 versions; 1 GiB holds models
-    /// of several hundred MiB.
+    /// The inference threads. One version uses as many as there are cores, because guests never
+    /// wait; four times as many exist, so that versions that compute for ever leave some to others.
+    /// 256 batches of 1 ms wait for each version: on two cores an eighth of a second, and more
+    /// would only be late.
+    pub inference: InferenceLimits,
+    /// The engine's own limits. By default 32 versions fit with all of their instances.
     pub engine: EngineLimits,
+    /// What all loaded versions may come to use, in bytes: their instances' limits, added up. The
+    /// machine's memory by default.
+    pub memory_bytes: u64,
+    /// What versions of a model may use of which the file says nothing. 2 s for a request are
+    /// longer than any small model takes and shorter than people wait.
+    pub model: ModelLimits,
     /// What the child process that pre-initialises a version may use.
     pub preinit: PreinitLimits,
     /// How often the traffic counters are logged, if they have changed.
@@ -176,14 +218,22 @@ impl ConfigFile {
     /// [`ConfigError`] with the first value that makes no sense.
     pub fn settle(self) -> Result<Settings, ConfigError> {
         let keys = self.keys.iter().map(settle_key).collect::<Result<_, _>>()?;
-        let mut splits = BTreeMap::new();
+        let mut limits = self.limits.settle()?;
+        let (mut splits, mut models) = (BTreeMap::new(), BTreeMap::new());
         for (model, file) in self.models {
-            let Some(weights) = file.split else { continue };
-            let split = Split::new(weights).map_err(|error| ConfigError::Value {
-                key: format!("models.{model}.split"),
-                reason: error.to_string(),
-            })?;
-            splits.insert(model, split);
+            let wrong = |key: &str, reason: String| ConfigError::Value {
+                key: format!("models.{model}.{key}"),
+                reason,
+            };
+            let of_model = file.settle(&limits.model).map_err(|(key, why)| wrong(key, why))?;
+            let memory = &mut limits.engine.max_memory_bytes;
+            *memory = (*memory).max(of_model.instance.memory_bytes);
+            models.insert(model.clone(), of_model);
+            if let Some(weights) = file.split {
+                let split = Split::new(weights);
+                let split = split.map_err(|error| wrong("split", error.to_string()))?;
+                splits.insert(model, split);
+            }
         }
         Ok(Settings {
             listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
@@ -192,8 +242,61 @@ impl ConfigFile {
             default_model: self.default_model,
             keys,
             splits,
-            limits: self.limits.settle()?,
+            models,
+            limits,
         })
+    }
+}
+
+impl ModelFile {
+    /// What versions of the model may use, or the key that makes no sense and why.
+    fn settle(&self, general: &ModelLimits) -> Result<ModelLimits, (&'static str, String)> {
+        let mut limits = *general;
+        if let Some(isolation) = &self.isolation {
+            limits.isolation = isolation.settle();
+        }
+        if let Some(milliseconds) = self.predict_milliseconds {
+            limits.predict_time = Duration::from_millis(milliseconds);
+        }
+        let instance = &mut limits.instance;
+        for (key, value, shift, limit) in [
+            ("instance_memory_mib", self.instance_memory_mib, 20, &mut instance.memory_bytes),
+            ("table_elements", self.table_elements, 0, &mut instance.table_elements),
+            ("output_mib", self.output_mib, 20, &mut instance.transfer_bytes),
+            ("log_kib", self.log_kib, 10, &mut instance.log_bytes),
+        ] {
+            match value {
+                None => {}
+                Some(value) if (1..=4096).contains(&value) || (shift == 0 && value > 0) => {
+                    *limit = value << shift;
+                }
+                Some(_) => return Err((key, "it must be between 1 and 4096".to_owned())),
+            }
+        }
+        if instance.table_elements > InstanceLimits::default().table_elements {
+            return Err(("table_elements", "the engine has at most 100000".to_owned()));
+        }
+        if limits.predict_time.is_zero() {
+            return Err(("predict_milliseconds", "it must be at least 1".to_owned()));
+        }
+        Ok(limits)
+    }
+}
+
+impl IsolationFile {
+    fn settle(&self) -> Isolation {
+        let Self::Reuse { max_batches, max_memory_growth_mib, max_age_seconds } = self else {
+            return Isolation::Fresh;
+        };
+        let default = Isolation::REUSE;
+        let mut settled = default;
+        if let Isolation::Reuse { max_batches: batches, max_memory_growth, max_age } = &mut settled
+        {
+            *batches = max_batches.unwrap_or(*batches).max(1);
+            *max_memory_growth = max_memory_growth_mib.map_or(*max_memory_growth, |mib| mib << 20);
+            *max_age = max_age_seconds.map_or(*max_age, Duration::from_secs);
+        }
+        settled
     }
 }
 
@@ -203,36 +306,68 @@ impl LimitsFile {
         let seconds = |name, value: Option<u64>, default| {
             positive(name, value, default).map(Duration::from_secs)
         };
-        let memory_mib = positive("instance_memory_mib", self.instance_memory_mib, 1024)?;
+        let milliseconds =
+            |name, value, default| positive(name, value, default).map(Duration::from_millis);
+        let per_version = positive("threads_per_version", self.threads_per_version, cores)?;
+        let threads = positive("inference_threads", self.inference_threads, 4 * per_version)?;
+        let memory_mib = positive("instance_memory_mib", self.instance_memory_mib, 256)?;
         if memory_mib > 4096 {
             return Err(out_of_range("instance_memory_mib", "WebAssembly memory ends at 4096"));
         }
+        let instances = u32::try_from(threads + 32 * per_version).unwrap_or(u32::MAX);
+        let instance = InstanceLimits { memory_bytes: memory_mib << 20, ..Default::default() };
+        let machine_mib = machine_memory_mib();
         let preinit_memory = positive("preinit_memory_mib", self.preinit_memory_mib, 6144)?;
         let preinit_time = positive("preinit_cpu_seconds", self.preinit_cpu_seconds, 240)?;
-        let predict_time = positive("predict_milliseconds", self.predict_milliseconds, 2000)?;
+        let predict_time = milliseconds("predict_milliseconds", self.predict_milliseconds, 2000)?;
         Ok(Limits {
             body_bytes: positive("body_bytes", self.body_bytes, 8 << 20)?,
             batch_rows: positive("batch_rows", self.batch_rows, 1024)?,
             body_time: seconds("body_seconds", self.body_seconds, 30)?,
-            predict_time: Duration::from_millis(predict_time),
+            max_predict_time: milliseconds(
+                "predict_milliseconds_at_most",
+                self.predict_milliseconds_at_most,
+                30_000,
+            )?,
             drain_time: seconds("drain_seconds", self.drain_seconds, 10)?,
-            inference_threads: positive("inference_threads", self.inference_threads, cores)?,
-            queued_batches: positive("queued_batches", self.queued_batches, 256)?,
+            inference: InferenceLimits {
+                threads,
+                threads_per_version: per_version,
+                queued_per_version: positive("queued_batches", self.queued_batches, 256)?,
+            },
             engine: EngineLimits {
-                max_instances: positive("instances", self.instances, 64)?,
+                max_instances: positive("instances", self.instances, instances)?,
                 max_memory_bytes: memory_mib << 20,
+            },
+            memory_bytes: positive("memory_mib", self.memory_mib, machine_mib)?.saturating_mul(MIB),
+            model: ModelLimits {
+                instance,
+                isolation: Isolation::REUSE,
+                concurrency: per_version,
+                predict_time,
             },
             preinit: PreinitLimits {
                 cpu_time: Duration::from_secs(preinit_time),
                 // Low priority on a busy machine: it may get a fraction of one core.
                 wall_time: Duration::from_secs(preinit_time.saturating_mul(4)),
-                memory_bytes: preinit_memory.saturating_mul(1 << 20),
+                memory_bytes: preinit_memory.saturating_mul(MIB),
                 guest_memory_bytes: memory_mib << 20,
                 ..PreinitLimits::default()
             },
             traffic_log_interval: seconds("traffic_log_seconds", self.traffic_log_seconds, 30)?,
         })
     }
+}
+
+const MIB: u64 = 1 << 20;
+
+/// All of the machine's memory, in MiB; a guess of 8 GiB where the kernel does not say.
+fn machine_memory_mib() -> u64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kibibytes =
+        total.and_then(|total| total.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kibibytes.map_or(8192, |kibibytes| (kibibytes >> 10).max(1))
 }
 
 fn positive<T: Copy + PartialEq + From<u8>>(
@@ -275,6 +410,20 @@ mod tests {
     }
 
     #[test]
+    fn models_have_limits_of_their_own() {
+        let text = "[limits]\npredict_milliseconds = 100\n[models.a]\nisolation = \"fresh\"\n\
+                    instance_memory_mib = 512\n[models.b]\npredict_milliseconds = 200\n\
+                    isolation = { reuse = { max_batches = 5 } }";
+        let settings = settle(text).unwrap();
+        let of = |name: &str| settings.models[&name.parse().unwrap()];
+        assert_eq!(of("a").isolation, Isolation::Fresh);
+        assert_eq!(of("a").predict_time, Duration::from_millis(100));
+        assert_eq!(of("b").predict_time, Duration::from_millis(200));
+        assert!(matches!(of("b").isolation, Isolation::Reuse { max_batches: 5, .. }));
+        assert_eq!(settings.limits.engine.max_memory_bytes, 512 << 20);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         let good = "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000, \"2.0.0\" = 100_000 }";
         assert_eq!(settle(good).unwrap().splits.len(), 1);
@@ -287,6 +436,11 @@ mod tests {
             "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000 }",
             "[models.toxicity]\nsplit = { \"1\" = 1_000_000 }",
             "[models.Toxicity]\n",
+            "[models.toxicity]\nisolation = \"none\"",
+            "[models.toxicity]\nisolation = { reuse = { batches = 1 } }",
+            "[models.toxicity]\ninstance_memory_mib = 0",
+            "[models.toxicity]\ninstance_memory_mib = 5000",
+            "[models.toxicity]\npredict_milliseconds = 0",
         ] {
             assert!(settle(bad).is_err(), "{bad}");
         }

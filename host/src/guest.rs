@@ -12,11 +12,14 @@ mod fault;
 mod instance;
 mod linker;
 mod state;
+mod stop;
+mod ticker;
 
 pub(crate) use bindings::Model;
 pub(crate) use convert::signature_from_wit;
 pub use engine::{Engine, EngineError, EngineLimits};
 pub use fault::{Fault, Rejection, TrapKind};
-pub use instance::{Instance, LoadedComponent};
+pub use instance::{Instance, InstanceLimits, LoadedComponent};
 pub(crate) use linker::{Phase, linker};
 pub(crate) use state::HostState;
+pub use stop::{CancelOnDrop, Stop};

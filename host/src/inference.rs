@@ -1,19 +1,23 @@
-//! The inference threads: the only place where guests run.
+//! The inference threads: where requests meet guests.
 //!
-//! A fixed number of threads takes jobs from one bounded queue. Tokio's workers never run a guest
-//! and never wait for a lock that one holds; they submit and await. A job whose deadline has passed
-//! or whose caller has gone is dropped before it costs anything.
+//! There are more threads than cores, but no version may use more than its share of them, so that a
+//! version that computes for ever leaves threads to the others and the kernel divides the cores.
+//! Tokio's workers never run a guest and never wait for a lock that a running guest holds; they
+//! submit and await. Each version has a bounded queue of its own, and versions take turns. A job
+//! whose deadline has passed or whose caller has gone is dropped before it costs anything.
+
+mod queue;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use crate::guest::Fault;
+use self::queue::{FairQueue, LaneKey};
+use crate::guest::{Fault, Stop};
 use crate::model::Tensor;
 use crate::version::ServableVersion;
 
@@ -26,9 +30,12 @@ pub enum PredictError {
     /// The guest was asked and gave none.
     #[error(transparent)]
     Guest(#[from] Fault),
-    /// The queue is full.
-    #[error("the queue of inferences is full")]
+    /// The version's queue is full.
+    #[error("the version's queue is full")]
     Overloaded,
+    /// The version keeps breaking down and is not asked for a while.
+    #[error("the version is suspended")]
+    Suspended,
     /// The deadline passed before the guest was asked.
     #[error("the deadline passed in the queue")]
     Expired,
@@ -41,20 +48,54 @@ struct Job {
     version: Arc<ServableVersion>,
     inputs: Vec<Tensor>,
     deadline: Instant,
+    stop: Stop,
     /// Of the request: what is logged while the guest runs belongs to it.
     span: Span,
     answer: oneshot::Sender<Result<Vec<Tensor>, PredictError>>,
 }
 
-/// The way to the inference threads, which end when it is dropped.
-#[derive(Debug, Clone)]
-pub struct Inference {
-    queue: Sender<Job>,
+/// How many threads there are, and what waits before them.
+#[derive(Debug, Clone, Copy)]
+pub struct InferenceLimits {
+    /// All threads.
+    pub threads: usize,
+    /// The most of them that one version uses.
+    pub threads_per_version: usize,
+    /// Batches of one version that wait for a thread.
+    pub queued_per_version: usize,
 }
 
-impl std::fmt::Debug for Job {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Job({})", self.version.id())
+/// The way to the inference threads, which end when it is dropped.
+pub struct Inference(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    queue: FairQueue<Job>,
+    stopped: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics between two changes that belong together.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next job, as soon as there is one; none when it is time to stop.
+    fn next(&self) -> Option<(LaneKey, Job)> {
+        let mut state = self.lock();
+        loop {
+            if state.stopped {
+                return None;
+            }
+            if let Some(next) = state.queue.pop() {
+                return Some(next);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
@@ -63,20 +104,24 @@ impl Inference {
     ///
     /// # Errors
     /// The machine gives no more threads.
-    pub fn start(threads: usize, queue_capacity: usize) -> std::io::Result<Self> {
-        let (queue, jobs) = bounded(queue_capacity);
-        for index in 0..threads {
-            let jobs = jobs.clone();
+    pub fn start(limits: InferenceLimits) -> std::io::Result<Self> {
+        let queue = FairQueue::new(limits.queued_per_version, limits.threads_per_version);
+        let state = Mutex::new(State { queue, stopped: false });
+        let inference = Self(Arc::new(Shared { state, changed: Condvar::new() }));
+        for index in 0..limits.threads {
+            let shared = Arc::clone(&inference.0);
             let thread = thread::Builder::new().name(format!("inference-{index}"));
-            thread.spawn(move || work(&jobs))?;
+            thread.spawn(move || work(&shared))?;
         }
-        Ok(Self { queue })
+        Ok(inference)
     }
 
-    /// Outputs for a batch that has been validated against the version's signature.
+    /// Outputs for a batch that has been validated against the version's signature. A caller that
+    /// drops the future has gone: the batch is dropped, or interrupted if it runs.
     ///
     /// # Errors
-    /// [`PredictError`], at once if the queue is full, else by the deadline.
+    /// [`PredictError`], at once if the version is suspended or its queue is full, else by the
+    /// deadline.
     pub async fn predict(
         &self,
         version: Arc<ServableVersion>,
@@ -84,12 +129,21 @@ impl Inference {
         deadline: Instant,
         span: Span,
     ) -> Result<Vec<Tensor>, PredictError> {
+        if !version.breaker().admit(Instant::now()) {
+            return Err(PredictError::Suspended);
+        }
         let (answer, answered) = oneshot::channel();
-        let job = Job { version, inputs, deadline, span, answer };
-        self.queue.try_send(job).map_err(|error| match error {
-            TrySendError::Full(_) => PredictError::Overloaded,
-            TrySendError::Disconnected(_) => PredictError::Stopped,
-        })?;
+        let (stop, _cancel_if_dropped) = Stop::with_guard(deadline);
+        let key = version.key();
+        let job = Job { version, inputs, deadline, stop, span, answer };
+        {
+            let mut state = self.0.lock();
+            if state.stopped {
+                return Err(PredictError::Stopped);
+            }
+            state.queue.push(key, job).map_err(|_job| PredictError::Overloaded)?;
+        }
+        self.0.changed.notify_one();
         // A running guest is interrupted at the deadline and says so; this is for jobs that wait.
         let latest = deadline + INTERRUPTION_GRACE;
         match tokio::time::timeout_at(latest.into(), answered).await {
@@ -100,36 +154,65 @@ impl Inference {
     }
 }
 
-fn work(jobs: &Receiver<Job>) {
-    for job in jobs {
-        if job.answer.is_closed() {
-            continue;
-        }
-        let outcome =
-            if Instant::now() < job.deadline { run(&job) } else { Err(PredictError::Expired) };
-        // The caller may have gone in the meantime, which is its right.
-        let _ = job.answer.send(outcome);
+impl Drop for Inference {
+    fn drop(&mut self) {
+        self.0.lock().stopped = true;
+        self.0.changed.notify_all();
     }
 }
 
-/// A panic here is a bug of the host; it costs the job, not the thread.
-fn run(job: &Job) -> Result<Vec<Tensor>, PredictError> {
-    let _logged_with_the_request = job.span.enter();
-    let predict = || job.version.predict(&job.inputs, job.deadline);
-    let outcome = catch_unwind(AssertUnwindSafe(predict))
-        .unwrap_or_else(|_panic| Err(Fault::Host("an inference thread panicked".to_owned())));
-    outcome.map_err(|fault| {
-        log_fault(job, &fault);
-        fault.into()
-    })
+fn work(shared: &Shared) {
+    while let Some((lane, job)) = shared.next() {
+        run(job);
+        shared.lock().queue.finish(lane);
+        // Another job of this lane may have waited for its share.
+        shared.changed.notify_one();
+    }
 }
 
-/// Faults are logged where they happen, because the caller may have gone. A rejection is the
-/// caller's own fault and no news for an operator.
-fn log_fault(job: &Job, fault: &Fault) {
-    if matches!(fault, Fault::Rejected(_)) {
+fn run(job: Job) {
+    let Job { version, inputs, deadline, stop, span, answer } = job;
+    if answer.is_closed() {
         return;
     }
-    let (model, version) = (&job.version.id().name, &job.version.id().version);
+    if Instant::now() >= deadline {
+        // The caller may have gone in the meantime, which is its right.
+        let _ = answer.send(Err(PredictError::Expired));
+        return;
+    }
+    let _logged_with_the_request = span.enter();
+    let mut leased = None;
+    let predict = || match version.pool().take() {
+        Ok(taken) => leased.insert(taken).predict(&inputs, &stop),
+        Err(fault) => Err(fault),
+    };
+    // A panic here is a bug of the host; it costs the job, not the thread.
+    let outcome = catch_unwind(AssertUnwindSafe(predict))
+        .unwrap_or_else(|_panic| Err(Fault::Host("an inference thread panicked".to_owned())));
+    let good = outcome.as_ref().err().is_none_or(Fault::spares_instance);
+    account(&version, outcome.as_ref().err());
+    let _ = answer.send(outcome.map_err(PredictError::Guest));
+    // The caller has its answer; the rest is on nobody's time.
+    if let Some(leased) = leased {
+        version.pool().give_back(leased, good);
+    }
+}
+
+/// Log a fault where it happens, because the caller may have gone, and let the breaker know. A
+/// rejection is the caller's own fault and no news for an operator.
+fn account(version: &ServableVersion, fault: Option<&Fault>) {
+    let (id, breaker) = (version.id(), version.breaker());
+    let Some(fault) = fault else { return breaker.succeeded() };
+    if matches!(fault, Fault::Rejected(_)) {
+        return breaker.succeeded();
+    }
+    let (model, version) = (&id.name, &id.version);
     tracing::warn!(target: "fault", %model, %version, kind = fault.kind(), "{fault}");
+    if !fault.condemns_version() {
+        return;
+    }
+    if let Some(time) = breaker.broke_down(Instant::now()) {
+        let seconds = time.as_secs();
+        tracing::error!(target: "fault", %model, %version, seconds, "version suspended");
+    }
 }

@@ -1,79 +1,130 @@
 //! Instances of one version: taken for a batch, given back, and replaced when they are used up.
 //!
-//! An instance serves at most [`MAX_BATCHES`] batches and never one after a fault. The pool keeps
-//! as many idle instances as there are inference threads; how many may exist at all is the
-//! engine's limit.
+//! Making and dropping instances happens off the request path wherever it can: after the answer has
+//! been sent, [`Pool::give_back`] drops what is used up and makes what is missing. How many
+//! instances may exist at all is the engine's limit.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::guest::{Fault, Instance, LoadedComponent};
+use crate::guest::{Fault, Instance, LoadedComponent, Stop};
 use crate::model::Tensor;
 
-/// Batches until an instance is replaced, so that a guest that grows a little with every call does
-/// not grow for ever. Replacing costs tens of microseconds.
-const MAX_BATCHES: u32 = 1000;
+/// How strictly requests of one version are kept apart. Every instance starts in the state that
+/// `init` left, and none is used again after a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// A new instance for every batch: no state can pass from one to the next.
+    Fresh,
+    /// An instance serves until one of the limits is reached.
+    Reuse {
+        /// Batches it has served. 1000 by default: what a guest leaks with every call stays small,
+        /// and replacing costs tens of microseconds.
+        max_batches: u32,
+        /// Bytes its memory has grown by. 64 MiB by default.
+        max_memory_growth: usize,
+        /// How long it lives. 10 minutes by default.
+        max_age: Duration,
+    },
+}
+
+impl Isolation {
+    /// Reuse with the default limits.
+    pub const REUSE: Self = Self::Reuse {
+        max_batches: 1000,
+        max_memory_growth: 64 << 20,
+        max_age: Duration::from_secs(600),
+    };
+}
 
 /// The instances of one version.
 pub struct Pool {
     component: LoadedComponent,
-    idle: Mutex<Vec<Pooled>>,
-    max_idle: usize,
+    isolation: Isolation,
+    idle: Mutex<Vec<Leased>>,
+    /// How many idle instances are kept: one for each batch that may run at once.
+    target: usize,
 }
 
-struct Pooled {
+/// An instance on its way through a batch.
+pub struct Leased {
     instance: Instance,
     batches: u32,
+    memory_at_first: usize,
+    made: Instant,
 }
 
-impl Pool {
-    /// A pool without instances, which keeps at most `max_idle` of them.
-    pub fn new(component: LoadedComponent, max_idle: usize) -> Self {
-        Self { component, idle: Mutex::new(Vec::new()), max_idle }
-    }
-
-    /// Make an idle instance more, and let it serve a batch, so that the first request need not
-    /// wait for pages to be mapped.
-    ///
-    /// # Errors
-    /// The batch's own fault.
-    pub fn warm(&self, inputs: &[Tensor], deadline: Instant) -> Result<(), Fault> {
-        let mut instance = self.component.instantiate()?;
-        instance.predict(inputs, deadline)?;
-        self.give_back(Pooled { instance, batches: 1 });
-        Ok(())
-    }
-
+impl Leased {
     /// Outputs for a batch that has been validated against the signature.
     ///
     /// # Errors
-    /// [`Fault`], after which this pool is as good as before.
-    pub fn predict(&self, inputs: &[Tensor], deadline: Instant) -> Result<Vec<Tensor>, Fault> {
-        let mut pooled = match self.take() {
-            Some(pooled) => pooled,
-            None => Pooled { instance: self.component.instantiate()?, batches: 0 },
-        };
-        let outcome = pooled.instance.predict(inputs, deadline);
-        pooled.batches += 1;
-        let good = outcome.as_ref().err().is_none_or(Fault::spares_instance);
-        if good && pooled.batches < MAX_BATCHES {
-            self.give_back(pooled);
-        }
-        outcome
+    /// [`Fault`]; the instance is still to be given back, with the outcome.
+    pub fn predict(&mut self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Fault> {
+        self.batches += 1;
+        self.instance.predict(inputs, stop)
+    }
+}
+
+impl Pool {
+    /// A pool without instances, which keeps `target` of them idle once they have been made.
+    pub fn new(component: LoadedComponent, isolation: Isolation, target: usize) -> Self {
+        Self { component, isolation, idle: Mutex::new(Vec::with_capacity(target)), target }
     }
 
-    fn take(&self) -> Option<Pooled> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    /// An instance: an idle one, or a new one if there is none.
+    ///
+    /// # Errors
+    /// [`Fault::Host`], when the engine has no more of them.
+    pub fn take(&self) -> Result<Leased, Fault> {
+        let idle = self.lock().pop();
+        match idle {
+            Some(leased) => Ok(leased),
+            None => self.make(),
+        }
     }
 
-    fn give_back(&self, pooled: Pooled) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < self.max_idle {
-            idle.push(pooled);
-        } else {
-            // Dropping unmaps memory: not under the lock.
-            drop(idle);
-            drop(pooled);
+    /// Take an instance back, to be used again or to be replaced. `good` says whether its last
+    /// batch left it usable. Off the request path, because it may unmap and map memory.
+    pub fn give_back(&self, leased: Leased, good: bool) {
+        if good && !self.is_used_up(&leased) {
+            let mut idle = self.lock();
+            if idle.len() < self.target {
+                idle.push(leased);
+                return;
+            }
         }
+        drop(leased);
+        self.fill();
+    }
+
+    /// Make the idle instances that are missing.
+    pub fn fill(&self) {
+        while self.lock().len() < self.target {
+            // An engine that is full now has instances again when others are given back.
+            let Ok(made) = self.make() else { return };
+            self.lock().push(made);
+        }
+    }
+
+    fn make(&self) -> Result<Leased, Fault> {
+        let instance = self.component.instantiate()?;
+        let (batches, memory_at_first, made) = (0, instance.memory_bytes(), Instant::now());
+        Ok(Leased { instance, batches, memory_at_first, made })
+    }
+
+    fn is_used_up(&self, leased: &Leased) -> bool {
+        match self.isolation {
+            Isolation::Fresh => leased.batches > 0,
+            Isolation::Reuse { max_batches, max_memory_growth, max_age } => {
+                let growth = leased.instance.memory_bytes().saturating_sub(leased.memory_at_first);
+                leased.batches >= max_batches
+                    || growth > max_memory_growth
+                    || leased.made.elapsed() >= max_age
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Leased>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -10,5 +10,5 @@ mod encode;
 mod golden;
 
 pub use decode::{RecordError, RowIssue, decode};
-pub use encode::encode;
+pub use encode::{TooLarge, encode};
 pub use golden::{Difference, difference};

@@ -4,6 +4,7 @@
 //! one model; the draw is a number below a million.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use semver::Version;
 
@@ -103,10 +104,13 @@ pub enum RouteError {
     /// The version, or the whole server, is not ready.
     #[error("the version is not ready")]
     NotReady,
+    /// The version keeps breaking down and is not asked for a while.
+    #[error("the version is suspended")]
+    Suspended,
 }
 
 /// The version that answers a request for `model`. `draw` decides a split; it is a number below
-/// [`WHOLE`].
+/// [`WHOLE`]. Versions that are suspended at `now` are passed over where there is another choice.
 ///
 /// # Errors
 /// [`RouteError`]. While the server is still loading, what is not there may yet come, so it is not
@@ -116,6 +120,7 @@ pub fn route(
     model: &ModelName,
     selector: &Selector,
     draw: u32,
+    now: Instant,
 ) -> Result<Route, RouteError> {
     let absent = |error| {
         if snapshot.loading { RouteError::NotReady } else { error }
@@ -124,31 +129,47 @@ pub fn route(
     let reason = match (selector, &versions.split) {
         (Selector::Exact(_), _) => Reason::Pin,
         (Selector::Range(_), _) => Reason::Range,
-        (Selector::Default, Some(split)) => return route_split(versions, split, draw),
+        (Selector::Default, Some(split)) => return route_split(versions, split, draw, now),
         (Selector::Default, None) => Reason::Default,
     };
     let matching = versions.versions.iter().filter(|(version, _)| selector.matches(version));
-    let mut known = false;
-    for (_, state) in matching.rev() {
-        known = true;
-        if let VersionState::Ready(version) = state {
-            return Ok(Route { version: Arc::clone(version), reason });
-        }
-    }
-    Err(if known { RouteError::NotReady } else { absent(RouteError::NoSuchVersion) })
+    let states = matching.rev().map(|(_, state)| state);
+    let version = first_available(states, now)?;
+    version.map(|version| Route { version, reason }).ok_or(absent(RouteError::NoSuchVersion))
 }
 
-/// The version that the draw falls to; if it is not ready, the heaviest one that is, so that a
+/// The version that the draw falls to; if it cannot serve, the heaviest one that can, so that a
 /// broken candidate costs no request.
-fn route_split(versions: &ModelVersions, split: &Split, draw: u32) -> Result<Route, RouteError> {
-    let drawn = split.choose(draw).into_iter();
-    let ready = |version| match versions.versions.get(version) {
-        Some(VersionState::Ready(version)) => Some(Arc::clone(version)),
-        Some(VersionState::Loading | VersionState::Failed(_)) | None => None,
-    };
-    let version = drawn.chain(split.by_weight()).find_map(ready);
-    let version = version.ok_or(RouteError::NotReady)?;
+fn route_split(
+    versions: &ModelVersions,
+    split: &Split,
+    draw: u32,
+    now: Instant,
+) -> Result<Route, RouteError> {
+    let candidates = split.choose(draw).into_iter().chain(split.by_weight());
+    let states = candidates.filter_map(|version| versions.versions.get(version));
+    let version = first_available(states, now)?.ok_or(RouteError::NotReady)?;
     Ok(Route { version, reason: Reason::Split })
+}
+
+/// The first version that can serve now, or why none of them can; none if there are none.
+fn first_available<'a>(
+    states: impl Iterator<Item = &'a VersionState>,
+    now: Instant,
+) -> Result<Option<Arc<ServableVersion>>, RouteError> {
+    let mut why = None;
+    for state in states {
+        match state {
+            VersionState::Ready(version) if version.breaker().allows(now) => {
+                return Ok(Some(Arc::clone(version)));
+            }
+            VersionState::Ready(_) => why = Some(RouteError::Suspended),
+            VersionState::Loading | VersionState::Failed(_) => {
+                why = why.or(Some(RouteError::NotReady));
+            }
+        }
+    }
+    why.map_or(Ok(None), Err)
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let loader = loader(&settings)?;
     let registry = Arc::new(Registry::new(settings.splits));
     let limits = settings.limits;
-    let inference = Inference::start(limits.inference_threads, limits.queued_batches);
+    let inference = Inference::start(limits.inference);
     let edge = Arc::new(Edge {
         registry: Arc::clone(&registry),
         inference: inference.map_err(ServeError::Start)?,
@@ -105,8 +105,8 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         engine,
         store,
         limits: settings.limits.preinit,
-        max_memory_bytes: settings.limits.engine.max_memory_bytes,
-        warm_instances: settings.limits.inference_threads,
+        general: settings.limits.model,
+        models: settings.models.clone(),
     })
 }
 

@@ -1,24 +1,46 @@
 //! An immutable servable: one version with its signature and its instances. Whoever holds it keeps
 //! it alive, so draining is a matter of ownership.
 
+mod breaker;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use breaker::Breaker;
+
 use crate::artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
-use crate::guest::{Fault, LoadedComponent};
+use crate::guest::{Fault, InstanceLimits, LoadedComponent, Stop};
 use crate::model::{Signature, Tensor, VersionId};
-use crate::pool::Pool;
+use crate::pool::{Isolation, Pool};
 use crate::record;
 
-/// The time one golden example may take: they run before anyone waits for an answer.
-const GOLDEN_DEADLINE: Duration = Duration::from_secs(30);
+/// The time all golden examples of a version may take together. They run before anyone waits for
+/// an answer, but other versions wait for their turn.
+const GOLDEN_TIME: Duration = Duration::from_secs(60);
+
+/// What versions of one model may use.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelLimits {
+    /// Of each instance.
+    pub instance: InstanceLimits,
+    /// How strictly requests are kept apart.
+    pub isolation: Isolation,
+    /// Batches of one version that may run at once; as many instances are kept idle.
+    pub concurrency: usize,
+    /// How long a request may wait and run, if it does not say itself.
+    pub predict_time: Duration,
+}
 
 /// A version that can serve.
 pub struct ServableVersion {
+    key: u64,
     id: VersionId,
     digest: Digest,
     metadata: Metadata,
     signature: Signature,
+    limits: ModelLimits,
     pool: Pool,
+    breaker: Breaker,
 }
 
 /// A version does not do what its artifact promises.
@@ -60,24 +82,29 @@ impl ServableVersion {
         artifact: &Artifact,
         signature: Signature,
         component: LoadedComponent,
-        warm_instances: usize,
+        limits: ModelLimits,
     ) -> Result<Self, ProofError> {
-        let pool = Pool::new(component, warm_instances);
-        let examples = artifact.golden();
-        let tolerances = &artifact.descriptor().tolerances;
-        for (index, example) in examples.iter().enumerate() {
-            prove_example(&pool, &signature, index + 1, example, tolerances)?;
+        static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
+        let pool = Pool::new(component, limits.isolation, limits.concurrency);
+        let proof = Proof {
+            pool: &pool,
+            signature: &signature,
+            tolerances: &artifact.descriptor().tolerances,
+            stop: Stop::at(Instant::now() + GOLDEN_TIME),
+        };
+        for (index, example) in artifact.golden().iter().enumerate() {
+            proof.example(index + 1, example)?;
         }
-        if let Some(example) = examples.first() {
-            let inputs = golden_inputs(&signature, 1, example)?;
-            for _ in 1..warm_instances {
-                let deadline = Instant::now() + GOLDEN_DEADLINE;
-                let fault = |fault| ProofError::Fault { index: 1, fault };
-                pool.warm(&inputs, deadline).map_err(fault)?;
-            }
-        }
+        pool.fill();
+        let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
         let (id, digest) = (artifact.id().clone(), artifact.digest());
-        Ok(Self { id, digest, metadata: artifact.metadata().clone(), signature, pool })
+        let (metadata, breaker) = (artifact.metadata().clone(), Breaker::default());
+        Ok(Self { key, id, digest, metadata, signature, limits, pool, breaker })
+    }
+
+    /// Tells this loaded version from every other one of the process.
+    pub fn key(&self) -> u64 {
+        self.key
     }
 
     /// The model and the version.
@@ -100,40 +127,52 @@ impl ServableVersion {
         &self.signature
     }
 
-    /// Outputs for a batch that has been validated against the signature, of at most its maximum
-    /// batch size. Blocks until they are there: for inference threads.
-    ///
-    /// # Errors
-    /// [`Fault`], which costs this batch and nothing else.
-    pub fn predict(&self, inputs: &[Tensor], deadline: Instant) -> Result<Vec<Tensor>, Fault> {
-        self.pool.predict(inputs, deadline)
+    /// What it may use.
+    pub fn limits(&self) -> &ModelLimits {
+        &self.limits
+    }
+
+    /// Its instances.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Whether it may be asked.
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
     }
 }
 
-fn golden_inputs(
-    signature: &Signature,
-    index: usize,
-    example: &GoldenExample,
-) -> Result<Vec<Tensor>, ProofError> {
-    record::decode(signature, &[&example.inputs])
-        .map_err(|error| ProofError::Inputs { index, reason: error.to_string() })
+/// What every golden example is held against.
+struct Proof<'a> {
+    pool: &'a Pool,
+    signature: &'a Signature,
+    tolerances: &'a Tolerances,
+    stop: Stop,
 }
 
-fn prove_example(
-    pool: &Pool,
-    signature: &Signature,
-    index: usize,
-    example: &GoldenExample,
-    tolerances: &Tolerances,
-) -> Result<(), ProofError> {
-    let inputs = golden_inputs(signature, index, example)?;
-    let deadline = Instant::now() + GOLDEN_DEADLINE;
-    let outputs = pool.predict(&inputs, deadline);
-    let outputs = outputs.map_err(|fault| ProofError::Fault { index, fault })?;
-    let rows = record::encode(signature, &outputs);
-    let row = rows.first().expect("an instance's outputs have as many rows as its inputs");
-    match record::difference(&example.outputs, row, tolerances) {
-        None => Ok(()),
-        Some(difference) => Err(ProofError::Differs { index, difference: Box::new(difference) }),
+impl Proof<'_> {
+    fn example(&self, index: usize, example: &GoldenExample) -> Result<(), ProofError> {
+        let inputs = record::decode(self.signature, &[&example.inputs])
+            .map_err(|error| ProofError::Inputs { index, reason: error.to_string() })?;
+        let outputs = self.run(&inputs).map_err(|fault| ProofError::Fault { index, fault })?;
+        let records = record::encode(self.signature, &outputs).map_err(|error| {
+            ProofError::Fault { index, fault: Fault::BadOutput(error.to_string()) }
+        })?;
+        let record = records.first().expect("outputs have as many rows as inputs, which is one");
+        match record::difference(&example.outputs, record, self.tolerances) {
+            None => Ok(()),
+            Some(difference) => {
+                Err(ProofError::Differs { index, difference: Box::new(difference) })
+            }
+        }
+    }
+
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Fault> {
+        let mut leased = self.pool.take()?;
+        let outcome = leased.predict(inputs, &self.stop);
+        let good = outcome.as_ref().err().is_none_or(Fault::spares_instance);
+        self.pool.give_back(leased, good);
+        outcome
     }
 }

@@ -9,6 +9,8 @@ mod bad_requests;
 mod endpoints;
 /// A guest that misbehaves costs its own request and nothing else.
 mod faults;
+/// Requests are kept apart as strictly as the operator asks, and end when they must.
+mod isolation;
 /// One line a request, and nothing of what callers sent.
 mod logs;
 /// Scores are scikit-learn's, on texts that nobody here scored.

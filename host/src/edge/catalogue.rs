@@ -1,5 +1,7 @@
 //! What is served: models, versions, signatures. Needs a key, because names say something too.
 
+use std::time::Instant;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
@@ -41,7 +43,7 @@ pub(super) async fn version(
 ) -> Result<Json<Value>, ApiError> {
     authorize(&edge, &headers)?;
     let (model, selector) = target(&model, Some(&selector))?;
-    let route = router::route(&edge.registry.snapshot(), &model, &selector, 0)?;
+    let route = router::route(&edge.registry.snapshot(), &model, &selector, 0, Instant::now())?;
     let id = route.version.id();
     Ok(Json(json!({
         "model": id.name.as_str(),
@@ -63,8 +65,12 @@ pub(super) fn states(snapshot: &Snapshot) -> Value {
 fn version_states(model: &ModelVersions) -> Value {
     let versions = model.versions.iter().map(|(version, state)| {
         let mut row = json!({"version": version.to_string(), "state": state.as_str()});
-        if let VersionState::Failed(step) = state {
-            row["failed_step"] = json!(step);
+        match state {
+            VersionState::Failed(step) => row["failed_step"] = json!(step),
+            VersionState::Ready(version) => {
+                row["suspended"] = json!(!version.breaker().allows(Instant::now()));
+            }
+            VersionState::Loading => {}
         }
         row
     });

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::guest::Fault;
 use crate::inference::PredictError;
-use crate::record::RecordError;
+use crate::record::{RecordError, TooLarge};
 use crate::router::RouteError;
 
 /// What an error is, for callers. The words are stable.
@@ -118,6 +118,10 @@ impl ApiError {
         Self::new(ErrorCode::NotReady, "not ready")
     }
 
+    fn suspended() -> Self {
+        Self::new(ErrorCode::NotReady, "the model's version keeps failing and is suspended")
+    }
+
     pub(super) fn unauthorized() -> Self {
         Self::new(ErrorCode::Unauthorized, "a valid key is needed in the header X-API-Key")
     }
@@ -192,6 +196,12 @@ impl From<RecordError> for ApiError {
     }
 }
 
+impl From<TooLarge> for ApiError {
+    fn from(_too_large: TooLarge) -> Self {
+        Self::new(ErrorCode::ModelFailure, "the model's answer is too large for JSON")
+    }
+}
+
 impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> Self {
         match error {
@@ -202,6 +212,7 @@ impl From<RouteError> for ApiError {
             RouteError::NotReady => {
                 Self::new(ErrorCode::NotReady, "the model's version is not ready")
             }
+            RouteError::Suspended => Self::suspended(),
         }
     }
 }
@@ -211,7 +222,8 @@ impl From<PredictError> for ApiError {
         match error {
             PredictError::Overloaded => Self::new(ErrorCode::Overloaded, "too many requests wait"),
             PredictError::Stopped => Self::not_ready(),
-            PredictError::Expired | PredictError::Guest(Fault::Deadline) => {
+            PredictError::Suspended => Self::suspended(),
+            PredictError::Expired | PredictError::Guest(Fault::Deadline | Fault::Cancelled) => {
                 Self::new(ErrorCode::DeadlineExceeded, "there was no answer in time")
             }
             PredictError::Guest(Fault::Rejected(rejections)) => {

@@ -1,11 +1,12 @@
 //! The endpoints that predict. They differ in how they name the version and in the form of the
 //! body; all of them go through [`answer`].
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use rand::RngExt as _;
 use serde_json::{Map, Value, json};
@@ -20,6 +21,7 @@ use crate::record;
 use crate::router::{self, Route, RouteError};
 
 const VERSION_HEADER: HeaderName = HeaderName::from_static("x-model-version");
+const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 const REASON_HEADER: HeaderName = HeaderName::from_static("x-route-reason");
 
 /// `POST /predict`
@@ -140,10 +142,13 @@ async fn predict(
     let caller = edge.keys.check(&parts.headers).ok_or_else(ApiError::unauthorized)?;
     account.caller = Some(caller.to_owned());
     let bytes = body::read(&parts.headers, body, &edge.limits).await?;
-    let deadline = Instant::now() + edge.limits.predict_time;
+    let now = Instant::now();
+    let wanted_time = wanted_time(&parts.headers)?;
     let (model, selector) = target?;
     let draw = rand::rng().random_range(0..router::WHOLE);
-    let route = router::route(&edge.registry.snapshot(), &model, &selector, draw)?;
+    let route = router::route(&edge.registry.snapshot(), &model, &selector, draw, now)?;
+    let time = wanted_time.unwrap_or(route.version.limits().predict_time);
+    let deadline = now + time.min(edge.limits.max_predict_time);
     account.version = Some(route.version.id().clone());
     account.reason = Some(route.reason);
 
@@ -158,6 +163,16 @@ async fn predict(
     let call = Call { inference: &edge.inference, route: &route, deadline, span };
     let records = call.run(inputs, rows.len()).await?;
     Ok(Prediction { route, records })
+}
+
+/// How long the caller is going to wait, if it says so.
+fn wanted_time(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = headers.get(TIMEOUT_HEADER) else { return Ok(None) };
+    let milliseconds = value.to_str().ok().and_then(|value| value.parse::<NonZeroU32>().ok());
+    match milliseconds {
+        Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds.get().into()))),
+        None => Err(ApiError::malformed("X-Request-Timeout-Ms must be a whole number from 1 on")),
+    }
 }
 
 /// Validated inputs on their way to one version.
@@ -179,14 +194,14 @@ impl Call<'_> {
         let signature = self.route.version.signature();
         let most = signature.max_batch_size as usize;
         if rows <= most {
-            return Ok(record::encode(signature, &self.run_batch(inputs).await?));
+            return Ok(record::encode(signature, &self.run_batch(inputs).await?)?);
         }
         let mut records = Vec::with_capacity(rows);
         for start in (0..rows).step_by(most) {
             let count = most.min(rows - start);
             let batch = inputs.iter().map(|input| input.slice_rows(start, count)).collect();
             let outputs = self.run_batch(batch).await.map_err(|error| error.shift_rows(start))?;
-            records.extend(record::encode(signature, &outputs));
+            records.extend(record::encode(signature, &outputs)?);
         }
         Ok(records)
     }

@@ -5,6 +5,15 @@ use super::bindings::guesthouse::model::types as wit;
 use super::fault::{Fault, Rejection};
 use crate::model::{Constraint, Datatype, Field, Signature, Tensor};
 
+/// The most rejected rows that are kept; a caller mends those first.
+const MAX_REJECTIONS: usize = 20;
+
+/// The longest word of a guest on its own failure that is logged, in characters.
+const MAX_FAILURE_CHARACTERS: usize = 4096;
+
+/// Dimensions of a wrong shape that are logged: more than any right one has.
+const MAX_SHOWN_DIMENSIONS: usize = 9;
+
 /// The longest reason of a rejection that a caller is shown, in characters; the contract's limit.
 const MAX_REASON_CHARACTERS: usize = 200;
 
@@ -37,10 +46,10 @@ pub(super) fn outputs_from_wit(
         let found = found.ok_or_else(|| bad(format!("output {:?} is missing", field.name)))?;
         let tensor = tensor_from_wit(outputs.swap_remove(found));
         if !field.fits(&tensor) || tensor.rows() != rows {
-            return Err(bad(format!(
-                "output {:?} is {:?} {:?} for {rows} rows",
-                field.name, tensor.datatype, tensor.shape
-            )));
+            let (name, datatype, dimensions) = (&field.name, tensor.datatype, tensor.shape.len());
+            let shown = &tensor.shape[..dimensions.min(MAX_SHOWN_DIMENSIONS)];
+            let what = format!("{datatype:?} of {dimensions} dimensions {shown:?}");
+            return Err(bad(format!("output {name:?} is {what} for {rows} rows")));
         }
         tensor.check().map_err(|error| bad(format!("output {:?}: {error}", field.name)))?;
         if field.is_text() && !is_utf8(&tensor) {
@@ -56,26 +65,31 @@ pub(super) fn outputs_from_wit(
     }
 }
 
-pub(super) fn fault_from_wit(error: wit::PredictError, rows: u64) -> Fault {
-    match error {
-        wit::PredictError::Failed(reason) => Fault::Failed(reason),
-        wit::PredictError::Rejected(rejections) => {
-            let stray = rejections.iter().find(|rejection| u64::from(rejection.row) >= rows);
-            match stray {
-                _ if rejections.is_empty() => {
-                    Fault::BadOutput("it rejected the batch, but no row".to_owned())
-                }
-                Some(stray) => Fault::BadOutput(format!("it rejected row {} of {rows}", stray.row)),
-                None => Fault::Rejected(rejections.into_iter().map(rejection_from_wit).collect()),
-            }
+pub(super) fn fault_from_wit(error: wit::PredictError, signature: &Signature, rows: u64) -> Fault {
+    let rejections = match error {
+        wit::PredictError::Failed(reason) => {
+            return Fault::Failed(reason.chars().take(MAX_FAILURE_CHARACTERS).collect());
+        }
+        wit::PredictError::Rejected(rejections) => rejections,
+    };
+    if rejections.is_empty() {
+        return Fault::BadOutput("it rejected the batch, but no row".to_owned());
+    }
+    for rejection in &rejections {
+        if u64::from(rejection.row) >= rows {
+            return Fault::BadOutput(format!("it rejected row {} of {rows}", rejection.row));
+        }
+        if !signature.inputs.iter().any(|input| input.name == rejection.input) {
+            return Fault::BadOutput("it rejected an input that it does not have".to_owned());
         }
     }
+    Fault::Rejected(rejections.into_iter().take(MAX_REJECTIONS).map(rejection_from_wit).collect())
 }
 
 fn rejection_from_wit(rejection: wit::Rejection) -> Rejection {
     Rejection {
         row: rejection.row as usize,
-        input: rejection.input.chars().take(MAX_REASON_CHARACTERS).collect(),
+        input: rejection.input,
         reason: rejection.reason.chars().take(MAX_REASON_CHARACTERS).collect(),
     }
 }

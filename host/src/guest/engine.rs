@@ -2,16 +2,12 @@
 //! beside its reason.
 
 use std::hash::{Hash, Hasher};
-use std::thread;
-use std::time::{Duration, Instant};
 
+use super::ticker::Ticker;
 use wasmtime::{
     Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, RegallocAlgorithm,
     WasmBacktraceDetails,
 };
-
-/// How often a running guest can notice its deadline. An epoch tick costs one atomic increment.
-const EPOCH_TICK: Duration = Duration::from_millis(1);
 
 /// Changes with everything that changes what compiled code means but that wasmtime cannot see.
 const COMPILED_FORM_REVISION: u32 = 1;
@@ -25,9 +21,13 @@ pub struct EngineLimits {
     pub max_memory_bytes: usize,
 }
 
-/// The engine that compiled versions run on, with its epoch ticker.
+/// The engine that compiled versions run on.
 #[derive(Clone)]
-pub struct Engine(wasmtime::Engine);
+pub struct Engine {
+    engine: wasmtime::Engine,
+    /// Only where guests are served: elsewhere nothing interrupts them but the process's limits.
+    ticker: Option<Ticker>,
+}
 
 /// The engine cannot be set up on this machine.
 #[derive(Debug, thiserror::Error)]
@@ -46,18 +46,19 @@ impl Engine {
     /// # Errors
     /// The machine refuses what the engine needs.
     pub fn serving(limits: EngineLimits) -> Result<Self, EngineError> {
-        let engine = wasmtime::Engine::new(&serving_config(limits)).map_err(EngineError)?;
-        let weak = engine.weak();
-        let ticker = move || {
-            while let Some(engine) = weak.upgrade() {
-                engine.increment_epoch();
-                drop(engine);
-                thread::sleep(EPOCH_TICK);
+        let engine = match wasmtime::Engine::new(&serving_config(limits)) {
+            Ok(engine) => engine,
+            Err(error) => {
+                // Some containers bound the address space that the pool would reserve.
+                let reason = format!("{error:#}");
+                tracing::warn!(reason, "no pool of instances, each one will be mapped by itself");
+                let mut config = serving_config(limits);
+                config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+                wasmtime::Engine::new(&config).map_err(EngineError)?
             }
         };
-        let thread = thread::Builder::new().name("epoch".to_owned());
-        thread.spawn(ticker).map_err(|error| EngineError(error.into()))?;
-        Ok(Self(engine))
+        let ticker = Ticker::start(engine.weak()).map_err(|error| EngineError(error.into()))?;
+        Ok(Self { engine, ticker: Some(ticker) })
     }
 
     /// The engine of the `preinit` child: it compiles for the serving engine, and never runs.
@@ -66,7 +67,7 @@ impl Engine {
         let mut config = serving_config(limits);
         // Nothing is instantiated here, so nothing needs reserving.
         config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
-        wasmtime::Engine::new(&config).map(Self).map_err(EngineError)
+        Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
     }
 
     /// The engine of the `preinit` child that runs `init` once, on code that is thrown away.
@@ -77,26 +78,24 @@ impl Engine {
         config.cranelift_opt_level(OptLevel::None);
         config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
         config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
-        wasmtime::Engine::new(&config).map(Self).map_err(EngineError)
+        Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
     }
 
     /// A text that is the same for engines that can run each other's compiled code.
     pub fn fingerprint(&self) -> String {
         let mut hasher = Blake3Hasher(blake3::Hasher::new());
-        self.0.precompile_compatibility_hash().hash(&mut hasher);
+        self.engine.precompile_compatibility_hash().hash(&mut hasher);
         COMPILED_FORM_REVISION.hash(&mut hasher);
         hasher.0.finalize().to_hex()[..16].to_owned()
     }
 
-    /// Ticks from now to the deadline, at least one.
-    pub(crate) fn ticks_until(deadline: Instant) -> u64 {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let ticks = left.as_nanos().div_ceil(EPOCH_TICK.as_nanos());
-        u64::try_from(ticks).unwrap_or(u64::MAX / 2).clamp(1, u64::MAX / 2)
+    /// What makes running guests notice their deadlines.
+    pub(super) fn ticker(&self) -> Ticker {
+        self.ticker.clone().expect("only the serving engine runs versions")
     }
 
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
-        &self.0
+        &self.engine
     }
 }
 

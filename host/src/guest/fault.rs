@@ -4,6 +4,8 @@ use std::fmt;
 
 use wasmtime::Trap;
 
+use super::stop::StopReason;
+
 /// One row that the guest will not predict for, through the caller's fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
@@ -36,6 +38,9 @@ pub enum Fault {
     /// The guest was still running at the deadline and was interrupted.
     #[error("the deadline passed while the guest was running")]
     Deadline,
+    /// Nobody waited for the answer any more, so the guest was interrupted.
+    #[error("the caller has gone while the guest was running")]
+    Cancelled,
     /// The guest wanted more memory than it may have.
     #[error("the guest ran out of memory")]
     OutOfMemory,
@@ -55,6 +60,7 @@ impl Fault {
             Self::Failed(_) => "failed",
             Self::Trap { .. } => "trap",
             Self::Deadline => "deadline",
+            Self::Cancelled => "cancelled",
             Self::OutOfMemory => "out_of_memory",
             Self::BadOutput(_) => "bad_output",
             Self::Host(_) => "host",
@@ -66,9 +72,29 @@ impl Fault {
         matches!(self, Self::Rejected(_) | Self::Failed(_))
     }
 
+    /// Whether it shows that the version does not work, whatever it is asked.
+    pub fn condemns_version(&self) -> bool {
+        match self {
+            Self::Failed(_)
+            | Self::Trap { .. }
+            | Self::OutOfMemory
+            | Self::BadOutput(_)
+            | Self::Host(_) => true,
+            // The caller's fault, or of a machine that is too busy.
+            Self::Rejected(_) | Self::Deadline | Self::Cancelled => false,
+        }
+    }
+
     /// The class of what wasmtime says of a failed call.
-    pub(crate) fn of_call(error: &wasmtime::Error, memory_was_denied: bool) -> Self {
+    pub(crate) fn of_call(
+        error: &wasmtime::Error,
+        memory_was_denied: bool,
+        stopped: Option<StopReason>,
+    ) -> Self {
         let kind = match error.downcast_ref::<Trap>() {
+            Some(Trap::Interrupt) if stopped == Some(StopReason::Cancelled) => {
+                return Self::Cancelled;
+            }
             Some(Trap::Interrupt) => return Self::Deadline,
             _ if memory_was_denied => return Self::OutOfMemory,
             Some(Trap::StackOverflow) => TrapKind::StackOverflow,

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
-use wasmtime::Store;
 use wasmtime::component::Component;
+use wasmtime::{Store, UpdateDeadline};
 
 use super::bindings::{Model, ModelPre};
 use super::convert::{fault_from_wit, outputs_from_wit, tensor_into_wit};
@@ -13,11 +12,35 @@ use super::engine::{Engine, EngineError};
 use super::fault::Fault;
 use super::linker::{Phase, linker};
 use super::state::HostState;
+use super::stop::Stop;
+use super::ticker::Ticker;
 use crate::model::{Signature, Tensor, VersionId};
 
-/// The most bytes that one host call or one result may carry, a limit on what a guest can make the
-/// host allocate at once. The batch outputs of the largest models stay well below.
-const MAX_TRANSFER_BYTES: usize = 64 << 20;
+/// What one instance may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstanceLimits {
+    /// Linear memory, in bytes. 256 MiB by default: several times what a small model takes.
+    pub memory_bytes: usize,
+    /// Elements of all tables, in entries. 100 000 by default: tract has some 20 000 functions.
+    pub table_elements: usize,
+    /// What one host call or one result may carry, in bytes: what a guest can make the host
+    /// allocate at once. 64 MiB by default.
+    pub transfer_bytes: usize,
+    /// What a guest may log in one call, in bytes; the rest is dropped and counted. 16 KiB by
+    /// default: a backtrace and a few words.
+    pub log_bytes: usize,
+}
+
+impl Default for InstanceLimits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 256 << 20,
+            table_elements: 100_000,
+            transfer_bytes: 64 << 20,
+            log_bytes: 16 << 10,
+        }
+    }
+}
 
 /// A version's code, ready to be instantiated in microseconds.
 #[derive(Clone)]
@@ -25,7 +48,8 @@ pub struct LoadedComponent {
     pre: ModelPre<HostState>,
     version: Arc<VersionId>,
     signature: Arc<Signature>,
-    max_memory_bytes: usize,
+    limits: InstanceLimits,
+    ticker: Ticker,
 }
 
 impl LoadedComponent {
@@ -43,14 +67,14 @@ impl LoadedComponent {
         compiled: &Path,
         version: VersionId,
         signature: Signature,
-        max_memory_bytes: usize,
+        limits: InstanceLimits,
     ) -> Result<Self, EngineError> {
         // SAFETY: the caller vouches for the file.
         let component = unsafe { Component::deserialize_file(engine.wasmtime(), compiled) }?;
         let linker = linker(engine, &component, Phase::Serve)?;
         let pre = ModelPre::new(linker.instantiate_pre(&component)?)?;
         let (version, signature) = (Arc::new(version), Arc::new(signature));
-        Ok(Self { pre, version, signature, max_memory_bytes })
+        Ok(Self { pre, version, signature, limits, ticker: engine.ticker() })
     }
 
     /// A new instance, in the state that `init` left.
@@ -58,15 +82,20 @@ impl LoadedComponent {
     /// # Errors
     /// [`Fault::Host`], when the pool of instances is exhausted.
     pub fn instantiate(&self) -> Result<Instance, Fault> {
-        let state = HostState::new(Arc::clone(&self.version), self.max_memory_bytes, None);
+        let state = HostState::new(Arc::clone(&self.version), &self.limits, None);
         let mut store = Store::new(self.pre.engine(), state);
         store.limiter(HostState::limiter);
-        store.set_hostcall_fuel(MAX_TRANSFER_BYTES);
-        // Instantiation runs no guest code to speak of; calls set their own deadline.
+        store.set_hostcall_fuel(self.limits.transfer_bytes);
+        // Instantiation runs no guest code to speak of; every call begins with one tick.
         store.set_epoch_deadline(u64::MAX / 2);
+        store.epoch_deadline_callback(|context| match context.data().stop_reason() {
+            Some(_) => Ok(UpdateDeadline::Interrupt),
+            None => Ok(UpdateDeadline::Continue(1)),
+        });
         let guest = self.pre.instantiate(&mut store);
         let guest = guest.map_err(|error| Fault::Host(format!("{error:#}")))?;
-        Ok(Instance { store, guest, signature: Arc::clone(&self.signature) })
+        let (signature, ticker) = (Arc::clone(&self.signature), self.ticker.clone());
+        Ok(Instance { store, guest, signature, ticker })
     }
 }
 
@@ -75,6 +104,7 @@ pub struct Instance {
     store: Store<HostState>,
     guest: Model,
     signature: Arc<Signature>,
+    ticker: Ticker,
 }
 
 impl Instance {
@@ -82,18 +112,27 @@ impl Instance {
     ///
     /// # Errors
     /// [`Fault`]; unless [`Fault::spares_instance`], this instance must be dropped.
-    pub fn predict(&mut self, inputs: &[Tensor], deadline: Instant) -> Result<Vec<Tensor>, Fault> {
+    pub fn predict(&mut self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Fault> {
         let rows = inputs.first().map_or(0, Tensor::rows);
         let inputs: Vec<_> = inputs.iter().map(tensor_into_wit).collect();
-        self.store.set_epoch_deadline(Engine::ticks_until(deadline));
-        self.store.data_mut().begin_call();
+        self.store.data_mut().begin_call(stop);
+        let _running = self.ticker.running();
+        self.store.set_epoch_deadline(1);
         let guest = self.guest.guesthouse_model_predict();
         let answer = guest.call_predict(&mut self.store, &inputs);
         self.store.data().end_call();
         match answer {
             Ok(Ok(outputs)) => outputs_from_wit(outputs, &self.signature, rows),
-            Ok(Err(error)) => Err(fault_from_wit(error, rows)),
-            Err(error) => Err(Fault::of_call(&error, self.store.data().memory_was_denied())),
+            Ok(Err(error)) => Err(fault_from_wit(error, &self.signature, rows)),
+            Err(error) => {
+                let state = self.store.data();
+                Err(Fault::of_call(&error, state.memory_was_denied(), state.stop_reason()))
+            }
         }
+    }
+
+    /// Its linear memory, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.store.data().memory_bytes()
     }
 }

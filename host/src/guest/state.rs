@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::{ResourceLimiter, bail};
 use wasmtime_wasi::random::Deterministic;
@@ -11,17 +11,19 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::guesthouse::model::log::Level;
 use super::bindings::guesthouse::model::{assets, log, types};
+use super::instance::InstanceLimits;
+use super::stop::{Stop, StopReason};
 use crate::artifact::Artifact;
 use crate::model::VersionId;
 
 /// The longest line a guest may log, in bytes; the contract's own limit.
 const MAX_LOG_LINE_BYTES: usize = 4 << 10;
 
-/// What a guest may log in one call, in bytes; the rest is dropped and counted.
-const LOG_BYTES_PER_CALL: usize = 16 << 10;
-
 /// The most an asset is read at once, in bytes; the contract's own limit.
 const MAX_ASSET_CHUNK_BYTES: usize = 8 << 20;
+
+/// Streams and the like that a guest may hold: memory of the host, outside of its own limit.
+const MAX_RESOURCES: usize = 1000;
 
 /// What the guest's random numbers repeat: guests are deterministic, and a snapshot must be the
 /// same each time it is made.
@@ -37,6 +39,8 @@ pub(crate) struct HostState {
     version: Arc<VersionId>,
     assets: Option<InitAssets>,
     memory: MemoryLimit,
+    stop: Option<Stop>,
+    log_bytes: usize,
     log_bytes_left: usize,
     log_lines_dropped: u64,
 }
@@ -45,7 +49,7 @@ impl HostState {
     /// State for an instance that serves, or with assets for one that runs `init`.
     pub(crate) fn new(
         version: Arc<VersionId>,
-        max_memory_bytes: usize,
+        limits: &InstanceLimits,
         assets: Option<InitAssets>,
     ) -> Self {
         let random = || Deterministic::new(RANDOM_BYTES.to_vec());
@@ -56,20 +60,30 @@ impl HostState {
             .wall_clock(FrozenClock)
             .monotonic_clock(FrozenClock)
             .build();
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_RESOURCES);
         Self {
             wasi,
-            table: ResourceTable::new(),
+            table,
             version,
             assets,
-            memory: MemoryLimit { max_bytes: max_memory_bytes, denied: false },
-            log_bytes_left: LOG_BYTES_PER_CALL,
+            memory: MemoryLimit {
+                max_bytes: limits.memory_bytes,
+                max_table_elements: limits.table_elements,
+                bytes: 0,
+                denied: false,
+            },
+            stop: None,
+            log_bytes: limits.log_bytes,
+            log_bytes_left: limits.log_bytes,
             log_lines_dropped: 0,
         }
     }
 
     /// The budgets of one call begin anew.
-    pub(crate) fn begin_call(&mut self) {
-        self.log_bytes_left = LOG_BYTES_PER_CALL;
+    pub(crate) fn begin_call(&mut self, stop: &Stop) {
+        self.stop = Some(stop.clone());
+        self.log_bytes_left = self.log_bytes;
         self.log_lines_dropped = 0;
         self.memory.denied = false;
     }
@@ -80,6 +94,16 @@ impl HostState {
             let (version, lines) = (&self.version, self.log_lines_dropped);
             tracing::warn!(target: "guest", %version, lines, "dropped lines over the log budget");
         }
+    }
+
+    /// Whether and why the running call must end.
+    pub(crate) fn stop_reason(&self) -> Option<StopReason> {
+        self.stop.as_ref()?.reason(Instant::now())
+    }
+
+    /// The instance's linear memory, in bytes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.memory.bytes
     }
 
     /// Whether the guest was refused memory since the call began.
@@ -168,9 +192,11 @@ impl log::Host for HostState {
     }
 }
 
-/// The linear memory that one instance may have; remembers that it said no.
+/// The memory and tables that one instance may have; remembers that it said no.
 struct MemoryLimit {
     max_bytes: usize,
+    max_table_elements: usize,
+    bytes: usize,
     denied: bool,
 }
 
@@ -181,7 +207,11 @@ impl ResourceLimiter for MemoryLimit {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
+        // A guest has one memory; wasmtime's pool sees to that.
         let allowed = desired <= self.max_bytes;
+        if allowed {
+            self.bytes = desired;
+        }
         self.denied |= !allowed;
         Ok(allowed)
     }
@@ -189,10 +219,9 @@ impl ResourceLimiter for MemoryLimit {
     fn table_growing(
         &mut self,
         _current: usize,
-        _desired: usize,
+        desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        // Tables are bounded by the engine's pool.
-        Ok(true)
+        Ok(desired <= self.max_table_elements)
     }
 }

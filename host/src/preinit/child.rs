@@ -13,7 +13,7 @@ use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
 use super::{PreinitError, PreinitReport};
 use crate::artifact::Artifact;
-use crate::guest::{self, Engine, Fault, HostState, Model, Phase};
+use crate::guest::{self, Engine, Fault, HostState, InstanceLimits, Model, Phase};
 use crate::model::Signature;
 
 /// The subcommand of the binary that is this child; not for people.
@@ -113,7 +113,8 @@ async fn snapshot(
 
     let version = Arc::new(artifact.id().clone());
     let assets = Some(Arc::clone(&artifact));
-    let state = HostState::new(version, guest_memory_bytes, assets);
+    let limits = InstanceLimits { memory_bytes: guest_memory_bytes, ..InstanceLimits::default() };
+    let state = HostState::new(version, &limits, assets);
     let mut store = Store::new(engine.wasmtime(), state);
     store.limiter(HostState::limiter);
     // The snapshot reads whole memories through lists.
@@ -127,7 +128,7 @@ async fn snapshot(
         Ok(Ok(signature)) => signature,
         Ok(Err(reason)) => return Err(PreinitError::Init(shorten(&reason))),
         Err(error) => {
-            return Err(match Fault::of_call(&error, memory_was_denied) {
+            return Err(match Fault::of_call(&error, memory_was_denied, None) {
                 Fault::OutOfMemory => PreinitError::OutOfMemory,
                 _ => PreinitError::Trap(one_line(&error)),
             });

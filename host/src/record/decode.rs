@@ -151,6 +151,9 @@ impl Column<'_> {
         };
         let mut dimensions = Vec::with_capacity(self.field.row_shape.len());
         self.add_nested(value, 0, &mut dimensions)?;
+        // An empty array says nothing of the dimensions below it.
+        let below = self.field.row_shape.iter().skip(dimensions.len());
+        dimensions.extend(below.map(|size| size.map_or(0, u64::from)));
         self.agree(dimensions)
     }
 
@@ -227,17 +230,20 @@ fn add_bytes(field: &Field, value: &Value, data: &mut Vec<u8>) -> Result<(), Iss
 }
 
 fn check_text<'a>(field: &Field, text: &'a str) -> Result<&'a str, Issue> {
-    let mut text = text;
+    let stripped = field.constraints.contains(&Constraint::Stripped);
+    let text = if stripped { text.trim() } else { text };
     for constraint in &field.constraints {
         match constraint {
-            Constraint::Stripped => text = text.trim(),
             Constraint::Length { minimum, maximum } => {
                 check_length(text.chars().count(), "characters", *minimum, *maximum)?;
             }
             Constraint::OneOf(labels) if !labels.iter().any(|label| label == text) => {
                 return unacceptable("is not one of the values that the model knows");
             }
-            Constraint::OneOf(_) | Constraint::Text | Constraint::Range { .. } => {}
+            Constraint::OneOf(_)
+            | Constraint::Text
+            | Constraint::Stripped
+            | Constraint::Range { .. } => {}
         }
     }
     Ok(text)
@@ -341,8 +347,9 @@ mod tests {
     }
 
     fn text() -> Field {
+        // In any order: white space goes first.
         let length = Constraint::Length { minimum: 1, maximum: 5 };
-        field(Datatype::Bytes, vec![Constraint::Text, Constraint::Stripped, length])
+        field(Datatype::Bytes, vec![Constraint::Text, length, Constraint::Stripped])
     }
 
     #[test]
@@ -396,6 +403,9 @@ mod tests {
         matrix.row_shape = vec![Some(2), None];
         let tensor = decode_one(&matrix, &json!({"x": [[1, 2, 3], [4, 5, 6]]})).unwrap();
         assert_eq!((tensor.shape.as_slice(), tensor.check()), (&[1, 2, 3][..], Ok(())));
+        let empty = Field { row_shape: vec![None, Some(2)], ..matrix.clone() };
+        let tensor = decode_one(&empty, &json!({"x": []})).unwrap();
+        assert_eq!((tensor.shape.as_slice(), tensor.check()), (&[1, 0, 2][..], Ok(())));
         let malformed = [json!(1), json!([1, 2]), json!([[1], [2, 3]]), json!([[[1]], [[2]]])];
         for bad in malformed {
             let outcome = decode_one(&matrix, &json!({ "x": bad }));

@@ -6,8 +6,27 @@ use serde_json::{Map, Value};
 
 use crate::model::{Datatype, Field, Signature, Tensor, bytes_elements};
 
+/// The most JSON values in the records of one call. A value takes some 70 bytes on its way out;
+/// a quarter of a million are 64 rows of 4096 numbers.
+const MAX_VALUES: u64 = 1 << 18;
+
+/// The outputs have more values than an answer in JSON may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the outputs have over {MAX_VALUES} values")]
+pub struct TooLarge;
+
 /// One record for each row. The outputs must be those of the signature, in its order, checked.
-pub fn encode(signature: &Signature, outputs: &[Tensor]) -> Vec<Map<String, Value>> {
+///
+/// # Errors
+/// [`TooLarge`]; a guest decides how large its outputs are, and empty arrays count as well.
+pub fn encode(
+    signature: &Signature,
+    outputs: &[Tensor],
+) -> Result<Vec<Map<String, Value>>, TooLarge> {
+    let values = outputs.iter().map(count_values).fold(0, u64::saturating_add);
+    if values > MAX_VALUES {
+        return Err(TooLarge);
+    }
     let count = outputs.first().map_or(0, Tensor::rows);
     let mut records: Vec<_> = (0..count).map(|_| Map::new()).collect();
     for (field, tensor) in signature.outputs.iter().zip(outputs) {
@@ -16,7 +35,16 @@ pub fn encode(signature: &Signature, outputs: &[Tensor]) -> Vec<Map<String, Valu
             record.insert(field.name.clone(), nest(&tensor.shape[1..], &mut elements));
         }
     }
-    records
+    Ok(records)
+}
+
+/// Arrays of every depth and elements.
+fn count_values(tensor: &Tensor) -> u64 {
+    let mut at_this_depth = 1_u64;
+    tensor.shape.iter().fold(0, |values, size| {
+        at_this_depth = at_this_depth.saturating_mul(*size);
+        values.saturating_add(at_this_depth)
+    })
 }
 
 /// The next row of this shape.
@@ -99,7 +127,7 @@ mod tests {
         ];
         let records: Vec<_> = rows.iter().map(|row| row.as_object().unwrap()).collect();
         let tensors = super::super::decode(&signature, &records).unwrap();
-        let back = encode(&signature, &tensors);
+        let back = encode(&signature, &tensors).unwrap();
         for (record, row) in back.iter().zip(rows) {
             assert_eq!(record["id"], row["id"]);
             assert_eq!(record["file"], row["file"]);
@@ -121,8 +149,25 @@ mod tests {
             default: None,
         };
         let signature = Signature { inputs: vec![], outputs: vec![field], max_batch_size: 8 };
-        let values: Vec<_> =
-            encode(&signature, &[tensor]).into_iter().map(|row| row["y"].clone()).collect();
+        let values: Vec<_> = encode(&signature, &[tensor])
+            .unwrap()
+            .into_iter()
+            .map(|row| row["y"].clone())
+            .collect();
         assert_eq!(values, [json!(null), json!(null), json!(1.0)]);
+    }
+
+    #[test]
+    fn a_shape_that_multiplies_nothing_is_too_large() {
+        let tensor = |shape: &[u64]| Tensor {
+            name: "y".to_owned(),
+            datatype: Datatype::Fp32,
+            shape: shape.to_vec(),
+            data: vec![],
+        };
+        let signature = Signature { inputs: vec![], outputs: vec![], max_batch_size: 8 };
+        assert!(encode(&signature, &[tensor(&[1, 0, 4_000_000_000])]).is_ok());
+        assert_eq!(encode(&signature, &[tensor(&[1, 4_000_000_000, 0])]), Err(TooLarge));
+        assert_eq!(encode(&signature, &[tensor(&[u64::MAX, u64::MAX, 0])]), Err(TooLarge));
     }
 }

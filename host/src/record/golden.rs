@@ -43,6 +43,12 @@ pub fn difference(
 fn is_close(wanted: &Value, is: &Value, tolerance: f64) -> bool {
     match (wanted, is) {
         (Value::Number(wanted), Value::Number(is)) if wanted != is => {
+            if let (Some(wanted), Some(is)) = (wanted.as_i128(), is.as_i128())
+                && tolerance < 1.0
+            {
+                // Large integers are equal as floats when they are not.
+                return wanted == is;
+            }
             let distance = wanted.as_f64().zip(is.as_f64()).map(|(a, b)| (a - b).abs());
             distance.is_some_and(|distance| distance <= tolerance)
         }
@@ -77,5 +83,6 @@ mod tests {
         assert!(differs(json!({"label": "toxic"}), json!({"label": "clean"})));
         assert!(differs(json!({"count": 1}), json!({"count": 2})));
         assert!(!differs(json!({"count": 1}), json!({"count": 1})));
+        assert!(differs(json!({"count": i64::MAX}), json!({"count": i64::MAX - 1})));
     }
 }

@@ -9,10 +9,10 @@ use std::time::Instant;
 use super::{Registry, VersionState};
 use crate::artifact::{Artifact, ArtifactError, Digest};
 use crate::guest::{Engine, EngineError, LoadedComponent};
-use crate::model::VersionId;
+use crate::model::{ModelName, VersionId};
 use crate::preinit::{self, Goal, PreinitError, PreinitLimits};
 use crate::store::{CompiledVersion, Store, StoreError};
-use crate::version::{ProofError, ServableVersion};
+use crate::version::{ModelLimits, ProofError, ServableVersion};
 
 /// A version cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +63,10 @@ pub struct Loader {
     pub store: Store,
     /// What the child process may use.
     pub limits: PreinitLimits,
-    /// Linear memory of an instance, in bytes.
-    pub max_memory_bytes: usize,
-    /// Instances of each version that are ready before the version is.
-    pub warm_instances: usize,
+    /// What versions may use, unless their model says otherwise.
+    pub general: ModelLimits,
+    /// What versions of some models may use.
+    pub models: BTreeMap<ModelName, ModelLimits>,
 }
 
 impl Loader {
@@ -175,14 +175,21 @@ impl Loader {
         if artifact.signature() != Some(&signature) {
             return Err(LoadError::Signature);
         }
-        let (id, limit) = (artifact.id().clone(), self.max_memory_bytes);
+        let id = artifact.id().clone();
+        let limits = *self.models.get(&id.name).unwrap_or(&self.general);
         // SAFETY: the store has just checked the file against its MAC or has just written it; it
         // never changes a file in place, and its folder is this host's alone.
         #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
         let component = unsafe {
-            LoadedComponent::map(&self.engine, &compiled.path, id, signature.clone(), limit)
+            LoadedComponent::map(
+                &self.engine,
+                &compiled.path,
+                id,
+                signature.clone(),
+                limits.instance,
+            )
         }?;
-        Ok(ServableVersion::prove(artifact, signature, component, self.warm_instances)?)
+        Ok(ServableVersion::prove(artifact, signature, component, limits)?)
     }
 }
 

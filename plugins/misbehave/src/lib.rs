@@ -5,11 +5,15 @@
 
 use std::hint::black_box;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use guesthouse_guest::{
     Assets, Batch, Error, Field, Guest, PredictError, Rejections, Signature, Tensor, export, log,
 };
+
+/// State that a guest keeps between calls, as long as its instance lives.
+static CALLS: AtomicU32 = AtomicU32::new(0);
 
 struct Misbehave;
 
@@ -44,6 +48,12 @@ impl Guest for Misbehave {
                 "fail" => return Err(PredictError::failed("told to fail")),
                 "panic" => panic!("told to panic"),
                 "spin" => spin(),
+                "spin-memory" => spin_in_memory(),
+                "grow" => drop(black_box(Box::leak(vec![1_u8; 1 << 20].into_boxed_slice()))),
+                "count" => {
+                    let calls = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
+                    return Ok(vec![Tensor::texts("done", [calls.to_string().as_str()])]);
+                }
                 "allocate" => allocate(),
                 "recurse" => drop(black_box(recurse(1))),
                 "flood-log" => (0..100_000).for_each(|_| log::info(&"flood ".repeat(1000))),
@@ -67,7 +77,7 @@ impl Guest for Misbehave {
                     let huge = "x".repeat(100 << 20);
                     return Ok(vec![Tensor::texts("done", [huge.as_str()])]);
                 }
-                other => return Err(PredictError::failed(format!("unknown action {other:?}"))),
+                _ => return Err(PredictError::failed("the action is not known")),
             }
         }
         rejections.check()?;
@@ -84,6 +94,13 @@ fn spin() -> ! {
     let mut turns = 0_u64;
     loop {
         turns = black_box(turns.wrapping_add(1));
+    }
+}
+
+fn spin_in_memory() -> ! {
+    let mut memory = vec![0_u8; 1 << 20];
+    loop {
+        black_box(&mut memory).iter_mut().for_each(|byte| *byte = byte.wrapping_add(1));
     }
 }
 

@@ -1,0 +1,144 @@
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use guesthouse_tests::artifacts::temporary_folder;
+use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use serde_json::json;
+
+/// More than anything here takes.
+const AMPLE: u32 = 20_000;
+
+fn server(predict_milliseconds: u32, more: &str) -> (Server, tempfile::TempDir) {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), predict_milliseconds);
+    setup.config.push_str(more);
+    (Server::start(&setup), folder)
+}
+
+fn ask(server: &Server, action: &str) -> Answer {
+    server.post("/models/misbehave/predict", &json!({ "action": action }))
+}
+
+fn count(server: &Server) -> u32 {
+    let answer = ask(server, "count");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.body["done"].as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn fresh_instances_remember_nothing_and_reused_ones_do() {
+    let (server, _folder) = server(AMPLE, "[models.misbehave]\nisolation = \"fresh\"\n");
+    assert!((0..50).all(|_| count(&server) == 1));
+    let (server, _folder) = self::server(AMPLE, "threads_per_version = 1\n");
+    // The golden example ran in the same instance, but is no count.
+    let counts: Vec<_> = (0..50).map(|_| count(&server)).collect();
+    assert_eq!(counts, (1..=50).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_reused_instance_is_replaced_after_its_batches_and_after_growing() {
+    let few = "threads_per_version = 1\n[models.misbehave]\n\
+               isolation = { reuse = { max_batches = 5 } }\n";
+    let (server, _folder) = server(AMPLE, few);
+    let counts: Vec<_> = (0..20).map(|_| count(&server)).collect();
+    assert!(counts.iter().all(|count| *count <= 5), "{counts:?}");
+    assert!(counts.iter().filter(|count| **count == 1).count() >= 4, "{counts:?}");
+    // 256 MiB are the limit; 1000 calls that leak one each pass, because instances are replaced.
+    let growing = "[models.misbehave]\nisolation = { reuse = { max_memory_growth_mib = 16 } }\n";
+    let (server, _folder) = self::server(AMPLE, growing);
+    assert!((0..1000).all(|_| ask(&server, "grow").status == 200));
+}
+
+#[test]
+fn both_policies_and_every_instance_give_the_same_bits() {
+    let bodies = |server: &Server| {
+        let texts = ["You are nice", "what a load of rubbish", "idiot", "Beyoncé 見学"];
+        let answers = texts.map(|text| server.post("/v1/predict", &json!({ "text": text })));
+        answers.map(|answer| answer.body["score"].to_string())
+    };
+    let mut setup = Setup::toxicity();
+    let reused = Server::start(&setup);
+    let wanted = bodies(&reused);
+    assert!((0..20).all(|_| bodies(&reused) == wanted));
+    setup.config.push_str("isolation = \"fresh\"\n");
+    let fresh = Server::start(&setup);
+    assert!((0..20).all(|_| bodies(&fresh) == wanted));
+}
+
+#[test]
+fn a_callers_own_deadline_counts_up_to_the_servers() {
+    let (server, _folder) = server(AMPLE, "predict_milliseconds_at_most = 1000\n");
+    let body = json!({"action": "spin-memory"}).to_string();
+    let ask = |milliseconds: &str| {
+        let started = Instant::now();
+        let headers = [("X-Request-Timeout-Ms", milliseconds)];
+        let path = "/models/misbehave/predict";
+        (server.send("POST", path, &headers, body.as_bytes()), started.elapsed())
+    };
+    let (answer, took) = ask("100");
+    assert_eq!((answer.status, answer.error_code()), (504, Some("deadline_exceeded")));
+    assert!(took >= Duration::from_millis(100) && took < Duration::from_millis(900), "{took:?}");
+    let (answer, took) = ask("100000");
+    assert_eq!(answer.status, 504);
+    assert!(took >= Duration::from_millis(1000) && took < Duration::from_secs(10), "{took:?}");
+    for bad in ["0", "-1", "1.5", "soon", ""] {
+        let (answer, _) = ask(bad);
+        assert_eq!((answer.status, answer.error_code()), (400, Some("malformed_request")), "{bad}");
+    }
+}
+
+#[test]
+fn a_caller_that_leaves_frees_its_guest() {
+    // One thread, and more time than the test has patience for.
+    let config = "inference_threads = 1\nthreads_per_version = 1\n\
+                  predict_milliseconds_at_most = 600000\n";
+    let (server, _folder) = server(600_000, config);
+    let body = json!({"action": "spin"}).to_string();
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    write!(
+        stream,
+        "POST /models/misbehave/predict HTTP/1.1\r\nHost: x\r\nX-API-Key: {DEMO_KEY}\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    // The only thread is taken once another request has to wait for it.
+    let path = "/models/misbehave/predict";
+    let echo = json!({"action": "echo"}).to_string();
+    let soon = [("X-Request-Timeout-Ms", "200")];
+    while server.send("POST", path, &soon, echo.as_bytes()).status != 504 {}
+    drop(stream);
+    assert_eq!(ask(&server, "echo").status, 200);
+    server.wait_for("the interruption", |line| line["kind"] == "cancelled");
+}
+
+#[test]
+fn a_version_that_computes_for_ever_leaves_threads_to_the_others() {
+    let (server, _folder) = server(3000, "");
+    let server = &server;
+    std::thread::scope(|scope| {
+        let spinning: Vec<_> = (0..32).map(|_| scope.spawn(move || ask(server, "spin"))).collect();
+        while spinning.iter().any(|asking| !asking.is_finished()) {
+            server.assert_healthy();
+        }
+    });
+}
+
+#[test]
+fn a_version_that_keeps_breaking_down_is_suspended_and_tried_again() {
+    let (server, _folder) = server(AMPLE, "");
+    while ask(&server, "panic").status == 500 {}
+    let answer = ask(&server, "echo");
+    assert_eq!((answer.status, answer.error_code()), (503, Some("not_ready")), "{answer:?}");
+    let line = server.wait_for("the word", |line| line["message"] == "version suspended");
+    assert_eq!((&line["model"], &line["level"]), (&json!("misbehave"), &json!("ERROR")));
+    let model = server.send("GET", "/models/misbehave", &[], b"");
+    assert_eq!(model.body["versions"][0]["suspended"], true);
+    server.assert_healthy();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ask(&server, "echo").status != 200 {
+        assert!(Instant::now() < deadline, "it is never tried again");
+    }
+    assert!((0..20).all(|_| ask(&server, "echo").status == 200));
+}
