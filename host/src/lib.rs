@@ -5,17 +5,17 @@
 #![cfg_attr(rustfmt, rustfmt_skip)]
 
 pub mod model;
+pub mod observe;
 pub mod artifact;
+pub mod guest;
 pub mod preinit;
 pub mod store;
-pub mod guest;
 pub mod record;
 pub mod pool;
 pub mod version;
 pub mod inference;
-pub mod registry;
 pub mod router;
+pub mod registry;
 pub mod edge;
-pub mod observe;
 pub mod config;
 pub mod server;
