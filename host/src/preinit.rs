@@ -6,6 +6,7 @@
 //! the report and one file; who may load that file is left to `store`.
 
 pub mod child;
+mod function_cache;
 
 use std::io::Read;
 use std::path::Path;

@@ -2,11 +2,12 @@
 //! beside its reason.
 
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use super::ticker::Ticker;
 use wasmtime::{
-    Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, RegallocAlgorithm,
-    WasmBacktraceDetails,
+    CacheStore, Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    RegallocAlgorithm, WasmBacktraceDetails,
 };
 
 /// Changes with everything that changes what compiled code means but that wasmtime cannot see.
@@ -62,22 +63,24 @@ impl Engine {
     }
 
     /// The engine of the `preinit` child: it compiles for the serving engine, and never runs.
-    pub(crate) fn compiling() -> Result<Self, EngineError> {
+    pub(crate) fn compiling(functions: Arc<dyn CacheStore>) -> Result<Self, EngineError> {
         let limits = EngineLimits { max_instances: 1, max_memory_bytes: 1 << 32 };
         let mut config = serving_config(limits);
         // Nothing is instantiated here, so nothing needs reserving.
         config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+        config.enable_incremental_compilation(functions).map_err(EngineError)?;
         Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
     }
 
     /// The engine of the `preinit` child that runs `init` once, on code that is thrown away.
-    pub(crate) fn snapshotting() -> Result<Self, EngineError> {
+    pub(crate) fn snapshotting(functions: Arc<dyn CacheStore>) -> Result<Self, EngineError> {
         let mut config = Config::new();
         config.wasm_component_model(true);
         // Compiled twice, run once: the cheapest code is the fastest way through.
         config.cranelift_opt_level(OptLevel::None);
         config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
         config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
+        config.enable_incremental_compilation(functions).map_err(EngineError)?;
         Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
     }
 

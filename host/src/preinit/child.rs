@@ -11,9 +11,10 @@ use wasmtime::Store;
 use wasmtime::component::Component;
 use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
+use super::function_cache::FunctionCache;
 use super::{PreinitError, PreinitReport};
 use crate::artifact::Artifact;
-use crate::guest::{self, Engine, Fault, HostState, InstanceLimits, Model, Phase};
+use crate::guest::{self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, Phase};
 use crate::model::Signature;
 
 /// The subcommand of the binary that is this child; not for people.
@@ -31,6 +32,12 @@ pub struct ChildArguments {
     /// Where the compiled form goes; without it, nothing is compiled.
     #[arg(long)]
     output: Option<PathBuf>,
+    /// Functions that were compiled before; there need be no such file.
+    #[arg(long)]
+    functions: Option<PathBuf>,
+    /// Where those and the new ones go.
+    #[arg(long)]
+    functions_output: Option<PathBuf>,
     /// Limit on CPU time.
     #[arg(long)]
     cpu_seconds: u64,
@@ -83,12 +90,19 @@ fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitErr
     steps.done("read");
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
-    let memory = arguments.guest_memory_bytes;
-    let snapshot = snapshot(Arc::new(artifact), memory, arguments.output.is_some(), &mut steps);
+    let cache =
+        arguments.functions.as_deref().map_or(Ok(FunctionCache::default()), FunctionCache::read);
+    let cache = Arc::new(cache.map_err(|error| file_error("reading compiled functions", &error))?);
+    let snapshot = snapshot(Arc::new(artifact), arguments, &cache, &mut steps);
     let (signature, snapshot) = runtime.block_on(snapshot)?;
     let mut fingerprint = None;
     if let (Some(output), Some(snapshot)) = (&arguments.output, snapshot) {
-        fingerprint = Some(compile(&snapshot, output, &mut steps)?);
+        fingerprint = Some(compile(&snapshot, output, &cache, &mut steps)?);
+    }
+    if let Some(output) = &arguments.functions_output {
+        let written = cache.write(output);
+        written.map_err(|error| file_error("writing compiled functions", &error))?;
+        steps.done("keep functions");
     }
     let peak_memory_bytes = peak_memory_bytes();
     Ok(PreinitReport { signature, fingerprint, steps_ms: steps.milliseconds, peak_memory_bytes })
@@ -97,12 +111,12 @@ fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitErr
 /// Run `init`; the signature, and if asked for the component with the memory that `init` left.
 async fn snapshot(
     artifact: Arc<Artifact>,
-    guest_memory_bytes: usize,
-    take: bool,
+    arguments: &ChildArguments,
+    cache: &Arc<FunctionCache>,
     steps: &mut Steps,
 ) -> Result<(Signature, Option<Vec<u8>>), PreinitError> {
     let unusable = |error: wasmtime::Error| PreinitError::Component(one_line(&error));
-    let engine = Engine::snapshotting().map_err(|error| PreinitError::Host(error.to_string()))?;
+    let engine = Engine::snapshotting(Arc::clone(cache) as _).map_err(host_error)?;
     let mut wizer = Wizer::new();
     // Rust guests keep `init` in a table, from which it cannot be removed.
     wizer.keep_init_func(true);
@@ -113,7 +127,8 @@ async fn snapshot(
 
     let version = Arc::new(artifact.id().clone());
     let assets = Some(Arc::clone(&artifact));
-    let limits = InstanceLimits { memory_bytes: guest_memory_bytes, ..InstanceLimits::default() };
+    let limits =
+        InstanceLimits { memory_bytes: arguments.guest_memory_bytes, ..InstanceLimits::default() };
     let state = HostState::new(version, &limits, assets);
     let mut store = Store::new(engine.wasmtime(), state);
     store.limiter(HostState::limiter);
@@ -137,7 +152,7 @@ async fn snapshot(
     let signature = guest::signature_from_wit(declared);
     signature.check().map_err(|error| PreinitError::Component(error.to_string()))?;
     steps.done("init");
-    if !take {
+    if arguments.output.is_none() {
         return Ok((signature, None));
     }
     let mut access = WasmtimeWizerComponent { store: &mut store, instance };
@@ -146,8 +161,13 @@ async fn snapshot(
     Ok((signature, Some(snapshot)))
 }
 
-fn compile(snapshot: &[u8], output: &Path, steps: &mut Steps) -> Result<String, PreinitError> {
-    let engine = Engine::compiling().map_err(|error| PreinitError::Host(error.to_string()))?;
+fn compile(
+    snapshot: &[u8],
+    output: &Path,
+    cache: &Arc<FunctionCache>,
+    steps: &mut Steps,
+) -> Result<String, PreinitError> {
+    let engine = Engine::compiling(Arc::clone(cache) as _).map_err(host_error)?;
     let compiled = engine.wasmtime().precompile_component(snapshot);
     let compiled = compiled.map_err(|error| PreinitError::Component(one_line(&error)))?;
     steps.done("compile");
@@ -156,11 +176,17 @@ fn compile(snapshot: &[u8], output: &Path, steps: &mut Steps) -> Result<String, 
         file.write_all(&compiled)?;
         file.sync_all()
     };
-    write().map_err(|error: std::io::Error| {
-        PreinitError::Host(format!("writing the compiled form: {error}"))
-    })?;
+    write().map_err(|error: std::io::Error| file_error("writing the compiled form", &error))?;
     steps.done("write");
     Ok(engine.fingerprint())
+}
+
+fn host_error(error: EngineError) -> PreinitError {
+    PreinitError::Host(error.to_string())
+}
+
+fn file_error(what: &str, error: &std::io::Error) -> PreinitError {
+    PreinitError::Host(format!("{what}: {error}"))
 }
 
 struct Steps {
