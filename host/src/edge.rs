@@ -8,6 +8,7 @@ mod auth;
 mod body;
 mod catalogue;
 mod error;
+mod listener;
 mod observe;
 mod predict;
 
@@ -22,6 +23,7 @@ use serde_json::json;
 
 pub use auth::{KeyHash, Keys};
 use error::ApiError;
+pub use listener::serve;
 
 use crate::config::Limits;
 use crate::inference::Inference;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -18,6 +19,9 @@ use crate::inference::Inference;
 use crate::observe::traffic::Traffic;
 use crate::registry::{Loader, Registry};
 use crate::store::{Store, StoreError};
+
+/// Files that are not for connections: artifacts, compiled code, pipes to children, timers.
+const RESERVED_FILES: usize = 128;
 
 /// A server cannot start, or did not stop in time.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +65,8 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Start)?;
     let loader = loader(&settings)?;
     let registry = Arc::new(Registry::new(settings.splits));
-    let limits = settings.limits;
+    let mut limits = settings.limits;
+    limits.connections = limits.connections.min(files_for_connections());
     let inference = Inference::start(limits.inference_threads, limits.queued_batches);
     let edge = Arc::new(Edge {
         registry: Arc::clone(&registry),
@@ -78,9 +83,8 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     tracing::info!(%address, "listening");
     let loading = load(loader, registry, settings.repository, started);
     let (stop, stopping) = watch::channel(false);
-    let server = axum::serve(listener, edge::endpoints(Arc::clone(&edge)))
-        .with_graceful_shutdown(wait_for(stopping.clone()));
-    let server = tokio::spawn(server.into_future());
+    let endpoints = edge::endpoints(Arc::clone(&edge));
+    let server = tokio::spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
     let reporter = tokio::spawn(report_traffic(Arc::clone(&edge), stopping));
 
     // Whichever comes first: a signal, or a repository that cannot be read.
@@ -96,6 +100,19 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let _ = reporter.await;
     tracing::info!(drained, "stopped");
     outcome.and(if drained { Ok(()) } else { Err(ServeError::Drain(limits.drain_time)) })
+}
+
+/// Ask the system for as many open files as it lets this process have; how many connections they
+/// are enough for.
+fn files_for_connections() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let connections = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(RESERVED_FILES);
+    connections.max(1)
 }
 
 fn loader(settings: &Settings) -> Result<Loader, ServeError> {

@@ -221,7 +221,9 @@ impl Log {
 }
 
 fn spawn(config: &Path, repository: &Path, state: &Path) -> (Child, Arc<Log>, SocketAddr) {
-    let mut command = Command::new(environment::host());
+    // With as few open files as services usually may have until they ask for more.
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"ulimit -Sn 1024 && exec "$0" "$@""#]).arg(environment::host());
     command.args(["serve", "--demo", "--listen", "127.0.0.1:0"]);
     command.args(["--log", "info", "--log-format", "json"]);
     command.arg("--config").arg(config);
