@@ -16,6 +16,7 @@ use crate::config::Settings;
 use crate::edge::{self, Edge, Keys};
 use crate::guest::{Engine, EngineError};
 use crate::inference::Inference;
+use crate::observe::logs;
 use crate::observe::traffic::Traffic;
 use crate::registry::{Loader, Registry};
 use crate::store::{Store, StoreError};
@@ -85,7 +86,7 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let (stop, stopping) = watch::channel(false);
     let endpoints = edge::endpoints(Arc::clone(&edge));
     let server = tokio::spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
-    let reporter = tokio::spawn(report_traffic(Arc::clone(&edge), stopping));
+    let reporter = tokio::spawn(report(Arc::clone(&edge), stopping));
 
     // Whichever comes first: a signal, or a repository that cannot be read.
     let outcome = tokio::select! {
@@ -152,17 +153,22 @@ async fn load(
     }
 }
 
-async fn report_traffic(edge: Arc<Edge>, stopping: watch::Receiver<bool>) {
-    let mut last = std::collections::BTreeMap::new();
+/// Log the counters now and then, and once more at the end.
+async fn report(edge: Arc<Edge>, stopping: watch::Receiver<bool>) {
+    let (mut last, mut dropped) = (std::collections::BTreeMap::new(), 0);
     let mut interval = tokio::time::interval(edge.limits.traffic_log_interval);
     let stopped = wait_for(stopping);
     tokio::pin!(stopped);
     loop {
         tokio::select! {
-            _ = interval.tick() => edge.traffic.log(&mut last),
-            () = &mut stopped => return edge.traffic.log(&mut last),
+            _ = interval.tick() => {}
+            () = &mut stopped => break,
         }
+        edge.traffic.log(&mut last);
+        logs::report_dropped(&mut dropped);
     }
+    edge.traffic.log(&mut last);
+    logs::report_dropped(&mut dropped);
 }
 
 async fn wait_for(mut stopping: watch::Receiver<bool>) {

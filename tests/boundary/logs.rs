@@ -1,7 +1,7 @@
 use guesthouse_tests::artifacts::temporary_folder;
-use guesthouse_tests::client::send;
+use guesthouse_tests::client::{send, send_raw};
 use guesthouse_tests::{Server, Setup};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn every_request_is_one_line_with_its_id() {
@@ -68,4 +68,50 @@ fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
         assert!(!line.contains(CANARY), "{line}");
         assert!(!line.contains("local-demo-key"), "{line}");
     }
+}
+
+/// More lines than wait anywhere: in the server, in the pipe, in the test.
+const FLOOD: usize = 12_000;
+
+/// Refused requests over one connection, each one line of the log.
+fn flood(server: &Server) {
+    let request = format!("GET /models HTTP/1.1\r\nHost: {}\r\n\r\n", server.address());
+    let last = request.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+    for _ in 0..FLOOD / 100 {
+        let answers =
+            send_raw(server.address(), format!("{}{last}", request.repeat(99)).as_bytes());
+        assert_eq!(answers.matches("HTTP/1.1 401").count(), 100);
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_stalls_nothing() {
+    let server = Server::start(&Setup::toxicity());
+    server.stall_log(true);
+    flood(&server);
+    server.assert_healthy();
+    assert!(server.stop_unread().success());
+}
+
+#[test]
+fn lines_that_nobody_read_in_time_are_counted() {
+    let server = Server::start(&Setup::toxicity());
+    server.stall_log(true);
+    flood(&server);
+    server.stall_log(false);
+    let wanted = json!({"text": "You are nice", "request_id": "after-the-stall"});
+    let written = |line: &Value| line["request_id"] == "after-the-stall";
+    // Lines are still dropped until the queue has been read.
+    while !server.lines().iter().any(written) {
+        assert_eq!(server.post("/v1/predict", &wanted).status, 200);
+    }
+    let (status, lines) = server.stop();
+    assert!(status.success());
+    let dropped = lines.iter().rev().find_map(|line| {
+        let message = line["message"].as_str().unwrap_or_default();
+        message.starts_with("log lines were dropped").then(|| line["lines"].as_u64())
+    });
+    let requests = lines.iter().filter(|line| line["route"] == "/models").count();
+    assert!(dropped.flatten() >= Some((FLOOD - requests) as u64), "{dropped:?}, {requests}");
+    assert!(requests < FLOOD);
 }
