@@ -11,6 +11,7 @@ mod error;
 mod listener;
 mod observe;
 mod predict;
+mod unread;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,7 +70,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}/versions/{selector}/batch_predict", post(predict::version_batch))
         .fallback(async || ApiError::no_such_endpoint())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        .layer(axum::middleware::from_fn(observe::each_request))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&edge), observe::each_request))
         .with_state(edge)
 }
 

@@ -54,9 +54,8 @@ fn a_request_whose_caller_left_has_a_line_too() {
     )
     .unwrap();
     drop(caller);
-    let line = server.wait_for("gone-1", |line| {
-        line["target"] == "request" && line["request_id"] == "gone-1"
-    });
+    let line = server
+        .wait_for("gone-1", |line| line["target"] == "request" && line["request_id"] == "gone-1");
     assert_eq!(line["status"], 499);
     assert_eq!(line["route"], "/models/{model}/predict");
 }

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use serde_json::{Map, Value};
 
@@ -10,10 +10,6 @@ use super::error::{ApiError, ErrorCode};
 use super::observe::RequestId;
 use crate::config::Limits;
 use crate::model::Signature;
-
-/// What is read of a body that is refused for its size, in multiples of the limit, so that the
-/// caller gets to read the answer: one that is still sending would only see the connection close.
-const DRAIN_FACTOR: usize = 8;
 
 /// Values by input.
 pub(super) type Record = Map<String, Value>;
@@ -37,8 +33,7 @@ pub(super) async fn read(
     check_headers(headers)?;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = length.and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
-    if announced > limits.body_bytes as u64 && headers.contains_key(EXPECT) {
-        // The caller waits for a word before it sends anything.
+    if announced > limits.body_bytes as u64 {
         return Err(too_large(limits));
     }
     match tokio::time::timeout(limits.body_time, collect(body, limits.body_bytes)).await {
@@ -71,23 +66,18 @@ fn too_large(limits: &Limits) -> ApiError {
 
 /// None, if there is more than the limit.
 async fn collect(mut body: Body, limit: usize) -> Result<Option<Vec<u8>>, ApiError> {
-    let (mut bytes, mut total) = (Vec::new(), 0_usize);
+    let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_error| ApiError::malformed("the body was cut off"))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        total = total.saturating_add(data.len());
-        if total <= limit {
-            bytes.extend_from_slice(&data);
-        } else {
-            bytes = Vec::new();
+        if bytes.len().saturating_add(data.len()) > limit {
+            return Ok(None);
         }
-        if total > limit.saturating_mul(DRAIN_FACTOR) {
-            break;
-        }
+        bytes.extend_from_slice(&data);
     }
-    Ok((total <= limit).then_some(bytes))
+    Ok(Some(bytes))
 }
 
 /// The object that a body is, without its `request_id`, which goes to where it is told of.

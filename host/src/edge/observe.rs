@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
 
-use super::error::ApiError;
+use super::Shared;
+use super::error::{ApiError, ErrorCode};
+use super::unread::Unread;
 use crate::model::VersionId;
 use crate::router::Reason;
 
@@ -68,9 +70,15 @@ impl Account {
     }
 }
 
-/// Give the request an id and the answer its log line; write the bodies of errors.
-pub(super) async fn each_request(mut request: Request, next: Next) -> Response {
+/// Give the request an id and the answer its log line; write the bodies of errors, and see to it
+/// that they arrive.
+pub(super) async fn each_request(
+    State(edge): Shared,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let mut line = Line::begin(&mut request);
+    let unread = Unread::of(&mut request);
     let mut response = next.run(request).await;
 
     if let Some(account) = response.extensions_mut().remove::<Account>() {
@@ -80,6 +88,10 @@ pub(super) async fn each_request(mut request: Request, next: Next) -> Response {
     let error = response.extensions_mut().remove::<ApiError>();
     let error = error.or_else(|| ApiError::of_library(response.status()));
     if let Some(error) = &error {
+        // Who was too slow has had its time.
+        if error.code != ErrorCode::RequestTimeout {
+            unread.drain(edge.limits.body_bytes).await;
+        }
         *response.body_mut() = error.body(id.as_str()).to_string().into();
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(CONTENT_TYPE, json);
