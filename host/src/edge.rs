@@ -8,6 +8,7 @@ mod auth;
 mod body;
 mod catalogue;
 mod error;
+mod json;
 mod listener;
 mod observe;
 mod predict;

@@ -234,6 +234,28 @@ fn an_early_refusal_arrives_at_callers_that_send_everything_first() {
 }
 
 #[test]
+fn a_body_within_its_limit_does_not_fill_the_memory() {
+    const ROOM: usize = (8 << 20) - 64;
+    let server = Server::start(&Setup::toxicity());
+    let fill = |value: &str| format!("{value},").repeat(ROOM / (value.len() + 1));
+    for (path, start, value, status, code) in [
+        ("/v1/batch_predict", "instances", r#"{"":0}"#, 422, "unacceptable_input"),
+        ("/v1/batch_predict", "texts", "0", 422, "unacceptable_input"),
+        ("/v1/predict", "text", "0", 413, "payload_too_large"),
+        ("/v1/predict", "text", "{}", 413, "payload_too_large"),
+        ("/v1/predict", "text", r#"{"":0}"#, 413, "payload_too_large"),
+    ] {
+        let before = server.peak_memory_bytes();
+        let body = format!(r#"{{"{start}":[{}0]}}"#, fill(value));
+        let answer = server.send("POST", path, &[], body.as_bytes());
+        assert_error(&answer, status, code);
+        let more = server.peak_memory_bytes() - before;
+        assert!(more < 192 << 20, "{path} {value}: {more} bytes more");
+    }
+    server.assert_healthy();
+}
+
+#[test]
 fn a_caller_that_vanishes_leaves_nothing_behind() {
     let server = Server::start(&Setup::toxicity());
     for _ in 0..50 {

@@ -175,6 +175,18 @@ impl Server {
         self.log.lines.lock().expect("no test panics with the lock").clone()
     }
 
+    /// The most memory that it has had in use so far, in bytes.
+    ///
+    /// # Panics
+    /// The system does not say.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("the server is running");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kilobytes.expect("the system counts memory") << 10
+    }
+
     /// Read no more of its log but what is being read already, or go on.
     pub fn stall_log(&self, stalled: bool) {
         self.log.stall(stalled);

@@ -7,6 +7,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, ErrorCode};
+use super::json::{self, Refusal};
 use super::observe::RequestId;
 use crate::config::Limits;
 use crate::model::Signature;
@@ -80,14 +81,33 @@ async fn collect(mut body: Body, limit: usize) -> Result<Option<Vec<u8>>, ApiErr
     Ok(Some(bytes))
 }
 
-/// The object that a body is, without its `request_id`, which goes to where it is told of.
-pub(super) fn parse(bytes: &[u8], request_id: &mut RequestId) -> Result<Record, ApiError> {
+/// The object that a body is, without its `request_id`, which goes to where it is told of. One with
+/// more rows or values than are allowed is not read to its end.
+pub(super) fn parse(
+    bytes: &[u8],
+    form: Form,
+    limits: &Limits,
+    request_id: &mut RequestId,
+) -> Result<Record, ApiError> {
+    let max_rows = match form {
+        Form::Single => None,
+        // Whatever array is in a field of a batch, it is the rows or a mistake.
+        Form::Batch => Some(limits.batch_rows),
+    };
     // serde_json refuses nesting deeper than 128 and invalid UTF-8 by itself. Its own words may
     // repeat the input, so only the place is told.
-    let mut object: Record = match serde_json::from_slice(bytes) {
+    let mut object: Record = match json::parse(bytes, max_rows) {
         Ok(Value::Object(object)) => object,
         Ok(_) => return Err(ApiError::malformed("the body must be a JSON object")),
-        Err(error) => {
+        Err(Refusal::TooManyRows) => {
+            let message = format!("the batch has over {} rows", limits.batch_rows);
+            return Err(ApiError::new(ErrorCode::UnacceptableInput, message));
+        }
+        Err(Refusal::TooManyValues) => {
+            let message = format!("the body has over {} values", json::MAX_VALUES);
+            return Err(ApiError::new(ErrorCode::PayloadTooLarge, message));
+        }
+        Err(Refusal::Syntax(error)) => {
             let what = match error.classify() {
                 serde_json::error::Category::Eof => "ends too early",
                 _ => "is not valid JSON",
@@ -113,19 +133,14 @@ pub(super) fn rows(
     object: Record,
     form: Form,
     signature: &Signature,
-    limits: &Limits,
 ) -> Result<Vec<Record>, ApiError> {
     match form {
         Form::Single => Ok(vec![object]),
-        Form::Batch => batch_rows(object, signature, limits),
+        Form::Batch => batch_rows(object, signature),
     }
 }
 
-fn batch_rows(
-    mut object: Record,
-    signature: &Signature,
-    limits: &Limits,
-) -> Result<Vec<Record>, ApiError> {
+fn batch_rows(mut object: Record, signature: &Signature) -> Result<Vec<Record>, ApiError> {
     let plural = plural_key(signature);
     let expected = || match &plural {
         Some((key, _)) => format!("a batch is either `instances` or `{key}`, and nothing else"),
@@ -158,10 +173,6 @@ fn batch_rows(
     };
     if rows.is_empty() {
         return Err(ApiError::malformed("the batch is empty"));
-    }
-    if rows.len() > limits.batch_rows {
-        let message = format!("the batch has {} rows, over {}", rows.len(), limits.batch_rows);
-        return Err(ApiError::new(ErrorCode::UnacceptableInput, message));
     }
     Ok(rows)
 }
