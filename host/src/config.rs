@@ -51,6 +51,8 @@ pub struct LimitsFile {
     pub body_bytes: Option<usize>,
     pub batch_rows: Option<usize>,
     pub body_seconds: Option<u64>,
+    pub connections: Option<usize>,
+    pub head_seconds: Option<u64>,
     pub predict_milliseconds: Option<u64>,
     pub drain_seconds: Option<u64>,
     pub predict_milliseconds_at_most: Option<u64>,
@@ -144,6 +146,12 @@ pub struct Limits {
     pub batch_rows: usize,
     /// How long a caller may take to send a body. 30 s carry 8 MiB over 2 Mbit/s.
     pub body_time: Duration,
+    /// Connections at the same time. 8192 are more than any caller of a small model needs; each
+    /// costs a file and some ten kilobytes.
+    pub connections: usize,
+    /// How long a connection may take to send the head of its next request, from its start or
+    /// from its last answer. 10 s are many round trips, and shorter than anybody is patient.
+    pub head_time: Duration,
     /// The longest that a request may wait and run, whatever it or its model asks for. 30 s: a
     /// caller that waits longer should be a batch job.
     pub max_predict_time: Duration,
@@ -324,6 +332,8 @@ impl LimitsFile {
             body_bytes: positive("body_bytes", self.body_bytes, 8 << 20)?,
             batch_rows: positive("batch_rows", self.batch_rows, 1024)?,
             body_time: seconds("body_seconds", self.body_seconds, 30)?,
+            connections: positive("connections", self.connections, 8192)?,
+            head_time: seconds("head_seconds", self.head_seconds, 10)?,
             max_predict_time: milliseconds(
                 "predict_milliseconds_at_most",
                 self.predict_milliseconds_at_most,

@@ -8,8 +8,11 @@ mod auth;
 mod body;
 mod catalogue;
 mod error;
+mod json;
+mod listener;
 mod observe;
 mod predict;
+mod unread;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +25,7 @@ use serde_json::json;
 
 pub use auth::{KeyHash, Keys};
 use error::ApiError;
+pub use listener::serve;
 
 use crate::config::Limits;
 use crate::inference::Inference;
@@ -67,7 +71,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}/versions/{selector}/batch_predict", post(predict::version_batch))
         .fallback(async || ApiError::no_such_endpoint())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        .layer(axum::middleware::from_fn(observe::each_request))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&edge), observe::each_request))
         .with_state(edge)
 }
 
@@ -77,10 +81,10 @@ async fn healthz() -> (StatusCode, axum::Json<serde_json::Value>) {
 }
 
 /// Ready: everything has been tried, something serves, and the server is not going down.
+/// Says no names: it needs no key.
 async fn readyz(State(edge): Shared) -> Result<axum::Json<serde_json::Value>, ApiError> {
-    let snapshot = edge.registry.snapshot();
-    if !snapshot.is_ready() || edge.draining.load(Ordering::Relaxed) {
+    if !edge.registry.snapshot().is_ready() || edge.draining.load(Ordering::Relaxed) {
         return Err(ApiError::not_ready());
     }
-    Ok(axum::Json(json!({"status": "ready", "models": catalogue::states(&snapshot)})))
+    Ok(axum::Json(json!({"status": "ready"})))
 }

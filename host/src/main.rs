@@ -3,10 +3,12 @@
 
 mod commands;
 
+use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use guesthouse::observe::logs;
+use guesthouse::observe::logs::{self, Writing};
 use guesthouse::preinit::child;
 
 /// A model server whose model versions are sandboxed WebAssembly components.
@@ -36,21 +38,34 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let arguments = Arguments::parse();
-    let outcome = logs::start(&arguments.log, arguments.log_format)
-        .map_err(|error| anyhow::anyhow!("--log: {error}"))
-        .and_then(|()| match arguments.command {
-            Command::Serve(arguments) => commands::serve::run(&arguments, started),
-            Command::Pack(arguments) => commands::pack::run(&arguments),
-            Command::Inspect(arguments) => commands::inspect::run(&arguments),
-            Command::PreinitChild(arguments) => Ok(child::run(&arguments)?),
-        });
-    match outcome {
+    let writing = match arguments.command {
+        Command::Serve(_) => Writing::Queued,
+        Command::Pack(_) | Command::Inspect(_) | Command::PreinitChild(_) => Writing::Direct,
+    };
+    let logs = match logs::start(&arguments.log, arguments.log_format, writing) {
+        Ok(logs) => logs,
+        Err(error) => {
+            eprintln!("error: --log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match run(arguments.command, started) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Whoever should read it may be gone, and there is nobody else to tell.
+            let _ = logs.writer().write_all(format!("error: {error:#}\n").as_bytes());
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(command: Command, started: Instant) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(arguments) => commands::serve::run(&arguments, started),
+        Command::Pack(arguments) => commands::pack::run(&arguments),
+        Command::Inspect(arguments) => commands::inspect::run(&arguments),
+        Command::PreinitChild(arguments) => Ok(child::run(&arguments)?),
     }
 }

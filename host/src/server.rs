@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -15,9 +16,13 @@ use crate::config::Settings;
 use crate::edge::{self, Edge, Keys};
 use crate::guest::{Engine, EngineError};
 use crate::inference::Inference;
+use crate::observe::logs;
 use crate::observe::traffic::Traffic;
 use crate::registry::{Loader, Registry};
 use crate::store::{Store, StoreError};
+
+/// Files that are not for connections: artifacts, compiled code, pipes to children, timers.
+const RESERVED_FILES: usize = 128;
 
 /// A server cannot start, or did not stop in time.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +66,8 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Start)?;
     let loader = loader(&settings)?;
     let registry = Arc::new(Registry::new(settings.splits));
-    let limits = settings.limits;
+    let mut limits = settings.limits;
+    limits.connections = limits.connections.min(files_for_connections());
     let inference = Inference::start(limits.inference);
     let edge = Arc::new(Edge {
         registry: Arc::clone(&registry),
@@ -78,10 +84,9 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     tracing::info!(%address, "listening");
     let loading = load(loader, registry, settings.repository, started);
     let (stop, stopping) = watch::channel(false);
-    let server = axum::serve(listener, edge::endpoints(Arc::clone(&edge)))
-        .with_graceful_shutdown(wait_for(stopping.clone()));
-    let server = tokio::spawn(server.into_future());
-    let reporter = tokio::spawn(report_traffic(Arc::clone(&edge), stopping));
+    let endpoints = edge::endpoints(Arc::clone(&edge));
+    let server = tokio::spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
+    let reporter = tokio::spawn(report(Arc::clone(&edge), stopping));
 
     // Whichever comes first: a signal, or a repository that cannot be read.
     let outcome = tokio::select! {
@@ -96,6 +101,19 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let _ = reporter.await;
     tracing::info!(drained, "stopped");
     outcome.and(if drained { Ok(()) } else { Err(ServeError::Drain(limits.drain_time)) })
+}
+
+/// Ask the system for as many open files as it lets this process have; how many connections they
+/// are enough for.
+fn files_for_connections() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let connections = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(RESERVED_FILES);
+    connections.max(1)
 }
 
 fn loader(settings: &Settings) -> Result<Loader, ServeError> {
@@ -135,17 +153,22 @@ async fn load(
     }
 }
 
-async fn report_traffic(edge: Arc<Edge>, stopping: watch::Receiver<bool>) {
-    let mut last = std::collections::BTreeMap::new();
+/// Log the counters now and then, and once more at the end.
+async fn report(edge: Arc<Edge>, stopping: watch::Receiver<bool>) {
+    let (mut last, mut dropped) = (std::collections::BTreeMap::new(), 0);
     let mut interval = tokio::time::interval(edge.limits.traffic_log_interval);
     let stopped = wait_for(stopping);
     tokio::pin!(stopped);
     loop {
         tokio::select! {
-            _ = interval.tick() => edge.traffic.log(&mut last),
-            () = &mut stopped => return edge.traffic.log(&mut last),
+            _ = interval.tick() => {}
+            () = &mut stopped => break,
         }
+        edge.traffic.log(&mut last);
+        logs::report_dropped(&mut dropped);
     }
+    edge.traffic.log(&mut last);
+    logs::report_dropped(&mut dropped);
 }
 
 async fn wait_for(mut stopping: watch::Receiver<bool>) {

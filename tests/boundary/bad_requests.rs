@@ -203,6 +203,59 @@ fn huge_bodies_are_413_and_the_answer_arrives() {
 }
 
 #[test]
+fn an_early_refusal_arrives_at_callers_that_send_everything_first() {
+    let server = Server::start(&Setup::toxicity());
+    let body = vec![b'a'; 6 << 20];
+    let (json, key) = (("Content-Type", "application/json"), ("X-API-Key", DEMO_KEY));
+    for (method, path, headers, status, code) in [
+        ("POST", "/v1/predict", vec![json], 401, "unauthorized"),
+        ("POST", "/absent", vec![json, key], 404, "not_found"),
+        ("PUT", "/v1/predict", vec![json, key], 405, "method_not_allowed"),
+        (
+            "POST",
+            "/v1/predict",
+            vec![("Content-Type", "text/plain"), key],
+            415,
+            "unsupported_media_type",
+        ),
+        ("POST", "/models/%ff/predict", vec![json, key], 400, "malformed_request"),
+    ] {
+        let answer = send(method, &server.url(path), &headers, &body);
+        assert_error(&answer, status, code);
+    }
+    // Who asks first is told at once, and nothing is waited for.
+    let asking = format!(
+        "POST /v1/predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
+         Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n"
+    );
+    let (status, _) = parse_raw(&send_raw(server.address(), asking.as_bytes()));
+    assert_eq!(status, 401);
+    server.assert_healthy();
+}
+
+#[test]
+fn a_body_within_its_limit_does_not_fill_the_memory() {
+    const ROOM: usize = (8 << 20) - 64;
+    let server = Server::start(&Setup::toxicity());
+    let fill = |value: &str| format!("{value},").repeat(ROOM / (value.len() + 1));
+    for (path, start, value, status, code) in [
+        ("/v1/batch_predict", "instances", r#"{"":0}"#, 422, "unacceptable_input"),
+        ("/v1/batch_predict", "texts", "0", 422, "unacceptable_input"),
+        ("/v1/predict", "text", "0", 413, "payload_too_large"),
+        ("/v1/predict", "text", "{}", 413, "payload_too_large"),
+        ("/v1/predict", "text", r#"{"":0}"#, 413, "payload_too_large"),
+    ] {
+        let before = server.peak_memory_bytes();
+        let body = format!(r#"{{"{start}":[{}0]}}"#, fill(value));
+        let answer = server.send("POST", path, &[], body.as_bytes());
+        assert_error(&answer, status, code);
+        let more = server.peak_memory_bytes() - before;
+        assert!(more < 192 << 20, "{path} {value}: {more} bytes more");
+    }
+    server.assert_healthy();
+}
+
+#[test]
 fn a_caller_that_vanishes_leaves_nothing_behind() {
     let server = Server::start(&Setup::toxicity());
     for _ in 0..50 {

@@ -1,7 +1,10 @@
+use std::io::Write as _;
+use std::net::TcpStream;
+
 use guesthouse_tests::artifacts::temporary_folder;
-use guesthouse_tests::client::send;
-use guesthouse_tests::{Server, Setup};
-use serde_json::json;
+use guesthouse_tests::client::{send, send_raw};
+use guesthouse_tests::{DEMO_KEY, Server, Setup};
+use serde_json::{Value, json};
 
 #[test]
 fn every_request_is_one_line_with_its_id() {
@@ -38,6 +41,26 @@ fn what_a_guest_logs_and_its_faults_carry_the_request_id() {
 }
 
 #[test]
+fn a_request_whose_caller_left_has_a_line_too() {
+    let folder = temporary_folder();
+    let server = Server::start(&Setup::misbehave(folder.path(), 2000));
+    let body = json!({"action": "spin"}).to_string();
+    let mut caller = TcpStream::connect(server.address()).unwrap();
+    write!(
+        caller,
+        "POST /models/misbehave/predict HTTP/1.1\r\nHost: a\r\nX-API-Key: {DEMO_KEY}\r\n\
+         X-Request-Id: gone-1\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    drop(caller);
+    let line = server
+        .wait_for("gone-1", |line| line["target"] == "request" && line["request_id"] == "gone-1");
+    assert_eq!(line["status"], 499);
+    assert_eq!(line["route"], "/models/{model}/predict");
+}
+
+#[test]
 fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
     const CANARY: &str = "canary9f3a";
     let server = Server::start(&Setup::toxicity());
@@ -68,4 +91,50 @@ fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
         assert!(!line.contains(CANARY), "{line}");
         assert!(!line.contains("local-demo-key"), "{line}");
     }
+}
+
+/// More lines than wait anywhere: in the server, in the pipe, in the test.
+const FLOOD: usize = 12_000;
+
+/// Refused requests over one connection, each one line of the log.
+fn flood(server: &Server) {
+    let request = format!("GET /models HTTP/1.1\r\nHost: {}\r\n\r\n", server.address());
+    let last = request.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+    for _ in 0..FLOOD / 100 {
+        let answers =
+            send_raw(server.address(), format!("{}{last}", request.repeat(99)).as_bytes());
+        assert_eq!(answers.matches("HTTP/1.1 401").count(), 100);
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_stalls_nothing() {
+    let server = Server::start(&Setup::toxicity());
+    server.stall_log(true);
+    flood(&server);
+    server.assert_healthy();
+    assert!(server.stop_unread().success());
+}
+
+#[test]
+fn lines_that_nobody_read_in_time_are_counted() {
+    let server = Server::start(&Setup::toxicity());
+    server.stall_log(true);
+    flood(&server);
+    server.stall_log(false);
+    let wanted = json!({"text": "You are nice", "request_id": "after-the-stall"});
+    let written = |line: &Value| line["request_id"] == "after-the-stall";
+    // Lines are still dropped until the queue has been read.
+    while !server.lines().iter().any(written) {
+        assert_eq!(server.post("/v1/predict", &wanted).status, 200);
+    }
+    let (status, lines) = server.stop();
+    assert!(status.success());
+    let dropped = lines.iter().rev().find_map(|line| {
+        let message = line["message"].as_str().unwrap_or_default();
+        message.starts_with("log lines were dropped").then(|| line["lines"].as_u64())
+    });
+    let requests = lines.iter().filter(|line| line["route"] == "/models").count();
+    assert!(dropped.flatten() >= Some((FLOOD - requests) as u64), "{dropped:?}, {requests}");
+    assert!(requests < FLOOD);
 }

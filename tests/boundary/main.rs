@@ -5,6 +5,8 @@
 mod bad_artifacts;
 /// Whatever a caller sends, it gets an answer that says what is wrong.
 mod bad_requests;
+/// Callers that connect and say nothing take nothing from others, nor from the stop.
+mod connections;
 /// What clients are promised: endpoints, forms, headers, the split.
 mod endpoints;
 /// A guest that misbehaves costs its own request and nothing else.

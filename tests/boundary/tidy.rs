@@ -32,7 +32,9 @@ fn only_some_modules_know_wasmtime_and_axum() {
         for (library, allowed) in [
             ("wasmtime", &["guest", "preinit"][..]),
             ("wasmtime_wizer", &["preinit"]),
-            ("axum", &["edge", "server"]),
+            ("axum", &["edge"]),
+            ("hyper", &["edge"]),
+            ("hyper_util", &["edge"]),
             ("clap", &["main", "commands", "preinit", "observe"]),
         ] {
             let uses =

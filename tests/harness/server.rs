@@ -1,10 +1,10 @@
 //! One server for one test: its own port, repository and state, ended with the test.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, PipeReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -62,11 +62,13 @@ pub struct Server {
     folder: TempDir,
 }
 
-/// The lines that the server has logged so far.
+/// The lines that the server has logged so far, as far as they have been read.
 #[derive(Default)]
 struct Log {
     lines: Mutex<Vec<Value>>,
     grown: Condvar,
+    stalled: Mutex<bool>,
+    going_on: Condvar,
 }
 
 impl Server {
@@ -173,6 +175,39 @@ impl Server {
         self.log.lines.lock().expect("no test panics with the lock").clone()
     }
 
+    /// The most memory that it has had in use so far, in bytes.
+    ///
+    /// # Panics
+    /// The system does not say.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("the server is running");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kilobytes.expect("the system counts memory") << 10
+    }
+
+    /// Read no more of its log but what is being read already, or go on.
+    pub fn stall_log(&self, stalled: bool) {
+        self.log.stall(stalled);
+    }
+
+    /// Ask it to stop, and wait for the end of the process without looking at its log.
+    ///
+    /// # Panics
+    /// It does not stop in time.
+    pub fn stop_unread(mut self) -> ExitStatus {
+        signal(&self.child, Signal::TERM);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the server is our child") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the server does not stop");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
     /// Ask it to stop, and wait until it has.
     ///
     /// # Panics
@@ -194,15 +229,29 @@ impl Drop for Server {
 }
 
 impl Log {
-    fn follow(self: &Arc<Self>, stderr: ChildStderr) {
+    fn follow(self: &Arc<Self>, output: PipeReader) {
         let log = Arc::clone(self);
         std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let mut unread = BufReader::new(output).lines();
+            while let Some(Ok(line)) = log.wait_while_stalled(|| unread.next()) {
                 let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 log.lines.lock().expect("no test panics with the lock").push(line);
                 log.grown.notify_all();
             }
         });
+    }
+
+    /// What `read` reads, once reading is not stalled.
+    fn wait_while_stalled<T>(&self, read: impl FnOnce() -> T) -> T {
+        let stalled = self.stalled.lock().expect("no test panics with the lock");
+        let going_on = self.going_on.wait_while(stalled, |stalled| *stalled);
+        drop(going_on.expect("no test panics with the lock"));
+        read()
+    }
+
+    fn stall(&self, stalled: bool) {
+        *self.stalled.lock().expect("no test panics with the lock") = stalled;
+        self.going_on.notify_all();
     }
 
     fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
@@ -221,14 +270,22 @@ impl Log {
 }
 
 fn spawn(config: &Path, repository: &Path, state: &Path) -> (Child, Arc<Log>, SocketAddr) {
-    let mut command = Command::new(environment::host());
+    // With as few open files as services usually may have until they ask for more.
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"ulimit -Sn 1024 && exec "$0" "$@""#]).arg(environment::host());
     command.args(["serve", "--demo", "--listen", "127.0.0.1:0"]);
     command.args(["--log", "info", "--log-format", "json"]);
     command.arg("--config").arg(config);
     command.arg("--repository").arg(repository).arg("--state").arg(state);
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("the host program can be run");
+    // Both to the same reader, as under most service managers.
+    let (reader, writer) = std::io::pipe().expect("a pipe can be made");
+    let outputs = (writer.try_clone().expect("a pipe can be shared"), writer);
+    let child = command.stdout(outputs.0).stderr(outputs.1).spawn();
+    let child = child.expect("the host program can be run");
+    // The writing ends in here: without them, the reader sees the end.
+    drop(command);
     let log = Arc::new(Log::default());
-    log.follow(child.stderr.take().expect("the standard error is piped"));
+    log.follow(reader);
     let line = log.wait_for("listening", |line| line["message"] == "listening");
     let address = line["address"].as_str().and_then(|address| address.parse().ok());
     (child, log, address.expect("the address is logged"))

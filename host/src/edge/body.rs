@@ -2,18 +2,15 @@
 
 use axum::body::Body;
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, ErrorCode};
+use super::json::{self, Refusal};
 use super::observe::RequestId;
 use crate::config::Limits;
 use crate::model::Signature;
-
-/// What is read of a body that is refused for its size, in multiples of the limit, so that the
-/// caller gets to read the answer: one that is still sending would only see the connection close.
-const DRAIN_FACTOR: usize = 8;
 
 /// Values by input.
 pub(super) type Record = Map<String, Value>;
@@ -37,8 +34,7 @@ pub(super) async fn read(
     check_headers(headers)?;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = length.and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
-    if announced > limits.body_bytes as u64 && headers.contains_key(EXPECT) {
-        // The caller waits for a word before it sends anything.
+    if announced > limits.body_bytes as u64 {
         return Err(too_large(limits));
     }
     match tokio::time::timeout(limits.body_time, collect(body, limits.body_bytes)).await {
@@ -71,33 +67,47 @@ fn too_large(limits: &Limits) -> ApiError {
 
 /// None, if there is more than the limit.
 async fn collect(mut body: Body, limit: usize) -> Result<Option<Vec<u8>>, ApiError> {
-    let (mut bytes, mut total) = (Vec::new(), 0_usize);
+    let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_error| ApiError::malformed("the body was cut off"))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        total = total.saturating_add(data.len());
-        if total <= limit {
-            bytes.extend_from_slice(&data);
-        } else {
-            bytes = Vec::new();
+        if bytes.len().saturating_add(data.len()) > limit {
+            return Ok(None);
         }
-        if total > limit.saturating_mul(DRAIN_FACTOR) {
-            break;
-        }
+        bytes.extend_from_slice(&data);
     }
-    Ok((total <= limit).then_some(bytes))
+    Ok(Some(bytes))
 }
 
-/// The object that a body is, without its `request_id`, which goes to where it is told of.
-pub(super) fn parse(bytes: &[u8], request_id: &mut RequestId) -> Result<Record, ApiError> {
+/// The object that a body is, without its `request_id`, which goes to where it is told of. One with
+/// more rows or values than are allowed is not read to its end.
+pub(super) fn parse(
+    bytes: &[u8],
+    form: Form,
+    limits: &Limits,
+    request_id: &mut RequestId,
+) -> Result<Record, ApiError> {
+    let max_rows = match form {
+        Form::Single => None,
+        // Whatever array is in a field of a batch, it is the rows or a mistake.
+        Form::Batch => Some(limits.batch_rows),
+    };
     // serde_json refuses nesting deeper than 128 and invalid UTF-8 by itself. Its own words may
     // repeat the input, so only the place is told.
-    let mut object: Record = match serde_json::from_slice(bytes) {
+    let mut object: Record = match json::parse(bytes, max_rows) {
         Ok(Value::Object(object)) => object,
         Ok(_) => return Err(ApiError::malformed("the body must be a JSON object")),
-        Err(error) => {
+        Err(Refusal::TooManyRows) => {
+            let message = format!("the batch has over {} rows", limits.batch_rows);
+            return Err(ApiError::new(ErrorCode::UnacceptableInput, message));
+        }
+        Err(Refusal::TooManyValues) => {
+            let message = format!("the body has over {} values", json::MAX_VALUES);
+            return Err(ApiError::new(ErrorCode::PayloadTooLarge, message));
+        }
+        Err(Refusal::Syntax(error)) => {
             let what = match error.classify() {
                 serde_json::error::Category::Eof => "ends too early",
                 _ => "is not valid JSON",
@@ -123,19 +133,14 @@ pub(super) fn rows(
     object: Record,
     form: Form,
     signature: &Signature,
-    limits: &Limits,
 ) -> Result<Vec<Record>, ApiError> {
     match form {
         Form::Single => Ok(vec![object]),
-        Form::Batch => batch_rows(object, signature, limits),
+        Form::Batch => batch_rows(object, signature),
     }
 }
 
-fn batch_rows(
-    mut object: Record,
-    signature: &Signature,
-    limits: &Limits,
-) -> Result<Vec<Record>, ApiError> {
+fn batch_rows(mut object: Record, signature: &Signature) -> Result<Vec<Record>, ApiError> {
     let plural = plural_key(signature);
     let expected = || match &plural {
         Some((key, _)) => format!("a batch is either `instances` or `{key}`, and nothing else"),
@@ -168,10 +173,6 @@ fn batch_rows(
     };
     if rows.is_empty() {
         return Err(ApiError::malformed("the batch is empty"));
-    }
-    if rows.len() > limits.batch_rows {
-        let message = format!("the batch has {} rows, over {}", rows.len(), limits.batch_rows);
-        return Err(ApiError::new(ErrorCode::UnacceptableInput, message));
     }
     Ok(rows)
 }

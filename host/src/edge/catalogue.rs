@@ -55,7 +55,7 @@ pub(super) async fn version(
 }
 
 /// Every version of every model with its state.
-pub(super) fn states(snapshot: &Snapshot) -> Value {
+fn states(snapshot: &Snapshot) -> Value {
     let models = snapshot.models.iter().map(
         |(name, versions)| json!({"model": name.as_str(), "versions": version_states(versions)}),
     );

@@ -7,7 +7,7 @@
 //! | `not_found` | 404 | no such endpoint, model or version |
 //! | `method_not_allowed` | 405 | the endpoint takes another method |
 //! | `request_timeout` | 408 | the body did not come in time |
-//! | `payload_too_large` | 413 | the body is over the limit |
+//! | `payload_too_large` | 413 | the body is over the limit, or has too many values |
 //! | `unsupported_media_type` | 415 | the body is not `application/json`, or it is compressed |
 //! | `unacceptable_input` | 422 | the right form, but a value that the model does not accept |
 //! | `model_failure` | 500 | the guest trapped, failed, or returned something else than it promises |

@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
 
-use super::error::ApiError;
+use super::Shared;
+use super::error::{ApiError, ErrorCode};
+use super::unread::Unread;
 use crate::model::VersionId;
 use crate::router::Reason;
 
@@ -40,6 +42,13 @@ impl RequestId {
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
+
+    fn insert_into(&self, headers: &mut HeaderMap) {
+        // An id is visible ASCII, which every header may carry.
+        if let Ok(value) = HeaderValue::from_str(&self.0) {
+            headers.insert(REQUEST_ID_HEADER, value);
+        }
+    }
 }
 
 /// What the line in the log says of a request, as far as it came.
@@ -61,48 +70,81 @@ impl Account {
     }
 }
 
-/// Give the request an id and the answer its log line; write the bodies of errors.
-pub(super) async fn each_request(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let before = Account::of(&request);
+/// Give the request an id and the answer its log line; write the bodies of errors, and see to it
+/// that they arrive.
+pub(super) async fn each_request(
+    State(edge): Shared,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let mut line = Line::begin(&mut request);
+    let unread = Unread::of(&mut request);
     let mut response = next.run(request).await;
 
-    let account = response.extensions_mut().remove::<Account>().unwrap_or(before);
-    let id = &account.request_id;
+    if let Some(account) = response.extensions_mut().remove::<Account>() {
+        line.account = account;
+    }
+    let id = &line.account.request_id;
     let error = response.extensions_mut().remove::<ApiError>();
     let error = error.or_else(|| ApiError::of_library(response.status()));
     if let Some(error) = &error {
+        // Who was too slow has had its time.
+        if error.code != ErrorCode::RequestTimeout {
+            unread.drain(edge.limits.body_bytes).await;
+        }
         *response.body_mut() = error.body(id.as_str()).to_string().into();
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(CONTENT_TYPE, json);
     }
-    // An id is visible ASCII, which every header may carry.
-    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
-        response.headers_mut().insert(REQUEST_ID_HEADER, value);
-    }
-    let status = response.status().as_u16();
-    Line { method, route, status, error, started }.log(&account);
+    id.insert_into(response.headers_mut());
+    line.status = Some(response.status().as_u16());
+    line.error_code = error.map(|error| error.code.as_str());
     response
 }
 
+/// What stands in the log for a request whose caller left before it was answered: nginx's word.
+const CALLER_LEFT: u16 = 499;
+
+/// What stands in the log for a request that the server broke down on.
+const BROKEN: u16 = 500;
+
+/// The line of a request, logged when this is dropped: after the answer, or without one.
 struct Line {
+    started: Instant,
     method: Method,
     route: Option<MatchedPath>,
-    status: u16,
-    error: Option<ApiError>,
-    started: Instant,
+    account: Account,
+    /// Of the answer, once there is one.
+    status: Option<u16>,
+    error_code: Option<&'static str>,
 }
 
 impl Line {
+    fn begin(request: &mut Request) -> Self {
+        let account = Account::of(request);
+        // Everybody who asks the request for its id from now on gets the same one.
+        account.request_id.insert_into(request.headers_mut());
+        Self {
+            started: Instant::now(),
+            method: request.method().clone(),
+            route: request.extensions().get::<MatchedPath>().cloned(),
+            account,
+            status: None,
+            error_code: None,
+        }
+    }
+}
+
+impl Drop for Line {
     /// The route is the endpoint's pattern, never the path that the caller sent.
-    fn log(&self, account: &Account) {
+    fn drop(&mut self) {
+        let account = &self.account;
         let route = self.route.as_ref().map(MatchedPath::as_str);
         // Probes come every second and say the same; a change of readiness has a line of its own.
         if route.is_some_and(|route| ["/healthz", "/readyz"].contains(&route)) {
             return;
         }
+        let unanswered = if std::thread::panicking() { BROKEN } else { CALLER_LEFT };
         let version = account.version.as_ref();
         // Whole microseconds, in milliseconds.
         let latency_ms = (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3;
@@ -111,8 +153,8 @@ impl Line {
             request_id = account.request_id.as_str(),
             method = self.method.as_str(),
             route,
-            status = self.status,
-            error_code = self.error.as_ref().map(|error| error.code.as_str()),
+            status = self.status.unwrap_or(unanswered),
+            error_code = self.error_code,
             caller = account.caller,
             model = version.map(|version| version.name.as_str()),
             version = version.map(|version| tracing::field::display(&version.version)),

@@ -153,15 +153,17 @@ async fn predict(
     account.reason = Some(route.reason);
 
     let signature = route.version.signature();
-    let object = body::parse(&bytes, &mut account.request_id)?;
-    let rows = body::rows(object, form, signature, &edge.limits)?;
+    let object = body::parse(&bytes, form, &edge.limits, &mut account.request_id)?;
+    let rows = body::rows(object, form, signature)?;
     account.rows = rows.len();
     let records: Vec<&Map<String, Value>> = rows.iter().collect();
     let inputs = record::decode(signature, &records)?;
+    // Many times as large as the tensors that wait from now on.
+    drop(rows);
     edge.traffic.count(route.version.id(), route.reason.as_str());
     let span = tracing::info_span!("predict", request_id = account.request_id.as_str());
     let call = Call { inference: &edge.inference, route: &route, deadline, span };
-    let records = call.run(inputs, rows.len()).await?;
+    let records = call.run(inputs, account.rows).await?;
     Ok(Prediction { route, records })
 }
 

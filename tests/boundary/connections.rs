@@ -1,0 +1,78 @@
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use guesthouse_tests::{Server, Setup};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+/// Connections that begin a request and do not end it.
+fn half_sent_heads(server: &Server, count: usize) -> Vec<TcpStream> {
+    let open = |_| {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: half").unwrap();
+        stream
+    };
+    (0..count).map(open).collect()
+}
+
+/// A connection that has had one answer and is kept open.
+fn idle(server: &Server) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: idle\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"}") {
+        let mut piece = [0; 1024];
+        let count = stream.read(&mut piece).unwrap();
+        assert_ne!(count, 0, "the connection is closed");
+        answer.extend_from_slice(&piece[..count]);
+    }
+    stream
+}
+
+fn setup(limits: &str) -> Setup {
+    let mut setup = Setup::toxicity();
+    setup.config.push_str(&format!("\n[limits]\n{limits}\n"));
+    setup
+}
+
+#[test]
+fn callers_that_say_nothing_do_not_keep_others_out() {
+    let server = Server::start(&setup("connections = 8\nhead_seconds = 1"));
+    let silent = half_sent_heads(&server, 32);
+    // Answered as soon as the time of those before it is over.
+    assert_eq!(server.get("/healthz").status, 200);
+    for mut stream in silent {
+        let mut rest = Vec::new();
+        // Closed with or without a word.
+        let _ = stream.read_to_end(&mut rest);
+        assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+    }
+    let mut idle = idle(&server);
+    assert_eq!(idle.read(&mut [0; 16]).unwrap(), 0, "an idle connection is closed");
+    server.assert_healthy();
+}
+
+#[test]
+fn more_connections_than_open_files_at_the_start_are_served() {
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    setrlimit(Resource::Nofile, files).unwrap();
+    let server = Server::start(&setup("head_seconds = 60"));
+    let _silent = half_sent_heads(&server, 1100);
+    assert_eq!(server.get("/healthz").status, 200);
+}
+
+#[test]
+fn connections_without_a_request_do_not_hold_up_the_stop() {
+    // Longer than the test may take: nothing here may wait for either.
+    let server = Server::start(&setup("drain_seconds = 300\nhead_seconds = 300"));
+    let _half_sent = half_sent_heads(&server, 8);
+    let _silent = TcpStream::connect(server.address()).unwrap();
+    let mut half_sent_second = idle(&server);
+    half_sent_second.write_all(b"GET /healthz HTTP/1.1\r\nHost: half").unwrap();
+    let _idle = idle(&server);
+    let begun = Instant::now();
+    let (status, _) = server.stop();
+    assert!(status.success(), "nothing is left to drain");
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
