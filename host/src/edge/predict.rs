@@ -139,7 +139,7 @@ async fn predict(
     let (parts, body) = request.into_parts();
     let caller = edge.keys.check(&parts.headers).ok_or_else(ApiError::unauthorized)?;
     account.caller = Some(caller.to_owned());
-    let bytes = body::read(&parts.headers, body, &edge.limits).await?;
+    let bytes = body::read(&parts.headers, body, edge).await?;
     let deadline = Instant::now() + edge.limits.predict_time;
     let (model, selector) = target?;
     let draw = rand::rng().random_range(0..router::WHOLE);
