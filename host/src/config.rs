@@ -49,6 +49,7 @@ pub struct ConfigFile {
 #[expect(missing_docs, reason = "documented at `Limits`")]
 pub struct LimitsFile {
     pub body_bytes: Option<usize>,
+    pub bodies_in_flight_bytes: Option<usize>,
     pub batch_rows: Option<usize>,
     pub body_seconds: Option<u64>,
     pub connections: Option<usize>,
@@ -141,6 +142,9 @@ pub struct Limits {
     /// The largest body of a request, in bytes. 8 MiB hold 1024 texts of 2000 four-byte
     /// characters.
     pub body_bytes: usize,
+    /// The bytes of all bodies that are being read or answered. 256 MiB are 32 of the largest, or
+    /// more small ones than can wait for a thread; one of the largest, if that is more.
+    pub bodies_in_flight_bytes: usize,
     /// The most rows of a batch request. 1024 rows keep an answer well under a second for small
     /// models.
     pub batch_rows: usize,
@@ -328,8 +332,19 @@ impl LimitsFile {
         let preinit_memory = positive("preinit_memory_mib", self.preinit_memory_mib, 6144)?;
         let preinit_time = positive("preinit_cpu_seconds", self.preinit_cpu_seconds, 240)?;
         let predict_time = milliseconds("predict_milliseconds", self.predict_milliseconds, 2000)?;
+        let body_bytes = positive("body_bytes", self.body_bytes, 8 << 20)?;
+        let in_flight = positive(
+            "bodies_in_flight_bytes",
+            self.bodies_in_flight_bytes,
+            body_bytes.max(256 << 20),
+        )?;
+        if !(body_bytes..=u32::MAX as usize).contains(&in_flight) {
+            let reason = "it must be at least `body_bytes` and less than 4 GiB";
+            return Err(out_of_range("bodies_in_flight_bytes", reason));
+        }
         Ok(Limits {
-            body_bytes: positive("body_bytes", self.body_bytes, 8 << 20)?,
+            body_bytes,
+            bodies_in_flight_bytes: in_flight,
             batch_rows: positive("batch_rows", self.batch_rows, 1024)?,
             body_time: seconds("body_seconds", self.body_seconds, 30)?,
             connections: positive("connections", self.connections, 8192)?,
@@ -441,6 +456,7 @@ mod tests {
             "unknown = 1",
             "listen = \"localhost\"",
             "[limits]\nbody_bytes = 0",
+            "[limits]\nbody_bytes = 1000\nbodies_in_flight_bytes = 999",
             "[limits]\ninstance_memory_mib = 5000",
             "[[keys]]\nname = \"a\"\nsha256 = \"12\"",
             "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000 }",

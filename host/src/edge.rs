@@ -22,6 +22,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 pub use auth::{KeyHash, Keys};
 use error::ApiError;
@@ -45,6 +46,8 @@ pub struct Edge {
     pub default_model: Option<ModelName>,
     /// All bounds.
     pub limits: Limits,
+    /// A permit for each byte of the bodies that may be in flight.
+    pub bodies: Arc<Semaphore>,
     /// Who answered.
     pub traffic: Traffic,
     /// Set when the server is going down: not ready any more, but still answering.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::config::Settings;
 use crate::edge::{self, Edge, Keys};
@@ -75,6 +75,7 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
         keys: Keys::new(settings.keys),
         default_model: settings.default_model,
         limits,
+        bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
         traffic: Traffic::default(),
         draining: AtomicBool::new(false),
     });

@@ -1,3 +1,7 @@
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
 use guesthouse_tests::client::{send, send_raw};
 use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
 use serde_json::{Value, json};
@@ -224,11 +228,9 @@ fn an_early_refusal_arrives_at_callers_that_send_everything_first() {
         assert_error(&answer, status, code);
     }
     // Who asks first is told at once, and nothing is waited for.
-    let asking = format!(
-        "POST /v1/predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
-         Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n"
-    );
-    let (status, _) = parse_raw(&send_raw(server.address(), asking.as_bytes()));
+    let asking = b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
+        Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n";
+    let (status, _) = parse_raw(&send_raw(server.address(), asking));
     assert_eq!(status, 401);
     server.assert_healthy();
 }
@@ -256,13 +258,56 @@ fn a_body_within_its_limit_does_not_fill_the_memory() {
 }
 
 #[test]
+fn bodies_in_flight_are_bounded_together() {
+    let mut setup = Setup::toxicity();
+    let limits = "\n[limits]\nbody_bytes = 1000000\nbodies_in_flight_bytes = 1500000\n";
+    setup.config.push_str(limits);
+    let server = Server::start(&setup);
+    // White space around the JSON fills a body that the model accepts.
+    let body = format!("{}{}", json!({"text": "You are nice"}), " ".repeat(900_000));
+    let length = format!("Content-Length: {}\r\n", body.len());
+    let mut first = TcpStream::connect(server.address()).unwrap();
+    first.write_all(head(&server, &length).as_bytes()).unwrap();
+    first.write_all(&body.as_bytes()[..1000]).unwrap();
+    let send = || server.send("POST", "/v1/predict", &[], body.as_bytes());
+    let refused = until("the bound is reached", || Some(send()).filter(|it| it.status != 200));
+    assert_error(&refused, 503, "overloaded");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    // In pieces, without a length.
+    let chunk = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let chunked = head(&server, "Transfer-Encoding: chunked\r\n") + &chunk;
+    let (status, _) = parse_raw(&send_raw(server.address(), chunked.as_bytes()));
+    assert_eq!(status, 503);
+    server.assert_healthy();
+    // The first one is not harmed, and makes room.
+    first.write_all(&body.as_bytes()[1000..]).unwrap();
+    let mut answer = String::new();
+    first.read_to_string(&mut answer).unwrap();
+    assert_eq!(parse_raw(&answer).0, 200);
+    until("there is room again", || Some(send()).filter(|it| it.status == 200));
+    let (status, _) = parse_raw(&send_raw(server.address(), chunked.as_bytes()));
+    assert_eq!(status, 200);
+}
+
+/// What comes of trying again and again.
+fn until<T>(what: &str, attempt: impl Fn() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(result) = attempt() {
+            return result;
+        }
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+    }
+}
+
+#[test]
 fn a_caller_that_vanishes_leaves_nothing_behind() {
     let server = Server::start(&Setup::toxicity());
     for _ in 0..50 {
-        let mut stream = std::net::TcpStream::connect(server.address()).unwrap();
+        let mut stream = TcpStream::connect(server.address()).unwrap();
         let head = head(&server, "Content-Length: 1000\r\n");
-        std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
-        std::io::Write::write_all(&mut stream, b"{\"text\": \"half").unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(b"{\"text\": \"half").unwrap();
     }
     server.assert_healthy();
     let (status, _) = server.stop();

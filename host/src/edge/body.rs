@@ -1,11 +1,16 @@
 //! Bodies of requests: read within limits, then taken apart into records.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::Edge;
 use super::error::{ApiError, ErrorCode};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
@@ -25,20 +30,61 @@ pub(super) enum Form {
     Batch,
 }
 
+/// The bytes of a body, counted among those in flight until it is dropped.
+pub(super) struct Received {
+    bytes: Vec<u8>,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Deref for Received {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Received {
+    fn of(bodies: &Arc<Semaphore>) -> Result<Self, ApiError> {
+        Ok(Self { bytes: Vec::new(), permit: permit(bodies, 0)? })
+    }
+
+    /// Count this many bytes, if they are not counted yet.
+    fn reserve(&mut self, bodies: &Arc<Semaphore>, bytes: usize) -> Result<(), ApiError> {
+        let more = bytes.saturating_sub(self.permit.num_permits());
+        if more > 0 {
+            self.permit.merge(permit(bodies, more)?);
+        }
+        Ok(())
+    }
+}
+
+fn permit(bodies: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    let overloaded = || ApiError::new(ErrorCode::Overloaded, "too many bodies are in flight");
+    let bytes = u32::try_from(bytes).map_err(|_error| overloaded())?;
+    Arc::clone(bodies).try_acquire_many_owned(bytes).map_err(|_error| overloaded())
+}
+
 /// The whole body, if it is JSON by its headers and within the limits.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Body,
-    limits: &Limits,
-) -> Result<Vec<u8>, ApiError> {
+    edge: &Edge,
+) -> Result<Received, ApiError> {
     check_headers(headers)?;
+    let limits = &edge.limits;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-    let announced = length.and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
-    if announced > limits.body_bytes as u64 {
+    let announced = length.and_then(|length| length.parse().ok()).unwrap_or(0_u64);
+    let announced = usize::try_from(announced).unwrap_or(usize::MAX);
+    if announced > limits.body_bytes {
         return Err(too_large(limits));
     }
-    match tokio::time::timeout(limits.body_time, collect(body, limits.body_bytes)).await {
-        Ok(outcome) => outcome?.ok_or_else(|| too_large(limits)),
+    let mut received = Received::of(&edge.bodies)?;
+    // Either there is room for all of it, or not a byte is read.
+    received.reserve(&edge.bodies, announced)?;
+    received.bytes.reserve_exact(announced);
+    match tokio::time::timeout(limits.body_time, collect(body, edge, &mut received)).await {
+        Ok(outcome) => outcome.map(|()| received),
         Err(_elapsed) => {
             Err(ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time"))
         }
@@ -65,20 +111,21 @@ fn too_large(limits: &Limits) -> ApiError {
     ApiError::new(ErrorCode::PayloadTooLarge, message)
 }
 
-/// None, if there is more than the limit.
-async fn collect(mut body: Body, limit: usize) -> Result<Option<Vec<u8>>, ApiError> {
-    let mut bytes = Vec::new();
+async fn collect(mut body: Body, edge: &Edge, received: &mut Received) -> Result<(), ApiError> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_error| ApiError::malformed("the body was cut off"))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        if bytes.len().saturating_add(data.len()) > limit {
-            return Ok(None);
+        let length = received.bytes.len().saturating_add(data.len());
+        if length > edge.limits.body_bytes {
+            return Err(too_large(&edge.limits));
         }
-        bytes.extend_from_slice(&data);
+        // For a body that came without its length.
+        received.reserve(&edge.bodies, length)?;
+        received.bytes.extend_from_slice(&data);
     }
-    Ok(Some(bytes))
+    Ok(())
 }
 
 /// The object that a body is, without its `request_id`, which goes to where it is told of. One with

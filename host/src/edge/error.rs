@@ -12,7 +12,7 @@
 //! | `unacceptable_input` | 422 | the right form, but a value that the model does not accept |
 //! | `model_failure` | 500 | the guest trapped, failed, or returned something else than it promises |
 //! | `internal` | 500 | a fault of the host |
-//! | `overloaded` | 503 | the queue is full; `Retry-After` |
+//! | `overloaded` | 503 | the queue is full, or too many bodies are in flight; `Retry-After` |
 //! | `not_ready` | 503 | loading, failed to load, or going down; `Retry-After` |
 //! | `deadline_exceeded` | 504 | no answer in time |
 

@@ -141,7 +141,7 @@ async fn predict(
     let (parts, body) = request.into_parts();
     let caller = edge.keys.check(&parts.headers).ok_or_else(ApiError::unauthorized)?;
     account.caller = Some(caller.to_owned());
-    let bytes = body::read(&parts.headers, body, &edge.limits).await?;
+    let bytes = body::read(&parts.headers, body, edge).await?;
     let now = Instant::now();
     let wanted_time = wanted_time(&parts.headers)?;
     let (model, selector) = target?;
