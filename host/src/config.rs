@@ -3,19 +3,22 @@
 //! A file of TOML (strict: unknown keys are errors), under what the command line and the
 //! environment say, over the defaults. Every default stands beside its reason in [`Settings`].
 
+mod models;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use semver::Version;
 use serde::Deserialize;
+
+pub use models::{IsolationFile, ModelFile, ReuseFile};
 
 use crate::edge::KeyHash;
 use crate::guest::{EngineLimits, InstanceLimits};
 use crate::inference::InferenceLimits;
 use crate::model::ModelName;
-use crate::pool::Isolation;
+use crate::pool::{Isolation, ReuseLimits};
 use crate::preinit::PreinitLimits;
 use crate::router::Split;
 use crate::version::ModelLimits;
@@ -76,43 +79,6 @@ pub struct KeyFile {
     pub name: String,
     /// Hexadecimal.
     pub sha256: String,
-}
-
-/// What holds for one model; limits that are left out are those of all models.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelFile {
-    /// Parts per million of the traffic that asks for no version, by version.
-    pub split: Option<BTreeMap<Version, u32>>,
-    /// `"fresh"`, or `{ reuse = { … } }`.
-    pub isolation: Option<IsolationFile>,
-    /// How long a request may wait and run, if it does not say itself.
-    pub predict_milliseconds: Option<u64>,
-    /// Linear memory of an instance.
-    pub instance_memory_mib: Option<usize>,
-    /// Table elements of an instance.
-    pub table_elements: Option<usize>,
-    /// What one call may return.
-    pub output_mib: Option<usize>,
-    /// What one call may log.
-    pub log_kib: Option<usize>,
-}
-
-/// How strictly requests of a model are kept apart.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum IsolationFile {
-    /// A new instance for every batch.
-    Fresh,
-    /// An instance serves until one of these is reached.
-    Reuse {
-        /// Batches it has served.
-        max_batches: Option<u32>,
-        /// MiB its memory has grown by.
-        max_memory_growth_mib: Option<usize>,
-        /// Seconds it has lived.
-        max_age_seconds: Option<u64>,
-    },
 }
 
 /// What the server will do: checked, with every default filled in.
@@ -233,9 +199,9 @@ impl ConfigFile {
         let mut limits = self.limits.settle()?;
         let (mut splits, mut models) = (BTreeMap::new(), BTreeMap::new());
         for (model, file) in self.models {
-            let wrong = |key: &str, reason: String| ConfigError::Value {
+            let wrong = |key: &str, reason: &str| ConfigError::Value {
                 key: format!("models.{model}.{key}"),
-                reason,
+                reason: reason.to_owned(),
             };
             let of_model = file.settle(&limits.model).map_err(|(key, why)| wrong(key, why))?;
             let memory = &mut limits.engine.max_memory_bytes;
@@ -243,7 +209,7 @@ impl ConfigFile {
             models.insert(model.clone(), of_model);
             if let Some(weights) = file.split {
                 let split = Split::new(weights);
-                let split = split.map_err(|error| wrong("split", error.to_string()))?;
+                let split = split.map_err(|error| wrong("split", &error.to_string()))?;
                 splits.insert(model, split);
             }
         }
@@ -257,58 +223,6 @@ impl ConfigFile {
             models,
             limits,
         })
-    }
-}
-
-impl ModelFile {
-    /// What versions of the model may use, or the key that makes no sense and why.
-    fn settle(&self, general: &ModelLimits) -> Result<ModelLimits, (&'static str, String)> {
-        let mut limits = *general;
-        if let Some(isolation) = &self.isolation {
-            limits.isolation = isolation.settle();
-        }
-        if let Some(milliseconds) = self.predict_milliseconds {
-            limits.predict_time = Duration::from_millis(milliseconds);
-        }
-        let instance = &mut limits.instance;
-        for (key, value, shift, limit) in [
-            ("instance_memory_mib", self.instance_memory_mib, 20, &mut instance.memory_bytes),
-            ("table_elements", self.table_elements, 0, &mut instance.table_elements),
-            ("output_mib", self.output_mib, 20, &mut instance.transfer_bytes),
-            ("log_kib", self.log_kib, 10, &mut instance.log_bytes),
-        ] {
-            match value {
-                None => {}
-                Some(value) if (1..=4096).contains(&value) || (shift == 0 && value > 0) => {
-                    *limit = value << shift;
-                }
-                Some(_) => return Err((key, "it must be between 1 and 4096".to_owned())),
-            }
-        }
-        if instance.table_elements > InstanceLimits::default().table_elements {
-            return Err(("table_elements", "the engine has at most 100000".to_owned()));
-        }
-        if limits.predict_time.is_zero() {
-            return Err(("predict_milliseconds", "it must be at least 1".to_owned()));
-        }
-        Ok(limits)
-    }
-}
-
-impl IsolationFile {
-    fn settle(&self) -> Isolation {
-        let Self::Reuse { max_batches, max_memory_growth_mib, max_age_seconds } = self else {
-            return Isolation::Fresh;
-        };
-        let default = Isolation::REUSE;
-        let mut settled = default;
-        if let Isolation::Reuse { max_batches: batches, max_memory_growth, max_age } = &mut settled
-        {
-            *batches = max_batches.unwrap_or(*batches).max(1);
-            *max_memory_growth = max_memory_growth_mib.map_or(*max_memory_growth, |mib| mib << 20);
-            *max_age = max_age_seconds.map_or(*max_age, Duration::from_secs);
-        }
-        settled
     }
 }
 
@@ -367,7 +281,7 @@ impl LimitsFile {
             memory_bytes: positive("memory_mib", self.memory_mib, machine_mib)?.saturating_mul(MIB),
             model: ModelLimits {
                 instance,
-                isolation: Isolation::REUSE,
+                isolation: Isolation::Reuse(ReuseLimits::default()),
                 concurrency: per_version,
                 predict_time,
             },
@@ -444,7 +358,8 @@ mod tests {
         assert_eq!(of("a").isolation, Isolation::Fresh);
         assert_eq!(of("a").predict_time, Duration::from_millis(100));
         assert_eq!(of("b").predict_time, Duration::from_millis(200));
-        assert!(matches!(of("b").isolation, Isolation::Reuse { max_batches: 5, .. }));
+        let reuse = ReuseLimits { max_batches: 5, ..ReuseLimits::default() };
+        assert_eq!(of("b").isolation, Isolation::Reuse(reuse));
         assert_eq!(settings.limits.engine.max_memory_bytes, 512 << 20);
     }
 
@@ -464,6 +379,7 @@ mod tests {
             "[models.Toxicity]\n",
             "[models.toxicity]\nisolation = \"none\"",
             "[models.toxicity]\nisolation = { reuse = { batches = 1 } }",
+            "[models.toxicity]\nisolation = { reuse = { max_batches = 0 } }",
             "[models.toxicity]\ninstance_memory_mib = 0",
             "[models.toxicity]\ninstance_memory_mib = 5000",
             "[models.toxicity]\npredict_milliseconds = 0",

@@ -17,24 +17,26 @@ pub enum Isolation {
     /// A new instance for every batch: no state can pass from one to the next.
     Fresh,
     /// An instance serves until one of the limits is reached.
-    Reuse {
-        /// Batches it has served. 1000 by default: what a guest leaks with every call stays small,
-        /// and replacing costs tens of microseconds.
-        max_batches: u32,
-        /// Bytes its memory has grown by. 64 MiB by default.
-        max_memory_growth: usize,
-        /// How long it lives. 10 minutes by default.
-        max_age: Duration,
-    },
+    Reuse(ReuseLimits),
 }
 
-impl Isolation {
-    /// Reuse with the default limits.
-    pub const REUSE: Self = Self::Reuse {
-        max_batches: 1000,
-        max_memory_growth: 64 << 20,
-        max_age: Duration::from_secs(600),
-    };
+/// When a reused instance is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReuseLimits {
+    /// Batches it has served. 1000 by default: what a guest leaks with every call stays small, and
+    /// replacing costs tens of microseconds.
+    pub max_batches: u32,
+    /// Bytes its memory has grown by. 64 MiB by default.
+    pub max_memory_growth: usize,
+    /// How long it lives. 10 minutes by default.
+    pub max_age: Duration,
+}
+
+impl Default for ReuseLimits {
+    fn default() -> Self {
+        let max_age = Duration::from_secs(600);
+        Self { max_batches: 1000, max_memory_growth: 64 << 20, max_age }
+    }
 }
 
 /// The instances of one version.
@@ -115,11 +117,11 @@ impl Pool {
     fn is_used_up(&self, leased: &Leased) -> bool {
         match self.isolation {
             Isolation::Fresh => leased.batches > 0,
-            Isolation::Reuse { max_batches, max_memory_growth, max_age } => {
+            Isolation::Reuse(limits) => {
                 let growth = leased.instance.memory_bytes().saturating_sub(leased.memory_at_first);
-                leased.batches >= max_batches
-                    || growth > max_memory_growth
-                    || leased.made.elapsed() >= max_age
+                leased.batches >= limits.max_batches
+                    || growth > limits.max_memory_growth
+                    || leased.made.elapsed() >= limits.max_age
             }
         }
     }

@@ -1,0 +1,109 @@
+//! What the file says of single models.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use semver::Version;
+use serde::Deserialize;
+
+use crate::guest::InstanceLimits;
+use crate::pool::{Isolation, ReuseLimits};
+use crate::version::ModelLimits;
+
+/// What holds for one model; limits that are left out are those of all models.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelFile {
+    /// Parts per million of the traffic that asks for no version, by version.
+    pub split: Option<BTreeMap<Version, u32>>,
+    /// `"fresh"`, or `{ reuse = { … } }`.
+    pub isolation: Option<IsolationFile>,
+    /// How long a request may wait and run, if it does not say itself.
+    pub predict_milliseconds: Option<u64>,
+    /// Linear memory of an instance.
+    pub instance_memory_mib: Option<usize>,
+    /// Table elements of an instance.
+    pub table_elements: Option<usize>,
+    /// What one call may return.
+    pub output_mib: Option<usize>,
+    /// What one call may log.
+    pub log_kib: Option<usize>,
+}
+
+/// How strictly requests of a model are kept apart.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IsolationFile {
+    /// A new instance for every batch.
+    Fresh,
+    /// An instance serves until a limit is reached.
+    Reuse(ReuseFile),
+}
+
+/// The limits of a reused instance; those left out have the defaults of [`ReuseLimits`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented at `ReuseLimits`")]
+pub struct ReuseFile {
+    pub max_batches: Option<u32>,
+    pub max_memory_growth_mib: Option<usize>,
+    pub max_age_seconds: Option<u64>,
+}
+
+/// A key that makes no sense, and why.
+pub(super) type Wrong = (&'static str, &'static str);
+
+impl ModelFile {
+    /// What versions of the model may use.
+    pub(super) fn settle(&self, general: &ModelLimits) -> Result<ModelLimits, Wrong> {
+        let mut limits = *general;
+        if let Some(isolation) = &self.isolation {
+            limits.isolation = isolation.settle()?;
+        }
+        if let Some(milliseconds) = self.predict_milliseconds {
+            limits.predict_time = Duration::from_millis(milliseconds);
+        }
+        if limits.predict_time.is_zero() {
+            return Err(("predict_milliseconds", "it must be at least 1"));
+        }
+        let instance = &mut limits.instance;
+        for (key, value, unit, limit) in [
+            ("instance_memory_mib", self.instance_memory_mib, 1 << 20, &mut instance.memory_bytes),
+            ("output_mib", self.output_mib, 1 << 20, &mut instance.transfer_bytes),
+            ("log_kib", self.log_kib, 1 << 10, &mut instance.log_bytes),
+        ] {
+            match value {
+                None => {}
+                Some(value @ 1..=4096) => *limit = value * unit,
+                Some(_) => return Err((key, "it must be between 1 and 4096")),
+            }
+        }
+        match self.table_elements {
+            None => {}
+            Some(elements)
+                if (1..=InstanceLimits::default().table_elements).contains(&elements) =>
+            {
+                instance.table_elements = elements;
+            }
+            Some(_) => return Err(("table_elements", "it must be between 1 and 100000")),
+        }
+        Ok(limits)
+    }
+}
+
+impl IsolationFile {
+    fn settle(&self) -> Result<Isolation, Wrong> {
+        let Self::Reuse(file) = self else { return Ok(Isolation::Fresh) };
+        let default = ReuseLimits::default();
+        let growth = file.max_memory_growth_mib.map(|mib| mib.saturating_mul(1 << 20));
+        let limits = ReuseLimits {
+            max_batches: file.max_batches.unwrap_or(default.max_batches),
+            max_memory_growth: growth.unwrap_or(default.max_memory_growth),
+            max_age: file.max_age_seconds.map_or(default.max_age, Duration::from_secs),
+        };
+        if limits.max_batches == 0 {
+            return Err(("isolation.reuse.max_batches", "it must be at least 1"));
+        }
+        Ok(Isolation::Reuse(limits))
+    }
+}
