@@ -387,4 +387,50 @@ mod tests {
             assert!(settle(bad).is_err(), "{bad}");
         }
     }
+
+    #[test]
+    fn the_readme_documents_every_key() {
+        let readme = include_str!("../../README.md");
+        let (_, block) = readme.split_once("```toml\n").unwrap();
+        let (block, _) = block.split_once("```").unwrap();
+        let file: ConfigFile = toml::from_str(&block.replace('…', &"0".repeat(64))).unwrap();
+        // Whoever adds a key has to name it here, and then in the README.
+        let LimitsFile {
+            body_bytes: Some(_),
+            bodies_in_flight_bytes: Some(_),
+            batch_rows: Some(_),
+            body_seconds: Some(_),
+            connections: Some(_),
+            head_seconds: Some(_),
+            predict_milliseconds: Some(_),
+            drain_seconds: Some(_),
+            predict_milliseconds_at_most: Some(_),
+            threads_per_version: Some(_),
+            inference_threads: Some(_),
+            queued_batches: Some(_),
+            instances: Some(_),
+            instance_memory_mib: Some(_),
+            memory_mib: Some(_),
+            preinit_cpu_seconds: Some(_),
+            preinit_memory_mib: Some(_),
+            traffic_log_seconds: Some(_),
+        } = file.limits
+        else {
+            panic!("a limit is not in the README");
+        };
+        let [model] = file.models.values().collect::<Vec<_>>()[..] else { panic!("one model") };
+        let ModelFile {
+            split: Some(_),
+            isolation: Some(_),
+            predict_milliseconds: None,
+            instance_memory_mib: None,
+            table_elements: Some(_),
+            output_mib: Some(_),
+            log_kib: Some(_),
+        } = model
+        else {
+            panic!("a key of models is not in the README");
+        };
+        assert!(file.settle().is_ok());
+    }
 }

@@ -13,7 +13,7 @@
 //! | `model_failure` | 500 | the guest trapped, failed, or returned something else than it promises |
 //! | `internal` | 500 | a fault of the host |
 //! | `overloaded` | 503 | the queue is full, or too many bodies are in flight; `Retry-After` |
-//! | `not_ready` | 503 | loading, failed to load, or going down; `Retry-After` |
+//! | `not_ready` | 503 | loading, failed to load, suspended, or going down; `Retry-After` |
 //! | `deadline_exceeded` | 504 | no answer in time |
 
 use axum::http::header::RETRY_AFTER;
