@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use guesthouse_tests::{Server, Setup};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use serde_json::Value;
 
 /// Connections that begin a request and do not end it.
 fn half_sent_heads(server: &Server, count: usize) -> Vec<TcpStream> {
@@ -68,6 +69,21 @@ fn a_caller_that_takes_no_answer_is_cut_off() {
     assert!(cut_off.contains(&error.kind()), "{error}");
     server.assert_healthy();
     assert!(server.stop().0.success(), "nothing is left to drain");
+}
+
+#[test]
+fn a_want_of_open_files_is_logged_once_and_gets_over() {
+    let server = Server::start(&Setup::toxicity());
+    server.limit_open_files(Some(3));
+    let mut caller = TcpStream::connect(server.address()).unwrap();
+    caller.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let refused = |line: &Value| line["message"] == "cannot accept connections";
+    server.wait_for("the refusal", refused);
+    server.limit_open_files(None);
+    let mut answer = String::new();
+    caller.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(server.lines().iter().filter(|line| refused(line)).count(), 1);
 }
 
 #[test]
