@@ -114,7 +114,8 @@ pub struct Limits {
     /// The most rows of a batch request. 1024 rows keep an answer well under a second for small
     /// models.
     pub batch_rows: usize,
-    /// How long a caller may take to send a body. 30 s carry 8 MiB over 2 Mbit/s.
+    /// How long a caller may take to send a body, or may leave an answer lying in its connection.
+    /// 30 s carry 8 MiB over 2 Mbit/s.
     pub body_time: Duration,
     /// Connections at the same time. 8192 are more than any caller of a small model needs; each
     /// costs a file and some ten kilobytes.

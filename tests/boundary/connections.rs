@@ -1,9 +1,10 @@
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::{Server, Setup};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use serde_json::Value;
 
 /// Connections that begin a request and do not end it.
 fn half_sent_heads(server: &Server, count: usize) -> Vec<TcpStream> {
@@ -50,6 +51,39 @@ fn callers_that_say_nothing_do_not_keep_others_out() {
     let mut idle = idle(&server);
     assert_eq!(idle.read(&mut [0; 16]).unwrap(), 0, "an idle connection is closed");
     server.assert_healthy();
+}
+
+#[test]
+fn a_caller_that_takes_no_answer_is_cut_off() {
+    let server = Server::start(&setup("body_seconds = 1"));
+    let mut caller = TcpStream::connect(server.address()).unwrap();
+    caller.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+    // Requests are read as long as there is room for their answers.
+    let requests = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
+    let error = loop {
+        if let Err(error) = caller.write_all(&requests) {
+            break error;
+        }
+    };
+    let cut_off = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+    assert!(cut_off.contains(&error.kind()), "{error}");
+    server.assert_healthy();
+    assert!(server.stop().0.success(), "nothing is left to drain");
+}
+
+#[test]
+fn a_want_of_open_files_is_logged_once_and_gets_over() {
+    let server = Server::start(&Setup::toxicity());
+    server.limit_open_files(Some(3));
+    let mut caller = TcpStream::connect(server.address()).unwrap();
+    caller.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let refused = |line: &Value| line["message"] == "cannot accept connections";
+    server.wait_for("the refusal", refused);
+    server.limit_open_files(None);
+    let mut answer = String::new();
+    caller.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(server.lines().iter().filter(|line| refused(line)).count(), 1);
 }
 
 #[test]

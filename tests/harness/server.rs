@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -187,6 +187,17 @@ impl Server {
         kilobytes.expect("the system counts memory") << 10
     }
 
+    /// Let it have that many open files, or as many as it had at first.
+    ///
+    /// # Panics
+    /// The system refuses.
+    pub fn limit_open_files(&self, files: Option<u64>) {
+        // The server inherited the hard limit.
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let limit = Rlimit { current: files.or(maximum), maximum };
+        prlimit(Some(pid(&self.child)), Resource::Nofile, limit).expect("the server is ours");
+    }
+
     /// Read no more of its log but what is being read already, or go on.
     pub fn stall_log(&self, stalled: bool) {
         self.log.stall(stalled);
@@ -291,9 +302,12 @@ fn spawn(config: &Path, repository: &Path, state: &Path) -> (Child, Arc<Log>, So
     (child, log, address.expect("the address is logged"))
 }
 
+fn pid(child: &Child) -> Pid {
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a pid is positive")
+}
+
 fn signal(child: &Child, signal: Signal) {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a pid is positive");
-    kill_process(pid, signal).expect("the server is running");
+    kill_process(pid(child), signal).expect("the server is running");
 }
 
 /// Link the state in which every packed artifact is compiled; make it first, once a run.

@@ -1,7 +1,8 @@
 //! Connections: accepted up to a limit, served HTTP/1.1, and closed when they say nothing.
 //!
 //! A caller that does not send the head of its next request in time is cut off, so that silent
-//! connections cannot use up the limit. How long a body may take is bounded in `body`, how long an
+//! connections cannot use up the limit; so is one that does not take an answer in the time for a
+//! body. How long a body may take is bounded in `body`, how long an
 //! answer may take by the deadline of the prediction.
 
 use std::io;
@@ -14,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -47,7 +49,13 @@ pub async fn serve(
             Ok((stream, _)) => {
                 refusing = false;
                 let (endpoints, http) = (endpoints.clone(), http.clone());
-                connections.spawn(connection(stream, endpoints, http, stopping.clone()));
+                connections.spawn(connection(
+                    stream,
+                    endpoints,
+                    http,
+                    limits.body_time,
+                    stopping.clone(),
+                ));
             }
             // The caller left while it waited.
             Err(error) if is_of_caller(&error) => {}
@@ -74,11 +82,15 @@ async fn connection(
     stream: TcpStream,
     endpoints: Router,
     http: http1::Builder,
+    take_time: Duration,
     mut stopping: watch::Receiver<bool>,
 ) {
-    // Answers are written at once, so there is nothing to gather. Fails on a connection that has
-    // ended, which the first read tells as well.
+    // Answers are written at once, so there is nothing to gather. This and the next fail on a
+    // connection that has ended, which the first read tells as well.
     let _ = stream.set_nodelay(true);
+    // A caller that does not take its answers would hold the connection for ever.
+    let take_time = u32::try_from(take_time.as_millis()).unwrap_or(u32::MAX);
+    let _ = set_tcp_user_timeout(&stream, take_time);
     let asked = AtomicBool::new(false);
     let endpoints = TowerToHyperService::new(endpoints);
     let service = service_fn(|request| {
