@@ -5,14 +5,14 @@
 //! the sections and runs nothing; it is bounded by [`MAX_ARTIFACT_BYTES`]. What the component does
 //! when it runs is left to `preinit`.
 
+mod file;
 mod golden;
 mod manifest;
 mod pack;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -20,14 +20,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use wasmparser::{Parser, Payload};
 
+pub use file::MAX_ARTIFACT_BYTES;
 pub use golden::{GoldenExample, Tolerances};
 pub use manifest::{Descriptor, Manifest};
 pub use pack::{PackError, add_signature, draft};
 
 use crate::model::{Signature, SignatureError, VersionId};
-
-/// The largest artifact that is read: four times what one list of the component model may carry.
-pub const MAX_ARTIFACT_BYTES: u64 = 1 << 30;
+use file::read_limited;
 
 /// The interfaces that make a component a guest, without their version.
 const REQUIRED_EXPORTS: [&str; 2] = ["guesthouse:model/lifecycle", "guesthouse:model/predict"];
@@ -378,18 +377,4 @@ fn check_magic(bytes: &[u8]) -> Result<(), ArtifactError> {
         return Err(ArtifactError::CoreModule);
     }
     Err(ArtifactError::NotWasm)
-}
-
-fn read_limited(path: &Path) -> Result<Vec<u8>, ArtifactError> {
-    let file = File::open(path).map_err(ArtifactError::Read)?;
-    let mut bytes = Vec::new();
-    let length = file.metadata().map_err(ArtifactError::Read)?.len();
-    if length > MAX_ARTIFACT_BYTES {
-        return Err(ArtifactError::TooLarge);
-    }
-    file.take(MAX_ARTIFACT_BYTES + 1).read_to_end(&mut bytes).map_err(ArtifactError::Read)?;
-    if bytes.len() as u64 > MAX_ARTIFACT_BYTES {
-        return Err(ArtifactError::TooLarge);
-    }
-    Ok(bytes)
 }

@@ -1,7 +1,11 @@
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use guesthouse_tests::artifacts::{Misbehave, doctor, run_host, temporary_folder, toxicity};
+use guesthouse_tests::artifacts::{
+    Misbehave, doctor, make_pipe, run_host, temporary_folder, toxicity,
+};
 use guesthouse_tests::{Server, Setup, environment};
 
 /// The one line that a command printed when it failed.
@@ -176,6 +180,33 @@ fn the_same_version_with_other_bytes_is_a_conflict() {
     let server = Server::start(&Setup { artifacts, ..Setup::default() });
     let line = server.wait_for("the conflict", |line| line["step"] == "conflict");
     assert_eq!(line["level"], "ERROR");
+}
+
+#[test]
+fn what_is_no_file_is_reported_and_skipped() {
+    let folder = temporary_folder();
+    let server = Server::start_with(&Setup::misbehave(folder.path(), 5000), |repository| {
+        let path = |name: &str| repository.join(name);
+        make_pipe(&path("a-pipe.wasm"));
+        fs::create_dir(path("a-folder.wasm")).unwrap();
+        symlink(path("absent"), path("a-dangling.wasm")).unwrap();
+        symlink(path("a-pipe.wasm"), path("a-link.wasm")).unwrap();
+        // The socket outlives its listener.
+        drop(UnixListener::bind(path("a-socket.wasm")).unwrap());
+    });
+    for (file, reason) in [
+        ("a-pipe.wasm", "not a regular file"),
+        ("a-folder.wasm", "not a regular file"),
+        ("a-dangling.wasm", "No such file"),
+        ("a-link.wasm", "not a regular file"),
+        ("a-socket.wasm", "not a regular file"),
+    ] {
+        let line = server.wait_for(file, |line| line["file"] == file);
+        assert_eq!((&line["level"], &line["step"]), (&"ERROR".into(), &"artifact".into()));
+        assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
+    }
+    server.assert_healthy();
+    assert!(inspect(&server.repository().join("a-pipe.wasm")).contains("not a regular file"));
 }
 
 #[test]

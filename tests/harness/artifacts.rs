@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 
 use crate::environment;
@@ -103,4 +104,13 @@ pub fn doctor(file: &Path, from: &str, to: &str) {
     // A new file: the old one may be linked from elsewhere.
     std::fs::remove_file(file).expect("the folder is writable");
     std::fs::write(file, bytes).expect("the folder is writable");
+}
+
+/// Make a named pipe, at which a careless reader waits for ever.
+///
+/// # Panics
+/// The folder is not writable.
+pub fn make_pipe(path: &Path) {
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, path, FileType::Fifo, mode, 0).expect("the folder is writable");
 }

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use wasm_encoder::{CustomSection, Section as _};
 use wasm_metadata::{AddMetadata, AddMetadataField};
 
+use super::file::read_limited;
 use super::manifest::{Descriptor, Manifest};
 use super::{
     ASSET_SECTION_PREFIX, ArtifactError, DESCRIPTOR_SECTION, Digest, GOLDEN_SECTION,
-    SIGNATURE_SECTION, Sections, golden, read_limited,
+    SIGNATURE_SECTION, Sections, golden,
 };
 use crate::model::Signature;
 
