@@ -35,11 +35,12 @@ pub(super) fn open_regular(path: &Path) -> io::Result<File> {
 /// The whole of a regular file that is no larger than an artifact.
 pub(super) fn read_limited(path: &Path) -> Result<Vec<u8>, ArtifactError> {
     let file = open_regular(path).map_err(ArtifactError::Read)?;
-    let mut bytes = Vec::new();
     let length = file.metadata().map_err(ArtifactError::Read)?.len();
     if length > MAX_ARTIFACT_BYTES {
         return Err(ArtifactError::TooLarge);
     }
+    // One more, so that the end is found without growing.
+    let mut bytes = Vec::with_capacity(usize::try_from(length + 1).unwrap_or_default());
     file.take(MAX_ARTIFACT_BYTES + 1).read_to_end(&mut bytes).map_err(ArtifactError::Read)?;
     if bytes.len() as u64 > MAX_ARTIFACT_BYTES {
         return Err(ArtifactError::TooLarge);

@@ -120,6 +120,9 @@ impl Descriptor {
         if self.format != Self::FORMAT {
             return Err(format!("format {} is not known to this host", self.format));
         }
+        if let Some(name) = assets.keys().find(|name| !is_asset_name(name)) {
+            return Err(format!("{name:?} is not the name of an asset"));
+        }
         for (name, digest) in &self.assets {
             let range = assets.get(name).ok_or_else(|| format!("asset {name:?} is missing"))?;
             if Digest::of(&bytes[range.clone()]).to_string() != *digest {

@@ -46,7 +46,7 @@ pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, Pac
     let component = read_limited(component_path)?;
     let sections = Sections::scan(&component)?;
     sections.check_world()?;
-    if sections.custom.keys().any(|name| name.starts_with("guesthouse:")) {
+    if sections.is_packed() {
         let what = "it has been packed before; give the component that was built".to_owned();
         return Err(PackError::Manifest(what));
     }
