@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use guesthouse::observe::logs;
 use guesthouse::preinit::child;
+use guesthouse::terminal;
 
 /// A model server whose model versions are sandboxed WebAssembly components.
 #[derive(Debug, Parser)]
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", terminal::reason(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use guesthouse_tests::artifacts::{
-    Misbehave, doctor, make_pipe, run_host, temporary_folder, toxicity,
+    Misbehave, append_section, doctor, make_pipe, run_host, temporary_folder, toxicity,
 };
 use guesthouse_tests::{Server, Setup, environment};
 
@@ -207,6 +207,37 @@ fn what_is_no_file_is_reported_and_skipped() {
     }
     server.assert_healthy();
     assert!(inspect(&server.repository().join("a-pipe.wasm")).contains("not a regular file"));
+}
+
+#[test]
+fn nothing_in_an_artifact_reaches_the_terminal_as_it_is() {
+    let folder = temporary_folder();
+    let file = Misbehave::default().pack(folder.path());
+    // Retitle the terminal, and go on in a line that looks like another error.
+    append_section(&file, "description", "x\x1b]0;y\x07\nerror: z\u{202e}".as_bytes());
+    let shown = |arguments: &[&str]| {
+        let output = run_host(arguments);
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let file = file.to_string_lossy();
+    for text in [shown(&["inspect", &file]), shown(&["inspect", "--json", &file])] {
+        assert!(text.contains("error: z"), "{text}");
+        assert!(
+            !text.contains(['\x1b', '\x07', '\u{202e}']) && !text.contains("\nerror"),
+            "{text}"
+        );
+    }
+    let foreign = folder.path().join("foreign.wasm");
+    fs::copy(environment::guests().join("misbehave.wasm"), &foreign).unwrap();
+    append_section(&foreign, "version", b"\x1b[2J\nerror: forged");
+    let name = b"\x00\x02\x01x";
+    append_section(&foreign, "component-name", name);
+    assert!(!inspect(&foreign).contains('\x1b'));
+    // And by the name of the file.
+    let strange = folder.path().join("\x1b[2J\nerror: forged.wasm");
+    fs::write(&strange, b"").unwrap();
+    assert!(!inspect(&strange).contains('\x1b'));
 }
 
 #[test]

@@ -51,6 +51,7 @@ fn only_some_modules_know_wasmtime_and_axum() {
 fn dependencies_between_modules_point_one_way() {
     // A module may use those before it.
     let order = [
+        "terminal",
         "model",
         "observe",
         "artifact",

@@ -12,6 +12,7 @@ use crate::guest::{Engine, EngineError, LoadedComponent};
 use crate::model::VersionId;
 use crate::preinit::{self, Goal, PreinitError, PreinitLimits};
 use crate::store::{CompiledVersion, Store, StoreError};
+use crate::terminal;
 use crate::version::{ProofError, ServableVersion};
 
 /// A version cannot be loaded.
@@ -202,7 +203,7 @@ fn artifact_paths(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn report_unreadable(path: &Path, error: &LoadError) {
-    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let file = terminal::printable(&path.file_name().unwrap_or_default().to_string_lossy());
     let (step, reason) = (error.step(), chain(error));
     tracing::error!(%file, step, reason, "failed to load an artifact");
 }
@@ -229,7 +230,7 @@ fn publish_outcome(
     }
 }
 
-/// An error with its causes in one line.
+/// An error with its causes in one line; what it quotes may be of strangers.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -240,5 +241,5 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    terminal::reason(&text)
 }
