@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub use file::MAX_ARTIFACT_BYTES;
+pub(crate) use file::open_regular;
 pub use golden::{GoldenExample, Tolerances};
 pub use manifest::{Descriptor, Manifest};
 pub use pack::{PackError, add_signature, draft};

@@ -59,7 +59,8 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.map_err(|error| ServeError::Listen(settings.listen, error))?;
     let address = listener.local_addr().map_err(ServeError::Start)?;
-    let loader = loader(&settings)?;
+    // Held until the end, and with it the lock of the state folder.
+    let loader = Arc::new(loader(&settings)?);
     let registry = Arc::new(Registry::new(settings.splits));
     let limits = settings.limits;
     let inference = Inference::start(limits.inference_threads, limits.queued_batches);
@@ -76,7 +77,7 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
         tracing::warn!("there are no keys: every prediction will be refused");
     }
     tracing::info!(%address, "listening");
-    let loading = load(loader, registry, settings.repository, started);
+    let loading = load(Arc::clone(&loader), registry, settings.repository, started);
     let (stop, stopping) = watch::channel(false);
     let server = axum::serve(listener, edge::endpoints(Arc::clone(&edge)))
         .with_graceful_shutdown(wait_for(stopping.clone()));
@@ -112,7 +113,7 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
 
 /// Load on a thread of its own. Ends only with an error: a server that has loaded goes on.
 async fn load(
-    loader: Loader,
+    loader: Arc<Loader>,
     registry: Arc<Registry>,
     repository: PathBuf,
     started: Instant,

@@ -17,7 +17,7 @@ pub const MAX_ARTIFACT_BYTES: u64 = 1 << 30;
 ///
 /// # Errors
 /// It cannot be opened, or it is a folder, a pipe, a device or a socket.
-pub(super) fn open_regular(path: &Path) -> io::Result<File> {
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     // Opening a pipe waits for somebody who writes to it, which may be for ever, unless it is told
     // not to; regular files do not care. A terminal must not become the one of this process.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;

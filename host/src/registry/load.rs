@@ -172,16 +172,17 @@ impl Loader {
         artifact: &Artifact,
         compiled: CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
-        let signature = compiled.report.signature;
+        let signature = compiled.report.signature.clone();
         if artifact.signature() != Some(&signature) {
             return Err(LoadError::Signature);
         }
         let (id, limit) = (artifact.id().clone(), self.max_memory_bytes);
-        // SAFETY: the store has just checked the file against its MAC or has just written it; it
-        // never changes a file in place, and its folder is this host's alone.
+        // SAFETY: the store has just checked the file against its MAC or has just written it, and the
+        // path is that very file's; it never changes a file in place, and its folder is this host's
+        // alone.
         #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
         let component = unsafe {
-            LoadedComponent::map(&self.engine, &compiled.path, id, signature.clone(), limit)
+            LoadedComponent::map(&self.engine, &compiled.path(), id, signature.clone(), limit)
         }?;
         Ok(ServableVersion::prove(artifact, signature, component, self.warm_instances)?)
     }
