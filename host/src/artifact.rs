@@ -2,41 +2,34 @@
 //!
 //! Owns the file format: the component's own metadata (name, version, description, licence, as
 //! WebAssembly tools write and read them) and the `guesthouse:*` custom sections. Reading walks
-//! the sections and runs nothing; it is bounded by [`MAX_ARTIFACT_BYTES`]. What the component does
+//! the sections and runs nothing; it is bounded by [`MAX_ARTIFACT_BYTES`] and the limits of
+//! `sections` and `golden`, because it happens in the host's own process. What the component does
 //! when it runs is left to `preinit`.
 
+mod file;
 mod golden;
 mod manifest;
 mod pack;
+mod sections;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use wasmparser::{Parser, Payload};
 
+pub use file::MAX_ARTIFACT_BYTES;
+pub(crate) use file::open_regular;
 pub use golden::{GoldenExample, Tolerances};
 pub use manifest::{Descriptor, Manifest};
 pub use pack::{PackError, add_signature, draft};
 
 use crate::model::{Signature, SignatureError, VersionId};
-
-/// The largest artifact that is read: four times what one list of the component model may carry.
-pub const MAX_ARTIFACT_BYTES: u64 = 1 << 30;
-
-/// The interfaces that make a component a guest, without their version.
-const REQUIRED_EXPORTS: [&str; 2] = ["guesthouse:model/lifecycle", "guesthouse:model/predict"];
-
-/// What a guest may import; anything else is another world's component.
-const ALLOWED_IMPORTS: [&str; 2] = ["guesthouse:model/", "wasi:"];
-
-/// The version of the contract that this host speaks; see `wit/model.wit`.
-const CONTRACT_VERSION: &str = "0.1.0";
+use file::read_limited;
+use sections::Sections;
 
 const DESCRIPTOR_SECTION: &str = "guesthouse:descriptor";
 const SIGNATURE_SECTION: &str = "guesthouse:signature";
@@ -103,6 +96,9 @@ pub enum ArtifactError {
     /// It begins like a component and ends or goes on like something else.
     #[error("it is not a whole component: {0}")]
     Malformed(String),
+    /// It has more of something than any guest needs.
+    #[error("it is over a limit: {0}")]
+    OverLimit(String),
     /// It is a component, but not a guest.
     #[error("it is a component of another world: {0}")]
     WrongWorld(String),
@@ -240,156 +236,4 @@ impl Artifact {
     pub fn exports(&self) -> &[String] {
         &self.exports
     }
-}
-
-/// What a component's top level holds; nested modules are skipped over.
-#[derive(Default)]
-struct Sections {
-    custom: BTreeMap<String, Range<usize>>,
-    imports: Vec<String>,
-    exports: Vec<String>,
-    name: Option<String>,
-}
-
-impl Sections {
-    fn scan(bytes: &[u8]) -> Result<Self, ArtifactError> {
-        check_magic(bytes)?;
-        let malformed = |error: wasmparser::BinaryReaderError| {
-            ArtifactError::Malformed(format!("{} at byte {}", error.message(), error.offset()))
-        };
-        let mut sections = Self::default();
-        let mut depth = 0_usize;
-        for payload in Parser::new(0).parse_all(bytes) {
-            match payload.map_err(malformed)? {
-                Payload::Version { .. } => depth += 1,
-                Payload::End(_) => depth -= 1,
-                Payload::ComponentImportSection(reader) if depth == 1 => {
-                    for import in reader {
-                        sections.imports.push(import.map_err(malformed)?.name.name.to_owned());
-                    }
-                }
-                Payload::ComponentExportSection(reader) if depth == 1 => {
-                    for export in reader {
-                        sections.exports.push(export.map_err(malformed)?.name.name.to_owned());
-                    }
-                }
-                Payload::CustomSection(section) if depth == 1 => sections.custom(&section)?,
-                _ => {}
-            }
-        }
-        Ok(sections)
-    }
-
-    fn custom(
-        &mut self,
-        section: &wasmparser::CustomSectionReader<'_>,
-    ) -> Result<(), ArtifactError> {
-        if section.name() == "component-name" {
-            let names =
-                wasm_metadata::ComponentNames::from_bytes(section.data(), section.data_offset());
-            let names = names.map_err(|error| ArtifactError::Malformed(error.to_string()))?;
-            self.name = names.get_name().cloned();
-        }
-        let start = section.data_offset();
-        let range = start..start + section.data().len();
-        let name = section.name().to_owned();
-        let before = self.custom.insert(name, range);
-        if before.is_some() && section.name().starts_with("guesthouse:") {
-            let what = format!("it has the section {:?} twice", section.name());
-            return Err(ArtifactError::NotPacked(what));
-        }
-        Ok(())
-    }
-
-    fn check_world(&self) -> Result<(), ArtifactError> {
-        for required in REQUIRED_EXPORTS {
-            let wanted = format!("{required}@{CONTRACT_VERSION}");
-            if !self.exports.contains(&wanted) {
-                return Err(ArtifactError::WrongWorld(format!("it does not export `{wanted}`")));
-            }
-        }
-        let foreign = self
-            .imports
-            .iter()
-            .find(|import| !ALLOWED_IMPORTS.iter().any(|allowed| import.starts_with(allowed)));
-        match foreign {
-            None => Ok(()),
-            Some(import) => {
-                Err(ArtifactError::WrongWorld(format!("it imports `{}`", import.escape_debug())))
-            }
-        }
-    }
-
-    /// The model and version, and what else the component says of itself.
-    fn identity(&self, bytes: &[u8]) -> Result<(VersionId, Metadata), ArtifactError> {
-        let not_packed = |what: String| ArtifactError::NotPacked(what);
-        let name = self.name.as_deref().unwrap_or_default();
-        let name = name.parse().map_err(|error| {
-            not_packed(format!("the component's name is {name:?}, but {error}"))
-        })?;
-        let version = self.text(bytes, "version").unwrap_or_default();
-        let version = version.parse().map_err(|error| {
-            not_packed(format!("the version {version:?} is not semver: {error}"))
-        })?;
-        let metadata = Metadata {
-            description: self.text(bytes, "description"),
-            licenses: self.text(bytes, "licenses"),
-            authors: self.text(bytes, "authors"),
-            source: self.text(bytes, "source"),
-            revision: self.text(bytes, "revision"),
-        };
-        Ok((VersionId { name, version }, metadata))
-    }
-
-    fn json<T: for<'a> Deserialize<'a>>(
-        &self,
-        bytes: &[u8],
-        section: &str,
-    ) -> Result<Option<T>, ArtifactError> {
-        let Some(range) = self.custom.get(section) else {
-            return Ok(None);
-        };
-        serde_json::from_slice(&bytes[range.clone()])
-            .map(Some)
-            .map_err(|error| ArtifactError::NotPacked(format!("{section}: {error}")))
-    }
-
-    fn assets(&self) -> BTreeMap<String, Range<usize>> {
-        let asset = |(section, range): (&String, &Range<usize>)| {
-            Some((section.strip_prefix(ASSET_SECTION_PREFIX)?.to_owned(), range.clone()))
-        };
-        self.custom.iter().filter_map(asset).collect()
-    }
-
-    fn text(&self, bytes: &[u8], section: &str) -> Option<String> {
-        let range = self.custom.get(section)?;
-        String::from_utf8(bytes[range.clone()].to_vec()).ok()
-    }
-}
-
-fn check_magic(bytes: &[u8]) -> Result<(), ArtifactError> {
-    if bytes.starts_with(b"\x7fELF") {
-        return Err(ArtifactError::Precompiled);
-    }
-    if Parser::is_component(bytes) {
-        return Ok(());
-    }
-    if Parser::is_core_wasm(bytes) {
-        return Err(ArtifactError::CoreModule);
-    }
-    Err(ArtifactError::NotWasm)
-}
-
-fn read_limited(path: &Path) -> Result<Vec<u8>, ArtifactError> {
-    let file = File::open(path).map_err(ArtifactError::Read)?;
-    let mut bytes = Vec::new();
-    let length = file.metadata().map_err(ArtifactError::Read)?.len();
-    if length > MAX_ARTIFACT_BYTES {
-        return Err(ArtifactError::TooLarge);
-    }
-    file.take(MAX_ARTIFACT_BYTES + 1).read_to_end(&mut bytes).map_err(ArtifactError::Read)?;
-    if bytes.len() as u64 > MAX_ARTIFACT_BYTES {
-        return Err(ArtifactError::TooLarge);
-    }
-    Ok(bytes)
 }

@@ -4,6 +4,7 @@
 //! modules below. They stand here in the order in which a reader should meet them.
 #![cfg_attr(rustfmt, rustfmt_skip)]
 
+pub mod terminal;
 pub mod model;
 pub mod observe;
 pub mod artifact;

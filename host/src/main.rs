@@ -10,6 +10,7 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 use guesthouse::observe::logs::{self, Writing};
 use guesthouse::preinit::child;
+use guesthouse::terminal;
 
 /// A model server whose model versions are sandboxed WebAssembly components.
 #[derive(Debug, Parser)]
@@ -55,7 +56,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Whoever should read it may be gone, and there is nobody else to tell.
-            let _ = logs.writer().write_all(format!("error: {error:#}\n").as_bytes());
+            let line = format!("error: {}\n", terminal::reason(&format!("{error:#}")));
+            let _ = logs.writer().write_all(line.as_bytes());
             ExitCode::FAILURE
         }
     }

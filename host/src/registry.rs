@@ -4,6 +4,7 @@
 //! store, prove by the golden examples, warm, publish. What fails is published as failed, with the
 //! reason in the log, and stops nothing else.
 
+mod budget;
 mod load;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 use semver::Version;
 
+pub use budget::{Budget, DoesNotFit};
 pub use load::{LoadError, Loader};
 
 use crate::model::{ModelName, VersionId};

@@ -18,7 +18,7 @@ use crate::guest::{Engine, EngineError};
 use crate::inference::Inference;
 use crate::observe::logs;
 use crate::observe::traffic::Traffic;
-use crate::registry::{Loader, Registry};
+use crate::registry::{Budget, Loader, Registry};
 use crate::store::{Store, StoreError};
 
 /// Files that are not for connections: artifacts, compiled code, pipes to children, timers.
@@ -64,7 +64,8 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.map_err(|error| ServeError::Listen(settings.listen, error))?;
     let address = listener.local_addr().map_err(ServeError::Start)?;
-    let loader = loader(&settings)?;
+    // Held until the end, and with it the lock of the state folder.
+    let loader = Arc::new(loader(&settings)?);
     let registry = Arc::new(Registry::new(settings.splits));
     let mut limits = settings.limits;
     limits.connections = limits.connections.min(files_for_connections());
@@ -83,7 +84,7 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
         tracing::warn!("there are no keys: every prediction will be refused");
     }
     tracing::info!(%address, "listening");
-    let loading = load(loader, registry, settings.repository, started);
+    let loading = load(Arc::clone(&loader), registry, settings.repository, started);
     let (stop, stopping) = watch::channel(false);
     let endpoints = edge::endpoints(Arc::clone(&edge));
     let server = tokio::spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
@@ -126,12 +127,13 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         limits: settings.limits.preinit,
         general: settings.limits.model,
         models: settings.models.clone(),
+        budget: Budget::new(settings.limits.engine.max_instances, settings.limits.memory_bytes),
     })
 }
 
 /// Load on a thread of its own. Ends only with an error: a server that has loaded goes on.
 async fn load(
-    loader: Loader,
+    loader: Arc<Loader>,
     registry: Arc<Registry>,
     repository: PathBuf,
     started: Instant,

@@ -6,21 +6,23 @@
 //! and never changed in place, because they stay mapped while they serve.
 //!
 //! ```text
+//! lock                                    held by the host that uses the folder
 //! key                                     32 random bytes
 //! compiled/<artifact>-<engine>.cwasm      native code
 //! compiled/<artifact>-<engine>.json       its record: written last, so it is there or it is not
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rand::TryRng;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use crate::artifact::Digest;
+use crate::artifact::{Digest, open_regular};
 use crate::preinit::PreinitReport;
 
 const KEY_BYTES: usize = 32;
@@ -28,9 +30,15 @@ const KEY_BYTES: usize = 32;
 /// Begins the name of a folder in which a version is being compiled.
 const SCRATCH_PREFIX: &str = ".new-";
 
+/// Begin the names of what is not finished: the above, and files that are about to be renamed.
+const LEFTOVER_PREFIXES: [&str; 2] = [SCRATCH_PREFIX, ".tmp"];
+
 /// The state folder of one host.
 #[derive(Debug)]
 pub struct Store {
+    /// Two hosts in one folder would remove each other's unfinished work. The kernel lets go of the
+    /// lock when the process ends, however it does.
+    _lock: File,
     compiled: PathBuf,
     key: [u8; KEY_BYTES],
     fingerprint: String,
@@ -39,10 +47,19 @@ pub struct Store {
 /// A compiled version in the store, checked against its MAC.
 #[derive(Debug)]
 pub struct CompiledVersion {
-    /// The native code.
-    pub path: PathBuf,
+    /// The native code: the very file that was checked, whatever has its name now.
+    code: File,
     /// What pre-initialising found out.
     pub report: PreinitReport,
+}
+
+impl CompiledVersion {
+    /// A path of the file that was checked, good for as long as this lives. The path of the file in
+    /// the folder would not do: between the check and the mapping, somebody who can write there
+    /// could put another file in its place.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.code.as_raw_fd()))
+    }
 }
 
 /// What stands beside the native code.
@@ -73,17 +90,25 @@ impl Store {
     /// Open the state folder, or make it.
     ///
     /// # Errors
-    /// The folder or its key cannot be read or made.
+    /// The folder or its key cannot be read or made, is open to others, or another host uses it.
     pub fn open(folder: &Path, fingerprint: String) -> Result<Self, StoreError> {
         let compiled = folder.join("compiled");
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&compiled).map_err(StoreError::new("cannot make the folder"))?;
-        check_private(folder).map_err(StoreError::new("cannot trust the folder"))?;
-        remove_leftovers(&compiled).map_err(StoreError::new("cannot tidy the folder"))?;
+        for private in [folder, &compiled] {
+            // Whoever can write here can make this host run anything.
+            let metadata = fs::metadata(private);
+            let checked = metadata.and_then(|metadata| check_private(&metadata, 0o022));
+            checked.map_err(StoreError::new("cannot trust the folder"))?;
+        }
+        let lock = lock(folder).map_err(StoreError::new("cannot lock the folder"))?;
+        for tidied in [folder, &compiled] {
+            remove_leftovers(tidied).map_err(StoreError::new("cannot tidy the folder"))?;
+        }
         let key =
             read_or_make_key(folder).map_err(StoreError::new("cannot read or make the key"))?;
-        Ok(Self { compiled, key, fingerprint })
+        Ok(Self { _lock: lock, compiled, key, fingerprint })
     }
 
     /// The compiled form of an artifact, if it is there and it is ours.
@@ -96,18 +121,19 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(StoreError::new("cannot read a record"))?,
         };
-        let path = self.path(artifact, "cwasm");
         let Ok(record) = serde_json::from_slice::<Record>(&record) else {
             tracing::warn!(%artifact, "the record of a compiled version is damaged, compiling anew");
             return Ok(None);
         };
-        let is = match self.mac(&path, artifact, &record.report) {
+        let unreadable = StoreError::new("cannot read a compiled version");
+        let code = match open_regular(&self.path(artifact, "cwasm")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(StoreError::new("cannot read a compiled version"))?,
+            other => other.map_err(&unreadable)?,
         };
+        let is = self.mac(&code, artifact, &record.report).map_err(&unreadable)?;
         // Comparing hashes takes the same time wherever they differ.
         if blake3::Hash::from_hex(&record.mac).is_ok_and(|wanted| wanted == is) {
-            return Ok(Some(CompiledVersion { path, report: record.report }));
+            return Ok(Some(CompiledVersion { code, report: record.report }));
         }
         tracing::warn!(%artifact, "a compiled version does not pass its MAC, compiling anew");
         Ok(None)
@@ -127,32 +153,27 @@ impl Store {
         let scratch = scratch.map_err(StoreError::new("cannot make a temporary folder"))?;
         let made = scratch.path().join("compiled");
         let report = make(&made)?;
-        let path = self.path(artifact, "cwasm");
-        self.publish(&made, &path, artifact, &report)
-            .map_err(StoreError::new("cannot keep a compiled version"))?;
-        Ok(CompiledVersion { path, report })
+        let code = self.publish(&made, artifact, &report);
+        let code = code.map_err(StoreError::new("cannot keep a compiled version"))?;
+        Ok(CompiledVersion { code, report })
     }
 
-    fn publish(
-        &self,
-        made: &Path,
-        path: &Path,
-        artifact: Digest,
-        report: &PreinitReport,
-    ) -> io::Result<()> {
-        let mac = self.mac(made, artifact, report)?.to_hex().to_string();
-        fs::rename(made, path)?;
+    fn publish(&self, made: &Path, artifact: Digest, report: &PreinitReport) -> io::Result<File> {
+        let code = open_regular(made)?;
+        let mac = self.mac(&code, artifact, report)?.to_hex().to_string();
+        fs::rename(made, self.path(artifact, "cwasm"))?;
         let mut record = NamedTempFile::new_in(&self.compiled)?;
         serde_json::to_writer(&mut record, &Record { mac, report: report.clone() })?;
         record.as_file().sync_all()?;
         record.persist(self.path(artifact, "json"))?;
-        File::open(&self.compiled)?.sync_all()
+        File::open(&self.compiled)?.sync_all()?;
+        Ok(code)
     }
 
     /// The MAC over the code and all that it is bound to; lengths keep the parts apart.
     fn mac(
         &self,
-        code: &Path,
+        code: &File,
         artifact: Digest,
         report: &PreinitReport,
     ) -> io::Result<blake3::Hash> {
@@ -162,7 +183,7 @@ impl Store {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
-        hasher.update_reader(File::open(code)?)?;
+        hasher.update_reader(code)?;
         Ok(hasher.finalize())
     }
 
@@ -171,22 +192,41 @@ impl Store {
     }
 }
 
-/// Whoever can write here can make this host run anything.
-fn check_private(folder: &Path) -> io::Result<()> {
-    for folder in [folder, &folder.join("compiled")] {
-        if fs::metadata(folder)?.permissions().mode() & 0o022 != 0 {
-            return Err(io::Error::other("others than its owner can write to it"));
-        }
+/// It belongs to the user that this host runs as, and gives others none of these permissions.
+fn check_private(metadata: &Metadata, denied: u32) -> io::Result<()> {
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("it belongs to another user"));
+    }
+    if metadata.permissions().mode() & denied != 0 {
+        return Err(io::Error::other("others than its owner have access to it"));
     }
     Ok(())
 }
 
+/// The file is there for the lock alone, and stays: a new one would be another lock.
+fn lock(folder: &Path) -> io::Result<File> {
+    let path = folder.join("lock");
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(io::Error::other("another host uses it")),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// What a host that was killed while compiling has left.
-fn remove_leftovers(compiled: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(compiled)? {
+fn remove_leftovers(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        if entry.file_name().as_encoded_bytes().starts_with(SCRATCH_PREFIX.as_bytes()) {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if !LEFTOVER_PREFIXES.iter().any(|prefix| name.starts_with(prefix.as_bytes())) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
             fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
         }
     }
     Ok(())
@@ -195,23 +235,19 @@ fn remove_leftovers(compiled: &Path) -> io::Result<()> {
 fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let path = folder.join("key");
     let mut key = [0; KEY_BYTES];
-    match File::open(&path) {
-        Ok(mut file) => file.read_exact(&mut key)?,
+    match open_regular(&path) {
+        Ok(mut file) => {
+            check_private(&file.metadata()?, 0o077)?;
+            file.read_exact(&mut key)?;
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             rand::rngs::SysRng.try_fill_bytes(&mut key).map_err(io::Error::other)?;
-            let mut new = tempfile::Builder::new().make_in(folder, |path| {
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-            })?;
+            // Readable by its owner alone, as every file of this kind.
+            let mut new = NamedTempFile::new_in(folder)?;
             new.write_all(&key)?;
             new.as_file().sync_all()?;
-            match new.persist_noclobber(&path) {
-                Ok(_) => File::open(folder)?.sync_all()?,
-                // Another host on the same folder was first: its key counts.
-                Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-                    File::open(&path)?.read_exact(&mut key)?;
-                }
-                Err(error) => return Err(error.error),
-            }
+            new.persist(&path)?;
+            File::open(folder)?.sync_all()?;
         }
         Err(error) => return Err(error),
     }
@@ -236,20 +272,27 @@ mod tests {
         store.keep(artifact, write).unwrap()
     }
 
+    fn open(folder: &Path, fingerprint: &str) -> Store {
+        Store::open(folder, fingerprint.to_owned()).unwrap()
+    }
+
     #[test]
     fn only_what_this_host_wrote_for_this_artifact_and_engine_is_found() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), "engine".to_owned()).unwrap();
+        let store = open(folder.path(), "engine");
         let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
         assert!(store.find(one).unwrap().is_none());
-        let path = keep(&store, one, b"code").path;
-        let again = Store::open(folder.path(), "engine".to_owned()).unwrap();
-        assert_eq!(again.find(one).unwrap().unwrap().path, path);
-        assert!(again.find(two).unwrap().is_none());
-        let other_engine = Store::open(folder.path(), "other".to_owned()).unwrap();
+        keep(&store, one, b"code");
+        drop(store);
+        let other_engine = open(folder.path(), "other");
         assert!(other_engine.find(one).unwrap().is_none());
+        drop(other_engine);
+        let store = open(folder.path(), "engine");
+        assert!(store.find(one).unwrap().is_some());
+        assert!(store.find(two).unwrap().is_none());
 
         // Another artifact's code under this artifact's name.
+        let path = store.path(one, "cwasm");
         fs::copy(&path, store.path(two, "cwasm")).unwrap();
         fs::copy(store.path(one, "json"), store.path(two, "json")).unwrap();
         assert!(store.find(two).unwrap().is_none());
@@ -257,7 +300,7 @@ mod tests {
         fs::write(&path, b"evil").unwrap();
         assert!(store.find(one).unwrap().is_none());
         let elsewhere = tempfile::tempdir().unwrap();
-        let foreign = Store::open(elsewhere.path(), "engine".to_owned()).unwrap();
+        let foreign = open(elsewhere.path(), "engine");
         keep(&foreign, one, b"evil");
         fs::copy(foreign.path(one, "json"), store.path(one, "json")).unwrap();
         assert!(store.find(one).unwrap().is_none());
@@ -270,28 +313,74 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_others_can_write_to_is_refused() {
+    fn what_is_mapped_is_what_was_checked() {
         let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(Store::open(folder.path(), "engine".to_owned()).is_err());
+        let store = open(folder.path(), "engine");
+        let artifact = Digest::of(b"one");
+        let kept = keep(&store, artifact, b"code");
+        let found = store.find(artifact).unwrap().unwrap();
+        // Another file takes its name as soon as it has been checked.
+        let evil = folder.path().join("evil");
+        fs::write(&evil, b"evil").unwrap();
+        fs::rename(&evil, store.path(artifact, "cwasm")).unwrap();
+        for compiled in [kept, found] {
+            assert_eq!(fs::read(compiled.path()).unwrap(), b"code");
+        }
+    }
+
+    #[test]
+    fn a_folder_or_a_key_that_others_have_access_to_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(open(folder.path(), "engine"));
+        let compiled = folder.path().join("compiled");
+        let key = folder.path().join("key");
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+        for (path, bad) in [(folder.path(), 0o770), (&compiled, 0o702), (&key, 0o640)] {
+            let good = fs::metadata(path).unwrap().permissions();
+            fs::set_permissions(path, fs::Permissions::from_mode(bad)).unwrap();
+            assert!(Store::open(folder.path(), "engine".to_owned()).is_err(), "{path:?}");
+            fs::set_permissions(path, good).unwrap();
+        }
+        drop(open(folder.path(), "engine"));
+        let root_is_another = rustix::process::geteuid().as_raw() != 0;
+        let foreign = fs::metadata("/").unwrap();
+        assert_eq!(check_private(&foreign, 0).is_err(), root_is_another);
+    }
+
+    #[test]
+    fn a_folder_is_one_hosts_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open(folder.path(), "engine");
+        let scratch = first.compiled.join(format!("{SCRATCH_PREFIX}1"));
+        fs::create_dir(&scratch).unwrap();
+        let second = Store::open(folder.path(), "engine".to_owned()).unwrap_err();
+        assert!(second.source.to_string().contains("another host uses it"));
+        assert!(scratch.exists(), "a second host removes nothing of the first one");
+        drop(first);
+        drop(open(folder.path(), "engine"));
+        assert!(!scratch.exists());
     }
 
     #[test]
     fn what_a_killed_host_left_is_removed() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), "engine".to_owned()).unwrap();
+        let store = open(folder.path(), "engine");
         let left = store.compiled.join(format!("{SCRATCH_PREFIX}1"));
         fs::create_dir(&left).unwrap();
         fs::write(left.join("compiled"), b"half").unwrap();
+        let files = [store.compiled.join(".tmpAbC123"), folder.path().join(".tmpAbC123")];
+        files.iter().for_each(|file| fs::write(file, b"half").unwrap());
         keep(&store, Digest::of(b"one"), b"code");
-        let again = Store::open(folder.path(), "engine".to_owned()).unwrap();
-        assert!(!left.exists() && again.find(Digest::of(b"one")).unwrap().is_some());
+        drop(store);
+        let again = open(folder.path(), "engine");
+        assert!(!left.exists() && !files.iter().any(|file| file.exists()));
+        assert!(again.find(Digest::of(b"one")).unwrap().is_some());
     }
 
     #[test]
     fn what_fails_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), "engine".to_owned()).unwrap();
+        let store = open(folder.path(), "engine");
         let fail = |path: &Path| {
             fs::write(path, b"half").map_err(StoreError::new("test"))?;
             Err(StoreError { what: "test", source: io::Error::other("no") })

@@ -1,7 +1,11 @@
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use guesthouse_tests::artifacts::{Misbehave, doctor, run_host, temporary_folder, toxicity};
+use guesthouse_tests::artifacts::{
+    Misbehave, append_section, doctor, make_pipe, run_host, temporary_folder, toxicity,
+};
 use guesthouse_tests::{Server, Setup, environment};
 
 /// The one line that a command printed when it failed.
@@ -149,6 +153,18 @@ fn serve_says_what_is_wrong_with_each_file_and_serves_the_others() {
 }
 
 #[test]
+fn a_version_that_does_not_fit_is_refused_with_the_numbers() {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), 5000);
+    setup.config.push_str("threads_per_version = 2\ninstances = 3\n");
+    let server = Server::start(&setup);
+    let line = server.wait_for("the refusal", |line| line["step"] == "admission");
+    let reason = line["reason"].as_str().unwrap();
+    assert!(reason.contains("2 instances") && reason.contains("1 instances"), "{reason}");
+    assert_eq!(server.get("/readyz").status, 200);
+}
+
+#[test]
 fn an_init_that_never_ends_is_killed_and_stops_nothing_else() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 5000);
@@ -176,6 +192,64 @@ fn the_same_version_with_other_bytes_is_a_conflict() {
     let server = Server::start(&Setup { artifacts, ..Setup::default() });
     let line = server.wait_for("the conflict", |line| line["step"] == "conflict");
     assert_eq!(line["level"], "ERROR");
+}
+
+#[test]
+fn what_is_no_file_is_reported_and_skipped() {
+    let folder = temporary_folder();
+    let server = Server::start_with(&Setup::misbehave(folder.path(), 5000), |repository| {
+        let path = |name: &str| repository.join(name);
+        make_pipe(&path("a-pipe.wasm"));
+        fs::create_dir(path("a-folder.wasm")).unwrap();
+        symlink(path("absent"), path("a-dangling.wasm")).unwrap();
+        symlink(path("a-pipe.wasm"), path("a-link.wasm")).unwrap();
+        // The socket outlives its listener.
+        drop(UnixListener::bind(path("a-socket.wasm")).unwrap());
+    });
+    for (file, reason) in [
+        ("a-pipe.wasm", "not a regular file"),
+        ("a-folder.wasm", "not a regular file"),
+        ("a-dangling.wasm", "No such file"),
+        ("a-link.wasm", "not a regular file"),
+        ("a-socket.wasm", "not a regular file"),
+    ] {
+        let line = server.wait_for(file, |line| line["file"] == file);
+        assert_eq!((&line["level"], &line["step"]), (&"ERROR".into(), &"artifact".into()));
+        assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
+    }
+    server.assert_healthy();
+    assert!(inspect(&server.repository().join("a-pipe.wasm")).contains("not a regular file"));
+}
+
+#[test]
+fn nothing_in_an_artifact_reaches_the_terminal_as_it_is() {
+    let folder = temporary_folder();
+    let file = Misbehave::default().pack(folder.path());
+    // Retitle the terminal, and go on in a line that looks like another error.
+    append_section(&file, "description", "x\x1b]0;y\x07\nerror: z\u{202e}".as_bytes());
+    let shown = |arguments: &[&str]| {
+        let output = run_host(arguments);
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let file = file.to_string_lossy();
+    for text in [shown(&["inspect", &file]), shown(&["inspect", "--json", &file])] {
+        assert!(text.contains("error: z"), "{text}");
+        assert!(
+            !text.contains(['\x1b', '\x07', '\u{202e}']) && !text.contains("\nerror"),
+            "{text}"
+        );
+    }
+    let foreign = folder.path().join("foreign.wasm");
+    fs::copy(environment::guests().join("misbehave.wasm"), &foreign).unwrap();
+    append_section(&foreign, "version", b"\x1b[2J\nerror: forged");
+    let name = b"\x00\x02\x01x";
+    append_section(&foreign, "component-name", name);
+    assert!(!inspect(&foreign).contains('\x1b'));
+    // And by the name of the file.
+    let strange = folder.path().join("\x1b[2J\nerror: forged.wasm");
+    fs::write(&strange, b"").unwrap();
+    assert!(!inspect(&strange).contains('\x1b'));
 }
 
 #[test]

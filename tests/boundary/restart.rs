@@ -1,6 +1,6 @@
 use std::fs;
 
-use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
+use guesthouse_tests::artifacts::{Misbehave, run_host, temporary_folder};
 use guesthouse_tests::{Server, Setup};
 use serde_json::{Value, json};
 
@@ -66,6 +66,27 @@ fn a_host_killed_at_any_moment_of_a_deploy_starts_again() {
     }
     let server = Server::start(&setup);
     assert_serves(&server);
+}
+
+#[test]
+fn a_second_host_on_the_same_state_is_refused() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    let first = Server::start(&setup);
+    let repository = first.repository();
+    let second = run_host(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--repository",
+        &repository.to_string_lossy(),
+        "--state",
+        &folder.path().join("state").to_string_lossy(),
+    ]);
+    assert_eq!(second.status.code(), Some(1));
+    let text = String::from_utf8(second.stderr).unwrap();
+    assert!(text.contains("another host uses it"), "{text}");
+    assert_serves(&first);
 }
 
 #[test]

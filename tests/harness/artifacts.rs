@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 
 use crate::environment;
@@ -103,4 +104,33 @@ pub fn doctor(file: &Path, from: &str, to: &str) {
     // A new file: the old one may be linked from elsewhere.
     std::fs::remove_file(file).expect("the folder is writable");
     std::fs::write(file, bytes).expect("the folder is writable");
+}
+
+/// Make a named pipe, at which a careless reader waits for ever.
+///
+/// # Panics
+/// The folder is not writable.
+pub fn make_pipe(path: &Path) {
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, path, FileType::Fifo, mode, 0).expect("the folder is writable");
+}
+
+/// Append a custom section to a component: what a packer would never write.
+///
+/// # Panics
+/// The file is not writable, or the section is larger than 2 MiB.
+pub fn append_section(file: &Path, name: &str, data: &[u8]) {
+    // Three bytes for any number below 2^21, which the format allows for smaller ones, too.
+    let number = |number: usize| {
+        let bits = |shift: u32| u8::try_from(number >> shift & 0x7f).expect("seven bits");
+        assert!(number < 1 << 21, "{number} takes more than three bytes");
+        [bits(0) | 0x80, bits(7) | 0x80, bits(14)]
+    };
+    let mut bytes = std::fs::read(file).expect("the file is readable");
+    bytes.push(0);
+    bytes.extend(number(3 + name.len() + data.len()));
+    bytes.extend(number(name.len()));
+    bytes.extend(name.as_bytes());
+    bytes.extend(data);
+    std::fs::write(file, bytes).expect("the file is writable");
 }

@@ -77,7 +77,16 @@ impl Server {
     /// # Panics
     /// It does not get ready.
     pub fn start(setup: &Setup) -> Self {
-        let server = Self::start_loading(setup);
+        Self::start_with(setup, |_repository| {})
+    }
+
+    /// Start a server whose repository somebody else has had their hands in, and wait until it has
+    /// loaded everything.
+    ///
+    /// # Panics
+    /// It does not get ready.
+    pub fn start_with(setup: &Setup, meddle: impl FnOnce(&Path)) -> Self {
+        let server = Self::start_loading_with(setup, meddle);
         server.wait_for("ready", |line| line["message"] == "ready");
         server
     }
@@ -87,6 +96,10 @@ impl Server {
     /// # Panics
     /// It does not listen.
     pub fn start_loading(setup: &Setup) -> Self {
+        Self::start_loading_with(setup, |_repository| {})
+    }
+
+    fn start_loading_with(setup: &Setup, meddle: impl FnOnce(&Path)) -> Self {
         let folder = artifacts::temporary_folder();
         let repository = folder.path().join("repository");
         fs::create_dir(&repository).expect("the scratch folder is writable");
@@ -94,6 +107,7 @@ impl Server {
             let name = artifact.file_name().expect("an artifact is a file");
             fs::hard_link(artifact, repository.join(name)).expect("the artifact can be linked");
         }
+        meddle(&repository);
         let config = folder.path().join("guesthouse.toml");
         fs::write(&config, &setup.config).expect("the scratch folder is writable");
         let state = setup.state.clone().unwrap_or_else(|| {

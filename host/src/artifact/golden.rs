@@ -8,6 +8,14 @@ use serde_json::{Map, Value};
 /// The most examples an artifact may carry: they run at every deploy and every start.
 const MAX_EXAMPLES: usize = 1000;
 
+/// The most bytes of golden examples that an artifact may carry: ten images of 224 × 224 × 3 numbers
+/// of ten digits.
+pub(super) const MAX_BYTES: usize = 16 << 20;
+
+/// The most values in all golden examples together: three such images. A parsed value takes up to a
+/// hundred bytes and may have been two in the file, so the bytes alone bound too little.
+const MAX_VALUES: usize = 1 << 19;
+
 /// How far a number may be from the golden one, by output; outputs that are not named must be
 /// equal.
 pub type Tolerances = BTreeMap<String, f64>;
@@ -24,6 +32,14 @@ pub struct GoldenExample {
 
 /// Examples, one JSON object a line.
 pub(super) fn parse(lines: &[u8]) -> Result<Vec<GoldenExample>, String> {
+    if lines.len() > MAX_BYTES {
+        return Err(format!("golden examples are larger than {} MiB", MAX_BYTES >> 20));
+    }
+    // Each of these stands before a value or a key. In texts they stand for nothing, so this counts
+    // too many rather than too few.
+    if lines.iter().filter(|byte| b",:[{".contains(byte)).count() > MAX_VALUES {
+        return Err(format!("golden examples have more than {MAX_VALUES} values"));
+    }
     let text = std::str::from_utf8(lines).map_err(|_error| "golden examples are not UTF-8")?;
     let mut examples = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -56,5 +72,17 @@ mod tests {
         for bad in [&b""[..], b"\n", b"{", empty_outputs, unknown, b"\xff"] {
             assert!(parse(bad).is_err(), "{}", String::from_utf8_lossy(bad));
         }
+    }
+
+    #[test]
+    fn examples_that_take_too_much_memory_are_refused() {
+        let example = |zeros: usize| {
+            let zeros = "0,".repeat(zeros);
+            format!(r#"{{"inputs":{{"x":[{zeros}0]}},"outputs":{{"y":2}}}}"#)
+        };
+        assert!(parse(example(3 * 224 * 224 * 3).as_bytes()).is_ok());
+        assert!(parse(example(MAX_VALUES).as_bytes()).unwrap_err().contains("values"));
+        let long = format!(r#"{{"inputs":{{}},"outputs":{{"y":"{}"}}}}"#, "y".repeat(MAX_BYTES));
+        assert!(parse(long.as_bytes()).unwrap_err().contains("MiB"));
     }
 }

@@ -65,7 +65,7 @@ impl Manifest {
     /// What is wrong, with its place in the file.
     pub fn open(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-        let manifest: Self = toml::from_str(&text).map_err(|error| error.to_string())?;
+        let manifest: Self = toml::from_str(&text).map_err(|error| place(&error, &text))?;
         if let Some(name) = manifest.assets.keys().find(|name| !is_asset_name(name)) {
             return Err(format!(
                 "asset {name:?}: a name is 1 to {MAX_ASSET_NAME_LENGTH} letters, digits, `.`, `-` \
@@ -82,6 +82,14 @@ impl Manifest {
         }
         Ok(manifest)
     }
+}
+
+/// What is wrong and where, in one line.
+fn place(error: &toml::de::Error, text: &str) -> String {
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
+        return error.message().to_owned();
+    };
+    format!("line {}: {}", before.matches('\n').count() + 1, error.message())
 }
 
 fn is_asset_name(name: &str) -> bool {
@@ -119,6 +127,9 @@ impl Descriptor {
     ) -> Result<(), String> {
         if self.format != Self::FORMAT {
             return Err(format!("format {} is not known to this host", self.format));
+        }
+        if let Some(name) = assets.keys().find(|name| !is_asset_name(name)) {
+            return Err(format!("{name:?} is not the name of an asset"));
         }
         for (name, digest) in &self.assets {
             let range = assets.get(name).ok_or_else(|| format!("asset {name:?} is missing"))?;

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use wasm_encoder::{CustomSection, Section as _};
 use wasm_metadata::{AddMetadata, AddMetadataField};
 
+use super::file::read_limited;
 use super::manifest::{Descriptor, Manifest};
 use super::{
     ASSET_SECTION_PREFIX, ArtifactError, DESCRIPTOR_SECTION, Digest, GOLDEN_SECTION,
-    SIGNATURE_SECTION, Sections, golden, read_limited,
+    SIGNATURE_SECTION, Sections, golden,
 };
 use crate::model::Signature;
 
@@ -45,7 +46,7 @@ pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, Pac
     let component = read_limited(component_path)?;
     let sections = Sections::scan(&component)?;
     sections.check_world()?;
-    if sections.custom.keys().any(|name| name.starts_with("guesthouse:")) {
+    if sections.is_packed() {
         let what = "it has been packed before; give the component that was built".to_owned();
         return Err(PackError::Manifest(what));
     }

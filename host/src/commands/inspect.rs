@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use guesthouse::artifact::{Artifact, GoldenExample, Metadata, Tolerances};
 use guesthouse::model::{Constraint, Field, Signature};
+use guesthouse::terminal::{printable, printable_json};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArguments {
@@ -65,7 +67,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
         golden_examples: artifact.golden(),
     };
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        println!("{}", printable_json(&serde_json::to_string_pretty(&report)?));
     } else {
         print_for_people(&report);
     }
@@ -75,7 +77,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
 fn print_for_people(report: &Report<'_>) {
     let line = |name: &str, value: Option<&str>| {
         if let Some(value) = value {
-            println!("{name:<12} {value}");
+            println!("{name:<12} {}", printable(value));
         }
     };
     line("model", Some(report.model));
@@ -97,27 +99,31 @@ fn print_for_people(report: &Report<'_>) {
     }
     println!("parameters");
     for (name, value) in report.parameters {
-        println!("  {name} = {value}");
+        println!("  {} = {}", printable(name), printable(value));
     }
     println!("assets");
     for asset in &report.assets {
-        println!("  {:<20} {}", asset.name, size(asset.size_bytes));
+        println!("  {:<20} {}", printable(asset.name), size(asset.size_bytes));
     }
     println!("imports");
-    report.imports.iter().for_each(|import| println!("  {import}"));
+    report.imports.iter().for_each(|import| println!("  {}", printable(import)));
     println!("exports");
-    report.exports.iter().for_each(|export| println!("  {export}"));
+    report.exports.iter().for_each(|export| println!("  {}", printable(export)));
     println!("golden examples ({})", report.golden_examples.len());
     for example in report.golden_examples {
-        let json = |map| serde_json::to_string(map).unwrap_or_default();
-        let inputs = json(&example.inputs);
-        let shown: String = inputs.chars().take(80).collect();
-        let cut = if shown.len() < inputs.len() { "…" } else { "" };
-        println!("  {shown}{cut} -> {}", json(&example.outputs));
+        println!("  {} -> {}", glimpse(&example.inputs), glimpse(&example.outputs));
     }
     for (output, tolerance) in report.tolerances {
-        println!("  {output} within {tolerance}");
+        println!("  {} within {tolerance}", printable(output));
     }
+}
+
+/// The beginning of a record.
+fn glimpse(record: &Map<String, Value>) -> String {
+    let json = serde_json::to_string(record).unwrap_or_default();
+    let shown: String = json.chars().take(80).collect();
+    let cut = if shown.len() < json.len() { "…" } else { "" };
+    format!("{}{cut}", printable(&shown))
 }
 
 fn print_field(field: &Field) {
@@ -126,9 +132,10 @@ fn print_field(field: &Field) {
     shape.extend(field.row_shape.iter().map(dimension));
     let datatype = format!("{:?}", field.datatype).to_uppercase();
     let optional = if field.default.is_some() { " (optional)" } else { "" };
-    println!("  {} {datatype}[{}]{optional}: {}", field.name, shape.join(", "), field.description);
+    let (name, description) = (printable(&field.name), printable(&field.description));
+    println!("  {name} {datatype}[{}]{optional}: {description}", shape.join(", "));
     for constraint in &field.constraints {
-        println!("    {}", describe(constraint));
+        println!("    {}", printable(&describe(constraint)));
     }
 }
 

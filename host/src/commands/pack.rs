@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use guesthouse::artifact::{self, Artifact};
 use guesthouse::preinit::{self, Goal, PreinitLimits};
+use guesthouse::terminal;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PackArguments {
@@ -45,6 +46,7 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     file.persist(&arguments.output)
         .with_context(|| format!("failed to write {}", arguments.output.display()))?;
     let (id, digest, size) = (artifact.id(), artifact.digest(), finished.len());
-    println!("packed {id} into {} ({size} bytes, {digest})", arguments.output.display());
+    let output = terminal::printable(&arguments.output.to_string_lossy());
+    println!("packed {id} into {output} ({size} bytes, {digest})");
     Ok(())
 }

@@ -16,6 +16,7 @@ use super::{PreinitError, PreinitReport};
 use crate::artifact::Artifact;
 use crate::guest::{self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, Phase};
 use crate::model::Signature;
+use crate::terminal;
 
 /// The subcommand of the binary that is this child; not for people.
 pub const SUBCOMMAND: &str = "preinit-child";
@@ -215,7 +216,7 @@ fn one_line(error: &wasmtime::Error) -> String {
 /// Guests' texts are cut: they end up in logs and reports.
 fn shorten(text: &str) -> String {
     let line: String = text.chars().take(500).collect();
-    line.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    terminal::printable(&line.lines().map(str::trim).collect::<Vec<_>>().join(" "))
 }
 
 /// The kernel's own account; 0 where there is none.

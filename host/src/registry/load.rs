@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use super::budget::{Budget, DoesNotFit};
 use super::{Registry, VersionState};
 use crate::artifact::{Artifact, ArtifactError, Digest};
 use crate::guest::{Engine, EngineError, LoadedComponent};
-use crate::model::{ModelName, VersionId};
+use crate::model::{ModelName, Signature, VersionId};
 use crate::preinit::{self, Goal, PreinitError, PreinitLimits};
 use crate::store::{CompiledVersion, Store, StoreError};
+use crate::terminal;
 use crate::version::{ModelLimits, ProofError, ServableVersion};
 
 /// A version cannot be loaded.
@@ -23,6 +25,9 @@ pub enum LoadError {
     /// Another file has brought the same version with other bytes.
     #[error("another file has brought this version with other content ({0})")]
     Conflict(Digest),
+    /// The host has not got what the version may come to use.
+    #[error(transparent)]
+    DoesNotFit(#[from] DoesNotFit),
     /// Pre-initialising failed.
     #[error(transparent)]
     Preinit(#[from] PreinitError),
@@ -46,6 +51,7 @@ impl LoadError {
         match self {
             Self::Artifact(_) => "artifact",
             Self::Conflict(_) => "conflict",
+            Self::DoesNotFit(_) => "admission",
             Self::Preinit(_) => "preinit",
             Self::Signature => "signature",
             Self::Store(_) => "store",
@@ -67,6 +73,8 @@ pub struct Loader {
     pub general: ModelLimits,
     /// What versions of some models may use.
     pub models: BTreeMap<ModelName, ModelLimits>,
+    /// What is left for further versions.
+    pub budget: Budget,
 }
 
 impl Loader {
@@ -157,7 +165,9 @@ impl Loader {
                 Ok(file)
             });
             let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
-            let report = preinit::run(bytes.path(), Goal::Compiled(output), &self.limits)?;
+            let guest_memory_bytes = self.limits_of(&artifact.id().name).instance.memory_bytes;
+            let limits = PreinitLimits { guest_memory_bytes, ..self.limits };
+            let report = preinit::run(bytes.path(), Goal::Compiled(output), &limits)?;
             if report.fingerprint.as_deref() != Some(&self.engine.fingerprint()) {
                 let what = "the child's engine is not this host's".to_owned();
                 return Err(PreinitError::Host(what).into());
@@ -171,25 +181,45 @@ impl Loader {
         artifact: &Artifact,
         compiled: CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
-        let signature = compiled.report.signature;
+        let signature = compiled.report.signature.clone();
         if artifact.signature() != Some(&signature) {
             return Err(LoadError::Signature);
         }
+        let limits = self.limits_of(&artifact.id().name);
+        self.budget.reserve(limits)?;
+        let outcome = self.prove(artifact, compiled, signature, limits);
+        if outcome.is_err() {
+            self.budget.release(limits);
+        }
+        outcome
+    }
+
+    fn prove(
+        &self,
+        artifact: &Artifact,
+        compiled: CompiledVersion,
+        signature: Signature,
+        limits: &ModelLimits,
+    ) -> Result<ServableVersion, LoadError> {
         let id = artifact.id().clone();
-        let limits = *self.models.get(&id.name).unwrap_or(&self.general);
-        // SAFETY: the store has just checked the file against its MAC or has just written it; it
-        // never changes a file in place, and its folder is this host's alone.
+        // SAFETY: the store has just checked the file against its MAC or has just written it, and the
+        // path is that very file's; it never changes a file in place, and its folder is this host's
+        // alone.
         #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
         let component = unsafe {
             LoadedComponent::map(
                 &self.engine,
-                &compiled.path,
+                &compiled.path(),
                 id,
                 signature.clone(),
                 limits.instance,
             )
         }?;
-        Ok(ServableVersion::prove(artifact, signature, component, limits)?)
+        Ok(ServableVersion::prove(artifact, signature, component, *limits)?)
+    }
+
+    fn limits_of(&self, model: &ModelName) -> &ModelLimits {
+        self.models.get(model).unwrap_or(&self.general)
     }
 }
 
@@ -209,7 +239,7 @@ fn artifact_paths(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn report_unreadable(path: &Path, error: &LoadError) {
-    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let file = terminal::printable(&path.file_name().unwrap_or_default().to_string_lossy());
     let (step, reason) = (error.step(), chain(error));
     tracing::error!(%file, step, reason, "failed to load an artifact");
 }
@@ -236,7 +266,7 @@ fn publish_outcome(
     }
 }
 
-/// An error with its causes in one line.
+/// An error with its causes in one line; what it quotes may be of strangers.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -247,5 +277,5 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    terminal::reason(&text)
 }

@@ -1,0 +1,335 @@
+//! The sections of a component's top level, in one pass that runs nothing.
+//!
+//! The file may be anybody's, and this is the host's own process: the time is linear in the size of
+//! the file, the memory beside the file is bounded by the limits below, and what is nested is
+//! skipped. Whether the nested modules are valid is found out in the child.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::Deserialize;
+use wasmparser::{
+    BinaryReader, BinaryReaderError, Chunk, ComponentName, ComponentNameSectionReader,
+    CustomSectionReader, Parser, Payload,
+};
+
+use super::{
+    ASSET_SECTION_PREFIX, ArtifactError, DESCRIPTOR_SECTION, GOLDEN_SECTION, Metadata,
+    SIGNATURE_SECTION, golden,
+};
+use crate::model::VersionId;
+
+/// The interfaces that make a component a guest, without their version.
+const REQUIRED_EXPORTS: [&str; 2] = ["guesthouse:model/lifecycle", "guesthouse:model/predict"];
+
+/// What a guest may import; anything else is another world's component.
+const ALLOWED_IMPORTS: [&str; 2] = ["guesthouse:model/", "wasi:"];
+
+/// The version of the contract that this host speaks; see `wit/model.wit`.
+const CONTRACT_VERSION: &str = "0.1.0";
+
+/// Begins the names of the sections that are this format's own.
+const OWN_PREFIX: &str = "guesthouse:";
+
+/// What the component says of itself, as WebAssembly tools write it.
+const METADATA_SECTIONS: [&str; 6] =
+    ["version", "description", "licenses", "authors", "source", "revision"];
+
+/// The most sections of the top level. Linkers make some hundreds, and every asset is one.
+const MAX_SECTIONS: usize = 10_000;
+
+/// The most imports, and the most exports: the whole of WASI is about fifty interfaces.
+const MAX_INTERFACES: usize = 1000;
+
+/// The longest name of a section or an interface, in bytes: an asset's is at most 144.
+const MAX_NAME_BYTES: usize = 1024;
+
+/// The largest text of the component's metadata, in bytes: a long description is some hundreds.
+const MAX_METADATA_BYTES: usize = 64 << 10;
+
+/// The largest descriptor or signature, in bytes: 1024 fields with a description of a line each.
+const MAX_JSON_BYTES: usize = 1 << 20;
+
+/// The most parts of a `component-name` section that are looked at: there are 14 kinds of them.
+const MAX_NAME_PARTS: usize = 64;
+
+/// What a component's top level holds.
+#[derive(Default)]
+pub(super) struct Sections {
+    /// The custom sections that mean something here.
+    pub(super) custom: BTreeMap<String, Range<usize>>,
+    pub(super) imports: Vec<String>,
+    pub(super) exports: Vec<String>,
+    name: Option<String>,
+}
+
+impl Sections {
+    pub(super) fn scan(bytes: &[u8]) -> Result<Self, ArtifactError> {
+        check_magic(bytes)?;
+        let mut sections = Self::default();
+        let mut parser = Parser::new(0);
+        let mut rest = bytes;
+        for _ in 0..MAX_SECTIONS {
+            let (consumed, payload) = match parser.parse(rest, true).map_err(malformed)? {
+                Chunk::Parsed { consumed, payload } => (consumed, payload),
+                Chunk::NeedMoreData(_) => unreachable!("the parser knows that this is all"),
+            };
+            rest = &rest[consumed..];
+            match payload {
+                Payload::ModuleSection { unchecked_range: nested, .. }
+                | Payload::ComponentSection { unchecked_range: nested, .. } => {
+                    // The parser goes on behind it: it leaves what is nested to parsers of its own.
+                    rest = rest.get(nested.len()..).ok_or_else(|| {
+                        ArtifactError::Malformed(format!("it ends before byte {}", nested.end))
+                    })?;
+                }
+                Payload::ComponentImportSection(reader) => {
+                    for import in reader {
+                        let name = import.map_err(malformed)?.name.name;
+                        add_interface(&mut sections.imports, name)?;
+                    }
+                }
+                Payload::ComponentExportSection(reader) => {
+                    for export in reader {
+                        let name = export.map_err(malformed)?.name.name;
+                        add_interface(&mut sections.exports, name)?;
+                    }
+                }
+                Payload::CustomSection(section) => sections.custom(&section)?,
+                Payload::End(_) => return Ok(sections),
+                _ => {}
+            }
+        }
+        Err(over(format!("more than {MAX_SECTIONS} sections")))
+    }
+
+    fn custom(&mut self, section: &CustomSectionReader<'_>) -> Result<(), ArtifactError> {
+        let name = section.name();
+        check_name(name)?;
+        if name == "component-name" {
+            self.name = component_name(section)?;
+        }
+        let own = name.starts_with(OWN_PREFIX);
+        if !own && !METADATA_SECTIONS.contains(&name) {
+            return Ok(());
+        }
+        let most = match name {
+            GOLDEN_SECTION => golden::MAX_BYTES,
+            DESCRIPTOR_SECTION | SIGNATURE_SECTION => MAX_JSON_BYTES,
+            _ if own => usize::MAX,
+            _ => MAX_METADATA_BYTES,
+        };
+        if section.data().len() > most {
+            return Err(over(format!("the section {name:?} is larger than {} KiB", most >> 10)));
+        }
+        let start = section.data_offset();
+        let range = start..start + section.data().len();
+        let before = self.custom.insert(name.to_owned(), range);
+        if before.is_some() && own {
+            return Err(ArtifactError::NotPacked(format!("it has the section {name:?} twice")));
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_world(&self) -> Result<(), ArtifactError> {
+        for required in REQUIRED_EXPORTS {
+            let wanted = format!("{required}@{CONTRACT_VERSION}");
+            if !self.exports.contains(&wanted) {
+                return Err(ArtifactError::WrongWorld(format!("it does not export `{wanted}`")));
+            }
+        }
+        let foreign = self
+            .imports
+            .iter()
+            .find(|import| !ALLOWED_IMPORTS.iter().any(|allowed| import.starts_with(allowed)));
+        match foreign {
+            None => Ok(()),
+            Some(import) => Err(ArtifactError::WrongWorld(format!("it imports `{import}`"))),
+        }
+    }
+
+    /// Whether `pack` has been here before.
+    pub(super) fn is_packed(&self) -> bool {
+        self.custom.keys().any(|name| name.starts_with(OWN_PREFIX))
+    }
+
+    /// The model and version, and what else the component says of itself.
+    pub(super) fn identity(&self, bytes: &[u8]) -> Result<(VersionId, Metadata), ArtifactError> {
+        let not_packed = |what: String| ArtifactError::NotPacked(what);
+        let name = self.name.as_deref().unwrap_or_default();
+        let name = name.parse().map_err(|error| {
+            not_packed(format!("the component's name is {name:?}, but {error}"))
+        })?;
+        let version = self.text(bytes, "version").unwrap_or_default();
+        let version = version.parse().map_err(|error| {
+            not_packed(format!("the version {version:?} is not semver: {error}"))
+        })?;
+        let metadata = Metadata {
+            description: self.text(bytes, "description"),
+            licenses: self.text(bytes, "licenses"),
+            authors: self.text(bytes, "authors"),
+            source: self.text(bytes, "source"),
+            revision: self.text(bytes, "revision"),
+        };
+        Ok((VersionId { name, version }, metadata))
+    }
+
+    pub(super) fn json<T: for<'a> Deserialize<'a>>(
+        &self,
+        bytes: &[u8],
+        section: &str,
+    ) -> Result<Option<T>, ArtifactError> {
+        let Some(range) = self.custom.get(section) else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes[range.clone()])
+            .map(Some)
+            .map_err(|error| ArtifactError::NotPacked(format!("{section}: {error}")))
+    }
+
+    pub(super) fn assets(&self) -> BTreeMap<String, Range<usize>> {
+        let asset = |(section, range): (&String, &Range<usize>)| {
+            Some((section.strip_prefix(ASSET_SECTION_PREFIX)?.to_owned(), range.clone()))
+        };
+        self.custom.iter().filter_map(asset).collect()
+    }
+
+    fn text(&self, bytes: &[u8], section: &str) -> Option<String> {
+        let range = self.custom.get(section)?;
+        String::from_utf8(bytes[range.clone()].to_vec()).ok()
+    }
+}
+
+fn check_magic(bytes: &[u8]) -> Result<(), ArtifactError> {
+    if bytes.starts_with(b"\x7fELF") {
+        return Err(ArtifactError::Precompiled);
+    }
+    if Parser::is_component(bytes) {
+        return Ok(());
+    }
+    if Parser::is_core_wasm(bytes) {
+        return Err(ArtifactError::CoreModule);
+    }
+    Err(ArtifactError::NotWasm)
+}
+
+fn add_interface(interfaces: &mut Vec<String>, name: &str) -> Result<(), ArtifactError> {
+    check_name(name)?;
+    if interfaces.len() == MAX_INTERFACES {
+        return Err(over(format!("more than {MAX_INTERFACES} imports or exports")));
+    }
+    interfaces.push(name.to_owned());
+    Ok(())
+}
+
+fn check_name(name: &str) -> Result<(), ArtifactError> {
+    if name.len() > MAX_NAME_BYTES {
+        return Err(over(format!("a name is longer than {MAX_NAME_BYTES} bytes")));
+    }
+    Ok(())
+}
+
+/// The name of the component itself; the names of everything in it are left alone.
+fn component_name(section: &CustomSectionReader<'_>) -> Result<Option<String>, ArtifactError> {
+    let reader = BinaryReader::new(section.data(), section.data_offset());
+    for part in ComponentNameSectionReader::new(reader).into_iter().take(MAX_NAME_PARTS) {
+        if let ComponentName::Component { name, .. } = part.map_err(malformed)? {
+            check_name(name)?;
+            return Ok(Some(name.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn malformed(error: BinaryReaderError) -> ArtifactError {
+    ArtifactError::Malformed(format!("{} at byte {}", error.message(), error.offset()))
+}
+
+fn over(what: String) -> ArtifactError {
+    ArtifactError::OverLimit(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use wasm_encoder::{
+        Component, ComponentExportKind, ComponentExportSection, CustomSection,
+        NestedComponentSection,
+    };
+
+    use super::*;
+
+    fn custom(component: &mut Component, name: &str, data: &[u8]) {
+        component.section(&CustomSection { name: name.into(), data: data.into() });
+    }
+
+    fn is_over(component: Component) -> bool {
+        matches!(Sections::scan(&component.finish()), Err(ArtifactError::OverLimit(_)))
+    }
+
+    #[test]
+    fn what_is_worthless_is_not_kept_and_what_is_too_much_is_refused() {
+        let mut many = Component::new();
+        (0..MAX_SECTIONS - 2).for_each(|_| custom(&mut many, "", b""));
+        let sections = Sections::scan(many.as_slice()).unwrap();
+        assert!(sections.custom.is_empty());
+        custom(&mut many, "", b"");
+        assert!(is_over(many));
+        for (name, most) in [
+            (GOLDEN_SECTION, golden::MAX_BYTES),
+            (DESCRIPTOR_SECTION, MAX_JSON_BYTES),
+            (SIGNATURE_SECTION, MAX_JSON_BYTES),
+            ("description", MAX_METADATA_BYTES),
+        ] {
+            let mut enough = Component::new();
+            custom(&mut enough, name, &vec![b' '; most]);
+            assert!(Sections::scan(&enough.finish()).unwrap().custom.contains_key(name));
+            let mut large = Component::new();
+            custom(&mut large, name, &vec![b' '; most + 1]);
+            assert!(is_over(large), "{name}");
+        }
+        let mut long = Component::new();
+        custom(&mut long, &"x".repeat(MAX_NAME_BYTES + 1), b"");
+        assert!(is_over(long));
+    }
+
+    #[test]
+    fn exports_and_their_names_are_bounded() {
+        let exporting = |names: &mut dyn Iterator<Item = String>| {
+            let mut exports = ComponentExportSection::new();
+            names.for_each(|name| {
+                exports.export(name.as_str(), ComponentExportKind::Func, 0, None);
+            });
+            let mut component = Component::new();
+            component.section(&exports);
+            component
+        };
+        let names = |count: usize| (0..count).map(|index| format!("f{index}"));
+        let enough = exporting(&mut names(MAX_INTERFACES)).finish();
+        assert_eq!(Sections::scan(&enough).unwrap().exports.len(), MAX_INTERFACES);
+        assert!(is_over(exporting(&mut names(MAX_INTERFACES + 1))));
+        assert!(is_over(exporting(&mut std::iter::once("f".repeat(MAX_NAME_BYTES + 1)))));
+    }
+
+    #[test]
+    fn what_is_nested_is_skipped_but_must_be_whole() {
+        let mut inner = Component::new();
+        custom(&mut inner, "version", b"9.9.9");
+        let mut outer = Component::new();
+        outer.section(&NestedComponentSection(&inner));
+        custom(&mut outer, "version", b"1.0.0");
+        let bytes = outer.finish();
+        let sections = Sections::scan(&bytes).unwrap();
+        assert_eq!(sections.text(&bytes, "version").as_deref(), Some("1.0.0"));
+        let cut = &bytes[..20];
+        assert!(matches!(Sections::scan(cut), Err(ArtifactError::Malformed(_))));
+
+        // A component in a component in a component: every level takes a parser, if one enters.
+        let mut nested = Component::new().finish();
+        for _ in 0..2000 {
+            let mut outer = Component::new();
+            outer.section(&wasm_encoder::RawSection { id: 4, data: &nested });
+            nested = outer.finish();
+        }
+        assert!(Sections::scan(&nested).is_ok());
+    }
+}
