@@ -9,7 +9,7 @@ pub mod child;
 mod function_cache;
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -94,8 +94,19 @@ pub enum PreinitError {
 pub enum Goal<'a> {
     /// The signature alone: `init` is run and forgotten. For `pack`.
     Signature,
-    /// The compiled form, written to this file, which must not exist.
-    Compiled(&'a Path),
+    /// The compiled form.
+    Compiled(&'a CompileFiles),
+}
+
+/// Where the child finds and leaves what it compiles.
+#[derive(Debug, Clone)]
+pub struct CompileFiles {
+    /// Where the compiled form goes; there must be no such file.
+    pub compiled: PathBuf,
+    /// Functions that an earlier child compiled; there may be no such file.
+    pub functions: PathBuf,
+    /// Where those that are worth keeping go; there is no such file if that fails.
+    pub functions_output: PathBuf,
 }
 
 /// Run `init` of the artifact in a child process.
@@ -128,8 +139,10 @@ fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::
     // Nothing of the host's environment is any of the child's business but how to log.
     command.env_clear().envs(logs::environment());
     command.arg(child::SUBCOMMAND).arg("--artifact").arg(artifact);
-    if let Goal::Compiled(output) = goal {
-        command.arg("--output").arg(output);
+    if let Goal::Compiled(files) = goal {
+        command.arg("--output").arg(&files.compiled);
+        command.arg("--functions").arg(&files.functions);
+        command.arg("--functions-output").arg(&files.functions_output);
     }
     let mut limit = |name: &str, value: u64| {
         command.arg(name).arg(value.to_string());

@@ -10,6 +10,8 @@
 //! key                                     32 random bytes
 //! compiled/<artifact>-<engine>.cwasm      native code
 //! compiled/<artifact>-<engine>.json       its record: written last, so it is there or it is not
+//! compiled/functions-<engine>.bin         single functions, for versions that share code
+//! compiled/functions-<engine>.mac         over them
 //! ```
 
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
@@ -23,9 +25,12 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use crate::artifact::{Digest, open_regular};
-use crate::preinit::PreinitReport;
+use crate::preinit::{CompileFiles, PreinitReport};
 
 const KEY_BYTES: usize = 32;
+
+/// What the MAC of functions is bound to, where that of a version has the artifact.
+const FUNCTIONS_LABEL: &str = "functions";
 
 /// Begins the name of a folder in which a version is being compiled.
 const SCRATCH_PREFIX: &str = ".new-";
@@ -130,7 +135,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(&unreadable)?,
         };
-        let is = self.mac(&code, artifact, &record.report).map_err(&unreadable)?;
+        let is = self.mac_of_version(&code, artifact, &record.report).map_err(&unreadable)?;
         // Comparing hashes takes the same time wherever they differ.
         if blake3::Hash::from_hex(&record.mac).is_ok_and(|wanted| wanted == is) {
             return Ok(Some(CompiledVersion { code, report: record.report }));
@@ -146,21 +151,74 @@ impl Store {
     pub fn keep<E: From<StoreError>>(
         &self,
         artifact: Digest,
-        make: impl FnOnce(&Path) -> Result<PreinitReport, E>,
+        make: impl FnOnce(&CompileFiles) -> Result<PreinitReport, E>,
     ) -> Result<CompiledVersion, E> {
         // In the same folder, so that it can be renamed; removed again if anything fails.
         let scratch = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in(&self.compiled);
         let scratch = scratch.map_err(StoreError::new("cannot make a temporary folder"))?;
-        let made = scratch.path().join("compiled");
-        let report = make(&made)?;
-        let code = self.publish(&made, artifact, &report);
+        let files = CompileFiles {
+            compiled: scratch.path().join("compiled"),
+            functions: scratch.path().join("functions"),
+            functions_output: scratch.path().join("functions-output"),
+        };
+        self.lend_functions(&files.functions);
+        let report = make(&files)?;
+        let code = self.publish(&files.compiled, artifact, &report);
         let code = code.map_err(StoreError::new("cannot keep a compiled version"))?;
+        self.take_functions(&files.functions_output);
         Ok(CompiledVersion { code, report })
+    }
+
+    /// Link the functions to where a child may read them, if they are there and ours. Without them
+    /// it only takes longer, so nothing here is an error.
+    fn lend_functions(&self, to: &Path) {
+        let lend = || {
+            match fs::hard_link(self.functions("bin"), to) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            }
+            let is = self.mac(&open_regular(to)?, &[FUNCTIONS_LABEL])?;
+            let wanted = blake3::Hash::from_hex(fs::read(self.functions("mac"))?);
+            if wanted.is_ok_and(|wanted| wanted == is) {
+                return Ok(());
+            }
+            Err(io::Error::other("they do not pass their MAC"))
+        };
+        if let Err(error) = lend() {
+            tracing::warn!(%error, "compiled functions cannot be used, compiling anew");
+            // It may not even be there.
+            let _ = fs::remove_file(to);
+        }
+    }
+
+    /// Keep the functions that a child has left. If this stops half-way, their MAC does not fit
+    /// and they are not used.
+    fn take_functions(&self, from: &Path) {
+        let take = || {
+            let functions = match open_regular(from) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            };
+            let mac = self.mac(&functions, &[FUNCTIONS_LABEL])?;
+            fs::rename(from, self.functions("bin"))?;
+            let mut file = NamedTempFile::new_in(&self.compiled)?;
+            file.write_all(mac.to_hex().as_bytes())?;
+            file.as_file().sync_all()?;
+            file.persist(self.functions("mac"))?;
+            Ok::<_, io::Error>(())
+        };
+        if let Err(error) = take() {
+            tracing::warn!(%error, "compiled functions cannot be kept");
+        }
+    }
+
+    fn functions(&self, extension: &str) -> PathBuf {
+        self.compiled.join(format!("functions-{}.{extension}", self.fingerprint))
     }
 
     fn publish(&self, made: &Path, artifact: Digest, report: &PreinitReport) -> io::Result<File> {
         let code = open_regular(made)?;
-        let mac = self.mac(&code, artifact, report)?.to_hex().to_string();
+        let mac = self.mac_of_version(&code, artifact, report)?.to_hex().to_string();
         fs::rename(made, self.path(artifact, "cwasm"))?;
         let mut record = NamedTempFile::new_in(&self.compiled)?;
         serde_json::to_writer(&mut record, &Record { mac, report: report.clone() })?;
@@ -170,16 +228,20 @@ impl Store {
         Ok(code)
     }
 
-    /// The MAC over the code and all that it is bound to; lengths keep the parts apart.
-    fn mac(
+    fn mac_of_version(
         &self,
         code: &File,
         artifact: Digest,
         report: &PreinitReport,
     ) -> io::Result<blake3::Hash> {
+        self.mac(code, &[&artifact.to_string(), &serde_json::to_string(report)?])
+    }
+
+    /// The MAC over code, the engine and what else the code is bound to; lengths keep the parts
+    /// apart, and no artifact's digest is [`FUNCTIONS_LABEL`].
+    fn mac(&self, code: &File, bound_to: &[&str]) -> io::Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        for part in [artifact.to_string(), self.fingerprint.clone(), serde_json::to_string(report)?]
-        {
+        for part in bound_to.iter().chain([&self.fingerprint.as_str()]) {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
@@ -265,8 +327,8 @@ mod tests {
     }
 
     fn keep(store: &Store, artifact: Digest, code: &[u8]) -> CompiledVersion {
-        let write = |path: &Path| {
-            fs::write(path, code).map_err(StoreError::new("test"))?;
+        let write = |files: &CompileFiles| {
+            fs::write(&files.compiled, code).map_err(StoreError::new("test"))?;
             Ok::<_, StoreError>(report())
         };
         store.keep(artifact, write).unwrap()
@@ -381,11 +443,39 @@ mod tests {
     fn what_fails_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
-        let fail = |path: &Path| {
-            fs::write(path, b"half").map_err(StoreError::new("test"))?;
+        let fail = |files: &CompileFiles| {
+            fs::write(&files.compiled, b"half").map_err(StoreError::new("test"))?;
+            fs::write(&files.functions_output, b"half").map_err(StoreError::new("test"))?;
             Err(StoreError { what: "test", source: io::Error::other("no") })
         };
         assert!(store.keep(Digest::of(b"one"), fail).is_err());
         assert_eq!(fs::read_dir(&store.compiled).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_functions_that_pass_their_mac_are_lent() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), "engine");
+        // What the child finds; it leaves b"functions" each time.
+        let lent = || {
+            let mut lent = None;
+            let make = |files: &CompileFiles| {
+                lent = fs::read(&files.functions).ok();
+                fs::write(&files.compiled, b"code").map_err(StoreError::new("test"))?;
+                fs::write(&files.functions_output, b"functions")
+                    .map_err(StoreError::new("test"))?;
+                Ok::<_, StoreError>(report())
+            };
+            store.keep(Digest::of(b"one"), make).unwrap();
+            lent
+        };
+        assert_eq!(lent(), None);
+        assert_eq!(lent().as_deref(), Some(&b"functions"[..]));
+        fs::remove_file(store.functions("bin")).unwrap();
+        fs::write(store.functions("bin"), b"evil").unwrap();
+        assert_eq!(lent(), None);
+        assert_eq!(lent().as_deref(), Some(&b"functions"[..]));
+        fs::remove_file(store.functions("mac")).unwrap();
+        assert_eq!(lent(), None);
     }
 }

@@ -232,7 +232,7 @@ fn check_name(name: &str) -> Result<(), ArtifactError> {
 /// The name of the component itself; the names of everything in it are left alone.
 fn component_name(section: &CustomSectionReader<'_>) -> Result<Option<String>, ArtifactError> {
     let reader = BinaryReader::new(section.data(), section.data_offset());
-    for part in ComponentNameSectionReader::new(reader).into_iter().take(MAX_NAME_PARTS) {
+    for part in ComponentNameSectionReader::new(reader).take(MAX_NAME_PARTS) {
         if let ComponentName::Component { name, .. } = part.map_err(malformed)? {
             check_name(name)?;
             return Ok(Some(name.to_owned()));

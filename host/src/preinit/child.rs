@@ -91,9 +91,8 @@ fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitErr
     steps.done("read");
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
-    let cache =
-        arguments.functions.as_deref().map_or(Ok(FunctionCache::default()), FunctionCache::read);
-    let cache = Arc::new(cache.map_err(|error| file_error("reading compiled functions", &error))?);
+    let cache = Arc::new(read_functions(arguments));
+    steps.done("read functions");
     let snapshot = snapshot(Arc::new(artifact), arguments, &cache, &mut steps);
     let (signature, snapshot) = runtime.block_on(snapshot)?;
     let mut fingerprint = None;
@@ -101,12 +100,29 @@ fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitErr
         fingerprint = Some(compile(&snapshot, output, &cache, &mut steps)?);
     }
     if let Some(output) = &arguments.functions_output {
-        let written = cache.write(output);
-        written.map_err(|error| file_error("writing compiled functions", &error))?;
+        keep_functions(&cache, output);
         steps.done("keep functions");
     }
     let peak_memory_bytes = peak_memory_bytes();
     Ok(PreinitReport { signature, fingerprint, steps_ms: steps.milliseconds, peak_memory_bytes })
+}
+
+/// A cache that cannot be read costs time and nothing else.
+fn read_functions(arguments: &ChildArguments) -> FunctionCache {
+    let Some(path) = &arguments.functions else { return FunctionCache::default() };
+    FunctionCache::read(path).unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read compiled functions");
+        FunctionCache::default()
+    })
+}
+
+/// Nor does one that cannot be written.
+fn keep_functions(cache: &FunctionCache, output: &Path) {
+    if let Err(error) = cache.write(output) {
+        tracing::warn!(%error, "cannot keep compiled functions");
+        // Half a cache is none; and what cannot be removed is not taken by the parent either.
+        let _ = std::fs::remove_file(output);
+    }
 }
 
 /// Run `init`; the signature, and if asked for the component with the memory that `init` left.

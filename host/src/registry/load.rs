@@ -157,9 +157,10 @@ impl Loader {
     }
 
     fn compile(&self, artifact: &Artifact) -> Result<CompiledVersion, LoadError> {
-        self.store.keep(artifact.digest(), |output| {
+        self.store.keep(artifact.digest(), |files| {
             // The child reads these very bytes, whatever becomes of the file in the meantime.
-            let bytes = tempfile::NamedTempFile::new_in(output.parent().unwrap_or(output));
+            let bytes =
+                tempfile::NamedTempFile::new_in(files.compiled.parent().unwrap_or(&files.compiled));
             let bytes = bytes.and_then(|file| {
                 std::fs::write(file.path(), artifact.bytes())?;
                 Ok(file)
@@ -167,7 +168,7 @@ impl Loader {
             let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
             let guest_memory_bytes = self.limits_of(&artifact.id().name).instance.memory_bytes;
             let limits = PreinitLimits { guest_memory_bytes, ..self.limits };
-            let report = preinit::run(bytes.path(), Goal::Compiled(output), &limits)?;
+            let report = preinit::run(bytes.path(), Goal::Compiled(files), &limits)?;
             if report.fingerprint.as_deref() != Some(&self.engine.fingerprint()) {
                 let what = "the child's engine is not this host's".to_owned();
                 return Err(PreinitError::Host(what).into());
