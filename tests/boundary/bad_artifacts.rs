@@ -241,6 +241,21 @@ fn nothing_in_an_artifact_reaches_the_terminal_as_it_is() {
 }
 
 #[test]
+fn the_same_artifact_under_two_names_is_loaded_once() {
+    let artifacts = vec![toxicity("1.0.0")];
+    let server = Server::start_with(&Setup { artifacts, ..Setup::default() }, |repository| {
+        fs::copy(toxicity("1.0.0"), repository.join("copy.wasm")).unwrap();
+    });
+    let message =
+        |line: &serde_json::Value| line["message"].as_str().unwrap_or_default().to_owned();
+    let line = server.wait_for("the copy", |line| message(line).starts_with("skipped"));
+    assert_eq!((&line["level"], &line["model"]), (&"INFO".into(), &"toxicity".into()));
+    let ready = server.lines().iter().filter(|line| message(line) == "version ready").count();
+    assert_eq!(ready, 1);
+    server.assert_healthy();
+}
+
+#[test]
 fn a_server_without_any_version_lives_but_is_not_ready() {
     let folder = temporary_folder();
     let artifacts = strange_files(folder.path()).into_iter().map(|(path, _)| path).collect();
