@@ -61,6 +61,17 @@ impl VersionState {
 }
 
 impl Snapshot {
+    /// The versions that splits name and that are not there, not even as failed.
+    fn absent_of_splits(&self) -> Vec<(&ModelName, &Version)> {
+        let mut absent = Vec::new();
+        for (name, model) in &self.models {
+            let named = model.split.iter().flat_map(|split| split.weights());
+            let missing = named.filter(|(version, _)| !model.versions.contains_key(version));
+            absent.extend(missing.map(|(version, _)| (name, version)));
+        }
+        absent
+    }
+
     /// Whether the server can be sent requests: everything has been tried and something serves.
     pub fn is_ready(&self) -> bool {
         let ready = |state: &VersionState| matches!(state, VersionState::Ready(_));
@@ -96,8 +107,16 @@ impl Registry {
         });
     }
 
+    /// From now on, what is not there is not coming: say which of the configured splits wait in vain,
+    /// and forget the models of which there is nothing but a split.
     fn finish_loading(&self) {
-        self.change(|snapshot| snapshot.loading = false);
+        self.change(|snapshot| {
+            for (model, version) in snapshot.absent_of_splits() {
+                tracing::warn!(%model, %version, "a split names a version that no artifact has brought");
+            }
+            snapshot.models.retain(|_, model| !model.versions.is_empty());
+            snapshot.loading = false;
+        });
     }
 
     fn change(&self, change: impl FnOnce(&mut Snapshot)) {
@@ -105,5 +124,28 @@ impl Registry {
         let mut next = Snapshot::clone(&self.snapshot.load());
         change(&mut next);
         self.snapshot.store(Arc::new(next));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_of_what_never_came_are_named_and_forgotten() {
+        let (one, two) = (Version::new(1, 0, 0), Version::new(2, 0, 0));
+        let split = || Split::new([(one.clone(), 900_000), (two.clone(), 100_000)]).unwrap();
+        let name = |name: &str| name.parse::<ModelName>().unwrap();
+        let registry =
+            Registry::new(BTreeMap::from([(name("real"), split()), (name("typo"), split())]));
+        let id = VersionId { name: name("real"), version: one.clone() };
+        registry.publish(&id, VersionState::Failed("test"));
+        let (real, typo) = (name("real"), name("typo"));
+        let absent = vec![(&real, &two), (&typo, &one), (&typo, &two)];
+        assert_eq!(registry.snapshot().absent_of_splits(), absent);
+        registry.finish_loading();
+        let snapshot = registry.snapshot();
+        assert_eq!(snapshot.models.keys().collect::<Vec<_>>(), [&real]);
+        assert!(snapshot.models[&real].split.is_some() && !snapshot.loading);
     }
 }

@@ -7,6 +7,7 @@ use guesthouse_tests::artifacts::{
     Misbehave, append_section, doctor, make_pipe, run_host, temporary_folder, toxicity,
 };
 use guesthouse_tests::{Server, Setup, environment};
+use serde_json::json;
 
 /// The one line that a command printed when it failed.
 fn refusal(arguments: &[&str]) -> String {
@@ -250,6 +251,40 @@ fn nothing_in_an_artifact_reaches_the_terminal_as_it_is() {
     let strange = folder.path().join("\x1b[2J\nerror: forged.wasm");
     fs::write(&strange, b"").unwrap();
     assert!(!inspect(&strange).contains('\x1b'));
+}
+
+#[test]
+fn the_same_artifact_under_two_names_is_loaded_once() {
+    let artifacts = vec![toxicity("1.0.0")];
+    let server = Server::start_with(&Setup { artifacts, ..Setup::default() }, |repository| {
+        fs::copy(toxicity("1.0.0"), repository.join("copy.wasm")).unwrap();
+    });
+    let message =
+        |line: &serde_json::Value| line["message"].as_str().unwrap_or_default().to_owned();
+    let line = server.wait_for("the copy", |line| message(line).starts_with("skipped"));
+    assert_eq!((&line["level"], &line["model"]), (&"INFO".into(), &"toxicity".into()));
+    let ready = server.lines().iter().filter(|line| message(line) == "version ready").count();
+    assert_eq!(ready, 1);
+    server.assert_healthy();
+}
+
+#[test]
+fn a_split_of_what_never_came_is_warned_about_and_is_no_model() {
+    let config = "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000, \"1.0.1\" = 100_000 }\n\
+                  [models.toxicty]\nsplit = { \"2.0.0\" = 1_000_000 }\n";
+    let artifacts = vec![toxicity("1.0.0")];
+    let setup = Setup { artifacts, config: config.to_owned(), ..Setup::default() };
+    let server = Server::start(&setup);
+    for (model, version) in [("toxicity", "1.0.1"), ("toxicty", "2.0.0")] {
+        let line = server.wait_for(version, |line| line["version"] == version);
+        assert_eq!((&line["level"], &line["model"]), (&"WARN".into(), &model.into()));
+    }
+    let body = json!({"text": "You are nice"});
+    let answer = server.post("/models/toxicty/predict", &body);
+    assert_eq!((answer.status, answer.error_code()), (404, Some("not_found")));
+    // The one model that is there is the default one, and its split still holds.
+    let answer = server.post("/predict", &body);
+    assert_eq!((answer.status, answer.header("x-route-reason")), (200, Some("split")));
 }
 
 #[test]

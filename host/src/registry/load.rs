@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -10,7 +11,7 @@ use super::budget::{Budget, DoesNotFit};
 use super::{Registry, VersionState};
 use crate::artifact::{Artifact, ArtifactError, Digest};
 use crate::guest::{Engine, EngineError, LoadedComponent};
-use crate::model::{ModelName, Signature, VersionId};
+use crate::model::{ModelName, VersionId};
 use crate::preinit::{self, Goal, PreinitError, PreinitLimits};
 use crate::store::{CompiledVersion, Store, StoreError};
 use crate::terminal;
@@ -28,6 +29,12 @@ pub enum LoadError {
     /// The host has not got what the version may come to use.
     #[error(transparent)]
     DoesNotFit(#[from] DoesNotFit),
+    /// The file is not the one that was read a moment ago.
+    #[error("the file has changed while it waited to be compiled")]
+    Changed,
+    /// A bug of the host.
+    #[error("the host panicked: {0}")]
+    Panicked(String),
     /// Pre-initialising failed.
     #[error(transparent)]
     Preinit(#[from] PreinitError),
@@ -49,7 +56,8 @@ impl LoadError {
     /// The step that refused the version, as a word for people who are not to see the reason.
     pub fn step(&self) -> &'static str {
         match self {
-            Self::Artifact(_) => "artifact",
+            Self::Artifact(_) | Self::Changed => "artifact",
+            Self::Panicked(_) => "host",
             Self::Conflict(_) => "conflict",
             Self::DoesNotFit(_) => "admission",
             Self::Preinit(_) => "preinit",
@@ -94,69 +102,104 @@ impl Loader {
             for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
                 scope.spawn(|| {
                     while let Some(path) = next(&paths) {
-                        let missing = self.load_from_store(registry, &path, &seen);
+                        let missing = self.load_from_store(registry, path, &seen);
                         cold.lock().unwrap_or_else(PoisonError::into_inner).extend(missing);
                     }
                 });
             }
         });
         let mut cold = cold.into_inner().unwrap_or_else(PoisonError::into_inner);
-        cold.sort_by(|one: &Artifact, other| one.id().cmp(other.id()));
-        for artifact in cold {
-            self.load_cold(registry, &artifact);
+        cold.sort_by(|one: &Cold, other| one.id.cmp(&other.id));
+        for cold in &cold {
+            self.load_cold(registry, cold);
         }
         registry.finish_loading();
         Ok(())
     }
 
-    /// Read the file and load it if its compiled form is in the store; else give it back.
+    /// Read the file and load it if its compiled form is in the store; else say what to compile.
     fn load_from_store(
         &self,
         registry: &Registry,
-        path: &Path,
+        path: PathBuf,
         seen: &Mutex<BTreeMap<VersionId, Digest>>,
-    ) -> Option<Artifact> {
+    ) -> Option<Cold> {
         let started = Instant::now();
-        let artifact = match Artifact::open(path) {
+        let artifact = match guarded(|| Ok(Artifact::open(&path)?)) {
             Ok(artifact) => artifact,
             Err(error) => {
-                report_unreadable(path, &error.into());
+                report_unreadable(&path, &error);
                 return None;
             }
         };
         let (id, digest) = (artifact.id().clone(), artifact.digest());
         let before = {
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-            *seen.entry(id.clone()).or_insert(digest)
+            let before = seen.get(&id).copied();
+            seen.entry(id.clone()).or_insert(digest);
+            before
         };
-        if before != digest {
-            report_unreadable(path, &LoadError::Conflict(before));
-            return None;
+        match before {
+            None => {}
+            Some(before) if before == digest => {
+                let (file, model, version) = (file_name(&path), &id.name, &id.version);
+                tracing::info!(%file, %model, %version, "skipped: the same artifact under another name");
+                return None;
+            }
+            Some(before) => {
+                report_unreadable(&path, &LoadError::Conflict(before));
+                return None;
+            }
         }
         registry.publish(&id, VersionState::Loading);
-        match self.store.find(digest) {
-            Ok(None) => Some(artifact),
-            Ok(Some(compiled)) => {
-                let outcome = self.activate(&artifact, compiled);
+        let outcome = guarded(|| match self.store.find(digest)? {
+            None => Ok(None),
+            Some(compiled) => {
+                self.admitted(&id, |limits| self.activate(&artifact, compiled, limits)).map(Some)
+            }
+        });
+        match outcome.transpose() {
+            None => Some(Cold { path, id, digest }),
+            Some(outcome) => {
                 publish_outcome(registry, &id, outcome, "store", started);
                 None
             }
-            Err(error) => {
-                publish_outcome(registry, &id, Err(error.into()), "store", started);
-                None
-            }
         }
     }
 
-    fn load_cold(&self, registry: &Registry, artifact: &Artifact) {
+    fn load_cold(&self, registry: &Registry, cold: &Cold) {
         let started = Instant::now();
-        let (model, version) = (&artifact.id().name, &artifact.id().version);
+        let (model, version) = (&cold.id.name, &cold.id.version);
         tracing::info!(%model, %version, "compiling, which takes some seconds");
-        let outcome = self.compile(artifact).and_then(|compiled| self.activate(artifact, compiled));
-        publish_outcome(registry, artifact.id(), outcome, "compiled", started);
+        let load = |limits: &ModelLimits| {
+            let artifact = cold.read()?;
+            let compiled = self.compile(&artifact, limits)?;
+            self.activate(&artifact, compiled, limits)
+        };
+        let outcome = guarded(|| self.admitted(&cold.id, load));
+        publish_outcome(registry, &cold.id, outcome, "compiled", started);
     }
 
-    fn compile(&self, artifact: &Artifact) -> Result<CompiledVersion, LoadError> {
+    /// Load a version within what is set aside for it, which is given back if it fails.
+    fn admitted<T>(
+        &self,
+        id: &VersionId,
+        load: impl FnOnce(&ModelLimits) -> Result<T, LoadError>,
+    ) -> Result<T, LoadError> {
+        let limits = self.models.get(&id.name).unwrap_or(&self.general);
+        self.budget.reserve(limits)?;
+        let outcome = load(limits);
+        if outcome.is_err() {
+            self.budget.release(limits);
+        }
+        outcome
+    }
+
+    fn compile(
+        &self,
+        artifact: &Artifact,
+        limits: &ModelLimits,
+    ) -> Result<CompiledVersion, LoadError> {
         self.store.keep(artifact.digest(), |files| {
             // The child reads these very bytes, whatever becomes of the file in the meantime.
             let bytes =
@@ -166,7 +209,7 @@ impl Loader {
                 Ok(file)
             });
             let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
-            let guest_memory_bytes = self.limits_of(&artifact.id().name).instance.memory_bytes;
+            let guest_memory_bytes = limits.instance.memory_bytes;
             let limits = PreinitLimits { guest_memory_bytes, ..self.limits };
             let report = preinit::run(bytes.path(), Goal::Compiled(files), &limits)?;
             if report.fingerprint.as_deref() != Some(&self.engine.fingerprint()) {
@@ -181,27 +224,12 @@ impl Loader {
         &self,
         artifact: &Artifact,
         compiled: CompiledVersion,
+        limits: &ModelLimits,
     ) -> Result<ServableVersion, LoadError> {
         let signature = compiled.report.signature.clone();
         if artifact.signature() != Some(&signature) {
             return Err(LoadError::Signature);
         }
-        let limits = self.limits_of(&artifact.id().name);
-        self.budget.reserve(limits)?;
-        let outcome = self.prove(artifact, compiled, signature, limits);
-        if outcome.is_err() {
-            self.budget.release(limits);
-        }
-        outcome
-    }
-
-    fn prove(
-        &self,
-        artifact: &Artifact,
-        compiled: CompiledVersion,
-        signature: Signature,
-        limits: &ModelLimits,
-    ) -> Result<ServableVersion, LoadError> {
         let id = artifact.id().clone();
         // SAFETY: the store has just checked the file against its MAC or has just written it, and the
         // path is that very file's; it never changes a file in place, and its folder is this host's
@@ -218,13 +246,34 @@ impl Loader {
         }?;
         Ok(ServableVersion::prove(artifact, signature, component, *limits)?)
     }
+}
 
-    fn limits_of(&self, model: &ModelName) -> &ModelLimits {
-        self.models.get(model).unwrap_or(&self.general)
+/// An artifact that is not in the store. Its bytes are read again when its turn comes: a repository
+/// that nobody has compiled yet need not fit into memory.
+struct Cold {
+    path: PathBuf,
+    id: VersionId,
+    digest: Digest,
+}
+
+impl Cold {
+    fn read(&self) -> Result<Artifact, LoadError> {
+        let artifact = Artifact::open(&self.path)?;
+        if artifact.digest() == self.digest { Ok(artifact) } else { Err(LoadError::Changed) }
     }
 }
 
-/// The regular `*.wasm` files directly in the folder, or where links of that name point.
+/// Let a bug of the host that one file brings to light cost that file and nothing else. What the
+/// work shares with others is immutable, or behind locks that are free of half-made changes.
+fn guarded<T>(work: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(LoadError::Panicked(text.unwrap_or("it does not say why").to_owned()))
+    })
+}
+
+/// What is called `*.wasm` directly in the folder; whether it can be read is seen later.
 fn artifact_paths(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -239,8 +288,12 @@ fn artifact_paths(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+fn file_name(path: &Path) -> String {
+    terminal::printable(&path.file_name().unwrap_or_default().to_string_lossy())
+}
+
 fn report_unreadable(path: &Path, error: &LoadError) {
-    let file = terminal::printable(&path.file_name().unwrap_or_default().to_string_lossy());
+    let file = file_name(path);
     let (step, reason) = (error.step(), chain(error));
     tracing::error!(%file, step, reason, "failed to load an artifact");
 }
@@ -279,4 +332,56 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     terminal::reason(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bug_that_one_file_brings_to_light_is_that_files_failure() {
+        assert_eq!(guarded(|| Ok(1)).unwrap(), 1);
+        let index = 1;
+        let error = guarded(|| Ok([0][index..].len() / usize::from(index == 0))).unwrap_err();
+        assert_eq!((error.step(), matches!(error, LoadError::Panicked(_))), ("host", true));
+    }
+
+    /// An artifact that can be read, but not run.
+    fn hollow(provenance: &str) -> Vec<u8> {
+        let mut exports = wasm_encoder::ComponentExportSection::new();
+        for name in ["guesthouse:model/lifecycle@0.1.0", "guesthouse:model/predict@0.1.0"] {
+            exports.export(name, wasm_encoder::ComponentExportKind::Instance, 0, None);
+        }
+        let field =
+            r#"[{"name":"x","description":"","datatype":"FP32","row_shape":[],"constraints":[]}]"#;
+        let signature = format!(r#"{{"inputs":{field},"outputs":{field},"max_batch_size":1}}"#);
+        let descriptor = format!(
+            r#"{{"format":1,"provenance":"{provenance}","parameters":{{}},"assets":{{}},"tolerances":{{}}}}"#
+        );
+        let mut component = wasm_encoder::Component::new();
+        component.section(&exports);
+        for (name, data) in [
+            ("component-name", "\0\x02\x01x"),
+            ("version", "1.0.0"),
+            ("guesthouse:descriptor", &descriptor),
+            ("guesthouse:signature", &signature),
+            ("guesthouse:golden", r#"{"inputs":{"x":1},"outputs":{"x":1}}"#),
+        ] {
+            let data = data.as_bytes().into();
+            component.section(&wasm_encoder::CustomSection { name: name.into(), data });
+        }
+        component.finish()
+    }
+
+    #[test]
+    fn a_file_that_changes_before_its_turn_is_not_loaded() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), hollow("one")).unwrap();
+        let artifact = Artifact::open(file.path()).unwrap();
+        let (path, id) = (file.path().to_owned(), artifact.id().clone());
+        let cold = Cold { path, id, digest: artifact.digest() };
+        assert_eq!(cold.read().unwrap().digest(), cold.digest);
+        std::fs::write(file.path(), hollow("two")).unwrap();
+        assert!(matches!(cold.read(), Err(LoadError::Changed)));
+    }
 }
