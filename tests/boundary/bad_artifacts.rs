@@ -80,6 +80,63 @@ fn pack_and_inspect_refuse_strange_files_in_one_line() {
 }
 
 #[test]
+fn pack_says_which_file_it_cannot_read_or_write_and_leaves_nothing_behind() {
+    let folder = temporary_folder();
+    let component = environment::guests().join("misbehave.wasm");
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    write("golden.jsonl", Misbehave::default().golden);
+    let manifest = |asset: &str| {
+        let text = "name = \"misbehave\"\nversion = \"1.0.0\"\n[parameters]\ninit = \"well\"\n\
+                    [golden]\nfile = \"golden.jsonl\"\n";
+        write("manifest.toml", &format!("{text}{asset}"));
+    };
+    make_pipe(&folder.path().join("pipe"));
+    // Larger than any artifact, and nothing on the disk.
+    let huge = fs::File::create(folder.path().join("huge")).unwrap();
+    huge.set_len(2 << 30).unwrap();
+    let before = fs::read_dir(folder.path()).unwrap().count() + 1;
+    let component = component.to_string_lossy();
+    let pack = |manifest: &str, output: &str| {
+        let (manifest, output) = (path(manifest), path(output));
+        let files = ["--component", &component, "--output", &output];
+        refusal(&[["pack", "--manifest", &manifest].as_slice(), &files].concat())
+    };
+    for (asset, reason) in [
+        (".", "not a regular file"),
+        ("pipe", "not a regular file"),
+        ("huge", "larger than 1024 MiB"),
+        ("absent", "No such file"),
+    ] {
+        manifest(&format!("[assets]\nx = \"{asset}\"\n"));
+        let line = pack("manifest.toml", "new/never.wasm");
+        assert!(line.contains(reason) && line.contains(asset), "{asset}: {line}");
+    }
+    manifest("");
+    assert!(pack("pipe", "new/never.wasm").contains("not a regular file"));
+    assert!(pack("manifest.toml", ".").contains("not a regular file"));
+    assert!(pack("manifest.toml", "pipe").contains("not a regular file"));
+    assert!(pack("manifest.toml", "golden.jsonl/never.wasm").contains("golden.jsonl"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), before);
+}
+
+#[test]
+fn pack_on_a_full_disk_leaves_nothing_behind() {
+    let folder = temporary_folder();
+    let output = folder.path().join("new/never.wasm");
+    // A limit on the size of files stands for the end of the disk: writing fails half-way.
+    let full = "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\"";
+    let outcome = Misbehave::default().try_pack_by(&["sh", "-c", full], folder.path(), &output);
+    let text = String::from_utf8(outcome.stderr).unwrap();
+    assert_eq!(outcome.status.code(), Some(1), "{text}");
+    assert!(text.contains("failed to write the draft: File too large"), "{text}");
+    let mut left: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["golden.jsonl", "manifest-1.0.0-well.toml"]);
+}
+
+#[test]
 fn pack_refuses_guests_that_cannot_start() {
     let folder = temporary_folder();
     let output = folder.path().join("never.wasm");

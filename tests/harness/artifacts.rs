@@ -65,6 +65,23 @@ impl Misbehave {
     /// # Panics
     /// The disk is full or not writable.
     pub fn try_pack(&self, folder: &Path, init: &str, output: &Path) -> Output {
+        let arguments = self.pack_arguments(folder, init, output);
+        run_host(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Let the host program pack it, started by another command: the host program and its arguments
+    /// are the last arguments of that one.
+    ///
+    /// # Panics
+    /// The command cannot be started.
+    pub fn try_pack_by(&self, starter: &[&str], folder: &Path, output: &Path) -> Output {
+        let mut command = Command::new(starter[0]);
+        command.args(&starter[1..]).arg(environment::host());
+        command.args(self.pack_arguments(folder, "well", output));
+        command.output().expect("the command can be run")
+    }
+
+    fn pack_arguments(&self, folder: &Path, init: &str, output: &Path) -> Vec<String> {
         let manifest = folder.join(format!("manifest-{}-{init}.toml", self.version));
         let text = format!(
             "name = \"misbehave\"\nversion = \"{}\"\n[parameters]\ninit = \"{init}\"\n\
@@ -74,15 +91,12 @@ impl Misbehave {
         std::fs::write(&manifest, text).expect("the folder is writable");
         std::fs::write(folder.join("golden.jsonl"), self.golden).expect("the folder is writable");
         let component = environment::guests().join("misbehave.wasm");
-        run_host(&[
-            "pack",
-            "--manifest",
-            &manifest.to_string_lossy(),
-            "--component",
-            &component.to_string_lossy(),
-            "--output",
-            &output.to_string_lossy(),
-        ])
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let (manifest, component) = (text(&manifest), text(&component));
+        let options =
+            [("--manifest", manifest), ("--component", component), ("--output", text(output))];
+        let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        std::iter::once("pack".to_owned()).chain(options).collect()
     }
 }
 

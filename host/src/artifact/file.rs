@@ -34,18 +34,30 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
 
 /// The whole of a regular file that is no larger than an artifact.
 pub(super) fn read_limited(path: &Path) -> Result<Vec<u8>, ArtifactError> {
-    let file = open_regular(path).map_err(ArtifactError::Read)?;
-    let length = file.metadata().map_err(ArtifactError::Read)?.len();
-    if length > MAX_ARTIFACT_BYTES {
-        return Err(ArtifactError::TooLarge);
+    read_at_most(path, MAX_ARTIFACT_BYTES).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => ArtifactError::TooLarge,
+        _ => ArtifactError::Read(error),
+    })
+}
+
+/// The whole of a regular file.
+///
+/// # Errors
+/// It cannot be read, or [`io::ErrorKind::FileTooLarge`].
+pub(super) fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let too_large = || {
+        let what = format!("it is larger than {} MiB", most >> 20);
+        io::Error::new(io::ErrorKind::FileTooLarge, what)
+    };
+    let file = open_regular(path)?;
+    let length = file.metadata()?.len();
+    if length > most {
+        return Err(too_large());
     }
     // One more, so that the end is found without growing.
     let mut bytes = Vec::with_capacity(usize::try_from(length + 1).unwrap_or_default());
-    file.take(MAX_ARTIFACT_BYTES + 1).read_to_end(&mut bytes).map_err(ArtifactError::Read)?;
-    if bytes.len() as u64 > MAX_ARTIFACT_BYTES {
-        return Err(ArtifactError::TooLarge);
-    }
-    Ok(bytes)
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most { Err(too_large()) } else { Ok(bytes) }
 }
 
 #[cfg(test)]

@@ -9,11 +9,15 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use super::Digest;
+use super::file::read_at_most;
 use super::golden::Tolerances;
 use crate::model::ModelName;
 
 /// The longest name of an asset, in bytes.
 const MAX_ASSET_NAME_LENGTH: usize = 128;
+
+/// The largest manifest: it becomes the descriptor, which may not be larger.
+const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
 /// `manifest.toml`: paths are relative to its folder, unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]
@@ -64,7 +68,8 @@ impl Manifest {
     /// # Errors
     /// What is wrong, with its place in the file.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+        let bytes = read_at_most(path, MAX_MANIFEST_BYTES).map_err(|error| error.to_string())?;
+        let text = String::from_utf8(bytes).map_err(|_error| "it is not UTF-8")?;
         let manifest: Self = toml::from_str(&text).map_err(|error| place(&error, &text))?;
         if let Some(name) = manifest.assets.keys().find(|name| !is_asset_name(name)) {
             return Err(format!(

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use wasm_encoder::{CustomSection, Section as _};
 use wasm_metadata::{AddMetadata, AddMetadataField};
 
-use super::file::read_limited;
+use super::file::{MAX_ARTIFACT_BYTES, read_at_most, read_limited};
 use super::manifest::{Descriptor, Manifest};
 use super::{
     ASSET_SECTION_PREFIX, ArtifactError, DESCRIPTOR_SECTION, Digest, GOLDEN_SECTION,
@@ -32,6 +32,9 @@ pub enum PackError {
         #[source]
         source: io::Error,
     },
+    /// The assets are too much for one artifact.
+    #[error("the artifact would be larger than {} MiB", MAX_ARTIFACT_BYTES >> 20)]
+    TooLarge,
     /// The component cannot be used.
     #[error("component: {0}")]
     Component(#[from] ArtifactError),
@@ -53,7 +56,7 @@ pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, Pac
     let folder = manifest_path.parent().unwrap_or(Path::new("."));
     let read = |path: &PathBuf| {
         let path = folder.join(path);
-        std::fs::read(&path).map_err(|source| PackError::File { path, source })
+        read_at_most(&path, MAX_ARTIFACT_BYTES).map_err(|source| PackError::File { path, source })
     };
 
     let mut artifact = metadata(&manifest)?
@@ -62,6 +65,9 @@ pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, Pac
     let mut digests = std::collections::BTreeMap::new();
     for (name, path) in &manifest.assets {
         let bytes = read(path)?;
+        if (artifact.len() + bytes.len()) as u64 > MAX_ARTIFACT_BYTES {
+            return Err(PackError::TooLarge);
+        }
         digests.insert(name.clone(), Digest::of(&bytes).to_string());
         append(&mut artifact, &format!("{ASSET_SECTION_PREFIX}{name}"), &bytes);
     }

@@ -1,5 +1,6 @@
 //! `guesthouse pack`
 
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -26,13 +27,18 @@ pub(crate) struct PackArguments {
 pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     let draft = artifact::draft(&arguments.manifest, &arguments.component)
         .with_context(|| format!("failed to pack {}", arguments.component.display()))?;
-    let folder = arguments.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let output = &arguments.output;
+    // Renaming would put a file in the place of a device; a folder would be noticed too late.
+    if output.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        anyhow::bail!("failed to write {}: it is there and not a regular file", output.display());
+    }
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("failed to make {}", folder.display()))?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).context("failed to make a file")?;
+    // On the disk that the artifact goes to. The folder itself is only made for an artifact.
+    let existing = folder.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+    let file = tempfile::NamedTempFile::new_in(existing);
+    let mut file = file.with_context(|| format!("failed to write to {}", existing.display()))?;
     file.write_all(&draft).context("failed to write the draft")?;
-    file.flush().context("failed to write the draft")?;
 
     let report = preinit::run(file.path(), Goal::Signature, &PreinitLimits::default())
         .with_context(|| format!("failed to pack {}", arguments.component.display()))?;
@@ -43,10 +49,14 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     // A temporary file is private; an artifact is there to be copied.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     file.as_file().set_permissions(mode).context("failed to write the artifact")?;
-    file.persist(&arguments.output)
-        .with_context(|| format!("failed to write {}", arguments.output.display()))?;
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("failed to make {}", folder.display()))?;
+    file.persist(output).with_context(|| format!("failed to write {}", output.display()))?;
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .context("failed to write the folder")?;
     let (id, digest, size) = (artifact.id(), artifact.digest(), finished.len());
-    let output = terminal::printable(&arguments.output.to_string_lossy());
+    let output = terminal::printable(&output.to_string_lossy());
     println!("packed {id} into {output} ({size} bytes, {digest})");
     Ok(())
 }
