@@ -186,7 +186,10 @@ impl ConfigFile {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let text = std::fs::read_to_string(path).map_err(read)?;
         toml::from_str(&text).map_err(|error| {
-            let reason = error.to_string();
+            // toml's own words go over several lines.
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let line = before.unwrap_or_default().matches('\n').count() + 1;
+            let reason = format!("line {line}: {}", error.message());
             ConfigError::Parse { path: path.to_owned(), reason }
         })
     }

@@ -90,6 +90,44 @@ fn a_second_host_on_the_same_state_is_refused() {
 }
 
 #[test]
+fn a_configuration_that_makes_no_sense_is_refused_in_one_line() {
+    let folder = temporary_folder();
+    let file = folder.path().join("guesthouse.toml");
+    for (text, reason) in [
+        ("default_model = \"a\"\nlisten = 1\n", "line 2: "),
+        ("[limits]\nbody_byte = 1\n", "body_byte"),
+        ("[limits]\nbody_bytes = 0\n", "limits.body_bytes"),
+        ("[models.a]\nsplit = { \"1.0.0\" = 1 }\n", "add up to 1000000"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let output = run_host(&["serve", "--config", &file.to_string_lossy()]);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        let [line] = errors.lines().collect::<Vec<_>>()[..] else { panic!("{errors}") };
+        assert!(line.starts_with("error: failed to ") && line.contains(reason), "{line}");
+    }
+}
+
+#[test]
+fn a_second_version_of_a_guest_is_compiled_from_the_firsts_functions() {
+    let folder = temporary_folder();
+    let mut setup = setup(folder.path());
+    assert!(Server::start(&setup).stop().0.success());
+    let functions = fs::read_dir(folder.path().join("state/compiled"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("functions-"))
+        .count();
+    assert_eq!(functions, 2, "they and their MAC");
+    let second = Misbehave { version: "1.1.0", ..Misbehave::default() };
+    setup.artifacts.push(second.pack(folder.path()));
+    let server = Server::start(&setup);
+    let body = json!({"action": "echo"});
+    let answer = server.post("/models/misbehave/versions/1.1.0/predict", &body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[test]
 fn health_is_green_while_readiness_is_red() {
     let folder = temporary_folder();
     let server = Server::start_loading(&setup(folder.path()));
