@@ -14,9 +14,9 @@ use serde::Deserialize;
 
 pub use models::{IsolationFile, ModelFile, ReuseFile};
 
-use crate::edge::KeyHash;
 use crate::guest::{EngineLimits, InstanceLimits};
 use crate::inference::InferenceLimits;
+use crate::keys::KeyHash;
 use crate::model::ModelName;
 use crate::pool::{Isolation, ReuseLimits};
 use crate::preinit::PreinitLimits;

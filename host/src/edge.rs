@@ -4,7 +4,6 @@
 //! every answer is JSON, carries a request id and is one line in the log. Keys are checked before a
 //! body is read; health and readiness need none.
 
-mod auth;
 mod body;
 mod catalogue;
 mod error;
@@ -19,20 +18,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::{get, post};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::routing::get;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-pub use auth::{KeyHash, Keys};
+use body::Form;
 use error::ApiError;
 pub use listener::serve;
 
 use crate::config::Limits;
 use crate::inference::Inference;
+use crate::keys::Keys;
 use crate::model::ModelName;
 use crate::observe::traffic::Traffic;
 use crate::registry::Registry;
+
+/// The header that carries a key.
+const KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Everything that a request needs.
 pub struct Edge {
@@ -56,22 +59,24 @@ pub struct Edge {
 
 type Shared = State<Arc<Edge>>;
 
+impl Edge {
+    /// Whose key the request carries.
+    fn authorize(&self, headers: &HeaderMap) -> Result<&str, ApiError> {
+        let owner = headers.get(KEY_HEADER).and_then(|key| self.keys.owner(key.as_bytes()));
+        owner.ok_or_else(ApiError::unauthorized)
+    }
+}
+
 /// The endpoints.
 pub fn endpoints(edge: Arc<Edge>) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .route("/predict", post(predict::default))
-        .route("/batch_predict", post(predict::default_batch))
-        .route("/{major}/predict", post(predict::major))
-        .route("/{major}/batch_predict", post(predict::major_batch))
+        .merge(predict::endpoints("predict", Form::Single))
+        .merge(predict::endpoints("batch_predict", Form::Batch))
         .route("/models", get(catalogue::models))
         .route("/models/{model}", get(catalogue::model))
-        .route("/models/{model}/predict", post(predict::model))
-        .route("/models/{model}/batch_predict", post(predict::model_batch))
         .route("/models/{model}/versions/{selector}", get(catalogue::version))
-        .route("/models/{model}/versions/{selector}/predict", post(predict::version))
-        .route("/models/{model}/versions/{selector}/batch_predict", post(predict::version_batch))
         .fallback(async || ApiError::no_such_endpoint())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&edge), observe::each_request))

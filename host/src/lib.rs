@@ -17,6 +17,7 @@ pub mod version;
 pub mod inference;
 pub mod router;
 pub mod registry;
-pub mod edge;
+pub mod keys;
 pub mod config;
+pub mod edge;
 pub mod server;

@@ -13,9 +13,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::Settings;
-use crate::edge::{self, Edge, Keys};
+use crate::edge::{self, Edge};
 use crate::guest::{Engine, EngineError};
 use crate::inference::Inference;
+use crate::keys::Keys;
 use crate::observe::logs;
 use crate::observe::traffic::Traffic;
 use crate::registry::{Budget, Loader, Registry};

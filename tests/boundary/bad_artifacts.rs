@@ -232,7 +232,8 @@ fn an_init_that_never_ends_is_killed_and_stops_nothing_else() {
     setup.artifacts.push(spinning);
     let server = Server::start(&setup);
     let line = server.wait_for("the limit", |line| line["step"] == "preinit");
-    assert!(line["reason"].as_str().unwrap().contains("10 s of CPU time"), "{line}");
+    // Of CPU time; on a busy machine, where it gets a fraction of a core, of real time.
+    assert!(line["reason"].as_str().unwrap().contains("exceeded its limit"), "{line}");
     let answer = server.post("/models/misbehave/predict", &serde_json::json!({"action": "echo"}));
     assert_eq!(answer.status, 200, "{answer:?}");
     server.assert_healthy();

@@ -77,10 +77,8 @@ fn used_modules(text: &str) -> Vec<String> {
 fn dependencies_between_modules_point_one_way() {
     let order = order();
     assert!(order.len() >= 15, "{order:?}");
-    // The pairs that name each other's types, each with its reason.
+    // Pairs that name each other's types, each with its reason.
     let mutual = [
-        // The edge's limits are settled in the configuration, and keys are the edge's.
-        ("edge", "config"),
         // A route is a function of a snapshot, and a snapshot holds splits.
         ("router", "registry"),
     ];

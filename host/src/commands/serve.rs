@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use guesthouse::config::{ConfigFile, Settings};
-use guesthouse::edge::KeyHash;
+use guesthouse::keys::KeyHash;
 use guesthouse::server;
 
 #[derive(Debug, clap::Args)]

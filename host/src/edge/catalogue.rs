@@ -7,9 +7,9 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
+use super::Shared;
 use super::error::ApiError;
 use super::predict::target;
-use super::{Edge, Shared};
 use crate::registry::{ModelVersions, Snapshot, VersionState};
 use crate::router::{self, RouteError};
 
@@ -18,7 +18,7 @@ pub(super) async fn models(
     State(edge): Shared,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    authorize(&edge, &headers)?;
+    edge.authorize(&headers)?;
     Ok(Json(json!({"models": states(&edge.registry.snapshot())})))
 }
 
@@ -28,7 +28,7 @@ pub(super) async fn model(
     Path(model): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    authorize(&edge, &headers)?;
+    edge.authorize(&headers)?;
     let (model, _) = target(&model, None)?;
     let snapshot = edge.registry.snapshot();
     let versions = snapshot.models.get(&model).ok_or(RouteError::UnknownModel)?;
@@ -41,7 +41,7 @@ pub(super) async fn version(
     Path((model, selector)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    authorize(&edge, &headers)?;
+    edge.authorize(&headers)?;
     let (model, selector) = target(&model, Some(&selector))?;
     let route = router::route(&edge.registry.snapshot(), &model, &selector, 0, Instant::now())?;
     let id = route.version.id();
@@ -75,8 +75,4 @@ fn version_states(model: &ModelVersions) -> Value {
         row
     });
     versions.collect()
-}
-
-fn authorize(edge: &Edge, headers: &HeaderMap) -> Result<(), ApiError> {
-    edge.keys.check(headers).map(|_caller| ()).ok_or_else(ApiError::unauthorized)
 }

@@ -5,9 +5,11 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use axum::routing::post;
 use rand::RngExt as _;
 use serde_json::{Map, Value, json};
 
@@ -24,68 +26,27 @@ const VERSION_HEADER: HeaderName = HeaderName::from_static("x-model-version");
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 const REASON_HEADER: HeaderName = HeaderName::from_static("x-route-reason");
 
-/// `POST /predict`
-pub(super) async fn default(State(edge): Shared, request: Request) -> Response {
-    answer(&edge, default_target(&edge, Selector::Default), Form::Single, request).await
-}
-
-/// `POST /batch_predict`
-pub(super) async fn default_batch(State(edge): Shared, request: Request) -> Response {
-    answer(&edge, default_target(&edge, Selector::Default), Form::Batch, request).await
-}
-
-/// `POST /v1/predict`
-pub(super) async fn major(
-    State(edge): Shared,
-    Path(major): Path<String>,
-    request: Request,
-) -> Response {
-    answer(&edge, major_target(&edge, &major), Form::Single, request).await
-}
-
-/// `POST /v1/batch_predict`
-pub(super) async fn major_batch(
-    State(edge): Shared,
-    Path(major): Path<String>,
-    request: Request,
-) -> Response {
-    answer(&edge, major_target(&edge, &major), Form::Batch, request).await
-}
-
-/// `POST /models/{model}/predict`
-pub(super) async fn model(
-    State(edge): Shared,
-    Path(model): Path<String>,
-    request: Request,
-) -> Response {
-    answer(&edge, target(&model, None), Form::Single, request).await
-}
-
-/// `POST /models/{model}/batch_predict`
-pub(super) async fn model_batch(
-    State(edge): Shared,
-    Path(model): Path<String>,
-    request: Request,
-) -> Response {
-    answer(&edge, target(&model, None), Form::Batch, request).await
-}
-
-/// `POST /models/{model}/versions/{selector}/predict`
-pub(super) async fn version(
-    State(edge): Shared,
-    Path((model, selector)): Path<(String, String)>,
-    request: Request,
-) -> Response {
-    answer(&edge, target(&model, Some(&selector)), Form::Single, request).await
-}
-
-/// `POST /models/{model}/versions/{selector}/batch_predict`
-pub(super) async fn version_batch(
-    State(edge): Shared,
-    Path((model, selector)): Path<(String, String)>,
-    request: Request,
-) -> Response {
-    answer(&edge, target(&model, Some(&selector)), Form::Batch, request).await
+/// The endpoints of one form, whose paths end in `name`.
+pub(super) fn endpoints(name: &str, form: Form) -> Router<Arc<Edge>> {
+    let default = async move |State(edge): Shared, request: Request| {
+        answer(&edge, default_target(&edge, Selector::Default), form, request).await
+    };
+    let major = async move |State(edge): Shared, Path(major): Path<String>, request: Request| {
+        answer(&edge, major_target(&edge, &major), form, request).await
+    };
+    let model = async move |State(edge): Shared, Path(model): Path<String>, request: Request| {
+        answer(&edge, target(&model, None), form, request).await
+    };
+    let version = async move |State(edge): Shared,
+                              Path((model, selector)): Path<(String, String)>,
+                              request: Request| {
+        answer(&edge, target(&model, Some(&selector)), form, request).await
+    };
+    Router::new()
+        .route(&format!("/{name}"), post(default))
+        .route(&format!("/{{major}}/{name}"), post(major))
+        .route(&format!("/models/{{model}}/{name}"), post(model))
+        .route(&format!("/models/{{model}}/versions/{{selector}}/{name}"), post(version))
 }
 
 /// What a path asks for, or why it asks for nothing.
@@ -139,7 +100,7 @@ async fn predict(
     account: &mut Account,
 ) -> Result<Prediction, ApiError> {
     let (parts, body) = request.into_parts();
-    let caller = edge.keys.check(&parts.headers).ok_or_else(ApiError::unauthorized)?;
+    let caller = edge.authorize(&parts.headers)?;
     account.caller = Some(caller.to_owned());
     let bytes = body::read(&parts.headers, body, edge).await?;
     let now = Instant::now();

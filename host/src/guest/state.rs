@@ -11,7 +11,7 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::guesthouse::model::log::Level;
 use super::bindings::guesthouse::model::{assets, log, types};
-use super::instance::InstanceLimits;
+use super::limits::InstanceLimits;
 use super::stop::{Stop, StopReason};
 use crate::artifact::Artifact;
 use crate::model::VersionId;
