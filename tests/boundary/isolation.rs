@@ -68,7 +68,7 @@ fn both_policies_and_every_instance_give_the_same_bits() {
 
 #[test]
 fn a_callers_own_deadline_counts_up_to_the_servers() {
-    let (server, _folder) = server(AMPLE, "predict_milliseconds_at_most = 1000\n");
+    let (server, _folder) = server(AMPLE, "predict_milliseconds_at_most = 4000\n");
     let body = json!({"action": "spin-memory"}).to_string();
     let ask = |milliseconds: &str| {
         let started = Instant::now();
@@ -78,10 +78,12 @@ fn a_callers_own_deadline_counts_up_to_the_servers() {
     };
     let (answer, took) = ask("100");
     assert_eq!((answer.status, answer.error_code()), (504, Some("deadline_exceeded")));
-    assert!(took >= Duration::from_millis(100) && took < Duration::from_millis(900), "{took:?}");
+    // Before the server's own limit, however busy the machine is.
+    assert!(took >= Duration::from_millis(100) && took < Duration::from_secs(4), "{took:?}");
     let (answer, took) = ask("100000");
     assert_eq!(answer.status, 504);
-    assert!(took >= Duration::from_millis(1000) && took < Duration::from_secs(10), "{took:?}");
+    // Before what the caller, and the model's own limit, would allow.
+    assert!(took >= Duration::from_secs(4) && took < Duration::from_secs(20), "{took:?}");
     for bad in ["0", "-1", "1.5", "soon", ""] {
         let (answer, _) = ask(bad);
         assert_eq!((answer.status, answer.error_code()), (400, Some("malformed_request")), "{bad}");
