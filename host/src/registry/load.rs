@@ -216,6 +216,11 @@ impl Loader {
                 let what = "the child's engine is not this host's".to_owned();
                 return Err(PreinitError::Host(what).into());
             }
+            let (model, version) = (&artifact.id().name, &artifact.id().version);
+            let steps = report.steps_ms.iter().map(|(step, time)| format!("{step} {time} ms"));
+            let steps = steps.collect::<Vec<_>>().join(", ");
+            let peak_memory_mib = report.peak_memory_bytes >> 20;
+            tracing::info!(%model, %version, steps, peak_memory_mib, "compiled");
             Ok(report)
         })
     }
