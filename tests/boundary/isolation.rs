@@ -67,6 +67,19 @@ fn both_policies_and_every_instance_give_the_same_bits() {
 }
 
 #[test]
+fn without_address_space_for_a_pool_instances_are_mapped_one_by_one() {
+    // 40 GiB: a fraction of what the pool reserves, and plenty for everything else.
+    let mut setup = Setup { address_space_kib: Some(40 << 20), ..Setup::toxicity() };
+    setup.config.push_str("isolation = \"fresh\"\n");
+    let server = Server::start(&setup);
+    let warning = server.wait_for("the warning", |line| {
+        line["message"].as_str().is_some_and(|message| message.starts_with("no pool of instances"))
+    });
+    assert_eq!(warning["level"], "WARN");
+    (0..20).for_each(|_| server.assert_healthy());
+}
+
+#[test]
 fn a_callers_own_deadline_counts_up_to_the_servers() {
     let (server, _folder) = server(AMPLE, "predict_milliseconds_at_most = 4000\n");
     let body = json!({"action": "spin-memory"}).to_string();

@@ -28,6 +28,8 @@ pub struct Setup {
     /// A state folder to use and keep; without one, a copy of the state in which the packed
     /// artifacts are compiled.
     pub state: Option<PathBuf>,
+    /// KiB of address space that the server may use; as much as it likes, if none.
+    pub address_space_kib: Option<u64>,
 }
 
 impl Setup {
@@ -39,7 +41,7 @@ impl Setup {
         let config = fs::read_to_string(environment::models().join("demo.toml"));
         let config = config.expect("the models have a demo.toml");
         let artifacts = vec![artifacts::toxicity("1.0.0"), artifacts::toxicity("2.0.0")];
-        Self { artifacts, config, state: None }
+        Self { artifacts, config, ..Self::default() }
     }
 
     /// The misbehaving guest beside a healthy model, with that much time for each prediction.
@@ -50,7 +52,7 @@ impl Setup {
         );
         let artifacts =
             vec![artifacts::toxicity("1.0.0"), artifacts::Misbehave::default().pack(folder)];
-        Self { artifacts, config, state: None }
+        Self { artifacts, config, ..Self::default() }
     }
 }
 
@@ -115,7 +117,7 @@ impl Server {
             copy_warm_state(&state);
             state
         });
-        let (child, log, address) = spawn(&config, &repository, &state);
+        let (child, log, address) = spawn(&config, &repository, &state, setup.address_space_kib);
         Self { child, log, address, folder }
     }
 
@@ -294,10 +296,17 @@ impl Log {
     }
 }
 
-fn spawn(config: &Path, repository: &Path, state: &Path) -> (Child, Arc<Log>, SocketAddr) {
+fn spawn(
+    config: &Path,
+    repository: &Path,
+    state: &Path,
+    address_space_kib: Option<u64>,
+) -> (Child, Arc<Log>, SocketAddr) {
     // With as few open files as services usually may have until they ask for more.
     let mut command = Command::new("sh");
-    command.args(["-c", r#"ulimit -Sn 1024 && exec "$0" "$@""#]).arg(environment::host());
+    let space = address_space_kib.map_or("unlimited".to_owned(), |kib| kib.to_string());
+    let script = format!(r#"ulimit -Sn 1024 && ulimit -v {space} && exec "$0" "$@""#);
+    command.args(["-c", &script]).arg(environment::host());
     command.args(["serve", "--demo", "--listen", "127.0.0.1:0"]);
     command.args(["--log", "info", "--log-format", "json"]);
     command.arg("--config").arg(config);
@@ -330,7 +339,7 @@ fn copy_warm_state(to: &Path) {
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");
         let config = environment::models().join("demo.toml");
-        let (mut child, log, _) = spawn(&config, &environment::repository(), &state);
+        let (mut child, log, _) = spawn(&config, &environment::repository(), &state, None);
         log.wait_for("ready", |line| line["message"] == "ready");
         signal(&child, Signal::TERM);
         child.wait().expect("the server is our child");
