@@ -104,7 +104,7 @@ fn a_callers_own_deadline_counts_up_to_the_servers() {
 }
 
 #[test]
-fn a_caller_that_leaves_frees_its_guest() {
+fn a_caller_that_leaves_frees_its_guest_and_has_a_line_in_the_log() {
     // One thread, and more time than the test has patience for.
     let config = "inference_threads = 1\nthreads_per_version = 1\n\
                   predict_milliseconds_at_most = 600000\n";
@@ -114,7 +114,7 @@ fn a_caller_that_leaves_frees_its_guest() {
     write!(
         stream,
         "POST /models/misbehave/predict HTTP/1.1\r\nHost: x\r\nX-API-Key: {DEMO_KEY}\r\n\
-         Content-Length: {}\r\n\r\n{body}",
+         X-Request-Id: gone-1\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
     .unwrap();
@@ -126,6 +126,10 @@ fn a_caller_that_leaves_frees_its_guest() {
     drop(stream);
     assert_eq!(ask(&server, "echo").status, 200);
     server.wait_for("the interruption", |line| line["kind"] == "cancelled");
+    let line = server
+        .wait_for("gone-1", |line| line["target"] == "request" && line["request_id"] == "gone-1");
+    assert_eq!(line["status"], 499);
+    assert_eq!(line["route"], "/models/{model}/predict");
 }
 
 #[test]

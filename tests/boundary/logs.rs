@@ -1,9 +1,6 @@
-use std::io::Write as _;
-use std::net::TcpStream;
-
 use guesthouse_tests::artifacts::temporary_folder;
 use guesthouse_tests::client::{send, send_raw};
-use guesthouse_tests::{DEMO_KEY, Server, Setup};
+use guesthouse_tests::{Server, Setup};
 use serde_json::{Value, json};
 
 #[test]
@@ -38,26 +35,6 @@ fn what_a_guest_logs_and_its_faults_carry_the_request_id() {
             line["target"] == target && id == Some("fault-1")
         });
     }
-}
-
-#[test]
-fn a_request_whose_caller_left_has_a_line_too() {
-    let folder = temporary_folder();
-    let server = Server::start(&Setup::misbehave(folder.path(), 2000));
-    let body = json!({"action": "spin"}).to_string();
-    let mut caller = TcpStream::connect(server.address()).unwrap();
-    write!(
-        caller,
-        "POST /models/misbehave/predict HTTP/1.1\r\nHost: a\r\nX-API-Key: {DEMO_KEY}\r\n\
-         X-Request-Id: gone-1\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    drop(caller);
-    let line = server
-        .wait_for("gone-1", |line| line["target"] == "request" && line["request_id"] == "gone-1");
-    assert_eq!(line["status"], 499);
-    assert_eq!(line["route"], "/models/{model}/predict");
 }
 
 #[test]
