@@ -43,9 +43,17 @@ impl Default for ReuseLimits {
 pub struct Pool {
     component: LoadedComponent,
     isolation: Isolation,
-    idle: Mutex<Vec<Leased>>,
-    /// How many idle instances are kept: one for each batch that may run at once.
+    instances: Mutex<Instances>,
+    /// How many instances there are, idle or not: one for each batch that may run at once. It is
+    /// what has been set aside for the version, so there are never more.
     target: usize,
+}
+
+#[derive(Default)]
+struct Instances {
+    idle: Vec<Leased>,
+    /// Leased, or being made.
+    out: usize,
 }
 
 /// An instance on its way through a batch.
@@ -68,9 +76,10 @@ impl Leased {
 }
 
 impl Pool {
-    /// A pool without instances, which keeps `target` of them idle once they have been made.
+    /// A pool without instances, which keeps `target` of them once they have been made. At most as
+    /// many may be taken at once.
     pub fn new(component: LoadedComponent, isolation: Isolation, target: usize) -> Self {
-        Self { component, isolation, idle: Mutex::new(Vec::with_capacity(target)), target }
+        Self { component, isolation, instances: Mutex::default(), target }
     }
 
     /// An instance: an idle one, or a new one if there is none.
@@ -78,33 +87,49 @@ impl Pool {
     /// # Errors
     /// [`Fault::Host`], when the engine has no more of them.
     pub fn take(&self) -> Result<Leased, Fault> {
-        let idle = self.lock().pop();
-        match idle {
-            Some(leased) => Ok(leased),
-            None => self.make(),
+        let idle = {
+            let mut instances = self.lock();
+            instances.out += 1;
+            instances.idle.pop()
+        };
+        let taken = idle.map_or_else(|| self.make(), Ok);
+        if taken.is_err() {
+            self.lock().out -= 1;
         }
+        taken
     }
 
     /// Take an instance back, to be used again or to be replaced. `good` says whether its last
     /// batch left it usable. Off the request path, because it may unmap and map memory.
     pub fn give_back(&self, leased: Leased, good: bool) {
         if good && !self.is_used_up(&leased) {
-            let mut idle = self.lock();
-            if idle.len() < self.target {
-                idle.push(leased);
-                return;
-            }
+            let mut instances = self.lock();
+            instances.out -= 1;
+            instances.idle.push(leased);
+            return;
         }
+        // Its place in the engine is free before it is counted as such.
         drop(leased);
+        self.lock().out -= 1;
         self.fill();
     }
 
-    /// Make the idle instances that are missing.
+    /// Make the instances that are missing.
     pub fn fill(&self) {
-        while self.lock().len() < self.target {
+        loop {
+            {
+                let mut instances = self.lock();
+                if instances.idle.len() + instances.out >= self.target {
+                    return;
+                }
+                instances.out += 1;
+            }
+            let made = self.make();
+            let mut instances = self.lock();
+            instances.out -= 1;
             // An engine that is full now has instances again when others are given back.
-            let Ok(made) = self.make() else { return };
-            self.lock().push(made);
+            let Ok(made) = made else { return };
+            instances.idle.push(made);
         }
     }
 
@@ -126,7 +151,7 @@ impl Pool {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Leased>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Instances> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

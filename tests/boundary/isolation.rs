@@ -51,6 +51,34 @@ fn a_reused_instance_is_replaced_after_its_batches_and_after_growing() {
 }
 
 #[test]
+fn a_version_never_has_more_instances_than_were_set_aside_for_it() {
+    // Room for these two versions and not one instance more: whatever the one does, the other finds
+    // the instances that are its own.
+    let config = "threads_per_version = 2\ninference_threads = 8\ninstances = 4\n\
+                  [models.misbehave]\nisolation = \"fresh\"\n";
+    let (server, _folder) = server(AMPLE, config);
+    let server = &server;
+    std::thread::scope(|scope| {
+        let breaking: Vec<_> = (0..4)
+            .map(|caller| {
+                scope.spawn(move || {
+                    for call in 0..200 {
+                        let breaks = (call + caller) % 4 == 0;
+                        let (action, status) = if breaks { ("panic", 500) } else { ("count", 200) };
+                        let answer = ask(server, action);
+                        assert_eq!(answer.status, status, "{answer:?}");
+                        assert_ne!(answer.error_code(), Some("internal"), "{answer:?}");
+                    }
+                })
+            })
+            .collect();
+        while breaking.iter().any(|calling| !calling.is_finished()) {
+            server.assert_healthy();
+        }
+    });
+}
+
+#[test]
 fn both_policies_and_every_instance_give_the_same_bits() {
     let bodies = |server: &Server| {
         let texts = ["You are nice", "what a load of rubbish", "idiot", "Beyoncé 見学"];

@@ -17,13 +17,9 @@ pub struct Traffic {
 impl Traffic {
     /// One more request went to the version.
     pub fn count(&self, version: &VersionId, reason: &'static str) {
-        let mut counts = self.lock();
-        match counts.get_mut(&(version.clone(), reason)) {
-            Some(count) => *count += 1,
-            None => {
-                counts.insert((version.clone(), reason), 1);
-            }
-        }
+        // Made before the lock is taken.
+        let key = (version.clone(), reason);
+        *self.lock().entry(key).or_default() += 1;
     }
 
     /// The counts since the start.
