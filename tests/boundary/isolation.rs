@@ -1,5 +1,6 @@
 use std::io::Write as _;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::temporary_folder;
@@ -52,28 +53,31 @@ fn a_reused_instance_is_replaced_after_its_batches_and_after_growing() {
 
 #[test]
 fn a_version_never_has_more_instances_than_were_set_aside_for_it() {
-    // Room for these two versions and not one instance more: whatever the one does, the other finds
-    // the instances that are its own.
+    // Room for these two versions and not one instance more. One of the two that misbehave is busy
+    // while the other breaks down and is replaced again and again; the healthy version makes a new
+    // instance for every request, and must find room for both of its callers.
     let config = "threads_per_version = 2\ninference_threads = 8\ninstances = 4\n\
-                  [models.misbehave]\nisolation = \"fresh\"\n";
+                  [models.toxicity]\nisolation = \"fresh\"\n";
     let (server, _folder) = server(AMPLE, config);
     let server = &server;
+    let spin = json!({"action": "spin"}).to_string();
+    let over = &AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let breaking: Vec<_> = (0..4)
-            .map(|caller| {
-                scope.spawn(move || {
-                    for call in 0..200 {
-                        let breaks = (call + caller) % 4 == 0;
-                        let (action, status) = if breaks { ("panic", 500) } else { ("count", 200) };
-                        let answer = ask(server, action);
-                        assert_eq!(answer.status, status, "{answer:?}");
-                        assert_ne!(answer.error_code(), Some("internal"), "{answer:?}");
-                    }
-                })
-            })
-            .collect();
-        while breaking.iter().any(|calling| !calling.is_finished()) {
-            server.assert_healthy();
+        scope.spawn(|| {
+            let time = [("X-Request-Timeout-Ms", "3000")];
+            server.send("POST", "/models/misbehave/predict", &time, spin.as_bytes());
+            over.store(true, Ordering::Relaxed);
+        });
+        let healthy = move || {
+            while !over.load(Ordering::Relaxed) {
+                server.assert_healthy();
+            }
+        };
+        scope.spawn(healthy);
+        scope.spawn(healthy);
+        while !over.load(Ordering::Relaxed) {
+            assert_eq!(ask(server, "panic").error_code(), Some("model_failure"));
+            assert_eq!(ask(server, "echo").status, 200);
         }
     });
 }
