@@ -275,7 +275,6 @@ impl LimitsFile {
             drain_time: seconds("drain_seconds", self.drain_seconds, 10)?,
             inference: InferenceLimits {
                 threads,
-                threads_per_version: per_version,
                 queued_per_version: positive("queued_batches", self.queued_batches, 256)?,
             },
             engine: EngineLimits {
@@ -355,7 +354,7 @@ mod tests {
     #[test]
     fn models_have_limits_of_their_own() {
         let text = "[limits]\npredict_milliseconds = 100\n[models.a]\nisolation = \"fresh\"\n\
-                    instance_memory_mib = 512\n[models.b]\npredict_milliseconds = 200\n\
+                    instance_memory_mib = 512\ninstances = 1\nstack_kib = 1024\n[models.b]\npredict_milliseconds = 200\n\
                     isolation = { reuse = { max_batches = 5 } }";
         let settings = settle(text).unwrap();
         let of = |name: &str| settings.models[&name.parse().unwrap()];
@@ -365,6 +364,7 @@ mod tests {
         let reuse = ReuseLimits { max_batches: 5, ..ReuseLimits::default() };
         assert_eq!(of("b").isolation, Isolation::Reuse(reuse));
         assert_eq!(settings.limits.engine.max_memory_bytes, 512 << 20);
+        assert_eq!((of("a").concurrency, of("a").instance.stack_bytes), (1, 1 << 20));
     }
 
     #[test]
@@ -387,6 +387,9 @@ mod tests {
             "[models.toxicity]\ninstance_memory_mib = 0",
             "[models.toxicity]\ninstance_memory_mib = 5000",
             "[models.toxicity]\npredict_milliseconds = 0",
+            "[models.toxicity]\nstack_kib = 0",
+            "[models.toxicity]\ninstances = 0",
+            "[limits]\nthreads_per_version = 2\n[models.toxicity]\ninstances = 3",
         ] {
             assert!(settle(bad).is_err(), "{bad}");
         }
@@ -431,6 +434,9 @@ mod tests {
             table_elements: Some(_),
             output_mib: Some(_),
             log_kib: Some(_),
+            stack_kib: Some(_),
+            instances: Some(_),
+            accept_non_finite: Some(_),
         } = model
         else {
             panic!("a key of models is not in the README");

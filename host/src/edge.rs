@@ -9,6 +9,7 @@ mod catalogue;
 mod error;
 mod json;
 mod listener;
+mod metrics;
 mod observe;
 mod predict;
 mod unread;
@@ -72,6 +73,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics::metrics))
         .merge(predict::endpoints("predict", Form::Single))
         .merge(predict::endpoints("batch_predict", Form::Batch))
         .route("/models", get(catalogue::models))

@@ -18,10 +18,10 @@ mod ticker;
 
 pub(crate) use bindings::Model;
 pub(crate) use convert::signature_from_wit;
-pub use engine::{Engine, EngineError, EngineLimits};
+pub use engine::{Engine, EngineError, EngineLimits, Engines};
 pub use fault::{Fault, Rejection, TrapKind};
 pub use instance::{Instance, LoadedComponent};
 pub use limits::InstanceLimits;
-pub(crate) use linker::{Phase, linker};
+pub(crate) use linker::{NotInSnapshot, Phase, linker};
 pub(crate) use state::HostState;
 pub use stop::{CancelOnDrop, Stop};

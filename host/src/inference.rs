@@ -59,8 +59,6 @@ struct Job {
 pub struct InferenceLimits {
     /// All threads.
     pub threads: usize,
-    /// The most of them that one version uses.
-    pub threads_per_version: usize,
     /// Batches of one version that wait for a thread.
     pub queued_per_version: usize,
 }
@@ -100,17 +98,18 @@ impl Shared {
 }
 
 impl Inference {
-    /// Start the threads.
+    /// Start the threads, with a stack of that many bytes each.
     ///
     /// # Errors
     /// The machine gives no more threads.
-    pub fn start(limits: InferenceLimits) -> std::io::Result<Self> {
-        let queue = FairQueue::new(limits.queued_per_version, limits.threads_per_version);
+    pub fn start(limits: InferenceLimits, stack_bytes: usize) -> std::io::Result<Self> {
+        let queue = FairQueue::new(limits.queued_per_version);
         let state = Mutex::new(State { queue, stopped: false });
         let inference = Self(Arc::new(Shared { state, changed: Condvar::new() }));
         for index in 0..limits.threads {
             let shared = Arc::clone(&inference.0);
             let thread = thread::Builder::new().name(format!("inference-{index}"));
+            let thread = thread.stack_size(stack_bytes);
             thread.spawn(move || work(&shared))?;
         }
         Ok(inference)
@@ -134,14 +133,14 @@ impl Inference {
         }
         let (answer, answered) = oneshot::channel();
         let (stop, _cancel_if_dropped) = Stop::with_guard(deadline);
-        let key = version.key();
+        let (key, share) = (version.key(), version.limits().concurrency);
         let job = Job { version, inputs, deadline, stop, span, answer };
         {
             let mut state = self.0.lock();
             if state.stopped {
                 return Err(PredictError::Stopped);
             }
-            state.queue.push(key, job).map_err(|_job| PredictError::Overloaded)?;
+            state.queue.push(key, share, job).map_err(|_job| PredictError::Overloaded)?;
         }
         self.0.changed.notify_one();
         // A running guest is interrupted at the deadline and says so; this is for jobs that wait.
@@ -182,7 +181,7 @@ fn run(job: Job) {
     }
     let _logged_with_the_request = span.enter();
     let mut leased = None;
-    let predict = || match version.pool().take() {
+    let predict = || match version.pool().take(&stop) {
         Ok(taken) => leased.insert(taken).predict(&inputs, &stop),
         Err(fault) => Err(fault),
     };
@@ -203,11 +202,12 @@ fn run(job: Job) {
 fn account(version: &ServableVersion, fault: Option<&Fault>) {
     let (id, breaker) = (version.id(), version.breaker());
     let Some(fault) = fault else { return breaker.succeeded() };
+    version.faults().count(fault);
     if matches!(fault, Fault::Rejected(_)) {
         return breaker.succeeded();
     }
     let (model, version) = (&id.name, &id.version);
-    tracing::warn!(target: "fault", %model, %version, kind = fault.kind(), "{fault}");
+    tracing::warn!(target: "fault", %model, %version, kind = fault.kind(), trap = fault.trap(), "{fault}");
     if !fault.condemns_version() {
         return;
     }

@@ -39,6 +39,9 @@ impl Default for ReuseLimits {
     }
 }
 
+/// How long `init` may take in an instance that nobody waits for, where there is no snapshot.
+const INIT_TIME: Duration = Duration::from_secs(60);
+
 /// The instances of one version.
 pub struct Pool {
     component: LoadedComponent,
@@ -54,6 +57,18 @@ struct Instances {
     idle: Vec<Leased>,
     /// Leased, or being made.
     out: usize,
+    made: u64,
+}
+
+/// How many instances of a version there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstanceCounts {
+    /// Ready for a batch.
+    pub idle: usize,
+    /// On their way through a batch, or being made.
+    pub out: usize,
+    /// Made since the version was loaded.
+    pub made: u64,
 }
 
 /// An instance on its way through a batch.
@@ -85,14 +100,15 @@ impl Pool {
     /// An instance: an idle one, or a new one if there is none.
     ///
     /// # Errors
-    /// [`Fault::Host`], when the engine has no more of them.
-    pub fn take(&self) -> Result<Leased, Fault> {
+    /// [`Fault::Host`], when the engine has no more of them; where `init` has to run for a new one
+    /// any other.
+    pub fn take(&self, stop: &Stop) -> Result<Leased, Fault> {
         let idle = {
             let mut instances = self.lock();
             instances.out += 1;
             instances.idle.pop()
         };
-        let taken = idle.map_or_else(|| self.make(), Ok);
+        let taken = idle.map_or_else(|| self.make(stop), Ok);
         if taken.is_err() {
             self.lock().out -= 1;
         }
@@ -124,17 +140,26 @@ impl Pool {
                 }
                 instances.out += 1;
             }
-            let made = self.make();
+            let made = self.make(&Stop::at(Instant::now() + INIT_TIME));
             let mut instances = self.lock();
             instances.out -= 1;
-            // An engine that is full now has instances again when others are given back.
+            // An engine that is full now has instances again when others are given back. An `init`
+            // that fails will say so to the next request.
             let Ok(made) = made else { return };
             instances.idle.push(made);
         }
     }
 
-    fn make(&self) -> Result<Leased, Fault> {
-        let instance = self.component.instantiate()?;
+    /// How many instances there are.
+    pub fn counts(&self) -> InstanceCounts {
+        let instances = self.lock();
+        let Instances { idle, out, made } = &*instances;
+        InstanceCounts { idle: idle.len(), out: *out, made: *made }
+    }
+
+    fn make(&self, stop: &Stop) -> Result<Leased, Fault> {
+        let instance = self.component.instantiate(stop)?;
+        self.lock().made += 1;
         let (batches, memory_at_first, made) = (0, instance.memory_bytes(), Instant::now());
         Ok(Leased { instance, batches, memory_at_first, made })
     }

@@ -36,6 +36,8 @@ pub struct PreinitLimits {
     pub memory_bytes: u64,
     /// Linear memory of the guest, in bytes.
     pub guest_memory_bytes: usize,
+    /// Call stack of the guest, in bytes.
+    pub guest_stack_bytes: usize,
     /// The largest file that the child may write, in bytes.
     pub file_bytes: u64,
 }
@@ -47,9 +49,20 @@ impl Default for PreinitLimits {
             wall_time: Duration::from_secs(960),
             memory_bytes: 6 << 30,
             guest_memory_bytes: 1 << 30,
+            guest_stack_bytes: 512 << 10,
             file_bytes: 4 << 30,
         }
     }
+}
+
+/// How the instances of a version begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// In the state of a snapshot that was taken after `init`: in microseconds, sharing its memory.
+    Snapshot,
+    /// By running `init`, each for itself, because there can be no snapshot; the text says why.
+    Init(String),
 }
 
 /// What a child found out.
@@ -57,6 +70,8 @@ impl Default for PreinitLimits {
 pub struct PreinitReport {
     /// What the guest's `init` declared.
     pub signature: Signature,
+    /// How instances begin.
+    pub start: Start,
     /// Which engines can run the compiled form; none if none was asked for.
     pub fingerprint: Option<String>,
     /// Time of each step, in milliseconds.
@@ -150,6 +165,7 @@ fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::
     limit("--cpu-seconds", limits.cpu_time.as_secs());
     limit("--memory-bytes", limits.memory_bytes);
     limit("--guest-memory-bytes", limits.guest_memory_bytes as u64);
+    limit("--guest-stack-bytes", limits.guest_stack_bytes as u64);
     limit("--file-bytes", limits.file_bytes);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     Ok(command)

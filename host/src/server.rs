@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::config::Settings;
 use crate::edge::{self, Edge};
-use crate::guest::{Engine, EngineError};
+use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::observe::logs;
@@ -70,7 +70,7 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let registry = Arc::new(Registry::new(settings.splits));
     let mut limits = settings.limits;
     limits.connections = limits.connections.min(files_for_connections());
-    let inference = Inference::start(limits.inference);
+    let inference = Inference::start(limits.inference, loader.engines.thread_stack_bytes());
     let edge = Arc::new(Edge {
         registry: Arc::clone(&registry),
         inference: inference.map_err(ServeError::Start)?,
@@ -120,10 +120,12 @@ fn files_for_connections() -> usize {
 }
 
 fn loader(settings: &Settings) -> Result<Loader, ServeError> {
-    let engine = Engine::serving(settings.limits.engine)?;
-    let store = Store::open(&settings.state, engine.fingerprint())?;
+    let limits = std::iter::once(&settings.limits.model).chain(settings.models.values());
+    let stacks = limits.map(|limits| limits.instance.stack_bytes);
+    let engines = Engines::serving(settings.limits.engine, stacks)?;
+    let store = Store::open(&settings.state, engines.fingerprint())?;
     Ok(Loader {
-        engine,
+        engines,
         store,
         limits: settings.limits.preinit,
         general: settings.limits.model,

@@ -14,6 +14,7 @@
 //! compiled/functions-<engine>.mac         over them
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -254,6 +255,35 @@ impl Store {
     }
 }
 
+/// What pre-initialising an artifact found out, for each engine that it was compiled for, by the
+/// engine's fingerprint. Only reads, and checks no MAC: for people to look at while a host runs.
+///
+/// # Errors
+/// The state folder cannot be read.
+pub fn reports(
+    folder: &Path,
+    artifact: Digest,
+) -> Result<BTreeMap<String, PreinitReport>, StoreError> {
+    let read = || -> io::Result<_> {
+        let mut reports = BTreeMap::new();
+        for entry in fs::read_dir(folder.join("compiled"))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let engine = name
+                .strip_prefix(&artifact.hex())
+                .and_then(|rest| rest.strip_prefix('-'))
+                .and_then(|rest| rest.strip_suffix(".json"));
+            let Some(engine) = engine else { continue };
+            // One that is damaged says nothing; the host compiles anew.
+            if let Ok(Record { report, .. }) = serde_json::from_slice(&fs::read(&path)?) {
+                reports.insert(engine.to_owned(), report);
+            }
+        }
+        Ok(reports)
+    };
+    read().map_err(StoreError::new("cannot read the reports of compiled versions"))
+}
+
 /// It belongs to the user that this host runs as, and gives others none of these permissions.
 fn check_private(metadata: &Metadata, denied: u32) -> io::Result<()> {
     if metadata.uid() != rustix::process::geteuid().as_raw() {
@@ -320,10 +350,18 @@ fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
 mod tests {
     use super::*;
     use crate::model::Signature;
+    use crate::preinit::Start;
 
     fn report() -> PreinitReport {
         let signature = Signature { inputs: vec![], outputs: vec![], max_batch_size: 1 };
-        PreinitReport { signature, fingerprint: None, steps_ms: vec![], peak_memory_bytes: 0 }
+        let start = Start::Snapshot;
+        PreinitReport {
+            signature,
+            start,
+            fingerprint: None,
+            steps_ms: vec![],
+            peak_memory_bytes: 0,
+        }
     }
 
     fn keep(store: &Store, artifact: Digest, code: &[u8]) -> CompiledVersion {

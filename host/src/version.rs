@@ -2,16 +2,19 @@
 //! it alive, so draining is a matter of ownership.
 
 mod breaker;
+mod faults;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub use breaker::Breaker;
+pub use faults::Faults;
 
 use crate::artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
 use crate::guest::{Fault, InstanceLimits, LoadedComponent, Stop};
 use crate::model::{Signature, Tensor, VersionId};
 use crate::pool::{Isolation, Pool};
+use crate::preinit::PreinitReport;
 use crate::record;
 
 /// The time all golden examples of a version may take together. They run before anyone waits for
@@ -37,10 +40,11 @@ pub struct ServableVersion {
     id: VersionId,
     digest: Digest,
     metadata: Metadata,
-    signature: Signature,
+    report: PreinitReport,
     limits: ModelLimits,
     pool: Pool,
     breaker: Breaker,
+    faults: Faults,
 }
 
 /// A version does not do what its artifact promises.
@@ -80,7 +84,7 @@ impl ServableVersion {
     /// [`ProofError`] with the first example that was not met.
     pub fn prove(
         artifact: &Artifact,
-        signature: Signature,
+        report: &PreinitReport,
         component: LoadedComponent,
         limits: ModelLimits,
     ) -> Result<Self, ProofError> {
@@ -88,7 +92,7 @@ impl ServableVersion {
         let pool = Pool::new(component, limits.isolation, limits.concurrency);
         let proof = Proof {
             pool: &pool,
-            signature: &signature,
+            signature: &report.signature,
             tolerances: &artifact.descriptor().tolerances,
             stop: Stop::at(Instant::now() + GOLDEN_TIME),
         };
@@ -98,8 +102,9 @@ impl ServableVersion {
         pool.fill();
         let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
         let (id, digest) = (artifact.id().clone(), artifact.digest());
-        let (metadata, breaker) = (artifact.metadata().clone(), Breaker::default());
-        Ok(Self { key, id, digest, metadata, signature, limits, pool, breaker })
+        let (metadata, report) = (artifact.metadata().clone(), report.clone());
+        let (breaker, faults) = (Breaker::default(), Faults::default());
+        Ok(Self { key, id, digest, metadata, report, limits, pool, breaker, faults })
     }
 
     /// Tells this loaded version from every other one of the process.
@@ -124,7 +129,12 @@ impl ServableVersion {
 
     /// What it takes and gives.
     pub fn signature(&self) -> &Signature {
-        &self.signature
+        &self.report.signature
+    }
+
+    /// What pre-initialising found out.
+    pub fn report(&self) -> &PreinitReport {
+        &self.report
     }
 
     /// What it may use.
@@ -140,6 +150,11 @@ impl ServableVersion {
     /// Whether it may be asked.
     pub fn breaker(&self) -> &Breaker {
         &self.breaker
+    }
+
+    /// What went wrong so far.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
     }
 }
 
@@ -169,7 +184,7 @@ impl Proof<'_> {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Fault> {
-        let mut leased = self.pool.take()?;
+        let mut leased = self.pool.take(&self.stop)?;
         let outcome = leased.predict(inputs, &self.stop);
         let good = outcome.as_ref().err().is_none_or(Fault::spares_instance);
         self.pool.give_back(leased, good);

@@ -43,6 +43,7 @@ fn a_guest_that_breaks_down_costs_one_request() {
         ("wrong-rows", "bad_output"),
         ("wrong-length", "bad_output"),
         ("no-output", "bad_output"),
+        ("not-a-number", "bad_output"),
         ("reject-row-99", "bad_output"),
         ("huge-output", "trap"),
         ("exit", "trap"),
@@ -50,6 +51,35 @@ fn a_guest_that_breaks_down_costs_one_request() {
     ] {
         assert_costs_one_request(&server, action, 500, "model_failure", kind);
     }
+}
+
+#[test]
+fn faults_are_counted_by_class_and_version() {
+    let (server, _folder) = server(AMPLE);
+    for (action, times) in [("panic", 3), ("recurse", 2), ("wrong-rows", 1), ("echo", 4)] {
+        (0..times).for_each(|_| drop(ask(&server, action)));
+    }
+    let metrics = server.metrics();
+    for line in [
+        "# TYPE guesthouse_faults counter",
+        r#"guesthouse_faults_total{model="misbehave",version="1.0.0",kind="trap",trap="unreachable"} 3"#,
+        r#"guesthouse_faults_total{model="misbehave",version="1.0.0",kind="trap",trap="stack_overflow"} 2"#,
+        r#"guesthouse_faults_total{model="misbehave",version="1.0.0",kind="bad_output",trap=""} 1"#,
+        r#"guesthouse_version_suspended{model="misbehave",version="1.0.0"} 0"#,
+        r#"guesthouse_version_snapshot{model="toxicity",version="1.0.0"} 1"#,
+        "# EOF",
+    ] {
+        assert!(metrics.lines().any(|is| is == line), "{line} is not in\n{metrics}");
+    }
+    for start in [
+        r#"guesthouse_preinit_step_seconds{model="misbehave",version="1.0.0",step="init"} "#,
+        r#"guesthouse_preinit_peak_memory_bytes{model="misbehave",version="1.0.0"} "#,
+        r#"guesthouse_instances{model="misbehave",version="1.0.0",state="idle"} "#,
+        r#"guesthouse_instances_made_total{model="misbehave",version="1.0.0"} "#,
+    ] {
+        assert!(metrics.lines().any(|is| is.starts_with(start)), "{start} is not in\n{metrics}");
+    }
+    assert!(!metrics.contains(r#"model="toxicity",version="1.0.0",kind="#), "{metrics}");
 }
 
 #[test]
@@ -70,7 +100,9 @@ fn a_guest_that_spins_is_interrupted_and_its_neighbours_are_served_meanwhile() {
         assert_eq!(error, (504, Some("deadline_exceeded")), "{answer:?}");
         assert!(took >= Duration::from_millis(500), "the guest had its time: {took:?}");
     });
-    assert_costs_one_request(server, "spin", 504, "deadline_exceeded", "deadline");
+    for action in ["spin", "spin-memory", "spin-host-call"] {
+        assert_costs_one_request(server, action, 504, "deadline_exceeded", "deadline");
+    }
 }
 
 #[test]

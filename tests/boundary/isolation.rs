@@ -83,6 +83,36 @@ fn a_version_never_has_more_instances_than_were_set_aside_for_it() {
 }
 
 #[test]
+fn a_models_own_limits_hold_for_it_and_not_for_others() {
+    // Deep enough for a call of the guest, and a hundredth of what it would take to use 4 MiB.
+    let small = "[models.misbehave]\nstack_kib = 64\ninstances = 1\naccept_non_finite = true\n";
+    let (server, _folder) = server(AMPLE, small);
+    let answer = ask(&server, "not-a-number");
+    assert_eq!((answer.status, &answer.body["score"]), (200, &json!(null)), "{answer:?}");
+    assert_eq!(ask(&server, "recurse").error_code(), Some("model_failure"));
+    let line = server.wait_for("the trap", |line| line["kind"] == "trap");
+    assert_eq!(line["trap"], "stack_overflow");
+    let metrics = server.metrics();
+    let idle = |model: &str, count: usize| {
+        format!(r#"guesthouse_instances{{model="{model}",version="1.0.0",state="idle"}} {count}"#)
+    };
+    assert!(metrics.contains(&idle("misbehave", 1)), "{metrics}");
+    server.assert_healthy();
+    // One instance, so one at a time: the second waits for the first.
+    let server = &server;
+    std::thread::scope(|scope| {
+        let spinning = scope.spawn(move || {
+            let short = [("X-Request-Timeout-Ms", "1000")];
+            let body = json!({"action": "spin"}).to_string();
+            server.send("POST", "/models/misbehave/predict", &short, body.as_bytes())
+        });
+        while !server.metrics().contains(r#"version="1.0.0",state="busy"} 1"#) {}
+        assert_eq!(ask(server, "echo").status, 200);
+        assert_eq!(spinning.join().unwrap().status, 504);
+    });
+}
+
+#[test]
 fn both_policies_and_every_instance_give_the_same_bits() {
     let bodies = |server: &Server| {
         let texts = ["You are nice", "what a load of rubbish", "idiot", "Beyoncé 見学"];

@@ -19,5 +19,7 @@ mod logs;
 mod oracle;
 /// What is compiled once is found again, and only what this host wrote is loaded.
 mod restart;
+/// What cannot be snapshot after `init` is said to be so, and works all the same.
+mod snapshots;
 /// The architecture holds: who may know what, and every module says what it is for.
 mod tidy;

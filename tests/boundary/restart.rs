@@ -69,6 +69,28 @@ fn a_host_killed_at_any_moment_of_a_deploy_starts_again() {
 }
 
 #[test]
+fn what_compiling_took_is_shown_by_inspect() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    assert!(Server::start(&setup).stop().0.success());
+    let artifact = folder.path().join("misbehave-1.0.0.wasm");
+    let (artifact, state) = (artifact.to_string_lossy(), folder.path().join("state"));
+    let state = state.to_string_lossy();
+    let output = run_host(&["inspect", "--json", "--state", &state, &artifact]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let [compiled] = report["compiled"].as_object().unwrap().values().collect::<Vec<_>>()[..]
+    else {
+        panic!("{report}")
+    };
+    assert_eq!(compiled["start"], "snapshot");
+    assert!(compiled["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
+    assert!(compiled["steps_ms"].as_array().unwrap().iter().any(|step| step[0] == "compile"));
+    let output = run_host(&["inspect", "--state", &state, &artifact]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("begin in a snapshot") && text.contains("peak memory"), "{text}");
+}
+
+#[test]
 fn a_second_host_on_the_same_state_is_refused() {
     let folder = temporary_folder();
     let setup = setup(folder.path());

@@ -5,6 +5,8 @@ use std::process::{Command, Output};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
+use wac_graph::types::Package;
+use wac_graph::{CompositionGraph, EncodeOptions};
 
 use crate::environment;
 
@@ -32,6 +34,27 @@ pub fn run_host(arguments: &[&str]) -> Output {
     command.args(arguments).output().expect("the host program can be run")
 }
 
+/// A component that does nothing but hold another and pass on its imports and exports, made with the
+/// tool that people compose components with.
+///
+/// # Panics
+/// It cannot be read, composed or written.
+pub fn compose(component: &Path, output: &Path) {
+    let compose = || -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+        let mut graph = CompositionGraph::new();
+        let package = Package::from_file("test:inner", None, component, graph.types_mut())?;
+        let package = graph.register_package(package)?;
+        let inner = graph.instantiate(package);
+        for export in ["guesthouse:model/lifecycle@0.1.0", "guesthouse:model/predict@0.1.0"] {
+            let node = graph.alias_instance_export(inner, export)?;
+            graph.export(node, export)?;
+        }
+        Ok(graph.encode(EncodeOptions::default())?)
+    };
+    let composed = compose().expect("a guest can be composed");
+    std::fs::write(output, composed).expect("the folder is writable");
+}
+
 /// What the misbehaving guest's artifact is to be like.
 #[derive(Debug, Clone)]
 pub struct Misbehave {
@@ -39,33 +62,37 @@ pub struct Misbehave {
     pub version: &'static str,
     /// The golden examples, a line each.
     pub golden: &'static str,
+    /// What its `init` does.
+    pub init: &'static str,
+    /// Whether its component is composed of others.
+    pub composed: bool,
 }
 
 impl Default for Misbehave {
     fn default() -> Self {
         let golden = r#"{"inputs": {"action": "echo"}, "outputs": {"done": "echo"}}"#;
-        Self { version: "1.0.0", golden }
+        Self { version: "1.0.0", golden, init: "well", composed: false }
     }
 }
 
 impl Misbehave {
-    /// Pack it into `folder`; its `init` behaves well.
+    /// Pack it into `folder`.
     ///
     /// # Panics
     /// It cannot be packed.
     pub fn pack(&self, folder: &Path) -> PathBuf {
         let output = folder.join(format!("misbehave-{}.wasm", self.version));
-        let outcome = self.try_pack(folder, "well", &output);
+        let outcome = self.try_pack(folder, &output);
         assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
         output
     }
 
-    /// Let the host program pack it, with an `init` that behaves as the word says.
+    /// Let the host program pack it.
     ///
     /// # Panics
     /// The disk is full or not writable.
-    pub fn try_pack(&self, folder: &Path, init: &str, output: &Path) -> Output {
-        let arguments = self.pack_arguments(folder, init, output);
+    pub fn try_pack(&self, folder: &Path, output: &Path) -> Output {
+        let arguments = self.pack_arguments(folder, output);
         run_host(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
@@ -77,20 +104,25 @@ impl Misbehave {
     pub fn try_pack_by(&self, starter: &[&str], folder: &Path, output: &Path) -> Output {
         let mut command = Command::new(starter[0]);
         command.args(&starter[1..]).arg(environment::host());
-        command.args(self.pack_arguments(folder, "well", output));
+        command.args(self.pack_arguments(folder, output));
         command.output().expect("the command can be run")
     }
 
-    fn pack_arguments(&self, folder: &Path, init: &str, output: &Path) -> Vec<String> {
-        let manifest = folder.join(format!("manifest-{}-{init}.toml", self.version));
+    fn pack_arguments(&self, folder: &Path, output: &Path) -> Vec<String> {
+        let Self { version, init, .. } = self;
+        let manifest = folder.join(format!("manifest-{version}-{init}.toml"));
         let text = format!(
-            "name = \"misbehave\"\nversion = \"{}\"\n[parameters]\ninit = \"{init}\"\n\
-             [golden]\nfile = \"golden.jsonl\"\n",
-            self.version
+            "name = \"misbehave\"\nversion = \"{version}\"\n[parameters]\ninit = \"{init}\"\n\
+             [golden]\nfile = \"golden.jsonl\"\n"
         );
         std::fs::write(&manifest, text).expect("the folder is writable");
         std::fs::write(folder.join("golden.jsonl"), self.golden).expect("the folder is writable");
-        let component = environment::guests().join("misbehave.wasm");
+        let mut component = environment::guests().join("misbehave.wasm");
+        if self.composed {
+            let composed = folder.join("composed-misbehave.wasm-component");
+            compose(&component, &composed);
+            component = composed;
+        }
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let (manifest, component) = (text(&manifest), text(&component));
         let options =

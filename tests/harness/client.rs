@@ -42,15 +42,12 @@ impl Answer {
 /// # Panics
 /// There is no answer, or it is not JSON.
 pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-    let configuration =
-        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(TIMEOUT));
-    let agent: ureq::Agent = configuration.build().into();
     let mut request = ureq::http::Request::builder().method(method).uri(url);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
     let request = request.body(body.to_vec()).expect("the test builds a whole request");
-    let mut response = agent.run(request).expect("the server answers");
+    let mut response = agent().run(request).expect("the server answers");
     let headers = response
         .headers()
         .iter()
@@ -64,6 +61,24 @@ pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> A
         serde_json::from_str(&body).unwrap_or_else(|_| panic!("not JSON: {body}"))
     };
     Answer { status, headers, body }
+}
+
+/// A page that is no JSON, and its content type.
+///
+/// # Panics
+/// There is no such page.
+pub fn page(url: &str) -> (String, String) {
+    let mut response = agent().get(url).call().expect("the server answers");
+    assert_eq!(response.status().as_u16(), 200, "{url}");
+    let content_type = response.headers().get("content-type").expect("a page has a type");
+    let content_type = content_type.to_str().expect("a type is a text").to_owned();
+    (response.body_mut().read_to_string().expect("the body is text"), content_type)
+}
+
+fn agent() -> ureq::Agent {
+    let configuration =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(TIMEOUT));
+    configuration.build().into()
 }
 
 /// Send bytes as they are; everything that comes back until the server closes the connection.

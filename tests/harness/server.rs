@@ -152,6 +152,16 @@ impl Server {
         client::send("GET", &self.url(path), &[], b"")
     }
 
+    /// What Prometheus would read.
+    ///
+    /// # Panics
+    /// It could not.
+    pub fn metrics(&self) -> String {
+        let (text, content_type) = client::page(&self.url("/metrics"));
+        assert!(content_type.starts_with("application/openmetrics-text"), "{content_type}");
+        text
+    }
+
     /// The address of an endpoint.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)

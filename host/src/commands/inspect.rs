@@ -1,10 +1,13 @@
 //! `guesthouse inspect`
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use guesthouse::artifact::{Artifact, GoldenExample, Metadata, Tolerances};
 use guesthouse::model::{Constraint, Field, Signature};
+use guesthouse::preinit::{PreinitReport, Start};
+use guesthouse::store;
 use guesthouse::terminal::{printable, printable_json};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -13,6 +16,9 @@ use serde_json::{Map, Value};
 pub(crate) struct InspectArguments {
     /// The artifact.
     file: PathBuf,
+    /// A server's state folder: what compiling the artifact took there is printed, too.
+    #[arg(long)]
+    state: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -27,13 +33,14 @@ struct Report<'a> {
     size_bytes: usize,
     metadata: &'a Metadata,
     provenance: Option<&'a str>,
-    parameters: &'a std::collections::BTreeMap<String, String>,
+    parameters: &'a BTreeMap<String, String>,
     signature: Option<&'a Signature>,
     assets: Vec<Asset<'a>>,
     imports: &'a [String],
     exports: &'a [String],
     tolerances: &'a Tolerances,
     golden_examples: &'a [GoldenExample],
+    compiled: &'a BTreeMap<String, PreinitReport>,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,6 +58,10 @@ pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
         let digest = descriptor.assets.get(name).map(String::as_str);
         Asset { name, size_bytes, digest }
     };
+    let compiled = match &arguments.state {
+        Some(state) => store::reports(state, artifact.digest()).context("failed to inspect")?,
+        None => BTreeMap::new(),
+    };
     let report = Report {
         model: artifact.id().name.as_str(),
         version: artifact.id().version.to_string(),
@@ -65,6 +76,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
         exports: artifact.exports(),
         tolerances: &descriptor.tolerances,
         golden_examples: artifact.golden(),
+        compiled: &compiled,
     };
     if arguments.json {
         println!("{}", printable_json(&serde_json::to_string_pretty(&report)?));
@@ -116,6 +128,21 @@ fn print_for_people(report: &Report<'_>) {
     for (output, tolerance) in report.tolerances {
         println!("  {} within {tolerance}", printable(output));
     }
+    for (engine, compiled) in report.compiled {
+        println!("compiled for engine {}", printable(engine));
+        print_compiled(compiled);
+    }
+}
+
+fn print_compiled(compiled: &PreinitReport) {
+    match &compiled.start {
+        Start::Snapshot => println!("  instances begin in a snapshot"),
+        Start::Init(why) => println!("  init runs in each instance: {}", printable(why)),
+    }
+    for (step, milliseconds) in &compiled.steps_ms {
+        println!("  {:<20} {milliseconds} ms", printable(step));
+    }
+    println!("  {:<20} {} MiB", "peak memory", compiled.peak_memory_bytes >> 20);
 }
 
 /// The beginning of a record.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use guesthouse::artifact::{self, Artifact};
-use guesthouse::preinit::{self, Goal, PreinitLimits};
+use guesthouse::preinit::{self, Goal, PreinitLimits, Start};
 use guesthouse::terminal;
 
 #[derive(Debug, clap::Args)]
@@ -57,6 +57,10 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
         .context("failed to write the folder")?;
     let (id, digest, size) = (artifact.id(), artifact.digest(), finished.len());
     let output = terminal::printable(&output.to_string_lossy());
+    if let Start::Init(reason) = &report.start {
+        let reason = terminal::printable(reason);
+        println!("note: there can be no snapshot, so init will run in each instance: {reason}");
+    }
     println!("packed {id} into {output} ({size} bytes, {digest})");
     Ok(())
 }

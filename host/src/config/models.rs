@@ -28,6 +28,12 @@ pub struct ModelFile {
     pub output_mib: Option<usize>,
     /// What one call may log.
     pub log_kib: Option<usize>,
+    /// Call stack of an instance.
+    pub stack_kib: Option<usize>,
+    /// Instances of one version, which is how many of its batches may run at once.
+    pub instances: Option<usize>,
+    /// Whether an output may be NaN or infinite.
+    pub accept_non_finite: Option<bool>,
 }
 
 /// How strictly requests of a model are kept apart.
@@ -71,12 +77,16 @@ impl ModelFile {
             ("instance_memory_mib", self.instance_memory_mib, 1 << 20, &mut instance.memory_bytes),
             ("output_mib", self.output_mib, 1 << 20, &mut instance.transfer_bytes),
             ("log_kib", self.log_kib, 1 << 10, &mut instance.log_bytes),
+            ("stack_kib", self.stack_kib, 1 << 10, &mut instance.stack_bytes),
         ] {
             match value {
                 None => {}
                 Some(value @ 1..=4096) => *limit = value * unit,
                 Some(_) => return Err((key, "it must be between 1 and 4096")),
             }
+        }
+        if let Some(accepted) = self.accept_non_finite {
+            instance.accept_non_finite = accepted;
         }
         match self.table_elements {
             None => {}
@@ -86,6 +96,14 @@ impl ModelFile {
                 instance.table_elements = elements;
             }
             Some(_) => return Err(("table_elements", "it must be between 1 and 100000")),
+        }
+        match self.instances {
+            None => {}
+            // The pool and the threads are sized by the server's own share for a version.
+            Some(instances) if (1..=general.concurrency).contains(&instances) => {
+                limits.concurrency = instances;
+            }
+            Some(_) => return Err(("instances", "it must be between 1 and `threads_per_version`")),
         }
         Ok(limits)
     }

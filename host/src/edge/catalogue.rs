@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Shared;
 use super::error::ApiError;
 use super::predict::target;
+use crate::preinit::Start;
 use crate::registry::{ModelVersions, Snapshot, VersionState};
 use crate::router::{self, RouteError};
 
@@ -44,11 +45,12 @@ pub(super) async fn version(
     edge.authorize(&headers)?;
     let (model, selector) = target(&model, Some(&selector))?;
     let route = router::route(&edge.registry.snapshot(), &model, &selector, 0, Instant::now())?;
-    let id = route.version.id();
+    let (id, report) = (route.version.id(), route.version.report());
     Ok(Json(json!({
         "model": id.name.as_str(),
         "version": id.version.to_string(),
         "digest": route.version.digest().to_string(),
+        "snapshot": report.start == Start::Snapshot,
         "metadata": route.version.metadata(),
         "signature": route.version.signature(),
     })))

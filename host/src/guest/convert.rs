@@ -39,6 +39,7 @@ pub(super) fn outputs_from_wit(
     mut outputs: Vec<wit::Tensor>,
     signature: &Signature,
     rows: u64,
+    accept_non_finite: bool,
 ) -> Result<Vec<Tensor>, Fault> {
     let bad = |what: String| Fault::BadOutput(what);
     let ordered = signature.outputs.iter().map(|field| {
@@ -55,6 +56,9 @@ pub(super) fn outputs_from_wit(
         if field.is_text() && !is_utf8(&tensor) {
             return Err(bad(format!("output {:?} is not UTF-8", field.name)));
         }
+        if !accept_non_finite && !tensor.is_finite() {
+            return Err(bad(format!("output {:?} has a value that is not finite", field.name)));
+        }
         Ok(tensor)
     });
     let ordered = ordered.collect::<Result<Vec<_>, _>>()?;
@@ -68,7 +72,7 @@ pub(super) fn outputs_from_wit(
 pub(super) fn fault_from_wit(error: wit::PredictError, signature: &Signature, rows: u64) -> Fault {
     let rejections = match error {
         wit::PredictError::Failed(reason) => {
-            return Fault::Failed(reason.chars().take(MAX_FAILURE_CHARACTERS).collect());
+            return Fault::Failed(shorten_failure(&reason));
         }
         wit::PredictError::Rejected(rejections) => rejections,
     };
@@ -84,6 +88,11 @@ pub(super) fn fault_from_wit(error: wit::PredictError, signature: &Signature, ro
         }
     }
     Fault::Rejected(rejections.into_iter().take(MAX_REJECTIONS).map(rejection_from_wit).collect())
+}
+
+/// A guest's word on its own failure, as far as it is logged.
+pub(super) fn shorten_failure(reason: &str) -> String {
+    reason.chars().take(MAX_FAILURE_CHARACTERS).collect()
 }
 
 fn rejection_from_wit(rejection: wit::Rejection) -> Rejection {

@@ -1,6 +1,7 @@
-//! The engines: one that serves, one that only lives in the `preinit` child. Every setting stands
+//! The engines: those that serve, and two that only live in the `preinit` child. Every setting stands
 //! beside its reason.
 
+use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use wasmtime::{
 };
 
 /// Changes with everything that changes what compiled code means but that wasmtime cannot see.
-const COMPILED_FORM_REVISION: u32 = 1;
+const COMPILED_FORM_REVISION: u32 = 2;
 
 /// What the operator bounds; the rest of the pool follows from it.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +21,51 @@ pub struct EngineLimits {
     pub max_instances: u32,
     /// The most linear memory of one instance, in bytes.
     pub max_memory_bytes: usize,
+}
+
+/// What the host itself needs of the stack of a thread that runs guests, in bytes: several times
+/// what it was seen to use.
+const HOST_STACK_BYTES: usize = 2 << 20;
+
+/// The engines that versions run on: one for each size of call stack, because wasmtime bounds the
+/// stack for an engine and not for an instance. They run each other's code.
+pub struct Engines(BTreeMap<usize, Engine>);
+
+impl Engines {
+    /// An engine for each of these sizes of call stack, in bytes; at least one.
+    ///
+    /// # Errors
+    /// The machine refuses what an engine needs.
+    pub fn serving(
+        limits: EngineLimits,
+        stacks: impl IntoIterator<Item = usize>,
+    ) -> Result<Self, EngineError> {
+        let mut engines = BTreeMap::new();
+        for stack in stacks {
+            if !engines.contains_key(&stack) {
+                engines.insert(stack, Engine::serving(limits, stack)?);
+            }
+        }
+        Ok(Self(engines))
+    }
+
+    /// The engine with this call stack.
+    ///
+    /// # Panics
+    /// There is none: no model was to have such a stack.
+    pub fn with_stack(&self, bytes: usize) -> &Engine {
+        &self.0[&bytes]
+    }
+
+    /// What a thread needs for its stack to run guests of all these engines, in bytes.
+    pub fn thread_stack_bytes(&self) -> usize {
+        self.0.keys().max().copied().unwrap_or_default() + HOST_STACK_BYTES
+    }
+
+    /// A text that is the same for engines that can run each other's compiled code.
+    pub fn fingerprint(&self) -> String {
+        self.0.values().next().map(Engine::fingerprint).unwrap_or_default()
+    }
 }
 
 /// The engine that compiled versions run on.
@@ -46,14 +92,17 @@ impl Engine {
     ///
     /// # Errors
     /// The machine refuses what the engine needs.
-    pub fn serving(limits: EngineLimits) -> Result<Self, EngineError> {
-        let engine = match wasmtime::Engine::new(&serving_config(limits)) {
+    pub fn serving(limits: EngineLimits, stack_bytes: usize) -> Result<Self, EngineError> {
+        let mut config = serving_config(limits);
+        config.max_wasm_stack(stack_bytes);
+        // Not used, but held against the above.
+        config.async_stack_size(stack_bytes + HOST_STACK_BYTES);
+        let engine = match wasmtime::Engine::new(&config) {
             Ok(engine) => engine,
             Err(error) => {
                 // Some containers bound the address space that the pool would reserve.
                 let reason = format!("{error:#}");
                 tracing::warn!(reason, "no pool of instances, each one will be mapped by itself");
-                let mut config = serving_config(limits);
                 config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
                 wasmtime::Engine::new(&config).map_err(EngineError)?
             }
@@ -73,8 +122,13 @@ impl Engine {
     }
 
     /// The engine of the `preinit` child that runs `init` once, on code that is thrown away.
-    pub(crate) fn snapshotting(functions: Arc<dyn CacheStore>) -> Result<Self, EngineError> {
+    pub(crate) fn snapshotting(
+        functions: Arc<dyn CacheStore>,
+        stack_bytes: usize,
+    ) -> Result<Self, EngineError> {
         let mut config = Config::new();
+        config.max_wasm_stack(stack_bytes);
+        config.async_stack_size(stack_bytes + HOST_STACK_BYTES);
         config.wasm_component_model(true);
         // Compiled twice, run once: the cheapest code is the fastest way through.
         config.cranelift_opt_level(OptLevel::None);

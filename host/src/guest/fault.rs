@@ -67,6 +67,14 @@ impl Fault {
         }
     }
 
+    /// A word for how the guest broke down, where it did.
+    pub fn trap(&self) -> Option<&'static str> {
+        match self {
+            Self::Trap { kind, .. } => Some(kind.as_str()),
+            _ => None,
+        }
+    }
+
     /// Whether the instance is still good.
     pub fn spares_instance(&self) -> bool {
         matches!(self, Self::Rejected(_) | Self::Failed(_))
@@ -122,14 +130,21 @@ pub enum TrapKind {
     HostCall,
 }
 
+impl TrapKind {
+    /// A word for logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::StackOverflow => "stack_overflow",
+            Self::Unreachable => "unreachable",
+            Self::OutOfBounds => "out_of_bounds",
+            Self::Other => "other",
+            Self::HostCall => "host_call",
+        }
+    }
+}
+
 impl fmt::Display for TrapKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::StackOverflow => "stack overflow",
-            Self::Unreachable => "unreachable",
-            Self::OutOfBounds => "out of bounds",
-            Self::Other => "other",
-            Self::HostCall => "host call",
-        })
+        formatter.write_str(self.as_str())
     }
 }

@@ -7,7 +7,9 @@ use wasmtime::component::Component;
 use wasmtime::{Store, UpdateDeadline};
 
 use super::bindings::{Model, ModelPre};
-use super::convert::{fault_from_wit, outputs_from_wit, tensor_into_wit};
+use super::convert::{
+    fault_from_wit, outputs_from_wit, shorten_failure, signature_from_wit, tensor_into_wit,
+};
 use super::engine::{Engine, EngineError};
 use super::fault::Fault;
 use super::limits::InstanceLimits;
@@ -15,6 +17,7 @@ use super::linker::{Phase, linker};
 use super::state::HostState;
 use super::stop::Stop;
 use super::ticker::Ticker;
+use crate::artifact::Artifact;
 use crate::model::{Signature, Tensor, VersionId};
 
 /// A version's code, ready to be instantiated in microseconds.
@@ -24,6 +27,8 @@ pub struct LoadedComponent {
     version: Arc<VersionId>,
     signature: Arc<Signature>,
     limits: InstanceLimits,
+    /// Only where there is no snapshot.
+    assets: Option<Arc<Artifact>>,
     ticker: Ticker,
 }
 
@@ -49,15 +54,22 @@ impl LoadedComponent {
         let linker = linker(engine, &component, Phase::Serve)?;
         let pre = ModelPre::new(linker.instantiate_pre(&component)?)?;
         let (version, signature) = (Arc::new(version), Arc::new(signature));
-        Ok(Self { pre, version, signature, limits, ticker: engine.ticker() })
+        Ok(Self { pre, version, signature, limits, assets: None, ticker: engine.ticker() })
     }
 
-    /// A new instance, in the state that `init` left.
+    /// Run `init` in each instance, with these assets: there is no snapshot of what it leaves.
+    #[must_use]
+    pub fn running_init(self, assets: Arc<Artifact>) -> Self {
+        Self { assets: Some(assets), ..self }
+    }
+
+    /// A new instance, in the state that `init` left. Where `init` has to run for that, it must be
+    /// done before `stop`.
     ///
     /// # Errors
-    /// [`Fault::Host`], when the pool of instances is exhausted.
-    pub fn instantiate(&self) -> Result<Instance, Fault> {
-        let state = HostState::new(Arc::clone(&self.version), &self.limits, None);
+    /// [`Fault::Host`], when the pool of instances is exhausted; if `init` runs, any other.
+    pub fn instantiate(&self, stop: &Stop) -> Result<Instance, Fault> {
+        let state = HostState::new(Arc::clone(&self.version), &self.limits, self.assets.clone());
         let mut store = Store::new(self.pre.engine(), state);
         store.limiter(HostState::limiter);
         store.set_hostcall_fuel(self.limits.transfer_bytes);
@@ -69,8 +81,17 @@ impl LoadedComponent {
         });
         let guest = self.pre.instantiate(&mut store);
         let guest = guest.map_err(|error| Fault::Host(format!("{error:#}")))?;
-        let (signature, ticker) = (Arc::clone(&self.signature), self.ticker.clone());
-        Ok(Instance { store, guest, signature, ticker })
+        let mut instance = Instance {
+            store,
+            guest,
+            signature: Arc::clone(&self.signature),
+            accept_non_finite: self.limits.accept_non_finite,
+            ticker: self.ticker.clone(),
+        };
+        if self.assets.is_some() {
+            instance.init(stop)?;
+        }
+        Ok(instance)
     }
 }
 
@@ -79,6 +100,7 @@ pub struct Instance {
     store: Store<HostState>,
     guest: Model,
     signature: Arc<Signature>,
+    accept_non_finite: bool,
     ticker: Ticker,
 }
 
@@ -90,24 +112,45 @@ impl Instance {
     pub fn predict(&mut self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Fault> {
         let rows = inputs.first().map_or(0, Tensor::rows);
         let inputs: Vec<_> = inputs.iter().map(tensor_into_wit).collect();
-        self.store.data_mut().begin_call(stop);
-        let _running = self.ticker.running();
-        self.store.set_epoch_deadline(1);
-        let guest = self.guest.guesthouse_model_predict();
-        let answer = guest.call_predict(&mut self.store, &inputs);
-        self.store.data().end_call();
+        let answer = self.call(stop, |guest, store| {
+            guest.guesthouse_model_predict().call_predict(store, &inputs)
+        })?;
         match answer {
-            Ok(Ok(outputs)) => outputs_from_wit(outputs, &self.signature, rows),
-            Ok(Err(error)) => Err(fault_from_wit(error, &self.signature, rows)),
-            Err(error) => {
-                let state = self.store.data();
-                Err(Fault::of_call(&error, state.memory_was_denied(), state.stop_reason()))
-            }
+            Ok(outputs) => outputs_from_wit(outputs, &self.signature, rows, self.accept_non_finite),
+            Err(error) => Err(fault_from_wit(error, &self.signature, rows)),
         }
     }
 
     /// Its linear memory, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.store.data().memory_bytes()
+    }
+
+    fn init(&mut self, stop: &Stop) -> Result<(), Fault> {
+        let declared =
+            self.call(stop, |guest, store| guest.guesthouse_model_lifecycle().call_init(store))?;
+        self.store.data_mut().forget_assets();
+        match declared.map(signature_from_wit) {
+            Ok(declared) if declared == *self.signature => Ok(()),
+            Ok(_) => Err(Fault::BadOutput("init declares another signature than before".into())),
+            Err(reason) => Err(Fault::Failed(format!("init: {}", shorten_failure(&reason)))),
+        }
+    }
+
+    /// One call of the guest, bounded in time, memory and log.
+    fn call<T>(
+        &mut self,
+        stop: &Stop,
+        call: impl FnOnce(&Model, &mut Store<HostState>) -> wasmtime::Result<T>,
+    ) -> Result<T, Fault> {
+        self.store.data_mut().begin_call(stop);
+        let _running = self.ticker.running();
+        self.store.set_epoch_deadline(1);
+        let answer = call(&self.guest, &mut self.store);
+        self.store.data().end_call();
+        answer.map_err(|error| {
+            let state = self.store.data();
+            Fault::of_call(&error, state.memory_was_denied(), state.stop_reason())
+        })
     }
 }

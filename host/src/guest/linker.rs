@@ -18,12 +18,17 @@ use super::state::HostState;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// `init`, before the snapshot. Handles of streams or files would dangle in the image, so
-    /// touching any of WASI but random numbers and the empty environment traps, and the version is refused.
-    Init,
-    /// `predict`. Streams lead nowhere, clocks stand still, there are no files, no sockets, no
+    /// touching any of WASI but random numbers and the empty environment is [`NotInSnapshot`].
+    Snapshot,
+    /// `predict`, and `init` where it runs in each instance. Streams lead nowhere, clocks stand still, there are no files, no sockets, no
     /// environment and no arguments; waiting traps.
     Serve,
 }
+
+/// The guest has called what a snapshot cannot keep the result of: the function.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("`{0}` cannot be called before a snapshot")]
+pub(crate) struct NotInSnapshot(pub(crate) String);
 
 /// The linker for a component.
 pub(crate) fn linker(
@@ -41,7 +46,7 @@ pub(crate) fn linker(
                 NoWaiting(state.ctx().table)
             })?;
         }
-        Phase::Init => {
+        Phase::Snapshot => {
             add_random(&mut linker)?;
             // Empty, and without handles: tract looks for its settings there.
             cli::environment::add_to_linker::<_, WasiCli>(&mut linker, HostState::cli)?;
@@ -79,9 +84,9 @@ fn trap_other_imports(
         for (name, item) in instance.exports(engine.wasmtime()) {
             match item.ty {
                 ComponentItem::ComponentFunc(_) => {
-                    let function = format!("{interface}#{name}");
+                    let called = NotInSnapshot(format!("{interface}#{name}"));
                     stubs.func_new(name, move |_, _, _, _| {
-                        bail!("`{function}` must not be called in `init`")
+                        Err(wasmtime::Error::new(called.clone()))
                     })?;
                 }
                 ComponentItem::Resource(_) => {

@@ -29,15 +29,13 @@ const MAX_RESOURCES: usize = 1000;
 /// same each time it is made.
 const RANDOM_BYTES: &[u8] = b"guests of a house are given the same dice every night";
 
-/// The assets and parameters that `init` may read.
-pub(crate) type InitAssets = Arc<Artifact>;
-
 /// What the host keeps for one instance.
 pub(crate) struct HostState {
     wasi: WasiCtx,
     table: ResourceTable,
     version: Arc<VersionId>,
-    assets: Option<InitAssets>,
+    /// What `init` may read, while it runs.
+    assets: Option<Arc<Artifact>>,
     memory: MemoryLimit,
     stop: Option<Stop>,
     log_bytes: usize,
@@ -50,7 +48,7 @@ impl HostState {
     pub(crate) fn new(
         version: Arc<VersionId>,
         limits: &InstanceLimits,
-        assets: Option<InitAssets>,
+        assets: Option<Arc<Artifact>>,
     ) -> Self {
         let random = || Deterministic::new(RANDOM_BYTES.to_vec());
         let wasi = WasiCtx::builder()
@@ -78,6 +76,11 @@ impl HostState {
             log_bytes_left: limits.log_bytes,
             log_lines_dropped: 0,
         }
+    }
+
+    /// `init` is over.
+    pub(crate) fn forget_assets(&mut self) {
+        self.assets = None;
     }
 
     /// The budgets of one call begin anew.

@@ -15,25 +15,26 @@ pub(super) struct FairQueue<T> {
     /// Lanes that have a job waiting and may run one more, each of them once, in turn.
     turns: VecDeque<LaneKey>,
     max_waiting: usize,
-    max_running: usize,
 }
 
 #[derive(Debug)]
 struct Lane<T> {
     waiting: VecDeque<T>,
     running: usize,
+    max_running: usize,
     has_turn: bool,
 }
 
 impl<T> FairQueue<T> {
-    /// A queue in which each lane may have `max_waiting` jobs waiting and `max_running` running.
-    pub(super) fn new(max_waiting: usize, max_running: usize) -> Self {
-        Self { lanes: BTreeMap::new(), turns: VecDeque::new(), max_waiting, max_running }
+    /// A queue in which each lane may have `max_waiting` jobs waiting.
+    pub(super) fn new(max_waiting: usize) -> Self {
+        Self { lanes: BTreeMap::new(), turns: VecDeque::new(), max_waiting }
     }
 
-    /// Put a job into its lane, or give it back if the lane is full.
-    pub(super) fn push(&mut self, key: LaneKey, job: T) -> Result<(), T> {
-        let new = || Lane { waiting: VecDeque::new(), running: 0, has_turn: false };
+    /// Put a job into its lane, of which `max_running` may run at once, or give it back if the lane
+    /// is full.
+    pub(super) fn push(&mut self, key: LaneKey, max_running: usize, job: T) -> Result<(), T> {
+        let new = || Lane { waiting: VecDeque::new(), running: 0, max_running, has_turn: false };
         let lane = self.lanes.entry(key).or_insert_with(new);
         if lane.waiting.len() >= self.max_waiting {
             return Err(job);
@@ -67,7 +68,7 @@ impl<T> FairQueue<T> {
 
     fn give_turn(&mut self, key: LaneKey) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
-        if !lane.has_turn && !lane.waiting.is_empty() && lane.running < self.max_running {
+        if !lane.has_turn && !lane.waiting.is_empty() && lane.running < lane.max_running {
             lane.has_turn = true;
             self.turns.push_back(key);
         }
@@ -84,9 +85,9 @@ mod tests {
 
     #[test]
     fn a_long_lane_does_not_hold_up_a_short_one() {
-        let mut queue = FairQueue::new(100, 2);
-        (0..50).for_each(|job| queue.push(1, job).unwrap());
-        queue.push(2, 100).unwrap();
+        let mut queue = FairQueue::new(100);
+        (0..50).for_each(|job| queue.push(1, 2, job).unwrap());
+        queue.push(2, 2, 100).unwrap();
         let order: Vec<_> = (0..3).filter_map(|_| queue.pop()).map(|(lane, _)| lane).collect();
         assert_eq!(order, [1, 2, 1]);
         assert!(queue.pop().is_none(), "lane 1 has its share running");
@@ -96,10 +97,10 @@ mod tests {
 
     #[test]
     fn a_full_lane_gives_jobs_back_and_others_take_theirs() {
-        let mut queue = FairQueue::new(1, 1);
-        assert_eq!(queue.push(1, "a"), Ok(()));
-        assert_eq!(queue.push(1, "b"), Err("b"));
-        assert_eq!(queue.push(2, "c"), Ok(()));
+        let mut queue = FairQueue::new(1);
+        assert_eq!(queue.push(1, 1, "a"), Ok(()));
+        assert_eq!(queue.push(1, 1, "b"), Err("b"));
+        assert_eq!(queue.push(2, 1, "c"), Ok(()));
     }
 
     proptest! {
@@ -110,13 +111,13 @@ mod tests {
             steps in prop::collection::vec((0_u8..3, 0_u64..4), 1..200),
             max_running in 1_usize..4,
         ) {
-            let mut queue = FairQueue::new(1000, max_running);
+            let mut queue = FairQueue::new(1000);
             let mut waiting: BTreeMap<LaneKey, VecDeque<usize>> = BTreeMap::new();
             let mut running: Vec<LaneKey> = Vec::new();
             for (number, (what, lane)) in steps.into_iter().enumerate() {
                 match what {
                     0 => {
-                        prop_assert!(queue.push(lane, number).is_ok());
+                        prop_assert!(queue.push(lane, max_running, number).is_ok());
                         waiting.entry(lane).or_default().push_back(number);
                     }
                     1 => match queue.pop() {

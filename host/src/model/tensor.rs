@@ -95,6 +95,26 @@ impl Tensor {
         if fits { Ok(()) } else { Err(TensorError::Length) }
     }
 
+    /// Whether every element is a number, where the datatype knows others: NaN and the infinities.
+    ///
+    /// The tensor must have passed [`Tensor::check`].
+    pub fn is_finite(&self) -> bool {
+        /// All bits of the exponent are set in what is not finite, and in nothing else.
+        fn all<const N: usize>(data: &[u8], exponent: u16) -> bool {
+            data.as_chunks::<N>().0.iter().all(|element| {
+                let upper = u16::from_le_bytes([element[N - 2], element[N - 1]]);
+                upper & exponent != exponent
+            })
+        }
+        match self.datatype {
+            Datatype::Fp16 => all::<2>(&self.data, 0x7c00),
+            Datatype::Bf16 => all::<2>(&self.data, 0x7f80),
+            Datatype::Fp32 => all::<4>(&self.data, 0x7f80),
+            Datatype::Fp64 => all::<8>(&self.data, 0x7ff0),
+            _ => true,
+        }
+    }
+
     /// The rows `[start, start + count)` as a tensor of their own.
     ///
     /// The tensor must have passed [`Tensor::check`] and must have these rows.
@@ -202,6 +222,30 @@ mod tests {
         let row = tensor.slice_rows(1, 1);
         assert_eq!(row.shape, [1, 2]);
         assert_eq!(row.data, [2_i32, 3].map(i32::to_le_bytes).concat());
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found_in_every_float() {
+        let is_finite = |datatype, data: &[u8]| {
+            let (name, shape, data) = (String::new(), vec![1], data.to_vec());
+            Tensor { name, datatype, shape, data }.is_finite()
+        };
+        for finite in [0.0, -0.0, 1.0, f32::MAX, f32::MIN, f32::MIN_POSITIVE, 1e-45] {
+            assert!(is_finite(Datatype::Fp32, &finite.to_le_bytes()), "{finite}");
+            assert!(is_finite(Datatype::Bf16, &finite.to_le_bytes()[2..]), "{finite}");
+            assert!(is_finite(Datatype::Fp64, &f64::from(finite).to_le_bytes()), "{finite}");
+        }
+        for odd in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(!is_finite(Datatype::Fp32, &odd.to_le_bytes()), "{odd}");
+            assert!(!is_finite(Datatype::Bf16, &odd.to_le_bytes()[2..]), "{odd}");
+            assert!(!is_finite(Datatype::Fp64, &f64::from(odd).to_le_bytes()), "{odd}");
+        }
+        assert!(is_finite(Datatype::Fp64, &f64::MAX.to_le_bytes()));
+        // Half precision: the largest number, infinity, a NaN.
+        for (bits, finite) in [(0x7bff_u16, true), (0x7c00, false), (0xfe00, false)] {
+            assert_eq!(is_finite(Datatype::Fp16, &bits.to_le_bytes()), finite, "{bits:x}");
+        }
+        assert!(is_finite(Datatype::Int32, &[0xff; 4]));
     }
 
     #[test]

@@ -8,13 +8,15 @@ use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, Signal};
 use wasmtime::Store;
-use wasmtime::component::Component;
+use wasmtime::component::{Component, Instance, Linker};
 use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
 use super::function_cache::FunctionCache;
-use super::{PreinitError, PreinitReport};
+use super::{PreinitError, PreinitReport, Start};
 use crate::artifact::Artifact;
-use crate::guest::{self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, Phase};
+use crate::guest::{
+    self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot, Phase,
+};
 use crate::model::Signature;
 use crate::terminal;
 
@@ -48,6 +50,9 @@ pub struct ChildArguments {
     /// Limit on the guest's linear memory.
     #[arg(long)]
     guest_memory_bytes: usize,
+    /// Limit on the guest's call stack.
+    #[arg(long)]
+    guest_stack_bytes: usize,
     /// Limit on the size of a file.
     #[arg(long)]
     file_bytes: u64,
@@ -93,18 +98,27 @@ fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitErr
     let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
     let cache = Arc::new(read_functions(arguments));
     steps.done("read functions");
-    let snapshot = snapshot(Arc::new(artifact), arguments, &cache, &mut steps);
-    let (signature, snapshot) = runtime.block_on(snapshot)?;
+    let artifact = Arc::new(artifact);
+    let snapshot = runtime.block_on(snapshot(&artifact, arguments, &cache, &mut steps));
+    let (signature, component, start) = match snapshot {
+        Ok((signature, snapshot)) => (signature, snapshot, Start::Snapshot),
+        Err(Obstacle::Artifact(error)) => return Err(error),
+        Err(Obstacle::Snapshot(reason)) => {
+            let signature = init_alone(&artifact, arguments, &cache, &mut steps);
+            let signature = runtime.block_on(signature)?;
+            (signature, artifact.bytes().to_vec(), Start::Init(reason))
+        }
+    };
     let mut fingerprint = None;
-    if let (Some(output), Some(snapshot)) = (&arguments.output, snapshot) {
-        fingerprint = Some(compile(&snapshot, output, &cache, &mut steps)?);
+    if let Some(output) = &arguments.output {
+        fingerprint = Some(compile(&component, output, &cache, &mut steps)?);
     }
     if let Some(output) = &arguments.functions_output {
         keep_functions(&cache, output);
         steps.done("keep functions");
     }
-    let peak_memory_bytes = peak_memory_bytes();
-    Ok(PreinitReport { signature, fingerprint, steps_ms: steps.milliseconds, peak_memory_bytes })
+    let (steps_ms, peak_memory_bytes) = (steps.milliseconds, peak_memory_bytes());
+    Ok(PreinitReport { signature, start, fingerprint, steps_ms, peak_memory_bytes })
 }
 
 /// A cache that cannot be read costs time and nothing else.
@@ -125,68 +139,126 @@ fn keep_functions(cache: &FunctionCache, output: &Path) {
     }
 }
 
+/// Why there is no snapshot.
+enum Obstacle {
+    /// There can be none of this component, which may work all the same.
+    Snapshot(String),
+    /// The artifact cannot be used at all.
+    Artifact(PreinitError),
+}
+
+impl From<PreinitError> for Obstacle {
+    fn from(error: PreinitError) -> Self {
+        Self::Artifact(error)
+    }
+}
+
 /// Run `init`; the signature, and if asked for the component with the memory that `init` left.
 async fn snapshot(
-    artifact: Arc<Artifact>,
+    artifact: &Arc<Artifact>,
     arguments: &ChildArguments,
     cache: &Arc<FunctionCache>,
     steps: &mut Steps,
-) -> Result<(Signature, Option<Vec<u8>>), PreinitError> {
-    let unusable = |error: wasmtime::Error| PreinitError::Component(one_line(&error));
-    let engine = Engine::snapshotting(Arc::clone(cache) as _).map_err(host_error)?;
+) -> Result<(Signature, Vec<u8>), Obstacle> {
+    let none = |error: wasmtime::Error| Obstacle::Snapshot(one_line(&error));
+    let engine = Engine::snapshotting(Arc::clone(cache) as _, arguments.guest_stack_bytes);
+    let engine = engine.map_err(host_error)?;
     let mut wizer = Wizer::new();
     // Rust guests keep `init` in a table, from which it cannot be removed.
     wizer.keep_init_func(true);
-    let (context, instrumented) = wizer.instrument_component(artifact.bytes()).map_err(unusable)?;
+    let (context, instrumented) = wizer.instrument_component(artifact.bytes()).map_err(none)?;
     let component = Component::new(engine.wasmtime(), &instrumented).map_err(unusable)?;
     drop(instrumented);
     steps.done("compile for init");
+    let linker = guest::linker(&engine, &component, Phase::Snapshot).map_err(unusable)?;
+    let mut store = init_store(&engine, artifact, arguments);
+    let (instance, signature) = init(&mut store, &linker, &component).await?;
+    steps.done("init");
+    if arguments.output.is_none() {
+        return Ok((signature, Vec::new()));
+    }
+    let mut access = WasmtimeWizerComponent { store: &mut store, instance };
+    let snapshot = wizer.snapshot_component(&context, &mut access).await.map_err(none)?;
+    steps.done("snapshot");
+    Ok((signature, snapshot))
+}
 
+/// Run `init` as each instance will: the signature.
+async fn init_alone(
+    artifact: &Arc<Artifact>,
+    arguments: &ChildArguments,
+    cache: &Arc<FunctionCache>,
+    steps: &mut Steps,
+) -> Result<Signature, PreinitError> {
+    let engine = Engine::snapshotting(Arc::clone(cache) as _, arguments.guest_stack_bytes);
+    let engine = engine.map_err(host_error)?;
+    let component = Component::new(engine.wasmtime(), artifact.bytes()).map_err(unusable)?;
+    steps.done("compile for init alone");
+    let linker = guest::linker(&engine, &component, Phase::Serve).map_err(unusable)?;
+    let mut store = init_store(&engine, artifact, arguments);
+    let outcome = init(&mut store, &linker, &component).await;
+    steps.done("init alone");
+    match outcome {
+        Ok((_, signature)) => Ok(signature),
+        Err(Obstacle::Artifact(error)) => Err(error),
+        Err(Obstacle::Snapshot(reason)) => Err(PreinitError::Trap(reason)),
+    }
+}
+
+fn init_store(
+    engine: &Engine,
+    artifact: &Arc<Artifact>,
+    arguments: &ChildArguments,
+) -> Store<HostState> {
     let version = Arc::new(artifact.id().clone());
-    let assets = Some(Arc::clone(&artifact));
-    let limits =
-        InstanceLimits { memory_bytes: arguments.guest_memory_bytes, ..InstanceLimits::default() };
-    let state = HostState::new(version, &limits, assets);
+    let memory_bytes = arguments.guest_memory_bytes;
+    let limits = InstanceLimits { memory_bytes, ..InstanceLimits::default() };
+    let state = HostState::new(version, &limits, Some(Arc::clone(artifact)));
     let mut store = Store::new(engine.wasmtime(), state);
     store.limiter(HostState::limiter);
-    // The snapshot reads whole memories through lists.
+    // A snapshot reads whole memories through lists.
     store.set_hostcall_fuel(usize::MAX);
-    let linker = guest::linker(&engine, &component, Phase::Init).map_err(unusable)?;
-    let instance = linker.instantiate_async(&mut store, &component).await.map_err(unusable)?;
-    let guest = Model::new(&mut store, &instance).map_err(unusable)?;
-    let answer = guest.guesthouse_model_lifecycle().call_init(&mut store);
-    let memory_was_denied = store.data().memory_was_denied();
-    let declared = match answer {
+    store
+}
+
+async fn init(
+    store: &mut Store<HostState>,
+    linker: &Linker<HostState>,
+    component: &Component,
+) -> Result<(Instance, Signature), Obstacle> {
+    let instance = linker.instantiate_async(&mut *store, component).await.map_err(unusable)?;
+    let guest = Model::new(&mut *store, &instance).map_err(unusable)?;
+    let declared = match guest.guesthouse_model_lifecycle().call_init(&mut *store) {
         Ok(Ok(signature)) => signature,
-        Ok(Err(reason)) => return Err(PreinitError::Init(shorten(&reason))),
+        Ok(Err(reason)) => return Err(PreinitError::Init(shorten(&reason)).into()),
         Err(error) => {
-            return Err(match Fault::of_call(&error, memory_was_denied, None) {
-                Fault::OutOfMemory => PreinitError::OutOfMemory,
-                _ => PreinitError::Trap(one_line(&error)),
+            if let Some(called) = error.downcast_ref::<NotInSnapshot>() {
+                return Err(Obstacle::Snapshot(format!("init calls `{}`", shorten(&called.0))));
+            }
+            return Err(match Fault::of_call(&error, store.data().memory_was_denied(), None) {
+                Fault::OutOfMemory => PreinitError::OutOfMemory.into(),
+                _ => PreinitError::Trap(one_line(&error)).into(),
             });
         }
     };
     let signature = guest::signature_from_wit(declared);
     signature.check().map_err(|error| PreinitError::Component(error.to_string()))?;
-    steps.done("init");
-    if arguments.output.is_none() {
-        return Ok((signature, None));
-    }
-    let mut access = WasmtimeWizerComponent { store: &mut store, instance };
-    let snapshot = wizer.snapshot_component(&context, &mut access).await.map_err(unusable)?;
-    steps.done("snapshot");
-    Ok((signature, Some(snapshot)))
+    Ok((instance, signature))
+}
+
+fn unusable(error: wasmtime::Error) -> PreinitError {
+    PreinitError::Component(one_line(&error))
 }
 
 fn compile(
-    snapshot: &[u8],
+    component: &[u8],
     output: &Path,
     cache: &Arc<FunctionCache>,
     steps: &mut Steps,
 ) -> Result<String, PreinitError> {
     let engine = Engine::compiling(Arc::clone(cache) as _).map_err(host_error)?;
-    let compiled = engine.wasmtime().precompile_component(snapshot);
-    let compiled = compiled.map_err(|error| PreinitError::Component(one_line(&error)))?;
+    let compiled = engine.wasmtime().precompile_component(component);
+    let compiled = compiled.map_err(unusable)?;
     steps.done("compile");
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).open(output)?;

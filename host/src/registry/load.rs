@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::budget::{Budget, DoesNotFit};
 use super::{Registry, VersionState};
 use crate::artifact::{Artifact, ArtifactError, Digest};
-use crate::guest::{Engine, EngineError, LoadedComponent};
+use crate::guest::{EngineError, Engines, LoadedComponent};
 use crate::model::{ModelName, VersionId};
-use crate::preinit::{self, Goal, PreinitError, PreinitLimits};
+use crate::preinit::{self, Goal, PreinitError, PreinitLimits, Start};
 use crate::store::{CompiledVersion, Store, StoreError};
 use crate::terminal;
 use crate::version::{ModelLimits, ProofError, ServableVersion};
@@ -72,7 +72,7 @@ impl LoadError {
 /// What loading needs and shares.
 pub struct Loader {
     /// Where versions run.
-    pub engine: Engine,
+    pub engines: Engines,
     /// Where compiled versions are kept.
     pub store: Store,
     /// What the child process may use.
@@ -155,7 +155,7 @@ impl Loader {
         let outcome = guarded(|| match self.store.find(digest)? {
             None => Ok(None),
             Some(compiled) => {
-                self.admitted(&id, |limits| self.activate(&artifact, compiled, limits)).map(Some)
+                self.admitted(&id, |limits| self.activate(artifact, &compiled, limits)).map(Some)
             }
         });
         match outcome.transpose() {
@@ -174,7 +174,7 @@ impl Loader {
         let load = |limits: &ModelLimits| {
             let artifact = cold.read()?;
             let compiled = self.compile(&artifact, limits)?;
-            self.activate(&artifact, compiled, limits)
+            self.activate(artifact, &compiled, limits)
         };
         let outcome = guarded(|| self.admitted(&cold.id, load));
         publish_outcome(registry, &cold.id, outcome, "compiled", started);
@@ -209,10 +209,13 @@ impl Loader {
                 Ok(file)
             });
             let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
-            let guest_memory_bytes = limits.instance.memory_bytes;
-            let limits = PreinitLimits { guest_memory_bytes, ..self.limits };
+            let limits = PreinitLimits {
+                guest_memory_bytes: limits.instance.memory_bytes,
+                guest_stack_bytes: limits.instance.stack_bytes,
+                ..self.limits
+            };
             let report = preinit::run(bytes.path(), Goal::Compiled(files), &limits)?;
-            if report.fingerprint.as_deref() != Some(&self.engine.fingerprint()) {
+            if report.fingerprint.as_deref() != Some(&self.engines.fingerprint()) {
                 let what = "the child's engine is not this host's".to_owned();
                 return Err(PreinitError::Host(what).into());
             }
@@ -227,12 +230,12 @@ impl Loader {
 
     fn activate(
         &self,
-        artifact: &Artifact,
-        compiled: CompiledVersion,
+        artifact: Artifact,
+        compiled: &CompiledVersion,
         limits: &ModelLimits,
     ) -> Result<ServableVersion, LoadError> {
-        let signature = compiled.report.signature.clone();
-        if artifact.signature() != Some(&signature) {
+        let report = &compiled.report;
+        if artifact.signature() != Some(&report.signature) {
             return Err(LoadError::Signature);
         }
         let id = artifact.id().clone();
@@ -240,16 +243,22 @@ impl Loader {
         // path is that very file's; it never changes a file in place, and its folder is this host's
         // alone.
         #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
-        let component = unsafe {
+        let mut component = unsafe {
             LoadedComponent::map(
-                &self.engine,
+                self.engines.with_stack(limits.instance.stack_bytes),
                 &compiled.path(),
                 id,
-                signature.clone(),
+                report.signature.clone(),
                 limits.instance,
             )
         }?;
-        Ok(ServableVersion::prove(artifact, signature, component, *limits)?)
+        let artifact = Arc::new(artifact);
+        if let Start::Init(reason) = &report.start {
+            let (model, version) = (&artifact.id().name, &artifact.id().version);
+            tracing::warn!(%model, %version, reason, "no snapshot: init runs in each instance");
+            component = component.running_init(Arc::clone(&artifact));
+        }
+        Ok(ServableVersion::prove(&artifact, report, component, *limits)?)
     }
 }
 
@@ -314,7 +323,7 @@ fn publish_outcome(
     let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     match outcome {
         Ok(servable) => {
-            registry.publish(id, VersionState::Ready(std::sync::Arc::new(servable)));
+            registry.publish(id, VersionState::Ready(Arc::new(servable)));
             tracing::info!(%model, %version, from, milliseconds, "version ready");
         }
         Err(error) => {

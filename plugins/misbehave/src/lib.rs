@@ -30,16 +30,18 @@ impl Guest for Misbehave {
             "trap" => panic!("init was told to panic"),
             "echo" => println!("init was told to print"),
             "time" => drop(black_box(SystemTime::now())),
+            "slow" => drop(black_box(count_to(300_000_000))),
             other => return Err(Error::new(format!("unknown behaviour {other:?}"))),
         }
         let action = Field::text("action", "what to do").length(1, 100);
         let done = Field::text("done", "what was done");
-        Ok((Self, Signature::new([action], [done]).max_batch_size(8)))
+        let score = Field::fp32("score", "nothing");
+        Ok((Self, Signature::new([action], [done, score]).max_batch_size(8)))
     }
 
     fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
         let actions = batch.texts("action")?;
-        let mut rejections = Rejections::default();
+        let (rows, mut rejections) = (actions.len(), Rejections::default());
         for (row, action) in actions.iter().enumerate() {
             match *action {
                 "echo" => {}
@@ -49,10 +51,14 @@ impl Guest for Misbehave {
                 "panic" => panic!("told to panic"),
                 "spin" => spin(),
                 "spin-memory" => spin_in_memory(),
+                "spin-host-call" => spin_in_host_calls(),
                 "grow" => drop(black_box(Box::leak(vec![1_u8; 1 << 20].into_boxed_slice()))),
                 "count" => {
                     let calls = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
-                    return Ok(vec![Tensor::texts("done", [calls.to_string().as_str()])]);
+                    return Ok(beside_score(
+                        Tensor::texts("done", [calls.to_string().as_str()]),
+                        rows,
+                    ));
                 }
                 "allocate" => allocate(),
                 "recurse" => drop(black_box(recurse(1))),
@@ -65,29 +71,48 @@ impl Guest for Misbehave {
                 "connect" => return Err(told(TcpStream::connect(("127.0.0.1", 8000)))),
                 "environment" => return Err(told(Ok(std::env::vars().collect::<Vec<_>>()))),
                 "clock" => return Err(told(Ok(SystemTime::now()))),
-                "wrong-name" => return Ok(vec![Tensor::texts("other", actions)]),
-                "wrong-type" => return Ok(vec![Tensor::int64("done", [1])]),
-                "wrong-rows" => return Ok(vec![Tensor::texts("done", ["one", "two", "three"])]),
+                "wrong-name" => return Ok(beside_score(Tensor::texts("other", actions), rows)),
+                "wrong-type" => return Ok(beside_score(Tensor::int64("done", [1]), rows)),
+                "wrong-rows" => {
+                    return Ok(beside_score(Tensor::texts("done", ["one", "two", "three"]), rows));
+                }
                 "wrong-length" => {
                     let bytes = guesthouse_guest::Datatype::Bytes;
-                    return Ok(vec![Tensor::raw("done", bytes, vec![1], vec![9, 0, 0, 0])]);
+                    return Ok(beside_score(
+                        Tensor::raw("done", bytes, vec![1], vec![9, 0, 0, 0]),
+                        rows,
+                    ));
+                }
+                "not-a-number" => {
+                    let score = Tensor::fp32("score", actions.iter().map(|_| f32::NAN));
+                    return Ok(vec![Tensor::texts("done", actions), score]);
                 }
                 "no-output" => return Ok(Vec::new()),
                 "huge-output" => {
                     let huge = "x".repeat(100 << 20);
-                    return Ok(vec![Tensor::texts("done", [huge.as_str()])]);
+                    return Ok(beside_score(Tensor::texts("done", [huge.as_str()]), rows));
                 }
                 _ => return Err(PredictError::failed("the action is not known")),
             }
         }
         rejections.check()?;
-        Ok(vec![Tensor::texts("done", actions)])
+        Ok(beside_score(Tensor::texts("done", actions), rows))
     }
+}
+
+/// The outputs, of which one is always right.
+fn beside_score(done: Tensor, rows: usize) -> Vec<Tensor> {
+    vec![done, Tensor::fp32("score", std::iter::repeat_n(0.0, rows))]
 }
 
 /// The guest's failure goes to the log, where a test can read what the sandbox let it see.
 fn told<T: std::fmt::Debug>(outcome: std::io::Result<T>) -> PredictError {
     PredictError::failed(format!("{outcome:?}"))
+}
+
+/// Tenths of a second of work.
+fn count_to(end: u64) -> u64 {
+    (0..end).fold(0, |sum, number| black_box(sum + number))
 }
 
 fn spin() -> ! {
@@ -101,6 +126,14 @@ fn spin_in_memory() -> ! {
     let mut memory = vec![0_u8; 1 << 20];
     loop {
         black_box(&mut memory).iter_mut().for_each(|byte| *byte = byte.wrapping_add(1));
+    }
+}
+
+/// Spends nearly all of its time in the host: the message is copied there and then not logged.
+fn spin_in_host_calls() -> ! {
+    let message = "x".repeat(4096);
+    loop {
+        log::debug(black_box(&message));
     }
 }
 

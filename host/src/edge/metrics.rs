@@ -1,0 +1,134 @@
+//! `GET /metrics`: what Prometheus reads, made anew at each scrape from what is loaded, so that a
+//! version that is gone leaves nothing behind. Needs no key and says nothing of callers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::Shared;
+use crate::preinit::Start;
+use crate::registry::VersionState;
+use crate::version::ServableVersion;
+
+/// What the format calls itself.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// `GET /metrics`
+pub(super) async fn metrics(State(edge): Shared) -> impl IntoResponse {
+    let mut versions = Vec::new();
+    for model in edge.registry.snapshot().models.values() {
+        versions.extend(model.versions.values().filter_map(|state| match state {
+            VersionState::Ready(version) => Some(Arc::clone(version)),
+            VersionState::Loading | VersionState::Failed(_) => None,
+        }));
+    }
+    let mut registry = Registry::with_prefix("guesthouse");
+    registry.register_collector(Box::new(Versions(versions)));
+    let mut text = String::new();
+    text::encode(&mut text, &registry).expect("a string can be written to");
+    ([(CONTENT_TYPE, OPEN_METRICS)], text)
+}
+
+/// The versions that serve.
+struct Versions(Vec<Arc<ServableVersion>>);
+
+impl fmt::Debug for Versions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_list().entries(self.0.iter().map(|version| version.id())).finish()
+    }
+}
+
+/// A series: the labels after model and version, and the value.
+type Series<T> = (Vec<(&'static str, String)>, T);
+
+impl Versions {
+    /// One family, with the series that each version has of it.
+    fn family<M: EncodeMetric>(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help, unit): (&str, &str, Option<&Unit>),
+        series: impl Fn(&ServableVersion) -> Vec<Series<M>>,
+    ) -> fmt::Result {
+        let all = self.0.iter().flat_map(|version| {
+            let id = version.id();
+            let labels = [("model", id.name.to_string()), ("version", id.version.to_string())];
+            series(version).into_iter().map(move |(more, metric)| {
+                (labels.iter().cloned().chain(more).collect::<Vec<_>>(), metric)
+            })
+        });
+        let mut all = all.peekable();
+        let Some((_, first)) = all.peek() else { return Ok(()) };
+        let mut family = encoder.encode_descriptor(name, help, unit, first.metric_type())?;
+        for (labels, metric) in all {
+            metric.encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Versions {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        let faults = ("faults", "Calls of a guest that gave no outputs", None);
+        self.family(encoder, faults, |version| {
+            let series = |((kind, trap), count): ((&str, Option<&str>), u64)| {
+                let trap = trap.unwrap_or_default().to_owned();
+                (vec![("kind", kind.to_owned()), ("trap", trap)], ConstCounter::new(count))
+            };
+            version.faults().counts().into_iter().map(series).collect()
+        })?;
+        let suspended = ("version_suspended", "Whether a version is not asked for a while", None);
+        self.family(encoder, suspended, |version| {
+            let suspended = !version.breaker().allows(Instant::now());
+            vec![(vec![], ConstGauge::new(i64::from(suspended)))]
+        })?;
+        let instances = ("instances", "Instances of a version", None);
+        self.family(encoder, instances, |version| {
+            let counts = version.pool().counts();
+            let series = |(state, count)| {
+                let count = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+                (vec![("state", String::from(state))], count)
+            };
+            [("idle", counts.idle), ("busy", counts.out)].map(series).into()
+        })?;
+        let made = ("instances_made", "Instances made since the version was loaded", None);
+        self.family(encoder, made, |version| {
+            vec![(vec![], ConstCounter::new(version.pool().counts().made))]
+        })?;
+        self.preinit(encoder)
+    }
+}
+
+impl Versions {
+    /// What it took to make a version servable, when it was compiled.
+    fn preinit(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let snapshot = ("version_snapshot", "Whether instances begin in a snapshot", None);
+        self.family(encoder, snapshot, |version| {
+            let is_snapshot = version.report().start == Start::Snapshot;
+            vec![(vec![], ConstGauge::new(i64::from(is_snapshot)))]
+        })?;
+        let steps = ("preinit_step", "Time of a step of pre-initialising", Some(&Unit::Seconds));
+        self.family(encoder, steps, |version| {
+            let series = |(step, milliseconds): &(String, u64)| {
+                let seconds = ConstGauge::new(*milliseconds as f64 / 1e3);
+                (vec![("step", step.clone())], seconds)
+            };
+            version.report().steps_ms.iter().map(series).collect()
+        })?;
+        let memory =
+            ("preinit_peak_memory", "The most memory of pre-initialising", Some(&Unit::Bytes));
+        self.family(encoder, memory, |version| {
+            let bytes = i64::try_from(version.report().peak_memory_bytes).unwrap_or(i64::MAX);
+            vec![(vec![], ConstGauge::new(bytes))]
+        })
+    }
+}
