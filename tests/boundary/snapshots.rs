@@ -29,9 +29,8 @@ fn assert_marked(server: &Server, reason: &str) {
     });
     assert_eq!((&line["level"], &line["model"]), (&json!("WARN"), &json!("misbehave")));
     assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
-    let version = |model| server.send("GET", &format!("/models/{model}/versions/1.0.0"), &[], b"");
-    assert_eq!(version("misbehave").body["snapshot"], false);
-    assert_eq!(version("toxicity").body["snapshot"], true);
+    let version = server.send("GET", "/models/misbehave/versions/1.0.0", &[], b"");
+    assert_eq!(version.body["snapshot"], false);
 }
 
 #[test]
@@ -55,6 +54,7 @@ fn a_component_made_of_others_serves_and_is_found_again_as_what_it_is() {
     let misbehave = Misbehave { composed: true, ..Misbehave::default() };
     let mut setup = setup(folder.path(), &misbehave, "[limits]\nthreads_per_version = 1\n");
     setup.state = Some(folder.path().join("state"));
+    setup.artifacts.retain(|artifact| artifact.starts_with(folder.path()));
     for _ in 0..2 {
         let server = Server::start(&setup);
         assert_marked(&server, "");
@@ -62,7 +62,6 @@ fn a_component_made_of_others_serves_and_is_found_again_as_what_it_is() {
         assert_eq!(counts, ["1", "2", "3"]);
         assert_eq!(ask(&server, "panic").error_code(), Some("model_failure"));
         assert_eq!(ask(&server, "count").body["done"], "1");
-        server.assert_healthy();
         server.stop();
     }
 }

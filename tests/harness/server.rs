@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, PipeReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,8 @@ pub struct Server {
 struct Log {
     lines: Mutex<Vec<Value>>,
     grown: Condvar,
+    /// The server has ended: there will be no more lines.
+    ended: AtomicBool,
     stalled: Mutex<bool>,
     going_on: Condvar,
 }
@@ -275,6 +278,10 @@ impl Log {
                 log.lines.lock().expect("no test panics with the lock").push(line);
                 log.grown.notify_all();
             }
+            // Under the lock, so that nobody misses it between a look and a wait.
+            let _lines = log.lines.lock().expect("no test panics with the lock");
+            log.ended.store(true, Ordering::Relaxed);
+            log.grown.notify_all();
         });
     }
 
@@ -299,7 +306,8 @@ impl Log {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "waited in vain for {what}:\n{lines:#?}");
+            let over = left.is_zero() || self.ended.load(Ordering::Relaxed);
+            assert!(!over, "waited in vain for {what}:\n{lines:#?}");
             let waited = self.grown.wait_timeout(lines, left);
             (lines, _) = waited.expect("no test panics with the lock");
         }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, Signal};
 use wasmtime::Store;
-use wasmtime::component::{Component, Instance, Linker};
+use wasmtime::component::{Component, Instance};
 use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
 use super::function_cache::FunctionCache;
@@ -104,8 +104,8 @@ fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitErr
         Ok((signature, snapshot)) => (signature, snapshot, Start::Snapshot),
         Err(Obstacle::Artifact(error)) => return Err(error),
         Err(Obstacle::Snapshot(reason)) => {
-            let signature = init_alone(&artifact, arguments, &cache, &mut steps);
-            let signature = runtime.block_on(signature)?;
+            // Without the runtime: what it is linked to here starts one for itself.
+            let signature = init_alone(&artifact, arguments, &cache, &mut steps)?;
             (signature, artifact.bytes().to_vec(), Start::Init(reason))
         }
     };
@@ -172,7 +172,8 @@ async fn snapshot(
     steps.done("compile for init");
     let linker = guest::linker(&engine, &component, Phase::Snapshot).map_err(unusable)?;
     let mut store = init_store(&engine, artifact, arguments);
-    let (instance, signature) = init(&mut store, &linker, &component).await?;
+    let instance = linker.instantiate_async(&mut store, &component).await.map_err(unusable)?;
+    let signature = init(&mut store, &instance)?;
     steps.done("init");
     if arguments.output.is_none() {
         return Ok((signature, Vec::new()));
@@ -184,7 +185,7 @@ async fn snapshot(
 }
 
 /// Run `init` as each instance will: the signature.
-async fn init_alone(
+fn init_alone(
     artifact: &Arc<Artifact>,
     arguments: &ChildArguments,
     cache: &Arc<FunctionCache>,
@@ -196,10 +197,11 @@ async fn init_alone(
     steps.done("compile for init alone");
     let linker = guest::linker(&engine, &component, Phase::Serve).map_err(unusable)?;
     let mut store = init_store(&engine, artifact, arguments);
-    let outcome = init(&mut store, &linker, &component).await;
+    let instance = linker.instantiate(&mut store, &component).map_err(unusable)?;
+    let outcome = init(&mut store, &instance);
     steps.done("init alone");
     match outcome {
-        Ok((_, signature)) => Ok(signature),
+        Ok(signature) => Ok(signature),
         Err(Obstacle::Artifact(error)) => Err(error),
         Err(Obstacle::Snapshot(reason)) => Err(PreinitError::Trap(reason)),
     }
@@ -221,13 +223,8 @@ fn init_store(
     store
 }
 
-async fn init(
-    store: &mut Store<HostState>,
-    linker: &Linker<HostState>,
-    component: &Component,
-) -> Result<(Instance, Signature), Obstacle> {
-    let instance = linker.instantiate_async(&mut *store, component).await.map_err(unusable)?;
-    let guest = Model::new(&mut *store, &instance).map_err(unusable)?;
+fn init(store: &mut Store<HostState>, instance: &Instance) -> Result<Signature, Obstacle> {
+    let guest = Model::new(&mut *store, instance).map_err(unusable)?;
     let declared = match guest.guesthouse_model_lifecycle().call_init(&mut *store) {
         Ok(Ok(signature)) => signature,
         Ok(Err(reason)) => return Err(PreinitError::Init(shorten(&reason)).into()),
@@ -243,7 +240,7 @@ async fn init(
     };
     let signature = guest::signature_from_wit(declared);
     signature.check().map_err(|error| PreinitError::Component(error.to_string()))?;
-    Ok((instance, signature))
+    Ok(signature)
 }
 
 fn unusable(error: wasmtime::Error) -> PreinitError {
