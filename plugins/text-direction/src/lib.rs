@@ -1,0 +1,102 @@
+//! Whether a picture of a line of text stands on its head: PaddleOCR's text direction classifier,
+//! a small CNN in ONNX.
+//!
+//! The preprocessing is that of `TextClassifier` in RapidOCR, on what OpenCV reads of a file;
+//! `models/text-direction/README.md` says it step by step. It owns the bounds on what a file may
+//! unpack to ([`picture`]) and the resampling ([`resample`]).
+
+mod picture;
+mod resample;
+
+use guesthouse_guest::tract_onnx::prelude::Tensor as Array;
+use guesthouse_guest::{
+    Assets, Batch, Error, Field, Guest, Model, ModelInput, PredictError, Rejections, Signature,
+    Tensor, export,
+};
+use image::RgbImage;
+
+/// Height and width of what the network sees, in pixels.
+const HEIGHT: usize = 48;
+const WIDTH: usize = 192;
+
+/// Pixels of one channel.
+const PLANE: usize = HEIGHT * WIDTH;
+
+/// Blue, green and red, in this order.
+const CHANNELS: usize = 3;
+
+/// By how many degrees the line is turned, in the order of the network's outputs.
+const LABELS: [&str; 2] = ["0", "180"];
+
+/// The largest file, in bytes: four rows of it fit into no request of the default size.
+const MAX_FILE_BYTES: u32 = 2 << 20;
+
+struct TextDirection {
+    model: Model,
+}
+
+impl Guest for TextDirection {
+    fn init(assets: &Assets) -> Result<(Self, Signature), Error> {
+        // One row at a time: where the number of rows is open, tract was measured to take six
+        // times as long for each.
+        let pixels = ModelInput::of::<f32>().fixed(1).fixed(CHANNELS).fixed(HEIGHT).fixed(WIDTH);
+        let model = Model::builder().input(pixels).load_onnx(assets, "model.onnx")?;
+        let text_direction = Self { model };
+        // Once before the snapshot: what a run needs of memory is there in every instance.
+        text_direction.classify(&[0.0; CHANNELS * PLANE]).map_err(Error::from)?;
+
+        let image = Field::bytes("image", "a PNG or JPEG file that shows one line of text");
+        let image = image.length(1, MAX_FILE_BYTES);
+        let label = Field::label("label", "by how many degrees the line is turned", LABELS);
+        let score = Field::fp32("score", "probability of the label").range(0.0, 1.0);
+        Ok((text_direction, Signature::new([image], [label, score]).max_batch_size(16)))
+    }
+
+    fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
+        let mut rejections = Rejections::default();
+        let mut pixels = Vec::with_capacity(batch.rows() * CHANNELS * PLANE);
+        for (row, file) in batch.bytes("image")?.into_iter().enumerate() {
+            match picture::decode(file) {
+                Ok(picture) => append(&mut pixels, &picture),
+                Err(reason) => rejections.reject(row, "image", reason),
+            }
+        }
+        rejections.check()?;
+        let rows = pixels.chunks_exact(CHANNELS * PLANE).map(|row| self.classify(row));
+        let directions = rows.collect::<Result<Vec<_>, _>>()?;
+        let labels = directions.iter().map(|(label, _score)| *label);
+        let scores = directions.iter().map(|(_label, score)| *score);
+        Ok(vec![Tensor::texts("label", labels), Tensor::fp32("score", scores)])
+    }
+}
+
+impl TextDirection {
+    /// The more likely label, and how likely it is.
+    fn classify(&self, pixels: &[f32]) -> Result<(&'static str, f32), PredictError> {
+        let shape = [1, CHANNELS, HEIGHT, WIDTH];
+        let pixels = Array::from_shape(&shape, pixels).map_err(PredictError::failed)?;
+        match self.model.run([pixels])?.fp32(0)?[..] {
+            [upright, turned] if turned > upright => Ok((LABELS[1], turned)),
+            [upright, _turned] => Ok((LABELS[0], upright)),
+            _ => Err(PredictError::failed("the network gave something else than two numbers")),
+        }
+    }
+}
+
+/// What the network sees of a picture: as high as it sees, as wide as the ratio asks or as it sees
+/// at most, levels from -1 to 1, and a mean grey to the right.
+fn append(pixels: &mut Vec<f32>, picture: &RgbImage) {
+    let ratio = f64::from(picture.width()) / f64::from(picture.height());
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to WIDTH")]
+    let width = (HEIGHT as f64 * ratio).ceil().min(WIDTH as f64) as usize;
+    let resized = resample::resize(picture, width, HEIGHT);
+    for channel in (0..CHANNELS).rev() {
+        for row in resized.chunks_exact(width) {
+            let levels = row.iter().map(|pixel| f32::from(pixel[channel]));
+            pixels.extend(levels.map(|level| (level / 255.0 - 0.5) / 0.5));
+            pixels.resize(pixels.len() + WIDTH - width, 0.0);
+        }
+    }
+}
+
+export!(TextDirection);
