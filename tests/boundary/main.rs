@@ -17,6 +17,8 @@ mod isolation;
 mod logs;
 /// Scores are scikit-learn's, on texts that nobody here scored.
 mod oracle;
+/// Pictures are judged as RapidOCR judges them, and what is none is refused.
+mod pictures;
 /// What is compiled once is found again, and only what this host wrote is loaded.
 mod restart;
 /// The architecture holds: who may know what, and every module says what it is for.
