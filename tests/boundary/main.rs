@@ -17,6 +17,8 @@ mod isolation;
 mod logs;
 /// Scores are scikit-learn's, on texts that nobody here scored.
 mod oracle;
+/// Pictures are judged as RapidOCR judges them, and what is none is refused.
+mod pictures;
 /// What is compiled once is found again, and only what this host wrote is loaded.
 mod restart;
 /// What cannot be snapshot after `init` is said to be so, and works all the same.

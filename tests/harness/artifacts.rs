@@ -15,6 +15,11 @@ pub fn toxicity(version: &str) -> PathBuf {
     environment::repository().join(format!("toxicity-{version}.wasm"))
 }
 
+/// The packed artifact of the text direction model.
+pub fn text_direction() -> PathBuf {
+    environment::repository().join("text-direction-1.0.0.wasm")
+}
+
 /// A folder that goes with the test.
 ///
 /// # Panics

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 use crate::client::{self, Answer, DEMO_KEY};
 use crate::{artifacts, environment};
 
-/// The longest that anything may take: compiling the largest guest on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest that anything may take: compiling all guests on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a server is to serve, and how.
 #[derive(Debug, Default)]
@@ -42,6 +42,13 @@ impl Setup {
         let config = fs::read_to_string(environment::models().join("demo.toml"));
         let config = config.expect("the models have a demo.toml");
         let artifacts = vec![artifacts::toxicity("1.0.0"), artifacts::toxicity("2.0.0")];
+        Self { artifacts, config, ..Self::default() }
+    }
+
+    /// The text direction model beside a healthy one.
+    pub fn text_direction() -> Self {
+        let config = "default_model = \"toxicity\"\n".to_owned();
+        let artifacts = vec![artifacts::toxicity("1.0.0"), artifacts::text_direction()];
         Self { artifacts, config, ..Self::default() }
     }
 

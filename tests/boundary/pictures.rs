@@ -1,0 +1,126 @@
+use std::fs;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use guesthouse_tests::{Answer, Server, Setup};
+use serde_json::{Value, json};
+
+const PREDICT: &str = "/models/text-direction/predict";
+const BATCH_PREDICT: &str = "/models/text-direction/batch_predict";
+
+/// How far a PNG file's score may be off: its pixels are the same, the network's sums differ.
+const PNG_TOLERANCE: f64 = 5e-5;
+
+/// How far a JPEG file's score may be off: decoders round differently, fill in colours
+/// differently, and most of these pictures are hard to tell from their turned selves.
+const JPEG_TOLERANCE: f64 = 0.03;
+
+/// A file, as it stands in a request, and what is known of it.
+fn files(name: &str) -> Vec<Value> {
+    let path = format!("{}/data/text-direction/{name}", env!("CARGO_MANIFEST_DIR"));
+    let lines = fs::read_to_string(path).unwrap();
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn bytes(file: &Value) -> Vec<u8> {
+    BASE64.decode(file["image"].as_str().unwrap()).unwrap()
+}
+
+fn is_jpeg(file: &Value) -> bool {
+    bytes(file).starts_with(&[0xff, 0xd8])
+}
+
+fn instance(file: &Value) -> Value {
+    json!({ "image": file["image"] })
+}
+
+fn assert_judged(answer: &Value, file: &Value) {
+    let tolerance = if is_jpeg(file) { JPEG_TOLERANCE } else { PNG_TOLERANCE };
+    let probability_of_turned = |value: &Value| {
+        let score = value["score"].as_f64().unwrap();
+        if value["label"] == "180" { score } else { 1.0 - score }
+    };
+    let (is, wanted) = (probability_of_turned(answer), probability_of_turned(file));
+    assert!((is - wanted).abs() <= tolerance, "{}: {is}, not {wanted}", file["name"]);
+    if (wanted - 0.5).abs() > tolerance {
+        assert_eq!(answer["label"], file["label"], "{}", file["name"]);
+    }
+    assert!(answer["score"].as_f64().unwrap() >= 0.5, "{}", file["name"]);
+}
+
+fn refused_rows(answer: &Answer) -> Vec<u64> {
+    assert_eq!((answer.status, answer.error_code()), (422, Some("unacceptable_input")));
+    let details = answer.body["details"].as_array().unwrap();
+    assert!(details.iter().all(|detail| detail["field"] == "image"), "{details:?}");
+    details.iter().map(|detail| detail["row"].as_u64().unwrap()).collect()
+}
+
+fn assert_no_faults(server: Server) {
+    server.assert_healthy();
+    let (status, lines) = server.stop();
+    assert!(status.success());
+    let faults: Vec<_> = lines.iter().filter(|line| line["target"] == "fault").collect();
+    assert!(faults.is_empty(), "{faults:?}");
+}
+
+#[test]
+fn judgements_equal_rapidocr_one_by_one_and_in_batches() {
+    let server = Server::start(&Setup::text_direction());
+    let files = files("oracle.jsonl");
+    assert_eq!(files.len(), 60);
+    assert!(files.iter().filter(|file| is_jpeg(file)).count() >= 16);
+    for file in &files {
+        let answer = server.post(PREDICT, &instance(file));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_judged(&answer.body, file);
+    }
+    // 16 rows are the guest's own limit; 60 are cut into four batches.
+    for size in [16, 60] {
+        for files in files.chunks(size) {
+            let instances: Vec<_> = files.iter().map(instance).collect();
+            let answer = server.post(BATCH_PREDICT, &json!({ "instances": instances }));
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let results = answer.body["results"].as_array().unwrap();
+            assert_eq!(results.len(), files.len());
+            results.iter().zip(files).for_each(|(result, file)| assert_judged(result, file));
+        }
+    }
+    assert_no_faults(server);
+}
+
+#[test]
+fn what_is_no_picture_or_too_large_a_one_is_refused_by_its_row() {
+    let server = Server::start(&Setup::text_direction());
+    let (good, bad) = (files("oracle.jsonl").remove(0), files("bad.jsonl"));
+    assert!(bad.len() >= 16);
+    for file in &bad {
+        let answer = server.post(PREDICT, &instance(file));
+        assert_eq!(refused_rows(&answer), [0], "{}: {answer:?}", file["name"]);
+        let rows = [&good, file, &good, file].map(instance);
+        let answer = server.post(BATCH_PREDICT, &json!({ "instances": rows }));
+        assert_eq!(refused_rows(&answer), [1, 3], "{}: {answer:?}", file["name"]);
+    }
+    for image in [json!("not base64!"), json!(1), json!(["QQ=="]), Value::Null] {
+        let answer = server.post(PREDICT, &json!({ "image": image }));
+        let is = (answer.status, answer.error_code());
+        assert_eq!(is, (400, Some("malformed_request")), "{answer:?}");
+    }
+    assert_no_faults(server);
+}
+
+#[test]
+fn files_with_damaged_bytes_are_judged_or_refused_but_break_nothing() {
+    let server = Server::start(&Setup::text_direction());
+    for (number, file) in files("oracle.jsonl").iter().enumerate() {
+        let whole = bytes(file);
+        for part in 0..8 {
+            let mut damaged = whole.clone();
+            let place = (whole.len() * part / 8 + number) % whole.len();
+            damaged[place] = damaged[place].wrapping_add(1 + u8::try_from(number).unwrap());
+            let image = BASE64.encode(damaged);
+            let answer = server.post(PREDICT, &json!({ "image": image }));
+            assert!(matches!(answer.status, 200 | 422), "{} {place}: {answer:?}", file["name"]);
+        }
+    }
+    assert_no_faults(server);
+}
