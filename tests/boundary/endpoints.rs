@@ -88,7 +88,7 @@ fn a_caller_stays_with_a_version_and_raising_a_weight_moves_nobody_back() {
         let mut setup = Setup::toxicity();
         let (from, to) = ("900_000", (1_000_000 - second).to_string());
         setup.config = setup.config.replace(from, &to).replace("100_000", &second.to_string());
-        setup.config.push_str("\n[models.toxicity]\nsticky_header = \"X-User-Id\"\n");
+        setup.config.push_str("sticky_header = \"X-User-Id\"\n");
         let server = Server::start(&setup);
         let ask = |key: &String| {
             let body = json!({"text": "You are nice"}).to_string();
