@@ -96,6 +96,8 @@ pub struct Settings {
     pub keys: Vec<KeyHash>,
     /// How traffic is divided.
     pub splits: BTreeMap<ModelName, Split>,
+    /// The header that keeps a caller with a version, by model.
+    pub sticky_headers: BTreeMap<ModelName, String>,
     /// What versions may use, by model.
     pub models: BTreeMap<ModelName, ModelLimits>,
     /// All other bounds.
@@ -202,6 +204,7 @@ impl ConfigFile {
         let keys = self.keys.iter().map(settle_key).collect::<Result<_, _>>()?;
         let mut limits = self.limits.settle()?;
         let (mut splits, mut models) = (BTreeMap::new(), BTreeMap::new());
+        let mut sticky_headers = BTreeMap::new();
         for (model, file) in self.models {
             let wrong = |key: &str, reason: &str| ConfigError::Value {
                 key: format!("models.{model}.{key}"),
@@ -211,6 +214,13 @@ impl ConfigFile {
             let memory = &mut limits.engine.max_memory_bytes;
             *memory = (*memory).max(of_model.instance.memory_bytes);
             models.insert(model.clone(), of_model);
+            if let Some(name) = file.sticky_header {
+                let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+                if name.is_empty() || !name.bytes().all(good) {
+                    return Err(wrong("sticky_header", "a header is letters, digits, `-` and `_`"));
+                }
+                sticky_headers.insert(model.clone(), name);
+            }
             if let Some(weights) = file.split {
                 let split = Split::new(weights);
                 let split = split.map_err(|error| wrong("split", &error.to_string()))?;
@@ -224,6 +234,7 @@ impl ConfigFile {
             default_model: self.default_model,
             keys,
             splits,
+            sticky_headers,
             models,
             limits,
         })
@@ -382,6 +393,7 @@ mod tests {
             "[models.toxicity]\nsplit = { \"1\" = 1_000_000 }",
             "[models.Toxicity]\n",
             "[models.toxicity]\nisolation = \"none\"",
+            "[models.toxicity]\nsticky_header = \"a b\"",
             "[models.toxicity]\nisolation = { reuse = { batches = 1 } }",
             "[models.toxicity]\nisolation = { reuse = { max_batches = 0 } }",
             "[models.toxicity]\ninstance_memory_mib = 0",
@@ -428,6 +440,7 @@ mod tests {
         let [model] = file.models.values().collect::<Vec<_>>()[..] else { panic!("one model") };
         let ModelFile {
             split: Some(_),
+            sticky_header: Some(_),
             isolation: Some(_),
             predict_milliseconds: None,
             instance_memory_mib: None,

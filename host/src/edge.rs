@@ -14,6 +14,7 @@ mod observe;
 mod predict;
 mod unread;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -48,6 +49,8 @@ pub struct Edge {
     pub keys: Keys,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
+    /// The header that keeps a caller with a version, by model.
+    pub sticky_headers: BTreeMap<ModelName, String>,
     /// All bounds.
     pub limits: Limits,
     /// A permit for each byte of the bodies that may be in flight.

@@ -6,6 +6,7 @@
 
 pub mod terminal;
 pub mod model;
+pub mod contract;
 pub mod observe;
 pub mod artifact;
 pub mod guest;

@@ -34,6 +34,9 @@ enum Command {
     Pack(commands::pack::PackArguments),
     /// Print everything about an artifact without serving it.
     Inspect(commands::inspect::InspectArguments),
+    /// Compare two versions of a model: is the step between their numbers as large as the one between
+    /// their signatures?
+    Check(commands::check::CheckArguments),
     #[command(name = child::SUBCOMMAND, hide = true)]
     PreinitChild(child::ChildArguments),
 }
@@ -43,7 +46,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let writing = match arguments.command {
         Command::Serve(_) => Writing::Queued,
-        Command::Pack(_) | Command::Inspect(_) | Command::PreinitChild(_) => Writing::Direct,
+        Command::Pack(_) | Command::Inspect(_) | Command::Check(_) | Command::PreinitChild(_) => {
+            Writing::Direct
+        }
     };
     let logs = match logs::start(&arguments.log, arguments.log_format, writing) {
         Ok(logs) => logs,
@@ -68,6 +73,7 @@ fn run(command: Command, started: Instant) -> anyhow::Result<()> {
         Command::Serve(arguments) => commands::serve::run(&arguments, started),
         Command::Pack(arguments) => commands::pack::run(&arguments),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
+        Command::Check(arguments) => commands::check::run(&arguments),
         Command::PreinitChild(arguments) => Ok(child::run(&arguments)?),
     }
 }

@@ -1,12 +1,15 @@
 //! Which version answers a request: a pure function of the snapshot, the selector and a draw.
 //!
 //! No I/O, no locks, no randomness of its own. Weights are parts per million over the versions of
-//! one model; the draw is a number below a million.
+//! one model; the draw is a number below a million: random, or the [`bucket`] of a caller's key, so
+//! that a caller stays with a version. The newest version takes the lowest draws, so that raising the
+//! weight of one moves callers to it and none back.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use semver::Version;
+use sha2::{Digest as _, Sha256};
 
 use crate::model::{ModelName, Selector};
 use crate::registry::{ModelVersions, Snapshot, VersionState};
@@ -31,12 +34,12 @@ impl Split {
     /// [`SplitError`], if the weights do not add up to [`WHOLE`].
     pub fn new(weights: impl IntoIterator<Item = (Version, u32)>) -> Result<Self, SplitError> {
         let mut weights: Vec<_> = weights.into_iter().collect();
-        weights.sort();
+        weights.sort_by(|(one, _), (other, _)| other.cmp(one));
         let sum: u64 = weights.iter().map(|(_, weight)| u64::from(*weight)).sum();
         if sum == u64::from(WHOLE) { Ok(Self(weights)) } else { Err(SplitError(sum)) }
     }
 
-    /// Versions with their weights, ascending by version.
+    /// Versions with their weights, the newest first.
     pub fn weights(&self) -> &[(Version, u32)] {
         &self.0
     }
@@ -56,6 +59,16 @@ impl Split {
         weights.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
         weights.into_iter().map(|(version, _)| version)
     }
+}
+
+/// The draw of a caller: the same for the same model and key, on every host and for ever. SHA-256
+/// of the model's name, a zero byte and the key; the first eight bytes are a fraction, big-endian.
+pub fn bucket(model: &ModelName, key: &[u8]) -> u32 {
+    let hash = Sha256::new().chain_update(model.as_str()).chain_update([0]).chain_update(key);
+    let hash = hash.finalize();
+    let (first, _) = hash.split_first_chunk().expect("a hash has 32 bytes");
+    let scaled = (u128::from(u64::from_be_bytes(*first)) * u128::from(WHOLE)) >> u64::BITS;
+    u32::try_from(scaled).expect("a fraction of a million is less than a million")
 }
 
 /// Why a version was chosen; also the value of the header `X-Route-Reason`.
@@ -195,8 +208,48 @@ mod tests {
         #[test]
         fn every_draw_falls_to_a_version_in_proportion(cut in 0..=WHOLE, draw in 0..WHOLE) {
             let split = split(&[cut, WHOLE - cut]).unwrap();
-            let wanted = Version::new(1, u64::from(draw >= cut), 0);
+            let wanted = Version::new(1, u64::from(draw < WHOLE - cut), 0);
             prop_assert_eq!(split.choose(draw), Some(&wanted));
+        }
+    }
+
+    proptest! {
+        /// Of any number of versions, one gets more at the cost of the next older one.
+        #[test]
+        fn raising_a_weight_moves_callers_to_it_and_none_back(
+            cuts in prop::collection::vec(0..=WHOLE, 1..5),
+            raised in 0_usize..5,
+            by in 0..=WHOLE,
+            draw in 0..WHOLE,
+        ) {
+            let mut cuts = cuts;
+            cuts.extend([0, WHOLE]);
+            cuts.sort_unstable();
+            let mut weights: Vec<_> = cuts.windows(2).map(|cut| cut[1] - cut[0]).collect();
+            let raised = 1 + raised % (weights.len() - 1);
+            let before = split(&weights).unwrap();
+            let by = by.min(weights[raised - 1]);
+            weights[raised - 1] -= by;
+            weights[raised] += by;
+            let after = split(&weights).unwrap();
+            let (before, after) = (before.choose(draw).unwrap(), after.choose(draw).unwrap());
+            prop_assert!(before == after || after.minor == raised as u64, "{before} to {after}");
+        }
+    }
+
+    #[test]
+    fn a_caller_falls_to_the_same_place_everywhere() {
+        // Computed with another implementation of SHA-256; published in the README.
+        for (model, key, place) in [
+            ("toxicity", "", 920_811),
+            ("toxicity", "alice", 636_166),
+            ("toxicity", "bob", 422_424),
+            ("text-direction", "alice", 59_538),
+            ("toxicity", "user-4711", 440_304),
+            ("toxicity", "Ünïcödé", 390_759),
+        ] {
+            let model: ModelName = model.parse().unwrap();
+            assert_eq!(bucket(&model, key.as_bytes()), place, "{model} {key:?}");
         }
     }
 

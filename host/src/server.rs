@@ -76,6 +76,7 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
         inference: inference.map_err(ServeError::Start)?,
         keys: Keys::new(settings.keys),
         default_model: settings.default_model,
+        sticky_headers: settings.sticky_headers,
         limits,
         bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
         traffic: Traffic::default(),

@@ -359,6 +359,36 @@ fn a_server_without_any_version_lives_but_is_not_ready() {
 }
 
 #[test]
+fn check_holds_a_versions_number_against_its_signature() {
+    let folder = temporary_folder();
+    let pack = |version| Misbehave { version, ..Misbehave::default() }.pack(folder.path());
+    let check = |old: &Path, new: &Path| {
+        let (old, new) = (old.to_string_lossy(), new.to_string_lossy());
+        let output = run_host(&["check", "--json", &old, &new]);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.success(), report["fits"].as_bool().unwrap(), "{report}");
+        (report["promised"].clone(), report["needed"].clone(), report["fits"].clone())
+    };
+    let (old, patch, major) = (pack("1.0.0"), pack("1.0.1"), pack("2.0.0"));
+    assert_eq!(check(&old, &patch), ("patch".into(), "patch".into(), true.into()));
+    assert_eq!(check(&old, &major), ("major".into(), "patch".into(), true.into()));
+    assert_eq!(check(&patch, &old), (().into(), "patch".into(), false.into()));
+    // The length of its one text: 1 to 100 before, then 1 to 999, then 2 to 100.
+    doctor(&patch, r#""maximum":100"#, r#""maximum":999"#);
+    assert_eq!(check(&old, &patch), ("patch".into(), "minor".into(), false.into()));
+    doctor(&major, r#""minimum":1,"#, r#""minimum":2,"#);
+    assert_eq!(check(&old, &major), ("major".into(), "major".into(), true.into()));
+    let refused = refusal(&["check", &old.to_string_lossy(), &patch.to_string_lossy()]);
+    assert!(
+        refused.contains("1.0.1 after 1.0.0 is a patch step, but it takes a minor one"),
+        "{refused}"
+    );
+    let other = toxicity("1.0.0");
+    let refused = refusal(&["check", &old.to_string_lossy(), &other.to_string_lossy()]);
+    assert!(refused.contains("misbehave") && refused.contains("toxicity"), "{refused}");
+}
+
+#[test]
 fn inspect_names_everything_about_the_real_artifact() {
     let output = run_host(&["inspect", "--json", &toxicity("1.0.0").to_string_lossy()]);
     assert!(output.status.success());

@@ -82,6 +82,31 @@ fn nine_tenths_go_to_the_first_version_and_the_log_counts_them() {
 }
 
 #[test]
+fn a_caller_stays_with_a_version_and_raising_a_weight_moves_nobody_back() {
+    let keys: Vec<String> = (0..300).map(|index| format!("user-{index}")).collect();
+    let versions = |second: u32| {
+        let mut setup = Setup::toxicity();
+        let (from, to) = ("900_000", (1_000_000 - second).to_string());
+        setup.config = setup.config.replace(from, &to).replace("100_000", &second.to_string());
+        setup.config.push_str("sticky_header = \"X-User-Id\"\n");
+        let server = Server::start(&setup);
+        let ask = |key: &String| {
+            let body = json!({"text": "You are nice"}).to_string();
+            let answer = server.send("POST", "/predict", &[("X-User-Id", key)], body.as_bytes());
+            answer.header("x-model-version").unwrap().to_owned()
+        };
+        let first: Vec<String> = keys.iter().map(ask).collect();
+        assert_eq!(first, keys.iter().map(ask).collect::<Vec<_>>());
+        first
+    };
+    let (tenth, third) = (versions(100_000), versions(300_000));
+    // Counted with another implementation of the published rule.
+    let count = |all: &[String]| all.iter().filter(|version| *version == "2.0.0").count();
+    assert_eq!((count(&tenth), count(&third)), (32, 88));
+    assert!(tenth.iter().zip(&third).all(|(before, after)| before == after || after == "2.0.0"));
+}
+
+#[test]
 fn a_callers_request_id_comes_back_and_others_get_one_each() {
     let server = Server::start(&Setup::toxicity());
     let text = json!({"text": "You are nice"});

@@ -16,6 +16,8 @@ use crate::version::ModelLimits;
 pub struct ModelFile {
     /// Parts per million of the traffic that asks for no version, by version.
     pub split: Option<BTreeMap<Version, u32>>,
+    /// The header whose value keeps a caller with a version while the split stays as it is.
+    pub sticky_header: Option<String>,
     /// `"fresh"`, or `{ reuse = { … } }`.
     pub isolation: Option<IsolationFile>,
     /// How long a request may wait and run, if it does not say itself.

@@ -106,7 +106,7 @@ async fn predict(
     let now = Instant::now();
     let wanted_time = wanted_time(&parts.headers)?;
     let (model, selector) = target?;
-    let draw = rand::rng().random_range(0..router::WHOLE);
+    let draw = draw(edge, &model, &parts.headers);
     let route = router::route(&edge.registry.snapshot(), &model, &selector, draw, now)?;
     let time = wanted_time.unwrap_or(route.version.limits().predict_time);
     let deadline = now + time.min(edge.limits.max_predict_time);
@@ -126,6 +126,16 @@ async fn predict(
     let call = Call { inference: &edge.inference, route: &route, deadline, span };
     let records = call.run(inputs, account.rows).await?;
     Ok(Prediction { route, records })
+}
+
+/// Where a split falls for this request: the same place for the same caller, where the model's
+/// operator has said by which header callers are told apart and the request has it.
+fn draw(edge: &Edge, model: &ModelName, headers: &HeaderMap) -> u32 {
+    let key = edge.sticky_headers.get(model).and_then(|header| headers.get(header.as_str()));
+    match key {
+        Some(key) => router::bucket(model, key.as_bytes()),
+        None => rand::rng().random_range(0..router::WHOLE),
+    }
 }
 
 /// How long the caller is going to wait, if it says so.

@@ -1,0 +1,77 @@
+//! `guesthouse check`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use guesthouse::artifact::Artifact;
+use guesthouse::contract::{self, Bump, Change};
+use guesthouse::model::Signature;
+use guesthouse::terminal::{printable, printable_json};
+use serde_json::json;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArguments {
+    /// The artifact that callers use now.
+    old: PathBuf,
+    /// The artifact that is to follow it.
+    new: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Fails if the new version's number promises callers more than its signature keeps.
+pub(crate) fn run(arguments: &CheckArguments) -> anyhow::Result<()> {
+    let (old, new) = (open(&arguments.old)?, open(&arguments.new)?);
+    let (was, is) = (old.id(), new.id());
+    if was.name != is.name {
+        bail!("failed to compare: one is a version of {}, the other of {}", was.name, is.name);
+    }
+    let changes = contract::changes(signature(&old)?, signature(&new)?);
+    let needed = contract::least_bump(&changes);
+    let promised = Bump::between(&was.version, &is.version);
+    if arguments.json {
+        let report = json!({
+            "model": was.name.as_str(),
+            "old": was.version.to_string(),
+            "new": is.version.to_string(),
+            "needed": needed,
+            "promised": promised,
+            "fits": promised >= Some(needed),
+            "changes": changes,
+        });
+        println!("{}", printable_json(&serde_json::to_string_pretty(&report)?));
+    } else {
+        changes.iter().for_each(print);
+    }
+    match promised {
+        None => bail!("{} does not come after {}", is.version, was.version),
+        Some(promised) if promised < needed => {
+            bail!(
+                "{} after {} is a {promised} step, but it takes a {needed} one",
+                is.version,
+                was.version
+            )
+        }
+        Some(promised) if !arguments.json => {
+            println!(
+                "{} after {} is a {promised} step, and it takes a {needed} one",
+                is.version, was.version
+            );
+            Ok(())
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn open(path: &Path) -> anyhow::Result<Artifact> {
+    Artifact::open(path).with_context(|| format!("failed to read {}", path.display()))
+}
+
+fn signature(artifact: &Artifact) -> anyhow::Result<&Signature> {
+    artifact.signature().with_context(|| format!("{} has no signature", artifact.id()))
+}
+
+fn print(change: &Change) {
+    println!("{:<6} {}", change.bump.to_string(), printable(&change.what));
+}
