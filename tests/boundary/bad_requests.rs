@@ -260,8 +260,9 @@ fn a_body_within_its_limit_does_not_fill_the_memory() {
 #[test]
 fn bodies_in_flight_are_bounded_together() {
     let mut setup = Setup::toxicity();
-    let limits = "\n[limits]\nbody_bytes = 1000000\nbodies_in_flight_bytes = 1500000\n";
-    setup.config.push_str(limits);
+    // More time for a body than the test takes on any machine.
+    setup.config.push_str("\n[limits]\nbody_seconds = 600\nbody_bytes = 1000000\n");
+    setup.config.push_str("bodies_in_flight_bytes = 1500000\n");
     let server = Server::start(&setup);
     // White space around the JSON fills a body that the model accepts.
     let body = format!("{}{}", json!({"text": "You are nice"}), " ".repeat(900_000));
