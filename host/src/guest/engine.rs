@@ -2,6 +2,7 @@
 //! beside its reason.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -42,8 +43,8 @@ impl Engines {
     ) -> Result<Self, EngineError> {
         let mut engines = BTreeMap::new();
         for stack in stacks {
-            if !engines.contains_key(&stack) {
-                engines.insert(stack, Engine::serving(limits, stack)?);
+            if let Entry::Vacant(engine) = engines.entry(stack) {
+                engine.insert(Engine::serving(limits, stack)?);
             }
         }
         Ok(Self(engines))
