@@ -70,7 +70,9 @@ fn a_guest_that_spins_is_interrupted_and_its_neighbours_are_served_meanwhile() {
         assert_eq!(error, (504, Some("deadline_exceeded")), "{answer:?}");
         assert!(took >= Duration::from_millis(500), "the guest had its time: {took:?}");
     });
-    assert_costs_one_request(server, "spin", 504, "deadline_exceeded", "deadline");
+    for action in ["spin", "spin-memory", "spin-host-call"] {
+        assert_costs_one_request(server, action, 504, "deadline_exceeded", "deadline");
+    }
 }
 
 #[test]

@@ -49,6 +49,7 @@ impl Guest for Misbehave {
                 "panic" => panic!("told to panic"),
                 "spin" => spin(),
                 "spin-memory" => spin_in_memory(),
+                "spin-host-call" => spin_in_host_calls(),
                 "grow" => drop(black_box(Box::leak(vec![1_u8; 1 << 20].into_boxed_slice()))),
                 "count" => {
                     let calls = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
@@ -101,6 +102,14 @@ fn spin_in_memory() -> ! {
     let mut memory = vec![0_u8; 1 << 20];
     loop {
         black_box(&mut memory).iter_mut().for_each(|byte| *byte = byte.wrapping_add(1));
+    }
+}
+
+/// Spends nearly all of its time in the host: the message is copied there and then not logged.
+fn spin_in_host_calls() -> ! {
+    let message = "x".repeat(4096);
+    loop {
+        log::debug(black_box(&message));
     }
 }
 
