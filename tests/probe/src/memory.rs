@@ -10,27 +10,25 @@ use serde_json::{Value, json};
 
 use crate::loaded::Loaded;
 
-/// The proportional set size with one instance that has served and with `count` of them, in KiB,
-/// and the linear memory of one, which is what each would take if nothing were shared.
+/// The proportional set size in KiB with one instance that has served, with `count` of which the
+/// others have not, and when all have. And the linear memory of one, which is what each would take
+/// if nothing were shared.
 pub(crate) fn measure(version: &Loaded, count: u32) -> Result<Value> {
-    let mut instances = Vec::new();
-    let mut with_one = 0;
-    for number in 1..=count {
-        let mut instance = version.instantiate()?;
-        // Once each, and all with the same example.
-        version.ask(&mut instance, 0)?;
-        instances.push(instance);
-        if number == 1 {
-            with_one = proportional_kib()?;
-        }
-    }
+    let mut first = version.instantiate()?;
+    version.ask(&mut first, 0)?;
+    let with_one = proportional_kib()?;
+    let others = (1..count).map(|_| version.instantiate());
+    let mut others = others.collect::<Result<Vec<_>>>()?;
+    let with_idle = proportional_kib()?;
+    // Once each, and all with the same example.
+    others.iter_mut().try_for_each(|instance| version.ask(instance, 0))?;
     let with_all = proportional_kib()?;
-    let linear_kib = instances.first().map_or(0, |instance| instance.memory_bytes() >> 10);
     Ok(json!({
         "instances": count,
         "with_one_kib": with_one,
+        "with_idle_kib": with_idle,
         "with_all_kib": with_all,
-        "linear_memory_kib": linear_kib,
+        "linear_memory_kib": first.memory_bytes() >> 10,
     }))
 }
 

@@ -4,7 +4,7 @@
 //! were copied, each further instance would add at least the pages that a call reads of them, up to
 //! the whole linear memory, which is shown beside.
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
 use super::artifacts::Model;
 use super::setup::{Bench, value};
@@ -50,17 +50,20 @@ fn time(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
     ])
 }
 
-/// What each further instance adds to the process, when all have served.
+/// What each further instance adds to the process, when all have served. Of that, what it added
+/// before it served is the host's share, and the rest is what a call of the model writes to.
 fn memory(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
     let report = bench.probe("memory", model, &bench.folder(STATE))?;
-    let (one, all) = (value(&report, "/with_one_kib")?, value(&report, "/with_all_kib")?);
-    let added = (all - one) / (value(&report, "/instances")? - 1.0) / 1024.0;
+    let further = value(&report, "/instances")? - 1.0;
+    let one = value(&report, "/with_one_kib")?;
+    let added = |pointer| Ok::<_, Error>((value(&report, pointer)? - one) / further / 1024.0);
     let linear = value(&report, "/linear_memory_kib")? / 1024.0;
     let figure = |name: &str, value, bar| {
         Figure::new(&format!("instance_{name}_mib_{}", model.name), value, "MiB", bar)
     };
     Ok(vec![
-        figure("pss_added", added, Some(MIB_PER_INSTANCE)),
+        figure("pss_added", added("/with_all_kib")?, Some(MIB_PER_INSTANCE)),
+        figure("pss_added_before_it_serves", added("/with_idle_kib")?, None),
         figure("linear_memory", linear, None),
     ])
 }
