@@ -190,9 +190,10 @@ fn pool(limits: EngineLimits) -> PoolingAllocationConfig {
     pool.max_core_instance_size(16 << 20);
     pool.max_component_instance_size(16 << 20);
     pool.table_elements(100_000);
-    // Pages that an instance dirtied and the next of the same version will dirty again are reset
-    // by copying, which is cheaper than a page fault each.
-    pool.linear_memory_keep_resident(1 << 20);
+    // Nothing of a memory is reset by copying: a memory begins with the guest's stack, of which a call
+    // dirties a page or two, so copying its first MiB cost more than it saved (`cargo xtask bench
+    // runtime`: 4 of 1261 page faults). Tables are dense and small.
+    pool.linear_memory_keep_resident(0);
     pool.table_keep_resident(64 << 10);
     pool.max_unused_warm_slots(limits.max_instances);
     pool

@@ -37,7 +37,11 @@ async fn work(run: Arc<Run>, mut connection: Connection) {
         if sent >= run.end {
             return;
         }
-        let outcome = connection.ask(run.number()).await;
+        let number = run.number();
+        if number >= run.requests {
+            return;
+        }
+        let outcome = connection.ask(number).await;
         run.count(outcome, sent, sent);
         connection.recover().await;
     }

@@ -28,7 +28,9 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
 pub(crate) enum Outcome {
     /// With the expected answer.
     Success,
-    /// With another status than the expected one.
+    /// With a status that is expected as well.
+    Also(StatusCode),
+    /// With another status than the expected ones.
     Status(StatusCode),
     /// With the expected status and another body.
     WrongBody,
@@ -94,7 +96,9 @@ async fn exchange(
     let (head, body) = response.map_err(|_error| Broken)?.into_parts();
     // The whole body is read even when the status is wrong: the connection goes on after it.
     let body = read(body).await?;
-    let outcome = if head.status != target.expected_status() {
+    let outcome = if target.is_also_expected(head.status) {
+        Outcome::Also(head.status)
+    } else if head.status != target.expected_status() {
         Outcome::Status(head.status)
     } else if target.is_expected(&body) {
         Outcome::Success

@@ -57,6 +57,9 @@ struct LoadArguments {
     /// How long to make the load before measuring, in seconds.
     #[arg(long, default_value_t = 1.0)]
     warm_up_seconds: f64,
+    /// How many requests to send at most; without it, as many as there is time for.
+    #[arg(long)]
+    requests: Option<usize>,
     /// How long a request may take, in seconds.
     #[arg(long, default_value_t = 10.0)]
     request_seconds: f64,
@@ -69,6 +72,9 @@ struct LoadArguments {
     /// The status of a success.
     #[arg(long, default_value = "200")]
     status: StatusCode,
+    /// A status that is wanted as well, and counted by itself. Can be given again for more.
+    #[arg(long)]
+    also_status: Vec<StatusCode>,
     /// What the body of a success contains.
     #[arg(long)]
     contains: Option<String>,
@@ -120,8 +126,11 @@ impl LoadArguments {
             }
             None => Vec::new(),
         };
-        let mut target = Target::new(&self.url, bodies)?
-            .expecting(Expectation { status: self.status, contains: self.contains.clone() });
+        let mut target = Target::new(&self.url, bodies)?.expecting(Expectation {
+            status: self.status,
+            contains: self.contains.clone(),
+            also: self.also_status.clone(),
+        });
         for (name, value) in &self.header {
             target = target.with_header(name.clone(), value.clone());
         }
@@ -131,6 +140,7 @@ impl LoadArguments {
             warm_up: duration(self.warm_up_seconds)?,
             duration: duration(self.seconds)?,
             request_time: duration(self.request_seconds)?,
+            requests: self.requests,
         })
     }
 }

@@ -108,7 +108,7 @@ async fn work(schedule: Arc<Schedule>, mut connection: Connection) {
         // Permits come in the order of the numbers, so the request of this number is due.
         let number = run.number();
         let (due, sent) = (schedule.due(number), Instant::now());
-        if due >= run.end {
+        if due >= run.end || number >= run.requests {
             return;
         }
         if sent >= schedule.give_up {

@@ -42,10 +42,12 @@ pub struct Report {
     pub rate: Option<u32>,
     /// From the end of the warm-up to the last answer.
     pub seconds: f64,
-    /// All requests that were due: the successes and the errors.
+    /// All requests that were due: the successes, those answered as was also expected, the errors.
     pub requests: u64,
     /// Requests with the expected answer.
     pub successes: u64,
+    /// Requests with an answer that was expected as well, by status.
+    pub also: BTreeMap<String, u64>,
     /// Other requests, by status (`503`), or `wrong_body`, `connection`, `timeout`, or `unsent`
     /// for those that had no free connection until the run was over.
     pub errors: BTreeMap<String, u64>,
@@ -56,12 +58,16 @@ pub struct Report {
     pub requests_per_second: f64,
     /// Latencies of the successes, in microseconds; without a success all are 0.
     pub latency_us: Latency,
+    /// The same latencies one by one, as pairs of a latency and how many had it: what the quantiles
+    /// of several runs together are made from.
+    pub latency_counts: Vec<(u64, u64)>,
 }
 
 /// The counts of a run under way.
 #[derive(Debug)]
 pub(crate) struct Tally {
     latencies: Histogram<u64>,
+    also: BTreeMap<String, u64>,
     errors: BTreeMap<String, u64>,
     late_starts: u64,
 }
@@ -71,6 +77,7 @@ impl Tally {
         let latencies = Histogram::new_with_bounds(1, MAX_LATENCY_US, SIGNIFICANT_DIGITS);
         Self {
             latencies: latencies.expect("constant bounds that a histogram can have"),
+            also: BTreeMap::new(),
             errors: BTreeMap::new(),
             late_starts: 0,
         }
@@ -86,27 +93,18 @@ impl Tally {
                 let microseconds = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
                 return self.latencies.saturating_record(microseconds);
             }
+            Outcome::Also(status) => return increment(&mut self.also, status.as_str()),
             Outcome::Status(status) => status.as_str(),
             Outcome::WrongBody => "wrong_body",
             Outcome::Connection => "connection",
             Outcome::Timeout => "timeout",
         };
-        self.count_error(error);
+        increment(&mut self.errors, error);
     }
 
     /// Counts a request that was due and is not going to be sent.
     pub(crate) fn count_unsent(&mut self) {
-        self.count_error("unsent");
-    }
-
-    fn count_error(&mut self, error: &str) {
-        // Looked up first: the name is a new one only once.
-        match self.errors.get_mut(error) {
-            Some(count) => *count += 1,
-            None => {
-                self.errors.insert(error.to_owned(), 1);
-            }
-        }
+        increment(&mut self.errors, "unsent");
     }
 
     /// The figures, for a run that took `time` from the end of its warm-up.
@@ -127,12 +125,30 @@ impl Tally {
             connections,
             rate,
             seconds,
-            requests: successes + self.errors.values().sum::<u64>(),
+            requests: successes
+                + self.also.values().sum::<u64>()
+                + self.errors.values().sum::<u64>(),
             successes,
+            also: self.also.clone(),
             errors: self.errors.clone(),
             late_starts: self.late_starts,
             requests_per_second: if seconds > 0.0 { successes as f64 / seconds } else { 0.0 },
             latency_us,
+            latency_counts: self
+                .latencies
+                .iter_recorded()
+                .map(|step| (step.value_iterated_to(), step.count_at_value()))
+                .collect(),
+        }
+    }
+}
+
+fn increment(counts: &mut BTreeMap<String, u64>, name: &str) {
+    // Looked up first: the name is a new one only once.
+    match counts.get_mut(name) {
+        Some(count) => *count += 1,
+        None => {
+            counts.insert(name.to_owned(), 1);
         }
     }
 }
@@ -149,6 +165,9 @@ impl fmt::Display for Report {
             |name: &str, value: &dyn fmt::Display| writeln!(formatter, "  {name:<14} {value:>12}");
         line("requests", &self.requests)?;
         line("successes", &self.successes)?;
+        for (status, count) in &self.also {
+            line(&format!("also {status}"), count)?;
+        }
         for (error, count) in &self.errors {
             line(&format!("error {error}"), count)?;
         }
@@ -179,13 +198,17 @@ mod tests {
         }
         let refused = Outcome::Status(hyper::StatusCode::SERVICE_UNAVAILABLE);
         tally.count(refused, Duration::from_millis(2), Duration::from_secs(9));
+        let failed = Outcome::Also(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+        tally.count(failed, Duration::ZERO, Duration::from_secs(9));
         tally.count_unsent();
         tally.count_unsent();
         let report = tally.report(1, None, Duration::from_secs(10));
 
-        assert_eq!((report.requests, report.successes), (103, 100));
+        assert_eq!((report.requests, report.successes), (104, 100));
         let errors: Vec<_> = report.errors.iter().map(|(name, n)| (name.as_str(), *n)).collect();
         assert_eq!(errors, [("503", 1), ("unsent", 2)]);
+        assert_eq!(report.also["500"], 1);
+        assert_eq!(report.latency_counts.iter().map(|(_, count)| count).sum::<u64>(), 100);
         assert_eq!(report.late_starts, 1);
         assert!((report.requests_per_second - 10.0).abs() < 1e-9);
         let near = |value: u64, expected: u64| value.abs_diff(expected) <= expected / 1000;

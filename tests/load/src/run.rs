@@ -32,6 +32,9 @@ pub struct Load {
     pub duration: Duration,
     /// How long a request may take before it counts as an error.
     pub request_time: Duration,
+    /// How many requests there are at most, those of the warm-up included; without it, as many as
+    /// there is time for.
+    pub requests: Option<usize>,
 }
 
 impl Load {
@@ -83,6 +86,8 @@ pub(crate) struct Run {
     /// No request is due from here on.
     pub(crate) end: Instant,
     connections: usize,
+    /// No request has this number or a higher one.
+    pub(crate) requests: usize,
     next: AtomicUsize,
     tally: Mutex<Tally>,
 }
@@ -97,6 +102,7 @@ impl Run {
             counted_from,
             end: counted_from + load.duration,
             connections: load.connections,
+            requests: load.requests.unwrap_or(usize::MAX),
             next: AtomicUsize::new(0),
             tally: Mutex::new(Tally::new()),
         }

@@ -19,11 +19,14 @@ pub struct Expectation {
     pub status: StatusCode,
     /// What the body has to contain.
     pub contains: Option<String>,
+    /// Statuses of answers that are wanted as well, with any body: neither successes nor errors,
+    /// they are counted by themselves and their latencies are in no figure.
+    pub also: Vec<StatusCode>,
 }
 
 impl Default for Expectation {
     fn default() -> Self {
-        Self { status: StatusCode::OK, contains: None }
+        Self { status: StatusCode::OK, contains: None, also: Vec::new() }
     }
 }
 
@@ -107,6 +110,10 @@ impl Target {
         };
         // `windows` refuses a length of 0, and an empty string is in every body.
         wanted.is_empty() || body.windows(wanted.len()).any(|part| part == wanted.as_bytes())
+    }
+
+    pub(crate) fn is_also_expected(&self, status: StatusCode) -> bool {
+        self.expectation.also.contains(&status)
     }
 
     pub(crate) fn expected_status(&self) -> StatusCode {

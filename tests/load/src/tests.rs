@@ -71,6 +71,7 @@ fn load(address: SocketAddr, milliseconds: u64) -> Load {
         warm_up: Duration::ZERO,
         duration: Duration::from_millis(milliseconds),
         request_time: Duration::from_secs(10),
+        requests: None,
     }
 }
 
@@ -117,6 +118,23 @@ fn only_the_expected_answer_is_a_success() {
     assert_eq!(open(&wanted, 100).successes, 20);
     wanted.target = wanted.target.expecting(expect("not"));
     assert_eq!(open(&wanted, 100).errors["wrong_body"], 20);
+}
+
+#[test]
+fn answers_that_are_also_wanted_are_neither_successes_nor_errors() {
+    let mut wanted = load(serve(|number| if number % 4 == 0 { OK } else { BUSY }), 200);
+    let also = vec![hyper::StatusCode::SERVICE_UNAVAILABLE];
+    wanted.target = wanted.target.expecting(Expectation { also, ..Expectation::default() });
+    let report = open(&wanted, 100);
+    assert_eq!((report.requests, report.successes, report.also["503"]), (20, 5, 15), "{report}");
+    assert!(report.errors.is_empty(), "{report}");
+}
+
+#[test]
+fn a_run_ends_after_its_last_request() {
+    let mut load = load(serve(|_| OK), 60_000);
+    (load.requests, load.connections) = (Some(25), 3);
+    assert_eq!(closed(&load).requests, 25);
 }
 
 #[test]

@@ -2,11 +2,16 @@
 //!
 //! A benchmark is a module below and returns [`Figure`]s; here is what is done with them. A figure
 //! that misses its bar is reported and does not fail the command: how busy the machine is decides
-//! as much as the code. A request that fails does, because then the figures are of something else.
+//! as much as the code. A request that fails makes [`serve`] fail, because then its figures are of
+//! something else; [`runtime`] counts such requests, in figures of their own that have to be 0.
 
 mod load;
+mod log;
+mod process;
+pub(crate) mod runtime;
 pub(crate) mod serve;
 mod server;
+mod statistics;
 
 use std::fs;
 use std::path::{self, PathBuf};
@@ -38,6 +43,8 @@ impl Options {
 pub(crate) enum Bar {
     Below(f64),
     Above(f64),
+    AtMost(f64),
+    Exactly(f64),
 }
 
 /// One measured value.
@@ -53,16 +60,25 @@ impl Figure {
         Self { name: name.to_owned(), value, unit, bar }
     }
 
+    #[cfg(test)]
+    fn value(&self) -> f64 {
+        self.value
+    }
+
     /// Whether the value is what it has to be, if it has to be anything.
     fn holds(&self) -> Option<bool> {
         self.bar.map(|bar| match bar {
             Bar::Below(bar) => self.value < bar,
             Bar::Above(bar) => self.value > bar,
+            Bar::AtMost(bar) => self.value <= bar,
+            Bar::Exactly(bar) => self.value == bar,
         })
     }
 
     fn to_json(&self) -> Value {
-        let bar = self.bar.map(|(Bar::Below(bar) | Bar::Above(bar))| bar);
+        let bar = self.bar.map(|bar| match bar {
+            Bar::Below(bar) | Bar::Above(bar) | Bar::AtMost(bar) | Bar::Exactly(bar) => bar,
+        });
         json!({
             "name": self.name,
             "value": self.value,
@@ -77,6 +93,8 @@ impl Figure {
             None => "-".to_owned(),
             Some(Bar::Below(bar)) => format!("< {bar}"),
             Some(Bar::Above(bar)) => format!("> {bar}"),
+            Some(Bar::AtMost(bar)) => format!("<= {bar}"),
+            Some(Bar::Exactly(bar)) => format!("= {bar}"),
         };
         let holds = match self.holds() {
             None => "-",
@@ -103,7 +121,7 @@ pub(crate) fn finish(figures: &[Figure], options: &Options) -> Result<()> {
 }
 
 fn line([name, value, unit, bar, holds]: [&str; 5]) -> String {
-    format!("{name:<36} {value:>10} {unit:<10} {bar:>8}  {holds}")
+    format!("{name:<48} {value:>10} {unit:<12} {bar:>8}  {holds}")
 }
 
 #[cfg(test)]
@@ -118,5 +136,9 @@ mod tests {
         assert_eq!(figure(Some(Bar::Below(6.0))), judged(json!(6.0), json!(true)));
         assert_eq!(figure(Some(Bar::Below(5.0))), judged(json!(5.0), json!(false)));
         assert_eq!(figure(Some(Bar::Above(4.0))), judged(json!(4.0), json!(true)));
+        assert_eq!(figure(Some(Bar::AtMost(5.0))), judged(json!(5.0), json!(true)));
+        assert_eq!(figure(Some(Bar::AtMost(4.9))), judged(json!(4.9), json!(false)));
+        assert_eq!(figure(Some(Bar::Exactly(5.0))), judged(json!(5.0), json!(true)));
+        assert_eq!(figure(Some(Bar::Exactly(0.0))), judged(json!(0.0), json!(false)));
     }
 }

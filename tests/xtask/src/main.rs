@@ -82,6 +82,8 @@ enum Task {
 enum Bench {
     /// The server: how fast it starts, answers, and how much it does in a second.
     Serve(bench::Options),
+    /// The runtime: instances, isolation, deadlines, deployments, and what bystanders feel.
+    Runtime(bench::runtime::Options),
 }
 
 fn main() -> ExitCode {
@@ -105,6 +107,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Test { extra } => test(&Workspace::load()?, &extra),
         Task::Lint => lint::check(&Workspace::load()?),
         Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
+        Task::Bench { bench: Bench::Runtime(options) } => bench_runtime(&options.absolute()?),
     }
 }
 
@@ -157,4 +160,16 @@ fn bench_serve(options: &bench::Options) -> Result<()> {
     build_and_pack(&workspace)?;
     run::shown(run::cargo().args(["build", "--locked", "--release", "--package", "load"]))?;
     bench::finish(&bench::serve::measure(&workspace, options.seconds)?, options)
+}
+
+fn bench_runtime(options: &bench::runtime::Options) -> Result<()> {
+    let workspace = Workspace::load()?;
+    build_and_pack(&workspace)?;
+    guests::build(&workspace, &["misbehave".to_owned()])?;
+    for package in ["load", "probe"] {
+        run::shown(run::cargo().args(["build", "--locked", "--release", "--package", package]))?;
+    }
+    let (figures, outcome) = bench::runtime::measure(&workspace, options)?;
+    bench::finish(&figures, &options.general)?;
+    outcome
 }

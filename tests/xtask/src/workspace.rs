@@ -78,6 +78,11 @@ impl Workspace {
         self.target.join("release").join("load")
     }
 
+    /// The program that measures from inside; it may have to be built first.
+    pub(crate) fn probe_binary(&self) -> PathBuf {
+        self.target.join("release").join("probe")
+    }
+
     /// Texts with the scores that scikit-learn gives them, as lines of JSON.
     pub(crate) fn toxicity_oracle(&self) -> PathBuf {
         self.root.join("tests/data/toxicity/oracle.jsonl")

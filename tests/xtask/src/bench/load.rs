@@ -2,47 +2,154 @@
 //!
 //! It runs as a program of its own, built in release mode, which these tasks are not.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::run;
+use super::process::Process;
 use crate::workspace::Workspace;
 
-/// How long each load lasts before it is measured, in seconds: long enough for every instance to
-/// have run and for the processor to have left its idle clock.
-const WARM_UP_SECONDS: u64 = 2;
+/// How much longer than it measures a load generator may take: it waits for the last answers.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// A load, as a benchmark wants it.
+#[derive(Clone, Copy)]
 pub(crate) struct Load<'a> {
     pub(crate) url: &'a str,
     pub(crate) connections: usize,
     /// Requests that arrive in a second, whether the ones before are answered or not; without it,
     /// every connection sends the next one as soon as the last is answered.
     pub(crate) rate: Option<u32>,
-    pub(crate) seconds: u64,
+    /// How long the load lasts before it is measured.
+    pub(crate) warm_up_seconds: f64,
+    pub(crate) seconds: f64,
+    /// The most requests there are, if that is less than there is time for.
+    pub(crate) requests: Option<usize>,
     /// The bodies to send in turn.
     pub(crate) bodies: &'a [Value],
     /// What is in every right answer.
     pub(crate) contains: &'a str,
+    /// The status of every right answer.
+    pub(crate) status: u16,
+    /// Statuses that are no errors either, but are counted by themselves.
+    pub(crate) also: &'a [u16],
+    /// One more header, as `name: value`.
+    pub(crate) header: Option<&'a str>,
+}
+
+impl Default for Load<'_> {
+    fn default() -> Self {
+        Self {
+            url: "",
+            connections: 1,
+            rate: None,
+            // Long enough for every instance to have run and for the processor to have left its idle
+            // clock.
+            warm_up_seconds: 2.0,
+            seconds: 10.0,
+            requests: None,
+            bodies: &[],
+            contains: "",
+            status: 200,
+            also: &[],
+            header: None,
+        }
+    }
 }
 
 /// What the load generator measured.
+#[derive(Debug, Default)]
 pub(crate) struct Measured {
+    pub(crate) requests: u64,
+    pub(crate) successes: u64,
+    /// Answers with a status that is no error either.
+    pub(crate) also: BTreeMap<String, u64>,
+    pub(crate) errors: BTreeMap<String, u64>,
     pub(crate) requests_per_second: f64,
-    pub(crate) p50_ms: f64,
-    pub(crate) p95_ms: f64,
+    pub(crate) latencies: Latencies,
 }
 
-/// Makes the load; fails if any request does.
+impl Measured {
+    /// How many requests had no right answer.
+    pub(crate) fn error_count(&self) -> u64 {
+        self.errors.values().sum()
+    }
+}
+
+/// How many successes took how many microseconds.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Latencies(BTreeMap<u64, u64>);
+
+impl Latencies {
+    /// What that part of all successes took at most, in milliseconds; 0 without any.
+    pub(crate) fn quantile_ms(&self, quantile: f64) -> f64 {
+        let count: u64 = self.0.values().sum();
+        let mut left = quantile * count as f64;
+        for (microseconds, count) in &self.0 {
+            left -= *count as f64;
+            if left <= 0.0 {
+                return *microseconds as f64 / 1e3;
+            }
+        }
+        self.0.last_key_value().map_or(0.0, |(microseconds, _)| *microseconds as f64 / 1e3)
+    }
+
+    pub(crate) fn p50_ms(&self) -> f64 {
+        self.quantile_ms(0.5)
+    }
+
+    pub(crate) fn p95_ms(&self) -> f64 {
+        self.quantile_ms(0.95)
+    }
+
+    pub(crate) fn p99_ms(&self) -> f64 {
+        self.quantile_ms(0.99)
+    }
+
+    pub(crate) fn max_ms(&self) -> f64 {
+        self.quantile_ms(1.0)
+    }
+
+    /// Those of another run on top.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (microseconds, count) in &other.0 {
+            *self.0.entry(*microseconds).or_default() += count;
+        }
+    }
+}
+
+/// A load under way; it ends when this does.
+pub(crate) struct Running {
+    process: Process,
+    limit: Duration,
+    folder: TempDir,
+}
+
+/// Makes the load; fails if any request does, because then the figures are of something else.
 pub(crate) fn make(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
-    let bodies = work_file(workspace, "bodies.jsonl")?;
+    let measured = tolerate(workspace, load)?;
+    ensure!(measured.errors.is_empty(), "requests failed: {:?}", measured.errors);
+    ensure!(measured.successes > 0, "no request was answered in time");
+    Ok(measured)
+}
+
+/// Makes the load, whatever becomes of the requests.
+pub(crate) fn tolerate(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
+    start(workspace, load)?.finish()
+}
+
+/// Begins to make the load.
+pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
+    let folder = TempDir::new_in(bench_folder(workspace)?).context("cannot make a folder")?;
+    let bodies = folder.path().join("bodies.jsonl");
     let lines: String = load.bodies.iter().map(|body| format!("{body}\n")).collect();
     fs::write(&bodies, lines).with_context(|| format!("cannot write {}", bodies.display()))?;
-    let json = work_file(workspace, "report.json")?;
 
     let mut command = Command::new(workspace.load_binary());
     match load.rate {
@@ -52,40 +159,79 @@ pub(crate) fn make(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
     command
         .args(["--connections", &load.connections.to_string()])
         .args(["--seconds", &load.seconds.to_string()])
-        .args(["--warm-up-seconds", &WARM_UP_SECONDS.to_string()])
+        .args(["--warm-up-seconds", &load.warm_up_seconds.to_string()])
         // The key that `guesthouse serve --demo` accepts.
         .args(["--header", "x-api-key: local-demo-key"])
+        .args(["--status", &load.status.to_string()])
         .args(["--contains", load.contains])
         .arg("--bodies")
         .arg(&bodies)
         .arg("--json")
-        .arg(&json);
-    run::output(&mut command)?;
+        .arg(report_file(&folder))
+        .stdout(Stdio::null());
+    for status in load.also {
+        command.args(["--also-status", &status.to_string()]);
+    }
+    if let Some(header) = load.header {
+        command.args(["--header", header]);
+    }
+    if let Some(requests) = load.requests {
+        command.args(["--requests", &requests.to_string()]);
+    }
+    let limit = Duration::from_secs_f64(load.warm_up_seconds + load.seconds) + GRACE;
+    let process = Process::start("load generator", &mut command)?;
+    Ok(Running { process, limit, folder })
+}
 
-    let report =
-        fs::read_to_string(&json).with_context(|| format!("cannot read {}", json.display()))?;
-    measured(&serde_json::from_str(&report).context("the load generator's report is not JSON")?)
+impl Running {
+    /// Whether it is over.
+    pub(crate) fn is_over(&mut self) -> Result<bool> {
+        Ok(self.process.ended()?.is_some())
+    }
+
+    /// Waits for the end.
+    pub(crate) fn finish(mut self) -> Result<Measured> {
+        let status = self.process.wait(self.limit)?;
+        ensure!(status.success(), "the load generator failed ({status})");
+        let json = fs::read_to_string(report_file(&self.folder));
+        let json = json.context("the load generator has left no report")?;
+        measured(&serde_json::from_str(&json).context("the load generator's report is not JSON")?)
+    }
+}
+
+fn report_file(folder: &TempDir) -> PathBuf {
+    folder.path().join("report.json")
 }
 
 /// A file of the benchmarks' own, in a folder that is there.
 pub(crate) fn work_file(workspace: &Workspace, name: &str) -> Result<PathBuf> {
+    Ok(bench_folder(workspace)?.join(name))
+}
+
+fn bench_folder(workspace: &Workspace) -> Result<PathBuf> {
     let folder = workspace.output().join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    Ok(folder.join(name))
+    Ok(folder)
 }
 
 fn measured(report: &Value) -> Result<Measured> {
-    let number = |pointer: &str| {
-        let value = report.pointer(pointer).and_then(Value::as_f64);
-        value.with_context(|| format!("the load generator's report has no {pointer}"))
+    let no = |name: &str| format!("the load generator's report has no {name}");
+    let count = |name: &str| report[name].as_u64().with_context(|| no(name));
+    let counts = |name: &str| {
+        let counts = report[name].as_object().with_context(|| no(name))?.iter();
+        let counts = counts.map(|(name, count)| Some((name.clone(), count.as_u64()?)));
+        counts.collect::<Option<BTreeMap<_, _>>>().with_context(|| no(name))
     };
-    let errors = report["errors"].as_object().context("the report has no errors")?;
-    ensure!(errors.is_empty(), "requests failed: {}", report["errors"]);
-    ensure!(number("/successes")? > 0.0, "no request was answered in time");
+    let latencies = report["latency_counts"].as_array().with_context(|| no("latencies"))?.iter();
+    let latencies = latencies.map(|pair| Some((pair[0].as_u64()?, pair[1].as_u64()?)));
+    let latencies = latencies.collect::<Option<BTreeMap<_, _>>>();
     Ok(Measured {
-        requests_per_second: number("/requests_per_second")?,
-        p50_ms: number("/latency_us/p50")? / 1e3,
-        p95_ms: number("/latency_us/p95")? / 1e3,
+        requests: count("requests")?,
+        successes: count("successes")?,
+        also: counts("also")?,
+        errors: counts("errors")?,
+        requests_per_second: report["requests_per_second"].as_f64().with_context(|| no("rate"))?,
+        latencies: Latencies(latencies.with_context(|| no("latencies"))?),
     })
 }
 
@@ -96,16 +242,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_taken_only_if_every_request_was_answered() {
-        let mut report = json!({
-            "successes": 9,
-            "errors": {},
-            "requests_per_second": 3.0,
-            "latency_us": {"p50": 1500, "p95": 2500},
+    fn a_report_is_understood() {
+        let report = json!({
+            "requests": 14, "successes": 10, "also": {"500": 1}, "errors": {"503": 2, "timeout": 1},
+            "requests_per_second": 3.0, "latency_counts": [[1500, 5], [2500, 5]],
         });
-        let figures = measured(&report).unwrap();
-        assert!((figures.p95_ms - 2.5).abs() < 1e-9);
-        report["errors"]["503"] = json!(1);
-        assert!(measured(&report).is_err());
+        let measured = measured(&report).unwrap();
+        assert_eq!((measured.also["500"], measured.error_count()), (1, 3));
+        assert!((measured.latencies.p50_ms() - 1.5).abs() < 1e-9);
+        assert!((measured.latencies.p95_ms() - 2.5).abs() < 1e-9);
+        assert!(super::measured(&json!({"requests": 1})).is_err());
+    }
+
+    #[test]
+    fn latencies_of_several_runs_are_taken_together() {
+        let mut all = Latencies::default();
+        assert!(all.p99_ms().abs() < 1e-9);
+        all.add(&Latencies([(1000, 98)].into()));
+        all.add(&Latencies([(1000, 1), (9000, 1)].into()));
+        assert!((all.p99_ms() - 1.0).abs() < 1e-9);
+        assert!((all.max_ms() - 9.0).abs() < 1e-9);
     }
 }

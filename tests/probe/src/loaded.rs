@@ -1,0 +1,70 @@
+//! A version as a server has it: mapped from the state folder, with golden examples to ask it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use guesthouse::artifact::Artifact;
+use guesthouse::config::ConfigFile;
+use guesthouse::guest::{Engine, EngineLimits, Instance, LoadedComponent, Stop};
+use guesthouse::model::Tensor;
+use guesthouse::record;
+use guesthouse::store::Store;
+
+/// The longest that one call may take.
+const CALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// A version that instances can be made of.
+pub(crate) struct Loaded {
+    component: LoadedComponent,
+    /// The inputs of the golden examples.
+    examples: Vec<Vec<Tensor>>,
+    /// Holds the lock of the state folder: no server may use it meanwhile.
+    _store: Store,
+}
+
+impl Loaded {
+    /// Map the compiled form of an artifact, with room for some more instances than a server has.
+    pub(crate) fn open(artifact: &Path, state: &Path, instances: u32) -> Result<Self> {
+        let limits = ConfigFile::default().settle()?.limits;
+        let max_instances = limits.engine.max_instances.max(instances.saturating_add(1));
+        let of_engine = EngineLimits { max_instances, ..limits.engine };
+        let engine = Engine::serving(of_engine, limits.model.instance.stack_bytes)?;
+        let store = Store::open(state, engine.fingerprint())?;
+
+        let artifact = Artifact::open(artifact).context("failed to read the artifact")?;
+        let compiled = store.find(artifact.digest())?;
+        let compiled = compiled.context("the state folder has no compiled form of the artifact")?;
+        let signature = compiled.report.signature.clone();
+        let examples = artifact.golden().iter().map(|example| {
+            record::decode(&signature, &[&example.inputs]).context("failed to use a golden example")
+        });
+        let examples = examples.collect::<Result<Vec<_>>>()?;
+        ensure!(!examples.is_empty(), "the artifact has no golden examples");
+
+        let (id, instance) = (artifact.id().clone(), limits.model.instance);
+        // SAFETY: the store has just checked the file against its MAC, and the path is that very
+        // file's. It never changes a file in place, and this process holds the folder's lock.
+        #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
+        let component =
+            unsafe { LoadedComponent::map(&engine, &compiled.path(), id, signature, instance) }?;
+        Ok(Self { component, examples, _store: store })
+    }
+
+    /// A new instance.
+    pub(crate) fn instantiate(&self) -> Result<Instance> {
+        let stop = Stop::at(Instant::now() + CALL_LIMIT);
+        self.component.instantiate(&stop).context("failed to make an instance")
+    }
+
+    /// Give an instance the golden example of this number, counted round and round.
+    pub(crate) fn ask(&self, instance: &mut Instance, number: usize) -> Result<()> {
+        let Some(inputs) = self.examples.get(number % self.examples.len()) else {
+            bail!("there are no golden examples")
+        };
+        let outputs = instance.predict(inputs, &Stop::at(Instant::now() + CALL_LIMIT));
+        let outputs = outputs.context("failed to predict")?;
+        ensure!(!outputs.is_empty(), "a prediction has no outputs");
+        Ok(())
+    }
+}

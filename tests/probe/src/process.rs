@@ -1,0 +1,39 @@
+//! Processes for benchmarks: a neighbour that computes, and one that is not left behind.
+
+use std::ffi::OsString;
+use std::hint::black_box;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+/// How many turns a spinning process makes between two looks at the clock: less than a
+/// millisecond's worth.
+const TURNS: u32 = 100_000;
+
+/// Keep one core busy without touching memory, at whatever priority this process has.
+pub(crate) fn spin(seconds: u64) -> Result<()> {
+    end_with_parent()?;
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut turns = 0_u64;
+    while Instant::now() < end {
+        for _ in 0..TURNS {
+            turns = black_box(turns.wrapping_add(1));
+        }
+    }
+    Ok(())
+}
+
+/// Become another program. A benchmark that is killed cannot end what it has started.
+pub(crate) fn become_other(command: &[OsString]) -> Result<()> {
+    let (program, arguments) = command.split_first().context("there is no program to become")?;
+    end_with_parent()?;
+    let error = Command::new(program).args(arguments).exec();
+    Err(error).with_context(|| format!("failed to become {}", program.display()))
+}
+
+fn end_with_parent() -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("failed to follow the parent")
+}

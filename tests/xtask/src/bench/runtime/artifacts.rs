@@ -1,0 +1,108 @@
+//! The artifacts that are measured: packed models, and the guest that misbehaves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::run;
+use crate::workspace::{Profile, Workspace};
+
+/// One version of a model, with requests that it answers.
+pub(super) struct Model {
+    pub(super) name: String,
+    pub(super) version: String,
+    pub(super) artifact: PathBuf,
+    /// The digest in hexadecimal, with which the names of its compiled files begin.
+    pub(super) digest: String,
+    /// The inputs of its golden examples.
+    pub(super) bodies: Vec<Value>,
+    /// What is in every right answer.
+    pub(super) contains: String,
+}
+
+impl Model {
+    /// What an artifact says of itself.
+    pub(super) fn inspect(workspace: &Workspace, artifact: &Path) -> Result<Self> {
+        let mut inspect = Command::new(workspace.host_binary(Profile::Release));
+        let text = run::output(inspect.args(["inspect", "--json"]).arg(artifact))?;
+        let report: Value = serde_json::from_str(&text).context("a report is not JSON")?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let parts = || {
+            let digest = text(&report["digest"])?.strip_prefix("sha256:")?.to_owned();
+            let output = text(&report["signature"]["outputs"][0]["name"])?;
+            Some((text(&report["model"])?, text(&report["version"])?, digest, output))
+        };
+        let (name, version, digest, output) =
+            parts().with_context(|| format!("cannot understand the report: {report}"))?;
+        let examples = report["golden_examples"].as_array().into_iter().flatten();
+        let bodies: Vec<Value> = examples.map(|example| example["inputs"].clone()).collect();
+        ensure!(!bodies.is_empty(), "{} has no golden examples", artifact.display());
+        let (artifact, contains) = (artifact.to_owned(), format!("\"{output}\":"));
+        Ok(Self { name, version, artifact, digest, bodies, contains })
+    }
+
+    /// The path of predictions by this very version.
+    pub(super) fn path(&self) -> String {
+        format!("/models/{}/versions/{}/predict", self.name, self.version)
+    }
+}
+
+/// Packs the guest that misbehaves; its `init` behaves well.
+pub(super) fn pack_misbehave(
+    workspace: &Workspace,
+    folder: &Path,
+    version: &str,
+) -> Result<PathBuf> {
+    let manifest = folder.join("misbehave.toml");
+    let output = folder.join(format!("misbehave-{version}.wasm"));
+    let text = format!(
+        "name = \"misbehave\"\nversion = \"{version}\"\n[parameters]\ninit = \"well\"\n\
+         [golden]\nfile = \"misbehave.jsonl\"\n"
+    );
+    let golden = "{\"inputs\": {\"action\": \"echo\"}, \"outputs\": {\"done\": \"echo\"}}\n";
+    fs::write(&manifest, text)
+        .and_then(|()| fs::write(folder.join("misbehave.jsonl"), golden))
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
+    let mut pack = Command::new(workspace.host_binary(Profile::Release));
+    pack.arg("pack").arg("--manifest").arg(&manifest);
+    pack.arg("--component").arg(workspace.component("misbehave")).arg("--output").arg(&output);
+    run::output(&mut pack)?;
+    Ok(output)
+}
+
+/// Changes the mind of a packed artifact's `init`, which no packer would let through: it would run.
+pub(super) fn make_init(artifact: &Path, word: &str) -> Result<()> {
+    let bytes = fs::read(artifact).context("cannot read the artifact")?;
+    let bytes = with_init(bytes, word)?;
+    fs::remove_file(artifact).and_then(|()| fs::write(artifact, bytes)).context("cannot write it")
+}
+
+fn with_init(mut bytes: Vec<u8>, word: &str) -> Result<Vec<u8>> {
+    let from = br#""init":"well""#;
+    let to = format!(r#""init":"{word}""#);
+    ensure!(from.len() == to.len(), "the artifact's sections keep their sizes");
+    let mut places = bytes.windows(from.len()).enumerate().filter(|(_, part)| part == from);
+    let (first, second) = (places.next().map(|(place, _)| place), places.next());
+    let (Some(place), None) = (first, second) else {
+        anyhow::bail!("the artifact does not say once what its init is to do")
+    };
+    bytes[place..place + to.len()].copy_from_slice(to.as_bytes());
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_word_of_init_is_changed() {
+        let with = |bytes: &[u8]| with_init(bytes.to_vec(), "spin");
+        assert_eq!(with(br#"a{"init":"well"}"well"b"#).unwrap(), br#"a{"init":"spin"}"well"b"#);
+        assert!(with(b"well").is_err());
+        assert!(with(br#""init":"well""init":"well""#).is_err());
+        assert!(with_init(br#""init":"well""#.to_vec(), "longer").is_err());
+    }
+}

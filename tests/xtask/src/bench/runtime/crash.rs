@@ -1,0 +1,160 @@
+//! Whether a server that is killed while it compiles starts again as if nothing had been.
+//!
+//! Each start is from nothing and is killed at a random moment between listening and ready. How many
+//! of them had left something unfinished is shown beside, because a kill that leaves nothing proves
+//! nothing.
+
+use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::setup::Bench;
+use crate::bench::load::{self, Load};
+use crate::bench::server::{Server, Setup};
+use crate::bench::{Bar, Figure};
+use crate::run;
+
+/// How many servers are killed.
+const KILLS: u32 = 10;
+
+/// How many servers are started for that at most: some are ready before their moment has come.
+const MOST_STARTS: u32 = 3 * KILLS;
+
+const STATE: &str = "state-crash";
+
+/// Begin the names of what is not finished.
+const LEFTOVERS: [&str; 2] = [".new-", ".tmp"];
+
+pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    let setup = bench.setup(STATE, "", &[&bench.misbehave.artifact])?;
+    let window = run::step("crash: how long a deployment takes", || window(bench, &setup))?;
+    let mut outcomes = Vec::new();
+    for _ in 0..MOST_STARTS {
+        if outcomes.len() == KILLS as usize {
+            break;
+        }
+        let moment = window.mul_f64(random_fraction());
+        let what = format!("crash: kill {} ms after the start", moment.as_millis());
+        outcomes.extend(run::step(&what, || kill_and_start(bench, &setup, moment))?);
+    }
+    let count = |part: fn(&Outcome) -> bool| outcomes.iter().filter(|one| part(one)).count() as f64;
+    let all = Some(Bar::Exactly(f64::from(KILLS)));
+    Ok(vec![
+        Figure::new("crash_clean_starts", count(|one| one.is_clean), "of 10", all),
+        Figure::new("crash_kills_with_leftovers", count(|one| one.left_something), "of 10", None),
+    ])
+}
+
+struct Outcome {
+    is_clean: bool,
+    left_something: bool,
+}
+
+/// The time from listening to ready, from nothing.
+fn window(bench: &Bench<'_>, setup: &Setup) -> Result<Duration> {
+    empty(&setup.state)?;
+    let mut server = Server::launch(bench.workspace, setup)?;
+    let start = Instant::now();
+    server.wait_for("ready", None)?;
+    let window = start.elapsed();
+    server.stop()?;
+    Ok(window)
+}
+
+/// None, if the server was ready before the moment came.
+fn kill_and_start(bench: &Bench<'_>, setup: &Setup, moment: Duration) -> Result<Option<Outcome>> {
+    empty(&setup.state)?;
+    let mut server = Server::launch(bench.workspace, setup)?;
+    thread::sleep(moment);
+    if server.log.find("version ready", None)?.is_some() {
+        server.stop()?;
+        return Ok(None);
+    }
+    server.kill()?;
+    let left_something = !leftovers(&setup.state)?.is_empty();
+    let is_clean = match check_clean_start(bench, setup) {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("not a clean start: {error:#}");
+            false
+        }
+    };
+    Ok(Some(Outcome { is_clean, left_something }))
+}
+
+fn check_clean_start(bench: &Bench<'_>, setup: &Setup) -> Result<()> {
+    let server = Server::start(bench.workspace, setup)?;
+    check_answer(bench, &server)?;
+    let left = leftovers(&setup.state)?;
+    ensure!(left.is_empty(), "there are leftovers: {left:?}");
+    server.stop()
+}
+
+/// Asks the misbehaving version for something that it answers.
+pub(super) fn check_answer(bench: &Bench<'_>, server: &Server) -> Result<()> {
+    let load = Load {
+        url: &server.url(&bench.misbehave.path()),
+        requests: Some(1),
+        warm_up_seconds: 0.0,
+        bodies: &[json!({"action": "echo"})],
+        contains: "\"done\":\"echo\"",
+        ..Load::default()
+    };
+    load::make(bench.workspace, &load).map(drop)
+}
+
+fn empty(state: &Path) -> Result<()> {
+    if state.exists() {
+        fs::remove_dir_all(state).context("cannot empty the state folder")?;
+    }
+    Ok(())
+}
+
+/// What is unfinished in a state folder.
+fn leftovers(state: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for folder in [state.to_owned(), state.join("compiled")] {
+        // The host may have been killed before it made the folder.
+        for entry in fs::read_dir(&folder).into_iter().flatten() {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if LEFTOVERS.iter().any(|prefix| name.starts_with(prefix)) {
+                found.push(name);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// From 0 to 1. Not the same each time, which is the point.
+pub(super) fn random_fraction() -> f64 {
+    // The hasher has random keys, and each has others.
+    f64::from((RandomState::new().hash_one(0) >> 32) as u32) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_are_found_in_both_folders() {
+        let state = tempfile::tempdir().unwrap();
+        assert!(leftovers(state.path()).unwrap().is_empty());
+        fs::create_dir_all(state.path().join("compiled/.new-abc")).unwrap();
+        for name in ["key", ".tmpXYZ", "compiled/x.cwasm"] {
+            fs::write(state.path().join(name), "").unwrap();
+        }
+        assert_eq!(leftovers(state.path()).unwrap(), [".tmpXYZ", ".new-abc"]);
+    }
+
+    #[test]
+    fn fractions_are_fractions_and_differ() {
+        let fractions: Vec<_> = (0..10).map(|_| random_fraction()).collect();
+        assert!(fractions.iter().all(|fraction| (0.0..=1.0).contains(fraction)));
+        assert!(fractions.windows(2).any(|pair| pair[0] != pair[1]), "{fractions:?}");
+    }
+}

@@ -1,0 +1,138 @@
+//! Whether damage to stored code is noticed: a bit is flipped in every stored file in turn.
+//!
+//! Noticed means that the log warns of something that it does not warn of otherwise, that the version
+//! is compiled anew and answers, and that the damaged bytes are gone. A file of functions is read
+//! only when something is compiled, so then the version itself is removed as well.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use super::crash::{check_answer, random_fraction};
+use super::setup::Bench;
+use crate::bench::server::{Server, Setup};
+use crate::bench::{Bar, Figure};
+use crate::run;
+
+/// How often each file is damaged, at random places.
+const FLIPS: usize = 3;
+
+pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    let setup = bench.setup("state-damage", "", &[&bench.misbehave.artifact])?;
+    let compiled = setup.state.join("compiled");
+    let known = run::step("damage: start undamaged", || {
+        let mut server = bench.warm_server(&setup)?;
+        let known = warnings(&mut server)?;
+        server.stop()?;
+        Ok(known)
+    })?;
+    let files = files(&compiled)?;
+    ensure!(!files.is_empty(), "nothing is stored in {}", compiled.display());
+    let (mut flips, mut noticed) = (0_u32, 0_u32);
+    for file in &files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        // The names are long, and their ends tell them apart.
+        let ending = file.extension().unwrap_or_default().to_string_lossy();
+        let is_versions_own = name.starts_with(&bench.misbehave.digest);
+        for _ in 0..FLIPS {
+            let flip = || {
+                if !is_versions_own {
+                    remove_version(bench, &compiled)?;
+                }
+                let damaged = flip_a_bit(file)?;
+                Ok(check_noticed(bench, &setup, &known).and_then(|()| check_gone(file, &damaged)))
+            };
+            flips += 1;
+            match run::step(&format!("damage: a bit of a .{ending} file"), flip)? {
+                Ok(()) => noticed += 1,
+                Err(error) => eprintln!("not noticed: {error:#}"),
+            }
+        }
+    }
+    let all = Some(Bar::Exactly(f64::from(flips)));
+    Ok(vec![
+        Figure::new("damage_noticed_and_repaired", f64::from(noticed), "flips", all),
+        Figure::new("damage_files", files.len() as f64, "files", None),
+    ])
+}
+
+fn check_noticed(bench: &Bench<'_>, setup: &Setup, known: &BTreeSet<String>) -> Result<()> {
+    let mut server = Server::start(bench.workspace, setup)?;
+    let ready = server.wait_for("version ready", Some(&bench.misbehave.version))?;
+    let warnings = warnings(&mut server)?;
+    check_answer(bench, &server)?;
+    server.stop()?;
+    ensure!(ready["from"] == "compiled", "the damaged version was loaded: {ready}");
+    ensure!(!warnings.is_subset(known), "the log does not warn: {warnings:?}");
+    Ok(())
+}
+
+fn check_gone(file: &Path, damaged: &[u8]) -> Result<()> {
+    let now = fs::read(file).with_context(|| format!("{} is gone", file.display()))?;
+    ensure!(now != damaged, "{} is still damaged", file.display());
+    Ok(())
+}
+
+/// What the log warns of, or worse.
+fn warnings(server: &mut Server) -> Result<BTreeSet<String>> {
+    let lines = server.log.lines()?.iter();
+    let bad = lines.filter(|line| line["level"] == "WARN" || line["level"] == "ERROR");
+    Ok(bad.filter_map(|line| line["message"].as_str().map(str::to_owned)).collect())
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let list = || -> std::io::Result<Vec<PathBuf>> {
+        fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect()
+    };
+    let mut files = list().with_context(|| format!("cannot list {}", folder.display()))?;
+    files.sort();
+    Ok(files)
+}
+
+fn remove_version(bench: &Bench<'_>, compiled: &Path) -> Result<()> {
+    for file in files(compiled)? {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(&bench.misbehave.digest) {
+            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts a damaged copy in the place of a file; its bytes.
+fn flip_a_bit(file: &Path) -> Result<Vec<u8>> {
+    let mut bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
+    let place = (random_fraction() * bytes.len() as f64) as usize;
+    let place = place.min(bytes.len().saturating_sub(1));
+    let byte = bytes.get_mut(place).with_context(|| format!("{} is empty", file.display()))?;
+    // Not any bit: hexadecimal digits mean the same in upper case.
+    *byte ^= 1;
+    let copy = file.with_extension("damaged");
+    fs::write(&copy, &bytes)
+        .and_then(|()| fs::rename(&copy, file))
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bit_is_flipped_and_the_file_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.bin");
+        fs::write(&file, [0; 100]).unwrap();
+        let mapped = fs::File::open(&file).unwrap();
+        let damaged = flip_a_bit(&file).unwrap();
+        assert_eq!(damaged.iter().map(|byte| u32::from(*byte)).sum::<u32>(), 1);
+        assert_eq!(files(folder.path()).unwrap().len(), 1);
+        assert!(check_gone(&file, &damaged).is_err());
+        // Whoever has the old file open still has the old bytes.
+        let old = std::io::read_to_string(mapped).unwrap();
+        assert!(old.bytes().all(|byte| byte == 0));
+    }
+}

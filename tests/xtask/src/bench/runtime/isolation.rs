@@ -1,0 +1,97 @@
+//! A new instance for every request against reused ones, as a caller sees it.
+//!
+//! Two servers with folders of their own run side by side, and one caller asks one and then the
+//! other without a pause: replacing the instance is off the request's path only if the caller leaves
+//! time for it, and this one leaves none. A server that ignored the setting would have a ratio of
+//! 1.00; that the instances are different is what the page faults of the probe show.
+
+use anyhow::Result;
+
+use super::artifacts::Model;
+use super::setup::{BLOCK_WARM_UP_SECONDS, Bench, value};
+use crate::bench::load::{self, Load, Measured};
+use crate::bench::server::Server;
+use crate::bench::statistics::{Pair, median, median_ratio};
+use crate::bench::{Bar, Figure};
+use crate::run;
+
+/// How many times both are measured. Odd, so that the median is one of them.
+const PAIRS: u32 = 7;
+
+/// Being kept apart from the last caller should be nearly free.
+const FRESH_TO_REUSE: Bar = Bar::AtMost(1.15);
+
+pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    let model = bench.large.as_ref().unwrap_or(&bench.healthy);
+    let name = &model.name;
+    let server = |isolation: &str| {
+        let config = format!("[models.{name}]\nisolation = {isolation}\n");
+        let state = if isolation.contains("fresh") { "state-fresh" } else { "state-reuse" };
+        let setup = bench.setup(state, &config, &[&model.artifact])?;
+        let start = || bench.warm_server(&setup);
+        run::step(&format!("isolation of {name}: start with {isolation}"), start)
+    };
+    let (fresh, reuse) = (server("\"fresh\"")?, server("{ reuse = {} }")?);
+    let blocks = || measure_pairs(bench, model, &fresh, &reuse);
+    let mut figures = run::step(&format!("isolation of {name}: over HTTP"), blocks)?;
+    fresh.stop()?;
+    reuse.stop()?;
+    figures.extend(run::step(&format!("isolation of {name}: probe"), || probe(bench, model))?);
+    Ok(figures)
+}
+
+fn measure_pairs(
+    bench: &Bench<'_>,
+    model: &Model,
+    fresh: &Server,
+    reuse: &Server,
+) -> Result<Vec<Figure>> {
+    let ask = |server: &Server| {
+        let load = Load {
+            url: &server.url(&model.path()),
+            warm_up_seconds: BLOCK_WARM_UP_SECONDS,
+            seconds: bench.seconds / f64::from(PAIRS),
+            bodies: &model.bodies,
+            contains: &model.contains,
+            ..Load::default()
+        };
+        load::tolerate(bench.workspace, &load)
+    };
+    let p50 = |measured: &Measured| measured.latencies.p50_ms();
+    let (mut pairs, mut errors) = (Vec::new(), 0);
+    for _ in 0..PAIRS {
+        let (reused, new) = (ask(reuse)?, ask(fresh)?);
+        errors += reused.error_count() + new.error_count();
+        pairs.push(Pair { baseline: p50(&reused), value: p50(&new) });
+    }
+    let of = |part: fn(&Pair) -> f64| median(&pairs.iter().map(part).collect::<Vec<_>>());
+    let name = |what: &str| format!("{what}_{}", model.name);
+    Ok(vec![
+        Figure::new(
+            &name("fresh_to_reuse_p50"),
+            median_ratio(&pairs),
+            "ratio",
+            Some(FRESH_TO_REUSE),
+        ),
+        Figure::new(&name("reuse_p50_ms"), of(|pair| pair.baseline), "ms", None),
+        Figure::new(&name("fresh_p50_ms"), of(|pair| pair.value), "ms", None),
+        Figure::new(&name("isolation_errors"), errors as f64, "requests", Some(Bar::Exactly(0.0))),
+    ])
+}
+
+/// What the call alone takes, without HTTP and without making the instance.
+fn probe(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
+    // The server that has used this folder last has stopped.
+    let state = "state-reuse";
+    let report = bench.probe("isolation", model, &bench.folder(state))?;
+    let figure = |name: &str, pointer: &str, unit| -> Result<Figure> {
+        let name = format!("{name}_{}", model.name);
+        Ok(Figure::new(&name, value(&report, pointer)?, unit, None))
+    };
+    Ok(vec![
+        figure("reused_call_us", "/reused/call_us/p50", "us")?,
+        figure("fresh_call_us", "/fresh/call_us/p50", "us")?,
+        figure("reused_call_faults", "/reused/faults_per_call", "faults")?,
+        figure("fresh_call_faults", "/fresh/faults_per_call", "faults")?,
+    ])
+}

@@ -1,0 +1,99 @@
+//! What many measurements come to.
+
+/// The middle one of some values; the mean of the middle two, if there are two. 0 without any.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match (values.len() % 2, values.get(middle)) {
+        (_, None) => 0.0,
+        (1, Some(value)) => *value,
+        (_, Some(value)) => f64::midpoint(values[middle - 1], *value),
+    }
+}
+
+/// A measurement under one condition and one under another, one soon after the other, so that
+/// whatever else the machine did befell both.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pair {
+    pub(super) baseline: f64,
+    pub(super) value: f64,
+}
+
+/// The median of the pairs' own ratios; without a ratio, because a baseline is 0, endless.
+pub(super) fn median_ratio(pairs: &[Pair]) -> f64 {
+    let ratio = |pair: &Pair| {
+        if pair.baseline > 0.0 && pair.value > 0.0 {
+            pair.value / pair.baseline
+        } else {
+            f64::INFINITY
+        }
+    };
+    median(&pairs.iter().map(ratio).collect::<Vec<_>>())
+}
+
+/// A straight line through points, by least squares.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Line {
+    pub(super) slope: f64,
+    /// How far the slope may be off by chance: the standard error, if the points' distances from the
+    /// line were independent of each other.
+    pub(super) slope_error: f64,
+}
+
+/// The line through the points, which need two different first coordinates to have one.
+pub(super) fn line_through(points: &[(f64, f64)]) -> Line {
+    let count = points.len() as f64;
+    let mean_of = |part: fn(&(f64, f64)) -> f64| points.iter().map(part).sum::<f64>() / count;
+    let (mean_x, mean_y) = (mean_of(|point| point.0), mean_of(|point| point.1));
+    let sum_of = |part: &dyn Fn(f64, f64) -> f64| {
+        points.iter().map(|(x, y)| part(x - mean_x, y - mean_y)).sum::<f64>()
+    };
+    let spread = sum_of(&|x, _| x * x);
+    if spread == 0.0 || points.is_empty() {
+        return Line::default();
+    }
+    let slope = sum_of(&|x, y| x * y) / spread;
+    let remainder = sum_of(&|x, y| (y - slope * x).powi(2));
+    let freedom = (count - 2.0).max(1.0);
+    Line { slope, slope_error: (remainder / freedom / spread).sqrt() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(one: f64, other: f64) -> bool {
+        (one - other).abs() < 1e-9
+    }
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        assert!(near(median(&[3.0, 1.0, 2.0]), 2.0));
+        assert!(near(median(&[4.0, 1.0, 2.0, 3.0]), 2.5));
+        assert!(near(median(&[]), 0.0));
+    }
+
+    #[test]
+    fn each_value_is_compared_with_its_own_baseline() {
+        let pair = |baseline, value| Pair { baseline, value };
+        // The machine became ten times slower in between, and the ratio did not change.
+        let pairs = [pair(1.0, 1.2), pair(10.0, 12.0), pair(10.0, 99.0)];
+        assert!(near(median_ratio(&pairs), 1.2));
+        // Nothing measured is no good ratio.
+        assert!(median_ratio(&[pair(0.0, 1.0)]).is_infinite());
+        assert!(median_ratio(&[pair(1.0, 0.0)]).is_infinite());
+    }
+
+    #[test]
+    fn lines_have_slopes_and_say_how_sure_they_are() {
+        let exact = line_through(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]);
+        assert!(near(exact.slope, 2.0) && near(exact.slope_error, 0.0), "{exact:?}");
+        // By hand: slope 0.5, remainders 0.5, -1 and 0.5 or so, one degree of freedom, spread 2.
+        let rough = line_through(&[(0.0, 0.0), (1.0, 2.0), (2.0, 1.0)]);
+        assert!(near(rough.slope, 0.5), "{rough:?}");
+        assert!(near(rough.slope_error, (1.5_f64 / 2.0).sqrt()), "{rough:?}");
+        assert!(near(line_through(&[(1.0, 1.0), (1.0, 2.0)]).slope, 0.0));
+        assert!(near(line_through(&[]).slope, 0.0));
+    }
+}
