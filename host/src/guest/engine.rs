@@ -10,8 +10,9 @@ use wasmtime::{
     RegallocAlgorithm, WasmBacktraceDetails,
 };
 
-/// Changes with everything that changes what compiled code means but that wasmtime cannot see.
-const COMPILED_FORM_REVISION: u32 = 1;
+/// Changes with everything that changes what compiled code means but that wasmtime cannot see,
+/// such as how wizer instruments the component whose code for `init` is kept.
+const COMPILED_FORM_REVISION: u32 = 2;
 
 /// What the operator bounds; the rest of the pool follows from it.
 #[derive(Debug, Clone, Copy)]
@@ -73,14 +74,18 @@ impl Engine {
     }
 
     /// The engine of the `preinit` child that runs `init` once, on code that is thrown away.
-    pub(crate) fn snapshotting(functions: Arc<dyn CacheStore>) -> Result<Self, EngineError> {
+    /// Its functions are not kept one by one: `preinit` keeps the code as a whole.
+    pub(crate) fn snapshotting() -> Result<Self, EngineError> {
         let mut config = Config::new();
         config.wasm_component_model(true);
         // Compiled twice, run once: the cheapest code is the fastest way through.
         config.cranelift_opt_level(OptLevel::None);
         config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
         config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
-        config.enable_incremental_compilation(functions).map_err(EngineError)?;
+        // What is reported of a trap is its reason; where it was would be a tenth of the code.
+        config.generate_address_map(false);
+        // For debuggers and profilers; wasmtime unwinds by frame pointers.
+        config.native_unwind_info(false);
         Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
     }
 

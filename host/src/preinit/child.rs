@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, Signal};
 use wasmtime::Store;
-use wasmtime::component::Component;
 use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
 use super::function_cache::FunctionCache;
+use super::init_cache::InitCode;
 use super::{PreinitError, PreinitReport};
 use crate::artifact::Artifact;
 use crate::guest::{self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, Phase};
@@ -39,6 +39,12 @@ pub struct ChildArguments {
     /// Where those and the new ones go.
     #[arg(long)]
     functions_output: Option<PathBuf>,
+    /// The code for `init` that was compiled before; there need be no such file.
+    #[arg(long)]
+    init_code: Option<PathBuf>,
+    /// Where it goes if there was none.
+    #[arg(long)]
+    init_code_output: Option<PathBuf>,
     /// Limit on CPU time.
     #[arg(long)]
     cpu_seconds: u64,
@@ -93,13 +99,15 @@ fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitErr
     let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
     let cache = Arc::new(read_functions(arguments));
     steps.done("read functions");
-    let snapshot = snapshot(Arc::new(artifact), arguments, &cache, &mut steps);
+    let snapshot = snapshot(Arc::new(artifact), arguments, &mut steps);
     let (signature, snapshot) = runtime.block_on(snapshot)?;
     let mut fingerprint = None;
     if let (Some(output), Some(snapshot)) = (&arguments.output, snapshot) {
         fingerprint = Some(compile(&snapshot, output, &cache, &mut steps)?);
     }
-    if let Some(output) = &arguments.functions_output {
+    if let Some(output) = &arguments.functions_output
+        && cache.is_worth_writing()
+    {
         keep_functions(&cache, output);
         steps.done("keep functions");
     }
@@ -129,16 +137,21 @@ fn keep_functions(cache: &FunctionCache, output: &Path) {
 async fn snapshot(
     artifact: Arc<Artifact>,
     arguments: &ChildArguments,
-    cache: &Arc<FunctionCache>,
     steps: &mut Steps,
 ) -> Result<(Signature, Option<Vec<u8>>), PreinitError> {
     let unusable = |error: wasmtime::Error| PreinitError::Component(one_line(&error));
-    let engine = Engine::snapshotting(Arc::clone(cache) as _).map_err(host_error)?;
+    let engine = Engine::snapshotting().map_err(host_error)?;
     let mut wizer = Wizer::new();
     // Rust guests keep `init` in a table, from which it cannot be removed.
     wizer.keep_init_func(true);
-    let (context, instrumented) = wizer.instrument_component(artifact.bytes()).map_err(unusable)?;
-    let component = Component::new(engine.wasmtime(), &instrumented).map_err(unusable)?;
+    let bare = artifact.component();
+    let (context, instrumented) = wizer.instrument_component(&bare).map_err(unusable)?;
+    steps.done("instrument");
+    let code = InitCode {
+        kept: arguments.init_code.as_deref(),
+        output: arguments.init_code_output.as_deref(),
+    };
+    let component = code.load(&engine, &instrumented).map_err(unusable)?;
     drop(instrumented);
     steps.done("compile for init");
 

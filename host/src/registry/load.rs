@@ -200,7 +200,8 @@ impl Loader {
         artifact: &Artifact,
         limits: &ModelLimits,
     ) -> Result<CompiledVersion, LoadError> {
-        self.store.keep(artifact.digest(), |files| {
+        let component = Digest::of(&artifact.component());
+        self.store.keep(artifact.digest(), component, |files| {
             // The child reads these very bytes, whatever becomes of the file in the meantime.
             let bytes =
                 tempfile::NamedTempFile::new_in(files.compiled.parent().unwrap_or(&files.compiled));
