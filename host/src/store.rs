@@ -16,6 +16,7 @@
 //! compiled/init-<component>-<engine>.mac      over it
 //! ```
 
+mod collect;
 mod shared;
 
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};

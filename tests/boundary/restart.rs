@@ -1,8 +1,9 @@
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use guesthouse_tests::artifacts::{Misbehave, run_host, temporary_folder};
+use guesthouse_tests::artifacts::{Misbehave, make_pipe, run_host, temporary_folder};
 use guesthouse_tests::{Server, Setup};
 use serde_json::{Value, json};
 
@@ -85,6 +86,57 @@ fn a_flipped_bit_in_any_kept_file_is_noticed_and_made_good() {
     setup.artifacts.push(last.pack(folder.path()));
     let server = Server::start(&setup);
     assert_eq!(made_anew(&server), 0);
+    assert_serves(&server);
+}
+
+#[test]
+fn a_version_that_comes_back_is_found_again() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    assert!(Server::start(&setup).stop().0.success());
+    let next = Misbehave { version: "1.0.1", ..Misbehave::default() };
+    let (artifacts, state) = (vec![next.pack(folder.path())], setup.state.clone());
+    let next = Setup { artifacts, state, ..Setup::default() };
+    assert!(Server::start(&next).stop().0.success());
+    assert_eq!(from(&Server::start(&setup)), "store");
+}
+
+#[test]
+fn what_nothing_needs_is_removed_once_all_is_known() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    assert!(Server::start(&setup).stop().0.success());
+    let compiled = folder.path().join("state/compiled");
+    let digest = "0".repeat(64);
+    let long_ago = SystemTime::now() - Duration::from_secs(60 * 24 * 60 * 60);
+    let put = |name: String, time: SystemTime| {
+        let path = compiled.join(name);
+        fs::write(&path, b"code").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        path
+    };
+    let unneeded = [
+        put(format!("{digest}-0123456789abcdef.cwasm"), long_ago),
+        put(format!("{digest}-0123456789abcdef.json"), long_ago),
+        put("functions-0123456789abcdef.bin".to_owned(), SystemTime::now()),
+        put(format!("init-{digest}-0123456789abcdef.cwasm"), SystemTime::now()),
+    ];
+    let spared = [
+        put(format!("{digest}-fedcba9876543210.cwasm"), SystemTime::now()),
+        put("somebody's notes.json".to_owned(), long_ago),
+    ];
+    let exist = |paths: &[PathBuf]| paths.iter().filter(|path| path.exists()).count();
+    // What cannot be read might need anything.
+    let server = Server::start_with(&setup, |repository| make_pipe(&repository.join("pipe.wasm")));
+    assert!(server.stop().0.success());
+    assert_eq!(exist(&unneeded), unneeded.len());
+
+    let server = Server::start(&setup);
+    assert_eq!(from(&server), "store");
+    assert_eq!((exist(&unneeded), exist(&spared)), (0, spared.len()));
+    let lines = server.lines();
+    let said = |line: &&Value| line["message"].as_str().unwrap().starts_with("removed a compiled");
+    assert_eq!(lines.iter().filter(said).count(), 3, "code and record are one");
     assert_serves(&server);
 }
 
