@@ -111,6 +111,8 @@ pub enum ArtifactError {
 pub struct Artifact {
     bytes: Vec<u8>,
     digest: Digest,
+    /// Where in the bytes the component is, without the sections around it.
+    code: Vec<Range<usize>>,
     id: VersionId,
     metadata: Metadata,
     descriptor: Descriptor,
@@ -170,6 +172,7 @@ impl Artifact {
         Ok(Self {
             bytes,
             digest,
+            code: sections.code,
             id,
             metadata,
             descriptor,
@@ -189,6 +192,12 @@ impl Artifact {
     /// What identifies these very bytes.
     pub fn digest(&self) -> Digest {
         self.digest
+    }
+
+    /// The component without its own custom sections: what versions of one guest have in common,
+    /// and all that is compiled. Sections of what is nested in it stay.
+    pub fn component(&self) -> Vec<u8> {
+        self.code.iter().map(|range| &self.bytes[range.clone()]).collect::<Vec<_>>().concat()
     }
 
     /// The model and the version that it says it is.

@@ -7,6 +7,7 @@
 
 pub mod child;
 mod function_cache;
+mod init_cache;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -122,6 +123,10 @@ pub struct CompileFiles {
     pub functions: PathBuf,
     /// Where those that are worth keeping go; there is no such file if that fails.
     pub functions_output: PathBuf,
+    /// The code for `init` that an earlier child compiled; there may be no such file.
+    pub init_code: PathBuf,
+    /// Where it goes if there was none; there is no such file if that fails.
+    pub init_code_output: PathBuf,
 }
 
 /// Run `init` of the artifact in a child process.
@@ -158,6 +163,8 @@ fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::
         command.arg("--output").arg(&files.compiled);
         command.arg("--functions").arg(&files.functions);
         command.arg("--functions-output").arg(&files.functions_output);
+        command.arg("--init-code").arg(&files.init_code);
+        command.arg("--init-code-output").arg(&files.init_code_output);
     }
     let mut limit = |name: &str, value: u64| {
         command.arg(name).arg(value.to_string());

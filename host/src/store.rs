@@ -12,7 +12,12 @@
 //! compiled/<artifact>-<engine>.json       its record: written last, so it is there or it is not
 //! compiled/functions-<engine>.bin         single functions, for versions that share code
 //! compiled/functions-<engine>.mac         over them
+//! compiled/init-<component>-<engine>.cwasm    native code for `init`, for versions of one guest
+//! compiled/init-<component>-<engine>.mac      over it
 //! ```
+
+mod collect;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
@@ -27,11 +32,9 @@ use tempfile::NamedTempFile;
 
 use crate::artifact::{Digest, open_regular};
 use crate::preinit::{CompileFiles, PreinitReport};
+use shared::note_use;
 
 const KEY_BYTES: usize = 32;
-
-/// What the MAC of functions is bound to, where that of a version has the artifact.
-const FUNCTIONS_LABEL: &str = "functions";
 
 /// Begins the name of a folder in which a version is being compiled.
 const SCRATCH_PREFIX: &str = ".new-";
@@ -139,82 +142,46 @@ impl Store {
         let is = self.mac_of_version(&code, artifact, &record.report).map_err(&unreadable)?;
         // Comparing hashes takes the same time wherever they differ.
         if blake3::Hash::from_hex(&record.mac).is_ok_and(|wanted| wanted == is) {
+            note_use(&code);
             return Ok(Some(CompiledVersion { code, report: record.report }));
         }
         tracing::warn!(%artifact, "a compiled version does not pass its MAC, compiling anew");
         Ok(None)
     }
 
-    /// Let `make` write the compiled form of an artifact into a file, and keep it.
+    /// Let `make` write the compiled form of an artifact with this component into a file, and keep it.
     ///
     /// # Errors
     /// What `make` says, or the state folder.
     pub fn keep<E: From<StoreError>>(
         &self,
         artifact: Digest,
+        component: Digest,
         make: impl FnOnce(&CompileFiles) -> Result<PreinitReport, E>,
     ) -> Result<CompiledVersion, E> {
         // In the same folder, so that it can be renamed; removed again if anything fails.
         let scratch = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in(&self.compiled);
         let scratch = scratch.map_err(StoreError::new("cannot make a temporary folder"))?;
+        let path = |name| scratch.path().join(name);
         let files = CompileFiles {
-            compiled: scratch.path().join("compiled"),
-            functions: scratch.path().join("functions"),
-            functions_output: scratch.path().join("functions-output"),
+            compiled: path("compiled"),
+            functions: path("functions"),
+            functions_output: path("functions-output"),
+            init_code: path("init-code"),
+            init_code_output: path("init-code-output"),
         };
-        self.lend_functions(&files.functions);
+        let (functions, init_code) = (self.functions(), self.init_code(component));
+        self.lend(&functions, &files.functions);
+        self.lend(&init_code, &files.init_code);
         let report = make(&files)?;
         let code = self.publish(&files.compiled, artifact, &report);
         let code = code.map_err(StoreError::new("cannot keep a compiled version"))?;
-        self.take_functions(&files.functions_output);
+        self.take(&functions, &files.functions_output);
+        self.take(&init_code, &files.init_code_output);
+        if let Err(error) = self.bound_init_codes() {
+            tracing::warn!(%error, "cannot remove old code for init");
+        }
         Ok(CompiledVersion { code, report })
-    }
-
-    /// Link the functions to where a child may read them, if they are there and ours. Without them
-    /// it only takes longer, so nothing here is an error.
-    fn lend_functions(&self, to: &Path) {
-        let lend = || {
-            match fs::hard_link(self.functions("bin"), to) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                other => other?,
-            }
-            let is = self.mac(&open_regular(to)?, &[FUNCTIONS_LABEL])?;
-            let wanted = blake3::Hash::from_hex(fs::read(self.functions("mac"))?);
-            if wanted.is_ok_and(|wanted| wanted == is) {
-                return Ok(());
-            }
-            Err(io::Error::other("they do not pass their MAC"))
-        };
-        if let Err(error) = lend() {
-            tracing::warn!(%error, "compiled functions cannot be used, compiling anew");
-            // It may not even be there.
-            let _ = fs::remove_file(to);
-        }
-    }
-
-    /// Keep the functions that a child has left. If this stops half-way, their MAC does not fit
-    /// and they are not used.
-    fn take_functions(&self, from: &Path) {
-        let take = || {
-            let functions = match open_regular(from) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                other => other?,
-            };
-            let mac = self.mac(&functions, &[FUNCTIONS_LABEL])?;
-            fs::rename(from, self.functions("bin"))?;
-            let mut file = NamedTempFile::new_in(&self.compiled)?;
-            file.write_all(mac.to_hex().as_bytes())?;
-            file.as_file().sync_all()?;
-            file.persist(self.functions("mac"))?;
-            Ok::<_, io::Error>(())
-        };
-        if let Err(error) = take() {
-            tracing::warn!(%error, "compiled functions cannot be kept");
-        }
-    }
-
-    fn functions(&self, extension: &str) -> PathBuf {
-        self.compiled.join(format!("functions-{}.{extension}", self.fingerprint))
     }
 
     fn publish(&self, made: &Path, artifact: Digest, report: &PreinitReport) -> io::Result<File> {
@@ -239,7 +206,7 @@ impl Store {
     }
 
     /// The MAC over code, the engine and what else the code is bound to; lengths keep the parts
-    /// apart, and no artifact's digest is [`FUNCTIONS_LABEL`].
+    /// apart, and no artifact's digest is a label of what children share.
     fn mac(&self, code: &File, bound_to: &[&str]) -> io::Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         for part in bound_to.iter().chain([&self.fingerprint.as_str()]) {
@@ -352,7 +319,7 @@ mod tests {
     use crate::model::Signature;
     use crate::preinit::Start;
 
-    fn report() -> PreinitReport {
+    pub(super) fn report() -> PreinitReport {
         let signature = Signature { inputs: vec![], outputs: vec![], max_batch_size: 1 };
         let start = Start::Snapshot;
         PreinitReport {
@@ -364,15 +331,15 @@ mod tests {
         }
     }
 
-    fn keep(store: &Store, artifact: Digest, code: &[u8]) -> CompiledVersion {
+    pub(super) fn keep(store: &Store, artifact: Digest, code: &[u8]) -> CompiledVersion {
         let write = |files: &CompileFiles| {
             fs::write(&files.compiled, code).map_err(StoreError::new("test"))?;
             Ok::<_, StoreError>(report())
         };
-        store.keep(artifact, write).unwrap()
+        store.keep(artifact, Digest::of(b"component"), write).unwrap()
     }
 
-    fn open(folder: &Path, fingerprint: &str) -> Store {
+    pub(super) fn open(folder: &Path, fingerprint: &str) -> Store {
         Store::open(folder, fingerprint.to_owned()).unwrap()
     }
 
@@ -486,34 +453,7 @@ mod tests {
             fs::write(&files.functions_output, b"half").map_err(StoreError::new("test"))?;
             Err(StoreError { what: "test", source: io::Error::other("no") })
         };
-        assert!(store.keep(Digest::of(b"one"), fail).is_err());
+        assert!(store.keep(Digest::of(b"one"), Digest::of(b"component"), fail).is_err());
         assert_eq!(fs::read_dir(&store.compiled).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn only_functions_that_pass_their_mac_are_lent() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open(folder.path(), "engine");
-        // What the child finds; it leaves b"functions" each time.
-        let lent = || {
-            let mut lent = None;
-            let make = |files: &CompileFiles| {
-                lent = fs::read(&files.functions).ok();
-                fs::write(&files.compiled, b"code").map_err(StoreError::new("test"))?;
-                fs::write(&files.functions_output, b"functions")
-                    .map_err(StoreError::new("test"))?;
-                Ok::<_, StoreError>(report())
-            };
-            store.keep(Digest::of(b"one"), make).unwrap();
-            lent
-        };
-        assert_eq!(lent(), None);
-        assert_eq!(lent().as_deref(), Some(&b"functions"[..]));
-        fs::remove_file(store.functions("bin")).unwrap();
-        fs::write(store.functions("bin"), b"evil").unwrap();
-        assert_eq!(lent(), None);
-        assert_eq!(lent().as_deref(), Some(&b"functions"[..]));
-        fs::remove_file(store.functions("mac")).unwrap();
-        assert_eq!(lent(), None);
     }
 }

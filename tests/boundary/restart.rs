@@ -1,10 +1,13 @@
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use guesthouse_tests::artifacts::{Misbehave, run_host, temporary_folder};
+use guesthouse_tests::artifacts::{Misbehave, make_pipe, run_host, temporary_folder};
 use guesthouse_tests::{Server, Setup};
 use serde_json::{Value, json};
 
-fn setup(folder: &std::path::Path) -> Setup {
+fn setup(folder: &Path) -> Setup {
     let artifacts = vec![Misbehave::default().pack(folder)];
     Setup { artifacts, state: Some(folder.join("state")), ..Setup::default() }
 }
@@ -32,27 +35,108 @@ fn the_second_start_compiles_nothing() {
     assert_serves(&second);
 }
 
-#[test]
-fn compiled_code_that_was_tampered_with_is_never_loaded() {
-    let folder = temporary_folder();
-    let setup = setup(folder.path());
-    drop(Server::start(&setup));
-    let compiled = folder.path().join("state/compiled");
-    let code = fs::read_dir(&compiled)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "cwasm"))
-        .unwrap();
-    let mut bytes = fs::read(&code).unwrap();
+/// The files of the compiled forms whose names begin and end like this.
+fn kept(folder: &Path, prefix: &str, suffix: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder.join("state/compiled")).unwrap();
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with(prefix) && name.ends_with(suffix)
+    });
+    paths
+}
+
+fn flip_a_bit(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
-    fs::remove_file(&code).unwrap();
-    fs::write(&code, bytes).unwrap();
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+/// How often something was not what this host had written.
+fn made_anew(server: &Server) -> usize {
+    let lines = server.lines();
+    let anew = |line: &&Value| {
+        line["level"] == "WARN" && line["message"].as_str().unwrap().contains("compiling anew")
+    };
+    lines.iter().filter(anew).count()
+}
+
+#[test]
+fn a_flipped_bit_in_any_kept_file_is_noticed_and_made_good() {
+    let folder = temporary_folder();
+    let mut setup = setup(folder.path());
+    assert!(Server::start(&setup).stop().0.success());
+    let files = kept(folder.path(), "", "");
+    let versions = ["1.0.1", "1.0.2", "1.0.3", "1.0.4", "1.0.5", "1.0.6"];
+    assert_eq!(files.len(), versions.len(), "{files:?}");
+    // Each time there is something to compile, for which all that is kept is wanted.
+    for (file, version) in files.iter().zip(versions) {
+        flip_a_bit(file);
+        let next = Misbehave { version, ..Misbehave::default() };
+        setup.artifacts.truncate(1);
+        setup.artifacts.push(next.pack(folder.path()));
+        let server = Server::start(&setup);
+        assert_eq!(made_anew(&server), 1, "{file:?}");
+        assert_serves(&server);
+        assert!(server.stop().0.success());
+    }
+    let last = Misbehave { version: "1.1.0", ..Misbehave::default() };
+    setup.artifacts.push(last.pack(folder.path()));
     let server = Server::start(&setup);
-    server.wait_for("the warning", |line| {
-        line["message"].as_str().is_some_and(|message| message.contains("MAC"))
-    });
-    assert_eq!(from(&server), "compiled");
+    assert_eq!(made_anew(&server), 0);
+    assert_serves(&server);
+}
+
+#[test]
+fn a_version_that_comes_back_is_found_again() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    assert!(Server::start(&setup).stop().0.success());
+    let next = Misbehave { version: "1.0.1", ..Misbehave::default() };
+    let (artifacts, state) = (vec![next.pack(folder.path())], setup.state.clone());
+    let next = Setup { artifacts, state, ..Setup::default() };
+    assert!(Server::start(&next).stop().0.success());
+    assert_eq!(from(&Server::start(&setup)), "store");
+}
+
+#[test]
+fn what_nothing_needs_is_removed_once_all_is_known() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    assert!(Server::start(&setup).stop().0.success());
+    let compiled = folder.path().join("state/compiled");
+    let digest = "0".repeat(64);
+    let long_ago = SystemTime::now() - Duration::from_secs(60 * 24 * 60 * 60);
+    let put = |name: String, time: SystemTime| {
+        let path = compiled.join(name);
+        fs::write(&path, b"code").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        path
+    };
+    let unneeded = [
+        put(format!("{digest}-0123456789abcdef.cwasm"), long_ago),
+        put(format!("{digest}-0123456789abcdef.json"), long_ago),
+        put("functions-0123456789abcdef.bin".to_owned(), SystemTime::now()),
+        put(format!("init-{digest}-0123456789abcdef.cwasm"), SystemTime::now()),
+    ];
+    let spared = [
+        put(format!("{digest}-fedcba9876543210.cwasm"), SystemTime::now()),
+        put("somebody's notes.json".to_owned(), long_ago),
+    ];
+    let exist = |paths: &[PathBuf]| paths.iter().filter(|path| path.exists()).count();
+    // What cannot be read might need anything.
+    let server = Server::start_with(&setup, |repository| make_pipe(&repository.join("pipe.wasm")));
+    assert!(server.stop().0.success());
+    assert_eq!(exist(&unneeded), unneeded.len());
+
+    let server = Server::start(&setup);
+    assert_eq!(from(&server), "store");
+    assert_eq!((exist(&unneeded), exist(&spared)), (0, spared.len()));
+    let lines = server.lines();
+    let said = |line: &&Value| line["message"].as_str().unwrap().starts_with("removed a compiled");
+    assert_eq!(lines.iter().filter(said).count(), 3, "code and record are one");
     assert_serves(&server);
 }
 
@@ -131,22 +215,25 @@ fn a_configuration_that_makes_no_sense_is_refused_in_one_line() {
 }
 
 #[test]
-fn a_second_version_of_a_guest_is_compiled_from_the_firsts_functions() {
+fn a_second_version_of_a_guest_is_compiled_from_what_the_first_has_left() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
-    let functions = fs::read_dir(folder.path().join("state/compiled"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.starts_with("functions-"))
-        .count();
-    assert_eq!(functions, 2, "they and their MAC");
+    let shared = |prefix: &str| {
+        let files = kept(folder.path(), prefix, "");
+        files.into_iter().map(|path| (fs::metadata(&path).unwrap().ino(), path)).collect::<Vec<_>>()
+    };
+    let (functions, init) = (shared("functions-"), shared("init-"));
+    assert_eq!((functions.len(), init.len()), (2, 2), "each with its MAC");
     let second = Misbehave { version: "1.1.0", ..Misbehave::default() };
     setup.artifacts.push(second.pack(folder.path()));
     let server = Server::start(&setup);
     let body = json!({"action": "echo"});
     let answer = server.post("/models/misbehave/versions/1.1.0/predict", &body);
     assert_eq!(answer.status, 200, "{answer:?}");
+    // They were good enough: nothing was compiled that would be worth keeping beside them.
+    assert_eq!((shared("functions-"), shared("init-")), (functions, init));
+    assert_eq!(made_anew(&server), 0);
 }
 
 #[test]

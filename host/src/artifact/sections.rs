@@ -58,6 +58,8 @@ const MAX_NAME_PARTS: usize = 64;
 pub(super) struct Sections {
     /// The custom sections that mean something here.
     pub(super) custom: BTreeMap<String, Range<usize>>,
+    /// Everything but the custom sections, in order and as few ranges as possible.
+    pub(super) code: Vec<Range<usize>>,
     pub(super) imports: Vec<String>,
     pub(super) exports: Vec<String>,
     name: Option<String>,
@@ -74,7 +76,9 @@ impl Sections {
                 Chunk::Parsed { consumed, payload } => (consumed, payload),
                 Chunk::NeedMoreData(_) => unreachable!("the parser knows that this is all"),
             };
+            let start = bytes.len() - rest.len();
             rest = &rest[consumed..];
+            let is_custom = matches!(payload, Payload::CustomSection(_));
             match payload {
                 Payload::ModuleSection { unchecked_range: nested, .. }
                 | Payload::ComponentSection { unchecked_range: nested, .. } => {
@@ -99,8 +103,18 @@ impl Sections {
                 Payload::End(_) => return Ok(sections),
                 _ => {}
             }
+            if !is_custom {
+                sections.add_code(start..bytes.len() - rest.len());
+            }
         }
         Err(over(format!("more than {MAX_SECTIONS} sections")))
+    }
+
+    fn add_code(&mut self, range: Range<usize>) {
+        match self.code.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.code.push(range),
+        }
     }
 
     fn custom(&mut self, section: &CustomSectionReader<'_>) -> Result<(), ArtifactError> {
@@ -290,6 +304,31 @@ mod tests {
         let mut long = Component::new();
         custom(&mut long, &"x".repeat(MAX_NAME_BYTES + 1), b"");
         assert!(is_over(long));
+    }
+
+    #[test]
+    fn the_code_is_what_is_left_without_custom_sections() {
+        let component = |version: Option<&str>| {
+            let mut inner = Component::new();
+            custom(&mut inner, "name", b"stays");
+            let mut exports = ComponentExportSection::new();
+            exports.export("f", ComponentExportKind::Func, 0, None);
+            let mut component = Component::new();
+            component.section(&NestedComponentSection(&inner));
+            version.iter().for_each(|version| custom(&mut component, "a", version.as_bytes()));
+            component.section(&exports);
+            component.section(&NestedComponentSection(&inner));
+            version.iter().for_each(|version| custom(&mut component, "b", version.as_bytes()));
+            component.finish()
+        };
+        let code = |bytes: &[u8]| {
+            let sections = Sections::scan(bytes).unwrap();
+            sections.code.iter().map(|range| &bytes[range.clone()]).collect::<Vec<_>>().concat()
+        };
+        let bare = component(None);
+        assert_eq!(code(&bare), bare);
+        assert_eq!(code(&component(Some("1.0.0"))), bare);
+        assert_eq!(Sections::scan(&component(Some("2"))).unwrap().code.len(), 2);
     }
 
     #[test]

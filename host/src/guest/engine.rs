@@ -12,7 +12,8 @@ use wasmtime::{
     RegallocAlgorithm, WasmBacktraceDetails,
 };
 
-/// Changes with everything that changes what compiled code means but that wasmtime cannot see.
+/// Changes with everything that changes what compiled code means but that wasmtime cannot see,
+/// such as how wizer instruments the component whose code for `init` is kept.
 const COMPILED_FORM_REVISION: u32 = 2;
 
 /// What the operator bounds; the rest of the pool follows from it.
@@ -123,10 +124,8 @@ impl Engine {
     }
 
     /// The engine of the `preinit` child that runs `init` once, on code that is thrown away.
-    pub(crate) fn snapshotting(
-        functions: Arc<dyn CacheStore>,
-        stack_bytes: usize,
-    ) -> Result<Self, EngineError> {
+    /// Its functions are not kept one by one: `preinit` keeps the code as a whole.
+    pub(crate) fn snapshotting(stack_bytes: usize) -> Result<Self, EngineError> {
         let mut config = Config::new();
         config.max_wasm_stack(stack_bytes);
         config.async_stack_size(stack_bytes + HOST_STACK_BYTES);
@@ -135,7 +134,10 @@ impl Engine {
         config.cranelift_opt_level(OptLevel::None);
         config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
         config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
-        config.enable_incremental_compilation(functions).map_err(EngineError)?;
+        // What is reported of a trap is its reason; where it was would be a tenth of the code.
+        config.generate_address_map(false);
+        // For debuggers and profilers; wasmtime unwinds by frame pointers.
+        config.native_unwind_info(false);
         Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
     }
 

@@ -12,6 +12,7 @@ use wasmtime::component::{Component, Instance};
 use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
 use super::function_cache::FunctionCache;
+use super::init_cache::InitCode;
 use super::{PreinitError, PreinitReport, Start};
 use crate::artifact::Artifact;
 use crate::guest::{
@@ -41,6 +42,12 @@ pub struct ChildArguments {
     /// Where those and the new ones go.
     #[arg(long)]
     functions_output: Option<PathBuf>,
+    /// The code for `init` that was compiled before; there need be no such file.
+    #[arg(long)]
+    init_code: Option<PathBuf>,
+    /// Where it goes if there was none.
+    #[arg(long)]
+    init_code_output: Option<PathBuf>,
     /// Limit on CPU time.
     #[arg(long)]
     cpu_seconds: u64,
@@ -99,21 +106,23 @@ fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitErr
     let cache = Arc::new(read_functions(arguments));
     steps.done("read functions");
     let artifact = Arc::new(artifact);
-    let snapshot = runtime.block_on(snapshot(&artifact, arguments, &cache, &mut steps));
+    let snapshot = runtime.block_on(snapshot(&artifact, arguments, &mut steps));
     let (signature, component, start) = match snapshot {
         Ok((signature, snapshot)) => (signature, snapshot, Start::Snapshot),
         Err(Obstacle::Artifact(error)) => return Err(error),
         Err(Obstacle::Snapshot(reason)) => {
             // Without the runtime: what it is linked to here starts one for itself.
-            let signature = init_alone(&artifact, arguments, &cache, &mut steps)?;
-            (signature, artifact.bytes().to_vec(), Start::Init(reason))
+            let signature = init_alone(&artifact, arguments, &mut steps)?;
+            (signature, artifact.component(), Start::Init(reason))
         }
     };
     let mut fingerprint = None;
     if let Some(output) = &arguments.output {
         fingerprint = Some(compile(&component, output, &cache, &mut steps)?);
     }
-    if let Some(output) = &arguments.functions_output {
+    if let Some(output) = &arguments.functions_output
+        && cache.is_worth_writing()
+    {
         keep_functions(&cache, output);
         steps.done("keep functions");
     }
@@ -157,17 +166,21 @@ impl From<PreinitError> for Obstacle {
 async fn snapshot(
     artifact: &Arc<Artifact>,
     arguments: &ChildArguments,
-    cache: &Arc<FunctionCache>,
     steps: &mut Steps,
 ) -> Result<(Signature, Vec<u8>), Obstacle> {
     let none = |error: wasmtime::Error| Obstacle::Snapshot(one_line(&error));
-    let engine = Engine::snapshotting(Arc::clone(cache) as _, arguments.guest_stack_bytes);
-    let engine = engine.map_err(host_error)?;
+    let engine = Engine::snapshotting(arguments.guest_stack_bytes).map_err(host_error)?;
     let mut wizer = Wizer::new();
     // Rust guests keep `init` in a table, from which it cannot be removed.
     wizer.keep_init_func(true);
-    let (context, instrumented) = wizer.instrument_component(artifact.bytes()).map_err(none)?;
-    let component = Component::new(engine.wasmtime(), &instrumented).map_err(unusable)?;
+    let bare = artifact.component();
+    let (context, instrumented) = wizer.instrument_component(&bare).map_err(none)?;
+    steps.done("instrument");
+    let code = InitCode {
+        kept: arguments.init_code.as_deref(),
+        output: arguments.init_code_output.as_deref(),
+    };
+    let component = code.load(&engine, &instrumented).map_err(unusable)?;
     drop(instrumented);
     steps.done("compile for init");
     let linker = guest::linker(&engine, &component, Phase::Snapshot).map_err(unusable)?;
@@ -188,12 +201,10 @@ async fn snapshot(
 fn init_alone(
     artifact: &Arc<Artifact>,
     arguments: &ChildArguments,
-    cache: &Arc<FunctionCache>,
     steps: &mut Steps,
 ) -> Result<Signature, PreinitError> {
-    let engine = Engine::snapshotting(Arc::clone(cache) as _, arguments.guest_stack_bytes);
-    let engine = engine.map_err(host_error)?;
-    let component = Component::new(engine.wasmtime(), artifact.bytes()).map_err(unusable)?;
+    let engine = Engine::snapshotting(arguments.guest_stack_bytes).map_err(host_error)?;
+    let component = Component::new(engine.wasmtime(), artifact.component()).map_err(unusable)?;
     steps.done("compile for init alone");
     let linker = guest::linker(&engine, &component, Phase::Serve).map_err(unusable)?;
     let mut store = init_store(&engine, artifact, arguments);

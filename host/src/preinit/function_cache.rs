@@ -3,28 +3,49 @@
 //!
 //! The file is native code like the compiled versions themselves, so `store` keeps it under a MAC
 //! and a child is only given one that this host's children wrote. The format is plain: key and
-//! value after value, each after its length as a little-endian u32.
+//! value after value, each after its length as a little-endian u32. A value that was read stays
+//! where it was read: tens of thousands of them are looked up by several threads, and most are used.
+//!
+//! Cranelift's keys are not quite stable: depending on what else its thread has compiled, one
+//! function in ten has another key the next time (it hashes exception tables that the function
+//! before has left). So a version that shares all its code with another one still misses some, and
+//! that is no reason to write the file again.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Read, Write};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use wasmtime::CacheStore;
 
-/// The most bytes that are kept: a few guests with tract, each with two sets of functions. What the
-/// last compilation did not use goes first.
-const MAX_KEPT_BYTES: usize = 512 << 20;
+/// The most bytes that are kept: a few guests with tract. What the last compilation did not use
+/// goes first.
+const MAX_KEPT_BYTES: usize = 256 << 20;
+
+/// Which part of the used functions has to be new for the file to be written again. More than the
+/// unstable keys make up, and less than any other guest brings.
+const WORTH_WRITING: usize = 4;
+
+/// Cranelift's keys are SHA-256.
+type Key = [u8; 32];
 
 /// Functions by Cranelift's key.
 #[derive(Debug, Default)]
-pub(super) struct FunctionCache(Mutex<HashMap<Vec<u8>, Function>>);
+pub(super) struct FunctionCache {
+    bytes: Vec<u8>,
+    /// What was read, as parts of the bytes.
+    read: HashMap<Key, ReadFunction>,
+    /// What was compiled since.
+    new: Mutex<HashMap<Key, Vec<u8>>>,
+}
 
 #[derive(Debug)]
-struct Function {
-    code: Vec<u8>,
-    used: bool,
+struct ReadFunction {
+    code: Range<usize>,
+    used: AtomicBool,
 }
 
 impl FunctionCache {
@@ -34,58 +55,86 @@ impl FunctionCache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             other => other?,
         };
-        let (mut functions, mut rest) = (HashMap::new(), bytes.as_slice());
-        while !rest.is_empty() {
-            let (key, code) = (read_part(&mut rest)?, read_part(&mut rest)?);
-            functions.insert(key, Function { code, used: false });
+        let (mut read, mut position) = (HashMap::new(), 0);
+        while position < bytes.len() {
+            let key = read_part(&bytes, &mut position)?;
+            let key = bytes[key].try_into().map_err(io::Error::other)?;
+            let code = read_part(&bytes, &mut position)?;
+            read.insert(key, ReadFunction { code, used: AtomicBool::new(false) });
         }
-        Ok(Self(Mutex::new(functions)))
+        Ok(Self { bytes, read, new: Mutex::default() })
+    }
+
+    /// Whether so much is new that it should be written.
+    pub(super) fn is_worth_writing(&self) -> bool {
+        let new: usize = self.lock().values().map(Vec::len).sum();
+        let read = self.read.values().filter(|function| function.is_used());
+        let read: usize = read.map(|function| function.code.len()).sum();
+        new > (new + read) / WORTH_WRITING
     }
 
     /// Write what was used, and of the rest what fits.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        let functions = self.lock();
-        let mut kept: Vec<_> = functions.iter().collect();
-        kept.sort_by_key(|(key, function)| (!function.used, key.as_slice()));
+        let new = self.lock();
+        let mut kept: Vec<_> = new.iter().map(|(key, code)| (true, key, &code[..])).collect();
+        kept.extend(
+            self.read.iter().map(|(key, function)| {
+                (function.is_used(), key, &self.bytes[function.code.clone()])
+            }),
+        );
+        kept.sort_by_key(|(used, key, _)| (!used, *key));
         let mut file = BufWriter::new(std::fs::File::create_new(path)?);
         let mut bytes = 0;
-        for (key, function) in kept {
-            bytes += key.len() + function.code.len();
+        for (_, key, code) in kept {
+            bytes += key.len() + code.len();
             if bytes > MAX_KEPT_BYTES {
                 break;
             }
             write_part(&mut file, key)?;
-            write_part(&mut file, &function.code)?;
+            write_part(&mut file, code)?;
         }
         file.into_inner()?.sync_all()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Function>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Vec<u8>>> {
+        self.new.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ReadFunction {
+    fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 }
 
 impl CacheStore for FunctionCache {
     fn get(&self, key: &[u8]) -> Option<Cow<'_, [u8]>> {
-        let mut functions = self.lock();
-        let function = functions.get_mut(key)?;
-        function.used = true;
-        Some(Cow::Owned(function.code.clone()))
+        let key: &Key = key.try_into().ok()?;
+        if let Some(function) = self.read.get(key) {
+            function.used.store(true, Ordering::Relaxed);
+            return Some(Cow::Borrowed(&self.bytes[function.code.clone()]));
+        }
+        self.lock().get(key).map(|code| Cow::Owned(code.clone()))
     }
 
     fn insert(&self, key: &[u8], value: Vec<u8>) -> bool {
-        self.lock().insert(key.to_vec(), Function { code: value, used: true });
+        let Ok(key) = key.try_into() else { return false };
+        self.lock().insert(key, value);
         true
     }
 }
 
-fn read_part(rest: &mut &[u8]) -> io::Result<Vec<u8>> {
+fn read_part(bytes: &[u8], position: &mut usize) -> io::Result<Range<usize>> {
+    let mut rest = bytes.get(*position..).unwrap_or_default();
     let mut length = [0; size_of::<u32>()];
     rest.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length) as usize;
-    let (part, after) = rest.split_at_checked(length).ok_or(io::ErrorKind::UnexpectedEof)?;
-    *rest = after;
-    Ok(part.to_vec())
+    if length > rest.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let start = *position + size_of::<u32>();
+    *position = start + length;
+    Ok(start..*position)
 }
 
 fn write_part(file: &mut impl Write, part: &[u8]) -> io::Result<()> {
@@ -98,18 +147,59 @@ fn write_part(file: &mut impl Write, part: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn key(name: u8) -> Key {
+        [name; 32]
+    }
+
     #[test]
     fn what_was_kept_is_found_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("functions");
         let cache = FunctionCache::read(&path).unwrap();
-        assert!(cache.get(b"a").is_none());
-        assert!(cache.insert(b"a", b"code".to_vec()) && cache.insert(b"b", vec![]));
+        assert!(cache.get(&key(1)).is_none());
+        assert!(cache.insert(&key(1), b"code".to_vec()) && cache.insert(&key(2), vec![]));
+        assert_eq!(cache.get(&key(1)).as_deref(), Some(&b"code"[..]));
+        assert!(!cache.insert(b"not one of Cranelift's", vec![]));
         cache.write(&path).unwrap();
         let again = FunctionCache::read(&path).unwrap();
-        assert_eq!(again.get(b"a").as_deref(), Some(&b"code"[..]));
-        assert_eq!(again.get(b"b").as_deref(), Some(&b""[..]));
-        assert!(again.get(b"c").is_none());
+        assert_eq!(again.get(&key(1)).as_deref(), Some(&b"code"[..]));
+        assert_eq!(again.get(&key(2)).as_deref(), Some(&b""[..]));
+        assert!(again.get(&key(3)).is_none());
+    }
+
+    #[test]
+    fn what_was_read_is_kept_beside_what_is_new() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let first = FunctionCache::default();
+        first.insert(&key(1), b"one".to_vec());
+        first.write(&path("first")).unwrap();
+        let second = FunctionCache::read(&path("first")).unwrap();
+        second.insert(&key(2), b"two".to_vec());
+        second.write(&path("second")).unwrap();
+        let third = FunctionCache::read(&path("second")).unwrap();
+        assert_eq!(third.get(&key(1)).as_deref(), Some(&b"one"[..]));
+        assert_eq!(third.get(&key(2)).as_deref(), Some(&b"two"[..]));
+    }
+
+    #[test]
+    fn it_is_written_for_another_guest_but_not_for_a_few_functions() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("functions");
+        let cache = FunctionCache::default();
+        assert!(!cache.is_worth_writing());
+        (0..20).for_each(|name| {
+            cache.insert(&key(name), vec![0; 100]);
+        });
+        assert!(cache.is_worth_writing());
+        cache.write(&path).unwrap();
+        let same_guest = FunctionCache::read(&path).unwrap();
+        assert!((0..20).all(|name| same_guest.get(&key(name)).is_some()));
+        same_guest.insert(&key(20), vec![0; 200]);
+        assert!(!same_guest.is_worth_writing());
+        let other_guest = FunctionCache::read(&path).unwrap();
+        other_guest.insert(&key(20), vec![0; 200]);
+        assert!(other_guest.is_worth_writing());
     }
 
     #[test]
@@ -117,7 +207,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("functions");
         let cache = FunctionCache::default();
-        cache.insert(b"a", b"code".to_vec());
+        cache.insert(&key(1), b"code".to_vec());
         cache.write(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         for length in 1..bytes.len() {

@@ -5,7 +5,7 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::budget::{Budget, DoesNotFit};
 use super::{Registry, VersionState};
@@ -93,7 +93,7 @@ impl Loader {
     /// The folder cannot be read.
     pub fn load_folder(&self, registry: &Registry, folder: &Path) -> io::Result<()> {
         let paths = Mutex::new(artifact_paths(folder)?);
-        let seen = Mutex::new(BTreeMap::new());
+        let seen = Mutex::new(Seen::default());
         let cold = Mutex::new(Vec::new());
         let next = |paths: &Mutex<Vec<PathBuf>>| {
             paths.lock().unwrap_or_else(PoisonError::into_inner).pop()
@@ -114,6 +114,10 @@ impl Loader {
             self.load_cold(registry, cold);
         }
         registry.finish_loading();
+        let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if !seen.incomplete {
+            self.store.collect(&seen.versions.into_values().collect(), SystemTime::now());
+        }
         Ok(())
     }
 
@@ -122,23 +126,23 @@ impl Loader {
         &self,
         registry: &Registry,
         path: PathBuf,
-        seen: &Mutex<BTreeMap<VersionId, Digest>>,
+        seen: &Mutex<Seen>,
     ) -> Option<Cold> {
         let started = Instant::now();
         let artifact = match guarded(|| Ok(Artifact::open(&path)?)) {
             Ok(artifact) => artifact,
             Err(error) => {
                 report_unreadable(&path, &error);
+                let unread = matches!(
+                    error,
+                    LoadError::Artifact(ArtifactError::Read(_)) | LoadError::Panicked(_)
+                );
+                seen.lock().unwrap_or_else(PoisonError::into_inner).incomplete |= unread;
                 return None;
             }
         };
         let (id, digest) = (artifact.id().clone(), artifact.digest());
-        let before = {
-            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = seen.get(&id).copied();
-            seen.entry(id.clone()).or_insert(digest);
-            before
-        };
+        let before = seen.lock().unwrap_or_else(PoisonError::into_inner).add(&id, digest);
         match before {
             None => {}
             Some(before) if before == digest => {
@@ -200,7 +204,8 @@ impl Loader {
         artifact: &Artifact,
         limits: &ModelLimits,
     ) -> Result<CompiledVersion, LoadError> {
-        self.store.keep(artifact.digest(), |files| {
+        let component = Digest::of(&artifact.component());
+        self.store.keep(artifact.digest(), component, |files| {
             // The child reads these very bytes, whatever becomes of the file in the meantime.
             let bytes =
                 tempfile::NamedTempFile::new_in(files.compiled.parent().unwrap_or(&files.compiled));
@@ -259,6 +264,23 @@ impl Loader {
             component = component.running_init(Arc::clone(&artifact));
         }
         Ok(ServableVersion::prove(&artifact, report, component, *limits)?)
+    }
+}
+
+/// What the files of a folder have brought.
+#[derive(Default)]
+struct Seen {
+    versions: BTreeMap<VersionId, Digest>,
+    /// Whether there is a file that could not be read: what it needs is not known.
+    incomplete: bool,
+}
+
+impl Seen {
+    /// Add a version; which one was there before.
+    fn add(&mut self, id: &VersionId, digest: Digest) -> Option<Digest> {
+        let before = self.versions.get(id).copied();
+        self.versions.entry(id.clone()).or_insert(digest);
+        before
     }
 }
 
