@@ -109,7 +109,7 @@ fn start(bench: &Bench<'_>, others: &[&Path]) -> Result<Server> {
 }
 
 fn block_seconds(bench: &Bench<'_>) -> f64 {
-    bench.seconds / 8.0
+    bench.seconds / 10.0
 }
 
 /// The healthy version's requests, whatever else goes on.
