@@ -141,7 +141,7 @@ mod tests {
         let id = VersionId { name: name("real"), version: one.clone() };
         registry.publish(&id, VersionState::Failed("test"));
         let (real, typo) = (name("real"), name("typo"));
-        let absent = vec![(&real, &two), (&typo, &one), (&typo, &two)];
+        let absent = vec![(&real, &two), (&typo, &two), (&typo, &one)];
         assert_eq!(registry.snapshot().absent_of_splits(), absent);
         registry.finish_loading();
         let snapshot = registry.snapshot();
