@@ -19,7 +19,7 @@ use crate::inference::InferenceLimits;
 use crate::keys::KeyHash;
 use crate::model::ModelName;
 use crate::pool::{Isolation, ReuseLimits};
-use crate::preinit::PreinitLimits;
+use crate::preinit::{PreinitLimits, Priority};
 use crate::router::Split;
 use crate::version::ModelLimits;
 
@@ -68,6 +68,7 @@ pub struct LimitsFile {
     pub memory_mib: Option<u64>,
     pub preinit_cpu_seconds: Option<u64>,
     pub preinit_memory_mib: Option<u64>,
+    pub preinit_priority: Option<Priority>,
     pub traffic_log_seconds: Option<u64>,
 }
 
@@ -304,6 +305,8 @@ impl LimitsFile {
                 // Low priority on a busy machine: it may get a fraction of one core.
                 wall_time: Duration::from_secs(preinit_time.saturating_mul(4)),
                 memory_bytes: preinit_memory.saturating_mul(MIB),
+                // Nobody who is served should notice a deploy.
+                priority: self.preinit_priority.unwrap_or(Priority::Idle),
                 guest_memory_bytes: memory_mib << 20,
                 ..PreinitLimits::default()
             },
@@ -432,6 +435,7 @@ mod tests {
             memory_mib: Some(_),
             preinit_cpu_seconds: Some(_),
             preinit_memory_mib: Some(_),
+            preinit_priority: Some(_),
             traffic_log_seconds: Some(_),
         } = file.limits
         else {

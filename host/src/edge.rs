@@ -56,7 +56,7 @@ pub struct Edge {
     /// A permit for each byte of the bodies that may be in flight.
     pub bodies: Arc<Semaphore>,
     /// Who answered.
-    pub traffic: Traffic,
+    pub traffic: Arc<Traffic>,
     /// Set when the server is going down: not ready any more, but still answering.
     pub draining: AtomicBool,
 }

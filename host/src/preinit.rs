@@ -7,16 +7,18 @@
 
 pub mod child;
 mod function_cache;
+mod governor;
 mod init_cache;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use self::governor::Governor;
 use crate::model::Signature;
 use crate::observe::logs;
 
@@ -29,8 +31,8 @@ const MAX_REPORT_BYTES: u64 = 16 << 20;
 pub struct PreinitLimits {
     /// Time on all cores together until the child is killed. A guest with tract takes 25 s.
     pub cpu_time: Duration,
-    /// Real time until the child is killed. Longer than the CPU time by far, because the child runs
-    /// at low priority and gets what a busy machine leaves.
+    /// Real time until the child is killed. Longer than the CPU time by far, because the child gets
+    /// what a busy machine leaves.
     pub wall_time: Duration,
     /// Private writable memory of the child, in bytes: Cranelift takes about 1 GiB for a guest
     /// with tract, the guest's own memory comes on top.
@@ -41,6 +43,29 @@ pub struct PreinitLimits {
     pub guest_stack_bytes: usize,
     /// The largest file that the child may write, in bytes.
     pub file_bytes: u64,
+    /// Who goes first.
+    pub priority: Priority,
+}
+
+/// How much less urgent than everything else the work of the child is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// It has what nobody else wants, and gives way at once. A machine that is busy all the time
+    /// never gets to it.
+    Idle,
+    /// It has a tenth of what others have, and what they leave; who wakes up may wait for a few
+    /// milliseconds.
+    Low,
+}
+
+impl Priority {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Low => "low",
+        }
+    }
 }
 
 impl Default for PreinitLimits {
@@ -52,6 +77,7 @@ impl Default for PreinitLimits {
             guest_memory_bytes: 1 << 30,
             guest_stack_bytes: 512 << 10,
             file_bytes: 4 << 30,
+            priority: Priority::Low,
         }
     }
 }
@@ -129,7 +155,8 @@ pub struct CompileFiles {
     pub init_code_output: PathBuf,
 }
 
-/// Run `init` of the artifact in a child process.
+/// Run `init` of the artifact in a child process. While `is_serving`, it leaves half of the cores to
+/// those who are served.
 ///
 /// # Errors
 /// [`PreinitError`]; nothing is left behind but perhaps a part of the output file.
@@ -137,10 +164,11 @@ pub fn run(
     artifact: &Path,
     goal: Goal<'_>,
     limits: &PreinitLimits,
+    is_serving: &dyn Fn() -> bool,
 ) -> Result<PreinitReport, PreinitError> {
     let host = |error: std::io::Error| PreinitError::Host(error.to_string());
     let mut child = command(artifact, goal, limits).map_err(host)?.spawn().map_err(host)?;
-    let report = read_report(&mut child, limits.wall_time);
+    let report = read_report(&mut child, limits.wall_time, is_serving);
     if report.is_none() {
         child.kill().map_err(host)?;
     }
@@ -174,12 +202,17 @@ fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::
     limit("--guest-memory-bytes", limits.guest_memory_bytes as u64);
     limit("--guest-stack-bytes", limits.guest_stack_bytes as u64);
     limit("--file-bytes", limits.file_bytes);
+    command.arg("--priority").arg(limits.priority.as_str());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     Ok(command)
 }
 
 /// What the child wrote until it closed its standard output, or none after the time is up.
-fn read_report(child: &mut Child, wall_time: Duration) -> Option<Vec<u8>> {
+fn read_report(
+    child: &mut Child,
+    wall_time: Duration,
+    is_serving: &dyn Fn() -> bool,
+) -> Option<Vec<u8>> {
     let stdout = child.stdout.take().expect("the command pipes standard output");
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -188,7 +221,16 @@ fn read_report(child: &mut Child, wall_time: Duration) -> Option<Vec<u8>> {
         let _ = stdout.take(MAX_REPORT_BYTES).read_to_end(&mut report);
         let _ = sender.send(report);
     });
-    receiver.recv_timeout(wall_time).ok()
+    let deadline = Instant::now() + wall_time;
+    let mut governor = Governor::new(child.id());
+    loop {
+        governor.govern(is_serving());
+        match receiver.recv_timeout(governor::INTERVAL) {
+            Ok(report) => return Some(report),
+            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            Err(_) => return None,
+        }
+    }
 }
 
 /// Why a child ended without a report.

@@ -18,7 +18,6 @@ use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::observe::logs;
-use crate::observe::traffic::Traffic;
 use crate::registry::{Budget, Loader, Registry};
 use crate::store::{Store, StoreError};
 
@@ -79,7 +78,7 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
         sticky_headers: settings.sticky_headers,
         limits,
         bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
-        traffic: Traffic::default(),
+        traffic: Arc::clone(&loader.traffic),
         draining: AtomicBool::new(false),
     });
     if edge.keys.is_empty() {
@@ -131,6 +130,7 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         limits: settings.limits.preinit,
         general: settings.limits.model,
         models: settings.models.clone(),
+        traffic: Arc::default(),
         budget: Budget::new(settings.limits.engine.max_instances, settings.limits.memory_bytes),
     })
 }

@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     let mut file = file.with_context(|| format!("failed to write to {}", existing.display()))?;
     file.write_all(&draft).context("failed to write the draft")?;
 
-    let report = preinit::run(file.path(), Goal::Signature, &PreinitLimits::default())
+    let report = preinit::run(file.path(), Goal::Signature, &PreinitLimits::default(), &|| false)
         .with_context(|| format!("failed to pack {}", arguments.component.display()))?;
     let finished = artifact::add_signature(draft, &report.signature);
     std::fs::write(file.path(), &finished).context("failed to write the artifact")?;

@@ -5,13 +5,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use crate::model::VersionId;
+
+/// Traffic that pauses for longer has stopped, for whoever would rather not disturb it.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Requests by version and the reason why the version was chosen.
 #[derive(Debug, Default)]
 pub struct Traffic {
     counts: Mutex<BTreeMap<(VersionId, &'static str), u64>>,
+    last: Mutex<Option<Instant>>,
 }
 
 impl Traffic {
@@ -20,6 +25,12 @@ impl Traffic {
         // Made before the lock is taken.
         let key = (version.clone(), reason);
         *self.lock().entry(key).or_default() += 1;
+        *self.last() = Some(Instant::now());
+    }
+
+    /// Whether anybody was served a moment ago.
+    pub fn is_flowing(&self) -> bool {
+        self.last().is_some_and(|last| last.elapsed() < MOMENT)
     }
 
     /// The counts since the start.
@@ -39,6 +50,10 @@ impl Traffic {
             tracing::info!(target: "traffic", %model, %version, reason, requests, share_percent = share);
         }
         *last = counts;
+    }
+
+    fn last(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(VersionId, &'static str), u64>> {

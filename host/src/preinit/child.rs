@@ -13,7 +13,7 @@ use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
 use super::function_cache::FunctionCache;
 use super::init_cache::InitCode;
-use super::{PreinitError, PreinitReport, Start};
+use super::{PreinitError, PreinitReport, Priority, Start};
 use crate::artifact::Artifact;
 use crate::guest::{
     self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot, Phase,
@@ -24,7 +24,7 @@ use crate::terminal;
 /// The subcommand of the binary that is this child; not for people.
 pub const SUBCOMMAND: &str = "preinit-child";
 
-/// How much less urgent than serving the work of the child is.
+/// How much less urgent than serving the work of the child is, at low priority.
 const NICENESS: i32 = 10;
 
 /// The child's command line.
@@ -63,6 +63,9 @@ pub struct ChildArguments {
     /// Limit on the size of a file.
     #[arg(long)]
     file_bytes: u64,
+    /// How urgent it is.
+    #[arg(long)]
+    priority: Priority,
 }
 
 /// Do the work and write the report to standard output.
@@ -92,8 +95,24 @@ fn limit_self(arguments: &ChildArguments) -> rustix::io::Result<()> {
     set(Resource::Data, arguments.memory_bytes)?;
     set(Resource::Fsize, arguments.file_bytes)?;
     set(Resource::Nofile, 64)?;
+    if arguments.priority == Priority::Idle
+        && let Err(error) = give_way_to_all()
+    {
+        tracing::warn!(%error, "cannot have idle priority, going on with a low one");
+    }
+    // Counts where the policy of the kernel is not the idle one.
     rustix::process::nice(NICENESS)?;
     Ok(())
+}
+
+/// Run when nobody else wants to. Whoever wakes up runs at once, which no niceness has as its effect:
+/// the kernel lets a nice process finish its slice of a few milliseconds.
+fn give_way_to_all() -> std::io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters live as long as the call, which reads them and nothing else.
+    #[expect(unsafe_code, reason = "no safe library knows this call")]
+    let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if outcome == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitError> {

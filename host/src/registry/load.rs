@@ -12,6 +12,7 @@ use super::{Registry, VersionState};
 use crate::artifact::{Artifact, ArtifactError, Digest};
 use crate::guest::{EngineError, Engines, LoadedComponent};
 use crate::model::{ModelName, VersionId};
+use crate::observe::traffic::Traffic;
 use crate::preinit::{self, Goal, PreinitError, PreinitLimits, Start};
 use crate::store::{CompiledVersion, Store, StoreError};
 use crate::terminal;
@@ -83,6 +84,8 @@ pub struct Loader {
     pub models: BTreeMap<ModelName, ModelLimits>,
     /// What is left for further versions.
     pub budget: Budget,
+    /// Whom compiling might disturb.
+    pub traffic: Arc<Traffic>,
 }
 
 impl Loader {
@@ -219,7 +222,8 @@ impl Loader {
                 guest_stack_bytes: limits.instance.stack_bytes,
                 ..self.limits
             };
-            let report = preinit::run(bytes.path(), Goal::Compiled(files), &limits)?;
+            let is_serving = || self.traffic.is_flowing();
+            let report = preinit::run(bytes.path(), Goal::Compiled(files), &limits, &is_serving)?;
             if report.fingerprint.as_deref() != Some(&self.engines.fingerprint()) {
                 let what = "the child's engine is not this host's".to_owned();
                 return Err(PreinitError::Host(what).into());

@@ -16,7 +16,10 @@ pub fn init<G: Guest>(guest: &OnceLock<G>) -> Result<Signature, String> {
     std::panic::set_hook(Box::new(|panic| log::error(&panic.to_string())));
     let (made, signature) = G::init(&Assets::new()).map_err(|error| error.to_string())?;
     guest.set(made).map_err(|_made| "init was called twice".to_owned())?;
-    Ok(signature.into_wit())
+    let signature = signature.into_wit();
+    #[cfg(all(feature = "allocator", target_arch = "wasm32"))]
+    crate::memory::begin_serving();
+    Ok(signature)
 }
 
 /// Run the guest's `predict`.

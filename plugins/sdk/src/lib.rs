@@ -36,6 +36,8 @@ pub mod bindings;
 #[doc(hidden)]
 pub mod glue;
 pub mod log;
+#[cfg(all(feature = "allocator", target_arch = "wasm32"))]
+mod memory;
 mod signature;
 mod tensor;
 #[cfg(feature = "tract")]
