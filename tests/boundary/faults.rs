@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::temporary_folder;
@@ -51,6 +52,64 @@ fn a_guest_that_breaks_down_costs_one_request() {
     ] {
         assert_costs_one_request(&server, action, 500, "model_failure", kind);
     }
+}
+
+#[test]
+fn a_healthy_version_under_load_notices_none_of_it() {
+    /// Ends the load however the test ends.
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let (server, _folder) = server(SCARCE);
+    let (server, over) = (&server, &AtomicBool::new(false));
+    let ways = [
+        "reject",
+        "fail",
+        "panic",
+        "spin",
+        "spin-memory",
+        "spin-host-call",
+        "grow",
+        "count",
+        "allocate",
+        "recurse",
+        "flood-log",
+        "sleep",
+        "print",
+        "exit",
+        "read-file",
+        "connect",
+        "wrong-name",
+        "wrong-type",
+        "wrong-rows",
+        "wrong-length",
+        "not-a-number",
+        "no-output",
+        "huge-output",
+        "no such action",
+    ];
+    std::thread::scope(|scope| {
+        let load = move || {
+            let mut answers = 0;
+            while !over.load(Ordering::Relaxed) {
+                server.assert_healthy();
+                answers += 1;
+            }
+            answers
+        };
+        let load = [scope.spawn(load), scope.spawn(load)];
+        let end = End(over);
+        for way in ways.iter().cycle().take(2 * ways.len()) {
+            ask(server, way);
+            assert_eq!(ask(server, "echo").status, 200, "after {way}");
+        }
+        drop(end);
+        let answers: usize = load.map(|load| load.join().unwrap()).iter().sum();
+        assert!(answers > 4 * ways.len(), "there was a load: {answers}");
+    });
 }
 
 #[test]
