@@ -302,8 +302,8 @@ impl LimitsFile {
             },
             preinit: PreinitLimits {
                 cpu_time: Duration::from_secs(preinit_time),
-                // Low priority on a busy machine: it may get a fraction of one core.
-                wall_time: Duration::from_secs(preinit_time.saturating_mul(4)),
+                // Idle priority on a busy machine: it may get a small fraction of one core.
+                wall_time: Duration::from_secs(preinit_time.saturating_mul(15)),
                 memory_bytes: preinit_memory.saturating_mul(MIB),
                 // Nobody who is served should notice a deploy.
                 priority: self.preinit_priority.unwrap_or(Priority::Idle),

@@ -51,11 +51,11 @@ pub struct PreinitLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
-    /// It has what nobody else wants, and gives way at once. A machine that is busy all the time
-    /// never gets to it.
+    /// It has what nobody else wants, gives way at once, and has only half of the cores while requests
+    /// are served. A machine that is busy all the time never gets to it.
     Idle,
-    /// It has a tenth of what others have, and what they leave; who wakes up may wait for a few
-    /// milliseconds.
+    /// It has a tenth of what others have, and what they leave, on all cores; who wakes up may wait
+    /// for a few milliseconds.
     Low,
 }
 
@@ -72,7 +72,7 @@ impl Default for PreinitLimits {
     fn default() -> Self {
         Self {
             cpu_time: Duration::from_secs(240),
-            wall_time: Duration::from_secs(960),
+            wall_time: Duration::from_secs(3600),
             memory_bytes: 6 << 30,
             guest_memory_bytes: 1 << 30,
             guest_stack_bytes: 512 << 10,
@@ -155,8 +155,8 @@ pub struct CompileFiles {
     pub init_code_output: PathBuf,
 }
 
-/// Run `init` of the artifact in a child process. While `is_serving`, it leaves half of the cores to
-/// those who are served.
+/// Run `init` of the artifact in a child process. While `is_serving`, one of idle priority leaves half
+/// of the cores to those who are served.
 ///
 /// # Errors
 /// [`PreinitError`]; nothing is left behind but perhaps a part of the output file.
@@ -168,7 +168,8 @@ pub fn run(
 ) -> Result<PreinitReport, PreinitError> {
     let host = |error: std::io::Error| PreinitError::Host(error.to_string());
     let mut child = command(artifact, goal, limits).map_err(host)?.spawn().map_err(host)?;
-    let report = read_report(&mut child, limits.wall_time, is_serving);
+    let hold_back = || limits.priority == Priority::Idle && is_serving();
+    let report = read_report(&mut child, limits.wall_time, &hold_back);
     if report.is_none() {
         child.kill().map_err(host)?;
     }
@@ -211,7 +212,7 @@ fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::
 fn read_report(
     child: &mut Child,
     wall_time: Duration,
-    is_serving: &dyn Fn() -> bool,
+    hold_back: &dyn Fn() -> bool,
 ) -> Option<Vec<u8>> {
     let stdout = child.stdout.take().expect("the command pipes standard output");
     let (sender, receiver) = mpsc::channel();
@@ -224,7 +225,7 @@ fn read_report(
     let deadline = Instant::now() + wall_time;
     let mut governor = Governor::new(child.id());
     loop {
-        governor.govern(is_serving());
+        governor.govern(hold_back());
         match receiver.recv_timeout(governor::INTERVAL) {
             Ok(report) => return Some(report),
             Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
