@@ -120,21 +120,13 @@ fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitErr
     let artifact = Artifact::open_draft(&arguments.artifact);
     let artifact = artifact.map_err(|error| PreinitError::Component(error.to_string()))?;
     steps.done("read");
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
-    let cache = Arc::new(read_functions(arguments));
-    steps.done("read functions");
-    let artifact = Arc::new(artifact);
-    let snapshot = runtime.block_on(snapshot(&artifact, arguments, &mut steps));
-    let (signature, component, start) = match snapshot {
-        Ok((signature, snapshot)) => (signature, snapshot, Start::Snapshot),
-        Err(Obstacle::Artifact(error)) => return Err(error),
-        Err(Obstacle::Snapshot(reason)) => {
-            // Without the runtime: what it is linked to here starts one for itself.
-            let signature = init_alone(&artifact, arguments, &mut steps)?;
-            (signature, artifact.component(), Start::Init(reason))
-        }
-    };
+    let (initialised, cache) = std::thread::scope(|scope| {
+        // While `init` runs.
+        let cache = scope.spawn(|| read_functions(arguments));
+        let initialised = initialise(&Arc::new(artifact), arguments, &mut steps);
+        (initialised, Arc::new(cache.join().unwrap_or_default()))
+    });
+    let Initialised { signature, component, start } = initialised?;
     let mut fingerprint = None;
     if let Some(output) = &arguments.output {
         fingerprint = Some(compile(&component, output, &cache, &mut steps)?);
@@ -147,6 +139,35 @@ fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitErr
     }
     let (steps_ms, peak_memory_bytes) = (steps.milliseconds, peak_memory_bytes());
     Ok(PreinitReport { signature, start, fingerprint, steps_ms, peak_memory_bytes })
+}
+
+/// What `init` has made of an artifact.
+struct Initialised {
+    signature: Signature,
+    /// To be compiled.
+    component: Vec<u8>,
+    start: Start,
+}
+
+fn initialise(
+    artifact: &Arc<Artifact>,
+    arguments: &ChildArguments,
+    steps: &mut Steps,
+) -> Result<Initialised, PreinitError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
+    match runtime.block_on(snapshot(artifact, arguments, steps)) {
+        Ok((signature, component)) => {
+            Ok(Initialised { signature, component, start: Start::Snapshot })
+        }
+        Err(Obstacle::Artifact(error)) => Err(error),
+        Err(Obstacle::Snapshot(reason)) => {
+            // Without the runtime: what it is linked to here starts one for itself.
+            let signature = init_alone(artifact, arguments, steps)?;
+            let (component, start) = (artifact.component(), Start::Init(reason));
+            Ok(Initialised { signature, component, start })
+        }
+    }
 }
 
 /// A cache that cannot be read costs time and nothing else.

@@ -8,7 +8,7 @@
 mod picture;
 mod resample;
 
-use guesthouse_guest::tract_onnx::prelude::Tensor as Array;
+use guesthouse_guest::tract_onnx::prelude::{Tensor as Array, TractResult};
 use guesthouse_guest::{
     Assets, Batch, Error, Field, Guest, Model, ModelInput, PredictError, Rejections, Signature,
     Tensor, export,
@@ -19,11 +19,11 @@ use image::RgbImage;
 const HEIGHT: usize = 48;
 const WIDTH: usize = 192;
 
-/// Pixels of one channel.
-const PLANE: usize = HEIGHT * WIDTH;
-
 /// Blue, green and red, in this order.
 const CHANNELS: usize = 3;
+
+/// Of one row of the network's input.
+const SHAPE: [usize; 4] = [1, CHANNELS, HEIGHT, WIDTH];
 
 /// By how many degrees the line is turned, in the order of the network's outputs.
 const LABELS: [&str; 2] = ["0", "180"];
@@ -43,7 +43,8 @@ impl Guest for TextDirection {
         let model = Model::builder().input(pixels).load_onnx(assets, "model.onnx")?;
         let text_direction = Self { model };
         // Once before the snapshot: what a run needs of memory is there in every instance.
-        text_direction.classify(&[0.0; CHANNELS * PLANE]).map_err(Error::from)?;
+        let grey = seen(&RgbImage::new(1, 1)).map_err(PredictError::failed)?;
+        text_direction.classify(grey)?;
 
         let image = Field::bytes("image", "a PNG or JPEG file that shows one line of text");
         let image = image.length(1, MAX_FILE_BYTES);
@@ -54,16 +55,16 @@ impl Guest for TextDirection {
 
     fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
         let mut rejections = Rejections::default();
-        let mut pixels = Vec::with_capacity(batch.rows() * CHANNELS * PLANE);
+        let mut rows = Vec::with_capacity(batch.rows());
         for (row, file) in batch.bytes("image")?.into_iter().enumerate() {
             match picture::decode(file) {
-                Ok(picture) => append(&mut pixels, &picture),
+                Ok(picture) => rows.push(seen(&picture).map_err(PredictError::failed)?),
                 Err(reason) => rejections.reject(row, "image", reason),
             }
         }
         rejections.check()?;
-        let rows = pixels.chunks_exact(CHANNELS * PLANE).map(|row| self.classify(row));
-        let directions = rows.collect::<Result<Vec<_>, _>>()?;
+        let directions = rows.into_iter().map(|row| self.classify(row));
+        let directions = directions.collect::<Result<Vec<_>, _>>()?;
         let labels = directions.iter().map(|(label, _score)| *label);
         let scores = directions.iter().map(|(_label, score)| *score);
         Ok(vec![Tensor::texts("label", labels), Tensor::fp32("score", scores)])
@@ -72,10 +73,8 @@ impl Guest for TextDirection {
 
 impl TextDirection {
     /// The more likely label, and how likely it is.
-    fn classify(&self, pixels: &[f32]) -> Result<(&'static str, f32), PredictError> {
-        let shape = [1, CHANNELS, HEIGHT, WIDTH];
-        let pixels = Array::from_shape(&shape, pixels).map_err(PredictError::failed)?;
-        match self.model.run([pixels])?.fp32(0)?[..] {
+    fn classify(&self, seen: Array) -> Result<(&'static str, f32), PredictError> {
+        match self.model.run([seen])?.fp32(0)?[..] {
             [upright, turned] if turned > upright => Ok((LABELS[1], turned)),
             [upright, _turned] => Ok((LABELS[0], upright)),
             _ => Err(PredictError::failed("the network gave something else than two numbers")),
@@ -85,18 +84,22 @@ impl TextDirection {
 
 /// What the network sees of a picture: as high as it sees, as wide as the ratio asks or as it sees
 /// at most, levels from -1 to 1, and a mean grey to the right.
-fn append(pixels: &mut Vec<f32>, picture: &RgbImage) {
+fn seen(picture: &RgbImage) -> TractResult<Array> {
     let ratio = f64::from(picture.width()) / f64::from(picture.height());
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to WIDTH")]
     let width = (HEIGHT as f64 * ratio).ceil().min(WIDTH as f64) as usize;
     let resized = resample::resize(picture, width, HEIGHT);
-    for channel in (0..CHANNELS).rev() {
-        for row in resized.chunks_exact(width) {
-            let levels = row.iter().map(|pixel| f32::from(pixel[channel]));
-            pixels.extend(levels.map(|level| (level / 255.0 - 0.5) / 0.5));
-            pixels.resize(pixels.len() + WIDTH - width, 0.0);
+    let mut seen = Array::zero::<f32>(&SHAPE)?;
+    let mut levels = seen.to_plain_array_view_mut::<f32>()?;
+    let levels = levels.as_slice_mut().expect("a new array has no gaps");
+    for (plane, channel) in levels.chunks_exact_mut(HEIGHT * WIDTH).zip((0..CHANNELS).rev()) {
+        for (levels, pixels) in plane.chunks_exact_mut(WIDTH).zip(resized.chunks_exact(width)) {
+            for (level, pixel) in levels.iter_mut().zip(pixels) {
+                *level = (f32::from(pixel[channel]) / 255.0 - 0.5) / 0.5;
+            }
         }
     }
+    Ok(seen)
 }
 
 export!(TextDirection);
