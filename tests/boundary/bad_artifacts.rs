@@ -210,6 +210,26 @@ fn serve_says_what_is_wrong_with_each_file_and_serves_the_others() {
 }
 
 #[test]
+fn a_golden_example_may_use_all_of_a_large_call_stack_and_no_more() {
+    let folder = temporary_folder();
+    let golden = r#"{"inputs": {"action": "recurse"}, "outputs": {"done": "recurse"}}"#;
+    let deep = Misbehave { version: "2.0.0", golden, ..Misbehave::default() };
+    let mut setup = Setup::misbehave(folder.path(), 5000);
+    setup.config.push_str("[models.misbehave]\nstack_kib = 4096\n");
+    setup.state = Some(folder.path().join("state"));
+    setup.artifacts = vec![Misbehave::default().pack(folder.path()), deep.pack(folder.path())];
+    // The first time it is compiled, the second time it comes from the store.
+    for _ in 0..2 {
+        let server = Server::start(&setup);
+        let line = server.wait_for("the refusal", |line| line["step"] == "golden");
+        assert!(line["reason"].as_str().unwrap().contains("the guest trapped"), "{line}");
+        let echo = server.post("/models/misbehave/predict", &json!({"action": "echo"}));
+        assert_eq!(echo.body["model_version"], "1.0.0", "{echo:?}");
+        server.stop();
+    }
+}
+
+#[test]
 fn a_version_that_does_not_fit_is_refused_with_the_numbers() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 5000);

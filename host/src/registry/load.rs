@@ -5,6 +5,7 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Instant, SystemTime};
 
 use super::budget::{Budget, DoesNotFit};
@@ -90,10 +91,10 @@ pub struct Loader {
 
 impl Loader {
     /// Load every `*.wasm` file of the folder. What is in the store is loaded first and side by
-    /// side; the rest is compiled one after the other, each of them with all cores.
+    /// side; the rest is compiled one after the other.
     ///
     /// # Errors
-    /// The folder cannot be read.
+    /// The folder cannot be read, or the machine gives no more threads.
     pub fn load_folder(&self, registry: &Registry, folder: &Path) -> io::Result<()> {
         let paths = Mutex::new(artifact_paths(folder)?);
         let seen = Mutex::new(Seen::default());
@@ -101,21 +102,23 @@ impl Loader {
         let next = |paths: &Mutex<Vec<PathBuf>>| {
             paths.lock().unwrap_or_else(PoisonError::into_inner).pop()
         };
-        std::thread::scope(|scope| {
-            for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-                scope.spawn(|| {
+        // Golden examples run on these threads: a guest may use all of its call stack there, too.
+        let thread = || thread::Builder::new().stack_size(self.engines.thread_stack_bytes());
+        thread::scope(|scope| -> io::Result<()> {
+            for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+                thread().spawn_scoped(scope, || {
                     while let Some(path) = next(&paths) {
                         let missing = self.load_from_store(registry, path, &seen);
                         cold.lock().unwrap_or_else(PoisonError::into_inner).extend(missing);
                     }
-                });
+                })?;
             }
-        });
+            Ok(())
+        })?;
         let mut cold = cold.into_inner().unwrap_or_else(PoisonError::into_inner);
         cold.sort_by(|one: &Cold, other| one.id.cmp(&other.id));
-        for cold in &cold {
-            self.load_cold(registry, cold);
-        }
+        let load_cold = || cold.iter().for_each(|cold| self.load_cold(registry, cold));
+        thread::scope(|scope| thread().spawn_scoped(scope, load_cold).map(drop))?;
         registry.finish_loading();
         let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
         if !seen.incomplete {
