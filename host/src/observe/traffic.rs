@@ -14,9 +14,12 @@ const MOMENT: Duration = Duration::from_secs(1);
 
 /// Requests by version and the reason why the version was chosen.
 #[derive(Debug, Default)]
-pub struct Traffic {
-    counts: Mutex<BTreeMap<(VersionId, &'static str), u64>>,
-    last: Mutex<Option<Instant>>,
+pub struct Traffic(Mutex<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    counts: BTreeMap<(VersionId, &'static str), u64>,
+    last: Option<Instant>,
 }
 
 impl Traffic {
@@ -24,18 +27,19 @@ impl Traffic {
     pub fn count(&self, version: &VersionId, reason: &'static str) {
         // Made before the lock is taken.
         let key = (version.clone(), reason);
-        *self.lock().entry(key).or_default() += 1;
-        *self.last() = Some(Instant::now());
+        let mut counted = self.lock();
+        *counted.counts.entry(key).or_default() += 1;
+        counted.last = Some(Instant::now());
     }
 
     /// Whether anybody was served a moment ago.
     pub fn is_flowing(&self) -> bool {
-        self.last().is_some_and(|last| last.elapsed() < MOMENT)
+        self.lock().last.is_some_and(|last| last.elapsed() < MOMENT)
     }
 
     /// The counts since the start.
     pub fn counts(&self) -> BTreeMap<(VersionId, &'static str), u64> {
-        self.lock().clone()
+        self.lock().counts.clone()
     }
 
     /// Log the counts if they differ from the last ones, which become the new ones.
@@ -52,13 +56,9 @@ impl Traffic {
         *last = counts;
     }
 
-    fn last(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(VersionId, &'static str), u64>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Counted> {
         // A count is never left half done, so a panic elsewhere does not spoil the map.
-        self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
