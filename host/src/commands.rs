@@ -2,5 +2,6 @@
 
 pub(crate) mod check;
 pub(crate) mod inspect;
+pub(crate) mod operate;
 pub(crate) mod pack;
 pub(crate) mod serve;

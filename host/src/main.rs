@@ -37,6 +37,8 @@ enum Command {
     /// Compare two versions of a model: is the step between their numbers as large as the one between
     /// their signatures?
     Check(commands::check::CheckArguments),
+    #[command(flatten)]
+    Operate(commands::operate::OperateCommand),
     #[command(name = child::SUBCOMMAND, hide = true)]
     PreinitChild(child::ChildArguments),
 }
@@ -46,9 +48,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let writing = match arguments.command {
         Command::Serve(_) => Writing::Queued,
-        Command::Pack(_) | Command::Inspect(_) | Command::Check(_) | Command::PreinitChild(_) => {
-            Writing::Direct
-        }
+        Command::Pack(_)
+        | Command::Inspect(_)
+        | Command::Check(_)
+        | Command::Operate(_)
+        | Command::PreinitChild(_) => Writing::Direct,
     };
     let logs = match logs::start(&arguments.log, arguments.log_format, writing) {
         Ok(logs) => logs,
@@ -63,7 +67,7 @@ fn main() -> ExitCode {
             // Whoever should read it may be gone, and there is nobody else to tell.
             let line = format!("error: {}\n", terminal::reason(&format!("{error:#}")));
             let _ = logs.writer().write_all(line.as_bytes());
-            ExitCode::FAILURE
+            commands::operate::exit_code(&error)
         }
     }
 }
@@ -74,6 +78,7 @@ fn run(command: Command, started: Instant) -> anyhow::Result<()> {
         Command::Pack(arguments) => commands::pack::run(&arguments),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
+        Command::Operate(command) => commands::operate::run(&command),
         Command::PreinitChild(arguments) => Ok(child::run(&arguments)?),
     }
 }
