@@ -15,6 +15,8 @@ mod faults;
 mod isolation;
 /// One line a request, and nothing of what callers sent.
 mod logs;
+/// The commands that operate a server say what went wrong, to people and by their exit code.
+mod operations_cli;
 /// Scores are scikit-learn's, on texts that nobody here scored.
 mod oracle;
 /// Pictures are judged as RapidOCR judges them, and what is none is refused.

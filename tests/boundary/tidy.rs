@@ -35,6 +35,7 @@ fn only_some_modules_know_wasmtime_and_axum() {
             ("axum", &["edge"]),
             ("hyper", &["edge"]),
             ("hyper_util", &["edge"]),
+            ("ureq", &["commands"]),
             ("clap", &["main", "commands", "preinit", "observe"]),
         ] {
             let uses =
