@@ -37,8 +37,31 @@ const GOLDEN_SECTION: &str = "guesthouse:golden";
 const ASSET_SECTION_PREFIX: &str = "guesthouse:asset/";
 
 /// The SHA-256 of an artifact's bytes, written `sha256:…`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
+
+/// A text is not a [`Digest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a digest is `sha256:` and 64 hexadecimal digits")]
+pub struct DigestError;
+
+impl TryFrom<String> for Digest {
+    type Error = DigestError;
+
+    fn try_from(text: String) -> Result<Self, DigestError> {
+        let hex = text.strip_prefix("sha256:").ok_or(DigestError)?;
+        // Any 32 bytes in hexadecimal, whatever they are a hash of.
+        let hash = blake3::Hash::from_hex(hex).map_err(|_error| DigestError)?;
+        Ok(Self(hash.into()))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
 
 impl Digest {
     /// The digest of these bytes.

@@ -5,11 +5,12 @@
 
 mod models;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use semver::Version;
 use serde::Deserialize;
 
 pub use models::{IsolationFile, ModelFile, ReuseFile};
@@ -20,7 +21,7 @@ use crate::keys::KeyHash;
 use crate::model::ModelName;
 use crate::pool::{Isolation, ReuseLimits};
 use crate::preinit::{PreinitLimits, Priority};
-use crate::router::Split;
+use crate::rollout::WHOLE;
 use crate::version::ModelLimits;
 
 /// The configuration file, as it is written.
@@ -29,9 +30,11 @@ use crate::version::ModelLimits;
 pub struct ConfigFile {
     /// Address and port of the HTTP endpoints; 127.0.0.1:8000.
     pub listen: Option<SocketAddr>,
+    /// Address and port of the admin API; 127.0.0.1:8001.
+    pub admin_listen: Option<SocketAddr>,
     /// Folder of the artifacts; `repository`.
     pub repository: Option<PathBuf>,
-    /// Folder of the compiled versions; `state`.
+    /// Folder of what is served; `state`.
     pub state: Option<PathBuf>,
     /// The model that `/predict` and `/v1/predict` mean; the only one, if there is one only.
     pub default_model: Option<ModelName>,
@@ -41,6 +44,9 @@ pub struct ConfigFile {
     /// Who may ask for predictions.
     #[serde(default)]
     pub keys: Vec<KeyFile>,
+    /// Who may change what is served; without any, there is no admin API.
+    #[serde(default)]
+    pub admin_keys: Vec<KeyFile>,
     /// What holds for single models.
     #[serde(default)]
     pub models: BTreeMap<ModelName, ModelFile>,
@@ -59,6 +65,8 @@ pub struct LimitsFile {
     pub head_seconds: Option<u64>,
     pub predict_milliseconds: Option<u64>,
     pub drain_seconds: Option<u64>,
+    pub linger_seconds: Option<u64>,
+    pub repository_seconds: Option<u64>,
     pub predict_milliseconds_at_most: Option<u64>,
     pub threads_per_version: Option<usize>,
     pub inference_threads: Option<usize>,
@@ -87,22 +95,40 @@ pub struct KeyFile {
 pub struct Settings {
     /// Only this machine can reach the default, until somebody decides otherwise.
     pub listen: SocketAddr,
+    /// Of the admin API; the same holds for it.
+    pub admin_listen: SocketAddr,
     /// Folder of the artifacts.
     pub repository: PathBuf,
-    /// Folder of the compiled versions.
+    /// Folder of what is served.
     pub state: PathBuf,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
     /// Who may ask for predictions.
     pub keys: Vec<KeyHash>,
-    /// How traffic is divided.
-    pub splits: BTreeMap<ModelName, Split>,
-    /// The header that keeps a caller with a version, by model.
-    pub sticky_headers: BTreeMap<ModelName, String>,
+    /// Who may change what is served.
+    pub admin_keys: Vec<KeyHash>,
+    /// How traffic is divided, in parts per million.
+    pub splits: BTreeMap<ModelName, BTreeMap<Version, u32>>,
+    /// How callers are told apart, by model.
+    pub sticky: BTreeMap<ModelName, Sticky>,
+    /// How many replaced versions stay loaded, by model.
+    pub max_parked: BTreeMap<ModelName, usize>,
+    /// Models whose inputs may be kept where a shadow disagrees.
+    pub shadow_captures: BTreeSet<ModelName>,
     /// What versions may use, by model.
     pub models: BTreeMap<ModelName, ModelLimits>,
     /// All other bounds.
     pub limits: Limits,
+}
+
+/// What keeps a caller with a version while weights grow: the value of a header, or of a field of the
+/// body. The header comes first, where both are named and there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sticky {
+    /// Its name.
+    pub header: Option<String>,
+    /// Its name, beside the inputs or `instances`, or the name of an input.
+    pub field: Option<String>,
 }
 
 /// The bounds of a server.
@@ -129,8 +155,14 @@ pub struct Limits {
     /// The longest that a request may wait and run, whatever it or its model asks for. 30 s: a
     /// caller that waits longer should be a batch job.
     pub max_predict_time: Duration,
-    /// How long a stopping server waits for requests under way.
+    /// How long a server that was told to stop goes on serving while it says that it is not ready,
+    /// so that nobody is sent to it any more when it closes. 3 s are a probe or two of a balancer;
+    /// whoever stops it by hand (SIGINT) does not wait for that.
+    pub linger_time: Duration,
+    /// How long a stopping server waits for requests under way, before it interrupts them.
     pub drain_time: Duration,
+    /// How often the repository folder is looked at; never, if none.
+    pub repository_interval: Option<Duration>,
     /// The inference threads. One version uses as many as there are cores, because guests never
     /// wait; four times as many exist, so that versions that compute for ever leave some to others.
     /// 256 batches of 1 ms wait for each version: on two cores an eighth of a second, and more
@@ -202,10 +234,10 @@ impl ConfigFile {
     /// # Errors
     /// [`ConfigError`] with the first value that makes no sense.
     pub fn settle(self) -> Result<Settings, ConfigError> {
-        let keys = self.keys.iter().map(settle_key).collect::<Result<_, _>>()?;
         let mut limits = self.limits.settle()?;
         let (mut splits, mut models) = (BTreeMap::new(), BTreeMap::new());
-        let mut sticky_headers = BTreeMap::new();
+        let (mut sticky, mut max_parked) = (BTreeMap::new(), BTreeMap::new());
+        let mut shadow_captures = BTreeSet::new();
         for (model, file) in self.models {
             let wrong = |key: &str, reason: &str| ConfigError::Value {
                 key: format!("models.{model}.{key}"),
@@ -215,27 +247,33 @@ impl ConfigFile {
             let memory = &mut limits.engine.max_memory_bytes;
             *memory = (*memory).max(of_model.instance.memory_bytes);
             models.insert(model.clone(), of_model);
-            if let Some(name) = file.sticky_header {
-                let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-                if name.is_empty() || !name.bytes().all(good) {
-                    return Err(wrong("sticky_header", "a header is letters, digits, `-` and `_`"));
-                }
-                sticky_headers.insert(model.clone(), name);
+            max_parked.extend(file.parked_versions.map(|most| (model.clone(), most)));
+            if file.shadow_capture == Some(true) {
+                shadow_captures.insert(model.clone());
             }
+            let key = file.settle_sticky().map_err(|(key, why)| wrong(key, why))?;
+            sticky.insert(model.clone(), key);
             if let Some(weights) = file.split {
-                let split = Split::new(weights);
-                let split = split.map_err(|error| wrong("split", &error.to_string()))?;
-                splits.insert(model, split);
+                let sum: u64 = weights.values().map(|weight| u64::from(*weight)).sum();
+                if sum != u64::from(WHOLE) {
+                    let reason = format!("its parts per million add up to {sum}, not {WHOLE}");
+                    return Err(wrong("split", &reason));
+                }
+                splits.insert(model, weights);
             }
         }
         Ok(Settings {
             listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
+            admin_listen: self.admin_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8001))),
             repository: self.repository.unwrap_or_else(|| "repository".into()),
             state: self.state.unwrap_or_else(|| "state".into()),
             default_model: self.default_model,
-            keys,
+            keys: settle_keys(&self.keys)?,
+            admin_keys: settle_keys(&self.admin_keys)?,
             splits,
-            sticky_headers,
+            sticky,
+            max_parked,
+            shadow_captures,
             models,
             limits,
         })
@@ -284,7 +322,12 @@ impl LimitsFile {
                 self.predict_milliseconds_at_most,
                 30_000,
             )?,
+            linger_time: Duration::from_secs(self.linger_seconds.unwrap_or(3)),
             drain_time: seconds("drain_seconds", self.drain_seconds, 10)?,
+            repository_interval: match self.repository_seconds {
+                Some(0) => None,
+                other => Some(Duration::from_secs(other.unwrap_or(5))),
+            },
             inference: InferenceLimits {
                 threads,
                 queued_per_version: positive("queued_batches", self.queued_batches, 256)?,
@@ -340,6 +383,10 @@ fn positive<T: Copy + PartialEq + From<u8>>(
 
 fn out_of_range(name: &str, reason: &str) -> ConfigError {
     ConfigError::Value { key: format!("limits.{name}"), reason: reason.to_owned() }
+}
+
+fn settle_keys(files: &[KeyFile]) -> Result<Vec<KeyHash>, ConfigError> {
+    files.iter().map(settle_key).collect()
 }
 
 fn settle_key(file: &KeyFile) -> Result<KeyHash, ConfigError> {
@@ -437,6 +484,8 @@ mod tests {
             preinit_memory_mib: Some(_),
             preinit_priority: Some(_),
             traffic_log_seconds: Some(_),
+            linger_seconds: Some(_),
+            repository_seconds: Some(_),
         } = file.limits
         else {
             panic!("a limit is not in the README");
@@ -445,6 +494,9 @@ mod tests {
         let ModelFile {
             split: Some(_),
             sticky_header: Some(_),
+            sticky_field: Some(_),
+            parked_versions: Some(_),
+            shadow_capture: Some(_),
             isolation: Some(_),
             predict_milliseconds: None,
             instance_memory_mib: None,

@@ -5,13 +5,14 @@
 //! body is read; health and readiness need none.
 
 mod body;
-mod catalogue;
-mod error;
+pub(crate) mod catalogue;
+pub(crate) mod error;
 mod json;
 mod listener;
 mod metrics;
-mod observe;
-mod predict;
+pub(crate) mod observe;
+pub(crate) mod predict;
+pub(crate) mod query;
 mod unread;
 
 use std::collections::BTreeMap;
@@ -23,13 +24,14 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::routing::get;
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use body::Form;
 use error::ApiError;
 pub use listener::serve;
+use observe::LargestBody;
 
-use crate::config::Limits;
+use crate::config::{Limits, Sticky};
 use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::model::ModelName;
@@ -49,8 +51,8 @@ pub struct Edge {
     pub keys: Keys,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
-    /// The header that keeps a caller with a version, by model.
-    pub sticky_headers: BTreeMap<ModelName, String>,
+    /// How callers are told apart, by model.
+    pub sticky: BTreeMap<ModelName, Sticky>,
     /// All bounds.
     pub limits: Limits,
     /// A permit for each byte of the bodies that may be in flight.
@@ -59,6 +61,8 @@ pub struct Edge {
     pub traffic: Arc<Traffic>,
     /// Set when the server is going down: not ready any more, but still answering.
     pub draining: AtomicBool,
+    /// Says when requests that are still under way are not finished any more.
+    pub interrupted: watch::Receiver<bool>,
 }
 
 type Shared = State<Arc<Edge>>;
@@ -66,14 +70,19 @@ type Shared = State<Arc<Edge>>;
 impl Edge {
     /// Whose key the request carries.
     fn authorize(&self, headers: &HeaderMap) -> Result<&str, ApiError> {
-        let owner = headers.get(KEY_HEADER).and_then(|key| self.keys.owner(key.as_bytes()));
-        owner.ok_or_else(ApiError::unauthorized)
+        owner(&self.keys, headers)
     }
+}
+
+/// Whose key it is that the headers carry.
+pub(crate) fn owner<'a>(keys: &'a Keys, headers: &HeaderMap) -> Result<&'a str, ApiError> {
+    let owner = headers.get(KEY_HEADER).and_then(|key| keys.owner(key.as_bytes()));
+    owner.ok_or_else(ApiError::unauthorized)
 }
 
 /// The endpoints.
 pub fn endpoints(edge: Arc<Edge>) -> Router {
-    Router::new()
+    let endpoints = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics::metrics))
@@ -81,11 +90,22 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .merge(predict::endpoints("batch_predict", Form::Batch))
         .route("/models", get(catalogue::models))
         .route("/models/{model}", get(catalogue::model))
-        .route("/models/{model}/versions/{selector}", get(catalogue::version))
+        .route("/models/{model}/resolve", get(catalogue::resolve))
+        .route("/models/{model}/versions/{selector}", get(catalogue::version));
+    let largest = LargestBody(edge.limits.body_bytes);
+    observed(endpoints, largest).with_state(edge)
+}
+
+/// Endpoints whose every answer has an id, a line in the log and, if it is an error, a body; those
+/// that there are not, too.
+pub(crate) fn observed<S>(endpoints: Router<S>, largest: LargestBody) -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+{
+    endpoints
         .fallback(async || ApiError::no_such_endpoint())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&edge), observe::each_request))
-        .with_state(edge)
+        .layer(axum::middleware::from_fn_with_state(largest, observe::each_request))
 }
 
 /// Alive: the process answers.

@@ -5,6 +5,9 @@ use sha2::{Digest as _, Sha256};
 /// The key of the demonstration, which everybody knows.
 const DEMO_KEY: &str = "local-demo-key";
 
+/// The same for those who change what is served.
+const DEMO_ADMIN_KEY: &str = "local-demo-admin-key";
+
 /// A key that is allowed.
 #[derive(Debug, Clone)]
 pub struct KeyHash {
@@ -22,6 +25,11 @@ impl KeyHash {
     /// The key of the demonstration.
     pub fn demo() -> Self {
         Self { name: "demo".to_owned(), hash: hash_of(DEMO_KEY.as_bytes()) }
+    }
+
+    /// The admin key of the demonstration.
+    pub fn demo_admin() -> Self {
+        Self { name: "demo-admin".to_owned(), hash: hash_of(DEMO_ADMIN_KEY.as_bytes()) }
     }
 }
 

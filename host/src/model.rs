@@ -10,6 +10,6 @@ mod signature;
 mod tensor;
 
 pub use name::{ModelName, NameError, VersionId};
-pub use selector::{Selector, SelectorError};
+pub use selector::{Channel, Selector, SelectorError};
 pub use signature::{Constraint, Field, Signature, SignatureError};
 pub use tensor::{Datatype, Tensor, TensorError, bytes_elements};

@@ -1,23 +1,23 @@
-//! What is loaded: one writer, and readers that take one look at an immutable snapshot.
+//! What is loaded and what goes to it: one writer, and readers that take one look at an immutable
+//! snapshot.
 //!
-//! Owns the way of a version from a file to the snapshot: read, pre-initialise or find in the
-//! store, prove by the golden examples, warm, publish. What fails is published as failed, with the
-//! reason in the log, and stops nothing else.
+//! Every snapshot is made anew from what operators decided ([`ModelState`]) and from how far each
+//! version has come ([`Slot`]). A version that is to be loaded no longer drains: nobody new finds it,
+//! and it goes when the last request that holds it is over.
 
-mod budget;
 mod load;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use semver::Version;
 
-pub use budget::{Budget, DoesNotFit};
 pub use load::{LoadError, Loader};
+pub(crate) use load::{chain, guarded};
 
 use crate::model::{ModelName, VersionId};
-use crate::router::Split;
+use crate::rollout::{ModelState, Routing, Stage};
 use crate::version::ServableVersion;
 
 /// Everything that can be routed to, at one moment.
@@ -34,8 +34,8 @@ pub struct Snapshot {
 pub struct ModelVersions {
     /// By semver, ascending.
     pub versions: BTreeMap<Version, VersionState>,
-    /// How the traffic that asks for no version is divided.
-    pub split: Option<Split>,
+    /// What goes to them.
+    pub routing: Routing,
 }
 
 /// How far a version has come.
@@ -45,8 +45,23 @@ pub enum VersionState {
     Loading,
     /// It serves.
     Ready(Arc<ServableVersion>),
-    /// It cannot serve; the word says which step refused it, the log says why.
-    Failed(&'static str),
+    /// It was replaced and stays loaded: it serves who asks for it, and is there to go back to.
+    Parked(Arc<ServableVersion>),
+    /// It ends with the last request that it has.
+    Draining,
+    /// It was replaced longer ago and is not loaded, but can be.
+    Retired,
+    /// It cannot serve.
+    Failed(Failure),
+}
+
+/// Why a version cannot serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The step that refused it, a word for everybody.
+    pub step: &'static str,
+    /// The reason, for operators.
+    pub reason: Arc<str>,
 }
 
 impl VersionState {
@@ -55,44 +70,69 @@ impl VersionState {
         match self {
             Self::Loading => "loading",
             Self::Ready(_) => "ready",
+            Self::Parked(_) => "parked",
+            Self::Draining => "draining",
+            Self::Retired => "retired",
             Self::Failed(_) => "failed",
+        }
+    }
+
+    /// The version, if it can serve.
+    pub fn servable(&self) -> Option<&Arc<ServableVersion>> {
+        match self {
+            Self::Ready(version) | Self::Parked(version) => Some(version),
+            Self::Loading | Self::Draining | Self::Retired | Self::Failed(_) => None,
         }
     }
 }
 
 impl Snapshot {
-    /// The versions that splits name and that are not there, not even as failed.
-    fn absent_of_splits(&self) -> Vec<(&ModelName, &Version)> {
-        let mut absent = Vec::new();
-        for (name, model) in &self.models {
-            let named = model.split.iter().flat_map(|split| split.weights());
-            let missing = named.filter(|(version, _)| !model.versions.contains_key(version));
-            absent.extend(missing.map(|(version, _)| (name, version)));
-        }
-        absent
+    /// Every version that is loaded.
+    pub fn servables(&self) -> impl Iterator<Item = &Arc<ServableVersion>> {
+        self.models
+            .values()
+            .flat_map(|model| model.versions.values())
+            .filter_map(VersionState::servable)
     }
 
     /// Whether the server can be sent requests: everything has been tried and something serves.
     pub fn is_ready(&self) -> bool {
-        let ready = |state: &VersionState| matches!(state, VersionState::Ready(_));
-        !self.loading && self.models.values().any(|model| model.versions.values().any(ready))
+        !self.loading && self.servables().next().is_some()
     }
+}
+
+/// How far the host has come with a version.
+#[derive(Clone)]
+pub enum Slot {
+    /// On its way.
+    Loading,
+    /// Loaded and proved.
+    Loaded(Arc<ServableVersion>),
+    /// Refused.
+    Failed(Failure),
 }
 
 /// The one writer of the snapshot.
 pub struct Registry {
     snapshot: ArcSwap<Snapshot>,
-    writing: Mutex<()>,
+    desk: Mutex<Desk>,
+}
+
+/// What the snapshot is made from.
+struct Desk {
+    states: BTreeMap<ModelName, ModelState>,
+    slots: BTreeMap<VersionId, Slot>,
+    /// Not to be found any more, but perhaps still held by requests.
+    draining: Vec<Arc<ServableVersion>>,
+    loading: bool,
 }
 
 impl Registry {
-    /// A registry that is loading, with nothing loaded; `splits` hold for models yet to come.
-    pub fn new(splits: BTreeMap<ModelName, Split>) -> Self {
-        let model =
-            |(name, split)| (name, ModelVersions { versions: BTreeMap::new(), split: Some(split) });
-        let models = splits.into_iter().map(model).collect();
-        let snapshot = ArcSwap::from_pointee(Snapshot { models, loading: true });
-        Self { snapshot, writing: Mutex::new(()) }
+    /// A registry that is loading, with nothing loaded of these models yet.
+    pub fn new(states: BTreeMap<ModelName, ModelState>) -> Self {
+        let desk = Desk { states, slots: BTreeMap::new(), draining: Vec::new(), loading: true };
+        let snapshot = ArcSwap::from_pointee(desk.snapshot());
+        Self { snapshot, desk: Mutex::new(desk) }
     }
 
     /// What is loaded now. Whoever holds a version of it keeps that version alive.
@@ -100,52 +140,195 @@ impl Registry {
         self.snapshot.load()
     }
 
-    fn publish(&self, id: &VersionId, state: VersionState) {
-        self.change(|snapshot| {
-            let model = snapshot.models.entry(id.name.clone()).or_default();
-            model.versions.insert(id.version.clone(), state);
-        });
+    /// What was decided about a model; the state before the first decision, if it is not known.
+    pub fn state(&self, model: &ModelName) -> ModelState {
+        self.lock().states.get(model).cloned().unwrap_or_default()
     }
 
-    /// From now on, what is not there is not coming: say which of the configured splits wait in vain,
-    /// and forget the models of which there is nothing but a split.
-    fn finish_loading(&self) {
-        self.change(|snapshot| {
-            for (model, version) in snapshot.absent_of_splits() {
-                tracing::warn!(%model, %version, "a split names a version that no artifact has brought");
+    /// What was decided about every model.
+    pub fn states(&self) -> BTreeMap<ModelName, ModelState> {
+        self.lock().states.clone()
+    }
+
+    /// How far the host has come with a version.
+    pub fn slot(&self, id: &VersionId) -> Option<Slot> {
+        self.lock().slots.get(id).cloned()
+    }
+
+    /// The host has come so far with a version.
+    pub fn set_slot(&self, id: &VersionId, slot: Slot) {
+        self.change(|desk| desk.put(id.clone(), Some(slot)));
+    }
+
+    /// The host has nothing to do with a version any more.
+    pub fn clear_slot(&self, id: &VersionId) {
+        self.change(|desk| desk.put(id.clone(), None));
+    }
+
+    /// A decision holds from now on, together with the version that it is about, if that has just
+    /// been loaded. What is to be loaded no longer drains.
+    pub fn decide(&self, model: &ModelName, state: ModelState, loaded: Option<ServableVersion>) {
+        self.change(|desk| {
+            if let Some(loaded) = loaded {
+                desk.put(loaded.id().clone(), Some(Slot::Loaded(Arc::new(loaded))));
             }
-            snapshot.models.retain(|_, model| !model.versions.is_empty());
-            snapshot.loading = false;
+            desk.states.insert(model.clone(), state);
+            desk.drain_unwanted(model);
         });
     }
 
-    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
-        let _one_writer = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = Snapshot::clone(&self.snapshot.load());
-        change(&mut next);
-        self.snapshot.store(Arc::new(next));
+    /// What is loaded, but is not to be, drains.
+    pub fn reconcile(&self, model: &ModelName) {
+        self.change(|desk| desk.drain_unwanted(model));
+    }
+
+    /// From now on, what is not there is not coming: say which candidates wait in vain.
+    pub fn finish_loading(&self) {
+        self.change(|desk| desk.loading = false);
+        for (model, versions) in &self.snapshot().models {
+            for (version, _) in versions.routing.shares() {
+                if !versions.versions.contains_key(version) {
+                    tracing::warn!(%model, %version, "a split names a version that no artifact has brought");
+                }
+            }
+        }
+    }
+
+    /// Let go of versions whose last request is over; how many still drain.
+    pub fn sweep(&self) -> usize {
+        let (over, left) = {
+            let mut desk = self.lock();
+            if desk.draining.is_empty() {
+                return 0;
+            }
+            let draining = std::mem::take(&mut desk.draining);
+            // Nobody can take hold of what only this list holds.
+            let (over, left) = draining
+                .into_iter()
+                .partition::<Vec<_>, _>(|version| Arc::strong_count(version) == 1);
+            desk.draining = left;
+            self.snapshot.store(Arc::new(desk.snapshot()));
+            (over, desk.draining.len())
+        };
+        for version in over {
+            let (model, version) = (&version.id().name, &version.id().version);
+            tracing::info!(%model, %version, "unloaded");
+        }
+        left
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Desk)) {
+        let mut desk = self.lock();
+        change(&mut desk);
+        self.snapshot.store(Arc::new(desk.snapshot()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Desk> {
+        // A panic half-way through a change leaves what the next snapshot shows as it is.
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Desk {
+    fn put(&mut self, id: VersionId, slot: Option<Slot>) {
+        let before = match slot {
+            Some(slot) => self.slots.insert(id, slot),
+            None => self.slots.remove(&id),
+        };
+        if let Some(Slot::Loaded(version)) = before {
+            self.draining.push(version);
+        }
+    }
+
+    fn drain_unwanted(&mut self, model: &ModelName) {
+        let state = self.states.get(model);
+        let is_wanted = |version: &Version| {
+            let deployed = state.and_then(|state| state.versions.get(version));
+            deployed.is_some_and(|deployed| !matches!(deployed.stage, Stage::Retired(_)))
+        };
+        let loaded = self.slots.iter().filter(|(id, slot)| {
+            id.name == *model && matches!(slot, Slot::Loaded(_)) && !is_wanted(&id.version)
+        });
+        let unwanted: Vec<_> = loaded.map(|(id, _)| id.clone()).collect();
+        unwanted.into_iter().for_each(|id| self.put(id, None));
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let mut models = BTreeMap::<ModelName, ModelVersions>::new();
+        for version in &self.draining {
+            let model = models.entry(version.id().name.clone()).or_default();
+            model.versions.insert(version.id().version.clone(), VersionState::Draining);
+        }
+        for (name, state) in &self.states {
+            let model = models.entry(name.clone()).or_default();
+            model.routing = state.routing.clone();
+            for (version, deployed) in &state.versions {
+                let word = match deployed.stage {
+                    Stage::Retired(_) => VersionState::Retired,
+                    Stage::Deployed | Stage::Parked(_) => VersionState::Loading,
+                };
+                let is_draining =
+                    matches!(model.versions.get(version), Some(VersionState::Draining));
+                if !(is_draining && matches!(word, VersionState::Retired)) {
+                    model.versions.insert(version.clone(), word);
+                }
+            }
+        }
+        for (id, slot) in &self.slots {
+            let deployed =
+                self.states.get(&id.name).and_then(|state| state.versions.get(&id.version));
+            let is_parked =
+                deployed.is_some_and(|deployed| !matches!(deployed.stage, Stage::Deployed));
+            let state = match slot {
+                Slot::Loading => VersionState::Loading,
+                Slot::Loaded(version) if is_parked => VersionState::Parked(Arc::clone(version)),
+                Slot::Loaded(version) => VersionState::Ready(Arc::clone(version)),
+                Slot::Failed(failure) => VersionState::Failed(failure.clone()),
+            };
+            models.entry(id.name.clone()).or_default().versions.insert(id.version.clone(), state);
+        }
+        // Nobody can ask anything of a model of which there is nothing but a split.
+        models.retain(|_, model| self.loading || !model.versions.is_empty());
+        Snapshot { models, loading: self.loading }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifact::Digest;
+    use crate::rollout::Deployed;
+
+    fn id(version: &str) -> VersionId {
+        VersionId { name: "real".parse().unwrap(), version: version.parse().unwrap() }
+    }
+
+    fn words(registry: &Registry) -> Vec<(String, &'static str)> {
+        let snapshot = registry.snapshot();
+        let versions = snapshot.models.values().flat_map(|model| &model.versions);
+        versions.map(|(version, state)| (version.to_string(), state.as_str())).collect()
+    }
 
     #[test]
-    fn splits_of_what_never_came_are_named_and_forgotten() {
-        let (one, two) = (Version::new(1, 0, 0), Version::new(2, 0, 0));
-        let split = || Split::new([(one.clone(), 900_000), (two.clone(), 100_000)]).unwrap();
-        let name = |name: &str| name.parse::<ModelName>().unwrap();
-        let registry =
-            Registry::new(BTreeMap::from([(name("real"), split()), (name("typo"), split())]));
-        let id = VersionId { name: name("real"), version: one.clone() };
-        registry.publish(&id, VersionState::Failed("test"));
-        let (real, typo) = (name("real"), name("typo"));
-        let absent = vec![(&real, &two), (&typo, &two), (&typo, &one)];
-        assert_eq!(registry.snapshot().absent_of_splits(), absent);
+    fn a_snapshot_shows_what_was_decided_and_how_far_it_has_come() {
+        let digest = Digest::of(b"artifact");
+        let deployed = |stage| Deployed { digest, stage };
+        let mut state = ModelState::default();
+        state.versions.insert(id("1.0.0").version, deployed(Stage::Retired(1)));
+        state.versions.insert(id("2.0.0").version, deployed(Stage::Deployed));
+        state.routing.stable = Some(id("2.0.0").version);
+        let typo = (("typo".parse().unwrap()), ModelState::default());
+        let registry = Registry::new(BTreeMap::from([(id("1.0.0").name, state), typo]));
+        let failure = Failure { step: "test", reason: "because".into() };
+        registry.set_slot(&id("3.0.0"), Slot::Failed(failure));
+        let word = |version: &str, state| (version.to_owned(), state);
+        let shown = [word("1.0.0", "retired"), word("2.0.0", "loading"), word("3.0.0", "failed")];
+        assert_eq!(words(&registry), shown);
+        assert_eq!(registry.snapshot().models.len(), 2);
         registry.finish_loading();
-        let snapshot = registry.snapshot();
-        assert_eq!(snapshot.models.keys().collect::<Vec<_>>(), [&real]);
-        assert!(snapshot.models[&real].split.is_some() && !snapshot.loading);
+        assert_eq!(registry.snapshot().models.keys().collect::<Vec<_>>(), [&id("1.0.0").name]);
+        registry.clear_slot(&id("3.0.0"));
+        assert_eq!(words(&registry), shown[..2]);
+        assert!(!registry.snapshot().is_ready());
     }
 }

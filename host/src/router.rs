@@ -1,10 +1,10 @@
 //! Which version answers a request: a pure function of the snapshot, the selector and a draw.
 //!
-//! No I/O, no locks, no randomness of its own. Weights are parts per million over the versions of
-//! one model; the draw is a number below a million: random, or the [`bucket`] of a caller's key, so
-//! that a caller stays with a version. The newest version takes the lowest draws, so that raising the
-//! weight of one moves callers to it and none back.
+//! No I/O, no locks, no randomness of its own. The order is: an exact version, a channel, a range, the
+//! split. A draw is a number below a million: random, or the [`bucket`] of a caller's key, so that a
+//! caller stays with a version while its weight grows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,53 +13,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::model::{ModelName, Selector};
 use crate::registry::{ModelVersions, Snapshot, VersionState};
+use crate::rollout::WHOLE;
 use crate::version::ServableVersion;
-
-/// What the weights of a split add up to.
-pub const WHOLE: u32 = 1_000_000;
-
-/// How a model's traffic is divided between versions, if nobody asks for one: parts per million.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Split(Vec<(Version, u32)>);
-
-/// Weights do not make a split.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the weights of a split are parts per million and add up to 1000000, not {0}")]
-pub struct SplitError(u64);
-
-impl Split {
-    /// A split of these versions.
-    ///
-    /// # Errors
-    /// [`SplitError`], if the weights do not add up to [`WHOLE`].
-    pub fn new(weights: impl IntoIterator<Item = (Version, u32)>) -> Result<Self, SplitError> {
-        let mut weights: Vec<_> = weights.into_iter().collect();
-        weights.sort_by(|(one, _), (other, _)| other.cmp(one));
-        let sum: u64 = weights.iter().map(|(_, weight)| u64::from(*weight)).sum();
-        if sum == u64::from(WHOLE) { Ok(Self(weights)) } else { Err(SplitError(sum)) }
-    }
-
-    /// Versions with their weights, the newest first.
-    pub fn weights(&self) -> &[(Version, u32)] {
-        &self.0
-    }
-
-    /// The version that a draw below [`WHOLE`] falls to.
-    fn choose(&self, draw: u32) -> Option<&Version> {
-        let mut below = 0;
-        self.0.iter().find_map(|(version, weight)| {
-            below += weight;
-            (draw < below).then_some(version)
-        })
-    }
-
-    /// The versions from the heaviest to the lightest.
-    fn by_weight(&self) -> impl Iterator<Item = &Version> {
-        let mut weights: Vec<_> = self.0.iter().filter(|(_, weight)| *weight > 0).collect();
-        weights.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
-        weights.into_iter().map(|(version, _)| version)
-    }
-}
 
 /// The draw of a caller: the same for the same model and key, on every host and for ever. SHA-256
 /// of the model's name, a zero byte and the key; the first eight bytes are a fraction, big-endian.
@@ -76,11 +31,13 @@ pub fn bucket(model: &ModelName, key: &[u8]) -> u32 {
 pub enum Reason {
     /// The caller named the version.
     Pin,
-    /// The highest version of the range that the caller gave.
+    /// The caller named a channel.
+    Channel,
+    /// The caller gave a range.
     Range,
     /// The model's traffic is split.
     Split,
-    /// The highest version of a model whose traffic is not split.
+    /// The model's traffic is not split.
     Default,
 }
 
@@ -89,11 +46,21 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pin => "pin",
+            Self::Channel => "channel",
             Self::Range => "range",
             Self::Split => "split",
             Self::Default => "default",
         }
     }
+}
+
+/// Where a request falls: two numbers below [`WHOLE`].
+#[derive(Debug, Clone, Copy)]
+pub struct Draw {
+    /// Decides a split.
+    pub place: u32,
+    /// Decides whether a shadow answers as well.
+    pub shadow: u32,
 }
 
 /// The version that answers, and why.
@@ -103,6 +70,8 @@ pub struct Route {
     pub version: Arc<ServableVersion>,
     /// Why.
     pub reason: Reason,
+    /// The version that answers once more, to be compared.
+    pub shadow: Option<Arc<ServableVersion>>,
 }
 
 /// No version answers.
@@ -114,6 +83,12 @@ pub enum RouteError {
     /// The model has no such version.
     #[error("the model has no version that matches")]
     NoSuchVersion,
+    /// The channel stands for nothing at the moment.
+    #[error("there is no version in this channel")]
+    EmptyChannel,
+    /// The version was replaced long ago and is not loaded.
+    #[error("the version is retired")]
+    Retired,
     /// The version, or the whole server, is not ready.
     #[error("the version is not ready")]
     NotReady,
@@ -122,8 +97,8 @@ pub enum RouteError {
     Suspended,
 }
 
-/// The version that answers a request for `model`. `draw` decides a split; it is a number below
-/// [`WHOLE`]. Versions that are suspended at `now` are passed over where there is another choice.
+/// The version that answers a request for `model`. Versions that are suspended at `now` are passed
+/// over where there is another choice.
 ///
 /// # Errors
 /// [`RouteError`]. While the server is still loading, what is not there may yet come, so it is not
@@ -132,110 +107,148 @@ pub fn route(
     snapshot: &Snapshot,
     model: &ModelName,
     selector: &Selector,
-    draw: u32,
+    draw: Draw,
     now: Instant,
 ) -> Result<Route, RouteError> {
     let absent = |error| {
-        if snapshot.loading { RouteError::NotReady } else { error }
+        let may_come = matches!(error, RouteError::UnknownModel | RouteError::NoSuchVersion);
+        if snapshot.loading && may_come { RouteError::NotReady } else { error }
     };
     let versions = snapshot.models.get(model).ok_or(absent(RouteError::UnknownModel))?;
-    let reason = match (selector, &versions.split) {
-        (Selector::Exact(_), _) => Reason::Pin,
-        (Selector::Range(_), _) => Reason::Range,
-        (Selector::Default, Some(split)) => return route_split(versions, split, draw, now),
-        (Selector::Default, None) => Reason::Default,
-    };
-    let matching = versions.versions.iter().filter(|(version, _)| selector.matches(version));
-    let states = matching.rev().map(|(_, state)| state);
-    let version = first_available(states, now)?;
-    version.map(|version| Route { version, reason }).ok_or(absent(RouteError::NoSuchVersion))
+    let (version, reason) = choose(versions, selector, draw.place, now).map_err(absent)?;
+    let shadow = shadow(versions, &version, draw.shadow);
+    Ok(Route { version, reason, shadow })
 }
 
-/// The version that the draw falls to; if it cannot serve, the heaviest one that can, so that a
-/// broken candidate costs no request.
-fn route_split(
-    versions: &ModelVersions,
-    split: &Split,
-    draw: u32,
+fn choose(
+    model: &ModelVersions,
+    selector: &Selector,
+    place: u32,
     now: Instant,
-) -> Result<Route, RouteError> {
-    let candidates = split.choose(draw).into_iter().chain(split.by_weight());
-    let states = candidates.filter_map(|version| versions.versions.get(version));
-    let version = first_available(states, now)?.ok_or(RouteError::NotReady)?;
-    Ok(Route { version, reason: Reason::Split })
+) -> Result<(Arc<ServableVersion>, Reason), RouteError> {
+    let ModelVersions { versions, routing } = model;
+    let with = |reason| move |version| (version, reason);
+    match selector {
+        Selector::Exact(_) => {
+            let matching = versions.iter().rev().filter(|(version, _)| selector.matches(version));
+            first_available(matching.map(|(_, state)| state), now).map(with(Reason::Pin))
+        }
+        Selector::Channel(channel) => {
+            let version = routing.channel(*channel).ok_or(RouteError::EmptyChannel)?;
+            first_available(versions.get(version), now).map(with(Reason::Channel))
+        }
+        Selector::Range(range) => {
+            // Whoever can live with the stable version is part of what the operator decides.
+            let split = routing.stable.as_ref().is_some_and(|stable| range.matches(stable));
+            let split = by_split(model, place).filter(|_| split);
+            let split = split.filter(|version| range.matches(version));
+            let matching = versions.iter().rev().filter(|(version, _)| range.matches(version));
+            let states = split.filter_map(|version| versions.get(version));
+            let states = states.chain(matching.map(|(_, state)| state).filter(is_loaded));
+            first_available(states, now).map(with(Reason::Range))
+        }
+        Selector::Default if routing.stable.is_some() => {
+            let reason = if routing.is_split() { Reason::Split } else { Reason::Default };
+            let states = by_split(model, place).filter_map(|version| versions.get(version));
+            match first_available(states, now) {
+                // What is routed to has been there, or may yet come.
+                Err(RouteError::NoSuchVersion | RouteError::Retired) => Err(RouteError::NotReady),
+                other => other.map(with(reason)),
+            }
+        }
+        Selector::Default => {
+            let releases = versions.iter().rev().filter(|(version, _)| selector.matches(version));
+            let states = releases.map(|(_, state)| state).filter(is_loaded);
+            first_available(states, now).map(with(Reason::Default))
+        }
+    }
 }
 
-/// The first version that can serve now, or why none of them can; none if there are none.
+/// The version that has the place, then the others that have a share, the largest first: a candidate
+/// that is broken costs no request. If the place is a candidate's that does not come into question, it
+/// is the stable version's.
+fn by_split(model: &ModelVersions, place: u32) -> impl Iterator<Item = &Version> {
+    let mut shares: Vec<_> = model.routing.shares().filter(|(_, share)| *share > 0).collect();
+    shares.sort_by_key(|(_, share)| std::cmp::Reverse(*share));
+    let others = shares.into_iter().map(|(version, _)| version);
+    model.routing.at(place).into_iter().chain(&model.routing.stable).chain(others)
+}
+
+/// Ranges and the default go by what there is.
+fn is_loaded(state: &&VersionState) -> bool {
+    !matches!(state, VersionState::Retired | VersionState::Draining)
+}
+
+/// The first version that can serve now, or why none of them can.
 fn first_available<'a>(
-    states: impl Iterator<Item = &'a VersionState>,
+    states: impl IntoIterator<Item = &'a VersionState>,
     now: Instant,
-) -> Result<Option<Arc<ServableVersion>>, RouteError> {
+) -> Result<Arc<ServableVersion>, RouteError> {
     let mut why = None;
     for state in states {
         match state {
-            VersionState::Ready(version) if version.breaker().allows(now) => {
-                return Ok(Some(Arc::clone(version)));
+            VersionState::Ready(version) | VersionState::Parked(version) => {
+                if version.breaker().allows(now) {
+                    return Ok(Arc::clone(version));
+                }
+                why = Some(RouteError::Suspended);
             }
-            VersionState::Ready(_) => why = Some(RouteError::Suspended),
             VersionState::Loading | VersionState::Failed(_) => {
                 why = why.or(Some(RouteError::NotReady));
             }
+            VersionState::Retired | VersionState::Draining => {
+                why = why.or(Some(RouteError::Retired));
+            }
         }
     }
-    why.map_or(Ok(None), Err)
+    Err(why.unwrap_or(RouteError::NoSuchVersion))
+}
+
+/// The shadow of an answer: no version shadows itself.
+fn shadow(
+    model: &ModelVersions,
+    answering: &Arc<ServableVersion>,
+    draw: u32,
+) -> Option<Arc<ServableVersion>> {
+    let shadow = model.routing.shadow.as_ref().filter(|shadow| draw < shadow.share)?;
+    let version = model.versions.get(&shadow.version)?.servable()?;
+    (version.key() != answering.key()).then(|| Arc::clone(version))
+}
+
+/// Which versions answer requests with this selector, why, and which share of them each gets, the
+/// largest first.
+///
+/// # Errors
+/// [`RouteError`], as [`route`].
+pub fn explain(
+    snapshot: &Snapshot,
+    model: &ModelName,
+    selector: &Selector,
+    now: Instant,
+) -> Result<Vec<(Arc<ServableVersion>, Reason, u32)>, RouteError> {
+    let at = |place| route(snapshot, model, selector, Draw { place, shadow: WHOLE }, now);
+    let mut found = BTreeMap::<u64, (Arc<ServableVersion>, Reason, u32)>::new();
+    let mut from = 0;
+    let routing = snapshot.models.get(model).map(|versions| &versions.routing);
+    let mut shares: Vec<_> =
+        routing.iter().flat_map(|routing| routing.shares()).map(|(_, share)| share).collect();
+    if shares.is_empty() {
+        shares.push(WHOLE);
+    }
+    for share in shares.into_iter().filter(|share| *share > 0) {
+        let route = at(from)?;
+        let entry = found.entry(route.version.key());
+        entry.or_insert((route.version, route.reason, 0)).2 += share;
+        from += share;
+    }
+    let mut found: Vec<_> = found.into_values().collect();
+    found.sort_by_key(|(version, _, share)| std::cmp::Reverse((*share, version.id().clone())));
+    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    fn split(weights: &[u32]) -> Result<Split, SplitError> {
-        let version = |(minor, weight): (usize, &u32)| (Version::new(1, minor as u64, 0), *weight);
-        Split::new(weights.iter().enumerate().map(version))
-    }
-
-    #[test]
-    fn weights_must_add_up() {
-        assert!(split(&[900_000, 100_000]).is_ok());
-        assert_eq!(split(&[900_000]), Err(SplitError(900_000)));
-        assert_eq!(split(&[u32::MAX, u32::MAX]), Err(SplitError(2 * u64::from(u32::MAX))));
-        assert_eq!(split(&[]), Err(SplitError(0)));
-    }
-
-    proptest! {
-        #[test]
-        fn every_draw_falls_to_a_version_in_proportion(cut in 0..=WHOLE, draw in 0..WHOLE) {
-            let split = split(&[cut, WHOLE - cut]).unwrap();
-            let wanted = Version::new(1, u64::from(draw < WHOLE - cut), 0);
-            prop_assert_eq!(split.choose(draw), Some(&wanted));
-        }
-    }
-
-    proptest! {
-        /// Of any number of versions, one gets more at the cost of the next older one.
-        #[test]
-        fn raising_a_weight_moves_callers_to_it_and_none_back(
-            cuts in prop::collection::vec(0..=WHOLE, 1..5),
-            raised in 0_usize..5,
-            by in 0..=WHOLE,
-            draw in 0..WHOLE,
-        ) {
-            let mut cuts = cuts;
-            cuts.extend([0, WHOLE]);
-            cuts.sort_unstable();
-            let mut weights: Vec<_> = cuts.windows(2).map(|cut| cut[1] - cut[0]).collect();
-            let raised = 1 + raised % (weights.len() - 1);
-            let before = split(&weights).unwrap();
-            let by = by.min(weights[raised - 1]);
-            weights[raised - 1] -= by;
-            weights[raised] += by;
-            let after = split(&weights).unwrap();
-            let (before, after) = (before.choose(draw).unwrap(), after.choose(draw).unwrap());
-            prop_assert!(before == after || after.minor == raised as u64, "{before} to {after}");
-        }
-    }
 
     #[test]
     fn a_caller_falls_to_the_same_place_everywhere() {
@@ -251,13 +264,5 @@ mod tests {
             let model: ModelName = model.parse().unwrap();
             assert_eq!(bucket(&model, key.as_bytes()), place, "{model} {key:?}");
         }
-    }
-
-    #[test]
-    fn nothing_of_weight_zero_is_chosen() {
-        let split = split(&[0, WHOLE, 0]).unwrap();
-        assert_eq!(split.choose(0), Some(&Version::new(1, 1, 0)));
-        assert_eq!(split.choose(WHOLE - 1), Some(&Version::new(1, 1, 0)));
-        assert_eq!(split.by_weight().count(), 1);
     }
 }

@@ -1,8 +1,10 @@
 //! The life of a server: bind, answer health at once, load, serve, drain, stop.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,18 +13,27 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
+use crate::admin::{self, Admin};
 use crate::config::Settings;
+use crate::control::{self, Control, ControlError};
 use crate::edge::{self, Edge};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::Keys;
+use crate::ledger::{Ledger, LedgerError};
 use crate::observe::logs;
-use crate::registry::{Budget, Loader, Registry};
+use crate::registry::Loader;
+use crate::shadow::Shadows;
 use crate::store::{Store, StoreError};
+use crate::version::Budget;
 
 /// Files that are not for connections: artifacts, compiled code, pipes to children, timers.
 const RESERVED_FILES: usize = 128;
+
+/// How long interrupted requests have to tell their callers: a few ticks, and a round trip.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A server cannot start, or did not stop in time.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +53,12 @@ pub enum ServeError {
     /// The state folder cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What is served cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The splits of the configuration cannot be put into force.
+    #[error(transparent)]
+    Configure(#[from] ControlError),
     /// Requests were still under way when the time to drain was over.
     #[error("drain within {} s: requests were cut off", .0.as_secs())]
     Drain(Duration),
@@ -61,34 +78,53 @@ pub fn run(settings: Settings, started: Instant) -> Result<(), ServeError> {
 }
 
 async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
-    let listener = TcpListener::bind(settings.listen).await;
-    let listener = listener.map_err(|error| ServeError::Listen(settings.listen, error))?;
-    let address = listener.local_addr().map_err(ServeError::Start)?;
+    let (listener, address) = listen(settings.listen).await?;
     // Held until the end, and with it the lock of the state folder.
-    let loader = Arc::new(loader(&settings)?);
-    let registry = Arc::new(Registry::new(settings.splits));
+    let loader = loader(&settings)?;
+    let stack_bytes = loader.engines.thread_stack_bytes();
+    let traffic = Arc::clone(&loader.traffic);
+    let ledger = Ledger::open(&loader.store.ledger_path())?;
+    let control = Arc::new(Control::new(loader, ledger, settings.max_parked)?);
+    control.configure(settings.splits)?;
     let mut limits = settings.limits;
     limits.connections = limits.connections.min(files_for_connections());
-    let inference = Inference::start(limits.inference, loader.engines.thread_stack_bytes());
+    let inference = Inference::start(limits.inference, stack_bytes);
+    let shadows = Arc::new(Shadows::default());
+    let (interrupt, interrupted) = watch::channel(false);
     let edge = Arc::new(Edge {
-        registry: Arc::clone(&registry),
+        registry: Arc::clone(control.registry()),
         inference: inference.map_err(ServeError::Start)?,
         keys: Keys::new(settings.keys),
         default_model: settings.default_model,
-        sticky_headers: settings.sticky_headers,
+        sticky: settings.sticky,
         limits,
         bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
-        traffic: Arc::clone(&loader.traffic),
+        traffic,
         draining: AtomicBool::new(false),
+        interrupted,
     });
     if edge.keys.is_empty() {
         tracing::warn!("there are no keys: every prediction will be refused");
     }
-    tracing::info!(%address, "listening");
-    let loading = load(Arc::clone(&loader), registry, settings.repository, started);
     let (stop, stopping) = watch::channel(false);
+    let admin_keys = Keys::new(settings.admin_keys);
+    let mut servers = JoinSet::new();
+    if admin_keys.is_empty() {
+        tracing::info!(
+            "there are no admin keys: what is served cannot be changed over the network"
+        );
+    } else {
+        let (listener, address) = listen(settings.admin_listen).await?;
+        tracing::info!(%address, "admin listening");
+        let admin =
+            Admin::new(Arc::clone(&control), admin_keys, Arc::clone(&shadows), limits.body_time);
+        let endpoints = admin::endpoints(Arc::new(admin));
+        servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
+    }
+    tracing::info!(%address, "listening");
+    let loading = load(control, settings.repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
-    let server = tokio::spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
+    servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
     let reporter = tokio::spawn(report(Arc::clone(&edge), stopping));
 
     // Whichever comes first: a signal, or a repository that cannot be read.
@@ -97,13 +133,37 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
         Err(error) = loading => Err(error),
     };
     edge.draining.store(true, Ordering::Relaxed);
+    if let Ok(Signal::Terminate) = outcome {
+        tracing::info!(seconds = limits.linger_time.as_secs(), "not ready any more, still serving");
+        // Whoever cannot wait says so again.
+        let _ = tokio::time::timeout(limits.linger_time, wait_for_signal()).await;
+    }
     tracing::info!("draining");
     // The receivers live in the tasks below, which end only after this.
     let _ = stop.send(true);
-    let drained = tokio::time::timeout(limits.drain_time, server).await.is_ok();
+    let drained = drain(servers, limits.drain_time, &interrupt).await;
     let _ = reporter.await;
     tracing::info!(drained, "stopped");
-    outcome.and(if drained { Ok(()) } else { Err(ServeError::Drain(limits.drain_time)) })
+    outcome.map(drop).and(if drained { Ok(()) } else { Err(ServeError::Drain(limits.drain_time)) })
+}
+
+async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let listener = TcpListener::bind(wanted).await;
+    let listener = listener.map_err(|error| ServeError::Listen(wanted, error))?;
+    let address = listener.local_addr().map_err(ServeError::Start)?;
+    Ok((listener, address))
+}
+
+/// Wait until requests under way are over; those that are not in time are interrupted, which their
+/// callers are told. Whether there were none.
+async fn drain(mut servers: JoinSet<()>, time: Duration, interrupt: &watch::Sender<bool>) -> bool {
+    let mut over = pin!(async { while servers.join_next().await.is_some() {} });
+    if tokio::time::timeout(time, over.as_mut()).await.is_ok() {
+        return true;
+    }
+    let _ = interrupt.send(true);
+    let _ = tokio::time::timeout(LAST_WORDS, over).await;
+    false
 }
 
 /// Ask the system for as many open files as it lets this process have; how many connections they
@@ -135,26 +195,36 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
     })
 }
 
-/// Load on a thread of its own. Ends only with an error: a server that has loaded goes on.
+/// Load on a thread of its own, and keep to what the repository folder says. Ends only with an error.
 async fn load(
-    loader: Arc<Loader>,
-    registry: Arc<Registry>,
+    control: Arc<Control>,
     repository: PathBuf,
+    interval: Option<Duration>,
     started: Instant,
-) -> Result<(), ServeError> {
+) -> Result<Infallible, ServeError> {
     let folder = repository.clone();
     let work = tokio::task::spawn_blocking(move || {
-        let outcome = loader.load_folder(&registry, &folder);
-        let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if outcome.is_ok() && registry.snapshot().is_ready() {
-            tracing::info!(milliseconds, "ready");
-        } else if outcome.is_ok() {
-            tracing::error!(milliseconds, "not ready: no version could be loaded");
-        }
-        outcome
+        let registry = Arc::clone(control.registry());
+        let say = || {
+            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            if registry.snapshot().is_ready() {
+                tracing::info!(milliseconds, "ready");
+                true
+            } else {
+                false
+            }
+        };
+        control.restore()?;
+        // What was served before is served again; the folder can wait.
+        let has_said = say();
+        control::keep(&control, &folder, interval, || {
+            if !has_said && !say() {
+                tracing::error!("not ready: no version could be loaded");
+            }
+        })
     });
     match work.await {
-        Ok(Ok(())) => std::future::pending().await,
+        Ok(Ok(never)) => Ok(never),
         Ok(Err(error)) => Err(ServeError::Repository(repository, error)),
         Err(error) => Err(ServeError::Start(io::Error::other(error))),
     }
@@ -183,12 +253,18 @@ async fn wait_for(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-async fn wait_for_signal() -> io::Result<()> {
+/// How a server is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    Terminate,
+    Interrupt,
+}
+
+async fn wait_for_signal() -> io::Result<Signal> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = terminate.recv() => Ok(Signal::Terminate),
+        _ = interrupt.recv() => Ok(Signal::Interrupt),
     }
-    Ok(())
 }

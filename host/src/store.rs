@@ -14,23 +14,26 @@
 //! compiled/functions-<engine>.mac         over them
 //! compiled/init-<component>-<engine>.cwasm    native code for `init`, for versions of one guest
 //! compiled/init-<component>-<engine>.mac      over it
+//! artifacts/<artifact>.wasm               what was deployed, as it came
+//! ledger.redb                             which versions are served, and every change of it: see `ledger`
 //! ```
 
+mod artifacts;
 mod collect;
 mod shared;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rand::TryRng;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use crate::artifact::{Digest, open_regular};
+use crate::durable;
 use crate::preinit::{CompileFiles, PreinitReport};
 use shared::note_use;
 
@@ -48,6 +51,8 @@ pub struct Store {
     /// Two hosts in one folder would remove each other's unfinished work. The kernel lets go of the
     /// lock when the process ends, however it does.
     _lock: File,
+    folder: PathBuf,
+    artifacts: PathBuf,
     compiled: PathBuf,
     key: [u8; KEY_BYTES],
     fingerprint: String,
@@ -90,7 +95,13 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    fn new(what: &'static str) -> impl Fn(io::Error) -> Self {
+    /// Whether the disk is full, or this user's part of it.
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        matches!(self.source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    }
+
+    pub(crate) fn new(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self { what, source }
     }
 }
@@ -101,23 +112,31 @@ impl Store {
     /// # Errors
     /// The folder or its key cannot be read or made, is open to others, or another host uses it.
     pub fn open(folder: &Path, fingerprint: String) -> Result<Self, StoreError> {
-        let compiled = folder.join("compiled");
+        let (artifacts, compiled) = (folder.join("artifacts"), folder.join("compiled"));
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        builder.create(&compiled).map_err(StoreError::new("cannot make the folder"))?;
-        for private in [folder, &compiled] {
+        for made in [&artifacts, &compiled] {
+            builder.create(made).map_err(StoreError::new("cannot make the folder"))?;
+        }
+        for private in [folder, &artifacts, &compiled] {
             // Whoever can write here can make this host run anything.
             let metadata = fs::metadata(private);
             let checked = metadata.and_then(|metadata| check_private(&metadata, 0o022));
             checked.map_err(StoreError::new("cannot trust the folder"))?;
         }
         let lock = lock(folder).map_err(StoreError::new("cannot lock the folder"))?;
-        for tidied in [folder, &compiled] {
+        for tidied in [folder, &artifacts, &compiled] {
             remove_leftovers(tidied).map_err(StoreError::new("cannot tidy the folder"))?;
         }
         let key =
             read_or_make_key(folder).map_err(StoreError::new("cannot read or make the key"))?;
-        Ok(Self { _lock: lock, compiled, key, fingerprint })
+        let folder = folder.to_owned();
+        Ok(Self { _lock: lock, folder, artifacts, compiled, key, fingerprint })
+    }
+
+    /// Where the ledger is.
+    pub fn ledger_path(&self) -> PathBuf {
+        self.folder.join("ledger.redb")
     }
 
     /// The compiled form of an artifact, if it is there and it is ours.
@@ -187,12 +206,12 @@ impl Store {
     fn publish(&self, made: &Path, artifact: Digest, report: &PreinitReport) -> io::Result<File> {
         let code = open_regular(made)?;
         let mac = self.mac_of_version(&code, artifact, report)?.to_hex().to_string();
-        fs::rename(made, self.path(artifact, "cwasm"))?;
-        let mut record = NamedTempFile::new_in(&self.compiled)?;
-        serde_json::to_writer(&mut record, &Record { mac, report: report.clone() })?;
-        record.as_file().sync_all()?;
-        record.persist(self.path(artifact, "json"))?;
-        File::open(&self.compiled)?.sync_all()?;
+        let to = self.path(artifact, "cwasm");
+        durable::rename(made, &to)?;
+        let record = serde_json::to_vec(&Record { mac, report: report.clone() })?;
+        let name = self.path(artifact, "json");
+        let name = name.file_name().unwrap_or_default().to_string_lossy();
+        durable::write_file(&self.compiled, &name, &record)?;
         Ok(code)
     }
 
@@ -302,11 +321,7 @@ fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             rand::rngs::SysRng.try_fill_bytes(&mut key).map_err(io::Error::other)?;
             // Readable by its owner alone, as every file of this kind.
-            let mut new = NamedTempFile::new_in(folder)?;
-            new.write_all(&key)?;
-            new.as_file().sync_all()?;
-            new.persist(&path)?;
-            File::open(folder)?.sync_all()?;
+            durable::write_file(folder, "key", &key)?;
         }
         Err(error) => return Err(error),
     }

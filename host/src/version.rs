@@ -2,12 +2,14 @@
 //! it alive, so draining is a matter of ownership.
 
 mod breaker;
+mod budget;
 mod faults;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub use breaker::Breaker;
+pub use budget::{Budget, DoesNotFit, Reservation};
 pub use faults::Faults;
 
 use crate::artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
@@ -45,6 +47,8 @@ pub struct ServableVersion {
     pool: Pool,
     breaker: Breaker,
     faults: Faults,
+    /// Given back when the last request of this version is over.
+    _reservation: Reservation,
 }
 
 /// A version does not do what its artifact promises.
@@ -87,6 +91,7 @@ impl ServableVersion {
         report: &PreinitReport,
         component: LoadedComponent,
         limits: ModelLimits,
+        reservation: Reservation,
     ) -> Result<Self, ProofError> {
         static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
         let pool = Pool::new(component, limits.isolation, limits.concurrency);
@@ -104,7 +109,27 @@ impl ServableVersion {
         let (id, digest) = (artifact.id().clone(), artifact.digest());
         let (metadata, report) = (artifact.metadata().clone(), report.clone());
         let (breaker, faults) = (Breaker::default(), Faults::default());
-        Ok(Self { key, id, digest, metadata, report, limits, pool, breaker, faults })
+        Ok(Self {
+            key,
+            id,
+            digest,
+            metadata,
+            report,
+            limits,
+            pool,
+            breaker,
+            faults,
+            _reservation: reservation,
+        })
+    }
+
+    /// Run the golden examples of another version; in which it differs from them, a line each.
+    pub fn replay(&self, examples: &[GoldenExample], tolerances: &Tolerances) -> Vec<String> {
+        let stop = Stop::at(Instant::now() + GOLDEN_TIME);
+        let signature = &self.report.signature;
+        let proof = Proof { pool: &self.pool, signature, tolerances, stop };
+        let run = |(index, example)| proof.example(index + 1, example).err();
+        examples.iter().enumerate().filter_map(run).map(|error| error.to_string()).collect()
     }
 
     /// Tells this loaded version from every other one of the process.

@@ -32,7 +32,7 @@ fn only_some_modules_know_wasmtime_and_axum() {
         for (library, allowed) in [
             ("wasmtime", &["guest", "preinit"][..]),
             ("wasmtime_wizer", &["preinit"]),
-            ("axum", &["edge"]),
+            ("axum", &["edge", "admin"]),
             ("hyper", &["edge"]),
             ("hyper_util", &["edge"]),
             ("ureq", &["commands"]),

@@ -10,6 +10,9 @@ use serde_json::Value;
 /// The key of the demo mode.
 pub const DEMO_KEY: &str = "local-demo-key";
 
+/// The key of the demo mode for the admin API.
+pub const DEMO_ADMIN_KEY: &str = "local-demo-admin-key";
+
 /// The longest any answer may take: a hang is a failure, not a wait.
 const TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -69,6 +69,7 @@ pub struct Server {
     child: Child,
     log: Arc<Log>,
     address: SocketAddr,
+    admin: SocketAddr,
     folder: TempDir,
 }
 
@@ -100,6 +101,7 @@ impl Server {
     pub fn start_with(setup: &Setup, meddle: impl FnOnce(&Path)) -> Self {
         let server = Self::start_loading_with(setup, meddle);
         server.wait_for("ready", |line| line["message"] == "ready");
+        server.wait_for("the folder", |line| line["message"] == "repository folder read");
         server
     }
 
@@ -127,13 +129,44 @@ impl Server {
             copy_warm_state(&state);
             state
         });
-        let (child, log, address) = spawn(&config, &repository, &state, setup.address_space_kib);
-        Self { child, log, address, folder }
+        let (child, log) = spawn(&config, &repository, &state, setup.address_space_kib);
+        let listening = |message: &str| {
+            let line = log.wait_for(message, |line| line["message"] == message);
+            let address = line["address"].as_str().and_then(|address| address.parse().ok());
+            address.expect("the address is logged")
+        };
+        let (admin, address) = (listening("admin listening"), listening("listening"));
+        Self { child, log, address, admin, folder }
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where its admin API listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Ask the admin API, with the demo key; `body` is sent if it is not null.
+    pub fn admin(&self, method: &str, path: &str, body: &Value) -> Answer {
+        self.admin_with(method, path, &[], body)
+    }
+
+    /// The same with headers on top.
+    pub fn admin_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Answer {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let mut all = vec![("X-API-Key", client::DEMO_ADMIN_KEY)];
+        all.extend(headers);
+        let url = format!("http://{}/admin/v1/{path}", self.admin);
+        client::send(method, &url, &all, body.as_bytes())
     }
 
     /// The folder of its artifacts.
@@ -244,7 +277,7 @@ impl Server {
     /// # Panics
     /// It does not stop in time.
     pub fn stop_unread(mut self) -> ExitStatus {
-        signal(&self.child, Signal::TERM);
+        signal(&self.child, Signal::INT);
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("the server is our child") {
@@ -260,7 +293,7 @@ impl Server {
     /// # Panics
     /// It does not stop.
     pub fn stop(mut self) -> (ExitStatus, Vec<Value>) {
-        signal(&self.child, Signal::TERM);
+        signal(&self.child, Signal::INT);
         let status = self.child.wait().expect("the server is our child");
         self.wait_for("the end", |line| line["message"] == "stopped");
         (status, self.lines())
@@ -326,13 +359,13 @@ fn spawn(
     repository: &Path,
     state: &Path,
     address_space_kib: Option<u64>,
-) -> (Child, Arc<Log>, SocketAddr) {
+) -> (Child, Arc<Log>) {
     // With as few open files as services usually may have until they ask for more.
     let mut command = Command::new("sh");
     let space = address_space_kib.map_or("unlimited".to_owned(), |kib| kib.to_string());
     let script = format!(r#"ulimit -Sn 1024 && ulimit -v {space} && exec "$0" "$@""#);
     command.args(["-c", &script]).arg(environment::host());
-    command.args(["serve", "--demo", "--listen", "127.0.0.1:0"]);
+    command.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
     command.args(["--log", "info", "--log-format", "json"]);
     command.arg("--config").arg(config);
     command.arg("--repository").arg(repository).arg("--state").arg(state);
@@ -345,9 +378,7 @@ fn spawn(
     drop(command);
     let log = Arc::new(Log::default());
     log.follow(reader);
-    let line = log.wait_for("listening", |line| line["message"] == "listening");
-    let address = line["address"].as_str().and_then(|address| address.parse().ok());
-    (child, log, address.expect("the address is logged"))
+    (child, log)
 }
 
 fn pid(child: &Child) -> Pid {
@@ -364,9 +395,9 @@ fn copy_warm_state(to: &Path) {
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");
         let config = environment::models().join("demo.toml");
-        let (mut child, log, _) = spawn(&config, &environment::repository(), &state, None);
+        let (mut child, log) = spawn(&config, &environment::repository(), &state, None);
         log.wait_for("ready", |line| line["message"] == "ready");
-        signal(&child, Signal::TERM);
+        signal(&child, Signal::INT);
         child.wait().expect("the server is our child");
         state
     });

@@ -17,13 +17,16 @@ pub(crate) struct ServeArguments {
     /// Address and port of the HTTP endpoints; port 0 lets the system choose.
     #[arg(long, env = "GUESTHOUSE_LISTEN")]
     listen: Option<SocketAddr>,
+    /// Address and port of the admin API; port 0 lets the system choose.
+    #[arg(long, env = "GUESTHOUSE_ADMIN_LISTEN")]
+    admin_listen: Option<SocketAddr>,
     /// Folder of the artifacts.
     #[arg(long, env = "GUESTHOUSE_REPOSITORY")]
     repository: Option<PathBuf>,
-    /// Folder of the compiled versions.
+    /// Folder of what is served.
     #[arg(long, env = "GUESTHOUSE_STATE")]
     state: Option<PathBuf>,
-    /// Accept the key `local-demo-key`, which everybody knows.
+    /// Accept the keys `local-demo-key` and `local-demo-admin-key`, which everybody knows.
     #[arg(long)]
     demo: bool,
 }
@@ -40,6 +43,7 @@ fn settle(arguments: &ServeArguments) -> anyhow::Result<Settings> {
     };
     let file = ConfigFile {
         listen: arguments.listen.or(file.listen),
+        admin_listen: arguments.admin_listen.or(file.admin_listen),
         repository: arguments.repository.clone().or(file.repository),
         state: arguments.state.clone().or(file.state),
         ..file
@@ -51,8 +55,9 @@ fn settle(arguments: &ServeArguments) -> anyhow::Result<Settings> {
         std::fs::create_dir_all(&settings.repository).context("failed to make `repository`")?;
     }
     if arguments.demo {
-        tracing::warn!("demo mode: everybody knows the key, keep this server off the network");
+        tracing::warn!("demo mode: everybody knows the keys, keep this server off the network");
         settings.keys.push(KeyHash::demo());
+        settings.admin_keys.push(KeyHash::demo_admin());
     }
     Ok(settings)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use semver::Version;
 use serde::Deserialize;
 
+use super::Sticky;
 use crate::guest::InstanceLimits;
 use crate::pool::{Isolation, ReuseLimits};
 use crate::version::ModelLimits;
@@ -16,8 +17,14 @@ use crate::version::ModelLimits;
 pub struct ModelFile {
     /// Parts per million of the traffic that asks for no version, by version.
     pub split: Option<BTreeMap<Version, u32>>,
-    /// The header whose value keeps a caller with a version while the split stays as it is.
+    /// The header whose value keeps a caller with a version.
     pub sticky_header: Option<String>,
+    /// The field of the body whose value keeps a caller with a version.
+    pub sticky_field: Option<String>,
+    /// How many replaced versions stay loaded; 2.
+    pub parked_versions: Option<usize>,
+    /// Whether inputs and outputs are kept where a shadow disagrees.
+    pub shadow_capture: Option<bool>,
     /// `"fresh"`, or `{ reuse = { … } }`.
     pub isolation: Option<IsolationFile>,
     /// How long a request may wait and run, if it does not say itself.
@@ -62,6 +69,28 @@ pub struct ReuseFile {
 pub(super) type Wrong = (&'static str, &'static str);
 
 impl ModelFile {
+    /// How callers of the model are told apart.
+    pub(super) fn settle_sticky(&self) -> Result<Sticky, Wrong> {
+        let is_word = |name: &str, others: &[u8]| {
+            let good = |byte: u8| byte.is_ascii_alphanumeric() || others.contains(&byte);
+            !name.is_empty() && name.bytes().all(good)
+        };
+        let (header, field) = (self.sticky_header.clone(), self.sticky_field.clone());
+        if header.as_deref().is_some_and(|name| !is_word(name, b"-_")) {
+            return Err(("sticky_header", "a header is letters, digits, `-` and `_`"));
+        }
+        if field
+            .as_deref()
+            .is_some_and(|name| !is_word(name, b"_") || ["request_id", "instances"].contains(&name))
+        {
+            return Err((
+                "sticky_field",
+                "a field is letters, digits and `_`, and none that has another meaning",
+            ));
+        }
+        Ok(Sticky { header, field })
+    }
+
     /// What versions of the model may use.
     pub(super) fn settle(&self, general: &ModelLimits) -> Result<ModelLimits, Wrong> {
         let mut limits = *general;

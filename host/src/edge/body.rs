@@ -175,6 +175,25 @@ pub(super) fn parse(
     Ok(object)
 }
 
+/// Take a field away that stands beside the inputs and is none of them.
+pub(super) fn remove_beside_inputs(
+    object: &mut Record,
+    field: &str,
+    form: Form,
+    signature: &Signature,
+) {
+    let is_input = signature.inputs.iter().any(|input| input.name == field);
+    // A batch has its rows in an array, whatever that is called.
+    let is_rows = object.get(field).is_some_and(Value::is_array);
+    let stays = match form {
+        Form::Single => is_input,
+        Form::Batch => is_rows,
+    };
+    if !stays {
+        object.remove(field);
+    }
+}
+
 /// The records of a body; their values are checked against the signature later.
 pub(super) fn rows(
     object: Record,

@@ -5,22 +5,29 @@
 //! | `malformed_request` | 400 | not JSON, a wrong type, a missing or unknown field, an empty batch |
 //! | `unauthorized` | 401 | no key, or a wrong one |
 //! | `not_found` | 404 | no such endpoint, model or version |
+//! | `conflict` | 409 | what is served does not allow the change |
+//! | `revision_conflict` | 409 | somebody else has changed the model |
 //! | `method_not_allowed` | 405 | the endpoint takes another method |
 //! | `request_timeout` | 408 | the body did not come in time |
 //! | `payload_too_large` | 413 | the body is over the limit, or has too many values |
 //! | `unsupported_media_type` | 415 | the body is not `application/json`, or it is compressed |
 //! | `unacceptable_input` | 422 | the right form, but a value that the model does not accept |
+//! | `unacceptable_artifact` | 422 | it is no artifact, or its version cannot be loaded or proved |
+//! | `contract_violation` | 422 | the version's number promises more than its signature keeps |
+//! | `idempotency_mismatch` | 422 | the idempotency key was used for another request |
 //! | `model_failure` | 500 | the guest trapped, failed, or returned something else than it promises |
 //! | `internal` | 500 | a fault of the host |
 //! | `overloaded` | 503 | the queue is full, or too many bodies are in flight; `Retry-After` |
 //! | `not_ready` | 503 | loading, failed to load, suspended, or going down; `Retry-After` |
 //! | `deadline_exceeded` | 504 | no answer in time |
+//! | `insufficient_storage` | 507 | the disk is full |
 
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::contract::Change;
 use crate::guest::Fault;
 use crate::inference::PredictError;
 use crate::record::{RecordError, TooLarge};
@@ -28,7 +35,7 @@ use crate::router::RouteError;
 
 /// What an error is, for callers. The words are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ErrorCode {
+pub(crate) enum ErrorCode {
     MalformedRequest,
     Unauthorized,
     NotFound,
@@ -42,11 +49,17 @@ pub(super) enum ErrorCode {
     Overloaded,
     NotReady,
     DeadlineExceeded,
+    Conflict,
+    RevisionConflict,
+    UnacceptableArtifact,
+    ContractViolation,
+    IdempotencyMismatch,
+    InsufficientStorage,
 }
 
 impl ErrorCode {
     /// The word in the field `error_code`.
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::MalformedRequest => "malformed_request",
             Self::Unauthorized => "unauthorized",
@@ -61,10 +74,16 @@ impl ErrorCode {
             Self::Overloaded => "overloaded",
             Self::NotReady => "not_ready",
             Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Conflict => "conflict",
+            Self::RevisionConflict => "revision_conflict",
+            Self::UnacceptableArtifact => "unacceptable_artifact",
+            Self::ContractViolation => "contract_violation",
+            Self::IdempotencyMismatch => "idempotency_mismatch",
+            Self::InsufficientStorage => "insufficient_storage",
         }
     }
 
-    fn status(self) -> StatusCode {
+    pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::MalformedRequest => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -73,7 +92,12 @@ impl ErrorCode {
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::UnacceptableInput => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Conflict | Self::RevisionConflict => StatusCode::CONFLICT,
+            Self::UnacceptableInput
+            | Self::UnacceptableArtifact
+            | Self::ContractViolation
+            | Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::InsufficientStorage => StatusCode::INSUFFICIENT_STORAGE,
             Self::ModelFailure | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Overloaded | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
             Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
@@ -83,51 +107,58 @@ impl ErrorCode {
 
 /// What is wrong with one value of one row.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Detail {
-    pub(super) row: usize,
-    pub(super) field: String,
-    pub(super) reason: String,
+pub(crate) struct Detail {
+    pub(crate) row: usize,
+    pub(crate) field: String,
+    pub(crate) reason: String,
 }
 
 /// An error on its way to a caller.
 #[derive(Debug, Clone)]
-pub(super) struct ApiError {
-    pub(super) code: ErrorCode,
-    pub(super) message: String,
-    pub(super) details: Vec<Detail>,
+pub(crate) struct ApiError {
+    pub(crate) code: ErrorCode,
+    pub(crate) message: String,
+    pub(crate) details: Vec<Detail>,
+    /// What callers of a model would notice of a change.
+    pub(crate) violations: Vec<Change>,
 }
 
 impl ApiError {
-    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), details: Vec::new() }
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), details: Vec::new(), violations: Vec::new() }
     }
 
-    pub(super) fn malformed(message: impl Into<String>) -> Self {
+    pub(crate) fn malformed(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::MalformedRequest, message)
     }
 
-    pub(super) fn no_such_endpoint() -> Self {
+    pub(crate) fn no_such_endpoint() -> Self {
         Self::new(ErrorCode::NotFound, "there is no such endpoint")
     }
 
-    pub(super) fn method_not_allowed() -> Self {
+    pub(crate) fn method_not_allowed() -> Self {
         Self::new(ErrorCode::MethodNotAllowed, "this endpoint does not take this method")
     }
 
-    pub(super) fn not_ready() -> Self {
+    pub(crate) fn not_ready() -> Self {
         Self::new(ErrorCode::NotReady, "not ready")
+    }
+
+    /// For a request that a stopping server does not finish.
+    pub(crate) fn going_down() -> Self {
+        Self::new(ErrorCode::NotReady, "the server is going down")
     }
 
     fn suspended() -> Self {
         Self::new(ErrorCode::NotReady, "the model's version keeps failing and is suspended")
     }
 
-    pub(super) fn unauthorized() -> Self {
+    pub(crate) fn unauthorized() -> Self {
         Self::new(ErrorCode::Unauthorized, "a valid key is needed in the header X-API-Key")
     }
 
     /// For an answer that the HTTP library gave by itself: to a path that is not UTF-8.
-    pub(super) fn of_library(status: StatusCode) -> Option<Self> {
+    pub(crate) fn of_library(status: StatusCode) -> Option<Self> {
         if status.is_client_error() {
             Some(Self::malformed("the request is malformed"))
         } else if status.is_server_error() {
@@ -141,11 +172,11 @@ impl ApiError {
         let message = details.first().map_or("the input is not acceptable".to_owned(), |first| {
             format!("row {}: `{}` {}", first.row, first.field, first.reason)
         });
-        Self { code, message, details }
+        Self { details, ..Self::new(code, message) }
     }
 
     /// The same error, told of the rows of a request rather than of a batch.
-    pub(super) fn shift_rows(mut self, by: usize) -> Self {
+    pub(crate) fn shift_rows(mut self, by: usize) -> Self {
         for detail in &mut self.details {
             detail.row += by;
         }
@@ -156,7 +187,7 @@ impl ApiError {
     }
 
     /// The body, once the request has an id.
-    pub(super) fn body(&self, request_id: &str) -> serde_json::Value {
+    pub(crate) fn body(&self, request_id: &str) -> serde_json::Value {
         let mut body = serde_json::json!({
             "error_code": self.code.as_str(),
             "message": self.message,
@@ -164,6 +195,8 @@ impl ApiError {
         });
         if !self.details.is_empty() {
             body["details"] = serde_json::json!(self.details);
+        } else if !self.violations.is_empty() {
+            body["details"] = serde_json::json!(self.violations);
         }
         body
     }
@@ -209,6 +242,10 @@ impl From<RouteError> for ApiError {
             RouteError::NoSuchVersion => {
                 Self::new(ErrorCode::NotFound, "the model has no version that matches")
             }
+            RouteError::EmptyChannel => {
+                Self::new(ErrorCode::NotFound, "there is no version in this channel now")
+            }
+            RouteError::Retired => Self::new(ErrorCode::NotFound, "the model's version is retired"),
             RouteError::NotReady => {
                 Self::new(ErrorCode::NotReady, "the model's version is not ready")
             }

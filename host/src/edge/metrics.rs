@@ -15,8 +15,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::Shared;
+use crate::observe::traffic::{Counts, Requests};
 use crate::preinit::Start;
-use crate::registry::VersionState;
 use crate::version::ServableVersion;
 
 /// What the format calls itself.
@@ -24,26 +24,23 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(edge): Shared) -> impl IntoResponse {
-    let mut versions = Vec::new();
-    for model in edge.registry.snapshot().models.values() {
-        versions.extend(model.versions.values().filter_map(|state| match state {
-            VersionState::Ready(version) => Some(Arc::clone(version)),
-            VersionState::Loading | VersionState::Failed(_) => None,
-        }));
-    }
+    let versions = edge.registry.snapshot().servables().map(Arc::clone).collect();
     let mut registry = Registry::with_prefix("guesthouse");
-    registry.register_collector(Box::new(Versions(versions)));
+    registry.register_collector(Box::new(Versions { versions, requests: edge.traffic.counts() }));
     let mut text = String::new();
     text::encode(&mut text, &registry).expect("a string can be written to");
     ([(CONTENT_TYPE, OPEN_METRICS)], text)
 }
 
-/// The versions that serve.
-struct Versions(Vec<Arc<ServableVersion>>);
+/// The versions that serve, and what went to them.
+struct Versions {
+    versions: Vec<Arc<ServableVersion>>,
+    requests: Counts,
+}
 
 impl fmt::Debug for Versions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_list().entries(self.0.iter().map(|version| version.id())).finish()
+        formatter.debug_list().entries(self.versions.iter().map(|version| version.id())).finish()
     }
 }
 
@@ -58,7 +55,7 @@ impl Versions {
         (name, help, unit): (&str, &str, Option<&Unit>),
         series: impl Fn(&ServableVersion) -> Vec<Series<M>>,
     ) -> fmt::Result {
-        let all = self.0.iter().flat_map(|version| {
+        let all = self.versions.iter().flat_map(|version| {
             let id = version.id();
             let labels = [("model", id.name.to_string()), ("version", id.version.to_string())];
             series(version).into_iter().map(move |(more, metric)| {
@@ -90,6 +87,20 @@ impl Collector for Versions {
         self.family(encoder, suspended, |version| {
             let suspended = !version.breaker().allows(Instant::now());
             vec![(vec![], ConstGauge::new(i64::from(suspended)))]
+        })?;
+        let routed = ("routed_requests", "Requests that were sent to a version, and why", None);
+        self.family(encoder, routed, |version| {
+            let of_version = self.requests.iter().filter(|((other, _), _)| other == version.id());
+            let series = |((_, reason), requests): (&(_, &str), &Requests)| {
+                (vec![("reason", (*reason).to_owned())], ConstCounter::new(requests.all))
+            };
+            of_version.map(series).collect()
+        })?;
+        let random = ("random_choices", "Requests for which a split was decided by chance", None);
+        self.family(encoder, random, |version| {
+            let of_version = self.requests.iter().filter(|((other, _), _)| other == version.id());
+            let random: u64 = of_version.map(|(_, requests)| requests.random).sum();
+            vec![(vec![], ConstCounter::new(random))]
         })?;
         let instances = ("instances", "Instances of a version", None);
         self.family(encoder, instances, |version| {

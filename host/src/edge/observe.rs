@@ -9,25 +9,30 @@ use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
 
-use super::Shared;
 use super::error::{ApiError, ErrorCode};
 use super::unread::Unread;
 use crate::model::VersionId;
 use crate::router::Reason;
 
 /// The header that brings and returns a request's id.
-pub(super) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The header that names the version: the one that answered, or the one that a caller asks for.
+pub(crate) const VERSION_HEADER: HeaderName = HeaderName::from_static("x-model-version");
+
+/// The header that says why a version answered.
+const REASON_HEADER: HeaderName = HeaderName::from_static("x-route-reason");
 
 /// The longest id that is taken from a caller, in bytes.
 const MAX_REQUEST_ID_LENGTH: usize = 128;
 
 /// Names a request in its answer and in the log: 1 to 128 visible ASCII characters.
 #[derive(Debug, Clone)]
-pub(super) struct RequestId(String);
+pub(crate) struct RequestId(String);
 
 impl RequestId {
     /// The id that a caller gave, or none if it is not one.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let good = !text.is_empty()
             && text.len() <= MAX_REQUEST_ID_LENGTH
             && text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -39,7 +44,7 @@ impl RequestId {
         given.and_then(Self::parse).unwrap_or_else(|| Self(Uuid::now_v7().to_string()))
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
@@ -53,27 +58,42 @@ impl RequestId {
 
 /// What the line in the log says of a request, as far as it came.
 #[derive(Debug, Clone)]
-pub(super) struct Account {
+pub(crate) struct Account {
     /// The caller's, from the body or the header, or one that was made.
-    pub(super) request_id: RequestId,
-    pub(super) caller: Option<String>,
-    pub(super) version: Option<VersionId>,
-    pub(super) reason: Option<Reason>,
-    pub(super) rows: usize,
+    pub(crate) request_id: RequestId,
+    pub(crate) caller: Option<String>,
+    pub(crate) version: Option<VersionId>,
+    pub(crate) reason: Option<Reason>,
+    pub(crate) rows: usize,
 }
 
 impl Account {
     /// The account of a request that nothing is known of but its headers.
-    pub(super) fn of(request: &Request) -> Self {
+    pub(crate) fn of(request: &Request) -> Self {
         let request_id = RequestId::of(request.headers());
         Self { request_id, caller: None, version: None, reason: None, rows: 0 }
     }
+
+    /// Which version was chosen and why, whatever came of it.
+    fn tell_route(&self, headers: &mut HeaderMap) {
+        let version = self.version.as_ref().map(|id| id.version.to_string());
+        if let Some(version) = version.and_then(|version| HeaderValue::from_str(&version).ok()) {
+            headers.insert(VERSION_HEADER, version);
+        }
+        if let Some(reason) = self.reason {
+            headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
+        }
+    }
 }
+
+/// The largest body that is accepted.
+#[derive(Clone, Copy)]
+pub(crate) struct LargestBody(pub(crate) usize);
 
 /// Give the request an id and the answer its log line; write the bodies of errors, and see to it
 /// that they arrive.
-pub(super) async fn each_request(
-    State(edge): Shared,
+pub(crate) async fn each_request(
+    State(LargestBody(largest)): State<LargestBody>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -90,13 +110,14 @@ pub(super) async fn each_request(
     if let Some(error) = &error {
         // Who was too slow has had its time.
         if error.code != ErrorCode::RequestTimeout {
-            unread.drain(edge.limits.body_bytes).await;
+            unread.drain(largest).await;
         }
         *response.body_mut() = error.body(id.as_str()).to_string().into();
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(CONTENT_TYPE, json);
     }
     id.insert_into(response.headers_mut());
+    line.account.tell_route(response.headers_mut());
     line.status = Some(response.status().as_u16());
     line.error_code = error.map(|error| error.code.as_str());
     response

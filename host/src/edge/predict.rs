@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use rand::RngExt as _;
@@ -15,16 +15,19 @@ use serde_json::{Map, Value, json};
 
 use super::body::{self, Form};
 use super::error::{ApiError, ErrorCode};
-use super::observe::Account;
+use super::observe::{Account, VERSION_HEADER};
 use super::{Edge, Shared};
+use crate::config::Sticky;
 use crate::inference::Inference;
 use crate::model::{ModelName, Selector, Tensor};
 use crate::record;
-use crate::router::{self, Route, RouteError};
+use crate::rollout::WHOLE;
+use crate::router::{self, Draw, Reason, Route, RouteError};
 
-const VERSION_HEADER: HeaderName = HeaderName::from_static("x-model-version");
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
-const REASON_HEADER: HeaderName = HeaderName::from_static("x-route-reason");
+
+/// Of a model of which the configuration says nothing.
+const NO_STICKY: Sticky = Sticky { header: None, field: None };
 
 /// The endpoints of one form, whose paths end in `name`.
 pub(super) fn endpoints(name: &str, form: Form) -> Router<Arc<Edge>> {
@@ -50,18 +53,21 @@ pub(super) fn endpoints(name: &str, form: Form) -> Router<Arc<Edge>> {
 }
 
 /// What a path asks for, or why it asks for nothing.
-pub(super) type Target = Result<(ModelName, Selector), ApiError>;
+pub(crate) type Target = Result<(ModelName, Selector), ApiError>;
 
 /// A model and a version by their names in a path. What is not a name is the name of nothing.
-pub(super) fn target(model: &str, selector: Option<&str>) -> Target {
+pub(crate) fn target(model: &str, selector: Option<&str>) -> Target {
     let model = model.parse().map_err(|_error| ApiError::from(RouteError::UnknownModel))?;
     let selector = match selector {
         None => Selector::Default,
-        Some(selector) => selector
-            .parse()
-            .map_err(|error| ApiError::malformed(format!("the version is malformed: {error}")))?,
+        Some(selector) => parse_selector(selector)?,
     };
     Ok((model, selector))
+}
+
+pub(crate) fn parse_selector(text: &str) -> Result<Selector, ApiError> {
+    let malformed = |error| ApiError::malformed(format!("the version is malformed: {error}"));
+    text.parse().map_err(malformed)
 }
 
 fn default_target(edge: &Edge, selector: Selector) -> Target {
@@ -84,7 +90,13 @@ fn major_target(edge: &Edge, segment: &str) -> Target {
 
 async fn answer(edge: &Edge, target: Target, form: Form, request: Request) -> Response {
     let mut account = Account::of(&request);
-    let mut response = match predict(edge, target, form, request, &mut account).await {
+    let mut interrupted = edge.interrupted.clone();
+    let outcome = tokio::select! {
+        outcome = predict(edge, target, form, request, &mut account) => outcome,
+        // The guest that works for it is interrupted when this is dropped.
+        Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::going_down()),
+    };
+    let mut response = match outcome {
         Ok(prediction) => prediction.into_response(form, account.request_id.as_str()),
         Err(error) => error.into_response(),
     };
@@ -106,7 +118,16 @@ async fn predict(
     let now = Instant::now();
     let wanted_time = wanted_time(&parts.headers)?;
     let (model, selector) = target?;
-    let draw = draw(edge, &model, &parts.headers);
+    let selector = header_selector(&parts.headers, selector)?;
+    let sticky = edge.sticky.get(&model).unwrap_or(&NO_STICKY);
+    let mut key = header_key(sticky, &parts.headers);
+    let mut object = None;
+    if let (None, Some(field)) = (&key, &sticky.field) {
+        let parsed = body::parse(&bytes, form, &edge.limits, &mut account.request_id)?;
+        key = field_key(field, &parsed)?;
+        object = Some(parsed);
+    }
+    let draw = draw(&model, key.as_deref());
     let route = router::route(&edge.registry.snapshot(), &model, &selector, draw, now)?;
     let time = wanted_time.unwrap_or(route.version.limits().predict_time);
     let deadline = now + time.min(edge.limits.max_predict_time);
@@ -114,28 +135,65 @@ async fn predict(
     account.reason = Some(route.reason);
 
     let signature = route.version.signature();
-    let object = body::parse(&bytes, form, &edge.limits, &mut account.request_id)?;
+    let mut object = match object {
+        Some(object) => object,
+        None => body::parse(&bytes, form, &edge.limits, &mut account.request_id)?,
+    };
+    if let Some(field) = &sticky.field {
+        body::remove_beside_inputs(&mut object, field, form, signature);
+    }
     let rows = body::rows(object, form, signature)?;
     account.rows = rows.len();
     let records: Vec<&Map<String, Value>> = rows.iter().collect();
     let inputs = record::decode(signature, &records)?;
     // Many times as large as the tensors that wait from now on.
     drop(rows);
-    edge.traffic.count(route.version.id(), route.reason.as_str());
+    let is_random = key.is_none() && matches!(route.reason, Reason::Split | Reason::Range);
+    edge.traffic.count(route.version.id(), route.reason.as_str(), is_random);
     let span = tracing::info_span!("predict", request_id = account.request_id.as_str());
     let call = Call { inference: &edge.inference, route: &route, deadline, span };
     let records = call.run(inputs, account.rows).await?;
     Ok(Prediction { route, records })
 }
 
-/// Where a split falls for this request: the same place for the same caller, where the model's
-/// operator has said by which header callers are told apart and the request has it.
-fn draw(edge: &Edge, model: &ModelName, headers: &HeaderMap) -> u32 {
-    let key = edge.sticky_headers.get(model).and_then(|header| headers.get(header.as_str()));
-    match key {
-        Some(key) => router::bucket(model, key.as_bytes()),
-        None => rand::rng().random_range(0..router::WHOLE),
+/// What the caller asks for in a header, where the path asks for nothing.
+fn header_selector(headers: &HeaderMap, of_path: Selector) -> Result<Selector, ApiError> {
+    let Some(value) = headers.get(VERSION_HEADER) else { return Ok(of_path) };
+    if of_path != Selector::Default {
+        let message = "the path names a version, so X-Model-Version must not";
+        return Err(ApiError::malformed(message));
     }
+    parse_selector(value.to_str().unwrap_or_default())
+}
+
+/// What tells the caller from others, if its header does.
+fn header_key(sticky: &Sticky, headers: &HeaderMap) -> Option<Vec<u8>> {
+    let value = headers.get(sticky.header.as_deref()?)?;
+    Some(value.as_bytes().to_vec())
+}
+
+/// What tells the caller from others, if the field of its body does.
+fn field_key(field: &str, object: &body::Record) -> Result<Option<Vec<u8>>, ApiError> {
+    match object.get(field) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone().into_bytes())),
+        Some(Value::Number(number)) if !number.is_f64() => {
+            Ok(Some(number.to_string().into_bytes()))
+        }
+        Some(_) => {
+            let message = format!("`{field}` must be a string or an integer");
+            Err(ApiError::malformed(message))
+        }
+    }
+}
+
+/// Where the request falls: for the same caller always in the same place.
+fn draw(model: &ModelName, key: Option<&[u8]>) -> Draw {
+    let place = match key {
+        Some(key) => router::bucket(model, key),
+        None => rand::rng().random_range(0..WHOLE),
+    };
+    Draw { place, shadow: rand::rng().random_range(0..WHOLE) }
 }
 
 /// How long the caller is going to wait, if it says so.
@@ -202,13 +260,6 @@ impl Prediction {
         answer.insert("model".to_owned(), json!(id.name.as_str()));
         answer.insert("model_version".to_owned(), json!(version));
         answer.insert("request_id".to_owned(), json!(request_id));
-        let mut response = axum::Json(answer).into_response();
-        let headers = response.headers_mut();
-        if let Ok(version) = HeaderValue::from_str(&version) {
-            headers.insert(VERSION_HEADER, version);
-        }
-        let reason = HeaderValue::from_static(self.route.reason.as_str());
-        headers.insert(REASON_HEADER, reason);
-        response
+        axum::Json(answer).into_response()
     }
 }

@@ -1,5 +1,6 @@
 //! Which version of a model a caller asks for.
 
+use std::cmp::Ordering;
 use std::str::FromStr;
 
 use semver::{Comparator, Op, Version, VersionReq};
@@ -12,15 +13,26 @@ const MAX_SELECTOR_LENGTH: usize = 256;
 pub enum Selector {
     /// Whatever the operator has decided: the traffic split.
     Default,
-    /// That version and no other: `=1.2.3` or `1.2.3`.
+    /// That version and no other: `=1.2.3` or `1.2.3`. Build metadata counts only if it is named.
     Exact(Version),
-    /// The highest version that satisfies the requirement: `^1.2`, `~1.2`, `1`.
+    /// What the operator calls by that name: `stable`, `canary`.
+    Channel(Channel),
+    /// A version that satisfies the requirement: `^1.2`, `~1.2`, `1`.
     Range(VersionReq),
+}
+
+/// A name for whatever version has a part to play.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// The version that was promoted.
+    Stable,
+    /// The newest version that is a candidate for it.
+    Canary,
 }
 
 /// A text is not a [`Selector`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a version is selected by `1.2.3`, `=1.2.3`, `^1.2`, `~1.2` or `1`")]
+#[error("a version is selected by `1.2.3`, `=1.2.3`, `^1.2`, `~1.2`, `1`, `stable` or `canary`")]
 pub struct SelectorError;
 
 impl Selector {
@@ -36,12 +48,16 @@ impl Selector {
         Self::Range(VersionReq { comparators: vec![comparator] })
     }
 
-    /// Whether the version is one that the selector may choose. A pre-release satisfies a range
-    /// only if the range names a pre-release of the same version.
+    /// Whether the version is one that the selector may choose, for those that choose by number. A
+    /// pre-release satisfies a range only if the range names a pre-release of the same version.
     pub fn matches(&self, version: &Version) -> bool {
         match self {
             Self::Default => version.pre.is_empty(),
+            Self::Exact(exact) if exact.build.is_empty() => {
+                version.cmp_precedence(exact) == Ordering::Equal
+            }
             Self::Exact(exact) => version == exact,
+            Self::Channel(_) => false,
             Self::Range(range) => range.matches(version),
         }
     }
@@ -53,6 +69,11 @@ impl FromStr for Selector {
     fn from_str(text: &str) -> Result<Self, SelectorError> {
         if text.len() > MAX_SELECTOR_LENGTH {
             return Err(SelectorError);
+        }
+        match text {
+            "stable" => return Ok(Self::Channel(Channel::Stable)),
+            "canary" => return Ok(Self::Channel(Channel::Canary)),
+            _ => {}
         }
         let exact = text.strip_prefix('=').unwrap_or(text);
         if let Ok(version) = exact.parse() {
@@ -90,6 +111,19 @@ mod tests {
         assert!(!matches("^1.2", "1.3.0-rc.1") && matches("^1.3.0-rc.1", "1.3.0-rc.1"));
         assert!(matches("1.3.0-rc.1", "1.3.0-rc.1"));
         assert!(!Selector::Default.matches(&"1.3.0-rc.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn build_metadata_counts_only_if_it_is_named() {
+        assert!(matches("1.0.0", "1.0.0+a") && matches("=1.0.0+a", "1.0.0+a"));
+        assert!(!matches("1.0.0+b", "1.0.0+a") && matches("^1", "1.0.0+a"));
+    }
+
+    #[test]
+    fn channels_are_names_of_no_version() {
+        assert_eq!("stable".parse(), Ok(Selector::Channel(Channel::Stable)));
+        assert_eq!("canary".parse(), Ok(Selector::Channel(Channel::Canary)));
+        assert!("Stable".parse::<Selector>().is_err() && !matches("stable", "1.0.0"));
     }
 
     #[test]

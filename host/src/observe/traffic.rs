@@ -18,17 +18,31 @@ pub struct Traffic(Mutex<Counted>);
 
 #[derive(Debug, Default)]
 struct Counted {
-    counts: BTreeMap<(VersionId, &'static str), u64>,
+    counts: Counts,
     last: Option<Instant>,
 }
 
+/// Requests by version and reason.
+pub type Counts = BTreeMap<(VersionId, &'static str), Requests>;
+
+/// How many requests went somewhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// All of them.
+    pub all: u64,
+    /// Those that fell there by chance, for want of a key that tells callers apart.
+    pub random: u64,
+}
+
 impl Traffic {
-    /// One more request went to the version.
-    pub fn count(&self, version: &VersionId, reason: &'static str) {
+    /// One more request went to the version; by chance, if another caller might have gone elsewhere.
+    pub fn count(&self, version: &VersionId, reason: &'static str, is_random: bool) {
         // Made before the lock is taken.
         let key = (version.clone(), reason);
         let mut counted = self.lock();
-        *counted.counts.entry(key).or_default() += 1;
+        let requests = counted.counts.entry(key).or_default();
+        requests.all += 1;
+        requests.random += u64::from(is_random);
         counted.last = Some(Instant::now());
     }
 
@@ -38,20 +52,21 @@ impl Traffic {
     }
 
     /// The counts since the start.
-    pub fn counts(&self) -> BTreeMap<(VersionId, &'static str), u64> {
+    pub fn counts(&self) -> Counts {
         self.lock().counts.clone()
     }
 
     /// Log the counts if they differ from the last ones, which become the new ones.
-    pub fn log(&self, last: &mut BTreeMap<(VersionId, &'static str), u64>) {
+    pub fn log(&self, last: &mut Counts) {
         let counts = self.counts();
         if counts == *last {
             return;
         }
         for ((version, reason), requests) in &counts {
-            let share = share_percent(&counts, version, reason, *requests);
+            let share = share_percent(&counts, version, reason, requests.all);
             let (model, version) = (&version.name, &version.version);
-            tracing::info!(target: "traffic", %model, %version, reason, requests, share_percent = share);
+            let Requests { all: requests, random } = requests;
+            tracing::info!(target: "traffic", %model, %version, reason, requests, random, share_percent = share);
         }
         *last = counts;
     }
@@ -63,16 +78,11 @@ impl Traffic {
 }
 
 /// The version's share of the model's requests that were routed for the same reason.
-fn share_percent(
-    counts: &BTreeMap<(VersionId, &'static str), u64>,
-    version: &VersionId,
-    reason: &str,
-    requests: u64,
-) -> f64 {
+fn share_percent(counts: &Counts, version: &VersionId, reason: &str, requests: u64) -> f64 {
     let total: u64 = counts
         .iter()
         .filter(|((other, why), _)| other.name == version.name && *why == reason)
-        .map(|(_, count)| count)
+        .map(|(_, requests)| requests.all)
         .sum();
     let percent = 100.0 * requests as f64 / total.max(1) as f64;
     (percent * 100.0).round() / 100.0
@@ -90,12 +100,13 @@ mod tests {
             version: text.parse().unwrap(),
         };
         for _ in 0..9 {
-            traffic.count(&version("1.0.0"), "split");
+            traffic.count(&version("1.0.0"), "split", false);
         }
-        traffic.count(&version("2.0.0"), "split");
-        traffic.count(&version("2.0.0"), "pin");
+        traffic.count(&version("2.0.0"), "split", true);
+        traffic.count(&version("2.0.0"), "pin", false);
         let counts = traffic.counts();
-        assert_eq!(counts[&(version("1.0.0"), "split")], 9);
+        assert_eq!(counts[&(version("1.0.0"), "split")], Requests { all: 9, random: 0 });
+        assert_eq!(counts[&(version("2.0.0"), "split")], Requests { all: 1, random: 1 });
         assert!((share_percent(&counts, &version("2.0.0"), "split", 1) - 10.0).abs() < 1e-9);
         assert!((share_percent(&counts, &version("2.0.0"), "pin", 1) - 100.0).abs() < 1e-9);
     }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::Store;
@@ -38,12 +38,17 @@ enum Kind {
 }
 
 impl Store {
-    /// Remove what no artifact of these digests needs. For when all artifacts have been tried: what
-    /// is being compiled at the same time could be taken for unused.
-    pub fn collect(&self, named: &BTreeSet<Digest>, now: SystemTime) {
-        match self.unneeded(named, now) {
+    /// Remove compiled forms that are not of these artifacts, which are loaded, and artifacts that are
+    /// not among the `deployed` ones. What is being compiled or deployed at the same time could be taken
+    /// for unused: whoever calls this sees to it that nothing is.
+    pub fn collect(&self, loaded: &BTreeSet<Digest>, deployed: &BTreeSet<Digest>, now: SystemTime) {
+        let unneeded = self.unneeded(loaded, now).and_then(|mut unneeded| {
+            unneeded.extend(self.unneeded_artifacts(deployed, now)?);
+            Ok(unneeded)
+        });
+        match unneeded {
             Ok(unneeded) => unneeded.iter().for_each(|(name, form)| remove(name, form)),
-            Err(error) => tracing::warn!(%error, "cannot look for compiled forms to remove"),
+            Err(error) => tracing::warn!(%error, "cannot look for files to remove"),
         }
     }
 
@@ -63,43 +68,68 @@ impl Store {
                 Kind::Version(_) => unused.push((name, form)),
             }
         }
-        unused.sort_by_key(|(_, form)| std::cmp::Reverse(form.used));
-        let most = named.len().max(MIN_KEPT_UNUSED);
-        for (index, (name, form)) in unused.into_iter().enumerate() {
-            // A time in the future is no age.
-            let age = form.used.and_then(|used| now.duration_since(used).ok());
-            if index >= most || age.is_some_and(|age| age > KEPT_UNUSED) {
-                unneeded.push((name, form));
-            }
-        }
+        unneeded.extend(too_old_or_many(unused, named.len(), now));
         Ok(unneeded)
     }
 
-    /// Files by their names without the extension.
-    fn forms(&self) -> io::Result<BTreeMap<String, Form>> {
-        let mut forms = BTreeMap::<String, Form>::new();
-        for entry in fs::read_dir(&self.compiled)? {
-            let path = entry?.path();
-            let metadata = fs::symlink_metadata(&path)?;
-            let ours = path.extension().is_some_and(|extension| {
-                ["cwasm", "json", "bin", "mac"].iter().any(|known| extension == *known)
-            });
-            let name = path.file_stem().and_then(|name| name.to_str());
-            let Some(name) = name.filter(|_| ours && metadata.is_file()) else { continue };
-            let form = forms.entry(name.to_owned()).or_default();
-            form.bytes += metadata.len();
-            form.used = form.used.max(metadata.modified().ok());
-            form.paths.push(path);
-        }
-        Ok(forms)
+    fn unneeded_artifacts(
+        &self,
+        deployed: &BTreeSet<Digest>,
+        now: SystemTime,
+    ) -> io::Result<Vec<(String, Form)>> {
+        let deployed: BTreeSet<_> = deployed.iter().map(Digest::hex).collect();
+        let is_unused =
+            |(name, _): &(String, Form)| is_hex(name, 64) && !deployed.contains(name.as_str());
+        let unused = forms(&self.artifacts, &["wasm"])?.into_iter().filter(is_unused).collect();
+        Ok(too_old_or_many(unused, deployed.len(), now))
     }
+
+    /// Files of compiled code by their names without the extension.
+    fn forms(&self) -> io::Result<BTreeMap<String, Form>> {
+        forms(&self.compiled, &["cwasm", "json", "bin", "mac"])
+    }
+}
+
+/// Which of these to remove, where so many others are used.
+fn too_old_or_many(
+    mut unused: Vec<(String, Form)>,
+    used: usize,
+    now: SystemTime,
+) -> Vec<(String, Form)> {
+    unused.sort_by_key(|(_, form)| std::cmp::Reverse(form.used));
+    let most = used.max(MIN_KEPT_UNUSED);
+    let goes = |(index, (_, form)): &(usize, (String, Form))| {
+        // A time in the future is no age.
+        let age = form.used.and_then(|used| now.duration_since(used).ok());
+        *index >= most || age.is_some_and(|age| age > KEPT_UNUSED)
+    };
+    unused.into_iter().enumerate().filter(goes).map(|(_, form)| form).collect()
+}
+
+fn forms(folder: &Path, extensions: &[&str]) -> io::Result<BTreeMap<String, Form>> {
+    let mut forms = BTreeMap::<String, Form>::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let metadata = fs::symlink_metadata(&path)?;
+        let ours = path
+            .extension()
+            .is_some_and(|extension| extensions.iter().any(|known| extension == *known));
+        let name = path.file_stem().and_then(|name| name.to_str());
+        let Some(name) = name.filter(|_| ours && metadata.is_file()) else { continue };
+        let form = forms.entry(name.to_owned()).or_default();
+        form.bytes += metadata.len();
+        form.used = form.used.max(metadata.modified().ok());
+        form.paths.push(path);
+    }
+    Ok(forms)
+}
+
+fn is_hex(text: &str, length: usize) -> bool {
+    text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Which form a file of this name, without its extension, belongs to, and to which engine.
 fn parse(name: &str) -> Option<(Kind, &str)> {
-    let is_hex = |text: &str, length| {
-        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
     let (front, engine) = name.rsplit_once('-')?;
     let front_is_ours = match front.strip_prefix("init-") {
         Some(component) => is_hex(component, 64),
@@ -120,8 +150,8 @@ fn remove(name: &str, form: &Form) {
     }
     let mebibytes = form.bytes >> 20;
     match removed {
-        Ok(()) => tracing::info!(name, mebibytes, "removed a compiled form that nothing needs"),
-        Err(error) => tracing::warn!(name, %error, "cannot remove a compiled form"),
+        Ok(()) => tracing::info!(name, mebibytes, "removed a file that nothing needs"),
+        Err(error) => tracing::warn!(name, %error, "cannot remove a file"),
     }
 }
 
@@ -162,13 +192,13 @@ mod tests {
         let store = open(folder.path(), ENGINE);
         fill(&store, 0..12);
         let named = BTreeSet::from([digest(0), digest(3)]);
-        store.collect(&named, SystemTime::now());
+        store.collect(&named, &named, SystemTime::now());
         assert_eq!(there(&store, 0..12), [0, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
         // What is found has been used.
         assert!(store.find(digest(4)).unwrap().is_some());
-        store.collect(&named, SystemTime::now() + KEPT_UNUSED - DAY / 2);
+        store.collect(&named, &named, SystemTime::now() + KEPT_UNUSED - DAY / 2);
         assert_eq!(there(&store, 0..12), [0, 3, 4]);
-        store.collect(&named, SystemTime::now() + KEPT_UNUSED + DAY);
+        store.collect(&named, &named, SystemTime::now() + KEPT_UNUSED + DAY);
         assert_eq!(there(&store, 0..12), [0, 3]);
         assert_eq!(fs::read_dir(&store.compiled).unwrap().count(), 4, "code and record of each");
     }
@@ -178,7 +208,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), ENGINE);
         fill(&store, 0..30);
-        store.collect(&(20..30).map(digest).collect(), SystemTime::now());
+        store.collect(&(20..30).map(digest).collect(), &BTreeSet::new(), SystemTime::now());
         assert_eq!(there(&store, 0..30), (10..30).collect::<Vec<_>>());
     }
 
@@ -207,14 +237,18 @@ mod tests {
         let store = open(folder.path(), OTHER_ENGINE);
         keep(&store, digest(2), b"code");
         fs::write(compiled.join(".new-1"), b"code").unwrap();
-        store.collect(&BTreeSet::from([digest(2)]), SystemTime::now());
+        store.collect(&BTreeSet::from([digest(2)]), &BTreeSet::new(), SystemTime::now());
         let exists = |name: &String| compiled.join(name).exists();
         assert!(!all(ENGINE).iter().any(exists));
         assert!(all(OTHER_ENGINE).iter().all(exists));
         assert!(foreign.iter().all(|name| exists(&(*name).to_owned())));
         let version = |engine: &str| format!("{}-{engine}.cwasm", digest(2).hex());
         assert!(exists(&version(ENGINE)) && exists(&version(OTHER_ENGINE)));
-        store.collect(&BTreeSet::from([digest(2)]), SystemTime::now() + KEPT_UNUSED + DAY);
+        store.collect(
+            &BTreeSet::from([digest(2)]),
+            &BTreeSet::new(),
+            SystemTime::now() + KEPT_UNUSED + DAY,
+        );
         assert!(!exists(&version(ENGINE)) && exists(&version(OTHER_ENGINE)));
     }
 }

@@ -5,14 +5,13 @@
 //! `init` to the engine and to the component that it was compiled from.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use tempfile::NamedTempFile;
-
 use super::Store;
 use crate::artifact::{Digest, open_regular};
+use crate::durable;
 
 /// What the MAC of functions is bound to, where that of a version has the artifact.
 const FUNCTIONS_LABEL: &str = "functions";
@@ -85,12 +84,9 @@ impl Store {
                 other => other?,
             };
             let mac = self.mac_of_shared(&code, shared)?;
-            fs::rename(from, &shared.code)?;
-            let mut file = NamedTempFile::new_in(&self.compiled)?;
-            file.write_all(mac.to_hex().as_bytes())?;
-            file.as_file().sync_all()?;
-            file.persist(&shared.mac)?;
-            Ok::<_, io::Error>(())
+            durable::rename(from, &shared.code)?;
+            let name = shared.mac.file_name().unwrap_or_default().to_string_lossy();
+            durable::write_file(&self.compiled, &name, mac.to_hex().as_bytes())
         };
         if let Err(error) = take() {
             let file = shared.name();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use guesthouse::router::WHOLE;
+use guesthouse::rollout::WHOLE;
 use serde::{Deserialize, Serialize};
 
 /// Parts per million in one percent.

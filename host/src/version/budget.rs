@@ -4,13 +4,28 @@
 //! between instances and idle memory is given back, so that real use stays below what is counted.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::version::ModelLimits;
+use super::ModelLimits;
 
 /// What is left for further versions.
+#[derive(Debug, Clone)]
+pub struct Budget(Arc<Mutex<Left>>);
+
+/// What is set aside for a version; given back when this is dropped.
 #[derive(Debug)]
-pub struct Budget(Mutex<Left>);
+pub struct Reservation {
+    budget: Budget,
+    reserved: Left,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut left = self.budget.0.lock().unwrap_or_else(PoisonError::into_inner);
+        left.instances += self.reserved.instances;
+        left.memory_bytes += self.reserved.memory_bytes;
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Left {
@@ -45,14 +60,14 @@ impl std::error::Error for DoesNotFit {}
 impl Budget {
     /// All that the host has.
     pub fn new(instances: u32, memory_bytes: u64) -> Self {
-        Self(Mutex::new(Left { instances: u64::from(instances), memory_bytes }))
+        Self(Arc::new(Mutex::new(Left { instances: u64::from(instances), memory_bytes })))
     }
 
     /// Set aside what a version may come to use.
     ///
     /// # Errors
     /// [`DoesNotFit`], with the numbers.
-    pub fn reserve(&self, limits: &ModelLimits) -> Result<(), DoesNotFit> {
+    pub fn reserve(&self, limits: &ModelLimits) -> Result<Reservation, DoesNotFit> {
         let needed = needed(limits);
         let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let after = left
@@ -61,15 +76,7 @@ impl Budget {
             .zip(left.memory_bytes.checked_sub(needed.memory_bytes));
         let (instances, memory_bytes) = after.ok_or(DoesNotFit { needed, left: *left })?;
         *left = Left { instances, memory_bytes };
-        Ok(())
-    }
-
-    /// Take back what was set aside.
-    pub fn release(&self, limits: &ModelLimits) {
-        let needed = needed(limits);
-        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        left.instances += needed.instances;
-        left.memory_bytes += needed.memory_bytes;
+        Ok(Reservation { budget: self.clone(), reserved: needed })
     }
 }
 
@@ -96,13 +103,13 @@ mod tests {
             predict_time: Duration::from_secs(1),
         };
         let budget = Budget::new(10, 450 << 20);
-        assert_eq!(budget.reserve(&limits), Ok(()));
-        assert_eq!(budget.reserve(&limits), Ok(()));
+        let _one = budget.reserve(&limits).unwrap();
+        let other = budget.reserve(&limits).unwrap();
         let refused = budget.reserve(&limits).unwrap_err().to_string();
         for number in ["2 instances", "200 MiB", "6 instances", "50 MiB"] {
             assert!(refused.contains(number), "{refused}");
         }
-        budget.release(&limits);
-        assert_eq!(budget.reserve(&limits), Ok(()));
+        drop(other);
+        assert!(budget.reserve(&limits).is_ok());
     }
 }

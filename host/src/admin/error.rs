@@ -1,0 +1,75 @@
+//! What a change that was not made is for callers.
+
+use crate::artifact::ArtifactError;
+use crate::control::ControlError;
+use crate::edge::error::{ApiError, ErrorCode};
+use crate::ledger::LedgerError;
+use crate::registry::LoadError;
+use crate::rollout::Refusal;
+use crate::store::StoreError;
+
+impl From<ControlError> for ApiError {
+    fn from(error: ControlError) -> Self {
+        let message = error.to_string();
+        let with = |code| Self::new(code, crate::terminal::reason(&message));
+        match error {
+            ControlError::UnknownModel => super::unknown_model(),
+            ControlError::Refused(Refusal::UnknownVersion(_)) => with(ErrorCode::NotFound),
+            ControlError::Refused(Refusal::OverWhole(_)) => with(ErrorCode::MalformedRequest),
+            ControlError::Refused(_) => with(ErrorCode::Conflict),
+            ControlError::Revision { .. } => with(ErrorCode::RevisionConflict),
+            ControlError::KeyMismatch => with(ErrorCode::IdempotencyMismatch),
+            ControlError::Contract { changes, .. } => {
+                Self { violations: changes, ..with(ErrorCode::ContractViolation) }
+            }
+            ControlError::Artifact(error) => with(of_artifact(&error)),
+            ControlError::Load(error) => with(of_load(&error)),
+            ControlError::Store(error) => of_disk(error.is_full(), &error),
+            ControlError::Ledger(error) => of_disk(error.is_full(), &error),
+        }
+    }
+}
+
+fn of_artifact(error: &ArtifactError) -> ErrorCode {
+    match error {
+        ArtifactError::Read(_) => ErrorCode::Internal,
+        _ => ErrorCode::UnacceptableArtifact,
+    }
+}
+
+fn of_load(error: &LoadError) -> ErrorCode {
+    match error {
+        LoadError::Artifact(error) => of_artifact(error),
+        LoadError::DoesNotFit(_) => ErrorCode::Conflict,
+        LoadError::Preinit(_) | LoadError::Signature | LoadError::Proof(_) => {
+            ErrorCode::UnacceptableArtifact
+        }
+        LoadError::Store(error) if error.is_full() => ErrorCode::InsufficientStorage,
+        LoadError::Store(_) | LoadError::Engine(_) | LoadError::Panicked(_) => ErrorCode::Internal,
+    }
+}
+
+/// Operators need the reason; it names no secret.
+fn of_disk(is_full: bool, error: &(dyn std::error::Error + 'static)) -> ApiError {
+    let reason = crate::registry::chain(error);
+    tracing::error!(reason, "a change was not made");
+    let code = if is_full { ErrorCode::InsufficientStorage } else { ErrorCode::Internal };
+    ApiError::new(code, reason)
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        of_disk(error.is_full(), &error)
+    }
+}
+
+impl From<LedgerError> for ApiError {
+    fn from(error: LedgerError) -> Self {
+        of_disk(error.is_full(), &error)
+    }
+}
+
+/// A bug of the host.
+pub(super) fn broken() -> ApiError {
+    ApiError::new(ErrorCode::Internal, "the server failed on this request")
+}

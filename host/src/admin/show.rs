@@ -1,0 +1,135 @@
+//! What operators see: what is served, what was changed, what a shadow found.
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::HeaderMap;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Shared, error, model_name, unknown_model};
+use crate::edge::catalogue;
+use crate::edge::error::ApiError;
+use crate::edge::{owner, query};
+use crate::model::ModelName;
+use crate::registry::{ModelVersions, VersionState};
+use crate::rollout::ModelState;
+
+/// The most entries of the history that are told at once.
+const MAX_ENTRIES: usize = 1000;
+
+/// `GET /admin/v1/status`
+pub(super) async fn status(
+    State(admin): Shared,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    owner(&admin.keys, &headers)?;
+    let registry = admin.control.registry();
+    let (snapshot, states) = (registry.snapshot(), registry.states());
+    let models = snapshot.models.iter().map(|(name, versions)| {
+        of_model(name, versions, &states.get(name).cloned().unwrap_or_default())
+    });
+    let models: Value = models.collect();
+    let control = std::sync::Arc::clone(&admin.control);
+    let head = tokio::task::spawn_blocking(move || control.ledger().head());
+    let (revision, audit_head) = head.await.map_err(|_panic| error::broken())??;
+    Ok(Json(json!({
+        "revision": revision,
+        "audit_head": audit_head,
+        "loading": snapshot.loading,
+        "models": models,
+    })))
+}
+
+/// `GET /admin/v1/models/{model}`
+pub(super) async fn model(
+    State(admin): Shared,
+    Path(model): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    owner(&admin.keys, &headers)?;
+    let (name, registry) = (model_name(&model)?, admin.control.registry());
+    let snapshot = registry.snapshot();
+    let versions = snapshot.models.get(&name).ok_or_else(unknown_model)?;
+    Ok(Json(of_model(&name, versions, &registry.state(&name))))
+}
+
+fn of_model(name: &ModelName, model: &ModelVersions, state: &ModelState) -> Value {
+    let now = Instant::now();
+    let versions = model.versions.iter().map(|(version, shown)| {
+        let digest = state.versions.get(version).map(|deployed| deployed.digest);
+        let suspended = shown.servable().is_some_and(|version| !version.breaker().allows(now));
+        let failure = match shown {
+            VersionState::Failed(failure) => Some(failure),
+            _ => None,
+        };
+        json!({
+            "version": version,
+            "digest": digest,
+            "state": shown.as_str(),
+            "suspended": suspended,
+            "failed_step": failure.map(|failure| failure.step),
+            "reason": failure.map(|failure| &*failure.reason),
+        })
+    });
+    let versions: Value = versions.collect();
+    let routing = &model.routing;
+    json!({
+        "model": name,
+        "revision": state.revision,
+        "stable": routing.stable,
+        "candidates": routing.candidates,
+        "shadow": routing.shadow,
+        "promoted": routing.promoted,
+        "versions": versions,
+    })
+}
+
+/// `GET /admin/v1/models/{model}/resolve`
+pub(super) async fn resolve(
+    State(admin): Shared,
+    Path(model): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    owner(&admin.keys, &headers)?;
+    catalogue::resolution(&admin.control.registry().snapshot(), &model, query.as_deref())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    model: Option<ModelName>,
+    limit: Option<usize>,
+    before: Option<u64>,
+}
+
+/// `GET /admin/v1/history`
+pub(super) async fn history(
+    State(admin): Shared,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    owner(&admin.keys, &headers)?;
+    let Which { model, limit, before } = query::parse(query.as_deref())?;
+    let limit = limit.unwrap_or(50).min(MAX_ENTRIES);
+    let control = std::sync::Arc::clone(&admin.control);
+    let read = move || control.ledger().history(model.as_ref(), before, limit);
+    let entries = tokio::task::spawn_blocking(read).await.map_err(|_panic| error::broken())??;
+    Ok(Json(json!({ "entries": entries })))
+}
+
+/// `GET /admin/v1/models/{model}/shadow`
+pub(super) async fn shadow(
+    State(admin): Shared,
+    Path(model): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    owner(&admin.keys, &headers)?;
+    let name = model_name(&model)?;
+    let snapshot = admin.control.registry().snapshot();
+    let versions = snapshot.models.get(&name).ok_or_else(unknown_model)?;
+    let reports = admin.shadows.report(&name);
+    Ok(Json(json!({"model": name, "shadow": versions.routing.shadow, "reports": reports})))
+}

@@ -1,0 +1,256 @@
+//! Changing what is served: one change at a time, durable before it holds, written down whoever makes
+//! it.
+//!
+//! Deciding is quick and waits only for the disk. Loading takes up to minutes and is done before, under
+//! a lock of its own, so that going back never waits for a deployment. A change that fails leaves
+//! everything as it was.
+
+mod ask;
+mod deploy;
+mod folder;
+mod many;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
+
+pub use ask::{Answer, Ask, Changed, ControlError, DeployReport};
+pub use folder::keep;
+use many::Item;
+
+use crate::ledger::{Author, Before, Change, Ledger, LedgerError};
+use crate::model::{ModelName, VersionId};
+use crate::registry::{LoadError, Loader, Registry, Slot};
+use crate::rollout::{self, ModelState, Operation, Rules};
+use crate::version::ServableVersion;
+
+/// How many replaced versions of a model stay loaded: the one before, and the one before that. Each
+/// costs its address space and idle instances; more are loaded again in a tenth of a second.
+pub const DEFAULT_PARKED: usize = 2;
+
+/// The steps of a deployment, in order; the compiled form is found or compiled.
+pub const DEPLOY_STEPS: [&str; 8] =
+    ["store", "verify", "contract", "find", "compile", "prove", "replay", "publish"];
+
+/// Everything that changes what is served goes through this.
+pub struct Control {
+    loader: Loader,
+    registry: Arc<Registry>,
+    ledger: Ledger,
+    /// By model, where it is not the default.
+    max_parked: BTreeMap<ModelName, usize>,
+    /// Held while a change is made; the last revision.
+    writing: Mutex<u64>,
+    /// Held while versions are loaded.
+    loading: Mutex<()>,
+}
+
+impl Control {
+    /// Take over what the ledger says.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn new(
+        loader: Loader,
+        ledger: Ledger,
+        max_parked: BTreeMap<ModelName, usize>,
+    ) -> Result<Self, LedgerError> {
+        let registry = Arc::new(Registry::new(ledger.models()?));
+        let (revision, audit_head) = ledger.head()?;
+        tracing::info!(revision, audit_head, "ledger opened");
+        let (writing, loading) = (Mutex::new(revision), Mutex::new(()));
+        Ok(Self { loader, registry, ledger, max_parked, writing, loading })
+    }
+
+    /// What is loaded, for those who serve.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The record of changes.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The loading of versions.
+    pub fn loader(&self) -> &Loader {
+        &self.loader
+    }
+
+    /// Put the splits of the configuration file into force, if they are not those of the last time.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn configure(
+        &self,
+        mut splits: BTreeMap<ModelName, BTreeMap<semver::Version, u32>>,
+    ) -> Result<(), ControlError> {
+        let known = self.registry.states().into_iter();
+        let silent =
+            known.filter(|(name, state)| state.configured.is_some() && !splits.contains_key(name));
+        let silent: Vec<_> = silent.map(|(name, _)| (name, None)).collect();
+        let said = std::mem::take(&mut splits).into_iter().map(|(name, split)| (name, Some(split)));
+        for (model, split) in said.chain(silent) {
+            let ask = Ask::of_host("configuration");
+            self.commit(&model, &Operation::Configure { split }, &ask, None)?;
+        }
+        Ok(())
+    }
+
+    /// Make a change. What it points to is loaded first, if it is not.
+    ///
+    /// # Errors
+    /// [`ControlError`]; then nothing has changed.
+    pub fn change(
+        &self,
+        model: &ModelName,
+        operation: &Operation,
+        ask: &Ask,
+    ) -> Result<Answer, ControlError> {
+        if let Some(answer) = self.answered(ask)? {
+            return Ok(answer);
+        }
+        let state = self.registry.state(model);
+        if state.versions.is_empty() {
+            return Err(ControlError::UnknownModel);
+        }
+        // What the rules refuse in any case need not be loaded first.
+        let is_ready = |version: &semver::Version| state.versions.contains_key(version);
+        rollout::apply(&state, operation, &self.rules(model, &state, &is_ready))?;
+        let target = operation.version(&state).filter(|_| operation.needs_ready() && !ask.dry_run);
+        if let Some(version) = target {
+            self.load_if_needed(&VersionId { name: model.clone(), version })?;
+        }
+        let outcome = self.commit(model, operation, ask, None);
+        if outcome.is_err() {
+            self.registry.reconcile(model);
+        }
+        outcome
+    }
+
+    /// The answer that was given to the same request before.
+    fn answered(&self, ask: &Ask) -> Result<Option<Answer>, ControlError> {
+        let Some(request) = &ask.request else { return Ok(None) };
+        match self.ledger.asked_before(request)? {
+            Before::Unknown => Ok(None),
+            Before::Answered(answer) => Ok(Some(Answer::Before(answer))),
+            Before::Mismatch => Err(ControlError::KeyMismatch),
+        }
+    }
+
+    fn rules<'a>(
+        &self,
+        model: &ModelName,
+        state: &ModelState,
+        is_ready: &'a dyn Fn(&semver::Version) -> bool,
+    ) -> Rules<'a> {
+        let max_parked = self.max_parked.get(model).copied().unwrap_or(DEFAULT_PARKED);
+        Rules { is_ready, max_parked, revision: state.revision + 1 }
+    }
+
+    /// Load a version that is deployed, but retired or failed.
+    fn load_if_needed(&self, id: &VersionId) -> Result<(), ControlError> {
+        let is_loaded = || matches!(self.registry.slot(id), Some(Slot::Loaded(_)));
+        if is_loaded() {
+            return Ok(());
+        }
+        let _loading = self.lock_loading();
+        let state = self.registry.state(&id.name);
+        let Some(deployed) = state.versions.get(&id.version).filter(|_| !is_loaded()) else {
+            return Ok(());
+        };
+        let item = Item { id: id.clone(), digest: deployed.digest };
+        // Golden examples run there: a guest may use all of its call stack.
+        let stack = self.loader.engines.thread_stack_bytes();
+        let thread = thread::Builder::new().name("load".to_owned()).stack_size(stack);
+        let version = thread::scope(|scope| {
+            let loading = thread.spawn_scoped(scope, || self.load_item(&item));
+            let panicked = || LoadError::Panicked("it does not say why".to_owned());
+            match loading.map(ScopedJoinHandle::join) {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_panic)) => Err(panicked()),
+                Err(error) => Err(LoadError::Panicked(format!("no thread: {error}"))),
+            }
+        })?;
+        self.registry.set_slot(id, Slot::Loaded(Arc::new(version)));
+        Ok(())
+    }
+
+    /// The one place where what is served changes. `loaded` is the version that the operation is
+    /// about, if it has just been loaded.
+    fn commit(
+        &self,
+        model: &ModelName,
+        operation: &Operation,
+        ask: &Ask,
+        loaded: Option<Loaded>,
+    ) -> Result<Answer, ControlError> {
+        let mut last = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever asks twice at once has been answered by now.
+        if let Some(answer) = self.answered(ask)? {
+            return Ok(answer);
+        }
+        let state = self.registry.state(model);
+        ask.check_revision(&state)?;
+        let is_loaded = |version: &semver::Version| {
+            let id = VersionId { name: model.clone(), version: version.clone() };
+            let loads = ask.dry_run && state.versions.contains_key(version);
+            loads || matches!(self.registry.slot(&id), Some(Slot::Loaded(_)))
+        };
+        let rules = Rules { revision: *last + 1, ..self.rules(model, &state, &is_loaded) };
+        let outcome = rollout::apply(&state, operation, &rules)?;
+        let (report, loaded) = loaded.map(|loaded| (loaded.report, loaded.version)).unzip();
+        let is_changed = outcome.state != state;
+        let changed = Changed {
+            model: model.clone(),
+            revision: if ask.dry_run { state.revision } else { outcome.state.revision },
+            changed: is_changed,
+            dry_run: ask.dry_run,
+            status: outcome.status,
+            before: state.routing.clone(),
+            after: outcome.state.routing.clone(),
+            deploy: report,
+        };
+        if ask.dry_run || !is_changed {
+            return Ok(Answer::Now(Box::new(changed)));
+        }
+        let change = Change {
+            author: ask.author.clone(),
+            operation: operation.as_str(),
+            model: model.clone(),
+            version: operation.version(&state),
+            digest: operation.version(&state).and_then(|version| {
+                let held = outcome.state.versions.get(&version).or(state.versions.get(&version));
+                held.map(|deployed| deployed.digest)
+            }),
+            status: Some(outcome.status.as_str()),
+            error: None,
+            before: changed.before.clone(),
+            after: changed.after.clone(),
+        };
+        let answer = serde_json::to_string(&changed).expect("an answer is JSON");
+        self.ledger.commit(&change, &outcome.state, ask.request.as_ref(), &answer)?;
+        *last = rules.revision;
+        self.registry.decide(model, outcome.state, loaded.flatten());
+        self.log(&change, rules.revision);
+        Ok(Answer::Now(Box::new(changed)))
+    }
+
+    fn log(&self, change: &Change, revision: u64) {
+        let Change { author: Author { actor, .. }, operation, model, status, .. } = change;
+        let version = change.version.as_ref().map(tracing::field::display);
+        let actor = crate::terminal::printable(actor);
+        tracing::info!(target: "change", revision, %actor, operation, %model, version, status, "changed");
+    }
+
+    fn lock_loading(&self) -> MutexGuard<'_, ()> {
+        self.loading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A version that has just been loaded, for the change that brings it in.
+struct Loaded {
+    /// None for a trial that is not to change anything.
+    version: Option<ServableVersion>,
+    report: DeployReport,
+}

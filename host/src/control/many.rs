@@ -1,0 +1,137 @@
+//! Loading many versions at once: what is compiled side by side, the rest one after the other.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use super::Control;
+use super::deploy::servable;
+use crate::artifact::Digest;
+use crate::model::VersionId;
+use crate::registry::{Failure, LoadError, Slot};
+use crate::version::ServableVersion;
+
+/// A version to load, whose artifact is in the store. Its bytes are read when its turn comes: a
+/// repository that nobody has compiled yet need not fit into memory.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    pub(super) id: VersionId,
+    pub(super) digest: Digest,
+}
+
+/// A version that was tried.
+pub(super) struct Tried {
+    pub(super) version: Result<ServableVersion, LoadError>,
+    /// Whether it was in the store or had to be compiled.
+    pub(super) from: &'static str,
+    pub(super) started: Instant,
+}
+
+impl Control {
+    /// Load what was served when the ledger was written last.
+    ///
+    /// # Errors
+    /// The machine gives no more threads.
+    pub fn restore(&self) -> io::Result<()> {
+        let _loading = self.lock_loading();
+        let mut items = Vec::new();
+        for (name, state) in self.registry.states() {
+            items.extend(state.loaded().map(|(version, digest)| {
+                let id = VersionId { name: name.clone(), version: version.clone() };
+                Item { id, digest }
+            }));
+        }
+        self.load_many(items, &|item, tried| {
+            let Tried { version, from, started } = tried;
+            match version {
+                Ok(version) => {
+                    self.registry.set_slot(&item.id, servable(version));
+                    log_ready(&item.id, from, started);
+                }
+                Err(error) => self.refuse(&item.id, error.failure()),
+            }
+        })
+    }
+
+    /// Load versions, and let `done` know what has become of each, on the thread that has loaded it.
+    pub(super) fn load_many(
+        &self,
+        mut items: Vec<Item>,
+        done: &(dyn Fn(&Item, Tried) + Sync),
+    ) -> io::Result<()> {
+        // Taken from the end.
+        items.reverse();
+        let (items, cold) = (Mutex::new(items), Mutex::new(Vec::new()));
+        let next = || items.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let find = |item: Item| {
+            let started = Instant::now();
+            match self.load_found(&item) {
+                Ok(None) => cold.lock().unwrap_or_else(PoisonError::into_inner).push(item),
+                Ok(Some(version)) => {
+                    done(&item, Tried { version: Ok(version), from: "store", started })
+                }
+                Err(error) => done(&item, Tried { version: Err(error), from: "store", started }),
+            }
+        };
+        // Golden examples run on these threads: a guest may use all of its call stack there, too.
+        let stack = self.loader.engines.thread_stack_bytes();
+        let thread = || thread::Builder::new().stack_size(stack);
+        thread::scope(|scope| -> io::Result<()> {
+            for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+                thread().spawn_scoped(scope, || {
+                    while let Some(item) = next() {
+                        find(item);
+                    }
+                })?;
+            }
+            Ok(())
+        })?;
+        let mut cold = cold.into_inner().unwrap_or_else(PoisonError::into_inner);
+        cold.sort_by(|one, other| one.id.cmp(&other.id));
+        let compile = || {
+            for item in &cold {
+                let started = Instant::now();
+                let version = self.load_cold(item);
+                done(item, Tried { version, from: "compiled", started });
+            }
+        };
+        thread::scope(|scope| thread().spawn_scoped(scope, compile).map(drop))
+    }
+
+    /// Load a version, whether it is compiled or not.
+    pub(super) fn load_item(&self, item: &Item) -> Result<ServableVersion, LoadError> {
+        match self.load_found(item)? {
+            Some(version) => Ok(version),
+            None => self.load_cold(item),
+        }
+    }
+
+    fn load_found(&self, item: &Item) -> Result<Option<ServableVersion>, LoadError> {
+        let artifact = self.loader.store.artifact(item.digest)?;
+        match self.loader.find(&artifact)? {
+            Some(compiled) => self.loader.activate(artifact, &compiled).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn load_cold(&self, item: &Item) -> Result<ServableVersion, LoadError> {
+        let artifact = self.loader.store.artifact(item.digest)?;
+        let compiled = self.loader.compile(&artifact)?;
+        self.loader.activate(artifact, &compiled)
+    }
+
+    /// Show a version that cannot serve, with the reason in the log.
+    pub(super) fn refuse(&self, id: &VersionId, failure: Failure) {
+        let (model, version) = (&id.name, &id.version);
+        let (step, reason) = (failure.step, &*failure.reason);
+        tracing::error!(%model, %version, step, reason, "failed to load a version");
+        self.registry.set_slot(id, Slot::Failed(failure));
+    }
+}
+
+pub(super) fn log_ready(id: &VersionId, from: &'static str, started: Instant) {
+    let (model, version) = (&id.name, &id.version);
+    let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(%model, %version, from, milliseconds, "version ready");
+}

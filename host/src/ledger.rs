@@ -1,0 +1,604 @@
+//! The ledger: which versions of which models are served, every change of it, and which requests for
+//! changes were answered.
+//!
+//! One file of redb, a transactional store: a change is in it with its entry in the audit log and the
+//! answer to its caller, or not at all, whatever happens to the process or the machine. Each entry
+//! carries the hash of the one before, so that nothing can be taken out or altered unnoticed; what is
+//! cut off at the end shows only to who has noted the last hash, which is why it is told wherever the
+//! revision is.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    TableDefinition, WriteTransaction,
+};
+use semver::Version;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime as _;
+
+use crate::artifact::Digest;
+use crate::durable::DatabaseFile;
+use crate::model::ModelName;
+use crate::rollout::{ModelState, Routing};
+
+/// States by model, in JSON.
+const MODELS: TableDefinition<'_, &str, &str> = TableDefinition::new("models");
+
+/// Entries by their numbers, in JSON.
+const AUDIT: TableDefinition<'_, u64, &str> = TableDefinition::new("audit");
+
+/// By caller and idempotency key: when, what was asked (a hash), and the answer.
+const ANSWERS: TableDefinition<'_, &str, (u64, &str, &str)> = TableDefinition::new("answers");
+
+/// `format` and `revision`.
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+
+/// What this module reads and writes.
+const FORMAT: u64 = 1;
+
+/// How long an answer is kept for a caller that asks again, in milliseconds.
+const ANSWER_LIFE: u64 = 24 * 60 * 60 * 1000;
+
+/// The most answers that are kept.
+const MAX_ANSWERS: u64 = 1000;
+
+/// How many entries, from the last one back, are checked at the start.
+const CHECKED_ENTRIES: usize = 1000;
+
+/// The ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The store says so.
+    #[error("use the ledger")]
+    Store(#[source] Box<redb::Error>),
+    /// It is of another format, or was altered.
+    #[error("trust the ledger: {0}")]
+    Untrusted(String),
+}
+
+impl LedgerError {
+    /// Whether the disk is full, or this user's part of it.
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let Self::Store(error) = self else { return false };
+        matches!(&**error, redb::Error::Io(error)
+            if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge))
+    }
+}
+
+impl<E: Into<redb::Error>> From<E> for LedgerError {
+    fn from(error: E) -> Self {
+        Self::Store(Box::new(error.into()))
+    }
+}
+
+/// Who changes something, and why.
+#[derive(Debug, Clone, Default)]
+pub struct Author {
+    /// The name of the key, or the part of the host.
+    pub actor: String,
+    /// In the actor's words.
+    pub reason: Option<String>,
+}
+
+/// A change, or an attempt that failed, before it has a number.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Who and why.
+    pub author: Author,
+    /// The operation's word.
+    pub operation: &'static str,
+    /// The model.
+    pub model: ModelName,
+    /// The version, if it is about one.
+    pub version: Option<Version>,
+    /// Its artifact.
+    pub digest: Option<Digest>,
+    /// What became of it; none if it failed.
+    pub status: Option<&'static str>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// What went where.
+    pub before: Routing,
+    /// What goes where.
+    pub after: Routing,
+}
+
+/// One line of the audit log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "documented at `Change`")]
+pub struct Entry {
+    /// From 1, without gaps.
+    pub sequence: u64,
+    /// Of all changes so far, this one included.
+    pub revision: u64,
+    /// RFC 3339, in UTC.
+    pub time: String,
+    pub actor: String,
+    pub reason: Option<String>,
+    pub operation: String,
+    pub model: ModelName,
+    pub version: Option<Version>,
+    pub digest: Option<Digest>,
+    /// `applied` or `failed`.
+    pub outcome: String,
+    pub status: Option<String>,
+    pub error: Option<String>,
+    pub before: Routing,
+    pub after: Routing,
+    /// The hash of the entry before; of nothing, 64 zeros.
+    pub previous_hash: String,
+    /// SHA-256 of this entry's JSON without this field.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hash: String,
+}
+
+impl Entry {
+    /// The hash that it must have.
+    fn own_hash(&self) -> String {
+        let unsigned = Self { hash: String::new(), ..self.clone() };
+        let json = serde_json::to_string(&unsigned).expect("an entry is JSON");
+        Digest::of(json.as_bytes()).hex()
+    }
+}
+
+/// A request for a change, as it can be asked again.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Who asks, and the key that tells its requests apart.
+    pub key: String,
+    /// A hash of all that is asked.
+    pub fingerprint: String,
+}
+
+impl Request {
+    /// What this caller asks under this key.
+    pub fn new(actor: &str, key: &str, asked: &[&str]) -> Self {
+        let mut hasher = Sha256::new();
+        for part in asked {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        let fingerprint = format!("{:x}", HexOf(&hasher.finalize()));
+        Self { key: format!("{actor}\n{key}"), fingerprint }
+    }
+}
+
+/// Bytes that are formatted in hexadecimal.
+struct HexOf<'a>(&'a [u8]);
+
+impl std::fmt::LowerHex for HexOf<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+/// What is known of a request that may have been asked before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Before {
+    /// Nothing.
+    Unknown,
+    /// It was answered with this.
+    Answered(String),
+    /// Something else was asked under the same key.
+    Mismatch,
+}
+
+/// The durable record of what is served.
+pub struct Ledger {
+    path: PathBuf,
+    /// None while it could not be opened again after an error.
+    database: Mutex<Option<Database>>,
+}
+
+impl Ledger {
+    /// Open the ledger, or begin one.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        let database = open(path)?;
+        let ledger = Self { path: path.to_owned(), database: Mutex::new(Some(database)) };
+        let entries = ledger.history(None, None, CHECKED_ENTRIES)?;
+        check_chain(&entries).map_err(LedgerError::Untrusted)?;
+        Ok(ledger)
+    }
+
+    /// Every model's state.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn models(&self) -> Result<BTreeMap<ModelName, ModelState>, LedgerError> {
+        self.read(|transaction| {
+            let mut models = BTreeMap::new();
+            for row in transaction.open_table(MODELS)?.iter()? {
+                let (name, state) = row?;
+                let wrong =
+                    |what: String| LedgerError::Untrusted(format!("a model's state: {what}"));
+                let name = name.value().parse::<ModelName>().map_err(|e| wrong(e.to_string()))?;
+                let state =
+                    serde_json::from_str(state.value()).map_err(|e| wrong(e.to_string()))?;
+                models.insert(name, state);
+            }
+            Ok(models)
+        })
+    }
+
+    /// The revision of the last change, and the hash of the last entry.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn head(&self) -> Result<(u64, String), LedgerError> {
+        let last = self.history(None, None, 1)?.pop();
+        Ok(last.map_or_else(|| (0, no_hash()), |entry| (entry.revision, entry.hash)))
+    }
+
+    /// Entries of one model or all, the newest first, from before a number on.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn history(
+        &self,
+        model: Option<&ModelName>,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, LedgerError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(AUDIT)?;
+            let mut entries = Vec::new();
+            for row in table.range(..before.unwrap_or(u64::MAX))?.rev() {
+                if entries.len() >= limit {
+                    break;
+                }
+                let (number, json) = row?;
+                let entry: Entry = serde_json::from_str(json.value()).map_err(|error| {
+                    LedgerError::Untrusted(format!("entry {}: {error}", number.value()))
+                })?;
+                if model.is_none_or(|model| entry.model == *model) {
+                    entries.push(entry);
+                }
+            }
+            Ok(entries)
+        })
+    }
+
+    /// Whether this was asked before.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn asked_before(&self, request: &Request) -> Result<Before, LedgerError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(ANSWERS)?;
+            let Some(answer) = table.get(request.key.as_str())? else {
+                return Ok(Before::Unknown);
+            };
+            let (time, fingerprint, answer) = answer.value();
+            Ok(if time.saturating_add(ANSWER_LIFE) < now() {
+                Before::Unknown
+            } else if fingerprint == request.fingerprint {
+                Before::Answered(answer.to_owned())
+            } else {
+                Before::Mismatch
+            })
+        })
+    }
+
+    /// Make a change: the model's next state, its entry, and the answer that a caller gets who asks
+    /// again. When this returns, all of it is on the disk.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; then none of it is.
+    pub fn commit(
+        &self,
+        change: &Change,
+        state: &ModelState,
+        request: Option<&Request>,
+        answer: &str,
+    ) -> Result<Entry, LedgerError> {
+        self.write(|transaction| {
+            let json = serde_json::to_string(state).expect("a state is JSON");
+            transaction.open_table(MODELS)?.insert(change.model.as_str(), json.as_str())?;
+            transaction.open_table(NUMBERS)?.insert("revision", state.revision)?;
+            if let Some(request) = request {
+                remember(transaction, request, answer)?;
+            }
+            append(transaction, change, state.revision)
+        })
+    }
+
+    /// Write down an attempt that failed.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn note_failure(&self, change: &Change) -> Result<Entry, LedgerError> {
+        self.write(|transaction| {
+            let numbers = transaction.open_table(NUMBERS)?;
+            let revision = numbers.get("revision")?.map_or(0, |revision| revision.value());
+            drop(numbers);
+            append(transaction, change, revision)
+        })
+    }
+
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&ReadTransaction) -> Result<T, LedgerError>,
+    ) -> Result<T, LedgerError> {
+        self.with(|database| read(&database.begin_read()?))
+    }
+
+    fn write<T>(
+        &self,
+        write: impl FnOnce(&WriteTransaction) -> Result<T, LedgerError>,
+    ) -> Result<T, LedgerError> {
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            let written = write(&transaction)?;
+            transaction.commit()?;
+            Ok(written)
+        })
+    }
+
+    /// After an error of the disk, redb wants to be opened again; the last change that was whole is
+    /// what it then finds.
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, LedgerError>,
+    ) -> Result<T, LedgerError> {
+        let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() {
+            *database = Some(open(&self.path)?);
+        }
+        let outcome = work(database.as_ref().expect("it was just opened"));
+        if matches!(outcome, Err(LedgerError::Store(_))) {
+            *database = None;
+        }
+        outcome
+    }
+}
+
+fn open(path: &Path) -> Result<Database, LedgerError> {
+    let database = Database::builder().create_with_backend(DatabaseFile::open(path)?)?;
+    let is_new = {
+        let transaction = database.begin_read()?;
+        transaction.list_tables()?.next().is_none()
+    };
+    if is_new {
+        let transaction = database.begin_write()?;
+        transaction.open_table(NUMBERS)?.insert("format", FORMAT)?;
+        transaction.open_table(MODELS)?;
+        transaction.open_table(AUDIT)?;
+        transaction.open_table(ANSWERS)?;
+        transaction.commit()?;
+    }
+    let format = database.begin_read()?.open_table(NUMBERS)?.get("format")?;
+    match format.map(|format| format.value()) {
+        Some(FORMAT) => Ok(database),
+        other => Err(LedgerError::Untrusted(format!("its format is {other:?}, not {FORMAT}"))),
+    }
+}
+
+fn append(
+    transaction: &WriteTransaction,
+    change: &Change,
+    revision: u64,
+) -> Result<Entry, LedgerError> {
+    let mut audit = transaction.open_table(AUDIT)?;
+    let last = match audit.last()? {
+        Some((_, json)) => Some(
+            serde_json::from_str::<Entry>(json.value())
+                .map_err(|error| LedgerError::Untrusted(format!("the last entry: {error}")))?,
+        ),
+        None => None,
+    };
+    let change = change.clone();
+    let mut entry = Entry {
+        sequence: last.as_ref().map_or(1, |last| last.sequence + 1),
+        revision,
+        time: time_text(),
+        actor: change.author.actor,
+        reason: change.author.reason,
+        operation: change.operation.to_owned(),
+        model: change.model,
+        version: change.version,
+        digest: change.digest,
+        outcome: if change.error.is_some() { "failed" } else { "applied" }.to_owned(),
+        status: change.status.map(str::to_owned),
+        error: change.error,
+        before: change.before,
+        after: change.after,
+        previous_hash: last.map_or_else(no_hash, |last| last.hash),
+        hash: String::new(),
+    };
+    entry.hash = entry.own_hash();
+    let json = serde_json::to_string(&entry).expect("an entry is JSON");
+    audit.insert(entry.sequence, json.as_str())?;
+    Ok(entry)
+}
+
+/// Keep an answer, and see to it that there are not too many.
+fn remember(
+    transaction: &WriteTransaction,
+    request: &Request,
+    answer: &str,
+) -> Result<(), LedgerError> {
+    let mut answers = transaction.open_table(ANSWERS)?;
+    answers.insert(request.key.as_str(), (now(), request.fingerprint.as_str(), answer))?;
+    if answers.len()? > MAX_ANSWERS {
+        let mut times = Vec::new();
+        for row in answers.iter()? {
+            let (key, answer) = row?;
+            times.push((answer.value().0, key.value().to_owned()));
+        }
+        times.sort();
+        // Not one each time: looking through them all is the dear part.
+        for (_, key) in times.into_iter().take(MAX_ANSWERS as usize / 10) {
+            answers.remove(key.as_str())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether each entry, the newest first, has the hash that it says and follows the one that it says.
+///
+/// # Errors
+/// Which one does not.
+pub fn check_chain(entries: &[Entry]) -> Result<(), String> {
+    for (index, entry) in entries.iter().enumerate() {
+        if entry.hash != entry.own_hash() {
+            return Err(format!("entry {} of the audit log was altered", entry.sequence));
+        }
+        let follows = entries.get(index + 1).is_none_or(|before| {
+            entry.previous_hash == before.hash && entry.sequence == before.sequence + 1
+        });
+        let begins = entry.sequence != 1 || entry.previous_hash == no_hash();
+        if !follows || !begins {
+            return Err(format!("entry {} of the audit log does not follow", entry.sequence));
+        }
+    }
+    Ok(())
+}
+
+fn no_hash() -> String {
+    "0".repeat(64)
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Now, as in the lines of the log.
+fn time_text() -> String {
+    let mut text = String::new();
+    let time = tracing_subscriber::fmt::time::SystemTime;
+    // A string takes everything.
+    let _ = time.format_time(&mut Writer::new(&mut text));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(operation: &'static str) -> Change {
+        Change {
+            author: Author { actor: "test".to_owned(), reason: Some("why".to_owned()) },
+            operation,
+            model: "toxicity".parse().unwrap(),
+            version: Some(Version::new(1, 0, 0)),
+            digest: Some(Digest::of(b"artifact")),
+            status: Some("Promoted"),
+            error: None,
+            before: Routing::default(),
+            after: Routing { stable: Some(Version::new(1, 0, 0)), ..Routing::default() },
+        }
+    }
+
+    fn state(revision: u64) -> ModelState {
+        ModelState { revision, ..ModelState::default() }
+    }
+
+    fn request(asked: &str) -> Request {
+        Request::new("test", "key", &[asked])
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_a_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.redb");
+        let ledger = Ledger::open(&path).unwrap();
+        assert_eq!(ledger.head().unwrap(), (0, no_hash()));
+        ledger.commit(&change("promote"), &state(1), Some(&request("a")), "answer").unwrap();
+        let failed = Change { error: Some("broken".to_owned()), status: None, ..change("deploy") };
+        let last = ledger.note_failure(&failed).unwrap();
+        assert_eq!((last.sequence, last.revision, last.outcome.as_str()), (2, 1, "failed"));
+        drop(ledger);
+        let ledger = Ledger::open(&path).unwrap();
+        assert_eq!(ledger.models().unwrap().values().next().unwrap().revision, 1);
+        assert_eq!(ledger.head().unwrap(), (1, last.hash.clone()));
+        let entries = ledger.history(None, None, 10).unwrap();
+        assert_eq!(entries[0], last);
+        assert_eq!(entries[1].operation, "promote");
+        let other: ModelName = "other".parse().unwrap();
+        assert!(ledger.history(Some(&other), None, 10).unwrap().is_empty());
+        assert_eq!(ledger.history(None, Some(2), 10).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn who_asks_again_is_told_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&folder.path().join("ledger.redb")).unwrap();
+        assert_eq!(ledger.asked_before(&request("a")).unwrap(), Before::Unknown);
+        ledger.commit(&change("promote"), &state(1), Some(&request("a")), "answer").unwrap();
+        let again = ledger.asked_before(&request("a")).unwrap();
+        assert_eq!(again, Before::Answered("answer".to_owned()));
+        assert_eq!(ledger.asked_before(&request("b")).unwrap(), Before::Mismatch);
+        let other = Request::new("somebody else", "key", &["a"]);
+        assert_eq!(ledger.asked_before(&other).unwrap(), Before::Unknown);
+        // The parts of what is asked are kept apart.
+        let parts = |asked: &[&str]| Request::new("test", "key", asked).fingerprint;
+        assert_ne!(parts(&["ab", "c"]), parts(&["a", "bc"]));
+    }
+
+    #[test]
+    fn answers_do_not_pile_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&folder.path().join("ledger.redb")).unwrap();
+        ledger
+            .write(|transaction| {
+                for number in 0..=MAX_ANSWERS {
+                    let request = Request::new("test", &number.to_string(), &[]);
+                    remember(transaction, &request, "")?;
+                }
+                assert!(transaction.open_table(ANSWERS)?.len()? <= MAX_ANSWERS);
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn what_was_altered_or_taken_out_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.redb");
+        let ledger = Ledger::open(&path).unwrap();
+        for revision in 1..=4 {
+            ledger.commit(&change("promote"), &state(revision), None, "").unwrap();
+        }
+        let entries = ledger.history(None, None, 10).unwrap();
+        assert_eq!(check_chain(&entries), Ok(()));
+        let mut altered = entries.clone();
+        altered[1].actor = "nobody".to_owned();
+        assert!(check_chain(&altered).unwrap_err().contains("entry 3"));
+        altered[1].hash = altered[1].own_hash();
+        assert!(check_chain(&altered).unwrap_err().contains("entry 4"));
+        let mut without = entries.clone();
+        without.remove(2);
+        assert!(check_chain(&without).is_err());
+        ledger
+            .write(|transaction| {
+                let mut altered = entries[3].clone();
+                altered.reason = None;
+                let json = serde_json::to_string(&altered).unwrap();
+                transaction.open_table(AUDIT)?.insert(1, json.as_str())?;
+                Ok(())
+            })
+            .unwrap();
+        drop(ledger);
+        assert!(matches!(Ledger::open(&path), Err(LedgerError::Untrusted(_))));
+    }
+
+    #[test]
+    fn a_file_that_is_no_ledger_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.redb");
+        std::fs::write(&path, b"something else that somebody put here").unwrap();
+        assert!(Ledger::open(&path).is_err());
+    }
+}
