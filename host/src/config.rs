@@ -256,7 +256,8 @@ impl ConfigFile {
             if let Some(weights) = file.split {
                 let sum: u64 = weights.values().map(|weight| u64::from(*weight)).sum();
                 if sum != u64::from(WHOLE) {
-                    let reason = format!("its parts per million add up to {sum}, not {WHOLE}");
+                    let reason =
+                        format!("its parts per million must add up to {WHOLE}, and not {sum}");
                     return Err(wrong("split", &reason));
                 }
                 splits.insert(model, weights);

@@ -184,13 +184,13 @@ impl Registry {
 
     /// From now on, what is not there is not coming: say which candidates wait in vain.
     pub fn finish_loading(&self) {
-        self.change(|desk| desk.loading = false);
-        for (model, versions) in &self.snapshot().models {
-            for (version, _) in versions.routing.shares() {
-                if !versions.versions.contains_key(version) {
-                    tracing::warn!(%model, %version, "a split names a version that no artifact has brought");
-                }
-            }
+        let mut absent = Vec::new();
+        self.change(|desk| {
+            desk.loading = false;
+            absent = desk.absent_of_splits();
+        });
+        for VersionId { name: model, version } in absent {
+            tracing::warn!(%model, %version, "a split names a version that no artifact has brought");
         }
     }
 
@@ -251,6 +251,20 @@ impl Desk {
         });
         let unwanted: Vec<_> = loaded.map(|(id, _)| id.clone()).collect();
         unwanted.into_iter().for_each(|id| self.put(id, None));
+    }
+
+    /// The versions that splits name and that are not there, not even as failed.
+    fn absent_of_splits(&self) -> Vec<VersionId> {
+        let mut absent = Vec::new();
+        for (name, state) in &self.states {
+            for (version, _) in state.routing.shares() {
+                let id = VersionId { name: name.clone(), version: version.clone() };
+                if !state.versions.contains_key(version) && !self.slots.contains_key(&id) {
+                    absent.push(id);
+                }
+            }
+        }
+        absent
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -135,7 +135,7 @@ fn what_nothing_needs_is_removed_once_all_is_known() {
     assert_eq!(from(&server), "store");
     assert_eq!((exist(&unneeded), exist(&spared)), (0, spared.len()));
     let lines = server.lines();
-    let said = |line: &&Value| line["message"].as_str().unwrap().starts_with("removed a compiled");
+    let said = |line: &&Value| line["message"].as_str().unwrap().starts_with("removed a file");
     assert_eq!(lines.iter().filter(said).count(), 3, "code and record are one");
     assert_serves(&server);
 }
@@ -203,7 +203,7 @@ fn a_configuration_that_makes_no_sense_is_refused_in_one_line() {
         ("default_model = \"a\"\nlisten = 1\n", "line 2: "),
         ("[limits]\nbody_byte = 1\n", "body_byte"),
         ("[limits]\nbody_bytes = 0\n", "limits.body_bytes"),
-        ("[models.a]\nsplit = { \"1.0.0\" = 1 }\n", "add up to 1000000"),
+        ("[models.a]\nsplit = { \"1.0.0\" = 1 }\n", "must add up to 1000000"),
     ] {
         fs::write(&file, text).unwrap();
         let output = run_host(&["serve", "--config", &file.to_string_lossy()]);
