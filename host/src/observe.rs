@@ -1,4 +1,5 @@
 //! What operators see of the server: logs and the traffic counters.
 
 pub mod logs;
+pub mod timestamp;
 pub mod traffic;
