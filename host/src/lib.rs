@@ -17,6 +17,7 @@ pub mod record;
 pub mod pool;
 pub mod version;
 pub mod inference;
+pub mod shadow;
 pub mod router;
 pub mod registry;
 pub mod keys;
