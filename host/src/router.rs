@@ -103,6 +103,8 @@ pub struct Route {
     pub version: Arc<ServableVersion>,
     /// Why.
     pub reason: Reason,
+    /// The version that is asked as well, once the answer is on its way, to compare the two.
+    pub shadow: Option<Arc<ServableVersion>>,
 }
 
 /// No version answers.
@@ -148,7 +150,9 @@ pub fn route(
     let matching = versions.versions.iter().filter(|(version, _)| selector.matches(version));
     let states = matching.rev().map(|(_, state)| state);
     let version = first_available(states, now)?;
-    version.map(|version| Route { version, reason }).ok_or(absent(RouteError::NoSuchVersion))
+    version
+        .map(|version| Route { version, reason, shadow: None })
+        .ok_or(absent(RouteError::NoSuchVersion))
 }
 
 /// The version that the draw falls to; if it cannot serve, the heaviest one that can, so that a
@@ -162,7 +166,7 @@ fn route_split(
     let candidates = split.choose(draw).into_iter().chain(split.by_weight());
     let states = candidates.filter_map(|version| versions.versions.get(version));
     let version = first_available(states, now)?.ok_or(RouteError::NotReady)?;
-    Ok(Route { version, reason: Reason::Split })
+    Ok(Route { version, reason: Reason::Split, shadow: None })
 }
 
 /// The first version that can serve now, or why none of them can; none if there are none.

@@ -1,5 +1,6 @@
 //! The life of a server: bind, answer health at once, load, serve, drain, stop.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::observe::logs;
 use crate::registry::{Budget, Loader, Registry};
+use crate::shadow::{ShadowLimits, Shadows};
 use crate::store::{Store, StoreError};
 
 /// Files that are not for connections: artifacts, compiled code, pipes to children, timers.
@@ -70,9 +72,12 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let mut limits = settings.limits;
     limits.connections = limits.connections.min(files_for_connections());
     let inference = Inference::start(limits.inference, loader.engines.thread_stack_bytes());
+    let shadows = Shadows::start(ShadowLimits::default(), loader.engines.thread_stack_bytes());
     let edge = Arc::new(Edge {
         registry: Arc::clone(&registry),
         inference: inference.map_err(ServeError::Start)?,
+        shadows: Arc::new(shadows.map_err(ServeError::Start)?),
+        captured: BTreeSet::new(),
         keys: Keys::new(settings.keys),
         default_model: settings.default_model,
         sticky_headers: settings.sticky_headers,
@@ -122,7 +127,11 @@ fn files_for_connections() -> usize {
 fn loader(settings: &Settings) -> Result<Loader, ServeError> {
     let limits = std::iter::once(&settings.limits.model).chain(settings.models.values());
     let stacks = limits.map(|limits| limits.instance.stack_bytes);
-    let engines = Engines::serving(settings.limits.engine, stacks)?;
+    let mut engine = settings.limits.engine;
+    // Beside what versions have set aside for serving.
+    let shadows = u32::try_from(ShadowLimits::default().threads).unwrap_or(u32::MAX);
+    engine.max_instances = engine.max_instances.saturating_add(shadows);
+    let engines = Engines::serving(engine, stacks)?;
     let store = Store::open(&settings.state, engines.fingerprint())?;
     Ok(Loader {
         engines,
