@@ -325,10 +325,9 @@ impl LimitsFile {
             )?,
             linger_time: Duration::from_secs(self.linger_seconds.unwrap_or(3)),
             drain_time: seconds("drain_seconds", self.drain_seconds, 10)?,
-            repository_interval: match self.repository_seconds {
-                Some(0) => None,
-                other => Some(Duration::from_secs(other.unwrap_or(5))),
-            },
+            repository_interval: Some(self.repository_seconds.unwrap_or(5))
+                .filter(|seconds| *seconds > 0)
+                .map(Duration::from_secs),
             inference: InferenceLimits {
                 threads,
                 queued_per_version: positive("queued_batches", self.queued_batches, 256)?,

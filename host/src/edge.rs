@@ -13,9 +13,10 @@ mod metrics;
 pub(crate) mod observe;
 pub(crate) mod predict;
 pub(crate) mod query;
+mod shadowed;
 mod unread;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -37,6 +38,7 @@ use crate::keys::Keys;
 use crate::model::ModelName;
 use crate::observe::traffic::Traffic;
 use crate::registry::Registry;
+use crate::shadow::Shadows;
 
 /// The header that carries a key.
 const KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
@@ -47,6 +49,10 @@ pub struct Edge {
     pub registry: Arc<Registry>,
     /// Where guests run.
     pub inference: Inference,
+    /// Where answers are compared with those of other versions.
+    pub shadows: Arc<Shadows>,
+    /// Models of which the worst disagreements are kept with what was asked and answered.
+    pub captured: BTreeSet<ModelName>,
     /// Who may ask.
     pub keys: Keys,
     /// The model that paths without a model mean.

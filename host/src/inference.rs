@@ -46,7 +46,8 @@ pub enum PredictError {
 
 struct Job {
     version: Arc<ServableVersion>,
-    inputs: Vec<Tensor>,
+    /// Shared with whoever wants to compare the answer with another version's.
+    inputs: Arc<Vec<Tensor>>,
     deadline: Instant,
     stop: Stop,
     /// Of the request: what is logged while the guest runs belongs to it.
@@ -124,7 +125,7 @@ impl Inference {
     pub async fn predict(
         &self,
         version: Arc<ServableVersion>,
-        inputs: Vec<Tensor>,
+        inputs: Arc<Vec<Tensor>>,
         deadline: Instant,
         span: Span,
     ) -> Result<Vec<Tensor>, PredictError> {

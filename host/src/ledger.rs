@@ -20,8 +20,6 @@ use redb::{
 use semver::Version;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::FormatTime as _;
 
 use crate::artifact::Digest;
 use crate::durable::DatabaseFile;
@@ -47,7 +45,7 @@ const FORMAT: u64 = 1;
 const ANSWER_LIFE: u64 = 24 * 60 * 60 * 1000;
 
 /// The most answers that are kept.
-const MAX_ANSWERS: u64 = 1000;
+const MAX_ANSWERS: usize = 1000;
 
 /// How many entries, from the last one back, are checked at the start.
 const CHECKED_ENTRIES: usize = 1000;
@@ -401,7 +399,7 @@ fn append(
     let mut entry = Entry {
         sequence: last.as_ref().map_or(1, |last| last.sequence + 1),
         revision,
-        time: time_text(),
+        time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
         actor: change.author.actor,
         reason: change.author.reason,
         operation: change.operation.to_owned(),
@@ -430,7 +428,7 @@ fn remember(
 ) -> Result<(), LedgerError> {
     let mut answers = transaction.open_table(ANSWERS)?;
     answers.insert(request.key.as_str(), (now(), request.fingerprint.as_str(), answer))?;
-    if answers.len()? > MAX_ANSWERS {
+    if answers.len()? > MAX_ANSWERS as u64 {
         let mut times = Vec::new();
         for row in answers.iter()? {
             let (key, answer) = row?;
@@ -438,7 +436,7 @@ fn remember(
         }
         times.sort();
         // Not one each time: looking through them all is the dear part.
-        for (_, key) in times.into_iter().take(MAX_ANSWERS as usize / 10) {
+        for (_, key) in times.into_iter().take(MAX_ANSWERS / 10) {
             answers.remove(key.as_str())?;
         }
     }
@@ -472,15 +470,6 @@ fn no_hash() -> String {
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Now, as in the lines of the log.
-fn time_text() -> String {
-    let mut text = String::new();
-    let time = tracing_subscriber::fmt::time::SystemTime;
-    // A string takes everything.
-    let _ = time.format_time(&mut Writer::new(&mut text));
-    text
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::keys::Keys;
 use crate::ledger::{Ledger, LedgerError};
 use crate::observe::logs;
 use crate::registry::Loader;
-use crate::shadow::Shadows;
+use crate::shadow::{ShadowLimits, Shadows};
 use crate::store::{Store, StoreError};
 use crate::version::Budget;
 
@@ -89,11 +89,14 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let mut limits = settings.limits;
     limits.connections = limits.connections.min(files_for_connections());
     let inference = Inference::start(limits.inference, stack_bytes);
-    let shadows = Arc::new(Shadows::default());
+    let shadows = Shadows::start(ShadowLimits::default(), stack_bytes);
+    let shadows = Arc::new(shadows.map_err(ServeError::Start)?);
     let (interrupt, interrupted) = watch::channel(false);
     let edge = Arc::new(Edge {
         registry: Arc::clone(control.registry()),
         inference: inference.map_err(ServeError::Start)?,
+        shadows: Arc::clone(&shadows),
+        captured: settings.shadow_captures,
         keys: Keys::new(settings.keys),
         default_model: settings.default_model,
         sticky: settings.sticky,
@@ -182,7 +185,11 @@ fn files_for_connections() -> usize {
 fn loader(settings: &Settings) -> Result<Loader, ServeError> {
     let limits = std::iter::once(&settings.limits.model).chain(settings.models.values());
     let stacks = limits.map(|limits| limits.instance.stack_bytes);
-    let engines = Engines::serving(settings.limits.engine, stacks)?;
+    let mut engine = settings.limits.engine;
+    // Beside what versions have set aside for serving.
+    let shadows = u32::try_from(ShadowLimits::default().threads).unwrap_or(u32::MAX);
+    engine.max_instances = engine.max_instances.saturating_add(shadows);
+    let engines = Engines::serving(engine, stacks)?;
     let store = Store::open(&settings.state, engines.fingerprint())?;
     Ok(Loader {
         engines,

@@ -16,7 +16,7 @@ use crate::artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
 use crate::guest::{Fault, InstanceLimits, LoadedComponent, Stop};
 use crate::model::{Signature, Tensor, VersionId};
 use crate::pool::{Isolation, Pool};
-use crate::preinit::PreinitReport;
+use crate::preinit::{PreinitReport, Start};
 use crate::record;
 
 /// The time all golden examples of a version may take together. They run before anyone waits for
@@ -44,7 +44,9 @@ pub struct ServableVersion {
     metadata: Metadata,
     report: PreinitReport,
     limits: ModelLimits,
+    tolerances: Tolerances,
     pool: Pool,
+    shadow_pool: Pool,
     breaker: Breaker,
     faults: Faults,
     /// Given back when the last request of this version is over.
@@ -94,6 +96,7 @@ impl ServableVersion {
         reservation: Reservation,
     ) -> Result<Self, ProofError> {
         static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
+        let shadow_pool = shadow_pool(&component, &report.start, limits.isolation);
         let pool = Pool::new(component, limits.isolation, limits.concurrency);
         let proof = Proof {
             pool: &pool,
@@ -108,6 +111,7 @@ impl ServableVersion {
         let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
         let (id, digest) = (artifact.id().clone(), artifact.digest());
         let (metadata, report) = (artifact.metadata().clone(), report.clone());
+        let tolerances = artifact.descriptor().tolerances.clone();
         let (breaker, faults) = (Breaker::default(), Faults::default());
         Ok(Self {
             key,
@@ -116,7 +120,9 @@ impl ServableVersion {
             metadata,
             report,
             limits,
+            tolerances,
             pool,
+            shadow_pool,
             breaker,
             faults,
             _reservation: reservation,
@@ -167,9 +173,21 @@ impl ServableVersion {
         &self.limits
     }
 
+    /// How close its outputs must come to others to count as the same, by output; 0 for those that
+    /// are not named.
+    pub fn tolerances(&self) -> &Tolerances {
+        &self.tolerances
+    }
+
     /// Its instances.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Instances for batches that no client waits for, made when there is one, so that those never
+    /// take an instance, or the lock of the pool, from a batch that a client does wait for.
+    pub fn shadow_pool(&self) -> &Pool {
+        &self.shadow_pool
     }
 
     /// Whether it may be asked.
@@ -181,6 +199,16 @@ impl ServableVersion {
     pub fn faults(&self) -> &Faults {
         &self.faults
     }
+}
+
+/// Instances are kept only where making one means to run `init`: elsewhere they cost microseconds,
+/// and idle ones would be memory that nobody has set aside.
+fn shadow_pool(component: &LoadedComponent, start: &Start, isolation: Isolation) -> Pool {
+    let isolation = match start {
+        Start::Snapshot => Isolation::Fresh,
+        Start::Init(_) => isolation,
+    };
+    Pool::new(component.clone(), isolation, 0)
 }
 
 /// What every golden example is held against.

@@ -1,6 +1,8 @@
 //! `GET /metrics`: what Prometheus reads, made anew at each scrape from what is loaded, so that a
 //! version that is gone leaves nothing behind. Needs no key and says nothing of callers.
 
+mod shadow;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,6 +17,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::Shared;
+use crate::model::VersionId;
 use crate::observe::traffic::{Counts, Requests};
 use crate::preinit::Start;
 use crate::version::ServableVersion;
@@ -24,8 +27,14 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(edge): Shared) -> impl IntoResponse {
-    let versions = edge.registry.snapshot().servables().map(Arc::clone).collect();
+    let versions: Vec<_> = edge.registry.snapshot().servables().map(Arc::clone).collect();
+    let mut shadows = edge.shadows.counts();
+    shadows.retain(|(model, counts)| {
+        let is_candidate = |id: &VersionId| id.name == *model && id.version == counts.candidate;
+        versions.iter().any(|version| is_candidate(version.id()))
+    });
     let mut registry = Registry::with_prefix("guesthouse");
+    registry.register_collector(Box::new(shadow::Shadow(shadows)));
     registry.register_collector(Box::new(Versions { versions, requests: edge.traffic.counts() }));
     let mut text = String::new();
     text::encode(&mut text, &registry).expect("a string can be written to");

@@ -16,13 +16,14 @@ use serde_json::{Map, Value, json};
 use super::body::{self, Form};
 use super::error::{ApiError, ErrorCode};
 use super::observe::{Account, VERSION_HEADER};
-use super::{Edge, Shared};
+use super::{Edge, Shared, shadowed};
 use crate::config::Sticky;
 use crate::inference::Inference;
 use crate::model::{ModelName, Selector, Tensor};
 use crate::record;
 use crate::rollout::WHOLE;
 use crate::router::{self, Draw, Reason, Route, RouteError};
+use crate::shadow::{Batch, Comparison};
 
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
@@ -97,7 +98,11 @@ async fn answer(edge: &Edge, target: Target, form: Form, request: Request) -> Re
         Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::going_down()),
     };
     let mut response = match outcome {
-        Ok(prediction) => prediction.into_response(form, account.request_id.as_str()),
+        Ok(mut prediction) => {
+            let comparison = prediction.comparison(edge, account.request_id.as_str());
+            let response = prediction.into_response(form, account.request_id.as_str());
+            shadowed::compare_after(response, comparison, &edge.shadows)
+        }
         Err(error) => error.into_response(),
     };
     response.extensions_mut().insert(account);
@@ -151,9 +156,11 @@ async fn predict(
     let is_random = key.is_none() && matches!(route.reason, Reason::Split | Reason::Range);
     edge.traffic.count(route.version.id(), route.reason.as_str(), is_random);
     let span = tracing::info_span!("predict", request_id = account.request_id.as_str());
-    let call = Call { inference: &edge.inference, route: &route, deadline, span };
+    let batches = Vec::new();
+    let mut call = Call { inference: &edge.inference, route: &route, deadline, span, batches };
     let records = call.run(inputs, account.rows).await?;
-    Ok(Prediction { route, records })
+    let batches = call.batches;
+    Ok(Prediction { route, records, batches })
 }
 
 /// What the caller asks for in a header, where the path asks for nothing.
@@ -212,43 +219,64 @@ struct Call<'a> {
     route: &'a Route,
     deadline: Instant,
     span: tracing::Span,
+    /// What has been run, if another version is to be asked as well.
+    batches: Vec<Batch>,
 }
 
 impl Call<'_> {
     /// Run the rows in batches of at most the version's own size, one after the other, so that one
     /// large request does not take every inference thread.
     async fn run(
-        &self,
+        &mut self,
         inputs: Vec<Tensor>,
         rows: usize,
     ) -> Result<Vec<Map<String, Value>>, ApiError> {
-        let signature = self.route.version.signature();
-        let most = signature.max_batch_size as usize;
+        let most = self.route.version.signature().max_batch_size as usize;
         if rows <= most {
-            return Ok(record::encode(signature, &self.run_batch(inputs).await?)?);
+            return self.run_batch(inputs).await;
         }
         let mut records = Vec::with_capacity(rows);
         for start in (0..rows).step_by(most) {
             let count = most.min(rows - start);
             let batch = inputs.iter().map(|input| input.slice_rows(start, count)).collect();
-            let outputs = self.run_batch(batch).await.map_err(|error| error.shift_rows(start))?;
-            records.extend(record::encode(signature, &outputs)?);
+            let batch = self.run_batch(batch).await;
+            records.extend(batch.map_err(|error| error.shift_rows(start))?);
         }
         Ok(records)
     }
 
-    async fn run_batch(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, ApiError> {
+    async fn run_batch(
+        &mut self,
+        inputs: Vec<Tensor>,
+    ) -> Result<Vec<Map<String, Value>>, ApiError> {
         let (version, span) = (Arc::clone(&self.route.version), self.span.clone());
-        Ok(self.inference.predict(version, inputs, self.deadline, span).await?)
+        let inputs = Arc::new(inputs);
+        let again = self.route.shadow.as_ref().map(|_| Arc::clone(&inputs));
+        let outputs = self.inference.predict(version, inputs, self.deadline, span).await?;
+        let records = record::encode(self.route.version.signature(), &outputs)?;
+        if let Some(inputs) = again {
+            self.batches.push(Batch { inputs, outputs });
+        }
+        Ok(records)
     }
 }
 
 struct Prediction {
     route: Route,
     records: Vec<Map<String, Value>>,
+    batches: Vec<Batch>,
 }
 
 impl Prediction {
+    /// What is to be compared, once the answer is on its way.
+    fn comparison(&mut self, edge: &Edge, request_id: &str) -> Option<Comparison> {
+        let candidate = Arc::clone(self.route.shadow.as_ref()?);
+        let primary = Arc::clone(&self.route.version);
+        let capture = edge.captured.contains(&primary.id().name);
+        let (batches, request_id) = (std::mem::take(&mut self.batches), request_id.to_owned());
+        Some(Comparison { candidate, primary, batches, request_id, capture })
+    }
+
     fn into_response(self, form: Form, request_id: &str) -> Response {
         let id = self.route.version.id();
         let version = id.version.to_string();

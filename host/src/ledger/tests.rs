@@ -72,7 +72,7 @@ fn answers_do_not_pile_up() {
                 let request = Request::new("test", &number.to_string(), &[]);
                 remember(transaction, &request, "")?;
             }
-            assert!(transaction.open_table(ANSWERS)?.len()? <= MAX_ANSWERS);
+            assert!(transaction.open_table(ANSWERS)?.len()? <= MAX_ANSWERS as u64);
             Ok(())
         })
         .unwrap();

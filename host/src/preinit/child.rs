@@ -19,7 +19,7 @@ use crate::guest::{
     self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot, Phase,
 };
 use crate::model::Signature;
-use crate::terminal;
+use crate::{priority, terminal};
 
 /// The subcommand of the binary that is this child; not for people.
 pub const SUBCOMMAND: &str = "preinit-child";
@@ -96,23 +96,13 @@ fn limit_self(arguments: &ChildArguments) -> rustix::io::Result<()> {
     set(Resource::Fsize, arguments.file_bytes)?;
     set(Resource::Nofile, 64)?;
     if arguments.priority == Priority::Idle
-        && let Err(error) = give_way_to_all()
+        && let Err(error) = priority::give_way_to_all()
     {
         tracing::warn!(%error, "cannot have idle priority, going on with a low one");
     }
     // Counts where the policy of the kernel is not the idle one.
     rustix::process::nice(NICENESS)?;
     Ok(())
-}
-
-/// Run when nobody else wants to. Whoever wakes up runs at once, which no niceness has as its effect:
-/// the kernel lets a nice process finish its slice of a few milliseconds.
-fn give_way_to_all() -> std::io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the parameters live as long as the call, which reads them and nothing else.
-    #[expect(unsafe_code, reason = "no safe library knows this call")]
-    let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
-    if outcome == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitError> {

@@ -1,0 +1,46 @@
+//! How urgent the kernel takes a thread to be, and what it has given to it.
+
+use std::time::Duration;
+
+/// Run when nobody else wants to. Whoever wakes up runs at once, which no niceness has as its effect:
+/// the kernel lets a nice process finish its slice of a few milliseconds. Holds for the calling
+/// thread, and for the threads and processes that it starts.
+///
+/// # Errors
+/// The system does not let it.
+pub fn give_way_to_all() -> std::io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters live as long as the call, which reads them and nothing else.
+    #[expect(unsafe_code, reason = "no safe library knows this call")]
+    let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if outcome == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// The time that the calling thread has had on a processor.
+pub fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes to the structure, which is there until it returns, and nowhere else.
+    #[expect(unsafe_code, reason = "the safe library's clocks are not built in for this alone")]
+    let outcome = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    if outcome != 0 {
+        return Duration::ZERO;
+    }
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_thread_is_the_time_in_which_it_ran() {
+        let (begun, before) = (Instant::now(), thread_time());
+        while thread_time() == before {
+            std::hint::spin_loop();
+        }
+        assert!(thread_time() - before <= begun.elapsed());
+    }
+}
