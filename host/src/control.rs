@@ -214,15 +214,19 @@ impl Control {
         if ask.dry_run || !is_changed {
             return Ok(Answer::Now(Box::new(changed)));
         }
+        let version = match operation {
+            Operation::Adopt { .. } => outcome.state.routing.stable.clone(),
+            _ => operation.version(&state),
+        };
         let change = Change {
             author: ask.author.clone(),
             operation: operation.as_str(),
             model: model.clone(),
-            version: operation.version(&state),
-            digest: operation.version(&state).and_then(|version| {
-                let held = outcome.state.versions.get(&version).or(state.versions.get(&version));
+            digest: version.as_ref().and_then(|version| {
+                let held = outcome.state.versions.get(version).or(state.versions.get(version));
                 held.map(|deployed| deployed.digest)
             }),
+            version,
             status: Some(outcome.status.as_str()),
             error: None,
             before: changed.before.clone(),

@@ -31,6 +31,8 @@ pub struct Setup {
     pub state: Option<PathBuf>,
     /// KiB of address space that the server may use; as much as it likes, if none.
     pub address_space_kib: Option<u64>,
+    /// At which change of a file the server ends, or its disk is full: `kill:3`, `full:3`.
+    pub failpoint: Option<String>,
 }
 
 impl Setup {
@@ -129,7 +131,7 @@ impl Server {
             copy_warm_state(&state);
             state
         });
-        let (child, log) = spawn(&config, &repository, &state, setup.address_space_kib);
+        let (child, log) = spawn(&config, &repository, &state, setup);
         let listening = |message: &str| {
             let line = log.wait_for(message, |line| line["message"] == message);
             let address = line["address"].as_str().and_then(|address| address.parse().ok());
@@ -354,19 +356,15 @@ impl Log {
     }
 }
 
-fn spawn(
-    config: &Path,
-    repository: &Path,
-    state: &Path,
-    address_space_kib: Option<u64>,
-) -> (Child, Arc<Log>) {
+fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Child, Arc<Log>) {
     // With as few open files as services usually may have until they ask for more.
     let mut command = Command::new("sh");
-    let space = address_space_kib.map_or("unlimited".to_owned(), |kib| kib.to_string());
+    let space = setup.address_space_kib.map_or("unlimited".to_owned(), |kib| kib.to_string());
     let script = format!(r#"ulimit -Sn 1024 && ulimit -v {space} && exec "$0" "$@""#);
     command.args(["-c", &script]).arg(environment::host());
     command.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
     command.args(["--log", "info", "--log-format", "json"]);
+    command.envs(setup.failpoint.iter().map(|failpoint| ("GUESTHOUSE_FAILPOINT", failpoint)));
     command.arg("--config").arg(config);
     command.arg("--repository").arg(repository).arg("--state").arg(state);
     // Both to the same reader, as under most service managers.
@@ -395,7 +393,8 @@ fn copy_warm_state(to: &Path) {
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");
         let config = environment::models().join("demo.toml");
-        let (mut child, log) = spawn(&config, &environment::repository(), &state, None);
+        let (mut child, log) =
+            spawn(&config, &environment::repository(), &state, &Setup::default());
         log.wait_for("ready", |line| line["message"] == "ready");
         signal(&child, Signal::INT);
         child.wait().expect("the server is our child");

@@ -41,6 +41,9 @@ mod environment {
     pub(crate) const REPOSITORY: &str = "GUESTHOUSE_REPOSITORY";
 }
 
+/// Tests end the host, or fill its disk, at any change of a file.
+const FAILPOINTS: [&str; 2] = ["--features", "guesthouse/failpoints"];
+
 /// The project's own commands.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
@@ -139,7 +142,9 @@ fn demo(workspace: &Workspace, listen: &str) -> Result<()> {
 fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
     // The same selection of packages and targets as `cargo test` below, so that both agree on the
     // features of every dependency and none is compiled twice.
-    run::shown(run::cargo().args(["build", "--locked", "--bin", "guesthouse", "--tests"]))?;
+    run::shown(
+        run::cargo().args(["build", "--locked", "--bin", "guesthouse", "--tests"]).args(FAILPOINTS),
+    )?;
     build_guests(workspace)?;
     let host = workspace.host_binary(Profile::Dev);
     pack::pack(workspace, &pack::models(workspace)?, &host)?;
@@ -147,6 +152,7 @@ fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
     run::shown(
         run::cargo()
             .args(["test", "--locked"])
+            .args(FAILPOINTS)
             .args(extra)
             .env(environment::BIN, host)
             .env(environment::GUESTS, workspace.components())
