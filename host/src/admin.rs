@@ -258,11 +258,19 @@ async fn change<T: DeserializeOwned>(
         let operation = operation(read_json(body).await?)?;
         let name = model_name(&model)?;
         let ask = asked.ask(&[&model, &format!("{operation:?}")]);
+        let begins_shadow = matches!(operation, Operation::Shadow(Some(_)));
+        let shadowed = name.clone();
         let control = Arc::clone(&admin.control);
         // Waits for the disk, and perhaps for a version to be loaded; goes on if the caller leaves.
         let work = tokio::task::spawn_blocking(move || control.change(&name, &operation, &ask));
-        let outcome = work.await.map_err(|_panic| error::broken())?;
-        Ok(outcome?)
+        let answer = work.await.map_err(|_panic| error::broken())??;
+        if begins_shadow
+            && matches!(&answer, Answer::Now(changed) if changed.changed && !changed.dry_run)
+        {
+            // What another shadow has found is not about this one.
+            admin.shadows.forget(&shadowed);
+        }
+        Ok::<_, ApiError>(answer)
     };
     let outcome = make.await;
     let response = match outcome {

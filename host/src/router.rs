@@ -70,7 +70,9 @@ pub struct Route {
     pub version: Arc<ServableVersion>,
     /// Why.
     pub reason: Reason,
-    /// The version that answers once more, to be compared.
+    /// Whether another draw might have sent the request elsewhere.
+    pub is_drawn: bool,
+    /// The version that is asked as well, once the answer is on its way, to compare the two.
     pub shadow: Option<Arc<ServableVersion>>,
 }
 
@@ -116,8 +118,9 @@ pub fn route(
     };
     let versions = snapshot.models.get(model).ok_or(absent(RouteError::UnknownModel))?;
     let (version, reason) = choose(versions, selector, draw.place, now).map_err(absent)?;
+    let is_drawn = versions.routing.is_split() && applies_split(versions, selector);
     let shadow = shadow(versions, &version, draw.shadow);
-    Ok(Route { version, reason, shadow })
+    Ok(Route { version, reason, is_drawn, shadow })
 }
 
 fn choose(
@@ -138,9 +141,8 @@ fn choose(
             first_available(versions.get(version), now).map(with(Reason::Channel))
         }
         Selector::Range(range) => {
-            // Whoever can live with the stable version is part of what the operator decides.
-            let split = routing.stable.as_ref().is_some_and(|stable| range.matches(stable));
-            let split = by_split(model, place).filter(|_| split);
+            let applies = applies_split(model, selector);
+            let split = by_split(model, place).filter(|_| applies);
             let split = split.filter(|version| range.matches(version));
             let matching = versions.iter().rev().filter(|(version, _)| range.matches(version));
             let states = split.filter_map(|version| versions.get(version));
@@ -161,6 +163,18 @@ fn choose(
             let states = releases.map(|(_, state)| state).filter(is_loaded);
             first_available(states, now).map(with(Reason::Default))
         }
+    }
+}
+
+/// Whether it is the operator who decides which version answers: whoever asks for none, or can live
+/// with the stable one, leaves it to that.
+fn applies_split(model: &ModelVersions, selector: &Selector) -> bool {
+    match selector {
+        Selector::Default => true,
+        Selector::Range(range) => {
+            model.routing.stable.as_ref().is_some_and(|stable| range.matches(stable))
+        }
+        Selector::Exact(_) | Selector::Channel(_) => false,
     }
 }
 

@@ -7,6 +7,8 @@ mod bad_artifacts;
 mod bad_requests;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
 mod connections;
+/// An acknowledged change is there after any crash, and a full disk changes nothing.
+mod durability;
 /// What clients are promised: endpoints, forms, headers, the split.
 mod endpoints;
 /// A guest that misbehaves costs its own request and nothing else.
@@ -15,6 +17,8 @@ mod faults;
 mod isolation;
 /// One line a request, and nothing of what callers sent.
 mod logs;
+/// Operators deploy, split, promote and go back, and what is wrong is refused.
+mod operations;
 /// The commands that operate a server say what went wrong, to people and by their exit code.
 mod operations_cli;
 /// Scores are scikit-learn's, on texts that nobody here scored.

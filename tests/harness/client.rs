@@ -66,6 +66,16 @@ pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> A
     Answer { status, headers, body }
 }
 
+/// The status of the answer to such a request; none, if the server ends before there is one.
+pub fn try_send(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<u16> {
+    let mut request = ureq::http::Request::builder().method(method).uri(url);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = agent().run(request.body(body.to_vec()).ok()?).ok()?;
+    Some(response.status().as_u16())
+}
+
 /// A page that is no JSON, and its content type.
 ///
 /// # Panics

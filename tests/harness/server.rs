@@ -116,6 +116,10 @@ impl Server {
     }
 
     fn start_loading_with(setup: &Setup, meddle: impl FnOnce(&Path)) -> Self {
+        Self::launch(setup, meddle).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn launch(setup: &Setup, meddle: impl FnOnce(&Path)) -> Result<Self, String> {
         let folder = artifacts::temporary_folder();
         let repository = folder.path().join("repository");
         fs::create_dir(&repository).expect("the scratch folder is writable");
@@ -131,14 +135,28 @@ impl Server {
             copy_warm_state(&state);
             state
         });
-        let (child, log) = spawn(&config, &repository, &state, setup);
+        let (mut child, log) = spawn(&config, &repository, &state, setup);
         let listening = |message: &str| {
-            let line = log.wait_for(message, |line| line["message"] == message);
+            let line = log.find(message, |line| line["message"] == message)?;
             let address = line["address"].as_str().and_then(|address| address.parse().ok());
-            address.expect("the address is logged")
+            Some(address.expect("the address is logged"))
         };
-        let (admin, address) = (listening("admin listening"), listening("listening"));
-        Self { child, log, address, admin, folder }
+        match listening("admin listening").zip(listening("listening")) {
+            Some((admin, address)) => Ok(Self { child, log, address, admin, folder }),
+            None => {
+                child.wait().expect("the server is our child");
+                Err(format!("the server has ended: {:#?}", log.lines.lock()))
+            }
+        }
+    }
+
+    /// Start a server and wait until it has loaded everything; none, if it ends before that.
+    pub fn try_start(setup: &Setup) -> Option<Self> {
+        let server = Self::launch(setup, |_repository| {}).ok()?;
+        for message in ["ready", "repository folder read"] {
+            server.log.find(message, |line| line["message"] == message)?;
+        }
+        Some(server)
     }
 
     /// Where it listens.
@@ -341,15 +359,23 @@ impl Log {
     }
 
     fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let found = self.find(what, wanted);
+        found.unwrap_or_else(|| panic!("waited in vain for {what}:\n{:#?}", self.lines.lock()))
+    }
+
+    /// The first line that is as wanted; none, if the server has ended without it.
+    fn find(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
         let deadline = Instant::now() + PATIENCE;
         let mut lines = self.lines.lock().expect("no test panics with the lock");
         loop {
             if let Some(line) = lines.iter().find(|line| wanted(line)) {
-                return line.clone();
+                return Some(line.clone());
+            }
+            if self.ended.load(Ordering::Relaxed) {
+                return None;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let over = left.is_zero() || self.ended.load(Ordering::Relaxed);
-            assert!(!over, "waited in vain for {what}:\n{lines:#?}");
+            assert!(!left.is_zero(), "waited in vain for {what}:\n{lines:#?}");
             let waited = self.grown.wait_timeout(lines, left);
             (lines, _) = waited.expect("no test panics with the lock");
         }

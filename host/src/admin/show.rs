@@ -130,6 +130,10 @@ pub(super) async fn shadow(
     let name = model_name(&model)?;
     let snapshot = admin.control.registry().snapshot();
     let versions = snapshot.models.get(&name).ok_or_else(unknown_model)?;
-    let reports = admin.shadows.report(&name);
-    Ok(Json(json!({"model": name, "shadow": versions.routing.shadow, "reports": reports})))
+    let comparisons = admin.shadows.report(&name).comparisons;
+    Ok(Json(json!({
+        "model": name,
+        "shadow": versions.routing.shadow,
+        "comparisons": comparisons,
+    })))
 }

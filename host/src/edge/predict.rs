@@ -22,7 +22,7 @@ use crate::inference::Inference;
 use crate::model::{ModelName, Selector, Tensor};
 use crate::record;
 use crate::rollout::WHOLE;
-use crate::router::{self, Draw, Reason, Route, RouteError};
+use crate::router::{self, Draw, Route, RouteError};
 use crate::shadow::{Batch, Comparison};
 
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -153,7 +153,7 @@ async fn predict(
     let inputs = record::decode(signature, &records)?;
     // Many times as large as the tensors that wait from now on.
     drop(rows);
-    let is_random = key.is_none() && matches!(route.reason, Reason::Split | Reason::Range);
+    let is_random = key.is_none() && route.is_drawn;
     edge.traffic.count(route.version.id(), route.reason.as_str(), is_random);
     let span = tracing::info_span!("predict", request_id = account.request_id.as_str());
     let batches = Vec::new();
