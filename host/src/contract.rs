@@ -11,8 +11,12 @@
 //! | a new input without a default, a default taken away | major |
 //! | an input accepts less, an output promises less | major |
 
+mod snapshot;
+
 use std::cmp::Ordering;
 use std::fmt;
+
+pub use snapshot::{SignatureSnapshot, SnapshotError};
 
 use semver::{Prerelease, Version};
 use serde::Serialize;
@@ -293,7 +297,7 @@ mod tests {
         }
     }
 
-    fn signature() -> Signature {
+    pub(super) fn signature() -> Signature {
         let label = Constraint::OneOf(vec!["clean".to_owned(), "toxic".to_owned()]);
         Signature {
             inputs: vec![

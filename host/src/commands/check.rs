@@ -4,16 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use guesthouse::artifact::Artifact;
-use guesthouse::contract::{self, Bump, Change};
-use guesthouse::model::Signature;
+use guesthouse::contract::{self, Bump, Change, SignatureSnapshot};
 use guesthouse::terminal::{printable, printable_json};
 use serde_json::json;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArguments {
-    /// The artifact that callers use now.
+    /// The artifact that callers use now, or what `guesthouse inspect --signature` printed of it.
     old: PathBuf,
-    /// The artifact that is to follow it.
+    /// The artifact that is to follow it, or the same of that.
     new: PathBuf,
     /// Print JSON.
     #[arg(long)]
@@ -23,16 +22,16 @@ pub(crate) struct CheckArguments {
 /// Fails if the new version's number promises callers more than its signature keeps.
 pub(crate) fn run(arguments: &CheckArguments) -> anyhow::Result<()> {
     let (old, new) = (open(&arguments.old)?, open(&arguments.new)?);
-    let (was, is) = (old.id(), new.id());
-    if was.name != is.name {
-        bail!("failed to compare: one is a version of {}, the other of {}", was.name, is.name);
+    let (was, is) = (&old, &new);
+    if was.model != is.model {
+        bail!("failed to compare: one is a version of {}, the other of {}", was.model, is.model);
     }
-    let changes = contract::changes(signature(&old)?, signature(&new)?);
+    let changes = contract::changes(&was.signature, &is.signature);
     let needed = contract::least_bump(&changes);
     let promised = Bump::between(&was.version, &is.version);
     if arguments.json {
         let report = json!({
-            "model": was.name.as_str(),
+            "model": was.model,
             "old": was.version.to_string(),
             "new": is.version.to_string(),
             "needed": needed,
@@ -64,12 +63,16 @@ pub(crate) fn run(arguments: &CheckArguments) -> anyhow::Result<()> {
     }
 }
 
-fn open(path: &Path) -> anyhow::Result<Artifact> {
-    Artifact::open(path).with_context(|| format!("failed to read {}", path.display()))
-}
-
-fn signature(artifact: &Artifact) -> anyhow::Result<&Signature> {
-    artifact.signature().with_context(|| format!("{} has no signature", artifact.id()))
+fn open(path: &Path) -> anyhow::Result<SignatureSnapshot> {
+    let read = || -> anyhow::Result<_> {
+        if path.extension().is_some_and(|extension| extension == "json") {
+            return Ok(SignatureSnapshot::parse(&std::fs::read(path)?)?);
+        }
+        let artifact = Artifact::open(path)?;
+        let signature = artifact.signature().context("it has no signature")?;
+        Ok(SignatureSnapshot::new(artifact.id(), signature))
+    };
+    read().with_context(|| format!("failed to read {}", path.display()))
 }
 
 fn print(change: &Change) {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use guesthouse::artifact::{Artifact, GoldenExample, Metadata, Tolerances};
+use guesthouse::contract::SignatureSnapshot;
 use guesthouse::model::{Constraint, Field, Signature};
 use guesthouse::preinit::{PreinitReport, Start};
 use guesthouse::store;
@@ -19,6 +20,9 @@ pub(crate) struct InspectArguments {
     /// A server's state folder: what compiling the artifact took there is printed, too.
     #[arg(long)]
     state: Option<PathBuf>,
+    /// Print the signature alone, in canonical JSON: for a file to which `guesthouse check` compares.
+    #[arg(long, conflicts_with_all = ["json", "state"])]
+    signature: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -53,6 +57,11 @@ struct Asset<'a> {
 pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
     let artifact = Artifact::open(&arguments.file)
         .with_context(|| format!("failed to inspect {}", arguments.file.display()))?;
+    if let Some(signature) = artifact.signature().filter(|_| arguments.signature) {
+        let snapshot = SignatureSnapshot::new(artifact.id(), signature);
+        println!("{}", printable_json(&snapshot.canonical()));
+        return Ok(());
+    }
     let descriptor = artifact.descriptor();
     let asset = |(name, size_bytes)| {
         let digest = descriptor.assets.get(name).map(String::as_str);
