@@ -150,6 +150,13 @@ impl Pool {
         }
     }
 
+    /// Drop the instances that wait for a batch.
+    pub fn clear(&self) {
+        let idle = std::mem::take(&mut self.lock().idle);
+        // Without the lock, because it may unmap memory.
+        drop(idle);
+    }
+
     /// How many instances there are.
     pub fn counts(&self) -> InstanceCounts {
         let instances = self.lock();

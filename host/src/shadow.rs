@@ -9,7 +9,7 @@
 //! A thread at idle priority may stop for over a second, wherever it is; so each worker is two
 //! threads. One, of normal priority, touches what serving touches as well (the engine's instances,
 //! the memory of others), for microseconds. The other computes at idle priority and holds nothing.
-//! That the idle one answers at all is the sign that there is time: the worker asks it first.
+//! An offer wakes the idle one, and that one the other: if it gets to run at all, there is time.
 
 mod compare;
 mod evidence;
@@ -105,13 +105,16 @@ impl Shadows {
     /// # Errors
     /// The machine gives no more threads.
     pub fn start(limits: ShadowLimits, stack_bytes: usize) -> io::Result<Self> {
-        let (offers, taken) = offers(limits.queued, limits.queued_bytes);
+        let idle = (0..limits.threads)
+            .map(|index| Idle::start(format!("shadow-idle-{index}"), stack_bytes))
+            .collect::<io::Result<Vec<_>>>()?;
+        let sleepers = idle.iter().map(Idle::thread);
+        let (offers, taken) = offers(limits.queued, limits.queued_bytes, sleepers);
         let taken = Arc::new(taken);
-        for index in 0..limits.threads {
-            let idle = Idle::start(format!("shadow-idle-{index}"), stack_bytes)?;
-            let worker = Worker::new(Arc::clone(&taken), idle);
+        for (index, idle) in idle.into_iter().enumerate() {
+            let worker = Worker::new(Arc::clone(&taken), idle, index);
             let thread = thread::Builder::new().name(format!("shadow-{index}"));
-            // It makes instances, and may run what they need for it.
+            // It makes instances.
             thread.stack_size(stack_bytes).spawn(move || worker.work())?;
         }
         Ok(Self { offers, reports: Reports::default() })

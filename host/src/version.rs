@@ -16,7 +16,7 @@ use crate::artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
 use crate::guest::{Fault, InstanceLimits, LoadedComponent, Stop};
 use crate::model::{Signature, Tensor, VersionId};
 use crate::pool::{Isolation, Pool};
-use crate::preinit::{PreinitReport, Start};
+use crate::preinit::PreinitReport;
 use crate::record;
 
 /// The time all golden examples of a version may take together. They run before anyone waits for
@@ -96,7 +96,7 @@ impl ServableVersion {
         reservation: Reservation,
     ) -> Result<Self, ProofError> {
         static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
-        let shadow_pool = shadow_pool(&component, &report.start, limits.isolation);
+        let shadow_pool = Pool::new(component.clone(), limits.isolation, 0);
         let pool = Pool::new(component, limits.isolation, limits.concurrency);
         let proof = Proof {
             pool: &pool,
@@ -185,7 +185,8 @@ impl ServableVersion {
     }
 
     /// Instances for batches that no client waits for, made when there is one, so that those never
-    /// take an instance, or the lock of the pool, from a batch that a client does wait for.
+    /// take an instance, or the lock of the pool, from a batch that a client does wait for. Whoever
+    /// runs such batches clears it in the end.
     pub fn shadow_pool(&self) -> &Pool {
         &self.shadow_pool
     }
@@ -199,16 +200,6 @@ impl ServableVersion {
     pub fn faults(&self) -> &Faults {
         &self.faults
     }
-}
-
-/// Instances are kept only where making one means to run `init`: elsewhere they cost microseconds,
-/// and idle ones would be memory that nobody has set aside.
-fn shadow_pool(component: &LoadedComponent, start: &Start, isolation: Isolation) -> Pool {
-    let isolation = match start {
-        Start::Snapshot => Isolation::Fresh,
-        Start::Init(_) => isolation,
-    };
-    Pool::new(component.clone(), isolation, 0)
 }
 
 /// What every golden example is held against.

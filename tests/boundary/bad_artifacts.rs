@@ -403,6 +403,14 @@ fn check_holds_a_versions_number_against_its_signature() {
         refused.contains("1.0.1 after 1.0.0 is a patch step, but it takes a minor one"),
         "{refused}"
     );
+    // The signature alone says the same.
+    let snapshot = folder.path().join("old.json");
+    let signature = run_host(&["inspect", "--signature", &old.to_string_lossy()]).stdout;
+    std::fs::write(&snapshot, &signature).unwrap();
+    assert_eq!(check(&snapshot, &patch), ("patch".into(), "minor".into(), false.into()));
+    std::fs::write(&snapshot, &signature[1..]).unwrap();
+    let refused = refusal(&["check", &snapshot.to_string_lossy(), &patch.to_string_lossy()]);
+    assert!(refused.contains("no signature snapshot"), "{refused}");
     let other = toxicity("1.0.0");
     let refused = refusal(&["check", &old.to_string_lossy(), &other.to_string_lossy()]);
     assert!(refused.contains("misbehave") && refused.contains("toxicity"), "{refused}");

@@ -8,22 +8,30 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, Thread};
 
 use crate::priority;
 
 type Work = Box<dyn FnOnce() + Send>;
 
 /// The way to the thread, which ends when this is dropped.
-pub(super) struct Idle(SyncSender<Work>);
+pub(super) struct Idle {
+    work: SyncSender<Work>,
+    thread: Thread,
+}
 
 impl Idle {
     /// Start the thread.
     pub(super) fn start(name: String, stack_bytes: usize) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(0);
         let thread = thread::Builder::new().name(name).stack_size(stack_bytes);
-        thread.spawn(move || obey(&receiver))?;
-        Ok(Self(sender))
+        let handle = thread.spawn(move || obey(&receiver))?;
+        Ok(Self { work: sender, thread: handle.thread().clone() })
+    }
+
+    /// The thread, to be woken.
+    pub(super) fn thread(&self) -> Thread {
+        self.thread.clone()
     }
 
     /// Have it done, and wait for it; none if it panicked. What the work owns is dropped on that
@@ -35,7 +43,7 @@ impl Idle {
         let (answer, answered) = sync_channel(1);
         // There is always somebody who waits for the answer.
         let work = Box::new(move || drop(answer.send(work())));
-        self.0.send(work).ok()?;
+        self.work.send(work).ok()?;
         answered.recv().ok()
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Map;
 use super::compare::{Kind, compare};
 use super::evidence::{Disagreement, Filled, Witness};
 use super::idle::Idle;
-use super::offers::{Offered, Taken};
+use super::offers::{Call, Offered, Taken};
 use super::report::{Findings, Outcome, Report};
 use super::worst::{Severity, Worst};
 use super::{Batch, Comparison};
@@ -19,11 +19,15 @@ use crate::guest::{Fault, Stop};
 use crate::model::{Signature, Tensor};
 use crate::pool::Leased;
 use crate::preinit::Start;
+use crate::version::ServableVersion;
 use crate::{priority, record};
 
 /// How long a request may wait to be compared. After that, there was no time: versions are kept
 /// alive by what waits, and would be drained no sooner.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a candidate's instances are kept for further requests, and with them the candidate.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A request to be compared.
 pub(super) struct Job {
@@ -55,6 +59,8 @@ impl Job {
 pub(super) struct Worker {
     jobs: Arc<Taken<Job>>,
     idle: Idle,
+    /// Of the idle thread among those who wait for jobs.
+    index: usize,
 }
 
 /// Rows of one batch that the candidate takes at once.
@@ -87,15 +93,33 @@ struct Examined {
 }
 
 impl Worker {
-    pub(super) fn new(jobs: Arc<Taken<Job>>, idle: Idle) -> Self {
-        Self { jobs, idle }
+    pub(super) fn new(jobs: Arc<Taken<Job>>, idle: Idle, index: usize) -> Self {
+        Self { jobs, idle, index }
     }
 
     /// Until there will be no more jobs.
     pub(super) fn work(&self) {
-        while let Some(Offered { what, held }) = self.jobs.next() {
+        let mut last: Option<Arc<ServableVersion>> = None;
+        loop {
+            let (bell, index) = (self.jobs.bell(), self.index);
+            let patience = last.as_ref().map(|_| PATIENCE);
+            match self.idle.run(move || bell.wait(index, patience)) {
+                Some(Call::Take) => {}
+                Some(Call::Patience) => {
+                    forget(&mut last);
+                    continue;
+                }
+                Some(Call::End) | None => return,
+            }
+            // Another worker may have been quicker.
+            let Some(Offered { what, held }) = self.jobs.take() else { continue };
             // Lent to the other thread, but dropped here.
             let job = Arc::new(what);
+            let candidate = &job.comparison.candidate;
+            if last.as_ref().is_none_or(|last| last.key() != candidate.key()) {
+                forget(&mut last);
+                last = Some(Arc::clone(candidate));
+            }
             job.report.count(self.run(&job));
             drop((job, held));
         }
@@ -106,15 +130,14 @@ impl Worker {
         if !could_take(candidate.signature(), primary.signature()) {
             return Outcome::Incompatible;
         }
-        // It answers when the kernel has nothing else to run.
-        if self.idle.run(|| ()).is_none() || job.offered.elapsed() > LONGEST_WAIT {
+        if job.offered.elapsed() > LONGEST_WAIT {
             return Outcome::Dropped;
         }
         let now = Instant::now();
         if !candidate.breaker().allows(now) || !job.report.breaker().admit(now) {
             return Outcome::Skipped;
         }
-        let mut call = Call {
+        let mut asking = Asking {
             idle: &self.idle,
             job,
             stop: Stop::at(now + candidate.limits().predict_time),
@@ -123,7 +146,7 @@ impl Worker {
         let mut findings = Findings::default();
         let most = candidate.signature().max_batch_size as usize;
         for piece in pieces(batches.iter().map(Batch::rows), most) {
-            match call.run(piece) {
+            match asking.run(piece) {
                 Ok(more) => findings.add(more),
                 Err(Obstacle::Incompatible) => return Outcome::Incompatible,
                 Err(Obstacle::Shed) => return Outcome::Dropped,
@@ -144,8 +167,15 @@ impl Worker {
     }
 }
 
+/// Another candidate's turn, or nobody's: workers together have no more instances than threads.
+fn forget(last: &mut Option<Arc<ServableVersion>>) {
+    if let Some(last) = last.take() {
+        last.shadow_pool().clear();
+    }
+}
+
 /// The candidate and one request.
-struct Call<'a> {
+struct Asking<'a> {
     idle: &'a Idle,
     job: &'a Arc<Job>,
     stop: Stop,
@@ -153,7 +183,7 @@ struct Call<'a> {
     time: Duration,
 }
 
-impl Call<'_> {
+impl Asking<'_> {
     fn run(&mut self, piece: Piece) -> Result<Findings, Obstacle> {
         let candidate = &self.job.comparison.candidate;
         let pool = candidate.shadow_pool();
