@@ -182,13 +182,14 @@ impl Registry {
         self.change(|desk| desk.drain_unwanted(model));
     }
 
-    /// From now on, what is not there is not coming: say which candidates wait in vain.
+    /// From now on, what is not there is not known, rather than perhaps coming.
     pub fn finish_loading(&self) {
-        let mut absent = Vec::new();
-        self.change(|desk| {
-            desk.loading = false;
-            absent = desk.absent_of_splits();
-        });
+        self.change(|desk| desk.loading = false);
+    }
+
+    /// Say which versions have a share and are not there, not even as failed.
+    pub fn warn_of_absent(&self) {
+        let absent = self.lock().absent_of_splits();
         for VersionId { name: model, version } in absent {
             tracing::warn!(%model, %version, "a split names a version that no artifact has brought");
         }

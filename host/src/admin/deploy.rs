@@ -39,7 +39,7 @@ pub(super) async fn deploy(
         if body.size_hint().lower() > MAX_ARTIFACT_BYTES {
             return Err(too_large());
         }
-        let working = Arc::new(admin.operations.begin());
+        let working = Arc::new(admin.operations.begin()?);
         let end = EndIfLost(Arc::clone(&working));
         working.step(DEPLOY_STEPS[0]);
         let file = match receive(&admin, body).await {

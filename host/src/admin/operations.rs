@@ -19,6 +19,9 @@ use crate::edge::{owner, query};
 /// The most operations that are remembered; those that are under way always are.
 const MAX_REMEMBERED: usize = 64;
 
+/// The most that are under way: one works, the others wait for it with an artifact each.
+const MAX_RUNNING: usize = 8;
+
 /// The longest that an answer waits for news.
 const MAX_WAIT: u64 = 30;
 
@@ -52,8 +55,8 @@ struct Step {
 pub(super) struct Working(watch::Sender<Progress>);
 
 impl Operations {
-    /// One more operation.
-    pub(super) fn begin(&self) -> Working {
+    /// One more operation, unless there are many already.
+    pub(super) fn begin(&self) -> Result<Working, ApiError> {
         let operation = Uuid::now_v7().to_string();
         let progress = Progress {
             operation: operation.clone(),
@@ -65,6 +68,11 @@ impl Operations {
         };
         let sender = watch::Sender::new(progress);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = all.values().filter(|sender| sender.borrow().state == "running").count();
+        if running >= MAX_RUNNING {
+            let message = "too many deployments are under way";
+            return Err(ApiError::new(ErrorCode::Overloaded, message));
+        }
         // The numbers are in the order of time.
         while all.len() >= MAX_REMEMBERED {
             let over = all.iter().find(|(_, sender)| sender.borrow().state != "running");
@@ -72,7 +80,7 @@ impl Operations {
             all.remove(&over);
         }
         all.insert(operation, sender.clone());
-        Working(sender)
+        Ok(Working(sender))
     }
 
     fn find(&self, operation: &str) -> Option<watch::Receiver<Progress>> {

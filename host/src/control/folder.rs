@@ -26,6 +26,9 @@ use crate::terminal;
 /// How often versions that drain are looked at, while there are any.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How often files that nothing needs any more are looked for.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
 /// What tells that a file is another one than before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
@@ -66,11 +69,16 @@ pub fn keep(
     control.read_folder(folder, &mut seen, true)?;
     first();
     let mut unreadable = false;
-    let mut looked = Instant::now();
+    let (mut looked, mut collected) = (Instant::now(), Instant::now());
     loop {
         let draining = control.registry.sweep();
         let pause = if draining > 0 { SWEEP_INTERVAL } else { SWEEP_INTERVAL * 4 };
         thread::sleep(pause);
+        if collected.elapsed() > COLLECT_INTERVAL {
+            collected = Instant::now();
+            let _loading = control.lock_loading();
+            control.collect();
+        }
         if interval.is_none_or(|interval| looked.elapsed() < interval) {
             continue;
         }
@@ -115,6 +123,7 @@ impl Control {
 
     fn finish_first(&self, all_read: bool) {
         self.registry.finish_loading();
+        self.registry.warn_of_absent();
         if all_read {
             self.collect();
         }

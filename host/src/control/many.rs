@@ -29,7 +29,8 @@ pub(super) struct Tried {
 }
 
 impl Control {
-    /// Load what was served when the ledger was written last.
+    /// Load what was served when the ledger was written last. If anything was, that is what this host
+    /// is there for, and the repository folder is for later.
     ///
     /// # Errors
     /// The machine gives no more threads.
@@ -51,7 +52,11 @@ impl Control {
                 }
                 Err(error) => self.refuse(&item.id, error.failure()),
             }
-        })
+        })?;
+        if self.registry.snapshot().servables().next().is_some() {
+            self.registry.finish_loading();
+        }
+        Ok(())
     }
 
     /// Load versions, and let `done` know what has become of each, on the thread that has loaded it.
