@@ -44,6 +44,8 @@ struct Stamp {
 struct Seen {
     read: BTreeMap<PathBuf, Stamp>,
     waiting: BTreeMap<PathBuf, Stamp>,
+    /// Whether there was a file that could not be read: what it needs is not known.
+    incomplete: bool,
 }
 
 /// A file of the folder that holds an artifact.
@@ -74,7 +76,7 @@ pub fn keep(
         let draining = control.registry.sweep();
         let pause = if draining > 0 { SWEEP_INTERVAL } else { SWEEP_INTERVAL * 4 };
         thread::sleep(pause);
-        if collected.elapsed() > COLLECT_INTERVAL {
+        if !seen.incomplete && collected.elapsed() > COLLECT_INTERVAL {
             collected = Instant::now();
             let _loading = control.lock_loading();
             control.collect();
@@ -112,21 +114,16 @@ impl Control {
         let models: BTreeSet<_> = accepted.iter().map(|item| item.id.name.clone()).collect();
         self.load_many(accepted, &|item, tried| self.bring_in(item, tried))?;
         models.iter().for_each(|model| self.adopt(model));
+        seen.incomplete |= !all_read;
         if at_once {
-            self.finish_first(all_read);
-        } else if all_read {
+            self.registry.finish_loading();
+            self.registry.warn_of_absent();
+        }
+        if !seen.incomplete {
             self.collect();
         }
         tracing::info!("repository folder read");
         Ok(())
-    }
-
-    fn finish_first(&self, all_read: bool) {
-        self.registry.finish_loading();
-        self.registry.warn_of_absent();
-        if all_read {
-            self.collect();
-        }
     }
 
     /// Read files side by side and put what is an artifact into the store; whether all could be read.
