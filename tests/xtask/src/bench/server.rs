@@ -33,6 +33,10 @@ pub(super) struct Setup {
     pub(super) state: PathBuf,
     /// A program that becomes the server, with its arguments, if there is one.
     pub(super) starter: Vec<PathBuf>,
+    /// Which build it is.
+    pub(super) host: Profile,
+    /// Environment variables beside those that this process has.
+    pub(super) environment: Vec<(&'static str, String)>,
 }
 
 /// A running server.
@@ -43,21 +47,21 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts the release build and waits until it has loaded everything.
+    /// Starts it and waits until it has loaded everything.
     pub(super) fn start(workspace: &Workspace, setup: &Setup) -> Result<Self> {
         let mut server = Self::launch(workspace, setup)?;
         server.wait_for("ready", None)?;
         Ok(server)
     }
 
-    /// Starts the release build and waits until it listens.
+    /// Starts it and waits until it listens.
     pub(super) fn launch(workspace: &Workspace, setup: &Setup) -> Result<Self> {
         let state = setup.state.file_name().unwrap_or_default().to_string_lossy();
         let log = work_file(workspace, &format!("server-{state}.log"))?;
         let output =
             File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut program = setup.starter.clone();
-        program.push(workspace.host_binary(Profile::Release));
+        program.push(workspace.host_binary(setup.host));
         let (first, rest) = program.split_first().context("there is no program")?;
         let mut command = Command::new(first);
         command
@@ -70,6 +74,7 @@ impl Server {
             .arg("--state")
             .arg(&setup.state)
             .args(["--listen", "127.0.0.1:0"])
+            .envs(setup.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(output);
@@ -144,6 +149,8 @@ pub(super) fn demonstration(workspace: &Workspace) -> Setup {
         repository: workspace.repository(),
         state: workspace.state(),
         starter: Vec::new(),
+        host: Profile::Release,
+        environment: Vec::new(),
     }
 }
 
