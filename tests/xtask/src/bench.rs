@@ -3,9 +3,12 @@
 //! A benchmark is a module below and returns [`Figure`]s; here is what is done with them. A figure
 //! that misses its bar is reported and does not fail the command: how busy the machine is decides
 //! as much as the code. A request that fails makes [`serve`] fail, because then its figures are of
-//! something else; [`runtime`] counts such requests, in figures of their own that have to be 0.
+//! something else; [`runtime`] and [`versions`] count such requests, in figures of their own that
+//! have to be 0.
 
+mod admin;
 mod artifacts;
+mod client;
 mod load;
 mod log;
 mod process;
@@ -15,6 +18,8 @@ pub(crate) mod runtime;
 pub(crate) mod serve;
 mod server;
 mod statistics;
+mod trace;
+pub(crate) mod versions;
 
 use std::fmt::Debug;
 use std::fs;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::artifacts::Model;
 use super::load::{self, Load, Measured, work_file};
 use super::process::Process;
-use super::server::{Server, Setup};
+use super::server::{START_LIMIT, Server, Setup};
 use crate::workspace::{Profile, Workspace};
 
 /// Enough callers to keep every processor busy.
@@ -81,6 +81,7 @@ impl<'a> Rig<'a> {
             state: self.folder(state),
             starter,
             host: Profile::Release,
+            limit: START_LIMIT,
             environment: Vec::new(),
         })
     }
