@@ -6,6 +6,8 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use semver::Version;
@@ -21,8 +23,11 @@ const KEY: &str = "local-demo-admin-key";
 /// again.
 const WAIT_SECONDS: u32 = 20;
 
-/// How often a deployment is asked for at most: compiling takes minutes at worst.
-const MOST_WAITS: u32 = 60;
+/// How long a deployment may take: compiling takes minutes at worst.
+const DEPLOY_LIMIT: Duration = Duration::from_secs(1200);
+
+/// How long it is left alone after an answer, of which there is one for each step.
+const DEPLOY_PAUSE: Duration = Duration::from_millis(2);
 
 /// All of the traffic, in parts per million.
 pub(super) const WHOLE: u32 = 1_000_000;
@@ -140,12 +145,14 @@ impl Admin {
         let mut operation = answer.json()?;
         let id = operation["operation"].as_str().context("an operation has no name")?;
         let path = format!("/admin/v1/operations/{id}?wait_seconds={WAIT_SECONDS}");
-        for _ in 0..MOST_WAITS {
+        let start = Instant::now();
+        while start.elapsed() < DEPLOY_LIMIT {
             match operation["state"].as_str() {
                 Some("done") => return Ok(Reply::Acknowledged(operation["result"].take())),
                 Some("failed") => return Ok(Reply::Refused(operation["error"].to_string())),
                 _ => {}
             }
+            thread::sleep(DEPLOY_PAUSE);
             let answer = self.0.get(&path)?;
             ensure!(answer.is_success(), "the operation is gone: {}", answer.text);
             operation = answer.json()?;

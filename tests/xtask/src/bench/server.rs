@@ -1,6 +1,7 @@
 //! A server under measurement: started, found by its log, and ended whatever happens.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io::ErrorKind::NotFound;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -67,8 +68,11 @@ impl Server {
     pub(super) fn launch(workspace: &Workspace, setup: &Setup) -> Result<Self> {
         let state = setup.state.file_name().unwrap_or_default().to_string_lossy();
         let log = work_file(workspace, &format!("server-{state}.log"))?;
-        let output =
-            File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        // A new file: children of a server that was killed may still write to the old one.
+        let output = fs::remove_file(&log)
+            .or_else(|error| if error.kind() == NotFound { Ok(()) } else { Err(error) })
+            .and_then(|()| File::create(&log))
+            .with_context(|| format!("cannot write {}", log.display()))?;
         let mut program = setup.starter.clone();
         program.push(workspace.host_binary(setup.host));
         let (first, rest) = program.split_first().context("there is no program")?;
@@ -124,9 +128,10 @@ impl Server {
         Admin::new(self.admin_address)
     }
 
-    /// Ends the server as an operator would, and fails if it does not end well.
+    /// Ends the server as an operator at a terminal would, and fails if it does not end well. Another
+    /// signal would let it serve for a while, for load balancers that nobody has here.
     pub(super) fn stop(mut self) -> Result<()> {
-        self.process.signal(Signal::TERM)?;
+        self.process.signal(Signal::INT)?;
         let status = self.process.wait(STOP_LIMIT)?;
         ensure!(
             status.success(),

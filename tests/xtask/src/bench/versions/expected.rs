@@ -73,6 +73,10 @@ impl State {
             state.promoted.push(version(promoted)?);
         }
         for entry in model["versions"].as_array().context("no versions")? {
+            if entry["digest"].is_null() {
+                // It is on its way out, or has never come in.
+                continue;
+            }
             let digest = entry["digest"].as_str().context("no digest")?;
             let digest = digest.strip_prefix("sha256:").context("no SHA-256")?;
             state.versions.insert(version(&entry["version"])?, digest.to_owned());
@@ -142,9 +146,10 @@ impl State {
                 state.candidates.insert(version.clone(), *weight);
             }
             Mutation::Shadow(shadow) => state.shadow.clone_from(shadow),
-            Mutation::Rollback(_) if !state.candidates.is_empty() => state.candidates.clear(),
+            Mutation::Rollback(None) if !state.candidates.is_empty() => state.candidates.clear(),
             Mutation::Rollback(None) => state.stable = state.promoted.pop(),
             Mutation::Rollback(Some(to)) => {
+                state.candidates.clear();
                 while state.stable.as_ref() != Some(to) && !state.promoted.is_empty() {
                     state.stable = state.promoted.pop();
                 }
