@@ -19,16 +19,17 @@ use crate::run::{self, Load, Run};
 /// and count as well. Must be called on a tokio runtime with timers and network.
 ///
 /// # Errors
-/// [`LoadError`], before the first request. What goes wrong later is in the report.
+/// [`LoadError`], before the first request, or because the trace cannot be written. What else goes
+/// wrong later is in the report.
 pub async fn closed_loop(load: &Load) -> Result<Report, LoadError> {
     load.check()?;
     let connections = run::connect(load).await?;
-    let run = Arc::new(Run::start(load));
+    let run = Arc::new(Run::start(load)?);
     let mut workers = JoinSet::new();
     for connection in connections {
         workers.spawn(work(Arc::clone(&run), connection));
     }
-    Ok(run.finish(workers, None).await)
+    run.finish(workers, None).await
 }
 
 async fn work(run: Arc<Run>, mut connection: Connection) {
@@ -41,8 +42,8 @@ async fn work(run: Arc<Run>, mut connection: Connection) {
         if number >= run.requests {
             return;
         }
-        let outcome = connection.ask(number).await;
-        run.count(outcome, sent, sent);
+        let answer = connection.ask(number).await;
+        run.count(&answer, sent, sent);
         connection.recover().await;
     }
 }

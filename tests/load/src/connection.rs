@@ -11,6 +11,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::StatusCode;
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{HeaderName, HeaderValue};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -19,6 +20,9 @@ use crate::target::Target;
 
 /// The largest body of an answer that is read. The largest batch of a model server is far below.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// Says in an answer which version of a model gave it.
+const VERSION_HEADER: HeaderName = HeaderName::from_static("x-model-version");
 
 /// The pause after a connection failed, so that a server that is gone is not asked in a busy loop.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
@@ -40,6 +44,26 @@ pub(crate) enum Outcome {
     Timeout,
 }
 
+impl Outcome {
+    /// Its name in reports and traces.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Success => "success",
+            Self::Also(status) | Self::Status(status) => status.as_str(),
+            Self::WrongBody => "wrong_body",
+            Self::Connection => "connection",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// How a request ended, and which version of a model answered it, if an answer says so.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) outcome: Outcome,
+    pub(crate) version: Option<HeaderValue>,
+}
+
 /// An endpoint and, most of the time, a way to it.
 pub(crate) struct Connection {
     target: Arc<Target>,
@@ -58,17 +82,18 @@ impl Connection {
     }
 
     /// Sends the request of this number and reads the answer.
-    pub(crate) async fn ask(&mut self, number: usize) -> Outcome {
+    pub(crate) async fn ask(&mut self, number: usize) -> Answer {
         // Moved out: a connection with half an answer on it must not be used again.
         let sender = self.sender.take();
-        match timeout(self.time_limit, exchange(&self.target, sender, number)).await {
-            Ok(Ok((sender, outcome))) => {
+        let outcome = match timeout(self.time_limit, exchange(&self.target, sender, number)).await {
+            Ok(Ok((sender, answer))) => {
                 self.sender = Some(sender);
-                outcome
+                return answer;
             }
             Ok(Err(_broken)) => Outcome::Connection,
             Err(_elapsed) => Outcome::Timeout,
-        }
+        };
+        Answer { outcome, version: None }
     }
 
     /// Waits a little, if the last request broke the connection.
@@ -86,14 +111,15 @@ async fn exchange(
     target: &Target,
     sender: Option<SendRequest<Full<Bytes>>>,
     number: usize,
-) -> Result<(SendRequest<Full<Bytes>>, Outcome), Broken> {
+) -> Result<(SendRequest<Full<Bytes>>, Answer), Broken> {
     let mut sender = match sender {
         Some(sender) if !sender.is_closed() => sender,
         _ => connect(target).await.map_err(|_error| Broken)?,
     };
     sender.ready().await.map_err(|_error| Broken)?;
     let response = sender.send_request(target.request(number)).await;
-    let (head, body) = response.map_err(|_error| Broken)?.into_parts();
+    let (mut head, body) = response.map_err(|_error| Broken)?.into_parts();
+    let version = head.headers.remove(&VERSION_HEADER);
     // The whole body is read even when the status is wrong: the connection goes on after it.
     let body = read(body).await?;
     let outcome = if target.is_also_expected(head.status) {
@@ -105,7 +131,7 @@ async fn exchange(
     } else {
         Outcome::WrongBody
     };
-    Ok((sender, outcome))
+    Ok((sender, Answer { outcome, version }))
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Broken> {

@@ -19,6 +19,7 @@ mod run;
 mod target;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 pub use closed::closed_loop;
 pub use open::{MAX_RATE, open_loop};
@@ -26,7 +27,7 @@ pub use report::{Latency, Report};
 pub use run::{Load, MAX_CONNECTIONS, MAX_TIME};
 pub use target::{Expectation, Target};
 
-/// No load was made.
+/// No load was made, or it is not known what came of it.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The address belongs to another machine, perhaps somebody else's.
@@ -48,6 +49,9 @@ pub enum LoadError {
     /// There is no server, or it takes no more connections.
     #[error("connect")]
     Connect(#[source] std::io::Error),
+    /// The trace cannot be written.
+    #[error("write the trace")]
+    Trace(#[source] std::io::Error),
     /// The system gives no thread.
     #[error("start a thread")]
     Thread(#[source] std::io::Error),

@@ -81,6 +81,10 @@ struct LoadArguments {
     /// Where to write the result as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Where to write a line about each request: when it was sent and answered in nanoseconds of
+    /// CLOCK_MONOTONIC, how it ended, and the version that answered, from X-Model-Version.
+    #[arg(long)]
+    trace: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -141,6 +145,7 @@ impl LoadArguments {
             duration: duration(self.seconds)?,
             request_time: duration(self.request_seconds)?,
             requests: self.requests,
+            trace: self.trace.clone(),
         })
     }
 }

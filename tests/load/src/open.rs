@@ -28,14 +28,15 @@ pub const MAX_RATE: u32 = 100_000;
 /// Must be called on a tokio runtime with timers and network.
 ///
 /// # Errors
-/// [`LoadError`], before the first request. What goes wrong later is in the report.
+/// [`LoadError`], before the first request, or because the trace cannot be written. What else goes
+/// wrong later is in the report.
 pub async fn open_loop(load: &Load, rate: u32) -> Result<Report, LoadError> {
     load.check()?;
     if !(1..=MAX_RATE).contains(&rate) {
         return Err(run::out_of_bounds("rate", rate, MAX_RATE));
     }
     let connections = run::connect(load).await?;
-    let run = Run::start(load);
+    let run = Run::start(load)?;
     let schedule = Arc::new(Schedule {
         rate,
         give_up: run.end + load.request_time,
@@ -52,7 +53,7 @@ pub async fn open_loop(load: &Load, rate: u32) -> Result<Report, LoadError> {
     for connection in connections {
         workers.spawn(work(Arc::clone(&schedule), connection));
     }
-    Ok(schedule.run.finish(workers, Some(rate)).await)
+    schedule.run.finish(workers, Some(rate)).await
 }
 
 struct Schedule {
@@ -115,8 +116,8 @@ async fn work(schedule: Arc<Schedule>, mut connection: Connection) {
             run.count_unsent(due);
             continue;
         }
-        let outcome = connection.ask(number).await;
-        run.count(outcome, due, sent);
+        let answer = connection.ask(number).await;
+        run.count(&answer, due, sent);
         connection.recover().await;
     }
 }

@@ -88,18 +88,14 @@ impl Tally {
         if late > LATE_AFTER {
             self.late_starts += 1;
         }
-        let error = match &outcome {
+        match &outcome {
             Outcome::Success => {
                 let microseconds = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-                return self.latencies.saturating_record(microseconds);
+                self.latencies.saturating_record(microseconds);
             }
-            Outcome::Also(status) => return increment(&mut self.also, status.as_str()),
-            Outcome::Status(status) => status.as_str(),
-            Outcome::WrongBody => "wrong_body",
-            Outcome::Connection => "connection",
-            Outcome::Timeout => "timeout",
-        };
-        increment(&mut self.errors, error);
+            Outcome::Also(_) => increment(&mut self.also, outcome.name()),
+            _ => increment(&mut self.errors, outcome.name()),
+        }
     }
 
     /// Counts a request that was due and is not going to be sent.

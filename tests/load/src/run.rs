@@ -1,6 +1,7 @@
 //! What both loops share: the bounds, the connections, and the clock and counts of a run.
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,9 +10,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::LoadError;
-use crate::connection::{Connection, Outcome};
+use crate::connection::{Answer, Connection};
 use crate::report::{Report, Tally};
 use crate::target::Target;
+use crate::trace::Trace;
 
 /// The most connections of a run. More would measure this program.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -35,6 +37,9 @@ pub struct Load {
     /// How many requests there are at most, those of the warm-up included; without it, as many as
     /// there is time for.
     pub requests: Option<usize>,
+    /// Where to write a line about each request that is sent, those of the warm-up included, if
+    /// anywhere: see [`crate::trace`].
+    pub trace: Option<PathBuf>,
 }
 
 impl Load {
@@ -90,14 +95,17 @@ pub(crate) struct Run {
     pub(crate) requests: usize,
     next: AtomicUsize,
     tally: Mutex<Tally>,
+    trace: Option<Mutex<Trace>>,
 }
 
 impl Run {
     /// Starts the clock.
-    pub(crate) fn start(load: &Load) -> Self {
+    pub(crate) fn start(load: &Load) -> Result<Self, LoadError> {
+        let trace = load.trace.as_deref().map(Trace::create).transpose();
+        let trace = trace.map_err(LoadError::Trace)?.map(Mutex::new);
         let start = Instant::now();
         let counted_from = start + load.warm_up;
-        Self {
+        Ok(Self {
             start,
             counted_from,
             end: counted_from + load.duration,
@@ -105,7 +113,8 @@ impl Run {
             requests: load.requests.unwrap_or(usize::MAX),
             next: AtomicUsize::new(0),
             tally: Mutex::new(Tally::new()),
-        }
+            trace,
+        })
     }
 
     /// The number of the next request, counted from 0.
@@ -114,22 +123,31 @@ impl Run {
     }
 
     /// Counts a request that has just ended.
-    pub(crate) fn count(&self, outcome: Outcome, due: Instant, sent: Instant) {
+    pub(crate) fn count(&self, answer: &Answer, due: Instant, sent: Instant) {
+        let received = Instant::now();
+        if let Some(trace) = &self.trace {
+            lock(trace).write(answer, sent, received);
+        }
         if due >= self.counted_from {
-            let (late, latency) = (sent.saturating_duration_since(due), due.elapsed());
-            self.tally().count(outcome, late, latency);
+            let late = sent.saturating_duration_since(due);
+            let latency = received.saturating_duration_since(due);
+            lock(&self.tally).count(answer.outcome, late, latency);
         }
     }
 
     /// Counts a request that was due and is not going to be sent.
     pub(crate) fn count_unsent(&self, due: Instant) {
         if due >= self.counted_from {
-            self.tally().count_unsent();
+            lock(&self.tally).count_unsent();
         }
     }
 
     /// Waits for the workers and reports what they counted.
-    pub(crate) async fn finish(&self, mut workers: JoinSet<()>, rate: Option<u32>) -> Report {
+    pub(crate) async fn finish(
+        &self,
+        mut workers: JoinSet<()>,
+        rate: Option<u32>,
+    ) -> Result<Report, LoadError> {
         while let Some(ended) = workers.join_next().await {
             // Nobody aborts a worker, so this is a panic: a bug of ours, and no figure is right.
             if let Err(failed) = ended {
@@ -137,11 +155,14 @@ impl Run {
             }
         }
         let time = self.counted_from.elapsed();
-        self.tally().report(self.connections, rate, time)
+        if let Some(trace) = &self.trace {
+            lock(trace).finish().map_err(LoadError::Trace)?;
+        }
+        Ok(lock(&self.tally).report(self.connections, rate, time))
     }
+}
 
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        // A panic while counting ends the run in `finish`, whatever the tally says.
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(counts: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while counting ends the run in `finish`, whatever was counted.
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 
-use crate::{Expectation, Load, LoadError, Report, Target, closed_loop, open_loop};
+use crate::{Expectation, Load, LoadError, Report, Target, closed_loop, open_loop, trace};
 
 /// What a server does with the request of a number: the text to answer with, or hang up.
 type Behaviour = fn(usize) -> Option<&'static str>;
 
 const OK: Option<&str> = Some("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine");
 const BUSY: Option<&str> = Some("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n");
+const VERSIONED: Option<&str> =
+    Some("HTTP/1.1 200 OK\r\nx-model-version: 1.2.0\r\ncontent-length: 4\r\n\r\nfine");
 const STALL: Duration = Duration::from_millis(300);
 
 /// Starts a server, which lives on threads of its own until the tests end.
@@ -72,6 +74,7 @@ fn load(address: SocketAddr, milliseconds: u64) -> Load {
         duration: Duration::from_millis(milliseconds),
         request_time: Duration::from_secs(10),
         requests: None,
+        trace: None,
     }
 }
 
@@ -164,6 +167,33 @@ fn the_warm_up_is_not_counted() {
     let mut load = load(serve(|_| OK), 200);
     load.warm_up = Duration::from_millis(300);
     assert_eq!(open(&load, 100).requests, 20);
+}
+
+#[test]
+fn a_trace_has_a_line_about_every_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("trace");
+    let mut load = load(serve(|number| [VERSIONED, BUSY][number % 2]), 100);
+    load.trace = Some(file.clone());
+    load.warm_up = Duration::from_millis(100);
+
+    let before = trace::now_ns();
+    assert_eq!(open(&load, 100).requests, 10);
+    let after = trace::now_ns();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
+    assert_eq!(lines.len(), 20, "{text}");
+    let mut last = before;
+    for (number, line) in lines.iter().enumerate() {
+        let wanted = [["success", "1.2.0"], ["503", "-"]][number % 2];
+        assert_eq!(line[2..], wanted, "{text}");
+        let (sent, answered): (u64, u64) = (line[0].parse().unwrap(), line[1].parse().unwrap());
+        assert!(before <= sent && sent < answered && last <= answered && answered <= after);
+        last = answered;
+    }
+
+    load.trace = Some(folder.path().join("absent/trace"));
+    assert!(matches!(run(open_loop(&load, 100)), Err(LoadError::Trace(_))));
 }
 
 #[test]

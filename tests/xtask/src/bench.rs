@@ -3,20 +3,29 @@
 //! A benchmark is a module below and returns [`Figure`]s; here is what is done with them. A figure
 //! that misses its bar is reported and does not fail the command: how busy the machine is decides
 //! as much as the code. A request that fails makes [`serve`] fail, because then its figures are of
-//! something else; [`runtime`] counts such requests, in figures of their own that have to be 0.
+//! something else; [`runtime`] and [`versions`] count such requests, in figures of their own that
+//! have to be 0.
 
+mod admin;
+mod artifacts;
+mod client;
 mod load;
 mod log;
 mod process;
+mod random;
+mod rig;
 pub(crate) mod runtime;
 pub(crate) mod serve;
 mod server;
 mod statistics;
+mod trace;
+pub(crate) mod versions;
 
+use std::fmt::Debug;
 use std::fs;
 use std::path::{self, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 
 /// What every benchmark is told.
@@ -104,6 +113,24 @@ impl Figure {
         let Self { name, value, unit, .. } = self;
         line([name, &format!("{value:.2}"), unit, &bar, holds])
     }
+}
+
+/// Measures every section, or those that were asked for. A section that cannot be measured does not
+/// take the figures of the others away; it is in the second result.
+fn sections<S: Copy + PartialEq + Debug>(
+    all: &[S],
+    only: &[S],
+    measure: impl Fn(S) -> Result<Vec<Figure>>,
+) -> (Vec<Figure>, Result<()>) {
+    let (mut figures, mut failed) = (Vec::new(), Vec::new());
+    for section in all.iter().filter(|section| only.is_empty() || only.contains(section)) {
+        match measure(*section) {
+            Ok(measured) => figures.extend(measured),
+            Err(error) => failed.push(format!("cannot measure {section:?}: {error:#}")),
+        }
+    }
+    let outcome = if failed.is_empty() { Ok(()) } else { Err(anyhow!(failed.join("\n"))) };
+    (figures, outcome)
 }
 
 /// Prints the figures and writes them where the options say.

@@ -87,6 +87,8 @@ enum Bench {
     Serve(bench::Options),
     /// The runtime: instances, isolation, deadlines, deployments, and what bystanders feel.
     Runtime(bench::runtime::Options),
+    /// Versions that change while they are asked: swaps, rollbacks, shares, shadows, crashes.
+    Versions(bench::versions::Options),
 }
 
 fn main() -> ExitCode {
@@ -111,6 +113,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Lint => lint::check(&Workspace::load()?),
         Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
         Task::Bench { bench: Bench::Runtime(options) } => bench_runtime(&options.absolute()?),
+        Task::Bench { bench: Bench::Versions(options) } => bench_versions(&options.absolute()?),
     }
 }
 
@@ -169,13 +172,26 @@ fn bench_serve(options: &bench::Options) -> Result<()> {
 }
 
 fn bench_runtime(options: &bench::runtime::Options) -> Result<()> {
+    let workspace = build_for_bench()?;
+    let (figures, outcome) = bench::runtime::measure(&workspace, options)?;
+    bench::finish(&figures, &options.general)?;
+    outcome
+}
+
+fn bench_versions(options: &bench::versions::Options) -> Result<()> {
+    let workspace = build_for_bench()?;
+    let (figures, outcome) = bench::versions::measure(&workspace, options)?;
+    bench::finish(&figures, &options.general)?;
+    outcome
+}
+
+/// Builds what benchmarks need that disturb servers.
+fn build_for_bench() -> Result<Workspace> {
     let workspace = Workspace::load()?;
     build_and_pack(&workspace)?;
     guests::build(&workspace, &["misbehave".to_owned()])?;
     for package in ["load", "probe"] {
         run::shown(run::cargo().args(["build", "--locked", "--release", "--package", package]))?;
     }
-    let (figures, outcome) = bench::runtime::measure(&workspace, options)?;
-    bench::finish(&figures, &options.general)?;
-    outcome
+    Ok(workspace)
 }

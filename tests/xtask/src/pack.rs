@@ -49,17 +49,28 @@ pub(crate) fn guests_of(models: &[Model]) -> Vec<String> {
     guests
 }
 
-/// Packs each model whose artifact is missing or older than something it is made from.
+/// Packs each model whose artifact is missing or older than something it is made from into the
+/// workspace's repository.
 pub(crate) fn pack(workspace: &Workspace, models: &[Model], host: &Path) -> Result<()> {
+    pack_into(&workspace.repository(), workspace, models, host)
+}
+
+/// The same for any folder.
+pub(crate) fn pack_into(
+    repository: &Path,
+    workspace: &Workspace,
+    models: &[Model],
+    host: &Path,
+) -> Result<()> {
     // A packer that is killed leaves its half of an artifact here, not in the repository.
     let unfinished = workspace.output().join("unfinished");
-    for folder in [&unfinished, &workspace.repository()] {
+    for folder in [&unfinished, repository] {
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
     }
     for model in models {
         let file_name = format!("{}-{}.wasm", model.name, model.version);
-        let artifact = workspace.repository().join(&file_name);
+        let artifact = repository.join(&file_name);
         let component = workspace.component(&model.guest);
         if is_current(&artifact, &[&component, host, &model.folder])? {
             continue;
@@ -81,7 +92,8 @@ pub(crate) fn pack(workspace: &Workspace, models: &[Model], host: &Path) -> Resu
     Ok(())
 }
 
-fn read_manifest(folder: &Path, manifest: PathBuf) -> Result<Model> {
+/// What a manifest says, of a model whose sources are in that folder.
+pub(crate) fn read_manifest(folder: &Path, manifest: PathBuf) -> Result<Model> {
     let text = fs::read_to_string(&manifest)
         .with_context(|| format!("cannot read {}", manifest.display()))?;
     let table: toml::Table =

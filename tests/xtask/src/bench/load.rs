@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::process::Process;
+use super::server::KEY;
 use crate::workspace::Workspace;
 
 /// How much longer than it measures a load generator may take: it waits for the last answers.
@@ -41,6 +42,8 @@ pub(crate) struct Load<'a> {
     pub(crate) also: &'a [u16],
     /// One more header, as `name: value`.
     pub(crate) header: Option<&'a str>,
+    /// Where to write a line about each request, if anywhere.
+    pub(crate) trace: Option<&'a Path>,
 }
 
 impl Default for Load<'_> {
@@ -59,6 +62,7 @@ impl Default for Load<'_> {
             status: 200,
             also: &[],
             header: None,
+            trace: None,
         }
     }
 }
@@ -160,8 +164,7 @@ pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
         .args(["--connections", &load.connections.to_string()])
         .args(["--seconds", &load.seconds.to_string()])
         .args(["--warm-up-seconds", &load.warm_up_seconds.to_string()])
-        // The key that `guesthouse serve --demo` accepts.
-        .args(["--header", "x-api-key: local-demo-key"])
+        .args(["--header", &format!("x-api-key: {KEY}")])
         .args(["--status", &load.status.to_string()])
         .args(["--contains", load.contains])
         .arg("--bodies")
@@ -177,6 +180,9 @@ pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
     }
     if let Some(requests) = load.requests {
         command.args(["--requests", &requests.to_string()]);
+    }
+    if let Some(trace) = load.trace {
+        command.arg("--trace").arg(trace);
     }
     let limit = Duration::from_secs_f64(load.warm_up_seconds + load.seconds) + GRACE;
     let process = Process::start("load generator", &mut command)?;

@@ -7,7 +7,6 @@
 //! of such pairs. Each module below is a section, measures one thing and says what would be
 //! different if that thing were broken.
 
-mod artifacts;
 mod bystander;
 mod crash;
 mod damage;
@@ -18,7 +17,7 @@ mod isolation;
 mod setup;
 mod traps;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use self::setup::Bench;
 use super::Figure;
@@ -80,22 +79,7 @@ pub(crate) fn measure(
     options: &Options,
 ) -> Result<(Vec<Figure>, Result<()>)> {
     let bench = Bench::prepare(workspace, options.general.seconds as f64)?;
-    let (mut figures, mut failed) = (Vec::new(), Vec::new());
-    for section in SECTIONS {
-        if !options.only.is_empty() && !options.only.contains(&section) {
-            continue;
-        }
-        match section.measure(&bench) {
-            Ok(measured) => figures.extend(measured),
-            Err(error) => failed.push(format!("cannot measure {section:?}: {error:#}")),
-        }
-    }
-    let outcome = if failed.is_empty() { Ok(()) } else { fail(&failed) };
-    Ok((figures, outcome))
-}
-
-fn fail(reasons: &[String]) -> Result<()> {
-    bail!("{}", reasons.join("\n"))
+    Ok(super::sections(&SECTIONS, &options.only, |section| section.measure(&bench)))
 }
 
 impl Section {

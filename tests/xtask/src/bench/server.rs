@@ -1,6 +1,7 @@
 //! A server under measurement: started, found by its log, and ended whatever happens.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io::ErrorKind::NotFound;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,20 +12,25 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::admin::Admin;
+use super::client::Client;
 use super::load::work_file;
 use super::log::{Log, number};
 use super::process::Process;
 use crate::workspace::{Profile, Workspace};
 
-/// How long a server may take until it has said what is waited for. A first start compiles every
-/// version, which takes half a minute each on a busy machine.
-const START_LIMIT: Duration = Duration::from_secs(300);
+/// How long a server may take until it has said what is waited for, most of the time. A first start
+/// compiles every version, which takes half a minute each on a busy machine.
+pub(super) const START_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a server may take to end; longer than it waits for requests under way.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often the log is looked at. The times that count are the server's own.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The key that `guesthouse serve --demo` accepts.
+pub(super) const KEY: &str = "local-demo-key";
 
 /// What a server serves, and how.
 pub(super) struct Setup {
@@ -33,31 +39,42 @@ pub(super) struct Setup {
     pub(super) state: PathBuf,
     /// A program that becomes the server, with its arguments, if there is one.
     pub(super) starter: Vec<PathBuf>,
+    /// Which build it is.
+    pub(super) host: Profile,
+    /// How long it may take until it has said what is waited for.
+    pub(super) limit: Duration,
+    /// Environment variables beside those that this process has.
+    pub(super) environment: Vec<(&'static str, String)>,
 }
 
 /// A running server.
 pub(crate) struct Server {
     pub(super) process: Process,
     pub(super) log: Log,
+    limit: Duration,
     address: SocketAddr,
+    admin_address: SocketAddr,
 }
 
 impl Server {
-    /// Starts the release build and waits until it has loaded everything.
+    /// Starts it and waits until it has loaded everything.
     pub(super) fn start(workspace: &Workspace, setup: &Setup) -> Result<Self> {
         let mut server = Self::launch(workspace, setup)?;
         server.wait_for("ready", None)?;
         Ok(server)
     }
 
-    /// Starts the release build and waits until it listens.
+    /// Starts it and waits until it listens.
     pub(super) fn launch(workspace: &Workspace, setup: &Setup) -> Result<Self> {
         let state = setup.state.file_name().unwrap_or_default().to_string_lossy();
         let log = work_file(workspace, &format!("server-{state}.log"))?;
-        let output =
-            File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        // A new file: children of a server that was killed may still write to the old one.
+        let output = fs::remove_file(&log)
+            .or_else(|error| if error.kind() == NotFound { Ok(()) } else { Err(error) })
+            .and_then(|()| File::create(&log))
+            .with_context(|| format!("cannot write {}", log.display()))?;
         let mut program = setup.starter.clone();
-        program.push(workspace.host_binary(Profile::Release));
+        program.push(workspace.host_binary(setup.host));
         let (first, rest) = program.split_first().context("there is no program")?;
         let mut command = Command::new(first);
         command
@@ -69,15 +86,21 @@ impl Server {
             .arg(&setup.repository)
             .arg("--state")
             .arg(&setup.state)
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .envs(setup.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(output);
         let mut process = Process::start("server", &mut command)?;
         let mut log = Log::open(&log)?;
-        let line = wait_for(&mut process, &mut log, "listening", None)?;
-        let address = line["address"].as_str().and_then(|address| address.parse().ok());
-        Ok(Self { process, log, address: address.context("the log has no address")? })
+        let limit = setup.limit;
+        let mut address = |message| {
+            let line = wait_for(&mut process, &mut log, (message, None), limit)?;
+            let address = line["address"].as_str().and_then(|address| address.parse().ok());
+            address.context("the log has no address")
+        };
+        let (address, admin_address) = (address("listening")?, address("admin listening")?);
+        Ok(Self { process, log, limit, address, admin_address })
     }
 
     /// From the start of the process until everything was loaded, as the server measured it.
@@ -87,7 +110,7 @@ impl Server {
 
     /// The first line of the log that says this, of that version if one is named.
     pub(super) fn wait_for(&mut self, message: &str, version: Option<&str>) -> Result<Value> {
-        wait_for(&mut self.process, &mut self.log, message, version)
+        wait_for(&mut self.process, &mut self.log, (message, version), self.limit)
     }
 
     /// The URL of a path.
@@ -95,9 +118,20 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    /// Ends the server as an operator would, and fails if it does not end well.
+    /// A caller of its public endpoints.
+    pub(super) fn client(&self) -> Client {
+        Client::new(self.address, KEY)
+    }
+
+    /// The way to its administration.
+    pub(super) fn admin(&self) -> Admin {
+        Admin::new(self.admin_address)
+    }
+
+    /// Ends the server as an operator at a terminal would, and fails if it does not end well. Another
+    /// signal would let it serve for a while, for load balancers that nobody has here.
     pub(super) fn stop(mut self) -> Result<()> {
-        self.process.signal(Signal::TERM)?;
+        self.process.signal(Signal::INT)?;
         let status = self.process.wait(STOP_LIMIT)?;
         ensure!(
             status.success(),
@@ -118,11 +152,11 @@ impl Server {
 fn wait_for(
     process: &mut Process,
     log: &mut Log,
-    message: &str,
-    version: Option<&str>,
+    (message, version): (&str, Option<&str>),
+    limit: Duration,
 ) -> Result<Value> {
     let start = Instant::now();
-    while start.elapsed() < START_LIMIT {
+    while start.elapsed() < limit {
         // Looked at first: what it said before it ended is in the log by then.
         let ended = process.ended()?;
         if let Some(line) = log.find(message, version)? {
@@ -133,7 +167,7 @@ fn wait_for(
         }
         thread::sleep(POLL_INTERVAL);
     }
-    let seconds = START_LIMIT.as_secs();
+    let seconds = limit.as_secs();
     bail!("the server has not said `{message}` in {seconds} s; its log:\n{}", log.tail())
 }
 
@@ -144,6 +178,9 @@ pub(super) fn demonstration(workspace: &Workspace) -> Setup {
         repository: workspace.repository(),
         state: workspace.state(),
         starter: Vec::new(),
+        host: Profile::Release,
+        limit: START_LIMIT,
+        environment: Vec::new(),
     }
 }
 
@@ -157,7 +194,7 @@ mod tests {
         std::fs::write(file.path(), "{\"message\":\"said\"}\n").unwrap();
         let mut log = Log::open(file.path()).unwrap();
         let mut process = Process::start("server", &mut Command::new("true")).unwrap();
-        assert!(wait_for(&mut process, &mut log, "said", None).is_ok());
-        assert!(wait_for(&mut process, &mut log, "unsaid", None).is_err());
+        assert!(wait_for(&mut process, &mut log, ("said", None), START_LIMIT).is_ok());
+        assert!(wait_for(&mut process, &mut log, ("unsaid", None), START_LIMIT).is_err());
     }
 }

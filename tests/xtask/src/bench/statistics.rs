@@ -12,6 +12,15 @@ pub(super) fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The least of the values that so large a part of them do not exceed; 0 without any.
+pub(super) fn quantile(values: &[f64], part: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let mut counts = (1..=values.len()).map(|count| count as f64);
+    let rank = counts.position(|count| count >= part * values.len() as f64);
+    rank.and_then(|rank| values.get(rank)).copied().unwrap_or(0.0)
+}
+
 /// A measurement under one condition and one under another, one soon after the other, so that
 /// whatever else the machine did befell both.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +81,14 @@ mod tests {
         assert!(near(median(&[3.0, 1.0, 2.0]), 2.0));
         assert!(near(median(&[4.0, 1.0, 2.0, 3.0]), 2.5));
         assert!(near(median(&[]), 0.0));
+    }
+
+    #[test]
+    fn quantiles_are_values() {
+        let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        assert!(near(quantile(&values, 0.99), 198.0));
+        assert!(near(quantile(&values, 1.0), 200.0));
+        assert!(near(quantile(&[7.0], 0.5), 7.0) && near(quantile(&[], 0.5), 0.0));
     }
 
     #[test]

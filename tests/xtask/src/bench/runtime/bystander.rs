@@ -16,9 +16,10 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::artifacts::{make_init, pack_misbehave};
-use super::setup::{Arrivals, BLOCK_WARM_UP_SECONDS, Bench};
+use super::setup::Bench;
+use crate::bench::artifacts::{make_init, pack_misbehave};
 use crate::bench::load::{self, Load, Measured};
+use crate::bench::rig::{Arrivals, BLOCK_WARM_UP_SECONDS};
 use crate::bench::server::Server;
 use crate::bench::statistics::{Pair, median, median_ratio};
 use crate::bench::{Bar, Figure};
@@ -68,8 +69,8 @@ struct Tally {
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let rate = run::step("bystander: capacity beside a busy core", || {
         let server = start(bench, &[])?;
-        let _spinner = bench.spinner()?;
-        let rate = bench.half_capacity(&server, &bench.healthy)?;
+        let _spinner = bench.rig.spinner()?;
+        let rate = bench.rig.half_capacity(&server, &bench.healthy)?;
         server.stop()?;
         Ok(rate)
     })?;
@@ -100,30 +101,30 @@ fn start(bench: &Bench<'_>, others: &[&Path]) -> Result<Server> {
     }
     let mut artifacts = vec![bench.healthy.artifact.as_path(), bench.misbehave.artifact.as_path()];
     artifacts.extend(others);
-    let setup = bench.setup("state-bystander", &config, &artifacts)?;
+    let setup = bench.rig.setup("state-bystander", &config, &artifacts)?;
     if others.is_empty() {
-        bench.warm_server(&setup)
+        bench.rig.warm_server(&setup)
     } else {
-        Server::launch(bench.workspace, &setup)
+        Server::launch(bench.rig.workspace, &setup)
     }
 }
 
 fn block_seconds(bench: &Bench<'_>) -> f64 {
-    bench.seconds / 10.0
+    bench.rig.seconds / 10.0
 }
 
 /// The healthy version's requests, whatever else goes on.
 fn healthy_block(bench: &Bench<'_>, server: &Server, tally: &mut Tally) -> Result<f64> {
     let (rate, warm_up_seconds) = (tally.rate, BLOCK_WARM_UP_SECONDS);
     let block = Arrivals { rate, warm_up_seconds, seconds: block_seconds(bench) };
-    let measured = bench.arrivals(server, &bench.healthy, block)?;
+    let measured = bench.rig.arrivals(server, &bench.healthy, block)?;
     tally.errors += measured.error_count();
     Ok(measured.latencies.p99_ms())
 }
 
 /// The baseline: beside a process that computes.
 fn block_alone(bench: &Bench<'_>, server: &Server, tally: &mut Tally) -> Result<f64> {
-    let _spinner = bench.spinner()?;
+    let _spinner = bench.rig.spinner()?;
     let p99 = healthy_block(bench, server, tally)?;
     tally.alone_p99.push(p99);
     Ok(p99)
@@ -168,7 +169,7 @@ fn block_beside(
         also: &[500, 503, 504],
         ..Load::default()
     };
-    let mut misbehaving = load::start(bench.workspace, &load)?;
+    let mut misbehaving = load::start(bench.rig.workspace, &load)?;
     let p99 = healthy_block(bench, server, tally)?;
     ensure!(!misbehaving.is_over()?, "the misbehaving calls were over before the healthy ones");
     let measured = misbehaving.finish()?;
@@ -184,9 +185,9 @@ fn executed(measured: &Measured) -> f64 {
 
 /// Beside a version whose `init` spins: it is deployed when the server starts, until its time is up.
 fn init_pairs(bench: &Bench<'_>, tally: &mut Tally) -> Result<Figure> {
-    let folder = bench.folder("init");
+    let folder = bench.rig.folder("init");
     fs::create_dir_all(&folder)?;
-    let artifact = pack_misbehave(bench.workspace, &folder, "2.0.0")?;
+    let artifact = pack_misbehave(bench.rig.workspace, &folder, "2.0.0")?;
     make_init(&artifact, "spin")?;
     let mut pairs = Vec::new();
     for _ in 0..PAIRS {

@@ -5,7 +5,6 @@
 //! nothing.
 
 use std::fs;
-use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use serde_json::json;
 use super::setup::Bench;
 use crate::bench::load::{self, Load};
 use crate::bench::server::{Server, Setup};
-use crate::bench::{Bar, Figure};
+use crate::bench::{Bar, Figure, random};
 use crate::run;
 
 /// How many servers are killed.
@@ -31,14 +30,14 @@ const STATE: &str = "state-crash";
 const LEFTOVERS: [&str; 2] = [".new-", ".tmp"];
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    let setup = bench.setup(STATE, "", &[&bench.misbehave.artifact])?;
+    let setup = bench.rig.setup(STATE, "", &[&bench.misbehave.artifact])?;
     let window = run::step("crash: how long a deployment takes", || window(bench, &setup))?;
     let mut outcomes = Vec::new();
     for _ in 0..MOST_STARTS {
         if outcomes.len() == KILLS as usize {
             break;
         }
-        let moment = window.mul_f64(random_fraction());
+        let moment = window.mul_f64(random::fraction());
         let what = format!("crash: kill {} ms after the start", moment.as_millis());
         outcomes.extend(run::step(&what, || kill_and_start(bench, &setup, moment))?);
     }
@@ -58,7 +57,7 @@ struct Outcome {
 /// The time from listening to ready, from nothing.
 fn window(bench: &Bench<'_>, setup: &Setup) -> Result<Duration> {
     empty(&setup.state)?;
-    let mut server = Server::launch(bench.workspace, setup)?;
+    let mut server = Server::launch(bench.rig.workspace, setup)?;
     let start = Instant::now();
     server.wait_for("ready", None)?;
     let window = start.elapsed();
@@ -69,7 +68,7 @@ fn window(bench: &Bench<'_>, setup: &Setup) -> Result<Duration> {
 /// None, if the server was ready before the moment came.
 fn kill_and_start(bench: &Bench<'_>, setup: &Setup, moment: Duration) -> Result<Option<Outcome>> {
     empty(&setup.state)?;
-    let mut server = Server::launch(bench.workspace, setup)?;
+    let mut server = Server::launch(bench.rig.workspace, setup)?;
     thread::sleep(moment);
     if server.log.find("version ready", None)?.is_some() {
         server.stop()?;
@@ -88,7 +87,7 @@ fn kill_and_start(bench: &Bench<'_>, setup: &Setup, moment: Duration) -> Result<
 }
 
 fn check_clean_start(bench: &Bench<'_>, setup: &Setup) -> Result<()> {
-    let server = Server::start(bench.workspace, setup)?;
+    let server = Server::start(bench.rig.workspace, setup)?;
     check_answer(bench, &server)?;
     let left = leftovers(&setup.state)?;
     ensure!(left.is_empty(), "there are leftovers: {left:?}");
@@ -105,7 +104,7 @@ pub(super) fn check_answer(bench: &Bench<'_>, server: &Server) -> Result<()> {
         contains: "\"done\":\"echo\"",
         ..Load::default()
     };
-    load::make(bench.workspace, &load).map(drop)
+    load::make(bench.rig.workspace, &load).map(drop)
 }
 
 fn empty(state: &Path) -> Result<()> {
@@ -130,12 +129,6 @@ fn leftovers(state: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// From 0 to 1. Not the same each time, which is the point.
-pub(super) fn random_fraction() -> f64 {
-    // The hasher has random keys, and each has others.
-    f64::from((RandomState::new().hash_one(0) >> 32) as u32) / f64::from(u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,12 +142,5 @@ mod tests {
             fs::write(state.path().join(name), "").unwrap();
         }
         assert_eq!(leftovers(state.path()).unwrap(), [".tmpXYZ", ".new-abc"]);
-    }
-
-    #[test]
-    fn fractions_are_fractions_and_differ() {
-        let fractions: Vec<_> = (0..10).map(|_| random_fraction()).collect();
-        assert!(fractions.iter().all(|fraction| (0.0..=1.0).contains(fraction)));
-        assert!(fractions.windows(2).any(|pair| pair[0] != pair[1]), "{fractions:?}");
     }
 }

@@ -10,20 +10,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::crash::{check_answer, random_fraction};
+use super::crash::check_answer;
 use super::setup::Bench;
 use crate::bench::server::{Server, Setup};
-use crate::bench::{Bar, Figure};
+use crate::bench::{Bar, Figure, random};
 use crate::run;
 
 /// How often each file is damaged, at random places.
 const FLIPS: usize = 3;
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    let setup = bench.setup("state-damage", "", &[&bench.misbehave.artifact])?;
+    let setup = bench.rig.setup("state-damage", "", &[&bench.misbehave.artifact])?;
     let compiled = setup.state.join("compiled");
     let known = run::step("damage: start undamaged", || {
-        let mut server = bench.warm_server(&setup)?;
+        let mut server = bench.rig.warm_server(&setup)?;
         let known = warnings(&mut server)?;
         server.stop()?;
         Ok(known)
@@ -59,7 +59,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
 }
 
 fn check_noticed(bench: &Bench<'_>, setup: &Setup, known: &BTreeSet<String>) -> Result<()> {
-    let mut server = Server::start(bench.workspace, setup)?;
+    let mut server = Server::start(bench.rig.workspace, setup)?;
     let ready = server.wait_for("version ready", Some(&bench.misbehave.version))?;
     let warnings = warnings(&mut server)?;
     check_answer(bench, &server)?;
@@ -105,7 +105,7 @@ fn remove_version(bench: &Bench<'_>, compiled: &Path) -> Result<()> {
 fn flip_a_bit(file: &Path) -> Result<Vec<u8>> {
     let mut bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
-    let place = (random_fraction() * bytes.len() as f64) as usize;
+    let place = (random::fraction() * bytes.len() as f64) as usize;
     let place = place.min(bytes.len().saturating_sub(1));
     let byte = bytes.get_mut(place).with_context(|| format!("{} is empty", file.display()))?;
     // Not any bit: hexadecimal digits mean the same in upper case.

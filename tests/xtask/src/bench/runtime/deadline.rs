@@ -31,8 +31,8 @@ const LEFT_RUNNING_PERCENT: Bar = Bar::Below(5.0);
 const SECOND: Duration = Duration::from_secs(1);
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    let setup = bench.setup("state-misbehave", "", &[&bench.misbehave.artifact])?;
-    let server = run::step("deadline: start", || bench.warm_server(&setup))?;
+    let setup = bench.rig.setup("state-misbehave", "", &[&bench.misbehave.artifact])?;
+    let server = run::step("deadline: start", || bench.rig.warm_server(&setup))?;
     let figures = run::step("deadline: calls that spin", || spin(bench, &server))?;
     server.stop()?;
     Ok(figures)
@@ -52,7 +52,7 @@ fn spin(bench: &Bench<'_>, server: &Server) -> Result<Vec<Figure>> {
         ..Load::default()
     };
     let (cpu_before, start) = (server.process.cpu_seconds()?, Instant::now());
-    let measured = load::tolerate(bench.workspace, &load)?;
+    let measured = load::tolerate(bench.rig.workspace, &load)?;
     let (cpu_last, last) = (server.process.cpu_seconds()?, Instant::now());
     thread::sleep(SECOND);
     let cpu_after = server.process.cpu_seconds()?;

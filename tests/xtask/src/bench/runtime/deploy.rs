@@ -10,9 +10,10 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-use super::setup::{Arrivals, Bench};
+use super::setup::Bench;
 use crate::bench::load::Latencies;
 use crate::bench::log::number;
+use crate::bench::rig::Arrivals;
 use crate::bench::server::{Server, Setup};
 use crate::bench::statistics::{Pair, median, median_ratio};
 use crate::bench::{Bar, Figure};
@@ -38,15 +39,15 @@ const P99_RATIO: Bar = Bar::AtMost(1.5);
 const SECOND_TO_FIRST: Bar = Bar::AtMost(0.25);
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    let state = bench.folder(STATE);
+    let state = bench.rig.folder(STATE);
     if state.exists() {
         fs::remove_dir_all(&state).context("cannot empty the state folder")?;
     }
     let artifacts = [bench.healthy.artifact.as_path(), &bench.sibling.artifact];
-    let setup = bench.setup(STATE, "", &artifacts)?;
+    let setup = bench.rig.setup(STATE, "", &artifacts)?;
     let (mut figures, server) =
         run::step("deploy: two versions from nothing", || shared_code(bench, &setup))?;
-    let rate = run::step("deploy: capacity", || bench.half_capacity(&server, &bench.healthy))?;
+    let rate = run::step("deploy: capacity", || bench.rig.half_capacity(&server, &bench.healthy))?;
     server.stop()?;
     let mut rounds = Vec::new();
     for round in 1..=ROUNDS {
@@ -70,7 +71,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
 
 /// How long the second version of a guest takes to deploy, compared with the first.
 fn shared_code(bench: &Bench<'_>, setup: &Setup) -> Result<(Vec<Figure>, Server)> {
-    let mut server = Server::start(bench.workspace, setup)?;
+    let mut server = Server::start(bench.rig.workspace, setup)?;
     let mut milliseconds = |version: &str| {
         let line = server.wait_for(VERSION_READY, Some(version))?;
         ensure!(line["from"] == "compiled", "version {version} was not compiled: {line}");
@@ -95,13 +96,13 @@ struct Round {
 
 fn deploy_under_load(bench: &Bench<'_>, setup: &Setup, rate: u32) -> Result<Round> {
     forget_all_but_the_healthy(bench)?;
-    let mut server = Server::launch(bench.workspace, setup)?;
+    let mut server = Server::launch(bench.rig.workspace, setup)?;
     let ready = server.wait_for(VERSION_READY, Some(&bench.healthy.version))?;
     ensure!(ready["from"] == "store", "the healthy version was compiled: {ready}");
     let (mut during, mut after, mut errors) = (Latencies::default(), Latencies::default(), 0);
     let mut block = |server: &Server, latencies: &mut Latencies| -> Result<()> {
         let block = Arrivals { rate, warm_up_seconds: 0.0, seconds: BLOCK_SECONDS };
-        let measured = bench.arrivals(server, &bench.healthy, block)?;
+        let measured = bench.rig.arrivals(server, &bench.healthy, block)?;
         errors += measured.error_count();
         latencies.add(&measured.latencies);
         Ok(())
@@ -117,7 +118,7 @@ fn deploy_under_load(bench: &Bench<'_>, setup: &Setup, rate: u32) -> Result<Roun
     let seconds = number(&line, "milliseconds")? / 1e3;
     // Whatever the load's loop does between blocks, it does here, too.
     let mut baseline_seconds = 0.0;
-    while baseline_seconds < bench.seconds {
+    while baseline_seconds < bench.rig.seconds {
         block(&server, &mut after)?;
         baseline_seconds += BLOCK_SECONDS;
     }
@@ -128,7 +129,7 @@ fn deploy_under_load(bench: &Bench<'_>, setup: &Setup, rate: u32) -> Result<Roun
 
 /// Removes what the state folder has of any other version, and all functions.
 fn forget_all_but_the_healthy(bench: &Bench<'_>) -> Result<()> {
-    for entry in fs::read_dir(bench.folder(STATE).join("compiled"))? {
+    for entry in fs::read_dir(bench.rig.folder(STATE).join("compiled"))? {
         let entry = entry?;
         if !entry.file_name().to_string_lossy().starts_with(&bench.healthy.digest) {
             fs::remove_file(entry.path())?;

@@ -7,9 +7,10 @@
 
 use anyhow::Result;
 
-use super::artifacts::Model;
-use super::setup::{BLOCK_WARM_UP_SECONDS, Bench, value};
+use super::setup::{Bench, value};
+use crate::bench::artifacts::Model;
 use crate::bench::load::{self, Load, Measured};
+use crate::bench::rig::BLOCK_WARM_UP_SECONDS;
 use crate::bench::server::Server;
 use crate::bench::statistics::{Pair, median, median_ratio};
 use crate::bench::{Bar, Figure};
@@ -27,8 +28,8 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let server = |isolation: &str| {
         let config = format!("[models.{name}]\nisolation = {isolation}\n");
         let state = if isolation.contains("fresh") { "state-fresh" } else { "state-reuse" };
-        let setup = bench.setup(state, &config, &[&model.artifact])?;
-        let start = || bench.warm_server(&setup);
+        let setup = bench.rig.setup(state, &config, &[&model.artifact])?;
+        let start = || bench.rig.warm_server(&setup);
         run::step(&format!("isolation of {name}: start with {isolation}"), start)
     };
     let (fresh, reuse) = (server("\"fresh\"")?, server("{ reuse = {} }")?);
@@ -50,12 +51,12 @@ fn measure_pairs(
         let load = Load {
             url: &server.url(&model.path()),
             warm_up_seconds: BLOCK_WARM_UP_SECONDS,
-            seconds: bench.seconds / f64::from(PAIRS),
+            seconds: bench.rig.seconds / f64::from(PAIRS),
             bodies: &model.bodies,
             contains: &model.contains,
             ..Load::default()
         };
-        load::tolerate(bench.workspace, &load)
+        load::tolerate(bench.rig.workspace, &load)
     };
     let p50 = |measured: &Measured| measured.latencies.p50_ms();
     let (mut pairs, mut errors) = (Vec::new(), 0);
@@ -83,7 +84,7 @@ fn measure_pairs(
 fn probe(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
     // The server that has used this folder last has stopped.
     let state = "state-reuse";
-    let report = bench.probe("isolation", model, &bench.folder(state))?;
+    let report = bench.probe("isolation", model, &bench.rig.folder(state))?;
     let figure = |name: &str, pointer: &str, unit| -> Result<Figure> {
         let name = format!("{name}_{}", model.name);
         Ok(Figure::new(&name, value(&report, pointer)?, unit, None))

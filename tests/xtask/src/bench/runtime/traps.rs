@@ -39,8 +39,8 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 const KIB_PER_1000_REQUESTS: Bar = Bar::Below(4.0);
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    let setup = bench.setup("state-misbehave", "", &[&bench.misbehave.artifact])?;
-    let mut server = run::step("traps: start", || bench.warm_server(&setup))?;
+    let setup = bench.rig.setup("state-misbehave", "", &[&bench.misbehave.artifact])?;
+    let mut server = run::step("traps: start", || bench.rig.warm_server(&setup))?;
     let at_first = server.process.resident_kib()?;
     run::step("traps: until the process has its size", || trap(bench, &server))?;
     let settled = server.process.resident_kib()?;
@@ -93,7 +93,7 @@ fn trap(bench: &Bench<'_>, server: &Server) -> Result<(Measured, Vec<(f64, f64)>
         ..Load::default()
     };
     let mut samples = Vec::new();
-    let mut load = load::start(bench.workspace, &load)?;
+    let mut load = load::start(bench.rig.workspace, &load)?;
     let start = Instant::now();
     while !load.is_over()? {
         samples.push((start.elapsed().as_secs_f64(), server.process.resident_kib()? as f64));

@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::run;
 use crate::workspace::{Profile, Workspace};
+use crate::{pack, run};
 
 /// One version of a model, with requests that it answers.
 pub(super) struct Model {
@@ -48,6 +48,48 @@ impl Model {
     pub(super) fn path(&self) -> String {
         format!("/models/{}/versions/{}/predict", self.name, self.version)
     }
+}
+
+/// Packs a version of a model again with other numbers; they differ in nothing else. What is packed
+/// and has not changed is left as it is.
+pub(super) fn pack_renumbered(
+    workspace: &Workspace,
+    (model, version): (&str, &str),
+    numbers: &[String],
+    folder: &Path,
+) -> Result<Vec<Model>> {
+    let sources = workspace.models().join(model);
+    let source = sources.join(version);
+    let manifest = source.join("manifest.toml");
+    let text = fs::read_to_string(&manifest)
+        .with_context(|| format!("cannot read {}", manifest.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let (mut models, mut artifacts) = (Vec::new(), Vec::new());
+    for number in numbers {
+        let renumbered = folder.join(format!("{model}-{number}.toml"));
+        fs::write(&renumbered, renumber(&text, number, &source)?)
+            .with_context(|| format!("cannot write {}", renumbered.display()))?;
+        models.push(pack::read_manifest(&sources, renumbered)?);
+        artifacts.push(folder.join(format!("{model}-{number}.wasm")));
+    }
+    pack::pack_into(folder, workspace, &models, &workspace.host_binary(Profile::Release))?;
+    artifacts.iter().map(|artifact| Model::inspect(workspace, artifact)).collect()
+}
+
+/// A manifest of another version, for any folder.
+fn renumber(manifest: &str, number: &str, folder: &Path) -> Result<String> {
+    let mut manifest: toml::Table = manifest.parse().context("a manifest is not TOML")?;
+    let place = |file: &mut toml::Value| -> Option<()> {
+        let path = folder.join(file.as_str()?);
+        *file = toml::Value::String(path.to_str()?.to_owned());
+        Some(())
+    };
+    manifest.insert("version".to_owned(), number.into());
+    let assets = manifest.get_mut("assets").and_then(toml::Value::as_table_mut);
+    let mut placed: Vec<_> = assets.into_iter().flatten().map(|(_, file)| place(file)).collect();
+    placed.push(manifest.get_mut("golden").and_then(|golden| place(golden.get_mut("file")?)));
+    ensure!(placed.iter().all(Option::is_some), "a manifest names no files");
+    Ok(manifest.to_string())
 }
 
 /// Packs the guest that misbehaves; its `init` behaves well.
@@ -96,6 +138,18 @@ fn with_init(mut bytes: Vec<u8>, word: &str) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_number_of_a_manifest_changes_and_where_files_are() {
+        let manifest = "name = \"a\"\nversion = \"1.0.0\"\n[assets]\n\"x.bin\" = \"../x.bin\"\n\
+                        [golden]\nfile = \"golden.jsonl\"\n[golden.tolerance]\ny = 1e-4\n";
+        let renumbered = renumber(manifest, "1.0.7", Path::new("/m/1.0.0")).unwrap();
+        let wanted = manifest.replace("version = \"1.0.0\"", "version = \"1.0.7\"");
+        let wanted =
+            wanted.replace("../x", "/m/1.0.0/../x").replace("golden.j", "/m/1.0.0/golden.j");
+        assert_eq!(renumbered.parse::<toml::Table>().unwrap(), wanted.parse().unwrap());
+        assert!(renumber("name = \"a\"", "1.0.7", Path::new("/m")).is_err());
+    }
 
     #[test]
     fn only_the_word_of_init_is_changed() {

@@ -1,0 +1,104 @@
+//! Asks a server one thing at a time, where a load would be too much.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use ureq::Agent;
+use ureq::http::Request;
+
+/// How long an answer may take. The longest that a server is asked to wait are thirty seconds.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long an idle connection is used again; shorter than a server keeps one.
+const IDLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The largest answer that is read.
+const MAX_ANSWER_BYTES: u64 = 16 << 20;
+
+/// A caller with a key.
+#[derive(Clone)]
+pub(super) struct Client {
+    agent: Agent,
+    address: SocketAddr,
+    key: &'static str,
+}
+
+/// Whatever the server said.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    /// The version that answered, if it was one.
+    pub(super) version: Option<String>,
+    pub(super) text: String,
+}
+
+impl Client {
+    pub(super) fn new(address: SocketAddr, key: &'static str) -> Self {
+        let configuration = Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .timeout_global(Some(TIMEOUT))
+            .max_idle_age(IDLE_LIMIT);
+        Self { agent: configuration.build().into(), address, key }
+    }
+
+    pub(super) fn get(&self, path: &str) -> Result<Answer> {
+        self.send("GET", path, &[], Vec::new())
+    }
+
+    /// Sends a body, which is JSON unless a header says something else.
+    pub(super) fn post(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<Answer> {
+        self.send("POST", path, headers, body)
+    }
+
+    pub(super) fn delete(&self, path: &str) -> Result<Answer> {
+        self.send("DELETE", path, &[], Vec::new())
+    }
+
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<Answer> {
+        let url = format!("http://{}{path}", self.address);
+        let mut request = Request::builder().method(method).uri(url).header("x-api-key", self.key);
+        if !headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/json");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body).context("a request is not one")?;
+        let cannot = || format!("no answer to {method} {path}");
+        let mut response = self.agent.run(request).with_context(cannot)?;
+        let version = response.headers().get("x-model-version");
+        Ok(Answer {
+            status: response.status().as_u16(),
+            version: version.and_then(|version| version.to_str().ok()).map(str::to_owned),
+            text: response
+                .body_mut()
+                .with_config()
+                .limit(MAX_ANSWER_BYTES)
+                .read_to_string()
+                .with_context(cannot)?,
+        })
+    }
+}
+
+impl Answer {
+    pub(super) fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    pub(super) fn json(&self) -> Result<Value> {
+        serde_json::from_str(&self.text).with_context(|| format!("no JSON: {}", self.text))
+    }
+}

@@ -1,0 +1,68 @@
+//! Chance: not the same each time, which is the point, and the same again from the same seed.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+/// A sequence of numbers: splitmix64, good enough to choose what to do and when.
+pub(super) struct Random {
+    /// What makes the same sequence again.
+    pub(super) seed: u64,
+    state: u64,
+}
+
+impl Random {
+    /// A sequence of its own.
+    pub(super) fn new() -> Self {
+        // The hasher has random keys, and each has others.
+        Self::seeded(RandomState::new().hash_one(0))
+    }
+
+    pub(super) fn seeded(seed: u64) -> Self {
+        Self { seed, state: seed }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut number = self.state;
+        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        number ^ (number >> 31)
+    }
+
+    /// From 0 to 1.
+    pub(super) fn fraction(&mut self) -> f64 {
+        f64::from((self.next() >> 32) as u32) / f64::from(u32::MAX)
+    }
+
+    /// One of these, if there are any. No length that occurs here is uneven enough to matter.
+    pub(super) fn choose<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
+        let index = self.next().checked_rem(from.len() as u64)?;
+        from.get(usize::try_from(index).ok()?)
+    }
+}
+
+/// From 0 to 1, once.
+pub(super) fn fraction() -> f64 {
+    Random::new().fraction()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fractions_are_fractions_and_differ() {
+        let fractions: Vec<_> = (0..10).map(|_| fraction()).collect();
+        assert!(fractions.iter().all(|fraction| (0.0..=1.0).contains(fraction)));
+        assert!(fractions.windows(2).any(|pair| pair[0] != pair[1]), "{fractions:?}");
+    }
+
+    #[test]
+    fn a_seed_makes_the_same_choices_again() {
+        let (mut one, all) = (Random::new(), [0, 1, 2]);
+        let mut other = Random::seeded(one.seed);
+        let choices: Vec<_> = (0..100).filter_map(|_| one.choose(&all)).collect();
+        assert_eq!(choices, (0..100).filter_map(|_| other.choose(&all)).collect::<Vec<_>>());
+        assert!(all.iter().all(|each| choices.contains(&each)));
+        assert_eq!(one.choose::<u8>(&[]), None);
+    }
+}

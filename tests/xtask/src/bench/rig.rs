@@ -1,0 +1,143 @@
+//! What the benchmarks measure with: servers with folders of their own, loads on them, and a busy
+//! neighbour.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::artifacts::Model;
+use super::load::{self, Load, Measured, work_file};
+use super::process::Process;
+use super::server::{START_LIMIT, Server, Setup};
+use crate::workspace::{Profile, Workspace};
+
+/// Enough callers to keep every processor busy.
+pub(super) const CAPACITY_CONNECTIONS: usize = 8;
+
+/// Enough that no arrival waits for a connection unless the server stalls.
+pub(super) const ARRIVAL_CONNECTIONS: usize = 32;
+
+/// How long a spinning neighbour lives at most.
+const SPIN_SECONDS: u64 = 600;
+
+/// The warm-up of each short block of load. The server is warm by then; this is for whatever the
+/// block is measured beside to have begun.
+pub(super) const BLOCK_WARM_UP_SECONDS: f64 = 0.3;
+
+/// A block of requests that arrive at a fixed rate.
+#[derive(Clone, Copy)]
+pub(super) struct Arrivals {
+    pub(super) rate: u32,
+    pub(super) warm_up_seconds: f64,
+    pub(super) seconds: f64,
+}
+
+/// One benchmark's place to work in.
+pub(super) struct Rig<'a> {
+    pub(super) workspace: &'a Workspace,
+    /// How long each measurement under load takes, all of its blocks together.
+    pub(super) seconds: f64,
+    folder: PathBuf,
+}
+
+impl<'a> Rig<'a> {
+    /// A place with a folder of this name.
+    pub(super) fn new(workspace: &'a Workspace, name: &str, seconds: f64) -> Result<Self> {
+        let folder = work_file(workspace, name)?;
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(Self { workspace, seconds, folder })
+    }
+
+    /// A folder of the benchmark's own, which need not exist.
+    pub(super) fn folder(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// A server with these artifacts, and a state folder of this name that is kept.
+    pub(super) fn setup(&self, state: &str, config: &str, artifacts: &[&Path]) -> Result<Setup> {
+        let repository = self.folder(&format!("repository-{state}"));
+        let config_file = self.folder(&format!("{state}.toml"));
+        let write = || {
+            if repository.exists() {
+                fs::remove_dir_all(&repository)?;
+            }
+            fs::create_dir(&repository)?;
+            for artifact in artifacts {
+                // Nobody changes an artifact in place.
+                fs::hard_link(artifact, repository.join(artifact.file_name().unwrap_or_default()))?;
+            }
+            fs::write(&config_file, config)
+        };
+        write().with_context(|| format!("cannot write to {}", self.folder.display()))?;
+        // A benchmark that is killed cannot end its servers.
+        let starter = vec![self.workspace.probe_binary(), "become".into(), "--".into()];
+        Ok(Setup {
+            config: config_file,
+            repository,
+            state: self.folder(state),
+            starter,
+            host: Profile::Release,
+            limit: START_LIMIT,
+            environment: Vec::new(),
+        })
+    }
+
+    /// Lets a server compile what is not compiled yet, and starts it anew, warm.
+    pub(super) fn warm_server(&self, setup: &Setup) -> Result<Server> {
+        let start = || Server::start(self.workspace, setup);
+        let mut server = start()?;
+        let is_warm = |line: &Value| line["message"] != "compiled";
+        if server.log.lines()?.iter().all(is_warm) {
+            return Ok(server);
+        }
+        server.stop()?;
+        start()
+    }
+
+    /// A process that keeps one core busy at normal priority until it is dropped.
+    pub(super) fn spinner(&self) -> Result<Process> {
+        let mut command = Command::new(self.workspace.probe_binary());
+        command.args(["spin", "--seconds", &SPIN_SECONDS.to_string()]);
+        Process::start("spinner", &mut command)
+    }
+
+    /// Half of the requests per second that a server can answer, as it is now.
+    pub(super) fn half_capacity(&self, server: &Server, model: &Model) -> Result<u32> {
+        let load = Load {
+            url: &server.url(&model.path()),
+            connections: CAPACITY_CONNECTIONS,
+            warm_up_seconds: 1.0,
+            seconds: self.seconds / 5.0,
+            bodies: &model.bodies,
+            contains: &model.contains,
+            ..Load::default()
+        };
+        let capacity = load::make(self.workspace, &load)?.requests_per_second;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
+        Ok((capacity / 2.0).max(1.0) as u32)
+    }
+
+    /// Makes such a block, whatever becomes of the requests.
+    pub(super) fn arrivals(
+        &self,
+        server: &Server,
+        model: &Model,
+        arrivals: Arrivals,
+    ) -> Result<Measured> {
+        let load = Load {
+            url: &server.url(&model.path()),
+            connections: ARRIVAL_CONNECTIONS,
+            rate: Some(arrivals.rate),
+            warm_up_seconds: arrivals.warm_up_seconds,
+            seconds: arrivals.seconds,
+            bodies: &model.bodies,
+            contains: &model.contains,
+            ..Load::default()
+        };
+        load::tolerate(self.workspace, &load)
+    }
+}

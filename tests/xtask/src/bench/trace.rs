@@ -1,0 +1,81 @@
+//! What the load generator wrote about each request, and the clock that it has in common with us.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::time::{ClockId, clock_gettime};
+
+/// One request. Times are in nanoseconds of [`now_ns`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) sent: u64,
+    /// When the whole answer was there, or was given up.
+    pub(super) answered: u64,
+    /// Whether it was the right answer.
+    pub(super) is_success: bool,
+    /// The version that answered, if the answer names one.
+    pub(super) version: Option<String>,
+}
+
+/// Nanoseconds since some moment, the same for all processes of a machine.
+pub(super) fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let part = |part: i64| u64::try_from(part).unwrap_or(0);
+    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
+}
+
+/// All requests of a trace, in the order of their answers.
+pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
+    let cannot_read = || format!("cannot read {}", path.display());
+    let file = BufReader::new(File::open(path).with_context(cannot_read)?);
+    let mut records = Vec::new();
+    for line in file.lines() {
+        let line = line.with_context(cannot_read)?;
+        records.push(parse(&line).with_context(|| format!("a trace has no line `{line}`"))?);
+    }
+    Ok(records)
+}
+
+fn parse(line: &str) -> Option<Record> {
+    let mut parts = line.splitn(4, ' ');
+    let (sent, answered) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let (is_success, version) = (parts.next()? == "success", parts.next()?);
+    let version = Some(version).filter(|version| *version != "-").map(str::to_owned);
+    Some(Record { sent, answered, is_success, version })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_understood_and_nothing_else() {
+        let record = |is_success, version: Option<&str>| {
+            let version = version.map(str::to_owned);
+            Some(Record { sent: 12, answered: 34, is_success, version })
+        };
+        assert_eq!(parse("12 34 success 1.0.0"), record(true, Some("1.0.0")));
+        assert_eq!(parse("12 34 503 2.0.0-beta"), record(false, Some("2.0.0-beta")));
+        assert_eq!(parse("12 34 timeout -"), record(false, None));
+        for cut in ["", "12 34 success", "12 success 1.0.0", "-1 2 success 1.0.0"] {
+            assert_eq!(parse(cut), None, "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_trace_is_read_whole_or_not_at_all() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "1 2 success 1.0.0\n3 4 503 -\n").unwrap();
+        assert_eq!(read(file.path()).unwrap().len(), 2);
+        std::fs::write(file.path(), "1 2 success 1.0.0\n3 4 5").unwrap();
+        assert!(read(file.path()).is_err());
+    }
+
+    #[test]
+    fn the_clock_goes_on() {
+        let earlier = now_ns();
+        assert!(earlier > 0 && now_ns() >= earlier);
+    }
+}

@@ -1,0 +1,270 @@
+//! Kills the server before each single write, and fills the disk from each on.
+//!
+//! Where the section `crash` leaves the moment to chance, this one leaves none out: a build with
+//! failpoints counts what it does to files that have to last, from its start on, and kills itself
+//! before the N-th, or lets all from the N-th on fail as on a full disk. N goes up from 1 until the
+//! start and one change of the kind have gone through; then comes the next kind. Each begins with a
+//! copy of the same state, and ends with a start of the same build without failpoints, which has to
+//! show a state that the rules allow. A server whose disk is full may refuse what it likes, but has
+//! to go on answering.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use semver::Version;
+
+use super::expected::{State, Verdict};
+use super::setup::{Bench, MISBEHAVE, empty, predict_path};
+use crate::bench::admin::{Mutation, Reply, WHOLE};
+use crate::bench::server::{Server, Setup};
+use crate::bench::{Bar, Figure};
+use crate::run;
+use crate::workspace::Profile;
+
+/// What the build reads.
+const VARIABLE: &str = "GUESTHOUSE_FAILPOINT";
+
+const TEMPLATE: &str = "state-failpoints-template";
+const STATE: &str = "state-failpoints";
+
+/// More writes than any start and change take together.
+const MOST_POINTS: u32 = 1000;
+
+/// How long a start may take here: everything is compiled.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the build does at the N-th write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    Kill,
+    Full,
+}
+
+/// How far a server came with a failure ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// It did not start.
+    NoStart,
+    /// It started, and the failure came in its way.
+    Failed,
+    /// It did not meet the failure, or not before the change was made.
+    Done,
+}
+
+#[derive(Default)]
+struct Tally {
+    points: u32,
+    lost: u32,
+    half: u32,
+    failed_starts: u32,
+    refused: u32,
+    /// Servers with a full disk that did not go on as before.
+    broken: u32,
+}
+
+pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    build()?;
+    let pool = run::step("failpoints: pack", || bench.misbehave(5))?;
+    let template = run::step("failpoints: the state to begin with", || template(bench, &pool))?;
+    let version = |minor| Version::new(1, minor, 0);
+    let new = pool.last().context("nothing was packed")?.clone();
+    let mutations = [
+        Mutation::Promote(version(2)),
+        Mutation::Canary(version(2), WHOLE / 10),
+        Mutation::Shadow(Some((version(2), WHOLE))),
+        Mutation::Rollback(None),
+        Mutation::Undeploy(version(3)),
+        new,
+    ];
+    let mut figures = Vec::new();
+    for failure in [Failure::Kill, Failure::Full] {
+        let mut sweep = Sweep { bench, template: &template, failure, tally: Tally::default() };
+        let mut first = 1;
+        for mutation in &mutations {
+            let what = format!("failpoints: {failure:?} from {first} on, {}", mutation.kind());
+            first = run::step(&what, || sweep.sweep(mutation, first))?;
+        }
+        figures.extend(sweep.figures());
+    }
+    Ok(figures)
+}
+
+fn build() -> Result<()> {
+    let mut build = run::cargo();
+    build.args(["build", "--locked", "--package", "guesthouse", "--features", "failpoints"]);
+    run::shown(&mut build)
+}
+
+/// Makes the state that every sweep begins with: all versions but the last deployed, the second one
+/// promoted.
+fn template(bench: &Bench<'_>, pool: &[Mutation]) -> Result<State> {
+    let setup = setup(bench, TEMPLATE)?;
+    empty(&setup.state)?;
+    let server = Server::start(bench.rig.workspace, &setup)?;
+    let (_last, deployed) = pool.split_last().context("nothing was packed")?;
+    let promote = Mutation::Promote(Version::new(1, 1, 0));
+    let mut expected = State::default();
+    for mutation in deployed.iter().chain([&promote]) {
+        server.admin().make(MISBEHAVE, mutation)?;
+        expected = expected.after(mutation);
+    }
+    let state = state(&server)?;
+    ensure!(state == expected, "the state to begin with is {state:?}, not {expected:?}");
+    server.stop()?;
+    Ok(state)
+}
+
+fn setup(bench: &Bench<'_>, state: &str) -> Result<Setup> {
+    let setup = bench.rig.setup(state, "", &[])?;
+    Ok(Setup { host: Profile::Dev, limit: START_LIMIT, ..setup })
+}
+
+fn state(server: &Server) -> Result<State> {
+    State::from_model(server.admin().model(MISBEHAVE)?.as_ref())
+}
+
+/// All points with one way to fail.
+struct Sweep<'a> {
+    bench: &'a Bench<'a>,
+    template: &'a State,
+    failure: Failure,
+    tally: Tally,
+}
+
+impl Sweep<'_> {
+    /// Goes through all points of a change; the first at which the server started at all. Starts do
+    /// the same each time, so the next change need not begin before it.
+    fn sweep(&mut self, mutation: &Mutation, first: u32) -> Result<u32> {
+        let mut started = None;
+        for point in first..first + MOST_POINTS {
+            let progress = self.fail_at(mutation, point)?;
+            if progress != Progress::NoStart {
+                started = started.or(Some(point));
+            }
+            if progress == Progress::Done {
+                return Ok(started.unwrap_or(first));
+            }
+        }
+        bail!("{mutation:?} is not made without a failure")
+    }
+
+    fn fail_at(&mut self, mutation: &Mutation, point: u32) -> Result<Progress> {
+        let mut setup = setup(self.bench, STATE)?;
+        copy(&self.bench.rig.folder(TEMPLATE), &setup.state)?;
+        let failure = match self.failure {
+            Failure::Kill => "kill",
+            Failure::Full => "full",
+        };
+        setup.environment = vec![(VARIABLE, format!("{failure}:{point}"))];
+        self.tally.points += 1;
+        let (reply, progress) = match Server::start(self.bench.rig.workspace, &setup) {
+            Err(error) => (Reply::Lost(error), Progress::NoStart),
+            Ok(server) => self.change(server, mutation)?,
+        };
+        setup.environment.clear();
+        let server = match Server::start(self.bench.rig.workspace, &setup) {
+            Ok(server) => server,
+            Err(error) => {
+                eprintln!("{failure}:{point}, {mutation:?}: a failed start: {error:#}");
+                self.tally.failed_starts += 1;
+                return Ok(progress);
+            }
+        };
+        let is = state(&server)?;
+        server.kill()?;
+        let verdict = self.template.judge(mutation, &reply, &is);
+        match verdict {
+            Verdict::Kept => {}
+            Verdict::Lost => self.tally.lost += 1,
+            Verdict::Half => self.tally.half += 1,
+        }
+        if verdict != Verdict::Kept {
+            eprintln!("{failure}:{point}, {mutation:?}: {verdict:?} after {reply:?}, it is {is:?}");
+        }
+        Ok(progress)
+    }
+
+    /// Makes the change and ends the server, unless that has happened already.
+    fn change(&mut self, server: Server, mutation: &Mutation) -> Result<(Reply, Progress)> {
+        let reply = server.admin().apply(MISBEHAVE, mutation);
+        let is_done = matches!(reply, Reply::Acknowledged(_));
+        self.tally.refused += u32::from(matches!(reply, Reply::Refused(_)));
+        let is_well = match self.failure {
+            // A point may also be on the way down.
+            Failure::Kill => server.stop().is_ok(),
+            Failure::Full => {
+                let goes_on = self.goes_on(&server, &reply);
+                if let Err(error) = &goes_on {
+                    eprintln!("{mutation:?} on a full disk: {error:#}");
+                    self.tally.broken += 1;
+                }
+                server.kill()?;
+                goes_on.is_ok()
+            }
+        };
+        let progress = if is_done && is_well { Progress::Done } else { Progress::Failed };
+        Ok((reply, progress))
+    }
+
+    /// Whether a server with a full disk answers as before, and has not made what it refused.
+    fn goes_on(&self, server: &Server, reply: &Reply) -> Result<()> {
+        let body = br#"{"action":"echo"}"#.to_vec();
+        let answer = server.client().post(&predict_path(MISBEHAVE), &[], body)?;
+        ensure!(answer.status == 200, "a prediction failed: {} {}", answer.status, answer.text);
+        if matches!(reply, Reply::Refused(_)) {
+            let is = state(server)?;
+            ensure!(is == *self.template, "it was refused ({reply:?}) and made: {is:?}");
+        }
+        Ok(())
+    }
+
+    fn figures(&self) -> Vec<Figure> {
+        let (none, some) = (Some(Bar::Exactly(0.0)), Some(Bar::Above(0.0)));
+        let of = match self.failure {
+            Failure::Kill => "kill",
+            Failure::Full => "full",
+        };
+        let figure = |name: &str, value: u32, unit, bar| {
+            Figure::new(&format!("failpoints_{of}_{name}"), f64::from(value), unit, bar)
+        };
+        let tally = &self.tally;
+        let mut figures = vec![
+            figure("points", tally.points, "points", some),
+            figure("lost_acknowledged_changes", tally.lost, "changes", none),
+            figure("half_changes", tally.half, "changes", none),
+            figure("failed_starts", tally.failed_starts, "starts", none),
+        ];
+        if self.failure == Failure::Full {
+            figures.push(figure("refused_changes", tally.refused, "changes", some));
+            figures.push(figure("broken_servers", tally.broken, "servers", none));
+        }
+        figures
+    }
+}
+
+/// Makes a folder a copy of another. Not of links: the server changes its files in place.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    empty(to)?;
+    run::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_one_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir(path("from")).unwrap();
+        std::fs::write(path("from/file"), "before").unwrap();
+        for _ in 0..2 {
+            copy(&path("from"), &path("to")).unwrap();
+            std::fs::write(path("to/file"), "after").unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path("from/file")).unwrap(), "before");
+        assert!(!path("to/from").exists());
+    }
+}
