@@ -212,23 +212,24 @@ async fn load(
     let folder = repository.clone();
     let work = tokio::task::spawn_blocking(move || {
         let registry = Arc::clone(control.registry());
-        let say = || {
-            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            if registry.snapshot().is_ready() {
-                tracing::info!(milliseconds, "ready");
-                true
-            } else {
-                false
+        let mut said = None;
+        let mut say = |has_tried: bool| {
+            let is_ready = registry.snapshot().is_ready();
+            if said == Some(true) || !(is_ready || has_tried && said.is_none()) {
+                return;
             }
+            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            if is_ready {
+                tracing::info!(milliseconds, "ready");
+            } else {
+                tracing::warn!(milliseconds, "not ready: no version could be loaded");
+            }
+            said = Some(is_ready);
         };
         control.restore()?;
         // What was served before is served again; the folder can wait.
-        let has_said = say();
-        control::keep(&control, &folder, interval, || {
-            if !has_said && !say() {
-                tracing::error!("not ready: no version could be loaded");
-            }
-        })
+        say(false);
+        control::keep(&control, &folder, interval, || say(true))
     });
     match work.await {
         Ok(Ok(never)) => Ok(never),

@@ -57,7 +57,7 @@ struct Found {
 }
 
 /// Keep to what is decided and to what the folder says, for ever: deploy what is new, let go of what has
-/// drained. `first` is called after the first look at the folder.
+/// drained. `look` is called after the first look at the folder and, from then on, now and then.
 ///
 /// # Errors
 /// The folder cannot be read the first time, or the machine gives no more threads.
@@ -65,17 +65,18 @@ pub fn keep(
     control: &Control,
     folder: &Path,
     interval: Option<Duration>,
-    first: impl FnOnce(),
+    mut look: impl FnMut(),
 ) -> io::Result<Infallible> {
     let mut seen = Seen::default();
     control.read_folder(folder, &mut seen, true)?;
-    first();
+    look();
     let mut unreadable = false;
     let (mut looked, mut collected) = (Instant::now(), Instant::now());
     loop {
         let draining = control.registry.sweep();
         let pause = if draining > 0 { SWEEP_INTERVAL } else { SWEEP_INTERVAL * 4 };
         thread::sleep(pause);
+        look();
         if !seen.incomplete && collected.elapsed() > COLLECT_INTERVAL {
             collected = Instant::now();
             let _loading = control.lock_loading();

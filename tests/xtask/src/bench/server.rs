@@ -60,7 +60,7 @@ impl Server {
     /// Starts it and waits until it has loaded everything.
     pub(super) fn start(workspace: &Workspace, setup: &Setup) -> Result<Self> {
         let mut server = Self::launch(workspace, setup)?;
-        server.wait_for("ready", None)?;
+        server.wait_for("repository folder read", None)?;
         Ok(server)
     }
 
