@@ -23,6 +23,8 @@ mod oracle;
 mod pictures;
 /// What is compiled once is found again, and only what this host wrote is loaded.
 mod restart;
+/// A server that is told to stop loses no request, and waits for none for ever.
+mod shutdown;
 /// What cannot be snapshot after `init` is said to be so, and works all the same.
 mod snapshots;
 /// The architecture holds: who may know what, and every module says what it is for.
