@@ -7,6 +7,8 @@ mod bad_artifacts;
 mod bad_requests;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
 mod connections;
+/// What is replaced ends with its last request, and can be had back.
+mod draining;
 /// What clients are promised: endpoints, forms, headers, the split.
 mod endpoints;
 /// A guest that misbehaves costs its own request and nothing else.
