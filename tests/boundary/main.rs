@@ -13,6 +13,8 @@ mod draining;
 mod endpoints;
 /// A guest that misbehaves costs its own request and nothing else.
 mod faults;
+/// What is put into the repository folder is deployed, and nothing else of it changes anything.
+mod folder;
 /// Requests are kept apart as strictly as the operator asks, and end when they must.
 mod isolation;
 /// One line a request, and nothing of what callers sent.
