@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -78,6 +78,8 @@ pub fn run(settings: Settings, started: Instant) -> Result<(), ServeError> {
 }
 
 async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
+    // From here on: whoever reads where it listens may stop it.
+    let mut signals = Signals::listen().map_err(ServeError::Start)?;
     let (listener, address) = listen(settings.listen).await?;
     // Held until the end, and with it the lock of the state folder.
     let loader = loader(&settings)?;
@@ -119,8 +121,8 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     } else {
         let (listener, address) = listen(settings.admin_listen).await?;
         tracing::info!(%address, "admin listening");
-        let admin =
-            Admin::new(Arc::clone(&control), admin_keys, Arc::clone(&shadows), limits.body_time);
+        let (control, shadows) = (Arc::clone(&control), Arc::clone(&shadows));
+        let admin = Admin::new(control, admin_keys, shadows, limits.body_time, stopping.clone());
         let endpoints = admin::endpoints(Arc::new(admin));
         servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
     }
@@ -132,14 +134,14 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
 
     // Whichever comes first: a signal, or a repository that cannot be read.
     let outcome = tokio::select! {
-        signal = wait_for_signal() => signal.map_err(ServeError::Start),
+        signal = signals.next() => Ok(signal),
         Err(error) = loading => Err(error),
     };
     edge.draining.store(true, Ordering::Relaxed);
     if let Ok(Signal::Terminate) = outcome {
         tracing::info!(seconds = limits.linger_time.as_secs(), "not ready any more, still serving");
         // Whoever cannot wait says so again.
-        let _ = tokio::time::timeout(limits.linger_time, wait_for_signal()).await;
+        let _ = tokio::time::timeout(limits.linger_time, signals.next()).await;
     }
     tracing::info!("draining");
     // The receivers live in the tasks below, which end only after this.
@@ -268,11 +270,23 @@ enum Signal {
     Interrupt,
 }
 
-async fn wait_for_signal() -> io::Result<Signal> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(Signal::Terminate),
-        _ = interrupt.recv() => Ok(Signal::Interrupt),
+/// The signals to stop. Kept from the start to the end, so that none is lost between two waits.
+struct Signals {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::Terminate,
+            _ = self.interrupt.recv() => Signal::Interrupt,
+        }
     }
 }

@@ -9,10 +9,14 @@ mod bad_requests;
 mod connections;
 /// An acknowledged change is there after any crash, and a full disk changes nothing.
 mod durability;
+/// What is replaced ends with its last request, and can be had back.
+mod draining;
 /// What clients are promised: endpoints, forms, headers, the split.
 mod endpoints;
 /// A guest that misbehaves costs its own request and nothing else.
 mod faults;
+/// What is put into the repository folder is deployed, and nothing else of it changes anything.
+mod folder;
 /// Requests are kept apart as strictly as the operator asks, and end when they must.
 mod isolation;
 /// One line a request, and nothing of what callers sent.
@@ -27,6 +31,8 @@ mod oracle;
 mod pictures;
 /// What is compiled once is found again, and only what this host wrote is loaded.
 mod restart;
+/// A server that is told to stop loses no request, and waits for none for ever.
+mod shutdown;
 /// What cannot be snapshot after `init` is said to be so, and works all the same.
 mod snapshots;
 /// The architecture holds: who may know what, and every module says what it is for.

@@ -2,11 +2,15 @@ use std::fs::{self, Permissions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 
-use guesthouse_tests::{artifacts, environment};
+use guesthouse_tests::artifacts::{Misbehave, doctor, temporary_folder};
+use guesthouse_tests::client::DEMO_ADMIN_KEY;
+use guesthouse_tests::{Server, Setup, artifacts, environment};
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const KEY: &str = "a-key-of-these-tests";
 
@@ -176,4 +180,293 @@ fn a_key_goes_to_the_server_that_was_named_and_nowhere_else() {
     assert_eq!(code, Some(1), "{said}");
     assert_eq!(named.join().unwrap().as_deref(), Some(KEY));
     assert!(elsewhere.accept().is_err(), "somebody else was asked");
+}
+
+/// What a command said to a real server, and its exit code.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    output: String,
+    errors: String,
+}
+
+impl Said {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.output).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
+    }
+}
+
+/// A command of the operator of this server.
+fn ask(server: &Server, arguments: &[&str]) -> Said {
+    ask_with(server, DEMO_ADMIN_KEY, arguments)
+}
+
+fn ask_with(server: &Server, key: &str, arguments: &[&str]) -> Said {
+    let url = format!("http://{}", server.admin_address());
+    let mut command = Command::new(environment::host());
+    command.env_clear().env("GUESTHOUSE_ADMIN_KEY", key).args(arguments).args(["--server", &url]);
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let said = Said {
+        code: status.code(),
+        output: String::from_utf8(stdout).unwrap(),
+        errors: String::from_utf8(stderr).unwrap(),
+    };
+    assert!(!format!("{said:?}").contains(key), "a key was shown: {said:?}");
+    said
+}
+
+/// The same, of which the outcome is known.
+fn expect(server: &Server, code: i32, arguments: &[&str]) -> Said {
+    let said = ask(server, arguments);
+    assert_eq!(said.code, Some(code), "{arguments:?}: {said:?}");
+    said
+}
+
+/// A server of the misbehaving guest, and a version that nobody has deployed yet.
+fn server() -> (Server, TempDir, PathBuf) {
+    let folder = temporary_folder();
+    let first = Misbehave::default().pack(folder.path());
+    let server = Server::start(&Setup { artifacts: vec![first], ..Setup::default() });
+    let next = Misbehave { version: "1.1.0", ..Misbehave::default() }.pack(folder.path());
+    (server, folder, next)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn assert_has(said: &Said, words: &[&str]) {
+    for word in words {
+        assert!(said.output.contains(word), "{word:?} is not in {said:?}");
+    }
+}
+
+/// What was done, the newest first, as often as it was done.
+fn operations(server: &Server) -> Vec<Value> {
+    let history = expect(server, 0, &["history", "misbehave", "--json"]).json();
+    let entries = history["entries"].as_array().unwrap();
+    entries.iter().map(|entry| entry["operation"].clone()).collect()
+}
+
+#[test]
+fn a_version_is_brought_in_tried_promoted_and_taken_back() {
+    let (server, _folder, next) = server();
+    let deployed = expect(&server, 0, &["deploy", text(&next)]);
+    for step in ["store", "verify", "contract", "prove", "replay", "publish"] {
+        let told = |line: &str| line.starts_with(step) && line.ends_with(" ms");
+        assert!(deployed.errors.lines().any(told), "{step} is not in {deployed:?}");
+    }
+    assert_has(&deployed, &["misbehave@1.1.0 is deployed (", "1 golden example", "as it did"]);
+    let status = expect(&server, 0, &["status"]);
+    assert_has(&status, &["stable 1.0.0 100 %", "1.1.0    ready", "1.0.0    ready"]);
+    let canary =
+        expect(&server, 0, &["canary", "misbehave", "1.1.0", "--weight", "10%", "--reason", "try"]);
+    assert_has(&canary, &["after   stable 1.0.0 90 %, canary 1.1.0 10 %"]);
+    assert_has(&expect(&server, 0, &["resolve", "misbehave"]), &["1.0.0  split  90 %", "10 %"]);
+    let named = expect(&server, 0, &["resolve", "misbehave", "canary"]);
+    assert_has(&named, &["misbehave@1.1.0 would answer (channel)"]);
+    // The place of this caller is published in the README for another model; here, it has one.
+    let sticky = expect(&server, 0, &["resolve", "misbehave", "--key", "alice"]);
+    assert_has(&sticky, &["would answer (split)"]);
+    let shadow = expect(&server, 0, &["shadow", "misbehave", "1.1.0", "--share", "0.5%"]);
+    assert_has(&shadow, &["shadow 1.1.0 0.5 %"]);
+    assert_has(&expect(&server, 0, &["shadow", "misbehave"]), &["1.1.0", "5000"]);
+    let off = expect(&server, 0, &["shadow", "misbehave", "--off"]);
+    assert!(!off.output.lines().last().unwrap().contains("shadow"), "{off:?}");
+    let promoted = expect(&server, 0, &["promote", "misbehave", "1.1.0"]);
+    assert_has(&promoted, &["Promoted", "after   stable 1.1.0 100 %"]);
+    let back = expect(&server, 0, &["rollback", "misbehave"]);
+    assert_has(&back, &["RolledBack", "after   stable 1.0.0 100 %"]);
+    let gone = expect(&server, 0, &["undeploy", "misbehave", "1.1.0"]);
+    assert_has(&gone, &["Undeployed"]);
+
+    let history = expect(&server, 0, &["history", "misbehave", "--limit", "7"]);
+    let lines: Vec<_> = history.output.lines().collect();
+    let done = ["undeploy", "rollback", "promote", "shadow", "shadow", "canary", "deploy"];
+    assert_eq!(lines.len(), done.len(), "{lines:#?}");
+    for (line, operation) in lines.iter().zip(done) {
+        assert!(line.contains(operation) && line.contains("demo-admin"), "{line}");
+    }
+    assert!(lines[5].ends_with("try"), "{}", lines[5]);
+}
+
+#[test]
+fn programs_get_json_and_nothing_else() {
+    let (server, _folder, next) = server();
+    let json = |arguments: &[&str]| {
+        let said = expect(&server, 0, &[arguments, &["--json"]].concat());
+        assert_eq!(said.errors, "", "{arguments:?}");
+        said.json()
+    };
+    let deployed = json(&["deploy", text(&next)]);
+    assert_eq!(
+        (&deployed["state"], &deployed["result"]["version"]),
+        (&json!("done"), &json!("1.1.0"))
+    );
+    assert_eq!(json(&["status"])["models"][0]["model"], "misbehave");
+    assert_eq!(json(&["status", "misbehave"])["stable"], "1.0.0");
+    let canary = json(&["canary", "misbehave", "1.1.0", "--weight", "1"]);
+    assert_eq!(canary["after"]["candidates"], json!({"1.1.0": 1}));
+    assert_eq!(json(&["shadow", "misbehave", "1.1.0"])["after"]["shadow"]["share"], 1_000_000);
+    assert_eq!(json(&["shadow", "misbehave"])["shadow"]["version"], "1.1.0");
+    assert_eq!(json(&["shadow", "misbehave", "--off"])["after"]["shadow"], Value::Null);
+    assert_eq!(json(&["promote", "misbehave", "1.1.0"])["status"], "Promoted");
+    assert_eq!(json(&["resolve", "misbehave", "stable"])["version"], "1.1.0");
+    assert_eq!(json(&["rollback", "misbehave"])["after"]["stable"], "1.0.0");
+    assert_eq!(json(&["undeploy", "misbehave", "1.1.0"])["changed"], true);
+    assert_eq!(json(&["history", "--limit", "1"])["entries"][0]["operation"], "undeploy");
+    // A refusal, too, is on standard output; what it is for people is beside it.
+    let refused = expect(&server, 3, &["promote", "misbehave", "9.0.0", "--json"]);
+    assert_eq!(refused.json()["error_code"], "not_found");
+}
+
+#[test]
+fn scripts_can_tell_what_to_do_by_the_exit_code() {
+    let (server, folder, next) = server();
+    let junk = folder.path().join("junk.wasm");
+    fs::write(&junk, "no artifact").unwrap();
+    let patch = Misbehave { version: "1.0.1", ..Misbehave::default() }.pack(folder.path());
+    doctor(&patch, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+
+    let refused: [(&[&str], &str); 6] = [
+        (&["status", "nothing"], "not_found"),
+        (&["promote", "misbehave", "9.9.9"], "not_found"),
+        (&["rollback", "nothing"], "not_found"),
+        (&["resolve", "misbehave", "^2"], "not_found"),
+        (&["deploy", text(&junk)], "unacceptable_artifact"),
+        (&["deploy", text(&patch)], "contract_violation"),
+    ];
+    for (arguments, code) in refused {
+        let said = expect(&server, 3, arguments);
+        assert!(said.errors.contains(code) && said.output.is_empty(), "{arguments:?}: {said:?}");
+    }
+    let stranger = ask_with(&server, "a-key-that-nobody-has", &["status"]);
+    assert_eq!(stranger.code, Some(3), "{stranger:?}");
+    assert!(stranger.errors.contains("unauthorized"), "{stranger:?}");
+    let contract = expect(&server, 3, &["deploy", text(&patch)]);
+    assert!(contract.errors.contains("minor  one call takes 9 rows, not 8"), "{contract:?}");
+
+    expect(&server, 4, &["rollback", "misbehave"]);
+    expect(&server, 4, &["canary", "misbehave", "1.0.0", "--weight", "10%"]);
+    expect(&server, 0, &["deploy", text(&next), "--promote"]);
+    // Downwards; what serves, and what a rollback goes back to.
+    expect(&server, 4, &["promote", "misbehave", "1.0.0"]);
+    expect(&server, 4, &["undeploy", "misbehave", "1.1.0"]);
+    expect(&server, 4, &["undeploy", "misbehave", "1.0.0"]);
+    doctor(&next, r#""done": "echo""#, r#""done": "ohce""#);
+    // The same version with other bytes.
+    expect(&server, 4, &["deploy", text(&next)]);
+    expect(&server, 2, &["canary", "misbehave", "1.1.0"]);
+
+    // A server that was there a moment ago.
+    let url = format!("http://{}", server.admin_address());
+    assert!(server.stop().0.success());
+    let mut command = Command::new(environment::host());
+    command.env_clear().env("GUESTHOUSE_ADMIN_KEY", DEMO_ADMIN_KEY);
+    let status = command.args(["status", "--server", &url]).output().unwrap().status;
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_and_changes_nothing() {
+    let (server, folder, next) = server();
+    expect(&server, 0, &["deploy", text(&next)]);
+    let later = Misbehave { version: "1.2.0", ..Misbehave::default() }.pack(folder.path());
+    let before = expect(&server, 0, &["status", "--json"]).json();
+    let history = operations(&server);
+    let trials: [(&[&str], &[&str]); 6] = [
+        (&["deploy", text(&later)], &["misbehave@1.2.0 would be deployed"]),
+        (&["deploy", text(&later), "--promote"], &["after   stable 1.2.0 100 %"]),
+        (&["canary", "misbehave", "1.1.0", "--weight", "25%"], &["canary 1.1.0 25 %"]),
+        (&["shadow", "misbehave", "1.1.0"], &["shadow 1.1.0 100 %"]),
+        (&["promote", "misbehave", "1.1.0"], &["after   stable 1.1.0 100 %"]),
+        (&["undeploy", "misbehave", "1.1.0"], &["Undeployed"]),
+    ];
+    for (arguments, words) in trials {
+        let said = expect(&server, 0, &[arguments, &["--dry-run"]].concat());
+        assert_has(&said, words);
+        assert_has(&said, &["a dry run"]);
+        assert_eq!(expect(&server, 0, &["status", "--json"]).json(), before, "{arguments:?}");
+    }
+    // What would be refused is refused.
+    expect(&server, 4, &["rollback", "misbehave", "--dry-run"]);
+    assert_eq!(operations(&server), history);
+}
+
+#[test]
+fn who_has_not_seen_the_last_change_changes_nothing() {
+    let (server, _folder, next) = server();
+    let revision = || {
+        let model = expect(&server, 0, &["status", "misbehave", "--json"]).json();
+        model["revision"].as_u64().unwrap()
+    };
+    let seen = revision().to_string();
+    let stale = expect(&server, 4, &["deploy", text(&next), "--expected-revision", "0"]);
+    assert!(stale.errors.contains("revision_conflict"), "{stale:?}");
+    expect(&server, 0, &["deploy", text(&next), "--expected-revision", &seen]);
+    let changed = revision();
+    for expected in [&seen, &(changed + 1).to_string()] {
+        let arguments = ["promote", "misbehave", "1.1.0", "--expected-revision", expected];
+        let stale = expect(&server, 4, &arguments);
+        assert!(stale.errors.contains("revision_conflict"), "{stale:?}");
+    }
+    assert_eq!(revision(), changed);
+    let seen = changed.to_string();
+    expect(&server, 0, &["promote", "misbehave", "1.1.0", "--expected-revision", &seen]);
+    assert!(revision() > changed);
+}
+
+#[test]
+fn what_is_asked_twice_with_one_key_is_done_once() {
+    const NOTE: &str = "this was done before with the same idempotency key";
+    let (server, _folder, next) = server();
+    let twice = |arguments: &[&str], key: &str| {
+        let arguments = [arguments, &["--idempotency-key", key]].concat();
+        let first = expect(&server, 0, &arguments);
+        assert!(!first.errors.contains(NOTE), "{first:?}");
+        let done = operations(&server);
+        let second = expect(&server, 0, &arguments);
+        assert!(second.errors.contains(NOTE), "{second:?}");
+        assert_eq!((&second.output, operations(&server)), (&first.output, done));
+    };
+    twice(&["deploy", text(&next)], "deploy-1");
+    twice(&["promote", "misbehave", "1.1.0"], "promote-1");
+    // An answer of before is no change of now.
+    twice(&["rollback", "misbehave"], "rollback-1");
+    let again = ["promote", "misbehave", "1.1.0", "--idempotency-key", "promote-1"];
+    assert!(expect(&server, 0, &again).errors.contains(NOTE));
+    assert_eq!(expect(&server, 0, &["status", "misbehave", "--json"]).json()["stable"], "1.0.0");
+    let other = ["undeploy", "misbehave", "1.1.0", "--idempotency-key", "promote-1"];
+    let other = expect(&server, 3, &other);
+    assert!(other.errors.contains("idempotency_mismatch"), "{other:?}");
+    let done = operations(&server);
+    assert_eq!(done[..3], [json!("rollback"), json!("promote"), json!("deploy")]);
+}
+
+#[test]
+fn a_reason_is_kept_as_it_is_and_shown_as_text() {
+    const REASON: &str = "x\x1b]0;y\x07\nerror: forged \u{202e}z";
+    let (server, _folder, next) = server();
+    expect(&server, 0, &["deploy", text(&next), "--reason", REASON]);
+    let people = expect(&server, 0, &["history", "misbehave", "--limit", "1"]);
+    let programs = expect(&server, 0, &["history", "misbehave", "--limit", "1", "--json"]);
+    for said in [&people, &programs] {
+        assert!(said.output.contains("error: forged"), "{said:?}");
+        assert!(!said.output.contains(['\x1b', '\x07', '\u{202e}']), "{said:?}");
+    }
+    assert_eq!(people.output.lines().count(), 1);
+    assert_eq!(programs.json()["entries"][0]["reason"], REASON);
+}
+
+#[test]
+fn a_version_that_was_refused_is_shown_with_the_reason() {
+    let folder = temporary_folder();
+    let patch = Misbehave { version: "1.0.1", ..Misbehave::default() }.pack(folder.path());
+    doctor(&patch, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+    let artifacts = vec![Misbehave::default().pack(folder.path()), patch];
+    let server = Server::start(&Setup { artifacts, ..Setup::default() });
+    for arguments in [&["status"][..], &["status", "misbehave"]] {
+        let status = expect(&server, 0, arguments);
+        assert_has(&status, &["1.0.1    failed", "failed at contract", "stable 1.0.0 100 %"]);
+    }
 }

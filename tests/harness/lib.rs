@@ -10,4 +10,5 @@ pub mod environment;
 pub mod server;
 
 pub use client::{Answer, DEMO_KEY};
+pub use rustix::process::Signal;
 pub use server::{Server, Setup};

@@ -189,6 +189,41 @@ impl Server {
         client::send(method, &url, &all, body.as_bytes())
     }
 
+    /// What operators are shown of a model.
+    pub fn model(&self, model: &str) -> Value {
+        self.admin("GET", &format!("models/{model}"), &Value::Null).body
+    }
+
+    /// Send an artifact to the admin API; what has become of it, as soon as that is known.
+    ///
+    /// # Panics
+    /// The file cannot be read, it is not taken at all, or nothing becomes of it.
+    pub fn deploy(&self, artifact: &Path) -> Value {
+        let mut progress = self.begin_deploy(artifact);
+        let deadline = Instant::now() + PATIENCE;
+        while progress["state"] == "running" {
+            assert!(Instant::now() < deadline, "the deployment does not end: {progress}");
+            let operation = progress["operation"].as_str().expect("an operation has a name");
+            let path = format!("operations/{operation}?wait_seconds=30");
+            progress = self.admin("GET", &path, &Value::Null).body;
+        }
+        assert!(progress["state"].is_string(), "{progress}");
+        progress
+    }
+
+    /// Send an artifact to the admin API, and do not wait for what becomes of it.
+    ///
+    /// # Panics
+    /// The file cannot be read, or it is not taken at all.
+    pub fn begin_deploy(&self, artifact: &Path) -> Value {
+        let artifact = fs::read(artifact).expect("the artifact is readable");
+        let key = [("X-API-Key", client::DEMO_ADMIN_KEY)];
+        let url = format!("http://{}/admin/v1/deploy", self.admin);
+        let answer = client::send("POST", &url, &key, &artifact);
+        assert_eq!(answer.status, 202, "{answer:?}");
+        answer.body
+    }
+
     /// The folder of its artifacts.
     pub fn repository(&self) -> PathBuf {
         self.folder.path().join("repository")
@@ -297,7 +332,7 @@ impl Server {
     /// # Panics
     /// It does not stop in time.
     pub fn stop_unread(mut self) -> ExitStatus {
-        signal(&self.child, Signal::INT);
+        self.signal(Signal::INT);
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("the server is our child") {
@@ -308,14 +343,30 @@ impl Server {
         }
     }
 
-    /// Ask it to stop, and wait until it has.
+    /// Ask it to stop by hand, and wait until it has.
     ///
     /// # Panics
     /// It does not stop.
-    pub fn stop(mut self) -> (ExitStatus, Vec<Value>) {
-        signal(&self.child, Signal::INT);
-        let status = self.child.wait().expect("the server is our child");
+    pub fn stop(self) -> (ExitStatus, Vec<Value>) {
+        self.signal(Signal::INT);
+        self.wait_for_end()
+    }
+
+    /// Send it a signal.
+    ///
+    /// # Panics
+    /// It has ended, and somebody has noticed.
+    pub fn signal(&self, signal: Signal) {
+        send_signal(&self.child, signal);
+    }
+
+    /// Wait until it has stopped of its own accord, and has said so.
+    ///
+    /// # Panics
+    /// It does not stop, or says nothing.
+    pub fn wait_for_end(mut self) -> (ExitStatus, Vec<Value>) {
         self.wait_for("the end", |line| line["message"] == "stopped");
+        let status = self.child.wait().expect("the server is our child");
         (status, self.lines())
     }
 }
@@ -409,7 +460,7 @@ fn pid(child: &Child) -> Pid {
     i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a pid is positive")
 }
 
-fn signal(child: &Child, signal: Signal) {
+fn send_signal(child: &Child, signal: Signal) {
     kill_process(pid(child), signal).expect("the server is running");
 }
 
@@ -422,7 +473,7 @@ fn copy_warm_state(to: &Path) {
         let (mut child, log) =
             spawn(&config, &environment::repository(), &state, &Setup::default());
         log.wait_for("ready", |line| line["message"] == "ready");
-        signal(&child, Signal::INT);
+        send_signal(&child, Signal::INT);
         child.wait().expect("the server is our child");
         state
     });

@@ -46,7 +46,8 @@ pub(super) struct Shadow {
 #[derive(Debug, Deserialize)]
 pub(super) struct ModelVersion {
     pub(super) version: Version,
-    pub(super) digest: String,
+    /// None of one that was refused before it was deployed, or that drains after it was undeployed.
+    pub(super) digest: Option<String>,
     pub(super) state: String,
     #[serde(default)]
     pub(super) suspended: bool,
@@ -101,6 +102,9 @@ pub(super) struct Deployed {
     pub(super) version: Version,
     pub(super) digest: String,
     pub(super) replay: Option<Replay>,
+    /// The server did it before, and this is what came of it then.
+    #[serde(default)]
+    pub(super) replayed: bool,
 }
 
 /// What the version answers to the golden examples of the one before.

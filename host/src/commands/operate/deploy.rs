@@ -60,7 +60,7 @@ fn deploy(arguments: &DeployArguments) -> Result<(), OperateError> {
         }
         return Err(output::refused(refusal, json));
     }
-    let (answer, operation) = follow(&client, &change, answer, json)?;
+    let (mut answer, operation) = follow(&client, &change, answer, json)?;
     if json {
         output::print_json(&answer.body)?;
     }
@@ -69,7 +69,11 @@ fn deploy(arguments: &DeployArguments) -> Result<(), OperateError> {
     }
     match &operation.result {
         Some(_) if json => Ok(()),
-        Some(deployed) => output::print_lines(&answer, &text::deployed(deployed)),
+        Some(deployed) => {
+            // The answer to the upload came before this was known.
+            answer.replayed |= deployed.replayed;
+            output::print_lines(&answer, &text::deployed(deployed))
+        }
         None => Err(answer.unexpected("a deployment that is done has no result")),
     }
 }

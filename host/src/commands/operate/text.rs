@@ -47,7 +47,7 @@ pub(super) fn model(model: &Model) -> Vec<String> {
     lines.extend(facts.map(|(name, fact)| format!("  {name:<7}  {fact}")));
     let heads = ["VERSION", "STATE", "DIGEST", "FLAGS"].map(str::to_owned);
     let rows = model.versions.iter().map(|version| {
-        let digest = short_digest(&version.digest).to_owned();
+        let digest = version.digest.as_deref().map_or(NOTHING, short_digest).to_owned();
         let flags = flags(version, &model.routing);
         [version.version.to_string(), version.state.clone(), digest, flags]
     });
@@ -271,6 +271,8 @@ mod tests {
                 {"version": "1.0.0", "digest": digest("b"), "state": "ready", "suspended": false},
                 {"version": "0.7.0", "digest": digest("c"), "state": "failed",
                  "failed_step": "prove", "reason": "a\x1b]0;b"},
+                {"version": "0.6.0", "digest": null, "state": "failed",
+                 "failed_step": "contract", "reason": "b"},
             ],
             "of another time": 1,
         })
@@ -292,6 +294,7 @@ mod tests {
             "  2.0.0    ready   aaaaaaaaaaaa  canary, shadow, suspended",
             "  1.0.0    ready   bbbbbbbbbbbb  stable",
             r"  0.7.0    failed  cccccccccccc  failed at prove, a\u{1b}]0;b",
+            "  0.6.0    failed  -             failed at contract, b",
         ];
         assert_eq!(lines, shown);
         let empty = json!({"revision": 0, "audit_head": null, "models": []});
