@@ -21,6 +21,7 @@ use semver::Version;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use operations::Operations;
 
@@ -52,6 +53,8 @@ pub struct Admin {
     operations: Operations,
     /// How long an artifact may be silent while it is received.
     patience: std::time::Duration,
+    /// Becomes true when the server stops: who waits for news is told what is known.
+    stopping: watch::Receiver<bool>,
 }
 
 type Shared = State<Arc<Admin>>;
@@ -63,8 +66,10 @@ impl Admin {
         keys: Keys,
         shadows: Arc<Shadows>,
         patience: std::time::Duration,
+        stopping: watch::Receiver<bool>,
     ) -> Self {
-        Self { control, keys, shadows, operations: Operations::default(), patience }
+        let operations = Operations::default();
+        Self { control, keys, shadows, operations, patience, stopping }
     }
 }
 

@@ -121,8 +121,8 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     } else {
         let (listener, address) = listen(settings.admin_listen).await?;
         tracing::info!(%address, "admin listening");
-        let admin =
-            Admin::new(Arc::clone(&control), admin_keys, Arc::clone(&shadows), limits.body_time);
+        let (control, shadows) = (Arc::clone(&control), Arc::clone(&shadows));
+        let admin = Admin::new(control, admin_keys, shadows, limits.body_time, stopping.clone());
         let endpoints = admin::endpoints(Arc::new(admin));
         servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
     }

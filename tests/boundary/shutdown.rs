@@ -1,7 +1,10 @@
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guesthouse_tests::artifacts::temporary_folder;
+use guesthouse_tests::artifacts::{Misbehave, doctor, temporary_folder};
+use guesthouse_tests::client::DEMO_ADMIN_KEY;
 use guesthouse_tests::{Answer, Server, Setup, Signal};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -128,6 +131,35 @@ fn what_is_under_way_when_it_stops_is_answered() {
     let (status, lines) = server.wait_for_end();
     assert!(status.success(), "{status}");
     assert!(lines.iter().any(|line| line["message"] == "stopped" && line["drained"] == true));
+}
+
+#[test]
+fn who_waits_for_news_of_a_deployment_does_not_hold_up_the_stop() {
+    let (server, folder) = misbehaving("drain_seconds = 300\n");
+    let endless = Misbehave { version: "1.1.0", ..Misbehave::default() }.pack(folder.path());
+    doctor(&endless, r#""init":"well""#, r#""init":"spin""#);
+    let operation = server.begin_deploy(&endless);
+    let operation = operation["operation"].as_str().unwrap();
+    let compiling = |line: &Value| line["message"] == "compiling, which takes some seconds";
+    server.wait_for("the compiler", |line| compiling(line) && line["version"] == "1.1.0");
+    let mut waiting = TcpStream::connect(server.admin_address()).unwrap();
+    write!(
+        waiting,
+        "GET /admin/v1/operations/{operation}?wait_seconds=30 HTTP/1.1\r\nHost: x\r\n\
+         X-API-Key: {DEMO_ADMIN_KEY}\r\n\r\n"
+    )
+    .unwrap();
+    // A request on the same listener that comes later is answered, so the first one is under way.
+    assert_eq!(server.model("misbehave")["stable"], "1.0.0");
+    let signalled = Instant::now();
+    server.signal(Signal::INT);
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("running"), "{answer}");
+    let (status, _) = server.wait_for_end();
+    // The wait alone would take half a minute.
+    assert!(signalled.elapsed() < Duration::from_secs(20), "{:?}", signalled.elapsed());
+    assert!(status.success(), "{status}");
 }
 
 #[test]

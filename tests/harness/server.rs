@@ -181,18 +181,28 @@ impl Server {
     /// # Panics
     /// The file cannot be read, it is not taken at all, or nothing becomes of it.
     pub fn deploy(&self, artifact: &Path) -> Value {
+        let mut progress = self.begin_deploy(artifact);
+        let deadline = Instant::now() + PATIENCE;
+        while progress["state"] == "running" {
+            assert!(Instant::now() < deadline, "the deployment does not end: {progress}");
+            let operation = progress["operation"].as_str().expect("an operation has a name");
+            let path = format!("operations/{operation}?wait_seconds=30");
+            progress = self.admin("GET", &path, &Value::Null).body;
+        }
+        assert!(progress["state"].is_string(), "{progress}");
+        progress
+    }
+
+    /// Send an artifact to the admin API, and do not wait for what becomes of it.
+    ///
+    /// # Panics
+    /// The file cannot be read, or it is not taken at all.
+    pub fn begin_deploy(&self, artifact: &Path) -> Value {
         let artifact = fs::read(artifact).expect("the artifact is readable");
         let key = [("X-API-Key", client::DEMO_ADMIN_KEY)];
         let url = format!("http://{}/admin/v1/deploy", self.admin);
-        let mut answer = client::send("POST", &url, &key, &artifact);
-        let deadline = Instant::now() + PATIENCE;
-        while answer.body["state"] == "running" {
-            assert!(Instant::now() < deadline, "the deployment does not end: {answer:?}");
-            let operation = answer.body["operation"].as_str().expect("an operation has a name");
-            let path = format!("operations/{operation}?wait_seconds=30");
-            answer = self.admin("GET", &path, &Value::Null);
-        }
-        assert!(answer.body["state"].is_string(), "{answer:?}");
+        let answer = client::send("POST", &url, &key, &artifact);
+        assert_eq!(answer.status, 202, "{answer:?}");
         answer.body
     }
 

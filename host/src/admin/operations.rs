@@ -140,10 +140,15 @@ pub(super) async fn operation(
     let unknown = || ApiError::new(ErrorCode::NotFound, "there is no such operation any more");
     let mut receiver = admin.operations.find(&operation).ok_or_else(unknown)?;
     let wait = Duration::from_secs(wait_seconds.unwrap_or(0).min(MAX_WAIT));
+    let mut stopping = admin.stopping.clone();
     let seen = receiver.borrow().steps.len();
     let is_news = |progress: &Progress| progress.state != "running" || progress.steps.len() > seen;
-    // Both ways of not getting news are answered with what is known.
-    let _ = tokio::time::timeout(wait, receiver.wait_for(is_news)).await;
+    // All ways of not getting news are answered with what is known.
+    tokio::select! {
+        _ = tokio::time::timeout(wait, receiver.wait_for(is_news)) => {}
+        // An error means that the sender is gone, which is a stop as well.
+        _ = stopping.wait_for(|stop| *stop) => {}
+    }
     let progress = receiver.borrow().clone();
     Ok(Json(progress))
 }
