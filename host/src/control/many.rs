@@ -128,10 +128,11 @@ impl Control {
 
     /// Show a version that cannot serve, with the reason in the log.
     pub(super) fn refuse(&self, id: &VersionId, failure: Failure) {
+        // Whoever reads the line finds the version as it says.
+        self.registry.set_slot(id, Slot::Failed(failure.clone()));
         let (model, version) = (&id.name, &id.version);
         let (step, reason) = (failure.step, &*failure.reason);
         tracing::error!(%model, %version, step, reason, "failed to load a version");
-        self.registry.set_slot(id, Slot::Failed(failure));
     }
 }
 
