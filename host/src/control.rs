@@ -211,7 +211,17 @@ impl Control {
             after: outcome.state.routing.clone(),
             deploy: report,
         };
+        let answer = serde_json::to_string(&changed).expect("an answer is JSON");
+        if !is_changed && let Some(request) = &ask.request {
+            // Asked again later, when there is something to do, it is still the same request.
+            self.ledger.remember(request, &answer)?;
+        }
         if ask.dry_run || !is_changed {
+            if let Some(version) = loaded.flatten() {
+                // It was deployed before, but could not be loaded.
+                let id = version.id().clone();
+                self.registry.set_slot(&id, Slot::Loaded(Arc::new(version)));
+            }
             return Ok(Answer::Now(Box::new(changed)));
         }
         let version = match operation {
@@ -232,7 +242,6 @@ impl Control {
             before: changed.before.clone(),
             after: changed.after.clone(),
         };
-        let answer = serde_json::to_string(&changed).expect("an answer is JSON");
         self.ledger.commit(&change, &outcome.state, ask.request.as_ref(), &answer)?;
         *last = rules.revision;
         self.registry.decide(model, outcome.state, loaded.flatten());

@@ -311,6 +311,14 @@ impl Ledger {
         })
     }
 
+    /// Keep the answer to a request that had nothing to change.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn remember(&self, request: &Request, answer: &str) -> Result<(), LedgerError> {
+        self.write(|transaction| remember(transaction, request, answer))
+    }
+
     /// Write down an attempt that failed.
     ///
     /// # Errors

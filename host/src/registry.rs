@@ -160,9 +160,9 @@ impl Registry {
         self.change(|desk| desk.put(id.clone(), Some(slot)));
     }
 
-    /// The host has nothing to do with a version any more.
-    pub fn clear_slot(&self, id: &VersionId) {
-        self.change(|desk| desk.put(id.clone(), None));
+    /// An attempt to load a version came to nothing: it is as it was before.
+    pub fn reset_slot(&self, id: &VersionId, before: Option<Slot>) {
+        self.change(|desk| desk.put(id.clone(), before));
     }
 
     /// A decision holds from now on, together with the version that it is about, if that has just
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(registry.snapshot().models.len(), 2);
         registry.finish_loading();
         assert_eq!(registry.snapshot().models.keys().collect::<Vec<_>>(), [&id("1.0.0").name]);
-        registry.clear_slot(&id("3.0.0"));
+        registry.reset_slot(&id("3.0.0"), None);
         assert_eq!(words(&registry), shown[..2]);
         assert!(!registry.snapshot().is_ready());
     }

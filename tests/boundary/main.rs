@@ -7,10 +7,10 @@ mod bad_artifacts;
 mod bad_requests;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
 mod connections;
-/// An acknowledged change is there after any crash, and a full disk changes nothing.
-mod durability;
 /// What is replaced ends with its last request, and can be had back.
 mod draining;
+/// An acknowledged change is there after any crash, and a full disk changes nothing.
+mod durability;
 /// What clients are promised: endpoints, forms, headers, the split.
 mod endpoints;
 /// A guest that misbehaves costs its own request and nothing else.

@@ -65,11 +65,12 @@ impl Control {
             // It was deployed before; only its promotion may be new.
             return self.commit(&id.name, &operation, ask, Some(Loaded { version: None, report }));
         }
+        let before = self.registry.slot(&id);
         if !ask.dry_run {
             self.registry.set_slot(&id, Slot::Loading);
         }
         let loaded = self.load(artifact, progress);
-        let version = loaded.inspect_err(|_| self.registry.clear_slot(&id))?;
+        let version = loaded.inspect_err(|_| self.registry.reset_slot(&id, before.clone()))?;
         progress("replay");
         report.replay = self.replay(&state, &version);
         progress("publish");
@@ -77,7 +78,7 @@ impl Control {
         let outcome = self.commit(&id.name, &operation, ask, Some(Loaded { version, report }));
         // In a trial, or if the change was refused, nothing remains of it.
         if outcome.is_err() && matches!(self.registry.slot(&id), Some(Slot::Loading)) {
-            self.registry.clear_slot(&id);
+            self.registry.reset_slot(&id, before);
         }
         outcome
     }

@@ -29,6 +29,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 /// How often files that nothing needs any more are looked for.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
+/// After which time a file is tried again for which there was no room.
+const AGAIN_INTERVAL: Duration = Duration::from_secs(60);
+
 /// What tells that a file is another one than before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
@@ -46,6 +49,8 @@ struct Seen {
     waiting: BTreeMap<PathBuf, Stamp>,
     /// Whether there was a file that could not be read: what it needs is not known.
     incomplete: bool,
+    /// Files that may be deployed another time, for want of room now, and when they are tried again.
+    again: Option<(Instant, Vec<PathBuf>)>,
 }
 
 /// A file of the folder that holds an artifact.
@@ -102,12 +107,16 @@ pub fn keep(
 impl Control {
     /// Deploy what is new in the folder.
     fn read_folder(&self, folder: &Path, seen: &mut Seen, at_once: bool) -> io::Result<()> {
+        if let Some((_, paths)) = seen.again.take_if(|(time, _)| *time <= Instant::now()) {
+            seen.read.retain(|path, _| !paths.contains(path));
+        }
         let paths = seen.news(stamps(folder)?, at_once);
         if paths.is_empty() && !at_once {
             return Ok(());
         }
         let _loading = self.lock_loading();
         let (found, all_read) = self.read_files(paths)?;
+        let paths: Vec<_> = found.iter().map(|file| (file.path.clone(), file.id.clone())).collect();
         let accepted = self.accept(found);
         for item in &accepted {
             self.registry.set_slot(&item.id, Slot::Loading);
@@ -115,6 +124,15 @@ impl Control {
         let models: BTreeSet<_> = accepted.iter().map(|item| item.id.name.clone()).collect();
         self.load_many(accepted, &|item, tried| self.bring_in(item, tried))?;
         models.iter().for_each(|model| self.adopt(model));
+        let had_no_room = |id: &VersionId| {
+            let slot = self.registry.slot(id);
+            matches!(slot, Some(Slot::Failed(failure)) if ["store", "admission"].contains(&failure.step))
+        };
+        let again = paths.into_iter().filter(|(_, id)| had_no_room(id)).map(|(path, _)| path);
+        let again = again.collect::<Vec<_>>();
+        if !again.is_empty() {
+            seen.again = Some((Instant::now() + AGAIN_INTERVAL, again));
+        }
         seen.incomplete |= !all_read;
         if at_once {
             self.registry.finish_loading();
@@ -167,8 +185,7 @@ impl Control {
             let (id, digest) = (artifact.id().clone(), artifact.digest());
             let signature = artifact.signature().cloned().ok_or(LoadError::Signature)?;
             let state = self.registry.state(&id.name);
-            let is_known = state.versions.values().any(|deployed| deployed.digest == digest);
-            if !is_known && !state.withdrawn.contains(&digest) {
+            if !state.withdrawn.contains(&digest) {
                 self.loader.store.keep_artifact(&artifact)?;
             }
             Ok(Found { path: path.to_owned(), id, digest, signature })
@@ -197,6 +214,10 @@ impl Control {
                 Some((same, held)) if same != version || held.digest != file.digest => {
                     let refusal = Refusal::OtherContent(same.clone(), held.digest);
                     report(&file.path, &refusal.into());
+                }
+                // Damage of what is kept in the state folder is made good.
+                Some(_) if matches!(self.registry.slot(&file.id), Some(Slot::Failed(_))) => {
+                    fresh.push(file);
                 }
                 // What is served already, and what an operator has decided about.
                 Some(_) => {}
