@@ -16,8 +16,10 @@ use std::thread::{self, ScopedJoinHandle};
 
 pub use ask::{Answer, Ask, Changed, ControlError, DeployReport};
 pub use folder::keep;
-use many::Item;
 
+use arc_swap::ArcSwap;
+
+use self::many::Item;
 use crate::ledger::{Author, Before, Change, Ledger, LedgerError};
 use crate::model::{ModelName, VersionId};
 use crate::registry::{LoadError, Loader, Registry, Slot};
@@ -39,10 +41,20 @@ pub struct Control {
     ledger: Ledger,
     /// By model, where it is not the default.
     max_parked: BTreeMap<ModelName, usize>,
-    /// Held while a change is made; the last revision.
-    writing: Mutex<u64>,
+    /// Held while a change is made.
+    head: Mutex<Head>,
+    /// For who only wants to know; waits for nobody.
+    shown_head: ArcSwap<(u64, String)>,
     /// Held while versions are loaded.
     loading: Mutex<()>,
+}
+
+/// Where the ledger is.
+struct Head {
+    /// The last revision.
+    revision: u64,
+    /// Whether the disk failed at the last change, so that nobody knows whether it is in the ledger.
+    is_unsure: bool,
 }
 
 impl Control {
@@ -57,9 +69,20 @@ impl Control {
     ) -> Result<Self, LedgerError> {
         let registry = Arc::new(Registry::new(ledger.models()?));
         let (revision, audit_head) = ledger.head()?;
-        tracing::info!(revision, audit_head, "ledger opened");
-        let (writing, loading) = (Mutex::new(revision), Mutex::new(()));
-        Ok(Self { loader, registry, ledger, max_parked, writing, loading })
+        tracing::info!(revision, %audit_head, "ledger opened");
+        let shown_head = ArcSwap::from_pointee((revision, audit_head));
+        let head = Mutex::new(Head { revision, is_unsure: false });
+        let loading = Mutex::new(());
+        Ok(Self { loader, registry, ledger, max_parked, head, shown_head, loading })
+    }
+
+    /// The last revision, and the hash of the last entry of the log; needs no disk.
+    pub fn head(&self) -> Arc<(u64, String)> {
+        self.shown_head.load_full()
+    }
+
+    fn show_head(&self, revision: u64, hash: String) {
+        self.shown_head.store(Arc::new((revision, hash)));
     }
 
     /// What is loaded, for those who serve.
@@ -185,7 +208,8 @@ impl Control {
         ask: &Ask,
         loaded: Option<Loaded>,
     ) -> Result<Answer, ControlError> {
-        let mut last = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut head = self.lock_head();
+        self.make_sure(&mut head)?;
         // Whoever asks twice at once has been answered by now.
         if let Some(answer) = self.answered(ask)? {
             return Ok(answer);
@@ -197,7 +221,7 @@ impl Control {
             let loads = ask.dry_run && state.versions.contains_key(version);
             loads || matches!(self.registry.slot(&id), Some(Slot::Loaded(_)))
         };
-        let rules = Rules { revision: *last + 1, ..self.rules(model, &state, &is_loaded) };
+        let rules = Rules { revision: head.revision + 1, ..self.rules(model, &state, &is_loaded) };
         let outcome = rollout::apply(&state, operation, &rules)?;
         let (report, loaded) = loaded.map(|loaded| (loaded.report, loaded.version)).unzip();
         let is_changed = outcome.state != state;
@@ -242,11 +266,38 @@ impl Control {
             before: changed.before.clone(),
             after: changed.after.clone(),
         };
-        self.ledger.commit(&change, &outcome.state, ask.request.as_ref(), &answer)?;
-        *last = rules.revision;
+        let committed = self.ledger.commit(&change, &outcome.state, ask.request.as_ref(), &answer);
+        head.is_unsure = committed.is_err();
+        let entry = committed?;
+        head.revision = entry.revision;
+        self.show_head(entry.revision, entry.hash);
         self.registry.decide(model, outcome.state, loaded.flatten());
         self.log(&change, rules.revision);
         Ok(Answer::Now(Box::new(changed)))
+    }
+
+    /// After a failure of the disk, what the ledger says is what holds.
+    fn make_sure(&self, head: &mut Head) -> Result<(), LedgerError> {
+        if !head.is_unsure {
+            return Ok(());
+        }
+        let states = self.ledger.models()?;
+        let (revision, hash) = self.ledger.head()?;
+        head.revision = revision;
+        self.show_head(revision, hash);
+        for (model, state) in states {
+            if state != self.registry.state(&model) {
+                let revision = state.revision;
+                tracing::warn!(%model, revision, "a change that seemed to fail is in the ledger, and holds");
+                self.registry.decide(&model, state, None);
+            }
+        }
+        head.is_unsure = false;
+        Ok(())
+    }
+
+    fn lock_head(&self) -> MutexGuard<'_, Head> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn log(&self, change: &Change, revision: u64) {

@@ -31,9 +31,8 @@ pub(super) async fn status(
         of_model(name, versions, &states.get(name).cloned().unwrap_or_default())
     });
     let models: Value = models.collect();
-    let control = std::sync::Arc::clone(&admin.control);
-    let head = tokio::task::spawn_blocking(move || control.ledger().head());
-    let (revision, audit_head) = head.await.map_err(|_panic| error::broken())??;
+    let head = admin.control.head();
+    let (revision, audit_head) = &*head;
     Ok(Json(json!({
         "revision": revision,
         "audit_head": audit_head,

@@ -175,9 +175,15 @@ impl Control {
             before: routing.clone(),
             after: routing,
         };
-        if let Err(error) = self.ledger.note_failure(&change) {
-            let reason = crate::registry::chain(&error);
-            tracing::error!(%model, %version, reason, "cannot write down that a deployment failed");
+        let mut head = self.lock_head();
+        let noted = self.make_sure(&mut head).and_then(|()| self.ledger.note_failure(&change));
+        head.is_unsure |= noted.is_err();
+        match noted {
+            Ok(entry) => self.show_head(entry.revision, entry.hash),
+            Err(error) => {
+                let reason = crate::registry::chain(&error);
+                tracing::error!(%model, %version, reason, "cannot write down that a deployment failed");
+            }
         }
     }
 }
