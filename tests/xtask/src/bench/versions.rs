@@ -29,7 +29,7 @@ use crate::workspace::Workspace;
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) general: super::Options,
-    /// Swap versions 1000 times, not 200, under a million requests.
+    /// Swap versions 1000 times, each way that is measured, under a million requests.
     #[arg(long)]
     long: bool,
     /// Measure only this section. Can be given again for more.
