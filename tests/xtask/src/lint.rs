@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::FAILPOINTS;
 use crate::run;
 use crate::toolchain::TARGET;
 use crate::workspace::Workspace;
@@ -23,6 +24,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let clippy = ["clippy", "--locked"];
     let strict = ["--", "--deny", "warnings"];
     run::shown(run::cargo().args(clippy).arg("--all-targets").args(strict))?;
+    run::shown(run::cargo().args(clippy).arg("--all-targets").args(FAILPOINTS).args(strict))?;
 
     let mut guests = run::cargo();
     guests.args(clippy).args(["--profile", "guest", "--target", TARGET]);
