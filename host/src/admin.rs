@@ -9,7 +9,8 @@ mod error;
 mod operations;
 mod show;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, RawQuery, Request, State};
@@ -51,8 +52,10 @@ pub struct Admin {
     keys: Keys,
     shadows: Arc<Shadows>,
     operations: Operations,
-    /// How long an artifact may be silent while it is received.
-    patience: std::time::Duration,
+    /// Held by the deployment whose artifact is in memory.
+    turn: Mutex<()>,
+    /// How long an artifact may be silent while it is received, and a body may take.
+    patience: Duration,
     /// Becomes true when the server stops: who waits for news is told what is known.
     stopping: watch::Receiver<bool>,
 }
@@ -65,11 +68,11 @@ impl Admin {
         control: Arc<Control>,
         keys: Keys,
         shadows: Arc<Shadows>,
-        patience: std::time::Duration,
+        patience: Duration,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        let operations = Operations::default();
-        Self { control, keys, shadows, operations, patience, stopping }
+        let (operations, turn) = (Operations::default(), Mutex::new(()));
+        Self { control, keys, shadows, operations, turn, patience, stopping }
     }
 }
 
@@ -260,7 +263,7 @@ async fn change<T: DeserializeOwned>(
         if asked.conditions.promote.is_some() {
             return Err(ApiError::malformed("`promote` is for deployments"));
         }
-        let operation = operation(read_json(body).await?)?;
+        let operation = operation(read_json(body, admin.patience).await?)?;
         let name = model_name(&model)?;
         let ask = asked.ask(&[&model, &format!("{operation:?}")]);
         let begins_shadow = matches!(operation, Operation::Shadow(Some(_)));
@@ -309,10 +312,12 @@ fn answer_value(answer: Answer) -> (Value, bool) {
     }
 }
 
-async fn read_json<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
+async fn read_json<T: DeserializeOwned>(body: Body, patience: Duration) -> Result<T, ApiError> {
     let too_large =
         |_| ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {MAX_BODY} bytes"));
-    let bytes = to_bytes(body, MAX_BODY).await.map_err(too_large)?;
+    let too_slow = |_| ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time");
+    let bytes = tokio::time::timeout(patience, to_bytes(body, MAX_BODY)).await;
+    let bytes = bytes.map_err(too_slow)?.map_err(too_large)?;
     let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
     serde_json::from_slice(bytes)
         .map_err(|error| ApiError::malformed(format!("the body is malformed: {error}")))

@@ -11,6 +11,7 @@ mod folder;
 mod many;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ScopedJoinHandle};
 
@@ -23,7 +24,7 @@ use self::many::Item;
 use crate::ledger::{Author, Before, Change, Ledger, LedgerError};
 use crate::model::{ModelName, VersionId};
 use crate::registry::{LoadError, Loader, Registry, Slot};
-use crate::rollout::{self, ModelState, Operation, Rules};
+use crate::rollout::{self, ModelState, Operation, Outcome, Rules};
 use crate::version::ServableVersion;
 
 /// How many replaced versions of a model stay loaded: the one before, and the one before that. Each
@@ -43,6 +44,8 @@ pub struct Control {
     max_parked: BTreeMap<ModelName, usize>,
     /// Held while a change is made.
     head: Mutex<Head>,
+    /// Whether something is to be loaded that is not.
+    is_missing: AtomicBool,
     /// For who only wants to know; waits for nobody.
     shown_head: ArcSwap<(u64, String)>,
     /// Held while versions are loaded.
@@ -73,7 +76,8 @@ impl Control {
         let shown_head = ArcSwap::from_pointee((revision, audit_head));
         let head = Mutex::new(Head { revision, is_unsure: false });
         let loading = Mutex::new(());
-        Ok(Self { loader, registry, ledger, max_parked, head, shown_head, loading })
+        let is_missing = AtomicBool::new(false);
+        Ok(Self { loader, registry, ledger, max_parked, head, is_missing, shown_head, loading })
     }
 
     /// The last revision, and the hash of the last entry of the log; needs no disk.
@@ -151,8 +155,15 @@ impl Control {
         outcome
     }
 
-    /// The answer that was given to the same request before.
+    /// The answer that was given to the same request before. What it says to have been made holds.
     fn answered(&self, ask: &Ask) -> Result<Option<Answer>, ControlError> {
+        if ask.request.is_some() {
+            self.make_sure(&mut self.lock_head())?;
+        }
+        self.answer_of(ask)
+    }
+
+    fn answer_of(&self, ask: &Ask) -> Result<Option<Answer>, ControlError> {
         let Some(request) = &ask.request else { return Ok(None) };
         match self.ledger.asked_before(request)? {
             Before::Unknown => Ok(None),
@@ -182,7 +193,7 @@ impl Control {
         let Some(deployed) = state.versions.get(&id.version).filter(|_| !is_loaded()) else {
             return Ok(());
         };
-        let item = Item { id: id.clone(), digest: deployed.digest };
+        let item = Item { id: id.clone(), digest: deployed.digest, is_stable: true };
         // Golden examples run there: a guest may use all of its call stack.
         let stack = self.loader.engines.thread_stack_bytes();
         let thread = thread::Builder::new().name("load".to_owned()).stack_size(stack);
@@ -211,7 +222,7 @@ impl Control {
         let mut head = self.lock_head();
         self.make_sure(&mut head)?;
         // Whoever asks twice at once has been answered by now.
-        if let Some(answer) = self.answered(ask)? {
+        if let Some(answer) = self.answer_of(ask)? {
             return Ok(answer);
         }
         let state = self.registry.state(model);
@@ -248,27 +259,19 @@ impl Control {
             }
             return Ok(Answer::Now(Box::new(changed)));
         }
-        let version = match operation {
-            Operation::Adopt { .. } => outcome.state.routing.stable.clone(),
-            _ => operation.version(&state),
-        };
-        let change = Change {
-            author: ask.author.clone(),
-            operation: operation.as_str(),
-            model: model.clone(),
-            digest: version.as_ref().and_then(|version| {
-                let held = outcome.state.versions.get(version).or(state.versions.get(version));
-                held.map(|deployed| deployed.digest)
-            }),
-            version,
-            status: Some(outcome.status.as_str()),
-            error: None,
-            before: changed.before.clone(),
-            after: changed.after.clone(),
-        };
+        let change = describe(model, operation, ask, &state, &outcome);
         let committed = self.ledger.commit(&change, &outcome.state, ask.request.as_ref(), &answer);
-        head.is_unsure = committed.is_err();
-        let entry = committed?;
+        let entry = match committed {
+            Ok(entry) => entry,
+            Err(error) => {
+                // It may be in the ledger all the same; then it has to hold, version included.
+                head.is_unsure = true;
+                if self.ledger.models().is_ok_and(|held| held.get(model) == Some(&outcome.state)) {
+                    self.registry.decide(model, outcome.state, loaded.flatten());
+                }
+                return Err(error.into());
+            }
+        };
         head.revision = entry.revision;
         self.show_head(entry.revision, entry.hash);
         self.registry.decide(model, outcome.state, loaded.flatten());
@@ -290,6 +293,8 @@ impl Control {
                 let revision = state.revision;
                 tracing::warn!(%model, revision, "a change that seemed to fail is in the ledger, and holds");
                 self.registry.decide(&model, state, None);
+                // What it points to may not be loaded.
+                self.is_missing.store(true, Ordering::Relaxed);
             }
         }
         head.is_unsure = false;
@@ -309,6 +314,35 @@ impl Control {
 
     fn lock_loading(&self) -> MutexGuard<'_, ()> {
         self.loading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A change for the history.
+fn describe(
+    model: &ModelName,
+    operation: &Operation,
+    ask: &Ask,
+    state: &ModelState,
+    outcome: &Outcome,
+) -> Change {
+    let version = match operation {
+        Operation::Adopt { .. } => outcome.state.routing.stable.clone(),
+        _ => operation.version(state),
+    };
+    let digest = version.as_ref().and_then(|version| {
+        let held = outcome.state.versions.get(version).or(state.versions.get(version));
+        held.map(|deployed| deployed.digest)
+    });
+    Change {
+        author: ask.author.clone(),
+        operation: operation.as_str(),
+        model: model.clone(),
+        version,
+        digest,
+        status: Some(outcome.status.as_str()),
+        error: None,
+        before: state.routing.clone(),
+        after: outcome.state.routing.clone(),
     }
 }
 

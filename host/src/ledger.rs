@@ -47,6 +47,9 @@ const ANSWER_LIFE: u64 = 24 * 60 * 60 * 1000;
 /// The most answers that are kept.
 const MAX_ANSWERS: usize = 1000;
 
+/// The most entries that are looked at for one question: changes wait meanwhile.
+const MAX_LOOKED_AT: usize = 10_000;
+
 /// How many entries, from the last one back, are checked at the start.
 const CHECKED_ENTRIES: usize = 1000;
 
@@ -206,7 +209,23 @@ impl Ledger {
         let ledger = Self { path: path.to_owned(), database: Mutex::new(Some(database)) };
         let entries = ledger.history(None, None, CHECKED_ENTRIES)?;
         check_chain(&entries).map_err(LedgerError::Untrusted)?;
+        ledger.check_ends(&entries)?;
         Ok(ledger)
+    }
+
+    /// Whether the log begins where it has to and ends where the state is.
+    fn check_ends(&self, entries: &[Entry]) -> Result<(), LedgerError> {
+        let revision = self.read(|transaction| {
+            let numbers = transaction.open_table(NUMBERS)?;
+            Ok(numbers.get("revision")?.map_or(0, |revision| revision.value()))
+        })?;
+        let first = entries.last().map_or(1, |entry| entry.sequence);
+        let begins = entries.len() == CHECKED_ENTRIES || first == 1;
+        let ends = entries.first().map_or(0, |entry| entry.revision) == revision;
+        if begins && ends {
+            return Ok(());
+        }
+        Err(LedgerError::Untrusted("a part of the audit log is missing".to_owned()))
     }
 
     /// Every model's state.
@@ -251,7 +270,8 @@ impl Ledger {
         self.read(|transaction| {
             let table = transaction.open_table(AUDIT)?;
             let mut entries = Vec::new();
-            for row in table.range(..before.unwrap_or(u64::MAX))?.rev() {
+            let rows = table.range(..before.unwrap_or(u64::MAX))?.rev();
+            for row in rows.take(MAX_LOOKED_AT) {
                 if entries.len() >= limit {
                     break;
                 }

@@ -172,7 +172,8 @@ impl Registry {
             if let Some(loaded) = loaded {
                 desk.put(loaded.id().clone(), Some(Slot::Loaded(Arc::new(loaded))));
             }
-            desk.states.insert(model.clone(), state);
+            let before = desk.states.insert(model.clone(), state);
+            desk.forget_failed(model, before.as_ref());
             desk.drain_unwanted(model);
         });
     }
@@ -239,6 +240,21 @@ impl Desk {
         if let Some(Slot::Loaded(version)) = before {
             self.draining.push(version);
         }
+    }
+
+    /// Versions that are not to be loaded any more have not failed either.
+    fn forget_failed(&mut self, model: &ModelName, before: Option<&ModelState>) {
+        let Some(state) = self.states.get(model) else { return };
+        let was_deployed =
+            |version: &Version| before.is_some_and(|state| state.versions.contains_key(version));
+        let is_wanted = |version: &Version| {
+            let deployed = state.versions.get(version);
+            deployed.is_some_and(|deployed| !matches!(deployed.stage, Stage::Retired(_)))
+        };
+        self.slots.retain(|id, slot| {
+            let is_over = was_deployed(&id.version) && !is_wanted(&id.version);
+            id.name != *model || !matches!(slot, Slot::Failed(_)) || !is_over
+        });
     }
 
     fn drain_unwanted(&mut self, model: &ModelName) {

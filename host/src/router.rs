@@ -140,23 +140,20 @@ fn choose(
             let version = routing.channel(*channel).ok_or(RouteError::EmptyChannel)?;
             first_available(versions.get(version), now).map(with(Reason::Channel))
         }
-        Selector::Range(range) => {
-            let applies = applies_split(model, selector);
-            let split = by_split(model, place).filter(|_| applies);
-            let split = split.filter(|version| range.matches(version));
-            let matching = versions.iter().rev().filter(|(version, _)| range.matches(version));
+        Selector::Range(range) if applies_split(model, selector) => {
+            let split = by_split(model, place).filter(|version| range.matches(version));
             let states = split.filter_map(|version| versions.get(version));
-            let states = states.chain(matching.map(|(_, state)| state).filter(is_loaded));
+            or_not_ready(first_available(states, now)).map(with(Reason::Range))
+        }
+        Selector::Range(_) => {
+            let matching = versions.iter().rev().filter(|(version, _)| selector.matches(version));
+            let states = matching.map(|(_, state)| state).filter(is_loaded);
             first_available(states, now).map(with(Reason::Range))
         }
         Selector::Default if routing.stable.is_some() => {
             let reason = if routing.is_split() { Reason::Split } else { Reason::Default };
             let states = by_split(model, place).filter_map(|version| versions.get(version));
-            match first_available(states, now) {
-                // What is routed to has been there, or may yet come.
-                Err(RouteError::NoSuchVersion | RouteError::Retired) => Err(RouteError::NotReady),
-                other => other.map(with(reason)),
-            }
+            or_not_ready(first_available(states, now)).map(with(reason))
         }
         Selector::Default => {
             let releases = versions.iter().rev().filter(|(version, _)| selector.matches(version));
@@ -164,6 +161,14 @@ fn choose(
             first_available(states, now).map(with(Reason::Default))
         }
     }
+}
+
+/// What is routed to has been there, or may yet come.
+fn or_not_ready<T>(found: Result<T, RouteError>) -> Result<T, RouteError> {
+    found.map_err(|error| match error {
+        RouteError::NoSuchVersion | RouteError::Retired => RouteError::NotReady,
+        other => other,
+    })
 }
 
 /// Whether it is the operator who decides which version answers: whoever asks for none, or can live

@@ -391,6 +391,32 @@ fn versions_are_asked_for_in_paths_and_headers_and_callers_told_apart_by_fields(
 }
 
 #[test]
+fn nobody_is_sent_to_a_version_that_was_not_promoted_because_the_stable_one_breaks_down() {
+    let folder = temporary_folder();
+    let mut setup = setup(folder.path(), &["1.0.0", "1.1.0"]);
+    setup.config =
+        "[models.misbehave]\nsplit = { \"1.0.0\" = 1_000_000, \"1.1.0\" = 0 }\n".to_owned();
+    let server = Server::start(&setup);
+    made(&post(&server, "rollback", json!({})));
+    assert_eq!(states(&server), ["ready", "parked"]);
+    let pin = "/models/misbehave/versions/1.0.0/predict";
+    for _ in 0..10 {
+        assert_eq!(server.post(pin, &json!({"action": "panic"})).status, 500);
+    }
+    for path in ["/predict", "/v1/predict", "/models/misbehave/versions/~1.0/predict"] {
+        let answer = server.post(path, &json!({"action": "echo"}));
+        // After a second, it is tried again.
+        let is_stable = (answer.status, answer.header("x-model-version")) == (200, Some("1.0.0"));
+        assert!(is_stable || refused(&answer) == (503, "not_ready"), "{path}: {answer:?}");
+    }
+    // Who names it gets it.
+    assert_eq!(
+        words(&served(&server, "/predict", &[("X-Model-Version", "1.1.0")])),
+        ("1.1.0", "pin")
+    );
+}
+
+#[test]
 fn a_configured_split_holds_until_an_operator_or_the_file_says_otherwise() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path(), &["1.0.0", "1.1.0"]);

@@ -2,7 +2,7 @@
 //! how far it is.
 
 use std::io::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use axum::Json;
 use axum::body::{Body, Bytes, HttpBody as _};
@@ -85,8 +85,13 @@ async fn receive(admin: &Admin, mut body: Body) -> Result<NamedTempFile, ApiErro
     // Disks can be slow, and this thread serves others.
     let writing = tokio::task::spawn_blocking(move || write(file, receiver));
     let mut length = 0;
+    let mut stopping = admin.stopping.clone();
     let received = loop {
-        let frame = match tokio::time::timeout(admin.patience, body.frame()).await {
+        let frame = tokio::select! {
+            frame = tokio::time::timeout(admin.patience, body.frame()) => frame,
+            Ok(_) = stopping.wait_for(|stopping| *stopping) => break Err(ApiError::going_down()),
+        };
+        let frame = match frame {
             Err(_elapsed) => {
                 let message = "the artifact did not come in time";
                 break Err(ApiError::new(ErrorCode::RequestTimeout, message));
@@ -132,6 +137,8 @@ fn run(
     asked: &Asked,
     working: &Working,
 ) -> Result<serde_json::Value, ControlError> {
+    // Artifacts can be large: the others wait on the disk.
+    let _turn = admin.turn.lock().unwrap_or_else(PoisonError::into_inner);
     working.step("verify");
     let artifact = Artifact::open(file.path())?;
     let ask = asked.ask(&["deploy", &artifact.digest().to_string()]);

@@ -26,7 +26,8 @@ pub(super) async fn status(
 ) -> Result<Json<Value>, ApiError> {
     owner(&admin.keys, &headers)?;
     let registry = admin.control.registry();
-    let (snapshot, states) = (registry.snapshot(), registry.states());
+    // In this order, a revision is never newer than what is shown beside it.
+    let (states, snapshot) = (registry.states(), registry.snapshot());
     let models = snapshot.models.iter().map(|(name, versions)| {
         of_model(name, versions, &states.get(name).cloned().unwrap_or_default())
     });
@@ -49,9 +50,9 @@ pub(super) async fn model(
 ) -> Result<Json<Value>, ApiError> {
     owner(&admin.keys, &headers)?;
     let (name, registry) = (model_name(&model)?, admin.control.registry());
-    let snapshot = registry.snapshot();
+    let (state, snapshot) = (registry.state(&name), registry.snapshot());
     let versions = snapshot.models.get(&name).ok_or_else(unknown_model)?;
-    Ok(Json(of_model(&name, versions, &registry.state(&name))))
+    Ok(Json(of_model(&name, versions, &state)))
 }
 
 fn of_model(name: &ModelName, model: &ModelVersions, state: &ModelState) -> Value {

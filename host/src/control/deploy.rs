@@ -51,6 +51,10 @@ impl Control {
             return Ok(answer);
         }
         let _loading = self.lock_loading();
+        // The one who was waited for may have been this very request.
+        if let Some(answer) = self.answered(ask)? {
+            return Ok(answer);
+        }
         let (id, digest) = (artifact.id().clone(), artifact.digest());
         let state = self.registry.state(&id.name);
         ask.check_revision(&state)?;
@@ -67,6 +71,8 @@ impl Control {
         }
         let before = self.registry.slot(&id);
         if !ask.dry_run {
+            // Nothing is collected from here on.
+            self.loader.store.keep_artifact(&artifact)?;
             self.registry.set_slot(&id, Slot::Loading);
         }
         let loaded = self.load(artifact, progress);
@@ -77,7 +83,7 @@ impl Control {
         let version = (!ask.dry_run).then_some(version);
         let outcome = self.commit(&id.name, &operation, ask, Some(Loaded { version, report }));
         // In a trial, or if the change was refused, nothing remains of it.
-        if outcome.is_err() && matches!(self.registry.slot(&id), Some(Slot::Loading)) {
+        if matches!(self.registry.slot(&id), Some(Slot::Loading)) {
             self.registry.reset_slot(&id, before);
         }
         outcome
@@ -163,7 +169,12 @@ impl Control {
         let (model, version) = (&id.name, &id.version);
         let (step, reason) = (failure.step, &*failure.reason);
         tracing::error!(%model, %version, step, reason, "failed to deploy a version");
-        let routing = self.registry.state(model).routing;
+        let state = self.registry.state(model);
+        if state.versions.get(version).is_some_and(|deployed| deployed.digest == digest) {
+            // It is there, whatever else failed.
+            return;
+        }
+        let routing = state.routing;
         let change = Change {
             author: ask.author.clone(),
             operation: "deploy",

@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -47,10 +48,19 @@ struct Stamp {
 struct Seen {
     read: BTreeMap<PathBuf, Stamp>,
     waiting: BTreeMap<PathBuf, Stamp>,
-    /// Whether there was a file that could not be read: what it needs is not known.
-    incomplete: bool,
+    /// Files that cannot be read: what they need is not known.
+    unread: BTreeSet<PathBuf>,
     /// Files that may be deployed another time, for want of room now, and when they are tried again.
     again: Option<(Instant, Vec<PathBuf>)>,
+}
+
+/// What came of reading files.
+#[derive(Default)]
+struct Read {
+    found: Vec<Found>,
+    unread: Vec<PathBuf>,
+    /// Artifacts that the state folder could not take.
+    no_room: Vec<PathBuf>,
 }
 
 /// A file of the folder that holds an artifact.
@@ -82,7 +92,12 @@ pub fn keep(
         let pause = if draining > 0 { SWEEP_INTERVAL } else { SWEEP_INTERVAL * 4 };
         thread::sleep(pause);
         look();
-        if !seen.incomplete && collected.elapsed() > COLLECT_INTERVAL {
+        if control.is_missing.swap(false, Ordering::Relaxed)
+            && let Err(error) = control.restore()
+        {
+            tracing::error!(%error, "cannot load what the ledger says");
+        }
+        if seen.unread.is_empty() && collected.elapsed() > COLLECT_INTERVAL {
             collected = Instant::now();
             let _loading = control.lock_loading();
             control.collect();
@@ -115,7 +130,9 @@ impl Control {
             return Ok(());
         }
         let _loading = self.lock_loading();
-        let (found, all_read) = self.read_files(paths)?;
+        seen.unread.retain(|path| !paths.contains(path));
+        let Read { found, unread, no_room } = self.read_files(paths)?;
+        seen.unread.extend(unread);
         let paths: Vec<_> = found.iter().map(|file| (file.path.clone(), file.id.clone())).collect();
         let accepted = self.accept(found);
         for item in &accepted {
@@ -129,37 +146,39 @@ impl Control {
             matches!(slot, Some(Slot::Failed(failure)) if ["store", "admission"].contains(&failure.step))
         };
         let again = paths.into_iter().filter(|(_, id)| had_no_room(id)).map(|(path, _)| path);
-        let again = again.collect::<Vec<_>>();
+        let mut again: Vec<_> = again.chain(no_room).collect();
+        again.extend(seen.again.take().into_iter().flat_map(|(_, paths)| paths));
         if !again.is_empty() {
             seen.again = Some((Instant::now() + AGAIN_INTERVAL, again));
         }
-        seen.incomplete |= !all_read;
         if at_once {
             self.registry.finish_loading();
             self.registry.warn_of_absent();
         }
-        if !seen.incomplete {
+        if seen.unread.is_empty() {
             self.collect();
         }
         tracing::info!("repository folder read");
         Ok(())
     }
 
-    /// Read files side by side and put what is an artifact into the store; whether all could be read.
-    fn read_files(&self, paths: Vec<PathBuf>) -> io::Result<(Vec<Found>, bool)> {
-        let (paths, found) = (Mutex::new(paths), Mutex::new((Vec::new(), true)));
+    /// Read files side by side and put what is an artifact into the store.
+    fn read_files(&self, paths: Vec<PathBuf>) -> io::Result<Read> {
+        let (paths, all) = (Mutex::new(paths), Mutex::new(Read::default()));
         let next = || paths.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let read = |path: PathBuf| {
             let outcome = self.read_file(&path);
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             match outcome {
-                Ok(file) => found.0.push(file),
+                Ok(file) => all.found.push(file),
                 Err(error) => {
-                    let unread = matches!(
-                        error,
-                        LoadError::Artifact(ArtifactError::Read(_)) | LoadError::Panicked(_)
-                    );
-                    found.1 &= !unread;
+                    match &error {
+                        LoadError::Artifact(ArtifactError::Read(_)) | LoadError::Panicked(_) => {
+                            all.unread.push(path.clone());
+                        }
+                        LoadError::Store(_) => all.no_room.push(path.clone()),
+                        _ => {}
+                    }
                     report(&path, &error.into());
                 }
             }
@@ -174,9 +193,9 @@ impl Control {
             }
             Ok(())
         })?;
-        let (mut found, all_read) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-        found.sort_by(|one: &Found, other| one.path.cmp(&other.path));
-        Ok((found, all_read))
+        let mut all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+        all.found.sort_by(|one, other| one.path.cmp(&other.path));
+        Ok(all)
     }
 
     fn read_file(&self, path: &Path) -> Result<Found, LoadError> {
@@ -244,7 +263,7 @@ impl Control {
                 Ok(()) => {
                     let deployed = Deployed { digest, stage: Stage::Deployed };
                     state.versions.insert(id.version.clone(), deployed);
-                    accepted.push(Item { id, digest });
+                    accepted.push(Item { id, digest, is_stable: false });
                 }
             }
         }
@@ -300,6 +319,7 @@ impl Seen {
     /// Files to read now.
     fn news(&mut self, stamps: BTreeMap<PathBuf, Stamp>, at_once: bool) -> Vec<PathBuf> {
         self.read.retain(|path, _| stamps.contains_key(path));
+        self.unread.retain(|path| stamps.contains_key(path));
         let mut news = Vec::new();
         let mut waiting = BTreeMap::new();
         for (path, stamp) in stamps {

@@ -18,6 +18,8 @@ use crate::version::ServableVersion;
 pub(super) struct Item {
     pub(super) id: VersionId,
     pub(super) digest: Digest,
+    /// Whether the model is not served without it.
+    pub(super) is_stable: bool,
 }
 
 /// A version that was tried.
@@ -38,9 +40,10 @@ impl Control {
         let _loading = self.lock_loading();
         let mut items = Vec::new();
         for (name, state) in self.registry.states() {
-            items.extend(state.loaded().map(|(version, digest)| {
+            items.extend(state.loaded().filter_map(|(version, digest)| {
                 let id = VersionId { name: name.clone(), version: version.clone() };
-                Item { id, digest }
+                let is_stable = state.routing.stable.as_ref() == Some(version);
+                self.registry.slot(&id).is_none().then_some(Item { id, digest, is_stable })
             }));
         }
         self.load_many(items, &|item, tried| {
@@ -48,6 +51,8 @@ impl Control {
             match version {
                 Ok(version) => {
                     self.registry.set_slot(&item.id, servable(version));
+                    // It may have been undeployed in the meantime.
+                    self.registry.reconcile(&item.id.name);
                     log_ready(&item.id, from, started);
                 }
                 Err(error) => self.refuse(&item.id, error.failure()),
@@ -93,7 +98,7 @@ impl Control {
             Ok(())
         })?;
         let mut cold = cold.into_inner().unwrap_or_else(PoisonError::into_inner);
-        cold.sort_by(|one, other| one.id.cmp(&other.id));
+        cold.sort_by_key(|item| (!item.is_stable, item.id.clone()));
         let compile = || {
             for item in &cold {
                 let started = Instant::now();

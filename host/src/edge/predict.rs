@@ -176,13 +176,15 @@ fn header_selector(headers: &HeaderMap, of_path: Selector) -> Result<Selector, A
 /// What tells the caller from others, if its header does.
 fn header_key(sticky: &Sticky, headers: &HeaderMap) -> Option<Vec<u8>> {
     let value = headers.get(sticky.header.as_deref()?)?;
-    Some(value.as_bytes().to_vec())
+    // Proxies send it empty for callers of whom they know nothing: many, and not one.
+    Some(value.as_bytes().to_vec()).filter(|value| !value.is_empty())
 }
 
 /// What tells the caller from others, if the field of its body does.
 fn field_key(field: &str, object: &body::Record) -> Result<Option<Vec<u8>>, ApiError> {
     match object.get(field) {
         None => Ok(None),
+        Some(Value::String(text)) if text.is_empty() => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone().into_bytes())),
         Some(Value::Number(number)) if !number.is_f64() => {
             Ok(Some(number.to_string().into_bytes()))

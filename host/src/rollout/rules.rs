@@ -58,7 +58,11 @@ pub fn apply(
                 Promotion::No => Status::Deployed,
             }
         }
-        Operation::Promote { version, supersede } => promote(routing, version, *supersede)?,
+        Operation::Promote { version, supersede } => {
+            // A configured split can name a version that never came: nobody is below that.
+            routing.stable.take_if(|stable| !state.versions.contains_key(stable));
+            promote(routing, version, *supersede)?
+        }
         Operation::Canary { version, weight, supersede } => {
             canary(routing, version, *weight, *supersede)?
         }
@@ -237,6 +241,8 @@ fn configure(state: &mut ModelState, split: Option<BTreeMap<Version, u32>>) -> S
         if let Some(heaviest) = heaviest.map(|(version, _)| version.clone()) {
             candidates.remove(&heaviest);
             make_stable(&mut state.routing, heaviest);
+            let versions = &state.versions;
+            state.routing.promoted.retain(|before| versions.contains_key(before));
             state.routing.candidates = candidates;
         }
     }
