@@ -110,13 +110,13 @@ impl Control {
     /// [`ControlError`].
     pub fn configure(
         &self,
-        mut splits: BTreeMap<ModelName, BTreeMap<semver::Version, u32>>,
+        splits: BTreeMap<ModelName, BTreeMap<semver::Version, u32>>,
     ) -> Result<(), ControlError> {
         let known = self.registry.states().into_iter();
         let silent =
             known.filter(|(name, state)| state.configured.is_some() && !splits.contains_key(name));
         let silent: Vec<_> = silent.map(|(name, _)| (name, None)).collect();
-        let said = std::mem::take(&mut splits).into_iter().map(|(name, split)| (name, Some(split)));
+        let said = splits.into_iter().map(|(name, split)| (name, Some(split)));
         for (model, split) in said.chain(silent) {
             let ask = Ask::of_host("configuration");
             self.commit(&model, &Operation::Configure { split }, &ask, None)?;

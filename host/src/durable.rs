@@ -3,7 +3,8 @@
 //!
 //! With the feature `failpoints`, `GUESTHOUSE_FAILPOINT=kill:N` ends the process by SIGKILL at the
 //! N-th of them since the start, and `full:N` lets every one from the N-th on fail as on a full disk,
-//! except for syncs and renames, which a full disk still does. Without it, nothing is counted.
+//! except for syncs and renames, which a full disk still does; `once:N` lets the N-th fail and no other.
+//! Without it, nothing is counted.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -131,6 +132,7 @@ mod failpoints {
     enum Failure {
         Kill(u64),
         Full(u64),
+        Once(u64),
     }
 
     pub(super) fn reached(step: Step) -> io::Result<()> {
@@ -148,6 +150,7 @@ mod failpoints {
             Some(Failure::Full(from)) if number >= from && step == Step::Write => {
                 Err(io::Error::from(io::ErrorKind::StorageFull))
             }
+            Some(Failure::Once(at)) if number == at => Err(io::Error::other("told to fail")),
             _ => Ok(()),
         }
     }
@@ -159,6 +162,7 @@ mod failpoints {
         match what {
             "kill" => Some(Failure::Kill(number)),
             "full" => Some(Failure::Full(number)),
+            "once" => Some(Failure::Once(number)),
             _ => None,
         }
     }

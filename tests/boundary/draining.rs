@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,14 +25,20 @@ fn unloaded(line: &Value) -> bool {
     line["message"] == "unloaded" && line["version"] == "1.0.0"
 }
 
+/// A server without room for what is replaced, on which 1.1.0 is to follow 1.0.0.
+fn server(folder: &Path) -> Server {
+    let mut setup = Setup::misbehave(folder, 5000);
+    setup.config.push_str("[models.misbehave]\nparked_versions = 0\n");
+    let server = Server::start(&setup);
+    let next = Misbehave { version: "1.1.0", ..Misbehave::default() }.pack(folder);
+    assert_eq!(server.deploy(&next)["state"], "done");
+    server
+}
+
 #[test]
 fn a_replaced_version_ends_with_its_last_request_and_can_be_had_back() {
     let folder = temporary_folder();
-    let mut setup = Setup::misbehave(folder.path(), 5000);
-    setup.config.push_str("[models.misbehave]\nparked_versions = 0\n");
-    let server = Server::start(&setup);
-    let next = Misbehave { version: "1.1.0", ..Misbehave::default() }.pack(folder.path());
-    assert_eq!(server.deploy(&next)["state"], "done");
+    let server = server(folder.path());
     assert_eq!(ask(&server, "predict").body["model_version"], "1.0.0");
 
     thread::scope(|scope| {
@@ -77,11 +84,7 @@ fn a_replaced_version_ends_with_its_last_request_and_can_be_had_back() {
 #[test]
 fn a_version_that_still_drains_can_be_gone_back_to() {
     let folder = temporary_folder();
-    let mut setup = Setup::misbehave(folder.path(), 5000);
-    setup.config.push_str("[models.misbehave]\nparked_versions = 0\n");
-    let server = Server::start(&setup);
-    let next = Misbehave { version: "1.1.0", ..Misbehave::default() }.pack(folder.path());
-    assert_eq!(server.deploy(&next)["state"], "done");
+    let server = server(folder.path());
     thread::scope(|scope| {
         let long = scope.spawn(|| {
             let body = json!({"action": "spin"}).to_string();

@@ -115,6 +115,52 @@ fn a_full_disk_refuses_changes_and_stops_nothing() {
 }
 
 #[test]
+fn what_is_served_after_a_failure_of_the_disk_is_what_is_served_after_a_restart() {
+    let folder = temporary_folder();
+    let mut setup = setup(folder.path());
+    assert!(Server::start(&setup).stop().0.success());
+    let (mut failed, mut made) = (0, 0);
+    for step in 1.. {
+        setup.failpoint = Some(format!("once:{step}"));
+        let Some(server) = Server::try_start(&setup) else { continue };
+        let change = |server: &Server| {
+            let (path, body) = match stable(server).as_str() {
+                "1.0.0" => ("promote", json!({"version": "1.1.0"})),
+                _ => ("rollback", json!({})),
+            };
+            server.admin("POST", &format!("models/misbehave/{path}"), &body)
+        };
+        let before = stable(&server);
+        let answer = change(&server);
+        if answer.status == 200 {
+            assert_ne!(stable(&server), before, "step {step}");
+            made += 1;
+        } else {
+            assert_eq!(
+                (answer.status, answer.error_code()),
+                (500, Some("internal")),
+                "step {step}"
+            );
+            failed += 1;
+            // The disk is well again, and so are changes.
+            let again = change(&server);
+            assert_eq!(again.status, 200, "step {step}: {again:?}");
+        }
+        let is = stable(&server);
+        assert_serves(&server, &is);
+        drop(server);
+        setup.failpoint = None;
+        let server = Server::start(&setup);
+        assert_eq!(stable(&server), is, "step {step}");
+        assert_serves(&server, &is);
+        if made == 1 {
+            break;
+        }
+    }
+    assert!(failed >= 3, "{failed}");
+}
+
+#[test]
 fn a_ledger_that_was_tampered_with_is_refused() {
     let folder = temporary_folder();
     let setup = setup(folder.path());

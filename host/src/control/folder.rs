@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::ask::{Ask, ControlError};
-use super::many::{Item, Tried, log_ready};
+use super::many::{Item, Tried, log_ready, side_by_side};
 use super::{Control, DeployReport, Loaded};
 use crate::artifact::{Artifact, ArtifactError, Digest};
 use crate::model::{ModelName, Signature, VersionId};
@@ -164,8 +164,7 @@ impl Control {
 
     /// Read files side by side and put what is an artifact into the store.
     fn read_files(&self, paths: Vec<PathBuf>) -> io::Result<Read> {
-        let (paths, all) = (Mutex::new(paths), Mutex::new(Read::default()));
-        let next = || paths.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let all = Mutex::new(Read::default());
         let read = |path: PathBuf| {
             let outcome = self.read_file(&path);
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,16 +182,7 @@ impl Control {
                 }
             }
         };
-        thread::scope(|scope| -> io::Result<()> {
-            for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-                thread::Builder::new().spawn_scoped(scope, || {
-                    while let Some(path) = next() {
-                        read(path);
-                    }
-                })?;
-            }
-            Ok(())
-        })?;
+        side_by_side(paths, self.loader.engines.thread_stack_bytes(), &read)?;
         let mut all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
         all.found.sort_by(|one, other| one.path.cmp(&other.path));
         Ok(all)
@@ -334,8 +324,6 @@ impl Seen {
             }
         }
         self.waiting = waiting;
-        // Taken from the end: the first by name is read first.
-        news.reverse();
         news
     }
 }

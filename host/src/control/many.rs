@@ -67,13 +67,10 @@ impl Control {
     /// Load versions, and let `done` know what has become of each, on the thread that has loaded it.
     pub(super) fn load_many(
         &self,
-        mut items: Vec<Item>,
+        items: Vec<Item>,
         done: &(dyn Fn(&Item, Tried) + Sync),
     ) -> io::Result<()> {
-        // Taken from the end.
-        items.reverse();
-        let (items, cold) = (Mutex::new(items), Mutex::new(Vec::new()));
-        let next = || items.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let cold = Mutex::new(Vec::new());
         let find = |item: Item| {
             let started = Instant::now();
             match self.load_found(&item) {
@@ -86,17 +83,7 @@ impl Control {
         };
         // Golden examples run on these threads: a guest may use all of its call stack there, too.
         let stack = self.loader.engines.thread_stack_bytes();
-        let thread = || thread::Builder::new().stack_size(stack);
-        thread::scope(|scope| -> io::Result<()> {
-            for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-                thread().spawn_scoped(scope, || {
-                    while let Some(item) = next() {
-                        find(item);
-                    }
-                })?;
-            }
-            Ok(())
-        })?;
+        side_by_side(items, stack, &find)?;
         let mut cold = cold.into_inner().unwrap_or_else(PoisonError::into_inner);
         cold.sort_by_key(|item| (!item.is_stable, item.id.clone()));
         let compile = || {
@@ -106,7 +93,8 @@ impl Control {
                 done(item, Tried { version, from: "compiled", started });
             }
         };
-        thread::scope(|scope| thread().spawn_scoped(scope, compile).map(drop))
+        let thread = thread::Builder::new().stack_size(stack);
+        thread::scope(|scope| thread.spawn_scoped(scope, compile).map(drop))
     }
 
     /// Load a version, whether it is compiled or not.
@@ -139,6 +127,28 @@ impl Control {
         let (step, reason) = (failure.step, &*failure.reason);
         tracing::error!(%model, %version, step, reason, "failed to load a version");
     }
+}
+
+/// Work on each of these, the first ones first, on as many threads as there are cores.
+pub(super) fn side_by_side<T: Send>(
+    mut items: Vec<T>,
+    stack: usize,
+    work: &(dyn Fn(T) + Sync),
+) -> io::Result<()> {
+    // Taken from the end.
+    items.reverse();
+    let items = Mutex::new(items);
+    let next = || items.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            thread::Builder::new().stack_size(stack).spawn_scoped(scope, || {
+                while let Some(item) = next() {
+                    work(item);
+                }
+            })?;
+        }
+        Ok(())
+    })
 }
 
 pub(super) fn log_ready(id: &VersionId, from: &'static str, started: Instant) {
