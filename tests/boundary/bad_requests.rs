@@ -266,9 +266,13 @@ fn bodies_in_flight_are_bounded_together() {
     let server = Server::start(&setup);
     // White space around the JSON fills a body that the model accepts.
     let body = format!("{}{}", json!({"text": "You are nice"}), " ".repeat(900_000));
-    let length = format!("Content-Length: {}\r\n", body.len());
+    let length = format!("Content-Length: {}\r\nExpect: 100-continue\r\n", body.len());
     let mut first = TcpStream::connect(server.address()).unwrap();
     first.write_all(head(&server, &length).as_bytes()).unwrap();
+    // It has its room when it is asked for its body; until then, another could take that.
+    let mut asked = [0; 25];
+    first.read_exact(&mut asked).unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
     first.write_all(&body.as_bytes()[..1000]).unwrap();
     let send = || server.send("POST", "/v1/predict", &[], body.as_bytes());
     let refused = until("the bound is reached", || Some(send()).filter(|it| it.status != 200));
