@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, StatusCode};
@@ -51,16 +52,10 @@ pub struct Edge {
     pub inference: Inference,
     /// Where answers are compared with those of other versions.
     pub shadows: Arc<Shadows>,
-    /// Models of which the worst disagreements are kept with what was asked and answered.
-    pub captured: BTreeSet<ModelName>,
     /// Who may ask.
     pub keys: Keys,
-    /// The model that paths without a model mean.
-    pub default_model: Option<ModelName>,
-    /// How callers are told apart, by model.
-    pub sticky: BTreeMap<ModelName, Sticky>,
-    /// All bounds.
-    pub limits: Limits,
+    /// What the operator may change meanwhile. A request looks at it once.
+    pub policy: ArcSwap<Policy>,
     /// A permit for each byte of the bodies that may be in flight.
     pub bodies: Arc<Semaphore>,
     /// Who answered.
@@ -69,6 +64,19 @@ pub struct Edge {
     pub draining: AtomicBool,
     /// Says when requests that are still under way are not finished any more.
     pub interrupted: watch::Receiver<bool>,
+}
+
+/// What the configuration says of requests, and may say otherwise while the server runs.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Models of which the worst disagreements are kept with what was asked and answered.
+    pub captured: BTreeSet<ModelName>,
+    /// The model that paths without a model mean.
+    pub default_model: Option<ModelName>,
+    /// How callers are told apart, by model.
+    pub sticky: BTreeMap<ModelName, Sticky>,
+    /// All bounds.
+    pub limits: Limits,
 }
 
 type Shared = State<Arc<Edge>>;
@@ -98,7 +106,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}", get(catalogue::model))
         .route("/models/{model}/resolve", get(catalogue::resolve))
         .route("/models/{model}/versions/{selector}", get(catalogue::version));
-    let largest = LargestBody(edge.limits.body_bytes);
+    let largest = LargestBody(edge.policy.load().limits.body_bytes);
     observed(endpoints, largest).with_state(edge)
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{self, SignalKind, signal};
@@ -18,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, Admin};
 use crate::config::Settings;
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Edge};
+use crate::edge::{self, Edge, Policy};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::Keys;
@@ -98,11 +99,13 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
         registry: Arc::clone(control.registry()),
         inference: inference.map_err(ServeError::Start)?,
         shadows: Arc::clone(&shadows),
-        captured: settings.shadow_captures,
         keys: Keys::new(settings.keys),
-        default_model: settings.default_model,
-        sticky: settings.sticky,
-        limits,
+        policy: ArcSwap::from_pointee(Policy {
+            captured: settings.shadow_captures,
+            default_model: settings.default_model,
+            sticky: settings.sticky,
+            limits,
+        }),
         bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
         traffic,
         draining: AtomicBool::new(false),
@@ -130,7 +133,7 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let loading = load(control, settings.repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
     servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
-    let reporter = tokio::spawn(report(Arc::clone(&edge), stopping));
+    let reporter = tokio::spawn(report(Arc::clone(&edge), limits.traffic_log_interval, stopping));
 
     // Whichever comes first: a signal, or a repository that cannot be read.
     let outcome = tokio::select! {
@@ -241,9 +244,9 @@ async fn load(
 }
 
 /// Log the counters now and then, and once more at the end.
-async fn report(edge: Arc<Edge>, stopping: watch::Receiver<bool>) {
+async fn report(edge: Arc<Edge>, interval: Duration, stopping: watch::Receiver<bool>) {
     let (mut last, mut dropped) = (std::collections::BTreeMap::new(), 0);
-    let mut interval = tokio::time::interval(edge.limits.traffic_log_interval);
+    let mut interval = tokio::time::interval(interval);
     let stopped = wait_for(stopping);
     tokio::pin!(stopped);
     loop {

@@ -10,7 +10,6 @@ use http_body_util::BodyExt as _;
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Edge;
 use super::error::{ApiError, ErrorCode};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
@@ -65,25 +64,27 @@ fn permit(bodies: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit,
     Arc::clone(bodies).try_acquire_many_owned(bytes).map_err(|_error| overloaded())
 }
 
-/// The whole body, if it is JSON by its headers and within the limits.
+/// The whole body, if it is JSON by its headers and within the limits; `bodies` has a permit for each
+/// byte that may be in flight.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Body,
-    edge: &Edge,
+    limits: &Limits,
+    bodies: &Arc<Semaphore>,
 ) -> Result<Received, ApiError> {
     check_headers(headers)?;
-    let limits = &edge.limits;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = length.and_then(|length| length.parse().ok()).unwrap_or(0_u64);
     let announced = usize::try_from(announced).unwrap_or(usize::MAX);
     if announced > limits.body_bytes {
         return Err(too_large(limits));
     }
-    let mut received = Received::of(&edge.bodies)?;
+    let mut received = Received::of(bodies)?;
     // Either there is room for all of it, or not a byte is read.
-    received.reserve(&edge.bodies, announced)?;
+    received.reserve(bodies, announced)?;
     received.bytes.reserve_exact(announced);
-    match tokio::time::timeout(limits.body_time, collect(body, edge, &mut received)).await {
+    match tokio::time::timeout(limits.body_time, collect(body, limits, bodies, &mut received)).await
+    {
         Ok(outcome) => outcome.map(|()| received),
         Err(_elapsed) => {
             Err(ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time"))
@@ -111,18 +112,23 @@ fn too_large(limits: &Limits) -> ApiError {
     ApiError::new(ErrorCode::PayloadTooLarge, message)
 }
 
-async fn collect(mut body: Body, edge: &Edge, received: &mut Received) -> Result<(), ApiError> {
+async fn collect(
+    mut body: Body,
+    limits: &Limits,
+    bodies: &Arc<Semaphore>,
+    received: &mut Received,
+) -> Result<(), ApiError> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_error| ApiError::malformed("the body was cut off"))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
         let length = received.bytes.len().saturating_add(data.len());
-        if length > edge.limits.body_bytes {
-            return Err(too_large(&edge.limits));
+        if length > limits.body_bytes {
+            return Err(too_large(limits));
         }
         // For a body that came without its length.
-        received.reserve(&edge.bodies, length)?;
+        received.reserve(bodies, length)?;
         received.bytes.extend_from_slice(&data);
     }
     Ok(())

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::body::{self, Form};
 use super::error::{ApiError, ErrorCode};
 use super::observe::{Account, VERSION_HEADER};
-use super::{Edge, Shared, shadowed};
+use super::{Edge, Policy, Shared, shadowed};
 use crate::config::Sticky;
 use crate::inference::Inference;
 use crate::model::{ModelName, Selector, Tensor};
@@ -33,18 +33,19 @@ const NO_STICKY: Sticky = Sticky { header: None, field: None };
 /// The endpoints of one form, whose paths end in `name`.
 pub(super) fn endpoints(name: &str, form: Form) -> Router<Arc<Edge>> {
     let default = async move |State(edge): Shared, request: Request| {
-        answer(&edge, default_target(&edge, Selector::Default), form, request).await
+        answer(&edge, |policy| default_target(&edge, policy, Selector::Default), form, request)
+            .await
     };
     let major = async move |State(edge): Shared, Path(major): Path<String>, request: Request| {
-        answer(&edge, major_target(&edge, &major), form, request).await
+        answer(&edge, |policy| major_target(&edge, policy, &major), form, request).await
     };
     let model = async move |State(edge): Shared, Path(model): Path<String>, request: Request| {
-        answer(&edge, target(&model, None), form, request).await
+        answer(&edge, |_| target(&model, None), form, request).await
     };
     let version = async move |State(edge): Shared,
                               Path((model, selector)): Path<(String, String)>,
                               request: Request| {
-        answer(&edge, target(&model, Some(&selector)), form, request).await
+        answer(&edge, |_| target(&model, Some(&selector)), form, request).await
     };
     Router::new()
         .route(&format!("/{name}"), post(default))
@@ -71,35 +72,43 @@ pub(crate) fn parse_selector(text: &str) -> Result<Selector, ApiError> {
     text.parse().map_err(malformed)
 }
 
-fn default_target(edge: &Edge, selector: Selector) -> Target {
+fn default_target(edge: &Edge, policy: &Policy, selector: Selector) -> Target {
     let snapshot = edge.registry.snapshot();
     let mut models = snapshot.models.keys();
     let only = models.next().filter(|_| models.next().is_none());
-    match edge.default_model.as_ref().or(only) {
+    match policy.default_model.as_ref().or(only) {
         Some(model) => Ok((model.clone(), selector)),
         None if snapshot.loading => Err(ApiError::not_ready()),
         None => Err(ApiError::new(ErrorCode::NotFound, "there is no default model")),
     }
 }
 
-fn major_target(edge: &Edge, segment: &str) -> Target {
+fn major_target(edge: &Edge, policy: &Policy, segment: &str) -> Target {
     let digits = segment.strip_prefix('v').filter(|digits| !digits.starts_with(['+', '0']));
     let major = digits.or((segment == "v0").then_some("0")).and_then(|digits| digits.parse().ok());
     let major = major.ok_or_else(ApiError::no_such_endpoint)?;
-    default_target(edge, Selector::major(major))
+    default_target(edge, policy, Selector::major(major))
 }
 
-async fn answer(edge: &Edge, target: Target, form: Form, request: Request) -> Response {
+async fn answer(
+    edge: &Edge,
+    target: impl FnOnce(&Policy) -> Target,
+    form: Form,
+    request: Request,
+) -> Response {
     let mut account = Account::of(&request);
     let mut interrupted = edge.interrupted.clone();
+    let policy = edge.policy.load_full();
+    let target = target(&policy);
+    let asked = Asked { edge, policy: &policy, target, form };
     let outcome = tokio::select! {
-        outcome = predict(edge, target, form, request, &mut account) => outcome,
+        outcome = predict(asked, request, &mut account) => outcome,
         // The guest that works for it is interrupted when this is dropped.
         Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::going_down()),
     };
     let mut response = match outcome {
         Ok(mut prediction) => {
-            let comparison = prediction.comparison(edge, account.request_id.as_str());
+            let comparison = prediction.comparison(&policy, account.request_id.as_str());
             let response = prediction.into_response(form, account.request_id.as_str());
             shadowed::compare_after(response, comparison, &edge.shadows)
         }
@@ -109,40 +118,48 @@ async fn answer(edge: &Edge, target: Target, form: Form, request: Request) -> Re
     response
 }
 
-async fn predict(
-    edge: &Edge,
+/// What is asked for before anything is read of the request.
+struct Asked<'a> {
+    edge: &'a Edge,
+    policy: &'a Policy,
     target: Target,
     form: Form,
+}
+
+async fn predict(
+    asked: Asked<'_>,
     request: Request,
     account: &mut Account,
 ) -> Result<Prediction, ApiError> {
+    let Asked { edge, policy, target, form } = asked;
+    let limits = &policy.limits;
     let (parts, body) = request.into_parts();
     let caller = edge.authorize(&parts.headers)?;
     account.caller = Some(caller.to_owned());
-    let bytes = body::read(&parts.headers, body, edge).await?;
+    let bytes = body::read(&parts.headers, body, limits, &edge.bodies).await?;
     let now = Instant::now();
     let wanted_time = wanted_time(&parts.headers)?;
     let (model, selector) = target?;
     let selector = header_selector(&parts.headers, selector)?;
-    let sticky = edge.sticky.get(&model).unwrap_or(&NO_STICKY);
+    let sticky = policy.sticky.get(&model).unwrap_or(&NO_STICKY);
     let mut key = header_key(sticky, &parts.headers);
     let mut object = None;
     if let (None, Some(field)) = (&key, &sticky.field) {
-        let parsed = body::parse(&bytes, form, &edge.limits, &mut account.request_id)?;
+        let parsed = body::parse(&bytes, form, limits, &mut account.request_id)?;
         key = field_key(field, &parsed)?;
         object = Some(parsed);
     }
     let draw = draw(&model, key.as_deref());
     let route = router::route(&edge.registry.snapshot(), &model, &selector, draw, now)?;
     let time = wanted_time.unwrap_or(route.version.limits().predict_time);
-    let deadline = now + time.min(edge.limits.max_predict_time);
+    let deadline = now + time.min(limits.max_predict_time);
     account.version = Some(route.version.id().clone());
     account.reason = Some(route.reason);
 
     let signature = route.version.signature();
     let mut object = match object {
         Some(object) => object,
-        None => body::parse(&bytes, form, &edge.limits, &mut account.request_id)?,
+        None => body::parse(&bytes, form, limits, &mut account.request_id)?,
     };
     if let Some(field) = &sticky.field {
         body::remove_beside_inputs(&mut object, field, form, signature);
@@ -271,10 +288,10 @@ struct Prediction {
 
 impl Prediction {
     /// What is to be compared, once the answer is on its way.
-    fn comparison(&mut self, edge: &Edge, request_id: &str) -> Option<Comparison> {
+    fn comparison(&mut self, policy: &Policy, request_id: &str) -> Option<Comparison> {
         let candidate = Arc::clone(self.route.shadow.as_ref()?);
         let primary = Arc::clone(&self.route.version);
-        let capture = edge.captured.contains(&primary.id().name);
+        let capture = policy.captured.contains(&primary.id().name);
         let (batches, request_id) = (std::mem::take(&mut self.batches), request_id.to_owned());
         Some(Comparison { candidate, primary, batches, request_id, capture })
     }
