@@ -7,6 +7,7 @@
 mod body;
 pub(crate) mod catalogue;
 pub(crate) mod error;
+pub(crate) mod idempotency;
 mod json;
 mod listener;
 mod metrics;
@@ -30,6 +31,7 @@ use tokio::sync::{Semaphore, watch};
 
 use body::Form;
 use error::ApiError;
+pub use idempotency::Answers;
 pub use listener::serve;
 use observe::LargestBody;
 
@@ -50,6 +52,8 @@ pub struct Edge {
     pub registry: Arc<Registry>,
     /// Where guests run.
     pub inference: Inference,
+    /// What was answered, for who asks again.
+    pub answers: Arc<Answers>,
     /// Where answers are compared with those of other versions.
     pub shadows: Arc<Shadows>,
     /// Who may ask.
