@@ -6,6 +6,7 @@
 
 mod body;
 pub(crate) mod catalogue;
+mod docs;
 pub(crate) mod error;
 pub(crate) mod idempotency;
 mod json;
@@ -106,6 +107,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/metrics", get(metrics::metrics))
         .merge(predict::endpoints("predict", Form::Single))
         .merge(predict::endpoints("batch_predict", Form::Batch))
+        .merge(docs::endpoints())
         .route("/models", get(catalogue::models))
         .route("/models/{model}", get(catalogue::model))
         .route("/models/{model}/resolve", get(catalogue::resolve))
