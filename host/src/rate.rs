@@ -65,6 +65,11 @@ impl Rate {
         Ok(Self { per_second, burst: burst.ok_or(RateError)? })
     }
 
+    /// As a value of the configuration.
+    pub fn toml(self) -> String {
+        format!("{{ per_second = {:?}, burst = {} }}", self.per_second, self.burst)
+    }
+
     /// How long it takes until there is room for one more.
     fn interval(self) -> Duration {
         Duration::from_secs_f64(self.per_second.recip())
