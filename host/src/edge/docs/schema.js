@@ -52,33 +52,37 @@ const nameOf = (schema) => (typeof schema?.$ref === "string" ? unescapeKey(schem
 /// All of a schema's fields.
 export function show(root, schema) {
   const shape = resolve(root, schema);
-  const rows = children(root, shape, 0);
+  const within = enter(schema, new Set());
+  const rows = children(root, shape, within);
   // What is no object has no fields: its own line says everything.
-  const head = rows.length && typeOf(root, shape) === "object" ? undefined : row(root, undefined, schema, false, 0);
+  const head = rows.length && typeOf(root, shape) === "object" ? undefined : row(root, undefined, schema, false, new Set());
   return element("ul", { class: "schema" }, head ?? rows);
 }
 
+/// The names of the schemas that are being shown, so that one within itself is not shown again.
+const enter = (schema, within) => new Set(within).add(schema?.$ref ?? schema);
+
 /// What is inside of a schema, a line for each.
-function children(root, schema, depth) {
-  if (!plain(schema) || depth > MAX_DEPTH) return [];
+function children(root, schema, within) {
+  if (!plain(schema) || within.size > MAX_DEPTH) return [];
   const rows = [];
   const required = new Set(Array.isArray(schema.required) ? schema.required : []);
   for (const [name, property] of Object.entries(schema.properties ?? {})) {
-    rows.push(row(root, name, property, required.has(name), depth));
+    rows.push(row(root, name, property, required.has(name), within));
   }
   if (plain(schema.additionalProperties) && Object.keys(schema.additionalProperties).length) {
-    rows.push(row(root, "any other name", schema.additionalProperties, false, depth));
+    rows.push(row(root, "any other name", schema.additionalProperties, false, within));
   }
   if (plain(schema.items)) {
     const items = resolve(root, schema.items);
-    if (isNested(items)) rows.push(row(root, "each item", schema.items, false, depth));
+    if (isNested(items)) rows.push(row(root, "each item", schema.items, false, within));
   }
   for (const [index, item] of (schema.prefixItems ?? []).slice(0, MAX_LISTED).entries()) {
-    rows.push(row(root, `item ${index}`, item, true, depth));
+    rows.push(row(root, `item ${index}`, item, true, within));
   }
   for (const [word, label] of [["oneOf", "one of"], ["anyOf", "any of"], ["allOf", "all of"]]) {
     for (const [index, branch] of (schema[word] ?? []).slice(0, MAX_LISTED).entries()) {
-      rows.push(row(root, `${label}: ${titleOf(root, branch) ?? index + 1}`, branch, false, depth));
+      rows.push(row(root, `${label}: ${titleOf(root, branch) ?? index + 1}`, branch, false, within));
     }
   }
   return rows;
@@ -89,8 +93,9 @@ const titleOf = (root, schema) => resolve(root, schema)?.title ?? nameOf(schema)
 const isNested = (schema) =>
   plain(schema) && ["properties", "items", "oneOf", "anyOf", "allOf", "prefixItems", "description"].some((word) => word in schema);
 
-function row(root, name, schema, isRequired, depth) {
+function row(root, name, schema, isRequired, within) {
   const shape = resolve(root, schema);
+  const isAgain = within.has(schema?.$ref);
   const line = element(
     "div",
     { class: "field" },
@@ -98,10 +103,11 @@ function row(root, name, schema, isRequired, depth) {
     element("span", { class: "type" }, typeOf(root, shape)),
     isRequired ? element("span", { class: "required" }, "required") : undefined,
     limits(shape).map((limit) => element("span", { class: "limit" }, limit)),
+    isAgain ? element("span", { class: "limit" }, "as above") : undefined,
   );
   const text = plain(shape) ? shape.description : undefined;
   const description = text ? element("div", { class: "description" }, inline(text)) : undefined;
-  const inner = children(root, shape, depth + 1);
+  const inner = isAgain ? [] : children(root, shape, enter(schema, within));
   const list = inner.length ? element("ul", {}, inner) : undefined;
   return element("li", {}, line, description, list);
 }
