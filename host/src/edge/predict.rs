@@ -164,8 +164,7 @@ async fn predict(
     let Asked { edge, policy, target, form } = asked;
     let limits = &policy.limits;
     let (parts, body) = request.into_parts();
-    let caller = edge.authorize(&parts.headers)?;
-    account.caller = Some(caller.name().to_owned());
+    let caller = edge.identify(&parts.headers, account)?;
     let (model, selector) = target?;
     edge.admit(&caller, &model, &mut account.allowance)?;
     let selector = header_selector(&parts.headers, selector)?;
