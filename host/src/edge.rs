@@ -13,7 +13,9 @@ mod json;
 mod listener;
 mod metrics;
 pub(crate) mod observe;
+mod openapi;
 pub(crate) mod predict;
+mod problem;
 pub(crate) mod query;
 mod shadowed;
 mod unread;
@@ -97,7 +99,10 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models", get(catalogue::models))
         .route("/models/{model}", get(catalogue::model))
         .route("/models/{model}/resolve", get(catalogue::resolve))
-        .route("/models/{model}/versions/{selector}", get(catalogue::version));
+        .route("/models/{model}/versions/{selector}", get(catalogue::version))
+        .route("/models/{model}/versions/{selector}/schema", get(openapi::schema))
+        .route("/models/{model}/openapi.json", get(openapi::model))
+        .route("/openapi.json", get(openapi::server));
     let largest = LargestBody(edge.policy.load().limits.body_bytes);
     observed(endpoints, largest).with_state(edge)
 }

@@ -9,6 +9,8 @@ mod bad_requests;
 mod configuration;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
 mod connections;
+/// What can be asked is described, as schemas and as OpenAPI.
+mod description;
 /// What is replaced ends with its last request, and can be had back.
 mod draining;
 /// An acknowledged change is there after any crash, and a full disk changes nothing.

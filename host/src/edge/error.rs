@@ -93,6 +93,37 @@ impl ErrorCode {
         }
     }
 
+    /// All of them.
+    pub(crate) const ALL: [Self; 22] = [
+        Self::MalformedRequest,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::PayloadTooLarge,
+        Self::UnsupportedMediaType,
+        Self::UnacceptableInput,
+        Self::RateLimited,
+        Self::ModelFailure,
+        Self::Internal,
+        Self::Overloaded,
+        Self::NotReady,
+        Self::DeadlineExceeded,
+        Self::Conflict,
+        Self::RevisionConflict,
+        Self::UnacceptableArtifact,
+        Self::ContractViolation,
+        Self::IdempotencyConflict,
+        Self::IdempotencyMismatch,
+        Self::InsufficientStorage,
+    ];
+
+    /// Whether its answers say when to come back.
+    pub(crate) fn tells_when(self) -> bool {
+        self.is_temporary() || self == Self::RateLimited
+    }
+
     /// Whether the same request may succeed in a second.
     fn is_temporary(self) -> bool {
         matches!(self, Self::Overloaded | Self::NotReady | Self::IdempotencyConflict)
@@ -218,6 +249,25 @@ impl ApiError {
             body["details"] = serde_json::json!(self.violations);
         }
         body
+    }
+}
+
+impl ApiError {
+    /// The same as RFC 9457 has it.
+    pub(crate) fn problem(&self, request_id: &str) -> serde_json::Value {
+        let status = self.code.status();
+        let mut problem = serde_json::json!({
+            "type": format!("urn:guesthouse:error:{}", self.code.as_str()),
+            "title": status.canonical_reason().unwrap_or_default(),
+            "status": status.as_u16(),
+            "detail": self.message,
+        });
+        if let (Some(all), serde_json::Value::Object(own)) =
+            (problem.as_object_mut(), self.body(request_id))
+        {
+            all.extend(own);
+        }
+        problem
     }
 }
 
