@@ -139,13 +139,16 @@ impl Document {
         let Some(versions) = snapshot.models.get(name) else { return };
         self.tag("default model", &format!("The paths that name no model: they mean {name}."));
         if let Some(version) = answering(snapshot, name, &Selector::Default) {
-            self.predict("", "default model", policy, &version, true);
+            let (schemas, tag) = (&Schemas::new(policy, &version), "default model");
+            self.predict(&Operations { path: "", tag, schemas, takes_selector: true });
         }
         let mut majors: Vec<_> = versions.versions.keys().map(|version| version.major).collect();
         majors.dedup();
         for major in majors {
             if let Some(version) = answering(snapshot, name, &Selector::major(major)) {
-                self.predict(&format!("/v{major}"), "default model", policy, &version, false);
+                let (path, tag) = (&format!("/v{major}"), "default model");
+                let schemas = &Schemas::new(policy, &version);
+                self.predict(&Operations { path, tag, schemas, takes_selector: false });
             }
         }
     }
@@ -165,28 +168,22 @@ impl Document {
         self.tag(tag, &described.unwrap_or_default());
         operations::catalogue(self, name);
         if let Some(version) = answering {
-            self.predict(&format!("/models/{name}"), tag, policy, &version, true);
+            let (path, schemas) = (&format!("/models/{name}"), &Schemas::new(policy, &version));
+            self.predict(&Operations { path, tag, schemas, takes_selector: true });
         }
         for version in versions.versions.values().filter_map(|state| state.servable()) {
             let number = &version.id().version;
-            let path = format!("/models/{name}/versions/{number}");
-            self.predict(&path, tag, policy, version, false);
+            let path = &format!("/models/{name}/versions/{number}");
+            let schemas = &Schemas::new(policy, version);
+            self.predict(&Operations { path, tag, schemas, takes_selector: false });
         }
     }
 
-    fn predict(
-        &mut self,
-        path: &str,
-        tag: &str,
-        policy: &Policy,
-        version: &ServableVersion,
-        takes_selector: bool,
-    ) {
-        let schemas = Schemas::new(policy, version);
-        for (name, schema) in schemas.named() {
+    fn predict(&mut self, operations: &Operations<'_>) {
+        for (name, schema) in operations.schemas.named() {
             self.schemas.entry(name).or_insert(schema);
         }
-        let operations = Operations { path, tag, schemas: &schemas, takes_selector };
+        let path = operations.path;
         self.paths.insert(format!("{path}/predict"), json!({"post": operations.single()}));
         self.paths.insert(format!("{path}/batch_predict"), json!({"post": operations.batch()}));
     }
