@@ -324,6 +324,7 @@ impl LimitsFile {
             let reason = "it must be at least `body_bytes` and less than 4 GiB";
             return Err(out_of_range("bodies_in_flight_bytes", reason));
         }
+        let queued = positive("queued_batches", self.queued_batches, 256)?;
         Ok(Limits {
             body_bytes,
             bodies_in_flight_bytes: in_flight,
@@ -341,10 +342,7 @@ impl LimitsFile {
             repository_interval: Some(self.repository_seconds.unwrap_or(5))
                 .filter(|seconds| *seconds > 0)
                 .map(Duration::from_secs),
-            inference: InferenceLimits {
-                threads,
-                queued_per_version: positive("queued_batches", self.queued_batches, 256)?,
-            },
+            inference: InferenceLimits { threads, queued_per_version: queued },
             engine: EngineLimits {
                 max_instances: positive("instances", self.instances, instances)?,
                 max_memory_bytes: memory_mib << 20,
@@ -354,6 +352,7 @@ impl LimitsFile {
                 instance,
                 isolation: Isolation::Reuse(ReuseLimits::default()),
                 concurrency: per_version,
+                queued,
                 predict_time,
             },
             preinit: PreinitLimits {

@@ -32,6 +32,7 @@ use crate::guest::Fault;
 use crate::inference::PredictError;
 use crate::record::{RecordError, TooLarge};
 use crate::router::RouteError;
+use crate::version::admission::Refused;
 
 /// What an error is, for callers. The words are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,6 +252,18 @@ impl From<RouteError> for ApiError {
             }
             RouteError::Suspended => Self::suspended(),
         }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(reason: Refused) -> Self {
+        let why = match reason {
+            Refused::Limit => "the model's version has as many requests as it can answer in time",
+            Refused::Batch => "there is room for single requests only",
+            Refused::Candidate => "the model's stable version needs the room",
+            Refused::Late => "there would be no answer in the time that is given",
+        };
+        Self::new(ErrorCode::Overloaded, why)
     }
 }
 

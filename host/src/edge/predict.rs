@@ -22,8 +22,9 @@ use crate::inference::Inference;
 use crate::model::{ModelName, Selector, Tensor};
 use crate::record;
 use crate::rollout::WHOLE;
-use crate::router::{self, Draw, Route, RouteError};
+use crate::router::{self, Draw, Role, Route, RouteError};
 use crate::shadow::{Batch, Comparison};
+use crate::version::admission::{Class, Knock};
 
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
@@ -136,25 +137,34 @@ async fn predict(
     let (parts, body) = request.into_parts();
     let caller = edge.authorize(&parts.headers)?;
     account.caller = Some(caller.to_owned());
-    let bytes = body::read(&parts.headers, body, limits, &edge.bodies).await?;
-    let now = Instant::now();
-    let wanted_time = wanted_time(&parts.headers)?;
     let (model, selector) = target?;
     let selector = header_selector(&parts.headers, selector)?;
+    let wanted_time = wanted_time(&parts.headers)?;
     let sticky = policy.sticky.get(&model).unwrap_or(&NO_STICKY);
     let mut key = header_key(sticky, &parts.headers);
+    let mut way = Way { edge, policy, model, selector, form, wanted_time, draw: None };
+    let is_told_by_body = key.is_none() && sticky.field.is_some();
+    if !is_told_by_body {
+        // Where it will go is known: who has no chance is told so before it has sent everything.
+        way.draw = Some(draw(&way.model, key.as_deref()));
+        let found = way.find(Instant::now())?;
+        account.route_to(&found.route);
+        found.knock().check()?;
+    }
+    let bytes = body::read(&parts.headers, body, limits, &edge.bodies).await?;
+    let now = Instant::now();
     let mut object = None;
-    if let (None, Some(field)) = (&key, &sticky.field) {
+    if let (true, Some(field)) = (is_told_by_body, &sticky.field) {
         let parsed = body::parse(&bytes, form, limits, &mut account.request_id)?;
         key = field_key(field, &parsed)?;
+        way.draw = Some(draw(&way.model, key.as_deref()));
         object = Some(parsed);
     }
-    let draw = draw(&model, key.as_deref());
-    let route = router::route(&edge.registry.snapshot(), &model, &selector, draw, now)?;
-    let time = wanted_time.unwrap_or(route.version.limits().predict_time);
-    let deadline = now + time.min(limits.max_predict_time);
-    account.version = Some(route.version.id().clone());
-    account.reason = Some(route.reason);
+    let found = way.find(now)?;
+    account.route_to(&found.route);
+    let _admitted = found.knock().enter()?;
+    let Found { route, time, .. } = found;
+    let deadline = now + time;
 
     let signature = route.version.signature();
     let mut object = match object {
@@ -178,6 +188,49 @@ async fn predict(
     let records = call.run(inputs, account.rows).await?;
     let batches = call.batches;
     Ok(Prediction { route, records, batches })
+}
+
+/// Where a request goes, as far as it is known.
+struct Way<'a> {
+    edge: &'a Edge,
+    policy: &'a Policy,
+    model: ModelName,
+    selector: Selector,
+    form: Form,
+    wanted_time: Option<Duration>,
+    draw: Option<Draw>,
+}
+
+/// The version that is to answer a request, if it takes it.
+struct Found {
+    route: Route,
+    /// How long the caller waits.
+    time: Duration,
+    class: Class,
+}
+
+impl Way<'_> {
+    fn find(&self, now: Instant) -> Result<Found, ApiError> {
+        let snapshot = self.edge.registry.snapshot();
+        let draw = self.draw.unwrap_or_else(|| draw(&self.model, None));
+        let route = router::route(&snapshot, &self.model, &self.selector, draw, now)?;
+        let time = self.wanted_time.unwrap_or(route.version.limits().predict_time);
+        let time = time.min(self.policy.limits.max_predict_time);
+        let class = match (self.form, route.role) {
+            (Form::Batch, _) => Class::Batch,
+            (Form::Single, Role::Candidate) => Class::Candidate,
+            (Form::Single, Role::Stable | Role::Other) => Class::Stable,
+        };
+        Ok(Found { route, time, class })
+    }
+}
+
+impl Found {
+    fn knock(&self) -> Knock<'_> {
+        let Self { route, time, class } = self;
+        let stable = route.stable.as_ref();
+        Knock { version: &route.version, stable, class: *class, time: *time }
+    }
 }
 
 /// What the caller asks for in a header, where the path asks for nothing.
