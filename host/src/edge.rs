@@ -6,11 +6,14 @@
 
 mod body;
 pub(crate) mod catalogue;
+mod encoding;
 pub(crate) mod error;
+mod form;
 mod json;
 mod listener;
 mod metrics;
 pub(crate) mod observe;
+mod partial;
 pub(crate) mod predict;
 pub(crate) mod query;
 mod shadowed;

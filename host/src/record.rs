@@ -3,12 +3,13 @@
 //! A record is an object with a value for each input. A text is a string, another byte string is
 //! base64 (RFC 4648, padded), a number is a number; a field with a row shape holds nested arrays.
 //! FP16 and BF16 have no JSON form. A number that is not finite has none either: it is `null` in an
-//! answer and cannot be sent.
+//! answer and cannot be sent. A caller that sends byte strings in another way than JSON has them taken
+//! as they are.
 
 mod decode;
 mod encode;
 mod golden;
 
-pub use decode::{RecordError, RowIssue, decode};
+pub use decode::{Fitting, Given, RecordError, Row, RowIssue, decode, decode_fitting};
 pub use encode::{TooLarge, encode};
 pub use golden::{Difference, difference};

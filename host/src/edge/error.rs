@@ -169,7 +169,7 @@ impl ApiError {
         }
     }
 
-    fn with_details(code: ErrorCode, details: Vec<Detail>) -> Self {
+    pub(super) fn with_details(code: ErrorCode, details: Vec<Detail>) -> Self {
         let message = details.first().map_or("the input is not acceptable".to_owned(), |first| {
             format!("row {}: `{}` {}", first.row, first.field, first.reason)
         });

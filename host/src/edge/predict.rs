@@ -13,9 +13,10 @@ use axum::routing::post;
 use rand::RngExt as _;
 use serde_json::{Map, Value, json};
 
-use super::body::{self, Form};
+use super::body::{self, BodyRow, Form};
 use super::error::{ApiError, ErrorCode};
 use super::observe::{Account, VERSION_HEADER};
+use super::partial::{self, Partial, Results};
 use super::{Edge, Policy, Shared, shadowed};
 use crate::config::Sticky;
 use crate::inference::Inference;
@@ -134,12 +135,14 @@ async fn predict(
 ) -> Result<Prediction, ApiError> {
     let Asked { edge, policy, target, form } = asked;
     let limits = &policy.limits;
+    let is_partial = partial::is_wanted(&request, form);
     let (parts, body) = request.into_parts();
     let caller = edge.authorize(&parts.headers)?;
     account.caller = Some(caller.to_owned());
     let (model, selector) = target?;
     let selector = header_selector(&parts.headers, selector)?;
     let wanted_time = wanted_time(&parts.headers)?;
+    let is_partial = is_partial?;
     let sticky = policy.sticky.get(&model).unwrap_or(&NO_STICKY);
     let mut key = header_key(sticky, &parts.headers);
     let mut way = Way { edge, policy, model, selector, form, wanted_time, draw: None };
@@ -176,8 +179,12 @@ async fn predict(
     }
     let rows = body::rows(object, form, signature)?;
     account.rows = rows.len();
-    let records: Vec<&Map<String, Value>> = rows.iter().collect();
-    let inputs = record::decode(signature, &records)?;
+    let inputs = if is_partial {
+        Inputs::Partial(Partial::of(signature, &rows)?)
+    } else {
+        rows.iter().try_for_each(BodyRow::check)?;
+        Inputs::Whole(record::decode(signature, &rows)?)
+    };
     // Many times as large as the tensors that wait from now on.
     drop(rows);
     let is_random = key.is_none() && route.is_drawn;
@@ -185,9 +192,14 @@ async fn predict(
     let span = tracing::info_span!("predict", request_id = account.request_id.as_str());
     let batches = Vec::new();
     let mut call = Call { inference: &edge.inference, route: &route, deadline, span, batches };
-    let records = call.run(inputs, account.rows).await?;
+    let results = match inputs {
+        Inputs::Whole(inputs) => Results::whole(call.run(inputs, account.rows).await?),
+        Inputs::Partial(partial) => {
+            partial.run(&mut call, signature.max_batch_size as usize).await?
+        }
+    };
     let batches = call.batches;
-    Ok(Prediction { route, records, batches })
+    Ok(Prediction { route, results, batches })
 }
 
 /// Where a request goes, as far as it is known.
@@ -252,7 +264,7 @@ fn header_key(sticky: &Sticky, headers: &HeaderMap) -> Option<Vec<u8>> {
 
 /// What tells the caller from others, if the field of its body does.
 fn field_key(field: &str, object: &body::Record) -> Result<Option<Vec<u8>>, ApiError> {
-    match object.get(field) {
+    match object.get(field).as_deref() {
         None => Ok(None),
         Some(Value::String(text)) if text.is_empty() => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone().into_bytes())),
@@ -285,8 +297,14 @@ fn wanted_time(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     }
 }
 
+/// Validated inputs of all rows, or of those that can be answered.
+enum Inputs {
+    Whole(Vec<Tensor>),
+    Partial(Partial),
+}
+
 /// Validated inputs on their way to one version.
-struct Call<'a> {
+pub(super) struct Call<'a> {
     inference: &'a Inference,
     route: &'a Route,
     deadline: Instant,
@@ -305,24 +323,23 @@ impl Call<'_> {
     ) -> Result<Vec<Map<String, Value>>, ApiError> {
         let most = self.route.version.signature().max_batch_size as usize;
         if rows <= most {
-            return self.run_batch(inputs).await;
+            return self.run_batch(Arc::new(inputs)).await;
         }
         let mut records = Vec::with_capacity(rows);
         for start in (0..rows).step_by(most) {
             let count = most.min(rows - start);
             let batch = inputs.iter().map(|input| input.slice_rows(start, count)).collect();
-            let batch = self.run_batch(batch).await;
+            let batch = self.run_batch(Arc::new(batch)).await;
             records.extend(batch.map_err(|error| error.shift_rows(start))?);
         }
         Ok(records)
     }
 
-    async fn run_batch(
+    pub(super) async fn run_batch(
         &mut self,
-        inputs: Vec<Tensor>,
+        inputs: Arc<Vec<Tensor>>,
     ) -> Result<Vec<Map<String, Value>>, ApiError> {
         let (version, span) = (Arc::clone(&self.route.version), self.span.clone());
-        let inputs = Arc::new(inputs);
         let again = self.route.shadow.as_ref().map(|_| Arc::clone(&inputs));
         let outputs = self.inference.predict(version, inputs, self.deadline, span).await?;
         let records = record::encode(self.route.version.signature(), &outputs)?;
@@ -335,7 +352,7 @@ impl Call<'_> {
 
 struct Prediction {
     route: Route,
-    records: Vec<Map<String, Value>>,
+    results: Results,
     batches: Vec<Batch>,
 }
 
@@ -352,7 +369,8 @@ impl Prediction {
     fn into_response(self, form: Form, request_id: &str) -> Response {
         let id = self.route.version.id();
         let version = id.version.to_string();
-        let mut records = self.records;
+        let status = self.results.status();
+        let mut records = self.results.records;
         let mut answer = match form {
             Form::Single => records.pop().unwrap_or_default(),
             Form::Batch => Map::from_iter([("results".to_owned(), json!(records))]),
@@ -360,6 +378,6 @@ impl Prediction {
         answer.insert("model".to_owned(), json!(id.name.as_str()));
         answer.insert("model_version".to_owned(), json!(version));
         answer.insert("request_id".to_owned(), json!(request_id));
-        axum::Json(answer).into_response()
+        (status, axum::Json(answer)).into_response()
     }
 }

@@ -138,6 +138,19 @@ impl Tensor {
         let data = self.data[begin..end].to_vec();
         Self { name: self.name.clone(), datatype: self.datatype, shape, data }
     }
+
+    /// These rows, in this order, as a tensor of their own.
+    ///
+    /// The tensor must have passed [`Tensor::check`] and must have these rows.
+    pub fn select_rows(&self, rows: &[usize]) -> Self {
+        let mut selected = self.slice_rows(0, 0);
+        // Neighbours are copied together.
+        for run in rows.chunk_by(|row, next| *next == row + 1) {
+            selected.data.extend_from_slice(&self.slice_rows(run[0], run.len()).data);
+        }
+        selected.shape[0] = rows.len() as u64;
+        selected
+    }
 }
 
 /// The elements of the data of a [`Datatype::Bytes`] tensor; ends early where the data is cut.
