@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, Admin};
 use crate::config::Settings;
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Edge, Policy};
+use crate::edge::{self, Edge, Policy, Tls, TlsError};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::Keys;
@@ -60,6 +60,9 @@ pub enum ServeError {
     /// The splits of the configuration cannot be put into force.
     #[error(transparent)]
     Configure(#[from] ControlError),
+    /// The certificate cannot be used.
+    #[error("set up TLS")]
+    Tls(#[from] TlsError),
     /// Requests were still under way when the time to drain was over.
     #[error("drain within {} s: requests were cut off", .0.as_secs())]
     Drain(Duration),
@@ -81,6 +84,7 @@ pub fn run(settings: Settings, started: Instant) -> Result<(), ServeError> {
 async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     // From here on: whoever reads where it listens may stop it.
     let mut signals = Signals::listen().map_err(ServeError::Start)?;
+    let tls = settings.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
     let (listener, address) = listen(settings.listen).await?;
     // Held until the end, and with it the lock of the state folder.
     let loader = loader(&settings)?;
@@ -103,6 +107,7 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
         policy: ArcSwap::from_pointee(Policy {
             captured: settings.shadow_captures,
             default_model: settings.default_model,
+            origins: settings.origins,
             sticky: settings.sticky,
             limits,
         }),
@@ -127,12 +132,15 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
         let (control, shadows) = (Arc::clone(&control), Arc::clone(&shadows));
         let admin = Admin::new(control, admin_keys, shadows, limits.body_time, stopping.clone());
         let endpoints = admin::endpoints(Arc::new(admin));
-        servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
+        servers.spawn(edge::serve(listener, tls.clone(), endpoints, limits, stopping.clone()));
     }
     tracing::info!(%address, "listening");
     let loading = load(control, settings.repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
-    servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
+    servers.spawn(edge::serve(listener, tls.clone(), endpoints, limits, stopping.clone()));
+    if let Some(tls) = tls {
+        tokio::spawn(tls.follow(stopping.clone()));
+    }
     let reporter = tokio::spawn(report(Arc::clone(&edge), limits.traffic_log_interval, stopping));
 
     // Whichever comes first: a signal, or a repository that cannot be read.

@@ -1,4 +1,5 @@
-//! Compressed bodies: inflated while they arrive, into a place that has an end.
+//! Compressed bodies: of requests, inflated while they arrive, into a place that has an end; and of
+//! answers, as their callers understand them.
 //!
 //! A few bytes can stand for gigabytes, so nothing is inflated further than there is room for: the
 //! decoders work in steps of some ten kilobytes, and the first one over the limit is the last.
@@ -7,9 +8,12 @@
 
 use std::io::{self, Write};
 
+use axum::extract::Request;
 use axum::http::HeaderMap;
-use axum::http::header::CONTENT_ENCODING;
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use flate2::write::MultiGzDecoder;
+use tower_http::compression::predicate::SizeAbove;
+use tower_http::compression::{CompressionLayer, CompressionLevel};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::error::{ApiError, ErrorCode};
@@ -22,6 +26,32 @@ const STEP: usize = 32 << 10;
 
 /// Steps until others have their turn: half a megabyte, in about half a millisecond.
 const STEPS_IN_A_ROW: usize = 16;
+
+/// The smallest answer that is compressed, in bytes: a smaller one is one packet anyhow.
+const MIN_ANSWER: u64 = 1 << 10;
+
+/// Compresses answers, fast rather than well: it is done on the processors that serve.
+pub(super) fn answers() -> CompressionLayer<SizeAbove> {
+    let layer = CompressionLayer::new().quality(CompressionLevel::Fastest);
+    layer.compress_when(SizeAbove::new(MIN_ANSWER))
+}
+
+/// A caller that takes nothing uncompressed would be answered 406 by the library, after the work.
+/// There is no such answer here: it gets what it did not want.
+pub(super) async fn accept_plain(mut request: Request) -> Request {
+    let refuses = |value: &str| {
+        value.split(',').any(|coding| {
+            let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+            ["identity", "*"].contains(&name.trim().to_ascii_lowercase().as_str())
+                && weight.contains("=0")
+        })
+    };
+    let mut values = request.headers().get_all(ACCEPT_ENCODING).iter();
+    if values.any(|value| value.to_str().is_ok_and(refuses)) {
+        request.headers_mut().remove(ACCEPT_ENCODING);
+    }
+    request
+}
 
 /// How a body is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
