@@ -5,6 +5,8 @@
 mod bad_artifacts;
 /// Whatever a caller sends, it gets an answer that says what is wrong.
 mod bad_requests;
+/// Compressed bodies, forms and plain bytes are what they stand for, within the same limits.
+mod bodies;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
 mod connections;
 /// What is replaced ends with its last request, and can be had back.
@@ -17,6 +19,8 @@ mod endpoints;
 mod faults;
 /// What is put into the repository folder is deployed, and nothing else of it changes anything.
 mod folder;
+/// HTTP/2 is served like HTTP/1.1, and costs no more to refuse.
+mod http2;
 /// Requests are kept apart as strictly as the operator asks, and end when they must.
 mod isolation;
 /// One line a request, and nothing of what callers sent.
@@ -27,6 +31,10 @@ mod operations;
 mod operations_cli;
 /// Scores are scikit-learn's, on texts that nobody here scored.
 mod oracle;
+/// Web pages may ask where the operator says so, and are told nothing elsewhere.
+mod pages;
+/// A batch that asks for it gets what there is, row by row.
+mod partial;
 /// Pictures are judged as RapidOCR judges them, and what is none is refused.
 mod pictures;
 /// What is compiled once is found again, and only what this host wrote is loaded.
@@ -37,3 +45,5 @@ mod shutdown;
 mod snapshots;
 /// The architecture holds: who may know what, and every module says what it is for.
 mod tidy;
+/// Clients are served over TLS, and certificates are renewed without a stop.
+mod tls;
