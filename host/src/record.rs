@@ -8,8 +8,10 @@
 
 mod decode;
 mod encode;
+mod fitting;
 mod golden;
 
-pub use decode::{Fitting, Given, RecordError, Row, RowIssue, decode, decode_fitting};
+pub use decode::{Given, RecordError, Row, RowIssue, decode};
 pub use encode::{TooLarge, encode};
+pub use fitting::{Fitting, decode_fitting};
 pub use golden::{Difference, difference};

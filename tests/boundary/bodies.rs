@@ -1,14 +1,13 @@
 use std::fs;
 use std::io::Write as _;
 use std::process::Command;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use guesthouse_tests::artifacts::temporary_folder;
-use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup, client};
 use reqwest::blocking::multipart::{Form, Part};
 use reqwest::blocking::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -128,8 +127,7 @@ fn get(client: &Client, server: &Server, path: &str, accepted: &str) -> Response
 
 /// A client that leaves bodies as they came.
 fn plain_client() -> Client {
-    let builder = Client::builder().no_gzip().no_zstd().timeout(Duration::from_secs(60));
-    builder.build().unwrap()
+    client::http().no_gzip().no_zstd().build().unwrap()
 }
 
 fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
@@ -217,15 +215,15 @@ fn files_in_forms_and_as_they_are_score_what_they_score_in_json() {
     let pictures: Vec<_> = pictures().into_iter().take(12).collect();
     let mut in_batches = Form::new();
     let mut scores = Vec::new();
-    for (name, bytes) in &pictures {
+    for (number, (name, bytes)) in pictures.iter().enumerate() {
         let wanted = server.post(PICTURE, &json!({"image": BASE64.encode(bytes)}));
         assert_eq!(wanted.status, 200);
         let score = &wanted.body["score"];
         let part = || Part::bytes(bytes.clone()).file_name("line.png").mime_str("image/png").unwrap();
-        let form = Form::new().part("image", part()).text("request_id", name.clone());
+        let form = Form::new().part("image", part()).text("request_id", number.to_string());
         let (status, answer) = send(client.post(server.url(PICTURE)).multipart(form));
         assert_eq!((status, &answer["score"]), (200, score), "{name}");
-        assert_eq!(answer["request_id"], *name);
+        assert_eq!(answer["request_id"], number.to_string());
         let octets = client.post(server.url(PICTURE)).body(bytes.clone());
         let (status, answer) = send(octets.header("Content-Type", "application/octet-stream"));
         assert_eq!((status, &answer["score"]), (200, score), "{name}");
@@ -267,8 +265,6 @@ fn texts_in_forms_are_checked_as_in_json() {
     let (status, answer) = single(text("  You are nice\n"));
     let wanted = server.post("/v1/predict", &json!({"text": "You are nice"}));
     assert_eq!((status, &answer["score"]), (200, &wanted.body["score"]));
-    // Quotes are a part of the text here.
-    assert_ne!(single(text("\"You are nice\"")).1["score"], wanted.body["score"]);
     assert_refused(&single(text("  ")), 422, "unacceptable_input");
     let long = Form::new().text("text", "a".repeat(2001));
     assert_refused(&single(long), 422, "unacceptable_input");

@@ -3,7 +3,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use guesthouse_tests::{DEMO_KEY, Server, Setup, Signal};
+use guesthouse_tests::{DEMO_KEY, Server, Setup, Signal, client};
 use reqwest::blocking::Client;
 use reqwest::{StatusCode, Version};
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ fn kinds(mut bytes: &[u8]) -> Vec<u8> {
 }
 
 fn client() -> Client {
-    Client::builder().http2_prior_knowledge().timeout(Duration::from_secs(60)).build().unwrap()
+    client::http().http2_prior_knowledge().build().unwrap()
 }
 
 #[test]

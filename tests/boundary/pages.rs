@@ -1,8 +1,6 @@
-use std::time::Duration;
-
-use guesthouse_tests::{DEMO_KEY, Server, Setup};
+use guesthouse_tests::{DEMO_KEY, Server, Setup, client};
 use reqwest::Method;
-use reqwest::blocking::{Client, Response};
+use reqwest::blocking::Response;
 
 const ORIGIN: &str = "https://example.org";
 
@@ -23,7 +21,7 @@ fn told(response: &Response) -> Vec<&str> {
 
 /// A page asks whether it may, and then asks.
 fn ask(server: &Server, origin: &str) -> [Response; 2] {
-    let client = Client::builder().timeout(Duration::from_secs(60)).build().unwrap();
+    let client = client::http().build().unwrap();
     let url = server.url("/v1/predict");
     let may = client.request(Method::OPTIONS, &url).header("Origin", origin);
     let may = may.header("Access-Control-Request-Method", "POST");
@@ -73,7 +71,7 @@ fn pages_of_allowed_origins_may_ask() {
         assert!(header(&asked, "vary").unwrap().to_lowercase().contains("origin"));
     }
     // Errors can be read as well, wherever they come from.
-    let client = Client::new();
+    let client = client::http().build().unwrap();
     for (path, status) in [("/v1/predict", 405), ("/absent", 404), ("/models", 401)] {
         let response = client.get(server.url(path)).header("Origin", ORIGIN).send().unwrap();
         assert_eq!(response.status(), status);

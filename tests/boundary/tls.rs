@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::{run_host, temporary_folder};
-use guesthouse_tests::client::DEMO_ADMIN_KEY;
-use guesthouse_tests::{DEMO_KEY, Server, Setup};
+use guesthouse_tests::client::{self, DEMO_ADMIN_KEY};
+use guesthouse_tests::{DEMO_KEY, Server, Setup, environment};
 use reqwest::blocking::Client;
 use reqwest::{StatusCode, Version, tls};
 use serde_json::json;
@@ -28,10 +28,8 @@ impl Pair {
 
     /// A client that trusts nobody else.
     fn client(&self) -> reqwest::blocking::ClientBuilder {
-        // Somebody else may have been faster, with the same.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let certificate = reqwest::Certificate::from_pem(self.certificate.as_bytes()).unwrap();
-        Client::builder().tls_certs_only([certificate]).timeout(Duration::from_secs(60))
+        client::http().tls_certs_only([certificate])
     }
 
     fn is_trusted_at(&self, server: &Server) -> bool {
@@ -76,6 +74,18 @@ fn replace(folder: &Path, name: &str, text: &str) {
     let temporary = folder.join("new");
     fs::write(&temporary, text).unwrap();
     fs::rename(temporary, folder.join(name)).unwrap();
+}
+
+fn count(server: &Server, message: &str) -> usize {
+    server.lines().iter().filter(|line| line["message"] == message).count()
+}
+
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
 }
 
 fn https(server: &Server, path: &str) -> String {
@@ -124,6 +134,28 @@ fn clients_and_server_agree_on_the_newest_they_both_know() {
     let status = client.get(status).header("X-API-Key", DEMO_ADMIN_KEY).send().unwrap();
     assert_eq!(status.status(), StatusCode::OK);
     assert!(!Pair::generate().is_trusted_at(server), "a stranger's certificate");
+}
+
+#[test]
+fn the_commands_that_operate_a_server_trust_whom_they_are_told() {
+    let pair = Pair::generate();
+    let secured = Secured::start(&pair, "");
+    let stranger = secured.folder.path().join("stranger.pem");
+    fs::write(&stranger, Pair::generate().certificate).unwrap();
+    let server = format!("https://{}", secured.server.admin_address());
+    let status = |ca: Option<&Path>| {
+        let mut command = Command::new(environment::host());
+        command.args(["status", "--server", &server]);
+        command.args(ca.iter().flat_map(|ca| [Path::new("--ca"), ca]));
+        let output = command.env("GUESTHOUSE_ADMIN_KEY", DEMO_ADMIN_KEY).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, said) = status(Some(&secured.certificate()));
+    assert!(code == Some(0) && said.contains("toxicity"), "{code:?} {said}");
+    for ca in [None, Some(stranger.as_path()), Some(&secured.folder.path().join("key.pem"))] {
+        let (code, said) = status(ca);
+        assert!(code != Some(0) && said.is_empty(), "{ca:?}: {code:?} {said}");
+    }
 }
 
 #[test]
@@ -190,21 +222,16 @@ fn a_renewed_certificate_is_used_and_a_bad_one_is_not() {
     // Connections that are there go on.
     predict(&lasting, server);
     for bad in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-        let before = server.lines().iter().filter(|line| line["message"] == refused).count();
+        let before = count(server, refused);
         replace(folder, "certificate.pem", bad);
-        server.wait_for("another refusal", |_| {
-            server.lines().iter().filter(|line| line["message"] == refused).count() > before
-        });
+        wait_until("another refusal", || count(server, refused) > before);
         assert!(second.is_trusted_at(server));
     }
     fs::remove_file(folder.join("key.pem")).unwrap();
     assert!(second.is_trusted_at(server));
     replace(folder, "certificate.pem", &first.certificate);
     replace(folder, "key.pem", &first.key);
-    let replaced = |server: &Server| {
-        server.lines().iter().filter(|line| line["message"] == "certificate replaced").count()
-    };
-    server.wait_for("the first again", |_| replaced(server) == 2);
+    wait_until("the first again", || count(server, "certificate replaced") == 2);
     assert!(first.is_trusted_at(server));
 }
 

@@ -42,8 +42,9 @@ pub(super) async fn accept_plain(mut request: Request) -> Request {
     let refuses = |value: &str| {
         value.split(',').any(|coding| {
             let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+            let weight = weight.split_once('=').and_then(|(_, weight)| weight.trim().parse().ok());
             ["identity", "*"].contains(&name.trim().to_ascii_lowercase().as_str())
-                && weight.contains("=0")
+                && weight == Some(0.0_f32)
         })
     };
     let mut values = request.headers().get_all(ACCEPT_ENCODING).iter();

@@ -215,6 +215,16 @@ mod tests {
         }
 
         #[test]
+        fn chosen_rows_of_byte_strings_are_those(
+            rows in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..20),
+            chosen in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            let chosen: Vec<_> = chosen.iter().map(|index| index.index(rows.len())).collect();
+            let wanted: Vec<_> = chosen.iter().map(|row| rows[*row].clone()).collect();
+            prop_assert_eq!(bytes_tensor(&rows).select_rows(&chosen), bytes_tensor(&wanted));
+        }
+
+        #[test]
         fn checking_arbitrary_bytes_never_panics(
             shape in prop::collection::vec(any::<u64>(), 0..4),
             data in prop::collection::vec(any::<u8>(), 0..40),

@@ -12,7 +12,7 @@ use crate::model::{Constraint, Datatype, Field, Signature, Tensor};
 const MAX_ISSUES: usize = 20;
 
 /// What is wrong with a row whose arrays have other sizes than the first row's.
-const OTHER_SHAPE: &str = "has another shape than the rows before it";
+pub(super) const OTHER_SHAPE: &str = "has another shape than the rows before it";
 
 /// What is wrong with one value of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl RecordError {
 
 impl RecordError {
     /// The same, told of another row.
-    fn of_row(mut self, row: usize) -> Self {
+    pub(super) fn of_row(mut self, row: usize) -> Self {
         let (Self::Malformed(issues) | Self::Unacceptable(issues)) = &mut self;
         for issue in issues {
             issue.row = row;
@@ -135,55 +135,6 @@ pub fn decode(signature: &Signature, rows: &[impl Row]) -> Result<Vec<Tensor>, R
     let columns: Vec<Tensor> = columns.collect();
     issues.check()?;
     Ok(columns)
-}
-
-/// The rows that fit a signature, and why the others do not.
-#[derive(Debug, Default)]
-pub struct Fitting {
-    /// The tensors of those that fit, one for each input; none, if no row fits.
-    pub inputs: Vec<Tensor>,
-    /// Which those are, in their order.
-    pub rows: Vec<usize>,
-    /// All others.
-    pub refused: Vec<(usize, RecordError)>,
-}
-
-/// Tensors of the rows that fit, whatever the others are. Where rows of different shapes would fit,
-/// the first one decides.
-pub fn decode_fitting<R: Row>(
-    signature: &Signature,
-    rows: impl IntoIterator<Item = (usize, R)>,
-) -> Fitting {
-    let mut fitting = Fitting::default();
-    for (row, record) in rows {
-        // By itself, so that it cannot depend on others.
-        match decode(signature, &[record]).and_then(|tensors| fitting.append(tensors)) {
-            Ok(()) => fitting.rows.push(row),
-            Err(error) => fitting.refused.push((row, error.of_row(row))),
-        }
-    }
-    fitting
-}
-
-impl Fitting {
-    /// Add the tensors of one row, if they have the shape of those before.
-    fn append(&mut self, tensors: Vec<Tensor>) -> Result<(), RecordError> {
-        if self.inputs.is_empty() {
-            self.inputs = tensors;
-            return Ok(());
-        }
-        let other = |(before, tensor): &(&Tensor, &Tensor)| before.shape[1..] != tensor.shape[1..];
-        let mut pairs = self.inputs.iter().zip(&tensors);
-        if let Some((_, tensor)) = pairs.find(other) {
-            let (field, reason) = (tensor.name.clone(), OTHER_SHAPE.to_owned());
-            return Err(RecordError::Unacceptable(vec![RowIssue { row: 0, field, reason }]));
-        }
-        for (before, tensor) in self.inputs.iter_mut().zip(tensors) {
-            before.shape[0] += 1;
-            before.data.extend_from_slice(&tensor.data);
-        }
-        Ok(())
-    }
 }
 
 #[derive(Default)]

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::client::{IdempotencyKey, ServerUrl};
 use super::key::KeyError;
+use super::trust::TrustError;
 use super::upload::UploadError;
 
 const COULD_NOT: u8 = 1;
@@ -29,6 +30,8 @@ pub(super) enum OperateError {
     Usage(&'static str),
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     #[error("the file cannot be sent")]
     Upload(#[from] UploadError),
     #[error("no answer from {server}")]
