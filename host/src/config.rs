@@ -3,7 +3,9 @@
 //! A file of TOML (strict: unknown keys are errors), under what the command line and the
 //! environment say, over the defaults. Every default stands beside its reason in [`Settings`].
 
+mod idempotency;
 mod models;
+mod overrides;
 mod transport;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +16,9 @@ use std::time::Duration;
 use semver::Version;
 use serde::Deserialize;
 
+pub use idempotency::{AnswerLimits, IdempotencyFile};
 pub use models::{IsolationFile, ModelFile, ReuseFile};
+pub use overrides::Override;
 pub use transport::{CorsFile, Origins, TlsFile};
 
 use crate::guest::{EngineLimits, InstanceLimits};
@@ -54,6 +58,9 @@ pub struct ConfigFile {
     /// Who may change what is served; without any, there is no admin API.
     #[serde(default)]
     pub admin_keys: Vec<KeyFile>,
+    /// What holds for predictions that are asked for again.
+    #[serde(default)]
+    pub idempotency: IdempotencyFile,
     /// What holds for single models.
     #[serde(default)]
     pub models: BTreeMap<ModelName, ModelFile>,
@@ -98,7 +105,7 @@ pub struct KeyFile {
 }
 
 /// What the server will do: checked, with every default filled in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Only this machine can reach the default, until somebody decides otherwise.
     pub listen: SocketAddr,
@@ -126,6 +133,8 @@ pub struct Settings {
     pub max_parked: BTreeMap<ModelName, usize>,
     /// Models whose inputs may be kept where a shadow disagrees.
     pub shadow_captures: BTreeSet<ModelName>,
+    /// What is kept for who asks again.
+    pub answers: AnswerLimits,
     /// What versions may use, by model.
     pub models: BTreeMap<ModelName, ModelLimits>,
     /// All other bounds.
@@ -224,19 +233,35 @@ pub enum ConfigError {
 }
 
 impl ConfigFile {
-    /// Read the file.
+    /// Read the file, if there is one, and put what the operator says beside it over it.
     ///
     /// # Errors
-    /// [`ConfigError`], if there is no such file or it has other keys than this one.
-    pub fn open(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
-        let text = std::fs::read_to_string(path).map_err(read)?;
-        toml::from_str(&text).map_err(|error| {
+    /// [`ConfigError`], if there is no such file, or a key that there is not.
+    pub fn read(path: Option<&Path>, overrides: &[Override]) -> Result<Self, ConfigError> {
+        let mut text = String::new();
+        if let Some(path) = path {
+            let read = |source| ConfigError::Read { path: path.to_owned(), source };
+            text = std::fs::read_to_string(path).map_err(read)?;
+        }
+        let parse_error = |error: toml::de::Error| {
             // toml's own words go over several lines.
             let before = error.span().and_then(|span| text.get(..span.start));
             let line = before.unwrap_or_default().matches('\n').count() + 1;
             let reason = format!("line {line}: {}", error.message());
-            ConfigError::Parse { path: path.to_owned(), reason }
+            ConfigError::Parse { path: path.unwrap_or(Path::new("")).to_owned(), reason }
+        };
+        let file = toml::from_str(&text).map_err(parse_error)?;
+        if overrides.is_empty() {
+            return Ok(file);
+        }
+        let mut table = text.parse::<toml::Table>().map_err(parse_error)?;
+        for one in overrides {
+            one.apply(&mut table)?;
+        }
+        table.try_into().map_err(|error: toml::de::Error| {
+            let named: Vec<_> = overrides.iter().map(Override::key).collect();
+            let reason = error.message().to_owned();
+            ConfigError::Value { key: named.join(", "), reason }
         })
     }
 
@@ -288,6 +313,7 @@ impl ConfigFile {
             sticky,
             max_parked,
             shadow_captures,
+            answers: self.idempotency.settle()?,
             models,
             limits,
         })
@@ -386,8 +412,20 @@ fn positive<T: Copy + PartialEq + From<u8>>(
     value: Option<T>,
     default: T,
 ) -> Result<T, ConfigError> {
+    positive_at(&format!("limits.{name}"), value, default)
+}
+
+/// The same for a key of any section.
+fn positive_at<T: Copy + PartialEq + From<u8>>(
+    key: &str,
+    value: Option<T>,
+    default: T,
+) -> Result<T, ConfigError> {
     match value {
-        Some(value) if value == T::from(0) => Err(out_of_range(name, "it must be at least 1")),
+        Some(value) if value == T::from(0) => {
+            let reason = "it must be at least 1".to_owned();
+            Err(ConfigError::Value { key: key.to_owned(), reason })
+        }
         Some(value) => Ok(value),
         None => Ok(default),
     }
@@ -525,6 +563,9 @@ mod tests {
         } = model
         else {
             panic!("a key of models is not in the README");
+        };
+        let IdempotencyFile { seconds: Some(_), memory_mib: Some(_) } = file.idempotency else {
+            panic!("a key of idempotency is not in the README");
         };
         assert!(file.settle().is_ok());
     }

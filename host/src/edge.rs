@@ -10,6 +10,7 @@ mod cors;
 mod encoding;
 pub(crate) mod error;
 mod form;
+pub(crate) mod idempotency;
 mod json;
 mod listener;
 mod metrics;
@@ -35,6 +36,7 @@ use tokio::sync::{Semaphore, watch};
 
 use body::Form;
 use error::ApiError;
+pub use idempotency::Answers;
 pub use listener::serve;
 use observe::LargestBody;
 pub use tls::{Tls, TlsError};
@@ -56,6 +58,8 @@ pub struct Edge {
     pub registry: Arc<Registry>,
     /// Where guests run.
     pub inference: Inference,
+    /// What was answered, for who asks again.
+    pub answers: Arc<Answers>,
     /// Where answers are compared with those of other versions.
     pub shadows: Arc<Shadows>,
     /// Who may ask.

@@ -51,7 +51,8 @@ fn compressed_bodies_are_what_they_stand_for() {
             assert_eq!(answer.body["results"], plain.body["results"]);
         }
         let whole = encode(&body);
-        for bad in [&whole[..whole.len() - 1], &whole[..5], b"", b"{}", &[&whole[..], b"x"].concat()]
+        for bad in
+            [&whole[..whole.len() - 1], &whole[..5], b"", b"{}", &[&whole[..], b"x"].concat()]
         {
             let answer = encoded(&server, "/v1/batch_predict", encoding, bad);
             assert_eq!(is(&answer), (400, Some("malformed_request")), "{encoding}");
@@ -169,7 +170,10 @@ fn large_answers_are_compressed_for_those_who_ask() {
     assert_eq!(refused.status(), 422);
     assert_eq!(header(&refused, "content-encoding"), Some("gzip"));
     let body: Value = serde_json::from_slice(&decode("gzip", &refused.bytes().unwrap())).unwrap();
-    assert_eq!((&body["error_code"], &body["request_id"]), (&json!("unacceptable_input"), &json!("one")));
+    assert_eq!(
+        (&body["error_code"], &body["request_id"]),
+        (&json!("unacceptable_input"), &json!("one"))
+    );
     let metrics = get(&client, &server, "/metrics", "zstd");
     assert_eq!(header(&metrics, "content-encoding"), Some("zstd"));
     assert!(decode("zstd", &metrics.bytes().unwrap()).ends_with(b"# EOF\n"));
@@ -219,7 +223,8 @@ fn files_in_forms_and_as_they_are_score_what_they_score_in_json() {
         let wanted = server.post(PICTURE, &json!({"image": BASE64.encode(bytes)}));
         assert_eq!(wanted.status, 200);
         let score = &wanted.body["score"];
-        let part = || Part::bytes(bytes.clone()).file_name("line.png").mime_str("image/png").unwrap();
+        let part =
+            || Part::bytes(bytes.clone()).file_name("line.png").mime_str("image/png").unwrap();
         let form = Form::new().part("image", part()).text("request_id", number.to_string());
         let (status, answer) = send(client.post(server.url(PICTURE)).multipart(form));
         assert_eq!((status, &answer["score"]), (200, score), "{name}");
@@ -281,9 +286,14 @@ fn texts_in_forms_are_checked_as_in_json() {
         assert_refused(&single(bad), 400, "malformed_request");
     }
     for names in [["text", "text"], ["texts", "texts"]] {
-        let form = names.into_iter().fold(Form::new(), |form, name| form.text(name, "You are nice"));
+        let form =
+            names.into_iter().fold(Form::new(), |form, name| form.text(name, "You are nice"));
         let (status, answer) = batch(form.text("request_id", "mine"));
-        assert_eq!((status, answer["results"].as_array().map(Vec::len)), (200, Some(2)), "{answer}");
+        assert_eq!(
+            (status, answer["results"].as_array().map(Vec::len)),
+            (200, Some(2)),
+            "{answer}"
+        );
         assert_eq!(answer["request_id"], "mine");
     }
     assert_refused(&batch(Form::new()), 400, "malformed_request");
@@ -309,7 +319,8 @@ fn texts_in_forms_are_checked_as_in_json() {
 #[test]
 fn forms_that_are_none_are_refused() {
     let server = Server::start(&Setup::toxicity());
-    let whole = "--b\r\nContent-Disposition: form-data; name=\"text\"\r\n\r\nYou are nice\r\n--b--\r\n";
+    let whole =
+        "--b\r\nContent-Disposition: form-data; name=\"text\"\r\n\r\nYou are nice\r\n--b--\r\n";
     let send = |media_type: &str, body: &[u8]| {
         server.send("POST", "/v1/predict", &[("Content-Type", media_type)], body)
     };

@@ -7,6 +7,8 @@ mod bad_artifacts;
 mod bad_requests;
 /// Compressed bodies, forms and plain bytes are what they stand for, within the same limits.
 mod bodies;
+/// The configuration is checked before it holds, and can be read again.
+mod configuration;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
 mod connections;
 /// What is replaced ends with its last request, and can be had back.
@@ -21,6 +23,8 @@ mod faults;
 mod folder;
 /// HTTP/2 is served like HTTP/1.1, and costs no more to refuse.
 mod http2;
+/// A prediction that is asked for again is answered once.
+mod idempotency;
 /// Requests are kept apart as strictly as the operator asks, and end when they must.
 mod isolation;
 /// One line a request, and nothing of what callers sent.
@@ -31,6 +35,8 @@ mod operations;
 mod operations_cli;
 /// Scores are scikit-learn's, on texts that nobody here scored.
 mod oracle;
+/// Too many requests are told so at once, the least urgent first.
+mod overload;
 /// Web pages may ask where the operator says so, and are told nothing elsewhere.
 mod pages;
 /// A batch that asks for it gets what there is, row by row.

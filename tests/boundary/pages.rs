@@ -27,7 +27,8 @@ fn ask(server: &Server, origin: &str) -> [Response; 2] {
     let may = may.header("Access-Control-Request-Method", "POST");
     let may = may.header("Access-Control-Request-Headers", "content-type,x-api-key");
     let asked = client.post(&url).header("Origin", origin).header("X-API-Key", DEMO_KEY);
-    let asked = asked.header("Content-Type", "application/json").body(r#"{"text": "You are nice"}"#);
+    let asked =
+        asked.header("Content-Type", "application/json").body(r#"{"text": "You are nice"}"#);
     [may.send().unwrap(), asked.send().unwrap()]
 }
 
@@ -41,14 +42,17 @@ fn pages_of_other_origins_are_told_nothing_by_default() {
 
 #[test]
 fn pages_of_allowed_origins_may_ask() {
-    let server = server("\n[cors]\norigins = [\"https://example.org\", \"http://localhost:3000\"]\n");
+    let server =
+        server("\n[cors]\norigins = [\"https://example.org\", \"http://localhost:3000\"]\n");
     for origin in [ORIGIN, "http://localhost:3000"] {
         let [may, asked] = ask(&server, origin);
         // Without a key: browsers send none with their question.
         assert_eq!(may.status(), 204);
         assert_eq!(header(&may, "access-control-allow-origin"), Some(origin));
         let headers = header(&may, "access-control-allow-headers").unwrap().to_lowercase();
-        for name in ["x-api-key", "authorization", "content-type", "idempotency-key", "content-encoding"] {
+        for name in
+            ["x-api-key", "authorization", "content-type", "idempotency-key", "content-encoding"]
+        {
             assert!(headers.split(", ").any(|other| other == name), "{name}: {headers}");
         }
         assert!(header(&may, "access-control-allow-methods").unwrap().contains("POST"));
@@ -63,7 +67,8 @@ fn pages_of_allowed_origins_may_ask() {
         assert!(header(&asked, "access-control-allow-credentials").is_none());
         assert!(header(&asked, "vary").unwrap().to_lowercase().contains("origin"));
     }
-    for origin in ["https://example.org.evil", "http://example.org", "null", "HTTPS://EXAMPLE.ORG"] {
+    for origin in ["https://example.org.evil", "http://example.org", "null", "HTTPS://EXAMPLE.ORG"]
+    {
         let [may, asked] = ask(&server, origin);
         assert_eq!((may.status().as_u16(), asked.status().as_u16()), (405, 200), "{origin}");
         assert!(told(&may).is_empty() && told(&asked).is_empty(), "{origin}");

@@ -21,7 +21,8 @@ fn rows_that_are_wrong_cost_the_others_nothing() {
     let wanted = results(&whole, 200);
     assert_eq!(wanted, results(&server.post("/v1/batch_predict", &json!({"texts": texts})), 200));
     let mut spoilt = texts.clone();
-    for (row, bad) in [(0, json!("")), (7, json!(1)), (63, Value::Null), (64, json!(" ")), (199, json!([]))]
+    for (row, bad) in
+        [(0, json!("")), (7, json!(1)), (63, Value::Null), (64, json!(" ")), (199, json!([]))]
     {
         spoilt[row] = bad;
     }
@@ -43,7 +44,10 @@ fn rows_that_are_wrong_cost_the_others_nothing() {
         let error = &result["error"];
         assert_eq!(error["error_code"], code, "{row}: {result}");
         assert!(!error["message"].as_str().unwrap().is_empty());
-        assert_eq!((&error["details"][0]["row"], &error["details"][0]["field"]), (&json!(row), &json!("text")));
+        assert_eq!(
+            (&error["details"][0]["row"], &error["details"][0]["field"]),
+            (&json!(row), &json!("text"))
+        );
     }
     assert_eq!(answer.body["model_version"], "1.0.0");
     let line = server.wait_for("its line", |line| line["status"] == 207);

@@ -62,11 +62,7 @@ impl Secured {
 
 fn tls_section(folder: &Path) -> String {
     let file = |name: &str| folder.join(name).display().to_string();
-    format!(
-        "\n[tls]\ncertificate = {:?}\nkey = {:?}\n",
-        file("certificate.pem"),
-        file("key.pem")
-    )
+    format!("\n[tls]\ncertificate = {:?}\nkey = {:?}\n", file("certificate.pem"), file("key.pem"))
 }
 
 /// Whole or not at all, as tools that renew certificates do it.
@@ -239,7 +235,8 @@ fn a_renewed_certificate_is_used_and_a_bad_one_is_not() {
 fn a_server_does_not_start_with_a_certificate_that_it_cannot_use() {
     let folder = temporary_folder();
     let config = folder.path().join("guesthouse.toml");
-    fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{}", tls_section(folder.path()))).unwrap();
+    fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{}", tls_section(folder.path())))
+        .unwrap();
     let (pair, other) = (Pair::generate(), Pair::generate());
     for (certificate, key) in [
         (None, Some(&pair.key)),

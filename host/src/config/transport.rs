@@ -70,9 +70,8 @@ fn is_origin(text: &str) -> bool {
         return false;
     };
     let usual = if scheme == "http" { ":80" } else { ":443" };
-    let good = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_:[]".contains(&byte)
-    };
+    let good =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_:[]".contains(&byte);
     !rest.is_empty() && rest.bytes().all(good) && !rest.ends_with(usual)
 }
 

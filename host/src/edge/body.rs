@@ -44,6 +44,15 @@ impl Record {
             Self::Octets(_) => None,
         }
     }
+
+    /// Take all parts of that name away; the value of the first.
+    fn take_parts(&mut self, field: &str) -> Option<Value> {
+        let value = self.get(field).map(Cow::into_owned);
+        if let Self::Parts(parts) = self {
+            parts.retain(|part| part.name != field);
+        }
+        value
+    }
 }
 
 /// One row, as it came.
@@ -59,9 +68,7 @@ impl BodyRow {
     pub(super) fn check(&self) -> Result<(), ApiError> {
         match self {
             Self::Object(_) | Self::Cells(_) => Ok(()),
-            Self::Other(row) => {
-                Err(ApiError::malformed(format!("row {row} must be an object")))
-            }
+            Self::Other(row) => Err(ApiError::malformed(format!("row {row} must be an object"))),
         }
     }
 }
@@ -310,12 +317,12 @@ fn parse_json(
 }
 
 /// Take a field away that stands beside the inputs and is none of them.
-pub(super) fn remove_beside_inputs(
+pub(super) fn take_beside_inputs(
     record: &mut Record,
     field: &str,
     form: Form,
     signature: &Signature,
-) {
+) -> Option<Value> {
     let is_input = signature.inputs.iter().any(|input| input.name == field);
     match record {
         Record::Object(object) => {
@@ -325,17 +332,13 @@ pub(super) fn remove_beside_inputs(
                 Form::Single => is_input,
                 Form::Batch => is_rows,
             };
-            if !stays {
-                object.remove(field);
-            }
+            if stays { None } else { object.remove(field) }
         }
-        Record::Parts(parts) => {
+        Record::Parts(_) => {
             let is_rows = plural_key(signature).is_some_and(|(plural, _)| plural == field);
-            if !is_input && !is_rows {
-                parts.retain(|part| part.name != field);
-            }
+            if is_input || is_rows { None } else { record.take_parts(field) }
         }
-        Record::Octets(_) => {}
+        Record::Octets(_) => None,
     }
 }
 

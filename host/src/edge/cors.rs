@@ -39,11 +39,7 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 const MAX_AGE: HeaderValue = HeaderValue::from_static("3600");
 
 /// Answer browsers that ask whether they may, and tell them so with every answer.
-pub(super) async fn allow(
-    State(edge): State<Arc<Edge>>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn allow(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
     let policy = edge.policy.load_full();
     if policy.origins == Origins::None {
         return next.run(request).await;

@@ -2,15 +2,16 @@
 //!
 //! | error_code | status | when |
 //! |---|---|---|
-//! | `malformed_request` | 400 | not JSON, a wrong type, a missing or unknown field, an empty batch |
+//! | `malformed_request` | 400 | not JSON, a wrong type, a missing or unknown field, an empty batch, garbage |
 //! | `unauthorized` | 401 | no key, or a wrong one |
 //! | `not_found` | 404 | no such endpoint, model or version |
 //! | `conflict` | 409 | what is served does not allow the change |
 //! | `revision_conflict` | 409 | somebody else has changed the model |
+//! | `idempotency_conflict` | 409 | the same request is being answered; `Retry-After` |
 //! | `method_not_allowed` | 405 | the endpoint takes another method |
 //! | `request_timeout` | 408 | the body did not come in time |
 //! | `payload_too_large` | 413 | the body is over the limit, or has too many values |
-//! | `unsupported_media_type` | 415 | the body is not `application/json`, or it is compressed |
+//! | `unsupported_media_type` | 415 | a body of a type or an encoding that is not taken here |
 //! | `unacceptable_input` | 422 | the right form, but a value that the model does not accept |
 //! | `unacceptable_artifact` | 422 | it is no artifact, or its version cannot be loaded or proved |
 //! | `contract_violation` | 422 | the version's number promises more than its signature keeps |
@@ -54,6 +55,7 @@ pub(crate) enum ErrorCode {
     RevisionConflict,
     UnacceptableArtifact,
     ContractViolation,
+    IdempotencyConflict,
     IdempotencyMismatch,
     InsufficientStorage,
 }
@@ -79,9 +81,15 @@ impl ErrorCode {
             Self::RevisionConflict => "revision_conflict",
             Self::UnacceptableArtifact => "unacceptable_artifact",
             Self::ContractViolation => "contract_violation",
+            Self::IdempotencyConflict => "idempotency_conflict",
             Self::IdempotencyMismatch => "idempotency_mismatch",
             Self::InsufficientStorage => "insufficient_storage",
         }
+    }
+
+    /// Whether the same request may succeed in a second.
+    fn is_temporary(self) -> bool {
+        matches!(self, Self::Overloaded | Self::NotReady | Self::IdempotencyConflict)
     }
 
     pub(crate) fn status(self) -> StatusCode {
@@ -93,7 +101,9 @@ impl ErrorCode {
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Conflict | Self::RevisionConflict => StatusCode::CONFLICT,
+            Self::Conflict | Self::RevisionConflict | Self::IdempotencyConflict => {
+                StatusCode::CONFLICT
+            }
             Self::UnacceptableInput
             | Self::UnacceptableArtifact
             | Self::ContractViolation
@@ -207,7 +217,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
-        if matches!(self.code, ErrorCode::Overloaded | ErrorCode::NotReady) {
+        if self.code.is_temporary() {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response.extensions_mut().insert(self);

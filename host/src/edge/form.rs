@@ -27,8 +27,8 @@ const MAX_BOUNDARY: usize = 70;
 /// stands beside them. One that is a batch may have as many rows, and these.
 const MAX_PARTS_OF_ROW: usize = 1024 + BESIDE;
 
-/// Parts that are no inputs: the id, and what keeps a caller with a version.
-const BESIDE: usize = 2;
+/// Parts that are no inputs: the id, the idempotency key, and what keeps a caller with a version.
+const BESIDE: usize = 3;
 
 /// Bytes in the headers of a part: a name, a file name, a type and more than anybody sends.
 const MAX_HEADER_BYTES: usize = 8 << 10;

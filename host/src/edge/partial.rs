@@ -95,7 +95,11 @@ impl Partial {
     }
 
     /// Run what is left, in batches of at most that many rows, as often as it takes.
-    pub(super) async fn run(mut self, call: &mut Call<'_>, most: usize) -> Result<Results, ApiError> {
+    pub(super) async fn run(
+        mut self,
+        call: &mut Call<'_>,
+        most: usize,
+    ) -> Result<Results, ApiError> {
         let mut answers = BTreeMap::new();
         let inputs = std::mem::take(&mut self.inputs);
         let places = std::mem::take(&mut self.places);

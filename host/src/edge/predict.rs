@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use rand::RngExt as _;
@@ -15,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::{self, BodyRow, Form};
 use super::error::{ApiError, ErrorCode};
+use super::idempotency::{self, Answer, Before, REPLAYED_HEADER, Ticket};
 use super::observe::{Account, VERSION_HEADER};
 use super::partial::{self, Partial, Results};
 use super::{Edge, Policy, Shared, shadowed};
@@ -109,15 +112,41 @@ async fn answer(
         Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::going_down()),
     };
     let mut response = match outcome {
-        Ok(mut prediction) => {
+        Ok(Outcome::Now(mut prediction, ticket)) => {
             let comparison = prediction.comparison(&policy, account.request_id.as_str());
-            let response = prediction.into_response(form, account.request_id.as_str());
+            let answer = prediction.into_answer(form, account.request_id.as_str());
+            let response = respond(&answer);
+            if let Some(ticket) = ticket {
+                ticket.answered(answer);
+            }
             shadowed::compare_after(response, comparison, &edge.shadows)
+        }
+        Ok(Outcome::Before(answer)) => {
+            let mut response = respond(&answer);
+            response.headers_mut().insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
+            response
         }
         Err(error) => error.into_response(),
     };
     response.extensions_mut().insert(account);
     response
+}
+
+/// What becomes of a request that is not refused.
+enum Outcome {
+    /// It was answered, for who asks again as well if there is a ticket.
+    Now(Prediction, Option<Ticket>),
+    /// It had been answered.
+    Before(Arc<Answer>),
+}
+
+impl Outcome {
+    fn again(answer: Arc<Answer>, account: &mut Account) -> Self {
+        account.version = Some(answer.version.clone());
+        account.reason = Some(answer.reason);
+        account.rows = answer.rows;
+        Self::Before(answer)
+    }
 }
 
 /// What is asked for before anything is read of the request.
@@ -132,7 +161,7 @@ async fn predict(
     asked: Asked<'_>,
     request: Request,
     account: &mut Account,
-) -> Result<Prediction, ApiError> {
+) -> Result<Outcome, ApiError> {
     let Asked { edge, policy, target, form } = asked;
     let limits = &policy.limits;
     let is_partial = partial::is_wanted(&request, form);
@@ -155,6 +184,13 @@ async fn predict(
         found.knock().check()?;
     }
     let bytes = body::read(&parts.headers, body, limits, &edge.bodies).await?;
+    let mut ticket = None;
+    if let Some(name) = idempotency::key_of(&parts.headers)? {
+        match edge.answers.begin(caller, &name, way.hash(&parts, &bytes))? {
+            Before::Answered(answer) => return Ok(Outcome::again(answer, account)),
+            Before::New(begun) => ticket = Some(begun),
+        }
+    }
     let now = Instant::now();
     let mut object = None;
     if let (true, Some(field)) = (is_told_by_body, &sticky.field) {
@@ -175,7 +211,15 @@ async fn predict(
         None => body::parse(&bytes, form, limits, &mut account.request_id)?,
     };
     if let Some(field) = &sticky.field {
-        body::remove_beside_inputs(&mut object, field, form, signature);
+        body::take_beside_inputs(&mut object, field, form, signature);
+    }
+    let name = body::take_beside_inputs(&mut object, idempotency::KEY_FIELD, form, signature);
+    if let (Some(name), None) = (name, &ticket) {
+        let name = idempotency::key_in(&name)?;
+        match edge.answers.begin(caller, &name, way.hash(&parts, &bytes))? {
+            Before::Answered(answer) => return Ok(Outcome::again(answer, account)),
+            Before::New(begun) => ticket = Some(begun),
+        }
     }
     let rows = body::rows(object, form, signature)?;
     account.rows = rows.len();
@@ -199,7 +243,7 @@ async fn predict(
         }
     };
     let batches = call.batches;
-    Ok(Prediction { route, results, batches })
+    Ok(Outcome::Now(Prediction { route, results, batches }, ticket))
 }
 
 /// Where a request goes, as far as it is known.
@@ -222,6 +266,15 @@ struct Found {
 }
 
 impl Way<'_> {
+    /// Of everything that an answer depends on but for chance and who is asked meanwhile.
+    fn hash(&self, parts: &Parts, body: &[u8]) -> [u8; 32] {
+        let form = format!("{:?} {:?}", self.form, self.selector);
+        let media_type = parts.headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+        let query = parts.uri.query().unwrap_or_default();
+        let model = self.model.as_str();
+        idempotency::hash(&[form.as_bytes(), model.as_bytes(), query.as_bytes(), media_type, body])
+    }
+
     fn find(&self, now: Instant) -> Result<Found, ApiError> {
         let snapshot = self.edge.registry.snapshot();
         let draw = self.draw.unwrap_or_else(|| draw(&self.model, None));
@@ -366,18 +419,23 @@ impl Prediction {
         Some(Comparison { candidate, primary, batches, request_id, capture })
     }
 
-    fn into_response(self, form: Form, request_id: &str) -> Response {
-        let id = self.route.version.id();
-        let version = id.version.to_string();
-        let status = self.results.status();
-        let mut records = self.results.records;
+    fn into_answer(self, form: Form, request_id: &str) -> Answer {
+        let (status, mut records) = (self.results.status(), self.results.records);
+        let (reason, rows) = (self.route.reason, records.len());
+        let version = self.route.version.id().clone();
         let mut answer = match form {
             Form::Single => records.pop().unwrap_or_default(),
             Form::Batch => Map::from_iter([("results".to_owned(), json!(records))]),
         };
-        answer.insert("model".to_owned(), json!(id.name.as_str()));
-        answer.insert("model_version".to_owned(), json!(version));
+        answer.insert("model".to_owned(), json!(version.name.as_str()));
+        answer.insert("model_version".to_owned(), json!(version.version.to_string()));
         answer.insert("request_id".to_owned(), json!(request_id));
-        (status, axum::Json(answer)).into_response()
+        let body = Value::Object(answer).to_string().into();
+        Answer { status, body, version, reason, rows }
     }
+}
+
+fn respond(answer: &Answer) -> Response {
+    let json = HeaderValue::from_static("application/json");
+    (answer.status, [(CONTENT_TYPE, json)], answer.body.clone()).into_response()
 }

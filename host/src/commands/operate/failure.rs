@@ -69,6 +69,7 @@ impl OperateError {
             Self::Usage(_) => USAGE,
             Self::Refused(refusal) => refusal.exit_code,
             Self::Key(_)
+            | Self::Trust(_)
             | Self::Upload(_)
             | Self::Unreachable { .. }
             | Self::OutcomeUnknown { .. }
