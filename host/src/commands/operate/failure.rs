@@ -66,7 +66,7 @@ pub(super) struct Refusal {
 impl OperateError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => USAGE,
+            Self::Usage(_) | Self::Trust(TrustError::Missing) => USAGE,
             Self::Refused(refusal) => refusal.exit_code,
             Self::Key(_)
             | Self::Trust(_)
