@@ -10,6 +10,7 @@ mod decode;
 mod encode;
 mod fitting;
 mod golden;
+pub mod schema;
 
 pub use decode::{Given, RecordError, Row, RowIssue, decode};
 pub use encode::{TooLarge, encode};
