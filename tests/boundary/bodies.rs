@@ -25,7 +25,9 @@ fn zstd(data: &[u8]) -> Vec<u8> {
     zstd::encode_all(data, 3).unwrap()
 }
 
-const ENCODINGS: [(&str, fn(&[u8]) -> Vec<u8>); 2] = [("gzip", gzip), ("zstd", zstd)];
+type Encode = fn(&[u8]) -> Vec<u8>;
+
+const ENCODINGS: [(&str, Encode); 2] = [("gzip", gzip), ("zstd", zstd)];
 
 fn encoded(server: &Server, path: &str, encoding: &str, body: &[u8]) -> Answer {
     server.send("POST", path, &[("Content-Encoding", encoding)], body)

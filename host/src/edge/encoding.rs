@@ -273,8 +273,9 @@ mod tests {
         inflater.finish().map(|place| place.0)
     }
 
-    const BOTH: [(Encoding, fn(&[u8]) -> Vec<u8>); 2] =
-        [(Encoding::Gzip, gzip), (Encoding::Zstd, zstd)];
+    type Encode = fn(&[u8]) -> Vec<u8>;
+
+    const BOTH: [(Encoding, Encode); 2] = [(Encoding::Gzip, gzip), (Encoding::Zstd, zstd)];
 
     #[test]
     fn bombs_stop_at_the_limit_and_what_just_fits_passes() {

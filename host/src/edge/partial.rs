@@ -7,8 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::Request;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -40,11 +39,46 @@ struct BatchQuery {
 struct SingleQuery {}
 
 /// Whether the caller takes a part of the rows.
-pub(super) fn is_wanted(request: &Request, form: Form) -> Result<bool, ApiError> {
-    let text = request.uri().query();
+pub(super) fn is_wanted(address: &Uri, form: Form) -> Result<bool, ApiError> {
+    let text = address.query();
     match form {
         Form::Single => query::parse::<SingleQuery>(text).map(|_| false),
         Form::Batch => query::parse::<BatchQuery>(text).map(|query| query.partial),
+    }
+}
+
+/// Validated inputs of all rows, or of those that can be answered.
+pub(super) enum Inputs {
+    Whole(Vec<Tensor>),
+    Partial(Partial),
+}
+
+impl Inputs {
+    /// The rows are let go: they are many times as large as the tensors that wait from now on.
+    pub(super) fn of(
+        signature: &Signature,
+        rows: Vec<BodyRow>,
+        is_partial: bool,
+    ) -> Result<Self, ApiError> {
+        if is_partial {
+            return Partial::of(signature, &rows).map(Self::Partial);
+        }
+        rows.iter().try_for_each(BodyRow::check)?;
+        let inputs = record::decode(signature, &rows)?;
+        Ok(Self::Whole(inputs))
+    }
+
+    pub(super) async fn run(self, call: &mut Call<'_>, rows: usize) -> Result<Results, ApiError> {
+        match self {
+            Self::Whole(inputs) => {
+                let records = call.run(inputs, rows).await?;
+                Ok(Results { records, has_failed: false })
+            }
+            Self::Partial(partial) => {
+                let most = call.route.version.signature().max_batch_size as usize;
+                partial.run(call, most).await
+            }
+        }
     }
 }
 
@@ -66,11 +100,6 @@ pub(super) struct Results {
 }
 
 impl Results {
-    /// Of a request in which no row may fail.
-    pub(super) fn whole(records: Vec<Map<String, Value>>) -> Self {
-        Self { records, has_failed: false }
-    }
-
     pub(super) fn status(&self) -> StatusCode {
         if self.has_failed { StatusCode::MULTI_STATUS } else { StatusCode::OK }
     }

@@ -15,11 +15,11 @@ use axum::routing::post;
 use rand::RngExt as _;
 use serde_json::{Map, Value, json};
 
-use super::body::{self, BodyRow, Form};
+use super::body::{self, Form};
 use super::error::{ApiError, ErrorCode};
 use super::idempotency::{self, Answer, Before, REPLAYED_HEADER, Ticket};
 use super::observe::{Account, VERSION_HEADER};
-use super::partial::{self, Partial, Results};
+use super::partial::{self, Inputs, Results};
 use super::{Edge, Policy, Shared, shadowed};
 use crate::config::Sticky;
 use crate::inference::Inference;
@@ -164,7 +164,6 @@ async fn predict(
 ) -> Result<Outcome, ApiError> {
     let Asked { edge, policy, target, form } = asked;
     let limits = &policy.limits;
-    let is_partial = partial::is_wanted(&request, form);
     let (parts, body) = request.into_parts();
     let caller = edge.authorize(&parts.headers)?;
     account.caller = Some(caller.name().to_owned());
@@ -172,7 +171,7 @@ async fn predict(
     edge.admit(&caller, &model, &mut account.allowance)?;
     let selector = header_selector(&parts.headers, selector)?;
     let wanted_time = wanted_time(&parts.headers)?;
-    let is_partial = is_partial?;
+    let is_partial = partial::is_wanted(&parts.uri, form)?;
     let sticky = policy.sticky.get(&model).unwrap_or(&NO_STICKY);
     let mut key = header_key(sticky, &parts.headers);
     let mut way = Way { edge, policy, model, selector, form, wanted_time, draw: None };
@@ -224,25 +223,13 @@ async fn predict(
     }
     let rows = body::rows(object, form, signature)?;
     account.rows = rows.len();
-    let inputs = if is_partial {
-        Inputs::Partial(Partial::of(signature, &rows)?)
-    } else {
-        rows.iter().try_for_each(BodyRow::check)?;
-        Inputs::Whole(record::decode(signature, &rows)?)
-    };
-    // Many times as large as the tensors that wait from now on.
-    drop(rows);
+    let inputs = Inputs::of(signature, rows, is_partial)?;
     let is_random = key.is_none() && route.is_drawn;
     edge.traffic.count(route.version.id(), route.reason.as_str(), is_random);
     let span = tracing::info_span!("predict", request_id = account.request_id.as_str());
     let batches = Vec::new();
     let mut call = Call { inference: &edge.inference, route: &route, deadline, span, batches };
-    let results = match inputs {
-        Inputs::Whole(inputs) => Results::whole(call.run(inputs, account.rows).await?),
-        Inputs::Partial(partial) => {
-            partial.run(&mut call, signature.max_batch_size as usize).await?
-        }
-    };
+    let results = inputs.run(&mut call, account.rows).await?;
     let batches = call.batches;
     Ok(Outcome::Now(Prediction { route, results, batches }, ticket))
 }
@@ -351,16 +338,10 @@ fn wanted_time(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     }
 }
 
-/// Validated inputs of all rows, or of those that can be answered.
-enum Inputs {
-    Whole(Vec<Tensor>),
-    Partial(Partial),
-}
-
 /// Validated inputs on their way to one version.
 pub(super) struct Call<'a> {
     inference: &'a Inference,
-    route: &'a Route,
+    pub(super) route: &'a Route,
     deadline: Instant,
     span: tracing::Span,
     /// What has been run, if another version is to be asked as well.
@@ -370,7 +351,7 @@ pub(super) struct Call<'a> {
 impl Call<'_> {
     /// Run the rows in batches of at most the version's own size, one after the other, so that one
     /// large request does not take every inference thread.
-    async fn run(
+    pub(super) async fn run(
         &mut self,
         inputs: Vec<Tensor>,
         rows: usize,
