@@ -7,6 +7,7 @@ mod idempotency;
 mod keys;
 mod models;
 mod overrides;
+mod transport;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ pub use idempotency::{AnswerLimits, IdempotencyFile};
 pub use keys::{KeyFile, RateLimitFile};
 pub use models::{IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
+pub use transport::{CorsFile, Origins, TlsFile};
 
 use crate::guest::{EngineLimits, InstanceLimits};
 use crate::inference::InferenceLimits;
@@ -45,6 +47,11 @@ pub struct ConfigFile {
     pub state: Option<PathBuf>,
     /// The model that `/predict` and `/v1/predict` mean; the only one, if there is one only.
     pub default_model: Option<ModelName>,
+    /// The certificate; without it, plain HTTP.
+    pub tls: Option<TlsFile>,
+    /// Which web pages may ask.
+    #[serde(default)]
+    pub cors: CorsFile,
     /// Limits, by name.
     #[serde(default)]
     pub limits: LimitsFile,
@@ -103,6 +110,10 @@ pub struct Settings {
     pub state: PathBuf,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
+    /// The certificate of both listeners; without it, plain HTTP.
+    pub tls: Option<TlsFile>,
+    /// The web pages that may ask for predictions.
+    pub origins: Origins,
     /// Who may ask for what, beside those whose keys were made by operators.
     pub keys: Vec<Key>,
     /// How often a key may ask for predictions of which nothing is said; as often as it likes, if none:
@@ -291,6 +302,8 @@ impl ConfigFile {
             repository: self.repository.unwrap_or_else(|| "repository".into()),
             state: self.state.unwrap_or_else(|| "state".into()),
             default_model: self.default_model,
+            tls: self.tls,
+            origins: self.cors.settle()?,
             keys: keys::settle(self.keys)?,
             key_rate: self.rate_limit.settle()?,
             model_rates,
@@ -459,6 +472,8 @@ mod tests {
         for bad in [
             "unknown = 1",
             "listen = \"localhost\"",
+            "[tls]\ncertificate = \"a.pem\"",
+            "[cors]\norigins = [\"example.org\"]",
             "[limits]\nbody_bytes = 0",
             "[limits]\nbody_bytes = 1000\nbodies_in_flight_bytes = 999",
             "[limits]\ninstance_memory_mib = 5000",
@@ -513,6 +528,8 @@ mod tests {
         else {
             panic!("a limit is not in the README");
         };
+        assert!(file.tls.is_some(), "TLS is not in the README");
+        let CorsFile { origins: Some(_) } = file.cors else { panic!("CORS is not in the README") };
         let [model] = file.models.values().collect::<Vec<_>>()[..] else { panic!("one model") };
         let ModelFile {
             split: Some(_),

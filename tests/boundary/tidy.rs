@@ -35,6 +35,10 @@ fn only_some_modules_know_wasmtime_and_axum() {
             ("axum", &["edge", "admin"]),
             ("hyper", &["edge"]),
             ("hyper_util", &["edge"]),
+            ("tower_http", &["edge"]),
+            ("multer", &["edge"]),
+            ("rustls", &["edge", "commands"]),
+            ("tokio_rustls", &["edge"]),
             ("ureq", &["commands"]),
             ("clap", &["main", "commands", "preinit", "observe"]),
         ] {

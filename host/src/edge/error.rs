@@ -2,7 +2,7 @@
 //!
 //! | error_code | status | when |
 //! |---|---|---|
-//! | `malformed_request` | 400 | not JSON, a wrong type, a missing or unknown field, an empty batch |
+//! | `malformed_request` | 400 | not JSON, a wrong type, a missing or unknown field, an empty batch, garbage |
 //! | `unauthorized` | 401 | no key, or one that is not good (any more); `WWW-Authenticate` |
 //! | `forbidden` | 403 | the key is not good for this model, or for changing what is served |
 //! | `not_found` | 404 | no such endpoint, model or version |
@@ -12,7 +12,7 @@
 //! | `method_not_allowed` | 405 | the endpoint takes another method |
 //! | `request_timeout` | 408 | the body did not come in time |
 //! | `payload_too_large` | 413 | the body is over the limit, or has too many values |
-//! | `unsupported_media_type` | 415 | the body is not `application/json`, or it is compressed |
+//! | `unsupported_media_type` | 415 | a body of a type or an encoding that is not taken here |
 //! | `unacceptable_input` | 422 | the right form, but a value that the model does not accept |
 //! | `unacceptable_artifact` | 422 | it is no artifact, or its version cannot be loaded or proved |
 //! | `contract_violation` | 422 | the version's number promises more than its signature keeps |
@@ -218,7 +218,7 @@ impl ApiError {
         }
     }
 
-    fn with_details(code: ErrorCode, details: Vec<Detail>) -> Self {
+    pub(super) fn with_details(code: ErrorCode, details: Vec<Detail>) -> Self {
         let message = details.first().map_or("the input is not acceptable".to_owned(), |first| {
             format!("row {}: `{}` {}", first.row, first.field, first.reason)
         });

@@ -41,6 +41,12 @@ impl RequestId {
         good.then(|| Self(text.to_owned()))
     }
 
+    /// What the caller is told whose body has one that is none.
+    pub(crate) fn malformed() -> ApiError {
+        let message = "`request_id` must be a string of 1 to 128 visible ASCII characters";
+        ApiError::malformed(message)
+    }
+
     fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(REQUEST_ID_HEADER).and_then(|id| id.to_str().ok());
         given.and_then(Self::parse).unwrap_or_else(|| Self(Uuid::now_v7().to_string()))
