@@ -220,12 +220,20 @@ impl ConfigFile {
     pub fn open(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let text = std::fs::read_to_string(path).map_err(read)?;
-        toml::from_str(&text).map_err(|error| {
+        let wrong = |reason| ConfigError::Parse { path: path.to_owned(), reason };
+        Self::parse(&text).map_err(wrong)
+    }
+
+    /// The file that says this.
+    ///
+    /// # Errors
+    /// Where it has other keys than this one or is not TOML, and what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| {
             // toml's own words go over several lines.
             let before = error.span().and_then(|span| text.get(..span.start));
             let line = before.unwrap_or_default().matches('\n').count() + 1;
-            let reason = format!("line {line}: {}", error.message());
-            ConfigError::Parse { path: path.to_owned(), reason }
+            format!("line {line}: {}", error.message())
         })
     }
 

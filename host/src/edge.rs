@@ -7,6 +7,8 @@
 mod body;
 pub(crate) mod catalogue;
 pub(crate) mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod json;
 mod listener;
 mod metrics;

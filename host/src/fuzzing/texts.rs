@@ -1,0 +1,111 @@
+//! Texts: the configuration, names, heads of requests, and what the state folder keeps as JSON.
+
+use std::time::{Duration, Instant};
+
+use semver::Version;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::artifact::Digest;
+use crate::config::ConfigFile;
+use crate::edge::fuzzing as edge;
+use crate::ledger::{self, Entry};
+use crate::model::{ModelName, Selector};
+use crate::preinit::{PreinitError, PreinitReport};
+use crate::rollout::ModelState;
+
+/// A configuration file, and what the server would do.
+pub(super) fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let settle = || ConfigFile::parse(text).ok()?.settle().ok();
+    let Some(settings) = settle() else { return };
+    assert_eq!(format!("{:?}", Some(&settings)), format!("{:?}", settle().as_ref()));
+    let limits = &settings.limits;
+    let intervals = limits.repository_interval.into_iter().chain([limits.traffic_log_interval]);
+    let general = [
+        limits.body_time,
+        limits.head_time,
+        limits.max_predict_time,
+        limits.linger_time,
+        limits.drain_time,
+        limits.model.predict_time,
+        limits.preinit.wall_time,
+    ];
+    let of_models = settings.models.values().map(|model| model.predict_time);
+    for time in general.into_iter().chain(intervals).chain(of_models) {
+        assert!(can_be_waited_for(time), "{time:?} is after the end of time");
+    }
+    assert!(limits.bodies_in_flight_bytes >= limits.body_bytes);
+    for split in settings.splits.values() {
+        assert_eq!(split.values().map(|weight| u64::from(*weight)).sum::<u64>(), 1_000_000);
+    }
+}
+
+/// Whether adding it to the time of day overflows nothing.
+fn can_be_waited_for(time: Duration) -> bool {
+    Instant::now().checked_add(time).is_some()
+}
+
+/// Names of models and versions, digests, queries.
+pub(super) fn names(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    edge::texts(text);
+    if let Ok(name) = text.parse::<ModelName>() {
+        assert_eq!(name.to_string(), text);
+    }
+    if let Ok(digest) = Digest::try_from(text.to_owned()) {
+        assert_eq!(Digest::try_from(digest.to_string()), Ok(digest));
+    }
+    let Ok(selector) = text.parse::<Selector>() else { return };
+    let versions = [Version::new(0, 0, 0), Version::new(1, 2, 3), Version::new(1, u64::MAX, 0)];
+    match &selector {
+        Selector::Default => panic!("nobody names what is meant by saying nothing"),
+        Selector::Exact(version) => {
+            assert!(selector.matches(version));
+            assert_eq!(version.to_string().parse(), Ok(selector.clone()));
+            assert_eq!(format!("={version}").parse(), Ok(selector.clone()));
+        }
+        Selector::Channel(_) => {
+            assert!(!versions.iter().any(|version| selector.matches(version)));
+        }
+        Selector::Range(range) => {
+            let written: Selector = range.to_string().parse().expect("a range can be read again");
+            for version in &versions {
+                assert_eq!(selector.matches(version), written.matches(version), "{range}");
+            }
+        }
+    }
+}
+
+/// The head of a request and a body.
+pub(super) fn request(bytes: &[u8]) {
+    edge::request(bytes);
+}
+
+/// What the ledger and the store keep, and what a child reports.
+pub(super) fn state(bytes: &[u8]) {
+    let entries: Option<Vec<Entry>> = bytes
+        .split(|byte| *byte == b'\n')
+        .take(64)
+        .map(|line| written_as_read::<Entry>(line))
+        .collect();
+    if let Some(entries) = entries {
+        let is_whole = ledger::check_chain(&entries).is_ok();
+        let altered: Vec<_> = entries
+            .iter()
+            .map(|entry| Entry { revision: entry.revision ^ 1, ..entry.clone() })
+            .collect();
+        assert!(!is_whole || ledger::check_chain(&altered).is_err(), "a change is noticed");
+    }
+    written_as_read::<ModelState>(bytes);
+    written_as_read::<Result<PreinitReport, PreinitError>>(bytes);
+}
+
+/// The value, if it is one; then it is the same when it is written and read again.
+fn written_as_read<T: Serialize + DeserializeOwned>(json: &[u8]) -> Option<T> {
+    let value: T = serde_json::from_slice(json).ok()?;
+    let text = serde_json::to_string(&value).expect("what was read can be written");
+    let again: T = serde_json::from_str(&text).expect("what was written can be read");
+    assert_eq!(serde_json::to_string(&again).ok(), Some(text));
+    Some(value)
+}
