@@ -293,10 +293,16 @@ impl LimitsFile {
     fn settle(&self) -> Result<Limits, ConfigError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let seconds = |name, value: Option<u64>, default| {
-            positive(name, value, default).map(Duration::from_secs)
+            bounded(name, Duration::from_secs(positive(name, value, default)?))
         };
-        let milliseconds =
-            |name, value, default| positive(name, value, default).map(Duration::from_millis);
+        let milliseconds = |name, value: Option<u64>, default| {
+            bounded(name, Duration::from_millis(positive(name, value, default)?))
+        };
+        // Of these, none at all makes sense, too.
+        let from_zero = |name, value: Option<u64>, default| {
+            bounded(name, Duration::from_secs(value.unwrap_or(default)))
+        };
+        let repository_interval = from_zero("repository_seconds", self.repository_seconds, 5)?;
         let per_version = positive("threads_per_version", self.threads_per_version, cores)?;
         let threads = positive("inference_threads", self.inference_threads, 4 * per_version)?;
         let memory_mib = positive("instance_memory_mib", self.instance_memory_mib, 256)?;
@@ -307,7 +313,7 @@ impl LimitsFile {
         let instance = InstanceLimits { memory_bytes: memory_mib << 20, ..Default::default() };
         let machine_mib = machine_memory_mib();
         let preinit_memory = positive("preinit_memory_mib", self.preinit_memory_mib, 6144)?;
-        let preinit_time = positive("preinit_cpu_seconds", self.preinit_cpu_seconds, 240)?;
+        let preinit_time = seconds("preinit_cpu_seconds", self.preinit_cpu_seconds, 240)?;
         let predict_time = milliseconds("predict_milliseconds", self.predict_milliseconds, 2000)?;
         let body_bytes = positive("body_bytes", self.body_bytes, 8 << 20)?;
         let in_flight = positive(
@@ -331,11 +337,9 @@ impl LimitsFile {
                 self.predict_milliseconds_at_most,
                 30_000,
             )?,
-            linger_time: Duration::from_secs(self.linger_seconds.unwrap_or(3)),
+            linger_time: from_zero("linger_seconds", self.linger_seconds, 3)?,
             drain_time: seconds("drain_seconds", self.drain_seconds, 10)?,
-            repository_interval: Some(self.repository_seconds.unwrap_or(5))
-                .filter(|seconds| *seconds > 0)
-                .map(Duration::from_secs),
+            repository_interval: Some(repository_interval).filter(|interval| !interval.is_zero()),
             inference: InferenceLimits {
                 threads,
                 queued_per_version: positive("queued_batches", self.queued_batches, 256)?,
@@ -352,9 +356,9 @@ impl LimitsFile {
                 predict_time,
             },
             preinit: PreinitLimits {
-                cpu_time: Duration::from_secs(preinit_time),
+                cpu_time: preinit_time,
                 // Idle priority on a busy machine: it may get a small fraction of one core.
-                wall_time: Duration::from_secs(preinit_time.saturating_mul(15)),
+                wall_time: preinit_time * 15,
                 memory_bytes: preinit_memory.saturating_mul(MIB),
                 // Nobody who is served should notice a deploy.
                 priority: self.preinit_priority.unwrap_or(Priority::Idle),
@@ -367,6 +371,18 @@ impl LimitsFile {
 }
 
 const MIB: u64 = 1 << 20;
+
+/// The longest of all times: whoever asks for more means something else, and a time after the end of
+/// the clock cannot be waited for.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// The time, if it is one that can be waited for.
+fn bounded(name: &str, time: Duration) -> Result<Duration, ConfigError> {
+    if time > LONGEST {
+        return Err(out_of_range(name, "it must be at most a year"));
+    }
+    Ok(time)
+}
 
 /// All of the machine's memory, in MiB; a guess of 8 GiB where the kernel does not say.
 fn machine_memory_mib() -> u64 {
@@ -418,6 +434,17 @@ mod tests {
         let settings = settle("").unwrap();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
         assert!(settings.keys.is_empty() && settings.splits.is_empty());
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_waited_for_is_refused() {
+        for key in ["drain_seconds", "linger_seconds", "predict_milliseconds", "repository_seconds"]
+        {
+            let with = |value: u64| settle(&format!("[limits]\n{key} = {value}"));
+            assert!(with(60).is_ok(), "{key}");
+            assert!(with(i64::MAX as u64).is_err(), "{key}");
+        }
+        assert!(settle("[models.a]\npredict_milliseconds = 9223372036854775807").is_err());
     }
 
     #[test]

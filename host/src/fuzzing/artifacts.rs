@@ -8,6 +8,7 @@ use wasm_encoder::{
 };
 
 use crate::artifact::{Artifact, Digest, Manifest};
+use crate::model::Selector;
 
 /// Parts of the input that become sections are between bytes that are in no UTF-8.
 const SEPARATOR: u8 = 0xff;
@@ -25,6 +26,8 @@ fn read(artifact: &Artifact, bytes: &[u8]) {
     let again = Artifact::from_bytes(bytes.to_vec()).expect("it was read before");
     assert_eq!(again.digest(), artifact.digest());
     assert_eq!(again.id(), artifact.id());
+    let selector = format!("={}", artifact.id().version).parse::<Selector>();
+    assert!(selector.is_ok_and(|selector| selector.matches(&artifact.id().version)));
     assert!(!artifact.golden().is_empty());
     assert!(artifact.golden().iter().all(|example| !example.outputs.is_empty()));
     let (mut assets, descriptor) = (0, artifact.descriptor());

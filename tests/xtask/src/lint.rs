@@ -8,10 +8,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::FAILPOINTS;
 use crate::run;
 use crate::toolchain::TARGET;
 use crate::workspace::Workspace;
+use crate::{FAILPOINTS, fuzz};
 
 /// The version of cargo-deny to install where none is. Fixed, so that a new release with new
 /// rules or a newer compiler in mind cannot fail an unchanged commit.
@@ -24,7 +24,9 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let clippy = ["clippy", "--locked"];
     let strict = ["--", "--deny", "warnings"];
     run::shown(run::cargo().args(clippy).arg("--all-targets").args(strict))?;
-    run::shown(run::cargo().args(clippy).arg("--all-targets").args(FAILPOINTS).args(strict))?;
+    let mut with_all = run::cargo();
+    with_all.args(clippy).arg("--all-targets").args(FAILPOINTS).args(fuzz::packages(workspace));
+    run::shown(with_all.args(strict))?;
 
     let mut guests = run::cargo();
     guests.args(clippy).args(["--profile", "guest", "--target", TARGET]);

@@ -3,7 +3,7 @@
 //! This file is the table of contents: the command line and what each command does, step by step.
 //! How a step works is in the modules, in the order a reader should meet them: [`run`] (child
 //! processes), [`workspace`] (where things are), [`toolchain`] (the guests' compilation target),
-//! [`guests`], [`pack`], [`lint`], [`bench`]. What the built programs do is none of its business, except
+//! [`guests`], [`pack`], [`lint`], [`fuzz`], [`bench`]. What the built programs do is none of its business, except
 //! for how fast they do it.
 
 #![allow(
@@ -13,6 +13,7 @@
 )]
 
 mod bench;
+mod fuzz;
 mod guests;
 mod lint;
 mod pack;
@@ -74,6 +75,8 @@ enum Task {
     },
     /// Check formatting, lints and licences.
     Lint,
+    /// Run every reader of bytes from outside on inputs that are made up, and look for those that break it.
+    Fuzz(fuzz::Options),
     /// Build everything in release mode, measure it and compare the figures with their bars.
     Bench {
         #[command(subcommand)]
@@ -111,6 +114,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Demo { listen } => demo(&Workspace::load()?, &listen),
         Task::Test { extra } => test(&Workspace::load()?, &extra),
         Task::Lint => lint::check(&Workspace::load()?),
+        Task::Fuzz(options) => fuzz::run(&Workspace::load()?, &options),
         Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
         Task::Bench { bench: Bench::Runtime(options) } => bench_runtime(&options.absolute()?),
         Task::Bench { bench: Bench::Versions(options) } => bench_versions(&options.absolute()?),
