@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, RawQuery, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
@@ -28,6 +28,7 @@ use operations::Operations;
 
 use crate::control::{Answer, Ask, Control};
 use crate::edge::error::{ApiError, ErrorCode};
+use crate::edge::idempotency::{self, REPLAYED_HEADER};
 use crate::edge::observe::{Account, LargestBody};
 use crate::edge::{observed, owner, predict, query};
 use crate::keys::Keys;
@@ -42,9 +43,6 @@ const MAX_BODY: usize = 16 << 10;
 
 /// The longest reason or idempotency key, in bytes.
 const MAX_WORDS: usize = 1024;
-
-const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
-const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Everything that operators' requests need.
 pub struct Admin {
@@ -126,12 +124,8 @@ impl Asked {
         if conditions.reason.as_ref().is_some_and(|reason| reason.len() > MAX_WORDS) {
             return Err(ApiError::malformed(format!("the reason is over {MAX_WORDS} bytes")));
         }
-        let key = headers.get(KEY_HEADER).map(|key| {
-            let key = key.to_str().ok().filter(|key| (1..=128).contains(&key.len()));
-            let message = "Idempotency-Key must be 1 to 128 visible ASCII characters";
-            key.map(str::to_owned).ok_or_else(|| ApiError::malformed(message))
-        });
-        Ok(Self { actor, conditions, key: key.transpose()? })
+        let key = idempotency::key_of(headers)?;
+        Ok(Self { actor, conditions, key })
     }
 
     /// For a change that can be told from others by these words.

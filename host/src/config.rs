@@ -3,7 +3,9 @@
 //! A file of TOML (strict: unknown keys are errors), under what the command line and the
 //! environment say, over the defaults. Every default stands beside its reason in [`Settings`].
 
+mod idempotency;
 mod models;
+mod overrides;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,7 +15,9 @@ use std::time::Duration;
 use semver::Version;
 use serde::Deserialize;
 
+pub use idempotency::{AnswerLimits, IdempotencyFile};
 pub use models::{IsolationFile, ModelFile, ReuseFile};
+pub use overrides::Override;
 
 use crate::guest::{EngineLimits, InstanceLimits};
 use crate::inference::InferenceLimits;
@@ -47,6 +51,9 @@ pub struct ConfigFile {
     /// Who may change what is served; without any, there is no admin API.
     #[serde(default)]
     pub admin_keys: Vec<KeyFile>,
+    /// What holds for predictions that are asked for again.
+    #[serde(default)]
+    pub idempotency: IdempotencyFile,
     /// What holds for single models.
     #[serde(default)]
     pub models: BTreeMap<ModelName, ModelFile>,
@@ -91,7 +98,7 @@ pub struct KeyFile {
 }
 
 /// What the server will do: checked, with every default filled in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Only this machine can reach the default, until somebody decides otherwise.
     pub listen: SocketAddr,
@@ -115,6 +122,8 @@ pub struct Settings {
     pub max_parked: BTreeMap<ModelName, usize>,
     /// Models whose inputs may be kept where a shadow disagrees.
     pub shadow_captures: BTreeSet<ModelName>,
+    /// What is kept for who asks again.
+    pub answers: AnswerLimits,
     /// What versions may use, by model.
     pub models: BTreeMap<ModelName, ModelLimits>,
     /// All other bounds.
@@ -213,27 +222,44 @@ pub enum ConfigError {
 }
 
 impl ConfigFile {
-    /// Read the file.
+    /// Read the file, if there is one, and put what the operator says beside it over it.
     ///
     /// # Errors
-    /// [`ConfigError`], if there is no such file or it has other keys than this one.
-    pub fn open(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
-        let text = std::fs::read_to_string(path).map_err(read)?;
-        let wrong = |reason| ConfigError::Parse { path: path.to_owned(), reason };
-        Self::parse(&text).map_err(wrong)
+    /// [`ConfigError`], if there is no such file, or a key that there is not.
+    pub fn read(path: Option<&Path>, overrides: &[Override]) -> Result<Self, ConfigError> {
+        let mut text = String::new();
+        if let Some(path) = path {
+            let read = |source| ConfigError::Read { path: path.to_owned(), source };
+            text = std::fs::read_to_string(path).map_err(read)?;
+        }
+        Self::parse(&text, path.unwrap_or(Path::new("")), overrides)
     }
 
-    /// The file that says this.
-    ///
-    /// # Errors
-    /// Where it has other keys than this one or is not TOML, and what is wrong.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|error| {
+    /// The same of a file that says this.
+    pub(crate) fn parse(
+        text: &str,
+        path: &Path,
+        overrides: &[Override],
+    ) -> Result<Self, ConfigError> {
+        let parse_error = |error: toml::de::Error| {
             // toml's own words go over several lines.
             let before = error.span().and_then(|span| text.get(..span.start));
             let line = before.unwrap_or_default().matches('\n').count() + 1;
-            format!("line {line}: {}", error.message())
+            let reason = format!("line {line}: {}", error.message());
+            ConfigError::Parse { path: path.to_owned(), reason }
+        };
+        let file = toml::from_str(text).map_err(parse_error)?;
+        if overrides.is_empty() {
+            return Ok(file);
+        }
+        let mut table = text.parse::<toml::Table>().map_err(parse_error)?;
+        for one in overrides {
+            one.apply(&mut table)?;
+        }
+        table.try_into().map_err(|error: toml::de::Error| {
+            let named: Vec<_> = overrides.iter().map(Override::key).collect();
+            let reason = error.message().to_owned();
+            ConfigError::Value { key: named.join(", "), reason }
         })
     }
 
@@ -283,6 +309,7 @@ impl ConfigFile {
             sticky,
             max_parked,
             shadow_captures,
+            answers: self.idempotency.settle()?,
             models,
             limits,
         })
@@ -293,14 +320,17 @@ impl LimitsFile {
     fn settle(&self) -> Result<Limits, ConfigError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let seconds = |name, value: Option<u64>, default| {
-            bounded(name, Duration::from_secs(positive(name, value, default)?))
+            bounded(&format!("limits.{name}"), Duration::from_secs(positive(name, value, default)?))
         };
         let milliseconds = |name, value: Option<u64>, default| {
-            bounded(name, Duration::from_millis(positive(name, value, default)?))
+            bounded(
+                &format!("limits.{name}"),
+                Duration::from_millis(positive(name, value, default)?),
+            )
         };
         // Of these, none at all makes sense, too.
         let from_zero = |name, value: Option<u64>, default| {
-            bounded(name, Duration::from_secs(value.unwrap_or(default)))
+            bounded(&format!("limits.{name}"), Duration::from_secs(value.unwrap_or(default)))
         };
         let repository_interval = from_zero("repository_seconds", self.repository_seconds, 5)?;
         let per_version = positive("threads_per_version", self.threads_per_version, cores)?;
@@ -325,6 +355,7 @@ impl LimitsFile {
             let reason = "it must be at least `body_bytes` and less than 4 GiB";
             return Err(out_of_range("bodies_in_flight_bytes", reason));
         }
+        let queued = positive("queued_batches", self.queued_batches, 256)?;
         Ok(Limits {
             body_bytes,
             bodies_in_flight_bytes: in_flight,
@@ -340,10 +371,7 @@ impl LimitsFile {
             linger_time: from_zero("linger_seconds", self.linger_seconds, 3)?,
             drain_time: seconds("drain_seconds", self.drain_seconds, 10)?,
             repository_interval: Some(repository_interval).filter(|interval| !interval.is_zero()),
-            inference: InferenceLimits {
-                threads,
-                queued_per_version: positive("queued_batches", self.queued_batches, 256)?,
-            },
+            inference: InferenceLimits { threads, queued_per_version: queued },
             engine: EngineLimits {
                 max_instances: positive("instances", self.instances, instances)?,
                 max_memory_bytes: memory_mib << 20,
@@ -353,6 +381,7 @@ impl LimitsFile {
                 instance,
                 isolation: Isolation::Reuse(ReuseLimits::default()),
                 concurrency: per_version,
+                queued,
                 predict_time,
             },
             preinit: PreinitLimits {
@@ -377,9 +406,10 @@ const MIB: u64 = 1 << 20;
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The time, if it is one that can be waited for.
-fn bounded(name: &str, time: Duration) -> Result<Duration, ConfigError> {
+fn bounded(key: &str, time: Duration) -> Result<Duration, ConfigError> {
     if time > LONGEST {
-        return Err(out_of_range(name, "it must be at most a year"));
+        let reason = "it must be at most a year".to_owned();
+        return Err(ConfigError::Value { key: key.to_owned(), reason });
     }
     Ok(time)
 }
@@ -398,8 +428,20 @@ fn positive<T: Copy + PartialEq + From<u8>>(
     value: Option<T>,
     default: T,
 ) -> Result<T, ConfigError> {
+    positive_at(&format!("limits.{name}"), value, default)
+}
+
+/// The same for a key of any section.
+fn positive_at<T: Copy + PartialEq + From<u8>>(
+    key: &str,
+    value: Option<T>,
+    default: T,
+) -> Result<T, ConfigError> {
     match value {
-        Some(value) if value == T::from(0) => Err(out_of_range(name, "it must be at least 1")),
+        Some(value) if value == T::from(0) => {
+            let reason = "it must be at least 1".to_owned();
+            Err(ConfigError::Value { key: key.to_owned(), reason })
+        }
         Some(value) => Ok(value),
         None => Ok(default),
     }
@@ -544,6 +586,9 @@ mod tests {
         } = model
         else {
             panic!("a key of models is not in the README");
+        };
+        let IdempotencyFile { seconds: Some(_), memory_mib: Some(_) } = file.idempotency else {
+            panic!("a key of idempotency is not in the README");
         };
         assert!(file.settle().is_ok());
     }

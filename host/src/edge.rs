@@ -9,6 +9,7 @@ pub(crate) mod catalogue;
 pub(crate) mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+pub(crate) mod idempotency;
 mod json;
 mod listener;
 mod metrics;
@@ -32,6 +33,7 @@ use tokio::sync::{Semaphore, watch};
 
 use body::Form;
 use error::ApiError;
+pub use idempotency::Answers;
 pub use listener::serve;
 use observe::LargestBody;
 
@@ -52,6 +54,8 @@ pub struct Edge {
     pub registry: Arc<Registry>,
     /// Where guests run.
     pub inference: Inference,
+    /// What was answered, for who asks again.
+    pub answers: Arc<Answers>,
     /// Where answers are compared with those of other versions.
     pub shadows: Arc<Shadows>,
     /// Who may ask.

@@ -49,6 +49,8 @@ struct Job {
     /// Shared with whoever wants to compare the answer with another version's.
     inputs: Arc<Vec<Tensor>>,
     deadline: Instant,
+    /// When it began to wait.
+    since: Instant,
     stop: Stop,
     /// Of the request: what is logged while the guest runs belongs to it.
     span: Span,
@@ -135,7 +137,8 @@ impl Inference {
         let (answer, answered) = oneshot::channel();
         let (stop, _cancel_if_dropped) = Stop::with_guard(deadline);
         let (key, share) = (version.key(), version.limits().concurrency);
-        let job = Job { version, inputs, deadline, stop, span, answer };
+        let since = Instant::now();
+        let job = Job { version, inputs, deadline, since, stop, span, answer };
         {
             let mut state = self.0.lock();
             if state.stopped {
@@ -171,11 +174,13 @@ fn work(shared: &Shared) {
 }
 
 fn run(job: Job) {
-    let Job { version, inputs, deadline, stop, span, answer } = job;
+    let Job { version, inputs, deadline, since, stop, span, answer } = job;
+    let now = Instant::now();
+    version.admission().waited(now.saturating_duration_since(since), now);
     if answer.is_closed() {
         return;
     }
-    if Instant::now() >= deadline {
+    if now >= deadline {
         // The caller may have gone in the meantime, which is its right.
         let _ = answer.send(Err(PredictError::Expired));
         return;

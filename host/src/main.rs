@@ -30,6 +30,9 @@ struct Arguments {
 enum Command {
     /// Serve every artifact of a repository folder over HTTP.
     Serve(commands::serve::ServeArguments),
+    /// Look at a configuration.
+    #[command(subcommand)]
+    Config(commands::serve::ConfigCommand),
     /// Make an artifact: one `.wasm` file of a component, its assets and its golden examples.
     Pack(commands::pack::PackArguments),
     /// Print everything about an artifact without serving it.
@@ -48,7 +51,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let writing = match arguments.command {
         Command::Serve(_) => Writing::Queued,
-        Command::Pack(_)
+        Command::Config(_)
+        | Command::Pack(_)
         | Command::Inspect(_)
         | Command::Check(_)
         | Command::Operate(_)
@@ -75,6 +79,7 @@ fn main() -> ExitCode {
 fn run(command: Command, started: Instant) -> anyhow::Result<()> {
     match command {
         Command::Serve(arguments) => commands::serve::run(&arguments, started),
+        Command::Config(command) => commands::serve::config(&command),
         Command::Pack(arguments) => commands::pack::run(&arguments),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::model::{ModelName, Selector};
 use crate::registry::{ModelVersions, Snapshot, VersionState};
-use crate::rollout::WHOLE;
+use crate::rollout::{Routing, WHOLE};
 use crate::version::ServableVersion;
 
 /// The draw of a caller: the same for the same model and key, on every host and for ever. SHA-256
@@ -70,10 +70,47 @@ pub struct Route {
     pub version: Arc<ServableVersion>,
     /// Why.
     pub reason: Reason,
+    /// What the version is to its model.
+    pub role: Role,
+    /// The model's stable version, if it is another one and loaded.
+    pub stable: Option<Arc<ServableVersion>>,
     /// Whether another draw might have sent the request elsewhere.
     pub is_drawn: bool,
     /// The version that is asked as well, once the answer is on its way, to compare the two.
     pub shadow: Option<Arc<ServableVersion>>,
+}
+
+/// What a version is to its model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// The promoted one, or any while none is.
+    Stable,
+    /// On trial.
+    Candidate,
+    /// There for who names it.
+    Other,
+}
+
+impl Role {
+    /// The word for metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stable => "stable",
+            Self::Candidate => "candidate",
+            Self::Other => "other",
+        }
+    }
+
+    /// Of a version, by what was decided.
+    pub fn of(version: &Version, routing: &Routing) -> Self {
+        if routing.stable.as_ref().is_none_or(|stable| stable == version) {
+            Self::Stable
+        } else if routing.candidates.contains_key(version) {
+            Self::Candidate
+        } else {
+            Self::Other
+        }
+    }
 }
 
 /// No version answers.
@@ -120,7 +157,11 @@ pub fn route(
     let (version, reason) = choose(versions, selector, draw.place, now).map_err(absent)?;
     let is_drawn = versions.routing.is_split() && applies_split(versions, selector);
     let shadow = shadow(versions, &version, draw.shadow);
-    Ok(Route { version, reason, is_drawn, shadow })
+    let role = Role::of(&version.id().version, &versions.routing);
+    let stable = versions.routing.stable.as_ref().and_then(|stable| versions.versions.get(stable));
+    let stable = stable.and_then(VersionState::servable).filter(|it| it.key() != version.key());
+    let stable = stable.map(Arc::clone);
+    Ok(Route { version, reason, role, stable, is_drawn, shadow })
 }
 
 fn choose(

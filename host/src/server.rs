@@ -1,5 +1,7 @@
 //! The life of a server: bind, answer health at once, load, serve, drain, stop.
 
+mod reload;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -16,15 +18,18 @@ use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use self::reload::Reloader;
+pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::Settings;
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Edge, Policy};
+use crate::edge::{self, Answers, Edge};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::ledger::{Ledger, LedgerError};
 use crate::observe::logs;
+use crate::observe::traffic::Traffic;
 use crate::registry::Loader;
 use crate::shadow::{ShadowLimits, Shadows};
 use crate::store::{Store, StoreError};
@@ -65,81 +70,48 @@ pub enum ServeError {
     Drain(Duration),
 }
 
-/// Serve until a signal says otherwise. `started` is when the process began.
+/// Serve until a signal says otherwise. `reread` gives the settings again, from what the operator has
+/// written by then; `started` is when the process began.
 ///
 /// # Errors
 /// [`ServeError`]; one that does not stop in time has cut requests off.
-pub fn run(settings: Settings, started: Instant) -> Result<(), ServeError> {
+pub fn run(settings: Settings, reread: Reread, started: Instant) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(ServeError::Start)?;
-    let outcome = runtime.block_on(serve(settings, started));
+    let outcome = runtime.block_on(serve(settings, reread, started));
     // Loading may still be under way on a thread of its own; it dies with the process.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
+async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(), ServeError> {
     // From here on: whoever reads where it listens may stop it.
     let mut signals = Signals::listen().map_err(ServeError::Start)?;
     let (listener, address) = listen(settings.listen).await?;
     // Held until the end, and with it the lock of the state folder.
     let loader = loader(&settings)?;
     let stack_bytes = loader.engines.thread_stack_bytes();
-    let traffic = Arc::clone(&loader.traffic);
     let ledger = Ledger::open(&loader.store.ledger_path())?;
-    let control = Arc::new(Control::new(loader, ledger, settings.max_parked)?);
-    control.configure(settings.splits)?;
-    let mut limits = settings.limits;
-    limits.connections = limits.connections.min(files_for_connections());
-    let inference = Inference::start(limits.inference, stack_bytes);
-    let shadows = Shadows::start(ShadowLimits::default(), stack_bytes);
-    let shadows = Arc::new(shadows.map_err(ServeError::Start)?);
+    let traffic = Arc::clone(&loader.traffic);
+    let control = Arc::new(Control::new(loader, ledger, settings.max_parked.clone())?);
+    control.configure(settings.splits.clone())?;
     let (interrupt, interrupted) = watch::channel(false);
-    let edge = Arc::new(Edge {
-        registry: Arc::clone(control.registry()),
-        inference: inference.map_err(ServeError::Start)?,
-        shadows: Arc::clone(&shadows),
-        keys: Keys::new(settings.keys),
-        policy: ArcSwap::from_pointee(Policy {
-            captured: settings.shadow_captures,
-            default_model: settings.default_model,
-            sticky: settings.sticky,
-            limits,
-        }),
-        bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
-        traffic,
-        draining: AtomicBool::new(false),
-        interrupted,
-    });
-    if edge.keys.is_empty() {
-        tracing::warn!("there are no keys: every prediction will be refused");
-    }
+    let edge = Arc::new(edge(&settings, &control, traffic, interrupted, stack_bytes)?);
+    let limits = edge.policy.load().limits;
     let (stop, stopping) = watch::channel(false);
-    let admin_keys = Keys::new(settings.admin_keys);
     let mut servers = JoinSet::new();
-    if admin_keys.is_empty() {
-        tracing::info!(
-            "there are no admin keys: what is served cannot be changed over the network"
-        );
-    } else {
-        let (listener, address) = listen(settings.admin_listen).await?;
-        tracing::info!(%address, "admin listening");
-        let (control, shadows) = (Arc::clone(&control), Arc::clone(&shadows));
-        let admin = Admin::new(control, admin_keys, shadows, limits.body_time, stopping.clone());
-        let endpoints = admin::endpoints(Arc::new(admin));
-        servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
+    if let Some((listener, admin)) = admin(&settings, &control, &edge, &stopping).await? {
+        servers.spawn(edge::serve(listener, admin::endpoints(admin), limits, stopping.clone()));
     }
     tracing::info!(%address, "listening");
-    let loading = load(control, settings.repository, limits.repository_interval, started);
+    let repository = settings.repository.clone();
+    let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
     servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
     let reporter = tokio::spawn(report(Arc::clone(&edge), limits.traffic_log_interval, stopping));
+    let reloader = Reloader { reread, control, edge: Arc::clone(&edge), started: settings };
 
-    // Whichever comes first: a signal, or a repository that cannot be read.
-    let outcome = tokio::select! {
-        signal = signals.next() => Ok(signal),
-        Err(error) = loading => Err(error),
-    };
+    let outcome = stay(&mut signals, loading, Arc::new(reloader)).await;
     edge.draining.store(true, Ordering::Relaxed);
     if let Ok(Signal::Terminate) = outcome {
         tracing::info!(seconds = limits.linger_time.as_secs(), "not ready any more, still serving");
@@ -153,6 +125,79 @@ async fn serve(settings: Settings, started: Instant) -> Result<(), ServeError> {
     let _ = reporter.await;
     tracing::info!(drained, "stopped");
     outcome.map(drop).and(if drained { Ok(()) } else { Err(ServeError::Drain(limits.drain_time)) })
+}
+
+/// Until a signal to stop, or until the repository cannot be read.
+async fn stay(
+    signals: &mut Signals,
+    loading: impl Future<Output = Result<Infallible, ServeError>>,
+    reloader: Arc<Reloader>,
+) -> Result<Signal, ServeError> {
+    let mut loading = pin!(loading);
+    loop {
+        tokio::select! {
+            signal = signals.any() => match signal {
+                Some(signal) => return Ok(signal),
+                None => {
+                    let reloader = Arc::clone(&reloader);
+                    // One after the other; a panic is in the log, and the last good one holds.
+                    let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
+                }
+            },
+            Err(error) = loading.as_mut() => return Err(error),
+        }
+    }
+}
+
+fn edge(
+    settings: &Settings,
+    control: &Control,
+    traffic: Arc<Traffic>,
+    interrupted: watch::Receiver<bool>,
+    stack_bytes: usize,
+) -> Result<Edge, ServeError> {
+    let mut limits = settings.limits;
+    limits.connections = limits.connections.min(files_for_connections());
+    let inference = Inference::start(limits.inference, stack_bytes).map_err(ServeError::Start)?;
+    let shadows = Shadows::start(ShadowLimits::default(), stack_bytes);
+    let keys = Keys::new(settings.keys.clone());
+    if keys.is_empty() {
+        tracing::warn!("there are no keys: every prediction will be refused");
+    }
+    Ok(Edge {
+        registry: Arc::clone(control.registry()),
+        inference,
+        answers: Arc::new(Answers::new(settings.answers)),
+        shadows: Arc::new(shadows.map_err(ServeError::Start)?),
+        keys,
+        policy: ArcSwap::from_pointee(reload::policy(settings, limits)),
+        bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
+        traffic,
+        draining: AtomicBool::new(false),
+        interrupted,
+    })
+}
+
+/// The admin API, if anybody may use it.
+async fn admin(
+    settings: &Settings,
+    control: &Arc<Control>,
+    edge: &Edge,
+    stopping: &watch::Receiver<bool>,
+) -> Result<Option<(TcpListener, Arc<Admin>)>, ServeError> {
+    let keys = Keys::new(settings.admin_keys.clone());
+    if keys.is_empty() {
+        tracing::info!(
+            "there are no admin keys: what is served cannot be changed over the network"
+        );
+        return Ok(None);
+    }
+    let (listener, address) = listen(settings.admin_listen).await?;
+    tracing::info!(%address, "admin listening");
+    let (control, shadows) = (Arc::clone(control), Arc::clone(&edge.shadows));
+    let patience = settings.limits.body_time;
+    let admin = Admin::new(control, keys, shadows, patience, stopping.clone());
+    Ok(Some((listener, Arc::new(admin))))
 }
 
 async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
@@ -277,19 +322,33 @@ enum Signal {
 struct Signals {
     terminate: unix::Signal,
     interrupt: unix::Signal,
+    /// To read the configuration again. Never ends the process, whatever the server is doing.
+    hang_up: unix::Signal,
 }
 
 impl Signals {
     fn listen() -> io::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
         let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self { terminate, interrupt })
+        let hang_up = signal(SignalKind::hangup())?;
+        Ok(Self { terminate, interrupt, hang_up })
     }
 
+    /// A signal to stop.
     async fn next(&mut self) -> Signal {
+        loop {
+            if let Some(signal) = self.any().await {
+                return signal;
+            }
+        }
+    }
+
+    /// A signal to stop, or none for one to read the configuration.
+    async fn any(&mut self) -> Option<Signal> {
         tokio::select! {
-            _ = self.terminate.recv() => Signal::Terminate,
-            _ = self.interrupt.recv() => Signal::Interrupt,
+            _ = self.terminate.recv() => Some(Signal::Terminate),
+            _ = self.interrupt.recv() => Some(Signal::Interrupt),
+            _ = self.hang_up.recv() => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! An immutable servable: one version with its signature and its instances. Whoever holds it keeps
 //! it alive, so draining is a matter of ownership.
 
+pub mod admission;
 mod breaker;
 mod budget;
 mod faults;
@@ -8,6 +9,7 @@ mod faults;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use admission::Admission;
 pub use breaker::Breaker;
 pub use budget::{Budget, DoesNotFit, Reservation};
 pub use faults::Faults;
@@ -32,6 +34,8 @@ pub struct ModelLimits {
     pub isolation: Isolation,
     /// Batches of one version that may run at once; as many instances are kept idle.
     pub concurrency: usize,
+    /// Batches that may wait for a thread.
+    pub queued: usize,
     /// How long a request may wait and run, if it does not say itself.
     pub predict_time: Duration,
 }
@@ -47,6 +51,7 @@ pub struct ServableVersion {
     tolerances: Tolerances,
     pool: Pool,
     shadow_pool: Pool,
+    admission: Admission,
     breaker: Breaker,
     faults: Faults,
     /// Given back when the last request of this version is over.
@@ -112,6 +117,7 @@ impl ServableVersion {
         let (id, digest) = (artifact.id().clone(), artifact.digest());
         let (metadata, report) = (artifact.metadata().clone(), report.clone());
         let tolerances = artifact.descriptor().tolerances.clone();
+        let admission = Admission::new(limits.concurrency, limits.queued, limits.predict_time);
         let (breaker, faults) = (Breaker::default(), Faults::default());
         Ok(Self {
             key,
@@ -123,6 +129,7 @@ impl ServableVersion {
             tolerances,
             pool,
             shadow_pool,
+            admission,
             breaker,
             faults,
             _reservation: reservation,
@@ -189,6 +196,11 @@ impl ServableVersion {
     /// runs such batches clears it in the end.
     pub fn shadow_pool(&self) -> &Pool {
         &self.shadow_pool
+    }
+
+    /// How many requests it takes at once.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     /// Whether it may be asked.

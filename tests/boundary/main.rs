@@ -5,6 +5,8 @@
 mod bad_artifacts;
 /// Whatever a caller sends, it gets an answer that says what is wrong.
 mod bad_requests;
+/// The configuration is checked before it holds, and can be read again.
+mod configuration;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
 mod connections;
 /// What is replaced ends with its last request, and can be had back.
@@ -17,6 +19,8 @@ mod endpoints;
 mod faults;
 /// What is put into the repository folder is deployed, and nothing else of it changes anything.
 mod folder;
+/// A prediction that is asked for again is answered once.
+mod idempotency;
 /// Requests are kept apart as strictly as the operator asks, and end when they must.
 mod isolation;
 /// One line a request, and nothing of what callers sent.
@@ -27,6 +31,8 @@ mod operations;
 mod operations_cli;
 /// Scores are scikit-learn's, on texts that nobody here scored.
 mod oracle;
+/// Too many requests are told so at once, the least urgent first.
+mod overload;
 /// Pictures are judged as RapidOCR judges them, and what is none is refused.
 mod pictures;
 /// What is compiled once is found again, and only what this host wrote is loaded.

@@ -224,6 +224,11 @@ impl Server {
         answer.body
     }
 
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("guesthouse.toml")
+    }
+
     /// The folder of its artifacts.
     pub fn repository(&self) -> PathBuf {
         self.folder.path().join("repository")
@@ -291,7 +296,20 @@ impl Server {
     /// # Panics
     /// It does not come.
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        self.log.wait_for(what, wanted)
+        self.log.wait_for(what, 0, wanted)
+    }
+
+    /// The first such line after so many others.
+    ///
+    /// # Panics
+    /// It does not come.
+    pub fn wait_for_after(
+        &self,
+        skipped: usize,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
+        self.log.wait_for(what, skipped, wanted)
     }
 
     /// Every line of the log so far.
@@ -409,17 +427,26 @@ impl Log {
         self.going_on.notify_all();
     }
 
-    fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let found = self.find(what, wanted);
+    fn wait_for(&self, what: &str, skipped: usize, wanted: impl Fn(&Value) -> bool) -> Value {
+        let found = self.find_after(skipped, what, wanted);
         found.unwrap_or_else(|| panic!("waited in vain for {what}:\n{:#?}", self.lines.lock()))
     }
 
     /// The first line that is as wanted; none, if the server has ended without it.
     fn find(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+        self.find_after(0, what, wanted)
+    }
+
+    fn find_after(
+        &self,
+        skipped: usize,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Option<Value> {
         let deadline = Instant::now() + PATIENCE;
         let mut lines = self.lines.lock().expect("no test panics with the lock");
         loop {
-            if let Some(line) = lines.iter().find(|line| wanted(line)) {
+            if let Some(line) = lines.iter().skip(skipped).find(|line| wanted(line)) {
                 return Some(line.clone());
             }
             if self.ended.load(Ordering::Relaxed) {
@@ -472,7 +499,7 @@ fn copy_warm_state(to: &Path) {
         let config = environment::models().join("demo.toml");
         let (mut child, log) =
             spawn(&config, &environment::repository(), &state, &Setup::default());
-        log.wait_for("ready", |line| line["message"] == "ready");
+        log.wait_for("ready", 0, |line| line["message"] == "ready");
         send_signal(&child, Signal::INT);
         child.wait().expect("the server is our child");
         state

@@ -182,12 +182,12 @@ pub(super) fn parse(
 }
 
 /// Take a field away that stands beside the inputs and is none of them.
-pub(super) fn remove_beside_inputs(
+pub(super) fn take_beside_inputs(
     object: &mut Record,
     field: &str,
     form: Form,
     signature: &Signature,
-) {
+) -> Option<Value> {
     let is_input = signature.inputs.iter().any(|input| input.name == field);
     // A batch has its rows in an array, whatever that is called.
     let is_rows = object.get(field).is_some_and(Value::is_array);
@@ -195,9 +195,7 @@ pub(super) fn remove_beside_inputs(
         Form::Single => is_input,
         Form::Batch => is_rows,
     };
-    if !stays {
-        object.remove(field);
-    }
+    if stays { None } else { object.remove(field) }
 }
 
 /// The records of a body; their values are checked against the signature later.

@@ -7,6 +7,7 @@
 //! | `not_found` | 404 | no such endpoint, model or version |
 //! | `conflict` | 409 | what is served does not allow the change |
 //! | `revision_conflict` | 409 | somebody else has changed the model |
+//! | `idempotency_conflict` | 409 | the same request is being answered; `Retry-After` |
 //! | `method_not_allowed` | 405 | the endpoint takes another method |
 //! | `request_timeout` | 408 | the body did not come in time |
 //! | `payload_too_large` | 413 | the body is over the limit, or has too many values |
@@ -32,6 +33,7 @@ use crate::guest::Fault;
 use crate::inference::PredictError;
 use crate::record::{RecordError, TooLarge};
 use crate::router::RouteError;
+use crate::version::admission::Refused;
 
 /// What an error is, for callers. The words are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,7 @@ pub(crate) enum ErrorCode {
     RevisionConflict,
     UnacceptableArtifact,
     ContractViolation,
+    IdempotencyConflict,
     IdempotencyMismatch,
     InsufficientStorage,
 }
@@ -78,9 +81,15 @@ impl ErrorCode {
             Self::RevisionConflict => "revision_conflict",
             Self::UnacceptableArtifact => "unacceptable_artifact",
             Self::ContractViolation => "contract_violation",
+            Self::IdempotencyConflict => "idempotency_conflict",
             Self::IdempotencyMismatch => "idempotency_mismatch",
             Self::InsufficientStorage => "insufficient_storage",
         }
+    }
+
+    /// Whether the same request may succeed in a second.
+    fn is_temporary(self) -> bool {
+        matches!(self, Self::Overloaded | Self::NotReady | Self::IdempotencyConflict)
     }
 
     pub(crate) fn status(self) -> StatusCode {
@@ -92,7 +101,9 @@ impl ErrorCode {
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Conflict | Self::RevisionConflict => StatusCode::CONFLICT,
+            Self::Conflict | Self::RevisionConflict | Self::IdempotencyConflict => {
+                StatusCode::CONFLICT
+            }
             Self::UnacceptableInput
             | Self::UnacceptableArtifact
             | Self::ContractViolation
@@ -206,7 +217,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
-        if matches!(self.code, ErrorCode::Overloaded | ErrorCode::NotReady) {
+        if self.code.is_temporary() {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response.extensions_mut().insert(self);
@@ -251,6 +262,18 @@ impl From<RouteError> for ApiError {
             }
             RouteError::Suspended => Self::suspended(),
         }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(reason: Refused) -> Self {
+        let why = match reason {
+            Refused::Limit => "the model's version has as many requests as it can answer in time",
+            Refused::Batch => "there is room for single requests only",
+            Refused::Candidate => "the model's stable version needs the room",
+            Refused::Late => "there would be no answer in the time that is given",
+        };
+        Self::new(ErrorCode::Overloaded, why)
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::body::{self, Form, Record};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
-use super::{predict, query};
+use super::{idempotency, predict, query};
 use crate::config::{ConfigFile, Limits};
 use crate::model::{ModelName, Signature};
 
@@ -62,7 +62,10 @@ pub(crate) fn rows(json: &[u8], is_batch: bool, signature: &Signature) -> Option
         RequestId::parse(id.as_str()).map(|id| id.as_str().to_owned()).as_deref(),
         Some(id.as_str())
     );
-    body::remove_beside_inputs(&mut object, "user_id", form, signature);
+    let key = body::take_beside_inputs(&mut object, idempotency::KEY_FIELD, form, signature);
+    if let Some(Ok(key)) = key.map(|key| idempotency::key_in(&key)) {
+        assert!(!key.is_empty() && key.is_ascii());
+    }
     let rows = body::rows(object, form, signature).ok()?;
     assert!(!rows.is_empty() && (is_batch || rows.len() == 1));
     assert!(rows.len() <= LIMITS.batch_rows);
@@ -76,6 +79,9 @@ pub(crate) fn request(bytes: &[u8]) {
     let (head, body) = end.map_or((bytes, &[][..]), |end| (&bytes[..end], &bytes[end + 2..]));
     let headers = headers(head);
     predict::fuzz_headers(&headers);
+    if let Ok(Some(key)) = idempotency::key_of(&headers) {
+        assert!(!key.is_empty() && key.is_ascii());
+    }
     let bodies = Arc::new(Semaphore::new(LIMITS.bodies_in_flight_bytes));
     let read = body::read(&headers, Body::from(body.to_vec()), &LIMITS, &bodies);
     if let Ok(received) = RUNTIME.block_on(read) {

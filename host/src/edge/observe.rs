@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::error::{ApiError, ErrorCode};
 use super::unread::Unread;
 use crate::model::VersionId;
-use crate::router::Reason;
+use crate::router::{Reason, Route};
 
 /// The header that brings and returns a request's id.
 pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -72,6 +72,12 @@ impl Account {
     pub(crate) fn of(request: &Request) -> Self {
         let request_id = RequestId::of(request.headers());
         Self { request_id, caller: None, version: None, reason: None, rows: 0 }
+    }
+
+    /// A version was chosen.
+    pub(crate) fn route_to(&mut self, route: &Route) {
+        self.version = Some(route.version.id().clone());
+        self.reason = Some(route.reason);
     }
 
     /// Which version was chosen and why, whatever came of it.

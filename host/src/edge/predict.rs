@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use rand::RngExt as _;
@@ -15,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::{self, Form};
 use super::error::{ApiError, ErrorCode};
+use super::idempotency::{self, Answer, Before, REPLAYED_HEADER, Ticket};
 use super::observe::{Account, VERSION_HEADER};
 use super::{Edge, Policy, Shared, shadowed};
 use crate::config::Sticky;
@@ -22,8 +25,9 @@ use crate::inference::Inference;
 use crate::model::{ModelName, Selector, Tensor};
 use crate::record;
 use crate::rollout::WHOLE;
-use crate::router::{self, Draw, Route, RouteError};
+use crate::router::{self, Draw, Role, Route, RouteError};
 use crate::shadow::{Batch, Comparison};
+use crate::version::admission::{Class, Knock};
 
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
@@ -107,15 +111,41 @@ async fn answer(
         Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::going_down()),
     };
     let mut response = match outcome {
-        Ok(mut prediction) => {
+        Ok(Outcome::Now(mut prediction, ticket)) => {
             let comparison = prediction.comparison(&policy, account.request_id.as_str());
-            let response = prediction.into_response(form, account.request_id.as_str());
+            let answer = prediction.into_answer(form, account.request_id.as_str());
+            let response = respond(&answer);
+            if let Some(ticket) = ticket {
+                ticket.answered(answer);
+            }
             shadowed::compare_after(response, comparison, &edge.shadows)
+        }
+        Ok(Outcome::Before(answer)) => {
+            let mut response = respond(&answer);
+            response.headers_mut().insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
+            response
         }
         Err(error) => error.into_response(),
     };
     response.extensions_mut().insert(account);
     response
+}
+
+/// What becomes of a request that is not refused.
+enum Outcome {
+    /// It was answered, for who asks again as well if there is a ticket.
+    Now(Prediction, Option<Ticket>),
+    /// It had been answered.
+    Before(Arc<Answer>),
+}
+
+impl Outcome {
+    fn again(answer: Arc<Answer>, account: &mut Account) -> Self {
+        account.version = Some(answer.version.clone());
+        account.reason = Some(answer.reason);
+        account.rows = answer.rows;
+        Self::Before(answer)
+    }
 }
 
 /// What is asked for before anything is read of the request.
@@ -130,31 +160,47 @@ async fn predict(
     asked: Asked<'_>,
     request: Request,
     account: &mut Account,
-) -> Result<Prediction, ApiError> {
+) -> Result<Outcome, ApiError> {
     let Asked { edge, policy, target, form } = asked;
     let limits = &policy.limits;
     let (parts, body) = request.into_parts();
     let caller = edge.authorize(&parts.headers)?;
     account.caller = Some(caller.to_owned());
-    let bytes = body::read(&parts.headers, body, limits, &edge.bodies).await?;
-    let now = Instant::now();
-    let wanted_time = wanted_time(&parts.headers)?;
     let (model, selector) = target?;
     let selector = header_selector(&parts.headers, selector)?;
+    let wanted_time = wanted_time(&parts.headers)?;
     let sticky = policy.sticky.get(&model).unwrap_or(&NO_STICKY);
     let mut key = header_key(sticky, &parts.headers);
+    let mut way = Way { edge, policy, model, selector, form, wanted_time, draw: None };
+    let is_told_by_body = key.is_none() && sticky.field.is_some();
+    if !is_told_by_body {
+        // Where it will go is known: who has no chance is told so before it has sent everything.
+        way.draw = Some(draw(&way.model, key.as_deref()));
+        let found = way.find(Instant::now())?;
+        account.route_to(&found.route);
+        found.knock().check()?;
+    }
+    let bytes = body::read(&parts.headers, body, limits, &edge.bodies).await?;
+    let mut ticket = None;
+    if let Some(name) = idempotency::key_of(&parts.headers)? {
+        match edge.answers.begin(caller, &name, way.hash(&parts, &bytes))? {
+            Before::Answered(answer) => return Ok(Outcome::again(answer, account)),
+            Before::New(begun) => ticket = Some(begun),
+        }
+    }
+    let now = Instant::now();
     let mut object = None;
-    if let (None, Some(field)) = (&key, &sticky.field) {
+    if let (true, Some(field)) = (is_told_by_body, &sticky.field) {
         let parsed = body::parse(&bytes, form, limits, &mut account.request_id)?;
         key = field_key(field, &parsed)?;
+        way.draw = Some(draw(&way.model, key.as_deref()));
         object = Some(parsed);
     }
-    let draw = draw(&model, key.as_deref());
-    let route = router::route(&edge.registry.snapshot(), &model, &selector, draw, now)?;
-    let time = wanted_time.unwrap_or(route.version.limits().predict_time);
-    let deadline = now + time.min(limits.max_predict_time);
-    account.version = Some(route.version.id().clone());
-    account.reason = Some(route.reason);
+    let found = way.find(now)?;
+    account.route_to(&found.route);
+    let _admitted = found.knock().enter()?;
+    let Found { route, time, .. } = found;
+    let deadline = now + time;
 
     let signature = route.version.signature();
     let mut object = match object {
@@ -162,7 +208,15 @@ async fn predict(
         None => body::parse(&bytes, form, limits, &mut account.request_id)?,
     };
     if let Some(field) = &sticky.field {
-        body::remove_beside_inputs(&mut object, field, form, signature);
+        body::take_beside_inputs(&mut object, field, form, signature);
+    }
+    let name = body::take_beside_inputs(&mut object, idempotency::KEY_FIELD, form, signature);
+    if let (Some(name), None) = (name, &ticket) {
+        let name = idempotency::key_in(&name)?;
+        match edge.answers.begin(caller, &name, way.hash(&parts, &bytes))? {
+            Before::Answered(answer) => return Ok(Outcome::again(answer, account)),
+            Before::New(begun) => ticket = Some(begun),
+        }
     }
     let rows = body::rows(object, form, signature)?;
     account.rows = rows.len();
@@ -177,7 +231,59 @@ async fn predict(
     let mut call = Call { inference: &edge.inference, route: &route, deadline, span, batches };
     let records = call.run(inputs, account.rows).await?;
     let batches = call.batches;
-    Ok(Prediction { route, records, batches })
+    Ok(Outcome::Now(Prediction { route, records, batches }, ticket))
+}
+
+/// Where a request goes, as far as it is known.
+struct Way<'a> {
+    edge: &'a Edge,
+    policy: &'a Policy,
+    model: ModelName,
+    selector: Selector,
+    form: Form,
+    wanted_time: Option<Duration>,
+    draw: Option<Draw>,
+}
+
+/// The version that is to answer a request, if it takes it.
+struct Found {
+    route: Route,
+    /// How long the caller waits.
+    time: Duration,
+    class: Class,
+}
+
+impl Way<'_> {
+    /// Of everything that an answer depends on but for chance and who is asked meanwhile.
+    fn hash(&self, parts: &Parts, body: &[u8]) -> [u8; 32] {
+        let form = format!("{:?} {:?}", self.form, self.selector);
+        let media_type = parts.headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+        let query = parts.uri.query().unwrap_or_default();
+        let model = self.model.as_str();
+        idempotency::hash(&[form.as_bytes(), model.as_bytes(), query.as_bytes(), media_type, body])
+    }
+
+    fn find(&self, now: Instant) -> Result<Found, ApiError> {
+        let snapshot = self.edge.registry.snapshot();
+        let draw = self.draw.unwrap_or_else(|| draw(&self.model, None));
+        let route = router::route(&snapshot, &self.model, &self.selector, draw, now)?;
+        let time = self.wanted_time.unwrap_or(route.version.limits().predict_time);
+        let time = time.min(self.policy.limits.max_predict_time);
+        let class = match (self.form, route.role) {
+            (Form::Batch, _) => Class::Batch,
+            (Form::Single, Role::Candidate) => Class::Candidate,
+            (Form::Single, Role::Stable | Role::Other) => Class::Stable,
+        };
+        Ok(Found { route, time, class })
+    }
+}
+
+impl Found {
+    fn knock(&self) -> Knock<'_> {
+        let Self { route, time, class } = self;
+        let stable = route.stable.as_ref();
+        Knock { version: &route.version, stable, class: *class, time: *time }
+    }
 }
 
 /// What the caller asks for in a header, where the path asks for nothing.
@@ -309,17 +415,23 @@ impl Prediction {
         Some(Comparison { candidate, primary, batches, request_id, capture })
     }
 
-    fn into_response(self, form: Form, request_id: &str) -> Response {
-        let id = self.route.version.id();
-        let version = id.version.to_string();
+    fn into_answer(self, form: Form, request_id: &str) -> Answer {
+        let (reason, rows) = (self.route.reason, self.records.len());
+        let version = self.route.version.id().clone();
         let mut records = self.records;
         let mut answer = match form {
             Form::Single => records.pop().unwrap_or_default(),
             Form::Batch => Map::from_iter([("results".to_owned(), json!(records))]),
         };
-        answer.insert("model".to_owned(), json!(id.name.as_str()));
-        answer.insert("model_version".to_owned(), json!(version));
+        answer.insert("model".to_owned(), json!(version.name.as_str()));
+        answer.insert("model_version".to_owned(), json!(version.version.to_string()));
         answer.insert("request_id".to_owned(), json!(request_id));
-        axum::Json(answer).into_response()
+        let body = Value::Object(answer).to_string().into();
+        Answer { status: StatusCode::OK, body, version, reason, rows }
     }
+}
+
+fn respond(answer: &Answer) -> Response {
+    let json = HeaderValue::from_static("application/json");
+    (answer.status, [(CONTENT_TYPE, json)], answer.body.clone()).into_response()
 }

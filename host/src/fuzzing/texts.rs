@@ -1,5 +1,6 @@
 //! Texts: the configuration, names, heads of requests, and what the state folder keeps as JSON.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use semver::Version;
@@ -7,17 +8,24 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::artifact::Digest;
-use crate::config::ConfigFile;
+use crate::config::{ConfigFile, Override};
 use crate::edge::fuzzing as edge;
 use crate::ledger::{self, Entry};
 use crate::model::{ModelName, Selector};
 use crate::preinit::{PreinitError, PreinitReport};
 use crate::rollout::ModelState;
 
-/// A configuration file, and what the server would do.
+/// Lines of a configuration file that begin like this are said beside it.
+const BESIDE: &str = "#set ";
+
+/// A configuration file with what stands over it, and what the server would do.
 pub(super) fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let settle = || ConfigFile::parse(text).ok()?.settle().ok();
+    let beside = text.lines().filter_map(|line| line.strip_prefix(BESIDE)).take(8);
+    let Ok(overrides) = beside.map(Override::from_argument).collect::<Result<Vec<_>, _>>() else {
+        return;
+    };
+    let settle = || ConfigFile::parse(text, Path::new(""), &overrides).ok()?.settle().ok();
     let Some(settings) = settle() else { return };
     assert_eq!(format!("{:?}", Some(&settings)), format!("{:?}", settle().as_ref()));
     let limits = &settings.limits;
@@ -30,6 +38,7 @@ pub(super) fn config(bytes: &[u8]) {
         limits.drain_time,
         limits.model.predict_time,
         limits.preinit.wall_time,
+        settings.answers.time,
     ];
     let of_models = settings.models.values().map(|model| model.predict_time);
     for time in general.into_iter().chain(intervals).chain(of_models) {

@@ -99,6 +99,7 @@ mod tests {
         let limits = ModelLimits {
             instance: InstanceLimits { memory_bytes: 100 << 20, ..InstanceLimits::default() },
             isolation: Isolation::Fresh,
+            queued: 256,
             concurrency: 2,
             predict_time: Duration::from_secs(1),
         };

@@ -49,6 +49,7 @@ impl Guest for Misbehave {
                 "reject-row-99" => rejections.reject(99, "action", "is not in the batch"),
                 "fail" => return Err(PredictError::failed("told to fail")),
                 "panic" => panic!("told to panic"),
+                "work" => drop(black_box(count_to(30_000_000))),
                 "spin" => spin(),
                 "spin-memory" => spin_in_memory(),
                 "spin-host-call" => spin_in_host_calls(),
