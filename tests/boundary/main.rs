@@ -33,6 +33,8 @@ mod operations_cli;
 mod oracle;
 /// Too many requests are told so at once, the least urgent first.
 mod overload;
+/// What the examples for operators say of the server is so.
+mod packaging;
 /// Pictures are judged as RapidOCR judges them, and what is none is refused.
 mod pictures;
 /// What is compiled once is found again, and only what this host wrote is loaded.

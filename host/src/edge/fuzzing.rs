@@ -1,4 +1,4 @@
-//! What of the edge reads callers' bytes, opened to [`crate::fuzzing`](mod@super).
+//! What of the edge reads callers' bytes, opened to the fuzzer: this module is not in the server.
 
 use std::sync::{Arc, LazyLock};
 
