@@ -23,10 +23,10 @@ pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::Settings;
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Answers, Edge};
+use crate::edge::{self, Answers, Edge, ModelRates};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
-use crate::keys::Keys;
+use crate::keys::Scopes;
 use crate::ledger::{Ledger, LedgerError};
 use crate::observe::logs;
 use crate::observe::traffic::Traffic;
@@ -94,6 +94,7 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let ledger = Ledger::open(&loader.store.ledger_path())?;
     let traffic = Arc::clone(&loader.traffic);
     let control = Arc::new(Control::new(loader, ledger, settings.max_parked.clone())?);
+    control.configure_keys(settings.keys.clone(), settings.key_rate)?;
     control.configure(settings.splits.clone())?;
     let (interrupt, interrupted) = watch::channel(false);
     let edge = Arc::new(edge(&settings, &control, traffic, interrupted, stack_bytes)?);
@@ -160,8 +161,8 @@ fn edge(
     limits.connections = limits.connections.min(files_for_connections());
     let inference = Inference::start(limits.inference, stack_bytes).map_err(ServeError::Start)?;
     let shadows = Shadows::start(ShadowLimits::default(), stack_bytes);
-    let keys = Keys::new(settings.keys.clone());
-    if keys.is_empty() {
+    let keys = Arc::clone(control.keys());
+    if !keys.any(Scopes::predicts_something) {
         tracing::warn!("there are no keys: every prediction will be refused");
     }
     Ok(Edge {
@@ -170,6 +171,7 @@ fn edge(
         answers: Arc::new(Answers::new(settings.answers)),
         shadows: Arc::new(shadows.map_err(ServeError::Start)?),
         keys,
+        model_rates: ModelRates::of(&settings.model_rates),
         policy: ArcSwap::from_pointee(reload::policy(settings, limits)),
         bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
         traffic,
@@ -185,8 +187,7 @@ async fn admin(
     edge: &Edge,
     stopping: &watch::Receiver<bool>,
 ) -> Result<Option<(TcpListener, Arc<Admin>)>, ServeError> {
-    let keys = Keys::new(settings.admin_keys.clone());
-    if keys.is_empty() {
+    if !control.keys().any(Scopes::administers) {
         tracing::info!(
             "there are no admin keys: what is served cannot be changed over the network"
         );
@@ -196,7 +197,7 @@ async fn admin(
     tracing::info!(%address, "admin listening");
     let (control, shadows) = (Arc::clone(control), Arc::clone(&edge.shadows));
     let patience = settings.limits.body_time;
-    let admin = Admin::new(control, keys, shadows, patience, stopping.clone());
+    let admin = Admin::new(control, shadows, patience, stopping.clone());
     Ok(Some((listener, Arc::new(admin))))
 }
 

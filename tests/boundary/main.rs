@@ -23,6 +23,8 @@ mod folder;
 mod idempotency;
 /// Requests are kept apart as strictly as the operator asks, and end when they must.
 mod isolation;
+/// Who has a key may do what it is good for, until it is taken back.
+mod keys;
 /// One line a request, and nothing of what callers sent.
 mod logs;
 /// Operators deploy, split, promote and go back, and what is wrong is refused.
@@ -37,6 +39,8 @@ mod overload;
 mod packaging;
 /// Pictures are judged as RapidOCR judges them, and what is none is refused.
 mod pictures;
+/// Nobody asks more often than the operator lets them.
+mod rates;
 /// What is compiled once is found again, and only what this host wrote is loaded.
 mod restart;
 /// A server that is told to stop loses no request, and waits for none for ever.

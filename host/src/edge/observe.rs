@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
 
+use super::access::Allowance;
 use super::error::{ApiError, ErrorCode};
 use super::unread::Unread;
 use crate::model::VersionId;
@@ -65,13 +66,16 @@ pub(crate) struct Account {
     pub(crate) version: Option<VersionId>,
     pub(crate) reason: Option<Reason>,
     pub(crate) rows: usize,
+    /// What the limits say that it met.
+    pub(crate) allowance: Allowance,
 }
 
 impl Account {
     /// The account of a request that nothing is known of but its headers.
     pub(crate) fn of(request: &Request) -> Self {
         let request_id = RequestId::of(request.headers());
-        Self { request_id, caller: None, version: None, reason: None, rows: 0 }
+        let allowance = Allowance::default();
+        Self { request_id, caller: None, version: None, reason: None, rows: 0, allowance }
     }
 
     /// A version was chosen.
@@ -124,6 +128,7 @@ pub(crate) async fn each_request(
     }
     id.insert_into(response.headers_mut());
     line.account.tell_route(response.headers_mut());
+    line.account.allowance.tell(response.headers_mut());
     line.status = Some(response.status().as_u16());
     line.error_code = error.map(|error| error.code.as_str());
     response
