@@ -12,8 +12,9 @@ use tokio::sync::Semaphore;
 use super::body::{self, Form, Record};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
-use super::{idempotency, predict, query};
+use super::{access, idempotency, predict, query};
 use crate::config::{ConfigFile, Limits};
+use crate::keys::Keys;
 use crate::model::{ModelName, Signature};
 
 pub(crate) const MAX_VALUES: usize = json::MAX_VALUES;
@@ -79,6 +80,7 @@ pub(crate) fn request(bytes: &[u8]) {
     let (head, body) = end.map_or((bytes, &[][..]), |end| (&bytes[..end], &bytes[end + 2..]));
     let headers = headers(head);
     predict::fuzz_headers(&headers);
+    assert!(access::authenticate(&Keys::default(), &headers).is_err(), "nobody has a key");
     if let Ok(Some(key)) = idempotency::key_of(&headers) {
         assert!(!key.is_empty() && key.is_ascii());
     }

@@ -10,9 +10,11 @@ use serde::de::DeserializeOwned;
 use crate::artifact::Digest;
 use crate::config::{ConfigFile, Override};
 use crate::edge::fuzzing as edge;
+use crate::keys::{Scope, StoredKey, Time};
 use crate::ledger::{self, Entry};
 use crate::model::{ModelName, Selector};
 use crate::preinit::{PreinitError, PreinitReport};
+use crate::rate::Bucket;
 use crate::rollout::ModelState;
 
 /// Lines of a configuration file that begin like this are said beside it.
@@ -45,6 +47,11 @@ pub(super) fn config(bytes: &[u8]) {
         assert!(can_be_waited_for(time), "{time:?} is after the end of time");
     }
     assert!(limits.bodies_in_flight_bytes >= limits.body_bytes);
+    let of_keys = settings.keys.iter().filter_map(|key| key.rate);
+    for rate in of_keys.chain(settings.key_rate).chain(settings.model_rates.into_values()) {
+        let bucket = Bucket::new(rate);
+        assert!(bucket.take().retry_after().is_none(), "the first request is not refused");
+    }
     for split in settings.splits.values() {
         assert_eq!(split.values().map(|weight| u64::from(*weight)).sum::<u64>(), 1_000_000);
     }
@@ -67,6 +74,11 @@ pub(super) fn names(bytes: &[u8]) {
     }
     if let Ok(digest) = Digest::try_from(text.to_owned()) {
         assert_eq!(Digest::try_from(digest.to_string()), Ok(digest));
+    }
+    let scopes = text.parse::<Scope>().map(|scope| scope.to_string());
+    assert!(scopes.is_err() || scopes.as_deref() == Ok(text));
+    if let Ok(time) = text.parse::<Time>() {
+        assert_eq!(time.to_string().parse(), Ok(time));
     }
     let Ok(selector) = text.parse::<Selector>() else { return };
     let versions = [Version::new(0, 0, 0), Version::new(1, 2, 3), Version::new(1, u64::MAX, 0)];
@@ -116,6 +128,7 @@ pub(super) fn state(bytes: &[u8]) {
         assert!(!is_whole || ledger::check_chain(&altered).is_err(), "a change is noticed");
     }
     written_as_read::<ModelState>(bytes);
+    written_as_read::<StoredKey>(bytes);
     written_as_read::<Result<PreinitReport, PreinitError>>(bytes);
 }
 
