@@ -315,6 +315,22 @@ impl ConfigFile {
 }
 
 impl LimitsFile {
+    fn settle_preinit(&self, instance_memory_mib: usize) -> Result<PreinitLimits, ConfigError> {
+        let memory_mib = positive("preinit_memory_mib", self.preinit_memory_mib, 6144)?;
+        let seconds = positive("preinit_cpu_seconds", self.preinit_cpu_seconds, 240)?;
+        let cpu_time = bounded("limits.preinit_cpu_seconds", Duration::from_secs(seconds))?;
+        Ok(PreinitLimits {
+            cpu_time,
+            // Idle priority on a busy machine: it may get a small fraction of one core.
+            wall_time: cpu_time * 15,
+            memory_bytes: memory_mib.saturating_mul(MIB),
+            // Nobody who is served should notice a deploy.
+            priority: self.preinit_priority.unwrap_or(Priority::Idle),
+            guest_memory_bytes: instance_memory_mib << 20,
+            ..PreinitLimits::default()
+        })
+    }
+
     fn settle(&self) -> Result<Limits, ConfigError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let seconds = |name, value: Option<u64>, default| {
@@ -340,8 +356,6 @@ impl LimitsFile {
         let instances = u32::try_from(threads + 32 * per_version).unwrap_or(u32::MAX);
         let instance = InstanceLimits { memory_bytes: memory_mib << 20, ..Default::default() };
         let machine_mib = machine_memory_mib();
-        let preinit_memory = positive("preinit_memory_mib", self.preinit_memory_mib, 6144)?;
-        let preinit_time = seconds("preinit_cpu_seconds", self.preinit_cpu_seconds, 240)?;
         let predict_time = milliseconds("predict_milliseconds", self.predict_milliseconds, 2000)?;
         let body_bytes = positive("body_bytes", self.body_bytes, 8 << 20)?;
         let in_flight = positive(
@@ -382,16 +396,7 @@ impl LimitsFile {
                 queued,
                 predict_time,
             },
-            preinit: PreinitLimits {
-                cpu_time: preinit_time,
-                // Idle priority on a busy machine: it may get a small fraction of one core.
-                wall_time: preinit_time * 15,
-                memory_bytes: preinit_memory.saturating_mul(MIB),
-                // Nobody who is served should notice a deploy.
-                priority: self.preinit_priority.unwrap_or(Priority::Idle),
-                guest_memory_bytes: memory_mib << 20,
-                ..PreinitLimits::default()
-            },
+            preinit: self.settle_preinit(memory_mib)?,
             traffic_log_interval: seconds("traffic_log_seconds", self.traffic_log_seconds, 30)?,
         })
     }

@@ -114,11 +114,8 @@ pub(super) fn request(bytes: &[u8]) {
 
 /// What the ledger and the store keep, and what a child reports.
 pub(super) fn state(bytes: &[u8]) {
-    let entries: Option<Vec<Entry>> = bytes
-        .split(|byte| *byte == b'\n')
-        .take(64)
-        .map(|line| written_as_read::<Entry>(line))
-        .collect();
+    let entries: Option<Vec<Entry>> =
+        bytes.split(|byte| *byte == b'\n').take(64).map(written_as_read::<Entry>).collect();
     if let Some(entries) = entries {
         let is_whole = ledger::check_chain(&entries).is_ok();
         let altered: Vec<_> = entries

@@ -33,9 +33,6 @@ pub(crate) struct Options {
     /// This target alone.
     #[arg(long)]
     only: Option<String>,
-    /// Make the inputs of the repository as few as do the same, of all that were found.
-    #[arg(long)]
-    minimise: bool,
 }
 
 /// Builds the fuzzer and runs every target, or the one that is named.
@@ -55,9 +52,6 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
                 format!("{target}: {error:#}")
             })
         );
-        if options.minimise && !failed.contains(&target.as_str()) {
-            fuzz.minimise()?;
-        }
     }
     ensure!(failed.is_empty(), "inputs were found that fail: {}", failed.join(", "));
     Ok(())
@@ -147,26 +141,5 @@ impl Fuzz<'_> {
         let done = log.lines().rev().find(|line| line.contains("DONE")).unwrap_or_default();
         let coverage = done.split("exec/s").next().unwrap_or_default();
         Ok(format!("{:>10}: {}", self.target, coverage.trim()))
-    }
-
-    /// Leave as many of the inputs as reach what all of them reach.
-    fn minimise(&self) -> Result<()> {
-        let merged = self.workspace.fuzz_output().join("merged").join(self.target);
-        // What is left of the last time is part of nothing.
-        let _ = fs::remove_dir_all(&merged);
-        fs::create_dir_all(&merged)?;
-        let mut command = self.command();
-        run::output(command.arg("-set_cover_merge=1").args([
-            &merged,
-            &self.kept(),
-            &self.found(),
-        ]))?;
-        fs::remove_dir_all(self.kept())?;
-        fs::create_dir_all(self.kept())?;
-        for entry in fs::read_dir(&merged)? {
-            let path = entry?.path();
-            fs::copy(&path, self.kept().join(path.file_name().unwrap_or_default()))?;
-        }
-        Ok(())
     }
 }
