@@ -24,9 +24,11 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let clippy = ["clippy", "--locked"];
     let strict = ["--", "--deny", "warnings"];
     run::shown(run::cargo().args(clippy).arg("--all-targets").args(strict))?;
-    let mut with_all = run::cargo();
-    with_all.args(clippy).arg("--all-targets").args(FAILPOINTS).args(fuzz::packages(workspace));
-    run::shown(with_all.args(strict))?;
+    run::shown(run::cargo().args(clippy).arg("--all-targets").args(FAILPOINTS).args(strict))?;
+
+    let mut fuzzer = run::cargo();
+    fuzzer.args(clippy).args(["--test", "fuzz"]).args(fuzz::packages(workspace));
+    run::shown(fuzzer.args(strict))?;
 
     let mut guests = run::cargo();
     guests.args(clippy).args(["--profile", "guest", "--target", TARGET]);
