@@ -11,6 +11,8 @@ mod cors;
 mod encoding;
 pub(crate) mod error;
 mod form;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod idempotency;
 mod json;
 mod listener;

@@ -41,6 +41,8 @@ mod operations_cli;
 mod oracle;
 /// Too many requests are told so at once, the least urgent first.
 mod overload;
+/// What the examples for operators say of the server is so.
+mod packaging;
 /// Web pages may ask where the operator says so, and are told nothing elsewhere.
 mod pages;
 /// A batch that asks for it gets what there is, row by row.

@@ -337,6 +337,19 @@ fn wanted_time(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     }
 }
 
+/// Read the headers that a prediction reads.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz_headers(headers: &HeaderMap) {
+    let time = wanted_time(headers);
+    assert!(
+        time.is_ok_and(|time| time.is_none_or(|time| !time.is_zero()))
+            || headers.contains_key(TIMEOUT_HEADER)
+    );
+    let _ = header_selector(headers, Selector::Default);
+    let sticky = Sticky { header: Some("x-user-id".to_owned()), field: None };
+    assert!(header_key(&sticky, headers).is_none_or(|key| !key.is_empty()));
+}
+
 /// Validated inputs on their way to one version.
 pub(super) struct Call<'a> {
     inference: &'a Inference,
