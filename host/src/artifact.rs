@@ -174,7 +174,7 @@ impl Artifact {
         Self::from_bytes(read_limited(path)?)
     }
 
-    fn from_bytes(bytes: Vec<u8>) -> Result<Self, ArtifactError> {
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<Self, ArtifactError> {
         let sections = Sections::scan(&bytes)?;
         sections.check_world()?;
         let (id, metadata) = sections.identity(&bytes)?;

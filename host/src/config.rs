@@ -7,6 +7,7 @@ mod idempotency;
 mod keys;
 mod models;
 mod overrides;
+mod transport;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ pub use idempotency::{AnswerLimits, IdempotencyFile};
 pub use keys::{KeyFile, RateLimitFile};
 pub use models::{IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
+pub use transport::{CorsFile, Origins, TlsFile};
 
 use crate::guest::{EngineLimits, InstanceLimits};
 use crate::inference::InferenceLimits;
@@ -45,6 +47,11 @@ pub struct ConfigFile {
     pub state: Option<PathBuf>,
     /// The model that `/predict` and `/v1/predict` mean; the only one, if there is one only.
     pub default_model: Option<ModelName>,
+    /// The certificate; without it, plain HTTP.
+    pub tls: Option<TlsFile>,
+    /// Which web pages may ask.
+    #[serde(default)]
+    pub cors: CorsFile,
     /// Limits, by name.
     #[serde(default)]
     pub limits: LimitsFile,
@@ -103,6 +110,10 @@ pub struct Settings {
     pub state: PathBuf,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
+    /// The certificate of both listeners; without it, plain HTTP.
+    pub tls: Option<TlsFile>,
+    /// The web pages that may ask for predictions.
+    pub origins: Origins,
     /// Who may ask for what, beside those whose keys were made by operators.
     pub keys: Vec<Key>,
     /// How often a key may ask for predictions of which nothing is said; as often as it likes, if none:
@@ -228,14 +239,23 @@ impl ConfigFile {
             let read = |source| ConfigError::Read { path: path.to_owned(), source };
             text = std::fs::read_to_string(path).map_err(read)?;
         }
+        Self::parse(&text, path.unwrap_or(Path::new("")), overrides)
+    }
+
+    /// The same of a file that says this.
+    pub(crate) fn parse(
+        text: &str,
+        path: &Path,
+        overrides: &[Override],
+    ) -> Result<Self, ConfigError> {
         let parse_error = |error: toml::de::Error| {
             // toml's own words go over several lines.
             let before = error.span().and_then(|span| text.get(..span.start));
             let line = before.unwrap_or_default().matches('\n').count() + 1;
             let reason = format!("line {line}: {}", error.message());
-            ConfigError::Parse { path: path.unwrap_or(Path::new("")).to_owned(), reason }
+            ConfigError::Parse { path: path.to_owned(), reason }
         };
-        let file = toml::from_str(&text).map_err(parse_error)?;
+        let file = toml::from_str(text).map_err(parse_error)?;
         if overrides.is_empty() {
             return Ok(file);
         }
@@ -291,6 +311,8 @@ impl ConfigFile {
             repository: self.repository.unwrap_or_else(|| "repository".into()),
             state: self.state.unwrap_or_else(|| "state".into()),
             default_model: self.default_model,
+            tls: self.tls,
+            origins: self.cors.settle()?,
             keys: keys::settle(self.keys)?,
             key_rate: self.rate_limit.settle()?,
             model_rates,
@@ -306,13 +328,38 @@ impl ConfigFile {
 }
 
 impl LimitsFile {
+    fn settle_preinit(&self, instance_memory_mib: usize) -> Result<PreinitLimits, ConfigError> {
+        let memory_mib = positive("preinit_memory_mib", self.preinit_memory_mib, 6144)?;
+        let seconds = positive("preinit_cpu_seconds", self.preinit_cpu_seconds, 240)?;
+        let cpu_time = bounded("limits.preinit_cpu_seconds", Duration::from_secs(seconds))?;
+        Ok(PreinitLimits {
+            cpu_time,
+            // Idle priority on a busy machine: it may get a small fraction of one core.
+            wall_time: cpu_time * 15,
+            memory_bytes: memory_mib.saturating_mul(MIB),
+            // Nobody who is served should notice a deploy.
+            priority: self.preinit_priority.unwrap_or(Priority::Idle),
+            guest_memory_bytes: instance_memory_mib << 20,
+            ..PreinitLimits::default()
+        })
+    }
+
     fn settle(&self) -> Result<Limits, ConfigError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let seconds = |name, value: Option<u64>, default| {
-            positive(name, value, default).map(Duration::from_secs)
+            bounded(&format!("limits.{name}"), Duration::from_secs(positive(name, value, default)?))
         };
-        let milliseconds =
-            |name, value, default| positive(name, value, default).map(Duration::from_millis);
+        let milliseconds = |name, value: Option<u64>, default| {
+            bounded(
+                &format!("limits.{name}"),
+                Duration::from_millis(positive(name, value, default)?),
+            )
+        };
+        // Of these, none at all makes sense, too.
+        let from_zero = |name, value: Option<u64>, default| {
+            bounded(&format!("limits.{name}"), Duration::from_secs(value.unwrap_or(default)))
+        };
+        let repository_interval = from_zero("repository_seconds", self.repository_seconds, 5)?;
         let per_version = positive("threads_per_version", self.threads_per_version, cores)?;
         let threads = positive("inference_threads", self.inference_threads, 4 * per_version)?;
         let memory_mib = positive("instance_memory_mib", self.instance_memory_mib, 256)?;
@@ -322,8 +369,6 @@ impl LimitsFile {
         let instances = u32::try_from(threads + 32 * per_version).unwrap_or(u32::MAX);
         let instance = InstanceLimits { memory_bytes: memory_mib << 20, ..Default::default() };
         let machine_mib = machine_memory_mib();
-        let preinit_memory = positive("preinit_memory_mib", self.preinit_memory_mib, 6144)?;
-        let preinit_time = positive("preinit_cpu_seconds", self.preinit_cpu_seconds, 240)?;
         let predict_time = milliseconds("predict_milliseconds", self.predict_milliseconds, 2000)?;
         let body_bytes = positive("body_bytes", self.body_bytes, 8 << 20)?;
         let in_flight = positive(
@@ -348,11 +393,9 @@ impl LimitsFile {
                 self.predict_milliseconds_at_most,
                 30_000,
             )?,
-            linger_time: Duration::from_secs(self.linger_seconds.unwrap_or(3)),
+            linger_time: from_zero("linger_seconds", self.linger_seconds, 3)?,
             drain_time: seconds("drain_seconds", self.drain_seconds, 10)?,
-            repository_interval: Some(self.repository_seconds.unwrap_or(5))
-                .filter(|seconds| *seconds > 0)
-                .map(Duration::from_secs),
+            repository_interval: Some(repository_interval).filter(|interval| !interval.is_zero()),
             inference: InferenceLimits { threads, queued_per_version: queued },
             engine: EngineLimits {
                 max_instances: positive("instances", self.instances, instances)?,
@@ -366,22 +409,26 @@ impl LimitsFile {
                 queued,
                 predict_time,
             },
-            preinit: PreinitLimits {
-                cpu_time: Duration::from_secs(preinit_time),
-                // Idle priority on a busy machine: it may get a small fraction of one core.
-                wall_time: Duration::from_secs(preinit_time.saturating_mul(15)),
-                memory_bytes: preinit_memory.saturating_mul(MIB),
-                // Nobody who is served should notice a deploy.
-                priority: self.preinit_priority.unwrap_or(Priority::Idle),
-                guest_memory_bytes: memory_mib << 20,
-                ..PreinitLimits::default()
-            },
+            preinit: self.settle_preinit(memory_mib)?,
             traffic_log_interval: seconds("traffic_log_seconds", self.traffic_log_seconds, 30)?,
         })
     }
 }
 
 const MIB: u64 = 1 << 20;
+
+/// The longest of all times: whoever asks for more means something else, and a time after the end of
+/// the clock cannot be waited for.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// The time, if it is one that can be waited for.
+fn bounded(key: &str, time: Duration) -> Result<Duration, ConfigError> {
+    if time > LONGEST {
+        let reason = "it must be at most a year".to_owned();
+        return Err(ConfigError::Value { key: key.to_owned(), reason });
+    }
+    Ok(time)
+}
 
 /// All of the machine's memory, in MiB; a guess of 8 GiB where the kernel does not say.
 fn machine_memory_mib() -> u64 {
@@ -437,6 +484,17 @@ mod tests {
     }
 
     #[test]
+    fn a_time_that_cannot_be_waited_for_is_refused() {
+        for key in ["drain_seconds", "linger_seconds", "predict_milliseconds", "repository_seconds"]
+        {
+            let with = |value: u64| settle(&format!("[limits]\n{key} = {value}"));
+            assert!(with(60).is_ok(), "{key}");
+            assert!(with(i64::MAX as u64).is_err(), "{key}");
+        }
+        assert!(settle("[models.a]\npredict_milliseconds = 9223372036854775807").is_err());
+    }
+
+    #[test]
     fn models_have_limits_of_their_own() {
         let text = "[limits]\npredict_milliseconds = 100\n[models.a]\nisolation = \"fresh\"\n\
                     instance_memory_mib = 512\ninstances = 1\nstack_kib = 1024\n[models.b]\npredict_milliseconds = 200\n\
@@ -459,6 +517,8 @@ mod tests {
         for bad in [
             "unknown = 1",
             "listen = \"localhost\"",
+            "[tls]\ncertificate = \"a.pem\"",
+            "[cors]\norigins = [\"example.org\"]",
             "[limits]\nbody_bytes = 0",
             "[limits]\nbody_bytes = 1000\nbodies_in_flight_bytes = 999",
             "[limits]\ninstance_memory_mib = 5000",
@@ -513,6 +573,8 @@ mod tests {
         else {
             panic!("a limit is not in the README");
         };
+        assert!(file.tls.is_some(), "TLS is not in the README");
+        let CorsFile { origins: Some(_) } = file.cors else { panic!("CORS is not in the README") };
         let [model] = file.models.values().collect::<Vec<_>>()[..] else { panic!("one model") };
         let ModelFile {
             split: Some(_),

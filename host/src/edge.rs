@@ -7,16 +7,25 @@
 pub(crate) mod access;
 mod body;
 pub(crate) mod catalogue;
+mod cors;
 mod docs;
+mod encoding;
 pub(crate) mod error;
+mod form;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod idempotency;
 mod json;
 mod listener;
 mod metrics;
 pub(crate) mod observe;
+mod openapi;
+mod partial;
 pub(crate) mod predict;
+mod problem;
 pub(crate) mod query;
 mod shadowed;
+mod tls;
 mod unread;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,8 +46,9 @@ use error::ApiError;
 pub use idempotency::Answers;
 pub use listener::serve;
 use observe::LargestBody;
+pub use tls::{Tls, TlsError};
 
-use crate::config::{Limits, Sticky};
+use crate::config::{Limits, Origins, Sticky};
 use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::model::ModelName;
@@ -79,6 +89,8 @@ pub struct Policy {
     pub captured: BTreeSet<ModelName>,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
+    /// The web pages that may ask.
+    pub origins: Origins,
     /// How callers are told apart, by model.
     pub sticky: BTreeMap<ModelName, Sticky>,
     /// All bounds.
@@ -99,21 +111,40 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models", get(catalogue::models))
         .route("/models/{model}", get(catalogue::model))
         .route("/models/{model}/resolve", get(catalogue::resolve))
-        .route("/models/{model}/versions/{selector}", get(catalogue::version));
+        .route("/models/{model}/versions/{selector}", get(catalogue::version))
+        .route("/models/{model}/versions/{selector}/schema", get(openapi::schema))
+        .route("/models/{model}/openapi.json", get(openapi::model))
+        .route("/openapi.json", get(openapi::server));
     let largest = LargestBody(edge.policy.load().limits.body_bytes);
-    observed(endpoints, largest).with_state(edge)
+    // Inside of what observes: browsers' questions have an id and a line in the log as well.
+    let cors = axum::middleware::from_fn_with_state(Arc::clone(&edge), cors::allow);
+    watched(whole(endpoints).layer(cors), largest).with_state(edge)
 }
 
 /// Endpoints whose every answer has an id, a line in the log and, if it is an error, a body; those
-/// that there are not, too.
+/// that there are not, too. Large answers are compressed for those that understand it.
 pub(crate) fn observed<S>(endpoints: Router<S>, largest: LargestBody) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
+    watched(whole(endpoints), largest)
+}
+
+/// Endpoints with an answer for those that there are not.
+fn whole<S: Clone + Send + Sync + 'static>(endpoints: Router<S>) -> Router<S> {
     endpoints
         .fallback(async || ApiError::no_such_endpoint())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+}
+
+fn watched<S>(endpoints: Router<S>, largest: LargestBody) -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+{
+    endpoints
         .layer(axum::middleware::from_fn_with_state(largest, observe::each_request))
+        .layer(encoding::answers())
+        .layer(axum::middleware::map_request(encoding::accept_plain))
 }
 
 /// Alive: the process answers.

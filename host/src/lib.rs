@@ -30,3 +30,5 @@ pub mod config;
 pub mod edge;
 pub mod admin;
 pub mod server;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;

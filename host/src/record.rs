@@ -3,13 +3,16 @@
 //! A record is an object with a value for each input. A text is a string, another byte string is
 //! base64 (RFC 4648, padded), a number is a number; a field with a row shape holds nested arrays.
 //! FP16 and BF16 have no JSON form. A number that is not finite has none either: it is `null` in an
-//! answer and cannot be sent.
+//! answer and cannot be sent. A caller that sends byte strings in another way than JSON has them taken
+//! as they are.
 
 mod decode;
 mod encode;
+mod fitting;
 mod golden;
 pub mod schema;
 
-pub use decode::{RecordError, RowIssue, decode};
+pub use decode::{Given, RecordError, Row, RowIssue, decode};
 pub use encode::{TooLarge, encode};
+pub use fitting::{Fitting, decode_fitting};
 pub use golden::{Difference, difference};

@@ -23,7 +23,7 @@ pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::Settings;
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Answers, Edge, ModelRates};
+use crate::edge::{self, Answers, Edge, ModelRates, Tls, TlsError};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::Scopes;
@@ -65,6 +65,9 @@ pub enum ServeError {
     /// The splits of the configuration cannot be put into force.
     #[error(transparent)]
     Configure(#[from] ControlError),
+    /// The certificate cannot be used.
+    #[error("set up TLS")]
+    Tls(#[from] TlsError),
     /// Requests were still under way when the time to drain was over.
     #[error("drain within {} s: requests were cut off", .0.as_secs())]
     Drain(Duration),
@@ -87,6 +90,7 @@ pub fn run(settings: Settings, reread: Reread, started: Instant) -> Result<(), S
 async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(), ServeError> {
     // From here on: whoever reads where it listens may stop it.
     let mut signals = Signals::listen().map_err(ServeError::Start)?;
+    let tls = settings.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
     let (listener, address) = listen(settings.listen).await?;
     // Held until the end, and with it the lock of the state folder.
     let loader = loader(&settings)?;
@@ -102,13 +106,22 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let (stop, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
     if let Some((listener, admin)) = admin(&settings, &control, &edge, &stopping).await? {
-        servers.spawn(edge::serve(listener, admin::endpoints(admin), limits, stopping.clone()));
+        servers.spawn(edge::serve(
+            listener,
+            tls.clone(),
+            admin::endpoints(admin),
+            limits,
+            stopping.clone(),
+        ));
     }
     tracing::info!(%address, "listening");
     let repository = settings.repository.clone();
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
-    servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
+    servers.spawn(edge::serve(listener, tls.clone(), endpoints, limits, stopping.clone()));
+    if let Some(tls) = tls {
+        tokio::spawn(tls.follow(stopping.clone()));
+    }
     let reporter = tokio::spawn(report(Arc::clone(&edge), limits.traffic_log_interval, stopping));
     let reloader = Reloader { reread, control, edge: Arc::clone(&edge), started: settings };
 

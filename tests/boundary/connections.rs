@@ -2,7 +2,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use guesthouse_tests::{Server, Setup};
+use guesthouse_tests::{DEMO_KEY, Server, Setup};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
@@ -51,6 +51,84 @@ fn callers_that_say_nothing_do_not_keep_others_out() {
     let mut idle = idle(&server);
     assert_eq!(idle.read(&mut [0; 16]).unwrap(), 0, "an idle connection is closed");
     server.assert_healthy();
+}
+
+/// Send a byte now and then until something comes back; what that is.
+fn drip(stream: &mut TcpStream, bytes: &[u8]) -> String {
+    // The pause between two bytes.
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let mut answer = Vec::new();
+    for byte in bytes.iter().cycle() {
+        // The connection may be closed already, which reading tells.
+        let _ = stream.write_all(&[*byte]);
+        match stream.read_to_end(&mut answer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Ok(_) | Err(_) => break,
+        }
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn heads_and_bodies_that_drip_have_an_end_and_hold_up_nobody() {
+    let server = Server::start(&setup("head_seconds = 1\nbody_seconds = 2"));
+    let connect = || TcpStream::connect(server.address()).unwrap();
+    let head = format!(
+        "POST /v1/predict HTTP/1.1\r\nHost: a\r\nX-API-Key: {DEMO_KEY}\r\nConnection: close\r\n"
+    );
+    std::thread::scope(|scope| {
+        let mut dripping = Vec::new();
+        for _ in 0..8 {
+            dripping.push(scope.spawn(|| {
+                let mut stream = connect();
+                stream.write_all(head.as_bytes()).unwrap();
+                drip(&mut stream, b"X-Long: aaaaaaaa\r\n")
+            }));
+            for length in ["Content-Length: 100000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n"] {
+                let (head, connect) = (&head, &connect);
+                dripping.push(scope.spawn(move || {
+                    let mut stream = connect();
+                    stream.write_all(format!("{head}{length}").as_bytes()).unwrap();
+                    drip(&mut stream, b"1\r\n \r\n")
+                }));
+            }
+        }
+        while !dripping.iter().all(|thread| thread.is_finished()) {
+            server.assert_healthy();
+        }
+        for (number, answer) in dripping.into_iter().enumerate() {
+            let answer = answer.join().unwrap();
+            if number % 3 == 0 {
+                assert!(answer.is_empty(), "{answer}");
+            } else {
+                assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+            }
+        }
+    });
+    server.assert_healthy();
+}
+
+#[test]
+fn connections_that_come_and_go_leave_nothing_behind() {
+    let server = Server::start(&setup("connections = 64\nhead_seconds = 60"));
+    let files = server.open_files();
+    for round in 0..3000 {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        let sent: &[u8] = match round % 4 {
+            0 => b"",
+            1 => b"GET /healthz HTTP/1.1\r\nHost: half",
+            2 => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            // Gone before the answer.
+            _ => b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n",
+        };
+        stream.write_all(sent).unwrap();
+    }
+    server.assert_healthy();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while server.open_files() > files + 4 {
+        assert!(Instant::now() < deadline, "{} open files, {files} before", server.open_files());
+    }
+    assert!(server.stop().0.success(), "nothing is left to drain");
 }
 
 #[test]

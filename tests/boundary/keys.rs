@@ -74,7 +74,7 @@ fn a_key_is_good_until_it_is_revoked_whatever_happens_to_the_server() {
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let mut connection = BufReader::new(stream);
     assert_eq!(ask_on(&mut connection, &key), 200);
-    let line = server.wait_for("the line", |line| line["target"] == "request");
+    let line = server.wait_for("the line", |line| line["route"] == "/predict");
     assert_eq!(line["caller"], "ann");
     // As if the power had failed.
     drop(server);
@@ -92,7 +92,8 @@ fn a_key_is_good_until_it_is_revoked_whatever_happens_to_the_server() {
     drop(server);
     let server = Server::start(&setup);
     let status = |key: &str| ask_with(&server, "/predict", &[("X-API-Key", key)]).status;
-    assert_eq!((status(&key), status(&other)), (401, 422));
+    // The text is not what this model wants, which it finds out after the key.
+    assert_eq!((status(&key), status(&other)), (401, 400));
 
     // Neither the disk nor the log has ever had a key, and nobody is shown a hash.
     let listed = server.admin("GET", "keys", &Value::Null).body;
@@ -350,7 +351,7 @@ fn whatever_fails_at_any_step_of_a_revocation_a_key_is_good_or_not() {
                 (id, key) = make(&server, &format!("{failure}-{step}"));
             }
         }
-        assert!(undone >= 1, "{failure}");
+        assert!(undone >= if failure == "full" { 1 } else { 3 }, "{failure}: {undone}");
     }
 }
 

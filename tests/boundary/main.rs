@@ -5,10 +5,14 @@
 mod bad_artifacts;
 /// Whatever a caller sends, it gets an answer that says what is wrong.
 mod bad_requests;
+/// Compressed bodies, forms and plain bytes are what they stand for, within the same limits.
+mod bodies;
 /// The configuration is checked before it holds, and can be read again.
 mod configuration;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
 mod connections;
+/// What can be asked is described, as schemas and as OpenAPI.
+mod description;
 /// What is replaced ends with its last request, and can be had back.
 mod draining;
 /// An acknowledged change is there after any crash, and a full disk changes nothing.
@@ -19,6 +23,8 @@ mod endpoints;
 mod faults;
 /// What is put into the repository folder is deployed, and nothing else of it changes anything.
 mod folder;
+/// HTTP/2 is served like HTTP/1.1, and costs no more to refuse.
+mod http2;
 /// A prediction that is asked for again is answered once.
 mod idempotency;
 /// Requests are kept apart as strictly as the operator asks, and end when they must.
@@ -35,6 +41,12 @@ mod operations_cli;
 mod oracle;
 /// Too many requests are told so at once, the least urgent first.
 mod overload;
+/// What the examples for operators say of the server is so.
+mod packaging;
+/// Web pages may ask where the operator says so, and are told nothing elsewhere.
+mod pages;
+/// A batch that asks for it gets what there is, row by row.
+mod partial;
 /// Pictures are judged as RapidOCR judges them, and what is none is refused.
 mod pictures;
 /// Nobody asks more often than the operator lets them.
@@ -47,3 +59,5 @@ mod shutdown;
 mod snapshots;
 /// The architecture holds: who may know what, and every module says what it is for.
 mod tidy;
+/// Clients are served over TLS, and certificates are renewed without a stop.
+mod tls;

@@ -66,6 +66,13 @@ pub fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> A
     Answer { status, headers, body }
 }
 
+/// A client for what the one above cannot do: HTTP/2, TLS, forms.
+pub fn http() -> reqwest::blocking::ClientBuilder {
+    // Somebody else may have been faster, with the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::blocking::Client::builder().timeout(TIMEOUT)
+}
+
 /// The status of the answer to such a request; none, if the server ends before there is one.
 pub fn try_send(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<u16> {
     let mut request = ureq::http::Request::builder().method(method).uri(url);

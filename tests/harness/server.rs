@@ -329,6 +329,15 @@ impl Server {
         kilobytes.expect("the system counts memory") << 10
     }
 
+    /// How many files and connections it has open.
+    ///
+    /// # Panics
+    /// The system does not say.
+    pub fn open_files(&self) -> usize {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        files.expect("the server is running").count()
+    }
+
     /// Let it have that many open files, or as many as it had at first.
     ///
     /// # Panics

@@ -69,8 +69,13 @@ impl Manifest {
     /// What is wrong, with its place in the file.
     pub fn open(path: &Path) -> Result<Self, String> {
         let bytes = read_at_most(path, MAX_MANIFEST_BYTES).map_err(|error| error.to_string())?;
-        let text = String::from_utf8(bytes).map_err(|_error| "it is not UTF-8")?;
-        let manifest: Self = toml::from_str(&text).map_err(|error| place(&error, &text))?;
+        Self::parse(&bytes)
+    }
+
+    /// The manifest that a file of these bytes is.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(bytes).map_err(|_error| "it is not UTF-8")?;
+        let manifest: Self = toml::from_str(text).map_err(|error| place(&error, text))?;
         if let Some(name) = manifest.assets.keys().find(|name| !is_asset_name(name)) {
             return Err(format!(
                 "asset {name:?}: a name is 1 to {MAX_ASSET_NAME_LENGTH} letters, digits, `.`, `-` \

@@ -47,6 +47,9 @@ const MAX_NAME_BYTES: usize = 1024;
 /// The largest text of the component's metadata, in bytes: a long description is some hundreds.
 const MAX_METADATA_BYTES: usize = 64 << 10;
 
+/// The longest version, in bytes: one that is deployed must fit into a selector, after its `=`.
+const MAX_VERSION_BYTES: usize = 128;
+
 /// The largest descriptor or signature, in bytes: 1024 fields with a description of a line each.
 const MAX_JSON_BYTES: usize = 1 << 20;
 
@@ -175,6 +178,9 @@ impl Sections {
             not_packed(format!("the component's name is {name:?}, but {error}"))
         })?;
         let version = self.text(bytes, "version").unwrap_or_default();
+        if version.len() > MAX_VERSION_BYTES {
+            return Err(over(format!("the version is longer than {MAX_VERSION_BYTES} bytes")));
+        }
         let version = version.parse().map_err(|error| {
             not_packed(format!("the version {version:?} is not semver: {error}"))
         })?;

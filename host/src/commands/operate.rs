@@ -13,6 +13,7 @@ mod keys;
 mod output;
 mod share;
 mod text;
+mod trust;
 mod upload;
 mod views;
 
@@ -62,6 +63,10 @@ struct ServerArguments {
         value_name = "URL"
     )]
     server: ServerUrl,
+    /// PEM with the certificates that are trusted, where the server is reached by https: its own, or
+    /// that of who signed it.
+    #[arg(long, env = "GUESTHOUSE_ADMIN_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// A private file with the admin key; without it, the key is in GUESTHOUSE_ADMIN_KEY.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{ConfigError, positive_at};
+use super::{ConfigError, bounded, positive_at};
 
 /// How long answers are kept, and how many; those left out have the defaults of [`AnswerLimits`].
 #[derive(Debug, Default, Deserialize)]
@@ -36,6 +36,7 @@ impl IdempotencyFile {
         let default = AnswerLimits::default();
         let seconds = positive_at("idempotency.seconds", self.seconds, default.time.as_secs())?;
         let mib = positive_at("idempotency.memory_mib", self.memory_mib, default.bytes >> 20)?;
-        Ok(AnswerLimits { bytes: mib.saturating_mul(1 << 20), time: Duration::from_secs(seconds) })
+        let time = bounded("idempotency.seconds", Duration::from_secs(seconds))?;
+        Ok(AnswerLimits { bytes: mib.saturating_mul(1 << 20), time })
     }
 }

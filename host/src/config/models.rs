@@ -6,7 +6,7 @@ use std::time::Duration;
 use semver::Version;
 use serde::Deserialize;
 
-use super::Sticky;
+use super::{LONGEST, Sticky};
 use crate::guest::InstanceLimits;
 use crate::pool::{Isolation, ReuseLimits};
 use crate::rate::Rate;
@@ -103,8 +103,8 @@ impl ModelFile {
         if let Some(milliseconds) = self.predict_milliseconds {
             limits.predict_time = Duration::from_millis(milliseconds);
         }
-        if limits.predict_time.is_zero() {
-            return Err(("predict_milliseconds", "it must be at least 1"));
+        if limits.predict_time.is_zero() || limits.predict_time > LONGEST {
+            return Err(("predict_milliseconds", "it must be at least 1 and at most a year"));
         }
         let instance = &mut limits.instance;
         for (key, value, unit, limit) in [

@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Edge;
 use super::error::{ApiError, ErrorCode};
+use super::observe::Account;
 use crate::keys::{AuthFailure, Caller, Keys};
 use crate::model::ModelName;
 use crate::rate::{Bucket, Rate, Taken};
@@ -71,7 +72,18 @@ impl Edge {
         authenticate(&self.keys, headers)
     }
 
-    /// The same, if the key is good for any model.
+    /// The same, for the line in the log as well.
+    pub(super) fn identify(
+        &self,
+        headers: &HeaderMap,
+        account: &mut Account,
+    ) -> Result<Arc<Caller>, ApiError> {
+        let caller = self.authorize(headers)?;
+        account.caller = Some(caller.name().to_owned());
+        Ok(caller)
+    }
+
+    /// Whose key the request carries, if it is good for any model.
     pub(super) fn authorize_for_some(&self, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
         let caller = self.authorize(headers)?;
         permit(&self.keys, caller.scopes().predicts_something())?;

@@ -1,23 +1,96 @@
-//! Bodies of requests: read within limits, then taken apart into records.
+//! Bodies of requests: read within limits, then taken apart into rows.
 
+use std::borrow::Cow;
+use std::io::{self, Write};
 use std::ops::Deref;
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::encoding::{Encoding, Full, InflateError, Inflater};
 use super::error::{ApiError, ErrorCode};
+use super::form::{self, Cells, Part};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
 use crate::config::Limits;
 use crate::model::Signature;
+use crate::record::{Given, Row};
 
-/// Values by input.
-pub(super) type Record = Map<String, Value>;
+/// A body that has been taken apart, but not yet for one version.
+pub(super) enum Record {
+    /// Values by input, or the rows.
+    Object(Map<String, Value>),
+    /// A form.
+    Parts(Vec<Part>),
+    /// The value of the one input.
+    Octets(Bytes),
+}
+
+impl Record {
+    /// The value of a field; texts and no more of a form, because of its inputs nothing is known yet.
+    pub(super) fn get(&self, field: &str) -> Option<Cow<'_, Value>> {
+        match self {
+            Self::Object(object) => object.get(field).map(Cow::Borrowed),
+            Self::Parts(parts) => {
+                let part = parts.iter().find(|part| part.name == field)?;
+                let text = str::from_utf8(&part.data).ok().map(Value::from);
+                Some(Cow::Owned(text.unwrap_or_default()))
+            }
+            Self::Octets(_) => None,
+        }
+    }
+
+    /// Take all parts of that name away; the value of the first.
+    fn take_parts(&mut self, field: &str) -> Option<Value> {
+        let value = self.get(field).map(Cow::into_owned);
+        if let Self::Parts(parts) = self {
+            parts.retain(|part| part.name != field);
+        }
+        value
+    }
+}
+
+/// One row, as it came.
+pub(super) enum BodyRow {
+    Object(Map<String, Value>),
+    Cells(Cells),
+    /// An element of `instances` that is no object.
+    Other(usize),
+}
+
+impl BodyRow {
+    /// What is wrong with the row as a whole, if anything is.
+    pub(super) fn check(&self) -> Result<(), ApiError> {
+        match self {
+            Self::Object(_) | Self::Cells(_) => Ok(()),
+            Self::Other(row) => Err(ApiError::malformed(format!("row {row} must be an object"))),
+        }
+    }
+}
+
+impl Row for BodyRow {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let (object, cells) = match self {
+            Self::Object(object) => (Some(object), None),
+            Self::Cells(cells) => (None, Some(cells)),
+            Self::Other(_) => (None, None),
+        };
+        object.into_iter().flat_map(Row::names).chain(cells.into_iter().flat_map(Row::names))
+    }
+
+    fn value(&self, name: &str) -> Option<Given<'_>> {
+        match self {
+            Self::Object(object) => object.value(name),
+            Self::Cells(cells) => cells.value(name),
+            Self::Other(_) => None,
+        }
+    }
+}
 
 /// Whether a body holds one record or many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,10 +102,19 @@ pub(super) enum Form {
     Batch,
 }
 
-/// The bytes of a body, counted among those in flight until it is dropped.
+/// What a body is, by its content type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Media {
+    Json,
+    Form { boundary: String },
+    Octets,
+}
+
+/// The bytes of a body, not compressed any more, counted among those in flight until it is dropped.
 pub(super) struct Received {
     bytes: Vec<u8>,
-    permit: OwnedSemaphorePermit,
+    media: Media,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Deref for Received {
@@ -43,105 +125,164 @@ impl Deref for Received {
     }
 }
 
-impl Received {
-    fn of(bodies: &Arc<Semaphore>) -> Result<Self, ApiError> {
-        Ok(Self { bytes: Vec::new(), permit: permit(bodies, 0)? })
-    }
-
-    /// Count this many bytes, if they are not counted yet.
-    fn reserve(&mut self, bodies: &Arc<Semaphore>, bytes: usize) -> Result<(), ApiError> {
-        let more = bytes.saturating_sub(self.permit.num_permits());
-        if more > 0 {
-            self.permit.merge(permit(bodies, more)?);
-        }
-        Ok(())
-    }
-}
-
 fn permit(bodies: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
     let overloaded = || ApiError::new(ErrorCode::Overloaded, "too many bodies are in flight");
     let bytes = u32::try_from(bytes).map_err(|_error| overloaded())?;
     Arc::clone(bodies).try_acquire_many_owned(bytes).map_err(|_error| overloaded())
 }
 
-/// The whole body, if it is JSON by its headers and within the limits; `bodies` has a permit for each
-/// byte that may be in flight.
+/// Where the bytes of a body go: up to its limit, as long as there is room for it beside the others.
+struct Room<'a> {
+    bytes: Vec<u8>,
+    most: usize,
+    bodies: &'a Arc<Semaphore>,
+    permit: OwnedSemaphorePermit,
+    /// Why it took no more.
+    refusal: Option<ApiError>,
+}
+
+impl Room<'_> {
+    /// Count this many bytes, if they are not counted yet.
+    fn reserve(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let more = bytes.saturating_sub(self.permit.num_permits());
+        if more > 0 {
+            self.permit.merge(permit(self.bodies, more)?);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, data: &[u8]) -> Result<(), ApiError> {
+        let length = self.bytes.len().saturating_add(data.len());
+        if length > self.most {
+            return Err(too_large(self.most));
+        }
+        // For a body that came without its length, or is larger than that.
+        self.reserve(length)?;
+        self.bytes.extend_from_slice(data);
+        Ok(())
+    }
+}
+
+impl Write for Room<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.refusal.is_none() {
+            self.refusal = self.take(data).err();
+        }
+        match self.refusal {
+            None => Ok(data.len()),
+            Some(_) => Err(io::Error::other(Full)),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The whole body, if it is of a known kind by its headers and within the limits; `bodies` has a
+/// permit for each byte that may be in flight.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Body,
     limits: &Limits,
     bodies: &Arc<Semaphore>,
 ) -> Result<Received, ApiError> {
-    check_headers(headers)?;
+    let (media, encoding) = (media(headers)?, Encoding::of(headers)?);
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = length.and_then(|length| length.parse().ok()).unwrap_or(0_u64);
     let announced = usize::try_from(announced).unwrap_or(usize::MAX);
     if announced > limits.body_bytes {
-        return Err(too_large(limits));
+        return Err(too_large(limits.body_bytes));
     }
-    let mut received = Received::of(bodies)?;
+    // What is held for decoding, which never is more than the body can need.
+    let window = encoding.window_bytes().min(limits.body_bytes);
+    let _window = permit(bodies, window)?;
+    let permit = permit(bodies, 0)?;
+    let (most, bytes) = (limits.body_bytes, Vec::new());
+    let mut room = Room { bytes, most, bodies, permit, refusal: None };
     // Either there is room for all of it, or not a byte is read.
-    received.reserve(bodies, announced)?;
-    received.bytes.reserve_exact(announced);
-    match tokio::time::timeout(limits.body_time, collect(body, limits, bodies, &mut received)).await
-    {
-        Ok(outcome) => outcome.map(|()| received),
+    room.reserve(announced)?;
+    room.bytes.reserve_exact(announced);
+    let collected = collect(body, encoding, limits.body_bytes, &mut room);
+    match tokio::time::timeout(limits.body_time, collected).await {
+        Ok(Ok(())) => Ok(Received { bytes: room.bytes, media, _permit: room.permit }),
+        Ok(Err(error)) => Err(room.refusal.unwrap_or(error)),
         Err(_elapsed) => {
             Err(ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time"))
         }
     }
 }
 
-fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
-    let unsupported = |message| Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
-    if let Some(media_type) = headers.get(CONTENT_TYPE) {
-        let essence = media_type.to_str().unwrap_or_default();
-        let essence = essence.split(';').next().unwrap_or_default().trim();
-        if !essence.eq_ignore_ascii_case("application/json") {
-            return unsupported("the Content-Type must be application/json");
-        }
-    }
-    match headers.get(CONTENT_ENCODING) {
-        Some(encoding) if encoding != "identity" => unsupported("the body must not be compressed"),
-        _ => Ok(()),
+/// A request without a content type is taken for JSON.
+fn media(headers: &HeaderMap) -> Result<Media, ApiError> {
+    let Some(media_type) = headers.get(CONTENT_TYPE) else { return Ok(Media::Json) };
+    let media_type = media_type.to_str().unwrap_or_default();
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    let is = |name: &str| essence.eq_ignore_ascii_case(name);
+    if is("application/json") {
+        Ok(Media::Json)
+    } else if is("multipart/form-data") {
+        form::boundary(media_type).map(|boundary| Media::Form { boundary })
+    } else if is("application/octet-stream") {
+        Ok(Media::Octets)
+    } else {
+        let message = "the Content-Type must be application/json, multipart/form-data or \
+                       application/octet-stream";
+        Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
     }
 }
 
-fn too_large(limits: &Limits) -> ApiError {
-    let message = format!("the body is over {} bytes", limits.body_bytes);
-    ApiError::new(ErrorCode::PayloadTooLarge, message)
+fn too_large(most: usize) -> ApiError {
+    ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {most} bytes"))
 }
 
 async fn collect(
     mut body: Body,
-    limits: &Limits,
-    bodies: &Arc<Semaphore>,
-    received: &mut Received,
+    encoding: Encoding,
+    most: usize,
+    room: &mut Room<'_>,
 ) -> Result<(), ApiError> {
+    // Where the room is full, it knows why.
+    let refused = |error| match error {
+        InflateError::Full => too_large(most),
+        InflateError::Garbage => ApiError::malformed("the body is not what its encoding says"),
+    };
+    let mut left = most;
+    let mut inflater = Inflater::new(encoding, room).map_err(refused)?;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_error| ApiError::malformed("the body was cut off"))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        let length = received.bytes.len().saturating_add(data.len());
-        if length > limits.body_bytes {
-            return Err(too_large(limits));
-        }
-        // For a body that came without its length.
-        received.reserve(bodies, length)?;
-        received.bytes.extend_from_slice(&data);
+        left = left.checked_sub(data.len()).ok_or_else(|| too_large(most))?;
+        inflater.push(&data).await.map_err(refused)?;
     }
-    Ok(())
+    inflater.finish().map(drop).map_err(refused)
 }
 
-/// The object that a body is, without its `request_id`, which goes to where it is told of. One with
-/// more rows or values than are allowed is not read to its end.
+/// What a body says, without its `request_id`, which goes to where it is told of. One with more rows
+/// or values than are allowed is not read to its end.
 pub(super) fn parse(
-    bytes: &[u8],
+    received: &Received,
     form: Form,
     limits: &Limits,
     request_id: &mut RequestId,
 ) -> Result<Record, ApiError> {
+    match &received.media {
+        Media::Json => parse_json(received, form, limits, request_id).map(Record::Object),
+        Media::Form { boundary } => {
+            form::parse(received, boundary, form, limits, request_id).map(Record::Parts)
+        }
+        Media::Octets => Ok(Record::Octets(Bytes::copy_from_slice(received))),
+    }
+}
+
+fn parse_json(
+    bytes: &[u8],
+    form: Form,
+    limits: &Limits,
+    request_id: &mut RequestId,
+) -> Result<Map<String, Value>, ApiError> {
     let max_rows = match form {
         Form::Single => None,
         // Whatever array is in a field of a batch, it is the rows or a mistake.
@@ -149,17 +290,14 @@ pub(super) fn parse(
     };
     // serde_json refuses nesting deeper than 128 and invalid UTF-8 by itself. Its own words may
     // repeat the input, so only the place is told.
-    let mut object: Record = match json::parse(bytes, max_rows) {
+    let mut object = match json::parse(bytes, max_rows) {
         Ok(Value::Object(object)) => object,
         Ok(_) => return Err(ApiError::malformed("the body must be a JSON object")),
         Err(Refusal::TooManyRows) => {
             let message = format!("the batch has over {} rows", limits.batch_rows);
             return Err(ApiError::new(ErrorCode::UnacceptableInput, message));
         }
-        Err(Refusal::TooManyValues) => {
-            let message = format!("the body has over {} values", json::MAX_VALUES);
-            return Err(ApiError::new(ErrorCode::PayloadTooLarge, message));
-        }
+        Err(Refusal::TooManyValues) => return Err(json::too_many_values()),
         Err(Refusal::Syntax(error)) => {
             let what = match error.classify() {
                 serde_json::error::Category::Eof => "ends too early",
@@ -173,44 +311,60 @@ pub(super) fn parse(
     match object.remove("request_id").map(|id| id.as_str().and_then(RequestId::parse)) {
         None => {}
         Some(Some(id)) => *request_id = id,
-        Some(None) => {
-            let message = "`request_id` must be a string of 1 to 128 visible ASCII characters";
-            return Err(ApiError::malformed(message));
-        }
+        Some(None) => return Err(RequestId::malformed()),
     }
     Ok(object)
 }
 
 /// Take a field away that stands beside the inputs and is none of them.
 pub(super) fn take_beside_inputs(
-    object: &mut Record,
+    record: &mut Record,
     field: &str,
     form: Form,
     signature: &Signature,
 ) -> Option<Value> {
     let is_input = signature.inputs.iter().any(|input| input.name == field);
-    // A batch has its rows in an array, whatever that is called.
-    let is_rows = object.get(field).is_some_and(Value::is_array);
-    let stays = match form {
-        Form::Single => is_input,
-        Form::Batch => is_rows,
-    };
-    if stays { None } else { object.remove(field) }
-}
-
-/// The records of a body; their values are checked against the signature later.
-pub(super) fn rows(
-    object: Record,
-    form: Form,
-    signature: &Signature,
-) -> Result<Vec<Record>, ApiError> {
-    match form {
-        Form::Single => Ok(vec![object]),
-        Form::Batch => batch_rows(object, signature),
+    match record {
+        Record::Object(object) => {
+            // A batch has its rows in an array, whatever that is called.
+            let is_rows = object.get(field).is_some_and(Value::is_array);
+            let stays = match form {
+                Form::Single => is_input,
+                Form::Batch => is_rows,
+            };
+            if stays { None } else { object.remove(field) }
+        }
+        Record::Parts(_) => {
+            let is_rows = plural_key(signature).is_some_and(|(plural, _)| plural == field);
+            if is_input || is_rows { None } else { record.take_parts(field) }
+        }
+        Record::Octets(_) => None,
     }
 }
 
-fn batch_rows(mut object: Record, signature: &Signature) -> Result<Vec<Record>, ApiError> {
+/// The rows of a body; their values are checked against the signature later.
+pub(super) fn rows(
+    record: Record,
+    form: Form,
+    signature: &Signature,
+) -> Result<Vec<BodyRow>, ApiError> {
+    match (record, form) {
+        (Record::Object(object), Form::Single) => Ok(vec![BodyRow::Object(object)]),
+        (Record::Object(object), Form::Batch) => batch_rows(object, signature),
+        (Record::Parts(parts), form) => {
+            let rows = form::rows(parts, form, signature)?;
+            Ok(rows.into_iter().map(BodyRow::Cells).collect())
+        }
+        (Record::Octets(data), form) => {
+            form::octets(data, form, signature).map(|row| vec![BodyRow::Cells(row)])
+        }
+    }
+}
+
+fn batch_rows(
+    mut object: Map<String, Value>,
+    signature: &Signature,
+) -> Result<Vec<BodyRow>, ApiError> {
     let plural = plural_key(signature);
     let expected = || match &plural {
         Some((key, _)) => format!("a batch is either `instances` or `{key}`, and nothing else"),
@@ -225,12 +379,12 @@ fn batch_rows(mut object: Record, signature: &Signature) -> Result<Vec<Record>, 
             .into_iter()
             .enumerate()
             .map(|(row, value)| match value {
-                Value::Object(record) => Ok(record),
-                _ => Err(ApiError::malformed(format!("row {row} must be an object"))),
+                Value::Object(object) => BodyRow::Object(object),
+                _ => BodyRow::Other(row),
             })
-            .collect::<Result<_, _>>()?,
+            .collect(),
         (Some(Value::Array(values)), Some((plural, input))) if key == *plural => {
-            let record = |value| Map::from_iter([((*input).to_owned(), value)]);
+            let record = |value| BodyRow::Object(Map::from_iter([((*input).to_owned(), value)]));
             values.into_iter().map(record).collect()
         }
         (Some(_), Some((plural, _))) if key == *plural => {

@@ -2,7 +2,7 @@
 //!
 //! | error_code | status | when |
 //! |---|---|---|
-//! | `malformed_request` | 400 | not JSON, a wrong type, a missing or unknown field, an empty batch |
+//! | `malformed_request` | 400 | not JSON, a wrong type, a missing or unknown field, an empty batch, garbage |
 //! | `unauthorized` | 401 | no key, or one that is not good (any more); `WWW-Authenticate` |
 //! | `forbidden` | 403 | the key is not good for this model, or for changing what is served |
 //! | `not_found` | 404 | no such endpoint, model or version |
@@ -12,7 +12,7 @@
 //! | `method_not_allowed` | 405 | the endpoint takes another method |
 //! | `request_timeout` | 408 | the body did not come in time |
 //! | `payload_too_large` | 413 | the body is over the limit, or has too many values |
-//! | `unsupported_media_type` | 415 | the body is not `application/json`, or it is compressed |
+//! | `unsupported_media_type` | 415 | a body of a type or an encoding that is not taken here |
 //! | `unacceptable_input` | 422 | the right form, but a value that the model does not accept |
 //! | `unacceptable_artifact` | 422 | it is no artifact, or its version cannot be loaded or proved |
 //! | `contract_violation` | 422 | the version's number promises more than its signature keeps |
@@ -91,6 +91,37 @@ impl ErrorCode {
             Self::IdempotencyMismatch => "idempotency_mismatch",
             Self::InsufficientStorage => "insufficient_storage",
         }
+    }
+
+    /// All of them.
+    pub(crate) const ALL: [Self; 22] = [
+        Self::MalformedRequest,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::PayloadTooLarge,
+        Self::UnsupportedMediaType,
+        Self::UnacceptableInput,
+        Self::RateLimited,
+        Self::ModelFailure,
+        Self::Internal,
+        Self::Overloaded,
+        Self::NotReady,
+        Self::DeadlineExceeded,
+        Self::Conflict,
+        Self::RevisionConflict,
+        Self::UnacceptableArtifact,
+        Self::ContractViolation,
+        Self::IdempotencyConflict,
+        Self::IdempotencyMismatch,
+        Self::InsufficientStorage,
+    ];
+
+    /// Whether its answers say when to come back.
+    pub(crate) fn tells_when(self) -> bool {
+        self.is_temporary() || self == Self::RateLimited
     }
 
     /// Whether the same request may succeed in a second.
@@ -187,7 +218,7 @@ impl ApiError {
         }
     }
 
-    fn with_details(code: ErrorCode, details: Vec<Detail>) -> Self {
+    pub(super) fn with_details(code: ErrorCode, details: Vec<Detail>) -> Self {
         let message = details.first().map_or("the input is not acceptable".to_owned(), |first| {
             format!("row {}: `{}` {}", first.row, first.field, first.reason)
         });
@@ -218,6 +249,25 @@ impl ApiError {
             body["details"] = serde_json::json!(self.violations);
         }
         body
+    }
+}
+
+impl ApiError {
+    /// The same as RFC 9457 has it.
+    pub(crate) fn problem(&self, request_id: &str) -> serde_json::Value {
+        let status = self.code.status();
+        let mut problem = serde_json::json!({
+            "type": format!("urn:guesthouse:error:{}", self.code.as_str()),
+            "title": status.canonical_reason().unwrap_or_default(),
+            "status": status.as_u16(),
+            "detail": self.message,
+        });
+        if let (Some(all), serde_json::Value::Object(own)) =
+            (problem.as_object_mut(), self.body(request_id))
+        {
+            all.extend(own);
+        }
+        problem
     }
 }
 

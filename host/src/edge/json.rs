@@ -8,6 +8,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::error::{ApiError, ErrorCode};
+
 /// The most values of a body; a field of an object counts twice, for its key. A million numbers are
 /// six images of 224 × 224 × 3, or a minute of sound; at 72 bytes each they take 75 MB.
 pub(super) const MAX_VALUES: usize = 1 << 20;
@@ -29,12 +31,28 @@ pub(super) enum Refusal {
 /// The value that the JSON is. With `max_rows`, an array right in a field of the outermost object
 /// has at most that many elements.
 pub(super) fn parse(json: &[u8], max_rows: Option<usize>) -> Result<Value, Refusal> {
-    let mut budget = Budget { values: MAX_VALUES, refusal: None };
+    parse_within(json, max_rows, &mut { MAX_VALUES })
+}
+
+/// The same for one of several texts that share the values that are left.
+pub(super) fn parse_within(
+    json: &[u8],
+    max_rows: Option<usize>,
+    values: &mut usize,
+) -> Result<Value, Refusal> {
+    let mut budget = Budget { values: *values, refusal: None };
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let tree = Tree { budget: &mut budget, place: Place::Body { max_rows } };
     let value = tree.deserialize(&mut deserializer);
     let value = value.and_then(|value| deserializer.end().map(|()| value));
+    *values = budget.values;
     value.map_err(|error| budget.refusal.unwrap_or(Refusal::Syntax(error)))
+}
+
+/// What the caller is told of [`Refusal::TooManyValues`].
+pub(super) fn too_many_values() -> ApiError {
+    let message = format!("the body has over {MAX_VALUES} values");
+    ApiError::new(ErrorCode::PayloadTooLarge, message)
 }
 
 struct Budget {

@@ -1,40 +1,82 @@
-//! Connections: accepted up to a limit, served HTTP/1.1, and closed when they say nothing.
+//! Connections: accepted up to a limit, served HTTP/1.1 and HTTP/2, and closed when they say nothing.
 //!
-//! A caller that does not send the head of its next request in time is cut off, so that silent
-//! connections cannot use up the limit; so is one that does not take an answer in the time for a
-//! body. How long a body may take is bounded in `body`, how long an
-//! answer may take by the deadline of the prediction.
+//! Which of the two it is, the TLS handshake says, or without TLS the first bytes. A caller that does
+//! not send the head of its next request in time is cut off, so that silent connections cannot use up
+//! the limit; the handshake has that long as well. An answer has to be taken in that time and the time
+//! for a body together. How long a body may take is bounded in `body`, how long an answer may take by
+//! the deadline of the prediction.
 
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use hyper::server::conn::http1;
+use axum::http::Version;
+use hyper::rt::{Read, Write};
 use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
+use super::tls::{self, Tls};
 use crate::config::Limits;
 
 /// How long to wait when the machine refuses connections, for want of files or memory: short
 /// enough that nobody notices when it is over, long enough not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Requests of one HTTP/2 connection at the same time: what the standard recommends to allow.
+const MAX_STREAMS: u32 = 100;
+
+/// Bytes in the headers of an HTTP/2 request, inflated. HTTP/1 has hyper's own limits: 100 headers
+/// in about 400 KiB.
+const MAX_HEADER_LIST: u32 = 16 << 10;
+
+/// Bytes of one body, and of all bodies of a connection, that HTTP/2 callers may send ahead. Bodies
+/// are read as they come, so this is for the way only: 20 Mbit/s over a tenth of a second.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Bytes of one HTTP/2 answer that wait in the connection.
+const MAX_SEND_BUFFER: usize = 64 << 10;
+
+/// How often an HTTP/2 caller that says nothing is asked whether it is there, and how long it has for
+/// the answer: one that has vanished is found within half a minute, whatever it was waiting for.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+const PING_TIME: Duration = Duration::from_secs(15);
+
+/// Requests that a caller may take back before they are looked at, and that may be wrong, before the
+/// connection is closed. Who opens and resets streams in a loop costs work and waits for nothing.
+const MAX_PENDING_RESETS: usize = 20;
+const MAX_ERROR_RESETS: usize = 256;
+
+/// How long a closing HTTP/2 connection with no request under way waits for its caller's last word:
+/// a round trip over any network.
+const GOODBYE_TIME: Duration = Duration::from_secs(1);
+
 /// Serve until `stopping` says otherwise, then finish the requests that are under way.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     endpoints: Router,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.head_time);
+    let server = Arc::new(Server {
+        plain: http(limits.head_time),
+        http2: http(limits.head_time).http2_only(),
+        http1: http(limits.head_time).http1_only(),
+        tls,
+        endpoints,
+        limits,
+    });
     let mut connections = JoinSet::new();
     let mut refusing = false;
     loop {
@@ -48,14 +90,7 @@ pub async fn serve(
         match accepted {
             Ok((stream, _)) => {
                 refusing = false;
-                let (endpoints, http) = (endpoints.clone(), http.clone());
-                connections.spawn(connection(
-                    stream,
-                    endpoints,
-                    http,
-                    limits.body_time,
-                    stopping.clone(),
-                ));
+                connections.spawn(Arc::clone(&server).connection(stream, stopping.clone()));
             }
             // The caller left while it waited.
             Err(error) if is_of_caller(&error) => {}
@@ -78,41 +113,165 @@ fn is_of_caller(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn connection(
-    stream: TcpStream,
+type Http = auto::Builder<TokioExecutor>;
+
+fn http(head_time: Duration) -> Http {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(head_time);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(MAX_SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_ERROR_RESETS)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIME);
+    http
+}
+
+/// What all connections of a listener have in common.
+struct Server {
+    /// For callers that say what they speak by speaking it, and for those that have agreed on it.
+    plain: Http,
+    http2: Http,
+    http1: Http,
+    tls: Option<Arc<Tls>>,
     endpoints: Router,
-    http: http1::Builder,
-    take_time: Duration,
-    mut stopping: watch::Receiver<bool>,
-) {
-    // Answers are written at once, so there is nothing to gather. This and the next fail on a
-    // connection that has ended, which the first read tells as well.
-    let _ = stream.set_nodelay(true);
-    // A caller that does not take its answers would hold the connection for ever.
-    let take_time = u32::try_from(take_time.as_millis()).unwrap_or(u32::MAX);
-    let _ = set_tcp_user_timeout(&stream, take_time);
-    let asked = AtomicBool::new(false);
-    let endpoints = TowerToHyperService::new(endpoints);
-    let service = service_fn(|request| {
-        asked.store(true, Ordering::Relaxed);
-        endpoints.call(request)
-    });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-    // What has arrived is looked at first. How a connection ends concerns its caller only.
-    tokio::select! {
-        biased;
-        _ = connection.as_mut() => return,
-        () = stopped(&mut stopping) => {}
+    limits: Limits,
+}
+
+impl Server {
+    async fn connection(self: Arc<Self>, stream: TcpStream, mut stopping: watch::Receiver<bool>) {
+        // Answers are written at once, so there is nothing to gather. This and the next fail on a
+        // connection that has ended, which the first read tells as well.
+        let _ = stream.set_nodelay(true);
+        // A caller that does not take its answers would hold the connection for ever.
+        let take_time = self.limits.body_time.as_millis();
+        let take_time = u32::try_from(take_time).unwrap_or(u32::MAX);
+        let _ = set_tcp_user_timeout(&stream, take_time);
+        let Some(tls) = &self.tls else {
+            return self.speak(&self.plain, TokioIo::new(stream), stopping).await;
+        };
+        // What goes wrong here concerns the caller only, and there is no request to log.
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(self.limits.head_time, tls.accept(stream)) => shaken,
+            () = stopped(&mut stopping) => return,
+        };
+        let Ok(Ok(stream)) = shaken else { return };
+        let http = if tls::is_http2(&stream) { &self.http2 } else { &self.http1 };
+        self.speak(http, TokioIo::new(stream), stopping).await;
     }
-    // hyper closes connections between two requests by itself, but would wait for the rest of a
-    // first head.
-    if asked.load(Ordering::Relaxed) {
+
+    async fn speak(
+        &self,
+        http: &Http,
+        stream: impl Read + Write + Send + Unpin + 'static,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        let activity = Arc::new(Activity::new());
+        let endpoints = TowerToHyperService::new(self.endpoints.clone());
+        let service = service_fn(|request: hyper::Request<_>| {
+            let working = Working::begin(&activity, request.version());
+            let answer = endpoints.call(request);
+            async move {
+                let answer = answer.await;
+                drop(working);
+                answer
+            }
+        });
+        let mut connection = pin!(http.serve_connection(stream, service));
+        // What has arrived is looked at first. How a connection ends concerns its caller only.
+        let is_silent = tokio::select! {
+            biased;
+            _ = connection.as_mut() => return,
+            () = stopped(&mut stopping) => false,
+            () = activity.idle_for(self.limits.head_time) => true,
+        };
+        // A connection between two requests is closed at once; one before its first is, too, because
+        // it would be waited for until its head is complete.
+        if !activity.asked.load(Ordering::Relaxed) {
+            return;
+        }
         connection.as_mut().graceful_shutdown();
-        let _ = connection.await;
+        let is_at_work = activity.working.load(Ordering::Relaxed) > 0;
+        let goodbye = if is_silent {
+            // There may be an answer that is still being taken.
+            self.limits.body_time
+        } else if activity.is_http2.load(Ordering::Relaxed) && !is_at_work {
+            GOODBYE_TIME
+        } else {
+            // The time to drain is the server's.
+            return drop(connection.await);
+        };
+        let _ = tokio::time::timeout(goodbye, connection).await;
     }
 }
 
-async fn stopped(stopping: &mut watch::Receiver<bool>) {
+/// What is under way on a connection.
+struct Activity {
+    working: AtomicUsize,
+    /// Whether there ever was a request.
+    asked: AtomicBool,
+    is_http2: AtomicBool,
+    /// When there was something under way for the last time.
+    last: Mutex<Instant>,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self {
+            working: AtomicUsize::new(0),
+            asked: AtomicBool::new(false),
+            is_http2: AtomicBool::new(false),
+            last: Mutex::new(Instant::now()),
+        }
+    }
+
+    fn touch(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Ends when nothing has been under way for that long.
+    async fn idle_for(&self, time: Duration) {
+        loop {
+            let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_at_work = self.working.load(Ordering::Acquire) > 0;
+            let now = Instant::now();
+            // What is under way now ends later, so this is not too late.
+            let end = if is_at_work { now + time } else { last + time };
+            if end <= now {
+                return;
+            }
+            tokio::time::sleep_until(end).await;
+        }
+    }
+}
+
+/// A request under way, until this is dropped.
+struct Working(Arc<Activity>);
+
+impl Working {
+    fn begin(activity: &Arc<Activity>, version: Version) -> Self {
+        activity.working.fetch_add(1, Ordering::AcqRel);
+        activity.is_http2.store(version == Version::HTTP_2, Ordering::Relaxed);
+        activity.asked.store(true, Ordering::Relaxed);
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        // The time first: whoever sees nothing at work sees when that was.
+        self.0.touch();
+        self.0.working.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Ends when it is time to stop.
+pub(super) async fn stopped(stopping: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a stop as well.
     let _ = stopping.wait_for(|stop| *stop).await;
 }

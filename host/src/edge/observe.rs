@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::access::Allowance;
 use super::error::{ApiError, ErrorCode};
+use super::problem;
 use super::unread::Unread;
 use crate::model::VersionId;
 use crate::router::{Reason, Route};
@@ -38,6 +39,12 @@ impl RequestId {
             && text.len() <= MAX_REQUEST_ID_LENGTH
             && text.bytes().all(|byte| byte.is_ascii_graphic());
         good.then(|| Self(text.to_owned()))
+    }
+
+    /// What the caller is told whose body has one that is none.
+    pub(crate) fn malformed() -> ApiError {
+        let message = "`request_id` must be a string of 1 to 128 visible ASCII characters";
+        ApiError::malformed(message)
     }
 
     fn of(headers: &HeaderMap) -> Self {
@@ -109,6 +116,7 @@ pub(crate) async fn each_request(
 ) -> Response {
     let mut line = Line::begin(&mut request);
     let unread = Unread::of(&mut request);
+    let wants_problem = problem::wants_problem(request.headers());
     let mut response = next.run(request).await;
 
     if let Some(account) = response.extensions_mut().remove::<Account>() {
@@ -122,9 +130,13 @@ pub(crate) async fn each_request(
         if error.code != ErrorCode::RequestTimeout {
             unread.drain(largest).await;
         }
-        *response.body_mut() = error.body(id.as_str()).to_string().into();
-        let json = HeaderValue::from_static("application/json");
-        response.headers_mut().insert(CONTENT_TYPE, json);
+        let (body, media_type) = if wants_problem {
+            (error.problem(id.as_str()), "application/problem+json")
+        } else {
+            (error.body(id.as_str()), "application/json")
+        };
+        *response.body_mut() = body.to_string().into();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     }
     id.insert_into(response.headers_mut());
     line.account.tell_route(response.headers_mut());

@@ -26,8 +26,9 @@ pub(super) async fn server(
     State(edge): Shared,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    edge.authorize(&headers)?;
-    Ok(Json(document(&edge.registry.snapshot(), &edge.policy.load(), None)))
+    let caller = edge.authorize_for_some(&headers)?;
+    let may_know = |model: &ModelName| caller.scopes().predicts(model);
+    Ok(Json(document(&edge.registry.snapshot(), &edge.policy.load(), None, may_know)))
 }
 
 /// `GET /models/{model}/openapi.json`
@@ -36,13 +37,14 @@ pub(super) async fn model(
     Path(model): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    edge.authorize(&headers)?;
+    let caller = edge.authorize(&headers)?;
     let (model, _) = target(&model, None)?;
+    edge.permit(&caller, &model)?;
     let snapshot = edge.registry.snapshot();
     if !snapshot.models.contains_key(&model) {
         return Err(RouteError::UnknownModel.into());
     }
-    Ok(Json(document(&snapshot, &edge.policy.load(), Some(&model))))
+    Ok(Json(document(&snapshot, &edge.policy.load(), Some(&model), |other| *other == model)))
 }
 
 /// `GET /models/{model}/versions/{selector}/schema`
@@ -51,11 +53,13 @@ pub(super) async fn schema(
     Path((model, selector)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    edge.authorize(&headers)?;
+    let caller = edge.authorize(&headers)?;
     let (model, selector) = target(&model, Some(&selector))?;
+    edge.permit(&caller, &model)?;
     let found = router::explain(&edge.registry.snapshot(), &model, &selector, Instant::now())?;
     let (version, ..) = found.into_iter().next().ok_or(RouteError::NotReady)?;
-    let schemas = Schemas::new(&edge.policy.load(), &version);
+    let policy = edge.policy.load();
+    let schemas = Schemas::new(&policy, &version);
     let dialect = "https://json-schema.org/draft/2020-12/schema";
     let whole = |mut schema: Value| {
         schema["$schema"] = json!(dialect);
@@ -71,14 +75,20 @@ pub(super) async fn schema(
     })))
 }
 
-/// The whole document, or the part of it that is about one model.
-fn document(snapshot: &Snapshot, policy: &Policy, only: Option<&ModelName>) -> Value {
+/// The whole document, or the part of it that is about one model; it names none but those that its
+/// reader may know of.
+fn document(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    only: Option<&ModelName>,
+    may_know: impl Fn(&ModelName) -> bool,
+) -> Value {
     let mut document = Document::default();
     if only.is_none() {
-        operations::general(&mut document, snapshot);
-        document.default_model(snapshot, policy);
+        operations::general(&mut document);
+        document.default_model(snapshot, policy, &may_know);
     }
-    let models = snapshot.models.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
+    let models = snapshot.models.iter().filter(|(name, _)| may_know(name));
     for (name, versions) in models {
         document.model(snapshot, policy, name, versions);
     }
@@ -116,20 +126,29 @@ struct Document {
 
 impl Document {
     /// The paths that name no model.
-    fn default_model(&mut self, snapshot: &Snapshot, policy: &Policy) {
+    fn default_model(
+        &mut self,
+        snapshot: &Snapshot,
+        policy: &Policy,
+        may_know: impl Fn(&ModelName) -> bool,
+    ) {
         let mut names = snapshot.models.keys();
         let only = names.next().filter(|_| names.next().is_none());
-        let Some(name) = policy.default_model.as_ref().or(only) else { return };
+        let name = policy.default_model.as_ref().or(only).filter(|name| may_know(name));
+        let Some(name) = name else { return };
         let Some(versions) = snapshot.models.get(name) else { return };
         self.tag("default model", &format!("The paths that name no model: they mean {name}."));
         if let Some(version) = answering(snapshot, name, &Selector::Default) {
-            self.predict("", "default model", policy, &version, true);
+            let (schemas, tag) = (&Schemas::new(policy, &version), "default model");
+            self.predict(&Operations { path: "", tag, schemas, takes_selector: true });
         }
         let mut majors: Vec<_> = versions.versions.keys().map(|version| version.major).collect();
         majors.dedup();
         for major in majors {
             if let Some(version) = answering(snapshot, name, &Selector::major(major)) {
-                self.predict(&format!("/v{major}"), "default model", policy, &version, false);
+                let (path, tag) = (&format!("/v{major}"), "default model");
+                let schemas = &Schemas::new(policy, &version);
+                self.predict(&Operations { path, tag, schemas, takes_selector: false });
             }
         }
     }
@@ -144,32 +163,27 @@ impl Document {
     ) {
         let tag = name.as_str();
         let answering = answering(snapshot, name, &Selector::Default);
-        let described = answering.as_ref().and_then(|version| version.metadata().description.clone());
+        let described =
+            answering.as_ref().and_then(|version| version.metadata().description.clone());
         self.tag(tag, &described.unwrap_or_default());
         operations::catalogue(self, name);
         if let Some(version) = answering {
-            self.predict(&format!("/models/{name}"), tag, policy, &version, true);
+            let (path, schemas) = (&format!("/models/{name}"), &Schemas::new(policy, &version));
+            self.predict(&Operations { path, tag, schemas, takes_selector: true });
         }
         for version in versions.versions.values().filter_map(|state| state.servable()) {
             let number = &version.id().version;
-            let path = format!("/models/{name}/versions/{number}");
-            self.predict(&path, tag, policy, version, false);
+            let path = &format!("/models/{name}/versions/{number}");
+            let schemas = &Schemas::new(policy, version);
+            self.predict(&Operations { path, tag, schemas, takes_selector: false });
         }
     }
 
-    fn predict(
-        &mut self,
-        path: &str,
-        tag: &str,
-        policy: &Policy,
-        version: &ServableVersion,
-        takes_selector: bool,
-    ) {
-        let schemas = Schemas::new(policy, version);
-        for (name, schema) in schemas.named() {
+    fn predict(&mut self, operations: &Operations<'_>) {
+        for (name, schema) in operations.schemas.named() {
             self.schemas.entry(name).or_insert(schema);
         }
-        let operations = Operations { path, tag, schemas: &schemas, takes_selector };
+        let path = operations.path;
         self.paths.insert(format!("{path}/predict"), json!({"post": operations.single()}));
         self.paths.insert(format!("{path}/batch_predict"), json!({"post": operations.batch()}));
     }

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use rand::RngExt as _;
@@ -19,6 +19,7 @@ use super::body::{self, Form};
 use super::error::{ApiError, ErrorCode};
 use super::idempotency::{self, Answer, Before, REPLAYED_HEADER, Ticket};
 use super::observe::{Account, VERSION_HEADER};
+use super::partial::{self, Inputs, Results};
 use super::{Edge, Policy, Shared, shadowed};
 use crate::config::Sticky;
 use crate::inference::Inference;
@@ -164,12 +165,12 @@ async fn predict(
     let Asked { edge, policy, target, form } = asked;
     let limits = &policy.limits;
     let (parts, body) = request.into_parts();
-    let caller = edge.authorize(&parts.headers)?;
-    account.caller = Some(caller.name().to_owned());
+    let caller = edge.identify(&parts.headers, account)?;
     let (model, selector) = target?;
     edge.admit(&caller, &model, &mut account.allowance)?;
     let selector = header_selector(&parts.headers, selector)?;
     let wanted_time = wanted_time(&parts.headers)?;
+    let is_partial = partial::is_wanted(&parts.uri, form)?;
     let sticky = policy.sticky.get(&model).unwrap_or(&NO_STICKY);
     let mut key = header_key(sticky, &parts.headers);
     let mut way = Way { edge, policy, model, selector, form, wanted_time, draw: None };
@@ -221,18 +222,15 @@ async fn predict(
     }
     let rows = body::rows(object, form, signature)?;
     account.rows = rows.len();
-    let records: Vec<&Map<String, Value>> = rows.iter().collect();
-    let inputs = record::decode(signature, &records)?;
-    // Many times as large as the tensors that wait from now on.
-    drop(rows);
+    let inputs = Inputs::of(signature, rows, is_partial)?;
     let is_random = key.is_none() && route.is_drawn;
     edge.traffic.count(route.version.id(), route.reason.as_str(), is_random);
     let span = tracing::info_span!("predict", request_id = account.request_id.as_str());
     let batches = Vec::new();
     let mut call = Call { inference: &edge.inference, route: &route, deadline, span, batches };
-    let records = call.run(inputs, account.rows).await?;
+    let results = inputs.run(&mut call, account.rows).await?;
     let batches = call.batches;
-    Ok(Outcome::Now(Prediction { route, records, batches }, ticket))
+    Ok(Outcome::Now(Prediction { route, results, batches }, ticket))
 }
 
 /// Where a request goes, as far as it is known.
@@ -306,7 +304,7 @@ fn header_key(sticky: &Sticky, headers: &HeaderMap) -> Option<Vec<u8>> {
 
 /// What tells the caller from others, if the field of its body does.
 fn field_key(field: &str, object: &body::Record) -> Result<Option<Vec<u8>>, ApiError> {
-    match object.get(field) {
+    match object.get(field).as_deref() {
         None => Ok(None),
         Some(Value::String(text)) if text.is_empty() => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone().into_bytes())),
@@ -339,10 +337,23 @@ fn wanted_time(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     }
 }
 
+/// Read the headers that a prediction reads.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz_headers(headers: &HeaderMap) {
+    let time = wanted_time(headers);
+    assert!(
+        time.is_ok_and(|time| time.is_none_or(|time| !time.is_zero()))
+            || headers.contains_key(TIMEOUT_HEADER)
+    );
+    let _ = header_selector(headers, Selector::Default);
+    let sticky = Sticky { header: Some("x-user-id".to_owned()), field: None };
+    assert!(header_key(&sticky, headers).is_none_or(|key| !key.is_empty()));
+}
+
 /// Validated inputs on their way to one version.
-struct Call<'a> {
+pub(super) struct Call<'a> {
     inference: &'a Inference,
-    route: &'a Route,
+    pub(super) route: &'a Route,
     deadline: Instant,
     span: tracing::Span,
     /// What has been run, if another version is to be asked as well.
@@ -352,31 +363,30 @@ struct Call<'a> {
 impl Call<'_> {
     /// Run the rows in batches of at most the version's own size, one after the other, so that one
     /// large request does not take every inference thread.
-    async fn run(
+    pub(super) async fn run(
         &mut self,
         inputs: Vec<Tensor>,
         rows: usize,
     ) -> Result<Vec<Map<String, Value>>, ApiError> {
         let most = self.route.version.signature().max_batch_size as usize;
         if rows <= most {
-            return self.run_batch(inputs).await;
+            return self.run_batch(Arc::new(inputs)).await;
         }
         let mut records = Vec::with_capacity(rows);
         for start in (0..rows).step_by(most) {
             let count = most.min(rows - start);
             let batch = inputs.iter().map(|input| input.slice_rows(start, count)).collect();
-            let batch = self.run_batch(batch).await;
+            let batch = self.run_batch(Arc::new(batch)).await;
             records.extend(batch.map_err(|error| error.shift_rows(start))?);
         }
         Ok(records)
     }
 
-    async fn run_batch(
+    pub(super) async fn run_batch(
         &mut self,
-        inputs: Vec<Tensor>,
+        inputs: Arc<Vec<Tensor>>,
     ) -> Result<Vec<Map<String, Value>>, ApiError> {
         let (version, span) = (Arc::clone(&self.route.version), self.span.clone());
-        let inputs = Arc::new(inputs);
         let again = self.route.shadow.as_ref().map(|_| Arc::clone(&inputs));
         let outputs = self.inference.predict(version, inputs, self.deadline, span).await?;
         let records = record::encode(self.route.version.signature(), &outputs)?;
@@ -389,7 +399,7 @@ impl Call<'_> {
 
 struct Prediction {
     route: Route,
-    records: Vec<Map<String, Value>>,
+    results: Results,
     batches: Vec<Batch>,
 }
 
@@ -404,9 +414,9 @@ impl Prediction {
     }
 
     fn into_answer(self, form: Form, request_id: &str) -> Answer {
-        let (reason, rows) = (self.route.reason, self.records.len());
+        let (status, mut records) = (self.results.status(), self.results.records);
+        let (reason, rows) = (self.route.reason, records.len());
         let version = self.route.version.id().clone();
-        let mut records = self.records;
         let mut answer = match form {
             Form::Single => records.pop().unwrap_or_default(),
             Form::Batch => Map::from_iter([("results".to_owned(), json!(records))]),
@@ -415,7 +425,7 @@ impl Prediction {
         answer.insert("model_version".to_owned(), json!(version.version.to_string()));
         answer.insert("request_id".to_owned(), json!(request_id));
         let body = Value::Object(answer).to_string().into();
-        Answer { status: StatusCode::OK, body, version, reason, rows }
+        Answer { status, body, version, reason, rows }
     }
 }
 

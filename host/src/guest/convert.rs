@@ -130,9 +130,11 @@ fn constraint_from_wit(constraint: wit::Constraint) -> Constraint {
         wit::Constraint::Length(wit::LengthRange { minimum, maximum }) => {
             Constraint::Length { minimum, maximum }
         }
-        wit::Constraint::Range(wit::NumberRange { minimum, maximum }) => {
-            Constraint::Range { minimum, maximum }
-        }
+        wit::Constraint::Range(wit::NumberRange { minimum, maximum }) => Constraint::Range {
+            // Bounds that do not bind are none: JSON has no infinite numbers.
+            minimum: minimum.filter(|bound| *bound != f64::NEG_INFINITY),
+            maximum: maximum.filter(|bound| *bound != f64::INFINITY),
+        },
         wit::Constraint::OneOf(labels) => Constraint::OneOf(labels),
     }
 }

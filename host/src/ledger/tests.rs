@@ -1,6 +1,11 @@
 //! What lasts, and what is noticed.
 
+use semver::Version;
+
 use super::*;
+use crate::artifact::Digest;
+use crate::keys::Time;
+use crate::rollout::Routing;
 
 fn change(operation: &'static str) -> Change {
     Change {

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Datatype, Tensor};
+use super::{Datatype, Tensor, bytes_elements};
 
 /// Names that answers use for themselves, beside a record's outputs.
 const RESERVED_NAMES: [&str; 3] = ["request_id", "model", "model_version"];
@@ -161,9 +161,11 @@ impl Field {
             Constraint::Stripped => self.is_text(),
             Constraint::Length { minimum, maximum } => bytes && minimum <= maximum,
             Constraint::Range { minimum, maximum } => {
-                let nan = [minimum, maximum].into_iter().flatten().any(|bound| bound.is_nan());
+                // What has no JSON form would not be the same any more where it is kept.
+                let finite =
+                    [minimum, maximum].into_iter().flatten().all(|bound| bound.is_finite());
                 let ordered = minimum.zip(*maximum).is_none_or(|(low, high)| low <= high);
-                !bytes && self.datatype != Datatype::Bool && !nan && ordered
+                !bytes && self.datatype != Datatype::Bool && finite && ordered
             }
             Constraint::OneOf(labels) => {
                 let short = labels.iter().all(|label| label.len() <= MAX_TEXT_LENGTH);
@@ -184,7 +186,15 @@ impl Field {
         shape.extend(dimensions);
         let (datatype, data) = (self.datatype, default.clone());
         let row = Tensor { name: self.name.clone(), datatype, shape, data };
-        row.check().map_err(|error| format!("the default does not fit: {error}"))
+        row.check().map_err(|error| format!("the default does not fit: {error}"))?;
+        // What no caller can send, no default may be: guests rely on it.
+        let text = |element: &[u8]| std::str::from_utf8(element).is_ok();
+        let good = match datatype {
+            Datatype::Bool => row.data.iter().all(|flag| *flag <= 1),
+            Datatype::Bytes if self.is_text() => bytes_elements(&row.data).all(text),
+            _ => row.is_finite(),
+        };
+        if good { Ok(()) } else { Err("the default is no value of its type".to_owned()) }
     }
 }
 
@@ -217,6 +227,12 @@ mod tests {
             text.constraints = vec![constraint];
             signature(vec![text])
         };
+        let from = |minimum| {
+            let mut number = field("x", Datatype::Fp32);
+            number.constraints = vec![Constraint::Range { minimum: Some(minimum), maximum: None }];
+            signature(vec![number])
+        };
+        assert_eq!(from(-1.0).check(), Ok(()));
         let with_default = |default: &[u8]| {
             let mut number = field("x", Datatype::Fp32);
             number.default = Some(default.to_vec());
@@ -232,7 +248,21 @@ mod tests {
             with(Constraint::Stripped),
             with(Constraint::Range { minimum: None, maximum: None }),
             with(Constraint::Length { minimum: 2, maximum: 1 }),
+            from(f64::NAN),
+            from(f64::INFINITY),
             with_default(&[0; 5]),
+            with_default(&f32::NAN.to_le_bytes()),
+            {
+                let mut flag = field("x", Datatype::Bool);
+                flag.default = Some(vec![2]);
+                signature(vec![flag])
+            },
+            {
+                let mut text = field("x", Datatype::Bytes);
+                text.constraints = vec![Constraint::Text];
+                text.default = Some(vec![1, 0, 0, 0, 0xff]);
+                signature(vec![text])
+            },
             Signature { max_batch_size: 0, ..signature(vec![field("x", Datatype::Fp32)]) },
         ];
         for signature in bad {

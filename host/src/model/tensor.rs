@@ -138,6 +138,19 @@ impl Tensor {
         let data = self.data[begin..end].to_vec();
         Self { name: self.name.clone(), datatype: self.datatype, shape, data }
     }
+
+    /// These rows, in this order, as a tensor of their own.
+    ///
+    /// The tensor must have passed [`Tensor::check`] and must have these rows.
+    pub fn select_rows(&self, rows: &[usize]) -> Self {
+        let mut selected = self.slice_rows(0, 0);
+        // Neighbours are copied together.
+        for run in rows.chunk_by(|row, next| *next == row + 1) {
+            selected.data.extend_from_slice(&self.slice_rows(run[0], run.len()).data);
+        }
+        selected.shape[0] = rows.len() as u64;
+        selected
+    }
 }
 
 /// The elements of the data of a [`Datatype::Bytes`] tensor; ends early where the data is cut.
@@ -199,6 +212,16 @@ mod tests {
             let slice = tensor.slice_rows(start, count);
             prop_assert_eq!(slice.check(), Ok(()));
             prop_assert_eq!(slice, bytes_tensor(&rows[start..start + count]));
+        }
+
+        #[test]
+        fn chosen_rows_of_byte_strings_are_those(
+            rows in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..20),
+            chosen in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            let chosen: Vec<_> = chosen.iter().map(|index| index.index(rows.len())).collect();
+            let wanted: Vec<_> = chosen.iter().map(|row| rows[*row].clone()).collect();
+            prop_assert_eq!(bytes_tensor(&rows).select_rows(&chosen), bytes_tensor(&wanted));
         }
 
         #[test]

@@ -11,6 +11,9 @@ use crate::model::{Constraint, Datatype, Field, Signature, Tensor};
 /// The most issues that are told of one request.
 const MAX_ISSUES: usize = 20;
 
+/// What is wrong with a row whose arrays have other sizes than the first row's.
+pub(super) const OTHER_SHAPE: &str = "has another shape than the rows before it";
+
 /// What is wrong with one value of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowIssue {
@@ -40,6 +43,17 @@ impl RecordError {
     }
 }
 
+impl RecordError {
+    /// The same, told of another row.
+    pub(super) fn of_row(mut self, row: usize) -> Self {
+        let (Self::Malformed(issues) | Self::Unacceptable(issues)) = &mut self;
+        for issue in issues {
+            issue.row = row;
+        }
+        self
+    }
+}
+
 impl fmt::Display for RecordError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(first) = self.issues().first() else {
@@ -66,18 +80,53 @@ fn unacceptable<T>(reason: impl Into<String>) -> Result<T, Issue> {
     Err(Issue::Unacceptable(reason.into()))
 }
 
+/// A value that a row has for an input.
+#[derive(Debug, Clone, Copy)]
+pub enum Given<'a> {
+    /// In its JSON form.
+    Json(&'a Value),
+    /// The byte string itself, for an input of byte strings without a row shape.
+    Raw(&'a [u8]),
+}
+
+/// Values by input.
+pub trait Row {
+    /// Everything that there is a value for.
+    fn names(&self) -> impl Iterator<Item = &str>;
+
+    /// The value for that input.
+    fn value(&self, name: &str) -> Option<Given<'_>>;
+}
+
+impl Row for Map<String, Value> {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.keys().map(String::as_str)
+    }
+
+    fn value(&self, name: &str) -> Option<Given<'_>> {
+        self.get(name).map(Given::Json)
+    }
+}
+
+impl<R: Row> Row for &R {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        (*self).names()
+    }
+
+    fn value(&self, name: &str) -> Option<Given<'_>> {
+        (*self).value(name)
+    }
+}
+
 /// One tensor for each input of the signature, in its order.
 ///
 /// # Errors
 /// [`RecordError`] with every value that does not fit, form before content.
-pub fn decode(
-    signature: &Signature,
-    rows: &[&Map<String, Value>],
-) -> Result<Vec<Tensor>, RecordError> {
+pub fn decode(signature: &Signature, rows: &[impl Row]) -> Result<Vec<Tensor>, RecordError> {
     let mut issues = Issues::default();
     for (row, record) in rows.iter().enumerate() {
-        let known = |name: &String| signature.inputs.iter().any(|field| field.name == *name);
-        for name in record.keys().filter(|name| !known(name)) {
+        let known = |name: &str| signature.inputs.iter().any(|field| field.name == name);
+        for name in record.names().filter(|name| !known(name)) {
             let shown = name.chars().take(64).collect();
             issues.add(row, shown, Issue::Malformed("is not an input of this model".to_owned()));
         }
@@ -119,10 +168,10 @@ impl Issues {
     }
 }
 
-fn column(field: &Field, rows: &[&Map<String, Value>], issues: &mut Issues) -> Tensor {
+fn column(field: &Field, rows: &[impl Row], issues: &mut Issues) -> Tensor {
     let mut column = Column { field, data: Vec::new(), dimensions: None };
     for (row, record) in rows.iter().enumerate() {
-        if let Err(issue) = column.add(record.get(&field.name)) {
+        if let Err(issue) = column.add(record.value(&field.name)) {
             issues.add(row, field.name.clone(), issue);
         }
     }
@@ -140,7 +189,7 @@ struct Column<'a> {
 }
 
 impl Column<'_> {
-    fn add(&mut self, value: Option<&Value>) -> Result<(), Issue> {
+    fn add(&mut self, value: Option<Given<'_>>) -> Result<(), Issue> {
         let Some(value) = value else {
             let Some(default) = &self.field.default else {
                 return malformed("is missing");
@@ -150,18 +199,34 @@ impl Column<'_> {
             return self.agree(fixed.map(|size| u64::from(*size)).collect());
         };
         let mut dimensions = Vec::with_capacity(self.field.row_shape.len());
-        self.add_nested(value, 0, &mut dimensions)?;
+        match value {
+            Given::Json(value) => self.add_nested(value, 0, &mut dimensions)?,
+            Given::Raw(bytes) => self.add_raw(bytes)?,
+        }
         // An empty array says nothing of the dimensions below it.
         let below = self.field.row_shape.iter().skip(dimensions.len());
         dimensions.extend(below.map(|size| size.map_or(0, u64::from)));
         self.agree(dimensions)
     }
 
+    fn add_raw(&mut self, bytes: &[u8]) -> Result<(), Issue> {
+        if self.field.datatype != Datatype::Bytes || !self.field.row_shape.is_empty() {
+            return malformed("is no byte string");
+        }
+        if !self.field.is_text() {
+            return add_byte_string(self.field, bytes, &mut self.data);
+        }
+        match str::from_utf8(bytes) {
+            Ok(text) => append(&mut self.data, check_text(self.field, text)?.as_bytes()),
+            Err(_) => malformed("must be UTF-8"),
+        }
+    }
+
     fn agree(&mut self, dimensions: Vec<u64>) -> Result<(), Issue> {
         if *self.dimensions.get_or_insert_with(|| dimensions.clone()) == dimensions {
             Ok(())
         } else {
-            unacceptable("has another shape than the rows before it")
+            unacceptable(OTHER_SHAPE)
         }
     }
 
@@ -221,12 +286,16 @@ fn add_bytes(field: &Field, value: &Value, data: &mut Vec<u8>) -> Result<(), Iss
     let Ok(bytes) = BASE64.decode(string) else {
         return malformed("must be base64");
     };
+    add_byte_string(field, &bytes, data)
+}
+
+fn add_byte_string(field: &Field, bytes: &[u8], data: &mut Vec<u8>) -> Result<(), Issue> {
     for constraint in &field.constraints {
         if let Constraint::Length { minimum, maximum } = constraint {
             check_length(bytes.len(), "bytes", *minimum, *maximum)?;
         }
     }
-    append(data, &bytes)
+    append(data, bytes)
 }
 
 fn check_text<'a>(field: &Field, text: &'a str) -> Result<&'a str, Issue> {

@@ -28,6 +28,7 @@ pub(super) fn policy(settings: &Settings, limits: Limits) -> Policy {
     Policy {
         captured: settings.shadow_captures.clone(),
         default_model: settings.default_model.clone(),
+        origins: settings.origins.clone(),
         sticky: settings.sticky.clone(),
         limits,
     }
@@ -83,6 +84,7 @@ impl Reloader {
             ("admin_listen", differs(&then.admin_listen, &now.admin_listen)),
             ("repository", differs(&then.repository, &now.repository)),
             ("state", differs(&then.state, &now.state)),
+            ("tls", differs(&then.tls, &now.tls)),
             ("idempotency", differs(&then.answers, &now.answers)),
             ("models", differs(&then.models, &now.models)),
             ("parked_versions", differs(&then.max_parked, &now.max_parked)),

@@ -8,10 +8,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::FAILPOINTS;
 use crate::run;
 use crate::toolchain::TARGET;
 use crate::workspace::Workspace;
+use crate::{FAILPOINTS, fuzz};
 
 /// The version of cargo-deny to install where none is. Fixed, so that a new release with new
 /// rules or a newer compiler in mind cannot fail an unchanged commit.
@@ -25,6 +25,10 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let strict = ["--", "--deny", "warnings"];
     run::shown(run::cargo().args(clippy).arg("--all-targets").args(strict))?;
     run::shown(run::cargo().args(clippy).arg("--all-targets").args(FAILPOINTS).args(strict))?;
+
+    let mut fuzzer = run::cargo();
+    fuzzer.args(clippy).args(["--test", "fuzz"]).args(fuzz::packages(workspace));
+    run::shown(fuzzer.args(strict))?;
 
     let mut guests = run::cargo();
     guests.args(clippy).args(["--profile", "guest", "--target", TARGET]);

@@ -3,7 +3,7 @@
 //! This file is the table of contents: the command line and what each command does, step by step.
 //! How a step works is in the modules, in the order a reader should meet them: [`run`] (child
 //! processes), [`workspace`] (where things are), [`toolchain`] (the guests' compilation target),
-//! [`guests`], [`pack`], [`lint`], [`bench`]. What the built programs do is none of its business, except
+//! [`guests`], [`pack`], [`lint`], [`fuzz`], [`conformance`], [`bench`]. What the built programs do is none of its business, except
 //! for how fast they do it.
 
 #![allow(
@@ -13,6 +13,8 @@
 )]
 
 mod bench;
+mod conformance;
+mod fuzz;
 mod guests;
 mod lint;
 mod pack;
@@ -74,6 +76,10 @@ enum Task {
     },
     /// Check formatting, lints and licences.
     Lint,
+    /// Run every reader of bytes from outside on inputs that are made up, and look for those that break it.
+    Fuzz(fuzz::Options),
+    /// Ask others' tools, which are installed for it, about the server and what comes with it.
+    Conformance(conformance::Options),
     /// Build everything in release mode, measure it and compare the figures with their bars.
     Bench {
         #[command(subcommand)]
@@ -113,6 +119,8 @@ fn perform(task: Task) -> Result<()> {
         Task::Demo { listen } => demo(&Workspace::load()?, &listen),
         Task::Test { extra } => test(&Workspace::load()?, &extra),
         Task::Lint => lint::check(&Workspace::load()?),
+        Task::Conformance(options) => conformance::check(&Workspace::load()?, &options),
+        Task::Fuzz(options) => fuzz::run(&Workspace::load()?, &options),
         Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
         Task::Bench { bench: Bench::Runtime(options) } => bench_runtime(&options.absolute()?),
         Task::Bench { bench: Bench::Versions(options) } => bench_versions(&options.absolute()?),

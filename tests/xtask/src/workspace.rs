@@ -26,6 +26,8 @@ pub(crate) struct Workspace {
     root: PathBuf,
     /// Packages under `plugins/` that build a component, by name.
     pub(crate) guests: Vec<String>,
+    /// The packages that a command is about which names none.
+    pub(crate) default_packages: Vec<String>,
     /// All packages under `plugins/`: the guests and what they share.
     pub(crate) plugins: Vec<String>,
     target: PathBuf,
@@ -51,8 +53,16 @@ impl Workspace {
         let plugins_folder = root.join("plugins");
         let mut guests = Vec::new();
         let mut plugins = Vec::new();
+        let mut default_packages = Vec::new();
+        let is_default = |package: &Value| {
+            let members = metadata["workspace_default_members"].as_array();
+            members.is_some_and(|members| members.contains(&package["id"]))
+        };
         for package in metadata["packages"].as_array().into_iter().flatten() {
             let name = package["name"].as_str().context("a package without a name")?;
+            if is_default(package) {
+                default_packages.push(name.to_owned());
+            }
             if !folder(package, "manifest_path")?.starts_with(&plugins_folder) {
                 continue;
             }
@@ -61,7 +71,7 @@ impl Workspace {
                 guests.push(name.to_owned());
             }
         }
-        Ok(Self { root, guests, plugins, target })
+        Ok(Self { root, guests, default_packages, plugins, target })
     }
 
     /// The host program; it may have to be built first.
@@ -116,6 +126,21 @@ impl Workspace {
     /// The folder for compiled versions, which a server fills and finds again.
     pub(crate) fn state(&self) -> PathBuf {
         self.output().join("state")
+    }
+
+    /// The fuzzer's crate and the inputs that it begins with.
+    pub(crate) fn fuzz(&self) -> PathBuf {
+        self.root.join("tests/fuzz")
+    }
+
+    /// The folder for what fuzzing finds.
+    pub(crate) fn fuzz_output(&self) -> PathBuf {
+        self.target.join("fuzz")
+    }
+
+    /// What operators need around the program.
+    pub(crate) fn packaging(&self) -> PathBuf {
+        self.root.join("host/packaging")
     }
 
     /// The folder for programs that checks need, and that the user should not find elsewhere.

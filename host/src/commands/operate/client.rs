@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::failure::{OperateError, Refusal};
 use super::upload::{self, Upload, UploadError};
-use super::{ServerArguments, key};
+use super::{ServerArguments, key, trust};
 
 /// To find the server, and again to be let in: it is on this machine or near.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ pub(super) struct ServerUrl(String);
 
 /// A text is not a [`ServerUrl`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a server's address is like http://127.0.0.1:8001 (https is left to a proxy of yours)")]
+#[error("a server's address is like http://127.0.0.1:8001 or https://127.0.0.1:8001")]
 pub(super) struct ServerUrlError;
 
 impl FromStr for ServerUrl {
@@ -66,12 +66,18 @@ impl FromStr for ServerUrl {
         let uri: Uri = text.parse().map_err(|_malformed| ServerUrlError)?;
         let authority = uri.authority().ok_or(ServerUrlError)?;
         let host_alone = authority.as_str() == authority.host();
-        let good = uri.scheme_str() == Some("http")
+        let good = matches!(uri.scheme_str(), Some("http" | "https"))
             && (host_alone || authority.port_u16().is_some())
             && !authority.host().is_empty()
             && !authority.as_str().contains('@')
             && !text.contains(['?', '#']);
         if good { Ok(Self(text.trim_end_matches('/').to_owned())) } else { Err(ServerUrlError) }
+    }
+}
+
+impl ServerUrl {
+    fn is_https(&self) -> bool {
+        self.0.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
     }
 }
 
@@ -191,12 +197,14 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(arguments: &ServerArguments) -> Result<Self, OperateError> {
         let key = key::find(arguments.key_file.as_deref())?;
+        let trust = trust::find(arguments.server.is_https(), arguments.ca.as_deref())?;
         // The key goes to the server that was named: through no proxy that happens to be in the
         // environment, and nowhere that somebody redirects to.
         let configuration = Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
             .max_redirects(0)
+            .tls_config(trust)
             .timeout_resolve(Some(CONNECT_TIME))
             .timeout_connect(Some(CONNECT_TIME));
         let agent = configuration.build().new_agent();

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::client::{IdempotencyKey, ServerUrl};
 use super::key::KeyError;
+use super::trust::TrustError;
 use super::upload::UploadError;
 
 const COULD_NOT: u8 = 1;
@@ -29,6 +30,8 @@ pub(super) enum OperateError {
     Usage(&'static str),
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     #[error("the file cannot be sent")]
     Upload(#[from] UploadError),
     #[error("no answer from {server}")]
@@ -69,10 +72,11 @@ pub(super) struct Refusal {
 impl OperateError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => USAGE,
+            Self::Usage(_) | Self::Trust(TrustError::Missing) => USAGE,
             Self::Refused(refusal) => refusal.exit_code,
             Self::ShownBefore { .. } => CONFLICT,
             Self::Key(_)
+            | Self::Trust(_)
             | Self::Upload(_)
             | Self::Unreachable { .. }
             | Self::OutcomeUnknown { .. }

@@ -181,6 +181,8 @@ fn generate(arguments: &GenerateArguments) -> anyhow::Result<()> {
     let (scopes, expires, rate) = arguments.key.settle()?;
     let key = keys::generate()?;
     let mut entry = vec![
+        // Where it is appended, the last line may have no end.
+        String::new(),
         "[[keys]]".to_owned(),
         format!("name = {}", json!(arguments.key.name)),
         format!("sha256 = {}", json!(KeyHash::of(key.as_bytes()))),

@@ -6,19 +6,14 @@ use super::Document;
 use super::schemas::{Schemas, reference};
 use crate::edge::error::ErrorCode;
 use crate::model::{Field, ModelName};
-use crate::registry::Snapshot;
 
 /// What any request can be answered with, whatever it asks for.
 const GENERAL: [ErrorCode; 3] =
     [ErrorCode::MalformedRequest, ErrorCode::Internal, ErrorCode::NotReady];
 
 /// What a request that needs a key can be answered with as well.
-const KEYED: [ErrorCode; 4] = [
-    ErrorCode::Unauthorized,
-    ErrorCode::Forbidden,
-    ErrorCode::RateLimited,
-    ErrorCode::NotFound,
-];
+const KEYED: [ErrorCode; 4] =
+    [ErrorCode::Unauthorized, ErrorCode::Forbidden, ErrorCode::RateLimited, ErrorCode::NotFound];
 
 /// What a prediction can be answered with as well.
 const PREDICTION: [ErrorCode; 10] = [
@@ -61,7 +56,8 @@ impl Operations<'_> {
 
     pub(super) fn batch(&self) -> Value {
         let content = json!({"application/json": self.body("batch-request")});
-        let mut operation = self.operation("batch_predict", "Many rows, answered in their order", &content);
+        let mut operation =
+            self.operation("batch_predict", "Many rows, answered in their order", &content);
         operation["responses"]["200"] = self.answer("The outputs of all rows", "batch-response");
         let some = "The outputs of some rows, and why the others have none; only if asked for";
         operation["responses"]["207"] = self.answer(some, "batch-response");
@@ -80,7 +76,8 @@ impl Operations<'_> {
     /// A part for each input: bytes as they are, texts as they are, all else in JSON.
     fn form(&self) -> Value {
         let part = |field: &Field| {
-            let schema = if field.is_text() || !self.schemas.files().any(|it| it.name == field.name) {
+            let schema = if field.is_text() || !self.schemas.files().any(|it| it.name == field.name)
+            {
                 json!({"type": "string"})
             } else {
                 json!({"type": "string", "format": "binary"})
@@ -114,13 +111,16 @@ impl Operations<'_> {
     }
 
     fn parameters(&self) -> Vec<Value> {
-        let header = |name: &str, description: &str, schema: Value| {
-            json!({"name": name, "in": "header", "description": description, "schema": schema})
-        };
-        let word = json!({"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"});
+        let header = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "header", "description": description, "schema": schema});
+        let word =
+            json!({"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"});
         let mut parameters = vec![
             header("X-Request-Id", "comes back, and stands in the log", word.clone()),
-            header("Idempotency-Key", "names the request: asked again, its answer comes back", word),
+            header(
+                "Idempotency-Key",
+                "names the request: asked again, its answer comes back",
+                word,
+            ),
             header(
                 "X-Request-Timeout-Ms",
                 "how long the caller waits",
@@ -136,14 +136,15 @@ impl Operations<'_> {
 }
 
 /// The paths that are not about one model.
-pub(super) fn general(document: &mut Document, snapshot: &Snapshot) {
+pub(super) fn general(document: &mut Document) {
     document.tag("server", "The server itself.");
     let status = |word: &str| {
         let schema = json!({"type": "object", "properties": {"status": {"const": word}}, "required": ["status"]});
         json!({"description": word, "content": {"application/json": {"schema": schema}}})
     };
     let text = |media_type: &str, description: &str| {
-        let content = Map::from_iter([(media_type.to_owned(), json!({"schema": {"type": "string"}}))]);
+        let content =
+            Map::from_iter([(media_type.to_owned(), json!({"schema": {"type": "string"}}))]);
         json!({"description": description, "content": content})
     };
     let metrics = "What Prometheus reads; OpenMetrics where `Accept` asks for it";
@@ -153,9 +154,11 @@ pub(super) fn general(document: &mut Document, snapshot: &Snapshot) {
         ("/metrics", "metrics", metrics, text("text/plain", "the series"), true),
         ("/docs", "docs", "This document as a page", text("text/html", "the page"), true),
         ("/openapi.json", "openapi", "This document", object_of("the document"), false),
-        ("/models", "models", "Every model with its versions", list(snapshot), false),
+        ("/models", "models", "Every model with its versions", list(), false),
     ] {
-        document.paths.insert(path.to_owned(), json!({"get": read(id, "server", summary, &answer, is_open)}));
+        document
+            .paths
+            .insert(path.to_owned(), json!({"get": read(id, "server", summary, &answer, is_open)}));
     }
 }
 
@@ -165,9 +168,7 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName) {
         "name": "selector", "in": "path", "required": true,
         "schema": {"type": "string", "minLength": 1, "examples": ["stable"]},
     });
-    let asked = |name: &str, description: &str| {
-        json!({"name": name, "in": "query", "schema": {"type": "string"}, "description": description})
-    };
+    let asked = |name: &str, description: &str| json!({"name": name, "in": "query", "schema": {"type": "string"}, "description": description});
     let state = content_of("the model", &reference("Model"));
     let tag = model.as_str();
     for (path, name, summary, answer, parameters) in [
@@ -182,7 +183,13 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName) {
                 asked("key", "what would tell the caller apart"),
             ],
         ),
-        ("/openapi.json", "openapi", "This part of the document", object_of("the document"), vec![]),
+        (
+            "/openapi.json",
+            "openapi",
+            "This part of the document",
+            object_of("the document"),
+            vec![],
+        ),
         (
             "/versions/{selector}",
             "version",
@@ -221,7 +228,7 @@ fn read(id: &str, tag: &str, summary: &str, answer: &Value, is_open: bool) -> Va
     operation
 }
 
-fn list(_snapshot: &Snapshot) -> Value {
+fn list() -> Value {
     let models = json!({"type": "array", "items": reference("Model")});
     content_of(
         "the models",
@@ -254,7 +261,11 @@ fn errors(codes: &[ErrorCode]) -> Value {
         });
         let words = entry["description"].as_str().unwrap_or_default().to_owned();
         if !words.split(", ").any(|word| word == code.as_str()) {
-            let all = if words.is_empty() { code.as_str().to_owned() } else { format!("{words}, {}", code.as_str()) };
+            let all = if words.is_empty() {
+                code.as_str().to_owned()
+            } else {
+                format!("{words}, {}", code.as_str())
+            };
             entry["description"] = json!(all);
         }
     }
@@ -262,5 +273,9 @@ fn errors(codes: &[ErrorCode]) -> Value {
 }
 
 fn headers(names: &[&str]) -> Value {
-    names.iter().map(|name| ((*name).to_owned(), json!({"schema": {"type": "string"}}))).collect::<Map<_, _>>().into()
+    names
+        .iter()
+        .map(|name| ((*name).to_owned(), json!({"schema": {"type": "string"}})))
+        .collect::<Map<_, _>>()
+        .into()
 }

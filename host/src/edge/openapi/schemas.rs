@@ -63,9 +63,7 @@ impl<'a> Schemas<'a> {
     }
 
     pub(super) fn batch_request(&self) -> Value {
-        let rows = |items: Value| {
-            json!({"type": "array", "items": items, "minItems": 1, "maxItems": self.max_rows})
-        };
+        let rows = |items: Value| json!({"type": "array", "items": items, "minItems": 1, "maxItems": self.max_rows});
         let instances = rows(Value::Object(schema::inputs(self.signature())));
         let mut forms = vec![("instances".to_owned(), instances)];
         let required: Vec<&Field> = self.signature().required_inputs().collect();
@@ -91,7 +89,8 @@ impl<'a> Schemas<'a> {
         });
         let row = json!({"anyOf": [Value::Object(self.outputs()), failed]});
         let results = json!({"type": "array", "items": row});
-        let mut answer = schema::object(Map::from_iter([("results".to_owned(), results)]), &["results"]);
+        let mut answer =
+            schema::object(Map::from_iter([("results".to_owned(), results)]), &["results"]);
         add(&mut answer, self.told());
         Value::Object(answer)
     }
@@ -202,7 +201,8 @@ pub(super) fn common() -> Map<String, Value> {
         "properties": fields(json!({})),
         "required": ["error_code", "message"],
     });
-    let named = [("Error", error), ("Problem", problem), ("RowError", row), ("Model", model_state())];
+    let named =
+        [("Error", error), ("Problem", problem), ("RowError", row), ("Model", model_state())];
     named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
 

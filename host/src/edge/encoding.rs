@@ -1,0 +1,332 @@
+//! Compressed bodies: of requests, inflated while they arrive, into a place that has an end; and of
+//! answers, as their callers understand them.
+//!
+//! A few bytes can stand for gigabytes, so nothing is inflated further than there is room for: the
+//! decoders work in steps of some ten kilobytes, and the first one over the limit is the last.
+//! Between steps, others have their turn. What is inside is bounded by the bytes that come out; what
+//! is sent, by the same number, because empty pieces go on for ever, too.
+
+use std::io::{self, Write};
+
+use axum::extract::Request;
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use flate2::write::MultiGzDecoder;
+use tower_http::compression::predicate::SizeAbove;
+use tower_http::compression::{CompressionLayer, CompressionLevel};
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
+
+use super::error::{ApiError, ErrorCode};
+
+/// The largest window of a zstd frame, as a power of two: what RFC 9659 lets every sender use.
+const MAX_WINDOW_LOG: u32 = 23;
+
+/// Bytes that a step of the zstd decoder gives.
+const STEP: usize = 32 << 10;
+
+/// Steps until others have their turn: half a megabyte, in about half a millisecond.
+const STEPS_IN_A_ROW: usize = 16;
+
+/// The smallest answer that is compressed, in bytes: a smaller one is one packet anyhow.
+const MIN_ANSWER: u64 = 1 << 10;
+
+/// Compresses answers, fast rather than well: it is done on the processors that serve.
+pub(super) fn answers() -> CompressionLayer<SizeAbove> {
+    let layer = CompressionLayer::new().quality(CompressionLevel::Fastest);
+    layer.compress_when(SizeAbove::new(MIN_ANSWER))
+}
+
+/// A caller that takes nothing uncompressed would be answered 406 by the library, after the work.
+/// There is no such answer here: it gets what it did not want.
+pub(super) async fn accept_plain(mut request: Request) -> Request {
+    let refuses = |value: &str| {
+        value.split(',').any(|coding| {
+            let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+            let weight = weight.split_once('=').and_then(|(_, weight)| weight.trim().parse().ok());
+            ["identity", "*"].contains(&name.trim().to_ascii_lowercase().as_str())
+                && weight == Some(0.0_f32)
+        })
+    };
+    let mut values = request.headers().get_all(ACCEPT_ENCODING).iter();
+    if values.any(|value| value.to_str().is_ok_and(refuses)) {
+        request.headers_mut().remove(ACCEPT_ENCODING);
+    }
+    request
+}
+
+/// How a body is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Identity,
+    Gzip,
+    Zstd,
+}
+
+impl Encoding {
+    /// What the headers say, if it is one encoding and a known one.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
+        let encoding = match (encodings.next(), encodings.next()) {
+            (None, _) => return Ok(Self::Identity),
+            (Some(encoding), None) => encoding.as_bytes().trim_ascii(),
+            (Some(_), Some(_)) => &[],
+        };
+        for (name, known) in [
+            ("identity", Self::Identity),
+            ("gzip", Self::Gzip),
+            // The same, in RFC 9110's words.
+            ("x-gzip", Self::Gzip),
+            ("zstd", Self::Zstd),
+        ] {
+            if encoding.eq_ignore_ascii_case(name.as_bytes()) {
+                return Ok(known);
+            }
+        }
+        let message = "the Content-Encoding must be one of gzip, zstd and identity";
+        Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
+    }
+
+    /// Memory that decoding takes beside what comes out.
+    pub(super) fn window_bytes(self) -> usize {
+        match self {
+            Self::Identity | Self::Gzip => 0,
+            Self::Zstd => 1 << MAX_WINDOW_LOG,
+        }
+    }
+}
+
+/// Takes what arrives, gives what it stands for.
+pub(super) enum Inflater<W: Write> {
+    Identity(W),
+    Gzip(Box<MultiGzDecoder<W>>),
+    Zstd(Box<Zstd<W>>),
+}
+
+/// Why there is no more to inflate.
+#[derive(Debug)]
+pub(super) enum InflateError {
+    /// The place into which it goes takes no more.
+    Full,
+    /// It is not what its header says, or it ends too early.
+    Garbage,
+}
+
+/// What a place that is full says.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no more room")]
+pub(super) struct Full;
+
+impl From<io::Error> for InflateError {
+    fn from(error: io::Error) -> Self {
+        let is_full = error.get_ref().is_some_and(|inner| inner.is::<Full>());
+        if is_full { Self::Full } else { Self::Garbage }
+    }
+}
+
+impl<W: Write> Inflater<W> {
+    /// Into that place, which answers with [`Full`] when it takes no more.
+    pub(super) fn new(encoding: Encoding, place: W) -> Result<Self, InflateError> {
+        Ok(match encoding {
+            Encoding::Identity => Self::Identity(place),
+            Encoding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(place))),
+            Encoding::Zstd => Self::Zstd(Box::new(Zstd::new(place)?)),
+        })
+    }
+
+    /// Inflate what has arrived.
+    pub(super) async fn push(&mut self, mut data: &[u8]) -> Result<(), InflateError> {
+        let mut steps = 0;
+        loop {
+            let (taken, goes_on) = match self {
+                Self::Identity(place) => {
+                    place.write_all(data)?;
+                    return Ok(());
+                }
+                Self::Gzip(decoder) => {
+                    if data.is_empty() {
+                        return Ok(());
+                    }
+                    let taken = decoder.write(data)?;
+                    if taken == 0 {
+                        return Err(InflateError::Garbage);
+                    }
+                    (taken, true)
+                }
+                Self::Zstd(decoder) => decoder.step(data)?,
+            };
+            data = &data[taken..];
+            if !goes_on {
+                return Ok(());
+            }
+            steps += 1;
+            if steps % STEPS_IN_A_ROW == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// The place, if that was all of it.
+    pub(super) fn finish(self) -> Result<W, InflateError> {
+        match self {
+            Self::Identity(place) => Ok(place),
+            Self::Gzip(decoder) => Ok(decoder.finish()?),
+            Self::Zstd(decoder) => decoder.finish(),
+        }
+    }
+}
+
+/// Frames of zstd, one after the other.
+pub(super) struct Zstd<W> {
+    decoder: Decoder<'static>,
+    place: W,
+    buffer: Box<[u8]>,
+    /// Whether what came so far ends with a frame.
+    is_whole: bool,
+}
+
+impl<W: Write> Zstd<W> {
+    fn new(place: W) -> io::Result<Self> {
+        let mut decoder = Decoder::new()?;
+        decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))?;
+        let buffer = vec![0; STEP].into_boxed_slice();
+        Ok(Self { decoder, place, buffer, is_whole: false })
+    }
+
+    /// One step: how many bytes it has taken, and whether there is more to do.
+    fn step(&mut self, data: &[u8]) -> Result<(usize, bool), InflateError> {
+        if data.is_empty() && self.is_whole {
+            return Ok((0, false));
+        }
+        let mut input = InBuffer::around(data);
+        let mut output = OutBuffer::around(&mut self.buffer[..]);
+        // It begins the next frame by itself.
+        let wanted = self.decoder.run(&mut input, &mut output)?;
+        let (taken, given) = (input.pos(), output.pos());
+        self.place.write_all(&self.buffer[..given])?;
+        self.is_whole = wanted == 0;
+        // A buffer that is not full shows that nothing waits inside.
+        let is_over = taken == data.len() && (given < STEP || self.is_whole);
+        Ok((taken, !is_over))
+    }
+
+    fn finish(self) -> Result<W, InflateError> {
+        if self.is_whole { Ok(self.place) } else { Err(InflateError::Garbage) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A place for that many bytes.
+    #[derive(Debug)]
+    struct Place(Vec<u8>, usize);
+
+    impl Write for Place {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            if self.0.len() + data.len() > self.1 {
+                return Err(io::Error::other(Full));
+            }
+            self.0.extend_from_slice(data);
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(data: &[u8]) -> Vec<u8> {
+        zstd::encode_all(data, 3).unwrap()
+    }
+
+    fn inflate(
+        encoding: Encoding,
+        pieces: &[&[u8]],
+        limit: usize,
+    ) -> Result<Vec<u8>, InflateError> {
+        let mut inflater = Inflater::new(encoding, Place(Vec::new(), limit))?;
+        for piece in pieces {
+            let mut push = pin!(inflater.push(piece));
+            let mut context = Context::from_waker(Waker::noop());
+            while match push.as_mut().poll(&mut context) {
+                Poll::Pending => true,
+                Poll::Ready(outcome) => {
+                    outcome?;
+                    false
+                }
+            } {}
+        }
+        inflater.finish().map(|place| place.0)
+    }
+
+    type Encode = fn(&[u8]) -> Vec<u8>;
+
+    const BOTH: [(Encoding, Encode); 2] = [(Encoding::Gzip, gzip), (Encoding::Zstd, zstd)];
+
+    #[test]
+    fn bombs_stop_at_the_limit_and_what_just_fits_passes() {
+        let data = vec![0; 3 << 20];
+        for (encoding, encode) in BOTH {
+            let bomb = encode(&data);
+            assert!(bomb.len() < 8 << 10);
+            assert_eq!(inflate(encoding, &[&bomb], data.len()).unwrap(), data);
+            let refused = inflate(encoding, &[&bomb], data.len() - 1);
+            assert!(matches!(refused, Err(InflateError::Full)), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_or_changed_is_garbage() {
+        for (encoding, encode) in BOTH {
+            let whole = encode(b"You are nice, and so is everybody else here");
+            for end in 0..whole.len() {
+                let cut = inflate(encoding, &[&whole[..end]], 1000);
+                assert!(matches!(cut, Err(InflateError::Garbage)), "{encoding:?} {end}");
+            }
+            let behind = [&whole[..], b"behind"].concat();
+            assert!(matches!(inflate(encoding, &[&behind], 1000), Err(InflateError::Garbage)));
+            assert!(matches!(inflate(encoding, &[b"{}"], 1000), Err(InflateError::Garbage)));
+        }
+    }
+
+    #[test]
+    fn a_window_beyond_the_standard_is_refused() {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+        encoder.window_log(MAX_WINDOW_LOG + 1).unwrap();
+        encoder.long_distance_matching(true).unwrap();
+        encoder.write_all(&vec![7; 1 << 20]).unwrap();
+        let frame = encoder.finish().unwrap();
+        assert!(matches!(inflate(Encoding::Zstd, &[&frame], 2 << 20), Err(InflateError::Garbage)));
+    }
+
+    proptest! {
+        /// However it is cut into pieces and into members or frames, it is what it was.
+        #[test]
+        fn pieces_and_members_make_no_difference(
+            data in prop::collection::vec(prop::collection::vec(0..4_u8, 0..90_000), 1..4),
+            size in 1..5000_usize,
+        ) {
+            let whole = data.concat();
+            for (encoding, encode) in BOTH {
+                let sent: Vec<u8> = data.iter().flat_map(|member| encode(member)).collect();
+                let pieces: Vec<&[u8]> = sent.chunks(size).collect();
+                let inflated = inflate(encoding, &pieces, whole.len());
+                prop_assert_eq!(inflated.unwrap(), &whole[..]);
+            }
+        }
+    }
+}

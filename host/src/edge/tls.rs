@@ -1,0 +1,162 @@
+//! TLS: the certificate of the listeners, and another one when its files change.
+//!
+//! Both files are looked at every few seconds, as the repository folder is, and not watched by the
+//! kernel: so it works on mounted volumes, where whole folders are replaced. A pair that cannot be
+//! used (yet: the two files do not change at the same moment) is logged, and the one before stays.
+//! Connections keep the certificate with which they began.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, version};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::listener::stopped;
+use crate::config::TlsFile;
+
+/// How often the files are looked at: certificates are renewed days before they end.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The largest file that is read: a chain of certificates has some ten kilobytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// What is offered to clients, the first first.
+const PROTOCOLS: [&[u8]; 2] = [H2, b"http/1.1"];
+
+/// HTTP/2, in the words of the handshake.
+const H2: &[u8] = b"h2";
+
+/// The certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("read {0:?}")]
+    Read(std::path::PathBuf, #[source] io::Error),
+    /// A file is not PEM, or not what it should be.
+    #[error("understand {0:?}")]
+    Pem(std::path::PathBuf, #[source] rustls::pki_types::pem::Error),
+    /// There is no certificate in the file.
+    #[error("find a certificate in {0:?}")]
+    NoCertificate(std::path::PathBuf),
+    /// The key is not that of the certificate, or of a kind that is not known.
+    #[error("use the certificate with its key")]
+    Unusable(#[from] rustls::Error),
+}
+
+/// The certificate that new connections get.
+pub struct Tls {
+    files: TlsFile,
+    current: ArcSwap<ServerConfig>,
+    /// What the files were when that was made of them.
+    seen: Option<Seen>,
+}
+
+/// What tells a file from another one, or from what it was before.
+type Identity = (u64, u64, u64, i64, i64);
+
+type Seen = [Identity; 2];
+
+impl Tls {
+    /// The certificate of these files.
+    ///
+    /// # Errors
+    /// [`TlsError`], if there is none that could be used.
+    pub fn open(files: TlsFile) -> Result<Self, TlsError> {
+        // Before the files are read: a change in between is found at the next look.
+        let seen = look(&files).ok();
+        let current = ArcSwap::from_pointee(load(&files)?);
+        Ok(Self { files, current, seen })
+    }
+
+    /// The handshake with a caller, which need not come to an end.
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        TlsAcceptor::from(self.current.load_full()).accept(stream).await
+    }
+
+    /// Use other files as soon as they are there, until it is time to stop.
+    pub async fn follow(self: Arc<Self>, mut stopping: watch::Receiver<bool>) {
+        let (mut used, mut refused) = (self.seen, None);
+        loop {
+            tokio::select! {
+                () = stopped(&mut stopping) => return,
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            }
+            let this = Arc::clone(&self);
+            // Disks can be slow, and this thread serves others.
+            let looked = tokio::task::spawn_blocking(move || {
+                let seen = look(&this.files);
+                match &seen {
+                    Ok(seen) if Some(*seen) == used => None,
+                    _ => Some((seen.ok(), load(&this.files))),
+                }
+            });
+            match looked.await {
+                Ok(None) | Err(_) => {}
+                Ok(Some((seen, Ok(config)))) => {
+                    self.current.store(Arc::new(config));
+                    (used, refused) = (seen, None);
+                    tracing::info!(certificate = ?self.files.certificate, "certificate replaced");
+                }
+                // Tried again at each look, because a disk may recover, but told once.
+                Ok(Some((seen, Err(error)))) => {
+                    if refused != Some(seen) {
+                        let cause = std::error::Error::source(&error).map(ToString::to_string);
+                        tracing::error!(%error, cause, "the new certificate cannot be used, the old one stays");
+                    }
+                    refused = Some(seen);
+                }
+            }
+        }
+    }
+}
+
+/// Whether both sides have agreed on HTTP/2.
+pub(super) fn is_http2(stream: &TlsStream<TcpStream>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(H2)
+}
+
+fn look(files: &TlsFile) -> io::Result<Seen> {
+    let identity = |path: &Path| -> io::Result<Identity> {
+        let file = fs::metadata(path)?;
+        Ok((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+    };
+    Ok([identity(&files.certificate)?, identity(&files.key)?])
+}
+
+fn load(files: &TlsFile) -> Result<ServerConfig, TlsError> {
+    let read = |path: &Path| read(path).map_err(|error| TlsError::Read(path.to_owned(), error));
+    let pem = |path: &Path| {
+        let path = path.to_owned();
+        move |error| TlsError::Pem(path, error)
+    };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(&files.certificate)?)
+        .collect::<Result<_, _>>()
+        .map_err(pem(&files.certificate))?;
+    if chain.is_empty() {
+        return Err(TlsError::NoCertificate(files.certificate.clone()));
+    }
+    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(pem(&files.key))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    Ok(config)
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,233 @@
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use guesthouse_tests::{DEMO_KEY, Server, Setup, Signal, client};
+use reqwest::blocking::Client;
+use reqwest::{StatusCode, Version};
+use serde_json::{Value, json};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A frame: its type, its flags, its stream.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+fn settings() -> Vec<u8> {
+    frame(4, 0, 0, b"")
+}
+
+/// `GET /healthz`, as the only frame of its stream.
+fn healthz(stream: u32) -> Vec<u8> {
+    // By RFC 7541's table: GET, http; a path and an authority by their names' numbers.
+    frame(1, 0x5, stream, b"\x82\x86\x04\x08/healthz\x41\x01a")
+}
+
+/// `POST /v1/predict` with a key; its body is to follow.
+fn predict(stream: u32) -> Vec<u8> {
+    let head = &b"\x83\x86\x04\x0b/v1/predict\x41\x01a\x00\x09x-api-key"[..];
+    let length = u8::try_from(DEMO_KEY.len()).unwrap();
+    frame(1, 0x4, stream, &[head, &[length], DEMO_KEY.as_bytes()].concat())
+}
+
+fn setup(limits: &str) -> Setup {
+    let mut setup = Setup::toxicity();
+    setup.config.push_str(&format!("\n[limits]\n{limits}\n"));
+    setup
+}
+
+fn open(server: &Server, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(bytes).unwrap();
+    stream
+}
+
+/// What comes until the server closes the connection, however it does.
+fn rest(mut stream: TcpStream) -> Vec<u8> {
+    let mut rest = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut rest) {
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "the connection is not closed");
+    }
+    rest
+}
+
+/// What comes until it is as wanted.
+fn read_until(stream: &mut TcpStream, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    let mut seen = Vec::new();
+    while !wanted(&seen) {
+        let mut piece = [0; 4096];
+        let count = stream.read(&mut piece).unwrap();
+        assert_ne!(count, 0, "the connection is closed: {:?}", kinds(&seen));
+        seen.extend_from_slice(&piece[..count]);
+    }
+    seen
+}
+
+/// The types of the frames in what came.
+fn kinds(mut bytes: &[u8]) -> Vec<u8> {
+    let mut kinds = Vec::new();
+    while let [a, b, c, kind, ..] = bytes {
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        kinds.push(*kind);
+        bytes = bytes.get(9 + length..).unwrap_or_default();
+    }
+    kinds
+}
+
+fn client() -> Client {
+    client::http().http2_prior_knowledge().build().unwrap()
+}
+
+#[test]
+fn clients_that_know_it_are_served_many_requests_at_once() {
+    let server = Server::start(&setup(""));
+    let client = client();
+    let ask = |text: &str| {
+        let request = client.post(server.url("/v1/predict")).header("X-API-Key", DEMO_KEY);
+        request.json(&json!({ "text": text })).send().unwrap()
+    };
+    let score = |text: &str| {
+        // A server that has answered nothing yet takes only so many at once, and says so.
+        let response = std::iter::repeat_with(|| ask(text))
+            .find(|response| response.status() != StatusCode::SERVICE_UNAVAILABLE)
+            .unwrap();
+        assert_eq!((response.status(), response.version()), (StatusCode::OK, Version::HTTP_2));
+        assert!(response.headers().contains_key("x-request-id"));
+        response.json::<Value>().unwrap()["score"].clone()
+    };
+    let texts: Vec<_> = (0..64).map(|number| format!("You are nice {number}")).collect();
+    let scores: Vec<_> = std::thread::scope(|scope| {
+        let asked: Vec<_> = texts.iter().map(|text| scope.spawn(|| score(text))).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    let batch = server.post("/v1/batch_predict", &json!({ "texts": texts }));
+    let wanted: Vec<_> = batch.body["results"].as_array().unwrap().iter().collect();
+    for (score, wanted) in scores.iter().zip(wanted) {
+        assert!((score.as_f64().unwrap() - wanted["score"].as_f64().unwrap()).abs() < 1e-6);
+    }
+    // Errors are what they are elsewhere.
+    let response = client.post(server.url("/v1/predict")).body("{").send().unwrap();
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    let huge = client.post(server.url("/v1/predict")).header("X-API-Key", DEMO_KEY);
+    let huge = huge.body(vec![b'a'; 20 << 20]).send().unwrap();
+    assert_eq!(huge.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    let output = Command::new("curl")
+        .args(["-sS", "-o", "/dev/null", "-w", "%{http_code} %{http_version}"])
+        .args(["--http2-prior-knowledge", &server.url("/healthz")])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "200 2");
+    server.assert_healthy();
+}
+
+#[test]
+fn connections_that_ask_nothing_are_closed() {
+    let server = Server::start(&setup("connections = 8\nhead_seconds = 1"));
+    let greeting = [PREFACE, &settings()].concat();
+    let half_head = frame(1, 0x1, 1, b"\x82\x86");
+    let silent: Vec<_> = (0..4)
+        .flat_map(|_| {
+            [
+                // A half word, and one that could be either.
+                open(&server, &PREFACE[..10]),
+                open(&server, PREFACE),
+                open(&server, &greeting),
+                open(&server, &[&greeting[..], &half_head].concat()),
+            ]
+        })
+        .collect();
+    assert_eq!(server.get("/healthz").status, 200);
+    for stream in silent {
+        rest(stream);
+    }
+    // One that has had its answer is told that it is over.
+    let idle = rest(open(&server, &[&greeting[..], &healthz(1)].concat()));
+    let kinds = kinds(&idle);
+    assert!(kinds.contains(&1) && kinds.contains(&7), "an answer and a farewell: {kinds:?}");
+    server.assert_healthy();
+}
+
+#[test]
+fn connections_without_a_request_do_not_hold_up_the_stop() {
+    let server = Server::start(&setup("drain_seconds = 300\nhead_seconds = 300"));
+    let greeting = [PREFACE, &settings()].concat();
+    let _silent = open(&server, &PREFACE[..5]);
+    let _greeted = open(&server, &greeting);
+    // It answers no ping, and so does not say that it has understood.
+    let mut answered = open(&server, &[&greeting[..], &healthz(1)].concat());
+    read_until(&mut answered, |seen| seen.windows(5).any(|part| part == b"alive"));
+    let kept = client();
+    assert_eq!(kept.get(server.url("/healthz")).send().unwrap().status(), StatusCode::OK);
+    let begun = Instant::now();
+    let (status, _) = server.stop();
+    assert!(status.success(), "nothing is left to drain");
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn requests_under_way_are_answered_by_a_server_that_stops() {
+    let server = Server::start(&setup("drain_seconds = 300"));
+    let begin = [PREFACE, &settings(), &predict(1), &healthz(3)].concat();
+    let mut stream = open(&server, &begin);
+    // Frames are looked at in their order, so the first one is under way when the second is over.
+    let mut seen = read_until(&mut stream, |seen| seen.windows(5).any(|part| part == b"alive"));
+    server.signal(Signal::INT);
+    server.wait_for("the stop", |line| line["message"] == "draining");
+    stream.write_all(&frame(0, 1, 1, br#"{"text": "You are nice"}"#)).unwrap();
+    seen.extend(rest(stream));
+    assert!(seen.windows(5).any(|part| part == b"clean"), "{}", String::from_utf8_lossy(&seen));
+    assert!(server.wait_for_end().0.success());
+}
+
+#[test]
+fn heads_that_are_too_long_are_refused() {
+    let server = Server::start(&setup(""));
+    let client = client();
+    let long = client.get(server.url("/healthz")).header("X-Long", "a".repeat(15_000));
+    assert_eq!(long.send().unwrap().status(), StatusCode::OK);
+    let longer = client.get(server.url("/healthz")).header("X-Long", "a".repeat(100_000));
+    let refused = longer.send().map(|response| response.status());
+    assert!(
+        matches!(refused, Err(_) | Ok(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)),
+        "{refused:?}"
+    );
+    server.assert_healthy();
+}
+
+#[test]
+fn a_flood_of_requests_taken_back_is_cut_off() {
+    let server = Server::start(&setup(""));
+    let mut flood = [PREFACE, &settings()].concat();
+    for stream in (1..40_000).step_by(2) {
+        flood.extend(healthz(stream));
+        // CANCEL.
+        flood.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
+    }
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+    // The connection may be closed before all of it is sent.
+    let _ = stream.write_all(&flood);
+    let kinds = kinds(&rest(stream));
+    let answers = kinds.iter().filter(|kind| **kind == 1).count();
+    assert!(answers < 10_000, "{answers} answers");
+    server.assert_healthy();
+}
+
+#[test]
+fn more_streams_than_allowed_are_refused_one_by_one() {
+    let server = Server::start(&setup("body_seconds = 1"));
+    // Bodies that never come.
+    let mut bytes = [PREFACE, &settings()].concat();
+    (1..300).step_by(2).for_each(|stream| bytes.extend(predict(stream)));
+    let mut stream = open(&server, &bytes);
+    let count = |seen: &[u8], wanted| kinds(seen).iter().filter(|kind| **kind == wanted).count();
+    // 150 streams: 100 that time out, and 50 that are reset.
+    let seen = read_until(&mut stream, |seen| count(seen, 1) == 100);
+    assert!(count(&seen, 3) >= 50, "{:?}", kinds(&seen));
+    server.assert_healthy();
+}

@@ -1,0 +1,102 @@
+use guesthouse_tests::{DEMO_KEY, Server, Setup, client};
+use reqwest::Method;
+use reqwest::blocking::Response;
+
+const ORIGIN: &str = "https://example.org";
+
+fn server(section: &str) -> Server {
+    let mut setup = Setup::toxicity();
+    setup.config.push_str(section);
+    Server::start(&setup)
+}
+
+fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
+    response.headers().get(name).map(|value| value.to_str().unwrap())
+}
+
+fn told(response: &Response) -> Vec<&str> {
+    let names = response.headers().keys().map(|name| name.as_str());
+    names.filter(|name| name.starts_with("access-control-")).collect()
+}
+
+/// A page asks whether it may, and then asks.
+fn ask(server: &Server, origin: &str) -> [Response; 2] {
+    let client = client::http().build().unwrap();
+    let url = server.url("/v1/predict");
+    let may = client.request(Method::OPTIONS, &url).header("Origin", origin);
+    let may = may.header("Access-Control-Request-Method", "POST");
+    let may = may.header("Access-Control-Request-Headers", "content-type,x-api-key");
+    let asked = client.post(&url).header("Origin", origin).header("X-API-Key", DEMO_KEY);
+    let asked =
+        asked.header("Content-Type", "application/json").body(r#"{"text": "You are nice"}"#);
+    [may.send().unwrap(), asked.send().unwrap()]
+}
+
+#[test]
+fn pages_of_other_origins_are_told_nothing_by_default() {
+    let server = server("");
+    let [may, asked] = ask(&server, ORIGIN);
+    assert_eq!((may.status().as_u16(), asked.status().as_u16()), (405, 200));
+    assert!(told(&may).is_empty() && told(&asked).is_empty());
+}
+
+#[test]
+fn pages_of_allowed_origins_may_ask() {
+    let server =
+        server("\n[cors]\norigins = [\"https://example.org\", \"http://localhost:3000\"]\n");
+    for origin in [ORIGIN, "http://localhost:3000"] {
+        let [may, asked] = ask(&server, origin);
+        // Without a key: browsers send none with their question.
+        assert_eq!(may.status(), 204);
+        assert_eq!(header(&may, "access-control-allow-origin"), Some(origin));
+        let headers = header(&may, "access-control-allow-headers").unwrap().to_lowercase();
+        for name in
+            ["x-api-key", "authorization", "content-type", "idempotency-key", "content-encoding"]
+        {
+            assert!(headers.split(", ").any(|other| other == name), "{name}: {headers}");
+        }
+        assert!(header(&may, "access-control-allow-methods").unwrap().contains("POST"));
+        assert!(header(&may, "access-control-max-age").is_some());
+        assert!(header(&may, "x-request-id").is_some());
+        assert_eq!(asked.status(), 200);
+        assert_eq!(header(&asked, "access-control-allow-origin"), Some(origin));
+        let exposed = header(&asked, "access-control-expose-headers").unwrap().to_lowercase();
+        for name in ["x-request-id", "x-model-version", "x-route-reason", "retry-after"] {
+            assert!(exposed.split(", ").any(|other| other == name), "{name}: {exposed}");
+        }
+        assert!(header(&asked, "access-control-allow-credentials").is_none());
+        assert!(header(&asked, "vary").unwrap().to_lowercase().contains("origin"));
+    }
+    for origin in ["https://example.org.evil", "http://example.org", "null", "HTTPS://EXAMPLE.ORG"]
+    {
+        let [may, asked] = ask(&server, origin);
+        assert_eq!((may.status().as_u16(), asked.status().as_u16()), (405, 200), "{origin}");
+        assert!(told(&may).is_empty() && told(&asked).is_empty(), "{origin}");
+        // What is kept of this is not for an origin that is allowed.
+        assert!(header(&asked, "vary").unwrap().to_lowercase().contains("origin"));
+    }
+    // Errors can be read as well, wherever they come from.
+    let client = client::http().build().unwrap();
+    for (path, status) in [("/v1/predict", 405), ("/absent", 404), ("/models", 401)] {
+        let response = client.get(server.url(path)).header("Origin", ORIGIN).send().unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(header(&response, "access-control-allow-origin"), Some(ORIGIN), "{path}");
+    }
+    // The question for its own sake is no method of this endpoint.
+    let options = client.request(Method::OPTIONS, server.url("/v1/predict")).send().unwrap();
+    assert_eq!(options.status(), 405);
+    // Operators' tools are no pages.
+    let admin = format!("http://{}/admin/v1/status", server.admin_address());
+    assert!(told(&client.get(admin).header("Origin", ORIGIN).send().unwrap()).is_empty());
+}
+
+#[test]
+fn all_pages_may_ask_where_the_operator_says_so() {
+    let server = server("\n[cors]\norigins = [\"*\"]\n");
+    let [may, asked] = ask(&server, "https://anybody.example");
+    assert_eq!((may.status().as_u16(), asked.status().as_u16()), (204, 200));
+    for response in [may, asked] {
+        assert_eq!(header(&response, "access-control-allow-origin"), Some("*"));
+        assert!(header(&response, "access-control-allow-credentials").is_none());
+    }
+}

@@ -1,0 +1,261 @@
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use guesthouse_tests::artifacts::{run_host, temporary_folder};
+use guesthouse_tests::client::{self, DEMO_ADMIN_KEY};
+use guesthouse_tests::{DEMO_KEY, Server, Setup, environment};
+use reqwest::blocking::Client;
+use reqwest::{StatusCode, Version, tls};
+use serde_json::json;
+use tempfile::TempDir;
+
+/// A certificate for this machine, and its key, in PEM.
+struct Pair {
+    certificate: String,
+    key: String,
+}
+
+impl Pair {
+    fn generate() -> Self {
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let pair = rcgen::generate_simple_self_signed(names).unwrap();
+        Self { certificate: pair.cert.pem(), key: pair.signing_key.serialize_pem() }
+    }
+
+    /// A client that trusts nobody else.
+    fn client(&self) -> reqwest::blocking::ClientBuilder {
+        let certificate = reqwest::Certificate::from_pem(self.certificate.as_bytes()).unwrap();
+        client::http().tls_certs_only([certificate])
+    }
+
+    fn is_trusted_at(&self, server: &Server) -> bool {
+        let client = self.client().build().unwrap();
+        client.get(https(server, "/healthz")).send().is_ok()
+    }
+}
+
+/// A server with TLS whose files can be replaced.
+struct Secured {
+    server: Server,
+    folder: TempDir,
+}
+
+impl Secured {
+    fn start(pair: &Pair, limits: &str) -> Self {
+        let folder = temporary_folder();
+        replace(folder.path(), "certificate.pem", &pair.certificate);
+        replace(folder.path(), "key.pem", &pair.key);
+        let mut setup = Setup::toxicity();
+        setup.config.push_str(&tls_section(folder.path()));
+        setup.config.push_str(&format!("[limits]\n{limits}\n"));
+        Self { server: Server::start(&setup), folder }
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.folder.path().join("certificate.pem")
+    }
+}
+
+fn tls_section(folder: &Path) -> String {
+    let file = |name: &str| folder.join(name).display().to_string();
+    format!("\n[tls]\ncertificate = {:?}\nkey = {:?}\n", file("certificate.pem"), file("key.pem"))
+}
+
+/// Whole or not at all, as tools that renew certificates do it.
+fn replace(folder: &Path, name: &str, text: &str) {
+    let temporary = folder.join("new");
+    fs::write(&temporary, text).unwrap();
+    fs::rename(temporary, folder.join(name)).unwrap();
+}
+
+fn count(server: &Server, message: &str) -> usize {
+    server.lines().iter().filter(|line| line["message"] == message).count()
+}
+
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+fn https(server: &Server, path: &str) -> String {
+    format!("https://{}{path}", server.address())
+}
+
+fn predict(client: &Client, server: &Server) -> reqwest::blocking::Response {
+    let request = client.post(https(server, "/v1/predict")).header("X-API-Key", DEMO_KEY);
+    let response = request.json(&json!({"text": "You are nice"})).send().unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    response
+}
+
+/// What curl says of a request: its exit code, the status and the version of HTTP.
+fn curl(secured: &Secured, arguments: &[&str]) -> (i32, String) {
+    let mut command = Command::new("curl");
+    command.args(["-sS", "-o", "/dev/null", "-w", "%{http_code} %{http_version}", "--cacert"]);
+    command.arg(secured.certificate()).args(arguments).arg(https(&secured.server, "/healthz"));
+    let output = command.output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn clients_and_server_agree_on_the_newest_they_both_know() {
+    let pair = Pair::generate();
+    let secured = Secured::start(&pair, "");
+    let server = &secured.server;
+    for (client, version) in [
+        (pair.client(), Version::HTTP_2),
+        (pair.client().http1_only(), Version::HTTP_11),
+        (pair.client().tls_version_max(tls::Version::TLS_1_2), Version::HTTP_2),
+    ] {
+        let response = predict(&client.build().unwrap(), server);
+        assert_eq!(response.version(), version);
+        assert_eq!(response.json::<serde_json::Value>().unwrap()["label"], "clean");
+    }
+    assert_eq!(curl(&secured, &["--http2"]), (0, "200 2".to_owned()));
+    assert_eq!(curl(&secured, &["--http1.1"]), (0, "200 1.1".to_owned()));
+    assert_eq!(curl(&secured, &["--tls-max", "1.2"]).0, 0);
+    // 35: the handshake failed.
+    let old = ["--tls-max", "1.1", "--ciphers", "ALL:@SECLEVEL=0"];
+    assert_eq!(curl(&secured, &old).0, 35);
+    // The operators' listener has the same certificate.
+    let status = format!("https://{}/admin/v1/status", server.admin_address());
+    let client = pair.client().build().unwrap();
+    let status = client.get(status).header("X-API-Key", DEMO_ADMIN_KEY).send().unwrap();
+    assert_eq!(status.status(), StatusCode::OK);
+    assert!(!Pair::generate().is_trusted_at(server), "a stranger's certificate");
+}
+
+#[test]
+fn the_commands_that_operate_a_server_trust_whom_they_are_told() {
+    let pair = Pair::generate();
+    let secured = Secured::start(&pair, "");
+    let stranger = secured.folder.path().join("stranger.pem");
+    fs::write(&stranger, Pair::generate().certificate).unwrap();
+    let server = format!("https://{}", secured.server.admin_address());
+    let status = |ca: Option<&Path>| {
+        let mut command = Command::new(environment::host());
+        command.args(["status", "--server", &server]);
+        command.args(ca.iter().flat_map(|ca| [Path::new("--ca"), ca]));
+        let output = command.env("GUESTHOUSE_ADMIN_KEY", DEMO_ADMIN_KEY).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, said) = status(Some(&secured.certificate()));
+    assert!(code == Some(0) && said.contains("toxicity"), "{code:?} {said}");
+    for ca in [None, Some(stranger.as_path()), Some(&secured.folder.path().join("key.pem"))] {
+        let (code, said) = status(ca);
+        assert!(code != Some(0) && said.is_empty(), "{ca:?}: {code:?} {said}");
+    }
+}
+
+#[test]
+fn what_is_no_handshake_costs_its_own_connection_only() {
+    let pair = Pair::generate();
+    let secured = Secured::start(&pair, "head_seconds = 1\nconnections = 8");
+    let server = &secured.server;
+    let open = |bytes: &[u8]| {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(bytes).unwrap();
+        stream
+    };
+    // Plain HTTP, garbage, and the beginning of a record that says it is long.
+    let mut connections: Vec<_> = [
+        &b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"[..],
+        &[0xff; 4096],
+        b"\x16\x03\x01\x3f\xff\x01",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ]
+    .into_iter()
+    .map(open)
+    .collect();
+    // As many that say nothing as there may be connections.
+    connections.extend((0..8).map(|_| open(b"")));
+    // Served as soon as the time of those before is over.
+    assert!(pair.is_trusted_at(server));
+    for mut stream in connections {
+        let mut rest = Vec::new();
+        // Closed, with or without an alert.
+        let _ = stream.read_to_end(&mut rest);
+        assert!(!rest.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&rest));
+    }
+    assert!(pair.is_trusted_at(server));
+    assert!(secured.server.stop().0.success(), "nothing is left to drain");
+}
+
+#[test]
+fn a_handshake_under_way_does_not_hold_up_the_stop() {
+    let secured = Secured::start(&Pair::generate(), "head_seconds = 300\ndrain_seconds = 300");
+    let mut stream = TcpStream::connect(secured.server.address()).unwrap();
+    stream.write_all(b"\x16\x03\x01").unwrap();
+    let begun = Instant::now();
+    assert!(secured.server.stop().0.success(), "nothing is left to drain");
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_renewed_certificate_is_used_and_a_bad_one_is_not() {
+    let (first, second) = (Pair::generate(), Pair::generate());
+    let secured = Secured::start(&first, "");
+    let (server, folder) = (&secured.server, secured.folder.path());
+    assert!(first.is_trusted_at(server) && !second.is_trusted_at(server));
+    let lasting = first.client().build().unwrap();
+    predict(&lasting, server);
+    // Half of a renewal: the certificate has another key.
+    replace(folder, "certificate.pem", &second.certificate);
+    let refused = "the new certificate cannot be used, the old one stays";
+    server.wait_for("the refusal", |line| line["message"] == refused);
+    assert!(first.is_trusted_at(server) && !second.is_trusted_at(server));
+    replace(folder, "key.pem", &second.key);
+    server.wait_for("the renewal", |line| line["message"] == "certificate replaced");
+    assert!(second.is_trusted_at(server) && !first.is_trusted_at(server));
+    // Connections that are there go on.
+    predict(&lasting, server);
+    for bad in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        let before = count(server, refused);
+        replace(folder, "certificate.pem", bad);
+        wait_until("another refusal", || count(server, refused) > before);
+        assert!(second.is_trusted_at(server));
+    }
+    fs::remove_file(folder.join("key.pem")).unwrap();
+    assert!(second.is_trusted_at(server));
+    replace(folder, "certificate.pem", &first.certificate);
+    replace(folder, "key.pem", &first.key);
+    wait_until("the first again", || count(server, "certificate replaced") == 2);
+    assert!(first.is_trusted_at(server));
+}
+
+#[test]
+fn a_server_does_not_start_with_a_certificate_that_it_cannot_use() {
+    let folder = temporary_folder();
+    let config = folder.path().join("guesthouse.toml");
+    fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{}", tls_section(folder.path())))
+        .unwrap();
+    let (pair, other) = (Pair::generate(), Pair::generate());
+    for (certificate, key) in [
+        (None, Some(&pair.key)),
+        (Some(&pair.certificate), None),
+        (Some(&pair.certificate), Some(&other.key)),
+        (Some(&pair.key), Some(&pair.key)),
+        (Some(&pair.certificate), Some(&pair.certificate)),
+    ] {
+        for (name, text) in [("certificate.pem", certificate), ("key.pem", key)] {
+            match text {
+                Some(text) => replace(folder.path(), name, text),
+                None => _ = fs::remove_file(folder.path().join(name)),
+            }
+        }
+        let state = folder.path().join("state").display().to_string();
+        let config = config.display().to_string();
+        let output = run_host(&["serve", "--config", &config, "--state", &state]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("TLS") && !said.contains("listening"), "{said}");
+    }
+}
