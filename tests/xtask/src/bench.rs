@@ -17,7 +17,7 @@ mod random;
 mod rig;
 pub(crate) mod runtime;
 pub(crate) mod serve;
-mod server;
+pub(crate) mod server;
 mod statistics;
 mod trace;
 pub(crate) mod versions;

@@ -1,13 +1,20 @@
 //! `cargo xtask conformance`: what others' tools say of the server and of what comes with it.
 //!
 //! Each step installs the tools that it needs into the target folder, in fixed versions, and leaves
-//! nothing elsewhere. The steps are in modules of their own.
+//! nothing elsewhere. The steps are in modules of their own; those that ask a server start one with
+//! the demonstration models, built like those of the tests.
 
+mod description;
 mod packaging;
+mod page;
+mod python;
 
-use anyhow::{Result, ensure};
+use std::time::{Duration, Instant};
 
-use crate::workspace::Workspace;
+use anyhow::{Error, Result, ensure};
+
+use crate::bench::server::{Server, demonstration};
+use crate::workspace::{Profile, Workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -16,19 +23,66 @@ pub(crate) struct Options {
     only: Option<String>,
 }
 
-/// A step: its name, and what it does.
-type Step = (&'static str, fn(&Workspace) -> Result<()>);
+/// A step: its name, what it is about, and what it does.
+struct Step {
+    name: &'static str,
+    about: &'static str,
+    check: fn(&Workspace) -> Result<()>,
+}
 
-const STEPS: [Step; 1] = [("packaging", packaging::check)];
+const STEPS: [Step; 4] = [
+    Step {
+        name: "openapi",
+        about: "the documents are OpenAPI",
+        check: description::check_documents,
+    },
+    Step {
+        name: "schemathesis",
+        about: "the server does what its document says",
+        check: description::check_answers,
+    },
+    Step { name: "docs", about: "the page works in a browser", check: page::check },
+    Step { name: "packaging", about: "operators' files are what they claim", check: packaging::check },
+];
 
-/// Every step, or the one that is named.
+/// Every step, or the one that is named; one that fails does not keep the others from being done.
 pub(crate) fn check(workspace: &Workspace, options: &Options) -> Result<()> {
-    let wanted = |step: &&Step| options.only.as_ref().is_none_or(|only| only == step.0);
+    let wanted = |step: &&Step| options.only.as_ref().is_none_or(|only| only == step.name);
     let steps: Vec<_> = STEPS.iter().filter(wanted).collect();
-    ensure!(!steps.is_empty(), "the steps are {:?}", STEPS.map(|(name, _)| name));
-    for (name, step) in steps {
-        step(workspace).map_err(|error| error.context(format!("{name} does not conform")))?;
-        println!("{name}: conforms");
+    ensure!(!steps.is_empty(), "the steps are {:?}", STEPS.map(|step| step.name));
+    let mut results = Vec::new();
+    for step in steps {
+        println!("== {}: {}", step.name, step.about);
+        let start = Instant::now();
+        let outcome = (step.check)(workspace);
+        if let Err(error) = &outcome {
+            eprintln!("{error:#}");
+        }
+        results.push((step, outcome, start.elapsed()));
     }
+    print(&results);
+    let failed: Vec<_> = results.iter().filter(|(_, outcome, _)| outcome.is_err()).collect();
+    let names: Vec<_> = failed.iter().map(|(step, ..)| step.name).collect();
+    ensure!(names.is_empty(), "these do not conform: {}", names.join(", "));
     Ok(())
+}
+
+fn print(results: &[(&Step, Result<(), Error>, Duration)]) {
+    println!();
+    for (step, outcome, took) in results {
+        let verdict = if outcome.is_ok() { "conforms" } else { "FAILS" };
+        let seconds = took.as_secs_f32();
+        println!("{:<14} {verdict:<9} {seconds:>7.1} s  {}", step.name, step.about);
+    }
+}
+
+/// Ask a server with the demonstration models something, and end it.
+fn with_server(workspace: &Workspace, ask: impl FnOnce(&Server) -> Result<()>) -> Result<()> {
+    let mut setup = demonstration(workspace);
+    setup.host = Profile::Dev;
+    setup.state = workspace.output().join("conformance");
+    let server = Server::start(workspace, &setup)?;
+    let outcome = ask(&server);
+    let end = server.stop();
+    outcome.and(end)
 }

@@ -30,21 +30,21 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The key that `guesthouse serve --demo` accepts.
-pub(super) const KEY: &str = "local-demo-key";
+pub(crate) const KEY: &str = "local-demo-key";
 
 /// What a server serves, and how.
-pub(super) struct Setup {
-    pub(super) config: PathBuf,
-    pub(super) repository: PathBuf,
-    pub(super) state: PathBuf,
+pub(crate) struct Setup {
+    pub(crate) config: PathBuf,
+    pub(crate) repository: PathBuf,
+    pub(crate) state: PathBuf,
     /// A program that becomes the server, with its arguments, if there is one.
-    pub(super) starter: Vec<PathBuf>,
+    pub(crate) starter: Vec<PathBuf>,
     /// Which build it is.
-    pub(super) host: Profile,
+    pub(crate) host: Profile,
     /// How long it may take until it has said what is waited for.
-    pub(super) limit: Duration,
+    pub(crate) limit: Duration,
     /// Environment variables beside those that this process has.
-    pub(super) environment: Vec<(&'static str, String)>,
+    pub(crate) environment: Vec<(&'static str, String)>,
 }
 
 /// A running server.
@@ -58,7 +58,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts it and waits until it has loaded everything.
-    pub(super) fn start(workspace: &Workspace, setup: &Setup) -> Result<Self> {
+    pub(crate) fn start(workspace: &Workspace, setup: &Setup) -> Result<Self> {
         let mut server = Self::launch(workspace, setup)?;
         server.wait_for("repository folder read", None)?;
         Ok(server)
@@ -114,7 +114,7 @@ impl Server {
     }
 
     /// The URL of a path.
-    pub(super) fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
@@ -135,7 +135,7 @@ impl Server {
 
     /// Ends the server as an operator at a terminal would, and fails if it does not end well. Another
     /// signal would let it serve for a while, for load balancers that nobody has here.
-    pub(super) fn stop(mut self) -> Result<()> {
+    pub(crate) fn stop(mut self) -> Result<()> {
         self.process.signal(Signal::INT)?;
         let status = self.process.wait(STOP_LIMIT)?;
         ensure!(
@@ -177,7 +177,7 @@ fn wait_for(
 }
 
 /// The demonstration, with the state that it has for users.
-pub(super) fn demonstration(workspace: &Workspace) -> Setup {
+pub(crate) fn demonstration(workspace: &Workspace) -> Setup {
     Setup {
         config: Path::new("models/demo.toml").to_owned(),
         repository: workspace.repository(),

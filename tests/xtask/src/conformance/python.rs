@@ -1,0 +1,38 @@
+//! Programs in Python, installed into a folder of ours in fixed versions.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::run;
+use crate::workspace::Workspace;
+
+/// A virtual environment.
+pub(super) struct Python(PathBuf);
+
+impl Python {
+    /// Install the packages, unless just these are there.
+    pub(super) fn install(workspace: &Workspace, name: &str, packages: &[&str]) -> Result<Self> {
+        let python = Self(workspace.tools().join(name));
+        let stamp = python.0.join("installed");
+        let wanted = packages.join(" ");
+        if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+            return Ok(python);
+        }
+        run::step(&format!("installing {wanted}"), || {
+            run::output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&python.0))?;
+            let mut pip = python.run("python");
+            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+            run::output(pip.args(packages))?;
+            Ok(fs::write(&stamp, &wanted)?)
+        })?;
+        Ok(python)
+    }
+
+    /// One of the programs.
+    pub(super) fn run(&self, program: &str) -> Command {
+        Command::new(self.0.join("bin").join(program))
+    }
+}
