@@ -6,6 +6,7 @@
 
 mod deploy;
 mod error;
+mod log;
 mod operations;
 mod show;
 
@@ -29,7 +30,7 @@ use operations::Operations;
 use crate::control::{Answer, Ask, Control};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
-use crate::edge::observe::{Account, LargestBody};
+use crate::edge::observe::{Account, Around};
 use crate::edge::{observed, owner, predict, query};
 use crate::keys::Keys;
 use crate::ledger::{self, Author};
@@ -75,11 +76,12 @@ impl Admin {
 }
 
 /// The endpoints.
-pub fn endpoints(admin: Arc<Admin>) -> Router {
+pub fn endpoints(admin: Arc<Admin>, around: Around) -> Router {
     let model = "/admin/v1/models/{model}";
     let endpoints = Router::new()
         .route("/admin/v1/status", get(show::status))
         .route("/admin/v1/history", get(show::history))
+        .route("/admin/v1/log", get(log::show).put(log::set))
         .route("/admin/v1/deploy", post(deploy::deploy))
         .route("/admin/v1/operations/{operation}", get(operations::operation))
         .route(model, get(show::model))
@@ -89,7 +91,7 @@ pub fn endpoints(admin: Arc<Admin>) -> Router {
         .route(&format!("{model}/shadow"), get(show::shadow).post(set_shadow))
         .route(&format!("{model}/rollback"), post(rollback))
         .route(&format!("{model}/versions/{{version}}"), delete(undeploy));
-    observed(endpoints, LargestBody(MAX_BODY)).with_state(admin)
+    observed(endpoints, Around { largest: MAX_BODY, ..around }).with_state(admin)
 }
 
 /// What every change can be asked with.

@@ -20,6 +20,7 @@ mod unread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -33,12 +34,16 @@ use body::Form;
 use error::ApiError;
 pub use idempotency::Answers;
 pub use listener::serve;
-use observe::LargestBody;
+use observe::Around;
+pub use observe::Way;
 
 use crate::config::{Limits, Sticky};
 use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::model::ModelName;
+use crate::observe::capture::Capture;
+use crate::observe::meters::Meters;
+use crate::observe::trace::Tracer;
 use crate::observe::traffic::Traffic;
 use crate::registry::Registry;
 use crate::shadow::Shadows;
@@ -64,6 +69,12 @@ pub struct Edge {
     pub bodies: Arc<Semaphore>,
     /// Who answered.
     pub traffic: Arc<Traffic>,
+    /// What is measured of the server as a whole.
+    pub meters: Arc<Meters>,
+    /// Where spans come from, if there is a collector.
+    pub tracer: Option<Arc<Tracer>>,
+    /// Where requests are kept, if any are.
+    pub capture: Capture,
     /// Set when the server is going down: not ready any more, but still answering.
     pub draining: AtomicBool,
     /// Says when requests that are still under way are not finished any more.
@@ -75,6 +86,8 @@ pub struct Edge {
 pub struct Policy {
     /// Models of which the worst disagreements are kept with what was asked and answered.
     pub captured: BTreeSet<ModelName>,
+    /// Which share of a model's requests is kept with its answers.
+    pub capture_shares: BTreeMap<ModelName, f64>,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
     /// How callers are told apart, by model.
@@ -86,6 +99,20 @@ pub struct Policy {
 type Shared = State<Arc<Edge>>;
 
 impl Edge {
+    /// What is done around every request of operators.
+    pub fn around_admin(&self) -> Around {
+        let tracer = self.tracer.clone();
+        Around { way: Way::Admin(Arc::clone(&self.meters)), largest: 0, tracer }
+    }
+
+    /// Write what waits to be written, within about that time for each. Blocks.
+    pub fn finish(&self, time: Duration) {
+        if let Some(tracer) = &self.tracer {
+            tracer.finish(time);
+        }
+        self.capture.finish(time);
+    }
+
     /// Whose key the request carries.
     fn authorize(&self, headers: &HeaderMap) -> Result<&str, ApiError> {
         owner(&self.keys, headers)
@@ -110,20 +137,21 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}", get(catalogue::model))
         .route("/models/{model}/resolve", get(catalogue::resolve))
         .route("/models/{model}/versions/{selector}", get(catalogue::version));
-    let largest = LargestBody(edge.policy.load().limits.body_bytes);
-    observed(endpoints, largest).with_state(edge)
+    let (way, tracer) = (Way::Public(Arc::clone(&edge.meters)), edge.tracer.clone());
+    let around = Around { way, largest: edge.policy.load().limits.body_bytes, tracer };
+    observed(endpoints, around).with_state(edge)
 }
 
 /// Endpoints whose every answer has an id, a line in the log and, if it is an error, a body; those
 /// that there are not, too.
-pub(crate) fn observed<S>(endpoints: Router<S>, largest: LargestBody) -> Router<S>
+pub(crate) fn observed<S>(endpoints: Router<S>, around: Around) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
     endpoints
         .fallback(async || ApiError::no_such_endpoint())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
-        .layer(axum::middleware::from_fn_with_state(largest, observe::each_request))
+        .layer(axum::middleware::from_fn_with_state(around, observe::each_request))
 }
 
 /// Alive: the process answers.

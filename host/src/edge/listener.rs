@@ -20,7 +20,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::observe::Way;
 use crate::config::Limits;
+use crate::observe::meters::Counted;
 
 /// How long to wait when the machine refuses connections, for want of files or memory: short
 /// enough that nobody notices when it is over, long enough not to spin.
@@ -31,6 +33,7 @@ pub async fn serve(
     listener: TcpListener,
     endpoints: Router,
     limits: Limits,
+    way: Way,
     mut stopping: watch::Receiver<bool>,
 ) {
     let mut http = http1::Builder::new();
@@ -49,13 +52,12 @@ pub async fn serve(
             Ok((stream, _)) => {
                 refusing = false;
                 let (endpoints, http) = (endpoints.clone(), http.clone());
-                connections.spawn(connection(
-                    stream,
-                    endpoints,
-                    http,
-                    limits.body_time,
-                    stopping.clone(),
-                ));
+                let (way, stopping) = (way.clone(), stopping.clone());
+                connections.spawn(async move {
+                    way.meters().accepted.count();
+                    let _open = Counted::on(&way.meters().open);
+                    connection(stream, endpoints, http, limits.body_time, stopping).await;
+                });
             }
             // The caller left while it waited.
             Err(error) if is_of_caller(&error) => {}

@@ -23,6 +23,7 @@ use super::{Edge, Policy, Shared, shadowed};
 use crate::config::Sticky;
 use crate::inference::Inference;
 use crate::model::{ModelName, Selector, Tensor};
+use crate::observe::trace::{Stage, Told};
 use crate::record;
 use crate::rollout::WHOLE;
 use crate::router::{self, Draw, Role, Route, RouteError};
@@ -113,7 +114,11 @@ async fn answer(
     let mut response = match outcome {
         Ok(Outcome::Now(mut prediction, ticket)) => {
             let comparison = prediction.comparison(&policy, account.request_id.as_str());
+            let captured = prediction.captured.take();
             let answer = prediction.into_answer(form, account.request_id.as_str());
+            if let Some(request) = captured {
+                edge.capture.offer(answer.captured(request, account.request_id.as_str()));
+            }
             let response = respond(&answer);
             if let Some(ticket) = ticket {
                 ticket.answered(answer);
@@ -226,12 +231,13 @@ async fn predict(
     drop(rows);
     let is_random = key.is_none() && route.is_drawn;
     edge.traffic.count(route.version.id(), route.reason.as_str(), is_random);
-    let span = tracing::info_span!("predict", request_id = account.request_id.as_str());
-    let batches = Vec::new();
-    let mut call = Call { inference: &edge.inference, route: &route, deadline, span, batches };
+    let (told, batches, encoding) = (account.told(), Vec::new(), Duration::ZERO);
+    let inference = &edge.inference;
+    let mut call = Call { inference, route: &route, deadline, told, batches, encoding };
     let records = call.run(inputs, account.rows).await?;
-    let batches = call.batches;
-    Ok(Outcome::Now(Prediction { route, records, batches }, ticket))
+    let Call { told, batches, encoding, .. } = call;
+    let captured = way.is_captured(&route).then(|| bytes.to_vec());
+    Ok(Outcome::Now(Prediction { route, records, batches, told, encoding, captured }, ticket))
 }
 
 /// Where a request goes, as far as it is known.
@@ -261,6 +267,12 @@ impl Way<'_> {
         let query = parts.uri.query().unwrap_or_default();
         let model = self.model.as_str();
         idempotency::hash(&[form.as_bytes(), model.as_bytes(), query.as_bytes(), media_type, body])
+    }
+
+    /// Whether the request is one of those that the operator wants to keep.
+    fn is_captured(&self, route: &Route) -> bool {
+        let share = self.policy.capture_shares.get(&route.version.id().name).copied();
+        share.is_some_and(|share| share > 0.0 && rand::rng().random_bool(share))
     }
 
     fn find(&self, now: Instant) -> Result<Found, ApiError> {
@@ -343,9 +355,11 @@ struct Call<'a> {
     inference: &'a Inference,
     route: &'a Route,
     deadline: Instant,
-    span: tracing::Span,
+    told: Told,
     /// What has been run, if another version is to be asked as well.
     batches: Vec<Batch>,
+    /// How long outputs have taken to become records.
+    encoding: Duration,
 }
 
 impl Call<'_> {
@@ -374,11 +388,13 @@ impl Call<'_> {
         &mut self,
         inputs: Vec<Tensor>,
     ) -> Result<Vec<Map<String, Value>>, ApiError> {
-        let (version, span) = (Arc::clone(&self.route.version), self.span.clone());
+        let (version, told) = (Arc::clone(&self.route.version), self.told.clone());
         let inputs = Arc::new(inputs);
         let again = self.route.shadow.as_ref().map(|_| Arc::clone(&inputs));
-        let outputs = self.inference.predict(version, inputs, self.deadline, span).await?;
+        let outputs = self.inference.predict(version, inputs, self.deadline, told).await?;
+        let begin = Instant::now();
         let records = record::encode(self.route.version.signature(), &outputs)?;
+        self.encoding += begin.elapsed();
         if let Some(inputs) = again {
             self.batches.push(Batch { inputs, outputs });
         }
@@ -390,6 +406,10 @@ struct Prediction {
     route: Route,
     records: Vec<Map<String, Value>>,
     batches: Vec<Batch>,
+    told: Told,
+    encoding: Duration,
+    /// The body, if it is to be kept with the answer.
+    captured: Option<Vec<u8>>,
 }
 
 impl Prediction {
@@ -403,6 +423,9 @@ impl Prediction {
     }
 
     fn into_answer(self, form: Form, request_id: &str) -> Answer {
+        let begin = Instant::now();
+        let (told, answered) = (self.told.clone(), Arc::clone(&self.route.version));
+        let since = begin.checked_sub(self.encoding).unwrap_or(begin);
         let (reason, rows) = (self.route.reason, self.records.len());
         let version = self.route.version.id().clone();
         let mut records = self.records;
@@ -414,6 +437,7 @@ impl Prediction {
         answer.insert("model_version".to_owned(), json!(version.version.to_string()));
         answer.insert("request_id".to_owned(), json!(request_id));
         let body = Value::Object(answer).to_string().into();
+        told.went_through(Stage::Encode, since, Instant::now(), &answered.measured().encode);
         Answer { status: StatusCode::OK, body, version, reason, rows }
     }
 }

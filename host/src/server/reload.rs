@@ -27,6 +27,7 @@ pub(super) struct Reloader {
 pub(super) fn policy(settings: &Settings, limits: Limits) -> Policy {
     Policy {
         captured: settings.shadow_captures.clone(),
+        capture_shares: settings.capture_shares.clone(),
         default_model: settings.default_model.clone(),
         sticky: settings.sticky.clone(),
         limits,
@@ -79,6 +80,8 @@ impl Reloader {
             ("repository", differs(&then.repository, &now.repository)),
             ("state", differs(&then.state, &now.state)),
             ("idempotency", differs(&then.answers, &now.answers)),
+            ("tracing", differs(&then.tracing, &now.tracing)),
+            ("capture", differs(&then.capture, &now.capture)),
             ("models", differs(&then.models, &now.models)),
             ("parked_versions", differs(&then.max_parked, &now.max_parked)),
             ("limits", limits),
