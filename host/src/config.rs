@@ -578,10 +578,12 @@ mod tests {
         let IdempotencyFile { seconds: Some(_), memory_mib: Some(_) } = file.idempotency else {
             panic!("a key of idempotency is not in the README");
         };
-        let TracingFile { endpoint: Some(_), sample: Some(_), service: Some(_) } = &file.tracing else {
+        let TracingFile { endpoint: Some(_), sample: Some(_), service: Some(_) } = &file.tracing
+        else {
             panic!("a key of tracing is not in the README");
         };
-        let CaptureFile { folder: Some(_), file_mib: Some(_), files: Some(_) } = &file.capture else {
+        let CaptureFile { folder: Some(_), file_mib: Some(_), files: Some(_) } = &file.capture
+        else {
             panic!("a key of capture is not in the README");
         };
         assert!(file.settle().is_ok());

@@ -102,7 +102,8 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let control = Arc::new(Control::new(loader, ledger, settings.max_parked.clone())?);
     control.configure(settings.splits.clone())?;
     let (interrupt, interrupted) = watch::channel(false);
-    let edge = Arc::new(edge(&settings, &control, Seen { traffic, meters }, interrupted, stack_bytes)?);
+    let edge =
+        Arc::new(edge(&settings, &control, Seen { traffic, meters }, interrupted, stack_bytes)?);
     let limits = edge.policy.load().limits;
     let (stop, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();

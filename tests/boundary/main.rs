@@ -5,6 +5,8 @@
 mod bad_artifacts;
 /// Whatever a caller sends, it gets an answer that says what is wrong.
 mod bad_requests;
+/// What callers send is kept where an operator wants it, and nowhere else.
+mod captures;
 /// The configuration is checked before it holds, and can be read again.
 mod configuration;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
@@ -25,6 +27,8 @@ mod idempotency;
 mod isolation;
 /// One line a request, and nothing of what callers sent.
 mod logs;
+/// What is measured is what has happened, and ends with the version it is about.
+mod metrics;
 /// Operators deploy, split, promote and go back, and what is wrong is refused.
 mod operations;
 /// The commands that operate a server say what went wrong, to people and by their exit code.
@@ -43,3 +47,5 @@ mod shutdown;
 mod snapshots;
 /// The architecture holds: who may know what, and every module says what it is for.
 mod tidy;
+/// Requests can be followed from caller to collector, and a collector that is not there harms nobody.
+mod traces;

@@ -35,6 +35,10 @@ fn only_some_modules_know_wasmtime_and_axum() {
             ("axum", &["edge", "admin"]),
             ("hyper", &["edge"]),
             ("hyper_util", &["edge"]),
+            ("opentelemetry", &["observe"]),
+            ("opentelemetry_otlp", &["observe"]),
+            ("opentelemetry_sdk", &["observe"]),
+            ("prometheus_client", &["edge"]),
             ("ureq", &["commands"]),
             ("clap", &["main", "commands", "preinit", "observe"]),
         ] {

@@ -16,8 +16,8 @@ use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing::{Level, Metadata};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{FilterExt as _, FilterFn, ParseError, filter_fn};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -225,7 +225,8 @@ mod tests {
         for ours in ["guesthouse", "guesthouse::edge::predict", "request", "fault", "guest"] {
             assert!(is_ours(ours), "{ours}");
         }
-        for other in ["hyper::proto::h1", "h2", "guesthouse_guest", "requests", "rustls::conn", ""] {
+        for other in ["hyper::proto::h1", "h2", "guesthouse_guest", "requests", "rustls::conn", ""]
+        {
             assert!(!is_ours(other), "{other}");
         }
     }

@@ -3,7 +3,7 @@
 //! This file is the table of contents: the command line and what each command does, step by step.
 //! How a step works is in the modules, in the order a reader should meet them: [`run`] (child
 //! processes), [`workspace`] (where things are), [`toolchain`] (the guests' compilation target),
-//! [`guests`], [`pack`], [`lint`], [`bench`]. What the built programs do is none of its business, except
+//! [`guests`], [`pack`], [`lint`], [`conformance`], [`bench`]. What the built programs do is none of its business, except
 //! for how fast they do it.
 
 #![allow(
@@ -13,6 +13,7 @@
 )]
 
 mod bench;
+mod conformance;
 mod guests;
 mod lint;
 mod pack;
@@ -22,6 +23,7 @@ mod workspace;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -74,6 +76,8 @@ enum Task {
     },
     /// Check formatting, lints and licences.
     Lint,
+    /// Build and pack everything, then let outside tools look at a server.
+    Conformance,
     /// Build everything in release mode, measure it and compare the figures with their bars.
     Bench {
         #[command(subcommand)]
@@ -111,6 +115,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Demo { listen } => demo(&Workspace::load()?, &listen),
         Task::Test { extra } => test(&Workspace::load()?, &extra),
         Task::Lint => lint::check(&Workspace::load()?),
+        Task::Conformance => conform(&Workspace::load()?),
         Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
         Task::Bench { bench: Bench::Runtime(options) } => bench_runtime(&options.absolute()?),
         Task::Bench { bench: Bench::Versions(options) } => bench_versions(&options.absolute()?),
@@ -142,7 +147,8 @@ fn demo(workspace: &Workspace, listen: &str) -> Result<()> {
     Err(serve.exec()).context("failed to start the server")
 }
 
-fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
+/// Builds and packs what tests and outside tools look at; the host program.
+fn build_for_tests(workspace: &Workspace) -> Result<PathBuf> {
     // The same selection of packages and targets as `cargo test` below, so that both agree on the
     // features of every dependency and none is compiled twice.
     run::shown(
@@ -151,6 +157,16 @@ fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
     build_guests(workspace)?;
     let host = workspace.host_binary(Profile::Dev);
     pack::pack(workspace, &pack::models(workspace)?, &host)?;
+    Ok(host)
+}
+
+fn conform(workspace: &Workspace) -> Result<()> {
+    let host = build_for_tests(workspace)?;
+    conformance::check(workspace, &host)
+}
+
+fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
+    let host = build_for_tests(workspace)?;
 
     run::shown(
         run::cargo()

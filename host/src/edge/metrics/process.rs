@@ -41,7 +41,9 @@ impl Process {
             virtual_bytes: whole(23),
             threads: whole(20),
             // Without the one that is open for looking.
-            open_files: files.and_then(|files| i64::try_from(files.count()).ok()).map(|count| count - 1),
+            open_files: files
+                .and_then(|files| i64::try_from(files.count()).ok())
+                .map(|count| count - 1),
         }
     }
 }
@@ -69,7 +71,11 @@ impl Collector for Process {
             ("process_open_fds", "Open files", None, self.open_files),
             ("process_max_fds", "Files that may be open", None, limit),
         ] {
-            write(encoder, (name, help, unit), value.map(|value| (vec![], ConstGauge::new(value))))?;
+            write(
+                encoder,
+                (name, help, unit),
+                value.map(|value| (vec![], ConstGauge::new(value))),
+            )?;
         }
         Ok(())
     }

@@ -18,8 +18,7 @@ pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::R
     let build = ("build_info", "The program, as a constant 1", None);
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     write(encoder, build, [(version, ConstGauge::new(1_i64))])?;
-    let is_ready =
-        edge.registry.snapshot().is_ready() && !edge.draining.load(Ordering::Relaxed);
+    let is_ready = edge.registry.snapshot().is_ready() && !edge.draining.load(Ordering::Relaxed);
     let ready = ("ready", "Whether the server is ready, as it tells its balancer", None);
     write(encoder, ready, [(vec![], ConstGauge::new(i64::from(is_ready)))])?;
     requests(&edge.meters, encoder)?;
@@ -77,23 +76,22 @@ fn requests(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result
 
 fn connections(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let listeners = listeners(meters);
-    let open = listeners.iter().map(|(labels, listener)| {
-        (labels.clone(), ConstGauge::new(listener.open.now()))
-    });
+    let open = listeners
+        .iter()
+        .map(|(labels, listener)| (labels.clone(), ConstGauge::new(listener.open.now())));
     write(encoder, ("connections_open", "Connections that are open", None), open)?;
-    let accepted = listeners.iter().map(|(labels, listener)| {
-        (labels.clone(), ConstCounter::new(listener.accepted.total()))
-    });
+    let accepted = listeners
+        .iter()
+        .map(|(labels, listener)| (labels.clone(), ConstCounter::new(listener.accepted.total())));
     write(encoder, ("connections_accepted", "Connections since the start", None), accepted)
 }
 
 fn deployments(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let outcome = |is_good: bool| {
-        ("outcome", if is_good { "succeeded" } else { "failed" }.to_owned())
-    };
-    let deployments = meters.deployments.map(|is_good, count| {
-        (vec![outcome(*is_good)], ConstCounter::new(count.total()))
-    });
+    let outcome =
+        |is_good: bool| ("outcome", if is_good { "succeeded" } else { "failed" }.to_owned());
+    let deployments = meters
+        .deployments
+        .map(|is_good, count| (vec![outcome(*is_good)], ConstCounter::new(count.total())));
     write(encoder, ("deployments", "Deployments that came to an end", None), deployments)?;
     let times = meters.deploy_steps.map(|(step, is_good), done| {
         let labels = vec![("step", (*step).to_owned()), outcome(*is_good)];

@@ -96,10 +96,9 @@ impl<'a> Versions<'a> {
         })?;
         let stages: [(Name<'_>, fn(&Measured) -> &Histogram); 4] = [
             (("queue_duration", "A batch's wait for a thread", seconds), |of| &of.queue),
-            (
-                ("instantiate_duration", "To get an instance for a batch", seconds),
-                |of| &of.instantiate,
-            ),
+            (("instantiate_duration", "To get an instance for a batch", seconds), |of| {
+                &of.instantiate
+            }),
             (("predict_duration", "The guest's own time for a batch", seconds), |of| &of.predict),
             (("encode_duration", "To write an answer", seconds), |of| &of.encode),
         ];
@@ -169,12 +168,13 @@ impl<'a> Versions<'a> {
             vec![(vec![], ConstCounter::new(random))]
         })?;
         let snapshot = self.edge.registry.snapshot();
-        let weight = ("split_weight", "The share that a split gives", Some(&Unit::Ratios));
+        let weight = ("split_weight_ratio", "The share that a split gives", None);
         self.family(encoder, weight, |version| {
             let id = version.id();
             let model = snapshot.models.get(&id.name);
             let shares = model.into_iter().flat_map(|model| model.routing.shares());
-            let weight = shares.filter(|(version, _)| **version == id.version).map(|(_, weight)| weight);
+            let weight =
+                shares.filter(|(version, _)| **version == id.version).map(|(_, weight)| weight);
             let parts: u32 = weight.sum();
             vec![(vec![], ConstGauge::new(f64::from(parts) / f64::from(WHOLE)))]
         })
@@ -184,9 +184,7 @@ impl<'a> Versions<'a> {
         let instances = ("instances", "Instances of a version", None);
         self.family(encoder, instances, |version| {
             let counts = version.pool().counts();
-            let series = |(state, count)| {
-                (vec![("state", String::from(state))], gauge(count))
-            };
+            let series = |(state, count)| (vec![("state", String::from(state))], gauge(count));
             [("idle", counts.idle), ("busy", counts.out)].map(series).into()
         })?;
         let made = ("instances_made", "Instances made since the version was loaded", None);
