@@ -6,6 +6,7 @@
 
 mod deploy;
 mod error;
+mod keys;
 mod log;
 mod operations;
 mod show;
@@ -31,8 +32,8 @@ use crate::control::{Answer, Ask, Control};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
 use crate::edge::observe::{Account, Around};
-use crate::edge::{observed, owner, predict, query};
-use crate::keys::Keys;
+use crate::edge::{access, observed, predict, query};
+use crate::keys::Caller;
 use crate::ledger::{self, Author};
 use crate::model::ModelName;
 use crate::rollout::{Operation, ShadowShare, WHOLE};
@@ -48,7 +49,6 @@ const MAX_WORDS: usize = 1024;
 /// Everything that operators' requests need.
 pub struct Admin {
     control: Arc<Control>,
-    keys: Keys,
     shadows: Arc<Shadows>,
     operations: Operations,
     /// Held by the deployment whose artifact is in memory.
@@ -62,16 +62,20 @@ pub struct Admin {
 type Shared = State<Arc<Admin>>;
 
 impl Admin {
-    /// For who has one of these keys.
+    /// For who has a key with the scope `admin`.
     pub fn new(
         control: Arc<Control>,
-        keys: Keys,
         shadows: Arc<Shadows>,
         patience: Duration,
         stopping: watch::Receiver<bool>,
     ) -> Self {
         let (operations, turn) = (Operations::default(), Mutex::new(()));
-        Self { control, keys, shadows, operations, turn, patience, stopping }
+        Self { control, shadows, operations, turn, patience, stopping }
+    }
+
+    /// Who asks.
+    fn authorize(&self, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
+        access::administrator(self.control.keys(), headers)
     }
 }
 
@@ -83,6 +87,8 @@ pub fn endpoints(admin: Arc<Admin>, around: Around) -> Router {
         .route("/admin/v1/history", get(show::history))
         .route("/admin/v1/log", get(log::show).put(log::set))
         .route("/admin/v1/deploy", post(deploy::deploy))
+        .route("/admin/v1/keys", get(keys::list).post(keys::create))
+        .route("/admin/v1/keys/{id}", delete(keys::revoke))
         .route("/admin/v1/operations/{operation}", get(operations::operation))
         .route(model, get(show::model))
         .route(&format!("{model}/resolve"), get(show::resolve))
@@ -120,7 +126,7 @@ impl Asked {
         query: Option<&str>,
         account: &mut Account,
     ) -> Result<Self, ApiError> {
-        let actor = owner(&admin.keys, headers)?.to_owned();
+        let actor = admin.authorize(headers)?.name().to_owned();
         account.caller = Some(actor.clone());
         let conditions: Conditions = query::parse(query)?;
         if conditions.reason.as_ref().is_some_and(|reason| reason.len() > MAX_WORDS) {

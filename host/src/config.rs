@@ -4,6 +4,7 @@
 //! environment say, over the defaults. Every default stands beside its reason in [`Settings`].
 
 mod idempotency;
+mod keys;
 mod models;
 mod overrides;
 mod watch;
@@ -17,18 +18,20 @@ use semver::Version;
 use serde::Deserialize;
 
 pub use idempotency::{AnswerLimits, IdempotencyFile};
+pub use keys::{KeyFile, RateLimitFile};
 pub use models::{IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
 pub use watch::{CaptureFile, TracingFile};
 
 use crate::guest::{EngineLimits, InstanceLimits};
 use crate::inference::InferenceLimits;
-use crate::keys::KeyHash;
+use crate::keys::Key;
 use crate::model::ModelName;
 use crate::observe::capture::CaptureSettings;
 use crate::observe::trace::TraceSettings;
 use crate::pool::{Isolation, ReuseLimits};
 use crate::preinit::{PreinitLimits, Priority};
+use crate::rate::Rate;
 use crate::rollout::WHOLE;
 use crate::version::ModelLimits;
 
@@ -49,12 +52,12 @@ pub struct ConfigFile {
     /// Limits, by name.
     #[serde(default)]
     pub limits: LimitsFile,
-    /// Who may ask for predictions.
+    /// Who may ask for what, beside those whose keys were made by operators.
     #[serde(default)]
     pub keys: Vec<KeyFile>,
-    /// Who may change what is served; without any, there is no admin API.
+    /// How often they may ask.
     #[serde(default)]
-    pub admin_keys: Vec<KeyFile>,
+    pub rate_limit: RateLimitFile,
     /// What holds for predictions that are asked for again.
     #[serde(default)]
     pub idempotency: IdempotencyFile,
@@ -97,16 +100,6 @@ pub struct LimitsFile {
     pub traffic_log_seconds: Option<u64>,
 }
 
-/// A key: whose it is and the SHA-256 of it (`printf %s KEY | sha256sum`).
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KeyFile {
-    /// Stands in the log in place of the key.
-    pub name: String,
-    /// Hexadecimal.
-    pub sha256: String,
-}
-
 /// What the server will do: checked, with every default filled in.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -120,10 +113,13 @@ pub struct Settings {
     pub state: PathBuf,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
-    /// Who may ask for predictions.
-    pub keys: Vec<KeyHash>,
-    /// Who may change what is served.
-    pub admin_keys: Vec<KeyHash>,
+    /// Who may ask for what, beside those whose keys were made by operators.
+    pub keys: Vec<Key>,
+    /// How often a key may ask for predictions of which nothing is said; as often as it likes, if none:
+    /// who has keys for friends only needs no limits.
+    pub key_rate: Option<Rate>,
+    /// How often all keys together may ask for predictions, by model.
+    pub model_rates: BTreeMap<ModelName, Rate>,
     /// How traffic is divided, in parts per million.
     pub splits: BTreeMap<ModelName, BTreeMap<Version, u32>>,
     /// How callers are told apart, by model.
@@ -278,7 +274,7 @@ impl ConfigFile {
         let mut limits = self.limits.settle()?;
         let (mut splits, mut models) = (BTreeMap::new(), BTreeMap::new());
         let (mut sticky, mut max_parked) = (BTreeMap::new(), BTreeMap::new());
-        let mut shadow_captures = BTreeSet::new();
+        let (mut shadow_captures, mut model_rates) = (BTreeSet::new(), BTreeMap::new());
         let mut capture_shares = BTreeMap::new();
         for (model, file) in self.models {
             let wrong = |key: &str, reason: &str| ConfigError::Value {
@@ -289,6 +285,7 @@ impl ConfigFile {
             let memory = &mut limits.engine.max_memory_bytes;
             *memory = (*memory).max(of_model.instance.memory_bytes);
             models.insert(model.clone(), of_model);
+            model_rates.extend(file.rate.map(|rate| (model.clone(), rate)));
             max_parked.extend(file.parked_versions.map(|most| (model.clone(), most)));
             if file.shadow_capture == Some(true) {
                 shadow_captures.insert(model.clone());
@@ -317,8 +314,9 @@ impl ConfigFile {
             capture_shares,
             state,
             default_model: self.default_model,
-            keys: settle_keys(&self.keys)?,
-            admin_keys: settle_keys(&self.admin_keys)?,
+            keys: keys::settle(self.keys)?,
+            key_rate: self.rate_limit.settle()?,
+            model_rates,
             splits,
             sticky,
             max_parked,
@@ -445,17 +443,6 @@ fn out_of_range(name: &str, reason: &str) -> ConfigError {
     ConfigError::Value { key: format!("limits.{name}"), reason: reason.to_owned() }
 }
 
-fn settle_keys(files: &[KeyFile]) -> Result<Vec<KeyHash>, ConfigError> {
-    files.iter().map(settle_key).collect()
-}
-
-fn settle_key(file: &KeyFile) -> Result<KeyHash, ConfigError> {
-    KeyHash::from_hex(&file.name, &file.sha256).ok_or_else(|| ConfigError::Value {
-        key: format!("keys, {:?}", file.name),
-        reason: "sha256 is not 64 hexadecimal digits".to_owned(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -498,7 +485,6 @@ mod tests {
             "[limits]\nbody_bytes = 0",
             "[limits]\nbody_bytes = 1000\nbodies_in_flight_bytes = 999",
             "[limits]\ninstance_memory_mib = 5000",
-            "[[keys]]\nname = \"a\"\nsha256 = \"12\"",
             "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000 }",
             "[models.toxicity]\nsplit = { \"1\" = 1_000_000 }",
             "[models.Toxicity]\n",
@@ -560,6 +546,7 @@ mod tests {
             sticky_header: Some(_),
             sticky_field: Some(_),
             parked_versions: Some(_),
+            rate: Some(_),
             shadow_capture: Some(_),
             capture_share: Some(_),
             isolation: Some(_),
@@ -574,6 +561,14 @@ mod tests {
         } = model
         else {
             panic!("a key of models is not in the README");
+        };
+        let [key] = &file.keys[..] else { panic!("one key") };
+        let KeyFile { name: _, sha256: _, scopes: Some(_), expires: Some(_), rate: Some(_) } = key
+        else {
+            panic!("a key of keys is not in the README");
+        };
+        let RateLimitFile { requests_per_second: Some(_), burst: Some(_) } = file.rate_limit else {
+            panic!("a key of rate_limit is not in the README");
         };
         let IdempotencyFile { seconds: Some(_), memory_mib: Some(_) } = file.idempotency else {
             panic!("a key of idempotency is not in the README");

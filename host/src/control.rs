@@ -8,6 +8,7 @@
 mod ask;
 mod deploy;
 mod folder;
+mod keys;
 mod many;
 
 use std::collections::BTreeMap;
@@ -17,10 +18,12 @@ use std::thread::{self, ScopedJoinHandle};
 
 pub use ask::{Answer, Ask, Changed, ControlError, DeployReport};
 pub use folder::keep;
+pub use keys::{KeyAnswer, KeyChanged, KeyRefusal, NewKey};
 
 use arc_swap::ArcSwap;
 
 use self::many::Item;
+use crate::keys::Keys;
 use crate::ledger::{Author, Before, Change, Ledger, LedgerError};
 use crate::model::{ModelName, VersionId};
 use crate::registry::{LoadError, Loader, Registry, Slot};
@@ -40,6 +43,7 @@ pub struct Control {
     loader: Loader,
     registry: Arc<Registry>,
     ledger: Ledger,
+    keys: Arc<Keys>,
     /// By model, where it is not the default.
     max_parked: BTreeMap<ModelName, usize>,
     /// Held while a change is made.
@@ -71,13 +75,25 @@ impl Control {
         max_parked: BTreeMap<ModelName, usize>,
     ) -> Result<Self, LedgerError> {
         let registry = Arc::new(Registry::new(ledger.models()?));
+        let keys = Arc::new(Keys::default());
+        keys.replace_stored(ledger.keys()?);
         let (revision, audit_head) = ledger.head()?;
         tracing::info!(revision, %audit_head, "ledger opened");
         let shown_head = ArcSwap::from_pointee((revision, audit_head));
         let head = Mutex::new(Head { revision, is_unsure: false });
         let loading = Mutex::new(());
         let is_missing = AtomicBool::new(false);
-        Ok(Self { loader, registry, ledger, max_parked, head, is_missing, shown_head, loading })
+        Ok(Self {
+            loader,
+            registry,
+            ledger,
+            keys,
+            max_parked,
+            head,
+            is_missing,
+            shown_head,
+            loading,
+        })
     }
 
     /// The last revision, and the hash of the last entry of the log; needs no disk.
@@ -92,6 +108,11 @@ impl Control {
     /// What is loaded, for those who serve.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// Who may ask for what, for those who serve.
+    pub fn keys(&self) -> &Arc<Keys> {
+        &self.keys
     }
 
     /// The record of changes.
@@ -286,6 +307,7 @@ impl Control {
         }
         let states = self.ledger.models()?;
         let (revision, hash) = self.ledger.head()?;
+        self.keys.replace_stored(self.ledger.keys()?);
         head.revision = revision;
         self.show_head(revision, hash);
         for (model, state) in states {

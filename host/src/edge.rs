@@ -4,6 +4,7 @@
 //! every answer is JSON, carries a request id and is one line in the log. Keys are checked before a
 //! body is read; health and readiness need none.
 
+pub(crate) mod access;
 mod body;
 pub(crate) mod catalogue;
 pub(crate) mod error;
@@ -25,11 +26,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::json;
 use tokio::sync::{Semaphore, watch};
 
+pub use access::ModelRates;
 use body::Form;
 use error::ApiError;
 pub use idempotency::Answers;
@@ -48,9 +50,6 @@ use crate::observe::traffic::Traffic;
 use crate::registry::Registry;
 use crate::shadow::Shadows;
 
-/// The header that carries a key.
-const KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
-
 /// Everything that a request needs.
 pub struct Edge {
     /// What is loaded.
@@ -62,7 +61,9 @@ pub struct Edge {
     /// Where answers are compared with those of other versions.
     pub shadows: Arc<Shadows>,
     /// Who may ask.
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
+    /// How often all of them together may ask, by model.
+    pub model_rates: ModelRates,
     /// What the operator may change meanwhile. A request looks at it once.
     pub policy: ArcSwap<Policy>,
     /// A permit for each byte of the bodies that may be in flight.
@@ -112,17 +113,6 @@ impl Edge {
         }
         self.capture.finish(time);
     }
-
-    /// Whose key the request carries.
-    fn authorize(&self, headers: &HeaderMap) -> Result<&str, ApiError> {
-        owner(&self.keys, headers)
-    }
-}
-
-/// Whose key it is that the headers carry.
-pub(crate) fn owner<'a>(keys: &'a Keys, headers: &HeaderMap) -> Result<&'a str, ApiError> {
-    let owner = headers.get(KEY_HEADER).and_then(|key| keys.owner(key.as_bytes()));
-    owner.ok_or_else(ApiError::unauthorized)
 }
 
 /// The endpoints.

@@ -1,68 +1,297 @@
-//! API keys: the host knows their SHA-256 and nothing else of them.
+//! Keys: who may ask for what, how often, and until when.
+//!
+//! One table of all keys, those of the configuration and those that operators have made, which the public
+//! port and the admin API share. Whoever changes it makes it anew; a request looks into the one that
+//! holds when it comes, so that a key that is revoked is refused from the next request on, whatever
+//! connection that comes on. The host knows the SHA-256 of keys and nothing else of them; where the keys
+//! of operators last is the ledger's.
 
-use sha2::{Digest as _, Sha256};
+mod record;
+mod scope;
+mod secret;
 
-/// The key of the demonstration, which everybody knows.
-const DEMO_KEY: &str = "local-demo-key";
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
-/// The same for those who change what is served.
-const DEMO_ADMIN_KEY: &str = "local-demo-admin-key";
+use arc_swap::ArcSwap;
 
-/// A key that is allowed.
-#[derive(Debug, Clone)]
-pub struct KeyHash {
-    name: String,
-    hash: blake3::Hash,
+pub use record::{
+    Key, KeyHash, KeyHashError, KeyName, KeyNameError, ShownKey, StoredKey, Time, TimeError,
+};
+pub use scope::{Scope, ScopeError, Scopes, ScopesError};
+pub use secret::{PREFIX, RandomnessError, generate};
+
+use crate::rate::{Bucket, Rate};
+
+/// The most keys that operators may have at the same time, and the most that the configuration may
+/// have. A thousand callers that are told apart are more than one machine serves, and the table of all
+/// of them is made anew in a millisecond.
+pub const MAX_KEYS: usize = 1000;
+
+/// How many revoked keys are remembered, so that who still uses one can be counted as such; the one
+/// that was revoked first is forgotten, and is then unknown.
+pub const MAX_REVOKED: usize = 1000;
+
+/// The longest key that is looked at, in bytes.
+const MAX_KEY_LENGTH: usize = 4096;
+
+/// Why a caller is not let in. It is only told that it is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthFailure {
+    /// There is no key.
+    Missing,
+    /// There are two, or it cannot be a key.
+    Malformed,
+    /// Nobody has this key.
+    Unknown,
+    /// Its time is over.
+    Expired,
+    /// It was taken back.
+    Revoked,
+    /// It is good, but not for this.
+    Forbidden,
 }
 
-impl KeyHash {
-    /// A key by the SHA-256 of it in hexadecimal, or none if it is not that.
-    pub fn from_hex(name: &str, sha256: &str) -> Option<Self> {
-        let hash = blake3::Hash::from_hex(sha256).ok()?;
-        Some(Self { name: name.to_owned(), hash })
-    }
+impl AuthFailure {
+    const ALL: [Self; 6] = [
+        Self::Missing,
+        Self::Malformed,
+        Self::Unknown,
+        Self::Expired,
+        Self::Revoked,
+        Self::Forbidden,
+    ];
 
-    /// The key of the demonstration.
-    pub fn demo() -> Self {
-        Self { name: "demo".to_owned(), hash: hash_of(DEMO_KEY.as_bytes()) }
-    }
-
-    /// The admin key of the demonstration.
-    pub fn demo_admin() -> Self {
-        Self { name: "demo-admin".to_owned(), hash: hash_of(DEMO_ADMIN_KEY.as_bytes()) }
+    /// The word for it in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Forbidden => "forbidden",
+        }
     }
 }
 
-/// `blake3::Hash` is any 32 bytes that are compared in constant time; these are a SHA-256, which
-/// everybody has a tool for.
-fn hash_of(key: &[u8]) -> blake3::Hash {
-    let digest: [u8; 32] = Sha256::digest(key).into();
-    digest.into()
+/// How often callers were not let in since the start, by reason.
+#[derive(Debug, Default)]
+pub struct AuthFailures([AtomicU64; AuthFailure::ALL.len()]);
+
+impl AuthFailures {
+    /// Another one.
+    pub fn count(&self, failure: AuthFailure) {
+        self.0[failure as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All of them, by the words of [`AuthFailure::as_str`].
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let count = |failure| self.0[failure as usize].load(Ordering::Relaxed);
+        AuthFailure::ALL.into_iter().map(move |failure| (failure.as_str(), count(failure)))
+    }
 }
 
-/// The keys that are allowed.
-#[derive(Debug, Clone, Default)]
-pub struct Keys(Vec<KeyHash>);
+/// The holder of a key.
+#[derive(Debug)]
+pub struct Caller {
+    key: Key,
+    is_revoked: bool,
+    /// What is left of how often it may ask.
+    bucket: Option<Arc<Bucket>>,
+}
+
+impl Caller {
+    /// The name of the key.
+    pub fn name(&self) -> &str {
+        self.key.name.as_str()
+    }
+
+    /// What the key is good for.
+    pub fn scopes(&self) -> &Scopes {
+        &self.key.scopes
+    }
+
+    /// What is left of how often it may ask for predictions; none, if as often as it likes.
+    pub fn bucket(&self) -> Option<&Bucket> {
+        self.bucket.as_deref()
+    }
+}
+
+/// A key of the configuration has the name, or the hash, of another one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("two keys are the same, or have the name `{0}`")]
+pub struct SameKey(pub KeyName);
+
+/// All keys.
+#[derive(Default)]
+pub struct Keys {
+    table: ArcSwap<Table>,
+    /// Held while the table is made anew.
+    sources: Mutex<Sources>,
+    failures: AuthFailures,
+}
+
+/// By where their hashes are looked for.
+#[derive(Default)]
+struct Table(HashMap<u64, Vec<Arc<Caller>>>);
+
+#[derive(Debug, Default, Clone)]
+struct Sources {
+    configured: Vec<Key>,
+    /// How often keys may ask that say nothing of it.
+    general: Option<Rate>,
+    stored: Vec<StoredKey>,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lock().fmt(formatter)
+    }
+}
 
 impl Keys {
-    /// These keys.
-    pub fn new(keys: Vec<KeyHash>) -> Self {
-        Self(keys)
+    /// Put the keys of the configuration into the place of those that were there. What is left of the
+    /// rates of those that stay, stays.
+    ///
+    /// # Errors
+    /// [`SameKey`]; then nothing has changed.
+    pub fn replace_configured(
+        &self,
+        configured: Vec<Key>,
+        general: Option<Rate>,
+    ) -> Result<(), SameKey> {
+        let mut sources = self.lock();
+        sources.check(&configured)?;
+        let stored = std::mem::take(&mut sources.stored);
+        self.publish(&mut sources, Sources { configured, general, stored });
+        Ok(())
     }
 
-    /// Whether nobody is allowed.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether these could be the keys of the configuration.
+    ///
+    /// # Errors
+    /// [`SameKey`].
+    pub fn check_configured(&self, configured: &[Key]) -> Result<(), SameKey> {
+        self.lock().check(configured)
     }
 
-    /// Whose key it is, or none if it is not allowed. Takes the same time for every key.
-    pub fn owner(&self, key: &[u8]) -> Option<&str> {
-        let given = hash_of(key);
-        let mut found = None;
-        for key in &self.0 {
-            if key.hash == given {
-                found = Some(key.name.as_str());
+    /// Put the keys of the ledger into the place of those that were there.
+    pub fn replace_stored(&self, stored: Vec<StoredKey>) {
+        let mut sources = self.lock();
+        let configured = std::mem::take(&mut sources.configured);
+        let general = sources.general;
+        self.publish(&mut sources, Sources { configured, general, stored });
+    }
+
+    /// The keys of the configuration.
+    pub fn configured(&self) -> Vec<Key> {
+        self.lock().configured.clone()
+    }
+
+    /// The keys of the ledger, revoked ones included, the oldest first.
+    pub fn stored(&self) -> Vec<StoredKey> {
+        self.lock().stored.clone()
+    }
+
+    /// Whether any key has a scope like this, be it expired by now.
+    pub fn any(&self, wanted: impl Fn(&Scopes) -> bool) -> bool {
+        let table = self.table.load();
+        table.0.values().flatten().any(|caller| !caller.is_revoked && wanted(&caller.key.scopes))
+    }
+
+    /// How often callers were not let in.
+    pub fn failures(&self) -> &AuthFailures {
+        &self.failures
+    }
+
+    /// Whose key it is.
+    ///
+    /// The whole hash is compared in constant time; what time may tell is where it is looked for, and
+    /// nobody can choose a key by where its SHA-256 begins and be any closer to one that is good.
+    ///
+    /// # Errors
+    /// Why it is not let in, which is counted.
+    pub fn authenticate(
+        &self,
+        given: Option<&[u8]>,
+        now: SystemTime,
+    ) -> Result<Arc<Caller>, AuthFailure> {
+        let outcome = match given {
+            None => Err(AuthFailure::Missing),
+            Some(key) if key.len() > MAX_KEY_LENGTH || secret::is_mutilated(key) => {
+                Err(AuthFailure::Malformed)
             }
+            Some(key) => self.table.load().find(KeyHash::of(key), now),
+        };
+        outcome.inspect_err(|failure| self.failures.count(*failure))
+    }
+
+    fn publish(&self, sources: &mut Sources, new: Sources) {
+        let table = Table::new(&new, &self.table.load());
+        *sources = new;
+        self.table.store(Arc::new(table));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sources> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sources {
+    /// Whether no two keys would be taken for each other.
+    fn check(&self, configured: &[Key]) -> Result<(), SameKey> {
+        let stored = self.stored.iter();
+        let stored = stored.filter(|stored| stored.revoked.is_none()).map(|stored| &stored.key);
+        let others: Vec<_> = stored.chain(configured).collect();
+        for (at, key) in others.iter().enumerate() {
+            let same = |other: &&&Key| other.name == key.name || other.sha256 == key.sha256;
+            if others[..at].iter().any(|other| same(&other)) {
+                return Err(SameKey(key.name.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Table {
+    /// The table of these, with what is left of rates as it was.
+    fn new(sources: &Sources, old: &Self) -> Self {
+        let mut table = HashMap::<u64, Vec<_>>::new();
+        let configured = sources.configured.iter().map(|key| (key, false));
+        let stored = sources.stored.iter().map(|stored| (&stored.key, stored.revoked.is_some()));
+        for (key, is_revoked) in configured.chain(stored) {
+            let rate = key.rate.or(sources.general).filter(|_| !is_revoked);
+            let bucket = rate.map(|rate| {
+                let held = old.matching(key.sha256).find_map(|caller| caller.bucket.clone());
+                let held = held.filter(|bucket| bucket.rate() == rate);
+                held.unwrap_or_else(|| Arc::new(Bucket::new(rate)))
+            });
+            let caller = Caller { key: key.clone(), is_revoked, bucket };
+            table.entry(key.sha256.place()).or_default().push(Arc::new(caller));
+        }
+        Self(table)
+    }
+
+    fn matching(&self, hash: KeyHash) -> impl Iterator<Item = &Arc<Caller>> {
+        let near = self.0.get(&hash.place()).into_iter().flatten();
+        near.filter(move |caller| caller.key.sha256 == hash)
+    }
+
+    /// A key that was revoked is never good again, whatever the configuration says.
+    fn find(&self, hash: KeyHash, now: SystemTime) -> Result<Arc<Caller>, AuthFailure> {
+        let mut found = Err(AuthFailure::Unknown);
+        for caller in self.matching(hash) {
+            if caller.is_revoked {
+                return Err(AuthFailure::Revoked);
+            }
+            found = match caller.key.expires {
+                Some(end) if end.is_over(now) => Err(AuthFailure::Expired),
+                Some(_) | None => Ok(Arc::clone(caller)),
+            };
         }
         found
     }
@@ -72,17 +301,96 @@ impl Keys {
 mod tests {
     use super::*;
 
+    fn key(name: &str, secret: &str) -> Key {
+        let name = name.parse().unwrap();
+        Key { name, sha256: KeyHash::of(secret.as_bytes()), ..Key::demo() }
+    }
+
+    fn stored(name: &str, secret: &str) -> StoredKey {
+        StoredKey {
+            id: name.to_owned(),
+            key: key(name, secret),
+            created: Time::at(SystemTime::now()).unwrap(),
+            created_by: "test".to_owned(),
+            revoked: None,
+        }
+    }
+
+    fn check(keys: &Keys, given: &str) -> Result<String, AuthFailure> {
+        let caller = keys.authenticate(Some(given.as_bytes()), SystemTime::now());
+        caller.map(|caller| caller.name().to_owned())
+    }
+
     #[test]
     fn only_known_keys_are_allowed() {
         // The SHA-256 of "secret", by sha256sum.
         let sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
-        let keys = Keys::new(vec![KeyHash::demo(), KeyHash::from_hex("ci", sha256).unwrap()]);
-        let check = |key: &str| keys.owner(key.as_bytes()).map(str::to_owned);
-        assert_eq!(check("secret").as_deref(), Some("ci"));
-        assert_eq!(check("local-demo-key").as_deref(), Some("demo"));
+        let ci = Key { sha256: sha256.to_owned().try_into().unwrap(), ..key("ci", "") };
+        let keys = Keys::default();
+        keys.replace_configured(vec![Key::demo(), ci], None).unwrap();
+        assert_eq!(check(&keys, "secret").unwrap(), "ci");
+        assert_eq!(check(&keys, "local-demo-key").unwrap(), "demo");
         for wrong in ["", "Secret", "secret ", sha256] {
-            assert_eq!(check(wrong), None, "{wrong}");
+            assert_eq!(check(&keys, wrong), Err(AuthFailure::Unknown), "{wrong}");
         }
-        assert!(KeyHash::from_hex("x", "12").is_none());
+        assert_eq!(check(&keys, "guesthouse_1"), Err(AuthFailure::Malformed));
+        assert_eq!(check(&keys, &"k".repeat(5000)), Err(AuthFailure::Malformed));
+        let missing = keys.authenticate(None, SystemTime::now());
+        assert_eq!(missing.map(drop), Err(AuthFailure::Missing));
+        let counts: Vec<_> = keys.failures().counts().collect();
+        assert_eq!(counts[..3], [("missing", 1), ("malformed", 2), ("unknown", 4)]);
+    }
+
+    #[test]
+    fn what_is_revoked_or_over_is_refused_whoever_else_has_it() {
+        let keys = Keys::default();
+        let now = SystemTime::now();
+        let past = Time::at(now - std::time::Duration::from_secs(1)).unwrap();
+        let old = Key { expires: Some(past), ..key("old", "old") };
+        keys.replace_configured(vec![old, key("again", "gone")], None).unwrap();
+        keys.replace_stored(vec![StoredKey { revoked: Some(past), ..stored("gone", "gone") }]);
+        assert_eq!(check(&keys, "old"), Err(AuthFailure::Expired));
+        assert_eq!(check(&keys, "gone"), Err(AuthFailure::Revoked));
+        keys.replace_stored(Vec::new());
+        assert_eq!(check(&keys, "gone").unwrap(), "again");
+    }
+
+    #[test]
+    fn no_two_keys_are_taken_for_each_other() {
+        let keys = Keys::default();
+        keys.replace_stored(vec![stored("ann", "a")]);
+        for same in [
+            vec![key("ann", "b")],
+            vec![key("bob", "a")],
+            vec![key("bob", "b"), key("bob", "c")],
+            vec![key("bob", "b"), key("eve", "b")],
+        ] {
+            assert!(keys.check_configured(&same).is_err(), "{same:?}");
+            assert!(keys.replace_configured(same, None).is_err());
+        }
+        keys.replace_configured(vec![key("bob", "b")], None).unwrap();
+        assert_eq!(
+            (check(&keys, "a").unwrap(), check(&keys, "b").unwrap()),
+            ("ann".into(), "bob".into())
+        );
+    }
+
+    #[test]
+    fn what_is_left_of_a_rate_outlives_changes_of_other_things() {
+        let keys = Keys::default();
+        let rate = Rate::new(0.001, Some(1)).ok();
+        let take = |secret: &str| {
+            let caller = keys.authenticate(Some(secret.as_bytes()), SystemTime::now()).unwrap();
+            caller.bucket().map(|bucket| bucket.take().retry_after().is_none())
+        };
+        keys.replace_configured(vec![key("a", "a")], rate).unwrap();
+        assert_eq!((take("a"), take("a")), (Some(true), Some(false)));
+        // Another key, and the same rate said in another way.
+        keys.replace_stored(vec![stored("b", "b")]);
+        keys.replace_configured(vec![Key { rate, ..key("a", "a") }], None).unwrap();
+        assert_eq!((take("a"), take("b")), (Some(false), None));
+        let other = Rate::new(0.001, Some(2)).ok();
+        keys.replace_configured(vec![Key { rate: other, ..key("a", "a") }], None).unwrap();
+        assert_eq!((take("a"), take("a"), take("a")), (Some(true), Some(true), Some(false)));
     }
 }

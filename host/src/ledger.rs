@@ -1,5 +1,5 @@
-//! The ledger: which versions of which models are served, every change of it, and which requests for
-//! changes were answered.
+//! The ledger: which versions of which models are served, which keys operators have made, every change of
+//! both, and which requests for changes were answered.
 //!
 //! One file of redb, a transactional store: a change is in it with its entry in the audit log and the
 //! answer to its caller, or not at all, whatever happens to the process or the machine. Each entry
@@ -23,11 +23,15 @@ use sha2::{Digest as _, Sha256};
 
 use crate::artifact::Digest;
 use crate::durable::DatabaseFile;
+use crate::keys::{KeyName, Scopes, StoredKey, Time};
 use crate::model::ModelName;
 use crate::rollout::{ModelState, Routing};
 
 /// States by model, in JSON.
 const MODELS: TableDefinition<'_, &str, &str> = TableDefinition::new("models");
+
+/// Keys by their ids, in JSON.
+const KEYS: TableDefinition<'_, &str, &str> = TableDefinition::new("keys");
 
 /// Entries by their numbers, in JSON.
 const AUDIT: TableDefinition<'_, u64, &str> = TableDefinition::new("audit");
@@ -39,7 +43,10 @@ const ANSWERS: TableDefinition<'_, &str, (u64, &str, &str)> = TableDefinition::n
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 
 /// What this module reads and writes.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
+
+/// The format before there were keys: the same without them.
+const FORMAT_WITHOUT_KEYS: u64 = 1;
 
 /// How long an answer is kept for a caller that asks again, in milliseconds.
 const ANSWER_LIFE: u64 = 24 * 60 * 60 * 1000;
@@ -112,9 +119,35 @@ pub struct Change {
     pub after: Routing,
 }
 
-/// One line of the audit log.
+/// A change of keys, before it has a number.
+#[derive(Debug, Clone)]
+pub struct KeyChange {
+    /// Who and why.
+    pub author: Author,
+    /// The operation's word.
+    pub operation: &'static str,
+    /// The key as it is from now on.
+    pub key: StoredKey,
+    /// What became of it.
+    pub status: &'static str,
+    /// The ids of keys that are not remembered any longer.
+    pub forgotten: Vec<String>,
+}
+
+/// What the log says of a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "documented at `Change`")]
+#[expect(missing_docs, reason = "documented at `StoredKey`")]
+pub struct KeySubject {
+    pub id: String,
+    pub name: KeyName,
+    pub scopes: Scopes,
+    pub expires: Option<Time>,
+}
+
+/// One line of the audit log. What it is not about is left out, so that entries that were written before
+/// there was anything else to write about have the hash that they had.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "documented at `Change` and `KeyChange`")]
 pub struct Entry {
     /// From 1, without gaps.
     pub sequence: u64,
@@ -125,15 +158,20 @@ pub struct Entry {
     pub actor: String,
     pub reason: Option<String>,
     pub operation: String,
-    pub model: ModelName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeySubject>,
     pub version: Option<Version>,
     pub digest: Option<Digest>,
     /// `applied` or `failed`.
     pub outcome: String,
     pub status: Option<String>,
     pub error: Option<String>,
-    pub before: Routing,
-    pub after: Routing,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Routing>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Routing>,
     /// The hash of the entry before; of nothing, 64 zeros.
     pub previous_hash: String,
     /// SHA-256 of this entry's JSON without this field.
@@ -142,6 +180,29 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// An entry that says nothing yet but who did what, and has no place in the log.
+    fn of(author: Author, operation: &str) -> Self {
+        Self {
+            sequence: 0,
+            revision: 0,
+            time: String::new(),
+            actor: author.actor,
+            reason: author.reason,
+            operation: operation.to_owned(),
+            model: None,
+            key: None,
+            version: None,
+            digest: None,
+            outcome: "applied".to_owned(),
+            status: None,
+            error: None,
+            before: None,
+            after: None,
+            previous_hash: String::new(),
+            hash: String::new(),
+        }
+    }
+
     /// The hash that it must have.
     fn own_hash(&self) -> String {
         let unsigned = Self { hash: String::new(), ..self.clone() };
@@ -248,6 +309,26 @@ impl Ledger {
         })
     }
 
+    /// Every key, revoked ones included, the oldest first.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn keys(&self) -> Result<Vec<StoredKey>, LedgerError> {
+        let mut keys = self.read(|transaction| {
+            let mut keys = Vec::new();
+            for row in transaction.open_table(KEYS)?.iter()? {
+                let (id, json) = row?;
+                let key = serde_json::from_str::<StoredKey>(json.value());
+                keys.push(key.map_err(|error| {
+                    LedgerError::Untrusted(format!("the key {}: {error}", id.value()))
+                })?);
+            }
+            Ok(keys)
+        })?;
+        keys.sort_by(|one, other| (one.created, &one.id).cmp(&(other.created, &other.id)));
+        Ok(keys)
+    }
+
     /// The revision of the last change, and the hash of the last entry.
     ///
     /// # Errors
@@ -279,7 +360,7 @@ impl Ledger {
                 let entry: Entry = serde_json::from_str(json.value()).map_err(|error| {
                     LedgerError::Untrusted(format!("entry {}: {error}", number.value()))
                 })?;
-                if model.is_none_or(|model| entry.model == *model) {
+                if model.is_none() || entry.model.as_ref() == model {
                     entries.push(entry);
                 }
             }
@@ -327,7 +408,33 @@ impl Ledger {
             if let Some(request) = request {
                 remember(transaction, request, answer)?;
             }
-            append(transaction, change, state.revision)
+            append(transaction, change.entry(), state.revision)
+        })
+    }
+
+    /// Make a change of keys, in the same way.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; then none of it is.
+    pub fn commit_key(
+        &self,
+        change: &KeyChange,
+        revision: u64,
+        request: Option<&Request>,
+        answer: &str,
+    ) -> Result<Entry, LedgerError> {
+        self.write(|transaction| {
+            let mut keys = transaction.open_table(KEYS)?;
+            let json = serde_json::to_string(&change.key).expect("a key is JSON");
+            keys.insert(change.key.id.as_str(), json.as_str())?;
+            for id in &change.forgotten {
+                keys.remove(id.as_str())?;
+            }
+            transaction.open_table(NUMBERS)?.insert("revision", revision)?;
+            if let Some(request) = request {
+                remember(transaction, request, answer)?;
+            }
+            append(transaction, change.entry(), revision)
         })
     }
 
@@ -348,7 +455,7 @@ impl Ledger {
             let numbers = transaction.open_table(NUMBERS)?;
             let revision = numbers.get("revision")?.map_or(0, |revision| revision.value());
             drop(numbers);
-            append(transaction, change, revision)
+            append(transaction, change.entry(), revision)
         })
     }
 
@@ -399,6 +506,7 @@ fn open(path: &Path) -> Result<Database, LedgerError> {
         let transaction = database.begin_write()?;
         transaction.open_table(NUMBERS)?.insert("format", FORMAT)?;
         transaction.open_table(MODELS)?;
+        transaction.open_table(KEYS)?;
         transaction.open_table(AUDIT)?;
         transaction.open_table(ANSWERS)?;
         transaction.commit()?;
@@ -406,13 +514,50 @@ fn open(path: &Path) -> Result<Database, LedgerError> {
     let format = database.begin_read()?.open_table(NUMBERS)?.get("format")?;
     match format.map(|format| format.value()) {
         Some(FORMAT) => Ok(database),
+        Some(FORMAT_WITHOUT_KEYS) => {
+            let transaction = database.begin_write()?;
+            transaction.open_table(KEYS)?;
+            transaction.open_table(NUMBERS)?.insert("format", FORMAT)?;
+            transaction.commit()?;
+            Ok(database)
+        }
         other => Err(LedgerError::Untrusted(format!("its format is {other:?}, not {FORMAT}"))),
     }
 }
 
+impl Change {
+    fn entry(&self) -> Entry {
+        let change = self.clone();
+        Entry {
+            model: Some(change.model),
+            version: change.version,
+            digest: change.digest,
+            outcome: if change.error.is_some() { "failed" } else { "applied" }.to_owned(),
+            status: change.status.map(str::to_owned),
+            error: change.error,
+            before: Some(change.before),
+            after: Some(change.after),
+            ..Entry::of(change.author, change.operation)
+        }
+    }
+}
+
+impl KeyChange {
+    fn entry(&self) -> Entry {
+        let StoredKey { id, key, .. } = self.key.clone();
+        let (name, scopes, expires) = (key.name, key.scopes, key.expires);
+        Entry {
+            key: Some(KeySubject { id, name, scopes, expires }),
+            status: Some(self.status.to_owned()),
+            ..Entry::of(self.author.clone(), self.operation)
+        }
+    }
+}
+
+/// Give an entry its number, its time and its place in the chain.
 fn append(
     transaction: &WriteTransaction,
-    change: &Change,
+    mut entry: Entry,
     revision: u64,
 ) -> Result<Entry, LedgerError> {
     let mut audit = transaction.open_table(AUDIT)?;
@@ -423,25 +568,10 @@ fn append(
         ),
         None => None,
     };
-    let change = change.clone();
-    let mut entry = Entry {
-        sequence: last.as_ref().map_or(1, |last| last.sequence + 1),
-        revision,
-        time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-        actor: change.author.actor,
-        reason: change.author.reason,
-        operation: change.operation.to_owned(),
-        model: change.model,
-        version: change.version,
-        digest: change.digest,
-        outcome: if change.error.is_some() { "failed" } else { "applied" }.to_owned(),
-        status: change.status.map(str::to_owned),
-        error: change.error,
-        before: change.before,
-        after: change.after,
-        previous_hash: last.map_or_else(no_hash, |last| last.hash),
-        hash: String::new(),
-    };
+    entry.sequence = last.as_ref().map_or(1, |last| last.sequence + 1);
+    entry.revision = revision;
+    entry.time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    entry.previous_hash = last.map_or_else(no_hash, |last| last.hash);
     entry.hash = entry.own_hash();
     let json = serde_json::to_string(&entry).expect("an entry is JSON");
     audit.insert(entry.sequence, json.as_str())?;

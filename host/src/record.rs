@@ -8,6 +8,7 @@
 mod decode;
 mod encode;
 mod golden;
+pub mod schema;
 
 pub use decode::{RecordError, RowIssue, decode};
 pub use encode::{TooLarge, encode};

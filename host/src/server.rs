@@ -23,10 +23,10 @@ pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::Settings;
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Answers, Edge};
+use crate::edge::{self, Answers, Edge, ModelRates};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
-use crate::keys::Keys;
+use crate::keys::Scopes;
 use crate::ledger::{Ledger, LedgerError};
 use crate::observe::capture::Capture;
 use crate::observe::logs;
@@ -100,6 +100,7 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let ledger = Ledger::open(&loader.store.ledger_path())?;
     let (traffic, meters) = (Arc::clone(&loader.traffic), Arc::clone(&loader.meters));
     let control = Arc::new(Control::new(loader, ledger, settings.max_parked.clone())?);
+    control.configure_keys(settings.keys.clone(), settings.key_rate)?;
     control.configure(settings.splits.clone())?;
     let (interrupt, interrupted) = watch::channel(false);
     let edge =
@@ -180,8 +181,8 @@ fn edge(
     let shadows = Shadows::start(ShadowLimits::default(), stack_bytes);
     let tracer = Tracer::start(&settings.tracing);
     let tracer = tracer.map_err(|error| ServeError::Start(io::Error::other(error)))?;
-    let keys = Keys::new(settings.keys.clone());
-    if keys.is_empty() {
+    let keys = Arc::clone(control.keys());
+    if !keys.any(Scopes::predicts_something) {
         tracing::warn!("there are no keys: every prediction will be refused");
     }
     Ok(Edge {
@@ -190,6 +191,7 @@ fn edge(
         answers: Arc::new(Answers::new(settings.answers)),
         shadows: Arc::new(shadows.map_err(ServeError::Start)?),
         keys,
+        model_rates: ModelRates::of(&settings.model_rates),
         policy: ArcSwap::from_pointee(reload::policy(settings, limits)),
         bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
         traffic,
@@ -208,8 +210,7 @@ async fn admin(
     edge: &Edge,
     stopping: &watch::Receiver<bool>,
 ) -> Result<Option<(TcpListener, Arc<Admin>)>, ServeError> {
-    let keys = Keys::new(settings.admin_keys.clone());
-    if keys.is_empty() {
+    if !control.keys().any(Scopes::administers) {
         tracing::info!(
             "there are no admin keys: what is served cannot be changed over the network"
         );
@@ -219,7 +220,7 @@ async fn admin(
     tracing::info!(%address, "admin listening");
     let (control, shadows) = (Arc::clone(control), Arc::clone(&edge.shadows));
     let patience = settings.limits.body_time;
-    let admin = Admin::new(control, keys, shadows, patience, stopping.clone());
+    let admin = Admin::new(control, shadows, patience, stopping.clone());
     Ok(Some((listener, Arc::new(admin))))
 }
 

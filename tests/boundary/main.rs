@@ -25,6 +25,8 @@ mod folder;
 mod idempotency;
 /// Requests are kept apart as strictly as the operator asks, and end when they must.
 mod isolation;
+/// Who has a key may do what it is good for, until it is taken back.
+mod keys;
 /// One line a request, and nothing of what callers sent.
 mod logs;
 /// What is measured is what has happened, and ends with the version it is about.
@@ -39,6 +41,8 @@ mod oracle;
 mod overload;
 /// Pictures are judged as RapidOCR judges them, and what is none is refused.
 mod pictures;
+/// Nobody asks more often than the operator lets them.
+mod rates;
 /// What is compiled once is found again, and only what this host wrote is loaded.
 mod restart;
 /// A server that is told to stop loses no request, and waits for none for ever.

@@ -1,7 +1,7 @@
 //! What a change that was not made is for callers.
 
 use crate::artifact::ArtifactError;
-use crate::control::ControlError;
+use crate::control::{ControlError, KeyRefusal};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::ledger::LedgerError;
 use crate::registry::LoadError;
@@ -19,6 +19,9 @@ impl From<ControlError> for ApiError {
             ControlError::Refused(_) => with(ErrorCode::Conflict),
             ControlError::Revision { .. } => with(ErrorCode::RevisionConflict),
             ControlError::KeyMismatch => with(ErrorCode::IdempotencyMismatch),
+            ControlError::Key(KeyRefusal::Unknown) => with(ErrorCode::NotFound),
+            ControlError::Key(_) | ControlError::SameKey(_) => with(ErrorCode::Conflict),
+            ControlError::Randomness(_) | ControlError::Clock => with(ErrorCode::Internal),
             ControlError::Contract { changes, .. } => {
                 Self { violations: changes, ..with(ErrorCode::ContractViolation) }
             }

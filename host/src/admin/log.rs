@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Admin, Shared, read_json, with_account};
+use crate::edge::access;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
-use crate::edge::owner;
 use crate::observe::logs::{self, FilterError};
 
 #[derive(Debug, Deserialize)]
@@ -21,8 +21,8 @@ struct LogBody {
 /// `GET /admin/v1/log`
 pub(super) async fn show(State(admin): Shared, request: Request) -> Response {
     let mut account = Account::of(&request);
-    let outcome = owner(&admin.keys, request.headers()).map(|actor| {
-        account.caller = Some(actor.to_owned());
+    let outcome = access::administrator(admin.control.keys(), request.headers()).map(|actor| {
+        account.caller = Some(actor.name().to_owned());
         current()
     });
     with_account(outcome.into_response(), account)
@@ -40,7 +40,7 @@ async fn try_set(
     request: Request,
     account: &mut Account,
 ) -> Result<Json<Value>, ApiError> {
-    let actor = owner(&admin.keys, request.headers())?.to_owned();
+    let actor = access::administrator(admin.control.keys(), request.headers())?.name().to_owned();
     account.caller = Some(actor.clone());
     let LogBody { filter } = read_json(request.into_body(), admin.patience).await?;
     logs::set_filter(&filter).map_err(|error| match error {

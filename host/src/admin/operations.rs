@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::Shared;
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::{owner, query};
+use crate::edge::query;
 
 /// The most operations that are remembered; those that are under way always are.
 const MAX_REMEMBERED: usize = 64;
@@ -143,7 +143,7 @@ pub(super) async fn operation(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Json<Progress>, ApiError> {
-    owner(&admin.keys, &headers)?;
+    admin.authorize(&headers)?;
     let Wait { wait_seconds } = query::parse(query.as_deref())?;
     let unknown = || ApiError::new(ErrorCode::NotFound, "there is no such operation any more");
     let mut receiver = admin.operations.find(&operation).ok_or_else(unknown)?;

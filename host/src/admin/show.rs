@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Shared, error, model_name, unknown_model};
 use crate::edge::catalogue;
 use crate::edge::error::ApiError;
-use crate::edge::{owner, query};
+use crate::edge::query;
 use crate::model::ModelName;
 use crate::registry::{ModelVersions, VersionState};
 use crate::rollout::ModelState;
@@ -24,7 +24,7 @@ pub(super) async fn status(
     State(admin): Shared,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    owner(&admin.keys, &headers)?;
+    admin.authorize(&headers)?;
     let registry = admin.control.registry();
     // In this order, a revision is never newer than what is shown beside it.
     let (states, snapshot) = (registry.states(), registry.snapshot());
@@ -48,7 +48,7 @@ pub(super) async fn model(
     Path(model): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    owner(&admin.keys, &headers)?;
+    admin.authorize(&headers)?;
     let (name, registry) = (model_name(&model)?, admin.control.registry());
     let (state, snapshot) = (registry.state(&name), registry.snapshot());
     let versions = snapshot.models.get(&name).ok_or_else(unknown_model)?;
@@ -93,7 +93,7 @@ pub(super) async fn resolve(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    owner(&admin.keys, &headers)?;
+    admin.authorize(&headers)?;
     catalogue::resolution(&admin.control.registry().snapshot(), &model, query.as_deref())
 }
 
@@ -111,7 +111,7 @@ pub(super) async fn history(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    owner(&admin.keys, &headers)?;
+    admin.authorize(&headers)?;
     let Which { model, limit, before } = query::parse(query.as_deref())?;
     let limit = limit.unwrap_or(50).min(MAX_ENTRIES);
     let control = std::sync::Arc::clone(&admin.control);
@@ -126,7 +126,7 @@ pub(super) async fn shadow(
     Path(model): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    owner(&admin.keys, &headers)?;
+    admin.authorize(&headers)?;
     let name = model_name(&model)?;
     let snapshot = admin.control.registry().snapshot();
     let versions = snapshot.models.get(&name).ok_or_else(unknown_model)?;

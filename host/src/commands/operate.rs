@@ -9,6 +9,7 @@ mod client;
 mod deploy;
 mod failure;
 mod key;
+mod keys;
 mod output;
 mod share;
 mod text;
@@ -41,6 +42,9 @@ pub(crate) enum OperateCommand {
     Rollback(changes::RollbackArguments),
     /// Take a version that nothing is routed to off the server.
     Undeploy(changes::UndeployArguments),
+    /// Make, list and revoke keys: who may ask for what.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Show who changed what, the newest first.
     History(views::HistoryArguments),
     /// Show which version would answer a request, and why.
@@ -112,6 +116,7 @@ pub(crate) fn run(command: &OperateCommand) -> anyhow::Result<()> {
         OperateCommand::Shadow(arguments) => changes::shadow(arguments),
         OperateCommand::Rollback(arguments) => changes::rollback(arguments),
         OperateCommand::Undeploy(arguments) => changes::undeploy(arguments),
+        OperateCommand::Keys(command) => keys::run(command),
         OperateCommand::History(arguments) => views::history(arguments),
         OperateCommand::Resolve(arguments) => views::resolve(arguments),
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use guesthouse::config::{ConfigFile, Override, Settings};
-use guesthouse::keys::KeyHash;
+use guesthouse::keys::Key;
 use guesthouse::server;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -75,8 +75,7 @@ impl ServeArguments {
     fn settle(&self) -> anyhow::Result<Settings> {
         let mut settings = self.configuration.file()?.settle()?;
         if self.demo {
-            settings.keys.push(KeyHash::demo());
-            settings.admin_keys.push(KeyHash::demo_admin());
+            settings.keys.extend([Key::demo(), Key::demo_admin()]);
         }
         Ok(settings)
     }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::Sticky;
 use crate::guest::InstanceLimits;
 use crate::pool::{Isolation, ReuseLimits};
+use crate::rate::Rate;
 use crate::version::ModelLimits;
 
 /// What holds for one model; limits that are left out are those of all models.
@@ -23,6 +24,8 @@ pub struct ModelFile {
     pub sticky_field: Option<String>,
     /// How many replaced versions stay loaded; 2.
     pub parked_versions: Option<usize>,
+    /// How often all keys together may ask for predictions; as often as they like.
+    pub rate: Option<Rate>,
     /// Whether inputs and outputs are kept where a shadow disagrees.
     pub shadow_capture: Option<bool>,
     /// The share of requests that are written down with their answers; 0.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use semver::Version;
 use serde::Serialize;
 
+use super::KeyRefusal;
 use crate::artifact::{ArtifactError, Digest};
 use crate::contract;
+use crate::keys::{self, SameKey};
 use crate::ledger::{Author, LedgerError, Request};
 use crate::model::ModelName;
 use crate::registry::LoadError;
@@ -127,6 +129,18 @@ pub enum ControlError {
         /// What callers would notice.
         changes: Vec<contract::Change>,
     },
+    /// The rules for keys do not allow it.
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
+    /// Two keys would be taken for each other.
+    #[error(transparent)]
+    SameKey(#[from] SameKey),
+    /// The operating system gives no randomness for a key.
+    #[error("make a key: {0}")]
+    Randomness(keys::RandomnessError),
+    /// The machine's clock is before 1970.
+    #[error("make a key: the clock is wrong")]
+    Clock,
     /// The artifact cannot be read or is none.
     #[error("{}", crate::registry::chain(.0))]
     Artifact(#[from] ArtifactError),
@@ -149,9 +163,14 @@ impl ControlError {
             Self::Artifact(_) => "artifact",
             Self::Contract { .. } => "contract",
             Self::Store(_) | Self::Ledger(_) => "store",
-            Self::UnknownModel | Self::Refused(_) | Self::Revision { .. } | Self::KeyMismatch => {
-                "conflict"
-            }
+            Self::UnknownModel
+            | Self::Refused(_)
+            | Self::Revision { .. }
+            | Self::KeyMismatch
+            | Self::Key(_)
+            | Self::SameKey(_)
+            | Self::Randomness(_)
+            | Self::Clock => "conflict",
         };
         let reason = match self {
             Self::Contract { changes, .. } => {

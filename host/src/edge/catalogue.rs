@@ -22,8 +22,11 @@ pub(super) async fn models(
     State(edge): Shared,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    edge.authorize(&headers)?;
-    Ok(Json(json!({"models": states(&edge.registry.snapshot())})))
+    let caller = edge.authorize_for_some(&headers)?;
+    let snapshot = edge.registry.snapshot();
+    let models = snapshot.models.iter().filter(|(name, _)| caller.scopes().predicts(name));
+    let models: Value = models.map(|(name, versions)| model_state(name, versions)).collect();
+    Ok(Json(json!({ "models": models })))
 }
 
 /// `GET /models/{model}`
@@ -32,8 +35,9 @@ pub(super) async fn model(
     Path(model): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    edge.authorize(&headers)?;
+    let caller = edge.authorize(&headers)?;
     let (model, _) = target(&model, None)?;
+    edge.permit(&caller, &model)?;
     let snapshot = edge.registry.snapshot();
     let versions = snapshot.models.get(&model).ok_or(RouteError::UnknownModel)?;
     Ok(Json(model_state(&model, versions)))
@@ -45,8 +49,9 @@ pub(super) async fn version(
     Path((model, selector)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    edge.authorize(&headers)?;
+    let caller = edge.authorize(&headers)?;
     let (model, selector) = target(&model, Some(&selector))?;
+    edge.permit(&caller, &model)?;
     let found = router::explain(&edge.registry.snapshot(), &model, &selector, Instant::now())?;
     // The one that gets most, if there are several.
     let (version, ..) = found.into_iter().next().ok_or(RouteError::NotReady)?;
@@ -76,7 +81,8 @@ pub(super) async fn resolve(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    edge.authorize(&headers)?;
+    let caller = edge.authorize(&headers)?;
+    edge.permit(&caller, &target(&model, None)?.0)?;
     resolution(&edge.registry.snapshot(), &model, query.as_deref())
 }
 
@@ -110,12 +116,7 @@ pub(crate) fn resolution(
     Ok(Json(answer))
 }
 
-/// Every version of every model with its state.
-fn states(snapshot: &Snapshot) -> Value {
-    let models = snapshot.models.iter().map(|(name, versions)| model_state(name, versions));
-    models.collect()
-}
-
+/// Every version of a model with its state.
 fn model_state(name: &ModelName, model: &ModelVersions) -> Value {
     let routing = &model.routing;
     json!({

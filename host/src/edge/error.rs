@@ -3,7 +3,8 @@
 //! | error_code | status | when |
 //! |---|---|---|
 //! | `malformed_request` | 400 | not JSON, a wrong type, a missing or unknown field, an empty batch |
-//! | `unauthorized` | 401 | no key, or a wrong one |
+//! | `unauthorized` | 401 | no key, or one that is not good (any more); `WWW-Authenticate` |
+//! | `forbidden` | 403 | the key is not good for this model, or for changing what is served |
 //! | `not_found` | 404 | no such endpoint, model or version |
 //! | `conflict` | 409 | what is served does not allow the change |
 //! | `revision_conflict` | 409 | somebody else has changed the model |
@@ -16,6 +17,7 @@
 //! | `unacceptable_artifact` | 422 | it is no artifact, or its version cannot be loaded or proved |
 //! | `contract_violation` | 422 | the version's number promises more than its signature keeps |
 //! | `idempotency_mismatch` | 422 | the idempotency key was used for another request |
+//! | `rate_limited` | 429 | too many requests for this key, or for this model; `Retry-After` |
 //! | `model_failure` | 500 | the guest trapped, failed, or returned something else than it promises |
 //! | `internal` | 500 | a fault of the host |
 //! | `overloaded` | 503 | the queue is full, or too many bodies are in flight; `Retry-After` |
@@ -23,7 +25,7 @@
 //! | `deadline_exceeded` | 504 | no answer in time |
 //! | `insufficient_storage` | 507 | the disk is full |
 
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -40,12 +42,14 @@ use crate::version::admission::Refused;
 pub(crate) enum ErrorCode {
     MalformedRequest,
     Unauthorized,
+    Forbidden,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
     PayloadTooLarge,
     UnsupportedMediaType,
     UnacceptableInput,
+    RateLimited,
     ModelFailure,
     Internal,
     Overloaded,
@@ -66,12 +70,14 @@ impl ErrorCode {
         match self {
             Self::MalformedRequest => "malformed_request",
             Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
             Self::PayloadTooLarge => "payload_too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::UnacceptableInput => "unacceptable_input",
+            Self::RateLimited => "rate_limited",
             Self::ModelFailure => "model_failure",
             Self::Internal => "internal",
             Self::Overloaded => "overloaded",
@@ -96,6 +102,7 @@ impl ErrorCode {
         match self {
             Self::MalformedRequest => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -108,6 +115,7 @@ impl ErrorCode {
             | Self::UnacceptableArtifact
             | Self::ContractViolation
             | Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::InsufficientStorage => StatusCode::INSUFFICIENT_STORAGE,
             Self::ModelFailure | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Overloaded | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
@@ -165,7 +173,7 @@ impl ApiError {
     }
 
     pub(crate) fn unauthorized() -> Self {
-        Self::new(ErrorCode::Unauthorized, "a valid key is needed in the header X-API-Key")
+        Self::new(ErrorCode::Unauthorized, "a valid key is needed in X-API-Key or Authorization")
     }
 
     /// For an answer that the HTTP library gave by itself: to a path that is not UTF-8.
@@ -219,6 +227,9 @@ impl IntoResponse for ApiError {
         let mut response = self.code.status().into_response();
         if self.code.is_temporary() {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.code == ErrorCode::Unauthorized {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response.extensions_mut().insert(self);
         response

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::http::header::{CONTENT_TYPE, HeaderName};
+use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::field;
 use uuid::Uuid;
 
-use super::KEY_HEADER;
+use super::access::Allowance;
 use super::error::{ApiError, ErrorCode};
 use super::unread::Unread;
 use crate::model::VersionId;
@@ -81,6 +81,8 @@ pub(crate) struct Account {
     measured: Option<(Arc<Measured>, &'static str)>,
     /// The trace that the request belongs to.
     pub(crate) traced: Option<Traced>,
+    /// What the limits say that it met.
+    pub(crate) allowance: Allowance,
 }
 
 impl Account {
@@ -89,7 +91,8 @@ impl Account {
         let request_id = RequestId::of(request.headers());
         let traced = request.extensions().get::<Traced>().cloned();
         let (caller, version, reason, measured) = (None, None, None, None);
-        Self { request_id, caller, version, reason, rows: 0, measured, traced }
+        let allowance = Allowance::default();
+        Self { request_id, caller, version, reason, rows: 0, measured, traced, allowance }
     }
 
     /// A version was chosen.
@@ -184,6 +187,7 @@ pub(crate) async fn each_request(
     id.insert_into(response.headers_mut());
     line.account.tell_route(response.headers_mut());
     line.account.tell_trace(response.headers_mut());
+    line.account.allowance.tell(response.headers_mut());
     line.status = Some(response.status().as_u16());
     line.error_code = error.map(|error| error.code.as_str());
     response
@@ -200,8 +204,6 @@ struct Line {
     started: Instant,
     way: Way,
     method: &'static str,
-    /// Whether it carries anything that might be a key.
-    has_key: bool,
     route: Option<MatchedPath>,
     account: Account,
     /// Of the answer, once there is one.
@@ -215,8 +217,6 @@ impl Line {
         if let Some(traced) = Traced::begin(tracer, header(TRACE_PARENT), header(TRACE_STATE)) {
             request.extensions_mut().insert(traced);
         }
-        let has_key = [KEY_HEADER, AUTHORIZATION];
-        let has_key = has_key.iter().any(|name| request.headers().contains_key(name));
         let account = Account::of(request);
         // Everybody who asks the request for its id from now on gets the same one.
         account.request_id.insert_into(request.headers_mut());
@@ -224,7 +224,6 @@ impl Line {
             started: Instant::now(),
             way,
             method: known_method(request.method()),
-            has_key,
             route: request.extensions().get::<MatchedPath>().cloned(),
             account,
             status: None,
@@ -280,12 +279,6 @@ impl Line {
         meters.answers.with(route, |statuses| statuses.with(&status, Counter::count));
         if let Some(code) = self.error_code {
             meters.errors.with(&code, Counter::count);
-        }
-        if status == StatusCode::UNAUTHORIZED.as_u16() {
-            let reason = if self.has_key { "unknown_key" } else { "no_key" };
-            meters.unauthorized.with(&reason, Counter::count);
-        } else if status == StatusCode::FORBIDDEN.as_u16() {
-            meters.unauthorized.with(&"scope", Counter::count);
         }
         let Some((measured, role)) = &self.account.measured else { return };
         measured.requests.with(route, |counts| counts.with(&(*role, status), Counter::count));

@@ -170,8 +170,9 @@ async fn predict(
     let limits = &policy.limits;
     let (parts, body) = request.into_parts();
     let caller = edge.authorize(&parts.headers)?;
-    account.caller = Some(caller.to_owned());
+    account.caller = Some(caller.name().to_owned());
     let (model, selector) = target?;
+    edge.admit(&caller, &model, &mut account.allowance)?;
     let selector = header_selector(&parts.headers, selector)?;
     let wanted_time = wanted_time(&parts.headers)?;
     let sticky = policy.sticky.get(&model).unwrap_or(&NO_STICKY);
@@ -188,7 +189,7 @@ async fn predict(
     let bytes = body::read(&parts.headers, body, limits, &edge.bodies).await?;
     let mut ticket = None;
     if let Some(name) = idempotency::key_of(&parts.headers)? {
-        match edge.answers.begin(caller, &name, way.hash(&parts, &bytes))? {
+        match edge.answers.begin(caller.name(), &name, way.hash(&parts, &bytes))? {
             Before::Answered(answer) => return Ok(Outcome::again(answer, account)),
             Before::New(begun) => ticket = Some(begun),
         }
@@ -218,7 +219,7 @@ async fn predict(
     let name = body::take_beside_inputs(&mut object, idempotency::KEY_FIELD, form, signature);
     if let (Some(name), None) = (name, &ticket) {
         let name = idempotency::key_in(&name)?;
-        match edge.answers.begin(caller, &name, way.hash(&parts, &bytes))? {
+        match edge.answers.begin(caller.name(), &name, way.hash(&parts, &bytes))? {
             Before::Answered(answer) => return Ok(Outcome::again(answer, account)),
             Before::New(begun) => ticket = Some(begun),
         }

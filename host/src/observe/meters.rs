@@ -30,8 +30,6 @@ pub struct Listener {
     pub answers: Series<String, Series<u16, Counter>>,
     /// Answers that are errors, by their code.
     pub errors: Series<&'static str, Counter>,
-    /// Requests without a key that is good for them, by what is wrong with it.
-    pub unauthorized: Series<&'static str, Counter>,
 }
 
 /// A thing that is counted among others while this is there.

@@ -61,9 +61,14 @@ impl Reloader {
         let settings = (self.reread)()?;
         let held = self.edge.policy.load().limits;
         let limits = reloaded(&held, &settings.limits);
-        // The one step that can fail comes first.
-        let configured = self.control.configure(settings.splits.clone());
-        configured.map_err(|error| crate::registry::chain(&error))?;
+        let words = |error: &dyn std::error::Error| crate::registry::chain(error);
+        let keys = self.control.keys();
+        keys.check_configured(&settings.keys).map_err(|error| words(&error))?;
+        // The one step that can fail on a good configuration comes first.
+        self.control.configure(settings.splits.clone()).map_err(|error| words(&error))?;
+        let configured = self.control.configure_keys(settings.keys.clone(), settings.key_rate);
+        configured.map_err(|error| words(&error))?;
+        self.edge.model_rates.replace(&settings.model_rates);
         self.edge.policy.store(Arc::new(policy(&settings, limits)));
         Ok(settings)
     }

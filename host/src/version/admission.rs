@@ -212,7 +212,7 @@ impl Admission {
 
     fn refuse(&self, reason: Refused) -> Refused {
         self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
-        if reason == Refused::Limit {
+        if matches!(reason, Refused::Limit | Refused::Batch) {
             self.window.lock().unwrap_or_else(PoisonError::into_inner).was_reached = true;
         }
         reason
@@ -391,6 +391,23 @@ mod tests {
                 outcome.limit
             );
         }
+    }
+
+    #[test]
+    fn batches_alone_find_their_limit_as_well() {
+        let admission = Admission::new(2, 256, 2000 * MILLISECOND);
+        let (start, mut now) = (admission.limit(), Instant::now());
+        admission.in_flight.store(start, Ordering::Relaxed);
+        let refused = admission.judge(Class::Batch, MILLISECOND).unwrap_err();
+        assert_eq!(refused, Refused::Limit);
+        for _ in 0..100 {
+            admission.in_flight.store(admission.limit() * 7 / 10, Ordering::Relaxed);
+            let refused = admission.judge(Class::Batch, MILLISECOND).unwrap_err();
+            assert_eq!(admission.refuse(refused), Refused::Batch);
+            now += WINDOW;
+            admission.waited(MILLISECOND, now);
+        }
+        assert_eq!(admission.limit(), admission.bounds.ceiling);
     }
 
     #[test]

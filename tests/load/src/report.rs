@@ -61,12 +61,15 @@ pub struct Report {
     /// The same latencies one by one, as pairs of a latency and how many had it: what the quantiles
     /// of several runs together are made from.
     pub latency_counts: Vec<(u64, u64)>,
+    /// The same of answers with a status that is expected as well.
+    pub also_latency_counts: Vec<(u64, u64)>,
 }
 
 /// The counts of a run under way.
 #[derive(Debug)]
 pub(crate) struct Tally {
     latencies: Histogram<u64>,
+    also_latencies: Histogram<u64>,
     also: BTreeMap<String, u64>,
     errors: BTreeMap<String, u64>,
     late_starts: u64,
@@ -75,8 +78,10 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn new() -> Self {
         let latencies = Histogram::new_with_bounds(1, MAX_LATENCY_US, SIGNIFICANT_DIGITS);
+        let latencies = latencies.expect("constant bounds that a histogram can have");
         Self {
-            latencies: latencies.expect("constant bounds that a histogram can have"),
+            also_latencies: latencies.clone(),
+            latencies,
             also: BTreeMap::new(),
             errors: BTreeMap::new(),
             late_starts: 0,
@@ -88,12 +93,13 @@ impl Tally {
         if late > LATE_AFTER {
             self.late_starts += 1;
         }
+        let microseconds = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         match &outcome {
-            Outcome::Success => {
-                let microseconds = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-                self.latencies.saturating_record(microseconds);
+            Outcome::Success => self.latencies.saturating_record(microseconds),
+            Outcome::Also(_) => {
+                self.also_latencies.saturating_record(microseconds);
+                increment(&mut self.also, outcome.name());
             }
-            Outcome::Also(_) => increment(&mut self.also, outcome.name()),
             _ => increment(&mut self.errors, outcome.name()),
         }
     }
@@ -130,13 +136,15 @@ impl Tally {
             late_starts: self.late_starts,
             requests_per_second: if seconds > 0.0 { successes as f64 / seconds } else { 0.0 },
             latency_us,
-            latency_counts: self
-                .latencies
-                .iter_recorded()
-                .map(|step| (step.value_iterated_to(), step.count_at_value()))
-                .collect(),
+            latency_counts: counts(&self.latencies),
+            also_latency_counts: counts(&self.also_latencies),
         }
     }
+}
+
+fn counts(latencies: &Histogram<u64>) -> Vec<(u64, u64)> {
+    let steps = latencies.iter_recorded();
+    steps.map(|step| (step.value_iterated_to(), step.count_at_value())).collect()
 }
 
 fn increment(counts: &mut BTreeMap<String, u64>, name: &str) {
@@ -204,6 +212,7 @@ mod tests {
         let errors: Vec<_> = report.errors.iter().map(|(name, n)| (name.as_str(), *n)).collect();
         assert_eq!(errors, [("503", 1), ("unsent", 2)]);
         assert_eq!(report.also["500"], 1);
+        assert_eq!(report.also_latency_counts.len(), 1);
         assert_eq!(report.latency_counts.iter().map(|(_, count)| count).sum::<u64>(), 100);
         assert_eq!(report.late_starts, 1);
         assert!((report.requests_per_second - 10.0).abs() < 1e-9);

@@ -3,12 +3,13 @@
 //! A benchmark is a module below and returns [`Figure`]s; here is what is done with them. A figure
 //! that misses its bar is reported and does not fail the command: how busy the machine is decides
 //! as much as the code. A request that fails makes [`serve`] fail, because then its figures are of
-//! something else; [`runtime`] and [`versions`] count such requests, in figures of their own that
+//! something else; [`runtime`], [`versions`] and [`edge`] count such requests, in figures of their own that
 //! have to be 0.
 
 mod admin;
 mod artifacts;
 mod client;
+pub(crate) mod edge;
 mod load;
 mod log;
 mod process;
@@ -52,6 +53,7 @@ impl Options {
 pub(crate) enum Bar {
     Below(f64),
     Above(f64),
+    AtLeast(f64),
     AtMost(f64),
     Exactly(f64),
 }
@@ -79,6 +81,7 @@ impl Figure {
         self.bar.map(|bar| match bar {
             Bar::Below(bar) => self.value < bar,
             Bar::Above(bar) => self.value > bar,
+            Bar::AtLeast(bar) => self.value >= bar,
             Bar::AtMost(bar) => self.value <= bar,
             Bar::Exactly(bar) => self.value == bar,
         })
@@ -86,7 +89,11 @@ impl Figure {
 
     fn to_json(&self) -> Value {
         let bar = self.bar.map(|bar| match bar {
-            Bar::Below(bar) | Bar::Above(bar) | Bar::AtMost(bar) | Bar::Exactly(bar) => bar,
+            Bar::Below(bar)
+            | Bar::Above(bar)
+            | Bar::AtLeast(bar)
+            | Bar::AtMost(bar)
+            | Bar::Exactly(bar) => bar,
         });
         json!({
             "name": self.name,
@@ -102,6 +109,7 @@ impl Figure {
             None => "-".to_owned(),
             Some(Bar::Below(bar)) => format!("< {bar}"),
             Some(Bar::Above(bar)) => format!("> {bar}"),
+            Some(Bar::AtLeast(bar)) => format!(">= {bar}"),
             Some(Bar::AtMost(bar)) => format!("<= {bar}"),
             Some(Bar::Exactly(bar)) => format!("= {bar}"),
         };

@@ -93,6 +93,8 @@ enum Bench {
     Runtime(bench::runtime::Options),
     /// Versions that change while they are asked: swaps, rollbacks, shares, shadows, crashes.
     Versions(bench::versions::Options),
+    /// The public edge: too many requests, and callers that are slow, silent or never stay.
+    Edge(bench::edge::Options),
 }
 
 fn main() -> ExitCode {
@@ -119,6 +121,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
         Task::Bench { bench: Bench::Runtime(options) } => bench_runtime(&options.absolute()?),
         Task::Bench { bench: Bench::Versions(options) } => bench_versions(&options.absolute()?),
+        Task::Bench { bench: Bench::Edge(options) } => bench_edge(&options.absolute()?),
     }
 }
 
@@ -197,6 +200,13 @@ fn bench_runtime(options: &bench::runtime::Options) -> Result<()> {
 fn bench_versions(options: &bench::versions::Options) -> Result<()> {
     let workspace = build_for_bench()?;
     let (figures, outcome) = bench::versions::measure(&workspace, options)?;
+    bench::finish(&figures, &options.general)?;
+    outcome
+}
+
+fn bench_edge(options: &bench::edge::Options) -> Result<()> {
+    let workspace = build_for_bench()?;
+    let (figures, outcome) = bench::edge::measure(&workspace, options)?;
     bench::finish(&figures, &options.general)?;
     outcome
 }

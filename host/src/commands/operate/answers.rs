@@ -128,6 +128,7 @@ pub(super) struct Entry {
     pub(super) actor: Option<String>,
     pub(super) operation: String,
     pub(super) model: Option<String>,
+    pub(super) key: Option<KeySubject>,
     pub(super) version: Option<Version>,
     pub(super) reason: Option<String>,
     pub(super) status: Option<String>,
@@ -151,4 +152,47 @@ pub(super) struct Match {
     pub(super) version: Version,
     pub(super) reason: String,
     pub(super) share: Share,
+}
+
+/// The key that an entry of the history is about.
+#[derive(Debug, Deserialize)]
+pub(super) struct KeySubject {
+    pub(super) id: String,
+    pub(super) name: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Keys {
+    pub(super) keys: Vec<Key>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Key {
+    /// None of one that stands in the configuration, or that was only tried.
+    pub(super) id: Option<String>,
+    pub(super) name: String,
+    pub(super) scopes: Vec<String>,
+    pub(super) state: String,
+    pub(super) expires: Option<String>,
+    pub(super) rate: Option<Rate>,
+    pub(super) source: String,
+    pub(super) created_by: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Rate {
+    pub(super) per_second: f64,
+    pub(super) burst: u32,
+}
+
+/// What a change of keys came to.
+#[derive(Debug, Deserialize)]
+pub(super) struct KeyChange {
+    pub(super) key: Key,
+    pub(super) revision: u64,
+    pub(super) changed: bool,
+    pub(super) dry_run: bool,
+    pub(super) status: String,
+    /// The key itself, the one time that it is told.
+    pub(super) secret: Option<String>,
 }

@@ -39,6 +39,12 @@ pub(super) enum OperateError {
          with `--idempotency-key {key}`, another try cannot do it twice"
     )]
     OutcomeUnknown { server: ServerUrl, key: IdempotencyKey, source: Box<dyn Error + Send + Sync> },
+    /// A key was made, and who made it was told what it is.
+    #[error(
+        "the key {id} was made before with the same idempotency key, and shown then: \
+         if it is lost, revoke it and make another"
+    )]
+    ShownBefore { id: String },
     /// What answers is no such server, or one of another time.
     #[error("{server} answered {status}, and nothing that this command understands: {problem}")]
     Unexpected { server: ServerUrl, status: u16, problem: String },
@@ -65,6 +71,7 @@ impl OperateError {
         match self {
             Self::Usage(_) => USAGE,
             Self::Refused(refusal) => refusal.exit_code,
+            Self::ShownBefore { .. } => CONFLICT,
             Self::Key(_)
             | Self::Upload(_)
             | Self::Unreachable { .. }

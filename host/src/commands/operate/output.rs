@@ -46,6 +46,11 @@ pub(super) fn print_lines(answer: &Answer, lines: &[String]) -> Result<(), Opera
     print(&lines)
 }
 
+/// Print something that this command has made itself.
+pub(super) fn print_line(line: &str) -> Result<(), OperateError> {
+    print(&format!("{line}\n"))
+}
+
 /// Print an answer as it is. What is not JSON is null and left out.
 pub(super) fn print_json(body: &Value) -> Result<(), OperateError> {
     match body {

@@ -9,7 +9,8 @@ use guesthouse::terminal::printable;
 use serde_json::Value;
 
 use super::answers::{
-    Change, Deployed, Entry, History, Model, ModelVersion, Replay, Resolution, Routing, Status,
+    Change, Deployed, Entry, History, Key, KeyChange, Keys, Model, ModelVersion, Replay,
+    Resolution, Routing, Status,
 };
 use super::share::Share;
 
@@ -131,9 +132,10 @@ fn entry(entry: &Entry) -> [String; 8] {
         or_nothing(entry.revision.map(|revision| format!("revision {revision}"))),
         or_nothing(entry.actor.clone()),
         entry.operation.clone(),
-        match (&entry.model, version) {
-            (Some(model), Some(version)) => format!("{model}@{version}"),
-            (model, _) => or_nothing(model.clone()),
+        match (&entry.model, version, &entry.key) {
+            (Some(model), Some(version), _) => format!("{model}@{version}"),
+            (None, _, Some(key)) => format!("key {} {}", key.id, key.name),
+            (model, ..) => or_nothing(model.clone()),
         },
         outcome,
         entry.reason.clone().unwrap_or_default(),
@@ -164,6 +166,38 @@ pub(super) fn resolution(resolution: &Resolution) -> Vec<String> {
         .collect();
     lines.extend(table(&rows).map(|line| format!("  {line}")));
     lines
+}
+
+pub(super) fn keys(keys: &Keys) -> Vec<String> {
+    let heads = ["ID", "NAME", "STATE", "SCOPES", "EXPIRES", "RATE", "MADE BY"].map(str::to_owned);
+    let row = |key: &Key| {
+        let or_nothing = |text: Option<&String>| text.map_or(NOTHING, String::as_str).to_owned();
+        let rate = key.rate.as_ref();
+        [
+            or_nothing(key.id.as_ref()),
+            key.name.clone(),
+            key.state.clone(),
+            key.scopes.join(","),
+            or_nothing(key.expires.as_ref()),
+            or_nothing(rate.map(|rate| format!("{}/s,{}", rate.per_second, rate.burst)).as_ref()),
+            key.created_by.clone().unwrap_or_else(|| format!("({})", key.source)),
+        ]
+    };
+    let rows: Vec<_> = iter::once(heads).chain(keys.keys.iter().map(row)).collect();
+    table(&rows).collect()
+}
+
+pub(super) fn key_change(change: &KeyChange) -> Vec<String> {
+    let KeyChange { key, revision, status, .. } = change;
+    let id = key.id.as_ref().map(|id| format!(" {id}")).unwrap_or_default();
+    let end = key.expires.as_ref().map(|end| format!(", until {end}")).unwrap_or_default();
+    let what = match (change.dry_run, change.changed) {
+        (true, true) => "a dry run, nothing was changed".to_owned(),
+        (true, false) => "a dry run, and nothing would change".to_owned(),
+        (false, true) => format!("at revision {revision}"),
+        (false, false) => "as it was".to_owned(),
+    };
+    vec![format!("{status}: key{id} of {} for {}{end} ({what})", key.name, key.scopes.join(", "))]
 }
 
 /// Any JSON, as an outline: for reports that are richer than this program needs to know.
@@ -358,6 +392,31 @@ mod tests {
         ];
         assert_eq!(history(&parse(value)), shown);
         assert_eq!(history(&parse(json!({"entries": []}))), ["nothing has been changed"]);
+    }
+
+    #[test]
+    fn keys_are_a_table_without_keys() {
+        let value = json!({"keys": [
+            {"id": null, "name": "ci", "scopes": ["predict:*"], "state": "active", "expires": null,
+             "rate": null, "source": "configuration", "created_by": null},
+            {"id": "0123456789ab", "name": "ann", "scopes": ["admin", "predict:m"],
+             "state": "revoked", "expires": "2027-01-01T00:00:00Z", "source": "ledger",
+             "rate": {"per_second": 0.5, "burst": 2}, "created_by": "root"},
+        ]});
+        let shown = [
+            "ID            NAME  STATE    SCOPES           EXPIRES               RATE     MADE BY",
+            "-             ci    active   predict:*        -                     -        \
+             (configuration)",
+            "0123456789ab  ann   revoked  admin,predict:m  2027-01-01T00:00:00Z  0.5/s,2  root",
+        ];
+        assert_eq!(keys(&parse(value.clone())), shown);
+        let mut change = json!({"key": value["keys"][1], "revision": 7, "changed": true,
+            "dry_run": false, "status": "KeyRevoked"});
+        let first = "KeyRevoked: key 0123456789ab of ann for admin, predict:m, \
+                     until 2027-01-01T00:00:00Z (at revision 7)";
+        assert_eq!(key_change(&parse(change.clone())), [first]);
+        change["changed"] = json!(false);
+        assert!(key_change(&parse(change))[0].ends_with("(as it was)"));
     }
 
     #[test]

@@ -22,6 +22,10 @@ pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::R
     let ready = ("ready", "Whether the server is ready, as it tells its balancer", None);
     write(encoder, ready, [(vec![], ConstGauge::new(i64::from(is_ready)))])?;
     requests(&edge.meters, encoder)?;
+    let failures = edge.keys.failures().counts();
+    let failures = failures
+        .map(|(reason, count)| (vec![("reason", reason.to_owned())], ConstCounter::new(count)));
+    write(encoder, ("auth_failures", "Requests without a key good for them", None), failures)?;
     connections(&edge.meters, encoder)?;
     let limit = edge.policy.load().limits.bodies_in_flight_bytes;
     let in_flight = limit.saturating_sub(edge.bodies.available_permits());
@@ -61,12 +65,6 @@ fn requests(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result
         })
     });
     write(encoder, ("http_errors", "Answers that are errors, by their code", None), errors)?;
-    let unauthorized = listeners.iter().flat_map(|(labels, listener)| {
-        listener.unauthorized.map(|reason, count| {
-            (with(labels, &[("reason", (*reason).to_owned())]), counter(count))
-        })
-    });
-    write(encoder, ("auth_failures", "Requests without a key good for them", None), unauthorized)?;
     let now = |(labels, listener): &(Labels, &Listener)| {
         (labels.clone(), ConstGauge::new(listener.in_flight.now()))
     };

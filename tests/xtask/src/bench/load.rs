@@ -77,6 +77,8 @@ pub(crate) struct Measured {
     pub(crate) errors: BTreeMap<String, u64>,
     pub(crate) requests_per_second: f64,
     pub(crate) latencies: Latencies,
+    /// Of answers with a status that is no error either.
+    pub(crate) also_latencies: Latencies,
 }
 
 impl Measured {
@@ -228,16 +230,20 @@ fn measured(report: &Value) -> Result<Measured> {
         let counts = counts.map(|(name, count)| Some((name.clone(), count.as_u64()?)));
         counts.collect::<Option<BTreeMap<_, _>>>().with_context(|| no(name))
     };
-    let latencies = report["latency_counts"].as_array().with_context(|| no("latencies"))?.iter();
-    let latencies = latencies.map(|pair| Some((pair[0].as_u64()?, pair[1].as_u64()?)));
-    let latencies = latencies.collect::<Option<BTreeMap<_, _>>>();
+    let latencies = |name: &str| {
+        let latencies = report[name].as_array().with_context(|| no(name))?.iter();
+        let latencies = latencies.map(|pair| Some((pair[0].as_u64()?, pair[1].as_u64()?)));
+        let latencies = latencies.collect::<Option<BTreeMap<_, _>>>();
+        latencies.map(Latencies).with_context(|| no(name))
+    };
     Ok(Measured {
         requests: count("requests")?,
         successes: count("successes")?,
         also: counts("also")?,
         errors: counts("errors")?,
         requests_per_second: report["requests_per_second"].as_f64().with_context(|| no("rate"))?,
-        latencies: Latencies(latencies.with_context(|| no("latencies"))?),
+        latencies: latencies("latency_counts")?,
+        also_latencies: latencies("also_latency_counts")?,
     })
 }
 
@@ -252,6 +258,7 @@ mod tests {
         let report = json!({
             "requests": 14, "successes": 10, "also": {"500": 1}, "errors": {"503": 2, "timeout": 1},
             "requests_per_second": 3.0, "latency_counts": [[1500, 5], [2500, 5]],
+            "also_latency_counts": [[700, 1]],
         });
         let measured = measured(&report).unwrap();
         assert_eq!((measured.also["500"], measured.error_count()), (1, 3));

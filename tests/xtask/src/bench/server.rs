@@ -118,6 +118,11 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
+    /// Where its public endpoints are.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// A caller of its public endpoints.
     pub(super) fn client(&self) -> Client {
         Client::new(self.address, KEY)

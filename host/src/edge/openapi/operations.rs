@@ -1,0 +1,266 @@
+//! The operations: what is sent, and everything that can come back.
+
+use serde_json::{Map, Value, json};
+
+use super::Document;
+use super::schemas::{Schemas, reference};
+use crate::edge::error::ErrorCode;
+use crate::model::{Field, ModelName};
+use crate::registry::Snapshot;
+
+/// What any request can be answered with, whatever it asks for.
+const GENERAL: [ErrorCode; 3] =
+    [ErrorCode::MalformedRequest, ErrorCode::Internal, ErrorCode::NotReady];
+
+/// What a request that needs a key can be answered with as well.
+const KEYED: [ErrorCode; 4] = [
+    ErrorCode::Unauthorized,
+    ErrorCode::Forbidden,
+    ErrorCode::RateLimited,
+    ErrorCode::NotFound,
+];
+
+/// What a prediction can be answered with as well.
+const PREDICTION: [ErrorCode; 10] = [
+    ErrorCode::RequestTimeout,
+    ErrorCode::PayloadTooLarge,
+    ErrorCode::UnsupportedMediaType,
+    ErrorCode::UnacceptableInput,
+    ErrorCode::IdempotencyConflict,
+    ErrorCode::IdempotencyMismatch,
+    ErrorCode::ModelFailure,
+    ErrorCode::Overloaded,
+    ErrorCode::NotReady,
+    ErrorCode::DeadlineExceeded,
+];
+
+/// The predictions of one path.
+pub(super) struct Operations<'a> {
+    pub(super) path: &'a str,
+    pub(super) tag: &'a str,
+    pub(super) schemas: &'a Schemas<'a>,
+    /// Whether the path leaves it to a header which version answers.
+    pub(super) takes_selector: bool,
+}
+
+impl Operations<'_> {
+    pub(super) fn single(&self) -> Value {
+        let mut content = Map::new();
+        content.insert("application/json".to_owned(), self.body("request"));
+        content.insert("multipart/form-data".to_owned(), self.form());
+        let mut needed = self.schemas.inputs().iter().filter(|field| field.default.is_none());
+        if let (Some(file), None) = (self.schemas.files().next(), needed.nth(1)) {
+            let description = format!("the bytes of `{}`", file.name);
+            let schema = json!({"type": "string", "format": "binary", "description": description});
+            content.insert("application/octet-stream".to_owned(), json!({"schema": schema}));
+        }
+        let mut operation = self.operation("predict", "One row", &Value::Object(content));
+        operation["responses"]["200"] = self.answer("The outputs", "response");
+        operation
+    }
+
+    pub(super) fn batch(&self) -> Value {
+        let content = json!({"application/json": self.body("batch-request")});
+        let mut operation = self.operation("batch_predict", "Many rows, answered in their order", &content);
+        operation["responses"]["200"] = self.answer("The outputs of all rows", "batch-response");
+        let some = "The outputs of some rows, and why the others have none; only if asked for";
+        operation["responses"]["207"] = self.answer(some, "batch-response");
+        let partial = json!({
+            "name": "partial", "in": "query", "schema": {"enum": ["true", "false"]},
+            "description": "whether rows that cannot be answered leave the others theirs",
+        });
+        operation["parameters"].as_array_mut().expect("parameters").push(partial);
+        operation
+    }
+
+    fn body(&self, what: &str) -> Value {
+        json!({"schema": reference(&self.schemas.name(what))})
+    }
+
+    /// A part for each input: bytes as they are, texts as they are, all else in JSON.
+    fn form(&self) -> Value {
+        let part = |field: &Field| {
+            let schema = if field.is_text() || !self.schemas.files().any(|it| it.name == field.name) {
+                json!({"type": "string"})
+            } else {
+                json!({"type": "string", "format": "binary"})
+            };
+            (field.name.clone(), schema)
+        };
+        let properties: Map<_, _> = self.schemas.inputs().iter().map(part).collect();
+        let needed = self.schemas.inputs().iter().filter(|field| field.default.is_none());
+        let needed: Vec<_> = needed.map(|field| field.name.as_str()).collect();
+        json!({"schema": crate::record::schema::object(properties, &needed)})
+    }
+
+    fn answer(&self, description: &str, what: &str) -> Value {
+        json!({
+            "description": description,
+            "headers": headers(&["X-Request-Id", "X-Model-Version", "X-Route-Reason", "Idempotency-Replayed"]),
+            "content": {"application/json": self.body(what)},
+        })
+    }
+
+    fn operation(&self, name: &str, summary: &str, content: &Value) -> Value {
+        let id = format!("{}/{name}", self.path).trim_start_matches('/').replace('/', ".");
+        json!({
+            "operationId": id,
+            "tags": [self.tag],
+            "summary": summary,
+            "parameters": self.parameters(),
+            "requestBody": {"required": true, "content": content},
+            "responses": errors(&[&GENERAL[..], &KEYED, &PREDICTION].concat()),
+        })
+    }
+
+    fn parameters(&self) -> Vec<Value> {
+        let header = |name: &str, description: &str, schema: Value| {
+            json!({"name": name, "in": "header", "description": description, "schema": schema})
+        };
+        let word = json!({"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"});
+        let mut parameters = vec![
+            header("X-Request-Id", "comes back, and stands in the log", word.clone()),
+            header("Idempotency-Key", "names the request: asked again, its answer comes back", word),
+            header(
+                "X-Request-Timeout-Ms",
+                "how long the caller waits",
+                json!({"type": "integer", "minimum": 1, "maximum": u32::MAX}),
+            ),
+        ];
+        if self.takes_selector {
+            let selector = json!({"type": "string", "examples": ["1.0.0", "^1", "stable"]});
+            parameters.push(header("X-Model-Version", "which version is to answer", selector));
+        }
+        parameters
+    }
+}
+
+/// The paths that are not about one model.
+pub(super) fn general(document: &mut Document, snapshot: &Snapshot) {
+    document.tag("server", "The server itself.");
+    let status = |word: &str| {
+        let schema = json!({"type": "object", "properties": {"status": {"const": word}}, "required": ["status"]});
+        json!({"description": word, "content": {"application/json": {"schema": schema}}})
+    };
+    let text = |media_type: &str, description: &str| {
+        let content = Map::from_iter([(media_type.to_owned(), json!({"schema": {"type": "string"}}))]);
+        json!({"description": description, "content": content})
+    };
+    let metrics = "What Prometheus reads; OpenMetrics where `Accept` asks for it";
+    for (path, id, summary, answer, is_open) in [
+        ("/healthz", "healthz", "Whether the process lives", status("alive"), true),
+        ("/readyz", "readyz", "Whether requests should be sent here", status("ready"), true),
+        ("/metrics", "metrics", metrics, text("text/plain", "the series"), true),
+        ("/docs", "docs", "This document as a page", text("text/html", "the page"), true),
+        ("/openapi.json", "openapi", "This document", object_of("the document"), false),
+        ("/models", "models", "Every model with its versions", list(snapshot), false),
+    ] {
+        document.paths.insert(path.to_owned(), json!({"get": read(id, "server", summary, &answer, is_open)}));
+    }
+}
+
+/// The paths that say what one model is.
+pub(super) fn catalogue(document: &mut Document, model: &ModelName) {
+    let selector = json!({
+        "name": "selector", "in": "path", "required": true,
+        "schema": {"type": "string", "minLength": 1, "examples": ["stable"]},
+    });
+    let asked = |name: &str, description: &str| {
+        json!({"name": name, "in": "query", "schema": {"type": "string"}, "description": description})
+    };
+    let state = content_of("the model", &reference("Model"));
+    let tag = model.as_str();
+    for (path, name, summary, answer, parameters) in [
+        ("", "state", "Its versions, and what goes to them", state, vec![]),
+        (
+            "/resolve",
+            "resolve",
+            "Which versions answer",
+            object_of("the versions with their shares"),
+            vec![
+                asked("selector", "what would be asked for"),
+                asked("key", "what would tell the caller apart"),
+            ],
+        ),
+        ("/openapi.json", "openapi", "This part of the document", object_of("the document"), vec![]),
+        (
+            "/versions/{selector}",
+            "version",
+            "What a version is",
+            object_of("the version with its signature"),
+            vec![selector.clone()],
+        ),
+        (
+            "/versions/{selector}/schema",
+            "schema",
+            "JSON Schemas of its bodies",
+            object_of("the schemas"),
+            vec![selector],
+        ),
+    ] {
+        let id = format!("models.{model}.{name}");
+        let mut operation = read(&id, tag, summary, &answer, false);
+        operation["parameters"] = json!(parameters);
+        document.paths.insert(format!("/models/{model}{path}"), json!({"get": operation}));
+    }
+}
+
+fn read(id: &str, tag: &str, summary: &str, answer: &Value, is_open: bool) -> Value {
+    let mut responses = if is_open {
+        errors(&[ErrorCode::MalformedRequest, ErrorCode::Internal, ErrorCode::NotReady])
+    } else {
+        errors(&[&GENERAL[..], &KEYED].concat())
+    };
+    responses["200"] = answer.clone();
+    let mut operation = json!({
+        "operationId": id, "tags": [tag], "summary": summary, "responses": responses,
+    });
+    if is_open {
+        operation["security"] = json!([]);
+    }
+    operation
+}
+
+fn list(_snapshot: &Snapshot) -> Value {
+    let models = json!({"type": "array", "items": reference("Model")});
+    content_of(
+        "the models",
+        &json!({"type": "object", "properties": {"models": models}, "required": ["models"]}),
+    )
+}
+
+fn object_of(description: &str) -> Value {
+    content_of(description, &json!({"type": "object"}))
+}
+
+fn content_of(description: &str, schema: &Value) -> Value {
+    json!({"description": description, "content": {"application/json": {"schema": schema}}})
+}
+
+/// A response for each status that the errors have.
+fn errors(codes: &[ErrorCode]) -> Value {
+    let mut responses = Map::new();
+    for code in codes {
+        let status = code.status().as_str().to_owned();
+        let entry = responses.entry(status).or_insert_with(|| {
+            json!({
+                "description": "",
+                "headers": headers(if code.tells_when() { &["X-Request-Id", "Retry-After"] } else { &["X-Request-Id"] }),
+                "content": {
+                    "application/json": {"schema": reference("Error")},
+                    "application/problem+json": {"schema": reference("Problem")},
+                },
+            })
+        });
+        let words = entry["description"].as_str().unwrap_or_default().to_owned();
+        if !words.split(", ").any(|word| word == code.as_str()) {
+            let all = if words.is_empty() { code.as_str().to_owned() } else { format!("{words}, {}", code.as_str()) };
+            entry["description"] = json!(all);
+        }
+    }
+    Value::Object(responses)
+}
+
+fn headers(names: &[&str]) -> Value {
+    names.iter().map(|name| ((*name).to_owned(), json!({"schema": {"type": "string"}}))).collect::<Map<_, _>>().into()
+}
