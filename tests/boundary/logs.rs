@@ -53,6 +53,47 @@ fn assert_no_canary(lines: &[Value]) {
     }
 }
 
+/// Headers that somebody may look at, and one that nobody does.
+const HEADERS: [&str; 16] = [
+    "User-Agent",
+    "Cookie",
+    "Idempotency-Key",
+    "tracestate",
+    "X-Model-Version",
+    "X-Request-Timeout-Ms",
+    "X-User-Id",
+    "Accept",
+    "Accept-Encoding",
+    "Content-Encoding",
+    "Origin",
+    "Referer",
+    "Expect",
+    "Forwarded",
+    "X-Forwarded-For",
+    CANARY,
+];
+
+/// What is no request, to both listeners.
+fn send_garbage(server: &Server) {
+    for garbage in [
+        format!("{CANARY}\r\n\r\n"),
+        format!(
+            "{} /{CANARY} HTTP/1.1\r\nHost: {CANARY}\r\nConnection: close\r\n\r\n",
+            "CANARY9F3A"
+        ),
+        format!("GET / HTTP/1.1\r\n{CANARY} {CANARY}\r\n\r\n"),
+        format!("GET / HTTP/{CANARY}\r\n\r\n"),
+        format!("POST /v1/predict HTTP/1.1\r\nContent-Length: {CANARY}\r\n\r\n"),
+        format!(
+            "POST /v1/predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX-API-Key: local-demo-key\r\nConnection: close\r\n\r\n{CANARY}\r\n"
+        ),
+        format!("GET /%ff{CANARY} HTTP/1.1\r\nConnection: close\r\n\r\n"),
+    ] {
+        send_raw(server.address(), garbage.as_bytes());
+        send_raw(server.admin_address(), garbage.as_bytes());
+    }
+}
+
 #[test]
 fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
     let server = Server::start(&chatty());
@@ -86,24 +127,7 @@ fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
         (&canary_path, vec![json, key], &text),
     ];
     let long_id = CANARY.repeat(20);
-    for header in [
-        "User-Agent",
-        "Cookie",
-        "Idempotency-Key",
-        "tracestate",
-        "X-Model-Version",
-        "X-Request-Timeout-Ms",
-        "X-User-Id",
-        "Accept",
-        "Accept-Encoding",
-        "Content-Encoding",
-        "Origin",
-        "Referer",
-        "Expect",
-        "Forwarded",
-        "X-Forwarded-For",
-        CANARY,
-    ] {
+    for header in HEADERS {
         requests.push(("/v1/predict", vec![json, key, (header, CANARY)], &text));
     }
     requests.push(("/v1/predict", vec![json, key, ("traceparent", &parent)], &text));
@@ -115,23 +139,7 @@ fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
         send("POST", &server.url(path), &headers, body.as_bytes());
         send("GET", &server.url(path), &headers, b"");
     }
-    for garbage in [
-        format!("{CANARY}\r\n\r\n"),
-        format!(
-            "{} /{CANARY} HTTP/1.1\r\nHost: {CANARY}\r\nConnection: close\r\n\r\n",
-            "CANARY9F3A"
-        ),
-        format!("GET / HTTP/1.1\r\n{CANARY} {CANARY}\r\n\r\n"),
-        format!("GET / HTTP/{CANARY}\r\n\r\n"),
-        format!("POST /v1/predict HTTP/1.1\r\nContent-Length: {CANARY}\r\n\r\n"),
-        format!(
-            "POST /v1/predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX-API-Key: local-demo-key\r\nConnection: close\r\n\r\n{CANARY}\r\n"
-        ),
-        format!("GET /%ff{CANARY} HTTP/1.1\r\nConnection: close\r\n\r\n"),
-    ] {
-        send_raw(server.address(), garbage.as_bytes());
-        send_raw(server.admin_address(), garbage.as_bytes());
-    }
+    send_garbage(&server);
     let (_, lines) = server.stop();
     assert!(lines.iter().filter(|line| line["target"] == "request").count() >= 2 * sent);
     assert_no_canary(&lines);
