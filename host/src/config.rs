@@ -507,6 +507,17 @@ mod tests {
         }
     }
 
+    fn assert_watching(file: &ConfigFile) {
+        let TracingFile { endpoint: Some(_), sample: Some(_), service: Some(_) } = &file.tracing
+        else {
+            panic!("a key of tracing is not in the README");
+        };
+        let CaptureFile { folder: Some(_), file_mib: Some(_), files: Some(_) } = &file.capture
+        else {
+            panic!("a key of capture is not in the README");
+        };
+    }
+
     #[test]
     fn the_readme_documents_every_key() {
         let readme = include_str!("../../README.md");
@@ -573,14 +584,7 @@ mod tests {
         let IdempotencyFile { seconds: Some(_), memory_mib: Some(_) } = file.idempotency else {
             panic!("a key of idempotency is not in the README");
         };
-        let TracingFile { endpoint: Some(_), sample: Some(_), service: Some(_) } = &file.tracing
-        else {
-            panic!("a key of tracing is not in the README");
-        };
-        let CaptureFile { folder: Some(_), file_mib: Some(_), files: Some(_) } = &file.capture
-        else {
-            panic!("a key of capture is not in the README");
-        };
+        assert_watching(&file);
         assert!(file.settle().is_ok());
     }
 }

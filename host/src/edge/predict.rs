@@ -139,7 +139,7 @@ async fn answer(
 /// What becomes of a request that is not refused.
 enum Outcome {
     /// It was answered, for who asks again as well if there is a ticket.
-    Now(Prediction, Option<Ticket>),
+    Now(Box<Prediction>, Option<Ticket>),
     /// It had been answered.
     Before(Arc<Answer>),
 }
@@ -230,15 +230,13 @@ async fn predict(
     let inputs = record::decode(signature, &records)?;
     // Many times as large as the tensors that wait from now on.
     drop(rows);
-    let is_random = key.is_none() && route.is_drawn;
-    edge.traffic.count(route.version.id(), route.reason.as_str(), is_random);
-    let (told, batches, encoding) = (account.told(), Vec::new(), Duration::ZERO);
-    let inference = &edge.inference;
-    let mut call = Call { inference, route: &route, deadline, told, batches, encoding };
+    way.count(&route, key.is_none());
+    let mut call = Call::new(&edge.inference, &route, deadline, account.told());
     let records = call.run(inputs, account.rows).await?;
     let Call { told, batches, encoding, .. } = call;
-    let captured = way.is_captured(&route).then(|| bytes.to_vec());
-    Ok(Outcome::Now(Prediction { route, records, batches, told, encoding, captured }, ticket))
+    let captured = way.captured(&route, &bytes);
+    let prediction = Prediction { route, records, batches, told, encoding, captured };
+    Ok(Outcome::Now(Box::new(prediction), ticket))
 }
 
 /// Where a request goes, as far as it is known.
@@ -270,10 +268,17 @@ impl Way<'_> {
         idempotency::hash(&[form.as_bytes(), model.as_bytes(), query.as_bytes(), media_type, body])
     }
 
-    /// Whether the request is one of those that the operator wants to keep.
-    fn is_captured(&self, route: &Route) -> bool {
+    /// Count where the request goes.
+    fn count(&self, route: &Route, has_no_key: bool) {
+        let is_random = has_no_key && route.is_drawn;
+        self.edge.traffic.count(route.version.id(), route.reason.as_str(), is_random);
+    }
+
+    /// The body, if the request is one of those that the operator wants to keep.
+    fn captured(&self, route: &Route, body: &[u8]) -> Option<Vec<u8>> {
         let share = self.policy.capture_shares.get(&route.version.id().name).copied();
-        share.is_some_and(|share| share > 0.0 && rand::rng().random_bool(share))
+        let is_wanted = share.is_some_and(|share| share > 0.0 && rand::rng().random_bool(share));
+        is_wanted.then(|| body.to_vec())
     }
 
     fn find(&self, now: Instant) -> Result<Found, ApiError> {
@@ -361,6 +366,13 @@ struct Call<'a> {
     batches: Vec<Batch>,
     /// How long outputs have taken to become records.
     encoding: Duration,
+}
+
+impl<'a> Call<'a> {
+    fn new(inference: &'a Inference, route: &'a Route, deadline: Instant, told: Told) -> Self {
+        let (batches, encoding) = (Vec::new(), Duration::ZERO);
+        Self { inference, route, deadline, told, batches, encoding }
+    }
 }
 
 impl Call<'_> {

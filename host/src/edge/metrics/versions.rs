@@ -26,6 +26,9 @@ pub(super) struct Versions<'a> {
     routed: Counts,
 }
 
+/// The times of one stage.
+type OfVersion = fn(&Measured) -> &Histogram;
+
 /// Answers by role and status.
 type ByStatus = measure::Series<(&'static str, u16), Counter>;
 
@@ -94,7 +97,7 @@ impl<'a> Versions<'a> {
             };
             version.measured().total.map(times)
         })?;
-        let stages: [(Name<'_>, fn(&Measured) -> &Histogram); 4] = [
+        let stages: [(Name<'_>, OfVersion); 4] = [
             (("queue_duration", "A batch's wait for a thread", seconds), |of| &of.queue),
             (("instantiate_duration", "To get an instance for a batch", seconds), |of| {
                 &of.instantiate
