@@ -24,6 +24,7 @@ mod workspace;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -119,7 +120,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Demo { listen } => demo(&Workspace::load()?, &listen),
         Task::Test { extra } => test(&Workspace::load()?, &extra),
         Task::Lint => lint::check(&Workspace::load()?),
-        Task::Conformance(options) => conformance::check(&Workspace::load()?, &options),
+        Task::Conformance(options) => conform(&Workspace::load()?, &options),
         Task::Fuzz(options) => fuzz::run(&Workspace::load()?, &options),
         Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
         Task::Bench { bench: Bench::Runtime(options) } => bench_runtime(&options.absolute()?),
@@ -153,7 +154,8 @@ fn demo(workspace: &Workspace, listen: &str) -> Result<()> {
     Err(serve.exec()).context("failed to start the server")
 }
 
-fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
+/// Builds and packs what tests and outside tools look at; the host program.
+fn build_for_tests(workspace: &Workspace) -> Result<PathBuf> {
     // The same selection of packages and targets as `cargo test` below, so that both agree on the
     // features of every dependency and none is compiled twice.
     run::shown(
@@ -162,6 +164,16 @@ fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
     build_guests(workspace)?;
     let host = workspace.host_binary(Profile::Dev);
     pack::pack(workspace, &pack::models(workspace)?, &host)?;
+    Ok(host)
+}
+
+fn conform(workspace: &Workspace, options: &conformance::Options) -> Result<()> {
+    let host = build_for_tests(workspace)?;
+    conformance::check(workspace, &host, options)
+}
+
+fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
+    let host = build_for_tests(workspace)?;
 
     run::shown(
         run::cargo()
