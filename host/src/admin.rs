@@ -7,6 +7,7 @@
 mod deploy;
 mod error;
 mod keys;
+mod log;
 mod operations;
 mod show;
 
@@ -30,7 +31,7 @@ use operations::Operations;
 use crate::control::{Answer, Ask, Control};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
-use crate::edge::observe::{Account, LargestBody};
+use crate::edge::observe::{Account, Around};
 use crate::edge::{access, observed, predict, query};
 use crate::keys::Caller;
 use crate::ledger::{self, Author};
@@ -79,11 +80,12 @@ impl Admin {
 }
 
 /// The endpoints.
-pub fn endpoints(admin: Arc<Admin>) -> Router {
+pub fn endpoints(admin: Arc<Admin>, around: Around) -> Router {
     let model = "/admin/v1/models/{model}";
     let endpoints = Router::new()
         .route("/admin/v1/status", get(show::status))
         .route("/admin/v1/history", get(show::history))
+        .route("/admin/v1/log", get(log::show).put(log::set))
         .route("/admin/v1/deploy", post(deploy::deploy))
         .route("/admin/v1/keys", get(keys::list).post(keys::create))
         .route("/admin/v1/keys/{id}", delete(keys::revoke))
@@ -95,7 +97,7 @@ pub fn endpoints(admin: Arc<Admin>) -> Router {
         .route(&format!("{model}/shadow"), get(show::shadow).post(set_shadow))
         .route(&format!("{model}/rollback"), post(rollback))
         .route(&format!("{model}/versions/{{version}}"), delete(undeploy));
-    observed(endpoints, LargestBody(MAX_BODY)).with_state(admin)
+    observed(endpoints, Around { largest: MAX_BODY, ..around }).with_state(admin)
 }
 
 /// What every change can be asked with.

@@ -8,6 +8,7 @@ mod keys;
 mod models;
 mod overrides;
 mod transport;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -22,11 +23,14 @@ pub use keys::{KeyFile, RateLimitFile};
 pub use models::{IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
 pub use transport::{CorsFile, Origins, TlsFile};
+pub use watch::{CaptureFile, TracingFile};
 
 use crate::guest::{EngineLimits, InstanceLimits};
 use crate::inference::InferenceLimits;
 use crate::keys::Key;
 use crate::model::ModelName;
+use crate::observe::capture::CaptureSettings;
+use crate::observe::trace::TraceSettings;
 use crate::pool::{Isolation, ReuseLimits};
 use crate::preinit::{PreinitLimits, Priority};
 use crate::rate::Rate;
@@ -64,6 +68,12 @@ pub struct ConfigFile {
     /// What holds for predictions that are asked for again.
     #[serde(default)]
     pub idempotency: IdempotencyFile,
+    /// Traces of requests.
+    #[serde(default)]
+    pub tracing: TracingFile,
+    /// Where requests are kept, if any are.
+    #[serde(default)]
+    pub capture: CaptureFile,
     /// What holds for single models.
     #[serde(default)]
     pub models: BTreeMap<ModelName, ModelFile>,
@@ -131,6 +141,12 @@ pub struct Settings {
     pub shadow_captures: BTreeSet<ModelName>,
     /// What is kept for who asks again.
     pub answers: AnswerLimits,
+    /// Traces of requests.
+    pub tracing: TraceSettings,
+    /// Where requests are kept, if any are.
+    pub capture: CaptureSettings,
+    /// Which share of a model's requests is kept.
+    pub capture_shares: BTreeMap<ModelName, f64>,
     /// What versions may use, by model.
     pub models: BTreeMap<ModelName, ModelLimits>,
     /// All other bounds.
@@ -279,6 +295,7 @@ impl ConfigFile {
         let (mut splits, mut models) = (BTreeMap::new(), BTreeMap::new());
         let (mut sticky, mut max_parked) = (BTreeMap::new(), BTreeMap::new());
         let (mut shadow_captures, mut model_rates) = (BTreeSet::new(), BTreeMap::new());
+        let mut capture_shares = BTreeMap::new();
         for (model, file) in self.models {
             let wrong = |key: &str, reason: &str| ConfigError::Value {
                 key: format!("models.{model}.{key}"),
@@ -293,6 +310,8 @@ impl ConfigFile {
             if file.shadow_capture == Some(true) {
                 shadow_captures.insert(model.clone());
             }
+            let share = watch::settle_share(file.capture_share);
+            capture_shares.insert(model.clone(), share.map_err(|(key, why)| wrong(key, why))?);
             let key = file.settle_sticky().map_err(|(key, why)| wrong(key, why))?;
             sticky.insert(model.clone(), key);
             if let Some(weights) = file.split {
@@ -305,11 +324,15 @@ impl ConfigFile {
                 splits.insert(model, weights);
             }
         }
+        let state = self.state.unwrap_or_else(|| "state".into());
         Ok(Settings {
             listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
             admin_listen: self.admin_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8001))),
             repository: self.repository.unwrap_or_else(|| "repository".into()),
-            state: self.state.unwrap_or_else(|| "state".into()),
+            tracing: self.tracing.settle()?,
+            capture: self.capture.settle(&state)?,
+            capture_shares,
+            state,
             default_model: self.default_model,
             tls: self.tls,
             origins: self.cors.settle()?,
@@ -533,11 +556,26 @@ mod tests {
             "[models.toxicity]\ninstance_memory_mib = 5000",
             "[models.toxicity]\npredict_milliseconds = 0",
             "[models.toxicity]\nstack_kib = 0",
+            "[models.toxicity]\ncapture_share = 1.5",
+            "[tracing]\nsample = -0.1",
+            "[tracing]\nendpoint = \"localhost:4317\"",
+            "[capture]\nfiles = 0",
             "[models.toxicity]\ninstances = 0",
             "[limits]\nthreads_per_version = 2\n[models.toxicity]\ninstances = 3",
         ] {
             assert!(settle(bad).is_err(), "{bad}");
         }
+    }
+
+    fn assert_watching(file: &ConfigFile) {
+        let TracingFile { endpoint: Some(_), sample: Some(_), service: Some(_) } = &file.tracing
+        else {
+            panic!("a key of tracing is not in the README");
+        };
+        let CaptureFile { folder: Some(_), file_mib: Some(_), files: Some(_) } = &file.capture
+        else {
+            panic!("a key of capture is not in the README");
+        };
     }
 
     #[test]
@@ -583,6 +621,7 @@ mod tests {
             parked_versions: Some(_),
             rate: Some(_),
             shadow_capture: Some(_),
+            capture_share: Some(_),
             isolation: Some(_),
             predict_milliseconds: None,
             instance_memory_mib: None,
@@ -607,6 +646,7 @@ mod tests {
         let IdempotencyFile { seconds: Some(_), memory_mib: Some(_) } = file.idempotency else {
             panic!("a key of idempotency is not in the README");
         };
+        assert_watching(&file);
         assert!(file.settle().is_ok());
     }
 }

@@ -31,6 +31,7 @@ mod unread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -44,14 +45,18 @@ pub use access::ModelRates;
 use body::Form;
 use error::ApiError;
 pub use idempotency::Answers;
-pub use listener::serve;
-use observe::LargestBody;
+pub use listener::{Entrance, serve};
+use observe::Around;
+pub use observe::Way;
 pub use tls::{Tls, TlsError};
 
 use crate::config::{Limits, Origins, Sticky};
 use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::model::ModelName;
+use crate::observe::capture::Capture;
+use crate::observe::meters::Meters;
+use crate::observe::trace::Tracer;
 use crate::observe::traffic::Traffic;
 use crate::registry::Registry;
 use crate::shadow::Shadows;
@@ -76,6 +81,12 @@ pub struct Edge {
     pub bodies: Arc<Semaphore>,
     /// Who answered.
     pub traffic: Arc<Traffic>,
+    /// What is measured of the server as a whole.
+    pub meters: Arc<Meters>,
+    /// Where spans come from, if there is a collector.
+    pub tracer: Option<Arc<Tracer>>,
+    /// Where requests are kept, if any are.
+    pub capture: Capture,
     /// Set when the server is going down: not ready any more, but still answering.
     pub draining: AtomicBool,
     /// Says when requests that are still under way are not finished any more.
@@ -87,6 +98,8 @@ pub struct Edge {
 pub struct Policy {
     /// Models of which the worst disagreements are kept with what was asked and answered.
     pub captured: BTreeSet<ModelName>,
+    /// Which share of a model's requests is kept with its answers.
+    pub capture_shares: BTreeMap<ModelName, f64>,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
     /// The web pages that may ask.
@@ -98,6 +111,22 @@ pub struct Policy {
 }
 
 type Shared = State<Arc<Edge>>;
+
+impl Edge {
+    /// What is done around every request of operators.
+    pub fn around_admin(&self) -> Around {
+        let tracer = self.tracer.clone();
+        Around { way: Way::Admin(Arc::clone(&self.meters)), largest: 0, tracer }
+    }
+
+    /// Write what waits to be written, within about that time for each. Blocks.
+    pub fn finish(&self, time: Duration) {
+        if let Some(tracer) = &self.tracer {
+            tracer.finish(time);
+        }
+        self.capture.finish(time);
+    }
+}
 
 /// The endpoints.
 pub fn endpoints(edge: Arc<Edge>) -> Router {
@@ -115,19 +144,20 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}/versions/{selector}/schema", get(openapi::schema))
         .route("/models/{model}/openapi.json", get(openapi::model))
         .route("/openapi.json", get(openapi::server));
-    let largest = LargestBody(edge.policy.load().limits.body_bytes);
+    let (way, tracer) = (Way::Public(Arc::clone(&edge.meters)), edge.tracer.clone());
+    let around = Around { way, largest: edge.policy.load().limits.body_bytes, tracer };
     // Inside of what observes: browsers' questions have an id and a line in the log as well.
     let cors = axum::middleware::from_fn_with_state(Arc::clone(&edge), cors::allow);
-    watched(whole(endpoints).layer(cors), largest).with_state(edge)
+    watched(whole(endpoints).layer(cors), around).with_state(edge)
 }
 
 /// Endpoints whose every answer has an id, a line in the log and, if it is an error, a body; those
 /// that there are not, too. Large answers are compressed for those that understand it.
-pub(crate) fn observed<S>(endpoints: Router<S>, largest: LargestBody) -> Router<S>
+pub(crate) fn observed<S>(endpoints: Router<S>, around: Around) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
-    watched(whole(endpoints), largest)
+    watched(whole(endpoints), around)
 }
 
 /// Endpoints with an answer for those that there are not.
@@ -137,12 +167,12 @@ fn whole<S: Clone + Send + Sync + 'static>(endpoints: Router<S>) -> Router<S> {
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
 }
 
-fn watched<S>(endpoints: Router<S>, largest: LargestBody) -> Router<S>
+fn watched<S>(endpoints: Router<S>, around: Around) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
     endpoints
-        .layer(axum::middleware::from_fn_with_state(largest, observe::each_request))
+        .layer(axum::middleware::from_fn_with_state(around, observe::each_request))
         .layer(encoding::answers())
         .layer(axum::middleware::map_request(encoding::accept_plain))
 }

@@ -14,11 +14,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use tracing::Span;
 
 use self::queue::{FairQueue, LaneKey};
 use crate::guest::{Fault, Stop};
 use crate::model::Tensor;
+use crate::observe::measure::Counter;
+use crate::observe::trace::{Stage, Told};
 use crate::version::ServableVersion;
 
 /// How long after the deadline the word of an interrupted guest is waited for: a few epoch ticks.
@@ -52,8 +53,8 @@ struct Job {
     /// When it began to wait.
     since: Instant,
     stop: Stop,
-    /// Of the request: what is logged while the guest runs belongs to it.
-    span: Span,
+    /// Who is told what it went through.
+    told: Told,
     answer: oneshot::Sender<Result<Vec<Tensor>, PredictError>>,
 }
 
@@ -129,22 +130,26 @@ impl Inference {
         version: Arc<ServableVersion>,
         inputs: Arc<Vec<Tensor>>,
         deadline: Instant,
-        span: Span,
+        told: Told,
     ) -> Result<Vec<Tensor>, PredictError> {
         if !version.breaker().admit(Instant::now()) {
+            version.measured().rejections.with(&"suspended", Counter::count);
             return Err(PredictError::Suspended);
         }
         let (answer, answered) = oneshot::channel();
         let (stop, _cancel_if_dropped) = Stop::with_guard(deadline);
         let (key, share) = (version.key(), version.limits().concurrency);
         let since = Instant::now();
-        let job = Job { version, inputs, deadline, since, stop, span, answer };
+        let job = Job { version, inputs, deadline, since, stop, told, answer };
         {
             let mut state = self.0.lock();
             if state.stopped {
                 return Err(PredictError::Stopped);
             }
-            state.queue.push(key, share, job).map_err(|_job| PredictError::Overloaded)?;
+            if let Err(job) = state.queue.push(key, share, job) {
+                job.version.measured().rejections.with(&"queue_full", Counter::count);
+                return Err(PredictError::Overloaded);
+            }
         }
         self.0.changed.notify_one();
         // A running guest is interrupted at the deadline and says so; this is for jobs that wait.
@@ -154,6 +159,13 @@ impl Inference {
             Ok(Err(_closed)) => Err(PredictError::Stopped),
             Err(_elapsed) => Err(PredictError::Expired),
         }
+    }
+}
+
+impl Inference {
+    /// How many batches of the version with this key wait for a thread.
+    pub fn waiting(&self, key: u64) -> usize {
+        self.0.lock().queue.waiting(key)
     }
 }
 
@@ -174,22 +186,29 @@ fn work(shared: &Shared) {
 }
 
 fn run(job: Job) {
-    let Job { version, inputs, deadline, since, stop, span, answer } = job;
+    let Job { version, inputs, deadline, since, stop, told, answer } = job;
     let now = Instant::now();
     version.admission().waited(now.saturating_duration_since(since), now);
+    told.went_through(Stage::Queue, since, now, &version.measured().queue);
     if answer.is_closed() {
         return;
     }
     if now >= deadline {
+        version.measured().rejections.with(&"expired", Counter::count);
         // The caller may have gone in the meantime, which is its right.
         let _ = answer.send(Err(PredictError::Expired));
         return;
     }
-    let _logged_with_the_request = span.enter();
+    let _logged_with_the_request = told.span.enter();
     let mut leased = None;
-    let predict = || match version.pool().take(&stop) {
-        Ok(taken) => leased.insert(taken).predict(&inputs, &stop),
-        Err(fault) => Err(fault),
+    let predict = || {
+        let taken = version.pool().take(&stop);
+        let instantiated = Instant::now();
+        told.went_through(Stage::Instantiate, now, instantiated, &version.measured().instantiate);
+        let outcome = leased.insert(taken?).predict(&inputs, &stop);
+        let end = Instant::now();
+        told.went_through(Stage::Guest, instantiated, end, &version.measured().predict);
+        outcome
     };
     // A panic here is a bug of the host; it costs the job, not the thread.
     let outcome = catch_unwind(AssertUnwindSafe(predict))

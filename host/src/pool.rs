@@ -57,7 +57,28 @@ struct Instances {
     idle: Vec<Leased>,
     /// Leased, or being made.
     out: usize,
+    /// Linear memory of the idle ones, and of the others when they were last looked at, in bytes.
+    idle_bytes: usize,
+    out_bytes: usize,
     made: u64,
+}
+
+impl Instances {
+    /// An idle one, which the caller has counted among those that are out.
+    fn take_idle(&mut self) -> Option<Leased> {
+        let taken = self.idle.pop()?;
+        self.idle_bytes -= taken.counted_bytes;
+        self.out_bytes += taken.counted_bytes;
+        Some(taken)
+    }
+
+    fn put_idle(&mut self, mut leased: Leased) {
+        self.out -= 1;
+        self.out_bytes -= leased.counted_bytes;
+        leased.counted_bytes = leased.instance.memory_bytes();
+        self.idle_bytes += leased.counted_bytes;
+        self.idle.push(leased);
+    }
 }
 
 /// How many instances of a version there are.
@@ -67,6 +88,10 @@ pub struct InstanceCounts {
     pub idle: usize,
     /// On their way through a batch, or being made.
     pub out: usize,
+    /// Linear memory of those that are ready, in bytes.
+    pub idle_bytes: usize,
+    /// The same of the others, as it was before their batch.
+    pub out_bytes: usize,
     /// Made since the version was loaded.
     pub made: u64,
 }
@@ -76,6 +101,8 @@ pub struct Leased {
     instance: Instance,
     batches: u32,
     memory_at_first: usize,
+    /// Its memory as it is counted in the pool.
+    counted_bytes: usize,
     made: Instant,
 }
 
@@ -106,7 +133,7 @@ impl Pool {
         let idle = {
             let mut instances = self.lock();
             instances.out += 1;
-            instances.idle.pop()
+            instances.take_idle()
         };
         let taken = idle.map_or_else(|| self.make(stop), Ok);
         if taken.is_err() {
@@ -119,14 +146,16 @@ impl Pool {
     /// batch left it usable. Off the request path, because it may unmap and map memory.
     pub fn give_back(&self, leased: Leased, good: bool) {
         if good && !self.is_used_up(&leased) {
-            let mut instances = self.lock();
-            instances.out -= 1;
-            instances.idle.push(leased);
+            self.lock().put_idle(leased);
             return;
         }
+        let bytes = leased.counted_bytes;
         // Its place in the engine is free before it is counted as such.
         drop(leased);
-        self.lock().out -= 1;
+        let mut instances = self.lock();
+        instances.out -= 1;
+        instances.out_bytes -= bytes;
+        drop(instances);
         self.fill();
     }
 
@@ -142,17 +171,25 @@ impl Pool {
             }
             let made = self.make(&Stop::at(Instant::now() + INIT_TIME));
             let mut instances = self.lock();
-            instances.out -= 1;
             // An engine that is full now has instances again when others are given back. An `init`
             // that fails will say so to the next request.
-            let Ok(made) = made else { return };
-            instances.idle.push(made);
+            match made {
+                Ok(made) => instances.put_idle(made),
+                Err(_fault) => {
+                    instances.out -= 1;
+                    return;
+                }
+            }
         }
     }
 
     /// Drop the instances that wait for a batch.
     pub fn clear(&self) {
-        let idle = std::mem::take(&mut self.lock().idle);
+        let idle = {
+            let mut instances = self.lock();
+            instances.idle_bytes = 0;
+            std::mem::take(&mut instances.idle)
+        };
         // Without the lock, because it may unmap memory.
         drop(idle);
     }
@@ -160,15 +197,18 @@ impl Pool {
     /// How many instances there are.
     pub fn counts(&self) -> InstanceCounts {
         let instances = self.lock();
-        let Instances { idle, out, made } = &*instances;
-        InstanceCounts { idle: idle.len(), out: *out, made: *made }
+        let Instances { idle, out, idle_bytes, out_bytes, made } = &*instances;
+        let (idle, out, made) = (idle.len(), *out, *made);
+        InstanceCounts { idle, out, idle_bytes: *idle_bytes, out_bytes: *out_bytes, made }
     }
 
     fn make(&self, stop: &Stop) -> Result<Leased, Fault> {
         let instance = self.component.instantiate(stop)?;
-        self.lock().made += 1;
-        let (batches, memory_at_first, made) = (0, instance.memory_bytes(), Instant::now());
-        Ok(Leased { instance, batches, memory_at_first, made })
+        let (batches, bytes, made) = (0, instance.memory_bytes(), Instant::now());
+        let mut instances = self.lock();
+        instances.made += 1;
+        instances.out_bytes += bytes;
+        Ok(Leased { instance, batches, memory_at_first: bytes, counted_bytes: bytes, made })
     }
 
     fn is_used_up(&self, leased: &Leased) -> bool {

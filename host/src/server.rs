@@ -23,12 +23,15 @@ pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::Settings;
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Answers, Edge, ModelRates, Tls, TlsError};
+use crate::edge::{self, Answers, Edge, Entrance, ModelRates, Tls, TlsError};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::Scopes;
 use crate::ledger::{Ledger, LedgerError};
+use crate::observe::capture::Capture;
 use crate::observe::logs;
+use crate::observe::meters::Meters;
+use crate::observe::trace::Tracer;
 use crate::observe::traffic::Traffic;
 use crate::registry::Loader;
 use crate::shadow::{ShadowLimits, Shadows};
@@ -40,6 +43,9 @@ const RESERVED_FILES: usize = 128;
 
 /// How long interrupted requests have to tell their callers: a few ticks, and a round trip.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long the last spans and captured requests have to be written.
+const LAST_WRITES: Duration = Duration::from_secs(2);
 
 /// A server cannot start, or did not stop in time.
 #[derive(Debug, thiserror::Error)]
@@ -96,29 +102,29 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let loader = loader(&settings)?;
     let stack_bytes = loader.engines.thread_stack_bytes();
     let ledger = Ledger::open(&loader.store.ledger_path())?;
-    let traffic = Arc::clone(&loader.traffic);
+    let (traffic, meters) = (Arc::clone(&loader.traffic), Arc::clone(&loader.meters));
     let control = Arc::new(Control::new(loader, ledger, settings.max_parked.clone())?);
     control.configure_keys(settings.keys.clone(), settings.key_rate)?;
     control.configure(settings.splits.clone())?;
     let (interrupt, interrupted) = watch::channel(false);
-    let edge = Arc::new(edge(&settings, &control, traffic, interrupted, stack_bytes)?);
+    let edge =
+        Arc::new(edge(&settings, &control, Seen { traffic, meters }, interrupted, stack_bytes)?);
     let limits = edge.policy.load().limits;
     let (stop, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
     if let Some((listener, admin)) = admin(&settings, &control, &edge, &stopping).await? {
-        servers.spawn(edge::serve(
-            listener,
-            tls.clone(),
-            admin::endpoints(admin),
-            limits,
-            stopping.clone(),
-        ));
+        let endpoints = admin::endpoints(admin, edge.around_admin());
+        let way = edge::Way::Admin(Arc::clone(&edge.meters));
+        let entrance = Entrance { listener, tls: tls.clone(), way };
+        servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
     tracing::info!(%address, "listening");
     let repository = settings.repository.clone();
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
-    servers.spawn(edge::serve(listener, tls.clone(), endpoints, limits, stopping.clone()));
+    let way = edge::Way::Public(Arc::clone(&edge.meters));
+    let entrance = Entrance { listener, tls: tls.clone(), way };
+    servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     if let Some(tls) = tls {
         tokio::spawn(tls.follow(stopping.clone()));
     }
@@ -137,6 +143,8 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let _ = stop.send(true);
     let drained = drain(servers, limits.drain_time, &interrupt).await;
     let _ = reporter.await;
+    let closing = Arc::clone(&edge);
+    let _ = tokio::task::spawn_blocking(move || closing.finish(LAST_WRITES)).await;
     tracing::info!(drained, "stopped");
     outcome.map(drop).and(if drained { Ok(()) } else { Err(ServeError::Drain(limits.drain_time)) })
 }
@@ -163,10 +171,16 @@ async fn stay(
     }
 }
 
+/// What has been counted since before there was an edge.
+struct Seen {
+    traffic: Arc<Traffic>,
+    meters: Arc<Meters>,
+}
+
 fn edge(
     settings: &Settings,
     control: &Control,
-    traffic: Arc<Traffic>,
+    Seen { traffic, meters }: Seen,
     interrupted: watch::Receiver<bool>,
     stack_bytes: usize,
 ) -> Result<Edge, ServeError> {
@@ -174,6 +188,8 @@ fn edge(
     limits.connections = limits.connections.min(files_for_connections());
     let inference = Inference::start(limits.inference, stack_bytes).map_err(ServeError::Start)?;
     let shadows = Shadows::start(ShadowLimits::default(), stack_bytes);
+    let tracer = Tracer::start(&settings.tracing);
+    let tracer = tracer.map_err(|error| ServeError::Start(io::Error::other(error)))?;
     let keys = Arc::clone(control.keys());
     if !keys.any(Scopes::predicts_something) {
         tracing::warn!("there are no keys: every prediction will be refused");
@@ -188,6 +204,9 @@ fn edge(
         policy: ArcSwap::from_pointee(reload::policy(settings, limits)),
         bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
         traffic,
+        meters,
+        tracer: tracer.map(Arc::new),
+        capture: Capture::start(settings.capture.clone()).map_err(ServeError::Start)?,
         draining: AtomicBool::new(false),
         interrupted,
     })
@@ -261,6 +280,7 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         limits: settings.limits.preinit,
         general: settings.limits.model,
         models: settings.models.clone(),
+        meters: Arc::default(),
         traffic: Arc::default(),
         budget: Budget::new(settings.limits.engine.max_instances, settings.limits.memory_bytes),
     })

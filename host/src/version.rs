@@ -5,7 +5,9 @@ pub mod admission;
 mod breaker;
 mod budget;
 mod faults;
+mod measured;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ pub use admission::Admission;
 pub use breaker::Breaker;
 pub use budget::{Budget, DoesNotFit, Reservation};
 pub use faults::Faults;
+pub use measured::Measured;
 
 use crate::artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
 use crate::guest::{Fault, InstanceLimits, LoadedComponent, Stop};
@@ -54,6 +57,7 @@ pub struct ServableVersion {
     admission: Admission,
     breaker: Breaker,
     faults: Faults,
+    measured: Arc<Measured>,
     /// Given back when the last request of this version is over.
     _reservation: Reservation,
 }
@@ -132,6 +136,7 @@ impl ServableVersion {
             admission,
             breaker,
             faults,
+            measured: Arc::default(),
             _reservation: reservation,
         })
     }
@@ -206,6 +211,11 @@ impl ServableVersion {
     /// Whether it may be asked.
     pub fn breaker(&self) -> &Breaker {
         &self.breaker
+    }
+
+    /// What is measured of it.
+    pub fn measured(&self) -> &Arc<Measured> {
+        &self.measured
     }
 
     /// What went wrong so far.

@@ -37,10 +37,66 @@ fn what_a_guest_logs_and_its_faults_carry_the_request_id() {
     }
 }
 
+const CANARY: &str = "canary9f3a";
+
+/// Whatever a server logs at all.
+fn chatty() -> Setup {
+    Setup { log: Some("trace".to_owned()), ..Setup::toxicity() }
+}
+
+fn assert_no_canary(lines: &[Value]) {
+    for line in lines {
+        let line = line.to_string();
+        assert!(!line.to_lowercase().contains(CANARY), "{line}");
+        assert!(!line.contains("local-demo-key"), "{line}");
+        assert!(!line.contains("local-demo-admin-key"), "{line}");
+    }
+}
+
+/// Headers that somebody may look at, and one that nobody does.
+const HEADERS: [&str; 16] = [
+    "User-Agent",
+    "Cookie",
+    "Idempotency-Key",
+    "tracestate",
+    "X-Model-Version",
+    "X-Request-Timeout-Ms",
+    "X-User-Id",
+    "Accept",
+    "Accept-Encoding",
+    "Content-Encoding",
+    "Origin",
+    "Referer",
+    "Expect",
+    "Forwarded",
+    "X-Forwarded-For",
+    CANARY,
+];
+
+/// What is no request, to both listeners.
+fn send_garbage(server: &Server) {
+    for garbage in [
+        format!("{CANARY}\r\n\r\n"),
+        format!(
+            "{} /{CANARY} HTTP/1.1\r\nHost: {CANARY}\r\nConnection: close\r\n\r\n",
+            "CANARY9F3A"
+        ),
+        format!("GET / HTTP/1.1\r\n{CANARY} {CANARY}\r\n\r\n"),
+        format!("GET / HTTP/{CANARY}\r\n\r\n"),
+        format!("POST /v1/predict HTTP/1.1\r\nContent-Length: {CANARY}\r\n\r\n"),
+        format!(
+            "POST /v1/predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX-API-Key: local-demo-key\r\nConnection: close\r\n\r\n{CANARY}\r\n"
+        ),
+        format!("GET /%ff{CANARY} HTTP/1.1\r\nConnection: close\r\n\r\n"),
+    ] {
+        send_raw(server.address(), garbage.as_bytes());
+        send_raw(server.admin_address(), garbage.as_bytes());
+    }
+}
+
 #[test]
 fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
-    const CANARY: &str = "canary9f3a";
-    let server = Server::start(&Setup::toxicity());
+    let server = Server::start(&chatty());
     let text = json!({ "text": CANARY }).to_string();
     let json = ("Content-Type", "application/json");
     let key = ("X-API-Key", "local-demo-key");
@@ -48,26 +104,101 @@ fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
     let unknown = json!({ CANARY: 1 }).to_string();
     let batch = json!({"texts": [CANARY, 1]}).to_string();
     let malformed = format!("{{{CANARY}");
-    for (path, headers, body) in [
+    let bad_id = json!({"text": "a", "request_id": format!("{CANARY} {CANARY}")}).to_string();
+    let named = json!({"text": "a", "idempotency_key": CANARY}).to_string();
+    let multipart = format!(
+        "--{CANARY}\r\nContent-Disposition: form-data; name=\"{CANARY}\"; filename=\"{CANARY}\"\r\n\
+         Content-Type: {CANARY}/{CANARY}\r\n\r\n{CANARY}\r\n--{CANARY}--\r\n"
+    );
+    let form = format!("multipart/form-data; boundary={CANARY}");
+    let bearer = format!("Bearer {CANARY}");
+    let parent = format!("00-{CANARY}-{CANARY}-01");
+    let mut requests = vec![
         ("/v1/predict", vec![json, key], text.as_str()),
         ("/v1/predict", vec![json, key], &unknown),
         ("/v1/predict", vec![json, key], &malformed),
+        ("/v1/predict", vec![json, key], &bad_id),
+        ("/v1/predict", vec![json, key], &named),
         ("/v1/batch_predict", vec![json, key], &batch),
-        ("/v1/predict", vec![json, ("X-API-Key", CANARY)], &text),
-        ("/v1/predict", vec![json, key, ("User-Agent", CANARY), ("X-Custom", CANARY)], &text),
+        ("/v1/predict", vec![("Content-Type", &form), key], &multipart),
         ("/v1/predict", vec![("Content-Type", CANARY), key], &text),
+        ("/v1/predict", vec![json, ("X-API-Key", CANARY)], &text),
+        ("/v1/predict", vec![json, ("Authorization", &bearer)], &text),
         (&canary_path, vec![json, key], &text),
-        (&format!("/{CANARY}"), vec![json, key], &text),
-    ] {
+    ];
+    let long_id = CANARY.repeat(20);
+    for header in HEADERS {
+        requests.push(("/v1/predict", vec![json, key, (header, CANARY)], &text));
+    }
+    requests.push(("/v1/predict", vec![json, key, ("traceparent", &parent)], &text));
+    requests.push(("/v1/predict", vec![json, key, ("X-Request-Id", &long_id)], &text));
+    let unknown_path = format!("/{CANARY}");
+    requests.push((&unknown_path, vec![json, key], &text));
+    let sent = requests.len();
+    for (path, headers, body) in requests {
         send("POST", &server.url(path), &headers, body.as_bytes());
+        send("GET", &server.url(path), &headers, b"");
     }
+    send_garbage(&server);
     let (_, lines) = server.stop();
-    assert!(lines.iter().filter(|line| line["target"] == "request").count() >= 9);
-    for line in &lines {
-        let line = line.to_string();
-        assert!(!line.contains(CANARY), "{line}");
-        assert!(!line.contains("local-demo-key"), "{line}");
+    assert!(lines.iter().filter(|line| line["target"] == "request").count() >= 2 * sent);
+    assert_no_canary(&lines);
+}
+
+#[test]
+fn nor_does_anything_that_is_sent_to_the_admin_listener() {
+    let server = Server::start(&chatty());
+    let (body, bearer) = (json!({ CANARY: CANARY }).to_string(), format!("Bearer {CANARY}"));
+    let url = |path: &str| format!("http://{}/admin/v1/{path}", server.admin_address());
+    let key = ("X-API-Key", "local-demo-admin-key");
+    let model = format!("models/{CANARY}/promote?reason={CANARY}");
+    for (method, path, headers) in [
+        ("GET", "status", vec![("X-API-Key", CANARY)]),
+        ("GET", "status", vec![("Authorization", bearer.as_str())]),
+        ("GET", "status", vec![key, ("User-Agent", CANARY), ("Cookie", CANARY)]),
+        ("POST", &model, vec![key, ("Idempotency-Key", CANARY)]),
+        ("POST", "models/toxicity/canary", vec![key, ("Content-Type", CANARY)]),
+        ("POST", "deploy", vec![("X-API-Key", CANARY)]),
+        ("PUT", "log", vec![key]),
+        ("GET", CANARY, vec![key]),
+        ("GET", &format!("history?{CANARY}={CANARY}"), vec![key]),
+    ] {
+        send(method, &url(path), &headers, body.as_bytes());
     }
+    let unknown =
+        format!("CANARY9F3A /{CANARY} HTTP/1.1\r\nHost: {CANARY}\r\nConnection: close\r\n\r\n");
+    send_raw(server.admin_address(), unknown.as_bytes());
+    let bad_filter = json!({"filter": format!("{CANARY}=[")}).to_string();
+    let answer = send("PUT", &url("log"), &[key], bad_filter.as_bytes());
+    assert_eq!(answer.status, 422, "{answer:?}");
+    let (_, lines) = server.stop();
+    assert!(lines.iter().filter(|line| line["target"] == "request").count() >= 10);
+    assert_no_canary(&lines);
+}
+
+#[test]
+fn levels_change_while_the_server_runs() {
+    let server = Server::start(&Setup::toxicity());
+    let ask = |id: &str| {
+        let body = json!({"text": "You are nice", "request_id": id});
+        assert_eq!(server.post("/v1/predict", &body).status, 200);
+    };
+    let shown = server.admin("GET", "log", &Value::Null);
+    assert_eq!((shown.status, &shown.body["filter"]), (200, &json!("info")));
+    let set = server.admin("PUT", "log", &json!({"filter": "info,request=warn"}));
+    assert_eq!((set.status, &set.body["filter"]), (200, &json!("info,request=warn")), "{set:?}");
+    server.wait_for("the change", |line| line["message"] == "log levels changed");
+    ask("silent");
+    let bad = server.admin("PUT", "log", &json!({"filter": "info,request=loud"}));
+    assert_eq!((bad.status, bad.error_code()), (422, Some("unacceptable_input")));
+    let shown = server.admin("GET", "log", &Value::Null);
+    assert_eq!(shown.body["filter"], "info,request=warn");
+    assert_eq!(server.admin("PUT", "log", &json!({"filter": "info"})).status, 200);
+    ask("loud");
+    server.wait_for("loud", |line| line["request_id"] == "loud");
+    assert!(!server.lines().iter().any(|line| line["request_id"] == "silent"));
+    let stranger = format!("http://{}/admin/v1/log", server.admin_address());
+    assert_eq!(send("GET", &stranger, &[], b"").status, 401);
 }
 
 /// More lines than wait anywhere: in the server, in the pipe, in the test.

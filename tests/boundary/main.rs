@@ -7,6 +7,8 @@ mod bad_artifacts;
 mod bad_requests;
 /// Compressed bodies, forms and plain bytes are what they stand for, within the same limits.
 mod bodies;
+/// What callers send is kept where an operator wants it, and nowhere else.
+mod captures;
 /// The configuration is checked before it holds, and can be read again.
 mod configuration;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
@@ -33,6 +35,8 @@ mod isolation;
 mod keys;
 /// One line a request, and nothing of what callers sent.
 mod logs;
+/// What is measured is what has happened, and ends with the version it is about.
+mod metrics;
 /// Operators deploy, split, promote and go back, and what is wrong is refused.
 mod operations;
 /// The commands that operate a server say what went wrong, to people and by their exit code.
@@ -61,3 +65,5 @@ mod snapshots;
 mod tidy;
 /// Clients are served over TLS, and certificates are renewed without a stop.
 mod tls;
+/// Requests can be followed from caller to collector, and a collector that is not there harms nobody.
+mod traces;

@@ -39,6 +39,10 @@ fn only_some_modules_know_wasmtime_and_axum() {
             ("multer", &["edge"]),
             ("rustls", &["edge", "commands"]),
             ("tokio_rustls", &["edge"]),
+            ("opentelemetry", &["observe"]),
+            ("opentelemetry_otlp", &["observe"]),
+            ("opentelemetry_sdk", &["observe"]),
+            ("prometheus_client", &["edge"]),
             ("ureq", &["commands"]),
             ("clap", &["main", "commands", "preinit", "observe"]),
         ] {

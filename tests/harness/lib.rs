@@ -6,6 +6,7 @@
 
 pub mod artifacts;
 pub mod client;
+pub mod collector;
 pub mod environment;
 pub mod server;
 

@@ -31,6 +31,8 @@ pub struct Setup {
     pub state: Option<PathBuf>,
     /// KiB of address space that the server may use; as much as it likes, if none.
     pub address_space_kib: Option<u64>,
+    /// What is logged; `info`, if nothing is said.
+    pub log: Option<String>,
     /// At which change of a file the server ends, or its disk is full: `kill:3`, `full:3`.
     pub failpoint: Option<String>,
 }
@@ -224,6 +226,11 @@ impl Server {
         answer.body
     }
 
+    /// The folder of what it serves.
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
     /// Its configuration file.
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("guesthouse.toml")
@@ -261,7 +268,7 @@ impl Server {
     /// It could not.
     pub fn metrics(&self) -> String {
         let (text, content_type) = client::page(&self.url("/metrics"));
-        assert!(content_type.starts_with("application/openmetrics-text"), "{content_type}");
+        assert!(content_type.starts_with("text/plain; version=0.0.4"), "{content_type}");
         text
     }
 
@@ -476,7 +483,7 @@ fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Chil
     let script = format!(r#"ulimit -Sn 1024 && ulimit -v {space} && exec "$0" "$@""#);
     command.args(["-c", &script]).arg(environment::host());
     command.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-    command.args(["--log", "info", "--log-format", "json"]);
+    command.args(["--log", setup.log.as_deref().unwrap_or("info"), "--log-format", "json"]);
     command.envs(setup.failpoint.iter().map(|failpoint| ("GUESTHOUSE_FAILPOINT", failpoint)));
     command.arg("--config").arg(config);
     command.arg("--repository").arg(repository).arg("--state").arg(state);

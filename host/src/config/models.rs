@@ -28,6 +28,8 @@ pub struct ModelFile {
     pub rate: Option<Rate>,
     /// Whether inputs and outputs are kept where a shadow disagrees.
     pub shadow_capture: Option<bool>,
+    /// The share of requests that are written down with their answers; 0.
+    pub capture_share: Option<f64>,
     /// `"fresh"`, or `{ reuse = { … } }`.
     pub isolation: Option<IsolationFile>,
     /// How long a request may wait and run, if it does not say itself.

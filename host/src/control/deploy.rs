@@ -10,6 +10,7 @@ use crate::artifact::{Artifact, Digest};
 use crate::contract::{self, Bump};
 use crate::ledger::Change;
 use crate::model::{Signature, VersionId};
+use crate::observe::measure::Counter;
 use crate::registry::Slot;
 use crate::rollout::{ModelState, Operation, Promotion};
 use crate::version::ServableVersion;
@@ -32,6 +33,7 @@ impl Control {
     ) -> Result<Answer, ControlError> {
         let (id, digest) = (artifact.id().clone(), artifact.digest());
         let outcome = self.try_deploy(artifact, promotion, ask, progress);
+        self.loader.meters.deployments.with(&outcome.is_ok(), Counter::count);
         if let Err(error) = &outcome
             && !ask.dry_run
         {

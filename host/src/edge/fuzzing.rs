@@ -9,13 +9,14 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
-use super::body::{self, Form, Record};
+use super::body::{self, BodyRow, Form, Received};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
 use super::{access, idempotency, predict, query};
 use crate::config::{ConfigFile, Limits};
 use crate::keys::Keys;
-use crate::model::{ModelName, Signature};
+use crate::model::{Constraint, Datatype, Field, ModelName, Signature};
+use crate::record;
 
 pub(crate) const MAX_VALUES: usize = json::MAX_VALUES;
 
@@ -53,25 +54,53 @@ pub(crate) fn value(json: &[u8], max_rows: Option<usize>) -> Parsed {
     }
 }
 
-/// The records of a body.
-pub(crate) fn rows(json: &[u8], is_batch: bool, signature: &Signature) -> Option<Vec<Record>> {
+/// The rows of a body in JSON.
+pub(crate) fn rows(json: &[u8], is_batch: bool, signature: &Signature) -> Option<Vec<BodyRow>> {
+    let bodies = Arc::new(Semaphore::new(LIMITS.bodies_in_flight_bytes));
+    let (headers, body) = (HeaderMap::new(), Body::from(json.to_vec()));
+    let received = RUNTIME.block_on(body::read(&headers, body, &LIMITS, &bodies)).ok()?;
+    rows_of(&received, is_batch, signature)
+}
+
+/// The rows of a body of any kind.
+fn rows_of(received: &Received, is_batch: bool, signature: &Signature) -> Option<Vec<BodyRow>> {
     let form = if is_batch { Form::Batch } else { Form::Single };
     let mut id = RequestId::parse("before").expect("an id");
-    let mut object = body::parse(json, form, &LIMITS, &mut id).ok()?;
-    assert!(!object.contains_key("request_id"));
+    let mut record = body::parse(received, form, &LIMITS, &mut id).ok()?;
+    assert!(record.get("request_id").is_none());
     assert_eq!(
         RequestId::parse(id.as_str()).map(|id| id.as_str().to_owned()).as_deref(),
         Some(id.as_str())
     );
-    let key = body::take_beside_inputs(&mut object, idempotency::KEY_FIELD, form, signature);
+    let key = body::take_beside_inputs(&mut record, idempotency::KEY_FIELD, form, signature);
     if let Some(Ok(key)) = key.map(|key| idempotency::key_in(&key)) {
         assert!(!key.is_empty() && key.is_ascii());
     }
-    let rows = body::rows(object, form, signature).ok()?;
+    let rows = body::rows(record, form, signature).ok()?;
     assert!(!rows.is_empty() && (is_batch || rows.len() == 1));
     assert!(rows.len() <= LIMITS.batch_rows);
     Some(rows)
 }
+
+/// What forms and plain bytes are for: a file, or a file, a text and a number.
+static SIGNATURES: LazyLock<[Signature; 2]> = LazyLock::new(|| {
+    let field = |name: &str, datatype, constraints| Field {
+        name: name.to_owned(),
+        description: String::new(),
+        datatype,
+        row_shape: vec![],
+        constraints,
+        default: None,
+    };
+    let file = field("file", Datatype::Bytes, vec![]);
+    let text = field("text", Datatype::Bytes, vec![Constraint::Text, Constraint::Stripped]);
+    let number = field("number", Datatype::Fp32, vec![]);
+    [vec![file.clone()], vec![file, text, number]].map(|inputs| Signature {
+        outputs: inputs.clone(),
+        inputs,
+        max_batch_size: 4,
+    })
+});
 
 /// A request: the lines of a head up to an empty one, then the body. Headers are read, then the body
 /// as they say.
@@ -88,6 +117,13 @@ pub(crate) fn request(bytes: &[u8]) {
     let read = body::read(&headers, Body::from(body.to_vec()), &LIMITS, &bodies);
     if let Ok(received) = RUNTIME.block_on(read) {
         assert!(received.len() <= LIMITS.body_bytes);
+        for (signature, is_batch) in SIGNATURES.iter().flat_map(|it| [(it, false), (it, true)]) {
+            let Some(rows) = rows_of(&received, is_batch, signature) else { continue };
+            let rows: Vec<_> = rows.iter().collect();
+            if let Ok(tensors) = record::decode(signature, &rows) {
+                assert!(tensors.iter().all(|tensor| tensor.check().is_ok()));
+            }
+        }
         assert!(bodies.available_permits() <= LIMITS.bodies_in_flight_bytes - received.len());
     }
     assert_eq!(bodies.available_permits(), LIMITS.bodies_in_flight_bytes, "all is given back");

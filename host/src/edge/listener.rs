@@ -25,8 +25,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::observe::Way;
 use super::tls::{self, Tls};
 use crate::config::Limits;
+use crate::observe::meters::Counted;
 
 /// How long to wait when the machine refuses connections, for want of files or memory: short
 /// enough that nobody notices when it is over, long enough not to spin.
@@ -61,10 +63,19 @@ const MAX_ERROR_RESETS: usize = 256;
 /// a round trip over any network.
 const GOODBYE_TIME: Duration = Duration::from_secs(1);
 
+/// Where callers come in.
+pub struct Entrance {
+    /// The socket.
+    pub listener: TcpListener,
+    /// How connections are made private, if they are.
+    pub tls: Option<Arc<Tls>>,
+    /// Whom it is for.
+    pub way: Way,
+}
+
 /// Serve until `stopping` says otherwise, then finish the requests that are under way.
 pub async fn serve(
-    listener: TcpListener,
-    tls: Option<Arc<Tls>>,
+    entrance: Entrance,
     endpoints: Router,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
@@ -73,7 +84,7 @@ pub async fn serve(
         plain: http(limits.head_time),
         http2: http(limits.head_time).http2_only(),
         http1: http(limits.head_time).http1_only(),
-        tls,
+        tls: entrance.tls,
         endpoints,
         limits,
     });
@@ -85,12 +96,18 @@ pub async fn serve(
         let accepted = tokio::select! {
             () = stopped(&mut stopping) => break,
             Some(_) = connections.join_next() => continue,
-            accepted = listener.accept(), if room => accepted,
+            accepted = entrance.listener.accept(), if room => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
                 refusing = false;
-                connections.spawn(Arc::clone(&server).connection(stream, stopping.clone()));
+                let (server, way) = (Arc::clone(&server), entrance.way.clone());
+                let stopping = stopping.clone();
+                connections.spawn(async move {
+                    way.meters().accepted.count();
+                    let _open = Counted::on(&way.meters().open);
+                    server.connection(stream, stopping).await;
+                });
             }
             // The caller left while it waited.
             Err(error) if is_of_caller(&error) => {}
@@ -104,7 +121,7 @@ pub async fn serve(
         }
     }
     // Nobody may connect any more.
-    drop(listener);
+    drop(entrance.listener);
     while connections.join_next().await.is_some() {}
 }
 

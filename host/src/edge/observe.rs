@@ -1,12 +1,14 @@
 //! Around every request: its id, its time, its line in the log, and the body of its error.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
+use tracing::field;
 use uuid::Uuid;
 
 use super::access::Allowance;
@@ -14,7 +16,11 @@ use super::error::{ApiError, ErrorCode};
 use super::problem;
 use super::unread::Unread;
 use crate::model::VersionId;
+use crate::observe::measure::Counter;
+use crate::observe::meters::{Counted, Listener, Meters};
+use crate::observe::trace::{Summary, Told, Traced, Tracer};
 use crate::router::{Reason, Route};
+use crate::version::Measured;
 
 /// The header that brings and returns a request's id.
 pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -24,6 +30,11 @@ pub(crate) const VERSION_HEADER: HeaderName = HeaderName::from_static("x-model-v
 
 /// The header that says why a version answered.
 const REASON_HEADER: HeaderName = HeaderName::from_static("x-route-reason");
+
+/// The headers of the W3C's trace context; the last one is for answers.
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
+const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
 /// The longest id that is taken from a caller, in bytes.
 const MAX_REQUEST_ID_LENGTH: usize = 128;
@@ -73,6 +84,10 @@ pub(crate) struct Account {
     pub(crate) version: Option<VersionId>,
     pub(crate) reason: Option<Reason>,
     pub(crate) rows: usize,
+    /// Where the version counts the answer, and the version's role.
+    measured: Option<(Arc<Measured>, &'static str)>,
+    /// The trace that the request belongs to.
+    pub(crate) traced: Option<Traced>,
     /// What the limits say that it met.
     pub(crate) allowance: Allowance,
 }
@@ -81,14 +96,30 @@ impl Account {
     /// The account of a request that nothing is known of but its headers.
     pub(crate) fn of(request: &Request) -> Self {
         let request_id = RequestId::of(request.headers());
+        let traced = request.extensions().get::<Traced>().cloned();
+        let (caller, version, reason, measured) = (None, None, None, None);
         let allowance = Allowance::default();
-        Self { request_id, caller: None, version: None, reason: None, rows: 0, allowance }
+        Self { request_id, caller, version, reason, rows: 0, measured, traced, allowance }
     }
 
     /// A version was chosen.
     pub(crate) fn route_to(&mut self, route: &Route) {
         self.version = Some(route.version.id().clone());
         self.reason = Some(route.reason);
+        self.measured = Some((Arc::clone(route.version.measured()), route.role.as_str()));
+    }
+
+    /// Who tells what the request goes through.
+    pub(super) fn told(&self) -> Told {
+        let span = tracing::info_span!("predict", request_id = self.request_id.as_str());
+        Told { span, trace: self.traced.as_ref().and_then(Traced::trace) }
+    }
+
+    fn tell_trace(&self, headers: &mut HeaderMap) {
+        let response = self.traced.as_ref().and_then(Traced::response);
+        if let Some(value) = response.and_then(|value| HeaderValue::from_str(&value).ok()) {
+            headers.insert(TRACE_RESPONSE, value);
+        }
     }
 
     /// Which version was chosen and why, whatever came of it.
@@ -103,18 +134,45 @@ impl Account {
     }
 }
 
-/// The largest body that is accepted.
-#[derive(Clone, Copy)]
-pub(crate) struct LargestBody(pub(crate) usize);
+/// By which listener something came.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// The callers'.
+    Public(Arc<Meters>),
+    /// The operators'.
+    Admin(Arc<Meters>),
+}
+
+impl Way {
+    /// Where it is counted.
+    pub(super) fn meters(&self) -> &Listener {
+        match self {
+            Self::Public(meters) => &meters.public,
+            Self::Admin(meters) => &meters.admin,
+        }
+    }
+}
+
+/// What is done around every request of a listener.
+#[derive(Debug, Clone)]
+pub struct Around {
+    /// By which listener they come.
+    pub way: Way,
+    /// The largest body that is accepted.
+    pub largest: usize,
+    /// Where spans come from.
+    pub tracer: Option<Arc<Tracer>>,
+}
 
 /// Give the request an id and the answer its log line; write the bodies of errors, and see to it
 /// that they arrive.
 pub(crate) async fn each_request(
-    State(LargestBody(largest)): State<LargestBody>,
+    State(Around { way, largest, tracer }): State<Around>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let mut line = Line::begin(&mut request);
+    let _in_flight = Counted::on(&way.meters().in_flight);
+    let mut line = Line::begin(&mut request, way.clone(), tracer.as_deref());
     let unread = Unread::of(&mut request);
     let wants_problem = problem::wants_problem(request.headers());
     let mut response = next.run(request).await;
@@ -140,6 +198,7 @@ pub(crate) async fn each_request(
     }
     id.insert_into(response.headers_mut());
     line.account.tell_route(response.headers_mut());
+    line.account.tell_trace(response.headers_mut());
     line.account.allowance.tell(response.headers_mut());
     line.status = Some(response.status().as_u16());
     line.error_code = error.map(|error| error.code.as_str());
@@ -155,7 +214,8 @@ const BROKEN: u16 = 500;
 /// The line of a request, logged when this is dropped: after the answer, or without one.
 struct Line {
     started: Instant,
-    method: Method,
+    way: Way,
+    method: &'static str,
     route: Option<MatchedPath>,
     account: Account,
     /// Of the answer, once there is one.
@@ -164,13 +224,18 @@ struct Line {
 }
 
 impl Line {
-    fn begin(request: &mut Request) -> Self {
+    fn begin(request: &mut Request, way: Way, tracer: Option<&Tracer>) -> Self {
+        let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+        if let Some(traced) = Traced::begin(tracer, header(TRACE_PARENT), header(TRACE_STATE)) {
+            request.extensions_mut().insert(traced);
+        }
         let account = Account::of(request);
         // Everybody who asks the request for its id from now on gets the same one.
         account.request_id.insert_into(request.headers_mut());
         Self {
             started: Instant::now(),
-            method: request.method().clone(),
+            way,
+            method: known_method(request.method()),
             route: request.extensions().get::<MatchedPath>().cloned(),
             account,
             status: None,
@@ -182,29 +247,60 @@ impl Line {
 impl Drop for Line {
     /// The route is the endpoint's pattern, never the path that the caller sent.
     fn drop(&mut self) {
+        let unanswered = if std::thread::panicking() { BROKEN } else { CALLER_LEFT };
+        let status = self.status.unwrap_or(unanswered);
+        let time = self.started.elapsed();
+        self.count(status, time);
         let account = &self.account;
         let route = self.route.as_ref().map(MatchedPath::as_str);
+        let version = account.version.as_ref();
+        if let Some(trace) = account.traced.as_ref().and_then(Traced::trace) {
+            let version = version.map(|id| (id.name.as_str(), id.version.to_string()));
+            let (method, error_code) = (self.method, self.error_code);
+            let reason = account.reason.map(Reason::as_str);
+            trace.end(&Summary { method, route, status, error_code, version, reason });
+        }
         // Probes come every second and say the same; a change of readiness has a line of its own.
         if route.is_some_and(|route| ["/healthz", "/readyz"].contains(&route)) {
             return;
         }
-        let unanswered = if std::thread::panicking() { BROKEN } else { CALLER_LEFT };
-        let version = account.version.as_ref();
         // Whole microseconds, in milliseconds.
-        let latency_ms = (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        let latency_ms = (time.as_secs_f64() * 1e6).round() / 1e3;
         tracing::info!(
             target: "request",
             request_id = account.request_id.as_str(),
-            method = self.method.as_str(),
+            trace_id = account.traced.as_ref().map(|traced| field::display(traced.trace_id())),
+            method = self.method,
             route,
-            status = self.status.unwrap_or(unanswered),
+            status,
             error_code = self.error_code,
             caller = account.caller,
             model = version.map(|version| version.name.as_str()),
-            version = version.map(|version| tracing::field::display(&version.version)),
+            version = version.map(|version| field::display(&version.version)),
             reason = account.reason.map(Reason::as_str),
             rows = account.rows,
             latency_ms,
         );
     }
+}
+
+impl Line {
+    fn count(&self, status: u16, time: Duration) {
+        let meters = self.way.meters();
+        let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
+        meters.answers.with(route, |statuses| statuses.with(&status, Counter::count));
+        if let Some(code) = self.error_code {
+            meters.errors.with(&code, Counter::count);
+        }
+        let Some((measured, role)) = &self.account.measured else { return };
+        measured.requests.with(route, |counts| counts.with(&(*role, status), Counter::count));
+        measured.total.with(role, |times| times.record(time));
+    }
+}
+
+/// The word of a method that there is; whatever else a caller has sent is one word.
+fn known_method(method: &Method) -> &'static str {
+    const KNOWN: [&str; 9] =
+        ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+    KNOWN.into_iter().find(|known| method.as_str() == *known).unwrap_or("_OTHER")
 }

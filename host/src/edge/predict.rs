@@ -24,6 +24,7 @@ use super::{Edge, Policy, Shared, shadowed};
 use crate::config::Sticky;
 use crate::inference::Inference;
 use crate::model::{ModelName, Selector, Tensor};
+use crate::observe::trace::{Stage, Told};
 use crate::record;
 use crate::rollout::WHOLE;
 use crate::router::{self, Draw, Role, Route, RouteError};
@@ -114,7 +115,11 @@ async fn answer(
     let mut response = match outcome {
         Ok(Outcome::Now(mut prediction, ticket)) => {
             let comparison = prediction.comparison(&policy, account.request_id.as_str());
+            let captured = prediction.captured.take();
             let answer = prediction.into_answer(form, account.request_id.as_str());
+            if let Some(request) = captured {
+                edge.capture.offer(answer.captured(request, account.request_id.as_str()));
+            }
             let response = respond(&answer);
             if let Some(ticket) = ticket {
                 ticket.answered(answer);
@@ -135,7 +140,7 @@ async fn answer(
 /// What becomes of a request that is not refused.
 enum Outcome {
     /// It was answered, for who asks again as well if there is a ticket.
-    Now(Prediction, Option<Ticket>),
+    Now(Box<Prediction>, Option<Ticket>),
     /// It had been answered.
     Before(Arc<Answer>),
 }
@@ -223,14 +228,13 @@ async fn predict(
     let rows = body::rows(object, form, signature)?;
     account.rows = rows.len();
     let inputs = Inputs::of(signature, rows, is_partial)?;
-    let is_random = key.is_none() && route.is_drawn;
-    edge.traffic.count(route.version.id(), route.reason.as_str(), is_random);
-    let span = tracing::info_span!("predict", request_id = account.request_id.as_str());
-    let batches = Vec::new();
-    let mut call = Call { inference: &edge.inference, route: &route, deadline, span, batches };
+    way.count(&route, key.is_none());
+    let mut call = Call::new(&edge.inference, &route, deadline, account.told());
     let results = inputs.run(&mut call, account.rows).await?;
-    let batches = call.batches;
-    Ok(Outcome::Now(Prediction { route, results, batches }, ticket))
+    let Call { told, batches, encoding, .. } = call;
+    let captured = way.captured(&route, &bytes);
+    let prediction = Prediction { route, results, batches, told, encoding, captured };
+    Ok(Outcome::Now(Box::new(prediction), ticket))
 }
 
 /// Where a request goes, as far as it is known.
@@ -260,6 +264,19 @@ impl Way<'_> {
         let query = parts.uri.query().unwrap_or_default();
         let model = self.model.as_str();
         idempotency::hash(&[form.as_bytes(), model.as_bytes(), query.as_bytes(), media_type, body])
+    }
+
+    /// Count where the request goes.
+    fn count(&self, route: &Route, has_no_key: bool) {
+        let is_random = has_no_key && route.is_drawn;
+        self.edge.traffic.count(route.version.id(), route.reason.as_str(), is_random);
+    }
+
+    /// The body, if the request is one of those that the operator wants to keep.
+    fn captured(&self, route: &Route, body: &[u8]) -> Option<Vec<u8>> {
+        let share = self.policy.capture_shares.get(&route.version.id().name).copied();
+        let is_wanted = share.is_some_and(|share| share > 0.0 && rand::rng().random_bool(share));
+        is_wanted.then(|| body.to_vec())
     }
 
     fn find(&self, now: Instant) -> Result<Found, ApiError> {
@@ -355,9 +372,18 @@ pub(super) struct Call<'a> {
     inference: &'a Inference,
     pub(super) route: &'a Route,
     deadline: Instant,
-    span: tracing::Span,
+    told: Told,
     /// What has been run, if another version is to be asked as well.
     batches: Vec<Batch>,
+    /// How long outputs have taken to become records.
+    encoding: Duration,
+}
+
+impl<'a> Call<'a> {
+    fn new(inference: &'a Inference, route: &'a Route, deadline: Instant, told: Told) -> Self {
+        let (batches, encoding) = (Vec::new(), Duration::ZERO);
+        Self { inference, route, deadline, told, batches, encoding }
+    }
 }
 
 impl Call<'_> {
@@ -386,10 +412,12 @@ impl Call<'_> {
         &mut self,
         inputs: Arc<Vec<Tensor>>,
     ) -> Result<Vec<Map<String, Value>>, ApiError> {
-        let (version, span) = (Arc::clone(&self.route.version), self.span.clone());
+        let (version, told) = (Arc::clone(&self.route.version), self.told.clone());
         let again = self.route.shadow.as_ref().map(|_| Arc::clone(&inputs));
-        let outputs = self.inference.predict(version, inputs, self.deadline, span).await?;
+        let outputs = self.inference.predict(version, inputs, self.deadline, told).await?;
+        let begin = Instant::now();
         let records = record::encode(self.route.version.signature(), &outputs)?;
+        self.encoding += begin.elapsed();
         if let Some(inputs) = again {
             self.batches.push(Batch { inputs, outputs });
         }
@@ -401,6 +429,10 @@ struct Prediction {
     route: Route,
     results: Results,
     batches: Vec<Batch>,
+    told: Told,
+    encoding: Duration,
+    /// The body, if it is to be kept with the answer.
+    captured: Option<Vec<u8>>,
 }
 
 impl Prediction {
@@ -414,6 +446,9 @@ impl Prediction {
     }
 
     fn into_answer(self, form: Form, request_id: &str) -> Answer {
+        let begin = Instant::now();
+        let (told, answered) = (self.told.clone(), Arc::clone(&self.route.version));
+        let since = begin.checked_sub(self.encoding).unwrap_or(begin);
         let (status, mut records) = (self.results.status(), self.results.records);
         let (reason, rows) = (self.route.reason, records.len());
         let version = self.route.version.id().clone();
@@ -425,6 +460,7 @@ impl Prediction {
         answer.insert("model_version".to_owned(), json!(version.version.to_string()));
         answer.insert("request_id".to_owned(), json!(request_id));
         let body = Value::Object(answer).to_string().into();
+        told.went_through(Stage::Encode, since, Instant::now(), &answered.measured().encode);
         Answer { status, body, version, reason, rows }
     }
 }

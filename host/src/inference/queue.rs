@@ -66,6 +66,11 @@ impl<T> FairQueue<T> {
         }
     }
 
+    /// How many jobs wait in the lane.
+    pub(super) fn waiting(&self, key: LaneKey) -> usize {
+        self.lanes.get(&key).map_or(0, |lane| lane.waiting.len())
+    }
+
     fn give_turn(&mut self, key: LaneKey) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         if !lane.has_turn && !lane.waiting.is_empty() && lane.running < lane.max_running {

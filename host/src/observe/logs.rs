@@ -7,15 +7,22 @@
 //! A server writes its lines on a thread of their own, from a bounded queue: whoever reads the log
 //! may stall without stalling a request. Lines over the bound are dropped and counted. Other
 //! commands write at once, because nobody waits for them but the reader.
+//!
+//! The levels can be changed while the server runs, up to `trace` for everything of ours. Of the
+//! libraries below, only errors are ever logged, whatever the filter says: what they write at other
+//! levels quotes requests.
 
 use std::io::{self, IsTerminal as _, Write};
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
+use tracing::{Level, Metadata};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{FilterExt as _, FilterFn, ParseError, filter_fn};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 /// The variable that sets the levels, for this process and its children.
 pub const FILTER_VARIABLE: &str = "GUESTHOUSE_LOG";
@@ -45,7 +52,20 @@ pub enum Writing {
     Queued,
 }
 
-static CHOSEN: OnceLock<(String, Format)> = OnceLock::new();
+/// The longest filter, in bytes: a level for each of some dozens of targets.
+const MAX_FILTER_LENGTH: usize = 1024;
+
+/// The targets of lines that are ours, beside the modules of this crate.
+const TARGETS: [&str; 5] = ["request", "fault", "guest", "traffic", "change"];
+
+static CHOSEN: OnceLock<Chosen> = OnceLock::new();
+
+/// How this process logs.
+struct Chosen {
+    filter: Mutex<String>,
+    format: Format,
+    levels: reload::Handle<EnvFilter, Registry>,
+}
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
@@ -90,7 +110,7 @@ impl Drop for Logs {
 /// # Errors
 /// The filter cannot be understood.
 pub fn start(filter: &str, format: Option<Format>, writing: Writing) -> Result<Logs, ParseError> {
-    let levels = EnvFilter::builder().parse(filter)?;
+    let (levels, handle) = reload::Layer::new(parse(filter)?);
     let terminal = io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
     let (logs, writer) = match writing {
@@ -103,19 +123,80 @@ pub fn start(filter: &str, format: Option<Format>, writing: Writing) -> Result<L
             (Logs(Some((queue.clone(), guard))), BoxMakeWriter::new(queue))
         }
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(levels).with_writer(writer);
-    match format {
-        Format::Json => lines.json().flatten_event(true).with_span_list(false).init(),
-        Format::Text => lines.with_ansi(terminal).init(),
-    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = match format {
+        Format::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
+        Format::Text => lines.with_ansi(terminal).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(levels.and(quiet_libraries()))).init();
     // A second start would have panicked in `init`.
-    let _ = CHOSEN.set((filter.to_owned(), format));
+    let _ = CHOSEN.set(Chosen { filter: Mutex::new(filter.to_owned()), format, levels: handle });
     Ok(logs)
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::builder().parse(filter)
+}
+
+/// What is ours, and of the libraries what has gone wrong. Their other lines are made for those who
+/// debug them, and hold whatever a caller has sent: frames, headers, names of servers.
+fn quiet_libraries() -> FilterFn {
+    filter_fn(|metadata| is_ours(metadata.target()) || is_error(metadata))
+}
+
+fn is_ours(target: &str) -> bool {
+    TARGETS.contains(&target) || target.split("::").next() == Some(env!("CARGO_PKG_NAME"))
+}
+
+fn is_error(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() == Level::ERROR
+}
+
+/// A filter that cannot be put into force.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// It has no meaning.
+    #[error("it is not a level, or levels by target")]
+    Malformed(#[source] ParseError),
+    /// It is longer than any that somebody has written.
+    #[error("it is over {MAX_FILTER_LENGTH} bytes")]
+    TooLong,
+    /// Nothing is logged by this process.
+    #[error("there is no log")]
+    NoLog,
+}
+
+/// What is logged now; nothing, if there is no log.
+pub fn filter() -> Option<String> {
+    let chosen = CHOSEN.get()?;
+    Some(chosen.filter.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
+/// Log by this filter from now on, children that are started from now on included.
+///
+/// # Errors
+/// [`FilterError`]; then everything is as it was.
+pub fn set_filter(filter: &str) -> Result<(), FilterError> {
+    if filter.len() > MAX_FILTER_LENGTH {
+        return Err(FilterError::TooLong);
+    }
+    let levels = parse(filter).map_err(FilterError::Malformed)?;
+    let chosen = CHOSEN.get().ok_or(FilterError::NoLog)?;
+    // Held until the other is in force as well, so that they agree.
+    let mut current = chosen.filter.lock().unwrap_or_else(PoisonError::into_inner);
+    chosen.levels.reload(levels).map_err(|_gone| FilterError::NoLog)?;
+    filter.clone_into(&mut current);
+    Ok(())
+}
+
+/// How many lines have been dropped because nobody read the log in time.
+pub fn dropped() -> usize {
+    DROPPED.get().map_or(0, ErrorCounter::dropped_lines)
 }
 
 /// Log how many lines have been dropped, if they are more than the last time.
 pub fn report_dropped(last: &mut usize) {
-    let dropped = DROPPED.get().map_or(0, ErrorCounter::dropped_lines);
+    let dropped = dropped();
     if dropped > *last {
         // This line may be dropped itself; then the next one counts it.
         tracing::warn!(lines = dropped, "log lines were dropped: nobody read them in time");
@@ -125,12 +206,28 @@ pub fn report_dropped(last: &mut usize) {
 
 /// The variables that make a child process log like this one.
 pub fn environment() -> Vec<(&'static str, String)> {
-    let Some((filter, format)) = CHOSEN.get() else {
+    let (Some(chosen), Some(filter)) = (CHOSEN.get(), filter()) else {
         return Vec::new();
     };
-    let format = match format {
+    let format = match chosen.format {
         Format::Json => "json",
         Format::Text => "text",
     };
-    vec![(FILTER_VARIABLE, filter.clone()), (FORMAT_VARIABLE, format.to_owned())]
+    vec![(FILTER_VARIABLE, filter), (FORMAT_VARIABLE, format.to_owned())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_not_ours() {
+        for ours in ["guesthouse", "guesthouse::edge::predict", "request", "fault", "guest"] {
+            assert!(is_ours(ours), "{ours}");
+        }
+        for other in ["hyper::proto::h1", "h2", "guesthouse_guest", "requests", "rustls::conn", ""]
+        {
+            assert!(!is_ours(other), "{other}");
+        }
+    }
 }

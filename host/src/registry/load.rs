@@ -8,6 +8,7 @@ use super::Failure;
 use crate::artifact::{Artifact, ArtifactError, Digest};
 use crate::guest::{EngineError, Engines, LoadedComponent};
 use crate::model::ModelName;
+use crate::observe::meters::Meters;
 use crate::observe::traffic::Traffic;
 use crate::preinit::{self, Goal, PreinitError, PreinitLimits, Start};
 use crate::store::{CompiledVersion, Store, StoreError};
@@ -78,6 +79,8 @@ pub struct Loader {
     pub models: BTreeMap<ModelName, ModelLimits>,
     /// What is left for further versions.
     pub budget: Budget,
+    /// Where it is counted.
+    pub meters: Arc<Meters>,
     /// Whom compiling might disturb.
     pub traffic: Arc<Traffic>,
 }
@@ -93,7 +96,7 @@ impl Loader {
     /// # Errors
     /// The state folder cannot be read.
     pub fn find(&self, artifact: &Artifact) -> Result<Option<CompiledVersion>, LoadError> {
-        guarded(|| Ok(self.store.find(artifact.digest())?))
+        self.meters.step("find", || guarded(|| Ok(self.store.find(artifact.digest())?)))
     }
 
     /// Make the compiled form of an artifact, which takes seconds. Only one at a time.
@@ -106,7 +109,7 @@ impl Loader {
         drop(self.budget.reserve(limits)?);
         let (model, version) = (&artifact.id().name, &artifact.id().version);
         tracing::info!(%model, %version, "compiling, which takes some seconds");
-        guarded(|| self.run_compiler(artifact, limits))
+        self.meters.step("compile", || guarded(|| self.run_compiler(artifact, limits)))
     }
 
     /// Load a compiled version and prove it.
@@ -118,7 +121,7 @@ impl Loader {
         artifact: Artifact,
         compiled: &CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
-        guarded(|| self.map_and_prove(artifact, compiled))
+        self.meters.step("prove", || guarded(|| self.map_and_prove(artifact, compiled)))
     }
 
     fn run_compiler(

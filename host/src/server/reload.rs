@@ -27,6 +27,7 @@ pub(super) struct Reloader {
 pub(super) fn policy(settings: &Settings, limits: Limits) -> Policy {
     Policy {
         captured: settings.shadow_captures.clone(),
+        capture_shares: settings.capture_shares.clone(),
         default_model: settings.default_model.clone(),
         origins: settings.origins.clone(),
         sticky: settings.sticky.clone(),
@@ -86,6 +87,8 @@ impl Reloader {
             ("state", differs(&then.state, &now.state)),
             ("tls", differs(&then.tls, &now.tls)),
             ("idempotency", differs(&then.answers, &now.answers)),
+            ("tracing", differs(&then.tracing, &now.tracing)),
+            ("capture", differs(&then.capture, &now.capture)),
             ("models", differs(&then.models, &now.models)),
             ("parked_versions", differs(&then.max_parked, &now.max_parked)),
             ("limits", limits),

@@ -5,10 +5,12 @@
 //! the demonstration models, built like those of the tests.
 
 mod description;
+mod metrics;
 mod packaging;
 mod page;
 mod python;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, ensure};
@@ -27,10 +29,10 @@ pub(crate) struct Options {
 struct Step {
     name: &'static str,
     about: &'static str,
-    check: fn(&Workspace) -> Result<()>,
+    check: fn(&Workspace, &Path) -> Result<()>,
 }
 
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 5] = [
     Step {
         name: "openapi",
         about: "the documents are OpenAPI",
@@ -42,11 +44,12 @@ const STEPS: [Step; 4] = [
         check: description::check_answers,
     },
     Step { name: "docs", about: "the page works in a browser", check: page::check },
+    Step { name: "metrics", about: "Prometheus understands what is measured", check: metrics::check },
     Step { name: "packaging", about: "operators' files are what they claim", check: packaging::check },
 ];
 
 /// Every step, or the one that is named; one that fails does not keep the others from being done.
-pub(crate) fn check(workspace: &Workspace, options: &Options) -> Result<()> {
+pub(crate) fn check(workspace: &Workspace, host: &Path, options: &Options) -> Result<()> {
     let wanted = |step: &&Step| options.only.as_ref().is_none_or(|only| only == step.name);
     let steps: Vec<_> = STEPS.iter().filter(wanted).collect();
     ensure!(!steps.is_empty(), "the steps are {:?}", STEPS.map(|step| step.name));
@@ -54,7 +57,7 @@ pub(crate) fn check(workspace: &Workspace, options: &Options) -> Result<()> {
     for step in steps {
         println!("== {}: {}", step.name, step.about);
         let start = Instant::now();
-        let outcome = (step.check)(workspace);
+        let outcome = (step.check)(workspace, host);
         if let Err(error) = &outcome {
             eprintln!("{error:#}");
         }

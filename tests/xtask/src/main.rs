@@ -154,8 +154,27 @@ fn demo(workspace: &Workspace, listen: &str) -> Result<()> {
     Err(serve.exec()).context("failed to start the server")
 }
 
+/// Builds and packs what tests and outside tools look at; the host program.
+fn build_for_tests(workspace: &Workspace) -> Result<PathBuf> {
+    // The same selection of packages and targets as `cargo test` below, so that both agree on the
+    // features of every dependency and none is compiled twice.
+    run::shown(
+        run::cargo().args(["build", "--locked", "--bin", "guesthouse", "--tests"]).args(FAILPOINTS),
+    )?;
+    build_guests(workspace)?;
+    let host = workspace.host_binary(Profile::Dev);
+    pack::pack(workspace, &pack::models(workspace)?, &host)?;
+    Ok(host)
+}
+
+fn conform(workspace: &Workspace, options: &conformance::Options) -> Result<()> {
+    let host = build_for_tests(workspace)?;
+    conformance::check(workspace, &host, options)
+}
+
 fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
     let host = build_for_tests(workspace)?;
+
     run::shown(
         run::cargo()
             .args(["test", "--locked"])
@@ -166,24 +185,6 @@ fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
             .env(environment::MODELS, workspace.models())
             .env(environment::REPOSITORY, workspace.repository()),
     )
-}
-
-fn conform(workspace: &Workspace, options: &conformance::Options) -> Result<()> {
-    build_for_tests(workspace)?;
-    conformance::check(workspace, options)
-}
-
-/// Builds and packs what tests need; says where the host is.
-fn build_for_tests(workspace: &Workspace) -> Result<PathBuf> {
-    // The same selection of packages and targets as `cargo test` has, so that both agree on the
-    // features of every dependency and none is compiled twice.
-    run::shown(
-        run::cargo().args(["build", "--locked", "--bin", "guesthouse", "--tests"]).args(FAILPOINTS),
-    )?;
-    build_guests(workspace)?;
-    let host = workspace.host_binary(Profile::Dev);
-    pack::pack(workspace, &pack::models(workspace)?, &host)?;
-    Ok(host)
 }
 
 fn bench_serve(options: &bench::Options) -> Result<()> {

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::ConstCounter;
 
+use super::write;
 use crate::model::ModelName;
 use crate::shadow::{Kind, OutputCounts, PairCounts};
 
@@ -17,17 +16,15 @@ pub(super) struct Shadow(pub(super) Vec<(ModelName, PairCounts)>);
 /// Labels and value.
 type Series = (Vec<(&'static str, String)>, u64);
 
-impl Collector for Shadow {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+impl Shadow {
+    pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let comparisons = ("shadow_comparisons", "Requests offered to a shadow, by result");
-        family(&mut encoder, comparisons, self.series(comparisons_of))?;
+        family(encoder, comparisons, self.series(comparisons_of))?;
         let differences =
             ("shadow_differences", "Rows in which an output differed from the shadow's");
-        family(&mut encoder, differences, self.series(differences_of))
+        family(encoder, differences, self.series(differences_of))
     }
-}
 
-impl Shadow {
     fn series<'a>(
         &'a self,
         of_pair: impl Fn(&'a PairCounts) -> Vec<Series> + 'a,
@@ -72,15 +69,8 @@ fn family(
     (name, help): (&str, &str),
     series: impl Iterator<Item = Series>,
 ) -> fmt::Result {
-    let mut series = series.peekable();
-    if series.peek().is_none() {
-        return Ok(());
-    }
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, count) in series {
-        ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
+    let series = series.map(|(labels, count)| (labels, ConstCounter::new(count)));
+    write(encoder, (name, help, None), series)
 }
 
 #[cfg(test)]
@@ -88,12 +78,19 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::SystemTime;
 
+    use prometheus_client::collector::Collector;
     use prometheus_client::encoding::text;
     use prometheus_client::registry::Registry;
     use semver::Version;
 
     use super::*;
     use crate::shadow::Results;
+
+    impl Collector for Shadow {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            Self::encode(self, &mut encoder)
+        }
+    }
 
     #[test]
     fn series_are_named_by_both_versions() {

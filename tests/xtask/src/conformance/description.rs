@@ -25,7 +25,7 @@ const SEED: &str = "1";
 const EXCLUDED: [(&str, &str); 0] = [];
 
 /// Every document of the server is OpenAPI 3.1.
-pub(super) fn check_documents(workspace: &Workspace) -> Result<()> {
+pub(super) fn check_documents(workspace: &Workspace, _host: &Path) -> Result<()> {
     let python = Python::install(workspace, "openapi", &VALIDATOR)?;
     with_server(workspace, |server| {
         let mut check = python.run("python");
@@ -36,7 +36,7 @@ pub(super) fn check_documents(workspace: &Workspace) -> Result<()> {
 }
 
 /// Every answer is one that the server's document allows.
-pub(super) fn check_answers(workspace: &Workspace) -> Result<()> {
+pub(super) fn check_answers(workspace: &Workspace, _host: &Path) -> Result<()> {
     let python = Python::install(workspace, "schemathesis", &SCHEMATHESIS)?;
     // The tool leaves what it has found in the folder that it runs in.
     let folder = workspace.output().join("schemathesis");

@@ -38,7 +38,7 @@ const MAX_EXPOSURE: &str = "15";
 const NOT_INSTALLED: &str = "is not executable: No such file or directory";
 
 /// Checks everything in the folder.
-pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+pub(crate) fn check(workspace: &Workspace, _host: &Path) -> Result<()> {
     let (tools, packaging) = (install(workspace)?, workspace.packaging());
     let containerfile = packaging.join("container/Containerfile");
     run::shown(Command::new(tools.program("hadolint")).arg(containerfile))?;

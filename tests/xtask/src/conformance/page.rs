@@ -2,6 +2,7 @@
 //!
 //! The browser is the machine's Chromium if it has one, and otherwise one in the target folder.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
@@ -15,7 +16,7 @@ use crate::workspace::Workspace;
 const PACKAGES: [&str; 1] = ["playwright==1.65.2"];
 
 /// The page lists what there is, sends a request, asks nobody else, and takes no text for markup.
-pub(super) fn check(workspace: &Workspace) -> Result<()> {
+pub(super) fn check(workspace: &Workspace, _host: &Path) -> Result<()> {
     let python = Python::install(workspace, "browser", &PACKAGES)?;
     let browsers = workspace.tools().join("browsers");
     if run::output(Command::new("chromium").arg("--version")).is_err() {

@@ -1,0 +1,23 @@
+//! What is measured of one version. It lives in the version, so that what is unloaded leaves no series
+//! behind.
+
+use crate::observe::measure::{Counter, Histogram, Series};
+
+/// Since the version was loaded.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// Requests that were answered, by the endpoint's pattern, then by the version's role and the status.
+    pub requests: Series<String, Series<(&'static str, u16), Counter>>,
+    /// From the head of a request to its answer, by the version's role.
+    pub total: Series<&'static str, Histogram>,
+    /// Of a batch, from its submission to the thread that took it.
+    pub queue: Histogram,
+    /// To get an instance for a batch.
+    pub instantiate: Histogram,
+    /// The guest's own time for a batch.
+    pub predict: Histogram,
+    /// To write the answer.
+    pub encode: Histogram,
+    /// Batches that were given no thread, by reason; what is refused before that, `Admission` counts.
+    pub rejections: Series<&'static str, Counter>,
+}
