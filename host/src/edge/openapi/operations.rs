@@ -29,6 +29,18 @@ const PREDICTION: [ErrorCode; 10] = [
     ErrorCode::DeadlineExceeded,
 ];
 
+/// What is no id is not refused: the request gets another one.
+const REQUEST_ID: &str = "1 to 128 visible ASCII characters, which come back and stand in the log; \
+    anything else is replaced";
+
+/// Channels, versions, and ranges of one comparison; there are more, for which a pattern has no words.
+const SELECTOR: &str = r"^(?:stable|canary|[=^~]?(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){0,2}|=?(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){2}-[a-z][0-9a-z]{0,8}(?:\.(?:0|[1-9][0-9]{0,8}))?)$";
+
+fn selector_schema() -> Value {
+    let examples = ["stable", "1.0.0", "^1"];
+    json!({"type": "string", "pattern": SELECTOR, "examples": examples})
+}
+
 /// The predictions of one path.
 pub(super) struct Operations<'a> {
     pub(super) path: &'a str,
@@ -115,7 +127,7 @@ impl Operations<'_> {
         let word =
             json!({"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"});
         let mut parameters = vec![
-            header("X-Request-Id", "comes back, and stands in the log", word.clone()),
+            header("X-Request-Id", REQUEST_ID, json!({"type": "string"})),
             header(
                 "Idempotency-Key",
                 "names the request: asked again, its answer comes back",
@@ -128,7 +140,7 @@ impl Operations<'_> {
             ),
         ];
         if self.takes_selector {
-            let selector = json!({"type": "string", "examples": ["1.0.0", "^1", "stable"]});
+            let selector = selector_schema();
             parameters.push(header("X-Model-Version", "which version is to answer", selector));
         }
         parameters
@@ -166,9 +178,9 @@ pub(super) fn general(document: &mut Document) {
 pub(super) fn catalogue(document: &mut Document, model: &ModelName) {
     let selector = json!({
         "name": "selector", "in": "path", "required": true,
-        "schema": {"type": "string", "minLength": 1, "examples": ["stable"]},
+        "schema": selector_schema(),
     });
-    let asked = |name: &str, description: &str| json!({"name": name, "in": "query", "schema": {"type": "string"}, "description": description});
+    let asked = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "query", "schema": schema, "description": description});
     let state = content_of("the model", &reference("Model"));
     let tag = model.as_str();
     for (path, name, summary, answer, parameters) in [
@@ -179,8 +191,8 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName) {
             "Which versions answer",
             object_of("the versions with their shares"),
             vec![
-                asked("selector", "what would be asked for"),
-                asked("key", "what would tell the caller apart"),
+                asked("selector", "what would be asked for", selector_schema()),
+                asked("key", "what would tell the caller apart", json!({"type": "string"})),
             ],
         ),
         (
