@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::Document;
 use super::schemas::{Schemas, reference};
 use crate::edge::error::ErrorCode;
+use crate::edge::idempotency::MAX_KEY_LENGTH;
 use crate::model::{Field, ModelName};
 
 /// What any request can be answered with, whatever it asks for.
@@ -124,14 +125,14 @@ impl Operations<'_> {
 
     fn parameters(&self) -> Vec<Value> {
         let header = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "header", "description": description, "schema": schema});
-        let word =
-            json!({"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"});
+        // Spaces at its ends are the header's, not the key's.
+        let key = json!({"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH, "pattern": "^[ -~]*[!-~][ -~]*$"});
         let mut parameters = vec![
             header("X-Request-Id", REQUEST_ID, json!({"type": "string"})),
             header(
                 "Idempotency-Key",
                 "names the request: asked again, its answer comes back",
-                word,
+                key,
             ),
             header(
                 "X-Request-Timeout-Ms",
@@ -219,8 +220,23 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName) {
     ] {
         let id = format!("models.{model}.{name}");
         let mut operation = read(&id, tag, summary, &answer, false);
+        if let Some((field, next)) = link(name) {
+            operation["responses"]["200"]["links"] = json!({next: {
+                "operationId": format!("models.{model}.{next}"),
+                "parameters": {"selector": format!("$response.body#/{field}")},
+            }});
+        }
         operation["parameters"] = json!(parameters);
         document.paths.insert(format!("/models/{model}{path}"), json!({"get": operation}));
+    }
+}
+
+/// Which field of an answer selects a version, and what can be asked of it next.
+fn link(name: &str) -> Option<(&'static str, &'static str)> {
+    match name {
+        "state" => Some(("stable", "version")),
+        "version" => Some(("version", "schema")),
+        _ => None,
     }
 }
 
