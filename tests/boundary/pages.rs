@@ -100,3 +100,18 @@ fn all_pages_may_ask_where_the_operator_says_so() {
         assert!(header(&response, "access-control-allow-credentials").is_none());
     }
 }
+
+/// The server's own page needs no key, and may load nothing from elsewhere.
+#[test]
+fn the_documentation_is_there_for_everybody_and_may_do_little() {
+    let server = server("");
+    let client = client::http().build().unwrap();
+    for (path, kind) in [("/docs", "text/html"), ("/docs/docs.js", "text/javascript")] {
+        let page = client.get(server.url(path)).send().unwrap();
+        assert_eq!(page.status(), 200, "{path}");
+        assert!(header(&page, "content-type").unwrap().starts_with(kind), "{path}");
+        let policy = header(&page, "content-security-policy").unwrap();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{policy}");
+        assert!(!policy.contains("unsafe"), "{policy}");
+    }
+}

@@ -44,8 +44,16 @@ const STEPS: [Step; 5] = [
         check: description::check_answers,
     },
     Step { name: "docs", about: "the page works in a browser", check: page::check },
-    Step { name: "metrics", about: "Prometheus understands what is measured", check: metrics::check },
-    Step { name: "packaging", about: "operators' files are what they claim", check: packaging::check },
+    Step {
+        name: "metrics",
+        about: "Prometheus understands what is measured",
+        check: metrics::check,
+    },
+    Step {
+        name: "packaging",
+        about: "operators' files are what they claim",
+        check: packaging::check,
+    },
 ];
 
 /// Every step, or the one that is named; one that fails does not keep the others from being done.

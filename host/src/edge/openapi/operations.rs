@@ -129,11 +129,7 @@ impl Operations<'_> {
         let key = json!({"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH, "pattern": "^[ -~]*[!-~][ -~]*$"});
         let mut parameters = vec![
             header("X-Request-Id", REQUEST_ID, json!({"type": "string"})),
-            header(
-                "Idempotency-Key",
-                "names the request: asked again, its answer comes back",
-                key,
-            ),
+            header("Idempotency-Key", "names the request: asked again, its answer comes back", key),
             header(
                 "X-Request-Timeout-Ms",
                 "how long the caller waits",

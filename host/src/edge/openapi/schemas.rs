@@ -121,15 +121,15 @@ impl<'a> Schemas<'a> {
 
     /// What may stand beside the inputs.
     fn add_beside(&self, schema: &mut Map<String, Value>) {
-        let word = |description: &str| {
+        let word = |pattern: &str, description: &str| {
             json!({
-                "type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]*$",
+                "type": "string", "minLength": 1, "maxLength": 128, "pattern": pattern,
                 "description": description,
             })
         };
         let mut beside = vec![
-            ("request_id", word("comes back, and stands in the log")),
-            (KEY_FIELD, word("names the request: asked again, its answer comes back")),
+            ("request_id", word("^[!-~]*$", "comes back, and stands in the log")),
+            (KEY_FIELD, word("^[ -~]*$", "names the request: asked again, its answer comes back")),
         ];
         if let Some(field) = self.sticky {
             let integer = json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX});
