@@ -120,13 +120,12 @@ fn faults_are_counted_by_class_and_version() {
     }
     let metrics = server.metrics();
     for line in [
-        "# TYPE guesthouse_faults counter",
+        "# TYPE guesthouse_faults_total counter",
         r#"guesthouse_faults_total{model="misbehave",version="1.0.0",kind="trap",trap="unreachable"} 3"#,
         r#"guesthouse_faults_total{model="misbehave",version="1.0.0",kind="trap",trap="stack_overflow"} 2"#,
         r#"guesthouse_faults_total{model="misbehave",version="1.0.0",kind="bad_output",trap=""} 1"#,
         r#"guesthouse_version_suspended{model="misbehave",version="1.0.0"} 0"#,
         r#"guesthouse_version_snapshot{model="toxicity",version="1.0.0"} 1"#,
-        "# EOF",
     ] {
         assert!(metrics.lines().any(|is| is == line), "{line} is not in\n{metrics}");
     }

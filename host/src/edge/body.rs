@@ -56,7 +56,7 @@ impl Record {
 }
 
 /// One row, as it came.
-pub(super) enum BodyRow {
+pub(crate) enum BodyRow {
     Object(Map<String, Value>),
     Cells(Cells),
     /// An element of `instances` that is no object.

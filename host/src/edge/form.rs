@@ -117,7 +117,7 @@ async fn read(bytes: Bytes, boundary: &str, most: usize) -> Result<Vec<Part>, Ap
 
 /// The values of one row that did not come as an object.
 #[derive(Debug)]
-pub(super) struct Cells(Vec<(String, Cell)>);
+pub(crate) struct Cells(Vec<(String, Cell)>);
 
 #[derive(Debug)]
 enum Cell {

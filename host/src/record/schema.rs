@@ -1,9 +1,10 @@
 //! The JSON form of rows as JSON Schema (2020-12), for callers and their tools.
 //!
-//! What a schema of inputs accepts, [`super::decode`] accepts, but for two things that a schema cannot
-//! say: arrays of arrays must not be ragged, and rows of one batch have the same shape. The other way
-//! round it is stricter where the language has no words: white space that would be removed counts
-//! towards the length of a text, and the length of a byte string is rounded to groups of three.
+//! What a schema of inputs accepts, [`super::decode`] accepts, but for what a schema cannot say: arrays
+//! of arrays must not be ragged, rows of one batch have the same shape, and numbers must be ones that
+//! JSON readers hold exactly (integers beyond 2^53 in the notation of floats, numbers beyond FP64). The
+//! other way round it is stricter where the language has no words: white space that would be removed
+//! counts towards the length of a text.
 
 use serde_json::{Map, Value, json};
 
@@ -156,22 +157,35 @@ fn bounds(datatype: Datatype) -> Option<(Value, Value)> {
 fn text(field: &Field, is_input: bool) -> Map<String, Value> {
     let mut schema = Map::from_iter([("type".to_owned(), json!("string"))]);
     let is_stripped = is_input && field.constraints.contains(&Constraint::Stripped);
-    for constraint in &field.constraints {
-        match constraint {
-            Constraint::Length { minimum, maximum } => {
-                schema.insert("minLength".to_owned(), json!(minimum));
-                schema.insert("maxLength".to_owned(), json!(maximum));
-                if let (true, Some(pattern)) = (is_stripped, stripped_pattern(*minimum)) {
-                    schema.insert("pattern".to_owned(), json!(pattern));
-                }
-            }
-            Constraint::OneOf(labels) => {
-                schema.insert("enum".to_owned(), json!(labels));
-            }
-            Constraint::Text | Constraint::Stripped | Constraint::Range { .. } => {}
+    if let Some((minimum, maximum)) = length(field) {
+        schema.insert("minLength".to_owned(), json!(minimum));
+        schema.insert("maxLength".to_owned(), json!(maximum));
+        if let (true, Some(pattern)) = (is_stripped, stripped_pattern(minimum)) {
+            schema.insert("pattern".to_owned(), json!(pattern));
         }
     }
+    // One that would lose its white space is none of them.
+    let is_label = |label: &&String| !is_stripped || label.trim() == *label;
+    let mut labels: Option<Vec<&String>> = None;
+    for constraint in &field.constraints {
+        let Constraint::OneOf(more) = constraint else { continue };
+        let before = labels.take();
+        let is_there = |label: &&String| before.as_ref().is_none_or(|all| all.contains(label));
+        labels = Some(more.iter().filter(is_label).filter(is_there).collect());
+    }
+    if let Some(labels) = labels {
+        schema.insert("enum".to_owned(), json!(labels));
+    }
     schema
+}
+
+/// Between which all constraints together let a length be.
+fn length(field: &Field) -> Option<(u32, u32)> {
+    let lengths = field.constraints.iter().filter_map(|constraint| match constraint {
+        Constraint::Length { minimum, maximum } => Some((*minimum, *maximum)),
+        _ => None,
+    });
+    lengths.reduce(|one, other| (one.0.max(other.0), one.1.min(other.1)))
 }
 
 /// Of texts that are long enough when white space at both ends is gone.
@@ -188,17 +202,41 @@ fn bytes(field: &Field) -> Map<String, Value> {
     let mut schema = Map::from_iter([
         ("type".to_owned(), json!("string")),
         ("contentEncoding".to_owned(), json!("base64")),
-        ("pattern".to_owned(), json!(BASE64)),
     ]);
-    for constraint in &field.constraints {
-        let Constraint::Length { minimum, maximum } = constraint else { continue };
-        // A group of four characters is one to three bytes.
-        let least = if *minimum == 0 { 0 } else { (u64::from(*minimum) + 2).div_ceil(3) };
-        let most = u64::from(*maximum) / 3;
-        schema.insert("minLength".to_owned(), json!(4 * least));
-        schema.insert("maxLength".to_owned(), json!(4 * most.max(least)));
-    }
+    let pattern = match length(field) {
+        None => BASE64.to_owned(),
+        Some((minimum, maximum)) => {
+            schema.insert("minLength".to_owned(), json!(4 * minimum.div_ceil(3)));
+            schema.insert("maxLength".to_owned(), json!(4 * maximum.div_ceil(3)));
+            base64_of(minimum, maximum)
+        }
+    };
+    schema.insert("pattern".to_owned(), json!(pattern));
     schema
+}
+
+/// Base64 of so many bytes: whole groups of three, and what is left over.
+fn base64_of(minimum: u32, maximum: u32) -> String {
+    let forms = [(0, ""), (1, "[A-Za-z0-9+/][AQgw]=="), (2, "[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=")];
+    let forms = forms.into_iter().filter(|(rest, _)| maximum >= *rest).map(|(rest, form)| {
+        let (least, most) = (minimum.saturating_sub(rest).div_ceil(3), (maximum - rest) / 3);
+        // Fewer than the least is what no text is.
+        if least > most { "[]".to_owned() } else { groups(least, most) + form }
+    });
+    let forms: Vec<_> = forms.filter(|form| form != "[]").collect();
+    format!("^(?:{})$", forms.join("|"))
+}
+
+/// So many groups. Counts that readers of patterns do not take are left to the length.
+fn groups(least: u32, most: u32) -> String {
+    let group = "(?:[A-Za-z0-9+/]{4})";
+    if most <= 1000 {
+        format!("{group}{{{least},{most}}}")
+    } else if least <= 1000 {
+        format!("{group}{{{least},}}")
+    } else {
+        format!("{group}*")
+    }
 }
 
 /// The value that stands for one that is left out.
@@ -259,8 +297,8 @@ mod tests {
             (
                 field(Datatype::Bytes, vec![], vec![length(1, 100)]),
                 json!({
-                    "type": "string", "contentEncoding": "base64", "pattern": BASE64,
-                    "minLength": 4, "maxLength": 132,
+                    "type": "string", "contentEncoding": "base64", "minLength": 4, "maxLength": 136,
+                    "pattern": base64_of(1, 100),
                 }),
             ),
             (
@@ -282,6 +320,38 @@ mod tests {
         ] {
             assert_eq!(input_schema(field.clone()), expected, "{field:?}");
         }
+    }
+
+    #[test]
+    fn byte_strings_have_the_length_that_their_patterns_say() {
+        // 3 bytes are no group and a rest of any size; 4 and 5 are one group and a rest.
+        assert_eq!(
+            base64_of(4, 5),
+            "^(?:(?:[A-Za-z0-9+/]{4}){1,1}[A-Za-z0-9+/][AQgw]==\
+             |(?:[A-Za-z0-9+/]{4}){1,1}[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)$"
+        );
+        assert_eq!(base64_of(1, 1), "^(?:(?:[A-Za-z0-9+/]{4}){0,0}[A-Za-z0-9+/][AQgw]==)$");
+        assert_eq!(base64_of(3, 3), "^(?:(?:[A-Za-z0-9+/]{4}){1,1})$");
+        assert!(base64_of(0, 8_000_000).starts_with("^(?:(?:[A-Za-z0-9+/]{4}){0,}|"));
+    }
+
+    #[test]
+    fn all_constraints_of_a_text_hold_at_once() {
+        let labels = |labels: &[&str]| {
+            Constraint::OneOf(labels.iter().map(|label| (*label).to_owned()).collect())
+        };
+        let length = |minimum, maximum| Constraint::Length { minimum, maximum };
+        let constraints = vec![
+            Constraint::Text,
+            Constraint::Stripped,
+            labels(&["a", "b", " c"]),
+            labels(&["b", " c", "d"]),
+            length(0, 5),
+            length(1, 9),
+        ];
+        let schema = input_schema(field(Datatype::Bytes, vec![], constraints));
+        assert_eq!((&schema["enum"], &schema["maxLength"]), (&json!(["b"]), &json!(5)));
+        assert_eq!(schema["minLength"], 1);
     }
 
     #[test]

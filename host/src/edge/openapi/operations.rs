@@ -9,8 +9,12 @@ use crate::edge::idempotency::MAX_KEY_LENGTH;
 use crate::model::{Field, ModelName};
 
 /// What any request can be answered with, whatever it asks for.
-const GENERAL: [ErrorCode; 3] =
-    [ErrorCode::MalformedRequest, ErrorCode::Internal, ErrorCode::NotReady];
+const GENERAL: [ErrorCode; 4] = [
+    ErrorCode::MalformedRequest,
+    ErrorCode::MethodNotAllowed,
+    ErrorCode::Internal,
+    ErrorCode::NotReady,
+];
 
 /// What a request that needs a key can be answered with as well.
 const KEYED: [ErrorCode; 4] =
@@ -106,7 +110,14 @@ impl Operations<'_> {
     fn answer(&self, description: &str, what: &str) -> Value {
         json!({
             "description": description,
-            "headers": headers(&["X-Request-Id", "X-Model-Version", "X-Route-Reason", "Idempotency-Replayed"]),
+            "headers": headers(&[
+                "X-Request-Id",
+                "X-Model-Version",
+                "X-Route-Reason",
+                "Idempotency-Replayed",
+                "RateLimit",
+                "RateLimit-Policy",
+            ]),
             "content": {"application/json": self.body(what)},
         })
     }
@@ -156,11 +167,13 @@ pub(super) fn general(document: &mut Document) {
             Map::from_iter([(media_type.to_owned(), json!({"schema": {"type": "string"}}))]);
         json!({"description": description, "content": content})
     };
+    let mut series = text("text/plain", "the series");
+    series["content"]["application/openmetrics-text"] = json!({"schema": {"type": "string"}});
     let metrics = "What Prometheus reads; OpenMetrics where `Accept` asks for it";
     for (path, id, summary, answer, is_open) in [
         ("/healthz", "healthz", "Whether the process lives", status("alive"), true),
         ("/readyz", "readyz", "Whether requests should be sent here", status("ready"), true),
-        ("/metrics", "metrics", metrics, text("text/plain", "the series"), true),
+        ("/metrics", "metrics", metrics, series, true),
         ("/docs", "docs", "This document as a page", text("text/html", "the page"), true),
         ("/openapi.json", "openapi", "This document", object_of("the document"), false),
         ("/models", "models", "Every model with its versions", list(), false),
@@ -237,11 +250,8 @@ fn link(name: &str) -> Option<(&'static str, &'static str)> {
 }
 
 fn read(id: &str, tag: &str, summary: &str, answer: &Value, is_open: bool) -> Value {
-    let mut responses = if is_open {
-        errors(&[ErrorCode::MalformedRequest, ErrorCode::Internal, ErrorCode::NotReady])
-    } else {
-        errors(&[&GENERAL[..], &KEYED].concat())
-    };
+    let mut responses =
+        if is_open { errors(&GENERAL) } else { errors(&[&GENERAL[..], &KEYED].concat()) };
     responses["200"] = answer.clone();
     let mut operation = json!({
         "operationId": id, "tags": [tag], "summary": summary, "responses": responses,
