@@ -218,8 +218,9 @@ async fn predict(
         body::take_beside_inputs(&mut object, field, form, signature);
     }
     let name = body::take_beside_inputs(&mut object, idempotency::KEY_FIELD, form, signature);
+    // Checked even where the header's is taken: a malformed one is never let through.
+    let name = name.map(|name| idempotency::key_in(&name)).transpose()?;
     if let (Some(name), None) = (name, &ticket) {
-        let name = idempotency::key_in(&name)?;
         match edge.answers.begin(caller.name(), &name, way.hash(&parts, &bytes))? {
             Before::Answered(answer) => return Ok(Outcome::again(answer, account)),
             Before::New(begun) => ticket = Some(begun),

@@ -21,12 +21,20 @@ const EXAMPLES: &str = "40";
 /// Where the same requests start from each time, so that what failed fails again.
 const SEED: &str = "1";
 
-/// No check is left out. One is told that a request that keeps to its schema may get a 422: a schema
-/// cannot say that bytes are a picture, which the model finds out, nor that a key of idempotency has not been used.
+/// No check is left out; two are told more of what is right. A request that keeps to its schema may get
+/// a 422: a schema cannot say that bytes are a picture, which the model finds out, nor that a key of
+/// idempotency has not been used. Who gives the server a millisecond is told that this was too short, with
+/// a 504; whether the server hangs is seen by [`SLOWEST_SECONDS`].
 const SETTINGS: &str = r#"
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "422", "429", "5xx"]
+
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", "504"]
 "#;
+
+/// How long any answer may take: less than the server gives predictions by itself.
+const SLOWEST_SECONDS: &str = "10";
 
 /// Every document of the server is OpenAPI 3.1.
 pub(super) fn check_documents(workspace: &Workspace, _host: &Path) -> Result<()> {
@@ -53,6 +61,7 @@ pub(super) fn check_answers(workspace: &Workspace, _host: &Path) -> Result<()> {
             .args(["--header", &format!("X-API-Key: {KEY}")])
             .args(["--phases", "examples,coverage,fuzzing,stateful", "--checks", "all"])
             .args(["--max-examples", EXAMPLES, "--seed", SEED, "--continue-on-failure"])
+            .args(["--max-response-time", SLOWEST_SECONDS])
             .arg("--generation-database")
             .arg(Path::new("hypothesis"));
         // It would send a key that it makes up beside the right one, and two different ones are refused.
