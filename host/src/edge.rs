@@ -39,9 +39,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::json;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 pub use access::ModelRates;
+pub use body::Bodies;
 use body::Form;
 use error::ApiError;
 pub use idempotency::Answers;
@@ -77,8 +78,8 @@ pub struct Edge {
     pub model_rates: ModelRates,
     /// What the operator may change meanwhile. A request looks at it once.
     pub policy: ArcSwap<Policy>,
-    /// A permit for each byte of the bodies that may be in flight.
-    pub bodies: Arc<Semaphore>,
+    /// The bodies that are read or answered.
+    pub bodies: Bodies,
     /// Who answered.
     pub traffic: Arc<Traffic>,
     /// What is measured of the server as a whole.

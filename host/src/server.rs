@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{self, SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::reload::Reloader;
@@ -23,9 +23,10 @@ pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::Settings;
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Answers, Edge, Entrance, ModelRates, Tls, TlsError};
+use crate::edge::{self, Answers, Bodies, Edge, Entrance, ModelRates, Tls, TlsError};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
+use crate::keys::SameKey;
 use crate::keys::Scopes;
 use crate::ledger::{Ledger, LedgerError};
 use crate::observe::capture::Capture;
@@ -104,7 +105,7 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let ledger = Ledger::open(&loader.store.ledger_path())?;
     let (traffic, meters) = (Arc::clone(&loader.traffic), Arc::clone(&loader.meters));
     let control = Arc::new(Control::new(loader, ledger, settings.max_parked.clone())?);
-    control.configure_keys(settings.keys.clone(), settings.key_rate)?;
+    configure_keys(&control, &settings)?;
     control.configure(settings.splits.clone())?;
     let (interrupt, interrupted) = watch::channel(false);
     let edge =
@@ -147,6 +148,21 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let _ = tokio::task::spawn_blocking(move || closing.finish(LAST_WRITES)).await;
     tracing::info!(drained, "stopped");
     outcome.map(drop).and(if drained { Ok(()) } else { Err(ServeError::Drain(limits.drain_time)) })
+}
+
+/// Put the configured keys into force. One whose name somebody has given to another key meanwhile stays
+/// out: everybody else's requests are worth more than its own.
+fn configure_keys(control: &Control, settings: &Settings) -> Result<(), ControlError> {
+    let mut keys = settings.keys.clone();
+    loop {
+        match control.configure_keys(keys.clone(), settings.key_rate) {
+            Err(ControlError::SameKey(SameKey(name))) => {
+                tracing::error!(%name, "a configured key is left out: there is another of its name");
+                keys.retain(|key| key.name != name);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Until a signal to stop, or until the repository cannot be read.
@@ -202,7 +218,7 @@ fn edge(
         keys,
         model_rates: ModelRates::of(&settings.model_rates),
         policy: ArcSwap::from_pointee(reload::policy(settings, limits)),
-        bodies: Arc::new(Semaphore::new(limits.bodies_in_flight_bytes)),
+        bodies: Bodies::new(limits.bodies_in_flight_bytes),
         traffic,
         meters,
         tracer: tracer.map(Arc::new),

@@ -25,6 +25,12 @@ fn a_configuration_is_checked_without_being_served() {
         (&["--config", path], &[("GUESTHOUSE__LIMITS__BATCH_ROWS", "0")], "limits.batch_rows"),
         (&["--config", path], &[("GUESTHOUSE__LIMIT__X", "0")], "limit"),
         (&["--config", "absent.toml"], &[], "absent.toml"),
+        (&[], &[("GUESTHOUSE_LISTEN", "nowhere")], "listen"),
+        (
+            &["--set", "tls.certificate=absent.pem", "--set", "tls.key=absent.pem"],
+            &[],
+            "absent.pem",
+        ),
     ] {
         let output = check(arguments, variables);
         assert_eq!(output.status.code(), Some(1), "{arguments:?} {variables:?}");
@@ -34,6 +40,9 @@ fn a_configuration_is_checked_without_being_served() {
     // The command line has the last word.
     let good = check(&["--set", "limits.batch_rows=7"], &[("GUESTHOUSE__LIMITS__BATCH_ROWS", "0")]);
     assert!(good.status.success());
+    let listen = [("GUESTHOUSE_LISTEN", "nowhere")];
+    assert!(check(&["--set", "listen=127.0.0.1:1"], &listen).status.success());
+    assert!(check(&["--listen", "127.0.0.1:1", "--demo"], &[]).status.success());
     fs::write(&file, "[limits]\nbatch_rows = 5\nfoo = 1\n").unwrap();
     let error = String::from_utf8(check(&["--config", path], &[]).stderr).unwrap();
     assert!(error.contains("line 3"), "{error}");

@@ -6,8 +6,17 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use guesthouse::config::{ConfigFile, Override, Settings};
+use guesthouse::edge::Tls;
 use guesthouse::keys::Key;
 use guesthouse::server;
+
+/// Variables with names of their own, and the keys that they set.
+const VARIABLES: [(&str, &str); 4] = [
+    ("GUESTHOUSE_LISTEN", "listen"),
+    ("GUESTHOUSE_ADMIN_LISTEN", "admin_listen"),
+    ("GUESTHOUSE_REPOSITORY", "repository"),
+    ("GUESTHOUSE_STATE", "state"),
+];
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ServeArguments {
@@ -28,17 +37,18 @@ pub(crate) struct ConfigurationArguments {
     /// such as GUESTHOUSE__LIMITS__BATCH_ROWS do the same.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Address and port of the HTTP endpoints; port 0 lets the system choose.
-    #[arg(long, env = "GUESTHOUSE_LISTEN")]
+    /// Address and port of the HTTP endpoints; port 0 lets the system choose. Also GUESTHOUSE_LISTEN.
+    #[arg(long)]
     listen: Option<SocketAddr>,
-    /// Address and port of the admin API; port 0 lets the system choose.
-    #[arg(long, env = "GUESTHOUSE_ADMIN_LISTEN")]
+    /// Address and port of the admin API; port 0 lets the system choose. Also
+    /// GUESTHOUSE_ADMIN_LISTEN.
+    #[arg(long)]
     admin_listen: Option<SocketAddr>,
-    /// Folder of the artifacts.
-    #[arg(long, env = "GUESTHOUSE_REPOSITORY")]
+    /// Folder of the artifacts. Also GUESTHOUSE_REPOSITORY.
+    #[arg(long)]
     repository: Option<PathBuf>,
-    /// Folder of what is served.
-    #[arg(long, env = "GUESTHOUSE_STATE")]
+    /// Folder of what is served. Also GUESTHOUSE_STATE.
+    #[arg(long)]
     state: Option<PathBuf>,
 }
 
@@ -46,7 +56,7 @@ pub(crate) struct ConfigurationArguments {
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Say whether `serve` would accept the configuration, by the exit code and, if not, why.
-    Check(ConfigurationArguments),
+    Check(ServeArguments),
 }
 
 pub(crate) fn run(arguments: &ServeArguments, started: Instant) -> anyhow::Result<()> {
@@ -66,7 +76,8 @@ pub(crate) fn run(arguments: &ServeArguments, started: Instant) -> anyhow::Resul
 #[expect(clippy::print_stdout, reason = "the answer")]
 pub(crate) fn config(command: &ConfigCommand) -> anyhow::Result<()> {
     let ConfigCommand::Check(arguments) = command;
-    arguments.file()?.settle().context("failed to configure")?;
+    let settings = arguments.settle().context("failed to configure")?;
+    settings.tls.map(Tls::open).transpose().context("failed to configure")?;
     println!("the configuration is good");
     Ok(())
 }
@@ -85,6 +96,13 @@ impl ConfigurationArguments {
     /// Everything that was written, the last word on top.
     fn file(&self) -> anyhow::Result<ConfigFile> {
         let mut overrides = Vec::new();
+        // What stands further down has the last word.
+        for (variable, key) in VARIABLES {
+            let Some(value) = std::env::var_os(variable) else { continue };
+            let value = value.into_string();
+            let value = value.map_err(|_value| anyhow::anyhow!("{variable} is not a text"))?;
+            overrides.push(Override::from_text(key, value));
+        }
         for (name, value) in std::env::vars_os() {
             let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
             overrides.extend(Override::from_variable(name, value)?);

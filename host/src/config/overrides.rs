@@ -49,6 +49,11 @@ impl Override {
         Ok(Some(Self { path, value: parse_value(value) }))
     }
 
+    /// A key of the outermost section, and a text.
+    pub fn from_text(key: &str, value: String) -> Self {
+        Self { path: vec![key.to_owned()], value: Value::String(value) }
+    }
+
     /// The key, as the file would name it.
     pub fn key(&self) -> String {
         self.path.join(".")

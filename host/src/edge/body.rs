@@ -125,10 +125,39 @@ impl Deref for Received {
     }
 }
 
+/// What all bodies together may take.
+pub struct Bodies {
+    most: usize,
+    /// A permit for each byte.
+    bytes: Arc<Semaphore>,
+    /// A permit for each body that needs a window to be inflated. They are counted apart, because a
+    /// caller can hold one for the price of a head: whoever sends other bodies is not to notice.
+    windows: Arc<Semaphore>,
+}
+
+/// Windows at the same time: 256 MiB.
+const MAX_WINDOWS: usize = 32;
+
+impl Bodies {
+    /// None yet, and so many bytes at most.
+    pub fn new(most: usize) -> Self {
+        let (bytes, windows) = (Semaphore::new(most), Semaphore::new(MAX_WINDOWS));
+        Self { most, bytes: Arc::new(bytes), windows: Arc::new(windows) }
+    }
+
+    /// How many bytes there are.
+    pub(super) fn in_flight(&self) -> usize {
+        self.most.saturating_sub(self.bytes.available_permits())
+    }
+}
+
 fn permit(bodies: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-    let overloaded = || ApiError::new(ErrorCode::Overloaded, "too many bodies are in flight");
-    let bytes = u32::try_from(bytes).map_err(|_error| overloaded())?;
-    Arc::clone(bodies).try_acquire_many_owned(bytes).map_err(|_error| overloaded())
+    let bytes = u32::try_from(bytes).map_err(|_error| crowded())?;
+    Arc::clone(bodies).try_acquire_many_owned(bytes).map_err(|_error| crowded())
+}
+
+fn crowded() -> ApiError {
+    ApiError::new(ErrorCode::Overloaded, "too many bodies are in flight")
 }
 
 /// Where the bytes of a body go: up to its limit, as long as there is room for it beside the others.
@@ -156,7 +185,6 @@ impl Room<'_> {
         if length > self.most {
             return Err(too_large(self.most));
         }
-        // For a body that came without its length, or is larger than that.
         self.reserve(length)?;
         self.bytes.extend_from_slice(data);
         Ok(())
@@ -179,13 +207,12 @@ impl Write for Room<'_> {
     }
 }
 
-/// The whole body, if it is of a known kind by its headers and within the limits; `bodies` has a
-/// permit for each byte that may be in flight.
+/// The whole body, if it is of a known kind by its headers and within the limits.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Body,
     limits: &Limits,
-    bodies: &Arc<Semaphore>,
+    bodies: &Bodies,
 ) -> Result<Received, ApiError> {
     let (media, encoding) = (media(headers)?, Encoding::of(headers)?);
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
@@ -194,15 +221,15 @@ pub(super) async fn read(
     if announced > limits.body_bytes {
         return Err(too_large(limits.body_bytes));
     }
-    // What is held for decoding, which never is more than the body can need.
-    let window = encoding.window_bytes().min(limits.body_bytes);
-    let _window = permit(bodies, window)?;
-    let permit = permit(bodies, 0)?;
+    // What there is no room for now is not begun. Room is taken as bytes come: who announces much and
+    // sends nothing takes nothing from the others.
+    if announced > bodies.bytes.available_permits() {
+        return Err(crowded());
+    }
+    let _window = encoding.needs_window().then(|| permit(&bodies.windows, 1)).transpose()?;
+    let permit = permit(&bodies.bytes, 0)?;
     let (most, bytes) = (limits.body_bytes, Vec::new());
-    let mut room = Room { bytes, most, bodies, permit, refusal: None };
-    // Either there is room for all of it, or not a byte is read.
-    room.reserve(announced)?;
-    room.bytes.reserve_exact(announced);
+    let mut room = Room { bytes, most, bodies: &bodies.bytes, permit, refusal: None };
     let collected = collect(body, encoding, limits.body_bytes, &mut room);
     match tokio::time::timeout(limits.body_time, collected).await {
         Ok(Ok(())) => Ok(Received { bytes: room.bytes, media, _permit: room.permit }),
@@ -230,6 +257,10 @@ fn media(headers: &HeaderMap) -> Result<Media, ApiError> {
                        application/octet-stream";
         Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
     }
+}
+
+fn too_many_rows(most: usize) -> ApiError {
+    ApiError::new(ErrorCode::UnacceptableInput, format!("the batch has over {most} rows"))
 }
 
 fn too_large(most: usize) -> ApiError {
@@ -293,10 +324,7 @@ fn parse_json(
     let mut object = match json::parse(bytes, max_rows) {
         Ok(Value::Object(object)) => object,
         Ok(_) => return Err(ApiError::malformed("the body must be a JSON object")),
-        Err(Refusal::TooManyRows) => {
-            let message = format!("the batch has over {} rows", limits.batch_rows);
-            return Err(ApiError::new(ErrorCode::UnacceptableInput, message));
-        }
+        Err(Refusal::TooManyRows) => return Err(too_many_rows(limits.batch_rows)),
         Err(Refusal::TooManyValues) => return Err(json::too_many_values()),
         Err(Refusal::Syntax(error)) => {
             let what = match error.classify() {
@@ -347,7 +375,16 @@ pub(super) fn rows(
     record: Record,
     form: Form,
     signature: &Signature,
+    max_rows: usize,
 ) -> Result<Vec<BodyRow>, ApiError> {
+    let rows = all_rows(record, form, signature)?;
+    if rows.len() > max_rows {
+        return Err(too_many_rows(max_rows));
+    }
+    Ok(rows)
+}
+
+fn all_rows(record: Record, form: Form, signature: &Signature) -> Result<Vec<BodyRow>, ApiError> {
     match (record, form) {
         (Record::Object(object), Form::Single) => Ok(vec![BodyRow::Object(object)]),
         (Record::Object(object), Form::Batch) => batch_rows(object, signature),

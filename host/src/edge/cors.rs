@@ -17,26 +17,32 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-use super::Edge;
+use super::{Edge, Policy};
 use crate::config::Origins;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
 
 /// What the endpoints read of a request, beside what every page may send.
-const HEADERS: HeaderValue = HeaderValue::from_static(
-    "Authorization, Content-Encoding, Content-Type, Idempotency-Key, Traceparent, Tracestate, \
-     X-API-Key, X-Model-Version, X-Request-Id, X-Request-Timeout-Ms",
-);
+const HEADERS: &str = "Authorization, Content-Encoding, Content-Type, Idempotency-Key, Traceparent, Tracestate, \
+     X-API-Key, X-Model-Version, X-Request-Id, X-Request-Timeout-Ms";
 
 /// What a page may read of an answer, beside its body.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "Idempotency-Replayed, RateLimit, RateLimit-Policy, Retry-After, Traceparent, X-Model-Version, \
+    "Idempotency-Replayed, RateLimit, RateLimit-Policy, Retry-After, Traceresponse, X-Model-Version, \
      X-Request-Id, X-Route-Reason",
 );
 
 /// How long a browser remembers the answer, in seconds: an hour, and what Chromium takes at most are
 /// two.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("3600");
+
+/// The same with those that tell callers apart.
+fn headers_of(policy: &Policy) -> HeaderValue {
+    let sticky = policy.sticky.values().filter_map(|sticky| sticky.header.as_deref());
+    let all: Vec<_> = std::iter::once(HEADERS).chain(sticky).collect();
+    // The configuration takes letters, digits, hyphens and underscores.
+    HeaderValue::try_from(all.join(", ")).unwrap_or(HeaderValue::from_static(HEADERS))
+}
 
 /// Answer browsers that ask whether they may, and tell them so with every answer.
 pub(super) async fn allow(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
@@ -51,7 +57,7 @@ pub(super) async fn allow(State(edge): State<Arc<Edge>>, request: Request, next:
         Some(_) if asks_first => {
             let headers = [
                 (ACCESS_CONTROL_ALLOW_METHODS, METHODS),
-                (ACCESS_CONTROL_ALLOW_HEADERS, HEADERS),
+                (ACCESS_CONTROL_ALLOW_HEADERS, headers_of(&policy)),
                 (ACCESS_CONTROL_MAX_AGE, MAX_AGE),
             ];
             (StatusCode::NO_CONTENT, headers).into_response()

@@ -86,11 +86,11 @@ impl Encoding {
         Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
     }
 
-    /// Memory that decoding takes beside what comes out.
-    pub(super) fn window_bytes(self) -> usize {
+    /// Whether decoding takes megabytes beside what comes out.
+    pub(super) fn needs_window(self) -> bool {
         match self {
-            Self::Identity | Self::Gzip => 0,
-            Self::Zstd => 1 << MAX_WINDOW_LOG,
+            Self::Identity | Self::Gzip => false,
+            Self::Zstd => true,
         }
     }
 }

@@ -1,15 +1,14 @@
 //! What of the edge reads callers' bytes, opened to the fuzzer: this module is not in the server.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
 
-use super::body::{self, BodyRow, Form, Received};
+use super::body::{self, Bodies, BodyRow, Form, Received};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
 use super::{access, idempotency, predict, query};
@@ -56,7 +55,7 @@ pub(crate) fn value(json: &[u8], max_rows: Option<usize>) -> Parsed {
 
 /// The rows of a body in JSON.
 pub(crate) fn rows(json: &[u8], is_batch: bool, signature: &Signature) -> Option<Vec<BodyRow>> {
-    let bodies = Arc::new(Semaphore::new(LIMITS.bodies_in_flight_bytes));
+    let bodies = Bodies::new(LIMITS.bodies_in_flight_bytes);
     let (headers, body) = (HeaderMap::new(), Body::from(json.to_vec()));
     let received = RUNTIME.block_on(body::read(&headers, body, &LIMITS, &bodies)).ok()?;
     rows_of(&received, is_batch, signature)
@@ -76,7 +75,7 @@ fn rows_of(received: &Received, is_batch: bool, signature: &Signature) -> Option
     if let Some(Ok(key)) = key.map(|key| idempotency::key_in(&key)) {
         assert!(!key.is_empty() && key.is_ascii());
     }
-    let rows = body::rows(record, form, signature).ok()?;
+    let rows = body::rows(record, form, signature, LIMITS.batch_rows).ok()?;
     assert!(!rows.is_empty() && (is_batch || rows.len() == 1));
     assert!(rows.len() <= LIMITS.batch_rows);
     Some(rows)
@@ -113,7 +112,7 @@ pub(crate) fn request(bytes: &[u8]) {
     if let Ok(Some(key)) = idempotency::key_of(&headers) {
         assert!(!key.is_empty() && key.is_ascii());
     }
-    let bodies = Arc::new(Semaphore::new(LIMITS.bodies_in_flight_bytes));
+    let bodies = Bodies::new(LIMITS.bodies_in_flight_bytes);
     let read = body::read(&headers, Body::from(body.to_vec()), &LIMITS, &bodies);
     if let Ok(received) = RUNTIME.block_on(read) {
         assert!(received.len() <= LIMITS.body_bytes);
@@ -124,9 +123,9 @@ pub(crate) fn request(bytes: &[u8]) {
                 assert!(tensors.iter().all(|tensor| tensor.check().is_ok()));
             }
         }
-        assert!(bodies.available_permits() <= LIMITS.bodies_in_flight_bytes - received.len());
+        assert!(bodies.in_flight() >= received.len());
     }
-    assert_eq!(bodies.available_permits(), LIMITS.bodies_in_flight_bytes, "all is given back");
+    assert_eq!(bodies.in_flight(), 0, "all is given back");
 }
 
 fn headers(head: &[u8]) -> HeaderMap {

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::access::Allowance;
 use super::error::{ApiError, ErrorCode};
+use super::idempotency::Answer;
 use super::problem;
 use super::unread::Unread;
 use crate::model::VersionId;
@@ -100,6 +101,14 @@ impl Account {
         let (caller, version, reason, measured) = (None, None, None, None);
         let allowance = Allowance::default();
         Self { request_id, caller, version, reason, rows: 0, measured, traced, allowance }
+    }
+
+    /// The answer had been given: the version that gave it has counted it then.
+    pub(super) fn answered_before(&mut self, answer: &Answer) {
+        self.version = Some(answer.version.clone());
+        self.reason = Some(answer.reason);
+        self.rows = answer.rows;
+        self.measured = None;
     }
 
     /// A version was chosen.

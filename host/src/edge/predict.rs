@@ -147,9 +147,7 @@ enum Outcome {
 
 impl Outcome {
     fn again(answer: Arc<Answer>, account: &mut Account) -> Self {
-        account.version = Some(answer.version.clone());
-        account.reason = Some(answer.reason);
-        account.rows = answer.rows;
+        account.answered_before(&answer);
         Self::Before(answer)
     }
 }
@@ -183,9 +181,12 @@ async fn predict(
     if !is_told_by_body {
         // Where it will go is known: who has no chance is told so before it has sent everything.
         way.draw = Some(draw(&way.model, key.as_deref()));
-        let found = way.find(Instant::now())?;
-        account.route_to(&found.route);
-        found.knock().check()?;
+        // Not who may have been answered already.
+        if !parts.headers.contains_key(idempotency::KEY_HEADER) {
+            let found = way.find(Instant::now())?;
+            account.route_to(&found.route);
+            found.knock().check()?;
+        }
     }
     let bytes = body::read(&parts.headers, body, limits, &edge.bodies).await?;
     let mut ticket = None;
@@ -226,7 +227,7 @@ async fn predict(
             Before::New(begun) => ticket = Some(begun),
         }
     }
-    let rows = body::rows(object, form, signature)?;
+    let rows = body::rows(object, form, signature, limits.batch_rows)?;
     account.rows = rows.len();
     let inputs = Inputs::of(signature, rows, is_partial)?;
     way.count(&route, key.is_none());

@@ -9,7 +9,7 @@
 //! whose stable version is pressed, then all others. Shadows never get this far: they run only when
 //! nobody else wants the processor.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -93,6 +93,8 @@ pub struct Admission {
     in_flight: AtomicUsize,
     /// What the last window found that a request has to wait at least, in microseconds.
     wait_us: AtomicU64,
+    /// Whether somebody was held back by the limit since it was last looked at.
+    was_reached: AtomicBool,
     window: Mutex<Window>,
     refused: [AtomicU64; Refused::ALL.len()],
 }
@@ -139,7 +141,6 @@ fn scale(limit: usize, part: f64) -> usize {
 struct Window {
     since: Instant,
     least_wait: Option<Duration>,
-    was_reached: bool,
 }
 
 impl Admission {
@@ -151,12 +152,13 @@ impl Admission {
         let floor = (2 * threads).min(ceiling);
         let start = (START_PER_THREAD * threads).clamp(floor, ceiling);
         let bounds = Bounds { threads, floor, ceiling, target: patience / WAIT_PART };
-        let window = Window { since: Instant::now(), least_wait: None, was_reached: false };
+        let window = Window { since: Instant::now(), least_wait: None };
         Self {
             bounds,
             limit: AtomicUsize::new(start),
             in_flight: AtomicUsize::new(0),
             wait_us: AtomicU64::new(0),
+            was_reached: AtomicBool::new(false),
             window: Mutex::new(window),
             refused: Default::default(),
         }
@@ -185,25 +187,45 @@ impl Admission {
         if now.saturating_duration_since(window.since) < WINDOW {
             return;
         }
-        let limit = self.bounds.next(self.limit(), least, window.was_reached);
+        let was_reached = self.was_reached.swap(false, Ordering::Relaxed);
+        let limit = self.bounds.next(self.limit(), least, was_reached);
         self.limit.store(limit, Ordering::Relaxed);
         let micros = u64::try_from(least.as_micros()).unwrap_or(u64::MAX);
         self.wait_us.store(micros, Ordering::Relaxed);
-        *window = Window { since: now, least_wait: None, was_reached: false };
+        *window = Window { since: now, least_wait: None };
     }
 
-    /// Whether a request of the class would be refused, after `more` others.
-    fn judge(&self, class: Class, time: Duration) -> Result<(), Refused> {
-        let (limit, in_flight) = (self.limit(), self.in_flight());
-        if in_flight >= class.share(limit, self.bounds.threads) {
-            return Err(if class == Class::Batch && in_flight < limit {
+    /// Whether there are as many requests as one of this class may find.
+    fn is_full_for(&self, class: Class) -> bool {
+        let is_full = self.in_flight() >= class.share(self.limit(), self.bounds.threads);
+        if is_full {
+            // Whoever is held back by it: a limit that is too low grows.
+            self.was_reached.store(true, Ordering::Relaxed);
+        }
+        is_full
+    }
+
+    /// Whether a request of the class is taken, beside the stable version's own.
+    fn judge(&self, stable: Option<&Self>, class: Class, time: Duration) -> Result<(), Refused> {
+        match class {
+            Class::Batch if stable.is_some_and(|stable| stable.is_full_for(class)) => {
+                return Err(Refused::Batch);
+            }
+            Class::Candidate if stable.is_some_and(|stable| stable.is_full_for(class)) => {
+                return Err(Refused::Candidate);
+            }
+            Class::Batch | Class::Candidate | Class::Stable => {}
+        }
+        if self.is_full_for(class) {
+            let has_room = self.in_flight() < self.limit();
+            return Err(if has_room && class == Class::Batch {
                 Refused::Batch
             } else {
                 Refused::Limit
             });
         }
         // What was found out holds only as long as somebody waits.
-        let must_wait = in_flight >= 2 * self.bounds.threads;
+        let must_wait = self.in_flight() >= 2 * self.bounds.threads;
         if must_wait && time < Duration::from_micros(self.wait_us.load(Ordering::Relaxed)) {
             return Err(Refused::Late);
         }
@@ -212,9 +234,6 @@ impl Admission {
 
     fn refuse(&self, reason: Refused) -> Refused {
         self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
-        if matches!(reason, Refused::Limit | Refused::Batch) {
-            self.window.lock().unwrap_or_else(PoisonError::into_inner).was_reached = true;
-        }
         reason
     }
 }
@@ -249,16 +268,8 @@ impl Knock<'_> {
     /// [`Refused`].
     pub fn check(&self) -> Result<(), Refused> {
         let own = self.version.admission();
-        let pressed = self.stable.is_some_and(|stable| {
-            let stable = stable.admission();
-            stable.in_flight() >= self.class.share(stable.limit(), stable.bounds.threads)
-        });
-        let verdict = match (pressed, self.class) {
-            (true, Class::Candidate) => Err(Refused::Candidate),
-            (true, Class::Batch) => Err(Refused::Batch),
-            (true, Class::Stable) | (false, _) => own.judge(self.class, self.time),
-        };
-        verdict.map_err(|reason| own.refuse(reason))
+        let stable = self.stable.map(|stable| stable.admission());
+        own.judge(stable, self.class, self.time).map_err(|reason| own.refuse(reason))
     }
 
     /// Take the request.
@@ -361,7 +372,7 @@ mod tests {
                 running.pop_front();
                 admission.in_flight.fetch_sub(1, Ordering::Relaxed);
             }
-            match admission.judge(Class::Stable, patience) {
+            match admission.judge(None, Class::Stable, patience) {
                 Ok(()) => {
                     admission.in_flight.fetch_add(1, Ordering::Relaxed);
                     queue.push_back(now);
@@ -398,16 +409,43 @@ mod tests {
         let admission = Admission::new(2, 256, 2000 * MILLISECOND);
         let (start, mut now) = (admission.limit(), Instant::now());
         admission.in_flight.store(start, Ordering::Relaxed);
-        let refused = admission.judge(Class::Batch, MILLISECOND).unwrap_err();
+        let refused = admission.judge(None, Class::Batch, MILLISECOND).unwrap_err();
         assert_eq!(refused, Refused::Limit);
         for _ in 0..100 {
             admission.in_flight.store(admission.limit() * 7 / 10, Ordering::Relaxed);
-            let refused = admission.judge(Class::Batch, MILLISECOND).unwrap_err();
+            let refused = admission.judge(None, Class::Batch, MILLISECOND).unwrap_err();
             assert_eq!(admission.refuse(refused), Refused::Batch);
             now += WINDOW;
             admission.waited(MILLISECOND, now);
         }
         assert_eq!(admission.limit(), admission.bounds.ceiling);
+    }
+
+    #[test]
+    fn a_candidate_is_held_back_only_as_long_as_the_stable_version_is_slow() {
+        let (stable, candidate) = (0, 1);
+        let versions = [(); 2].map(|()| Admission::new(2, 256, 2000 * MILLISECOND));
+        let judge = |class| versions[candidate].judge(Some(&versions[stable]), class, MILLISECOND);
+        // More than four fifths of what it begins with, and answered without a wait.
+        versions[stable].in_flight.store(versions[stable].limit() * 9 / 10, Ordering::Relaxed);
+        let mut now = Instant::now();
+        for class in [Class::Candidate, Class::Batch] {
+            assert!(judge(class).is_err());
+            let mut windows = 0;
+            while judge(class).is_err() {
+                now += WINDOW;
+                versions[stable].waited(MILLISECOND, now);
+                windows += 1;
+                assert!(windows < 20, "{class:?} is never taken");
+            }
+        }
+        // Where it makes others wait, there is no room to be made.
+        versions[stable].in_flight.store(versions[stable].limit() * 9 / 10, Ordering::Relaxed);
+        for _ in 0..20 {
+            assert_eq!(judge(Class::Candidate), Err(Refused::Candidate));
+            now += WINDOW;
+            versions[stable].waited(1000 * MILLISECOND, now);
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::R
     write(encoder, ("auth_failures", "Requests without a key good for them", None), failures)?;
     connections(&edge.meters, encoder)?;
     let limit = edge.policy.load().limits.bodies_in_flight_bytes;
-    let in_flight = limit.saturating_sub(edge.bodies.available_permits());
+    let in_flight = edge.bodies.in_flight();
     let bytes = Some(&Unit::Bytes);
     let bodies = ("bodies_in_flight", "Bodies of requests that are read or answered", bytes);
     write(encoder, bodies, [(vec![], gauge(in_flight))])?;
