@@ -15,9 +15,12 @@ use std::time::{Duration, Instant};
 
 use super::ServableVersion;
 
-/// A window ends when this much time has passed and something was measured in it, so that a new limit
-/// shows its effect before it is judged.
+/// A window ends when this much time has passed, or as much as requests wait for, and something was
+/// measured in it: a new limit shows its effect before it is judged.
 const WINDOW: Duration = Duration::from_millis(50);
+
+/// The longest window, so that a wait that is far too long does not last for as long.
+const LONGEST_WINDOW: Duration = Duration::from_millis(500);
 
 /// What requests may wait, as a part of the time they have: a tenth leaves the rest for the guest and
 /// for the way back, and hides bursts of ten times what is usual.
@@ -184,7 +187,8 @@ impl Admission {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let least = window.least_wait.map_or(wait, |least| least.min(wait));
         window.least_wait = Some(least);
-        if now.saturating_duration_since(window.since) < WINDOW {
+        let before = Duration::from_micros(self.wait_us.load(Ordering::Relaxed));
+        if now.saturating_duration_since(window.since) < before.clamp(WINDOW, LONGEST_WINDOW) {
             return;
         }
         let was_reached = self.was_reached.swap(false, Ordering::Relaxed);
