@@ -265,7 +265,7 @@ async fn change<T: DeserializeOwned>(
         if asked.conditions.promote.is_some() {
             return Err(ApiError::malformed("`promote` is for deployments"));
         }
-        let operation = operation(read_json(body, admin.patience).await?)?;
+        let operation = operation(read_json(body, &admin).await?)?;
         let name = model_name(&model)?;
         let ask = asked.ask(&[&model, &format!("{operation:?}")]);
         let begins_shadow = matches!(operation, Operation::Shadow(Some(_)));
@@ -314,11 +314,16 @@ fn answer_value(answer: Answer) -> (Value, bool) {
     }
 }
 
-async fn read_json<T: DeserializeOwned>(body: Body, patience: Duration) -> Result<T, ApiError> {
+async fn read_json<T: DeserializeOwned>(body: Body, admin: &Admin) -> Result<T, ApiError> {
     let too_large =
         |_| ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {MAX_BODY} bytes"));
     let too_slow = |_| ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time");
-    let bytes = tokio::time::timeout(patience, to_bytes(body, MAX_BODY)).await;
+    let mut stopping = admin.stopping.clone();
+    let bytes = tokio::select! {
+        bytes = tokio::time::timeout(admin.patience, to_bytes(body, MAX_BODY)) => bytes,
+        // An error means that the sender is gone, which is a stop as well.
+        _ = stopping.wait_for(|stopping| *stopping) => return Err(ApiError::going_down()),
+    };
     let bytes = bytes.map_err(too_slow)?.map_err(too_large)?;
     let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
     serde_json::from_slice(bytes)

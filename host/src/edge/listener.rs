@@ -6,14 +6,18 @@
 //! for a body together. How long a body may take is bounded in `body`, how long an answer may take by
 //! the deadline of the prediction.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::http::Version;
+use axum::response::Response;
+use http_body_util::BodyExt as _;
 use hyper::rt::{Read, Write};
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -193,8 +197,10 @@ impl Server {
         let service = service_fn(|request: hyper::Request<_>| {
             let working = Working::begin(&activity, request.version());
             let answer = endpoints.call(request);
+            let activity = Arc::clone(&activity);
             async move {
                 let answer = answer.await;
+                let answer = answer.map(|answer| Untaken::begin(&activity, answer));
                 drop(working);
                 answer
             }
@@ -206,6 +212,8 @@ impl Server {
             _ = connection.as_mut() => return,
             () = stopped(&mut stopping) => false,
             () = activity.idle_for(self.limits.head_time) => true,
+            // The window of HTTP/2 is the caller's own: the kernel sees nothing of it.
+            () = activity.untaken_for(self.limits.head_time + self.limits.body_time) => return,
         };
         // A connection between two requests is closed at once; one before its first is, too, because
         // it would be waited for until its head is complete.
@@ -213,17 +221,24 @@ impl Server {
             return;
         }
         connection.as_mut().graceful_shutdown();
-        let is_at_work = activity.working.load(Ordering::Relaxed) > 0;
-        let goodbye = if is_silent {
+        if is_silent {
             // There may be an answer that is still being taken.
-            self.limits.body_time
-        } else if activity.is_http2.load(Ordering::Relaxed) && !is_at_work {
-            GOODBYE_TIME
-        } else {
+            tokio::select! {
+                biased;
+                _ = connection.as_mut() => return,
+                () = tokio::time::sleep(self.limits.body_time) => return,
+                () = stopped(&mut stopping) => {}
+            }
+        }
+        if !activity.is_http2.load(Ordering::Relaxed) {
             // The time to drain is the server's.
             return drop(connection.await);
-        };
-        let _ = tokio::time::timeout(goodbye, connection).await;
+        }
+        // The caller would have to say goodbye as well, and need not.
+        tokio::select! {
+            _ = connection.as_mut() => {}
+            () = activity.idle_for(GOODBYE_TIME) => {}
+        }
     }
 }
 
@@ -235,6 +250,8 @@ struct Activity {
     is_http2: AtomicBool,
     /// When there was something under way for the last time.
     last: Mutex<Instant>,
+    /// When answers were handed over that have not been taken, by their numbers.
+    untaken: Mutex<(u64, BTreeMap<u64, Instant>)>,
 }
 
 impl Activity {
@@ -244,6 +261,25 @@ impl Activity {
             asked: AtomicBool::new(false),
             is_http2: AtomicBool::new(false),
             last: Mutex::new(Instant::now()),
+            untaken: Mutex::default(),
+        }
+    }
+
+    fn untaken(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Instant>)> {
+        self.untaken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends when an answer has been left lying for that long.
+    async fn untaken_for(&self, time: Duration) {
+        loop {
+            let oldest = self.untaken().1.first_key_value().map(|(_, since)| *since);
+            let now = Instant::now();
+            // What is handed over from now on is left for less.
+            let end = oldest.unwrap_or(now) + time;
+            if end <= now {
+                return;
+            }
+            tokio::time::sleep_until(end).await;
         }
     }
 
@@ -255,7 +291,8 @@ impl Activity {
     async fn idle_for(&self, time: Duration) {
         loop {
             let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_at_work = self.working.load(Ordering::Acquire) > 0;
+            let is_at_work =
+                self.working.load(Ordering::Acquire) > 0 || !self.untaken().1.is_empty();
             let now = Instant::now();
             // What is under way now ends later, so this is not too late.
             let end = if is_at_work { now + time } else { last + time };
@@ -284,6 +321,36 @@ impl Drop for Working {
         // The time first: whoever sees nothing at work sees when that was.
         self.0.touch();
         self.0.working.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// An answer that its caller has not taken, until this is dropped with its body.
+struct Untaken(Arc<Activity>, u64);
+
+impl Untaken {
+    fn begin(activity: &Arc<Activity>, answer: Response) -> Response {
+        let number = {
+            let mut untaken = activity.untaken();
+            untaken.0 += 1;
+            let number = untaken.0;
+            untaken.1.insert(number, Instant::now());
+            number
+        };
+        let guard = Self(Arc::clone(activity), number);
+        answer.map(|body| {
+            // It owns what it is given, and leaves the body and its length as they are.
+            Body::new(body.map_err(move |error| {
+                let _owned = &guard;
+                error
+            }))
+        })
+    }
+}
+
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.untaken().1.remove(&self.1);
     }
 }
 

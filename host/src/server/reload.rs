@@ -103,7 +103,6 @@ fn reloaded(held: &Limits, new: &Limits) -> Limits {
         // There must be room for one of the largest.
         body_bytes: new.body_bytes.min(held.bodies_in_flight_bytes),
         batch_rows: new.batch_rows,
-        body_time: new.body_time,
         max_predict_time: new.max_predict_time,
         ..*held
     }

@@ -358,6 +358,7 @@ impl AttemptError {
             ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Self::NotSent(error.into())
             }
+            ureq::Error::Io(error) if is_untrusted(&error) => Self::NotSent(error.into()),
             ureq::Error::Io(error) => match upload::reason(error) {
                 Ok(reason) => Self::Upload(reason),
                 Err(error) => Self::Lost(error.into()),
@@ -365,6 +366,12 @@ impl AttemptError {
             other => Self::Lost(other),
         }
     }
+}
+
+/// Whether the server has not shown who it is: nothing is sent before that.
+fn is_untrusted(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 #[cfg(test)]
@@ -377,6 +384,7 @@ mod tests {
             ("http://127.0.0.1:8001", "http://127.0.0.1:8001"),
             ("http://localhost", "http://localhost"),
             ("http://[::1]:8001/", "http://[::1]:8001"),
+            ("https://127.0.0.1:8001", "https://127.0.0.1:8001"),
             ("http://gateway:80/guesthouse/", "http://gateway:80/guesthouse"),
         ];
         for (text, url) in good {
@@ -385,7 +393,7 @@ mod tests {
         for bad in [
             "",
             "127.0.0.1:8001",
-            "https://127.0.0.1:8001",
+            "ftp://127.0.0.1:8001",
             "http://",
             "http://:8001",
             "http://host:99999",
