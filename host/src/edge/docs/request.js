@@ -110,7 +110,9 @@ function multipart(root, media) {
       const file = input.files?.[0];
       if (!file && !input.value) continue;
       body.append(name, file ?? input.value);
-      curl.push("-F", quote(file ? `${name}=@${file.name}` : `${name}=${input.value}`));
+      // A value that begins with an at sign is no file.
+      if (file) curl.push("-F", quote(`${name}=@${file.name}`));
+      else curl.push("--form-string", quote(`${name}=${input.value}`));
     }
     return { body, curl };
   };

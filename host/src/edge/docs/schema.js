@@ -214,7 +214,7 @@ function makeArray(root, schema, depth) {
 
 function makeString(schema) {
   if (schema.contentEncoding === "base64") return "AAAA".repeat(Math.max(1, Math.ceil((schema.minLength ?? 4) / 4)));
-  return "text".padEnd(Math.min(schema.minLength ?? 0, 1000), " text").slice(0, schema.maxLength ?? Infinity);
+  return "text".padEnd(Math.min(schema.minLength ?? 0, 1000), "text").slice(0, schema.maxLength ?? Infinity);
 }
 
 function makeNumber(schema) {
