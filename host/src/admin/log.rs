@@ -42,7 +42,7 @@ async fn try_set(
 ) -> Result<Json<Value>, ApiError> {
     let actor = access::administrator(admin.control.keys(), request.headers())?.name().to_owned();
     account.caller = Some(actor.clone());
-    let LogBody { filter } = read_json(request.into_body(), &admin).await?;
+    let LogBody { filter } = read_json(request.into_body(), admin).await?;
     logs::set_filter(&filter).map_err(|error| match error {
         FilterError::Malformed(_) | FilterError::TooLong => {
             ApiError::new(ErrorCode::UnacceptableInput, format!("the filter: {error}"))

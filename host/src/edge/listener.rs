@@ -238,6 +238,7 @@ impl Server {
         tokio::select! {
             _ = connection.as_mut() => {}
             () = activity.idle_for(GOODBYE_TIME) => {}
+            () = activity.untaken_for(self.limits.head_time + self.limits.body_time) => {}
         }
     }
 }
@@ -290,9 +291,10 @@ impl Activity {
     /// Ends when nothing has been under way for that long.
     async fn idle_for(&self, time: Duration) {
         loop {
-            let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            // In this order: what ends in between has set the time before.
             let is_at_work =
                 self.working.load(Ordering::Acquire) > 0 || !self.untaken().1.is_empty();
+            let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             // What is under way now ends later, so this is not too late.
             let end = if is_at_work { now + time } else { last + time };
