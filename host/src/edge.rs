@@ -6,6 +6,7 @@
 
 pub(crate) mod access;
 mod body;
+mod call;
 pub(crate) mod catalogue;
 mod cors;
 mod docs;
@@ -15,12 +16,14 @@ mod form;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 pub(crate) mod idempotency;
+mod infer;
 mod json;
 mod listener;
 mod metrics;
 pub(crate) mod observe;
 mod openapi;
 mod partial;
+mod passage;
 pub(crate) mod predict;
 mod problem;
 pub(crate) mod query;

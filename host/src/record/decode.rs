@@ -67,16 +67,16 @@ impl std::error::Error for RecordError {}
 
 /// One value is wrong: by its form, or by what it says.
 #[derive(Debug, PartialEq, Eq)]
-enum Issue {
+pub(super) enum Issue {
     Malformed(String),
     Unacceptable(String),
 }
 
-fn malformed<T>(reason: impl Into<String>) -> Result<T, Issue> {
+pub(super) fn malformed<T>(reason: impl Into<String>) -> Result<T, Issue> {
     Err(Issue::Malformed(reason.into()))
 }
 
-fn unacceptable<T>(reason: impl Into<String>) -> Result<T, Issue> {
+pub(super) fn unacceptable<T>(reason: impl Into<String>) -> Result<T, Issue> {
     Err(Issue::Unacceptable(reason.into()))
 }
 
@@ -138,13 +138,13 @@ pub fn decode(signature: &Signature, rows: &[impl Row]) -> Result<Vec<Tensor>, R
 }
 
 #[derive(Default)]
-struct Issues {
+pub(super) struct Issues {
     malformed: Vec<RowIssue>,
     unacceptable: Vec<RowIssue>,
 }
 
 impl Issues {
-    fn add(&mut self, row: usize, field: String, issue: Issue) {
+    pub(super) fn add(&mut self, row: usize, field: String, issue: Issue) {
         let (issues, reason) = match issue {
             Issue::Malformed(reason) => (&mut self.malformed, reason),
             Issue::Unacceptable(reason) => (&mut self.unacceptable, reason),
@@ -154,7 +154,7 @@ impl Issues {
         }
     }
 
-    fn check(mut self) -> Result<(), RecordError> {
+    pub(super) fn check(mut self) -> Result<(), RecordError> {
         let by_row = |issues: &mut Vec<RowIssue>| issues.sort_by_key(|issue| issue.row);
         if !self.malformed.is_empty() {
             by_row(&mut self.malformed);
@@ -298,7 +298,7 @@ fn add_byte_string(field: &Field, bytes: &[u8], data: &mut Vec<u8>) -> Result<()
     append(data, bytes)
 }
 
-fn check_text<'a>(field: &Field, text: &'a str) -> Result<&'a str, Issue> {
+pub(super) fn check_text<'a>(field: &Field, text: &'a str) -> Result<&'a str, Issue> {
     let stripped = field.constraints.contains(&Constraint::Stripped);
     let text = if stripped { text.trim() } else { text };
     for constraint in &field.constraints {
@@ -318,14 +318,19 @@ fn check_text<'a>(field: &Field, text: &'a str) -> Result<&'a str, Issue> {
     Ok(text)
 }
 
-fn check_length(length: usize, unit: &str, minimum: u32, maximum: u32) -> Result<(), Issue> {
+pub(super) fn check_length(
+    length: usize,
+    unit: &str,
+    minimum: u32,
+    maximum: u32,
+) -> Result<(), Issue> {
     if length < minimum as usize || length > maximum as usize {
         return unacceptable(format!("has {length} {unit}, not {minimum} to {maximum}"));
     }
     Ok(())
 }
 
-fn append(data: &mut Vec<u8>, element: &[u8]) -> Result<(), Issue> {
+pub(super) fn append(data: &mut Vec<u8>, element: &[u8]) -> Result<(), Issue> {
     let Ok(length) = u32::try_from(element.len()) else {
         return unacceptable("is too long");
     };
