@@ -257,6 +257,19 @@ impl Server {
         client::send(method, &self.url(path), &all, body)
     }
 
+    /// Whether a body of that length would be read now; it is announced, and not sent, so that whoever
+    /// asks takes no room from others.
+    ///
+    /// # Panics
+    /// The server does neither that nor answer 503.
+    pub fn would_read(&self, path: &str, length: usize) -> bool {
+        match client::announce(self.address(), path, length) {
+            100 => true,
+            503 => false,
+            status => panic!("{status}"),
+        }
+    }
+
     /// Get a page without a key.
     pub fn get(&self, path: &str) -> Answer {
         client::send("GET", &self.url(path), &[], b"")
