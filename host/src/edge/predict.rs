@@ -22,7 +22,7 @@ use super::observe::{Account, VERSION_HEADER};
 use super::partial::{self, Inputs, Results};
 use super::{Edge, Policy, Shared, shadowed};
 use crate::config::Sticky;
-use crate::inference::Inference;
+use crate::inference::{Inference, Urgency, Work};
 use crate::model::{ModelName, Selector, Tensor};
 use crate::observe::trace::{Stage, Told};
 use crate::record;
@@ -416,7 +416,9 @@ impl Call<'_> {
     ) -> Result<Vec<Map<String, Value>>, ApiError> {
         let (version, told) = (Arc::clone(&self.route.version), self.told.clone());
         let again = self.route.shadow.as_ref().map(|_| Arc::clone(&inputs));
-        let outputs = self.inference.predict(version, inputs, self.deadline, told).await?;
+        let (deadline, urgency) = (self.deadline, Urgency::default());
+        let work = Work { version, inputs, deadline, told, urgency };
+        let outputs = self.inference.predict(work).await?;
         let begin = Instant::now();
         let records = record::encode(self.route.version.signature(), &outputs)?;
         self.encoding += begin.elapsed();
