@@ -1,6 +1,7 @@
-//! The public edge: HTTP in, validated batches to the router and the inference threads, HTTP out.
+//! The public edge: HTTP and gRPC in, validated batches to the router and the inference threads, HTTP
+//! and gRPC out.
 //!
-//! Only this module knows axum and the JSON of requests. Bodies are bounded in size and time;
+//! Only this module knows axum, tonic and the JSON of requests. Bodies are bounded in size and time;
 //! every answer is JSON, carries a request id and is one line in the log. Keys are checked before a
 //! body is read; health and readiness need none.
 
@@ -15,6 +16,7 @@ pub(crate) mod error;
 mod form;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+pub(crate) mod grpc;
 pub(crate) mod idempotency;
 mod infer;
 mod json;
@@ -29,6 +31,7 @@ mod problem;
 pub(crate) mod query;
 mod shadowed;
 mod tls;
+mod typed;
 mod unread;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +51,7 @@ pub use access::ModelRates;
 pub use body::Bodies;
 use body::Form;
 use error::ApiError;
+pub use grpc::endpoints as grpc_endpoints;
 pub use idempotency::Answers;
 pub use listener::{Entrance, serve};
 use observe::Around;
