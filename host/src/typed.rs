@@ -34,6 +34,7 @@ use prost_types::field_descriptor_proto::Type;
 use wire::Wire;
 
 pub use class::Class;
+pub use names::root;
 pub use read::{ReadError, read_batch};
 pub use wire::WireError;
 pub use write::{Rows, TooLarge, batch, stream_answer, stream_error};

@@ -20,7 +20,8 @@ use tonic::service::Routes;
 
 use super::error::{ApiError, ErrorCode};
 use super::{Edge, typed};
-pub(crate) use method::Method;
+pub(crate) use call::Call;
+pub(crate) use method::{Method, Needs};
 
 /// What every method needs.
 #[derive(Clone)]

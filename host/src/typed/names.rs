@@ -19,13 +19,18 @@ pub(super) const BATCH_RESPONSE: &str = "BatchPredictResponse";
 const MESSAGES: [&str; 6] =
     [REQUEST, RESPONSE, STREAM_RESPONSE, ERROR, BATCH_REQUEST, BATCH_RESPONSE];
 
+/// The package above those of all versions of a model.
+pub fn root(model: &ModelName) -> String {
+    format!("{ROOT}.{}", segment(model))
+}
+
 /// The part of the package that stands for the model.
 pub(super) fn segment(model: &ModelName) -> String {
     model.as_str().replace('-', "_")
 }
 
 pub(super) fn package(model: &ModelName, class: Class) -> String {
-    format!("{ROOT}.{}.{}", segment(model), class.segment())
+    format!("{}.{}", root(model), class.segment())
 }
 
 /// The model's name in camel case.

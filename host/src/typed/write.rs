@@ -2,7 +2,7 @@
 
 use semver::Version;
 
-use super::wire::{Wire, put_delimited, put_key, put_varint};
+use super::wire::{put_delimited, put_key, put_varint};
 use super::{Form, MODEL_VERSION, Member, Scalar, Service, half};
 use crate::model::{Datatype, Tensor};
 
@@ -201,17 +201,4 @@ pub fn stream_error(code: &str, message: &str) -> Vec<u8> {
     put_delimited(2, message.as_bytes(), &mut error);
     put_delimited(2, &error, &mut answer);
     answer
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_element_takes_the_type_that_it_has_on_the_wire() {
-        assert_eq!(Scalar::Bool.wire(), Wire::Varint);
-        let mut out = Vec::new();
-        put_signed(-1, &mut out);
-        assert_eq!(out.len(), 10);
-    }
 }
