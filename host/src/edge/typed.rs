@@ -17,6 +17,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::Response;
+use prost_types::FileDescriptorProto;
 use tonic::Status;
 use tonic::codec::CompressionEncoding;
 use tonic::server::{Grpc, UnaryService};
@@ -30,6 +31,7 @@ use super::grpc::{Call, Method, Needs, Serving};
 use super::passage::{Asked, Passage};
 use super::predict::target;
 use super::{Edge, Policy, Shared, shadowed};
+use crate::keys::Caller;
 use crate::model::ModelName;
 use crate::router::{self, RouteError};
 use crate::typed::{self, Class, Service};
@@ -96,6 +98,18 @@ pub(super) async fn call(serving: &Serving, request: Request) -> Option<Response
         Action::BatchPredict => unary(edge, &offered, Form::Batch, call, request).await,
         Action::PredictStream => stream::stream(serving, &offered, call, request).await,
     })
+}
+
+/// The model whose service has this name.
+pub(super) fn model_of(edge: &Edge, service: &str) -> Option<ModelName> {
+    edge.services.find(edge, service).map(|offered| offered.model.clone())
+}
+
+/// What describes the services of all models that the caller may ask: one file for each.
+pub(super) fn files(edge: &Edge, caller: &Caller) -> Vec<FileDescriptorProto> {
+    let known = edge.services.known(&edge.registry);
+    let known = known.all().filter(|offered| caller.scopes().predicts(&offered.model));
+    known.map(|offered| offered.service.descriptor().clone()).collect()
 }
 
 /// Whether the caller may know that there is no such service: one of a model that it may ask.

@@ -113,7 +113,7 @@ impl Known {
     }
 
     /// All of them, by their names.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &Arc<Offered>)> {
-        self.by_name.iter().map(|(name, offered)| (name.as_str(), offered))
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Offered>> {
+        self.by_name.values()
     }
 }

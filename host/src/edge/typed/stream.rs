@@ -137,7 +137,10 @@ impl Rows {
         let edge = Arc::clone(&self.serving.edge);
         let endpoint = Endpoint::Method(Arc::from(Action::PredictStream.pattern()));
         let way = Way::Grpc(Arc::clone(&edge.meters));
-        let mut line = Line::part(self.account.clone(), endpoint, way);
+        let mut account = self.account.clone();
+        // The trace is the stream's, and has an end of its own.
+        account.traced = None;
+        let mut line = Line::part(account, endpoint, way);
         let outcome = self.predict(&edge, &mut row, &mut line.account).await;
         let error = outcome.as_ref().err();
         line.status = Some(error.map_or(200, |error| error.code.status().as_u16()));
