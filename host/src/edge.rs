@@ -29,6 +29,7 @@ mod passage;
 pub(crate) mod predict;
 mod problem;
 pub(crate) mod query;
+pub(crate) mod refused;
 mod shadowed;
 mod tls;
 mod typed;
@@ -58,7 +59,8 @@ use observe::Around;
 pub use observe::Way;
 pub use tls::{Tls, TlsError};
 
-use crate::config::{Limits, Origins, Sticky};
+use crate::config::{Limits, Origins, ServerWords, Sticky};
+use crate::control::Control;
 use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::model::ModelName;
@@ -73,6 +75,8 @@ use crate::shadow::Shadows;
 pub struct Edge {
     /// What is loaded.
     pub registry: Arc<Registry>,
+    /// Where that is changed.
+    pub control: Arc<Control>,
     /// Where guests run.
     pub inference: Inference,
     /// What was answered, for who asks again.
@@ -116,6 +120,8 @@ pub struct Policy {
     pub sticky: BTreeMap<ModelName, Sticky>,
     /// All bounds.
     pub limits: Limits,
+    /// What the server says of itself, and whether it may be changed by who calls it.
+    pub server: ServerWords,
 }
 
 type Shared = State<Arc<Edge>>;
