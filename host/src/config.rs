@@ -8,6 +8,7 @@ mod keys;
 mod limits;
 mod models;
 mod overrides;
+mod server;
 mod transport;
 mod watch;
 
@@ -24,6 +25,7 @@ pub use keys::{KeyFile, RateLimitFile};
 pub use limits::{Limits, LimitsFile};
 pub use models::{IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
+pub use server::{ServerFile, ServerWords};
 pub use transport::{CorsFile, GrpcListen, Origins, TlsFile};
 pub use watch::{CaptureFile, TracingFile};
 
@@ -51,6 +53,9 @@ pub struct ConfigFile {
     pub state: Option<PathBuf>,
     /// The model that `/predict` and `/v1/predict` mean; the only one, if there is one only.
     pub default_model: Option<ModelName>,
+    /// What the server says of itself.
+    #[serde(default)]
+    pub server: ServerFile,
     /// The certificate; without it, plain HTTP.
     pub tls: Option<TlsFile>,
     /// Which web pages may ask.
@@ -95,6 +100,8 @@ pub struct Settings {
     pub state: PathBuf,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
+    /// What the server says of itself.
+    pub server: ServerWords,
     /// The certificate of all listeners; without it, plain HTTP.
     pub tls: Option<TlsFile>,
     /// The web pages that may ask for predictions.
@@ -259,6 +266,7 @@ impl ConfigFile {
             capture_shares,
             state,
             default_model: self.default_model,
+            server: self.server.settle()?,
             tls: self.tls,
             origins: self.cors.settle()?,
             keys: keys::settle(self.keys)?,
@@ -373,6 +381,7 @@ mod tests {
             "grpc_listen = \"on\"",
             "[tls]\ncertificate = \"a.pem\"",
             "[cors]\norigins = [\"example.org\"]",
+            "[server]\nname = \"\"",
             "[limits]\nbody_bytes = 0",
             "[limits]\nbody_bytes = 1000\nbodies_in_flight_bytes = 999",
             "[limits]\ninstance_memory_mib = 5000",
@@ -399,6 +408,9 @@ mod tests {
     }
 
     fn assert_watching(file: &ConfigFile) {
+        let ServerFile { name: Some(_), repository_changes: Some(_) } = &file.server else {
+            panic!("a key of server is not in the README");
+        };
         let TracingFile { endpoint: Some(_), sample: Some(_), service: Some(_) } = &file.tracing
         else {
             panic!("a key of tracing is not in the README");

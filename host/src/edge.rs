@@ -29,6 +29,7 @@ mod passage;
 pub(crate) mod predict;
 mod problem;
 pub(crate) mod query;
+pub(crate) mod refused;
 mod shadowed;
 mod tls;
 mod typed;
@@ -59,7 +60,8 @@ pub use observe::Way;
 pub use tls::{Tls, TlsError};
 pub use typed::Services;
 
-use crate::config::{Limits, Origins, Sticky};
+use crate::config::{Limits, Origins, ServerWords, Sticky};
+use crate::control::Control;
 use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::model::ModelName;
@@ -74,6 +76,8 @@ use crate::shadow::Shadows;
 pub struct Edge {
     /// What is loaded.
     pub registry: Arc<Registry>,
+    /// Where that is changed.
+    pub control: Arc<Control>,
     /// Where guests run.
     pub inference: Inference,
     /// What was answered, for who asks again.
@@ -119,6 +123,8 @@ pub struct Policy {
     pub sticky: BTreeMap<ModelName, Sticky>,
     /// All bounds.
     pub limits: Limits,
+    /// What the server says of itself, and whether it may be changed by who calls it.
+    pub server: ServerWords,
 }
 
 type Shared = State<Arc<Edge>>;

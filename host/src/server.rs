@@ -202,7 +202,7 @@ struct Seen {
 
 fn edge(
     settings: &Settings,
-    control: &Control,
+    control: &Arc<Control>,
     Seen { traffic, meters }: Seen,
     interrupted: watch::Receiver<bool>,
     stack_bytes: usize,
@@ -219,6 +219,7 @@ fn edge(
     }
     Ok(Edge {
         registry: Arc::clone(control.registry()),
+        control: Arc::clone(control),
         inference,
         answers: Arc::new(Answers::new(settings.answers)),
         shadows: Arc::new(shadows.map_err(ServeError::Start)?),

@@ -9,7 +9,7 @@ use super::Policy;
 use super::error::{ApiError, ErrorCode};
 use super::infer::Schedule;
 use super::passage::{Entered, Passage};
-use crate::inference::Inference;
+use crate::inference::{Inference, Urgency, Work};
 use crate::model::Tensor;
 use crate::observe::trace::{Stage, Told};
 use crate::record;
@@ -123,7 +123,10 @@ impl<'a> Call<'a> {
 
     async fn outputs(&self, inputs: Arc<Vec<Tensor>>) -> Result<Vec<Tensor>, ApiError> {
         let (version, told) = (Arc::clone(&self.route.version), self.told.clone());
-        Ok(self.inference.predict(version, inputs, self.deadline, told).await?)
+        let Schedule { priority, queue_time } = self.schedule;
+        let urgency = Urgency { priority: priority.into(), queue_time };
+        let work = Work { version, inputs, deadline: self.deadline, told, urgency };
+        Ok(self.inference.predict(work).await?)
     }
 
     /// What is left to do, once the outputs are there.

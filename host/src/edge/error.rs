@@ -20,7 +20,7 @@
 //! | `rate_limited` | 429 | RESOURCE_EXHAUSTED | too many requests for this key, or for this model; `Retry-After` |
 //! | `model_failure` | 500 | INTERNAL | the guest trapped, failed, or returned something else than it promises |
 //! | `internal` | 500 | INTERNAL | a fault of the host |
-//! | `overloaded` | 503 | UNAVAILABLE | the queue is full, or too many bodies are in flight; `Retry-After` |
+//! | `overloaded` | 503 | UNAVAILABLE | the queue is full, the time in it is over, or too many bodies are in flight; `Retry-After` |
 //! | `not_ready` | 503 | UNAVAILABLE | loading, failed to load, suspended, or going down; `Retry-After` |
 //! | `deadline_exceeded` | 504 | DEADLINE_EXCEEDED | no answer in time |
 //! | `insufficient_storage` | 507 | RESOURCE_EXHAUSTED | the disk is full |
@@ -365,6 +365,10 @@ impl From<PredictError> for ApiError {
     fn from(error: PredictError) -> Self {
         match error {
             PredictError::Overloaded => Self::new(ErrorCode::Overloaded, "too many requests wait"),
+            PredictError::QueueTimeout => {
+                let message = "no thread was free in the time that the request may wait";
+                Self::new(ErrorCode::Overloaded, message)
+            }
             PredictError::Stopped => Self::not_ready(),
             PredictError::Suspended => Self::suspended(),
             PredictError::Expired | PredictError::Guest(Fault::Deadline | Fault::Cancelled) => {

@@ -32,6 +32,7 @@ pub(super) fn policy(settings: &Settings, limits: Limits) -> Policy {
         origins: settings.origins.clone(),
         sticky: settings.sticky.clone(),
         limits,
+        server: settings.server.clone(),
     }
 }
 

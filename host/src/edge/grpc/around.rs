@@ -52,7 +52,7 @@ pub(super) async fn each_call(
     let mut account = log.line.account.clone();
     let held = Arc::new(Held::new(&edge.bodies));
     let allowed = allow(edge, &method, request.headers(), &mut account);
-    let call = Call::new(method, held, account);
+    let call = Call::new(method, held, request.headers().clone(), account);
     log.call = Some(Arc::clone(&call));
     let deadline = match allowed.and(deadline) {
         Ok(time) => time.map(|time| Instant::now() + time),

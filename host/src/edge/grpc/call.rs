@@ -3,19 +3,23 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::http::Extensions;
+use axum::http::{Extensions, HeaderMap};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
 use super::arriving::Held;
 use super::{Method, status};
+use crate::edge::access;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
+use crate::edge::shadowed::Then;
 
 /// A call. Its method finds it in the extensions of the request.
 pub(crate) struct Call {
     pub(crate) method: Method,
     pub(super) held: Arc<Held>,
+    /// As they came.
+    pub(crate) headers: HeaderMap,
     noted: Mutex<Noted>,
 }
 
@@ -23,12 +27,19 @@ pub(crate) struct Call {
 struct Noted {
     account: Account,
     error: Option<ErrorCode>,
+    /// What is to be done when the answer is on its way.
+    then: Option<Then>,
 }
 
 impl Call {
-    pub(super) fn new(method: Method, held: Arc<Held>, account: Account) -> Arc<Self> {
-        let noted = Mutex::new(Noted { account, error: None });
-        Arc::new(Self { method, held, noted })
+    pub(super) fn new(
+        method: Method,
+        held: Arc<Held>,
+        headers: HeaderMap,
+        account: Account,
+    ) -> Arc<Self> {
+        let noted = Mutex::new(Noted { account, error: None, then: None });
+        Arc::new(Self { method, held, headers, noted })
     }
 
     /// The call of a request.
@@ -40,6 +51,11 @@ impl Call {
     /// Work on it: what is found out by then is known, however the work ends.
     pub(crate) fn work(self: &Arc<Self>) -> Work {
         Work { account: self.account(), call: Arc::clone(self) }
+    }
+
+    /// Whether its caller says who it is.
+    pub(super) fn has_key(&self) -> bool {
+        access::carries_key(&self.headers)
     }
 
     /// What is known of it so far.
@@ -56,6 +72,11 @@ impl Call {
     pub(crate) fn fail(&self, error: &ApiError) -> Status {
         self.noted().error = Some(error.code);
         status::of(error)
+    }
+
+    /// Do that when the answer is on its way.
+    pub(super) fn then(&self, then: Option<Then>) {
+        self.noted().then = then;
     }
 
     /// The memory of the message that has just been read, which is this long; it counts until this is

@@ -47,7 +47,7 @@ const METHODS: [(&str, Needs, bool); 16] = [
     ("/inference.GRPCInferenceService/ModelMetadata", Needs::Key, false),
     ("/inference.GRPCInferenceService/ModelConfig", Needs::Key, false),
     ("/inference.GRPCInferenceService/ModelStatistics", Needs::Key, false),
-    ("/inference.GRPCInferenceService/RepositoryIndex", Needs::Key, false),
+    ("/inference.GRPCInferenceService/RepositoryIndex", Needs::Admin, false),
     ("/inference.GRPCInferenceService/RepositoryModelLoad", Needs::Admin, false),
     ("/inference.GRPCInferenceService/RepositoryModelUnload", Needs::Admin, false),
     ("/grpc.health.v1.Health/Check", Needs::Nothing, false),
