@@ -16,6 +16,8 @@
 //! Places matter because they are the numbers of fields in [`crate::typed`], and how a row tells its shape
 //! because it is how it is written there. A place is therefore never given to another field while old
 //! callers are served: what is gone takes a new major along.
+//!
+//! What fills rows up that share a batch is nothing that callers send or get, so a change of it is none.
 
 mod snapshot;
 
@@ -372,6 +374,8 @@ mod tests {
         assert_eq!(bump(|new| new.inputs[0].description = "after".to_owned()), Bump::Patch);
         // The same said in another way.
         assert_eq!(bump(|new| new.inputs[1].constraints.push(range(0.0, 200.0))), Bump::Patch);
+        let padded = Constraint::Padded(vec![0; 4]);
+        assert_eq!(bump(|new| new.inputs[1].constraints.push(padded.clone())), Bump::Patch);
     }
 
     #[test]
@@ -397,6 +401,7 @@ mod tests {
         assert_eq!(bump(|new| drop(new.inputs.pop())), Bump::Major);
         assert_eq!(bump(|new| drop(new.outputs.pop())), Bump::Major);
         assert_eq!(bump(|new| new.inputs[0].name = "txt".to_owned()), Bump::Major);
+        assert_eq!(bump(|new| new.inputs[0].name = "TEXT".to_owned()), Bump::Major);
         assert_eq!(bump(|new| new.outputs[0].name = "class".to_owned()), Bump::Major);
         assert_eq!(bump(|new| new.inputs[1].datatype = Datatype::Fp64), Bump::Major);
         assert_eq!(bump(|new| new.outputs[1].datatype = Datatype::Fp64), Bump::Major);
