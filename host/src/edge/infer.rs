@@ -4,6 +4,8 @@
 //! What the two do not share is how tensors are written, and how errors are told. Facts of the protocol:
 //! <https://github.com/kserve/open-inference-protocol> and the documentation of Triton's extensions.
 
+pub(super) mod about;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
