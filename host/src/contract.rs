@@ -10,6 +10,8 @@
 //! | an input or an output removed, renamed or retyped; class labels in another order | major |
 //! | a new input without a default, a default taken away | major |
 //! | an input accepts less, an output promises less | major |
+//!
+//! What fills rows up that share a batch is nothing that callers send or get, so a change of it is none.
 
 mod snapshot;
 
@@ -346,6 +348,8 @@ mod tests {
         assert_eq!(bump(|new| new.outputs.reverse()), Bump::Patch);
         // The same said in another way.
         assert_eq!(bump(|new| new.inputs[1].constraints.push(range(0.0, 200.0))), Bump::Patch);
+        let padded = Constraint::Padded(vec![0; 4]);
+        assert_eq!(bump(|new| new.inputs[1].constraints.push(padded.clone())), Bump::Patch);
     }
 
     #[test]
@@ -371,6 +375,7 @@ mod tests {
         assert_eq!(bump(|new| drop(new.inputs.pop())), Bump::Major);
         assert_eq!(bump(|new| drop(new.outputs.pop())), Bump::Major);
         assert_eq!(bump(|new| new.inputs[0].name = "txt".to_owned()), Bump::Major);
+        assert_eq!(bump(|new| new.inputs[0].name = "TEXT".to_owned()), Bump::Major);
         assert_eq!(bump(|new| new.outputs[0].name = "class".to_owned()), Bump::Major);
         assert_eq!(bump(|new| new.inputs[1].datatype = Datatype::Fp64), Bump::Major);
         assert_eq!(bump(|new| new.outputs[1].datatype = Datatype::Fp64), Bump::Major);

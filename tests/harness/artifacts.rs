@@ -50,7 +50,7 @@ pub fn compose(component: &Path, output: &Path) {
         let package = Package::from_file("test:inner", None, component, graph.types_mut())?;
         let package = graph.register_package(package)?;
         let inner = graph.instantiate(package);
-        for export in ["guesthouse:model/lifecycle@0.1.0", "guesthouse:model/predict@0.1.0"] {
+        for export in ["guesthouse:model/lifecycle@0.2.0", "guesthouse:model/predict@0.2.0"] {
             let node = graph.alias_instance_export(inner, export)?;
             graph.export(node, export)?;
         }

@@ -1,7 +1,7 @@
 //! One server for one test: its own port, repository and state, ended with the test.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, PipeReader};
+use std::io::{BufRead as _, BufReader, ErrorKind, PipeReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -255,6 +255,19 @@ impl Server {
         }
         all.extend(headers);
         client::send(method, &self.url(path), &all, body)
+    }
+
+    /// Whether a body of that length would be read now; it is announced, and not sent, so that whoever
+    /// asks takes no room from others.
+    ///
+    /// # Panics
+    /// The server does neither that nor answer 503.
+    pub fn would_read(&self, path: &str, length: usize) -> bool {
+        match client::announce(self.address(), path, length) {
+            100 => true,
+            503 => false,
+            status => panic!("{status}"),
+        }
     }
 
     /// Get a page without a key.
@@ -513,6 +526,12 @@ fn copy_warm_state(to: &Path) {
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");
         let config = environment::models().join("demo.toml");
+        // What was deployed here before may have been packed anew since; what is compiled is found by
+        // its bytes, whatever the ledger says.
+        match fs::remove_file(state.join("ledger.redb")) {
+            Err(error) if error.kind() != ErrorKind::NotFound => panic!("the old ledger: {error}"),
+            _ => {}
+        }
         let (mut child, log) =
             spawn(&config, &environment::repository(), &state, &Setup::default());
         log.wait_for("ready", 0, |line| line["message"] == "ready");

@@ -312,7 +312,8 @@ pub(super) fn check_text<'a>(field: &Field, text: &'a str) -> Result<&'a str, Is
             Constraint::OneOf(_)
             | Constraint::Text
             | Constraint::Stripped
-            | Constraint::Range { .. } => {}
+            | Constraint::Range { .. }
+            | Constraint::Padded(_) => {}
         }
     }
     Ok(text)
