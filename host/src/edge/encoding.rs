@@ -12,6 +12,7 @@ use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use flate2::write::MultiGzDecoder;
+use flate2::{Decompress, FlushDecompress, Status};
 use tower_http::compression::predicate::SizeAbove;
 use tower_http::compression::{CompressionLayer, CompressionLevel};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
@@ -21,7 +22,7 @@ use super::error::{ApiError, ErrorCode};
 /// The largest window of a zstd frame, as a power of two: what RFC 9659 lets every sender use.
 const MAX_WINDOW_LOG: u32 = 23;
 
-/// Bytes that a step of the zstd decoder gives.
+/// Bytes that a step of the decoders of zstd and of deflate gives.
 const STEP: usize = 32 << 10;
 
 /// Steps until others have their turn: half a megabyte, in about half a millisecond.
@@ -59,6 +60,7 @@ pub(super) async fn accept_plain(mut request: Request) -> Request {
 pub(super) enum Encoding {
     Identity,
     Gzip,
+    Deflate,
     Zstd,
 }
 
@@ -76,20 +78,21 @@ impl Encoding {
             ("gzip", Self::Gzip),
             // The same, in RFC 9110's words.
             ("x-gzip", Self::Gzip),
+            ("deflate", Self::Deflate),
             ("zstd", Self::Zstd),
         ] {
             if encoding.eq_ignore_ascii_case(name.as_bytes()) {
                 return Ok(known);
             }
         }
-        let message = "the Content-Encoding must be one of gzip, zstd and identity";
+        let message = "the Content-Encoding must be one of gzip, deflate, zstd and identity";
         Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
     }
 
     /// Whether decoding takes megabytes beside what comes out.
     pub(super) fn needs_window(self) -> bool {
         match self {
-            Self::Identity | Self::Gzip => false,
+            Self::Identity | Self::Gzip | Self::Deflate => false,
             Self::Zstd => true,
         }
     }
@@ -99,6 +102,7 @@ impl Encoding {
 pub(super) enum Inflater<W: Write> {
     Identity(W),
     Gzip(Box<MultiGzDecoder<W>>),
+    Deflate(Box<Deflate<W>>),
     Zstd(Box<Zstd<W>>),
 }
 
@@ -129,6 +133,7 @@ impl<W: Write> Inflater<W> {
         Ok(match encoding {
             Encoding::Identity => Self::Identity(place),
             Encoding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(place))),
+            Encoding::Deflate => Self::Deflate(Box::new(Deflate::new(place))),
             Encoding::Zstd => Self::Zstd(Box::new(Zstd::new(place)?)),
         })
     }
@@ -152,6 +157,7 @@ impl<W: Write> Inflater<W> {
                     }
                     (taken, true)
                 }
+                Self::Deflate(decoder) => decoder.step(data)?,
                 Self::Zstd(decoder) => decoder.step(data)?,
             };
             data = &data[taken..];
@@ -170,8 +176,57 @@ impl<W: Write> Inflater<W> {
         match self {
             Self::Identity(place) => Ok(place),
             Self::Gzip(decoder) => Ok(decoder.finish()?),
+            Self::Deflate(decoder) => decoder.finish(),
             Self::Zstd(decoder) => decoder.finish(),
         }
+    }
+}
+
+/// One stream of deflate, in the envelope of zlib, as RFC 9110 has it, or without, as some send it.
+pub(super) struct Deflate<W> {
+    /// None before the first byte, which tells the two apart.
+    decoder: Option<Decompress>,
+    place: W,
+    buffer: Box<[u8]>,
+    is_whole: bool,
+}
+
+impl<W: Write> Deflate<W> {
+    fn new(place: W) -> Self {
+        Self { decoder: None, place, buffer: vec![0; STEP].into_boxed_slice(), is_whole: false }
+    }
+
+    /// One step: how many bytes it has taken, and whether there is more to do.
+    fn step(&mut self, data: &[u8]) -> Result<(usize, bool), InflateError> {
+        // An envelope begins with the method, which is 8. Without one, that would be a stored block whose
+        // padding is not zero.
+        let decoder = match (&mut self.decoder, data.first()) {
+            (Some(decoder), _) => decoder,
+            (none, Some(first)) => none.insert(Decompress::new(first & 0x0f == 8)),
+            (None, None) => return Ok((0, false)),
+        };
+        if self.is_whole {
+            return if data.is_empty() { Ok((0, false)) } else { Err(InflateError::Garbage) };
+        }
+        let (before, given_before) = (decoder.total_in(), decoder.total_out());
+        let status = decoder.decompress(data, &mut self.buffer, FlushDecompress::None);
+        let status = status.map_err(|_error| InflateError::Garbage)?;
+        // No more than a step.
+        let count = |now: u64, before: u64| usize::try_from(now - before).unwrap_or(usize::MAX);
+        let taken = count(decoder.total_in(), before);
+        let given = count(decoder.total_out(), given_before);
+        self.place.write_all(&self.buffer[..given])?;
+        self.is_whole = status == Status::StreamEnd;
+        if taken == 0 && given == 0 && !self.is_whole {
+            return if data.is_empty() { Ok((0, false)) } else { Err(InflateError::Garbage) };
+        }
+        // A buffer that is not full shows that nothing waits inside.
+        let is_over = taken == data.len() && (given < STEP || self.is_whole);
+        Ok((taken, !is_over))
+    }
+
+    fn finish(self) -> Result<W, InflateError> {
+        if self.is_whole { Ok(self.place) } else { Err(InflateError::Garbage) }
     }
 }
 
@@ -220,7 +275,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use flate2::Compression;
-    use flate2::write::GzEncoder;
+    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
     use proptest::prelude::*;
 
     use super::*;
@@ -245,6 +300,18 @@ mod tests {
 
     fn gzip(data: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zlib(data: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn raw_deflate(data: &[u8]) -> Vec<u8> {
+        let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(data).unwrap();
         encoder.finish().unwrap()
     }
@@ -277,10 +344,13 @@ mod tests {
 
     const BOTH: [(Encoding, Encode); 2] = [(Encoding::Gzip, gzip), (Encoding::Zstd, zstd)];
 
+    const ALL: [(Encoding, Encode); 4] =
+        [BOTH[0], BOTH[1], (Encoding::Deflate, zlib), (Encoding::Deflate, raw_deflate)];
+
     #[test]
     fn bombs_stop_at_the_limit_and_what_just_fits_passes() {
         let data = vec![0; 3 << 20];
-        for (encoding, encode) in BOTH {
+        for (encoding, encode) in ALL {
             let bomb = encode(&data);
             assert!(bomb.len() < 8 << 10);
             assert_eq!(inflate(encoding, &[&bomb], data.len()).unwrap(), data);
@@ -291,7 +361,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_off_or_changed_is_garbage() {
-        for (encoding, encode) in BOTH {
+        for (encoding, encode) in ALL {
             let whole = encode(b"You are nice, and so is everybody else here");
             for end in 0..whole.len() {
                 let cut = inflate(encoding, &[&whole[..end]], 1000);
@@ -325,6 +395,13 @@ mod tests {
                 let sent: Vec<u8> = data.iter().flat_map(|member| encode(member)).collect();
                 let pieces: Vec<&[u8]> = sent.chunks(size).collect();
                 let inflated = inflate(encoding, &pieces, whole.len());
+                prop_assert_eq!(inflated.unwrap(), &whole[..]);
+            }
+            // There is only one stream of deflate.
+            for encode in [zlib, raw_deflate] {
+                let sent = encode(&whole);
+                let pieces: Vec<&[u8]> = sent.chunks(size).collect();
+                let inflated = inflate(Encoding::Deflate, &pieces, whole.len());
                 prop_assert_eq!(inflated.unwrap(), &whole[..]);
             }
         }

@@ -14,14 +14,14 @@ use uuid::Uuid;
 use super::access::Allowance;
 use super::error::{ApiError, ErrorCode};
 use super::idempotency::Answer;
-use super::problem;
 use super::unread::Unread;
+use super::{oip, problem};
 use crate::model::VersionId;
 use crate::observe::measure::Counter;
 use crate::observe::meters::{Counted, Listener, Meters};
 use crate::observe::trace::{Summary, Told, Traced, Tracer};
 use crate::router::{Reason, Route};
-use crate::version::Measured;
+use crate::version::{Measured, Statistics};
 
 /// The header that brings and returns a request's id.
 pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -86,7 +86,7 @@ pub(crate) struct Account {
     pub(crate) reason: Option<Reason>,
     pub(crate) rows: usize,
     /// Where the version counts the answer, and the version's role.
-    measured: Option<(Arc<Measured>, &'static str)>,
+    measured: Option<(Arc<Measured>, Arc<Statistics>, &'static str)>,
     /// The trace that the request belongs to.
     pub(crate) traced: Option<Traced>,
     /// What the limits say that it met.
@@ -115,7 +115,8 @@ impl Account {
     pub(crate) fn route_to(&mut self, route: &Route) {
         self.version = Some(route.version.id().clone());
         self.reason = Some(route.reason);
-        self.measured = Some((Arc::clone(route.version.measured()), route.role.as_str()));
+        let (measured, statistics) = (route.version.measured(), route.version.statistics());
+        self.measured = Some((Arc::clone(measured), Arc::clone(statistics), route.role.as_str()));
     }
 
     /// Who tells what the request goes through.
@@ -183,7 +184,8 @@ pub(crate) async fn each_request(
     let _in_flight = Counted::on(&way.meters().in_flight);
     let mut line = Line::begin(&mut request, way.clone(), tracer.as_deref());
     let unread = Unread::of(&mut request);
-    let wants_problem = problem::wants_problem(request.headers());
+    let is_of_oip = oip::has_path(request.uri().path());
+    let wants_problem = !is_of_oip && problem::wants_problem(request.headers());
     let mut response = next.run(request).await;
 
     if let Some(account) = response.extensions_mut().remove::<Account>() {
@@ -199,6 +201,8 @@ pub(crate) async fn each_request(
         }
         let (body, media_type) = if wants_problem {
             (error.problem(id.as_str()), "application/problem+json")
+        } else if is_of_oip {
+            (error.in_protocol_form(id.as_str()), "application/json")
         } else {
             (error.body(id.as_str()), "application/json")
         };
@@ -270,7 +274,9 @@ impl Drop for Line {
             trace.end(&Summary { method, route, status, error_code, version, reason });
         }
         // Probes come every second and say the same; a change of readiness has a line of its own.
-        if route.is_some_and(|route| ["/healthz", "/readyz"].contains(&route)) {
+        let is_probe =
+            |route| ["/healthz", "/readyz"].contains(&route) || oip::PROBES.contains(&route);
+        if route.is_some_and(is_probe) {
             return;
         }
         // Whole microseconds, in milliseconds.
@@ -301,7 +307,12 @@ impl Line {
         if let Some(code) = self.error_code {
             meters.errors.with(&code, Counter::count);
         }
-        let Some((measured, role)) = &self.account.measured else { return };
+        let Some((measured, statistics, role)) = &self.account.measured else { return };
+        if status < 400 {
+            statistics.request_answered(time);
+        } else {
+            statistics.request_failed(time);
+        }
         measured.requests.with(route, |counts| counts.with(&(*role, status), Counter::count));
         measured.total.with(role, |times| times.record(time));
     }

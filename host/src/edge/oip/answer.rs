@@ -66,7 +66,8 @@ impl Forms {
 }
 
 fn ask_for_binary(name: &str, NoJson(why): &NoJson) -> ApiError {
-    let message = format!("output `{name}` cannot be answered in JSON ({why}): ask for binary_data");
+    let message =
+        format!("output `{name}` cannot be answered in JSON ({why}): ask for binary_data");
     ApiError::malformed(message)
 }
 
@@ -106,8 +107,7 @@ pub(super) fn write(
             json.extend(format!(",\"parameters\":{{\"binary_data_size\":{size}}}}}").as_bytes());
         } else {
             json.extend(b",\"data\":");
-            elements::write(output, &mut json)
-                .map_err(|why| ask_for_binary(&output.name, &why))?;
+            elements::write(output, &mut json).map_err(|why| ask_for_binary(&output.name, &why))?;
             json.push(b'}');
         }
     }

@@ -8,8 +8,8 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use serde_json::Serializer;
 use serde::Serialize as _;
+use serde_json::Serializer;
 
 use super::reader::{Read, Reader};
 use crate::model::{Datatype, Tensor, bytes_elements};
@@ -168,7 +168,8 @@ pub(super) fn write(tensor: &Tensor, json: &mut Vec<u8>) -> Result<(), NoJson> {
             double(json, f64::from_le_bytes(*bytes))
         }),
         Datatype::Bytes => list(json, bytes_elements(&tensor.data), |json, bytes| {
-            let text = str::from_utf8(bytes).map_err(|_error| NoJson("a byte string is no text"))?;
+            let text =
+                str::from_utf8(bytes).map_err(|_error| NoJson("a byte string is no text"))?;
             string(json, text);
             Ok(())
         }),
@@ -281,7 +282,10 @@ pub(super) mod tests {
         let double = |text: &str| read_all(text, Datatype::Fp64, &[1]);
         assert_eq!(single("[7.038531e-26]"), Some(7.038_531e-26_f32.to_le_bytes().to_vec()));
         assert_eq!(single("[-0]"), Some((-0.0_f32).to_le_bytes().to_vec()));
-        assert_eq!(double("[9007199254740993]"), Some(9_007_199_254_740_992_f64.to_le_bytes().to_vec()));
+        assert_eq!(
+            double("[9007199254740993]"),
+            Some(9_007_199_254_740_992_f64.to_le_bytes().to_vec())
+        );
         assert_eq!(double("[1e-400]"), Some(0_f64.to_le_bytes().to_vec()));
         for bad in ["[1e39]", "[NaN]", "[Infinity]", "[-Infinity]", "[null]", "[\"1\"]", "[true]"] {
             assert_eq!(single(bad), None, "{bad}");
@@ -348,37 +352,43 @@ pub(super) mod tests {
                 prop::collection::vec(any::<u8>(), 0..12).boxed()
             }
         };
-        (datatype, 1..5_u64, 0..4_u64, "[a-z]{1,8}").prop_flat_map(move |(datatype, rows, columns, name)| {
-            let count = usize::try_from(rows * columns).unwrap();
-            let data = match datatype.element_size() {
-                None => prop::collection::vec(bytes(), count)
-                    .prop_map(|all| {
-                        let length = |one: &Vec<u8>| u32::try_from(one.len()).unwrap();
-                        let one = |one: &Vec<u8>| [&length(one).to_le_bytes()[..], one].concat();
-                        all.iter().flat_map(one).collect()
-                    })
-                    .boxed(),
-                Some(size) => prop::collection::vec(any::<u8>(), count * size)
-                    .prop_map(move |mut data: Vec<u8>| {
-                        if datatype == Datatype::Bool {
-                            data.iter_mut().for_each(|flag| *flag &= 1);
-                        }
-                        let is_float = matches!(datatype, Datatype::Fp32 | Datatype::Fp64);
-                        if of_json && is_float {
-                            // Never the exponent of what is not finite.
-                            data.iter_mut().skip(size - 1).step_by(size).for_each(|high| *high &= 0xbf);
-                        }
-                        data
-                    })
-                    .boxed(),
-            };
-            data.prop_map(move |data| Tensor {
-                name: name.clone(),
-                datatype,
-                shape: vec![rows, columns],
-                data,
-            })
-        })
+        (datatype, 1..5_u64, 0..4_u64, "[a-z]{1,8}").prop_flat_map(
+            move |(datatype, rows, columns, name)| {
+                let count = usize::try_from(rows * columns).unwrap();
+                let data = match datatype.element_size() {
+                    None => prop::collection::vec(bytes(), count)
+                        .prop_map(|all| {
+                            let length = |one: &Vec<u8>| u32::try_from(one.len()).unwrap();
+                            let one =
+                                |one: &Vec<u8>| [&length(one).to_le_bytes()[..], one].concat();
+                            all.iter().flat_map(one).collect()
+                        })
+                        .boxed(),
+                    Some(size) => prop::collection::vec(any::<u8>(), count * size)
+                        .prop_map(move |mut data: Vec<u8>| {
+                            if datatype == Datatype::Bool {
+                                data.iter_mut().for_each(|flag| *flag &= 1);
+                            }
+                            let is_float = matches!(datatype, Datatype::Fp32 | Datatype::Fp64);
+                            if of_json && is_float {
+                                // Never the exponent of what is not finite.
+                                data.iter_mut()
+                                    .skip(size - 1)
+                                    .step_by(size)
+                                    .for_each(|high| *high &= 0xbf);
+                            }
+                            data
+                        })
+                        .boxed(),
+                };
+                data.prop_map(move |data| Tensor {
+                    name: name.clone(),
+                    datatype,
+                    shape: vec![rows, columns],
+                    data,
+                })
+            },
+        )
     }
 
     proptest! {

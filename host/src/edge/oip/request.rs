@@ -10,9 +10,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use super::elements;
 use super::reader::{JsonError, Read, Reader};
 use crate::edge::error::ApiError;
-use crate::edge::infer::{
-    InferRequest, MAX_PARAMETERS, Parameter, Parameters, RequestedOutput,
-};
+use crate::edge::infer::{InferRequest, MAX_PARAMETERS, Parameter, Parameters, RequestedOutput};
 use crate::model::{Datatype, Tensor};
 
 /// How many bytes of a body are JSON, where tensors follow.
@@ -109,7 +107,8 @@ pub(super) fn parse(body: &[u8], layout: Layout) -> Result<RestRequest, ApiError
         })?,
         Layout::Json | Layout::Raw => (body, &[][..]),
     };
-    let text = str::from_utf8(json).map_err(|_error| ApiError::malformed("the JSON is not UTF-8"))?;
+    let text =
+        str::from_utf8(json).map_err(|_error| ApiError::malformed("the JSON is not UTF-8"))?;
     let mut envelope = Envelope::default();
     envelope.read(text)?;
     let Envelope { id, parameters, inputs, outputs } = envelope;
@@ -176,7 +175,9 @@ fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, A
             (false, true) => {
                 let (data, nesting) = data.unwrap_or_default();
                 if !nesting.fits(&shape) {
-                    return Err(wrong("has data that is nested in another way than its shape says"));
+                    return Err(wrong(
+                        "has data that is nested in another way than its shape says",
+                    ));
                 }
                 data
             }
@@ -190,7 +191,7 @@ fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, A
 }
 
 /// Keep the value of a field that may be there once; `null` is as good as nothing.
-fn once<T>(
+pub(super) fn once<T>(
     reader: &mut Reader<'_>,
     place: &mut Option<T>,
     read: impl FnOnce(&mut Reader<'_>) -> Read<T>,
@@ -274,9 +275,12 @@ fn again(text: &str, inputs: &mut [Input]) -> Read<()> {
         reader.array(|reader| {
             let mut input = all.next();
             reader.object(|reader, field| match input.as_mut() {
-                Some(Input { datatype: Some(datatype), data: place @ None, has_data: true, .. })
-                    if field == "data" =>
-                {
+                Some(Input {
+                    datatype: Some(datatype),
+                    data: place @ None,
+                    has_data: true,
+                    ..
+                }) if field == "data" => {
                     *place = Some(data(reader, *datatype)?);
                     Ok(())
                 }
