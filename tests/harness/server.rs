@@ -56,6 +56,22 @@ impl Setup {
         Self { artifacts, config, ..Self::default() }
     }
 
+    /// Models that are there for tests alone, by their names; all of them, if none is named. They are
+    /// packed into `folder`.
+    ///
+    /// # Panics
+    /// There is no such model.
+    pub fn fixtures(folder: &Path, names: &[&str]) -> Self {
+        let config = fs::read_to_string(artifacts::fixtures().join("fixtures.toml"));
+        let config = config.expect("the fixtures have a configuration");
+        let names = match names {
+            [] => artifacts::fixture_names(),
+            names => names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let artifacts = names.iter().map(|name| artifacts::fixture(name, folder)).collect();
+        Self { artifacts, config, ..Self::default() }
+    }
+
     /// The misbehaving guest beside a healthy model, with that much time for each prediction.
     pub fn misbehave(folder: &Path, predict_milliseconds: u32) -> Self {
         let config = format!(
