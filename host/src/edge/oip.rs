@@ -164,7 +164,7 @@ async fn index(State(edge): Shared, request: Request) -> Response {
         let mut only_ready = None;
         let body = read_small(&edge, &parts.headers, body).await?;
         fields(&body, |reader, field| match field {
-            "ready" => request::once(reader, &mut only_ready, Reader::boolean),
+            "ready" => request::once(reader, &mut only_ready, |reader| reader.boolean()),
             _ => reader.skip(),
         })?;
         Ok(tell(&asker.index(only_ready.unwrap_or(false))?))
@@ -307,7 +307,7 @@ fn raw_input(signature: &Signature, body: &[u8]) -> Result<Tensor, ApiError> {
         return Err(ApiError::malformed("a body without JSON is for models with one input"));
     };
     let Some(size) = field.datatype.element_size() else {
-        if field.row_shape.iter().any(|size| *size != Some(1)) {
+        if field.row_shape.iter().any(|size| size.is_some_and(|size| size != 1)) {
             return Err(ApiError::malformed("a body without JSON is for one byte string alone"));
         }
         let length = u32::try_from(body.len());

@@ -301,7 +301,7 @@ mod tests {
         })
     }
 
-    fn whole<T>(text: &str, read: impl FnOnce(&mut Reader<'_>) -> Read<T>) -> Read<T> {
+    fn whole<'a, T>(text: &'a str, read: impl FnOnce(&mut Reader<'a>) -> Read<T>) -> Read<T> {
         let mut reader = Reader::new(text);
         let outcome = read(&mut reader)?;
         reader.end()?;
