@@ -67,7 +67,7 @@ fn send(
     headers: &[(&str, &str)],
     body: Vec<u8>,
 ) -> Reply {
-    let http = client::http().build().unwrap();
+    let http = client::http().no_gzip().no_zstd().build().unwrap();
     let mut request = http.request(method, server.url(path)).body(body);
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("x-api-key")) {
         request = request.header("X-API-Key", DEMO_KEY);
