@@ -26,7 +26,7 @@ pub use limits::{Limits, LimitsFile};
 pub use models::{IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
 pub use server::{ServerFile, ServerWords};
-pub use transport::{CorsFile, Origins, TlsFile};
+pub use transport::{CorsFile, GrpcListen, Origins, TlsFile};
 pub use watch::{CaptureFile, TracingFile};
 
 use crate::keys::Key;
@@ -43,7 +43,9 @@ use crate::version::ModelLimits;
 pub struct ConfigFile {
     /// Address and port of the HTTP endpoints; 127.0.0.1:8000.
     pub listen: Option<SocketAddr>,
-    /// Address and port of the admin API; 127.0.0.1:8001.
+    /// Address and port of gRPC, or `off`; 127.0.0.1:8001.
+    pub grpc_listen: Option<GrpcListen>,
+    /// Address and port of the admin API; 127.0.0.1:8002.
     pub admin_listen: Option<SocketAddr>,
     /// Folder of the artifacts; `repository`.
     pub repository: Option<PathBuf>,
@@ -87,6 +89,9 @@ pub struct ConfigFile {
 pub struct Settings {
     /// Only this machine can reach the default, until somebody decides otherwise.
     pub listen: SocketAddr,
+    /// Of gRPC, if it is served; the same holds for it. The port is the one that clients of other
+    /// model servers have in their examples.
+    pub grpc_listen: GrpcListen,
     /// Of the admin API; the same holds for it.
     pub admin_listen: SocketAddr,
     /// Folder of the artifacts.
@@ -97,7 +102,7 @@ pub struct Settings {
     pub default_model: Option<ModelName>,
     /// What the server says of itself.
     pub server: ServerWords,
-    /// The certificate of both listeners; without it, plain HTTP.
+    /// The certificate of all listeners; without it, plain HTTP.
     pub tls: Option<TlsFile>,
     /// The web pages that may ask for predictions.
     pub origins: Origins,
@@ -253,7 +258,8 @@ impl ConfigFile {
         let state = self.state.unwrap_or_else(|| "state".into());
         Ok(Settings {
             listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
-            admin_listen: self.admin_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8001))),
+            grpc_listen: self.grpc_listen.unwrap_or_default(),
+            admin_listen: self.admin_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8002))),
             repository: self.repository.unwrap_or_else(|| "repository".into()),
             tracing: self.tracing.settle()?,
             capture: self.capture.settle(&state)?,
@@ -332,6 +338,9 @@ mod tests {
     fn an_empty_file_is_enough() {
         let settings = settle("").unwrap();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
+        assert_eq!(settings.grpc_listen, GrpcListen::At(([127, 0, 0, 1], 8001).into()));
+        assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:8002");
+        assert_eq!(settle("grpc_listen = \"off\"").unwrap().grpc_listen, GrpcListen::Off);
         assert!(settings.keys.is_empty() && settings.splits.is_empty());
     }
 
@@ -369,6 +378,7 @@ mod tests {
         for bad in [
             "unknown = 1",
             "listen = \"localhost\"",
+            "grpc_listen = \"on\"",
             "[tls]\ncertificate = \"a.pem\"",
             "[cors]\norigins = [\"example.org\"]",
             "[server]\nname = \"\"",

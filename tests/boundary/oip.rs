@@ -3,10 +3,7 @@ mod models;
 mod refusals;
 mod repository;
 
-use std::fs;
-use std::path::Path;
-
-use guesthouse_tests::{DEMO_KEY, Server, Setup, artifacts, client};
+use guesthouse_tests::{DEMO_KEY, Server, client};
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
@@ -99,13 +96,6 @@ fn post_raw(server: &Server, path: &str, json: &Value, tensors: &[u8]) -> Reply 
 fn post_with_length(server: &Server, path: &str, length: &str, body: &[u8]) -> Reply {
     let headers = [(LENGTH, length), ("Content-Type", "application/octet-stream")];
     send(server, Method::POST, path, &headers, body.to_vec())
-}
-
-/// Models that are there for tests alone.
-fn fixtures(models: &[&str], folder: &Path) -> Setup {
-    let artifacts = models.iter().map(|model| artifacts::fixture(model, folder)).collect();
-    let config = fs::read_to_string(artifacts::fixtures().join("fixtures.toml")).unwrap();
-    Setup { artifacts, config, ..Setup::default() }
 }
 
 /// A byte string as tensors have it.

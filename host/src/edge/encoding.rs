@@ -8,16 +8,18 @@
 
 use std::io::{self, Write};
 
+use axum::body::HttpBody;
 use axum::extract::Request;
-use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use axum::http::{HeaderMap, HeaderValue, Response};
 use flate2::write::MultiGzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
-use tower_http::compression::predicate::SizeAbove;
+use tower_http::compression::predicate::{Predicate, SizeAbove};
 use tower_http::compression::{CompressionLayer, CompressionLevel};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::error::{ApiError, ErrorCode};
+use super::oip;
 
 /// The largest window of a zstd frame, as a power of two: what RFC 9659 lets every sender use.
 const MAX_WINDOW_LOG: u32 = 23;
@@ -31,12 +33,29 @@ const STEPS_IN_A_ROW: usize = 16;
 /// The smallest answer that is compressed, in bytes: a smaller one is one packet anyhow.
 const MIN_ANSWER: u64 = 1 << 10;
 
-/// Compresses answers, fast rather than well: it is done on the processors that serve.
-pub(super) fn answers() -> CompressionLayer<SizeAbove> {
-    let layer = CompressionLayer::new().quality(CompressionLevel::Fastest);
-    layer.compress_when(SizeAbove::new(MIN_ANSWER))
+/// On an answer that is not compressed, whoever asks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plain;
+
+/// Which answers are compressed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Worthwhile(SizeAbove);
+
+impl Predicate for Worthwhile {
+    fn should_compress<B: HttpBody>(&self, response: &Response<B>) -> bool {
+        response.extensions().get::<Plain>().is_none() && self.0.should_compress(response)
+    }
 }
 
+/// Compresses answers, fast rather than well: it is done on the processors that serve.
+pub(super) fn answers() -> CompressionLayer<Worthwhile> {
+    let layer = CompressionLayer::new().quality(CompressionLevel::Fastest);
+    layer.compress_when(Worthwhile(SizeAbove::new(MIN_ANSWER)))
+}
+
+/// Which encodings an answer may have. Clients of the Open Inference Protocol say what their HTTP library
+/// knows and undo what the protocol knows, by themselves: gzip and deflate.
+///
 /// A caller that takes nothing uncompressed would be answered 406 by the library, after the work.
 /// There is no such answer here: it gets what it did not want.
 pub(super) async fn accept_plain(mut request: Request) -> Request {
@@ -51,6 +70,20 @@ pub(super) async fn accept_plain(mut request: Request) -> Request {
     let mut values = request.headers().get_all(ACCEPT_ENCODING).iter();
     if values.any(|value| value.to_str().is_ok_and(refuses)) {
         request.headers_mut().remove(ACCEPT_ENCODING);
+    }
+    if oip::has_path(request.uri().path()) {
+        let values = request.headers().get_all(ACCEPT_ENCODING).iter();
+        let all: Vec<_> = values.filter_map(|value| value.to_str().ok()).collect();
+        let is_known = |coding: &&str| {
+            let name = coding.split(';').next().unwrap_or_default().trim();
+            ["gzip", "deflate"].iter().any(|known| name.eq_ignore_ascii_case(known))
+        };
+        let all = all.join(",");
+        let known: Vec<_> = all.split(',').filter(is_known).collect();
+        match HeaderValue::from_str(&known.join(",")) {
+            Ok(value) => request.headers_mut().insert(ACCEPT_ENCODING, value),
+            Err(_) => request.headers_mut().remove(ACCEPT_ENCODING),
+        };
     }
     request
 }

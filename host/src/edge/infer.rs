@@ -213,6 +213,10 @@ impl Wanted {
                 let message = format!("output `{name}` is not an output of this model");
                 return Err(ApiError::malformed(message));
             };
+            if parameters.keys().any(|key| key.starts_with("shared_memory_")) {
+                let message = format!("output `{name}`: there is no shared memory here");
+                return Err(ApiError::malformed(message));
+            }
             if wanted.iter().any(|(other, _)| *other == place) {
                 return Err(ApiError::malformed(format!("output `{name}` is asked for twice")));
             }

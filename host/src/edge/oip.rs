@@ -33,9 +33,6 @@ use super::passage::{Asked, Passage};
 use super::{Edge, Policy, Shared, shadowed};
 use crate::model::{Datatype, Signature, Tensor};
 
-/// Paths that probes ask every second.
-pub(super) const PROBES: [&str; 2] = ["/v2/health/live", "/v2/health/ready"];
-
 /// The endpoints.
 pub(super) fn endpoints() -> Router<Arc<Edge>> {
     Router::new()
@@ -67,6 +64,11 @@ pub(super) fn has_path(path: &str) -> bool {
         (rest.is_empty() || rest.starts_with('/'))
             && !["/predict", "/batch_predict"].contains(&rest)
     })
+}
+
+/// Whether that is the pattern of an endpoint that answers with tensors.
+pub(super) fn is_inference(pattern: &str) -> bool {
+    pattern.starts_with("/v2/") && pattern.ends_with("/infer")
 }
 
 /// The model, and the version if the path names one.

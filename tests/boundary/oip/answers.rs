@@ -10,7 +10,7 @@ use guesthouse_tests::{Server, Setup};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{LENGTH, element, fixtures, post, post_raw, post_with_length, send};
+use super::{LENGTH, element, post, post_raw, post_with_length, send};
 
 const SIMPLE: &str = "/v2/models/simple/infer";
 
@@ -26,7 +26,7 @@ fn simple_request() -> Value {
 #[test]
 fn json_is_answered_with_json() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let mut request = simple_request();
     let answer = post(&server, SIMPLE, &request);
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -66,7 +66,7 @@ fn json_is_answered_with_json() {
 #[test]
 fn tensors_go_both_ways_in_their_raw_form() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple", "simple_string"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "simple_string"]));
     let (one, other) = (numbers(0..16), numbers([1; 16]));
     let raw = |name: &str| json!({"name": name, "shape": [1, 16], "datatype": "INT32", "parameters": {"binary_data_size": 64}});
     let mut request = json!({"id": "7", "inputs": [raw("INPUT1"), raw("INPUT0")]});
@@ -183,7 +183,7 @@ fn every_datatype_comes_back_bit_by_bit() {
     let folder = temporary_folder();
     let names: Vec<_> = samples().iter().map(|(name, ..)| format!("identity_{name}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    let server = Server::start(&fixtures(&names, folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &names));
     for (name, raw, values) in samples() {
         let path = format!("/v2/models/identity_{name}/infer");
         let described = super::get(&server, &format!("/v2/models/identity_{name}")).json();
@@ -227,7 +227,7 @@ fn every_datatype_comes_back_bit_by_bit() {
 #[test]
 fn a_body_of_nothing_but_elements_is_the_one_input() {
     let folder = temporary_folder();
-    let mut setup = fixtures(&["identity_fp32", "identity_bytes", "simple"], folder.path());
+    let mut setup = Setup::fixtures(folder.path(), &["identity_fp32", "identity_bytes", "simple"]);
     setup.artifacts.extend(Setup::toxicity().artifacts);
     let server = Server::start(&setup);
     // A byte string is the body itself, without its length.
@@ -278,7 +278,7 @@ const ENCODINGS: [(&str, Encode); 3] =
 #[test]
 fn bodies_are_compressed_both_ways() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let raw = |name: &str| json!({"name": name, "shape": [64, 16], "datatype": "INT32", "parameters": {"binary_data_size": 4096}});
     let request = json!({"parameters": {"binary_data_output": true}, "inputs": [raw("INPUT0"), raw("INPUT1")]});
     let json = request.to_string();
@@ -319,7 +319,7 @@ fn bodies_are_compressed_both_ways() {
 #[test]
 fn classes_are_told_greatest_first() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let mut request = simple_request();
     request["outputs"] = json!([{"name": "OUTPUT0", "parameters": {"classification": 2}}]);
     let output = post(&server, SIMPLE, &request).json()["outputs"][0].clone();

@@ -5,7 +5,7 @@ use guesthouse_tests::{DEMO_KEY, Server, Setup};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{fixtures, get, post, send};
+use super::{get, post, send};
 
 #[test]
 fn the_server_says_what_it_is_without_a_key() {
@@ -39,14 +39,14 @@ fn the_server_says_what_it_is_without_a_key() {
         assert_eq!(answer.refusal(), (401, "unauthorized".to_owned()), "{path}");
     }
     // Probes are not in the log, and everything else is.
-    server.wait_for("the line", |line| line["route"] == "/v2/models/{model}/ready");
+    server.wait_for("the line", |line| line["route"] == "/v2/models/{model}");
     assert!(server.lines().iter().all(|line| line["route"] != "/v2/health/ready"));
 }
 
 #[test]
 fn nothing_is_ready_where_nothing_serves() {
     let folder = temporary_folder();
-    let setup = fixtures(&["simple"], folder.path());
+    let setup = Setup::fixtures(folder.path(), &["simple"]);
     let setup = Setup { artifacts: Vec::new(), ..setup };
     let server = Server::start_loading(&setup);
     server.wait_for("the folder", |line| line["message"] == "repository folder read");
@@ -60,7 +60,7 @@ fn nothing_is_ready_where_nothing_serves() {
 #[test]
 fn a_model_is_described_with_and_without_its_batch() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple", "identity_fp32"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "identity_fp32"]));
     let described = get(&server, "/v2/models/simple");
     let tensor = |name: &str| json!({"name": name, "datatype": "INT32", "shape": [-1, 16]});
     let body = described.json();
@@ -138,7 +138,7 @@ fn versions_are_selected_as_everywhere() {
 #[test]
 fn what_was_done_is_counted_in_rows_and_batches() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple", "simple_string"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "simple_string"]));
     let fresh = get(&server, "/v2/models/simple/stats").json()["model_stats"][0].clone();
     assert_eq!((&fresh["inference_count"], &fresh["execution_count"]), (&json!(0), &json!(0)));
     let tensor = |name: &str, rows: usize| json!({"name": name, "shape": [rows, 16], "datatype": "INT32", "data": vec![1; rows * 16]});
@@ -180,7 +180,7 @@ fn what_was_done_is_counted_in_rows_and_batches() {
 #[test]
 fn a_key_sees_the_models_it_is_good_for() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple", "simple_string"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "simple_string"]));
     let created =
         server.admin("POST", "keys", &json!({"name": "narrow", "scopes": ["predict:simple"]}));
     let key = created.body["secret"].as_str().unwrap_or_else(|| panic!("{created:?}"));

@@ -5,7 +5,7 @@ use guesthouse_tests::{Server, Setup};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{LENGTH, element, fixtures, post, post_raw, post_with_length, send};
+use super::{LENGTH, element, post, post_raw, post_with_length, send};
 
 const SIMPLE: &str = "/v2/models/simple/infer";
 
@@ -31,7 +31,7 @@ fn with(change: impl FnOnce(&mut Value)) -> Value {
 #[test]
 fn json_that_makes_no_sense_is_refused() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     assert_eq!(post(&server, SIMPLE, &with(|_| {})).status, 200);
     let set = |field: &'static str, value: Value| with(move |input| input[field] = value);
     for (what, request) in [
@@ -120,7 +120,7 @@ fn json_that_makes_no_sense_is_refused() {
 #[test]
 fn texts_that_are_no_json_are_refused() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let good = with(|_| {}).to_string();
     let deep = |open: &str, depth: usize| open.repeat(depth);
     let bomb = |inside: String| good.replacen("\"data\":", &format!("\"data\":{inside},\"x\":"), 1);
@@ -156,7 +156,7 @@ fn texts_that_are_no_json_are_refused() {
 #[test]
 fn bytes_behind_the_json_are_all_of_the_inputs() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple", "simple_string"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "simple_string"]));
     let request = json!({"inputs": [raw("INPUT0"), raw("INPUT1")]});
     let tensors = [1; 128];
     assert_eq!(post_raw(&server, SIMPLE, &request, &tensors).status, 200);
@@ -227,7 +227,7 @@ fn bytes_behind_the_json_are_all_of_the_inputs() {
 #[test]
 fn what_the_envelope_says_must_be_known() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let body = with(|_| {}).to_string().into_bytes();
     let ask = |headers: &[(&str, &str)]| send(&server, Method::POST, SIMPLE, headers, body.clone());
     for media_type in [
@@ -282,7 +282,7 @@ fn values_that_the_model_does_not_accept_are_told_by_row() {
 fn what_json_cannot_say_is_asked_for_as_binary() {
     let folder = temporary_folder();
     let models = ["identity_fp32", "identity_fp64", "identity_bytes"];
-    let server = Server::start(&fixtures(&models, folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &models));
     for (model, datatype, data) in [
         ("identity_fp32", "FP32", f32::NAN.to_le_bytes().to_vec()),
         ("identity_fp32", "FP32", f32::NEG_INFINITY.to_le_bytes().to_vec()),

@@ -5,7 +5,7 @@ use guesthouse_tests::{DEMO_KEY, Server, Setup};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{Reply, fixtures, get, post, send};
+use super::{Reply, get, post, send};
 
 /// The demo's key for the admin API.
 const ADMIN: &str = "local-demo-admin-key";
@@ -32,7 +32,7 @@ fn words(answer: &Reply) -> String {
 #[test]
 fn a_model_is_unloaded_and_loaded_again_by_its_name() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple", "simple_string"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "simple_string"]));
     assert_eq!(index(&server)[0], entry("1.0.0", "READY", ""));
     // It is there; that is all that is asked for.
     for body in [
@@ -72,7 +72,7 @@ fn a_model_is_unloaded_and_loaded_again_by_its_name() {
 #[test]
 fn what_is_not_known_fails_to_load() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     for name in ["absent", "Absent", "a%20b"] {
         let answer = change(&server, &format!("models/{name}/load"), "{}");
         assert_eq!(answer.refusal(), (404, "not_found".to_owned()));
@@ -99,7 +99,7 @@ fn what_is_not_known_fails_to_load() {
 #[test]
 fn the_repository_is_for_operators() {
     let folder = temporary_folder();
-    let server = Server::start(&fixtures(&["simple"], folder.path()));
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     for path in ["index", "models/simple/load", "models/simple/unload", "models/absent/load"] {
         let path = format!("/v2/repository/{path}");
         let ask = |key| send(&server, Method::POST, &path, &[("X-API-Key", key)], b"{}".to_vec());
@@ -112,7 +112,7 @@ fn the_repository_is_for_operators() {
 #[test]
 fn changes_can_be_kept_away_from_callers() {
     let folder = temporary_folder();
-    let mut setup = fixtures(&["simple"], folder.path());
+    let mut setup = Setup::fixtures(folder.path(), &["simple"]);
     setup.config.push_str("\n[server]\nrepository_changes = false\n");
     let server = Server::start(&setup);
     for path in ["models/simple/load", "models/simple/unload"] {

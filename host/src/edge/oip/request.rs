@@ -116,7 +116,6 @@ pub(super) fn parse(body: &[u8], layout: Layout) -> Result<RestRequest, ApiError
     let binary_outputs = flag(&parameters, "binary_data_output")?;
     let inputs = with_tensors(inputs.unwrap_or_default(), tensors)?;
     let outputs = outputs.unwrap_or_default();
-    outputs.iter().try_for_each(|output| refuse_shared_memory(&output.name, &output.parameters))?;
     let request = InferRequest { id, parameters, inputs, outputs };
     Ok(RestRequest { request, binary_outputs })
 }

@@ -134,7 +134,7 @@ impl Total {
 fn scrape(server: &Server) -> Result<String> {
     let answer = server.client().get("/metrics")?;
     ensure!(answer.is_success(), "no metrics: {}", answer.status);
-    Ok(answer.body)
+    Ok(answer.text)
 }
 
 /// What has been added to a histogram between two scrapes, on top of what was added before.
@@ -224,7 +224,7 @@ fn model_infer(raw: &[u8], size: usize) -> Vec<u8> {
 }
 
 /// A field of a protobuf message that has a length.
-fn field(number: u64, content: &[u8]) -> Vec<u8> {
+pub(super) fn field(number: u64, content: &[u8]) -> Vec<u8> {
     [varint(number << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
 }
 
