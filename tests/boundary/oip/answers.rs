@@ -316,6 +316,45 @@ fn bodies_are_compressed_both_ways() {
     }
 }
 
+/// Clients undo what the protocol knows, by themselves, and nothing else.
+#[test]
+fn only_tensors_are_compressed_and_only_as_the_protocol_knows() {
+    let folder = temporary_folder();
+    let server = Server::start(&Setup::fixtures(folder.path(), &[]));
+    let tensor = |name: &str| json!({"name": name, "shape": [64, 16], "datatype": "INT32", "data": vec![1; 1024]});
+    let request = json!({"inputs": [tensor("INPUT0"), tensor("INPUT1")]}).to_string().into_bytes();
+    for (accepted, encoding) in [
+        ("gzip, deflate, br", Some("gzip")),
+        ("br, zstd, deflate;q=0.5", Some("deflate")),
+        ("zstd", None),
+        ("*", None),
+        ("br", None),
+        ("gzip;q=0", None),
+    ] {
+        let headers = [("Accept-Encoding", accepted)];
+        let answer = send(&server, Method::POST, SIMPLE, &headers, request.clone());
+        assert_eq!(
+            (answer.status, answer.header("content-encoding")),
+            (200, encoding),
+            "{accepted}"
+        );
+    }
+    let headers = [("Accept-Encoding", "gzip, deflate, br")];
+    let stats = send(&server, Method::GET, "/v2/models/stats", &headers, Vec::new());
+    assert!(stats.body.len() > 2048, "as large as others that are compressed");
+    assert_eq!((stats.status, stats.header("content-encoding")), (200, None));
+    // So are errors plain that say much.
+    let path = "/v2/models/identity_bool/infer";
+    let input = json!({"name": "INPUT0", "shape": [1, 999], "datatype": "BOOL", "parameters": {"binary_data_size": 999}});
+    let json = json!({"inputs": [input]}).to_string();
+    let length = json.len().to_string();
+    let headers = [(LENGTH, length.as_str()), headers[0]];
+    let body = [json.as_bytes(), &[2; 999]].concat();
+    let refused = send(&server, Method::POST, path, &headers, body);
+    assert_eq!(refused.refusal(), (400, "malformed_request".to_owned()));
+    assert_eq!(refused.header("content-encoding"), None);
+}
+
 #[test]
 fn classes_are_told_greatest_first() {
     let folder = temporary_folder();
