@@ -4,6 +4,7 @@
 //! nothing elsewhere. The steps are in modules of their own; those that ask a server start one with
 //! the demonstration models, built like those of the tests.
 
+mod clients;
 mod description;
 mod metrics;
 mod packaging;
@@ -32,7 +33,7 @@ struct Step {
     check: fn(&Workspace, &Path) -> Result<()>,
 }
 
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     Step {
         name: "openapi",
         about: "the documents are OpenAPI",
@@ -53,6 +54,11 @@ const STEPS: [Step; 5] = [
         name: "packaging",
         about: "operators' files are what they claim",
         check: packaging::check,
+    },
+    Step {
+        name: "clients",
+        about: "published clients do what they do elsewhere",
+        check: clients::check,
     },
 ];
 
