@@ -9,7 +9,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     // What reflection tells.
     std::fs::write(folder.join("inference.bin"), prost::Message::encode_to_vec(&files))?;
+    let builder = tonic_prost_build::configure().build_client(false);
+    // Looks at what a message would take before it is read.
+    let builder = builder.codec_path("crate::edge::grpc::Codec");
     // Raw contents are shared with what was received, and not copied.
-    tonic_prost_build::configure().build_client(false).bytes(".").compile_fds(files)?;
+    builder.bytes(".").compile_fds(files)?;
     Ok(())
 }

@@ -11,7 +11,7 @@ mod queue;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
@@ -21,6 +21,7 @@ use crate::model::Tensor;
 use crate::observe::measure::Counter;
 use crate::observe::trace::{Stage, Told};
 use crate::version::ServableVersion;
+use crate::version::statistics::Execution;
 
 /// How long after the deadline the word of an interrupted guest is waited for: a few epoch ticks.
 const INTERRUPTION_GRACE: Duration = Duration::from_millis(20);
@@ -40,9 +41,36 @@ pub enum PredictError {
     /// The deadline passed before the guest was asked.
     #[error("the deadline passed in the queue")]
     Expired,
+    /// The work was not begun in the time that it may wait.
+    #[error("the work was not begun in the time that it may wait")]
+    QueueTimeout,
     /// The server is going down.
     #[error("the inference threads are gone")]
     Stopped,
+}
+
+/// Rows that have been validated against the signature of a version, to be predicted for.
+pub struct Work {
+    /// Who is to predict.
+    pub version: Arc<ServableVersion>,
+    /// Shared with whoever wants to compare the answer with another version's.
+    pub inputs: Arc<Vec<Tensor>>,
+    /// When nobody waits for the answer any more.
+    pub deadline: Instant,
+    /// Who is told what it goes through.
+    pub told: Told,
+    /// Its place among others that wait for the same version.
+    pub urgency: Urgency,
+}
+
+/// How urgent work is beside other work for the same version. By default it is as urgent as most,
+/// and may wait until its deadline.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Urgency {
+    /// From 1, the most urgent, downwards; 0 stands for the level of whoever says nothing.
+    pub priority: u64,
+    /// How long it may wait before it is begun; if that is longer, it is refused.
+    pub queue_time: Option<Duration>,
 }
 
 struct Job {
@@ -50,6 +78,8 @@ struct Job {
     /// Shared with whoever wants to compare the answer with another version's.
     inputs: Arc<Vec<Tensor>>,
     deadline: Instant,
+    /// When it is too late to begin, if that is before the deadline.
+    begin_by: Option<Instant>,
     /// When it began to wait.
     since: Instant,
     stop: Stop,
@@ -125,13 +155,8 @@ impl Inference {
     /// # Errors
     /// [`PredictError`], at once if the version is suspended or its queue is full, else by the
     /// deadline.
-    pub async fn predict(
-        &self,
-        version: Arc<ServableVersion>,
-        inputs: Arc<Vec<Tensor>>,
-        deadline: Instant,
-        told: Told,
-    ) -> Result<Vec<Tensor>, PredictError> {
+    pub async fn predict(&self, work: Work) -> Result<Vec<Tensor>, PredictError> {
+        let Work { version, inputs, deadline, told, urgency } = work;
         if !version.breaker().admit(Instant::now()) {
             version.measured().rejections.with(&"suspended", Counter::count);
             return Err(PredictError::Suspended);
@@ -140,7 +165,8 @@ impl Inference {
         let (stop, _cancel_if_dropped) = Stop::with_guard(deadline);
         let (key, share) = (version.key(), version.limits().concurrency);
         let since = Instant::now();
-        let job = Job { version, inputs, deadline, since, stop, told, answer };
+        let begin_by = urgency.queue_time.and_then(|time| since.checked_add(time));
+        let job = Job { version, inputs, deadline, begin_by, since, stop, told, answer };
         {
             let mut state = self.0.lock();
             if state.stopped {
@@ -186,9 +212,11 @@ fn work(shared: &Shared) {
 }
 
 fn run(job: Job) {
-    let Job { version, inputs, deadline, since, stop, told, answer } = job;
+    let Job { version, inputs, deadline, begin_by, since, stop, told, answer } = job;
     let now = Instant::now();
-    version.admission().waited(now.saturating_duration_since(since), now);
+    let waited = now.saturating_duration_since(since);
+    version.admission().waited(waited, now);
+    version.statistics().waited(waited);
     told.went_through(Stage::Queue, since, now, &version.measured().queue);
     if answer.is_closed() {
         return;
@@ -197,6 +225,11 @@ fn run(job: Job) {
         version.measured().rejections.with(&"expired", Counter::count);
         // The caller may have gone in the meantime, which is its right.
         let _ = answer.send(Err(PredictError::Expired));
+        return;
+    }
+    if begin_by.is_some_and(|latest| now >= latest) {
+        version.measured().rejections.with(&"queue_timeout", Counter::count);
+        let _ = answer.send(Err(PredictError::QueueTimeout));
         return;
     }
     let _logged_with_the_request = told.span.enter();
@@ -208,6 +241,12 @@ fn run(job: Job) {
         let outcome = leased.insert(taken?).predict(&inputs, &stop);
         let end = Instant::now();
         told.went_through(Stage::Guest, instantiated, end, &version.measured().predict);
+        if outcome.is_ok() {
+            let rows = inputs.first().map_or(0, Tensor::rows);
+            let infer = end.saturating_duration_since(instantiated);
+            let execution = Execution { rows, infer, ..Execution::default() };
+            version.statistics().executed(&execution, 1, SystemTime::now());
+        }
         outcome
     };
     // A panic here is a bug of the host; it costs the job, not the thread.

@@ -6,6 +6,7 @@ mod breaker;
 mod budget;
 mod faults;
 mod measured;
+pub mod statistics;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,7 @@ pub use breaker::Breaker;
 pub use budget::{Budget, DoesNotFit, Reservation};
 pub use faults::Faults;
 pub use measured::Measured;
+pub use statistics::Statistics;
 
 use crate::artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
 use crate::guest::{Fault, InstanceLimits, LoadedComponent, Stop};
@@ -58,6 +60,7 @@ pub struct ServableVersion {
     breaker: Breaker,
     faults: Faults,
     measured: Arc<Measured>,
+    statistics: Statistics,
     /// Given back when the last request of this version is over.
     _reservation: Reservation,
 }
@@ -137,6 +140,7 @@ impl ServableVersion {
             breaker,
             faults,
             measured: Arc::default(),
+            statistics: Statistics::default(),
             _reservation: reservation,
         })
     }
@@ -216,6 +220,11 @@ impl ServableVersion {
     /// What is measured of it.
     pub fn measured(&self) -> &Arc<Measured> {
         &self.measured
+    }
+
+    /// What it has done so far, as protocols tell it.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
     }
 
     /// What went wrong so far.

@@ -89,6 +89,7 @@ pub struct Server {
     child: Child,
     log: Arc<Log>,
     address: SocketAddr,
+    grpc: SocketAddr,
     admin: SocketAddr,
     folder: TempDir,
 }
@@ -159,9 +160,12 @@ impl Server {
             let address = line["address"].as_str().and_then(|address| address.parse().ok());
             Some(address.expect("the address is logged"))
         };
-        match listening("admin listening").zip(listening("listening")) {
-            Some((admin, address)) => Ok(Self { child, log, address, admin, folder }),
-            None => {
+        let addresses = ["admin listening", "grpc listening", "listening"].map(listening);
+        match addresses {
+            [Some(admin), Some(grpc), Some(address)] => {
+                Ok(Self { child, log, address, grpc, admin, folder })
+            }
+            _ => {
                 child.wait().expect("the server is our child");
                 Err(format!("the server has ended: {:#?}", log.lines.lock()))
             }
@@ -180,6 +184,11 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it listens for gRPC.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc
     }
 
     /// Where its admin API listens.
@@ -512,6 +521,7 @@ fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Chil
     let script = format!(r#"ulimit -Sn 1024 && ulimit -v {space} && exec "$0" "$@""#);
     command.args(["-c", &script]).arg(environment::host());
     command.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    command.args(["--grpc-listen", "127.0.0.1:0"]);
     command.args(["--log", setup.log.as_deref().unwrap_or("info"), "--log-format", "json"]);
     command.envs(setup.failpoint.iter().map(|failpoint| ("GUESTHOUSE_FAILPOINT", failpoint)));
     command.arg("--config").arg(config);

@@ -7,9 +7,8 @@ use serde_json::{Map, Value};
 
 use super::Policy;
 use super::error::{ApiError, ErrorCode};
-use super::infer::Schedule;
 use super::passage::{Entered, Passage};
-use crate::inference::Inference;
+use crate::inference::{Inference, Urgency, Work};
 use crate::model::Tensor;
 use crate::observe::trace::{Stage, Told};
 use crate::record;
@@ -23,7 +22,7 @@ pub(super) struct Call<'a> {
     deadline: Instant,
     told: Told,
     /// How urgent it is.
-    pub(super) schedule: Schedule,
+    pub(super) urgency: Urgency,
     /// What has been run, if another version is to be asked as well.
     batches: Vec<Batch>,
     /// How long outputs have taken to become what the caller is sent.
@@ -42,8 +41,8 @@ impl<'a> Call<'a> {
         let (batches, encoding) = (Vec::new(), Duration::ZERO);
         let (inference, route, deadline) =
             (&passage.edge.inference, &entered.route, entered.deadline);
-        let schedule = Schedule::default();
-        Self { inference, route, deadline, told, schedule, batches, encoding }
+        let urgency = Urgency::default();
+        Self { inference, route, deadline, told, urgency, batches, encoding }
     }
 
     /// Records for the rows. They are run in batches of at most the version's own size, one after the
@@ -123,7 +122,9 @@ impl<'a> Call<'a> {
 
     async fn outputs(&self, inputs: Arc<Vec<Tensor>>) -> Result<Vec<Tensor>, ApiError> {
         let (version, told) = (Arc::clone(&self.route.version), self.told.clone());
-        Ok(self.inference.predict(version, inputs, self.deadline, told).await?)
+        let (deadline, urgency) = (self.deadline, self.urgency);
+        let work = Work { version, inputs, deadline, told, urgency };
+        Ok(self.inference.predict(work).await?)
     }
 
     /// What is left to do, once the outputs are there.

@@ -4,6 +4,8 @@
 //! What the two do not share is how tensors are written, and how errors are told. Facts of the protocol:
 //! <https://github.com/kserve/open-inference-protocol> and the documentation of Triton's extensions.
 
+pub(super) mod about;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use super::observe::Account;
 use super::passage::Passage;
 use super::predict::{Target, target};
 use super::{Edge, Policy};
+use crate::inference::Urgency;
 use crate::model::{Datatype, Signature, Tensor, VersionId};
 use crate::record::{ConformError, conform};
 use crate::router::Route;
@@ -91,7 +94,7 @@ pub(super) async fn infer(
     account: &mut Account,
 ) -> Result<Inferred, ApiError> {
     let InferRequest { id, parameters, inputs, outputs: wanted } = request;
-    let schedule = Schedule::of(&parameters)?;
+    let urgency = urgency(&parameters)?;
     if let (true, Some(field)) = (passage.is_told_by_body(), passage.field()) {
         passage.tell(sticky_key(field, &parameters)?.as_deref());
     }
@@ -103,7 +106,7 @@ pub(super) async fn infer(
     account.rows = rows;
     passage.count(&entered.route);
     let mut call = Call::new(passage, &entered, account.told());
-    call.schedule = schedule;
+    call.urgency = urgency;
     let outputs = call.run_tensors(inputs, rows).await?;
     let called = call.over();
     let outputs = wanted.take(outputs);
@@ -151,39 +154,29 @@ fn sticky_key(name: &str, parameters: &Parameters) -> Result<Option<Vec<u8>>, Ap
 }
 
 /// Triton's schedule policy, as far as a request may have one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Schedule {
-    /// 1 is the most urgent; 0 leaves it to the version.
-    pub(super) priority: u32,
-    /// How long the request may wait for a thread.
-    pub(super) queue_time: Option<Duration>,
-}
-
-impl Schedule {
-    fn of(parameters: &Parameters) -> Result<Self, ApiError> {
-        let number = |name: &str| {
-            let number = match parameters.get(name) {
-                None => return Ok(None),
-                Some(Parameter::Uint(number)) => Some(*number),
-                Some(Parameter::Int(number)) => u64::try_from(*number).ok(),
-                // Clients without an unsigned type send it so.
-                Some(Parameter::Text(text)) => text.parse().ok(),
-                Some(Parameter::Bool(_) | Parameter::Double(_)) => None,
-            };
-            let message = || format!("parameter `{name}` must be a whole number from 0 on");
-            number.map(Some).ok_or_else(|| ApiError::malformed(message()))
+fn urgency(parameters: &Parameters) -> Result<Urgency, ApiError> {
+    let number = |name: &str| {
+        let number = match parameters.get(name) {
+            None => return Ok(None),
+            Some(Parameter::Uint(number)) => Some(*number),
+            Some(Parameter::Int(number)) => u64::try_from(*number).ok(),
+            // Clients without an unsigned type send it so.
+            Some(Parameter::Text(text)) => text.parse().ok(),
+            Some(Parameter::Bool(_) | Parameter::Double(_)) => None,
         };
-        for name in ["sequence_id", "sequence_start", "sequence_end"] {
-            match parameters.get(name) {
-                None | Some(Parameter::Bool(false) | Parameter::Int(0) | Parameter::Uint(0)) => {}
-                Some(Parameter::Text(text)) if text.is_empty() => {}
-                Some(_) => return Err(ApiError::malformed("sequences are not supported")),
-            }
+        let message = || format!("parameter `{name}` must be a whole number from 0 on");
+        number.map(Some).ok_or_else(|| ApiError::malformed(message()))
+    };
+    for name in ["sequence_id", "sequence_start", "sequence_end"] {
+        match parameters.get(name) {
+            None | Some(Parameter::Bool(false) | Parameter::Int(0) | Parameter::Uint(0)) => {}
+            Some(Parameter::Text(text)) if text.is_empty() => {}
+            Some(_) => return Err(ApiError::malformed("sequences are not supported")),
         }
-        let priority = u32::try_from(number("priority")?.unwrap_or(0)).unwrap_or(u32::MAX);
-        let queue_time = number("timeout")?.filter(|time| *time > 0).map(Duration::from_micros);
-        Ok(Self { priority, queue_time })
     }
+    let priority = number("priority")?.unwrap_or(0);
+    let queue_time = number("timeout")?.filter(|time| *time > 0).map(Duration::from_micros);
+    Ok(Urgency { priority, queue_time })
 }
 
 /// Which outputs go back, and as what.
@@ -302,10 +295,10 @@ mod tests {
 
     #[test]
     fn a_schedule_is_of_whole_numbers() {
-        let of = |name: &str, value| Schedule::of(&Parameters::from([(name.to_owned(), value)]));
+        let of = |name: &str, value| urgency(&Parameters::from([(name.to_owned(), value)]));
         let two = of("timeout", Parameter::Int(2000)).unwrap();
         assert_eq!(two.queue_time, Some(Duration::from_millis(2)));
-        assert_eq!(of("timeout", Parameter::Uint(0)).unwrap(), Schedule::default());
+        assert_eq!(of("timeout", Parameter::Uint(0)).unwrap(), Urgency::default());
         assert_eq!(of("priority", Parameter::Text("3".to_owned())).unwrap().priority, 3);
         assert!(of("priority", Parameter::Int(-1)).is_err());
         assert!(of("timeout", Parameter::Double(1.5)).is_err());

@@ -211,12 +211,16 @@ fn wanted_time(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
                 ApiError::malformed("X-Request-Timeout-Ms must be a whole number from 1 on")
             })
     });
-    let grpc = headers.get(GRPC_TIMEOUT_HEADER).map(|value| {
-        let time = value.to_str().ok().and_then(grpc_time);
-        time.ok_or_else(|| ApiError::malformed("grpc-timeout must be up to 8 digits and a unit"))
-    });
-    let (plain, grpc) = (plain.transpose()?, grpc.transpose()?);
+    let (plain, grpc) = (plain.transpose()?, grpc_timeout(headers)?);
     Ok(plain.into_iter().chain(grpc).min())
+}
+
+/// How long the caller of a gRPC method is going to wait, if it says so.
+pub(super) fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = headers.get(GRPC_TIMEOUT_HEADER) else { return Ok(None) };
+    let time = value.to_str().ok().and_then(grpc_time);
+    let malformed = || ApiError::malformed("grpc-timeout must be up to 8 digits and a unit");
+    time.map(Some).ok_or_else(malformed)
 }
 
 /// A time as gRPC writes it: up to eight digits and a unit.
