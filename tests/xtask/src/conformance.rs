@@ -9,6 +9,7 @@ mod description;
 mod metrics;
 mod packaging;
 mod page;
+mod perf_analyzer;
 mod python;
 
 use std::path::Path;
@@ -33,7 +34,7 @@ struct Step {
     check: fn(&Workspace, &Path) -> Result<()>,
 }
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     Step {
         name: "openapi",
         about: "the documents are OpenAPI",
@@ -59,6 +60,11 @@ const STEPS: [Step; 6] = [
         name: "clients",
         about: "published clients do what they do elsewhere",
         check: clients::check,
+    },
+    Step {
+        name: "perf_analyzer",
+        about: "Triton's load generator measures the server",
+        check: perf_analyzer::check,
     },
 ];
 

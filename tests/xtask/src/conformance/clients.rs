@@ -55,30 +55,39 @@ const CLIENTS: [Clients; 4] = [
 /// Every program of every client, whatever came of the others.
 pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
     let programs = workspace.client_programs();
-    let server = serve(workspace, host)?;
-    let (rest, grpc) = (server.address().to_string(), server.grpc_address().to_string());
     let mut failed = Vec::new();
-    let mut ask = |clients: &Clients| -> Result<()> {
-        let python = Python::install(workspace, clients.environment, clients.packages)?;
-        for program in clients.programs {
-            let mut ask = python.run("python");
-            ask.arg(programs.join(program).with_extension("py")).args([&rest, &grpc]);
-            ask.env("KEY", KEY).env("ADMIN_KEY", ADMIN_KEY).env("PYTHONDONTWRITEBYTECODE", "1");
-            if let Err(error) = run::shown(&mut ask) {
-                eprintln!("{error:#}");
-                failed.push(*program);
+    with_fixtures(workspace, host, |server| {
+        let (rest, grpc) = (server.address().to_string(), server.grpc_address().to_string());
+        for clients in &CLIENTS {
+            let python = Python::install(workspace, clients.environment, clients.packages)?;
+            for program in clients.programs {
+                let mut ask = python.run("python");
+                ask.arg(programs.join(program).with_extension("py")).args([&rest, &grpc]);
+                ask.env("KEY", KEY).env("ADMIN_KEY", ADMIN_KEY).env("PYTHONDONTWRITEBYTECODE", "1");
+                if let Err(error) = run::shown(&mut ask) {
+                    eprintln!("{error:#}");
+                    failed.push(*program);
+                }
             }
         }
         Ok(())
-    };
-    let outcome = CLIENTS.iter().try_for_each(&mut ask);
-    let end = server.stop();
-    outcome.and(end)?;
+    })?;
     ensure!(failed.is_empty(), "these fail: {}", failed.join(", "));
     Ok(())
 }
 
-/// A server of the models that are there for tests alone.
+/// Ask a server of the models that are there for tests alone, and end it.
+pub(super) fn with_fixtures(
+    workspace: &Workspace,
+    host: &Path,
+    ask: impl FnOnce(&Server) -> Result<()>,
+) -> Result<()> {
+    let server = serve(workspace, host)?;
+    let outcome = ask(&server);
+    let end = server.stop();
+    outcome.and(end)
+}
+
 fn serve(workspace: &Workspace, host: &Path) -> Result<Server> {
     let state = workspace.output().join("clients");
     // What is compiled is found again by its bytes; what was deployed may have been packed anew.
