@@ -23,6 +23,7 @@ mod json;
 mod listener;
 mod metrics;
 pub(crate) mod observe;
+mod oip;
 mod openapi;
 mod partial;
 mod passage;
@@ -154,6 +155,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .merge(predict::endpoints("predict", Form::Single))
         .merge(predict::endpoints("batch_predict", Form::Batch))
         .merge(docs::endpoints())
+        .merge(oip::endpoints())
         .route("/models", get(catalogue::models))
         .route("/models/{model}", get(catalogue::model))
         .route("/models/{model}/resolve", get(catalogue::resolve))

@@ -37,6 +37,8 @@ mod keys;
 mod logs;
 /// What is measured is what has happened, and ends with the version it is about.
 mod metrics;
+/// Clients of the Open Inference Protocol are answered as it says, and refused what it has no sense for.
+mod oip;
 /// Operators deploy, split, promote and go back, and what is wrong is refused.
 mod operations;
 /// The commands that operate a server say what went wrong, to people and by their exit code.
