@@ -58,6 +58,7 @@ pub use listener::{Entrance, serve};
 use observe::Around;
 pub use observe::Way;
 pub use tls::{Tls, TlsError};
+pub use typed::Services;
 
 use crate::config::{Limits, Origins, ServerWords, Sticky};
 use crate::control::Control;
@@ -93,6 +94,8 @@ pub struct Edge {
     pub bodies: Bodies,
     /// Who answered.
     pub traffic: Arc<Traffic>,
+    /// The gRPC services of what is loaded.
+    pub services: Services,
     /// What is measured of the server as a whole.
     pub meters: Arc<Meters>,
     /// Where spans come from, if there is a collector.
@@ -156,6 +159,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}/resolve", get(catalogue::resolve))
         .route("/models/{model}/versions/{selector}", get(catalogue::version))
         .route("/models/{model}/versions/{selector}/schema", get(openapi::schema))
+        .route("/models/{model}/versions/{selector}/proto", get(typed::proto))
         .route("/models/{model}/openapi.json", get(openapi::model))
         .route("/openapi.json", get(openapi::server));
     let (way, tracer) = (Way::Public(Arc::clone(&edge.meters)), edge.tracer.clone());

@@ -23,7 +23,9 @@ pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::{GrpcListen, Settings};
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Answers, Bodies, Edge, Entrance, ModelRates, Tls, TlsError};
+use crate::edge::{
+    self, Answers, Bodies, Edge, Entrance, ModelRates, Services, Tls, TlsError,
+};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::SameKey;
@@ -226,6 +228,7 @@ fn edge(
         policy: ArcSwap::from_pointee(reload::policy(settings, limits)),
         bodies: Bodies::new(limits.bodies_in_flight_bytes),
         traffic,
+        services: Services::default(),
         meters,
         tracer: tracer.map(Arc::new),
         capture: Capture::start(settings.capture.clone()).map_err(ServeError::Start)?,

@@ -31,8 +31,9 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::pb::{v1, v1alpha};
 
+pub(crate) use call::Call;
 pub(crate) use codec::Codec;
-pub(crate) use method::Method;
+pub(crate) use method::{Method, Needs};
 use pb::grpc_inference_service_server::{self as inference_service, GrpcInferenceServiceServer};
 
 use super::error::{ApiError, ErrorCode};

@@ -15,7 +15,7 @@ const RESERVED_NAMES: [&str; 3] = ["request_id", "model", "model_version"];
 const MAX_NAME_LENGTH: usize = 64;
 
 /// The most fields on either side of a signature: a limit on what a guest can make the host keep.
-const MAX_FIELDS: usize = 1024;
+pub(crate) const MAX_FIELDS: usize = 1024;
 
 /// The longest text in a signature, in bytes.
 const MAX_TEXT_LENGTH: usize = 4096;
@@ -143,6 +143,16 @@ impl Field {
     /// Whether its elements are UTF-8 texts.
     pub fn is_text(&self) -> bool {
         self.constraints.contains(&Constraint::Text)
+    }
+
+    /// Whether the number of a row's elements says which shape it has: at most one dimension is of any
+    /// size, and the others leave something of it.
+    pub fn count_tells_shape(&self) -> bool {
+        match self.row_shape.iter().filter(|size| size.is_none()).count() {
+            0 => true,
+            1 => !self.row_shape.contains(&Some(0)),
+            _ => false,
+        }
     }
 
     /// Whether a dimension of its rows may have any size.

@@ -81,7 +81,7 @@ fn freed_after(bench: &Bench<'_>, server: &Server, leaving: Leaving) -> Result<f
             spin_by_grpc(&bench.misbehave.name, server.grpc_address())
         }
     }?;
-    wait_until(server, "guesthouse_instances", r#"state="out""#)?;
+    wait_until(server, "guesthouse_instances", r#"state="busy""#)?;
     thread::scope(|scope| {
         let second = scope.spawn(|| -> Result<Instant> {
             timed_echo(bench, server)?;
