@@ -412,7 +412,10 @@ mod tests {
         assert_eq!(bump(|new| new.outputs.swap(0, 1)), Bump::Major);
         let optional = || Field { default: Some(vec![0; 4]), ..field("new", Datatype::Fp32, &[]) };
         assert_eq!(bump(|new| new.inputs.insert(3, optional())), Bump::Major);
-        assert_eq!(bump(|new| new.outputs.insert(0, field("new", Datatype::Fp32, &[]))), Bump::Major);
+        assert_eq!(
+            bump(|new| new.outputs.insert(0, field("new", Datatype::Fp32, &[]))),
+            Bump::Major
+        );
         // What was a list is a message now, or the other way round.
         assert_eq!(bump(|new| new.inputs[1].row_shape = vec![None, None]), Bump::Major);
         assert_eq!(bump(|new| new.inputs[3].row_shape = vec![None, None]), Bump::Major);

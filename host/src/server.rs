@@ -23,9 +23,7 @@ pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::{GrpcListen, Settings};
 use crate::control::{self, Control, ControlError};
-use crate::edge::{
-    self, Answers, Bodies, Edge, Entrance, ModelRates, Services, Tls, TlsError,
-};
+use crate::edge::{self, Answers, Bodies, Edge, Entrance, ModelRates, Services, Tls, TlsError};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::SameKey;

@@ -103,7 +103,8 @@ impl Service {
         let (package, name) = (names::package(model, class), names::service(model));
         let inputs = members(&signature.inputs, &[]);
         let outputs = members(&signature.outputs, &[descriptor::MODEL_VERSION_NAME]);
-        let mut service = Self { package, name, inputs, outputs, file: FileDescriptorProto::default() };
+        let mut service =
+            Self { package, name, inputs, outputs, file: FileDescriptorProto::default() };
         service.file = descriptor::file(&service, model, class, signature);
         service
     }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::response::Response;
+
 use axum::routing::any;
 use tokio::sync::watch;
 use tonic::codec::CompressionEncoding::{Deflate, Gzip};
@@ -75,8 +75,7 @@ pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
         .add_service(health)
         .add_service(reflection.max_decoding_message_size(MAX_QUESTION))
         .add_service(older.max_decoding_message_size(MAX_QUESTION));
-    let typed =
-        async move |request: Request| {
+    let typed = async move |request: Request| {
         let answer = typed::call(&serving, request).await;
         answer.unwrap_or_else(|| status::refusal(&no_such_method()))
     };

@@ -7,7 +7,9 @@ use prost_types::{
     OneofDescriptorProto, ServiceDescriptorProto, SourceCodeInfo,
 };
 
-use super::names::{self, BATCH_REQUEST, BATCH_RESPONSE, ERROR, REQUEST, RESPONSE, STREAM_RESPONSE};
+use super::names::{
+    self, BATCH_REQUEST, BATCH_RESPONSE, ERROR, REQUEST, RESPONSE, STREAM_RESPONSE,
+};
 use super::{Class, Form, MODEL_VERSION, Member, Scalar, Service};
 use crate::model::{Constraint, Field, ModelName, Signature};
 use crate::terminal;
@@ -77,7 +79,9 @@ fn messages(service: &Service, signature: &Signature) -> Vec<Message> {
     let of_members = |name: &str, comment: &str, members: &[Member], fields: &[Field]| Message {
         descriptor: DescriptorProto {
             name: Some(name.to_owned()),
-            ..of_fields((1..).zip(members).map(|(number, member)| member_field(service, member, number)))
+            ..of_fields(
+                (1..).zip(members).map(|(number, member)| member_field(service, member, number)),
+            )
         },
         comment: comment.to_owned(),
         field_comments: fields.iter().map(describe).collect(),
@@ -88,7 +92,8 @@ fn messages(service: &Service, signature: &Signature) -> Vec<Message> {
         &service.outputs,
         &signature.outputs,
     );
-    response.add(scalar(MODEL_VERSION_NAME, MODEL_VERSION, Type::String), "The version that answers.");
+    response
+        .add(scalar(MODEL_VERSION_NAME, MODEL_VERSION, Type::String), "The version that answers.");
     let mut messages = vec![
         of_members(REQUEST, "The inputs of a row.", &service.inputs, &signature.inputs),
         response,
@@ -107,7 +112,8 @@ fn messages(service: &Service, signature: &Signature) -> Vec<Message> {
 
 impl Message {
     fn new(name: &str, comment: &str) -> Self {
-        let descriptor = DescriptorProto { name: Some(name.to_owned()), ..DescriptorProto::default() };
+        let descriptor =
+            DescriptorProto { name: Some(name.to_owned()), ..DescriptorProto::default() };
         Self { descriptor, comment: comment.to_owned(), field_comments: Vec::new() }
     }
 

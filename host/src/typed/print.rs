@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use prost_types::field_descriptor_proto::{Label, Type};
-use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorProto, MethodDescriptorProto};
+use prost_types::{
+    DescriptorProto, FieldDescriptorProto, FileDescriptorProto, MethodDescriptorProto,
+};
 
 /// The text of a file of this module: no imports, options, enums or nested messages.
 pub(super) fn file(file: &FileDescriptorProto) -> String {
@@ -52,7 +54,12 @@ impl Printer<'_> {
         )
     }
 
-    fn message(&self, text: &mut String, message: &DescriptorProto, index: i32) -> std::fmt::Result {
+    fn message(
+        &self,
+        text: &mut String,
+        message: &DescriptorProto,
+        index: i32,
+    ) -> std::fmt::Result {
         writeln!(text, "message {} {{", message.name())?;
         let mut oneof = None;
         for (place, field) in (0..).zip(&message.field) {
@@ -77,7 +84,12 @@ impl Printer<'_> {
         Ok(())
     }
 
-    fn field(&self, text: &mut String, indent: &str, field: &FieldDescriptorProto) -> std::fmt::Result {
+    fn field(
+        &self,
+        text: &mut String,
+        indent: &str,
+        field: &FieldDescriptorProto,
+    ) -> std::fmt::Result {
         let label = match field.label() {
             Label::Repeated => "repeated ",
             _ if field.proto3_optional() => "optional ",
@@ -98,7 +110,9 @@ impl Printer<'_> {
 
     fn comment(&self, text: &mut String, indent: &str, path: &[i32]) -> std::fmt::Result {
         let mut locations = self.file.source_code_info.iter().flat_map(|info| &info.location);
-        let Some(location) = locations.find(|location| location.path == path) else { return Ok(()) };
+        let Some(location) = locations.find(|location| location.path == path) else {
+            return Ok(());
+        };
         location.leading_comments().lines().try_for_each(|line| writeln!(text, "{indent}//{line}"))
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage as _, Value};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage as _, Value,
+};
 use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use semver::Version;
 
@@ -12,10 +14,46 @@ use crate::model::{Constraint, Tensor};
 
 /// Words of the language, and names that differ in nothing but case and `_`.
 const ODD_NAMES: [&str; 40] = [
-    "message", "rpc", "syntax", "import", "weak", "public", "package", "option", "inf", "nan", "repeated",
-    "optional", "required", "bool", "string", "bytes", "float", "double", "int32", "uint64", "fixed32",
-    "group", "oneof", "map", "extensions", "to", "max", "reserved", "enum", "extend", "service", "stream",
-    "returns", "true", "false", "a_1", "a1", "a__1", "modelversion", "shape",
+    "message",
+    "rpc",
+    "syntax",
+    "import",
+    "weak",
+    "public",
+    "package",
+    "option",
+    "inf",
+    "nan",
+    "repeated",
+    "optional",
+    "required",
+    "bool",
+    "string",
+    "bytes",
+    "float",
+    "double",
+    "int32",
+    "uint64",
+    "fixed32",
+    "group",
+    "oneof",
+    "map",
+    "extensions",
+    "to",
+    "max",
+    "reserved",
+    "enum",
+    "extend",
+    "service",
+    "stream",
+    "returns",
+    "true",
+    "false",
+    "a_1",
+    "a1",
+    "a__1",
+    "modelversion",
+    "shape",
 ];
 
 fn field_name() -> impl Strategy<Value = String> {
@@ -29,22 +67,23 @@ fn field_name() -> impl Strategy<Value = String> {
 fn field() -> impl Strategy<Value = Field> {
     let sizes = prop::collection::vec(prop::option::of(0_u32..4), 0..4);
     let description = "[ -~\n\u{2028}\u{202e}ä/*]{0,30}";
-    (field_name(), prop::sample::select(&Datatype::ALL[..]), sizes, description, any::<bool>()).prop_map(
-        |(name, datatype, row_shape, description, is_text)| {
+    (field_name(), prop::sample::select(&Datatype::ALL[..]), sizes, description, any::<bool>())
+        .prop_map(|(name, datatype, row_shape, description, is_text)| {
             let constraints = match datatype {
                 Datatype::Bytes if is_text => {
                     vec![Constraint::Text, Constraint::OneOf(vec!["a\n*/".to_owned()])]
                 }
                 _ => vec![],
             };
-            let mut field = Field { name, description, datatype, row_shape, constraints, default: None };
-            if let (false, Some(size)) = (field.row_shape.contains(&None), datatype.element_size()) {
+            let mut field =
+                Field { name, description, datatype, row_shape, constraints, default: None };
+            if let (false, Some(size)) = (field.row_shape.contains(&None), datatype.element_size())
+            {
                 let elements: u32 = field.row_shape.iter().flatten().product();
                 field.default = is_text.then(|| vec![0; elements as usize * size]);
             }
             field
-        },
-    )
+        })
 }
 
 fn fields() -> impl Strategy<Value = Vec<Field>> {
@@ -55,8 +94,11 @@ fn fields() -> impl Strategy<Value = Vec<Field>> {
 }
 
 fn signature() -> impl Strategy<Value = Signature> {
-    (fields(), fields())
-        .prop_map(|(inputs, outputs)| Signature { inputs, outputs, max_batch_size: 8 })
+    (fields(), fields()).prop_map(|(inputs, outputs)| Signature {
+        inputs,
+        outputs,
+        max_batch_size: 8,
+    })
 }
 
 fn model_name() -> impl Strategy<Value = String> {
@@ -76,11 +118,16 @@ fn service_of(model: &str, version: &str, signature: &Signature) -> Service {
 
 /// What a compiler makes of the text.
 fn compiled(text: &str, name: &str) -> FileDescriptorProto {
-    let file = protox::file::File::from_source(name, text).unwrap_or_else(|error| panic!("{error:?}\n{text}"));
+    let file = protox::file::File::from_source(name, text)
+        .unwrap_or_else(|error| panic!("{error:?}\n{text}"));
     struct Only(protox::file::File);
     impl protox::file::FileResolver for Only {
         fn open_file(&self, name: &str) -> Result<protox::file::File, protox::Error> {
-            if name == self.0.name() { Ok(self.0.clone()) } else { Err(protox::Error::file_not_found(name)) }
+            if name == self.0.name() {
+                Ok(self.0.clone())
+            } else {
+                Err(protox::Error::file_not_found(name))
+            }
         }
     }
     let mut compiler = protox::Compiler::with_file_resolver(Only(file));
@@ -200,7 +247,8 @@ fn empty(field: &Field) -> Tensor {
 /// A row of a field, or none.
 fn row(field: &Field) -> impl Strategy<Value = Option<Tensor>> + use<> {
     let field = field.clone();
-    let sizes: Vec<_> = field.row_shape.iter().map(|size| size.map_or(0..4, |size| size..size + 1)).collect();
+    let sizes: Vec<_> =
+        field.row_shape.iter().map(|size| size.map_or(0..4, |size| size..size + 1)).collect();
     let row = sizes.prop_flat_map(move |sizes| {
         let elements = sizes.iter().product::<u32>() as usize;
         let (name, datatype, is_text) = (field.name.clone(), field.datatype, field.is_text());
@@ -210,8 +258,12 @@ fn row(field: &Field) -> impl Strategy<Value = Option<Tensor>> + use<> {
             Datatype::Bytes if is_text => [&3_u32.to_le_bytes()[..], b"a\xc3\xa4"].concat(),
             Datatype::Bytes => [&2_u32.to_le_bytes()[..], &bytes[..2]].concat(),
             // A NaN that is narrowed is quiet afterwards.
-            Datatype::Fp16 => (u16::from_le_bytes([bytes[0], bytes[1]]) & 0xbfff).to_le_bytes().to_vec(),
-            Datatype::Bf16 => (u16::from_le_bytes([bytes[0], bytes[1]]) & 0xbfff).to_le_bytes().to_vec(),
+            Datatype::Fp16 => {
+                (u16::from_le_bytes([bytes[0], bytes[1]]) & 0xbfff).to_le_bytes().to_vec()
+            }
+            Datatype::Bf16 => {
+                (u16::from_le_bytes([bytes[0], bytes[1]]) & 0xbfff).to_le_bytes().to_vec()
+            }
             datatype => bytes[..datatype.element_size().unwrap()].to_vec(),
         });
         prop::collection::vec(element, elements).prop_map(move |data| {
@@ -243,7 +295,13 @@ fn set(message: &mut DynamicMessage, number: u32, field: &Field, tensor: &Tensor
 fn values(field: &Field, tensor: &Tensor) -> Vec<Value> {
     macro_rules! each {
         ($type:ty, $value:expr) => {
-            tensor.data.as_chunks().0.iter().map(|bytes| $value(<$type>::from_le_bytes(*bytes))).collect()
+            tensor
+                .data
+                .as_chunks()
+                .0
+                .iter()
+                .map(|bytes| $value(<$type>::from_le_bytes(*bytes)))
+                .collect()
         };
     }
     let narrow = |value: f64| {
@@ -290,7 +348,11 @@ fn the_text_is_what_people_expect() {
     let mut label = plain("label", Datatype::Bytes, &[]);
     label.constraints =
         vec![Constraint::Text, Constraint::OneOf(vec!["clean".to_owned(), "toxic".to_owned()])];
-    let outputs = vec![label, plain("score", Datatype::Fp32, &[]), plain("map", Datatype::Fp64, &[None, None])];
+    let outputs = vec![
+        label,
+        plain("score", Datatype::Fp32, &[]),
+        plain("map", Datatype::Fp64, &[None, None]),
+    ];
     let signature = Signature { inputs: vec![text], outputs, max_batch_size: 8 };
     let text = service_of("toxicity", "1.0.0", &signature).proto();
     let parts = [

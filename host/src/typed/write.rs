@@ -38,9 +38,9 @@ impl Service {
     pub fn rows<'a>(&'a self, version: &Version, outputs: &'a [Tensor]) -> Rows<'a> {
         let left = outputs.first().map_or(0, Tensor::rows);
         let of = |(number, member): (u32, &'a Member)| {
-            let output = outputs.iter().find(|output| {
-                output.name == member.of && output.datatype == member.datatype
-            })?;
+            let output = outputs
+                .iter()
+                .find(|output| output.name == member.of && output.datatype == member.datatype)?;
             let shape = output.shape.get(1..)?;
             let elements = shape.iter().product();
             Some(Output { number, member, shape, elements, data: &output.data })

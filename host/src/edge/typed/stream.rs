@@ -43,7 +43,9 @@ pub(super) async fn stream(
 ) -> Response {
     let edge = &serving.edge;
     // Whoever may not ask need not begin.
-    if let Err(error) = edge.authorize(request.headers()).and_then(|caller| edge.permit(&caller, &offered.model)) {
+    if let Err(error) =
+        edge.authorize(request.headers()).and_then(|caller| edge.permit(&caller, &offered.model))
+    {
         return super::whole(call.fail(&error));
     }
     let rows = Rows {
@@ -146,7 +148,9 @@ impl Rows {
         line.status = Some(error.map_or(200, |error| error.code.status().as_u16()));
         line.error_code = error.map(|error| error.code.as_str());
         match outcome {
-            Ok(Answered { message, comparison }) => Ok((typed::stream_answer(&message), comparison)),
+            Ok(Answered { message, comparison }) => {
+                Ok((typed::stream_answer(&message), comparison))
+            }
             Err(error) if matches!(error.code, ErrorCode::Unauthorized | ErrorCode::Forbidden) => {
                 Err(self.call.fail(&error))
             }
@@ -168,7 +172,8 @@ impl Rows {
         let mut passage = Passage::begin(asked, &self.headers, account)?;
         loop {
             let service = &offered.service;
-            let outcome = answer::answer(&mut passage, service, &row.message, complete, account).await;
+            let outcome =
+                answer::answer(&mut passage, service, &row.message, complete, account).await;
             match (outcome, row.before.take()) {
                 (Err(error), Some(before)) if error.code == ErrorCode::Overloaded => {
                     // Nothing is ever sent: it ends with the row before.
