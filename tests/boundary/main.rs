@@ -77,3 +77,5 @@ mod tidy;
 mod tls;
 /// Requests can be followed from caller to collector, and a collector that is not there harms nobody.
 mod traces;
+/// Each model is a gRPC service of its own, whose fields stay where they are while versions come and go.
+mod typed;

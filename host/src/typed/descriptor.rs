@@ -289,8 +289,8 @@ const MAX_LABELS: usize = 10;
 fn constraint(constraint: &Constraint) -> Option<String> {
     let bound = |bound: &Option<f64>| bound.map_or("any".to_owned(), |bound| bound.to_string());
     Some(match constraint {
-        // The type says so.
-        Constraint::Text => return None,
+        // The type says so; or it is nothing that callers send or get.
+        Constraint::Text | Constraint::Padded(_) => return None,
         Constraint::Stripped => "white space at both ends is removed".to_owned(),
         Constraint::Length { minimum, maximum } => format!("length {minimum} to {maximum}"),
         Constraint::Range { minimum, maximum } => {
