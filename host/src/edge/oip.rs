@@ -8,6 +8,8 @@ mod answer;
 mod elements;
 mod reader;
 mod request;
+#[cfg(any(test, feature = "fuzzing"))]
+mod round_trip;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -69,6 +71,12 @@ pub(super) fn has_path(path: &str) -> bool {
 /// Whether that is the pattern of an endpoint that answers with tensors.
 pub(super) fn is_inference(pattern: &str) -> bool {
     pattern.starts_with("/v2/") && pattern.ends_with("/infer")
+}
+
+/// Read a body, of which so many bytes are JSON if that is said.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz_body(body: &[u8], length: Option<usize>) {
+    round_trip::read(body, length.map_or(Layout::Json, Layout::JsonThenTensors));
 }
 
 /// The model, and the version if the path names one.
