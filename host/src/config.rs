@@ -22,7 +22,7 @@ use serde::Deserialize;
 pub use idempotency::{AnswerLimits, IdempotencyFile};
 pub use keys::{KeyFile, RateLimitFile};
 pub use limits::{Limits, LimitsFile};
-pub use models::{IsolationFile, ModelFile, ReuseFile};
+pub use models::{BatchingFile, IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
 pub use transport::{CorsFile, Origins, TlsFile};
 pub use watch::{CaptureFile, TracingFile};

@@ -396,7 +396,7 @@ impl Call<'_> {
         inputs: Vec<Tensor>,
         rows: usize,
     ) -> Result<Vec<Map<String, Value>>, ApiError> {
-        let most = self.route.version.signature().max_batch_size as usize;
+        let most = self.route.version.max_batch_size();
         if rows <= most {
             return self.run_batch(Arc::new(inputs)).await;
         }

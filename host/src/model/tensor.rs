@@ -115,6 +115,18 @@ impl Tensor {
         }
     }
 
+    /// How many bytes so many rows take, of which `rest` is what begins with the first of them.
+    ///
+    /// The tensor must have passed [`Tensor::check`] and must have these rows.
+    pub fn bytes_of_rows(&self, rest: &[u8], rows: u64) -> usize {
+        let elements = rows * self.shape.iter().skip(1).product::<u64>();
+        let elements = usize::try_from(elements).expect("a checked tensor is counted in usize");
+        match self.datatype.element_size() {
+            Some(size) => elements * size,
+            None => offset_of_element(rest, elements),
+        }
+    }
+
     /// The rows `[start, start + count)` as a tensor of their own.
     ///
     /// The tensor must have passed [`Tensor::check`] and must have these rows.
