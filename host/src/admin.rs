@@ -5,7 +5,6 @@
 //! in the history. Long work answers at once and is asked about.
 
 mod deploy;
-mod error;
 mod keys;
 mod log;
 mod operations;
@@ -32,7 +31,7 @@ use crate::control::{Answer, Ask, Control};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
 use crate::edge::observe::{Account, Around};
-use crate::edge::{access, observed, predict, query};
+use crate::edge::{access, observed, predict, query, refused as error};
 use crate::keys::Caller;
 use crate::ledger::{self, Author};
 use crate::model::ModelName;

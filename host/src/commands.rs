@@ -4,4 +4,5 @@ pub(crate) mod check;
 pub(crate) mod inspect;
 pub(crate) mod operate;
 pub(crate) mod pack;
+pub(crate) mod proto;
 pub(crate) mod serve;

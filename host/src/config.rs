@@ -8,6 +8,7 @@ mod keys;
 mod limits;
 mod models;
 mod overrides;
+mod server;
 mod transport;
 mod watch;
 
@@ -24,7 +25,8 @@ pub use keys::{KeyFile, RateLimitFile};
 pub use limits::{Limits, LimitsFile};
 pub use models::{BatchingFile, IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
-pub use transport::{CorsFile, Origins, TlsFile};
+pub use server::{ServerFile, ServerWords};
+pub use transport::{CorsFile, GrpcListen, Origins, TlsFile};
 pub use watch::{CaptureFile, TracingFile};
 
 use crate::keys::Key;
@@ -41,7 +43,9 @@ use crate::version::ModelLimits;
 pub struct ConfigFile {
     /// Address and port of the HTTP endpoints; 127.0.0.1:8000.
     pub listen: Option<SocketAddr>,
-    /// Address and port of the admin API; 127.0.0.1:8001.
+    /// Address and port of gRPC, or `off`; 127.0.0.1:8001.
+    pub grpc_listen: Option<GrpcListen>,
+    /// Address and port of the admin API; 127.0.0.1:8002.
     pub admin_listen: Option<SocketAddr>,
     /// Folder of the artifacts; `repository`.
     pub repository: Option<PathBuf>,
@@ -49,6 +53,9 @@ pub struct ConfigFile {
     pub state: Option<PathBuf>,
     /// The model that `/predict` and `/v1/predict` mean; the only one, if there is one only.
     pub default_model: Option<ModelName>,
+    /// What the server says of itself.
+    #[serde(default)]
+    pub server: ServerFile,
     /// The certificate; without it, plain HTTP.
     pub tls: Option<TlsFile>,
     /// Which web pages may ask.
@@ -82,6 +89,9 @@ pub struct ConfigFile {
 pub struct Settings {
     /// Only this machine can reach the default, until somebody decides otherwise.
     pub listen: SocketAddr,
+    /// Of gRPC, if it is served; the same holds for it. The port is the one that clients of other
+    /// model servers have in their examples.
+    pub grpc_listen: GrpcListen,
     /// Of the admin API; the same holds for it.
     pub admin_listen: SocketAddr,
     /// Folder of the artifacts.
@@ -90,7 +100,9 @@ pub struct Settings {
     pub state: PathBuf,
     /// The model that paths without a model mean.
     pub default_model: Option<ModelName>,
-    /// The certificate of both listeners; without it, plain HTTP.
+    /// What the server says of itself.
+    pub server: ServerWords,
+    /// The certificate of all listeners; without it, plain HTTP.
     pub tls: Option<TlsFile>,
     /// The web pages that may ask for predictions.
     pub origins: Origins,
@@ -246,13 +258,15 @@ impl ConfigFile {
         let state = self.state.unwrap_or_else(|| "state".into());
         Ok(Settings {
             listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
-            admin_listen: self.admin_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8001))),
+            grpc_listen: self.grpc_listen.unwrap_or_default(),
+            admin_listen: self.admin_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8002))),
             repository: self.repository.unwrap_or_else(|| "repository".into()),
             tracing: self.tracing.settle()?,
             capture: self.capture.settle(&state)?,
             capture_shares,
             state,
             default_model: self.default_model,
+            server: self.server.settle()?,
             tls: self.tls,
             origins: self.cors.settle()?,
             keys: keys::settle(self.keys)?,
@@ -324,6 +338,9 @@ mod tests {
     fn an_empty_file_is_enough() {
         let settings = settle("").unwrap();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
+        assert_eq!(settings.grpc_listen, GrpcListen::At(([127, 0, 0, 1], 8001).into()));
+        assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:8002");
+        assert_eq!(settle("grpc_listen = \"off\"").unwrap().grpc_listen, GrpcListen::Off);
         assert!(settings.keys.is_empty() && settings.splits.is_empty());
     }
 
@@ -361,8 +378,10 @@ mod tests {
         for bad in [
             "unknown = 1",
             "listen = \"localhost\"",
+            "grpc_listen = \"on\"",
             "[tls]\ncertificate = \"a.pem\"",
             "[cors]\norigins = [\"example.org\"]",
+            "[server]\nname = \"\"",
             "[limits]\nbody_bytes = 0",
             "[limits]\nbody_bytes = 1000\nbodies_in_flight_bytes = 999",
             "[limits]\ninstance_memory_mib = 5000",
@@ -391,6 +410,9 @@ mod tests {
     }
 
     fn assert_watching(file: &ConfigFile) {
+        let ServerFile { name: Some(_), repository_changes: Some(_) } = &file.server else {
+            panic!("a key of server is not in the README");
+        };
         let TracingFile { endpoint: Some(_), sample: Some(_), service: Some(_) } = &file.tracing
         else {
             panic!("a key of tracing is not in the README");

@@ -3,13 +3,21 @@
 //!
 //! | change | least bump |
 //! |---|---|
-//! | none but in descriptions or in the order of fields | patch |
+//! | none but in descriptions | patch |
 //! | a new input with a default, a default where there was none or another one, a new output | minor |
 //! | an input accepts more, an output promises more | minor |
 //! | another number of rows for one call, which the host sees to | minor |
 //! | an input or an output removed, renamed or retyped; class labels in another order | major |
 //! | a new input without a default, a default taken away | major |
+//! | an old field in another place, or a new one before it | major |
+//! | a row whose shape the number of its elements has told and tells no more, or the other way round | major |
 //! | an input accepts less, an output promises less | major |
+//!
+//! Places matter because they are the numbers of fields in [`crate::typed`], and how a row tells its shape
+//! because it is how it is written there. A place is therefore never given to another field while old
+//! callers are served: what is gone takes a new major along.
+//!
+//! What fills rows up that share a batch is nothing that callers send or get, so a change of it is none.
 
 mod snapshot;
 
@@ -98,6 +106,7 @@ pub fn changes(old: &Signature, new: &Signature) -> Vec<Change> {
         for field in new.iter().filter(|field| find(old, &field.name).is_none()) {
             changes.of_new_field(side, field);
         }
+        changes.of_places(side, old, new);
     }
     if old.max_batch_size != new.max_batch_size {
         let (was, is) = (old.max_batch_size, new.max_batch_size);
@@ -160,6 +169,19 @@ impl Changes {
         self.add(bump, format!("{side} `{}` is new{how}", field.name));
     }
 
+    /// Where everything is still there, it has to be where it was. What is gone is told by itself.
+    fn of_places(&mut self, side: Side, old: &[Field], new: &[Field]) {
+        let is_there = |field: &Field| new.iter().any(|other| other.name == field.name);
+        let mut pairs = old.iter().zip(new);
+        if !old.iter().all(is_there) {
+            return;
+        }
+        if let Some((old, _)) = pairs.find(|(old, new)| old.name != new.name) {
+            let what = format!("{side} `{}` is in another place, which is its number", old.name);
+            self.add(Bump::Major, what);
+        }
+    }
+
     fn of_field(&mut self, side: Side, old: &Field, new: &Field) {
         let name = &old.name;
         if old.datatype != new.datatype {
@@ -176,6 +198,13 @@ impl Changes {
             }
         }
         self.of_relation(side, name, "shapes", shapes(old, new));
+        if old.row_shape.len() == new.row_shape.len()
+            && old.count_tells_shape() != new.count_tells_shape()
+        {
+            let not = if new.count_tells_shape() { "" } else { "not " };
+            let what = format!("the shape of {side} `{name}` does {not}follow from its length now");
+            self.add(Bump::Major, what);
+        }
         self.of_relation(side, name, "lengths", lengths(old, new));
         self.of_relation(side, name, "numbers", numbers(old, new));
         self.of_relation(side, name, "labels", labels(old, new));
@@ -308,6 +337,7 @@ mod tests {
                     row_shape: vec![],
                     ..field("lots", Datatype::Int32, &[])
                 },
+                Field { row_shape: vec![Some(3), Some(2)], ..field("grid", Datatype::Fp32, &[]) },
             ],
             outputs: vec![
                 field("label", Datatype::Bytes, &[Constraint::Text, label]),
@@ -342,10 +372,10 @@ mod tests {
     fn what_callers_do_not_notice_is_a_patch() {
         assert_eq!(bump(|_| {}), Bump::Patch);
         assert_eq!(bump(|new| new.inputs[0].description = "after".to_owned()), Bump::Patch);
-        assert_eq!(bump(|new| new.inputs.reverse()), Bump::Patch);
-        assert_eq!(bump(|new| new.outputs.reverse()), Bump::Patch);
         // The same said in another way.
         assert_eq!(bump(|new| new.inputs[1].constraints.push(range(0.0, 200.0))), Bump::Patch);
+        let padded = Constraint::Padded(vec![0; 4]);
+        assert_eq!(bump(|new| new.inputs[1].constraints.push(padded.clone())), Bump::Patch);
     }
 
     #[test]
@@ -358,7 +388,7 @@ mod tests {
         assert_eq!(bump(|new| drop(new.inputs[0].constraints.pop())), Bump::Minor);
         assert_eq!(bump(|new| new.inputs[1].constraints[0] = range(-1.0, 151.0)), Bump::Minor);
         assert_eq!(bump(|new| drop(new.inputs[1].constraints.pop())), Bump::Minor);
-        assert_eq!(bump(|new| new.inputs[1].row_shape = vec![None, None]), Bump::Minor);
+        assert_eq!(bump(|new| new.inputs[3].row_shape = vec![None, Some(2)]), Bump::Minor);
         assert_eq!(bump(|new| new.inputs[1].default = Some(vec![0; 4])), Bump::Minor);
         assert_eq!(bump(|new| new.inputs[2].default = Some(vec![1; 4])), Bump::Minor);
         assert_eq!(bump(|new| new.outputs[1].constraints[0] = range(0.1, 0.9)), Bump::Minor);
@@ -371,11 +401,24 @@ mod tests {
         assert_eq!(bump(|new| drop(new.inputs.pop())), Bump::Major);
         assert_eq!(bump(|new| drop(new.outputs.pop())), Bump::Major);
         assert_eq!(bump(|new| new.inputs[0].name = "txt".to_owned()), Bump::Major);
+        assert_eq!(bump(|new| new.inputs[0].name = "TEXT".to_owned()), Bump::Major);
         assert_eq!(bump(|new| new.outputs[0].name = "class".to_owned()), Bump::Major);
         assert_eq!(bump(|new| new.inputs[1].datatype = Datatype::Fp64), Bump::Major);
         assert_eq!(bump(|new| new.outputs[1].datatype = Datatype::Fp64), Bump::Major);
         assert_eq!(bump(|new| new.inputs.push(field("new", Datatype::Fp32, &[]))), Bump::Major);
         assert_eq!(bump(|new| new.inputs[2].default = None), Bump::Major);
+        // Numbers are places.
+        assert_eq!(bump(|new| new.inputs.reverse()), Bump::Major);
+        assert_eq!(bump(|new| new.outputs.swap(0, 1)), Bump::Major);
+        let optional = || Field { default: Some(vec![0; 4]), ..field("new", Datatype::Fp32, &[]) };
+        assert_eq!(bump(|new| new.inputs.insert(3, optional())), Bump::Major);
+        assert_eq!(
+            bump(|new| new.outputs.insert(0, field("new", Datatype::Fp32, &[]))),
+            Bump::Major
+        );
+        // What was a list is a message now, or the other way round.
+        assert_eq!(bump(|new| new.inputs[1].row_shape = vec![None, None]), Bump::Major);
+        assert_eq!(bump(|new| new.inputs[3].row_shape = vec![None, None]), Bump::Major);
         assert_eq!(bump(|new| new.inputs[0].constraints[1] = length(2, 2000)), Bump::Major);
         // More at one end, less at the other.
         assert_eq!(bump(|new| new.inputs[0].constraints[1] = length(2, 3000)), Bump::Major);

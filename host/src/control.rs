@@ -10,6 +10,7 @@ mod deploy;
 mod folder;
 mod keys;
 mod many;
+mod repository;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,11 +1,13 @@
-//! The public edge: HTTP in, validated batches to the router and the inference threads, HTTP out.
+//! The public edge: HTTP and gRPC in, validated batches to the router and the inference threads, HTTP
+//! and gRPC out.
 //!
-//! Only this module knows axum and the JSON of requests. Bodies are bounded in size and time;
+//! Only this module knows axum, tonic and the JSON of requests. Bodies are bounded in size and time;
 //! every answer is JSON, carries a request id and is one line in the log. Keys are checked before a
 //! body is read; health and readiness need none.
 
 pub(crate) mod access;
 mod body;
+mod call;
 pub(crate) mod catalogue;
 mod cors;
 mod docs;
@@ -14,18 +16,23 @@ pub(crate) mod error;
 mod form;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+pub(crate) mod grpc;
 pub(crate) mod idempotency;
+mod infer;
 mod json;
 mod listener;
 mod metrics;
 pub(crate) mod observe;
 mod openapi;
 mod partial;
+mod passage;
 pub(crate) mod predict;
 mod problem;
 pub(crate) mod query;
+pub(crate) mod refused;
 mod shadowed;
 mod tls;
+mod typed;
 mod unread;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,13 +52,16 @@ pub use access::ModelRates;
 pub use body::Bodies;
 use body::Form;
 use error::ApiError;
+pub use grpc::endpoints as grpc_endpoints;
 pub use idempotency::Answers;
 pub use listener::{Entrance, serve};
 use observe::Around;
 pub use observe::Way;
 pub use tls::{Tls, TlsError};
+pub use typed::Services;
 
-use crate::config::{Limits, Origins, Sticky};
+use crate::config::{Limits, Origins, ServerWords, Sticky};
+use crate::control::Control;
 use crate::inference::Inference;
 use crate::keys::Keys;
 use crate::model::ModelName;
@@ -66,6 +76,8 @@ use crate::shadow::Shadows;
 pub struct Edge {
     /// What is loaded.
     pub registry: Arc<Registry>,
+    /// Where that is changed.
+    pub control: Arc<Control>,
     /// Where guests run.
     pub inference: Inference,
     /// What was answered, for who asks again.
@@ -82,6 +94,8 @@ pub struct Edge {
     pub bodies: Bodies,
     /// Who answered.
     pub traffic: Arc<Traffic>,
+    /// The gRPC services of what is loaded.
+    pub services: Services,
     /// What is measured of the server as a whole.
     pub meters: Arc<Meters>,
     /// Where spans come from, if there is a collector.
@@ -109,6 +123,8 @@ pub struct Policy {
     pub sticky: BTreeMap<ModelName, Sticky>,
     /// All bounds.
     pub limits: Limits,
+    /// What the server says of itself, and whether it may be changed by who calls it.
+    pub server: ServerWords,
 }
 
 type Shared = State<Arc<Edge>>;
@@ -143,6 +159,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}/resolve", get(catalogue::resolve))
         .route("/models/{model}/versions/{selector}", get(catalogue::version))
         .route("/models/{model}/versions/{selector}/schema", get(openapi::schema))
+        .route("/models/{model}/versions/{selector}/proto", get(typed::proto))
         .route("/models/{model}/openapi.json", get(openapi::model))
         .route("/openapi.json", get(openapi::server));
     let (way, tracer) = (Way::Public(Arc::clone(&edge.meters)), edge.tracer.clone());

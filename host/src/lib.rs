@@ -15,6 +15,7 @@ pub mod guest;
 pub mod preinit;
 pub mod store;
 pub mod record;
+pub mod typed;
 pub mod pool;
 pub mod version;
 pub mod inference;

@@ -37,6 +37,8 @@ enum Command {
     Pack(commands::pack::PackArguments),
     /// Print everything about an artifact without serving it.
     Inspect(commands::inspect::InspectArguments),
+    /// Print the `.proto` of the gRPC service that a server makes of an artifact's signature.
+    Proto(commands::proto::ProtoArguments),
     /// Compare two versions of a model: is the step between their numbers as large as the one between
     /// their signatures?
     Check(commands::check::CheckArguments),
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Config(_)
         | Command::Pack(_)
         | Command::Inspect(_)
+        | Command::Proto(_)
         | Command::Check(_)
         | Command::Operate(_)
         | Command::PreinitChild(_) => Writing::Direct,
@@ -82,6 +85,7 @@ fn run(command: Command, started: Instant) -> anyhow::Result<()> {
         Command::Config(command) => commands::serve::config(&command),
         Command::Pack(arguments) => commands::pack::run(&arguments),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
+        Command::Proto(arguments) => commands::proto::run(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Operate(command) => commands::operate::run(&command),
         Command::PreinitChild(arguments) => Ok(child::run(&arguments)?),

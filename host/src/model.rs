@@ -11,5 +11,6 @@ mod tensor;
 
 pub use name::{ModelName, NameError, VersionId};
 pub use selector::{Channel, Selector, SelectorError};
+pub(crate) use signature::MAX_FIELDS;
 pub use signature::{Constraint, Field, Signature, SignatureError};
 pub use tensor::{Datatype, Tensor, TensorError, bytes_elements};

@@ -2,16 +2,19 @@
 //!
 //! A record is an object with a value for each input. A text is a string, another byte string is
 //! base64 (RFC 4648, padded), a number is a number; a field with a row shape holds nested arrays.
-//! FP16 and BF16 have no JSON form. A number that is not finite has none either: it is `null` in an
-//! answer and cannot be sent. A caller that sends byte strings in another way than JSON has them taken
-//! as they are.
+//! A number for a float is rounded to the nearest one that the datatype has. One that is not finite has
+//! no JSON form: it is `null` in an answer and cannot be sent. A caller that sends byte strings in
+//! another way than JSON has them taken as they are. Tensors that come as such are checked here as
+//! well, so that a guest sees the same whatever the protocol was.
 
+mod conform;
 mod decode;
 mod encode;
 mod fitting;
 mod golden;
 pub mod schema;
 
+pub use conform::{ConformError, conform};
 pub use decode::{Given, RecordError, Row, RowIssue, decode};
 pub use encode::{TooLarge, encode};
 pub use fitting::{Fitting, decode_fitting};

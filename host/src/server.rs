@@ -21,9 +21,9 @@ use tokio::task::JoinSet;
 use self::reload::Reloader;
 pub use self::reload::Reread;
 use crate::admin::{self, Admin};
-use crate::config::Settings;
+use crate::config::{GrpcListen, Settings};
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Answers, Bodies, Edge, Entrance, ModelRates, Tls, TlsError};
+use crate::edge::{self, Answers, Bodies, Edge, Entrance, ModelRates, Services, Tls, TlsError};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::SameKey;
@@ -119,6 +119,11 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
         let entrance = Entrance { listener, tls: tls.clone(), way };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
+    if let Some((listener, way)) = grpc(&settings, &edge).await? {
+        let endpoints = edge::grpc_endpoints(Arc::clone(&edge), stopping.clone());
+        let entrance = Entrance { listener, tls: tls.clone(), way };
+        servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
+    }
     tracing::info!(%address, "listening");
     let repository = settings.repository.clone();
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
@@ -195,7 +200,7 @@ struct Seen {
 
 fn edge(
     settings: &Settings,
-    control: &Control,
+    control: &Arc<Control>,
     Seen { traffic, meters }: Seen,
     interrupted: watch::Receiver<bool>,
     stack_bytes: usize,
@@ -212,6 +217,7 @@ fn edge(
     }
     Ok(Edge {
         registry: Arc::clone(control.registry()),
+        control: Arc::clone(control),
         inference,
         answers: Arc::new(Answers::new(settings.answers)),
         shadows: Arc::new(shadows.map_err(ServeError::Start)?),
@@ -220,6 +226,7 @@ fn edge(
         policy: ArcSwap::from_pointee(reload::policy(settings, limits)),
         bodies: Bodies::new(limits.bodies_in_flight_bytes),
         traffic,
+        services: Services::default(),
         meters,
         tracer: tracer.map(Arc::new),
         capture: Capture::start(settings.capture.clone()).map_err(ServeError::Start)?,
@@ -247,6 +254,17 @@ async fn admin(
     let patience = settings.limits.body_time;
     let admin = Admin::new(control, shadows, patience, stopping.clone());
     Ok(Some((listener, Arc::new(admin))))
+}
+
+/// Where gRPC is served, if it is.
+async fn grpc(
+    settings: &Settings,
+    edge: &Edge,
+) -> Result<Option<(TcpListener, edge::Way)>, ServeError> {
+    let GrpcListen::At(wanted) = settings.grpc_listen else { return Ok(None) };
+    let (listener, address) = listen(wanted).await?;
+    tracing::info!(%address, "grpc listening");
+    Ok(Some((listener, edge::Way::Grpc(Arc::clone(&edge.meters)))))
 }
 
 async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {

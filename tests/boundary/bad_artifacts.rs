@@ -433,8 +433,8 @@ fn inspect_names_everything_about_the_real_artifact() {
     assert!(report["golden_examples"].as_array().unwrap().len() >= 20);
     let has =
         |list: &str, name: &str| report[list].as_array().unwrap().iter().any(|item| item == name);
-    assert!(has("imports", "guesthouse:model/assets@0.1.0"));
-    assert!(has("exports", "guesthouse:model/predict@0.1.0"));
+    assert!(has("imports", "guesthouse:model/assets@0.2.0"));
+    assert!(has("exports", "guesthouse:model/predict@0.2.0"));
     let people = run_host(&["inspect", &toxicity("1.0.0").to_string_lossy()]);
     let people = String::from_utf8(people.stdout).unwrap();
     for word in ["toxicity", "1.0.0", "text BYTES[rows]", "vocabulary.tsv", "golden examples (24)"]

@@ -59,6 +59,8 @@ mod rates;
 mod restart;
 /// A server that is told to stop loses no request, and waits for none for ever.
 mod shutdown;
+/// What is asked of models that do next to nothing is what they answer, whatever its type.
+mod small_guests;
 /// What cannot be snapshot after `init` is said to be so, and works all the same.
 mod snapshots;
 /// The architecture holds: who may know what, and every module says what it is for.

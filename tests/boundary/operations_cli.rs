@@ -117,7 +117,7 @@ fn a_command_line_that_makes_no_sense_is_said_to_be_so() {
         &["shadow", "toxicity", "--share", "10%"],
         // Nothing would be changed, so there would be nothing to try out.
         &["shadow", "toxicity", "--dry-run"],
-        &["status", "--server", "https://127.0.0.1:8001"],
+        &["status", "--server", "https://127.0.0.1:8002"],
     ];
     for arguments in commands {
         let (code, said) = run(&mut operator(nobody(), arguments));

@@ -153,10 +153,11 @@ fn ports_and_folders_are_those_of_the_configuration() {
         number(&configuration, "\nlisten = \"0.0.0.0"),
         number(&stateful, "name: http\n              containerPort")
     );
-    assert_eq!(
-        number(&configuration, "\nadmin_listen = \"0.0.0.0"),
-        number(&stateful, "name: admin\n              containerPort")
-    );
+    for name in ["grpc", "admin"] {
+        let listens = number(&configuration, &format!("\n{name}_listen = \"0.0.0.0"));
+        let opened = number(&stateful, &format!("name: {name}\n              containerPort"));
+        assert!(listens.is_some() && listens == opened, "{name}");
+    }
     let runtime = read("kserve/cluster-serving-runtime.yaml");
     let listens = number(&runtime, "--listen=0.0.0.0");
     assert!(listens.is_some());
@@ -165,8 +166,11 @@ fn ports_and_folders_are_those_of_the_configuration() {
         assert_eq!(number(&runtime, key), listens, "{key}");
     }
     let containerfile = read("container/Containerfile");
+    let opened = number(&runtime, "--grpc-listen=0.0.0.0").unwrap();
+    assert!(runtime.contains(&format!("- containerPort: {opened}\n")), "{opened}");
     for port in [
         number(&containerfile, "GUESTHOUSE_LISTEN=0.0.0.0"),
+        number(&containerfile, "GUESTHOUSE_GRPC_LISTEN=0.0.0.0"),
         number(&containerfile, "GUESTHOUSE_ADMIN_LISTEN=0.0.0.0"),
     ] {
         let exposed = containerfile.lines().find(|line| line.starts_with("EXPOSE ")).unwrap();

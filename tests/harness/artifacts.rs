@@ -50,7 +50,7 @@ pub fn compose(component: &Path, output: &Path) {
         let package = Package::from_file("test:inner", None, component, graph.types_mut())?;
         let package = graph.register_package(package)?;
         let inner = graph.instantiate(package);
-        for export in ["guesthouse:model/lifecycle@0.1.0", "guesthouse:model/predict@0.1.0"] {
+        for export in ["guesthouse:model/lifecycle@0.2.0", "guesthouse:model/predict@0.2.0"] {
             let node = graph.alias_instance_export(inner, export)?;
             graph.export(node, export)?;
         }
@@ -58,6 +58,51 @@ pub fn compose(component: &Path, output: &Path) {
     };
     let composed = compose().expect("a guest can be composed");
     std::fs::write(output, composed).expect("the folder is writable");
+}
+
+/// The folder of the models that are there for tests alone: what `simple` and others of published
+/// programs are, `identity_fp32` and its like, `row_sum`.
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models")
+}
+
+/// The names of all of them.
+///
+/// # Panics
+/// The folder is not readable.
+pub fn fixture_names() -> Vec<String> {
+    let folder = std::fs::read_dir(fixtures()).expect("the sources are there");
+    let paths = folder.map(|entry| entry.expect("the folder is readable").path());
+    let models = paths.filter(|path| path.is_dir());
+    let mut names: Vec<_> =
+        models.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect();
+    names.sort();
+    names
+}
+
+/// Pack one of them into `folder`.
+///
+/// # Panics
+/// There is none of that name, or it cannot be packed.
+pub fn fixture(model: &str, folder: &Path) -> PathBuf {
+    let manifest = fixtures().join(model).join("1.0.0/manifest.toml");
+    let text = std::fs::read_to_string(&manifest).expect("there is such a model");
+    let guest = text.lines().find_map(|line| line.strip_prefix("guest = "));
+    let guest = guest.expect("it names its guest").trim_matches('"').replace('-', "_");
+    let component = environment::guests().join(guest).with_extension("wasm");
+    let output = folder.join(format!("{model}-1.0.0.wasm"));
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    let outcome = run_host(&[
+        "pack",
+        "--manifest",
+        &path(&manifest),
+        "--component",
+        &path(&component),
+        "--output",
+        &path(&output),
+    ]);
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    output
 }
 
 /// What the misbehaving guest's artifact is to be like.

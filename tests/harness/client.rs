@@ -40,6 +40,21 @@ impl Answer {
     }
 }
 
+/// Send the head of a request with the demo key, whose body waits until it is asked for; the status of
+/// what comes first.
+pub(crate) fn announce(address: SocketAddr, path: &str, length: usize) -> u16 {
+    let mut stream = TcpStream::connect(address).expect("the server listens");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: a\r\nX-API-Key: {DEMO_KEY}\r\nExpect: 100-continue\r\n\
+         Connection: close\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).expect("the server reads the head");
+    let mut line = [0; "HTTP/1.1 100".len()];
+    stream.read_exact(&mut line).expect("the server answers");
+    let status = str::from_utf8(&line[9..]).ok().and_then(|status| status.parse().ok());
+    status.expect("an answer begins with its status")
+}
+
 /// Send a request by a published library.
 ///
 /// # Panics

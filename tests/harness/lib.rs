@@ -8,6 +8,7 @@ pub mod artifacts;
 pub mod client;
 pub mod collector;
 pub mod environment;
+pub mod grpc;
 pub mod server;
 
 pub use client::{Answer, DEMO_KEY};

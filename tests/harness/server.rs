@@ -1,7 +1,7 @@
 //! One server for one test: its own port, repository and state, ended with the test.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, PipeReader};
+use std::io::{BufRead as _, BufReader, ErrorKind, PipeReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -56,6 +56,22 @@ impl Setup {
         Self { artifacts, config, ..Self::default() }
     }
 
+    /// Models that are there for tests alone, by their names; all of them, if none is named. They are
+    /// packed into `folder`.
+    ///
+    /// # Panics
+    /// There is no such model.
+    pub fn fixtures(folder: &Path, names: &[&str]) -> Self {
+        let config = fs::read_to_string(artifacts::fixtures().join("fixtures.toml"));
+        let config = config.expect("the fixtures have a configuration");
+        let names = match names {
+            [] => artifacts::fixture_names(),
+            names => names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let artifacts = names.iter().map(|name| artifacts::fixture(name, folder)).collect();
+        Self { artifacts, config, ..Self::default() }
+    }
+
     /// The misbehaving guest beside a healthy model, with that much time for each prediction.
     pub fn misbehave(folder: &Path, predict_milliseconds: u32) -> Self {
         let config = format!(
@@ -73,6 +89,7 @@ pub struct Server {
     child: Child,
     log: Arc<Log>,
     address: SocketAddr,
+    grpc: SocketAddr,
     admin: SocketAddr,
     folder: TempDir,
 }
@@ -143,9 +160,12 @@ impl Server {
             let address = line["address"].as_str().and_then(|address| address.parse().ok());
             Some(address.expect("the address is logged"))
         };
-        match listening("admin listening").zip(listening("listening")) {
-            Some((admin, address)) => Ok(Self { child, log, address, admin, folder }),
-            None => {
+        let addresses = ["admin listening", "grpc listening", "listening"].map(listening);
+        match addresses {
+            [Some(admin), Some(grpc), Some(address)] => {
+                Ok(Self { child, log, address, grpc, admin, folder })
+            }
+            _ => {
                 child.wait().expect("the server is our child");
                 Err(format!("the server has ended: {:#?}", log.lines.lock()))
             }
@@ -164,6 +184,11 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it listens for gRPC.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc
     }
 
     /// Where its admin API listens.
@@ -255,6 +280,19 @@ impl Server {
         }
         all.extend(headers);
         client::send(method, &self.url(path), &all, body)
+    }
+
+    /// Whether a body of that length would be read now; it is announced, and not sent, so that whoever
+    /// asks takes no room from others.
+    ///
+    /// # Panics
+    /// The server does neither that nor answer 503.
+    pub fn would_read(&self, path: &str, length: usize) -> bool {
+        match client::announce(self.address(), path, length) {
+            100 => true,
+            503 => false,
+            status => panic!("{status}"),
+        }
     }
 
     /// Get a page without a key.
@@ -483,6 +521,7 @@ fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Chil
     let script = format!(r#"ulimit -Sn 1024 && ulimit -v {space} && exec "$0" "$@""#);
     command.args(["-c", &script]).arg(environment::host());
     command.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    command.args(["--grpc-listen", "127.0.0.1:0"]);
     command.args(["--log", setup.log.as_deref().unwrap_or("info"), "--log-format", "json"]);
     command.envs(setup.failpoint.iter().map(|failpoint| ("GUESTHOUSE_FAILPOINT", failpoint)));
     command.arg("--config").arg(config);
@@ -513,6 +552,12 @@ fn copy_warm_state(to: &Path) {
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");
         let config = environment::models().join("demo.toml");
+        // What was deployed here before may have been packed anew since; what is compiled is found by
+        // its bytes, whatever the ledger says.
+        match fs::remove_file(state.join("ledger.redb")) {
+            Err(error) if error.kind() != ErrorKind::NotFound => panic!("the old ledger: {error}"),
+            _ => {}
+        }
         let (mut child, log) =
             spawn(&config, &environment::repository(), &state, &Setup::default());
         log.wait_for("ready", 0, |line| line["message"] == "ready");

@@ -26,7 +26,7 @@ const REQUIRED_EXPORTS: [&str; 2] = ["guesthouse:model/lifecycle", "guesthouse:m
 const ALLOWED_IMPORTS: [&str; 2] = ["guesthouse:model/", "wasi:"];
 
 /// The version of the contract that this host speaks; see `wit/model.wit`.
-const CONTRACT_VERSION: &str = "0.1.0";
+const CONTRACT_VERSION: &str = "0.2.0";
 
 /// Begins the names of the sections that are this format's own.
 const OWN_PREFIX: &str = "guesthouse:";

@@ -185,6 +185,10 @@ fn describe(constraint: &Constraint) -> String {
             format!("from {} to {}", bound(minimum), bound(maximum))
         }
         Constraint::OneOf(labels) => format!("one of {}", labels.join(", ")),
+        Constraint::Padded(element) => {
+            let bytes: String = element.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("shorter rows are filled up with 0x{bytes} to share a batch")
+        }
     }
 }
 

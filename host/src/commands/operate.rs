@@ -59,7 +59,7 @@ struct ServerArguments {
     #[arg(
         long,
         env = "GUESTHOUSE_ADMIN_SERVER",
-        default_value = "http://127.0.0.1:8001",
+        default_value = "http://127.0.0.1:8002",
         value_name = "URL"
     )]
     server: ServerUrl,

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use guesthouse::config::{ConfigFile, Override, Settings};
+use guesthouse::config::{ConfigFile, GrpcListen, Override, Settings};
 use guesthouse::edge::Tls;
 use guesthouse::keys::Key;
 use guesthouse::server;
 
 /// Variables with names of their own, and the keys that they set.
-const VARIABLES: [(&str, &str); 4] = [
+const VARIABLES: [(&str, &str); 5] = [
     ("GUESTHOUSE_LISTEN", "listen"),
+    ("GUESTHOUSE_GRPC_LISTEN", "grpc_listen"),
     ("GUESTHOUSE_ADMIN_LISTEN", "admin_listen"),
     ("GUESTHOUSE_REPOSITORY", "repository"),
     ("GUESTHOUSE_STATE", "state"),
@@ -40,6 +41,9 @@ pub(crate) struct ConfigurationArguments {
     /// Address and port of the HTTP endpoints; port 0 lets the system choose. Also GUESTHOUSE_LISTEN.
     #[arg(long)]
     listen: Option<SocketAddr>,
+    /// Address and port of gRPC, or `off`; port 0 lets the system choose. Also GUESTHOUSE_GRPC_LISTEN.
+    #[arg(long)]
+    grpc_listen: Option<GrpcListen>,
     /// Address and port of the admin API; port 0 lets the system choose. Also
     /// GUESTHOUSE_ADMIN_LISTEN.
     #[arg(long)]
@@ -113,6 +117,7 @@ impl ConfigurationArguments {
         let file = ConfigFile::read(self.config.as_deref(), &overrides)?;
         Ok(ConfigFile {
             listen: self.listen.or(file.listen),
+            grpc_listen: self.grpc_listen.or(file.grpc_listen),
             admin_listen: self.admin_listen.or(file.admin_listen),
             repository: self.repository.clone().or(file.repository),
             state: self.state.clone().or(file.state),

@@ -1,7 +1,8 @@
 //! What callers of a version rely on, as a file to keep beside other sources and to compare with later.
 //!
-//! The form is canonical (RFC 8785), fields are in the order of their names and descriptions are left
-//! out, so that two versions that are the same to callers have the same bytes but for their numbers.
+//! The form is canonical (RFC 8785) and descriptions are left out, so that two versions that are the same
+//! to callers have the same bytes but for their numbers. Fields stay in their places, on which callers
+//! rely as well.
 
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,6 @@ impl SignatureSnapshot {
     pub fn new(id: &VersionId, signature: &Signature) -> Self {
         let mut signature = signature.clone();
         for fields in [&mut signature.inputs, &mut signature.outputs] {
-            fields.sort_by(|one, other| one.name.cmp(&other.name));
             fields.iter_mut().for_each(|field| field.description.clear());
         }
         Self { model: id.name.clone(), version: id.version.clone(), signature }
@@ -69,9 +69,11 @@ mod tests {
         let id = VersionId { name: "toxicity".parse().unwrap(), version: Version::new(1, 0, 0) };
         let canonical = SignatureSnapshot::new(&id, &signature()).canonical();
         let mut other = signature();
-        other.inputs.reverse();
         other.inputs[0].description = "in other words".to_owned();
         assert_eq!(SignatureSnapshot::new(&id, &other).canonical(), canonical);
+        let mut moved = other.clone();
+        moved.inputs.reverse();
+        assert_ne!(SignatureSnapshot::new(&id, &moved).canonical(), canonical);
         other.max_batch_size += 1;
         assert_ne!(SignatureSnapshot::new(&id, &other).canonical(), canonical);
         // Keys are in order, and nothing is spaced.

@@ -300,7 +300,10 @@ impl Control {
         let loaded =
             states.values().flat_map(ModelState::loaded).map(|(_, digest)| digest).collect();
         let deployed = states.values().flat_map(|state| state.versions.values());
-        let deployed = deployed.map(|deployed| deployed.digest).collect();
+        // Of a model that was unloaded, what comes back when it is loaded again.
+        let unloaded = states.values().filter(|state| state.versions.is_empty());
+        let unloaded = unloaded.filter_map(|state| state.withdrawn.last().copied());
+        let deployed = deployed.map(|deployed| deployed.digest).chain(unloaded).collect();
         self.loader.store.collect(&loaded, &deployed, SystemTime::now());
     }
 }

@@ -60,6 +60,12 @@ fn given<'a>(keys: &Keys, headers: &'a HeaderMap) -> Result<Option<&'a [u8]>, Ap
     Err(ApiError::malformed("the request has two different keys"))
 }
 
+/// Whether there is one, good or not.
+pub(super) fn carries_key(headers: &HeaderMap) -> bool {
+    headers.contains_key(KEY_HEADER)
+        || headers.get_all(AUTHORIZATION).iter().any(|it| bearer(it).is_some())
+}
+
 /// The key in `Authorization: Bearer KEY`; another scheme is somebody else's.
 fn bearer(value: &HeaderValue) -> Option<&[u8]> {
     let (scheme, key) = value.as_bytes().split_at_checked(b"bearer ".len())?;

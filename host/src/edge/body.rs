@@ -126,6 +126,7 @@ impl Deref for Received {
 }
 
 /// What all bodies together may take.
+#[derive(Clone)]
 pub struct Bodies {
     most: usize,
     /// A permit for each byte.
@@ -143,6 +144,11 @@ impl Bodies {
     pub fn new(most: usize) -> Self {
         let (bytes, windows) = (Semaphore::new(most), Semaphore::new(MAX_WINDOWS));
         Self { most, bytes: Arc::new(bytes), windows: Arc::new(windows) }
+    }
+
+    /// That many bytes more, until what comes back is dropped.
+    pub(super) fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        permit(&self.bytes, bytes)
     }
 
     /// How many bytes there are.
@@ -263,7 +269,7 @@ fn too_many_rows(most: usize) -> ApiError {
     ApiError::new(ErrorCode::UnacceptableInput, format!("the batch has over {most} rows"))
 }
 
-fn too_large(most: usize) -> ApiError {
+pub(super) fn too_large(most: usize) -> ApiError {
     ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {most} bytes"))
 }
 

@@ -1,34 +1,35 @@
-//! The one place that decides which status, code and words an error has for a caller.
+//! The one place that decides which status, code and words an error has for a caller, over HTTP and gRPC.
 //!
-//! | error_code | status | when |
-//! |---|---|---|
-//! | `malformed_request` | 400 | not JSON, a wrong type, a missing or unknown field, an empty batch, garbage |
-//! | `unauthorized` | 401 | no key, or one that is not good (any more); `WWW-Authenticate` |
-//! | `forbidden` | 403 | the key is not good for this model, or for changing what is served |
-//! | `not_found` | 404 | no such endpoint, model or version |
-//! | `conflict` | 409 | what is served does not allow the change |
-//! | `revision_conflict` | 409 | somebody else has changed the model |
-//! | `idempotency_conflict` | 409 | the same request is being answered; `Retry-After` |
-//! | `method_not_allowed` | 405 | the endpoint takes another method |
-//! | `request_timeout` | 408 | the body did not come in time |
-//! | `payload_too_large` | 413 | the body is over the limit, or has too many values |
-//! | `unsupported_media_type` | 415 | a body of a type or an encoding that is not taken here |
-//! | `unacceptable_input` | 422 | the right form, but a value that the model does not accept |
-//! | `unacceptable_artifact` | 422 | it is no artifact, or its version cannot be loaded or proved |
-//! | `contract_violation` | 422 | the version's number promises more than its signature keeps |
-//! | `idempotency_mismatch` | 422 | the idempotency key was used for another request |
-//! | `rate_limited` | 429 | too many requests for this key, or for this model; `Retry-After` |
-//! | `model_failure` | 500 | the guest trapped, failed, or returned something else than it promises |
-//! | `internal` | 500 | a fault of the host |
-//! | `overloaded` | 503 | the queue is full, the time in it is over, or too many bodies are in flight; `Retry-After` |
-//! | `not_ready` | 503 | loading, failed to load, suspended, or going down; `Retry-After` |
-//! | `deadline_exceeded` | 504 | no answer in time |
-//! | `insufficient_storage` | 507 | the disk is full |
+//! | error_code | status | gRPC | when |
+//! |---|---|---|---|
+//! | `malformed_request` | 400 | INVALID_ARGUMENT | not JSON, a wrong type, a missing or unknown field, an empty batch, garbage |
+//! | `unauthorized` | 401 | UNAUTHENTICATED | no key, or one that is not good (any more); `WWW-Authenticate` |
+//! | `forbidden` | 403 | PERMISSION_DENIED | the key is not good for this model, or for changing what is served |
+//! | `not_found` | 404 | NOT_FOUND | no such endpoint, model or version |
+//! | `conflict` | 409 | FAILED_PRECONDITION | what is served does not allow the change |
+//! | `revision_conflict` | 409 | ABORTED | somebody else has changed the model |
+//! | `idempotency_conflict` | 409 | ABORTED | the same request is being answered; `Retry-After` |
+//! | `method_not_allowed` | 405 | UNIMPLEMENTED | the endpoint takes another method |
+//! | `request_timeout` | 408 | DEADLINE_EXCEEDED | the body did not come in time |
+//! | `payload_too_large` | 413 | RESOURCE_EXHAUSTED | the body is over the limit, or has too many values |
+//! | `unsupported_media_type` | 415 | UNIMPLEMENTED | a body of a type or an encoding that is not taken here |
+//! | `unacceptable_input` | 422 | INVALID_ARGUMENT | the right form, but a value that the model does not accept |
+//! | `unacceptable_artifact` | 422 | INVALID_ARGUMENT | it is no artifact, or its version cannot be loaded or proved |
+//! | `contract_violation` | 422 | FAILED_PRECONDITION | the version's number promises more than its signature keeps |
+//! | `idempotency_mismatch` | 422 | INVALID_ARGUMENT | the idempotency key was used for another request |
+//! | `rate_limited` | 429 | RESOURCE_EXHAUSTED | too many requests for this key, or for this model; `Retry-After` |
+//! | `model_failure` | 500 | INTERNAL | the guest trapped, failed, or returned something else than it promises |
+//! | `internal` | 500 | INTERNAL | a fault of the host |
+//! | `overloaded` | 503 | UNAVAILABLE | the queue is full, the time in it is over, or too many bodies are in flight; `Retry-After` |
+//! | `not_ready` | 503 | UNAVAILABLE | loading, failed to load, suspended, or going down; `Retry-After` |
+//! | `deadline_exceeded` | 504 | DEADLINE_EXCEEDED | no answer in time |
+//! | `insufficient_storage` | 507 | RESOURCE_EXHAUSTED | the disk is full |
 
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use tonic::Code;
 
 use crate::contract::Change;
 use crate::guest::Fault;
@@ -151,6 +152,28 @@ impl ErrorCode {
             Self::ModelFailure | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Overloaded | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
             Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// What it is called in gRPC.
+    pub(crate) fn grpc(self) -> Code {
+        match self {
+            Self::MalformedRequest
+            | Self::UnacceptableInput
+            | Self::UnacceptableArtifact
+            | Self::IdempotencyMismatch => Code::InvalidArgument,
+            Self::Unauthorized => Code::Unauthenticated,
+            Self::Forbidden => Code::PermissionDenied,
+            Self::NotFound => Code::NotFound,
+            Self::MethodNotAllowed | Self::UnsupportedMediaType => Code::Unimplemented,
+            Self::RequestTimeout | Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::PayloadTooLarge | Self::RateLimited | Self::InsufficientStorage => {
+                Code::ResourceExhausted
+            }
+            Self::Conflict | Self::ContractViolation => Code::FailedPrecondition,
+            Self::RevisionConflict | Self::IdempotencyConflict => Code::Aborted,
+            Self::ModelFailure | Self::Internal => Code::Internal,
+            Self::Overloaded | Self::NotReady => Code::Unavailable,
         }
     }
 }

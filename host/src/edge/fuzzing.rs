@@ -107,7 +107,7 @@ pub(crate) fn request(bytes: &[u8]) {
     let end = bytes.windows(2).position(|two| two == b"\n\n");
     let (head, body) = end.map_or((bytes, &[][..]), |end| (&bytes[..end], &bytes[end + 2..]));
     let headers = headers(head);
-    predict::fuzz_headers(&headers);
+    super::passage::fuzz_headers(&headers);
     assert!(access::authenticate(&Keys::default(), &headers).is_err(), "nobody has a key");
     if let Ok(Some(key)) = idempotency::key_of(&headers) {
         assert!(!key.is_empty() && key.is_ascii());

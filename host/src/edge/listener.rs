@@ -4,20 +4,23 @@
 //! not send the head of its next request in time is cut off, so that silent connections cannot use up
 //! the limit; the handshake has that long as well. An answer has to be taken in that time and the time
 //! for a body together. How long a body may take is bounded in `body`, how long an answer may take by
-//! the deadline of the prediction.
+//! the deadline of the prediction. An answer that goes on for as long as its caller likes ([`Streamed`])
+//! is left lying only while there is a piece of it that the caller does not take.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::Version;
 use axum::response::Response;
 use http_body_util::BodyExt as _;
+use hyper::body::{Frame, SizeHint};
 use hyper::rt::{Read, Write};
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -153,6 +156,10 @@ fn http(head_time: Duration) -> Http {
     http
 }
 
+/// Marks an answer that comes piece by piece, whenever there is one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Streamed;
+
 /// What all connections of a listener have in common.
 struct Server {
     /// For callers that say what they speak by speaking it, and for those that have agreed on it.
@@ -200,9 +207,15 @@ impl Server {
             let activity = Arc::clone(&activity);
             async move {
                 let answer = answer.await;
-                let answer = answer.map(|answer| Untaken::begin(&activity, answer));
-                drop(working);
-                answer
+                answer.map(|answer| {
+                    if answer.extensions().get::<Streamed>().is_some() {
+                        Stream::begin(&activity, working, answer)
+                    } else {
+                        let answer = Untaken::begin(&activity, answer);
+                        drop(working);
+                        answer
+                    }
+                })
             }
         });
         let mut connection = pin!(http.serve_connection(stream, service));
@@ -326,19 +339,20 @@ impl Drop for Working {
     }
 }
 
-/// An answer that its caller has not taken, until this is dropped with its body.
+/// An answer, or a piece of it, that its caller has not taken, until this is dropped.
 struct Untaken(Arc<Activity>, u64);
 
 impl Untaken {
+    fn new(activity: &Arc<Activity>) -> Self {
+        let mut untaken = activity.untaken();
+        untaken.0 += 1;
+        let number = untaken.0;
+        untaken.1.insert(number, Instant::now());
+        Self(Arc::clone(activity), number)
+    }
+
     fn begin(activity: &Arc<Activity>, answer: Response) -> Response {
-        let number = {
-            let mut untaken = activity.untaken();
-            untaken.0 += 1;
-            let number = untaken.0;
-            untaken.1.insert(number, Instant::now());
-            number
-        };
-        let guard = Self(Arc::clone(activity), number);
+        let guard = Self::new(activity);
         answer.map(|body| {
             // It owns what it is given, and leaves the body and its length as they are.
             Body::new(body.map_err(move |error| {
@@ -353,6 +367,51 @@ impl Drop for Untaken {
     fn drop(&mut self) {
         self.0.touch();
         self.0.untaken().1.remove(&self.1);
+    }
+}
+
+/// The body of an answer that is [`Streamed`]: under way until it ends, and untaken from its head, or a
+/// piece that was handed over, until the next one is asked for.
+struct Stream {
+    body: Body,
+    activity: Arc<Activity>,
+    untaken: Option<Untaken>,
+    _working: Working,
+}
+
+impl Stream {
+    fn begin(activity: &Arc<Activity>, working: Working, answer: Response) -> Response {
+        answer.map(|body| {
+            let untaken = Some(Untaken::new(activity));
+            let activity = Arc::clone(activity);
+            Body::new(Self { body, activity, untaken, _working: working })
+        })
+    }
+}
+
+impl HttpBody for Stream {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        // Whoever asks for more has taken what there was.
+        self.untaken = None;
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if frame.is_some() {
+            self.untaken = Some(Untaken::new(&self.activity));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName};
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::{Extensions, HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::field;
@@ -96,8 +96,13 @@ pub(crate) struct Account {
 impl Account {
     /// The account of a request that nothing is known of but its headers.
     pub(crate) fn of(request: &Request) -> Self {
-        let request_id = RequestId::of(request.headers());
-        let traced = request.extensions().get::<Traced>().cloned();
+        Self::of_head(request.headers(), request.extensions())
+    }
+
+    /// The same by what stands before the body.
+    pub(super) fn of_head(headers: &HeaderMap, extensions: &Extensions) -> Self {
+        let request_id = RequestId::of(headers);
+        let traced = extensions.get::<Traced>().cloned();
         let (caller, version, reason, measured) = (None, None, None, None);
         let allowance = Allowance::default();
         Self { request_id, caller, version, reason, rows: 0, measured, traced, allowance }
@@ -124,6 +129,14 @@ impl Account {
         Told { span, trace: self.traced.as_ref().and_then(Traced::trace) }
     }
 
+    /// What every answer says of its request beside what was asked for.
+    pub(super) fn tell(&self, headers: &mut HeaderMap) {
+        self.request_id.insert_into(headers);
+        self.tell_route(headers);
+        self.tell_trace(headers);
+        self.allowance.tell(headers);
+    }
+
     fn tell_trace(&self, headers: &mut HeaderMap) {
         let response = self.traced.as_ref().and_then(Traced::response);
         if let Some(value) = response.and_then(|value| HeaderValue::from_str(&value).ok()) {
@@ -148,6 +161,8 @@ impl Account {
 pub enum Way {
     /// The callers'.
     Public(Arc<Meters>),
+    /// The same callers' by gRPC.
+    Grpc(Arc<Meters>),
     /// The operators'.
     Admin(Arc<Meters>),
 }
@@ -157,6 +172,7 @@ impl Way {
     pub(super) fn meters(&self) -> &Listener {
         match self {
             Self::Public(meters) => &meters.public,
+            Self::Grpc(meters) => &meters.grpc,
             Self::Admin(meters) => &meters.admin,
         }
     }
@@ -181,7 +197,8 @@ pub(crate) async fn each_request(
     next: Next,
 ) -> Response {
     let _in_flight = Counted::on(&way.meters().in_flight);
-    let mut line = Line::begin(&mut request, way.clone(), tracer.as_deref());
+    let endpoint = request.extensions().get::<MatchedPath>().cloned().map(Endpoint::Pattern);
+    let mut line = Line::begin(&mut request, endpoint, way.clone(), tracer.as_deref());
     let unread = Unread::of(&mut request);
     let wants_problem = problem::wants_problem(request.headers());
     let mut response = next.run(request).await;
@@ -205,35 +222,70 @@ pub(crate) async fn each_request(
         *response.body_mut() = body.to_string().into();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     }
-    id.insert_into(response.headers_mut());
-    line.account.tell_route(response.headers_mut());
-    line.account.tell_trace(response.headers_mut());
-    line.account.allowance.tell(response.headers_mut());
+    line.account.tell(response.headers_mut());
     line.status = Some(response.status().as_u16());
     line.error_code = error.map(|error| error.code.as_str());
     response
 }
 
 /// What stands in the log for a request whose caller left before it was answered: nginx's word.
-const CALLER_LEFT: u16 = 499;
+pub(super) const CALLER_LEFT: u16 = 499;
 
 /// What stands in the log for a request that the server broke down on.
 const BROKEN: u16 = 500;
 
+/// What a request asks for, as far as there is such a thing: never what its caller made up.
+#[derive(Debug, Clone)]
+pub(super) enum Endpoint {
+    /// The pattern of a path.
+    Pattern(MatchedPath),
+    /// The path of a gRPC method.
+    Method(Arc<str>),
+}
+
+impl Endpoint {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Pattern(path) => path.as_str(),
+            Self::Method(path) => path,
+        }
+    }
+}
+
+/// Endpoints that probes ask every second and that say the same; a change of readiness has a line of
+/// its own.
+const PROBED: [&str; 6] = [
+    "/healthz",
+    "/readyz",
+    "/grpc.health.v1.Health/Check",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+    "/inference.GRPCInferenceService/ModelReady",
+];
+
 /// The line of a request, logged when this is dropped: after the answer, or without one.
-struct Line {
+pub(super) struct Line {
     started: Instant,
     way: Way,
     method: &'static str,
-    route: Option<MatchedPath>,
-    account: Account,
-    /// Of the answer, once there is one.
-    status: Option<u16>,
-    error_code: Option<&'static str>,
+    endpoint: Option<Endpoint>,
+    pub(super) account: Account,
+    /// Of the answer, once there is one; of gRPC's, what it would have been over HTTP.
+    pub(super) status: Option<u16>,
+    pub(super) error_code: Option<&'static str>,
+    /// The name of gRPC's own status.
+    pub(super) grpc_status: Option<&'static str>,
+    /// Whether it is one of many on the same stream, which has a line of its own.
+    is_part: bool,
 }
 
 impl Line {
-    fn begin(request: &mut Request, way: Way, tracer: Option<&Tracer>) -> Self {
+    pub(super) fn begin(
+        request: &mut Request,
+        endpoint: Option<Endpoint>,
+        way: Way,
+        tracer: Option<&Tracer>,
+    ) -> Self {
         let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
         if let Some(traced) = Traced::begin(tracer, header(TRACE_PARENT), header(TRACE_STATE)) {
             request.extensions_mut().insert(traced);
@@ -245,10 +297,29 @@ impl Line {
             started: Instant::now(),
             way,
             method: known_method(request.method()),
-            route: request.extensions().get::<MatchedPath>().cloned(),
+            endpoint,
             account,
             status: None,
             error_code: None,
+            grpc_status: None,
+            is_part: false,
+        }
+    }
+
+    /// The line of one message of a stream.
+    pub(super) fn part(account: Account, endpoint: Endpoint, way: Way) -> Self {
+        let (status, error_code, grpc_status) = (None, None, None);
+        let (started, endpoint) = (Instant::now(), Some(endpoint));
+        Self {
+            started,
+            way,
+            method: "POST",
+            endpoint,
+            account,
+            status,
+            error_code,
+            grpc_status,
+            is_part: true,
         }
     }
 }
@@ -261,16 +332,16 @@ impl Drop for Line {
         let time = self.started.elapsed();
         self.count(status, time);
         let account = &self.account;
-        let route = self.route.as_ref().map(MatchedPath::as_str);
+        let route = self.endpoint.as_ref().map(Endpoint::as_str);
         let version = account.version.as_ref();
-        if let Some(trace) = account.traced.as_ref().and_then(Traced::trace) {
+        let trace = account.traced.as_ref().and_then(Traced::trace);
+        if let (Some(trace), false) = (trace, self.is_part) {
             let version = version.map(|id| (id.name.as_str(), id.version.to_string()));
             let (method, error_code) = (self.method, self.error_code);
             let reason = account.reason.map(Reason::as_str);
             trace.end(&Summary { method, route, status, error_code, version, reason });
         }
-        // Probes come every second and say the same; a change of readiness has a line of its own.
-        if route.is_some_and(|route| ["/healthz", "/readyz"].contains(&route)) {
+        if route.is_some_and(|route| PROBED.contains(&route)) {
             return;
         }
         // Whole microseconds, in milliseconds.
@@ -282,6 +353,7 @@ impl Drop for Line {
             method = self.method,
             route,
             status,
+            grpc_status = self.grpc_status,
             error_code = self.error_code,
             caller = account.caller,
             model = version.map(|version| version.name.as_str()),
@@ -296,8 +368,13 @@ impl Drop for Line {
 impl Line {
     fn count(&self, status: u16, time: Duration) {
         let meters = self.way.meters();
-        let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
-        meters.answers.with(route, |statuses| statuses.with(&status, Counter::count));
+        let route = self.endpoint.as_ref().map_or("none", Endpoint::as_str);
+        if !self.is_part {
+            meters.answers.with(route, |statuses| statuses.with(&status, Counter::count));
+            if let Some(status) = self.grpc_status {
+                meters.calls.with(route, |statuses| statuses.with(&status, Counter::count));
+            }
+        }
         if let Some(code) = self.error_code {
             meters.errors.with(&code, Counter::count);
         }

@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::body::{BodyRow, Form};
+use super::call::Call;
 use super::error::{ApiError, Detail, ErrorCode};
-use super::predict::Call;
 use super::query;
 use crate::model::{Signature, Tensor};
 use crate::record::{self, Fitting};

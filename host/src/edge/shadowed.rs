@@ -20,7 +20,7 @@ pub(super) fn compare_after(
     shadows: &Arc<Shadows>,
 ) -> Response {
     let Some(comparison) = comparison else { return response };
-    let then = Then(Some((comparison, Arc::clone(shadows))));
+    let then = then(comparison, shadows);
     response.map(|body| {
         // The one wrapping that leaves the body and its length as they are; it owns what it is given.
         Body::new(body.map_err(move |error| {
@@ -30,8 +30,13 @@ pub(super) fn compare_after(
     })
 }
 
+/// Have the answer compared when what comes back is dropped.
+pub(super) fn then(comparison: Comparison, shadows: &Arc<Shadows>) -> Then {
+    Then(Some((comparison, Arc::clone(shadows))))
+}
+
 /// Hands the comparison over when it is dropped.
-struct Then(Option<(Comparison, Arc<Shadows>)>);
+pub(super) struct Then(Option<(Comparison, Arc<Shadows>)>);
 
 impl Drop for Then {
     fn drop(&mut self) {

@@ -56,7 +56,7 @@ pub(super) fn sections(bytes: &[u8]) {
     let (golden, asset, asset_name) = (next(), next(), next());
     let mut exports = ComponentExportSection::new();
     for interface in ["lifecycle", "predict"] {
-        let interface = format!("guesthouse:model/{interface}@0.1.0");
+        let interface = format!("guesthouse:model/{interface}@0.2.0");
         exports.export(interface.as_str(), ComponentExportKind::Instance, 0, None);
     }
     let mut component = Component::new();

@@ -20,7 +20,7 @@ const DATATYPES: [Datatype; 14] = [
 ];
 
 /// The names of fields, in their order.
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+const NAMES: [&str; 4] = ["a", "b", "c", "D4"];
 
 const LABELS: [&str; 3] = ["", "x", "é"];
 
@@ -81,7 +81,7 @@ impl<'a> Bytes<'a> {
     }
 
     fn constraint(&mut self) -> Constraint {
-        match self.byte() % 5 {
+        match self.byte() % 6 {
             0 => Constraint::Text,
             1 => Constraint::Stripped,
             2 => {
@@ -89,9 +89,13 @@ impl<'a> Bytes<'a> {
                 Constraint::Length { minimum, maximum }
             }
             3 => Constraint::Range { minimum: self.bound(), maximum: self.bound() },
-            _ => {
+            4 => {
                 let count = self.below(LABELS.len() + 1);
                 Constraint::OneOf(LABELS[..count].iter().map(|&label| label.to_owned()).collect())
+            }
+            _ => {
+                let length = self.below(9);
+                Constraint::Padded((0..length).map(|_| self.byte()).collect())
             }
         }
     }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::bytes::Bytes;
 use crate::contract::{self, SignatureSnapshot};
 use crate::edge::fuzzing::{self as edge, Parsed};
-use crate::model::{Constraint, Datatype, Signature, Tensor, VersionId};
+use crate::model::{Constraint, Signature, Tensor, VersionId};
 use crate::record::{self, RecordError};
 
 /// The longest input of which no value can be one too many: an empty object costs as much as six
@@ -80,9 +80,6 @@ fn decoded(signature: &Signature, rows: usize, tensors: &[Tensor]) {
     for field in &mut outputs {
         // A default may be what no caller may say.
         field.constraints.retain(|constraint| *constraint == Constraint::Text);
-    }
-    if outputs.iter().any(|field| matches!(field.datatype, Datatype::Fp16 | Datatype::Bf16)) {
-        return;
     }
     let echo = Signature { inputs: outputs.clone(), outputs, ..*signature };
     let Ok(records) = record::encode(&echo, tensors) else { return };

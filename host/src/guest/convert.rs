@@ -136,6 +136,7 @@ fn constraint_from_wit(constraint: wit::Constraint) -> Constraint {
             maximum: maximum.filter(|bound| *bound != f64::INFINITY),
         },
         wit::Constraint::OneOf(labels) => Constraint::OneOf(labels),
+        wit::Constraint::Padded(element) => Constraint::Padded(element),
     }
 }
 

@@ -288,3 +288,197 @@ impl Place {
         self.group.is_some() && self.group == other.group
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    fn place(now: Instant, priority: u64, group: Option<u64>, rows: u64) -> Place {
+        let (level, group) = (Level::of(priority), group.map(|group| vec![group]));
+        Place { level, group, rows, since: now, hold_until: now }
+    }
+
+    fn rules(max_running: usize, max_rows: u64) -> Rules {
+        Rules { max_running, max_rows }
+    }
+
+    fn jobs<T: Copy>(turn: &Turn<T>) -> Vec<T> {
+        turn.jobs.iter().map(|queued| queued.job).collect()
+    }
+
+    fn never<T>(_job: &T) -> bool {
+        false
+    }
+
+    #[test]
+    fn a_long_lane_does_not_hold_up_a_short_one() {
+        let (mut queue, now) = (FairQueue::new(100), Instant::now());
+        let mut push =
+            |lane, job| queue.push(lane, rules(2, 1), place(now, 0, Some(0), 1), job).unwrap();
+        (0..50).for_each(|job| push(1, job));
+        push(2, 100);
+        let order: Vec<_> =
+            (0..3).filter_map(|_| queue.pop(now, never)).map(|turn| turn.lane).collect();
+        assert_eq!(order, [1, 2, 1]);
+        assert!(queue.pop(now, never).is_none(), "lane 1 has its share running");
+        queue.finish(1, Vec::new(), now);
+        assert_eq!(queue.pop(now, never).map(|turn| turn.lane), Some(1));
+    }
+
+    #[test]
+    fn a_full_lane_gives_jobs_back_and_others_take_theirs() {
+        let (mut queue, now) = (FairQueue::new(1), Instant::now());
+        let mut push = |lane, job| queue.push(lane, rules(1, 1), place(now, 0, None, 1), job);
+        assert_eq!(push(1, "a"), Ok(()));
+        assert_eq!(push(1, "b"), Err("b"));
+        assert_eq!(push(2, "c"), Ok(()));
+    }
+
+    #[test]
+    fn a_batch_is_what_fits_by_rows_and_by_group() {
+        let (mut queue, now) = (FairQueue::new(100), Instant::now());
+        for (job, group, rows) in
+            [(0, Some(1), 3), (1, Some(2), 1), (2, Some(1), 6), (3, Some(1), 5), (4, None, 1)]
+        {
+            queue.push(7, rules(9, 8), place(now, 0, group, rows), job).unwrap();
+        }
+        // More than a batch may have, and what is alone, are batches by themselves.
+        queue.push(7, rules(9, 8), place(now, 0, Some(1), 100), 5).unwrap();
+        let mut pop = || queue.pop(now, |job| *job == 3).map(|turn| (jobs(&turn), turn.over));
+        assert_eq!(pop(), Some((vec![0], vec![3])), "neither 2 nor 5 fits with 0");
+        assert_eq!(pop(), Some((vec![1], vec![])));
+        assert_eq!(pop(), Some((vec![2], vec![])));
+        assert_eq!(pop(), Some((vec![4], vec![])));
+        assert_eq!(pop(), Some((vec![5], vec![])));
+        assert_eq!(pop(), None);
+    }
+
+    #[test]
+    fn urgent_jobs_come_first_and_others_come_at_last() {
+        let (mut queue, now) = (FairQueue::new(1000), Instant::now());
+        let mut push = |priority, job| {
+            queue.push(1, rules(100, 1), place(now, priority, Some(0), 1), job).unwrap()
+        };
+        push(u64::MAX, "least");
+        push(0, "usual");
+        push(6, "less");
+        push(1, "most");
+        push(5, "as usual");
+        let order: Vec<_> = (0..5).filter_map(|_| queue.pop(now, never)).collect();
+        let order: Vec<_> = order.iter().flat_map(jobs).collect();
+        assert_eq!(order, ["most", "usual", "as usual", "less", "least"]);
+        let mut queue = FairQueue::new(1000);
+        let mut push = |priority, job| {
+            queue.push(1, rules(1000, 1), place(now, priority, Some(0), 1), job).unwrap();
+        };
+        push(9, "patient");
+        (0..100).for_each(|_| push(1, "urgent"));
+        let turn = (0..).find(|_| jobs(&queue.pop(now, never).unwrap()) == ["patient"]).unwrap();
+        assert!(turn < TURNS_BY_AGE, "{turn}");
+    }
+
+    #[test]
+    fn a_lane_is_held_back_until_its_batch_is_full_or_due() {
+        let (mut queue, now) = (FairQueue::new(100), Instant::now());
+        let held =
+            |rows| Place { hold_until: now + 5 * MILLISECOND, ..place(now, 0, Some(0), rows) };
+        queue.push(1, rules(2, 4), held(1), 0).unwrap();
+        queue.push(2, rules(2, 4), place(now, 0, Some(0), 1), 1).unwrap();
+        assert_eq!(queue.pop(now, never).unwrap().lane, 2, "others go on meanwhile");
+        assert!(queue.pop(now, never).is_none());
+        assert_eq!(queue.next_release(), Some(now + 5 * MILLISECOND));
+        queue.push(1, rules(2, 4), held(3), 2).unwrap();
+        assert_eq!(jobs(&queue.pop(now, never).unwrap()), [0, 2], "it is full");
+        assert_eq!(queue.next_release(), None);
+        queue.push(1, rules(2, 4), held(1), 3).unwrap();
+        assert!(queue.pop(now + 4 * MILLISECOND, never).is_none());
+        let turn = queue.pop(now + 6 * MILLISECOND, never).unwrap();
+        assert_eq!((jobs(&turn), turn.wait), (vec![3], MILLISECOND));
+        // What is run again waits for nobody.
+        queue.finish(1, turn.jobs, now);
+        assert_eq!(jobs(&queue.pop(now, never).unwrap()), [3]);
+    }
+
+    #[test]
+    fn a_wait_is_that_of_the_oldest_whoever_comes_first() {
+        let (mut queue, now) = (FairQueue::new(100), Instant::now());
+        queue.push(1, rules(2, 1), place(now, 9, None, 1), 0).unwrap();
+        let later = now + MILLISECOND;
+        queue.push(1, rules(2, 1), place(later, 1, None, 1), 1).unwrap();
+        let turn = queue.pop(now + 3 * MILLISECOND, never).unwrap();
+        assert_eq!((jobs(&turn), turn.wait), (vec![1], 3 * MILLISECOND));
+    }
+
+    /// A step of the property: what, in which lane, how urgent, of which group, with how many rows.
+    type Step = (u8, u64, u64, Option<u64>, u64);
+
+    proptest! {
+        /// Random pushes, pops, ends and repetitions: nothing is lost or doubled, no lane runs more
+        /// than its share, batches are of one group and no larger than they may be, nothing waits
+        /// that could run, and where all are equal nobody is overtaken in its group.
+        #[test]
+        fn every_job_runs_in_a_batch_of_its_kind(
+            steps in prop::collection::vec(
+                (0_u8..5, 0_u64..3, 0_u64..4, prop::option::of(0_u64..2), 1_u64..6), 1..200,
+            ),
+            max_running in 1_usize..4,
+            max_rows in 1_u64..9,
+            is_ordered in any::<bool>(),
+        ) {
+            let (mut queue, now) = (FairQueue::new(1000), Instant::now());
+            let mut waiting: BTreeMap<LaneKey, BTreeSet<usize>> = BTreeMap::new();
+            let mut running: Vec<Turn<usize>> = Vec::new();
+            for (number, (what, lane, priority, group, rows)) in steps.into_iter().enumerate() {
+                let _: Step = (what, lane, priority, group, rows);
+                match what {
+                    0 | 1 => {
+                        let priority = if is_ordered { 0 } else { priority };
+                        let place = place(now, priority, group, rows);
+                        queue.push(lane, rules(max_running, max_rows), place, number).unwrap();
+                        waiting.entry(lane).or_default().insert(number);
+                    }
+                    2 => match queue.pop(now, never) {
+                        Some(turn) => {
+                            let first = &turn.jobs[0];
+                            let rows: u64 = turn.jobs.iter().map(|queued| queued.place.rows).sum();
+                            prop_assert!(rows <= max_rows || turn.jobs.len() == 1);
+                            let alike = |other: &Queued<usize>| other.place.joins(&first.place);
+                            prop_assert!(turn.jobs.len() == 1 || turn.jobs.iter().all(alike));
+                            let lane = waiting.get_mut(&turn.lane).unwrap();
+                            if is_ordered {
+                                prop_assert_eq!(lane.first(), Some(&first.job));
+                                prop_assert!(turn.jobs.is_sorted_by_key(|queued| queued.job));
+                            }
+                            for queued in &turn.jobs {
+                                prop_assert!(lane.remove(&queued.job));
+                            }
+                            running.push(turn);
+                            let share = running.iter().filter(|other| other.lane == running[running.len() - 1].lane);
+                            prop_assert!(share.count() <= max_running);
+                        }
+                        None => for (lane, jobs) in &waiting {
+                            let share = running.iter().filter(|other| other.lane == *lane).count();
+                            prop_assert!(jobs.is_empty() || share == max_running);
+                        },
+                    },
+                    _ => if let Some(turn) = running.pop() {
+                        let again = if what == 3 { Vec::new() } else { turn.jobs };
+                        for queued in &again {
+                            waiting.entry(turn.lane).or_default().insert(queued.job);
+                        }
+                        queue.finish(turn.lane, again, now);
+                    },
+                }
+                for (lane, jobs) in &waiting {
+                    prop_assert_eq!(queue.waiting(*lane), jobs.len());
+                }
+            }
+        }
+    }
+}

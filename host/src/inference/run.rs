@@ -190,7 +190,7 @@ fn run_together(mut jobs: Vec<Queued<Job>>, now: Instant) -> Vec<Queued<Job>> {
     let stop = Stop::of_all(end_of_batch(&jobs, now), jobs.iter().map(|queued| &queued.job.stop));
     let mut called = Called::of(&version, now, &stop, || {
         let parts: Vec<_> = jobs.iter().map(|queued| &queued.job.inputs[..]).collect();
-        batch::join(&parts)
+        batch::join(version.signature(), &parts)
     });
     jobs.iter().for_each(|queued| called.tell(&queued.job.told));
     drop(logged);

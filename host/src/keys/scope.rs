@@ -105,10 +105,15 @@ impl Scopes {
         self.0.iter().any(|scope| *scope != Scope::Admin)
     }
 
+    /// Whether predictions of every model may be asked for.
+    pub fn predicts_all(&self) -> bool {
+        self.0.contains(&Scope::PredictAll)
+    }
+
     /// Whether predictions of the model may be asked for.
     pub fn predicts(&self, model: &ModelName) -> bool {
         let named = |scope: &Scope| matches!(scope, Scope::Predict(name) if name == model);
-        self.0.contains(&Scope::PredictAll) || self.0.iter().any(named)
+        self.predicts_all() || self.0.iter().any(named)
     }
 }
 

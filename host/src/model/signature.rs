@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{Datatype, Tensor, bytes_elements};
 
-/// Names that answers use for themselves, beside a record's outputs.
+/// Names that answers use for themselves, beside a record's outputs; in upper or lower case, because
+/// names that are derived from those of fields may have either.
 const RESERVED_NAMES: [&str; 3] = ["request_id", "model", "model_version"];
 
 /// The longest name of a field, in bytes.
 const MAX_NAME_LENGTH: usize = 64;
 
 /// The most fields on either side of a signature: a limit on what a guest can make the host keep.
-const MAX_FIELDS: usize = 1024;
+pub(crate) const MAX_FIELDS: usize = 1024;
 
 /// The longest text in a signature, in bytes.
 const MAX_TEXT_LENGTH: usize = 4096;
@@ -23,9 +24,9 @@ const MAX_TEXT_LENGTH: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signature {
-    /// At least one; names are unique.
+    /// At least one; names are unique, even if upper and lower case are the same.
     pub inputs: Vec<Field>,
-    /// At least one; names are unique.
+    /// At least one; names are unique, even if upper and lower case are the same.
     pub outputs: Vec<Field>,
     /// The most rows of one call; at least 1.
     pub max_batch_size: u32,
@@ -35,7 +36,8 @@ pub struct Signature {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Field {
-    /// Lower-case letters, digits and `_`.
+    /// ASCII letters, digits and `_`, beginning with a letter. What callers write has to have the
+    /// same case.
     pub name: String,
     /// What it means.
     pub description: String,
@@ -74,6 +76,9 @@ pub enum Constraint {
     },
     /// The text is one of these.
     OneOf(Vec<String>),
+    /// The raw form of the element that fills shorter rows up along the dimensions of any size, so
+    /// that rows of different sizes can share a batch. Nothing that callers send.
+    Padded(Vec<u8>),
 }
 
 /// A guest's signature is not one that the host can serve.
@@ -100,15 +105,32 @@ impl Signature {
                     SignatureError(format!("{side} {name:?}: {what}"))
                 };
                 field.check().map_err(wrong)?;
-                if fields[..index].iter().any(|other| other.name == field.name) {
+                let same = |other: &Field| other.name.eq_ignore_ascii_case(&field.name);
+                if fields[..index].iter().any(same) {
                     return Err(wrong("the name is used twice".to_owned()));
                 }
                 if side == "output" && field.default.is_some() {
                     return Err(wrong("an output has no default".to_owned()));
                 }
+                if side == "output" && field.padding().is_some() {
+                    return Err(wrong("an output is not padded".to_owned()));
+                }
             }
         }
-        Ok(())
+        self.check_padding()
+    }
+
+    /// What padding adds to a row may not come out of it again, because nobody could tell it from
+    /// what the row itself gives.
+    fn check_padding(&self) -> Result<(), SignatureError> {
+        let padded = self.inputs.iter().any(|input| input.padding().is_some());
+        match self.outputs.iter().find(|output| output.has_any_size()) {
+            Some(output) if padded => {
+                let name = &output.name;
+                Err(SignatureError(format!("an input is padded, but output {name:?} has any size")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The inputs that a caller must give.
@@ -123,6 +145,30 @@ impl Field {
         self.constraints.contains(&Constraint::Text)
     }
 
+    /// Whether the number of a row's elements says which shape it has: at most one dimension is of any
+    /// size, and the others leave something of it.
+    pub fn count_tells_shape(&self) -> bool {
+        match self.row_shape.iter().filter(|size| size.is_none()).count() {
+            0 => true,
+            1 => !self.row_shape.contains(&Some(0)),
+            _ => false,
+        }
+    }
+
+    /// Whether a dimension of its rows may have any size.
+    pub fn has_any_size(&self) -> bool {
+        self.row_shape.contains(&None)
+    }
+
+    /// The raw form of the element that fills shorter rows up; without one, rows of different sizes
+    /// do not share a batch.
+    pub fn padding(&self) -> Option<&[u8]> {
+        self.constraints.iter().find_map(|constraint| match constraint {
+            Constraint::Padded(element) => Some(element.as_slice()),
+            _ => None,
+        })
+    }
+
     /// Whether the tensor has the datatype and the shape of this field.
     pub fn fits(&self, tensor: &Tensor) -> bool {
         let dimension_fits = |(wanted, is): (&Option<u32>, &u64)| {
@@ -134,14 +180,15 @@ impl Field {
     }
 
     fn check(&self) -> Result<(), String> {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let good_name = self.name.len() <= MAX_NAME_LENGTH
-            && self.name.bytes().next().is_some_and(|first| first.is_ascii_lowercase())
+            && self.name.bytes().next().is_some_and(|first| first.is_ascii_alphabetic())
             && self.name.bytes().all(allowed);
         if !good_name {
-            return Err("a name is 1 to 64 lower-case letters, digits and `_`".to_owned());
+            let rule = "a name is 1 to 64 ASCII letters, digits and `_`, beginning with a letter";
+            return Err(rule.to_owned());
         }
-        if RESERVED_NAMES.contains(&self.name.as_str()) {
+        if RESERVED_NAMES.iter().any(|reserved| reserved.eq_ignore_ascii_case(&self.name)) {
             return Err("the name is reserved".to_owned());
         }
         if self.description.len() > MAX_TEXT_LENGTH {
@@ -171,6 +218,12 @@ impl Field {
                 let short = labels.iter().all(|label| label.len() <= MAX_TEXT_LENGTH);
                 self.is_text() && !labels.is_empty() && labels.len() <= 100_000 && short
             }
+            Constraint::Padded(element) => {
+                let is_padded = |other: &&Constraint| matches!(other, Constraint::Padded(_));
+                let once = self.constraints.iter().filter(is_padded).count() == 1;
+                let short = element.len() <= MAX_TEXT_LENGTH;
+                once && self.has_any_size() && short && self.is_one_element(element)
+            }
         };
         if fits { Ok(()) } else { Err(format!("a constraint does not fit: {constraint:?}")) }
     }
@@ -188,13 +241,27 @@ impl Field {
         let row = Tensor { name: self.name.clone(), datatype, shape, data };
         row.check().map_err(|error| format!("the default does not fit: {error}"))?;
         // What no caller can send, no default may be: guests rely on it.
+        if self.holds_values(&row) && row.is_finite() {
+            Ok(())
+        } else {
+            Err("the default is no value of its type".to_owned())
+        }
+    }
+
+    fn is_one_element(&self, data: &[u8]) -> bool {
+        let (name, datatype, data) = (self.name.clone(), self.datatype, data.to_vec());
+        let element = Tensor { name, datatype, shape: vec![1], data };
+        element.check().is_ok() && self.holds_values(&element)
+    }
+
+    /// Whether all elements are values of this field's type, which not all bytes are.
+    fn holds_values(&self, tensor: &Tensor) -> bool {
         let text = |element: &[u8]| std::str::from_utf8(element).is_ok();
-        let good = match datatype {
-            Datatype::Bool => row.data.iter().all(|flag| *flag <= 1),
-            Datatype::Bytes if self.is_text() => bytes_elements(&row.data).all(text),
-            _ => row.is_finite(),
-        };
-        if good { Ok(()) } else { Err("the default is no value of its type".to_owned()) }
+        match self.datatype {
+            Datatype::Bool => tensor.data.iter().all(|flag| *flag <= 1),
+            Datatype::Bytes if self.is_text() => bytes_elements(&tensor.data).all(text),
+            _ => true,
+        }
     }
 }
 
@@ -243,8 +310,9 @@ mod tests {
         let bad = [
             signature(Vec::new()),
             signature(twice),
-            signature(vec![field("X", Datatype::Fp32)]),
+            signature(vec![field("x", Datatype::Fp32), field("X", Datatype::Fp32)]),
             signature(vec![field("request_id", Datatype::Fp32)]),
+            signature(vec![field("Model", Datatype::Fp32)]),
             with(Constraint::Stripped),
             with(Constraint::Range { minimum: None, maximum: None }),
             with(Constraint::Length { minimum: 2, maximum: 1 }),
@@ -271,12 +339,75 @@ mod tests {
     }
 
     #[test]
+    fn names_are_what_clients_publish() {
+        for good in ["x", "INPUT0", "text_2", "imageBytes", &"a".repeat(64)] {
+            assert_eq!(signature(vec![field(good, Datatype::Fp32)]).check(), Ok(()), "{good}");
+        }
+        for bad in ["", "0INPUT", "_x", "a-b", "a.b", "a b", "é", "É", "a/b", &"a".repeat(65)] {
+            assert!(signature(vec![field(bad, Datatype::Fp32)]).check().is_err(), "{bad}");
+        }
+        let both = Signature { inputs: vec![field("Y", Datatype::Fp32)], ..signature(vec![]) };
+        assert_eq!(both.check(), Ok(()), "an input and an output are never confused");
+    }
+
+    /// A signature whose input takes rows of any size, filled up with that.
+    fn padded(datatype: Datatype, text: bool, elements: &[&[u8]]) -> Signature {
+        let mut input = field("x", datatype);
+        input.row_shape = vec![Some(2), None];
+        input.constraints.extend(text.then_some(Constraint::Text));
+        let padded = |element: &&[u8]| Constraint::Padded(element.to_vec());
+        input.constraints.extend(elements.iter().map(padded));
+        signature(vec![input])
+    }
+
+    #[test]
+    fn padding_is_one_element_for_rows_of_any_size() {
+        let good = [
+            padded(Datatype::Fp32, false, &[&0_f32.to_le_bytes()]),
+            // Not what a caller could send where a range asks for what is finite, but no caller does.
+            padded(Datatype::Fp32, false, &[&f32::NEG_INFINITY.to_le_bytes()]),
+            padded(Datatype::Bool, false, &[&[1]]),
+            padded(Datatype::Bytes, false, &[&[1, 0, 0, 0, 0xff]]),
+            padded(Datatype::Bytes, true, &[&[0, 0, 0, 0]]),
+        ];
+        for signature in good {
+            assert_eq!(signature.check(), Ok(()), "{signature:?}");
+            assert!(signature.inputs[0].padding().is_some());
+        }
+        let changed = |change: fn(&mut Signature)| {
+            let mut signature = padded(Datatype::Fp32, false, &[&[0; 4]]);
+            change(&mut signature);
+            signature
+        };
+        let bad = [
+            padded(Datatype::Fp32, false, &[&[]]),
+            padded(Datatype::Fp32, false, &[&[0; 3]]),
+            padded(Datatype::Fp32, false, &[&[0; 8]]),
+            padded(Datatype::Fp32, false, &[&[0; 4], &[0; 4]]),
+            padded(Datatype::Bool, false, &[&[2]]),
+            padded(Datatype::Bytes, false, &[&[2, 0, 0, 0, 0xff]]),
+            padded(Datatype::Bytes, false, &[&[0; 8]]),
+            padded(Datatype::Bytes, true, &[&[1, 0, 0, 0, 0xff]]),
+            changed(|signature| signature.inputs[0].row_shape = vec![Some(2)]),
+            changed(|signature| signature.outputs[0].row_shape = vec![None]),
+            changed(|signature| {
+                let padding = signature.inputs[0].constraints.remove(0);
+                signature.outputs[0].constraints.push(padding);
+            }),
+        ];
+        for signature in bad {
+            assert!(signature.check().is_err(), "{signature:?}");
+        }
+    }
+
+    #[test]
     fn the_json_form_round_trips() {
-        let mut text = field("text", Datatype::Bytes);
+        let mut text = field("TEXT", Datatype::Bytes);
         text.constraints = vec![
             Constraint::Text,
             Constraint::Length { minimum: 1, maximum: 2000 },
             Constraint::OneOf(vec!["a".to_owned()]),
+            Constraint::Padded(vec![0; 4]),
         ];
         let signature = signature(vec![text]);
         let json = serde_json::to_string(&signature).unwrap();

@@ -26,6 +26,49 @@ pub enum Datatype {
 }
 
 impl Datatype {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Bool,
+        Self::Uint8,
+        Self::Uint16,
+        Self::Uint32,
+        Self::Uint64,
+        Self::Int8,
+        Self::Int16,
+        Self::Int32,
+        Self::Int64,
+        Self::Fp16,
+        Self::Fp32,
+        Self::Fp64,
+        Self::Bytes,
+        Self::Bf16,
+    ];
+
+    /// Its name in the Open Inference Protocol.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bool => "BOOL",
+            Self::Uint8 => "UINT8",
+            Self::Uint16 => "UINT16",
+            Self::Uint32 => "UINT32",
+            Self::Uint64 => "UINT64",
+            Self::Int8 => "INT8",
+            Self::Int16 => "INT16",
+            Self::Int32 => "INT32",
+            Self::Int64 => "INT64",
+            Self::Fp16 => "FP16",
+            Self::Fp32 => "FP32",
+            Self::Fp64 => "FP64",
+            Self::Bytes => "BYTES",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    /// The datatype of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|datatype| datatype.as_str() == name)
+    }
+
     /// Bytes of one element; none for [`Datatype::Bytes`], whose elements differ.
     pub fn element_size(self) -> Option<usize> {
         match self {
@@ -115,16 +158,65 @@ impl Tensor {
         }
     }
 
-    /// How many bytes so many rows take, of which `rest` is what begins with the first of them.
+    /// How many bytes so many elements take, of which `rest` begins with the first.
     ///
-    /// The tensor must have passed [`Tensor::check`] and must have these rows.
-    pub fn bytes_of_rows(&self, rest: &[u8], rows: u64) -> usize {
-        let elements = rows * self.shape.iter().skip(1).product::<u64>();
+    /// The tensor must have passed [`Tensor::check`] and must have these elements.
+    pub fn bytes_of_elements(&self, rest: &[u8], elements: u64) -> usize {
         let elements = usize::try_from(elements).expect("a checked tensor is counted in usize");
         match self.datatype.element_size() {
             Some(size) => elements * size,
             None => offset_of_element(rest, elements),
         }
+    }
+
+    /// The elements as numbers, rounded where they are integers of over 53 bits; none of what has no
+    /// numbers.
+    ///
+    /// The tensor must have passed [`Tensor::check`].
+    pub fn numbers(&self) -> Box<dyn Iterator<Item = f64> + '_> {
+        macro_rules! each {
+            ($type:ty, $number:expr) => {
+                Box::new(
+                    self.data
+                        .as_chunks()
+                        .0
+                        .iter()
+                        .map(|bytes| $number(<$type>::from_le_bytes(*bytes))),
+                )
+            };
+        }
+        #[expect(clippy::cast_precision_loss, reason = "bounds are of double precision, too")]
+        match self.datatype {
+            Datatype::Uint8 => each!(u8, f64::from),
+            Datatype::Uint16 => each!(u16, f64::from),
+            Datatype::Uint32 => each!(u32, f64::from),
+            Datatype::Uint64 => each!(u64, |value| value as f64),
+            Datatype::Int8 => each!(i8, f64::from),
+            Datatype::Int16 => each!(i16, f64::from),
+            Datatype::Int32 => each!(i32, f64::from),
+            Datatype::Int64 => each!(i64, |value| value as f64),
+            Datatype::Fp16 => each!(u16, half_precision),
+            Datatype::Bf16 => each!(u16, |bits| f64::from(f32::from_bits(u32::from(bits) << 16))),
+            Datatype::Fp32 => each!(f32, f64::from),
+            Datatype::Fp64 => each!(f64, f64::from),
+            Datatype::Bool | Datatype::Bytes => Box::new(std::iter::empty()),
+        }
+    }
+
+    /// Take the rows of another, if they have the same datatype and shape; whether they have.
+    #[must_use]
+    pub fn append(&mut self, other: &Self) -> bool {
+        let (Some((rows, row)), Some((more, other_row))) =
+            (self.shape.split_first_mut(), other.shape.split_first())
+        else {
+            return false;
+        };
+        if self.datatype != other.datatype || row != other_row {
+            return false;
+        }
+        *rows += more;
+        self.data.extend_from_slice(&other.data);
+        true
     }
 
     /// The rows `[start, start + count)` as a tensor of their own.
@@ -162,6 +254,18 @@ impl Tensor {
         }
         selected.shape[0] = rows.len() as u64;
         selected
+    }
+}
+
+/// What the bits of IEEE 754's binary16 stand for.
+fn half_precision(bits: u16) -> f64 {
+    let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
+    let (exponent, fraction) = (i32::from((bits >> 10) & 0x1f), f64::from(bits & 0x3ff));
+    sign * match exponent {
+        0 => fraction * 2_f64.powi(-24),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        exponent => (1024.0 + fraction) * 2_f64.powi(exponent - 25),
     }
 }
 

@@ -9,6 +9,8 @@ use super::measure::{Counter, Level, Series};
 pub struct Meters {
     /// The endpoints of callers.
     pub public: Listener,
+    /// The same for those that speak gRPC.
+    pub grpc: Listener,
     /// The endpoints of operators.
     pub admin: Listener,
     /// What making versions servable took, by step and whether it succeeded.
@@ -28,6 +30,8 @@ pub struct Listener {
     pub in_flight: Level,
     /// Answers, by the endpoint's pattern, and by status.
     pub answers: Series<String, Series<u16, Counter>>,
+    /// Calls of gRPC that are over, by the method, and by the name of their status.
+    pub calls: Series<String, Series<&'static str, Counter>>,
     /// Answers that are errors, by their code.
     pub errors: Series<&'static str, Counter>,
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use half::{bf16, f16};
 use serde_json::{Map, Number, Value};
 
 use crate::model::{Constraint, Datatype, Field, Signature, Tensor};
@@ -67,16 +68,16 @@ impl std::error::Error for RecordError {}
 
 /// One value is wrong: by its form, or by what it says.
 #[derive(Debug, PartialEq, Eq)]
-enum Issue {
+pub(super) enum Issue {
     Malformed(String),
     Unacceptable(String),
 }
 
-fn malformed<T>(reason: impl Into<String>) -> Result<T, Issue> {
+pub(super) fn malformed<T>(reason: impl Into<String>) -> Result<T, Issue> {
     Err(Issue::Malformed(reason.into()))
 }
 
-fn unacceptable<T>(reason: impl Into<String>) -> Result<T, Issue> {
+pub(super) fn unacceptable<T>(reason: impl Into<String>) -> Result<T, Issue> {
     Err(Issue::Unacceptable(reason.into()))
 }
 
@@ -138,13 +139,13 @@ pub fn decode(signature: &Signature, rows: &[impl Row]) -> Result<Vec<Tensor>, R
 }
 
 #[derive(Default)]
-struct Issues {
+pub(super) struct Issues {
     malformed: Vec<RowIssue>,
     unacceptable: Vec<RowIssue>,
 }
 
 impl Issues {
-    fn add(&mut self, row: usize, field: String, issue: Issue) {
+    pub(super) fn add(&mut self, row: usize, field: String, issue: Issue) {
         let (issues, reason) = match issue {
             Issue::Malformed(reason) => (&mut self.malformed, reason),
             Issue::Unacceptable(reason) => (&mut self.unacceptable, reason),
@@ -154,7 +155,7 @@ impl Issues {
         }
     }
 
-    fn check(mut self) -> Result<(), RecordError> {
+    pub(super) fn check(mut self) -> Result<(), RecordError> {
         let by_row = |issues: &mut Vec<RowIssue>| issues.sort_by_key(|issue| issue.row);
         if !self.malformed.is_empty() {
             by_row(&mut self.malformed);
@@ -265,7 +266,6 @@ fn add_element(field: &Field, value: &Value, data: &mut Vec<u8>) -> Result<(), I
             data.push(u8::from(*flag));
             Ok(())
         }
-        Datatype::Fp16 | Datatype::Bf16 => malformed("has no JSON form"),
         _ => {
             let Value::Number(number) = value else {
                 return malformed("must be a number");
@@ -298,7 +298,7 @@ fn add_byte_string(field: &Field, bytes: &[u8], data: &mut Vec<u8>) -> Result<()
     append(data, bytes)
 }
 
-fn check_text<'a>(field: &Field, text: &'a str) -> Result<&'a str, Issue> {
+pub(super) fn check_text<'a>(field: &Field, text: &'a str) -> Result<&'a str, Issue> {
     let stripped = field.constraints.contains(&Constraint::Stripped);
     let text = if stripped { text.trim() } else { text };
     for constraint in &field.constraints {
@@ -312,20 +312,26 @@ fn check_text<'a>(field: &Field, text: &'a str) -> Result<&'a str, Issue> {
             Constraint::OneOf(_)
             | Constraint::Text
             | Constraint::Stripped
-            | Constraint::Range { .. } => {}
+            | Constraint::Range { .. }
+            | Constraint::Padded(_) => {}
         }
     }
     Ok(text)
 }
 
-fn check_length(length: usize, unit: &str, minimum: u32, maximum: u32) -> Result<(), Issue> {
+pub(super) fn check_length(
+    length: usize,
+    unit: &str,
+    minimum: u32,
+    maximum: u32,
+) -> Result<(), Issue> {
     if length < minimum as usize || length > maximum as usize {
         return unacceptable(format!("has {length} {unit}, not {minimum} to {maximum}"));
     }
     Ok(())
 }
 
-fn append(data: &mut Vec<u8>, element: &[u8]) -> Result<(), Issue> {
+pub(super) fn append(data: &mut Vec<u8>, element: &[u8]) -> Result<(), Issue> {
     let Ok(length) = u32::try_from(element.len()) else {
         return unacceptable("is too long");
     };
@@ -373,11 +379,40 @@ fn add_number(field: &Field, number: &Number, data: &mut Vec<u8>) -> Result<(), 
             }
             data.extend_from_slice(&single.to_le_bytes());
         }
-        Datatype::Bool | Datatype::Bytes | Datatype::Fp16 | Datatype::Bf16 => {
+        Datatype::Fp16 => {
+            let half = f16::from_f32(round_to_odd(approximate));
+            if half.is_infinite() {
+                return unacceptable("is out of range");
+            }
+            data.extend_from_slice(&half.to_le_bytes());
+        }
+        Datatype::Bf16 => {
+            let half = bf16::from_f32(round_to_odd(approximate));
+            if half.is_infinite() {
+                return unacceptable("is out of range");
+            }
+            data.extend_from_slice(&half.to_le_bytes());
+        }
+        Datatype::Bool | Datatype::Bytes => {
             return malformed("must not be a number");
         }
     }
     Ok(())
+}
+
+/// A float that is rounded to one of half the width as the number itself would be: what lies between
+/// two of single precision becomes the one whose last bit is set, which is never in the middle of two
+/// of half precision. Rounding to the nearest here would round twice.
+fn round_to_odd(number: f64) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "what is cut off is looked at")]
+    let nearest = number as f32;
+    let exact = f64::from(nearest);
+    if exact == number || nearest.is_infinite() {
+        return nearest;
+    }
+    let towards_zero =
+        if exact.abs() > number.abs() { nearest.to_bits() - 1 } else { nearest.to_bits() };
+    f32::from_bits(towards_zero | 1)
 }
 
 /// The value of an integer; `1.0` is one, as in JSON Schema.
@@ -446,6 +481,39 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_half_the_width_are_rounded_to_the_nearest() {
+        let bits = |datatype, value: Value| {
+            let tensor = decode_one(&field(datatype, vec![]), &json!({ "x": value })).unwrap();
+            u16::from_le_bytes(tensor.data.try_into().unwrap())
+        };
+        // Exact ones, the largest, the least, what is between two and goes to the even one.
+        for (value, fp16) in [
+            (json!(1), 0x3c00),
+            (json!(-0.0), 0x8000),
+            (json!(65504), 0x7bff),
+            (json!(65519.9), 0x7bff),
+            (json!(5.960_464_477_539_063e-8), 0x0001),
+            (json!(0.1), 0x2e66),
+            (json!(2049), 0x6800),
+            (json!(2051), 0x6802),
+            // Just above the middle: not to be rounded twice.
+            (json!(2049.000_000_000_1), 0x6801),
+        ] {
+            assert_eq!(bits(Datatype::Fp16, value.clone()), fp16, "{value}");
+        }
+        for (value, bf16) in [
+            (json!(1), 0x3f80),
+            (json!(0.1), 0x3dcd),
+            (json!(257), 0x4380),
+            (json!(259), 0x4382),
+            (json!(257.000_000_000_1), 0x4381),
+            (json!(3.389_531_389_251_535_5e38), 0x7f7f),
+        ] {
+            assert_eq!(bits(Datatype::Bf16, value.clone()), bf16, "{value}");
+        }
+    }
+
+    #[test]
     fn integers_are_exact_and_bounded() {
         let good = |datatype, value: Value| {
             decode_one(&field(datatype, vec![]), &json!({ "x": value })).unwrap().data
@@ -460,7 +528,11 @@ mod tests {
         assert!(matches!(is(Datatype::Int64, json!(1e300)), Err(RecordError::Unacceptable(_))));
         assert!(matches!(is(Datatype::Int8, json!(1.5)), Err(RecordError::Malformed(_))));
         assert!(matches!(is(Datatype::Fp32, json!(1e39)), Err(RecordError::Unacceptable(_))));
-        assert!(matches!(is(Datatype::Fp16, json!(1)), Err(RecordError::Malformed(_))));
+        for datatype in [Datatype::Fp16, Datatype::Bf16] {
+            assert!(matches!(is(datatype, json!(1e39)), Err(RecordError::Unacceptable(_))));
+            assert!(matches!(is(datatype, json!("1")), Err(RecordError::Malformed(_))));
+        }
+        assert!(matches!(is(Datatype::Fp16, json!(65520)), Err(RecordError::Unacceptable(_))));
         let range = Constraint::Range { minimum: Some(0.0), maximum: None };
         let outcome = decode_one(&field(Datatype::Fp32, vec![range]), &json!({"x": -0.1}));
         assert!(matches!(outcome, Err(RecordError::Unacceptable(_))));

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use half::{bf16, f16};
 use serde_json::{Map, Value};
 
 use crate::model::{Datatype, Field, Signature, Tensor, bytes_elements};
@@ -86,9 +87,13 @@ fn elements<'a>(field: &Field, tensor: &'a Tensor) -> Box<dyn Iterator<Item = Va
             Box::new(floats.map(|bytes| single_precision(f32::from_le_bytes(*bytes))))
         }
         Datatype::Fp64 => numbers!(f64),
-        // No JSON form: such an output is there in the binary protocols only.
-        Datatype::Fp16 | Datatype::Bf16 => {
-            Box::new(tensor.data.as_chunks::<2>().0.iter().map(|_| Value::Null))
+        Datatype::Fp16 => {
+            let floats = tensor.data.as_chunks().0.iter();
+            Box::new(floats.map(|bytes| single_precision(f16::from_le_bytes(*bytes).to_f32())))
+        }
+        Datatype::Bf16 => {
+            let floats = tensor.data.as_chunks().0.iter();
+            Box::new(floats.map(|bytes| single_precision(bf16::from_le_bytes(*bytes).to_f32())))
         }
     }
 }
@@ -119,11 +124,13 @@ mod tests {
             field("id", Datatype::Int64, vec![]),
             field("point", Datatype::Fp32, vec![Some(2)]),
             field("file", Datatype::Bytes, vec![]),
+            field("half", Datatype::Fp16, vec![]),
+            field("brain", Datatype::Bf16, vec![]),
         ];
         let signature = Signature { inputs: outputs.clone(), outputs, max_batch_size: 8 };
         let rows = [
-            json!({"id": i64::MAX, "point": [0.1, -2.5], "file": "AAH/"}),
-            json!({"id": -1, "point": [3.0, 1e-30], "file": ""}),
+            json!({"id": i64::MAX, "point": [0.1, -2.5], "file": "AAH/", "half": 0.5, "brain": 0.0078125}),
+            json!({"id": -1, "point": [3.0, 1e-30], "file": "", "half": -65504.0, "brain": 0.75}),
         ];
         let records: Vec<_> = rows.iter().map(|row| row.as_object().unwrap()).collect();
         let tensors = super::super::decode(&signature, &records).unwrap();

@@ -6,6 +6,7 @@
 //! other way round it is stricter where the language has no words: white space that would be removed
 //! counts towards the length of a text.
 
+use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use super::encode;
@@ -38,8 +39,7 @@ pub fn outputs(signature: &Signature, accepts_non_finite: bool) -> Map<String, V
     let required: Vec<_> = signature.outputs.iter().map(|field| field.name.as_str()).collect();
     let properties = signature.outputs.iter().map(|field| {
         let mut element = output(field);
-        let is_float = matches!(field.datatype, Datatype::Fp32 | Datatype::Fp64);
-        if is_float && accepts_non_finite {
+        if is_float(field.datatype) && accepts_non_finite {
             element.insert("type".to_owned(), json!(["number", "null"]));
         }
         (field.name.clone(), Value::Object(value(field, &element)))
@@ -83,7 +83,6 @@ fn input(field: &Field) -> Map<String, Value> {
     match field.datatype {
         Datatype::Bytes if field.is_text() => text(field, true),
         Datatype::Bytes => bytes(field),
-        Datatype::Fp16 | Datatype::Bf16 => Map::from_iter([("not".to_owned(), json!({}))]),
         _ => plain(field),
     }
 }
@@ -92,7 +91,6 @@ fn output(field: &Field) -> Map<String, Value> {
     match field.datatype {
         Datatype::Bytes if field.is_text() => text(field, false),
         Datatype::Bytes => bytes(field),
-        Datatype::Fp16 | Datatype::Bf16 => Map::from_iter([("type".to_owned(), json!("null"))]),
         _ => plain(field),
     }
 }
@@ -103,7 +101,7 @@ fn plain(field: &Field) -> Map<String, Value> {
         let kind = if field.datatype == Datatype::Bool { "boolean" } else { "number" };
         return ranged(field, kind, None);
     };
-    let kind = if field.datatype == Datatype::Fp32 { "number" } else { "integer" };
+    let kind = if is_float(field.datatype) { "number" } else { "integer" };
     ranged(field, kind, Some((low, high)))
 }
 
@@ -148,10 +146,15 @@ fn bounds(datatype: Datatype) -> Option<(Value, Value)> {
         Datatype::Int32 => (json!(i32::MIN), json!(i32::MAX)),
         Datatype::Int64 => (json!(i64::MIN), json!(i64::MAX)),
         Datatype::Fp32 => (json!(f64::from(f32::MIN)), json!(f64::from(f32::MAX))),
-        Datatype::Fp64 | Datatype::Bool | Datatype::Bytes | Datatype::Fp16 | Datatype::Bf16 => {
-            return None;
-        }
+        Datatype::Fp16 => (json!(f16::MIN.to_f64()), json!(f16::MAX.to_f64())),
+        Datatype::Bf16 => (json!(bf16::MIN.to_f64()), json!(bf16::MAX.to_f64())),
+        Datatype::Fp64 | Datatype::Bool | Datatype::Bytes => return None,
     })
+}
+
+fn is_float(datatype: Datatype) -> bool {
+    use Datatype::{Bf16, Fp16, Fp32, Fp64};
+    matches!(datatype, Fp16 | Bf16 | Fp32 | Fp64)
 }
 
 fn text(field: &Field, is_input: bool) -> Map<String, Value> {
@@ -316,7 +319,10 @@ mod tests {
                 }),
             ),
             (field(Datatype::Bool, vec![], vec![]), json!({"type": "boolean"})),
-            (field(Datatype::Fp16, vec![], vec![]), json!({"not": {}})),
+            (
+                field(Datatype::Fp16, vec![], vec![]),
+                json!({"type": "number", "minimum": -65504.0, "maximum": 65504.0}),
+            ),
         ] {
             assert_eq!(input_schema(field.clone()), expected, "{field:?}");
         }

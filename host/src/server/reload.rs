@@ -32,6 +32,7 @@ pub(super) fn policy(settings: &Settings, limits: Limits) -> Policy {
         origins: settings.origins.clone(),
         sticky: settings.sticky.clone(),
         limits,
+        server: settings.server.clone(),
     }
 }
 
@@ -82,6 +83,7 @@ impl Reloader {
         let limits = differs(&then.limits, &reloaded(&now.limits, &then.limits));
         let sections = [
             ("listen", differs(&then.listen, &now.listen)),
+            ("grpc_listen", differs(&then.grpc_listen, &now.grpc_listen)),
             ("admin_listen", differs(&then.admin_listen, &now.admin_listen)),
             ("repository", differs(&then.repository, &now.repository)),
             ("state", differs(&then.state, &now.state)),

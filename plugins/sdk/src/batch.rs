@@ -63,17 +63,29 @@ impl Batch {
         Ok(elements.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect())
     }
 
+    /// The shape of an input, the number of rows first.
+    ///
+    /// # Errors
+    /// The signature has no such input.
+    pub fn shape(&self, name: &str) -> Result<&[u64], PredictError> {
+        Ok(&self.input(name)?.shape)
+    }
+
     /// The raw bytes of an input.
     ///
     /// # Errors
     /// The signature has no such input, or it is of another datatype.
     pub fn data(&self, name: &str, datatype: wit::Datatype) -> Result<&[u8], PredictError> {
-        let input = self.inputs.iter().find(|input| input.name == name);
-        let input = input.ok_or_else(|| PredictError::failed(format!("no input {name:?}")))?;
+        let input = self.input(name)?;
         if input.datatype != datatype {
             return Err(wrong_type(name, &format!("{datatype:?}")));
         }
         Ok(&input.data)
+    }
+
+    fn input(&self, name: &str) -> Result<&wit::Tensor, PredictError> {
+        let input = self.inputs.iter().find(|input| input.name == name);
+        input.ok_or_else(|| PredictError::failed(format!("no input {name:?}")))
     }
 }
 

@@ -35,6 +35,9 @@ impl Field {
     }
 
     /// A field of any datatype, one element a row until [`Field::row_shape`] says otherwise.
+    ///
+    /// A name is 1 to 64 ASCII letters, digits and `_`, beginning with a letter. The host refuses
+    /// names that differ in upper and lower case only, and those that answers use for themselves.
     pub fn new(name: &str, description: &str, datatype: wit::Datatype) -> Self {
         Self(wit::Field {
             name: name.to_owned(),
@@ -48,8 +51,8 @@ impl Field {
 
     /// The dimensions of one row, without the batch dimension; `None` stands for any size.
     #[must_use]
-    pub fn row_shape<const N: usize>(mut self, shape: [Option<u32>; N]) -> Self {
-        self.0.row_shape = shape.to_vec();
+    pub fn row_shape(mut self, shape: impl IntoIterator<Item = Option<u32>>) -> Self {
+        self.0.row_shape = shape.into_iter().collect();
         self
     }
 
@@ -70,6 +73,14 @@ impl Field {
     pub fn range(self, minimum: f64, maximum: f64) -> Self {
         let (minimum, maximum) = (Some(minimum), Some(maximum));
         self.with(wit::Constraint::Range(wit::NumberRange { minimum, maximum }))
+    }
+
+    /// Rows of different sizes may share a call of `predict`: the host fills shorter ones up with
+    /// `element`, in the raw form of [`Tensor::raw`](crate::Tensor::raw), along the dimensions of any
+    /// size. So it must change nothing of the outputs, whose dimensions are all fixed.
+    #[must_use]
+    pub fn padded(self, element: impl Into<Vec<u8>>) -> Self {
+        self.with(wit::Constraint::Padded(element.into()))
     }
 
     fn with(mut self, constraint: wit::Constraint) -> Self {

@@ -10,9 +10,10 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::StatusCode;
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{HeaderName, HeaderValue};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -23,6 +24,10 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// Says in an answer which version of a model gave it.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("x-model-version");
+
+/// Says in the trailers of a gRPC answer what came of the call; the code of a success.
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_OK: HeaderValue = HeaderValue::from_static("0");
 
 /// The pause after a connection failed, so that a server that is gone is not asked in a busy loop.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
@@ -68,7 +73,35 @@ pub(crate) struct Answer {
 pub(crate) struct Connection {
     target: Arc<Target>,
     time_limit: Duration,
-    sender: Option<SendRequest<Full<Bytes>>>,
+    sender: Option<Sender>,
+}
+
+/// The way to the server in one of its protocols.
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Sender {
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.is_closed(),
+            Self::Http2(sender) => sender.is_closed(),
+        }
+    }
+
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+        match self {
+            Self::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+            Self::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+        }
+    }
 }
 
 impl Connection {
@@ -109,24 +142,28 @@ struct Broken;
 
 async fn exchange(
     target: &Target,
-    sender: Option<SendRequest<Full<Bytes>>>,
+    sender: Option<Sender>,
     number: usize,
-) -> Result<(SendRequest<Full<Bytes>>, Answer), Broken> {
+) -> Result<(Sender, Answer), Broken> {
     let mut sender = match sender {
         Some(sender) if !sender.is_closed() => sender,
         _ => connect(target).await.map_err(|_error| Broken)?,
     };
-    sender.ready().await.map_err(|_error| Broken)?;
-    let response = sender.send_request(target.request(number)).await;
+    let response = sender.send(target.request(number)).await;
     let (mut head, body) = response.map_err(|_error| Broken)?.into_parts();
     let version = head.headers.remove(&VERSION_HEADER);
     // The whole body is read even when the status is wrong: the connection goes on after it.
-    let body = read(body).await?;
+    let (body, trailers) = read(body).await?;
+    let has_failed = target.is_grpc() && {
+        // An answer without a message has its trailers in its head.
+        let status = trailers.get(GRPC_STATUS).or_else(|| head.headers.get(GRPC_STATUS));
+        status != Some(&GRPC_OK)
+    };
     let outcome = if target.is_also_expected(head.status) {
         Outcome::Also(head.status)
     } else if head.status != target.expected_status() {
         Outcome::Status(head.status)
-    } else if target.is_expected(&body) {
+    } else if !has_failed && target.is_expected(&body) {
         Outcome::Success
     } else {
         Outcome::WrongBody
@@ -134,18 +171,27 @@ async fn exchange(
     Ok((sender, Answer { outcome, version }))
 }
 
-async fn read(body: Incoming) -> Result<Bytes, Broken> {
-    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
-    Ok(body.map_err(|_error| Broken)?.to_bytes())
+async fn read(body: Incoming) -> Result<(Bytes, HeaderMap), Broken> {
+    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|_error| Broken)?;
+    let trailers = body.trailers().cloned().unwrap_or_default();
+    Ok((body.to_bytes(), trailers))
 }
 
-async fn connect(target: &Target) -> io::Result<SendRequest<Full<Bytes>>> {
+async fn connect(target: &Target) -> io::Result<Sender> {
     let stream = TcpStream::connect(target.address()).await?;
     // A request is one write; the system must not hold it back in the hope of another.
     stream.set_nodelay(true)?;
-    let handshake = http1::handshake(TokioIo::new(stream)).await;
-    let (sender, connection) = handshake.map_err(io::Error::other)?;
-    // Ends with the sender. Its error reaches us through the request that fails with it.
-    tokio::spawn(connection);
-    Ok(sender)
+    let stream = TokioIo::new(stream);
+    // The connection ends with the sender. Its error reaches us through the request that fails with it.
+    if target.is_grpc() {
+        let handshake = http2::handshake(TokioExecutor::new(), stream).await;
+        let (sender, connection) = handshake.map_err(io::Error::other)?;
+        tokio::spawn(connection);
+        Ok(Sender::Http2(sender))
+    } else {
+        let handshake = http1::handshake(stream).await;
+        let (sender, connection) = handshake.map_err(io::Error::other)?;
+        tokio::spawn(connection);
+        Ok(Sender::Http1(sender))
+    }
 }

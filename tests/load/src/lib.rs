@@ -6,7 +6,8 @@
 //! down the clock it is measured by.
 //!
 //! Everything is bounded: connections, time, rate, bodies, answers and the wait for each of them.
-//! Only loopback addresses are accepted. Names, TLS, redirects and HTTP/2 are left to other tools.
+//! Only loopback addresses are accepted. HTTP/1.1 and gRPC are spoken; names, TLS and redirects are
+//! left to other tools.
 //!
 //! Both loops are futures, so that a benchmark can do something to the server meanwhile. A runtime
 //! with one thread is best: the cores are for the server.

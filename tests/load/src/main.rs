@@ -66,6 +66,12 @@ struct LoadArguments {
     /// A file with a body in each line, which are sent in turn with POST.
     #[arg(long)]
     bodies: Option<PathBuf>,
+    /// A file that is the body of each request, which is sent with POST.
+    #[arg(long, conflicts_with = "bodies")]
+    body: Option<PathBuf>,
+    /// Make the requests calls of gRPC: the path is that of a method, the body its message.
+    #[arg(long)]
+    grpc: bool,
     /// A header of each request, as NAME:VALUE. Can be given again for more.
     #[arg(long, value_parser = parse_header)]
     header: Vec<(HeaderName, HeaderValue)>,
@@ -124,17 +130,23 @@ fn perform(shape: Shape) -> Result<()> {
 
 impl LoadArguments {
     fn load(&self) -> Result<Load> {
-        let bodies = match &self.bodies {
-            Some(path) => {
+        let bodies = match (&self.bodies, &self.body) {
+            (Some(path), _) => {
                 read_bodies(path).with_context(|| format!("failed to read {}", path.display()))?
             }
-            None => Vec::new(),
+            (None, Some(path)) => {
+                vec![read(path).with_context(|| format!("failed to read {}", path.display()))?]
+            }
+            (None, None) => Vec::new(),
         };
         let mut target = Target::new(&self.url, bodies)?.expecting(Expectation {
             status: self.status,
             contains: self.contains.clone(),
             also: self.also_status.clone(),
         });
+        if self.grpc {
+            target = target.by_grpc()?;
+        }
         for (name, value) in &self.header {
             target = target.with_header(name.clone(), value.clone());
         }
@@ -160,12 +172,18 @@ fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue)> {
     Ok((name.trim().parse()?, value.trim().parse()?))
 }
 
+fn read(path: &Path) -> Result<Bytes> {
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells a file that is too large.
+    File::open(path)?.take(MAX_BODIES_BYTES + 1).read_to_end(&mut bytes)?;
+    ensure!(bytes.len() as u64 <= MAX_BODIES_BYTES, "it is over {MAX_BODIES_BYTES} bytes");
+    Ok(bytes.into())
+}
+
 /// The lines of a file that have something in them.
 fn read_bodies(path: &Path) -> Result<Vec<Bytes>> {
-    let mut text = String::new();
-    // One byte more than allowed tells a file that is too large.
-    File::open(path)?.take(MAX_BODIES_BYTES + 1).read_to_string(&mut text)?;
-    ensure!(text.len() as u64 <= MAX_BODIES_BYTES, "it is over {MAX_BODIES_BYTES} bytes");
+    let bytes = read(path)?;
+    let text = str::from_utf8(&bytes).context("it is not UTF-8")?;
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     let bodies: Vec<Bytes> = lines.map(|line| Bytes::copy_from_slice(line.as_bytes())).collect();
     ensure!(!bodies.is_empty(), "there is no body in it");

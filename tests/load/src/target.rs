@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE};
 use hyper::{Method, Request, StatusCode, Uri};
 
 use crate::LoadError;
@@ -38,6 +38,7 @@ pub struct Target {
     headers: HeaderMap,
     bodies: Vec<Bytes>,
     expectation: Expectation,
+    is_grpc: bool,
 }
 
 impl Target {
@@ -66,7 +67,14 @@ impl Target {
         if !bodies.is_empty() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
-        Ok(Self { address, path, headers, bodies, expectation: Expectation::default() })
+        Ok(Self {
+            address,
+            path,
+            headers,
+            bodies,
+            expectation: Expectation::default(),
+            is_grpc: false,
+        })
     }
 
     /// The same with a header, in place of one of that name.
@@ -76,11 +84,40 @@ impl Target {
         self
     }
 
+    /// The same by gRPC: the path is that of a method, the bodies are its messages, and what the
+    /// trailers say decides as well.
+    ///
+    /// # Errors
+    /// A message is too long for gRPC.
+    pub fn by_grpc(mut self) -> Result<Self, LoadError> {
+        for body in &mut self.bodies {
+            let length = u32::try_from(body.len()).map_err(|_error| LoadError::OutOfBounds {
+                name: "length of a message",
+                value: body.len().to_string(),
+                most: u32::MAX.to_string(),
+            })?;
+            // Not compressed, so long, and the message.
+            *body = [&[0], &length.to_be_bytes()[..], body].concat().into();
+        }
+        let uri = format!("http://{}{}", self.address, self.path);
+        self.path = uri.parse().map_err(|_error| LoadError::Url(uri))?;
+        // HTTP/2 has it in the address.
+        self.headers.remove(HOST);
+        self.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        self.headers.insert(TE, HeaderValue::from_static("trailers"));
+        self.is_grpc = true;
+        Ok(self)
+    }
+
     /// The same with other successes than any answer of status 200.
     #[must_use]
     pub fn expecting(mut self, expectation: Expectation) -> Self {
         self.expectation = expectation;
         self
+    }
+
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.is_grpc
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

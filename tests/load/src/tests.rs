@@ -214,3 +214,54 @@ fn a_load_out_of_bounds_is_refused() {
         assert!(matches!(error, LoadError::OutOfBounds { name: "rate", .. }));
     }
 }
+
+/// Starts a gRPC server that gives every call the same answer, and the status of its number's turn.
+fn serve_grpc(statuses: &'static [&'static str]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let serve = async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        for number in 0.. {
+            // The other side may hang up at any time.
+            let Some(Ok((request, mut respond))) = connection.accept().await else { return };
+            assert_eq!(request.method(), "POST");
+            assert_eq!(request.uri().path(), "/a.B/C");
+            assert_eq!(request.headers()["content-type"], "application/grpc");
+            let mut body = request.into_body();
+            tokio::spawn(async move {
+                let mut message = Vec::new();
+                while let Some(data) = body.data().await {
+                    message.extend_from_slice(&data.unwrap());
+                }
+                assert_eq!(message, b"\0\0\0\0\x02{}");
+                let mut answer = respond.send_response(hyper::Response::new(()), false).unwrap();
+                answer.send_data(Bytes::from_static(b"\0\0\0\0\x04fine"), false).unwrap();
+                let mut trailers = hyper::HeaderMap::new();
+                let status = statuses[number % statuses.len()];
+                trailers.insert("grpc-status", status.parse().unwrap());
+                answer.send_trailers(trailers).unwrap();
+            });
+        }
+    };
+    thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(serve);
+    });
+    address
+}
+
+#[tokio::test]
+async fn calls_of_grpc_succeed_by_their_trailers() {
+    let address = serve_grpc(&["0", "0", "14"]);
+    let body = Bytes::from_static(b"{}");
+    let target = Target::new(&format!("http://{address}/a.B/C"), vec![body]).unwrap();
+    let contains = Some("fine".to_owned());
+    let expectation = Expectation { contains, ..Expectation::default() };
+    let target = target.by_grpc().unwrap().expecting(expectation);
+    let load = Load { target, requests: Some(9), ..load(address, 60_000) };
+    let report = closed_loop(&load).await.unwrap();
+    assert_eq!((report.requests, report.successes), (9, 6));
+}

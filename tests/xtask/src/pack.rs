@@ -26,8 +26,19 @@ pub(crate) struct Model {
 
 /// Every model version of the repository, in the order of their paths.
 pub(crate) fn models(workspace: &Workspace) -> Result<Vec<Model>> {
+    models_in(&workspace.models())
+}
+
+/// Packs the models that are there for tests alone into a folder of their own, and names it.
+pub(crate) fn pack_fixtures(workspace: &Workspace, host: &Path) -> Result<PathBuf> {
+    let repository = workspace.output().join("fixtures");
+    pack_into(&repository, workspace, &models_in(&workspace.fixtures())?, host)?;
+    Ok(repository)
+}
+
+fn models_in(models_folder: &Path) -> Result<Vec<Model>> {
     let mut models = Vec::new();
-    for folder in entries(&workspace.models())? {
+    for folder in entries(models_folder)? {
         if !folder.is_dir() {
             continue;
         }

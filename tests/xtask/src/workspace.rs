@@ -113,6 +113,11 @@ impl Workspace {
         self.root.join("models")
     }
 
+    /// The folder with the sources of models that are there for tests alone, and how they are served.
+    pub(crate) fn fixtures(&self) -> PathBuf {
+        self.root.join("tests/models")
+    }
+
     /// The folder for all we make that cargo does not.
     pub(crate) fn output(&self) -> PathBuf {
         self.target.join("guesthouse")

@@ -56,7 +56,7 @@ pub(super) struct ServerUrl(String);
 
 /// A text is not a [`ServerUrl`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a server's address is like http://127.0.0.1:8001 or https://127.0.0.1:8001")]
+#[error("a server's address is like http://127.0.0.1:8002 or https://127.0.0.1:8002")]
 pub(super) struct ServerUrlError;
 
 impl FromStr for ServerUrl {
@@ -381,10 +381,10 @@ mod tests {
     #[test]
     fn servers_have_plain_addresses() {
         let good = [
-            ("http://127.0.0.1:8001", "http://127.0.0.1:8001"),
+            ("http://127.0.0.1:8002", "http://127.0.0.1:8002"),
             ("http://localhost", "http://localhost"),
-            ("http://[::1]:8001/", "http://[::1]:8001"),
-            ("https://127.0.0.1:8001", "https://127.0.0.1:8001"),
+            ("http://[::1]:8002/", "http://[::1]:8002"),
+            ("https://127.0.0.1:8002", "https://127.0.0.1:8002"),
             ("http://gateway:80/guesthouse/", "http://gateway:80/guesthouse"),
         ];
         for (text, url) in good {
@@ -392,14 +392,14 @@ mod tests {
         }
         for bad in [
             "",
-            "127.0.0.1:8001",
-            "ftp://127.0.0.1:8001",
+            "127.0.0.1:8002",
+            "ftp://127.0.0.1:8002",
             "http://",
-            "http://:8001",
+            "http://:8002",
             "http://host:99999",
-            "http://somebody:secret@host:8001",
-            "http://host:8001/?a=b",
-            "http://host:8001/#a",
+            "http://somebody:secret@host:8002",
+            "http://host:8002/?a=b",
+            "http://host:8002/#a",
             "http://host name",
             "/admin",
         ] {

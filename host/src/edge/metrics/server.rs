@@ -38,9 +38,9 @@ pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::R
     lost(edge, encoder)
 }
 
-fn listeners(meters: &Meters) -> [(Labels, &Listener); 2] {
+fn listeners(meters: &Meters) -> [(Labels, &Listener); 3] {
     let of = |name: &str| vec![("listener", name.to_owned())];
-    [(of("public"), &meters.public), (of("admin"), &meters.admin)]
+    [(of("public"), &meters.public), (of("grpc"), &meters.grpc), (of("admin"), &meters.admin)]
 }
 
 fn requests(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -59,6 +59,14 @@ fn requests(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result
     });
     let name = ("http_requests", "Answers by endpoint and status; 499: the caller left", None);
     write(encoder, name, answers)?;
+    let calls = meters.grpc.calls.map(|method, statuses| {
+        let method = ("method", method.clone());
+        statuses.map(|status, count| {
+            (vec![method.clone(), ("grpc_status", (*status).to_owned())], counter(count))
+        })
+    });
+    let name = ("grpc_calls", "Calls that are over, by method and status", None);
+    write(encoder, name, calls.into_iter().flatten())?;
     let errors = listeners.iter().flat_map(|(labels, listener)| {
         listener.errors.map(|code, count| {
             (with(labels, &[("error_code", (*code).to_owned())]), counter(count))

@@ -162,11 +162,6 @@ pub(super) fn general(document: &mut Document) {
         let schema = json!({"type": "object", "properties": {"status": {"const": word}}, "required": ["status"]});
         json!({"description": word, "content": {"application/json": {"schema": schema}}})
     };
-    let text = |media_type: &str, description: &str| {
-        let content =
-            Map::from_iter([(media_type.to_owned(), json!({"schema": {"type": "string"}}))]);
-        json!({"description": description, "content": content})
-    };
     let mut series = text("text/plain", "the series");
     series["content"]["application/openmetrics-text"] = json!({"schema": {"type": "string"}});
     let metrics = "What Prometheus reads; OpenMetrics where `Accept` asks for it";
@@ -224,6 +219,13 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName) {
             "schema",
             "JSON Schemas of its bodies",
             object_of("the schemas"),
+            vec![selector.clone()],
+        ),
+        (
+            "/versions/{selector}/proto",
+            "proto",
+            "The `.proto` of its gRPC service",
+            text("text/plain", "the file"),
             vec![selector],
         ),
     ] {
@@ -272,6 +274,11 @@ fn list() -> Value {
 
 fn object_of(description: &str) -> Value {
     content_of(description, &json!({"type": "object"}))
+}
+
+fn text(media_type: &str, description: &str) -> Value {
+    let content = Map::from_iter([(media_type.to_owned(), json!({"schema": {"type": "string"}}))]);
+    json!({"description": description, "content": content})
 }
 
 fn content_of(description: &str, schema: &Value) -> Value {

@@ -40,8 +40,12 @@ pub(crate) struct Load<'a> {
     pub(crate) status: u16,
     /// Statuses that are no errors either, but are counted by themselves.
     pub(crate) also: &'a [u16],
-    /// One more header, as `name: value`.
-    pub(crate) header: Option<&'a str>,
+    /// The one body, in place of those in turn.
+    pub(crate) body: Option<&'a [u8]>,
+    /// Whether the requests are calls of gRPC, and the body their message.
+    pub(crate) grpc: bool,
+    /// More headers, as `name: value`.
+    pub(crate) headers: &'a [&'a str],
     /// Where to write a line about each request, if anywhere.
     pub(crate) trace: Option<&'a Path>,
 }
@@ -61,7 +65,9 @@ impl Default for Load<'_> {
             contains: "",
             status: 200,
             also: &[],
-            header: None,
+            body: None,
+            grpc: false,
+            headers: &[],
             trace: None,
         }
     }
@@ -104,6 +110,13 @@ impl Latencies {
             }
         }
         self.0.last_key_value().map_or(0.0, |(microseconds, _)| *microseconds as f64 / 1e3)
+    }
+
+    /// What a success took on average, in microseconds; 0 without any.
+    pub(crate) fn mean_us(&self) -> f64 {
+        let count: u64 = self.0.values().sum();
+        let sum: f64 = self.0.iter().map(|(time, count)| *time as f64 * *count as f64).sum();
+        sum / (count as f64).max(1.0)
     }
 
     pub(crate) fn p50_ms(&self) -> f64 {
@@ -153,9 +166,13 @@ pub(crate) fn tolerate(workspace: &Workspace, load: &Load<'_>) -> Result<Measure
 /// Begins to make the load.
 pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
     let folder = TempDir::new_in(bench_folder(workspace)?).context("cannot make a folder")?;
-    let bodies = folder.path().join("bodies.jsonl");
+    let bodies = folder.path().join("bodies");
     let lines: String = load.bodies.iter().map(|body| format!("{body}\n")).collect();
-    fs::write(&bodies, lines).with_context(|| format!("cannot write {}", bodies.display()))?;
+    let (option, content) = match load.body {
+        None => ("--bodies", lines.as_bytes()),
+        Some(body) => ("--body", body),
+    };
+    fs::write(&bodies, content).with_context(|| format!("cannot write {}", bodies.display()))?;
 
     let mut command = Command::new(workspace.load_binary());
     match load.rate {
@@ -169,7 +186,7 @@ pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
         .args(["--header", &format!("x-api-key: {KEY}")])
         .args(["--status", &load.status.to_string()])
         .args(["--contains", load.contains])
-        .arg("--bodies")
+        .arg(option)
         .arg(&bodies)
         .arg("--json")
         .arg(report_file(&folder))
@@ -177,8 +194,11 @@ pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
     for status in load.also {
         command.args(["--also-status", &status.to_string()]);
     }
-    if let Some(header) = load.header {
+    for header in load.headers {
         command.args(["--header", header]);
+    }
+    if load.grpc {
+        command.arg("--grpc");
     }
     if let Some(requests) = load.requests {
         command.args(["--requests", &requests.to_string()]);

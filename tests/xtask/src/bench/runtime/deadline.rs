@@ -48,7 +48,7 @@ fn spin(bench: &Bench<'_>, server: &Server) -> Result<Vec<Figure>> {
         bodies: &[json!({"action": "spin"})],
         contains: "deadline_exceeded",
         status: 504,
-        header: Some(&timeout),
+        headers: &[&timeout],
         ..Load::default()
     };
     let (cpu_before, start) = (server.process.cpu_seconds()?, Instant::now());

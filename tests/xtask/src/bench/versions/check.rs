@@ -46,8 +46,6 @@ struct Case {
 const CASES: [Case; 34] = [
     case("nothing", Bump::Patch, |_| {}),
     case("description", Bump::Patch, |new| new["inputs"][0]["description"] = json!("other words")),
-    case("order of inputs", Bump::Patch, |new| reverse(&mut new["inputs"])),
-    case("order of outputs", Bump::Patch, |new| reverse(&mut new["outputs"])),
     // What old callers can live with.
     case("optional input", Bump::Minor, |new| push(&mut new["inputs"], optional("new"))),
     case("output", Bump::Minor, |new| push(&mut new["outputs"], required("new"))),
@@ -69,6 +67,8 @@ const CASES: [Case; 34] = [
     case("output renamed", Bump::Major, |new| new["outputs"][1]["name"] = json!("other")),
     case("input retyped", Bump::Major, |new| new["inputs"][1]["datatype"] = json!("FP64")),
     case("output retyped", Bump::Major, |new| new["outputs"][1]["datatype"] = json!("FP64")),
+    case("order of inputs", Bump::Major, |new| reverse(&mut new["inputs"])),
+    case("order of outputs", Bump::Major, |new| reverse(&mut new["outputs"])),
     case("required input", Bump::Major, |new| push(&mut new["inputs"], required("new"))),
     case("default gone", Bump::Major, |new| new["inputs"][2] = required("lots")),
     case("shorter texts only", Bump::Major, |new| length(new, 1, 1000)),

@@ -1,11 +1,12 @@
 //! What a change that was not made is for callers.
 
+use super::error::{ApiError, ErrorCode};
 use crate::artifact::ArtifactError;
 use crate::control::{ControlError, KeyRefusal};
-use crate::edge::error::{ApiError, ErrorCode};
 use crate::ledger::LedgerError;
 use crate::registry::LoadError;
 use crate::rollout::Refusal;
+use crate::router::RouteError;
 use crate::store::StoreError;
 
 impl From<ControlError> for ApiError {
@@ -13,7 +14,7 @@ impl From<ControlError> for ApiError {
         let message = error.to_string();
         let with = |code| Self::new(code, crate::terminal::reason(&message));
         match error {
-            ControlError::UnknownModel => super::unknown_model(),
+            ControlError::UnknownModel => RouteError::UnknownModel.into(),
             ControlError::Refused(Refusal::UnknownVersion(_)) => with(ErrorCode::NotFound),
             ControlError::Refused(Refusal::OverWhole(_)) => with(ErrorCode::MalformedRequest),
             ControlError::Refused(_) => with(ErrorCode::Conflict),
@@ -73,6 +74,6 @@ impl From<LedgerError> for ApiError {
 }
 
 /// A bug of the host.
-pub(super) fn broken() -> ApiError {
+pub(crate) fn broken() -> ApiError {
     ApiError::new(ErrorCode::Internal, "the server failed on this request")
 }

@@ -1,0 +1,206 @@
+//! `inference.GRPCInferenceService`.
+
+use std::time::Instant;
+
+use axum::http::HeaderMap;
+use prost::Message as _;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::call::Call;
+use super::pb::grpc_inference_service_server::GrpcInferenceService;
+use super::stream::Answers;
+use super::{Serving, describe, pb, tensors};
+use crate::edge::body::Form;
+use crate::edge::error::ApiError;
+use crate::edge::infer::about::{self, Asker};
+use crate::edge::infer::{in_protocol_words, infer, named};
+use crate::edge::observe::Account;
+use crate::edge::passage::{Asked, Passage};
+use crate::edge::shadowed::{self, Then};
+
+/// An answer that is packed if its request was: a smaller one is one packet anyhow, and packing a larger
+/// one would hold up others.
+const PACKED: std::ops::RangeInclusive<usize> = 1 << 10..=1 << 20;
+
+impl Serving {
+    /// The answer to one message, and what is to be done when it is on its way.
+    pub(super) async fn infer(
+        &self,
+        headers: &HeaderMap,
+        message: pb::ModelInferRequest,
+        account: &mut Account,
+    ) -> Result<(pb::ModelInferResponse, Option<Then>), ApiError> {
+        let (edge, complete) = (&self.edge, Instant::now());
+        let policy = edge.policy.load_full();
+        let model = message.model_name.clone();
+        let target = named(&model, &message.model_version);
+        let asked = Asked { edge, policy: &policy, target, form: Form::Single };
+        let outcome = async {
+            let mut passage = Passage::begin(asked, headers, account)?;
+            let (request, contents) = tensors::read(message)?;
+            let inferred = infer(&mut passage, request, complete, account).await?;
+            Ok((inferred, contents))
+        };
+        let outcome = outcome.await.map_err(|error| in_protocol_words(error, edge, &model));
+        let (mut inferred, contents) = outcome?;
+        let begin = Instant::now();
+        let answer = tensors::write(&mut inferred, contents);
+        inferred.encoded(begin);
+        let comparison = inferred.comparison(&policy, account.request_id.as_str());
+        Ok((answer, comparison.map(|comparison| shadowed::then(comparison, &edge.shadows))))
+    }
+
+    /// Answer a question about models.
+    fn about<Q, A>(
+        &self,
+        request: Request<Q>,
+        answer: impl FnOnce(&mut Asker<'_>, Q) -> Result<A, ApiError>,
+    ) -> Result<Response<A>, Status> {
+        let call = Call::of(request.extensions())?;
+        let mut work = call.work();
+        let (edge, headers) = (&*self.edge, &call.headers);
+        let mut asker = Asker { edge, headers, account: &mut work };
+        let outcome = answer(&mut asker, request.into_inner());
+        work.end(outcome)
+    }
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Serving {
+    async fn server_live(
+        &self,
+        _request: Request<pb::ServerLiveRequest>,
+    ) -> Result<Response<pb::ServerLiveResponse>, Status> {
+        Ok(Response::new(pb::ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(
+        &self,
+        _request: Request<pb::ServerReadyRequest>,
+    ) -> Result<Response<pb::ServerReadyResponse>, Status> {
+        Ok(Response::new(pb::ServerReadyResponse { ready: about::is_ready(&self.edge) }))
+    }
+
+    async fn model_ready(
+        &self,
+        request: Request<pb::ModelReadyRequest>,
+    ) -> Result<Response<pb::ModelReadyResponse>, Status> {
+        self.about(request, |asker, asked| {
+            let ready = asker.model_is_ready(&asked.name, &asked.version)?;
+            Ok(pb::ModelReadyResponse { ready })
+        })
+    }
+
+    async fn server_metadata(
+        &self,
+        _request: Request<pb::ServerMetadataRequest>,
+    ) -> Result<Response<pb::ServerMetadataResponse>, Status> {
+        let about::ServerMetadata { name, version, extensions } = about::server(&self.edge);
+        let extensions = extensions.into_iter().map(str::to_owned).collect();
+        let version = version.to_owned();
+        Ok(Response::new(pb::ServerMetadataResponse { name, version, extensions }))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<pb::ModelMetadataRequest>,
+    ) -> Result<Response<pb::ModelMetadataResponse>, Status> {
+        self.about(request, |asker, asked| {
+            asker.metadata(&asked.name, &asked.version).map(Into::into)
+        })
+    }
+
+    async fn model_infer(
+        &self,
+        request: Request<pb::ModelInferRequest>,
+    ) -> Result<Response<pb::ModelInferResponse>, Status> {
+        let call = Call::of(request.extensions())?;
+        let (mut work, message) = (call.work(), request.into_inner());
+        let outcome = async {
+            let _held = call.take_message(tensors::size(&message))?;
+            self.infer(&call.headers, message, &mut work).await
+        };
+        let outcome = outcome.await.map(|(answer, then)| {
+            call.then(then);
+            answer
+        });
+        let mut response = work.end(outcome)?;
+        if !PACKED.contains(&response.get_ref().encoded_len()) {
+            response.disable_compression();
+        }
+        Ok(response)
+    }
+
+    type ModelStreamInferStream = Answers;
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<pb::ModelInferRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        let call = Call::of(request.extensions())?;
+        Ok(Response::new(Answers::new(self.clone(), call, request.into_inner())))
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<pb::ModelConfigRequest>,
+    ) -> Result<Response<pb::ModelConfigResponse>, Status> {
+        self.about(request, |asker, asked| {
+            let config = asker.config(&asked.name, &asked.version)?;
+            Ok(pb::ModelConfigResponse { config: Some(config.into()) })
+        })
+    }
+
+    async fn model_statistics(
+        &self,
+        request: Request<pb::ModelStatisticsRequest>,
+    ) -> Result<Response<pb::ModelStatisticsResponse>, Status> {
+        self.about(request, |asker, asked| {
+            let model_stats = asker.statistics(&asked.name, &asked.version)?;
+            let model_stats = model_stats.into_iter().map(Into::into).collect();
+            Ok(pb::ModelStatisticsResponse { model_stats })
+        })
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<pb::RepositoryIndexRequest>,
+    ) -> Result<Response<pb::RepositoryIndexResponse>, Status> {
+        self.about(request, |asker, asked| {
+            let models = asker.index(asked.ready)?.into_iter().map(Into::into).collect();
+            Ok(pb::RepositoryIndexResponse { models })
+        })
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<pb::RepositoryModelLoadRequest>,
+    ) -> Result<Response<pb::RepositoryModelLoadResponse>, Status> {
+        let call = Call::of(request.extensions())?;
+        let (mut work, asked) = (call.work(), request.into_inner());
+        let outcome = async {
+            let parameters = describe::repository_parameters(asked.parameters)?;
+            let (edge, headers) = (&*self.edge, &call.headers);
+            let mut asker = Asker { edge, headers, account: &mut work };
+            asker.load(&asked.model_name, &parameters).await
+        };
+        let outcome = outcome.await;
+        work.end(outcome.map(|()| pb::RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<pb::RepositoryModelUnloadRequest>,
+    ) -> Result<Response<pb::RepositoryModelUnloadResponse>, Status> {
+        let call = Call::of(request.extensions())?;
+        let (mut work, asked) = (call.work(), request.into_inner());
+        let outcome = async {
+            let parameters = describe::repository_parameters(asked.parameters)?;
+            let (edge, headers) = (&*self.edge, &call.headers);
+            let mut asker = Asker { edge, headers, account: &mut work };
+            asker.unload(&asked.model_name, &parameters).await
+        };
+        let outcome = outcome.await;
+        work.end(outcome.map(|()| pb::RepositoryModelUnloadResponse {}))
+    }
+}

@@ -1,0 +1,119 @@
+//! Errors as gRPC tells them: a status, and what is known of it as `google.rpc` has it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use axum::response::{IntoResponse as _, Response};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::edge::error::{ApiError, ErrorCode};
+
+/// Whose reasons these are.
+const DOMAIN: &str = "guesthouse";
+
+/// The most of an error that goes into the trailers: clients take some 8 KiB of them, base64 included,
+/// and lose the status with the rest if there is more.
+const MAX_MESSAGE: usize = 1024;
+const MAX_VIOLATIONS: usize = 10;
+const MAX_REASON: usize = 200;
+
+/// When the same request may succeed.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// The status of an error.
+pub(super) fn of(error: &ApiError) -> Status {
+    let mut details = ErrorDetails::with_error_info(error.code.as_str(), DOMAIN, HashMap::new());
+    if error.code.tells_when() {
+        details.set_retry_info(Some(RETRY_DELAY));
+    }
+    for detail in error.details.iter().take(MAX_VIOLATIONS) {
+        let field = format!("rows[{}].{}", detail.row, detail.field);
+        details.add_bad_request_violation(field, clip(&detail.reason, MAX_REASON));
+    }
+    Status::with_error_details(error.code.grpc(), clip(&error.message, MAX_MESSAGE), details)
+}
+
+/// The answer to a call that comes to nothing, which is known before there is any of it.
+pub(super) fn refusal(error: &ApiError) -> Response {
+    let mut response = of(error).into_http::<axum::body::Body>().into_response();
+    response.extensions_mut().insert(error.clone());
+    response
+}
+
+fn clip(text: &str, most: usize) -> String {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text[..end.unwrap_or(0)].to_owned()
+}
+
+/// An error that the library found by itself. Its own words tell how it is built, and one of its codes
+/// another story than ours.
+pub(super) fn of_library(code: Code) -> Option<ApiError> {
+    Some(match code {
+        Code::Ok => return None,
+        Code::OutOfRange | Code::ResourceExhausted => {
+            ApiError::new(ErrorCode::PayloadTooLarge, "the message is over the limit")
+        }
+        Code::Unimplemented => ApiError::new(
+            ErrorCode::UnsupportedMediaType,
+            "the grpc-encoding must be one of gzip, deflate and identity",
+        ),
+        _ => ApiError::malformed("the message is malformed"),
+    })
+}
+
+/// The name of a status, as the specification has it.
+pub(super) fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_fits_into_the_trailers_whatever_it_says() {
+        let detail = |row| crate::edge::error::Detail {
+            row,
+            field: "f".repeat(64),
+            reason: "ü".repeat(100_000),
+        };
+        let mut error = ApiError::new(ErrorCode::UnacceptableInput, "ä".repeat(100_000));
+        error.details = (0..1000).map(detail).collect();
+        let status = of(&error);
+        let mut headers = axum::http::HeaderMap::new();
+        status.add_header(&mut headers).unwrap();
+        let bytes: usize = headers.values().map(axum::http::HeaderValue::len).sum();
+        assert!(bytes < 15_000, "{bytes}");
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "unacceptable_input");
+        assert_eq!(details.bad_request().unwrap().field_violations.len(), MAX_VIOLATIONS);
+    }
+
+    #[test]
+    fn names_are_those_of_the_specification() {
+        for code in ErrorCode::ALL {
+            assert_ne!(name(code.grpc()), "OK", "{}", code.as_str());
+            let words = name(code.grpc()).to_lowercase().replace('_', "");
+            assert_eq!(words, format!("{:?}", code.grpc()).to_lowercase());
+        }
+    }
+}

@@ -1,0 +1,567 @@
+//! What the Open Inference Protocol tells of the server and of its models, and how its clients load and
+//! unload them: the same for REST and for gRPC. Field names are the protocol's.
+//!
+//! Health and the server's metadata need no key. What is known of a model needs a key that is good for
+//! it, as in the catalogue; all of the model repository needs an admin key.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use axum::http::HeaderMap;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{Parameter, Parameters, in_protocol_words, named};
+use crate::control::{Ask, Control, ControlError};
+use crate::edge::Edge;
+use crate::edge::access;
+use crate::edge::error::{ApiError, ErrorCode};
+use crate::edge::observe::Account;
+use crate::edge::refused::broken;
+use crate::ledger::Author;
+use crate::model::{Datatype, Field, ModelName, Selector};
+use crate::registry::{ModelVersions, Snapshot, VersionState};
+use crate::router::{self, RouteError};
+use crate::version::ServableVersion;
+use crate::version::statistics::{StatisticsTaken, TimesTaken};
+
+/// What runs every model here.
+const PLATFORM: &str = "guesthouse_wasm";
+
+/// The same, as configurations name it.
+const BACKEND: &str = "guesthouse";
+
+/// What works here beyond the protocol itself. Load tools switch features on by these.
+const EXTENSIONS: [&str; 6] = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+];
+
+/// The extension that operators can switch off.
+const REPOSITORY: &str = "model_repository";
+
+/// The server.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct ServerMetadata {
+    pub(in crate::edge) name: String,
+    pub(in crate::edge) version: &'static str,
+    pub(in crate::edge) extensions: Vec<&'static str>,
+}
+
+/// What a version takes and gives.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct ModelMetadata {
+    pub(in crate::edge) name: String,
+    /// By semver, ascending; only the one that was asked for, if one was.
+    pub(in crate::edge) versions: Vec<String>,
+    pub(in crate::edge) platform: &'static str,
+    pub(in crate::edge) inputs: Vec<TensorMetadata>,
+    pub(in crate::edge) outputs: Vec<TensorMetadata>,
+    pub(in crate::edge) properties: BTreeMap<&'static str, String>,
+}
+
+/// An input or an output.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct TensorMetadata {
+    pub(in crate::edge) name: String,
+    pub(in crate::edge) datatype: &'static str,
+    /// The batch dimension comes first; -1 stands for any size.
+    pub(in crate::edge) shape: Vec<i64>,
+}
+
+/// How a version is run, as Triton writes it.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct ModelConfig {
+    pub(in crate::edge) name: String,
+    pub(in crate::edge) platform: &'static str,
+    pub(in crate::edge) backend: &'static str,
+    /// In rows.
+    pub(in crate::edge) max_batch_size: u32,
+    pub(in crate::edge) input: Vec<ConfigInput>,
+    pub(in crate::edge) output: Vec<ConfigOutput>,
+    pub(in crate::edge) dynamic_batching: DynamicBatching,
+}
+
+/// An input.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct ConfigInput {
+    pub(in crate::edge) name: String,
+    /// `TYPE_FP32`; byte strings are `TYPE_STRING`.
+    pub(in crate::edge) data_type: &'static str,
+    /// Without the batch dimension; -1 stands for any size.
+    pub(in crate::edge) dims: Vec<i64>,
+    /// Whether it has a default.
+    pub(in crate::edge) optional: bool,
+}
+
+/// An output.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct ConfigOutput {
+    pub(in crate::edge) name: String,
+    pub(in crate::edge) data_type: &'static str,
+    pub(in crate::edge) dims: Vec<i64>,
+}
+
+/// How rows of several requests become one batch.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct DynamicBatching {
+    pub(in crate::edge) max_queue_delay_microseconds: u64,
+}
+
+/// What has been counted of a version since it was loaded.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct ModelStatistics {
+    pub(in crate::edge) name: String,
+    pub(in crate::edge) version: String,
+    /// Milliseconds since 1970; 0, if there was none.
+    pub(in crate::edge) last_inference: u64,
+    /// Rows.
+    pub(in crate::edge) inference_count: u64,
+    /// Batches.
+    pub(in crate::edge) execution_count: u64,
+    pub(in crate::edge) inference_stats: InferStatistics,
+    pub(in crate::edge) batch_stats: Vec<BatchStatistics>,
+}
+
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct InferStatistics {
+    pub(in crate::edge) success: Duration,
+    pub(in crate::edge) fail: Duration,
+    pub(in crate::edge) queue: Duration,
+    pub(in crate::edge) compute_input: Duration,
+    pub(in crate::edge) compute_infer: Duration,
+    pub(in crate::edge) compute_output: Duration,
+}
+
+/// Batches of one size, in rows.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct BatchStatistics {
+    pub(in crate::edge) batch_size: u64,
+    pub(in crate::edge) compute_input: Duration,
+    pub(in crate::edge) compute_infer: Duration,
+    pub(in crate::edge) compute_output: Duration,
+}
+
+/// How often, and how long in all.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct Duration {
+    pub(in crate::edge) count: u64,
+    pub(in crate::edge) ns: u64,
+}
+
+/// A version, as the model repository has it.
+#[derive(Debug, Serialize)]
+pub(in crate::edge) struct IndexEntry {
+    pub(in crate::edge) name: String,
+    /// Empty for a model without any version.
+    pub(in crate::edge) version: String,
+    pub(in crate::edge) state: &'static str,
+    /// Why, where it is not ready; else empty.
+    pub(in crate::edge) reason: String,
+}
+
+/// Whether requests should be sent here: what `/readyz` says.
+pub(in crate::edge) fn is_ready(edge: &Edge) -> bool {
+    edge.registry.snapshot().is_ready() && !edge.draining.load(Ordering::Relaxed)
+}
+
+/// The server.
+pub(in crate::edge) fn server(edge: &Edge) -> ServerMetadata {
+    let words = &edge.policy.load().server;
+    let works = |extension: &&str| words.repository_changes || *extension != REPOSITORY;
+    let extensions = EXTENSIONS.into_iter().filter(works).collect();
+    ServerMetadata { name: words.name.clone(), version: env!("CARGO_PKG_VERSION"), extensions }
+}
+
+/// Somebody who asks about models.
+pub(in crate::edge) struct Asker<'a> {
+    pub(in crate::edge) edge: &'a Edge,
+    /// Or what stands for them in gRPC.
+    pub(in crate::edge) headers: &'a HeaderMap,
+    /// Is told who asks.
+    pub(in crate::edge) account: &'a mut Account,
+}
+
+impl Asker<'_> {
+    /// Whether a version can be asked; an empty `version` stands for the model's traffic. An error for a
+    /// model that there is not.
+    pub(in crate::edge) fn model_is_ready(
+        &mut self,
+        model: &str,
+        version: &str,
+    ) -> Result<bool, ApiError> {
+        // A server that goes down is ready for nothing.
+        let is_draining = self.edge.draining.load(Ordering::Relaxed);
+        let (name, selector) = self.permitted(model, version)?;
+        match one(&self.edge.registry.snapshot(), &name, &selector) {
+            Ok(_) => Ok(!is_draining),
+            Err(
+                RouteError::NotReady
+                | RouteError::Suspended
+                | RouteError::Retired
+                | RouteError::EmptyChannel,
+            ) => Ok(false),
+            Err(error) => Err(self.told(error.into(), model)),
+        }
+    }
+
+    /// What a version takes and gives.
+    pub(in crate::edge) fn metadata(
+        &mut self,
+        model: &str,
+        version: &str,
+    ) -> Result<ModelMetadata, ApiError> {
+        let found = self.find(model, version)?;
+        let (id, signature) = (found.id(), found.signature());
+        let versions = if version.is_empty() {
+            let snapshot = self.edge.registry.snapshot();
+            snapshot.models.get(&id.name).map(loaded).unwrap_or_default()
+        } else {
+            vec![id.version.to_string()]
+        };
+        let mut properties = BTreeMap::from([
+            ("model_version", id.version.to_string()),
+            ("digest", found.digest().to_string()),
+        ]);
+        if let Some(description) = &found.metadata().description {
+            properties.insert("description", description.clone());
+        }
+        Ok(ModelMetadata {
+            name: id.name.to_string(),
+            versions,
+            platform: PLATFORM,
+            inputs: signature.inputs.iter().map(TensorMetadata::of).collect(),
+            outputs: signature.outputs.iter().map(TensorMetadata::of).collect(),
+            properties,
+        })
+    }
+
+    /// How a version is run.
+    pub(in crate::edge) fn config(
+        &mut self,
+        model: &str,
+        version: &str,
+    ) -> Result<ModelConfig, ApiError> {
+        self.find(model, version).map(|version| ModelConfig::of(&version))
+    }
+
+    /// What has been counted of all versions that are loaded: of all models that the key is good for, of
+    /// one, or of one version of it. What there is to ask about of no model: nothing.
+    pub(in crate::edge) fn statistics(
+        &mut self,
+        model: &str,
+        version: &str,
+    ) -> Result<Vec<ModelStatistics>, ApiError> {
+        let of = |versions: &ModelVersions| -> Vec<_> {
+            let loaded = versions.versions.values().filter_map(VersionState::servable);
+            loaded.map(|version| ModelStatistics::of(version)).collect()
+        };
+        if model.is_empty() {
+            let caller = self.edge.authorize_for_some(self.headers)?;
+            self.account.caller = Some(caller.name().to_owned());
+            let snapshot = self.edge.registry.snapshot();
+            let models = snapshot.models.iter().filter(|(name, _)| caller.scopes().predicts(name));
+            return Ok(models.flat_map(|(_, versions)| of(versions)).collect());
+        }
+        if !version.is_empty() {
+            return Ok(vec![ModelStatistics::of(&*self.find(model, version)?)]);
+        }
+        let (name, _) = self.permitted(model, version)?;
+        let snapshot = self.edge.registry.snapshot();
+        let versions = snapshot.models.get(&name).map(of);
+        versions.ok_or_else(|| self.told(RouteError::UnknownModel.into(), model))
+    }
+
+    /// All versions there are, or those that can be asked.
+    pub(in crate::edge) fn index(&mut self, only_ready: bool) -> Result<Vec<IndexEntry>, ApiError> {
+        self.administrator()?;
+        let snapshot = self.edge.registry.snapshot();
+        let all = snapshot.models.iter().flat_map(|(name, model)| index_of(name, model));
+        let states = self.edge.registry.states();
+        let gone = states.iter().filter(|(name, state)| {
+            !state.withdrawn.is_empty() && !snapshot.models.contains_key(name)
+        });
+        let gone = gone.map(|(name, _)| {
+            let (name, version, reason) = (name.to_string(), String::new(), "unloaded".to_owned());
+            IndexEntry { name, version, state: "UNAVAILABLE", reason }
+        });
+        Ok(all.chain(gone).filter(|entry| !only_ready || entry.state == "READY").collect())
+    }
+
+    /// See to it that a model is served. Of parameters, only a `config` that says nothing else than what
+    /// holds anyhow is taken: how a version is run is the artifact's and the operator's to say.
+    pub(in crate::edge) async fn load(
+        &mut self,
+        model: &str,
+        parameters: &Parameters,
+    ) -> Result<(), ApiError> {
+        let actor = self.changer()?;
+        let load = async {
+            let wanted = wanted_config(parameters)?;
+            let name = self.change(actor, model, Control::load_model).await?;
+            let version = one(&self.edge.registry.snapshot(), &name, &Selector::Default)?;
+            let Some(wanted) = wanted else { return Ok(()) };
+            let is = serde_json::to_value(ModelConfig::of(&version)).unwrap_or_default();
+            match wanted.iter().find(|(key, value)| is.get(key.as_str()) != Some(value)) {
+                None => Ok(()),
+                Some((key, _)) => {
+                    let key: String = key.chars().take(MAX_SHOWN).collect();
+                    Err(ApiError::malformed(format!("`{key}` of its configuration is not that")))
+                }
+            }
+        };
+        load.await.map_err(|error| failed_to("load", model, error))
+    }
+
+    /// Serve a model no more, as far as the rules for undeploying allow.
+    pub(in crate::edge) async fn unload(
+        &mut self,
+        model: &str,
+        parameters: &Parameters,
+    ) -> Result<(), ApiError> {
+        let actor = self.changer()?;
+        let unload = async {
+            // There are no dependents, so it makes no difference.
+            match parameters.keys().find(|key| *key != "unload_dependents") {
+                Some(unknown) => Err(unknown_parameter(unknown)),
+                None => self.change(actor, model, Control::unload_model).await.map(drop),
+            }
+        };
+        unload.await.map_err(|error| failed_to("unload", model, error))
+    }
+
+    /// Make a change, which goes on if its caller leaves; it may take as long as compiling does.
+    async fn change(
+        &self,
+        actor: String,
+        model: &str,
+        change: fn(&Control, &ModelName, &Ask) -> Result<(), ControlError>,
+    ) -> Result<ModelName, ApiError> {
+        let (name, _) = named(model, "")?;
+        let reason = Some("model repository API".to_owned());
+        let ask = Ask { author: Author { actor, reason }, ..Ask::default() };
+        let (control, changed) = (Arc::clone(&self.edge.control), name.clone());
+        let work = tokio::task::spawn_blocking(move || change(&control, &changed, &ask));
+        work.await.map_err(|_panic| broken())??;
+        Ok(name)
+    }
+
+    /// The name of somebody with an admin key.
+    fn administrator(&mut self) -> Result<String, ApiError> {
+        let caller = access::administrator(&self.edge.keys, self.headers)?;
+        self.account.caller = Some(caller.name().to_owned());
+        Ok(caller.name().to_owned())
+    }
+
+    /// The same, if changes are taken here at all.
+    fn changer(&mut self) -> Result<String, ApiError> {
+        let actor = self.administrator()?;
+        if self.edge.policy.load().server.repository_changes {
+            return Ok(actor);
+        }
+        let message = "models are not loaded and unloaded here, but by the admin API";
+        Err(ApiError::new(ErrorCode::Forbidden, message))
+    }
+
+    /// A model that the key is good for, whether there is such a one or not.
+    fn permitted(&mut self, model: &str, version: &str) -> Result<(ModelName, Selector), ApiError> {
+        let caller = self.edge.identify(self.headers, self.account)?;
+        let (name, selector) = named(model, version).map_err(|error| self.told(error, model))?;
+        self.edge.permit(&caller, &name)?;
+        Ok((name, selector))
+    }
+
+    /// The version that answers most of such requests.
+    fn find(&mut self, model: &str, version: &str) -> Result<Arc<ServableVersion>, ApiError> {
+        let (name, selector) = self.permitted(model, version)?;
+        let found = one(&self.edge.registry.snapshot(), &name, &selector);
+        found.map_err(|error| self.told(error.into(), model))
+    }
+
+    fn told(&self, error: ApiError, model: &str) -> ApiError {
+        in_protocol_words(error, self.edge, model)
+    }
+}
+
+/// The longest part of a caller's own words in an answer, in characters.
+const MAX_SHOWN: usize = 64;
+
+fn one(
+    snapshot: &Snapshot,
+    model: &ModelName,
+    selector: &Selector,
+) -> Result<Arc<ServableVersion>, RouteError> {
+    let found = router::explain(snapshot, model, selector, Instant::now())?;
+    found.into_iter().next().map(|(version, ..)| version).ok_or(RouteError::NotReady)
+}
+
+/// The versions that can be asked for by their number.
+fn loaded(model: &ModelVersions) -> Vec<String> {
+    let versions = model.versions.iter().filter(|(_, state)| state.servable().is_some());
+    versions.map(|(version, _)| version.to_string()).collect()
+}
+
+fn index_of(name: &ModelName, model: &ModelVersions) -> Vec<IndexEntry> {
+    let entry = |version: String, state, reason: &str| {
+        let (name, reason) = (name.to_string(), reason.to_owned());
+        IndexEntry { name, version, state, reason }
+    };
+    if model.versions.is_empty() {
+        return vec![entry(String::new(), "UNKNOWN", "no version of it has been seen yet")];
+    }
+    let versions = model.versions.iter().map(|(version, state)| {
+        let (state, reason) = match state {
+            VersionState::Loading => ("LOADING", String::new()),
+            VersionState::Ready(version) | VersionState::Parked(version) => {
+                if version.breaker().allows(Instant::now()) {
+                    ("READY", String::new())
+                } else {
+                    ("UNAVAILABLE", "it keeps failing and is suspended".to_owned())
+                }
+            }
+            VersionState::Draining => ("UNLOADING", String::new()),
+            VersionState::Retired => ("UNAVAILABLE", "unloaded".to_owned()),
+            VersionState::Failed(failure) => {
+                ("UNAVAILABLE", format!("{}: {}", failure.step, failure.reason))
+            }
+        };
+        entry(version.to_string(), state, &reason)
+    });
+    versions.collect()
+}
+
+/// The error in the words that clients look for; what is wrong with the caller's key stays as it is.
+fn failed_to(what: &str, model: &str, error: ApiError) -> ApiError {
+    let model: String = model.chars().take(MAX_SHOWN).collect();
+    let message = format!("failed to {what} '{model}': {}", error.message);
+    ApiError { message, ..error }
+}
+
+fn unknown_parameter(name: &str) -> ApiError {
+    let name: String = name.chars().take(MAX_SHOWN).collect();
+    ApiError::malformed(format!("parameter `{name}` is not taken"))
+}
+
+/// The configuration that a client wants a model to be loaded with.
+fn wanted_config(parameters: &Parameters) -> Result<Option<Map<String, Value>>, ApiError> {
+    if let Some(unknown) = parameters.keys().find(|key| *key != "config") {
+        return Err(unknown_parameter(unknown));
+    }
+    let config = match parameters.get("config") {
+        None => return Ok(None),
+        Some(Parameter::Text(text)) => serde_json::from_str(text).ok(),
+        Some(_) => None,
+    };
+    config
+        .map(Some)
+        .ok_or_else(|| ApiError::malformed("`config` must be a JSON object in a string"))
+}
+
+impl TensorMetadata {
+    fn of(field: &Field) -> Self {
+        let shape = std::iter::once(-1).chain(dims(field)).collect();
+        Self { name: field.name.clone(), datatype: field.datatype.as_str(), shape }
+    }
+}
+
+fn dims(field: &Field) -> impl Iterator<Item = i64> + '_ {
+    field.row_shape.iter().map(|size| size.map_or(-1, i64::from))
+}
+
+impl ModelConfig {
+    fn of(version: &ServableVersion) -> Self {
+        let (id, signature) = (version.id(), version.signature());
+        let input = |field: &Field| ConfigInput {
+            name: field.name.clone(),
+            data_type: config_type(field.datatype),
+            dims: dims(field).collect(),
+            optional: field.default.is_some(),
+        };
+        let output = |field: &Field| ConfigOutput {
+            name: field.name.clone(),
+            data_type: config_type(field.datatype),
+            dims: dims(field).collect(),
+        };
+        Self {
+            name: id.name.to_string(),
+            platform: PLATFORM,
+            backend: BACKEND,
+            max_batch_size: signature.max_batch_size,
+            input: signature.inputs.iter().map(input).collect(),
+            output: signature.outputs.iter().map(output).collect(),
+            dynamic_batching: DynamicBatching { max_queue_delay_microseconds: 0 },
+        }
+    }
+}
+
+/// The name of a datatype in configurations.
+fn config_type(datatype: Datatype) -> &'static str {
+    match datatype {
+        Datatype::Bool => "TYPE_BOOL",
+        Datatype::Uint8 => "TYPE_UINT8",
+        Datatype::Uint16 => "TYPE_UINT16",
+        Datatype::Uint32 => "TYPE_UINT32",
+        Datatype::Uint64 => "TYPE_UINT64",
+        Datatype::Int8 => "TYPE_INT8",
+        Datatype::Int16 => "TYPE_INT16",
+        Datatype::Int32 => "TYPE_INT32",
+        Datatype::Int64 => "TYPE_INT64",
+        Datatype::Fp16 => "TYPE_FP16",
+        Datatype::Fp32 => "TYPE_FP32",
+        Datatype::Fp64 => "TYPE_FP64",
+        Datatype::Bytes => "TYPE_STRING",
+        Datatype::Bf16 => "TYPE_BF16",
+    }
+}
+
+impl Duration {
+    fn of(taken: TimesTaken) -> Self {
+        Self { count: taken.count, ns: taken.nanoseconds }
+    }
+}
+
+impl ModelStatistics {
+    fn of(version: &ServableVersion) -> Self {
+        let StatisticsTaken {
+            last_inference_ms,
+            inference_count,
+            execution_count,
+            success,
+            fail,
+            queue,
+            compute_input,
+            compute_infer,
+            compute_output,
+            batches,
+        } = version.statistics().taken();
+        let batches = batches.into_iter().map(|batch| BatchStatistics {
+            batch_size: batch.batch_size,
+            compute_input: Duration::of(batch.compute_input),
+            compute_infer: Duration::of(batch.compute_infer),
+            compute_output: Duration::of(batch.compute_output),
+        });
+        let id = version.id();
+        Self {
+            name: id.name.to_string(),
+            version: id.version.to_string(),
+            last_inference: last_inference_ms,
+            inference_count,
+            execution_count,
+            inference_stats: InferStatistics {
+                success: Duration::of(success),
+                fail: Duration::of(fail),
+                queue: Duration::of(queue),
+                compute_input: Duration::of(compute_input),
+                compute_infer: Duration::of(compute_infer),
+                compute_output: Duration::of(compute_output),
+            },
+            batch_stats: batches.collect(),
+        }
+    }
+}

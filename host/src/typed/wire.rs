@@ -1,0 +1,200 @@
+//! Protobuf on the wire: keys, varints, and what is skipped.
+
+/// How deep groups that nobody knows may lie in each other: as in other implementations.
+const MAX_DEPTH: u32 = 100;
+
+/// The bytes are no message of the type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// They end in the middle of a field.
+    #[error("it ends in the middle of a field")]
+    Cut,
+    /// A number takes more than 64 bits.
+    #[error("a number takes more than 64 bits")]
+    Varint,
+    /// A field has no number, or one that there cannot be, or a type that there is not.
+    #[error("there is no such key")]
+    Key,
+    /// A known field has another type.
+    #[error("a field has another type")]
+    Type,
+    /// A group ends that has not begun, or does not end.
+    #[error("a group is broken")]
+    Group,
+    /// Groups lie in groups without end.
+    #[error("it is nested too deep")]
+    Depth,
+}
+
+/// How the value of a field is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wire {
+    Varint,
+    Fixed64,
+    Delimited,
+    GroupStart,
+    GroupEnd,
+    Fixed32,
+}
+
+impl Wire {
+    /// This type and no other.
+    pub(super) fn expect(self, wanted: Self) -> Result<(), WireError> {
+        if self == wanted { Ok(()) } else { Err(WireError::Type) }
+    }
+}
+
+/// The bytes of a message that have not been read.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn varint(&mut self) -> Result<u64, WireError> {
+        let mut value = 0;
+        for (index, byte) in self.0.iter().take(10).enumerate() {
+            let bits = u64::from(byte & 0x7f);
+            let shifted = bits << (7 * index);
+            if shifted >> (7 * index) != bits {
+                return Err(WireError::Varint);
+            }
+            value |= shifted;
+            if byte & 0x80 == 0 {
+                self.0 = &self.0[index + 1..];
+                return Ok(value);
+            }
+        }
+        Err(if self.0.len() < 10 { WireError::Cut } else { WireError::Varint })
+    }
+
+    /// The number of the next field, and how its value is written.
+    pub(super) fn key(&mut self) -> Result<(u32, Wire), WireError> {
+        let key = u32::try_from(self.varint()?).map_err(|_error| WireError::Key)?;
+        let wire = match key & 7 {
+            0 => Wire::Varint,
+            1 => Wire::Fixed64,
+            2 => Wire::Delimited,
+            3 => Wire::GroupStart,
+            4 => Wire::GroupEnd,
+            5 => Wire::Fixed32,
+            _ => return Err(WireError::Key),
+        };
+        if key >> 3 == 0 { Err(WireError::Key) } else { Ok((key >> 3, wire)) }
+    }
+
+    pub(super) fn delimited(&mut self) -> Result<&'a [u8], WireError> {
+        let length = usize::try_from(self.varint()?).map_err(|_error| WireError::Cut)?;
+        let (inside, after) = self.0.split_at_checked(length).ok_or(WireError::Cut)?;
+        self.0 = after;
+        Ok(inside)
+    }
+
+    pub(super) fn fixed<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+        let (bytes, after) = self.0.split_first_chunk().ok_or(WireError::Cut)?;
+        self.0 = after;
+        Ok(*bytes)
+    }
+
+    /// Pass over the value of a field that is not known.
+    pub(super) fn skip(&mut self, number: u32, wire: Wire) -> Result<(), WireError> {
+        self.skip_at(number, wire, 0)
+    }
+
+    fn skip_at(&mut self, number: u32, wire: Wire, depth: u32) -> Result<(), WireError> {
+        match wire {
+            Wire::Varint => self.varint().map(drop),
+            Wire::Fixed64 => self.fixed::<8>().map(drop),
+            Wire::Delimited => self.delimited().map(drop),
+            Wire::Fixed32 => self.fixed::<4>().map(drop),
+            Wire::GroupEnd => Err(WireError::Group),
+            Wire::GroupStart if depth == MAX_DEPTH => Err(WireError::Depth),
+            Wire::GroupStart => loop {
+                match self.key()? {
+                    (end, Wire::GroupEnd) if end == number => return Ok(()),
+                    (inner, wire) => self.skip_at(inner, wire, depth + 1)?,
+                }
+            },
+        }
+    }
+}
+
+pub(super) fn put_varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value.to_le_bytes()[0] | 0x80);
+        value >>= 7;
+    }
+    out.push(value.to_le_bytes()[0]);
+}
+
+pub(super) fn put_key(number: u32, wire: Wire, out: &mut Vec<u8>) {
+    let wire = match wire {
+        Wire::Varint => 0,
+        Wire::Fixed64 => 1,
+        Wire::Delimited => 2,
+        Wire::GroupStart => 3,
+        Wire::GroupEnd => 4,
+        Wire::Fixed32 => 5,
+    };
+    put_varint(u64::from(number) << 3 | wire, out);
+}
+
+pub(super) fn put_delimited(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    put_key(number, Wire::Delimited, out);
+    put_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn numbers_come_back(value in any::<u64>(), shift in 0_u32..64) {
+            let mut bytes = Vec::new();
+            put_varint(value >> shift, &mut bytes);
+            bytes.push(7);
+            let mut reader = Reader(&bytes);
+            prop_assert_eq!(reader.varint(), Ok(value >> shift));
+            prop_assert_eq!(reader.0, &[7]);
+        }
+    }
+
+    #[test]
+    fn broken_bytes_are_told_apart() {
+        let varint = |bytes: &[u8]| Reader(bytes).varint();
+        assert_eq!(varint(&[]), Err(WireError::Cut));
+        assert_eq!(varint(&[0xff]), Err(WireError::Cut));
+        assert_eq!(varint(&[0xff; 10]), Err(WireError::Varint));
+        assert_eq!(varint(&[&[0xff; 9][..], &[2]].concat()), Err(WireError::Varint));
+        assert_eq!(varint(&[&[0xff; 9][..], &[1]].concat()), Ok(u64::MAX));
+        // A number may be longer than it has to be.
+        assert_eq!(varint(&[0x81, 0x80, 0]), Ok(1));
+        let key = |bytes: &[u8]| Reader(bytes).key().map(|(number, _)| number);
+        assert_eq!(key(&[0]), Err(WireError::Key));
+        assert_eq!(key(&[0x0e]), Err(WireError::Key));
+        assert_eq!(key(&[&[0xff; 9][..], &[1]].concat()), Err(WireError::Key));
+        assert_eq!(key(&[0x0a]), Ok(1));
+        assert_eq!(Reader(&[2, 0]).delimited(), Err(WireError::Cut));
+    }
+
+    #[test]
+    fn groups_are_skipped_as_a_whole() {
+        let skip = |bytes: &[u8]| {
+            let mut reader = Reader(bytes);
+            let (number, wire) = reader.key()?;
+            reader.skip(number, wire).map(|()| reader.0.len())
+        };
+        // Field 9 as a group with a varint and an empty group in it.
+        assert_eq!(skip(&[0x4b, 0x08, 1, 0x53, 0x54, 0x4c, 5]), Ok(1));
+        assert_eq!(skip(&[0x4b, 0x54]), Err(WireError::Group));
+        assert_eq!(skip(&[0x4c]), Err(WireError::Group));
+        assert_eq!(skip(&[0x4b]), Err(WireError::Cut));
+        assert_eq!(skip(&[0x4b; 1000]), Err(WireError::Depth));
+    }
+}
