@@ -253,7 +253,8 @@ impl Drop for Inference {
 
 fn work(shared: &Shared) {
     while let Some(Turn { lane, jobs, over, wait }) = shared.next() {
-        if let Some(job) = jobs.first().map(|queued| &queued.job) {
+        // Those for whom it is too late have waited as well.
+        if let Some(job) = jobs.first().map(|queued| &queued.job).or(over.first()) {
             job.version.admission().waited(wait, Instant::now());
         }
         let again = run::run(jobs, over);
