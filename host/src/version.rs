@@ -81,7 +81,7 @@ pub struct ServableVersion {
     breaker: Breaker,
     faults: Faults,
     measured: Arc<Measured>,
-    statistics: Statistics,
+    statistics: Arc<Statistics>,
     /// Given back when the last request of this version is over.
     _reservation: Reservation,
 }
@@ -161,7 +161,7 @@ impl ServableVersion {
             breaker,
             faults,
             measured: Arc::default(),
-            statistics: Statistics::default(),
+            statistics: Arc::default(),
             _reservation: reservation,
         })
     }
@@ -255,7 +255,7 @@ impl ServableVersion {
     }
 
     /// What it has done so far, as protocols tell it.
-    pub fn statistics(&self) -> &Statistics {
+    pub fn statistics(&self) -> &Arc<Statistics> {
         &self.statistics
     }
 

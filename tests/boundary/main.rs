@@ -27,6 +27,14 @@ mod endpoints;
 mod faults;
 /// What is put into the repository folder is deployed, and nothing else of it changes anything.
 mod folder;
+/// gRPC asks the same models, with the same keys, and is told the same errors.
+mod grpc;
+/// Messages of gRPC take no more memory or time than they may, however they come.
+mod grpc_limits;
+/// Streams of gRPC keep their order, go on after errors, and end when they must.
+mod grpc_streams;
+/// Tensors of gRPC are what they were, and what is none is refused.
+mod grpc_tensors;
 /// HTTP/2 is served like HTTP/1.1, and costs no more to refuse.
 mod http2;
 /// A prediction that is asked for again is answered once.
@@ -39,6 +47,8 @@ mod keys;
 mod logs;
 /// What is measured is what has happened, and ends with the version it is about.
 mod metrics;
+/// Clients of the Open Inference Protocol are answered as it says, and refused what it has no sense for.
+mod oip;
 /// Operators deploy, split, promote and go back, and what is wrong is refused.
 mod operations;
 /// The commands that operate a server say what went wrong, to people and by their exit code.
@@ -71,3 +81,5 @@ mod tidy;
 mod tls;
 /// Requests can be followed from caller to collector, and a collector that is not there harms nobody.
 mod traces;
+/// Each model is a gRPC service of its own, whose fields stay where they are while versions come and go.
+mod typed;

@@ -289,7 +289,7 @@ const MAX_LABELS: usize = 10;
 fn constraint(constraint: &Constraint) -> Option<String> {
     let bound = |bound: &Option<f64>| bound.map_or("any".to_owned(), |bound| bound.to_string());
     Some(match constraint {
-        // The type says so, or it is nothing that callers send.
+        // The type says so; or it is nothing that callers send or get.
         Constraint::Text | Constraint::Padded(_) => return None,
         Constraint::Stripped => "white space at both ends is removed".to_owned(),
         Constraint::Length { minimum, maximum } => format!("length {minimum} to {maximum}"),

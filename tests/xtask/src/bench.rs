@@ -6,7 +6,7 @@
 //! something else; [`runtime`], [`versions`] and [`edge`] count such requests, in figures of their own that
 //! have to be 0.
 
-mod admin;
+pub(crate) mod admin;
 mod artifacts;
 mod client;
 pub(crate) mod edge;

@@ -81,7 +81,7 @@ impl<'a> Versions<'a> {
                     let labels = vec![
                         ("role", (*role).to_owned()),
                         ("route", route.clone()),
-                        ("protocol", "http".to_owned()),
+                        ("protocol", protocol(route).to_owned()),
                         ("code", status.to_string()),
                     ];
                     (labels, ConstCounter::new(count.total()))
@@ -228,4 +228,10 @@ impl<'a> Versions<'a> {
             vec![(vec![], ConstGauge::new(bytes))]
         })
     }
+}
+
+/// By which protocol requests come that have this route: only gRPC's services have names with dots.
+fn protocol(route: &str) -> &'static str {
+    let first = route.trim_start_matches('/').split('/').next().unwrap_or_default();
+    if first.contains('.') { "grpc" } else { "http" }
 }
