@@ -5,6 +5,8 @@
 mod bad_artifacts;
 /// Whatever a caller sends, it gets an answer that says what is wrong.
 mod bad_requests;
+/// Requests that meet in a batch get what they would get alone.
+mod batching;
 /// Compressed bodies, forms and plain bytes are what they stand for, within the same limits.
 mod bodies;
 /// What callers send is kept where an operator wants it, and nowhere else.

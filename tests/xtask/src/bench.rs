@@ -13,6 +13,7 @@ pub(crate) mod edge;
 mod load;
 mod log;
 mod process;
+pub(crate) mod protocols;
 mod random;
 mod rig;
 pub(crate) mod runtime;
