@@ -139,10 +139,12 @@ impl Edge {
 
     /// Write what waits to be written, within about that time for each. Blocks.
     pub fn finish(&self, time: Duration) {
-        if let Some(tracer) = &self.tracer {
-            tracer.finish(time);
-        }
-        self.capture.finish(time);
+        std::thread::scope(|scope| {
+            if let Some(tracer) = &self.tracer {
+                scope.spawn(move || tracer.finish(time));
+            }
+            self.capture.finish(time);
+        });
     }
 }
 

@@ -20,7 +20,6 @@
 
 mod class;
 mod descriptor;
-mod half;
 mod names;
 mod print;
 mod read;

@@ -2,7 +2,6 @@ use std::fs;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -140,10 +139,7 @@ fn what_is_inflated_counts_among_the_bodies_in_flight() {
     other.write_all(head.as_bytes()).unwrap();
     other.write_all(&body[..890_000]).unwrap();
     // It has arrived when one as large is not asked for any more. Whoever asks takes no room.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while server.would_read("/v1/predict", body.len()) {
-        assert!(Instant::now() < deadline, "it is not counted");
-    }
+    server.until("it is counted", |server| !server.would_read("/v1/predict", body.len()));
     for (encoding, encode) in ENCODINGS {
         let answer = encoded(&server, "/v1/predict", encoding, &encode(&body));
         assert_eq!(is(&answer), (503, Some("overloaded")), "{encoding}");
@@ -157,9 +153,7 @@ fn what_is_inflated_counts_among_the_bodies_in_flight() {
     // What was held is given back.
     drop(other);
     let full = || encoded(&server, "/v1/predict", "gzip", &gzip(&body)).status;
-    while full() != 200 {
-        assert!(Instant::now() < deadline, "it is held for ever");
-    }
+    server.until("it is given back", |_| full() == 200);
 }
 
 fn get(client: &Client, server: &Server, path: &str, accepted: &str) -> Response {

@@ -5,6 +5,8 @@
 mod bad_artifacts;
 /// Whatever a caller sends, it gets an answer that says what is wrong.
 mod bad_requests;
+/// Requests that meet in a batch get what they would get alone.
+mod batching;
 /// Compressed bodies, forms and plain bytes are what they stand for, within the same limits.
 mod bodies;
 /// What callers send is kept where an operator wants it, and nowhere else.
@@ -25,6 +27,14 @@ mod endpoints;
 mod faults;
 /// What is put into the repository folder is deployed, and nothing else of it changes anything.
 mod folder;
+/// gRPC asks the same models, with the same keys, and is told the same errors.
+mod grpc;
+/// Messages of gRPC take no more memory or time than they may, however they come.
+mod grpc_limits;
+/// Streams of gRPC keep their order, go on after errors, and end when they must.
+mod grpc_streams;
+/// Tensors of gRPC are what they were, and what is none is refused.
+mod grpc_tensors;
 /// HTTP/2 is served like HTTP/1.1, and costs no more to refuse.
 mod http2;
 /// A prediction that is asked for again is answered once.
@@ -71,3 +81,5 @@ mod tidy;
 mod tls;
 /// Requests can be followed from caller to collector, and a collector that is not there harms nobody.
 mod traces;
+/// Each model is a gRPC service of its own, whose fields stay where they are while versions come and go.
+mod typed;

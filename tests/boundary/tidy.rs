@@ -37,7 +37,7 @@ fn only_some_modules_know_wasmtime_and_axum() {
             ("tonic_health", &["edge"]),
             ("tonic_reflection", &["edge"]),
             ("tonic_types", &["edge"]),
-            ("prost_reflect", &["edge"]),
+            ("prost_reflect", &["edge", "typed"]),
             ("hyper", &["edge"]),
             ("hyper_util", &["edge"]),
             ("tower_http", &["edge"]),

@@ -105,6 +105,35 @@ pub fn fixture(model: &str, folder: &Path) -> PathBuf {
     output
 }
 
+/// Pack the model `name` whose fields have come that far, into `folder`.
+///
+/// # Panics
+/// It cannot be packed.
+pub fn growing(name: &str, version: &str, stage: u8, folder: &Path) -> PathBuf {
+    let manifest = folder.join(format!("{name}-{version}.toml"));
+    let text = format!(
+        "name = \"{name}\"\nversion = \"{version}\"\n[parameters]\nstage = \"{stage}\"\n\
+         [golden]\nfile = \"{name}-{version}.jsonl\"\n"
+    );
+    std::fs::write(&manifest, text).expect("the folder is writable");
+    let golden = match stage {
+        1 => r#"{"inputs": {"text": "four"}, "outputs": {"length": 4}}"#,
+        2 => r#"{"inputs": {"text": "four"}, "outputs": {"length": 4, "weight": 8}}"#,
+        _ => r#"{"inputs": {"factor": 3, "text": "four"}, "outputs": {"weight": 12, "length": 4}}"#,
+    };
+    std::fs::write(manifest.with_extension("jsonl"), golden).expect("the folder is writable");
+    let component = environment::guests().join("growing.wasm");
+    let output = folder.join(format!("{name}-{version}.wasm"));
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    let (manifest, component) = (path(&manifest), path(&component));
+    let mut arguments = vec!["pack", "--manifest", &manifest, "--component", &component];
+    let written = path(&output);
+    arguments.extend(["--output", &written]);
+    let outcome = run_host(&arguments);
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    output
+}
+
 /// What the misbehaving guest's artifact is to be like.
 #[derive(Debug, Clone)]
 pub struct Misbehave {

@@ -7,6 +7,7 @@
 pub mod artifacts;
 pub mod client;
 pub mod collector;
+pub mod dynamic;
 pub mod environment;
 pub mod grpc;
 pub mod server;

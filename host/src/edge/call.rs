@@ -108,7 +108,7 @@ impl<'a> Call<'a> {
         inputs: Vec<Tensor>,
         rows: usize,
     ) -> impl Iterator<Item = (usize, Arc<Vec<Tensor>>)> + use<> {
-        let most = self.route.version.signature().max_batch_size as usize;
+        let most = self.route.version.max_batch_size();
         // One that fits is not copied.
         let (whole, parts) =
             if rows <= most { (Some(Arc::new(inputs)), Vec::new()) } else { (None, inputs) };

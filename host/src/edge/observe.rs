@@ -126,7 +126,8 @@ impl Account {
 
     /// Who tells what the request goes through.
     pub(super) fn told(&self) -> Told {
-        let span = tracing::info_span!("predict", request_id = self.request_id.as_str());
+        // Of the highest level, so that it is there at every: what goes wrong is told with the id.
+        let span = tracing::error_span!("predict", request_id = self.request_id.as_str());
         Told { span, trace: self.traced.as_ref().and_then(Traced::trace) }
     }
 

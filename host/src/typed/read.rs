@@ -3,8 +3,10 @@
 //! What a message takes here is at most eight times what it took on the wire: an element of an UINT64
 //! may have come as one byte.
 
+use half::{bf16, f16};
+
 use super::wire::{Reader, Wire, WireError};
-use super::{Form, Member, Scalar, Service, half};
+use super::{Form, Member, Scalar, Service};
 use crate::model::{Datatype, Tensor};
 use crate::record::{RecordError, RowIssue};
 
@@ -211,18 +213,28 @@ fn flat_shape(sizes: &[Option<u32>], elements: u64) -> Option<Vec<u64>> {
         .then(|| sizes.iter().map(|size| size.map_or(any, u64::from)).collect())
 }
 
-/// Append a float as the datatype has it.
+/// Append a float as the datatype has it: the nearest one, of two the even one, and never an infinity for
+/// a number that is none.
 fn float(datatype: Datatype, bytes: [u8; 4], data: &mut Vec<u8>) -> Result<(), OutOfRange> {
     let value = f32::from_le_bytes(bytes);
-    match datatype {
+    let (narrow, is_infinite) = match datatype {
         Datatype::Fp16 => {
-            data.extend_from_slice(&half::to_fp16(value).ok_or(OutOfRange)?.to_le_bytes());
+            let narrow = f16::from_f32(value);
+            (narrow.to_le_bytes(), narrow.is_infinite())
         }
         Datatype::Bf16 => {
-            data.extend_from_slice(&half::to_bf16(value).ok_or(OutOfRange)?.to_le_bytes());
+            let narrow = bf16::from_f32(value);
+            (narrow.to_le_bytes(), narrow.is_infinite())
         }
-        _ => data.extend_from_slice(&bytes),
+        _ => {
+            data.extend_from_slice(&bytes);
+            return Ok(());
+        }
+    };
+    if is_infinite && value.is_finite() {
+        return Err(OutOfRange);
     }
+    data.extend_from_slice(&narrow);
     Ok(())
 }
 

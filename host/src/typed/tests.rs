@@ -407,9 +407,31 @@ fn numbers_that_do_not_fit_are_refused() {
         }
     }
     let float = |value: f32| [&[0x0d][..], &value.to_le_bytes()].concat();
-    assert_eq!(read(Datatype::Fp16, &float(1.5)).unwrap()[0].data, 0x3e00_u16.to_le_bytes());
-    assert!(is_unacceptable(read(Datatype::Fp16, &float(1e6))));
-    assert!(is_unacceptable(read(Datatype::Bf16, &float(f32::MAX))));
+    let narrow = |datatype, value: f32| {
+        let read = read(datatype, &float(value)).map(|mut tensors| tensors.remove(0).data);
+        read.map(|data| u16::from_le_bytes(data.try_into().unwrap()))
+    };
+    let (half, brain) = (Datatype::Fp16, Datatype::Bf16);
+    for (datatype, value, bits) in [
+        (half, 1.5, 0x3e00_u16),
+        (half, 65519.996, 0x7bff),
+        (half, f32::NEG_INFINITY, 0xfc00),
+        // Of two that are as near, the even one.
+        (half, 1.0 + 2_f32.powi(-11), 0x3c00),
+        (half, 1.0 + 3.0 * 2_f32.powi(-11), 0x3c02),
+        (half, 2_f32.powi(-25), 0),
+        (half, 3.0 * 2_f32.powi(-25), 2),
+        (half, -1e-30, 0x8000),
+        (brain, 1.0 + 2_f32.powi(-8), 0x3f80),
+        (brain, 1.0 + 3.0 * 2_f32.powi(-8), 0x3f82),
+        (brain, f32::INFINITY, 0x7f80),
+    ] {
+        assert_eq!(narrow(datatype, value), Ok(bits), "{datatype:?} {value}");
+    }
+    for (datatype, value) in [(half, 65520.0), (half, -1e6), (brain, f32::MAX)] {
+        assert!(narrow(datatype, value).is_err(), "{datatype:?} {value}");
+    }
+    assert!(narrow(half, f32::NAN).unwrap() & 0x7fff > 0x7c00);
     // Of two values the last one counts, and what is not known is passed over.
     let twice = [varint(1), vec![0xa2, 0x06, 1, 0], varint(7)].concat();
     assert_eq!(read(Datatype::Uint8, &twice).unwrap()[0].data, [7]);

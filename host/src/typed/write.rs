@@ -1,9 +1,10 @@
 //! Rows to messages, as they are on the wire.
 
+use half::{bf16, f16};
 use semver::Version;
 
 use super::wire::{put_delimited, put_key, put_varint};
-use super::{Form, MODEL_VERSION, Member, Scalar, Service, half};
+use super::{Form, MODEL_VERSION, Member, Scalar, Service};
 use crate::model::{Datatype, Tensor};
 
 /// The most bytes of one message that answers. Numbers take up to ten times what they take in a tensor,
@@ -130,11 +131,11 @@ impl Output<'_> {
             Datatype::Int32 => put_signed(i32::from_le_bytes(self.take()).into(), out),
             Datatype::Int64 => put_signed(i64::from_le_bytes(self.take()), out),
             Datatype::Fp16 => {
-                let value = half::from_fp16(u16::from_le_bytes(self.take()));
+                let value = f16::from_le_bytes(self.take()).to_f32();
                 out.extend_from_slice(&value.to_le_bytes());
             }
             Datatype::Bf16 => {
-                let value = half::from_bf16(u16::from_le_bytes(self.take()));
+                let value = bf16::from_le_bytes(self.take()).to_f32();
                 out.extend_from_slice(&value.to_le_bytes());
             }
             Datatype::Fp32 => out.extend_from_slice(&self.take::<4>()),

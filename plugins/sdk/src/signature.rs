@@ -56,6 +56,15 @@ impl Field {
         self
     }
 
+    /// What an input is where a caller leaves it out: the elements of one row in the raw form of
+    /// [`Tensor::raw`](crate::Tensor::raw). Without it, an input has to be given. The row's dimensions
+    /// are all fixed.
+    #[must_use]
+    pub fn default_row(mut self, row: impl Into<Vec<u8>>) -> Self {
+        self.0.default = Some(row.into());
+        self
+    }
+
     /// White space at both ends is removed before anything else is checked.
     #[must_use]
     pub fn stripped(self) -> Self {
@@ -96,6 +105,9 @@ pub struct Signature(wit::Signature);
 impl Signature {
     /// The inputs and outputs in their order; a batch size of 1 until
     /// [`Signature::max_batch_size`] says otherwise.
+    ///
+    /// The order is part of what a version promises, because a place is the number of a field in gRPC:
+    /// until the next major version, what is new comes after what is old.
     pub fn new<const I: usize, const O: usize>(inputs: [Field; I], outputs: [Field; O]) -> Self {
         Self(wit::Signature {
             inputs: inputs.into_iter().map(|field| field.0).collect(),

@@ -19,9 +19,9 @@ use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::{Endpoint, Line, Way};
 use crate::edge::shadowed::Then;
 
-/// Messages of a stream that are worked on at once: enough to fill a batch of most models, and as many
-/// as a caller has that asks for each of them in a call of its own.
-const MAX_AT_ONCE: usize = 32;
+/// Messages of a stream that are worked on at once: enough to fill batches, and not more than a version
+/// takes that has answered nothing yet, so that one stream alone is not refused anything.
+const MAX_AT_ONCE: usize = 16;
 
 /// One answer.
 struct Part {
@@ -175,6 +175,7 @@ async fn part(serving: Serving, call: Arc<Call>, message: pb::ModelInferRequest)
     let way = Way::Grpc(Arc::clone(&serving.edge.meters));
     let mut line = Line::part(account, endpoint, way);
     let id = message.id.clone();
+    let marks_last = tensors::wants_last_marked(&message);
     let outcome = async {
         let _held = call.take_message(tensors::size(&message))?;
         serving.infer(&call.headers, message, &mut line.account).await
@@ -185,7 +186,10 @@ async fn part(serving: Serving, call: Arc<Call>, message: pb::ModelInferRequest)
     line.error_code = code.map(ErrorCode::as_str);
     line.grpc_status = Some(status::name(code.map_or(Code::Ok, ErrorCode::grpc)));
     match outcome {
-        Ok((answer, then)) => {
+        Ok((mut answer, then)) => {
+            if marks_last {
+                tensors::mark_last(&mut answer);
+            }
             let (error_message, infer_response) = (String::new(), Some(answer));
             Part {
                 answer: Ok(pb::ModelStreamInferResponse { error_message, infer_response }),

@@ -29,6 +29,23 @@ pub(super) enum Contents {
     Both,
 }
 
+/// By which clients of models with any number of answers ask for the last one to be marked, and the
+/// mark. Here, every answer is the last.
+const WANTS_MARK: &str = "triton_enable_empty_final_response";
+const MARK: &str = "triton_final_response";
+
+/// Whether the caller of a stream asks for that.
+pub(super) fn wants_last_marked(message: &pb::ModelInferRequest) -> bool {
+    let value = message.parameters.get(WANTS_MARK).and_then(|it| it.parameter_choice.as_ref());
+    matches!(value, Some(ParameterChoice::BoolParam(true)))
+}
+
+/// Mark an answer as the last.
+pub(super) fn mark_last(answer: &mut pb::ModelInferResponse) {
+    let value = pb::InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
+    answer.parameters.insert(MARK.to_owned(), value);
+}
+
 /// Bytes that a message holds.
 pub(super) fn size(message: &pb::ModelInferRequest) -> usize {
     let raw: usize = message.raw_input_contents.iter().map(Bytes::len).sum();
