@@ -105,6 +105,10 @@ impl<'a> Versions<'a> {
             (("predict_duration", "The guest's own time for a batch", seconds), |of| &of.predict),
             (("encode_duration", "To write an answer", seconds), |of| &of.encode),
         ];
+        let rows = ("batch_size_rows", "Rows with which a guest was called", None);
+        self.family(encoder, rows, |version| {
+            vec![(vec![], Times(version.measured().batch_rows.snapshot()))]
+        })?;
         for (name, of) in stages {
             self.family(encoder, name, |version| {
                 vec![(vec![], Times(of(version.measured()).snapshot()))]
