@@ -193,8 +193,12 @@ fn ill_composed() -> Bad {
     twice.inputs.push(twice.inputs[0].clone());
     let mut half_raw = twice.clone();
     half_raw.raw_input_contents.pop();
-    let mut shared = raw(model, kind, &[1, 1], &[b"a"]);
-    shared.inputs[0].name = "INPUT1".to_owned();
+    let mut unknown = raw(model, kind, &[1, 1], &[b"a"]);
+    unknown.inputs[0].name = "INPUT1".to_owned();
+    let mut shared = one(model, kind, &[0, 1]);
+    let region = Some(ParameterChoice::StringParam("region".to_owned()));
+    let region = InferParameter { parameter_choice: region };
+    shared.inputs[0].parameters.insert("shared_memory_region".to_owned(), region);
     let mut valueless = raw(model, kind, &[1, 1], &[b"a"]);
     valueless.parameters.insert("priority".to_owned(), InferParameter::default());
     let mut crowded = raw(model, kind, &[1, 1], &[b"a"]);
@@ -206,7 +210,8 @@ fn ill_composed() -> Bad {
         ("fewer raw contents than inputs", half_raw),
         ("an input that is there twice", twice),
         ("contents and raw contents", both),
-        ("an unknown input", shared),
+        ("an unknown input", unknown),
+        ("an input in shared memory", shared),
         ("contents of two types", typed(several)),
         ("a parameter without a value", valueless),
         ("too many parameters", crowded),
@@ -219,6 +224,7 @@ fn ill_formed() -> Bad {
     vec![
         ("more raw contents than inputs", raw(model, kind, &[1, 1], &[b"a", b"a"])),
         ("no contents at all", one(model, kind, &[1, 1])),
+        ("no inputs at all", ModelInferRequest { inputs: Vec::new(), ..one(model, kind, &[]) }),
         ("another datatype", raw(model, "UINT8", &[1, 1], &[b"a"])),
         ("an unknown datatype", raw(model, "INT7", &[1, 1], &[b"a"])),
         ("no datatype", raw(model, "", &[1, 1], &[b"a"])),
