@@ -23,7 +23,7 @@ use serde::Deserialize;
 pub use idempotency::{AnswerLimits, IdempotencyFile};
 pub use keys::{KeyFile, RateLimitFile};
 pub use limits::{Limits, LimitsFile};
-pub use models::{IsolationFile, ModelFile, ReuseFile};
+pub use models::{BatchingFile, IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
 pub use server::{ServerFile, ServerWords};
 pub use transport::{CorsFile, GrpcListen, Origins, TlsFile};
@@ -396,6 +396,8 @@ mod tests {
             "[models.toxicity]\ninstance_memory_mib = 5000",
             "[models.toxicity]\npredict_milliseconds = 0",
             "[models.toxicity]\nstack_kib = 0",
+            "[models.toxicity.batching]\nmax_batch_size = 0",
+            "[models.toxicity.batching]\nmax_queue_delay_microseconds = 1_000_001",
             "[models.toxicity]\ncapture_share = 1.5",
             "[tracing]\nsample = -0.1",
             "[tracing]\nendpoint = \"localhost:4317\"",
@@ -474,6 +476,12 @@ mod tests {
             stack_kib: Some(_),
             instances: Some(_),
             accept_non_finite: Some(_),
+            batching:
+                BatchingFile {
+                    enabled: Some(_),
+                    max_batch_size: Some(_),
+                    max_queue_delay_microseconds: Some(_),
+                },
         } = model
         else {
             panic!("a key of models is not in the README");

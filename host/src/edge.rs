@@ -23,6 +23,7 @@ mod json;
 mod listener;
 mod metrics;
 pub(crate) mod observe;
+mod oip;
 mod openapi;
 mod partial;
 mod passage;
@@ -138,10 +139,12 @@ impl Edge {
 
     /// Write what waits to be written, within about that time for each. Blocks.
     pub fn finish(&self, time: Duration) {
-        if let Some(tracer) = &self.tracer {
-            tracer.finish(time);
-        }
-        self.capture.finish(time);
+        std::thread::scope(|scope| {
+            if let Some(tracer) = &self.tracer {
+                scope.spawn(move || tracer.finish(time));
+            }
+            self.capture.finish(time);
+        });
     }
 }
 
@@ -154,6 +157,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .merge(predict::endpoints("predict", Form::Single))
         .merge(predict::endpoints("batch_predict", Form::Batch))
         .merge(docs::endpoints())
+        .merge(oip::endpoints())
         .route("/models", get(catalogue::models))
         .route("/models/{model}", get(catalogue::model))
         .route("/models/{model}/resolve", get(catalogue::resolve))

@@ -37,7 +37,7 @@ impl Target {
 
 /// All of them. A JSON value of a byte or two takes 72 bytes, twice that in a vector that has just grown, and is there
 /// several times at once, because it is compared with itself read in another way.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target::new("json", records::json, 4096),
     Target::new("record", records::record, 4096),
     Target::new("output", records::output, 4096),
@@ -49,6 +49,7 @@ pub const TARGETS: [Target; 11] = [
     Target::new("names", texts::names, 4096),
     Target::new("request", texts::request, 4096),
     Target::new("state", texts::state, 4096),
+    Target::new("oip", records::tensors, 4096),
 ];
 
 #[cfg(test)]

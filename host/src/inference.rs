@@ -6,22 +6,23 @@
 //! submit and await. Each version has a bounded queue of its own, and versions take turns. A job
 //! whose deadline has passed or whose caller has gone is dropped before it costs anything.
 
+mod batch;
 mod queue;
+mod run;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use self::queue::{FairQueue, LaneKey};
+use self::queue::{FairQueue, Level, Place, Rules, Turn};
+use self::run::{BeginBy, Job};
 use crate::guest::{Fault, Stop};
 use crate::model::Tensor;
 use crate::observe::measure::Counter;
-use crate::observe::trace::{Stage, Told};
+use crate::observe::trace::Told;
 use crate::version::ServableVersion;
-use crate::version::statistics::Execution;
 
 /// How long after the deadline the word of an interrupted guest is waited for: a few epoch ticks.
 const INTERRUPTION_GRACE: Duration = Duration::from_millis(20);
@@ -73,21 +74,6 @@ pub struct Urgency {
     pub queue_time: Option<Duration>,
 }
 
-struct Job {
-    version: Arc<ServableVersion>,
-    /// Shared with whoever wants to compare the answer with another version's.
-    inputs: Arc<Vec<Tensor>>,
-    deadline: Instant,
-    /// When it is too late to begin, if that is before the deadline.
-    begin_by: Option<Instant>,
-    /// When it began to wait.
-    since: Instant,
-    stop: Stop,
-    /// Who is told what it went through.
-    told: Told,
-    answer: oneshot::Sender<Result<Vec<Tensor>, PredictError>>,
-}
-
 /// How many threads there are, and what waits before them.
 #[derive(Debug, Clone, Copy)]
 pub struct InferenceLimits {
@@ -116,17 +102,29 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next job, as soon as there is one; none when it is time to stop.
-    fn next(&self) -> Option<(LaneKey, Job)> {
+    /// The next turn, as soon as there is one; none when it is time to stop.
+    fn next(&self) -> Option<Turn<Job>> {
         let mut state = self.lock();
         loop {
             if state.stopped {
                 return None;
             }
-            if let Some(next) = state.queue.pop() {
-                return Some(next);
+            let now = Instant::now();
+            if let Some(turn) = state.queue.pop(now, |job| job.is_over(now)) {
+                if state.queue.next_release().is_some() {
+                    // Somebody has to look at the clock meanwhile.
+                    self.changed.notify_one();
+                }
+                return Some(turn);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = match state.queue.next_release() {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(release) => {
+                    let time = release.saturating_duration_since(now);
+                    let waited = self.changed.wait_timeout(state, time);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
     }
 }
@@ -156,35 +154,86 @@ impl Inference {
     /// [`PredictError`], at once if the version is suspended or its queue is full, else by the
     /// deadline.
     pub async fn predict(&self, work: Work) -> Result<Vec<Tensor>, PredictError> {
-        let Work { version, inputs, deadline, told, urgency } = work;
+        let version = Arc::clone(&work.version);
         if !version.breaker().admit(Instant::now()) {
             version.measured().rejections.with(&"suspended", Counter::count);
             return Err(PredictError::Suspended);
         }
-        let (answer, answered) = oneshot::channel();
-        let (stop, _cancel_if_dropped) = Stop::with_guard(deadline);
-        let (key, share) = (version.key(), version.limits().concurrency);
+        let (answer, mut answered) = oneshot::channel();
+        let (stop, _cancel_if_dropped) = Stop::with_guard(work.deadline);
         let since = Instant::now();
-        let begin_by = urgency.queue_time.and_then(|time| since.checked_add(time));
-        let job = Job { version, inputs, deadline, begin_by, since, stop, told, answer };
+        let place = place_of(&work, since);
+        let rules = Rules {
+            max_running: version.limits().concurrency,
+            max_rows: version.max_batch_size() as u64,
+        };
+        let Work { inputs, deadline, told, urgency, .. } = work;
+        let latest = urgency.queue_time.and_then(|time| since.checked_add(time));
+        let begin = latest.map(|latest| BeginBy { latest, is_decided: Arc::default() });
+        let (tries, suspicion) = (0, None);
+        let job = Job {
+            version: Arc::clone(&version),
+            inputs,
+            deadline,
+            since,
+            begin: begin.clone(),
+            stop,
+            told,
+            answer,
+            tries,
+            suspicion,
+        };
         {
             let mut state = self.0.lock();
             if state.stopped {
                 return Err(PredictError::Stopped);
             }
-            if let Err(job) = state.queue.push(key, share, job) {
-                job.version.measured().rejections.with(&"queue_full", Counter::count);
+            if state.queue.push(version.key(), rules, place, job).is_err() {
+                version.measured().rejections.with(&"queue_full", Counter::count);
                 return Err(PredictError::Overloaded);
             }
         }
         self.0.changed.notify_one();
-        // A running guest is interrupted at the deadline and says so; this is for jobs that wait.
+        if let Some(begin) = begin.filter(|begin| begin.latest < deadline) {
+            let answered = tokio::time::timeout_at(begin.latest.into(), &mut answered).await;
+            match answered {
+                Ok(outcome) => return outcome.unwrap_or(Err(PredictError::Stopped)),
+                Err(_elapsed) if begin.decide() => {
+                    version.measured().rejections.with(&"queue_timeout", Counter::count);
+                    return Err(PredictError::QueueTimeout);
+                }
+                // It has been begun.
+                Err(_elapsed) => {}
+            }
+        }
+        // A running guest is interrupted at the deadline and says so; this is for jobs that wait, and
+        // for those whose batch goes on for others.
         let latest = deadline + INTERRUPTION_GRACE;
         match tokio::time::timeout_at(latest.into(), answered).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_closed)) => Err(PredictError::Stopped),
+            Ok(outcome) => outcome.unwrap_or(Err(PredictError::Stopped)),
             Err(_elapsed) => Err(PredictError::Expired),
         }
+    }
+}
+
+/// Where the work stands in the queue.
+fn place_of(work: &Work, since: Instant) -> Place {
+    let Work { version, inputs, deadline, urgency, .. } = work;
+    let time = deadline.saturating_duration_since(since);
+    let group = version.is_batched().then(|| batch::group(version.signature(), inputs, time));
+    let group = group.flatten();
+    let mut held_for = Duration::ZERO;
+    if group.is_some() {
+        // Not so long that nothing is left of the time for which it may wait.
+        let longest = urgency.queue_time.map_or(time, |queue_time| queue_time.min(time)) / 2;
+        held_for = version.limits().batching.max_queue_delay.min(longest);
+    }
+    Place {
+        level: Level::of(urgency.priority),
+        group,
+        rows: inputs.first().map_or(0, Tensor::rows),
+        since,
+        hold_until: since + held_for,
     }
 }
 
@@ -203,80 +252,19 @@ impl Drop for Inference {
 }
 
 fn work(shared: &Shared) {
-    while let Some((lane, job)) = shared.next() {
-        run(job);
-        shared.lock().queue.finish(lane);
-        // Another job of this lane may have waited for its share.
-        shared.changed.notify_one();
-    }
-}
-
-fn run(job: Job) {
-    let Job { version, inputs, deadline, begin_by, since, stop, told, answer } = job;
-    let now = Instant::now();
-    let waited = now.saturating_duration_since(since);
-    version.admission().waited(waited, now);
-    version.statistics().waited(waited);
-    told.went_through(Stage::Queue, since, now, &version.measured().queue);
-    if answer.is_closed() {
-        return;
-    }
-    if now >= deadline {
-        version.measured().rejections.with(&"expired", Counter::count);
-        // The caller may have gone in the meantime, which is its right.
-        let _ = answer.send(Err(PredictError::Expired));
-        return;
-    }
-    if begin_by.is_some_and(|latest| now >= latest) {
-        version.measured().rejections.with(&"queue_timeout", Counter::count);
-        let _ = answer.send(Err(PredictError::QueueTimeout));
-        return;
-    }
-    let _logged_with_the_request = told.span.enter();
-    let mut leased = None;
-    let predict = || {
-        let taken = version.pool().take(&stop);
-        let instantiated = Instant::now();
-        told.went_through(Stage::Instantiate, now, instantiated, &version.measured().instantiate);
-        let outcome = leased.insert(taken?).predict(&inputs, &stop);
-        let end = Instant::now();
-        told.went_through(Stage::Guest, instantiated, end, &version.measured().predict);
-        if outcome.is_ok() {
-            let rows = inputs.first().map_or(0, Tensor::rows);
-            let infer = end.saturating_duration_since(instantiated);
-            let execution = Execution { rows, infer, ..Execution::default() };
-            version.statistics().executed(&execution, 1, SystemTime::now());
+    while let Some(Turn { lane, jobs, over, wait }) = shared.next() {
+        // Those for whom it is too late have waited as well.
+        if let Some(job) = jobs.first().map(|queued| &queued.job).or(over.first()) {
+            job.version.admission().waited(wait, Instant::now());
         }
-        outcome
-    };
-    // A panic here is a bug of the host; it costs the job, not the thread.
-    let outcome = catch_unwind(AssertUnwindSafe(predict))
-        .unwrap_or_else(|_panic| Err(Fault::Host("an inference thread panicked".to_owned())));
-    let good = outcome.as_ref().err().is_none_or(Fault::spares_instance);
-    account(&version, outcome.as_ref().err());
-    let _ = answer.send(outcome.map_err(PredictError::Guest));
-    // The caller has its answer; the rest is on nobody's time.
-    if let Some(leased) = leased {
-        version.pool().give_back(leased, good);
-    }
-}
-
-/// Log a fault where it happens, because the caller may have gone, and let the breaker know. A
-/// rejection is the caller's own fault and no news for an operator.
-fn account(version: &ServableVersion, fault: Option<&Fault>) {
-    let (id, breaker) = (version.id(), version.breaker());
-    let Some(fault) = fault else { return breaker.succeeded() };
-    version.faults().count(fault);
-    if matches!(fault, Fault::Rejected(_)) {
-        return breaker.succeeded();
-    }
-    let (model, version) = (&id.name, &id.version);
-    tracing::warn!(target: "fault", %model, %version, kind = fault.kind(), trap = fault.trap(), "{fault}");
-    if !fault.condemns_version() {
-        return;
-    }
-    if let Some(time) = breaker.broke_down(Instant::now()) {
-        let seconds = time.as_secs();
-        tracing::error!(target: "fault", %model, %version, seconds, "version suspended");
+        let again = run::run(jobs, over);
+        let are_several = again.len() > 1;
+        shared.lock().queue.finish(lane, again, Instant::now());
+        // Another job of this lane may have waited for its share.
+        if are_several {
+            shared.changed.notify_all();
+        } else {
+            shared.changed.notify_one();
+        }
     }
 }

@@ -43,6 +43,27 @@ pub struct ModelLimits {
     pub queued: usize,
     /// How long a request may wait and run, if it does not say itself.
     pub predict_time: Duration,
+    /// How rows of several requests are run together.
+    pub batching: Batching,
+}
+
+/// How rows of several requests are put together for one call of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batching {
+    /// Whether they are at all. By default, yes: a call of a guest costs the same for many rows, and
+    /// nobody waits for it.
+    pub is_enabled: bool,
+    /// The most rows of one call, if that is less than the signature says.
+    pub max_batch_size: u32,
+    /// How long a request may be held back so that others can join it. None by default: whoever finds
+    /// a thread free is answered soonest by taking it, and what comes meanwhile is a batch by itself.
+    pub max_queue_delay: Duration,
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        Self { is_enabled: true, max_batch_size: u32::MAX, max_queue_delay: Duration::ZERO }
+    }
 }
 
 /// A version that can serve.
@@ -60,7 +81,7 @@ pub struct ServableVersion {
     breaker: Breaker,
     faults: Faults,
     measured: Arc<Measured>,
-    statistics: Statistics,
+    statistics: Arc<Statistics>,
     /// Given back when the last request of this version is over.
     _reservation: Reservation,
 }
@@ -140,7 +161,7 @@ impl ServableVersion {
             breaker,
             faults,
             measured: Arc::default(),
-            statistics: Statistics::default(),
+            statistics: Arc::default(),
             _reservation: reservation,
         })
     }
@@ -177,6 +198,17 @@ impl ServableVersion {
     /// What it takes and gives.
     pub fn signature(&self) -> &Signature {
         &self.report.signature
+    }
+
+    /// The most rows of one call of its guest.
+    pub fn max_batch_size(&self) -> usize {
+        self.signature().max_batch_size.min(self.limits.batching.max_batch_size) as usize
+    }
+
+    /// Whether rows of several requests may meet in one call of its guest. Not where the operator
+    /// wants requests to be kept apart.
+    pub fn is_batched(&self) -> bool {
+        self.limits.batching.is_enabled && self.limits.isolation != Isolation::Fresh
     }
 
     /// What pre-initialising found out.
@@ -223,7 +255,7 @@ impl ServableVersion {
     }
 
     /// What it has done so far, as protocols tell it.
-    pub fn statistics(&self) -> &Statistics {
+    pub fn statistics(&self) -> &Arc<Statistics> {
         &self.statistics
     }
 

@@ -277,7 +277,13 @@ fn bodies_in_flight_are_bounded_together() {
     first.write_all(sent).unwrap();
     let send = || server.send("POST", "/v1/predict", &[], body.as_bytes());
     // Whoever sends a whole body meanwhile may take the room that the first one needs.
-    until("the bound is reached", || (!server.would_read("/v1/predict", body.len())).then_some(()));
+    server.until("all that was sent is read", |server| {
+        let metrics = server.metrics();
+        let held = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("guesthouse_bodies_in_flight_bytes ")?.parse().ok());
+        held >= Some(sent.len())
+    });
     let refused = send();
     assert_error(&refused, 503, "overloaded");
     assert_eq!(refused.header("retry-after"), Some("1"));

@@ -26,7 +26,7 @@ fn what_is_kept_is_the_request_and_its_answer_for_the_owner_alone() {
     ask(&server);
     let refused = server.post("/v1/predict", &json!({"text": ""}));
     assert_eq!(refused.status, 422);
-    while !server.metrics().contains("guesthouse_captured_requests_total{outcome=\"written\"} 1") {}
+    server.wait_for_metric("guesthouse_captured_requests_total{outcome=\"written\"} 1");
     let file = server.state().join("captures/capture.jsonl");
     let text = fs::read_to_string(&file).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

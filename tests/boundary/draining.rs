@@ -7,7 +7,7 @@ use guesthouse_tests::{Answer, Server, Setup};
 use serde_json::{Value, json};
 
 /// How long the request runs that is under way when its version is replaced.
-const LONG: Duration = Duration::from_secs(3);
+const LONG: Duration = Duration::from_secs(20);
 
 fn ask(server: &Server, path: &str) -> Answer {
     server.post(&format!("/models/misbehave/{path}"), &json!({"action": "echo"}))
@@ -52,7 +52,7 @@ fn a_replaced_version_ends_with_its_last_request_and_can_be_had_back() {
             (answer, begun.elapsed())
         });
         let busy = r#"model="misbehave",version="1.0.0",state="busy"} 1"#;
-        while !server.metrics().contains(busy) {}
+        server.wait_for_metric(busy);
         let promote = json!({"version": "1.1.0"});
         let promoted = server.admin("POST", "models/misbehave/promote", &promote);
         assert_eq!((promoted.status, &promoted.body["status"]), (200, &json!("Promoted")));
@@ -88,11 +88,11 @@ fn a_version_that_still_drains_can_be_gone_back_to() {
     thread::scope(|scope| {
         let long = scope.spawn(|| {
             let body = json!({"action": "spin"}).to_string();
-            let time = [("X-Request-Timeout-Ms", "5000")];
+            let time = [("X-Request-Timeout-Ms", "20000")];
             server.send("POST", "/models/misbehave/predict", &time, body.as_bytes())
         });
         let busy = r#"model="misbehave",version="1.0.0",state="busy"} 1"#;
-        while !server.metrics().contains(busy) {}
+        server.wait_for_metric(busy);
         let promote = json!({"version": "1.1.0"});
         assert_eq!(server.admin("POST", "models/misbehave/promote", &promote).status, 200);
         assert_eq!(state(&server, "1.0.0"), "draining");

@@ -16,8 +16,22 @@ fn server(predict_milliseconds: u32) -> (Server, tempfile::TempDir) {
     (Server::start(&Setup::misbehave(folder.path(), predict_milliseconds)), folder)
 }
 
+/// A server on which the misbehaving model has little time, and nobody else.
+fn scarce(limits: &str) -> (Server, tempfile::TempDir) {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), AMPLE);
+    let own = format!("[models.misbehave]\npredict_milliseconds = {SCARCE}\n");
+    setup.config.push_str(&(limits.to_owned() + &own));
+    (Server::start(&setup), folder)
+}
+
+/// Guests that answer have the time that they take on any machine.
 fn ask(server: &Server, action: &str) -> Answer {
-    server.post("/models/misbehave/predict", &json!({ "action": action }))
+    let body = json!({ "action": action }).to_string();
+    let ample = AMPLE.to_string();
+    let time = [("X-Request-Timeout-Ms", ample.as_str())];
+    let time = if action == "echo" { &time[..] } else { &[] };
+    server.send("POST", "/models/misbehave/predict", time, body.as_bytes())
 }
 
 /// The fault costs its request; the next request of the same model and of another are answered.
@@ -63,7 +77,7 @@ fn a_healthy_version_under_load_notices_none_of_it() {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    let (server, _folder) = server(SCARCE);
+    let (server, _folder) = scarce("");
     let (server, over) = (&server, &AtomicBool::new(false));
     let ways = [
         "reject",
@@ -142,7 +156,7 @@ fn faults_are_counted_by_class_and_version() {
 
 #[test]
 fn a_guest_that_spins_is_interrupted_and_its_neighbours_are_served_meanwhile() {
-    let (server, _folder) = server(SCARCE);
+    let (server, _folder) = scarce("");
     let server = &server;
     std::thread::scope(|scope| {
         let spinning = scope.spawn(move || {
@@ -165,7 +179,7 @@ fn a_guest_that_spins_is_interrupted_and_its_neighbours_are_served_meanwhile() {
 
 #[test]
 fn more_spinning_than_threads_is_answered_in_time_and_then_over() {
-    let (server, _folder) = server(SCARCE);
+    let (server, _folder) = scarce("");
     let server = &server;
     std::thread::scope(|scope| {
         let spinning: Vec<_> = (0..16).map(|_| scope.spawn(move || ask(server, "spin"))).collect();
@@ -180,10 +194,7 @@ fn more_spinning_than_threads_is_answered_in_time_and_then_over() {
 
 #[test]
 fn a_full_queue_is_answered_at_once() {
-    let folder = temporary_folder();
-    let mut setup = Setup::misbehave(folder.path(), SCARCE);
-    setup.config.push_str("inference_threads = 1\nqueued_batches = 1\n");
-    let server = Server::start(&setup);
+    let (server, _folder) = scarce("inference_threads = 1\nqueued_batches = 1\n");
     let server = &server;
     let answers: Vec<Answer> = std::thread::scope(|scope| {
         let asking: Vec<_> = (0..16).map(|_| scope.spawn(move || ask(server, "spin"))).collect();

@@ -166,6 +166,10 @@ async fn garbage_is_told_so_and_costs_one_call() {
     let mut in_stream = caller.begin("ModelStreamInfer", &headers);
     in_stream.send(b"\xff\xff\xff", false);
     assert_eq!(in_stream.end().await, refused(Code::InvalidArgument, "malformed_request"));
+    let mut second = caller.begin("ModelInfer", &headers);
+    second.send(&nice().encode_to_vec(), false);
+    second.send(&nice().encode_to_vec(), true);
+    assert_eq!(second.end().await, refused(Code::InvalidArgument, "malformed_request"));
     let mut late = caller.begin("ModelInfer", &[("x-api-key", DEMO_KEY), ("grpc-timeout", "1x")]);
     late.send(&nice().encode_to_vec(), true);
     assert_eq!(late.end().await, refused(Code::InvalidArgument, "malformed_request"));
@@ -195,9 +199,11 @@ async fn a_message_has_to_come_in_time() {
     let nothing = caller.begin("ModelInfer", &headers);
     let mut half = caller.begin("ModelInfer", &headers);
     half.send_part(b"half", 1000, false);
+    let mut open_ended = caller.begin("ModelInfer", &headers);
+    open_ended.send(&nice().encode_to_vec(), false);
     let mut in_stream = caller.begin("ModelStreamInfer", &headers);
     in_stream.send_part(b"half", 1000, false);
-    for call in [nothing, half, in_stream] {
+    for call in [nothing, half, open_ended, in_stream] {
         assert_eq!(call.end().await, refused(Code::DeadlineExceeded, "request_timeout"));
     }
 }
@@ -213,7 +219,7 @@ async fn what_is_in_flight_counts_with_all_other_bodies() {
     large.body.send_data(Bytes::from(vec![0; 139_000]), false).unwrap();
     let held = |bytes: usize| {
         move |metrics: &str| {
-            let line = format!("guesthouse_bodies_in_flight_bytes {bytes}");
+            let line = format!("guesthouse_bodies_in_flight_bytes{{}} {bytes}");
             metrics.lines().any(|is| is == line)
         }
     };

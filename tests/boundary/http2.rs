@@ -220,14 +220,14 @@ fn a_flood_of_requests_taken_back_is_cut_off() {
 
 #[test]
 fn more_streams_than_allowed_are_refused_one_by_one() {
-    let server = Server::start(&setup("body_seconds = 1"));
+    let server = Server::start(&setup("body_seconds = 10"));
     // Bodies that never come.
     let mut bytes = [PREFACE, &settings()].concat();
     (1..300).step_by(2).for_each(|stream| bytes.extend(predict(stream)));
     let mut stream = open(&server, &bytes);
     let count = |seen: &[u8], wanted| kinds(seen).iter().filter(|kind| **kind == wanted).count();
     // 150 streams: 100 that time out, and 50 that are reset.
-    let seen = read_until(&mut stream, |seen| count(seen, 1) == 100);
+    let seen = read_until(&mut stream, |seen| count(seen, 1) >= 100);
     assert!(count(&seen, 3) >= 50, "{:?}", kinds(&seen));
     server.assert_healthy();
 }

@@ -93,18 +93,23 @@ fn a_models_own_limits_hold_for_it_and_not_for_others() {
     let line = server.wait_for("the trap", |line| line["kind"] == "trap");
     assert_eq!(line["trap"], "stack_overflow");
     // The one that trapped is replaced when its caller has the answer.
-    while !server.metrics().contains(r#"model="misbehave",version="1.0.0",state="idle"} 1"#) {}
+    server.wait_for_metric(r#"model="misbehave",version="1.0.0",state="idle"} 1"#);
     server.assert_healthy();
     // One instance, so one at a time: the second waits for the first.
     let server = &server;
     std::thread::scope(|scope| {
         let spinning = scope.spawn(move || {
-            let short = [("X-Request-Timeout-Ms", "1000")];
+            let short = [("X-Request-Timeout-Ms", "5000")];
             let body = json!({"action": "spin"}).to_string();
             server.send("POST", "/models/misbehave/predict", &short, body.as_bytes())
         });
-        while !server.metrics().contains(r#"model="misbehave",version="1.0.0",state="busy"} 1"#) {}
-        assert_eq!(ask(server, "echo").status, 200);
+        server.wait_for_metric(r#"model="misbehave",version="1.0.0",state="busy"} 1"#);
+        let waiting = scope.spawn(move || ask(server, "echo"));
+        while !waiting.is_finished() {
+            let metrics = server.metrics();
+            assert!(!metrics.contains(r#"model="misbehave",version="1.0.0",state="busy"} 2"#));
+        }
+        assert_eq!(waiting.join().unwrap().status, 200);
         assert_eq!(spinning.join().unwrap().status, 504);
     });
 }

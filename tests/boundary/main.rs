@@ -5,6 +5,8 @@
 mod bad_artifacts;
 /// Whatever a caller sends, it gets an answer that says what is wrong.
 mod bad_requests;
+/// Requests that meet in a batch get what they would get alone.
+mod batching;
 /// Compressed bodies, forms and plain bytes are what they stand for, within the same limits.
 mod bodies;
 /// What callers send is kept where an operator wants it, and nowhere else.
@@ -45,6 +47,8 @@ mod keys;
 mod logs;
 /// What is measured is what has happened, and ends with the version it is about.
 mod metrics;
+/// Clients of the Open Inference Protocol are answered as it says, and refused what it has no sense for.
+mod oip;
 /// Operators deploy, split, promote and go back, and what is wrong is refused.
 mod operations;
 /// The commands that operate a server say what went wrong, to people and by their exit code.

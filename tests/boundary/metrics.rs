@@ -18,12 +18,12 @@ fn value(page: &str, name: &str, labels: &[&str]) -> Option<f64> {
 
 /// Wait until a series has a value.
 fn wait_for(server: &Server, name: &str, labels: &[&str], wanted: f64) -> String {
-    loop {
-        let page = server.metrics();
-        if value(&page, name, labels) == Some(wanted) {
-            return page;
-        }
-    }
+    let mut page = String::new();
+    server.until(name, |server| {
+        page = server.metrics();
+        value(&page, name, labels) == Some(wanted)
+    });
+    page
 }
 
 #[test]

@@ -450,17 +450,16 @@ fn a_shadow_is_compared_and_costs_the_caller_nothing_but_the_truth() {
     // Between the thresholds of the two versions, and on one side of both.
     let secret = "Most of this page is boring nonsense";
     // On a busy machine comparisons are dropped, so it is asked until there is one of each kind.
-    let report = loop {
+    let mut report = Value::Null;
+    server.until("there is one of each kind", |server| {
         for text in [secret, "You are nice"] {
             let answer = server.post("/predict", &json!({"text": text}));
             assert_eq!((answer.status, &answer.body["model_version"]), (200, &json!("1.0.0")));
         }
-        let report = server.admin("GET", "models/toxicity/shadow", &Value::Null).body;
+        report = server.admin("GET", "models/toxicity/shadow", &Value::Null).body;
         let results = &report["comparisons"][0]["results"];
-        if results["differed"].as_u64() > Some(0) && results["agreed"].as_u64() > Some(0) {
-            break report;
-        }
-    };
+        results["differed"].as_u64() > Some(0) && results["agreed"].as_u64() > Some(0)
+    });
     let pair = &report["comparisons"][0];
     assert_eq!((&pair["candidate"], &pair["primary"]), (&json!("2.0.0"), &json!("1.0.0")));
     assert_eq!(pair["results"]["error"], 0, "{report}");

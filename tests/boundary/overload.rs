@@ -39,7 +39,7 @@ fn occupy(server: &Server, count: usize) -> Vec<TcpStream> {
 
 /// An answer within a moment, or a refusal at once.
 fn ask(server: &Server, path: &str, body: &Value) -> Answer {
-    let moment = [("X-Request-Timeout-Ms", "50")];
+    let moment = [("X-Request-Timeout-Ms", "1000")];
     server.send("POST", path, &moment, body.to_string().as_bytes())
 }
 

@@ -9,7 +9,7 @@ use std::process::Command;
 use guesthouse_tests::{Server, Setup, artifacts, client, environment};
 
 /// What a server takes after its last request: interrupted requests' last words, and the log's.
-const LAST_WORDS_SECONDS: u64 = 3;
+const LAST_WORDS_SECONDS: u64 = 5;
 
 /// Memory beside what versions and children may use: the program, the bodies of requests, the kernel's.
 const BESIDE_MIB: u64 = 512;

@@ -34,7 +34,7 @@ fn spin(server: &Server, milliseconds: &str) -> Answer {
 }
 
 fn wait_until_busy(server: &Server) {
-    while !server.metrics().contains(r#"model="misbehave",version="1.0.0",state="busy"} 1"#) {}
+    server.wait_for_metric(r#"model="misbehave",version="1.0.0",state="busy"} 1"#);
 }
 
 fn lingers(line: &Value) -> bool {
@@ -47,7 +47,7 @@ fn drains(line: &Value) -> bool {
 
 #[test]
 fn a_terminated_server_serves_on_until_nobody_is_sent_to_it() {
-    let server = Server::start(&toxicity("linger_seconds = 5"));
+    let server = Server::start(&toxicity("linger_seconds = 15"));
     assert_eq!(server.get("/readyz").status, 200);
     let signalled = Instant::now();
     server.signal(Signal::TERM);
@@ -55,17 +55,12 @@ fn a_terminated_server_serves_on_until_nobody_is_sent_to_it() {
     let answer = server.get("/readyz");
     assert_eq!((answer.status, answer.error_code()), (503, Some("not_ready")));
     assert_eq!(server.get("/healthz").status, 200);
-    // Each on a new connection; ends well before the server does.
-    let mut served = 0;
-    while signalled.elapsed() < Duration::from_secs(3) {
-        server.assert_healthy();
-        served += 1;
-    }
-    assert!(served > 1, "there were requests");
+    // Each on a new connection; they end well before the server does.
+    (0..10).for_each(|_| server.assert_healthy());
     assert_eq!(server.get("/readyz").status, 503);
     assert!(!server.lines().iter().any(drains), "it was still serving");
     let (status, lines) = server.wait_for_end();
-    assert!(signalled.elapsed() >= Duration::from_secs(5), "{:?}", signalled.elapsed());
+    assert!(signalled.elapsed() >= Duration::from_secs(15), "{:?}", signalled.elapsed());
     assert!(status.success(), "{status}");
     assert!(lines.iter().any(|line| line["message"] == "stopped" && line["drained"] == true));
 }

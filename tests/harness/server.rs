@@ -19,6 +19,9 @@ use crate::{artifacts, environment};
 /// The longest that anything may take: compiling all guests on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// Between two looks at something that is waited for.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// What a server is to serve, and how.
 #[derive(Debug, Default)]
 pub struct Setup {
@@ -322,6 +325,27 @@ impl Server {
     pub fn assert_healthy(&self) {
         let answer = self.post("/models/toxicity/predict", &json!({"text": "You are nice"}));
         assert_eq!((answer.status, &answer.body["label"]), (200, &json!("clean")), "{answer:?}");
+    }
+
+    /// Ask again and again, until it is so. Leaves the processor to others in between: what is waited
+    /// for may be what runs only when nobody else wants it.
+    ///
+    /// # Panics
+    /// It never is.
+    pub fn until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(self) {
+            assert!(Instant::now() < deadline, "waited in vain: {what}");
+            std::thread::park_timeout(PAUSE);
+        }
+    }
+
+    /// Wait until that text is in the metrics.
+    ///
+    /// # Panics
+    /// It never is.
+    pub fn wait_for_metric(&self, text: &str) {
+        self.until(text, |server| server.metrics().contains(text));
     }
 
     /// Wait until the healthy model answers again.

@@ -9,7 +9,7 @@ use crate::guest::{EngineLimits, InstanceLimits};
 use crate::inference::InferenceLimits;
 use crate::pool::{Isolation, ReuseLimits};
 use crate::preinit::{PreinitLimits, Priority};
-use crate::version::ModelLimits;
+use crate::version::{Batching, ModelLimits};
 
 /// The limits of the file; those left out have the defaults of [`Limits`].
 #[derive(Debug, Default, Deserialize)]
@@ -171,6 +171,7 @@ impl LimitsFile {
                 concurrency: per_version,
                 queued,
                 predict_time,
+                batching: Batching::default(),
             },
             preinit: self.settle_preinit(memory_mib)?,
             traffic_log_interval: seconds("traffic_log_seconds", self.traffic_log_seconds, 30)?,

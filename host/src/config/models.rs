@@ -10,7 +10,7 @@ use super::{LONGEST, Sticky};
 use crate::guest::InstanceLimits;
 use crate::pool::{Isolation, ReuseLimits};
 use crate::rate::Rate;
-use crate::version::ModelLimits;
+use crate::version::{Batching, ModelLimits};
 
 /// What holds for one model; limits that are left out are those of all models.
 #[derive(Debug, Default, Deserialize)]
@@ -48,7 +48,23 @@ pub struct ModelFile {
     pub instances: Option<usize>,
     /// Whether an output may be NaN or infinite.
     pub accept_non_finite: Option<bool>,
+    /// How rows of several requests are run together.
+    #[serde(default)]
+    pub batching: BatchingFile,
 }
+
+/// How rows of several requests are run together; what is left out is as in [`Batching`].
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "documented at `Batching`")]
+pub struct BatchingFile {
+    pub enabled: Option<bool>,
+    pub max_batch_size: Option<u32>,
+    pub max_queue_delay_microseconds: Option<u64>,
+}
+
+/// The longest that a request may be held back for others. 1 s is far more than any batch is worth.
+const LONGEST_QUEUE_DELAY: Duration = Duration::from_secs(1);
 
 /// How strictly requests of a model are kept apart.
 #[derive(Debug, Deserialize)]
@@ -141,7 +157,27 @@ impl ModelFile {
             }
             Some(_) => return Err(("instances", "it must be between 1 and `threads_per_version`")),
         }
+        limits.batching = self.batching.settle()?;
         Ok(limits)
+    }
+}
+
+impl BatchingFile {
+    fn settle(&self) -> Result<Batching, Wrong> {
+        let default = Batching::default();
+        let delay = self.max_queue_delay_microseconds.map(Duration::from_micros);
+        let batching = Batching {
+            is_enabled: self.enabled.unwrap_or(default.is_enabled),
+            max_batch_size: self.max_batch_size.unwrap_or(default.max_batch_size),
+            max_queue_delay: delay.unwrap_or(default.max_queue_delay),
+        };
+        if batching.max_batch_size == 0 {
+            return Err(("batching.max_batch_size", "it must be at least 1"));
+        }
+        if batching.max_queue_delay > LONGEST_QUEUE_DELAY {
+            return Err(("batching.max_queue_delay_microseconds", "it must be at most a second"));
+        }
+        Ok(batching)
     }
 }
 

@@ -106,8 +106,12 @@ pub(super) enum Form {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Media {
     Json,
-    Form { boundary: String },
+    Form {
+        boundary: String,
+    },
     Octets,
+    /// Of the Open Inference Protocol, where a header says how much of it is JSON.
+    Tensors,
 }
 
 /// The bytes of a body, not compressed any more, counted among those in flight until it is dropped.
@@ -220,7 +224,27 @@ pub(super) async fn read(
     limits: &Limits,
     bodies: &Bodies,
 ) -> Result<Received, ApiError> {
-    let (media, encoding) = (media(headers)?, Encoding::of(headers)?);
+    read_as(media(headers)?, headers, body, limits, bodies).await
+}
+
+/// The same of a body of the Open Inference Protocol.
+pub(super) async fn read_tensors(
+    headers: &HeaderMap,
+    body: Body,
+    limits: &Limits,
+    bodies: &Bodies,
+) -> Result<Received, ApiError> {
+    read_as(tensors_media(headers)?, headers, body, limits, bodies).await
+}
+
+async fn read_as(
+    media: Media,
+    headers: &HeaderMap,
+    body: Body,
+    limits: &Limits,
+    bodies: &Bodies,
+) -> Result<Received, ApiError> {
+    let encoding = Encoding::of(headers)?;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = length.and_then(|length| length.parse().ok()).unwrap_or(0_u64);
     let announced = usize::try_from(announced).unwrap_or(usize::MAX);
@@ -263,6 +287,20 @@ fn media(headers: &HeaderMap) -> Result<Media, ApiError> {
                        application/octet-stream";
         Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
     }
+}
+
+/// What it is says another header; but what claims to be something else altogether is none. The third one
+/// is what curl says of everything that it is given without a word about it.
+fn tensors_media(headers: &HeaderMap) -> Result<Media, ApiError> {
+    let Some(media_type) = headers.get(CONTENT_TYPE) else { return Ok(Media::Tensors) };
+    let essence = media_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+    let known =
+        ["application/json", "application/octet-stream", "application/x-www-form-urlencoded"];
+    if known.iter().any(|known| essence.trim().eq_ignore_ascii_case(known)) {
+        return Ok(Media::Tensors);
+    }
+    let message = "the Content-Type must be application/json or application/octet-stream";
+    Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
 }
 
 fn too_many_rows(most: usize) -> ApiError {
@@ -310,7 +348,7 @@ pub(super) fn parse(
         Media::Form { boundary } => {
             form::parse(received, boundary, form, limits, request_id).map(Record::Parts)
         }
-        Media::Octets => Ok(Record::Octets(Bytes::copy_from_slice(received))),
+        Media::Octets | Media::Tensors => Ok(Record::Octets(Bytes::copy_from_slice(received))),
     }
 }
 

@@ -108,7 +108,7 @@ impl<'a> Call<'a> {
         inputs: Vec<Tensor>,
         rows: usize,
     ) -> impl Iterator<Item = (usize, Arc<Vec<Tensor>>)> + use<> {
-        let most = self.route.version.signature().max_batch_size as usize;
+        let most = self.route.version.max_batch_size();
         // One that fits is not copied.
         let (whole, parts) =
             if rows <= most { (Some(Arc::new(inputs)), Vec::new()) } else { (None, inputs) };
@@ -157,12 +157,8 @@ impl Called {
 
     /// The answer has been made: what that took, and what the records before took, is told.
     pub(super) fn encoded(&self, route: &Route, begin: Instant) {
-        let since = begin.checked_sub(self.encoding).unwrap_or(begin);
-        self.told.went_through(
-            Stage::Encode,
-            since,
-            Instant::now(),
-            &route.version.measured().encode,
-        );
+        let (since, now) = (begin.checked_sub(self.encoding).unwrap_or(begin), Instant::now());
+        self.told.went_through(Stage::Encode, since, now, &route.version.measured().encode);
+        route.version.statistics().outputs_converted(now.saturating_duration_since(since));
     }
 }

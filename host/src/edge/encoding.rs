@@ -8,20 +8,23 @@
 
 use std::io::{self, Write};
 
+use axum::body::HttpBody;
 use axum::extract::Request;
-use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use axum::http::{HeaderMap, HeaderValue, Response};
 use flate2::write::MultiGzDecoder;
-use tower_http::compression::predicate::SizeAbove;
+use flate2::{Decompress, FlushDecompress, Status};
+use tower_http::compression::predicate::{Predicate, SizeAbove};
 use tower_http::compression::{CompressionLayer, CompressionLevel};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::error::{ApiError, ErrorCode};
+use super::oip;
 
 /// The largest window of a zstd frame, as a power of two: what RFC 9659 lets every sender use.
 const MAX_WINDOW_LOG: u32 = 23;
 
-/// Bytes that a step of the zstd decoder gives.
+/// Bytes that a step of the decoders of zstd and of deflate gives.
 const STEP: usize = 32 << 10;
 
 /// Steps until others have their turn: half a megabyte, in about half a millisecond.
@@ -30,12 +33,29 @@ const STEPS_IN_A_ROW: usize = 16;
 /// The smallest answer that is compressed, in bytes: a smaller one is one packet anyhow.
 const MIN_ANSWER: u64 = 1 << 10;
 
-/// Compresses answers, fast rather than well: it is done on the processors that serve.
-pub(super) fn answers() -> CompressionLayer<SizeAbove> {
-    let layer = CompressionLayer::new().quality(CompressionLevel::Fastest);
-    layer.compress_when(SizeAbove::new(MIN_ANSWER))
+/// On an answer that is not compressed, whoever asks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plain;
+
+/// Which answers are compressed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Worthwhile(SizeAbove);
+
+impl Predicate for Worthwhile {
+    fn should_compress<B: HttpBody>(&self, response: &Response<B>) -> bool {
+        response.extensions().get::<Plain>().is_none() && self.0.should_compress(response)
+    }
 }
 
+/// Compresses answers, fast rather than well: it is done on the processors that serve.
+pub(super) fn answers() -> CompressionLayer<Worthwhile> {
+    let layer = CompressionLayer::new().quality(CompressionLevel::Fastest);
+    layer.compress_when(Worthwhile(SizeAbove::new(MIN_ANSWER)))
+}
+
+/// Which encodings an answer may have. Clients of the Open Inference Protocol say what their HTTP library
+/// knows and undo what the protocol knows, by themselves: gzip and deflate.
+///
 /// A caller that takes nothing uncompressed would be answered 406 by the library, after the work.
 /// There is no such answer here: it gets what it did not want.
 pub(super) async fn accept_plain(mut request: Request) -> Request {
@@ -51,6 +71,20 @@ pub(super) async fn accept_plain(mut request: Request) -> Request {
     if values.any(|value| value.to_str().is_ok_and(refuses)) {
         request.headers_mut().remove(ACCEPT_ENCODING);
     }
+    if oip::has_path(request.uri().path()) {
+        let values = request.headers().get_all(ACCEPT_ENCODING).iter();
+        let all: Vec<_> = values.filter_map(|value| value.to_str().ok()).collect();
+        let is_known = |coding: &&str| {
+            let name = coding.split(';').next().unwrap_or_default().trim();
+            ["gzip", "deflate"].iter().any(|known| name.eq_ignore_ascii_case(known))
+        };
+        let all = all.join(",");
+        let known: Vec<_> = all.split(',').filter(is_known).collect();
+        match HeaderValue::from_str(&known.join(",")) {
+            Ok(value) => request.headers_mut().insert(ACCEPT_ENCODING, value),
+            Err(_) => request.headers_mut().remove(ACCEPT_ENCODING),
+        };
+    }
     request
 }
 
@@ -59,6 +93,7 @@ pub(super) async fn accept_plain(mut request: Request) -> Request {
 pub(super) enum Encoding {
     Identity,
     Gzip,
+    Deflate,
     Zstd,
 }
 
@@ -76,20 +111,21 @@ impl Encoding {
             ("gzip", Self::Gzip),
             // The same, in RFC 9110's words.
             ("x-gzip", Self::Gzip),
+            ("deflate", Self::Deflate),
             ("zstd", Self::Zstd),
         ] {
             if encoding.eq_ignore_ascii_case(name.as_bytes()) {
                 return Ok(known);
             }
         }
-        let message = "the Content-Encoding must be one of gzip, zstd and identity";
+        let message = "the Content-Encoding must be one of gzip, deflate, zstd and identity";
         Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
     }
 
     /// Whether decoding takes megabytes beside what comes out.
     pub(super) fn needs_window(self) -> bool {
         match self {
-            Self::Identity | Self::Gzip => false,
+            Self::Identity | Self::Gzip | Self::Deflate => false,
             Self::Zstd => true,
         }
     }
@@ -99,6 +135,7 @@ impl Encoding {
 pub(super) enum Inflater<W: Write> {
     Identity(W),
     Gzip(Box<MultiGzDecoder<W>>),
+    Deflate(Box<Deflate<W>>),
     Zstd(Box<Zstd<W>>),
 }
 
@@ -129,6 +166,7 @@ impl<W: Write> Inflater<W> {
         Ok(match encoding {
             Encoding::Identity => Self::Identity(place),
             Encoding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(place))),
+            Encoding::Deflate => Self::Deflate(Box::new(Deflate::new(place))),
             Encoding::Zstd => Self::Zstd(Box::new(Zstd::new(place)?)),
         })
     }
@@ -152,6 +190,7 @@ impl<W: Write> Inflater<W> {
                     }
                     (taken, true)
                 }
+                Self::Deflate(decoder) => decoder.step(data)?,
                 Self::Zstd(decoder) => decoder.step(data)?,
             };
             data = &data[taken..];
@@ -170,8 +209,57 @@ impl<W: Write> Inflater<W> {
         match self {
             Self::Identity(place) => Ok(place),
             Self::Gzip(decoder) => Ok(decoder.finish()?),
+            Self::Deflate(decoder) => decoder.finish(),
             Self::Zstd(decoder) => decoder.finish(),
         }
+    }
+}
+
+/// One stream of deflate, in the envelope of zlib, as RFC 9110 has it, or without, as some send it.
+pub(super) struct Deflate<W> {
+    /// None before the first byte, which tells the two apart.
+    decoder: Option<Decompress>,
+    place: W,
+    buffer: Box<[u8]>,
+    is_whole: bool,
+}
+
+impl<W: Write> Deflate<W> {
+    fn new(place: W) -> Self {
+        Self { decoder: None, place, buffer: vec![0; STEP].into_boxed_slice(), is_whole: false }
+    }
+
+    /// One step: how many bytes it has taken, and whether there is more to do.
+    fn step(&mut self, data: &[u8]) -> Result<(usize, bool), InflateError> {
+        // An envelope begins with the method, which is 8. Without one, that would be a stored block whose
+        // padding is not zero.
+        let decoder = match (&mut self.decoder, data.first()) {
+            (Some(decoder), _) => decoder,
+            (none, Some(first)) => none.insert(Decompress::new(first & 0x0f == 8)),
+            (None, None) => return Ok((0, false)),
+        };
+        if self.is_whole {
+            return if data.is_empty() { Ok((0, false)) } else { Err(InflateError::Garbage) };
+        }
+        let (before, given_before) = (decoder.total_in(), decoder.total_out());
+        let status = decoder.decompress(data, &mut self.buffer, FlushDecompress::None);
+        let status = status.map_err(|_error| InflateError::Garbage)?;
+        // No more than a step.
+        let count = |now: u64, before: u64| usize::try_from(now - before).unwrap_or(usize::MAX);
+        let taken = count(decoder.total_in(), before);
+        let given = count(decoder.total_out(), given_before);
+        self.place.write_all(&self.buffer[..given])?;
+        self.is_whole = status == Status::StreamEnd;
+        if taken == 0 && given == 0 && !self.is_whole {
+            return if data.is_empty() { Ok((0, false)) } else { Err(InflateError::Garbage) };
+        }
+        // A buffer that is not full shows that nothing waits inside.
+        let is_over = taken == data.len() && (given < STEP || self.is_whole);
+        Ok((taken, !is_over))
+    }
+
+    fn finish(self) -> Result<W, InflateError> {
+        if self.is_whole { Ok(self.place) } else { Err(InflateError::Garbage) }
     }
 }
 
@@ -220,7 +308,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use flate2::Compression;
-    use flate2::write::GzEncoder;
+    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
     use proptest::prelude::*;
 
     use super::*;
@@ -245,6 +333,18 @@ mod tests {
 
     fn gzip(data: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zlib(data: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn raw_deflate(data: &[u8]) -> Vec<u8> {
+        let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(data).unwrap();
         encoder.finish().unwrap()
     }
@@ -277,10 +377,13 @@ mod tests {
 
     const BOTH: [(Encoding, Encode); 2] = [(Encoding::Gzip, gzip), (Encoding::Zstd, zstd)];
 
+    const ALL: [(Encoding, Encode); 4] =
+        [BOTH[0], BOTH[1], (Encoding::Deflate, zlib), (Encoding::Deflate, raw_deflate)];
+
     #[test]
     fn bombs_stop_at_the_limit_and_what_just_fits_passes() {
         let data = vec![0; 3 << 20];
-        for (encoding, encode) in BOTH {
+        for (encoding, encode) in ALL {
             let bomb = encode(&data);
             assert!(bomb.len() < 8 << 10);
             assert_eq!(inflate(encoding, &[&bomb], data.len()).unwrap(), data);
@@ -291,7 +394,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_off_or_changed_is_garbage() {
-        for (encoding, encode) in BOTH {
+        for (encoding, encode) in ALL {
             let whole = encode(b"You are nice, and so is everybody else here");
             for end in 0..whole.len() {
                 let cut = inflate(encoding, &[&whole[..end]], 1000);
@@ -325,6 +428,13 @@ mod tests {
                 let sent: Vec<u8> = data.iter().flat_map(|member| encode(member)).collect();
                 let pieces: Vec<&[u8]> = sent.chunks(size).collect();
                 let inflated = inflate(encoding, &pieces, whole.len());
+                prop_assert_eq!(inflated.unwrap(), &whole[..]);
+            }
+            // There is only one stream of deflate.
+            for encode in [zlib, raw_deflate] {
+                let sent = encode(&whole);
+                let pieces: Vec<&[u8]> = sent.chunks(size).collect();
+                let inflated = inflate(Encoding::Deflate, &pieces, whole.len());
                 prop_assert_eq!(inflated.unwrap(), &whole[..]);
             }
         }

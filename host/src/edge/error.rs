@@ -276,6 +276,17 @@ impl ApiError {
 }
 
 impl ApiError {
+    /// The same as the Open Inference Protocol has it: the words in `error`.
+    pub(crate) fn in_protocol_form(&self, request_id: &str) -> serde_json::Value {
+        let mut body = self.body(request_id);
+        if let Some(fields) = body.as_object_mut()
+            && let Some(message) = fields.remove("message")
+        {
+            fields.insert("error".to_owned(), message);
+        }
+        body
+    }
+
     /// The same as RFC 9457 has it.
     pub(crate) fn problem(&self, request_id: &str) -> serde_json::Value {
         let status = self.code.status();

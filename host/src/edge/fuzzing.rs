@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use super::body::{self, Bodies, BodyRow, Form, Received};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
-use super::{access, idempotency, predict, query};
+use super::{access, idempotency, oip, predict, query};
 use crate::config::{ConfigFile, Limits};
 use crate::keys::Keys;
 use crate::model::{Constraint, Datatype, Field, ModelName, Signature};
@@ -51,6 +51,11 @@ pub(crate) fn value(json: &[u8], max_rows: Option<usize>) -> Parsed {
         Err(Refusal::TooManyValues) => Parsed::TooManyValues,
         Err(Refusal::TooManyRows) => Parsed::TooManyRows,
     }
+}
+
+/// Read a body of the Open Inference Protocol, of which so many bytes are JSON if that is said.
+pub(crate) fn tensors(body: &[u8], length: Option<usize>) {
+    oip::fuzz_body(body, length);
 }
 
 /// The rows of a body in JSON.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::response::Response;
+
 use axum::routing::any;
 use tokio::sync::watch;
 use tonic::codec::CompressionEncoding::{Deflate, Gzip};
@@ -75,14 +75,15 @@ pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
         .add_service(health)
         .add_service(reflection.max_decoding_message_size(MAX_QUESTION))
         .add_service(older.max_decoding_message_size(MAX_QUESTION));
-    let typed =
-        async move |request: Request| typed::call(&serving, request).await.unwrap_or_else(unknown);
+    let typed = async move |request: Request| {
+        let answer = typed::call(&serving, request).await;
+        answer.unwrap_or_else(|| status::refusal(&no_such_method()))
+    };
     let routes = routes.into_axum_router().route(&inference_path, any(inference));
     routes.fallback(typed).layer(around)
 }
 
 /// What the caller of a method is told that there is not.
-fn unknown() -> Response {
-    let error = ApiError::new(ErrorCode::MethodNotAllowed, "there is no such method");
-    status::refusal(&error)
+fn no_such_method() -> ApiError {
+    ApiError::new(ErrorCode::MethodNotAllowed, "there is no such method")
 }

@@ -9,6 +9,7 @@ pub(super) mod about;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::body::Form;
 use super::call::{Call, Called};
 use super::error::{ApiError, ErrorCode};
 use super::observe::Account;
@@ -93,17 +94,34 @@ pub(super) async fn infer(
     complete: Instant,
     account: &mut Account,
 ) -> Result<Inferred, ApiError> {
-    let InferRequest { id, parameters, inputs, outputs: wanted } = request;
-    let urgency = urgency(&parameters)?;
+    infer_with(passage, request, complete, account, |_, _| Ok(())).await
+}
+
+/// The same for a request that can only be made whole, or be refused, with the version's signature.
+pub(super) async fn infer_with(
+    passage: &mut Passage<'_>,
+    mut request: InferRequest,
+    complete: Instant,
+    account: &mut Account,
+    prepare: impl FnOnce(&Signature, &mut InferRequest) -> Result<(), ApiError>,
+) -> Result<Inferred, ApiError> {
+    let urgency = urgency(&request.parameters)?;
     if let (true, Some(field)) = (passage.is_told_by_body(), passage.field()) {
-        passage.tell(sticky_key(field, &parameters)?.as_deref());
+        passage.tell(sticky_key(field, &request.parameters)?.as_deref());
+    }
+    if request.inputs.iter().any(|input| input.rows() > 1) {
+        // It waits behind single rows, as everywhere.
+        passage.form = Form::Batch;
     }
     let entered = passage.enter(complete, account)?;
     let signature = entered.route.version.signature();
+    prepare(signature, &mut request)?;
+    let InferRequest { id, parameters: _, inputs, outputs: wanted } = request;
     let wanted = Wanted::of(signature, wanted)?;
     let inputs = conform(signature, inputs)?;
     let rows = rows_of(&inputs, passage.policy.limits.batch_rows)?;
     account.rows = rows;
+    entered.route.version.statistics().inputs_converted(complete.elapsed());
     passage.count(&entered.route);
     let mut call = Call::new(passage, &entered, account.told());
     call.urgency = urgency;
@@ -195,6 +213,10 @@ impl Wanted {
                 let message = format!("output `{name}` is not an output of this model");
                 return Err(ApiError::malformed(message));
             };
+            if parameters.keys().any(|key| key.starts_with("shared_memory_")) {
+                let message = format!("output `{name}`: there is no shared memory here");
+                return Err(ApiError::malformed(message));
+            }
             if wanted.iter().any(|(other, _)| *other == place) {
                 return Err(ApiError::malformed(format!("output `{name}` is asked for twice")));
             }

@@ -119,7 +119,7 @@ fn gauge(value: usize) -> ConstGauge<i64> {
     ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-/// All of the time in seconds, and how many took up to each bound.
+/// All of the times in seconds, or of the sizes, and how many there were up to each bound.
 struct Times((f64, Vec<(f64, u64)>));
 
 impl EncodeMetric for Times {

@@ -14,14 +14,14 @@ use uuid::Uuid;
 use super::access::Allowance;
 use super::error::{ApiError, ErrorCode};
 use super::idempotency::Answer;
-use super::problem;
 use super::unread::Unread;
+use super::{encoding, oip, problem};
 use crate::model::VersionId;
 use crate::observe::measure::Counter;
 use crate::observe::meters::{Counted, Listener, Meters};
 use crate::observe::trace::{Summary, Told, Traced, Tracer};
 use crate::router::{Reason, Route};
-use crate::version::Measured;
+use crate::version::{Measured, Statistics};
 
 /// The header that brings and returns a request's id.
 pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -86,7 +86,7 @@ pub(crate) struct Account {
     pub(crate) reason: Option<Reason>,
     pub(crate) rows: usize,
     /// Where the version counts the answer, and the version's role.
-    measured: Option<(Arc<Measured>, &'static str)>,
+    measured: Option<(Arc<Measured>, Arc<Statistics>, &'static str)>,
     /// The trace that the request belongs to.
     pub(crate) traced: Option<Traced>,
     /// What the limits say that it met.
@@ -120,12 +120,14 @@ impl Account {
     pub(crate) fn route_to(&mut self, route: &Route) {
         self.version = Some(route.version.id().clone());
         self.reason = Some(route.reason);
-        self.measured = Some((Arc::clone(route.version.measured()), route.role.as_str()));
+        let (measured, statistics) = (route.version.measured(), route.version.statistics());
+        self.measured = Some((Arc::clone(measured), Arc::clone(statistics), route.role.as_str()));
     }
 
     /// Who tells what the request goes through.
     pub(super) fn told(&self) -> Told {
-        let span = tracing::info_span!("predict", request_id = self.request_id.as_str());
+        // Of the highest level, so that it is there at every: what goes wrong is told with the id.
+        let span = tracing::error_span!("predict", request_id = self.request_id.as_str());
         Told { span, trace: self.traced.as_ref().and_then(Traced::trace) }
     }
 
@@ -200,7 +202,8 @@ pub(crate) async fn each_request(
     let endpoint = request.extensions().get::<MatchedPath>().cloned().map(Endpoint::Pattern);
     let mut line = Line::begin(&mut request, endpoint, way.clone(), tracer.as_deref());
     let unread = Unread::of(&mut request);
-    let wants_problem = problem::wants_problem(request.headers());
+    let is_of_oip = oip::has_path(request.uri().path());
+    let wants_problem = !is_of_oip && problem::wants_problem(request.headers());
     let mut response = next.run(request).await;
 
     if let Some(account) = response.extensions_mut().remove::<Account>() {
@@ -216,11 +219,17 @@ pub(crate) async fn each_request(
         }
         let (body, media_type) = if wants_problem {
             (error.problem(id.as_str()), "application/problem+json")
+        } else if is_of_oip {
+            (error.in_protocol_form(id.as_str()), "application/json")
         } else {
             (error.body(id.as_str()), "application/json")
         };
         *response.body_mut() = body.to_string().into();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    }
+    let endpoint = line.endpoint.as_ref().map_or("", Endpoint::as_str);
+    if is_of_oip && (error.is_some() || !oip::is_inference(endpoint)) {
+        response.extensions_mut().insert(encoding::Plain);
     }
     line.account.tell(response.headers_mut());
     line.status = Some(response.status().as_u16());
@@ -254,9 +263,13 @@ impl Endpoint {
 
 /// Endpoints that probes ask every second and that say the same; a change of readiness has a line of
 /// its own.
-const PROBED: [&str; 6] = [
+const PROBED: [&str; 10] = [
     "/healthz",
     "/readyz",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/{model}/ready",
+    "/v2/models/{model}/versions/{version}/ready",
     "/grpc.health.v1.Health/Check",
     "/inference.GRPCInferenceService/ServerLive",
     "/inference.GRPCInferenceService/ServerReady",
@@ -378,7 +391,12 @@ impl Line {
         if let Some(code) = self.error_code {
             meters.errors.with(&code, Counter::count);
         }
-        let Some((measured, role)) = &self.account.measured else { return };
+        let Some((measured, statistics, role)) = &self.account.measured else { return };
+        if status < 400 {
+            statistics.request_answered(time);
+        } else {
+            statistics.request_failed(time);
+        }
         measured.requests.with(route, |counts| counts.with(&(*role, status), Counter::count));
         measured.total.with(role, |times| times.record(time));
     }

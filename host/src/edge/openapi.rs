@@ -2,6 +2,7 @@
 //! that it never says anything else than what is served. Needs a key, because names say something too.
 
 mod operations;
+mod protocol;
 mod schemas;
 
 use std::time::Instant;
@@ -86,6 +87,7 @@ fn document(
     let mut document = Document::default();
     if only.is_none() {
         operations::general(&mut document);
+        protocol::general(&mut document);
         document.default_model(snapshot, policy, &may_know);
     }
     let models = snapshot.models.iter().filter(|(name, _)| may_know(name));
@@ -167,6 +169,7 @@ impl Document {
             answering.as_ref().and_then(|version| version.metadata().description.clone());
         self.tag(tag, &described.unwrap_or_default());
         operations::catalogue(self, name);
+        protocol::model(self, name);
         if let Some(version) = answering {
             let (path, schemas) = (&format!("/models/{name}"), &Schemas::new(policy, &version));
             self.predict(&Operations { path, tag, schemas, takes_selector: true });

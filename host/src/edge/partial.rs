@@ -75,7 +75,7 @@ impl Inputs {
                 Ok(Results { records, has_failed: false })
             }
             Self::Partial(partial) => {
-                let most = call.route.version.signature().max_batch_size as usize;
+                let most = call.route.version.max_batch_size();
                 partial.run(call, most).await
             }
         }

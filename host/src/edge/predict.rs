@@ -191,6 +191,7 @@ async fn predict(
     let rows = body::rows(object, form, signature, limits.batch_rows)?;
     account.rows = rows.len();
     let inputs = Inputs::of(signature, rows, is_partial)?;
+    entered.route.version.statistics().inputs_converted(now.elapsed());
     passage.count(&entered.route);
     let mut call = Call::new(&passage, &entered, account.told());
     let results = inputs.run(&mut call, account.rows).await?;

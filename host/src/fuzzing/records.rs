@@ -13,6 +13,14 @@ use crate::record::{self, RecordError};
 /// values, and takes three bytes.
 const SURELY_WITHIN_LIMITS: usize = edge::MAX_VALUES / 6;
 
+/// A body of the Open Inference Protocol, after a line that says how much of it is JSON, or nothing.
+pub(super) fn tensors(bytes: &[u8]) {
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return };
+    let (line, body) = (&bytes[..end], &bytes[end + 1..]);
+    let length = str::from_utf8(line).ok().and_then(|length| length.parse().ok());
+    edge::tensors(body, length);
+}
+
 /// Any JSON, read with and without a limit on rows.
 pub(super) fn json(bytes: &[u8]) {
     let mut bytes = Bytes(bytes);

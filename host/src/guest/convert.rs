@@ -6,7 +6,7 @@ use super::fault::{Fault, Rejection};
 use crate::model::{Constraint, Datatype, Field, Signature, Tensor};
 
 /// The most rejected rows that are kept; a caller mends those first.
-const MAX_REJECTIONS: usize = 20;
+pub(crate) const MAX_REJECTIONS: usize = 20;
 
 /// The longest word of a guest on its own failure that is logged, in characters.
 const MAX_FAILURE_CHARACTERS: usize = 4096;

@@ -1,4 +1,5 @@
 //! When a call ends, whatever the guest does: at its deadline, or when nobody waits for it any more.
+//! A call for several callers ends when the last of them has gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,23 @@ use std::time::Instant;
 #[derive(Debug, Clone)]
 pub struct Stop {
     deadline: Instant,
-    cancelled: Arc<AtomicBool>,
+    cancelled: Cancelled,
+}
+
+/// Who has gone.
+#[derive(Debug, Clone)]
+enum Cancelled {
+    One(Arc<AtomicBool>),
+    All(Arc<[Cancelled]>),
+}
+
+impl Cancelled {
+    fn is_so(&self) -> bool {
+        match self {
+            Self::One(cancelled) => cancelled.load(Ordering::Relaxed),
+            Self::All(all) => all.iter().all(Self::is_so),
+        }
+    }
 }
 
 /// Why a call has ended.
@@ -27,19 +44,25 @@ pub struct CancelOnDrop(Arc<AtomicBool>);
 impl Stop {
     /// At the deadline.
     pub fn at(deadline: Instant) -> Self {
-        Self { deadline, cancelled: Arc::new(AtomicBool::new(false)) }
+        Self { deadline, cancelled: Cancelled::One(Arc::default()) }
+    }
+
+    /// At the deadline, or when nobody waits any more of those who wait for one of the others.
+    pub fn of_all<'a>(deadline: Instant, others: impl Iterator<Item = &'a Self>) -> Self {
+        let cancelled = others.map(|other| other.cancelled.clone()).collect();
+        Self { deadline, cancelled: Cancelled::All(cancelled) }
     }
 
     /// At the deadline, or when the guard is dropped.
     pub fn with_guard(deadline: Instant) -> (Self, CancelOnDrop) {
-        let stop = Self::at(deadline);
-        let guard = CancelOnDrop(Arc::clone(&stop.cancelled));
-        (stop, guard)
+        let flag = Arc::default();
+        let guard = CancelOnDrop(Arc::clone(&flag));
+        (Self { deadline, cancelled: Cancelled::One(flag) }, guard)
     }
 
     /// Whether the call has ended, and why.
     pub fn reason(&self, now: Instant) -> Option<StopReason> {
-        if self.cancelled.load(Ordering::Relaxed) {
+        if self.cancelled.is_so() {
             Some(StopReason::Cancelled)
         } else if now >= self.deadline {
             Some(StopReason::Deadline)
@@ -69,5 +92,19 @@ mod tests {
         assert_eq!(stop.reason(now + Duration::from_secs(1)), Some(StopReason::Deadline));
         drop(guard);
         assert_eq!(stop.reason(now), Some(StopReason::Cancelled));
+    }
+    #[test]
+    fn a_call_for_several_callers_goes_on_until_the_last_has_gone() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let (stops, mut guards): (Vec<_>, Vec<_>) = (0..3).map(|_| Stop::with_guard(now)).collect();
+        let stop = Stop::of_all(later, stops.iter());
+        while let Some(guard) = guards.pop() {
+            assert_eq!(stop.reason(now), None);
+            drop(guard);
+        }
+        assert_eq!(stop.reason(now), Some(StopReason::Cancelled));
+        let none_has_gone = Stop::of_all(later, [Stop::at(now)].iter());
+        assert_eq!(none_has_gone.reason(later), Some(StopReason::Deadline));
     }
 }

@@ -158,6 +158,17 @@ impl Tensor {
         }
     }
 
+    /// How many bytes so many elements take, of which `rest` begins with the first.
+    ///
+    /// The tensor must have passed [`Tensor::check`] and must have these elements.
+    pub fn bytes_of_elements(&self, rest: &[u8], elements: u64) -> usize {
+        let elements = usize::try_from(elements).expect("a checked tensor is counted in usize");
+        match self.datatype.element_size() {
+            Some(size) => elements * size,
+            None => offset_of_element(rest, elements),
+        }
+    }
+
     /// The elements as numbers, rounded where they are integers of over 53 bits; none of what has no
     /// numbers.
     ///

@@ -7,7 +7,9 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -152,7 +154,7 @@ fn write(entries: &Receiver<Captured>, shared: &Shared, settings: &CaptureSettin
             Ok(()) => shared.written.count(),
             Err(error) => {
                 shared.failed.count();
-                // Half a line may be there; the next one begins with a look at the file.
+                // Half a line may be there, which goes when the file is opened for the next one.
                 file = None;
                 if !was_failing {
                     tracing::error!(%error, "cannot keep captured requests");
@@ -187,12 +189,29 @@ fn open(settings: &CaptureSettings) -> io::Result<(File, u64)> {
     DirBuilder::new().recursive(true).mode(0o700).create(&settings.folder)?;
     let no_link = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default();
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600).custom_flags(no_link);
+    options.read(true).append(true).create(true).mode(0o600).custom_flags(no_link);
     let file = options.open(settings.folder.join(FILE))?;
     // It may have been there before.
     file.set_permissions(Permissions::from_mode(0o600))?;
-    let length = file.metadata()?.len();
+    let length = whole_lines(&file, file.metadata()?.len())?;
+    file.set_len(length)?;
     Ok((file, length))
+}
+
+/// How much of a file are whole lines: a full disk, or the end of the process, may have cut the last one.
+fn whole_lines(file: &File, length: u64) -> io::Result<u64> {
+    let mut part = [0; 64 << 10];
+    let mut end = length;
+    while end > 0 {
+        let start = end.saturating_sub(part.len() as u64);
+        let part = &mut part[..usize::try_from(end - start).unwrap_or_default()];
+        file.read_exact_at(part, start)?;
+        if let Some(place) = part.iter().rposition(|byte| *byte == b'\n') {
+            return Ok(start + place as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
 }
 
 /// The newest file is numbered 1, and so on; the one that is one too many goes.
@@ -248,6 +267,24 @@ mod tests {
         assert_eq!(last["request"]["number"], 49);
         capture.offer(entry(b"{}"));
         assert_eq!(capture.counts()[1], ("dropped", 1));
+    }
+
+    #[test]
+    fn half_a_line_makes_room_for_whole_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings =
+            CaptureSettings { folder: folder.path().to_owned(), file_bytes: 1 << 20, files: 2 };
+        let file = folder.path().join(FILE);
+        let cut = "x".repeat(100_000);
+        for (before, kept) in [(format!("{{}}\n{cut}"), 1), (cut.clone(), 0), (String::new(), 0)] {
+            std::fs::write(&file, before).unwrap();
+            let capture = Capture::start(settings.clone()).unwrap();
+            capture.offer(entry(b"{}"));
+            capture.finish(Duration::from_secs(60));
+            let text = std::fs::read_to_string(&file).unwrap();
+            let lines = text.lines().map(serde_json::from_str::<Value>);
+            assert_eq!(lines.collect::<Result<Vec<_>, _>>().unwrap().len(), kept + 1);
+        }
     }
 
     #[test]

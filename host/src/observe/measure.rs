@@ -86,6 +86,34 @@ impl Histogram {
     }
 }
 
+/// The upper bounds of [`Sizes`]: powers of two, as sizes of batches are chosen, up to the most rows that a
+/// request may have by default.
+pub const SIZE_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
+
+/// How large something was, by ranges.
+#[derive(Debug, Default)]
+pub struct Sizes {
+    /// One for each bound, and what is over the last one.
+    counts: [AtomicU64; SIZE_BOUNDS.len() + 1],
+    sum: AtomicU64,
+}
+
+impl Sizes {
+    /// It was that large.
+    pub fn record(&self, size: u64) {
+        let place = SIZE_BOUNDS.partition_point(|bound| *bound < size);
+        self.counts[place].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(size, Ordering::Relaxed);
+    }
+
+    /// All of it, and how many fell between each bound and the one before; the last bound is [`f64::MAX`].
+    pub fn snapshot(&self) -> (f64, Vec<(f64, u64)>) {
+        let bounds = SIZE_BOUNDS.iter().map(|bound| *bound as f64).chain([f64::MAX]);
+        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        (self.sum.load(Ordering::Relaxed) as f64, bounds.zip(counts).collect())
+    }
+}
+
 /// Values by key, each made when it is first needed. Whoever comes later shares the lock with everybody
 /// else, so that nobody waits.
 #[derive(Debug)]
@@ -138,6 +166,16 @@ mod tests {
         assert_eq!((counts[0], counts[1], counts[16], counts[17]), (2, 2, 1, 1));
         assert_eq!(counts.iter().sum::<u64>(), 6);
         assert!((sum - 60.000_302).abs() < 1e-5, "{sum}");
+    }
+
+    #[test]
+    fn a_size_falls_below_its_bound_or_on_it() {
+        let sizes = Sizes::default();
+        [1, 2, 3, 4, 1024, 1025].into_iter().for_each(|size| sizes.record(size));
+        let (sum, buckets) = sizes.snapshot();
+        let counts: Vec<_> = buckets.iter().map(|(_, count)| *count).collect();
+        assert_eq!(counts, [1, 1, 2, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
+        assert!((sum - 2059.0).abs() < 1e-9, "{sum}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::str::FromStr as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,8 +20,8 @@ use opentelemetry_otlp::{ExporterBuildError, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, SpanData,
-    SpanExporter,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, Span, SpanData,
+    SpanExporter, SpanProcessor,
 };
 
 use super::measure::{Counter, Histogram};
@@ -66,6 +67,10 @@ pub struct Sent {
     pub exported: Counter,
     /// It has not.
     pub failed: Counter,
+    /// There was no room for them.
+    pub dropped: Counter,
+    /// Neither yet.
+    waiting: AtomicUsize,
 }
 
 impl Tracer {
@@ -90,7 +95,7 @@ impl Tracer {
             .with_service_name(settings.service.clone())
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
         let provider = SdkTracerProvider::builder()
-            .with_span_processor(processor.build())
+            .with_span_processor(Bounded { queue: processor.build(), sent: Arc::clone(&sent) })
             .with_sampler(Sampler::ParentBased(Box::new(sampler)))
             .with_resource(resource.build())
             .build();
@@ -110,6 +115,40 @@ impl Tracer {
     }
 }
 
+/// A queue that counts what it has no room for, which the library's own does for nobody to see.
+#[derive(Debug)]
+struct Bounded {
+    queue: BatchSpanProcessor,
+    sent: Arc<Sent>,
+}
+
+impl SpanProcessor for Bounded {
+    fn on_start(&self, span: &mut Span, around: &Context) {
+        self.queue.on_start(span, around);
+    }
+
+    fn on_end(&self, span: SpanData) {
+        let waiting = &self.sent.waiting;
+        if waiting.fetch_add(1, Ordering::Relaxed) >= QUEUED_SPANS {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            return self.sent.dropped.count();
+        }
+        self.queue.on_end(span);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.queue.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.queue.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.queue.set_resource(resource);
+    }
+}
+
 /// An exporter whose successes and failures are counted.
 #[derive(Debug)]
 struct Counting {
@@ -119,10 +158,11 @@ struct Counting {
 
 impl SpanExporter for Counting {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let spans = batch.len() as u64;
+        let (count, spans) = (batch.len(), batch.len() as u64);
         let outcome = self.exporter.export(batch).await;
         let counter = if outcome.is_ok() { &self.sent.exported } else { &self.sent.failed };
         counter.add(spans);
+        self.sent.waiting.fetch_sub(count, Ordering::Relaxed);
         outcome
     }
 
@@ -266,7 +306,8 @@ impl Trace {
         if summary.status >= 500 {
             root.set_status(Status::error(""));
         }
-        root.end();
+        // By the clock that its parts are timed by.
+        root.end_with_timestamp(self.began + self.started.elapsed());
     }
 
     fn stage(&self, stage: Stage, since: Instant, until: Instant) {
@@ -315,6 +356,11 @@ impl Told {
     /// A stage is over.
     pub fn went_through(&self, stage: Stage, since: Instant, until: Instant, times: &Histogram) {
         times.record(until.saturating_duration_since(since));
+        self.went_along(stage, since, until);
+    }
+
+    /// A stage is over that was measured once for several requests.
+    pub fn went_along(&self, stage: Stage, since: Instant, until: Instant) {
         if let Some(trace) = &self.trace {
             trace.stage(stage, since, until);
         }

@@ -144,7 +144,7 @@ impl Worker {
             time: Duration::ZERO,
         };
         let mut findings = Findings::default();
-        let most = candidate.signature().max_batch_size as usize;
+        let most = candidate.max_batch_size();
         for piece in pieces(batches.iter().map(Batch::rows), most) {
             match asking.run(piece) {
                 Ok(more) => findings.add(more),

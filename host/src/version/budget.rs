@@ -102,6 +102,7 @@ mod tests {
             queued: 256,
             concurrency: 2,
             predict_time: Duration::from_secs(1),
+            batching: crate::version::Batching::default(),
         };
         let budget = Budget::new(10, 450 << 20);
         let _one = budget.reserve(&limits).unwrap();

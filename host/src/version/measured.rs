@@ -1,7 +1,7 @@
 //! What is measured of one version. It lives in the version, so that what is unloaded leaves no series
 //! behind.
 
-use crate::observe::measure::{Counter, Histogram, Series};
+use crate::observe::measure::{Counter, Histogram, Series, Sizes};
 
 /// Since the version was loaded.
 #[derive(Debug, Default)]
@@ -10,12 +10,14 @@ pub struct Measured {
     pub requests: Series<String, Series<(&'static str, u16), Counter>>,
     /// From the head of a request to its answer, by the version's role.
     pub total: Series<&'static str, Histogram>,
-    /// Of a batch, from its submission to the thread that took it.
+    /// Of the rows of one request, from their submission to the thread that took them.
     pub queue: Histogram,
     /// To get an instance for a batch.
     pub instantiate: Histogram,
     /// The guest's own time for a batch.
     pub predict: Histogram,
+    /// Rows of a batch, as the guest was called with them.
+    pub batch_rows: Sizes,
     /// To write the answer.
     pub encode: Histogram,
     /// Batches that were given no thread, by reason; what is refused before that, `Admission` counts.

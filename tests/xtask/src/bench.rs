@@ -6,13 +6,14 @@
 //! something else; [`runtime`], [`versions`] and [`edge`] count such requests, in figures of their own that
 //! have to be 0.
 
-mod admin;
+pub(crate) mod admin;
 mod artifacts;
 mod client;
 pub(crate) mod edge;
 mod load;
 mod log;
 mod process;
+pub(crate) mod protocols;
 mod random;
 mod rig;
 pub(crate) mod runtime;

@@ -4,10 +4,12 @@
 //! nothing elsewhere. The steps are in modules of their own; those that ask a server start one with
 //! the demonstration models, built like those of the tests.
 
+mod clients;
 mod description;
 mod metrics;
 mod packaging;
 mod page;
+mod perf_analyzer;
 mod python;
 
 use std::path::Path;
@@ -32,7 +34,7 @@ struct Step {
     check: fn(&Workspace, &Path) -> Result<()>,
 }
 
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 7] = [
     Step {
         name: "openapi",
         about: "the documents are OpenAPI",
@@ -53,6 +55,16 @@ const STEPS: [Step; 5] = [
         name: "packaging",
         about: "operators' files are what they claim",
         check: packaging::check,
+    },
+    Step {
+        name: "clients",
+        about: "published clients do what they do elsewhere",
+        check: clients::check,
+    },
+    Step {
+        name: "perf_analyzer",
+        about: "Triton's load generator measures the server",
+        check: perf_analyzer::check,
     },
 ];
 

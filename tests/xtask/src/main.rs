@@ -98,6 +98,8 @@ enum Bench {
     Versions(bench::versions::Options),
     /// The public edge: too many requests, and callers that are slow, silent or never stay.
     Edge(bench::edge::Options),
+    /// What protocols cost, and what it brings that requests share calls of a guest.
+    Protocols(bench::protocols::Options),
 }
 
 fn main() -> ExitCode {
@@ -126,6 +128,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Bench { bench: Bench::Runtime(options) } => bench_runtime(&options.absolute()?),
         Task::Bench { bench: Bench::Versions(options) } => bench_versions(&options.absolute()?),
         Task::Bench { bench: Bench::Edge(options) } => bench_edge(&options.absolute()?),
+        Task::Bench { bench: Bench::Protocols(options) } => bench_protocols(&options.absolute()?),
     }
 }
 
@@ -211,6 +214,13 @@ fn bench_versions(options: &bench::versions::Options) -> Result<()> {
 fn bench_edge(options: &bench::edge::Options) -> Result<()> {
     let workspace = build_for_bench()?;
     let (figures, outcome) = bench::edge::measure(&workspace, options)?;
+    bench::finish(&figures, &options.general)?;
+    outcome
+}
+
+fn bench_protocols(options: &bench::protocols::Options) -> Result<()> {
+    let workspace = build_for_bench()?;
+    let (figures, outcome) = bench::protocols::measure(&workspace, options)?;
     bench::finish(&figures, &options.general)?;
     outcome
 }

@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::run;
 
+pub(crate) use debian::unpack as unpack_debian;
+
 /// What guests are compiled for.
 pub(crate) const TARGET: &str = "wasm32-wasip2";
 

@@ -118,6 +118,11 @@ impl Workspace {
         self.root.join("tests/models")
     }
 
+    /// The folder of the programs that ask a server by published clients.
+    pub(crate) fn client_programs(&self) -> PathBuf {
+        self.root.join("tests/xtask/src/conformance/clients")
+    }
+
     /// The folder for all we make that cargo does not.
     pub(crate) fn output(&self) -> PathBuf {
         self.target.join("guesthouse")

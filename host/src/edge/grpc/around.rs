@@ -40,7 +40,7 @@ pub(super) async fn each_call(
     meters.grpc.in_flight.rise();
     let way = Way::Grpc(Arc::clone(&meters));
     let line = Line::begin(&mut request, endpoint, way, edge.tracer.as_deref());
-    let mut log = Log { line, call: None, meters };
+    let mut log = Log { line, call: None, error: None, meters };
     if !is_grpc(&request) {
         let code = ErrorCode::UnsupportedMediaType;
         log.line.status = Some(code.status().as_u16());
@@ -146,10 +146,13 @@ async fn run(
 fn told(mut response: Response, mut log: Log, cut: Option<Cut>) -> Response {
     let code = response.headers().get(Status::GRPC_STATUS);
     let code = code.map(|code| Code::from_bytes(code.as_bytes()));
-    let error = response.extensions_mut().remove::<ApiError>();
-    let is_ours = error.is_some() || log.call.as_ref().is_some_and(|call| call.error().is_some());
-    if let (false, Some(error)) = (is_ours, code.and_then(status::of_library)) {
+    let known = response.extensions_mut().remove::<ApiError>().map(|error| error.code);
+    log.error = known.or_else(|| log.call.as_ref().and_then(|call| call.error()));
+    if let (None, Some(error)) = (log.error, code.and_then(status::of_library)) {
+        // Of a service that there is, the library knows which methods it has.
+        let error = if log.call.is_some() { error } else { super::no_such_method() };
         response = status::refusal(&error);
+        log.error = Some(error.code);
     }
     if let Some(call) = &log.call {
         log.line.account = call.account();

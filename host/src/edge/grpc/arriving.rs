@@ -80,6 +80,8 @@ pub(super) struct Arriving {
     time: Duration,
     /// What is there of the bytes before a message.
     head: Vec<u8>,
+    /// Whether there was a message.
+    has_begun: bool,
     /// Bytes of the message that have not come.
     left: usize,
     /// When it has to be there: of a stream, only if it has begun.
@@ -92,7 +94,8 @@ impl Arriving {
         // Who may wait between messages may wait before the first.
         let end = (!call.method.is_stream).then(|| Box::pin(sleep_until(Instant::now() + time)));
         let call = Arc::clone(call);
-        Self { body, call, most, time, head: Vec::new(), left: 0, end, is_over: false }
+        let (head, left, has_begun, is_over) = (Vec::new(), 0, false, false);
+        Self { body, call, most, time, head, has_begun, left, end, is_over }
     }
 
     /// Follow what has come.
@@ -100,7 +103,7 @@ impl Arriving {
         while !data.is_empty() {
             if self.left == 0 {
                 if self.head.is_empty() {
-                    self.call.held.begin()?;
+                    self.begin()?;
                 }
                 let (head, rest) = data.split_at(data.len().min(HEAD - self.head.len()));
                 self.head.extend_from_slice(head);
@@ -124,8 +127,21 @@ impl Arriving {
         Ok(())
     }
 
-    /// Give a message its time from when it begins.
+    /// The next message begins.
+    fn begin(&mut self) -> Result<(), ApiError> {
+        if self.has_begun && !self.call.method.is_stream {
+            return Err(ApiError::malformed("the method takes one message"));
+        }
+        self.has_begun = true;
+        self.call.held.begin()
+    }
+
+    /// Give a message of a stream its time from when it begins. The one of other calls has it from
+    /// their beginning, and with it the caller's word that there are no more.
     fn watch(&mut self) {
+        if !self.call.method.is_stream {
+            return;
+        }
         if self.left == 0 && self.head.is_empty() {
             self.end = None;
         } else if self.end.is_none() {

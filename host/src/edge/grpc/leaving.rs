@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 
 use super::call::Call;
 use super::status;
-use crate::edge::error::ApiError;
+use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Line;
 use crate::observe::meters::Meters;
 
@@ -58,21 +58,23 @@ impl Cut {
 
 /// What a caller is told whose own time is over.
 pub(super) fn late() -> ApiError {
-    let code = crate::edge::error::ErrorCode::DeadlineExceeded;
-    ApiError::new(code, "there was no answer in time")
+    ApiError::new(ErrorCode::DeadlineExceeded, "there was no answer in time")
 }
 
 /// The line in the log, which is written when this is dropped.
 pub(super) struct Log {
     pub(super) line: Line,
     pub(super) call: Option<Arc<Call>>,
+    /// Why there is no answer, if that was known at its head.
+    pub(super) error: Option<ErrorCode>,
     pub(super) meters: Arc<Meters>,
 }
 
 impl Log {
     /// The call ends with that.
     fn end(&mut self, code: Code) {
-        let known = self.call.as_ref().and_then(|call| call.error());
+        let of_call = || self.call.as_ref().and_then(|call| call.error());
+        let known = self.error.or_else(of_call);
         let error = known.or_else(|| status::of_library(code).map(|error| error.code));
         self.line.grpc_status = Some(status::name(code));
         self.line.status = Some(error.map_or(200, |error| error.status().as_u16()));

@@ -353,14 +353,14 @@ impl Asker<'_> {
     }
 
     /// The name of somebody with an admin key.
-    fn administrator(&mut self) -> Result<String, ApiError> {
+    pub(in crate::edge) fn administrator(&mut self) -> Result<String, ApiError> {
         let caller = access::administrator(&self.edge.keys, self.headers)?;
         self.account.caller = Some(caller.name().to_owned());
         Ok(caller.name().to_owned())
     }
 
     /// The same, if changes are taken here at all.
-    fn changer(&mut self) -> Result<String, ApiError> {
+    pub(in crate::edge) fn changer(&mut self) -> Result<String, ApiError> {
         let actor = self.administrator()?;
         if self.edge.policy.load().server.repository_changes {
             return Ok(actor);

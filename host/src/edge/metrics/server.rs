@@ -123,6 +123,10 @@ fn lost(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     write(encoder, captured, edge.capture.counts().map(outcome))?;
     let Some(tracer) = &edge.tracer else { return Ok(()) };
     let sent = tracer.sent();
-    let spans = [("exported", sent.exported.total()), ("failed", sent.failed.total())];
+    let spans = [
+        ("exported", sent.exported.total()),
+        ("failed", sent.failed.total()),
+        ("dropped", sent.dropped.total()),
+    ];
     write(encoder, ("spans", "Spans that were sent to the collector", None), spans.map(outcome))
 }

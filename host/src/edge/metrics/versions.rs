@@ -81,7 +81,7 @@ impl<'a> Versions<'a> {
                     let labels = vec![
                         ("role", (*role).to_owned()),
                         ("route", route.clone()),
-                        ("protocol", "http".to_owned()),
+                        ("protocol", protocol(route).to_owned()),
                         ("code", status.to_string()),
                     ];
                     (labels, ConstCounter::new(count.total()))
@@ -105,6 +105,10 @@ impl<'a> Versions<'a> {
             (("predict_duration", "The guest's own time for a batch", seconds), |of| &of.predict),
             (("encode_duration", "To write an answer", seconds), |of| &of.encode),
         ];
+        let rows = ("batch_size_rows", "Rows with which a guest was called", None);
+        self.family(encoder, rows, |version| {
+            vec![(vec![], Times(version.measured().batch_rows.snapshot()))]
+        })?;
         for (name, of) in stages {
             self.family(encoder, name, |version| {
                 vec![(vec![], Times(of(version.measured()).snapshot()))]
@@ -224,4 +228,10 @@ impl<'a> Versions<'a> {
             vec![(vec![], ConstGauge::new(bytes))]
         })
     }
+}
+
+/// By which protocol requests come that have this route: only gRPC's services have names with dots.
+fn protocol(route: &str) -> &'static str {
+    let first = route.trim_start_matches('/').split('/').next().unwrap_or_default();
+    if first.contains('.') { "grpc" } else { "http" }
 }

@@ -9,7 +9,7 @@ use crate::edge::idempotency::MAX_KEY_LENGTH;
 use crate::model::{Field, ModelName};
 
 /// What any request can be answered with, whatever it asks for.
-const GENERAL: [ErrorCode; 4] = [
+pub(super) const GENERAL: [ErrorCode; 4] = [
     ErrorCode::MalformedRequest,
     ErrorCode::MethodNotAllowed,
     ErrorCode::Internal,
@@ -17,11 +17,11 @@ const GENERAL: [ErrorCode; 4] = [
 ];
 
 /// What a request that needs a key can be answered with as well.
-const KEYED: [ErrorCode; 4] =
+pub(super) const KEYED: [ErrorCode; 4] =
     [ErrorCode::Unauthorized, ErrorCode::Forbidden, ErrorCode::RateLimited, ErrorCode::NotFound];
 
 /// What a prediction can be answered with as well.
-const PREDICTION: [ErrorCode; 10] = [
+pub(super) const PREDICTION: [ErrorCode; 10] = [
     ErrorCode::RequestTimeout,
     ErrorCode::PayloadTooLarge,
     ErrorCode::UnsupportedMediaType,
@@ -34,6 +34,10 @@ const PREDICTION: [ErrorCode; 10] = [
     ErrorCode::DeadlineExceeded,
 ];
 
+/// What a change of what is served can be answered with as well.
+pub(super) const CHANGES: [ErrorCode; 3] =
+    [ErrorCode::Conflict, ErrorCode::UnacceptableArtifact, ErrorCode::InsufficientStorage];
+
 /// What is no id is not refused: the request gets another one.
 const REQUEST_ID: &str = "1 to 128 visible ASCII characters, which come back and stand in the log; \
     anything else is replaced";
@@ -41,7 +45,7 @@ const REQUEST_ID: &str = "1 to 128 visible ASCII characters, which come back and
 /// Channels, versions, and ranges of one comparison; there are more, for which a pattern has no words.
 const SELECTOR: &str = r"^(?:stable|canary|[=^~]?(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){0,2}|=?(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){2}-[a-z][0-9a-z]{0,8}(?:\.(?:0|[1-9][0-9]{0,8}))?)$";
 
-fn selector_schema() -> Value {
+pub(super) fn selector_schema() -> Value {
     let examples = ["stable", "1.0.0", "^1"];
     json!({"type": "string", "pattern": SELECTOR, "examples": examples})
 }
@@ -251,7 +255,7 @@ fn link(name: &str) -> Option<(&'static str, &'static str)> {
     }
 }
 
-fn read(id: &str, tag: &str, summary: &str, answer: &Value, is_open: bool) -> Value {
+pub(super) fn read(id: &str, tag: &str, summary: &str, answer: &Value, is_open: bool) -> Value {
     let mut responses =
         if is_open { errors(&GENERAL) } else { errors(&[&GENERAL[..], &KEYED].concat()) };
     responses["200"] = answer.clone();
@@ -281,12 +285,12 @@ fn text(media_type: &str, description: &str) -> Value {
     json!({"description": description, "content": content})
 }
 
-fn content_of(description: &str, schema: &Value) -> Value {
+pub(super) fn content_of(description: &str, schema: &Value) -> Value {
     json!({"description": description, "content": {"application/json": {"schema": schema}}})
 }
 
 /// A response for each status that the errors have.
-fn errors(codes: &[ErrorCode]) -> Value {
+pub(super) fn errors(codes: &[ErrorCode]) -> Value {
     let mut responses = Map::new();
     for code in codes {
         let status = code.status().as_str().to_owned();
@@ -313,7 +317,7 @@ fn errors(codes: &[ErrorCode]) -> Value {
     Value::Object(responses)
 }
 
-fn headers(names: &[&str]) -> Value {
+pub(super) fn headers(names: &[&str]) -> Value {
     names
         .iter()
         .map(|name| ((*name).to_owned(), json!({"schema": {"type": "string"}})))

@@ -201,8 +201,13 @@ pub(super) fn common() -> Map<String, Value> {
         "properties": fields(json!({})),
         "required": ["error_code", "message"],
     });
-    let named =
-        [("Error", error), ("Problem", problem), ("RowError", row), ("Model", model_state())];
+    let named = [
+        ("ProtocolError", super::protocol::error_schema(&error)),
+        ("Error", error),
+        ("Problem", problem),
+        ("RowError", row),
+        ("Model", model_state()),
+    ];
     named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
 

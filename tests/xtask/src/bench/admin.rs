@@ -17,7 +17,7 @@ use super::artifacts::Model;
 use super::client::{Answer, Client};
 
 /// The key that `guesthouse serve --demo` accepts here.
-const KEY: &str = "local-demo-admin-key";
+pub(crate) const KEY: &str = "local-demo-admin-key";
 
 /// How long the server is asked to wait for a deployment to go on, in seconds, before it is asked
 /// again.

@@ -21,7 +21,7 @@ use crate::workspace::{Profile, Workspace};
 
 /// How long a server may take until it has said what is waited for, most of the time. A first start
 /// compiles every version, which takes half a minute each on a busy machine.
-pub(super) const START_LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a server may take to end; longer than it waits for requests under way.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -54,6 +54,7 @@ pub(crate) struct Server {
     limit: Duration,
     address: SocketAddr,
     admin_address: SocketAddr,
+    grpc_address: SocketAddr,
 }
 
 impl Server {
@@ -87,6 +88,7 @@ impl Server {
             .arg("--state")
             .arg(&setup.state)
             .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .args(["--grpc-listen", "127.0.0.1:0"])
             .envs(setup.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -99,8 +101,9 @@ impl Server {
             let address = line["address"].as_str().and_then(|address| address.parse().ok());
             address.context("the log has no address")
         };
-        let (address, admin_address) = (address("listening")?, address("admin listening")?);
-        Ok(Self { process, log, limit, address, admin_address })
+        let [address, admin_address, grpc_address] =
+            [address("listening")?, address("admin listening")?, address("grpc listening")?];
+        Ok(Self { process, log, limit, address, admin_address, grpc_address })
     }
 
     /// From the start of the process until everything was loaded, as the server measured it.
@@ -119,8 +122,13 @@ impl Server {
     }
 
     /// Where its public endpoints are.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where its endpoints of gRPC are.
+    pub(crate) fn grpc_address(&self) -> SocketAddr {
+        self.grpc_address
     }
 
     /// A caller of its public endpoints.

@@ -64,6 +64,8 @@ pub(super) fn check_answers(workspace: &Workspace, _host: &Path) -> Result<()> {
             .args(["--max-response-time", SLOWEST_SECONDS])
             .arg("--generation-database")
             .arg(Path::new("hypothesis"));
+        // What the elements of a tensor are, another of its fields says; schemas have no words for that.
+        run.args(["--exclude-path-regex", "^/v2/.*/infer$"]);
         // It would send a key that it makes up beside the right one, and two different ones are refused.
         run.args(["--generation-with-security-parameters", "false"]);
         run::shown(&mut run)

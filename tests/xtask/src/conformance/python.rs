@@ -13,7 +13,7 @@ use crate::workspace::Workspace;
 pub(super) struct Python(PathBuf);
 
 impl Python {
-    /// Install the packages, unless just these are there.
+    /// Install the packages, unless just these are there; with none, there is what comes with Python.
     pub(super) fn install(workspace: &Workspace, name: &str, packages: &[&str]) -> Result<Self> {
         let python = Self(workspace.tools().join(name));
         let stamp = python.0.join("installed");
@@ -23,9 +23,11 @@ impl Python {
         }
         run::step(&format!("installing {wanted}"), || {
             run::output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&python.0))?;
-            let mut pip = python.run("python");
-            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-            run::output(pip.args(packages))?;
+            if !packages.is_empty() {
+                let mut pip = python.run("python");
+                pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+                run::output(pip.args(packages))?;
+            }
             Ok(fs::write(&stamp, &wanted)?)
         })?;
         Ok(python)

@@ -142,7 +142,7 @@ fn find_packages(release: &str, work: &Path) -> Result<(Apt, Vec<String>)> {
     let mut reasons = Vec::new();
     for (number, mirror) in mirrors()?.iter().enumerate() {
         let attempt = || -> Result<(Apt, Vec<String>)> {
-            let apt = Apt::new(work.join(format!("apt-{number}")), mirror)?;
+            let apt = Apt::new(work.join(format!("apt-{number}")), mirror, SUITE)?;
             run::output(apt.command("apt-get").arg("update"))?;
             // A version is upstream's release, then Debian's additions after a sign.
             let rust = apt.newest("rust-src", |version| {
@@ -153,6 +153,32 @@ fn find_packages(release: &str, work: &Path) -> Result<(Apt, Vec<String>)> {
         };
         match attempt() {
             Ok(found) => return Ok(found),
+            Err(error) => reasons.push(format!("{error:#}")),
+        }
+    }
+    ensure!(!reasons.is_empty(), "apt has no Debian mirror configured");
+    bail!("{}", reasons.join("\n  "))
+}
+
+/// Unpacks packages of any suite into a folder, for programs that run from there.
+pub(crate) fn unpack(suite: &str, packages: &[&str], folder: &Path) -> Result<()> {
+    let work = tempfile::tempdir().context("cannot create a temporary folder")?;
+    let mut reasons = Vec::new();
+    for (number, mirror) in mirrors()?.iter().enumerate() {
+        let attempt = || -> Result<()> {
+            let apt = Apt::new(work.path().join(format!("apt-{number}")), mirror, suite)?;
+            run::output(apt.command("apt-get").arg("update"))?;
+            let mut download = apt.command("apt-get");
+            run::output(download.current_dir(&apt.folder).arg("download").args(packages))?;
+            for file in files(&apt.folder)? {
+                if file.extension() == Some(OsStr::new("deb")) {
+                    run::output(Command::new("dpkg-deb").arg("-x").arg(file).arg(folder))?;
+                }
+            }
+            Ok(())
+        };
+        match attempt() {
+            Ok(()) => return Ok(()),
             Err(error) => reasons.push(format!("{error:#}")),
         }
     }
@@ -191,8 +217,8 @@ struct Apt {
 }
 
 impl Apt {
-    fn new(folder: PathBuf, mirror: &str) -> Result<Self> {
-        let mut source = format!("Types: deb\nURIs: {mirror}\nSuites: {SUITE}\nComponents: main\n");
+    fn new(folder: PathBuf, mirror: &str, suite: &str) -> Result<Self> {
+        let mut source = format!("Types: deb\nURIs: {mirror}\nSuites: {suite}\nComponents: main\n");
         if Path::new(KEYRING).exists() {
             source.push_str(&format!("Signed-By: {KEYRING}\n"));
         }

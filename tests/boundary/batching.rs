@@ -1,0 +1,253 @@
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use guesthouse_tests::artifacts::temporary_folder;
+use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use serde_json::{Value, json};
+
+/// How long callers try to meet in a batch: it is for the machine to say when they come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server of the misbehaving guest, with more for its section on batching.
+fn misbehave(predict_milliseconds: u32, batching: &str) -> (Server, tempfile::TempDir) {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), predict_milliseconds);
+    setup.config.push_str(&format!("[models.misbehave.batching]\n{batching}"));
+    (Server::start(&setup), folder)
+}
+
+/// Batches begin when they are full, or after a second.
+fn full_at(rows: usize) -> String {
+    format!("max_batch_size = {rows}\nmax_queue_delay_microseconds = 1_000_000\n")
+}
+
+/// Ask with all of the bodies at once.
+fn ask_at_once(server: &Server, path: &str, bodies: &[Value]) -> Vec<Answer> {
+    std::thread::scope(|scope| {
+        let asking: Vec<_> =
+            bodies.iter().map(|body| scope.spawn(move || server.post(path, body))).collect();
+        asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+    })
+}
+
+fn act_at_once(server: &Server, actions: &[&str]) -> Vec<Answer> {
+    let bodies: Vec<_> = actions.iter().map(|action| json!({ "action": action })).collect();
+    ask_at_once(server, "/models/misbehave/predict", &bodies)
+}
+
+/// The value of a series of a model.
+fn value(server: &Server, name: &str, labels: &[&str]) -> Option<f64> {
+    let page = server.metrics();
+    let is_it = |line: &&str| {
+        let rest = line.strip_prefix(name).filter(|rest| rest.starts_with('{'));
+        rest.is_some_and(|rest| labels.iter().all(|label| rest.contains(label)))
+    };
+    let line = page.lines().find(is_it);
+    line.and_then(|line| line.rsplit_once(' ')?.1.parse().ok())
+}
+
+/// How many calls of a model's guests had more rows than that.
+fn larger_calls(server: &Server, model: &str, rows: &str) -> f64 {
+    let (model, bound) = (format!("model=\"{model}\""), format!("le=\"{rows}.0\""));
+    let name = "guesthouse_batch_size_rows_bucket";
+    let counted = |bound| value(server, name, &[&model, bound]).expect("there is such a bound");
+    counted("le=\"+Inf\"") - counted(&bound)
+}
+
+#[test]
+fn callers_that_meet_get_what_they_would_get_alone() {
+    let folder = temporary_folder();
+    let mut setup = Setup::fixtures(folder.path(), &["row_sum", "simple"]);
+    setup.artifacts.extend(Setup::toxicity().artifacts);
+    // With as much time, nobody is refused for what others wait.
+    setup.config = setup.config.replace("[limits]\n", "[limits]\npredict_milliseconds = 30_000\n");
+    let server = Server::start(&setup);
+    // Sums of floats depend on their order, and rows are of many lengths.
+    let numbers = |caller: usize| -> Vec<f64> {
+        (0..2 * caller).map(|index| f64::from(1_u32 << (index % 24)) / 3.0).collect()
+    };
+    let sums: Vec<_> = (0..24).map(|caller| json!({"INPUT0": numbers(caller)})).collect();
+    let texts: Vec<_> = (0..24)
+        .map(|caller| json!({"text": format!("You are {} nice, number {caller}", "very ".repeat(caller))}))
+        .collect();
+    for (model, bodies) in [("row_sum", &sums), ("toxicity", &texts)] {
+        let path = format!("/models/{model}/predict");
+        let say = |answer: &Answer| -> Value {
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let mut body = answer.body.clone();
+            let record = body.as_object_mut().unwrap();
+            record.remove("request_id");
+            record.remove("model_version");
+            body
+        };
+        let alone: Vec<_> = bodies.iter().map(|body| say(&server.post(&path, body))).collect();
+        let (before, begin) = (larger_calls(&server, model, "1"), Instant::now());
+        loop {
+            for (answer, alone) in ask_at_once(&server, &path, bodies).iter().zip(&alone) {
+                same(&say(answer), alone);
+            }
+            if larger_calls(&server, model, "1") > before {
+                break;
+            }
+            assert!(begin.elapsed() < PATIENCE, "nobody meets anybody at {model}");
+        }
+    }
+}
+
+/// Floating-point numbers may differ in their last bits: kernels for one row add up in another order.
+fn same(is: &Value, wanted: &Value) {
+    match (is["score"].as_f64(), wanted["score"].as_f64()) {
+        (Some(score), Some(other)) => {
+            assert!((score - other).abs() < 1e-6, "{is} {wanted}");
+            assert_eq!(is["label"], wanted["label"]);
+        }
+        _ => assert_eq!(is, wanted),
+    }
+}
+
+#[test]
+fn only_the_culprit_of_a_batch_fails_and_counts_once() {
+    let (server, _folder) = misbehave(30_000, &full_at(8));
+    let faults = |kind: &str| {
+        // There is a series as soon as there is one.
+        let labels = [r#"model="misbehave""#, kind];
+        value(&server, "guesthouse_faults_total", &labels).unwrap_or(0.0)
+    };
+    for (way, kind) in [
+        ("panic", "kind=\"trap\""),
+        ("fail", "kind=\"failed\""),
+        ("no-output", "kind=\"bad_output\""),
+        ("allocate", "kind=\"out_of_memory\""),
+    ] {
+        let begin = Instant::now();
+        loop {
+            let before = faults(kind);
+            let met = larger_calls(&server, "misbehave", "4");
+            let actions = ["echo", "echo", "echo", way, "echo", "echo", "echo", "echo"];
+            let answers = act_at_once(&server, &actions);
+            for (action, answer) in actions.iter().zip(&answers) {
+                if *action == way {
+                    let is = (answer.status, answer.error_code());
+                    assert_eq!(is, (500, Some("model_failure")), "{way}");
+                } else {
+                    assert_eq!(
+                        (answer.status, &answer.body["done"]),
+                        (200, &json!("echo")),
+                        "{way}"
+                    );
+                }
+            }
+            let counted = faults(kind) - before;
+            assert!((counted - 1.0).abs() < 0.5, "{way}: {counted}");
+            if larger_calls(&server, "misbehave", "4") > met {
+                break;
+            }
+            assert!(begin.elapsed() < PATIENCE, "nobody meets {way}");
+        }
+    }
+    let suspended = value(&server, "guesthouse_version_suspended", &[r#"model="misbehave""#]);
+    assert_eq!(suspended, Some(0.0));
+}
+
+#[test]
+fn a_poisonous_caller_never_suspends_a_version_that_works_for_others() {
+    let (server, _folder) = misbehave(30_000, &full_at(4));
+    for _ in 0..12 {
+        let answers = act_at_once(&server, &["echo", "panic", "echo", "echo"]);
+        let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
+        assert_eq!(statuses, [200, 500, 200, 200]);
+    }
+}
+
+#[test]
+fn rejected_rows_are_told_to_their_callers_alone() {
+    let (server, _folder) = misbehave(30_000, &full_at(8));
+    let begin = Instant::now();
+    while larger_calls(&server, "misbehave", "4") < 0.5 {
+        assert!(begin.elapsed() < PATIENCE, "nobody meets anybody");
+        let answers = act_at_once(&server, &["echo", "reject", "echo", "echo", "reject", "echo"]);
+        for (index, answer) in answers.iter().enumerate() {
+            if [1, 4].contains(&index) {
+                assert_eq!((answer.status, answer.error_code()), (422, Some("unacceptable_input")));
+                let details = answer.body["details"].as_array().unwrap();
+                assert_eq!((details.len(), &details[0]["row"]), (1, &json!(0)), "{answer:?}");
+            } else {
+                assert_eq!(answer.status, 200, "{answer:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_never_ends_leaves_its_neighbours_their_time() {
+    let (server, _folder) = misbehave(8_000, &full_at(4));
+    let begin = Instant::now();
+    while larger_calls(&server, "misbehave", "2") < 0.5 {
+        assert!(begin.elapsed() < PATIENCE, "nobody meets anybody");
+        let answers = act_at_once(&server, &["echo", "spin", "echo"]);
+        let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
+        assert_eq!(statuses, [200, 504, 200]);
+    }
+}
+
+#[test]
+fn a_batch_of_which_all_callers_have_gone_ends() {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), 600_000);
+    setup.config.push_str(
+        "inference_threads = 1\nthreads_per_version = 1\npredict_milliseconds_at_most = 600000\n",
+    );
+    setup.config.push_str("[models.misbehave.batching]\n");
+    setup.config.push_str(&full_at(2));
+    let server = Server::start(&setup);
+    let connect = || {
+        let body = json!({"action": "spin"}).to_string();
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        let head =
+            format!("POST /models/misbehave/predict HTTP/1.1\r\nHost: x\r\nX-API-Key: {DEMO_KEY}");
+        write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        stream
+    };
+    let (first, second) = (connect(), connect());
+    let busy = || value(&server, "guesthouse_instances", &["\"misbehave\"", "state=\"busy\""]);
+    let begin = Instant::now();
+    while busy() != Some(1.0) {
+        assert!(begin.elapsed() < PATIENCE, "it never runs");
+    }
+    drop(first);
+    drop(second);
+    // The only thread serves others again.
+    server.wait_for("the interruption", |line| line["kind"] == "cancelled");
+    let echo = server.post("/models/misbehave/predict", &json!({"action": "echo"}));
+    assert_eq!(echo.status, 200);
+}
+
+#[test]
+fn a_request_is_held_back_for_others_as_long_as_it_is_said() {
+    let (server, _folder) = misbehave(30_000, "max_queue_delay_microseconds = 300_000\n");
+    let begin = Instant::now();
+    assert_eq!(act_at_once(&server, &["echo"])[0].status, 200);
+    assert!(begin.elapsed() >= Duration::from_millis(300), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn where_requests_are_kept_apart_nobody_meets_anybody() {
+    for config in [
+        "[models.misbehave.batching]\nenabled = false\n",
+        "[models.misbehave]\nisolation = \"fresh\"\n",
+    ] {
+        let folder = temporary_folder();
+        let mut setup = Setup::misbehave(folder.path(), 30_000);
+        setup.config.push_str("inference_threads = 1\nthreads_per_version = 1\n");
+        setup.config.push_str(config);
+        let server = Server::start(&setup);
+        let answers = act_at_once(&server, &["echo"; 16]);
+        assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+        assert!(larger_calls(&server, "misbehave", "1") < 0.5, "{config}");
+        // The rows of one caller still share a call.
+        let rows = json!({"actions": vec!["echo"; 8]});
+        assert_eq!(server.post("/models/misbehave/batch_predict", &rows).status, 200);
+        assert!(larger_calls(&server, "misbehave", "4") > 0.5, "{config}");
+    }
+}

@@ -1,0 +1,110 @@
+//! Published clients of the Open Inference Protocol, unmodified: each does all that it can with a server
+//! of the models that are there for it, and what it is answered is exact.
+//!
+//! Clients whose libraries disagree have environments of their own. Their programs are the files beside
+//! this one; what each checks is told by the program itself.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use super::python::Python;
+use crate::bench::admin::KEY as ADMIN_KEY;
+use crate::bench::server::{KEY, START_LIMIT, Server, Setup};
+use crate::pack;
+use crate::run;
+use crate::workspace::{Profile, Workspace};
+
+/// Programs that share an environment.
+struct Clients {
+    environment: &'static str,
+    packages: &'static [&'static str],
+    programs: &'static [&'static str],
+}
+
+const CLIENTS: [Clients; 4] = [
+    Clients {
+        environment: "triton",
+        packages: &["tritonclient[http,grpc]==2.73.0", "numpy==2.4.6", "ml_dtypes==0.5.4"],
+        programs: &["triton_http", "triton_grpc"],
+    },
+    Clients {
+        environment: "kserve",
+        packages: &["kserve==0.21.0", "numpy==2.4.6"],
+        programs: &["kserve_clients"],
+    },
+    Clients {
+        environment: "open-inference",
+        packages: &[
+            "open-inference-openapi==2.0.0.1",
+            "open-inference-grpc==2.0.0",
+            "grpc-requests==0.1.21",
+            "grpcio==1.85.1",
+            "numpy==2.4.6",
+        ],
+        programs: &["generated", "reflection"],
+    },
+    Clients {
+        environment: "mlserver",
+        packages: &["mlserver==1.7.1", "numpy==2.4.6"],
+        programs: &["mlserver_infer"],
+    },
+];
+
+/// Every program of every client, whatever came of the others.
+pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
+    let programs = workspace.client_programs();
+    let mut failed = Vec::new();
+    with_fixtures(workspace, host, |server| {
+        let (rest, grpc) = (server.address().to_string(), server.grpc_address().to_string());
+        for clients in &CLIENTS {
+            let python = Python::install(workspace, clients.environment, clients.packages)?;
+            for program in clients.programs {
+                let mut ask = python.run("python");
+                ask.arg(programs.join(program).with_extension("py")).args([&rest, &grpc]);
+                ask.env("KEY", KEY).env("ADMIN_KEY", ADMIN_KEY).env("PYTHONDONTWRITEBYTECODE", "1");
+                if let Err(error) = run::shown(&mut ask) {
+                    eprintln!("{error:#}");
+                    failed.push(*program);
+                }
+            }
+        }
+        Ok(())
+    })?;
+    ensure!(failed.is_empty(), "these fail: {}", failed.join(", "));
+    Ok(())
+}
+
+/// Ask a server of the models that are there for tests alone, and end it.
+pub(super) fn with_fixtures(
+    workspace: &Workspace,
+    host: &Path,
+    ask: impl FnOnce(&Server) -> Result<()>,
+) -> Result<()> {
+    let server = serve(workspace, host)?;
+    let outcome = ask(&server);
+    let end = server.stop();
+    outcome.and(end)
+}
+
+fn serve(workspace: &Workspace, host: &Path) -> Result<Server> {
+    let state = workspace.output().join("clients");
+    // What is compiled is found again by its bytes; what was deployed may have been packed anew.
+    match fs::remove_file(state.join("ledger.redb")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context("cannot remove the ledger of the run before");
+        }
+        _ => {}
+    }
+    let setup = Setup {
+        config: workspace.fixtures().join("fixtures.toml"),
+        repository: pack::pack_fixtures(workspace, host)?,
+        state,
+        starter: Vec::new(),
+        host: Profile::Dev,
+        limit: START_LIMIT,
+        environment: Vec::new(),
+    };
+    Server::start(workspace, &setup)
+}

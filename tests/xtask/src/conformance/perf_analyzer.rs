@@ -1,0 +1,114 @@
+//! Triton's load generator: it finds out by itself what a model takes, and asks it for a while in each of
+//! the ways that it has. How fast that goes is not looked at.
+//!
+//! Its program needs a newer C library than Debian 12 has, so it runs with one of its own, unpacked beside
+//! it; nothing is installed. It does not find a model's statistics, because it takes versions to be bare
+//! numbers; it measures without them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::clients::with_fixtures;
+use super::python::Python;
+use crate::bench::server::KEY;
+use crate::run;
+use crate::toolchain::unpack_debian;
+use crate::workspace::Workspace;
+
+const PACKAGE: &str = "perf-analyzer==2.60.0";
+
+/// The platform of its wheel; others have none.
+const PLATFORM: &str = "manylinux_2_38_x86_64";
+
+/// Debian's suite with libraries that are new enough, and those that the program needs.
+const SUITE: &str = "trixie";
+const LIBRARIES: [&str; 5] = ["libc6", "libgcc-s1", "libssl3t64", "libstdc++6", "zlib1g"];
+
+/// Requests of each run: enough that all of its callers have several under way.
+const REQUESTS: &str = "200";
+
+/// What it is to ask, and whether by gRPC.
+const RUNS: [(bool, &[&str]); 8] = [
+    (false, &["-m", "simple"]),
+    (false, &["-m", "simple", "-b", "4"]),
+    (false, &["-m", "simple", "--input-tensor-format", "json", "--output-tensor-format", "json"]),
+    (false, &["-m", "identity_fp32", "--shape", "INPUT0:8", "--async"]),
+    (true, &["-m", "simple", "-b", "8"]),
+    (true, &["-m", "simple", "--streaming", "--async"]),
+    (true, &["-m", "simple", "--grpc-compression-algorithm", "deflate"]),
+    (true, &["-m", "identity_bytes", "--shape", "INPUT0:4"]),
+];
+
+/// It understands the server, in each of its ways to ask.
+pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
+    if std::env::consts::ARCH != "x86_64" {
+        println!("there is no {PACKAGE} for this machine");
+        return Ok(());
+    }
+    let tool = Tool::install(workspace)?;
+    with_fixtures(workspace, host, |server| {
+        for (is_grpc, what) in RUNS {
+            let (protocol, address, header) = if is_grpc {
+                ("grpc", server.grpc_address(), format!("x-api-key:{KEY}"))
+            } else {
+                ("http", server.address(), format!("X-API-Key:{KEY}"))
+            };
+            let mut ask = tool.command();
+            ask.args(what).args(["-i", protocol, "-u", &address.to_string(), "-H", &header]);
+            ask.args(["--concurrency-range", "4", "--request-count", REQUESTS]);
+            let told = run::output(&mut ask)?;
+            let said = |word: &str| told.lines().find(|line| line.trim().starts_with(word));
+            let throughput = said("Throughput:").context("it tells of no throughput")?;
+            let count = said("Request count:").context("it tells of no requests")?;
+            ensure!(count.trim().ends_with(REQUESTS), "not all are answered: {count}");
+            println!("{protocol} {}: {}", what.join(" "), throughput.trim());
+        }
+        Ok(())
+    })
+}
+
+/// The program, and the libraries that it runs with.
+struct Tool {
+    program: PathBuf,
+    libraries: PathBuf,
+}
+
+impl Tool {
+    fn install(workspace: &Workspace) -> Result<Self> {
+        let folder = workspace.tools().join("perf_analyzer");
+        let root = folder.join("debian");
+        let wheel = folder.join("wheel");
+        let stamp = folder.join("installed");
+        let wanted = format!("{PACKAGE} {SUITE} {}", LIBRARIES.join(" "));
+        if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+            return Ok(Self::at(&wheel, &root));
+        }
+        let python = Python::install(workspace, "pip", &[])?;
+        run::step(&format!("installing {PACKAGE} and libraries of {SUITE}"), || {
+            for path in [&root, &wheel] {
+                fs::create_dir_all(path).context("cannot create a folder for tools")?;
+            }
+            unpack_debian(SUITE, &LIBRARIES, &root)?;
+            let mut pip = python.run("python");
+            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+            pip.args(["--no-deps", "--only-binary=:all:", "--platform", PLATFORM, "--upgrade"]);
+            run::output(pip.arg("--target").arg(&wheel).arg(PACKAGE))?;
+            Ok(fs::write(&stamp, &wanted)?)
+        })?;
+        Ok(Self::at(&wheel, &root))
+    }
+
+    fn at(wheel: &Path, root: &Path) -> Self {
+        let program = wheel.join("perf_analyzer/bin/perf_analyzer");
+        Self { program, libraries: root.join("usr/lib/x86_64-linux-gnu") }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.libraries.join("ld-linux-x86-64.so.2"));
+        command.arg("--library-path").arg(&self.libraries).arg(&self.program);
+        command
+    }
+}
