@@ -220,6 +220,7 @@ fn bench_edge(options: &bench::edge::Options) -> Result<()> {
 
 fn bench_protocols(options: &bench::protocols::Options) -> Result<()> {
     let workspace = build_for_bench()?;
+    build_guests(&workspace)?;
     let (figures, outcome) = bench::protocols::measure(&workspace, options)?;
     bench::finish(&figures, &options.general)?;
     outcome

@@ -12,6 +12,7 @@ use super::artifacts::Model;
 use super::load::{self, Load, Measured, work_file};
 use super::process::Process;
 use super::server::{START_LIMIT, Server, Setup};
+use crate::run;
 use crate::workspace::{Profile, Workspace};
 
 /// Enough callers to keep every processor busy.
@@ -96,6 +97,13 @@ impl<'a> Rig<'a> {
         }
         server.stop()?;
         start()
+    }
+
+    /// What the probe says of a model, by the state folder of a server that does not run any more.
+    pub(super) fn probe(&self, task: &str, model: &Model, state: &Path) -> Result<Value> {
+        let mut command = Command::new(self.workspace.probe_binary());
+        command.arg(task).arg("--artifact").arg(&model.artifact).arg("--state").arg(state);
+        serde_json::from_str(&run::output(&mut command)?).context("the probe says no JSON")
     }
 
     /// A process that keeps one core busy at normal priority until it is dropped.

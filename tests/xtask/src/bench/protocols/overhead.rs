@@ -39,17 +39,18 @@ struct Protocol {
 }
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    let artifact = super::artifacts::identity(bench)?;
-    let setup = bench.rig.setup("state-overhead", "", &[&artifact.artifact])?;
+    let setup = bench.rig.setup("state-overhead", "", &[&bench.identity.artifact])?;
     let server = run::step("overhead: start", || bench.rig.warm_server(&setup))?;
     let mut figures = Vec::new();
     for size in SIZES {
-        let measured = run::step(&format!("overhead: {size} numbers"), || sized(bench, &server, size))?;
+        let measured =
+            run::step(&format!("overhead: {size} numbers"), || sized(bench, &server, size))?;
         figures.extend(measured);
     }
     server.stop()?;
     // The server that has used this folder has stopped.
-    let probe = || bench.probe("isolation", &artifact, &bench.rig.folder("state-overhead"));
+    let probe =
+        || bench.rig.probe("isolation", &bench.identity, &bench.rig.folder("state-overhead"));
     let report = run::step("overhead: probe", probe)?;
     let call = report.pointer("/reused/call_us/p50").and_then(serde_json::Value::as_f64);
     let call = call.context("the probe has not said what a call takes")?;
@@ -95,9 +96,9 @@ impl Total {
     fn add(&mut self, bench: &Bench<'_>, server: &Server, protocol: &Protocol) -> Result<()> {
         let before = scrape(server)?;
         let headers: Vec<&str> = protocol.headers.iter().map(String::as_str).collect();
-        let address = if protocol.grpc { server.grpc_url("") } else { server.url("") };
+        let address = if protocol.grpc { server.grpc_address() } else { server.address() };
         let load = Load {
-            url: &format!("{address}{}", protocol.path),
+            url: &format!("http://{address}{}", protocol.path),
             warm_up_seconds: BLOCK_WARM_UP_SECONDS,
             seconds: bench.rig.seconds / f64::from(ROUNDS),
             body: Some(&protocol.body),

@@ -37,7 +37,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
 
 /// The time of making and dropping an instance, one that was never called and one that served once.
 fn time(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
-    let report = bench.probe("instances", model, &bench.rig.folder(STATE))?;
+    let report = bench.rig.probe("instances", model, &bench.rig.folder(STATE))?;
     let figure = |name: &str, pointer: &str, bar| -> Result<Figure> {
         let name = format!("instance_{name}_us_{}", model.name);
         Ok(Figure::new(&name, value(&report, pointer)?, "us", bar))
@@ -53,7 +53,7 @@ fn time(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
 /// What each further instance adds to the process, when all have served. Of that, what it added
 /// before it served is the host's share, and the rest is what a call of the model writes to.
 fn memory(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
-    let report = bench.probe("memory", model, &bench.rig.folder(STATE))?;
+    let report = bench.rig.probe("memory", model, &bench.rig.folder(STATE))?;
     let further = value(&report, "/instances")? - 1.0;
     let one = value(&report, "/with_one_kib")?;
     let added = |pointer| Ok::<_, Error>((value(&report, pointer)? - one) / further / 1024.0);

@@ -84,7 +84,7 @@ fn measure_pairs(
 fn probe(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
     // The server that has used this folder last has stopped.
     let state = "state-reuse";
-    let report = bench.probe("isolation", model, &bench.rig.folder(state))?;
+    let report = bench.rig.probe("isolation", model, &bench.rig.folder(state))?;
     let figure = |name: &str, pointer: &str, unit| -> Result<Figure> {
         let name = format!("{name}_{}", model.name);
         Ok(Figure::new(&name, value(&report, pointer)?, unit, None))

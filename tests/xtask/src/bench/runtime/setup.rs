@@ -1,14 +1,10 @@
 //! What every section needs: the models, and what the probe says of them.
 
-use std::path::Path;
-use std::process::Command;
-
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::bench::artifacts::{Model, pack_misbehave};
 use crate::bench::rig::Rig;
-use crate::run;
 use crate::workspace::Workspace;
 
 /// The model with the larger weights and the longer calls, if the repository has it.
@@ -45,13 +41,6 @@ impl<'a> Bench<'a> {
     /// The models whose costs are measured.
     pub(super) fn models(&self) -> impl Iterator<Item = &Model> {
         [&self.healthy].into_iter().chain(&self.large)
-    }
-
-    /// What the probe says.
-    pub(super) fn probe(&self, task: &str, model: &Model, state: &Path) -> Result<Value> {
-        let mut command = Command::new(self.rig.workspace.probe_binary());
-        command.arg(task).arg("--artifact").arg(&model.artifact).arg("--state").arg(state);
-        serde_json::from_str(&run::output(&mut command)?).context("the probe says no JSON")
     }
 }
 
