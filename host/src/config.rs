@@ -410,6 +410,13 @@ mod tests {
     }
 
     fn assert_watching(file: &ConfigFile) {
+        let RateLimitFile { requests_per_second: Some(_), burst: Some(_) } = &file.rate_limit
+        else {
+            panic!("a key of rate_limit is not in the README");
+        };
+        let IdempotencyFile { seconds: Some(_), memory_mib: Some(_) } = &file.idempotency else {
+            panic!("a key of idempotency is not in the README");
+        };
         let ServerFile { name: Some(_), repository_changes: Some(_) } = &file.server else {
             panic!("a key of server is not in the README");
         };
@@ -490,12 +497,6 @@ mod tests {
         let KeyFile { name: _, sha256: _, scopes: Some(_), expires: Some(_), rate: Some(_) } = key
         else {
             panic!("a key of keys is not in the README");
-        };
-        let RateLimitFile { requests_per_second: Some(_), burst: Some(_) } = file.rate_limit else {
-            panic!("a key of rate_limit is not in the README");
-        };
-        let IdempotencyFile { seconds: Some(_), memory_mib: Some(_) } = file.idempotency else {
-            panic!("a key of idempotency is not in the README");
         };
         assert_watching(&file);
         assert!(file.settle().is_ok());
