@@ -104,6 +104,13 @@ pub(crate) fn make_key(server: &Server, scopes: &[&str]) -> String {
     answer.body["secret"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned()
 }
 
+/// Make a call, for tests that are about something else.
+pub(crate) fn call(server: &Server) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let live = async { client(server).await.server_live(ServerLiveRequest {}).await };
+    assert!(runtime.block_on(live).unwrap().into_inner().live);
+}
+
 /// The line in the log of a call.
 fn line_of(server: &Server, method: &str, request_id: &str) -> Value {
     server.wait_for("the line", |line| {
@@ -302,6 +309,42 @@ async fn what_callers_make_up_is_unimplemented_and_nowhere_to_be_read() {
     server.wait_for("the line", |line| line["status"] == 415);
     let said = format!("{}{:?}", server.metrics(), server.lines());
     assert!(!said.contains("MadeUp"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_a_caller_sends_is_logged_whatever_the_level() {
+    const WORD: &str = "canary9f3a";
+    let server = Server::start(&Setup { log: Some("trace".to_owned()), ..Setup::toxicity() });
+    let mut client = client(&server).await;
+    let word = || WORD.to_owned();
+    let mut unknown_input = texts("toxicity", WORD, &[WORD]);
+    unknown_input.id = word();
+    let named = |version: &str| ModelInferRequest { model_version: version.to_owned(), ..nice() };
+    let messages = [
+        texts("toxicity", "text", &[WORD]),
+        texts(WORD, "text", &[WORD]),
+        unknown_input,
+        named(WORD),
+    ];
+    for message in messages {
+        let metadata = [("x-api-key", DEMO_KEY), ("x-other", WORD), ("user-agent", WORD)];
+        let stream = tokio_stream::iter([message.clone()]);
+        let _ = client.model_infer(with(message, &metadata)).await;
+        let answers = client.model_stream_infer(with(stream, &metadata)).await.unwrap();
+        let mut answers = answers.into_inner();
+        while answers.message().await.unwrap().is_some() {}
+    }
+    let _ = client.model_infer(with(nice(), &[("x-api-key", WORD)])).await;
+    let _ =
+        client.model_infer(with(nice(), &[("x-api-key", DEMO_KEY), ("grpc-timeout", WORD)])).await;
+    let message = ModelReadyRequest { name: word(), version: word() };
+    let _ = client.model_ready(keyed(message)).await;
+    let mut health = HealthClient::new(channel(&server).await);
+    let _ = health.check(keyed(HealthCheckRequest { service: word() })).await;
+    let (_, lines) = server.stop();
+    assert!(lines.len() > 20, "{lines:?}");
+    let said = lines.iter().find(|line| line.to_string().contains(WORD));
+    assert!(said.is_none(), "{said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,7 +90,7 @@ async fn every_datatype_comes_out_as_it_went_in_raw_and_by_type() {
             assert_eq!((&output.datatype, &output.shape[..]), (&datatype, &shape[..]));
             assert_eq!(
                 (&output.contents, &answer.raw_output_contents[..]),
-                (&None, &[raw.clone()][..])
+                (&None, std::slice::from_ref(&raw))
             );
             let Some(contents) = &contents else { continue };
             let mut message = one(&model, &datatype, &shape);
@@ -98,7 +98,11 @@ async fn every_datatype_comes_out_as_it_went_in_raw_and_by_type() {
             let answer = ask(&mut client, message).await;
             // Some clients read the ones, and some the others.
             assert_eq!(answer.outputs[0].contents.as_ref(), Some(contents), "{datatype}");
-            assert_eq!(answer.raw_output_contents, [raw.clone()], "{datatype}");
+            assert_eq!(
+                answer.raw_output_contents.as_slice(),
+                std::slice::from_ref(&raw),
+                "{datatype}"
+            );
         }
         seen += 1;
     }
@@ -160,22 +164,28 @@ async fn outputs_come_in_the_order_and_the_form_that_is_asked_for() {
     }
 }
 
-/// Each of these, and the server is as it was.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_tensor_is_refused() {
-    let (server, _folder) = server(&["identity_int8", "identity_bytes", "identity_bool"]);
-    let mut client = client(&server).await;
-    let raw = |model: &str, datatype: &str, shape: &[i64], raw: &[&[u8]]| {
-        let mut message = one(model, datatype, shape);
-        message.raw_input_contents = raw.iter().map(|raw| raw.to_vec()).collect();
-        message
-    };
-    let typed = |model: &str, datatype: &str, contents: InferTensorContents| {
-        let mut message = one(model, datatype, &[1, 1]);
-        message.inputs[0].contents = Some(contents);
-        message
-    };
-    let ints = |int_contents: Vec<i32>| InferTensorContents { int_contents, ..Default::default() };
+/// A request with one input of raw contents.
+fn raw(model: &str, datatype: &str, shape: &[i64], raw: &[&[u8]]) -> ModelInferRequest {
+    let mut message = one(model, datatype, shape);
+    message.raw_input_contents = raw.iter().map(|raw| raw.to_vec()).collect();
+    message
+}
+
+/// A request with one INT8 whose contents are by type.
+fn typed(contents: InferTensorContents) -> ModelInferRequest {
+    let mut message = one("identity_int8", "INT8", &[1, 1]);
+    message.inputs[0].contents = Some(contents);
+    message
+}
+
+fn ints(int_contents: Vec<i32>) -> InferTensorContents {
+    InferTensorContents { int_contents, ..InferTensorContents::default() }
+}
+
+type Bad = Vec<(&'static str, ModelInferRequest)>;
+
+/// What does not go together, or is not there.
+fn ill_composed() -> Bad {
     let (model, kind) = ("identity_int8", "INT8");
     let mut both = raw(model, kind, &[1, 1], &[b"a"]);
     both.inputs[0].contents = Some(ints(vec![1]));
@@ -183,8 +193,12 @@ async fn what_is_no_tensor_is_refused() {
     twice.inputs.push(twice.inputs[0].clone());
     let mut half_raw = twice.clone();
     half_raw.raw_input_contents.pop();
-    let mut shared = raw(model, kind, &[1, 1], &[b"a"]);
-    shared.inputs[0].name = "INPUT1".to_owned();
+    let mut unknown = raw(model, kind, &[1, 1], &[b"a"]);
+    unknown.inputs[0].name = "INPUT1".to_owned();
+    let mut shared = one(model, kind, &[0, 1]);
+    let region = Some(ParameterChoice::StringParam("region".to_owned()));
+    let region = InferParameter { parameter_choice: region };
+    shared.inputs[0].parameters.insert("shared_memory_region".to_owned(), region);
     let mut valueless = raw(model, kind, &[1, 1], &[b"a"]);
     valueless.parameters.insert("priority".to_owned(), InferParameter::default());
     let mut crowded = raw(model, kind, &[1, 1], &[b"a"]);
@@ -192,17 +206,25 @@ async fn what_is_no_tensor_is_refused() {
     crowded.parameters = (0..100).map(|number| (number.to_string(), value.clone())).collect();
     let mut several = ints(vec![1]);
     several.fp32_contents = vec![1.0];
-    let bad = [
-        ("more raw contents than inputs", raw(model, kind, &[1, 1], &[b"a", b"a"])),
+    vec![
         ("fewer raw contents than inputs", half_raw),
         ("an input that is there twice", twice),
         ("contents and raw contents", both),
-        ("an unknown input", shared),
+        ("an unknown input", unknown),
+        ("an input in shared memory", shared),
+        ("contents of two types", typed(several)),
+        ("a parameter without a value", valueless),
+        ("too many parameters", crowded),
+    ]
+}
+
+/// Bytes, shapes and numbers that are none.
+fn ill_formed() -> Bad {
+    let (model, kind) = ("identity_int8", "INT8");
+    vec![
+        ("more raw contents than inputs", raw(model, kind, &[1, 1], &[b"a", b"a"])),
         ("no contents at all", one(model, kind, &[1, 1])),
-        (
-            "no inputs at all",
-            ModelInferRequest { model_name: model.to_owned(), ..Default::default() },
-        ),
+        ("no inputs at all", ModelInferRequest { inputs: Vec::new(), ..one(model, kind, &[]) }),
         ("another datatype", raw(model, "UINT8", &[1, 1], &[b"a"])),
         ("an unknown datatype", raw(model, "INT7", &[1, 1], &[b"a"])),
         ("no datatype", raw(model, "", &[1, 1], &[b"a"])),
@@ -215,19 +237,23 @@ async fn what_is_no_tensor_is_refused() {
         ("a row too many", raw(model, kind, &[2, 1], &[b"a"])),
         ("a byte too many", raw(model, kind, &[1, 1], &[b"ab"])),
         ("a dimension too many", raw(model, kind, &[1, 1, 1], &[b"a"])),
-        ("a number out of range", typed(model, kind, ints(vec![128]))),
-        ("a number below the range", typed(model, kind, ints(vec![-129]))),
-        ("too many numbers", typed(model, kind, ints(vec![1, 2]))),
-        ("contents of two types", typed(model, kind, several)),
-        ("a parameter without a value", valueless),
-        ("too many parameters", crowded),
+        ("a number out of range", typed(ints(vec![128]))),
+        ("a number below the range", typed(ints(vec![-129]))),
+        ("too many numbers", typed(ints(vec![1, 2]))),
         ("a flag that is neither", raw("identity_bool", "BOOL", &[1, 1], &[b"\x02"])),
         ("a length past the end", raw("identity_bytes", "BYTES", &[1, 1], &[b"\x02\0\0\0a"])),
         ("the greatest length", raw("identity_bytes", "BYTES", &[1, 1], &[b"\xff\xff\xff\xffa"])),
         ("half a length", raw("identity_bytes", "BYTES", &[1, 1], &[b"\x01\0"])),
         ("bytes behind the last", raw("identity_bytes", "BYTES", &[1, 1], &[b"\x01\0\0\0ab"])),
-    ];
-    for (what, message) in bad {
+    ]
+}
+
+/// Each of these, and the server is as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_tensor_is_refused() {
+    let (server, _folder) = server(&["identity_int8", "identity_bytes", "identity_bool"]);
+    let mut client = client(&server).await;
+    for (what, message) in ill_composed().into_iter().chain(ill_formed()) {
         let outcome = client.model_infer(keyed(message)).await;
         let status = outcome.map(drop).expect_err(what);
         assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status:?}");

@@ -159,6 +159,8 @@ fn every_metric_is_documented_and_every_documented_one_is_there() {
     let next = Misbehave { version: "1.1.0", ..Misbehave::default() }.pack(folder.path());
     assert_eq!(server.deploy(&next)["state"], "done");
     wait_for(&server, "guesthouse_auth_failures_total", &[r#"reason="missing""#], 1.0);
+    crate::grpc::call(&server);
+    wait_for(&server, "guesthouse_grpc_calls_total", &[r#"grpc_status="OK""#], 1.0);
     let page = server.metrics();
     let there = families(&page);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

@@ -142,11 +142,6 @@ impl Inferred {
     pub(super) fn encoded(&self, begin: Instant) {
         self.called.encoded(&self.route, begin);
     }
-
-    /// The version's signature.
-    pub(super) fn signature(&self) -> &Signature {
-        self.route.version.signature()
-    }
 }
 
 fn rows_of(inputs: &[Tensor], most: usize) -> Result<usize, ApiError> {

@@ -332,7 +332,7 @@ fn raw_input(signature: &Signature, body: &[u8]) -> Result<Tensor, ApiError> {
     let length = body.len() as u64;
     let rest = match (known, unknown) {
         (Some(known), 0) if known == length => 1,
-        (Some(known), 1) if known > 0 && length % known == 0 => length / known,
+        (Some(known), 1) if known > 0 && length.is_multiple_of(known) => length / known,
         _ => {
             let message = "the body is not as long as the one input of the model";
             return Err(ApiError::malformed(message));

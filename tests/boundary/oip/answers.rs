@@ -207,6 +207,7 @@ fn every_datatype_comes_back_bit_by_bit() {
                     let output = answer.json()["outputs"][0].clone();
                     assert_eq!((&output["datatype"], &output["shape"]), (&datatype, &shape));
                     // Compared as what clients read: doubles, cast to what it is.
+                    #[expect(clippy::cast_possible_truncation, reason = "what clients do")]
                     let number = |value: &Value| value.as_f64().map(|number| number as f32);
                     if name == "fp32" {
                         let read = output["data"].as_array().unwrap().iter().map(number);

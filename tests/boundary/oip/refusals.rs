@@ -29,7 +29,7 @@ fn with(change: impl FnOnce(&mut Value)) -> Value {
 }
 
 #[test]
-fn json_that_makes_no_sense_is_refused() {
+fn inputs_that_make_no_sense_are_refused() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     assert_eq!(post(&server, SIMPLE, &with(|_| {})).status, 200);
@@ -82,6 +82,12 @@ fn json_that_makes_no_sense_is_refused() {
     ] {
         malformed(what, &post(&server, SIMPLE, &request));
     }
+}
+
+#[test]
+fn outputs_and_parameters_that_make_no_sense_are_refused() {
+    let folder = temporary_folder();
+    let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let asked = |outputs: Value| json!({"inputs": [tensor("INPUT0"), tensor("INPUT1")], "outputs": outputs});
     for (what, outputs) in [
         ("an unknown output", json!([{"name": "OUTPUT9"}])),

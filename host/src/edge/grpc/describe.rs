@@ -58,18 +58,21 @@ impl From<about::TensorMetadata> for TensorMetadata {
 
 impl From<about::ModelConfig> for pb::ModelConfig {
     fn from(about: about::ModelConfig) -> Self {
-        let batching = pb::ModelDynamicBatching {
-            max_queue_delay_microseconds: about.dynamic_batching.max_queue_delay_microseconds,
-            ..Default::default()
-        };
-        let batching = pb::model_config::SchedulingChoice::DynamicBatching(batching);
+        let batching = about.dynamic_batching.map(|about| {
+            pb::model_config::SchedulingChoice::DynamicBatching(pb::ModelDynamicBatching {
+                max_queue_delay_microseconds: about.max_queue_delay_microseconds,
+                priority_levels: about.priority_levels,
+                default_priority_level: about.default_priority_level,
+                ..Default::default()
+            })
+        });
         Self {
             name: about.name,
             platform: about.platform.to_owned(),
             max_batch_size: i32::try_from(about.max_batch_size).unwrap_or(i32::MAX),
             input: about.input.into_iter().map(Into::into).collect(),
             output: about.output.into_iter().map(Into::into).collect(),
-            scheduling_choice: Some(batching),
+            scheduling_choice: batching,
             backend: about.backend.to_owned(),
         }
     }

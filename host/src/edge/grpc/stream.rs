@@ -34,7 +34,7 @@ enum Place {
     /// It is worked on.
     Working(Pin<Box<dyn Future<Output = Part> + Send>>),
     /// It is answered, and those before it are not.
-    Done(Part),
+    Done(Box<Part>),
 }
 
 /// The messages of a stream, until the server is told to stop: what has come by then is answered, and
@@ -123,7 +123,7 @@ impl Answers {
             if let Place::Working(work) = place
                 && let Poll::Ready(part) = work.as_mut().poll(context)
             {
-                *place = Place::Done(part);
+                *place = Place::Done(Box::new(part));
             }
         }
     }
@@ -139,14 +139,13 @@ impl Stream for Answers {
         this.read(context);
         this.work(context);
         match this.places.pop_front() {
-            Some(Place::Done(Part { answer: Ok(answer), then })) => {
-                this.then = then;
-                Poll::Ready(Some(Ok(answer)))
-            }
-            Some(Place::Done(Part { answer: Err(error), .. })) => {
-                this.places.clear();
-                this.end = Some(None);
-                Poll::Ready(Some(Err(this.call.fail(&error))))
+            Some(Place::Done(part)) => {
+                this.then = part.then;
+                Poll::Ready(Some(part.answer.map_err(|error| {
+                    this.places.clear();
+                    this.end = Some(None);
+                    this.call.fail(&error)
+                })))
             }
             Some(working @ Place::Working(_)) => {
                 this.places.push_front(working);

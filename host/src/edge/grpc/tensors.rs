@@ -125,9 +125,11 @@ fn shown(name: &str) -> String {
 
 fn tensor(input: InferInputTensor, raw: Option<Bytes>) -> Result<Tensor, ApiError> {
     let InferInputTensor { name, datatype, shape, parameters, contents } = input;
-    // Nothing is said by them here, but they are bounded like the others.
-    self::parameters(parameters)?;
     let wrong = |what: &str| ApiError::malformed(format!("input `{}` {what}", shown(&name)));
+    // Nothing else is said by them here, but they are bounded like the others.
+    if self::parameters(parameters)?.keys().any(|key| key.starts_with("shared_memory_")) {
+        return Err(wrong("is in shared memory, which is not supported"));
+    }
     let datatype = Datatype::parse(&datatype).ok_or_else(|| wrong("has no known datatype"))?;
     let shape = shape.into_iter().map(u64::try_from).collect::<Result<Vec<_>, _>>();
     let shape = shape.map_err(|_negative| wrong("has a negative dimension"))?;

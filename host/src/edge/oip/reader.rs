@@ -297,7 +297,9 @@ mod tests {
             b'"' => Value::String(reader.string()?.into_owned()),
             b't' | b'f' => Value::Bool(reader.boolean()?),
             b'n' if reader.takes_null()? => Value::Null,
-            _ => serde_json::from_str(reader.number()?).map_err(|_| reader.error("a number"))?,
+            _ => {
+                serde_json::from_str(reader.number()?).map_err(|_error| reader.error("a number"))?
+            }
         })
     }
 
