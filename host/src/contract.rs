@@ -13,8 +13,8 @@
 //! | a row whose shape the number of its elements has told and tells no more, or the other way round | major |
 //! | an input accepts less, an output promises less | major |
 //!
-//! Places matter because they are the numbers of fields in [`crate::typed`], and how a row tells its shape
-//! because it is how it is written there. A place is therefore never given to another field while old
+//! Places matter because they are the numbers of fields in gRPC, and how a row tells its shape because it
+//! is how it is written there (the module `typed`). A place is therefore never given to another field while old
 //! callers are served: what is gone takes a new major along.
 //!
 //! What fills rows up that share a batch is nothing that callers send or get, so a change of it is none.
