@@ -116,6 +116,16 @@ pub enum ProofError {
     },
 }
 
+fn is_batched(limits: &ModelLimits) -> bool {
+    limits.batching.is_enabled && limits.isolation != Isolation::Fresh
+}
+
+/// How many requests of one row can share a call.
+fn most_together(limits: &ModelLimits, of_signature: u32) -> usize {
+    let most = of_signature.min(limits.batching.max_batch_size) as usize;
+    if is_batched(limits) { most } else { 1 }
+}
+
 impl ServableVersion {
     /// A version that has met all of its golden examples, with warm instances.
     ///
@@ -145,7 +155,9 @@ impl ServableVersion {
         let (id, digest) = (artifact.id().clone(), artifact.digest());
         let (metadata, report) = (artifact.metadata().clone(), report.clone());
         let tolerances = artifact.descriptor().tolerances.clone();
-        let admission = Admission::new(limits.concurrency, limits.queued, limits.predict_time);
+        let together = most_together(&limits, report.signature.max_batch_size);
+        let admission =
+            Admission::new(limits.concurrency, limits.queued, limits.predict_time, together);
         let (breaker, faults) = (Breaker::default(), Faults::default());
         Ok(Self {
             key,
@@ -208,7 +220,7 @@ impl ServableVersion {
     /// Whether rows of several requests may meet in one call of its guest. Not where the operator
     /// wants requests to be kept apart.
     pub fn is_batched(&self) -> bool {
-        self.limits.batching.is_enabled && self.limits.isolation != Isolation::Fresh
+        is_batched(&self.limits)
     }
 
     /// What pre-initialising found out.

@@ -9,7 +9,6 @@ pub(super) mod about;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::body::Form;
 use super::call::{Call, Called};
 use super::error::{ApiError, ErrorCode};
 use super::observe::Account;
@@ -108,10 +107,6 @@ pub(super) async fn infer_with(
     let urgency = urgency(&request.parameters)?;
     if let (true, Some(field)) = (passage.is_told_by_body(), passage.field()) {
         passage.tell(sticky_key(field, &request.parameters)?.as_deref());
-    }
-    if request.inputs.iter().any(|input| input.rows() > 1) {
-        // It waits behind single rows, as everywhere.
-        passage.form = Form::Batch;
     }
     let entered = passage.enter(complete, account)?;
     let signature = entered.route.version.signature();

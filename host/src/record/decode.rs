@@ -497,7 +497,7 @@ mod tests {
             (json!(2049), 0x6800),
             (json!(2051), 0x6802),
             // Just above the middle: not to be rounded twice.
-            (json!(2049.000_000_000_1), 0x6801),
+            (json!(2_049.000_000_000_1), 0x6801),
         ] {
             assert_eq!(bits(Datatype::Fp16, value.clone()), fp16, "{value}");
         }

@@ -27,7 +27,8 @@ const LONGEST_WINDOW: Duration = Duration::from_millis(500);
 const WAIT_PART: u32 = 10;
 
 /// Where the limit begins, for each batch that may run at once: enough for a burst, and not so many
-/// that a slow version begins with seconds of work.
+/// that a slow version begins with seconds of work. A version that takes more rows in one call begins with
+/// as many.
 const START_PER_THREAD: usize = 16;
 
 /// How far a limit may be used, in percent, before batches are refused, so that room is left.
@@ -149,11 +150,12 @@ struct Window {
 impl Admission {
     /// For a version of which `threads` batches run at once and `queued` may wait, and whose callers
     /// wait for `patience` unless they say otherwise.
-    pub(super) fn new(threads: usize, queued: usize, patience: Duration) -> Self {
+    /// `together` requests of one row can share a call.
+    pub(super) fn new(threads: usize, queued: usize, patience: Duration, together: usize) -> Self {
         let ceiling = threads.saturating_add(queued);
         // One that waits for each thread: it is never idle while the next request is on its way.
         let floor = (2 * threads).min(ceiling);
-        let start = (START_PER_THREAD * threads).clamp(floor, ceiling);
+        let start = (START_PER_THREAD.max(together) * threads).clamp(floor, ceiling);
         let bounds = Bounds { threads, floor, ceiling, target: patience / WAIT_PART };
         let window = Window { since: Instant::now(), least_wait: None };
         Self {
@@ -308,7 +310,7 @@ mod tests {
             queued in 1_usize..1000,
             windows in prop::collection::vec((0_u64..10_000, any::<bool>()), 1..50),
         ) {
-            let admission = Admission::new(threads, queued, 2000 * MILLISECOND);
+            let admission = Admission::new(threads, queued, 2000 * MILLISECOND, 1);
             let bounds = admission.bounds;
             let mut limit = admission.limit();
             for (wait, was_reached) in windows {
@@ -341,7 +343,7 @@ mod tests {
 
     /// Requests that come at even times to two threads, in virtual time.
     fn simulate(service: Duration, load: f64, patience: Duration) -> Outcome {
-        let admission = Admission::new(2, 256, patience);
+        let admission = Admission::new(2, 256, patience, 1);
         let start = Instant::now();
         let step = service.div_f64(2.0 * load);
         let end = Duration::from_secs(20);
@@ -410,7 +412,7 @@ mod tests {
 
     #[test]
     fn batches_alone_find_their_limit_as_well() {
-        let admission = Admission::new(2, 256, 2000 * MILLISECOND);
+        let admission = Admission::new(2, 256, 2000 * MILLISECOND, 1);
         let (start, mut now) = (admission.limit(), Instant::now());
         admission.in_flight.store(start, Ordering::Relaxed);
         let refused = admission.judge(None, Class::Batch, MILLISECOND).unwrap_err();
@@ -428,7 +430,7 @@ mod tests {
     #[test]
     fn a_candidate_is_held_back_only_as_long_as_the_stable_version_is_slow() {
         let (stable, candidate) = (0, 1);
-        let versions = [(); 2].map(|()| Admission::new(2, 256, 2000 * MILLISECOND));
+        let versions = [(); 2].map(|()| Admission::new(2, 256, 2000 * MILLISECOND, 1));
         let judge = |class| versions[candidate].judge(Some(&versions[stable]), class, MILLISECOND);
         // More than four fifths of what it begins with, and answered without a wait.
         versions[stable].in_flight.store(versions[stable].limit() * 9 / 10, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! The elements of a tensor in JSON: read from `data` into their raw form, and written from it, exactly.
 //!
-//! Integers are integers of their datatype and have neither point nor exponent. A float is the nearest one
+//! Integers are integers of their datatype; that they are written as 3.0, and truths as 0 and 1, is taken
+//! from clients whose language has one kind of number. A float is the nearest one
 //! to what is written, and is written as the shortest text that comes back as itself, also for who reads
 //! it as a double first. FP16 and BF16 have no form in JSON, nor have NaN, infinities and byte strings
 //! that are no text: they are for the binary form.
@@ -82,7 +83,7 @@ fn array(
 
 fn element(reader: &mut Reader<'_>, datatype: Datatype, data: &mut Vec<u8>) -> Read<()> {
     match datatype {
-        Datatype::Bool => data.push(reader.boolean()?.into()),
+        Datatype::Bool => data.push(truth(reader)?),
         Datatype::Uint8 => data.push(integer(reader, datatype)?),
         Datatype::Uint16 => data.extend(integer::<u16>(reader, datatype)?.to_le_bytes()),
         Datatype::Uint32 => data.extend(integer::<u32>(reader, datatype)?.to_le_bytes()),
@@ -122,7 +123,39 @@ fn parsed<T: FromStr>(reader: &mut Reader<'_>, datatype: Datatype) -> Read<T> {
 }
 
 fn integer<T: FromStr>(reader: &mut Reader<'_>, datatype: Datatype) -> Read<T> {
-    parsed(reader, datatype)
+    let text = reader.number()?;
+    let number = whole(text).parse().or_else(|error| match exponent_free(text) {
+        Some(text) => text.parse(),
+        None => Err(error),
+    });
+    number.map_err(|_error| reader.error(format!("that is no {}", datatype.as_str())))
+}
+
+/// The number without a fraction of zeros.
+fn whole(text: &str) -> &str {
+    match text.split_once('.') {
+        Some((whole, fraction)) if fraction.bytes().all(|digit| digit == b'0') => whole,
+        _ => text,
+    }
+}
+
+/// The digits of a number with an exponent, if it is a whole one that a double holds exactly.
+fn exponent_free(text: &str) -> Option<String> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let value: f64 = text.contains(['e', 'E']).then(|| text.parse().ok())??;
+    // A double is written without an exponent.
+    (value.fract() == 0.0 && value.abs() <= EXACT).then(|| value.to_string())
+}
+
+fn truth(reader: &mut Reader<'_>) -> Read<u8> {
+    if !matches!(reader.peek()?, b'0' | b'1') {
+        return reader.boolean().map(u8::from);
+    }
+    match whole(reader.number()?) {
+        "0" => Ok(0),
+        "1" => Ok(1),
+        _ => Err(reader.error("true or false is expected")),
+    }
 }
 
 fn finite(reader: &Reader<'_>, is_finite: bool) -> Read<()> {
@@ -270,7 +303,12 @@ pub(super) mod tests {
                 let size = datatype.element_size().unwrap();
                 assert_eq!(read, is_good.then(|| number.to_le_bytes()[..size].to_vec()));
             }
-            for bad in ["[1.0]", "[1e0]", "[\"1\"]", "[true]", "[null]", "[+1]", "[01]", "[NaN]"] {
+            let one = Some(1_i128.to_le_bytes()[..datatype.element_size().unwrap()].to_vec());
+            for good in ["[1.0]", "[1.000]", "[1e0]", "[0.1e1]", "[10E-1]"] {
+                assert_eq!(read_all(good, datatype, &[1]), one, "{datatype:?} {good}");
+            }
+            let bad = ["[1.5]", "[1e-1]", "[1e400]", "[1.]", "[\"1\"]", "[true]", "[null]", "[+1]"];
+            for bad in bad.into_iter().chain(["[01]", "[NaN]", "[1e20]"]) {
                 assert_eq!(read_all(bad, datatype, &[1]), None, "{datatype:?} {bad}");
             }
         }

@@ -139,7 +139,10 @@ fn spin_by_grpc(model: &str, address: SocketAddr) -> Result<TcpStream> {
         ("x-api-key", KEY),
     ];
     // Each header in letters, and no table of them.
-    let literal = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    let literal = |text: &str| {
+        let length = u8::try_from(text.len()).expect("these are short");
+        [&[length], text.as_bytes()].concat()
+    };
     let header = |(name, value): (&str, &str)| [vec![0], literal(name), literal(value)].concat();
     let headers: Vec<u8> = headers.into_iter().flat_map(header).collect();
     let message = spin_message(model);
@@ -166,8 +169,7 @@ fn spin_message(model: &str) -> Vec<u8> {
 
 /// A frame of HTTP/2.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    // These are a few hundred bytes.
-    let length = (payload.len() as u32).to_be_bytes();
+    let length = u32::try_from(payload.len()).expect("these are short").to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
