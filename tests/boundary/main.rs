@@ -46,6 +46,7 @@ mod keys;
 /// One line a request, and nothing of what callers sent.
 mod logs;
 /// What is measured is what has happened, and ends with the version it is about.
+mod meeting;
 mod metrics;
 /// Clients of the Open Inference Protocol are answered as it says, and refused what it has no sense for.
 mod oip;
