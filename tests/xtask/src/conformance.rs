@@ -12,10 +12,12 @@ mod page;
 mod perf_analyzer;
 mod python;
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result, ensure};
+use anyhow::{Context as _, Error, Result, ensure};
 
 use crate::bench::server::{Server, demonstration};
 use crate::workspace::{Profile, Workspace};
@@ -104,6 +106,14 @@ fn with_server(workspace: &Workspace, ask: impl FnOnce(&Server) -> Result<()>) -
     let mut setup = demonstration(workspace);
     setup.host = Profile::Dev;
     setup.state = workspace.output().join("conformance");
+    // What is compiled stays. What was served does not: packed anew, a model is another artifact of the
+    // same version, which a server refuses.
+    match fs::remove_file(setup.state.join("ledger.redb")) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).context("cannot remove the last server's ledger");
+        }
+        _ => {}
+    }
     let server = Server::start(workspace, &setup)?;
     let outcome = ask(&server);
     let end = server.stop();
