@@ -253,3 +253,28 @@ fn where_requests_are_kept_apart_nobody_meets_anybody() {
         assert!(larger_calls(&server, "misbehave", "4") > 0.5, "{config}");
     }
 }
+
+#[test]
+fn a_request_that_is_not_begun_in_its_time_is_refused() {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), 20_000);
+    setup.config.push_str("threads_per_version = 1\n");
+    let server = &Server::start(&setup);
+    let infer = |action: &str, timeout: u64| {
+        let input = json!({"name": "action", "datatype": "BYTES", "shape": [1], "data": [action]});
+        let body = json!({"parameters": {"timeout": timeout}, "inputs": [input]});
+        server.post("/v2/models/misbehave/infer", &body)
+    };
+    std::thread::scope(|scope| {
+        let spinning = scope.spawn(|| infer("spin", 0));
+        server.wait_for_metric(r#"model="misbehave",version="1.0.0",state="busy"} 1"#);
+        let late = infer("echo", 1000);
+        assert_eq!((late.status, late.error_code()), (503, Some("overloaded")), "{late:?}");
+        assert!(!spinning.is_finished(), "it was refused while the thread was busy");
+        assert_eq!(spinning.join().unwrap().status, 504);
+    });
+    let refused = value(server, "guesthouse_rejections_total", &["queue_timeout", "misbehave"]);
+    assert_eq!(refused, Some(1.0));
+    // What has no time, or enough of it, is answered.
+    assert_eq!((infer("echo", 0).status, infer("echo", 60_000_000).status), (200, 200));
+}

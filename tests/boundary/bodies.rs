@@ -5,9 +5,8 @@ use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use flate2::Compression;
-use flate2::write::{GzEncoder, ZlibEncoder};
 use guesthouse_tests::artifacts::temporary_folder;
+use guesthouse_tests::encoding::{gzip, zlib};
 use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup, client};
 use reqwest::blocking::multipart::{Form, Part};
 use reqwest::blocking::{Client, RequestBuilder, Response};
@@ -15,18 +14,6 @@ use serde_json::{Value, json};
 
 const PICTURE: &str = "/models/text-direction/predict";
 const PICTURES: &str = "/models/text-direction/batch_predict";
-
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn zlib(data: &[u8]) -> Vec<u8> {
-    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
-}
 
 fn zstd(data: &[u8]) -> Vec<u8> {
     zstd::encode_all(data, 3).unwrap()

@@ -8,6 +8,7 @@ pub mod artifacts;
 pub mod client;
 pub mod collector;
 pub mod dynamic;
+pub mod encoding;
 pub mod environment;
 pub mod grpc;
 pub mod server;

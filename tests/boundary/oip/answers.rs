@@ -4,8 +4,9 @@ use std::io::{Read as _, Write as _};
 
 use flate2::Compression;
 use flate2::read::{GzDecoder, ZlibDecoder};
-use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+use flate2::write::DeflateEncoder;
 use guesthouse_tests::artifacts::temporary_folder;
+use guesthouse_tests::encoding::{gzip, zlib};
 use guesthouse_tests::{Server, Setup};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -254,18 +255,6 @@ fn a_body_of_nothing_but_elements_is_the_one_input() {
 }
 
 type Encode = fn(&[u8]) -> Vec<u8>;
-
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn zlib(data: &[u8]) -> Vec<u8> {
-    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
-}
 
 fn raw_deflate(data: &[u8]) -> Vec<u8> {
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::best());
