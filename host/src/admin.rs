@@ -20,8 +20,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use semver::Version;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -100,7 +100,7 @@ pub fn endpoints(admin: Arc<Admin>, around: Around) -> Router {
 }
 
 /// What every change can be asked with.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Conditions {
     expected_revision: Option<u64>,
@@ -135,14 +135,14 @@ impl Asked {
         Ok(Self { actor, conditions, key })
     }
 
-    /// For a change that can be told from others by these words.
-    fn ask(&self, words: &[&str]) -> Ask {
-        let Conditions { expected_revision, dry_run, reason, promote } = &self.conditions;
-        let request = self.key.as_ref().map(|key| {
-            let conditions = format!("{expected_revision:?} {reason:?} {promote:?}");
-            let asked = [words, &[&conditions]].concat();
-            ledger::Request::new(&self.actor, key, &asked)
-        });
+    /// `change` is everything that distinguishes this change from others under the same
+    /// idempotency key, besides the conditions.
+    fn ask(&self, change: &impl Serialize) -> Ask {
+        let Conditions { expected_revision, dry_run, reason, .. } = &self.conditions;
+        let request = self
+            .key
+            .as_ref()
+            .map(|key| ledger::Request::new(&self.actor, key, &(change, &self.conditions)));
         Ask {
             author: Author { actor: self.actor.clone(), reason: reason.clone() },
             expected_revision: *expected_revision,
@@ -266,7 +266,7 @@ async fn change<T: DeserializeOwned>(
         }
         let operation = operation(read_json(body, &admin).await?)?;
         let name = model_name(&model)?;
-        let ask = asked.ask(&[&model, &format!("{operation:?}")]);
+        let ask = asked.ask(&(name.as_str(), &operation));
         let begins_shadow = matches!(operation, Operation::Shadow(Some(_)));
         let shadowed = name.clone();
         let control = Arc::clone(&admin.control);

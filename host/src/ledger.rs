@@ -19,6 +19,7 @@ use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
     TableDefinition, WriteTransaction,
 };
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use self::entry::no_hash;
@@ -94,19 +95,23 @@ impl<E: Into<redb::Error>> From<E> for LedgerError {
 pub struct Request {
     /// Who asks, and the key that tells its requests apart.
     pub key: String,
-    /// A hash of all that is asked.
+    /// The version of the form, then a hash of everything that is asked for.
     pub fingerprint: String,
 }
 
+/// The form that fingerprints are made of: SHA-256 over the request as canonical JSON (RFC 8785). An
+/// answer that was stored under another form cannot be compared, so its key counts as used for something
+/// else until the answer expires. Hosts before this wrote hashes without a form.
+const FINGERPRINT_FORM: &str = "2:";
+
 impl Request {
-    /// What this caller asks under this key.
-    pub fn new(actor: &str, key: &str, asked: &[&str]) -> Self {
-        let mut hasher = Sha256::new();
-        for part in asked {
-            hasher.update((part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        }
-        let fingerprint = format!("{:x}", HexOf(&hasher.finalize()));
+    /// What this caller asks under this key. `asked` must have a JSON form that is the same for the same
+    /// request in every later version of the host.
+    pub fn new(actor: &str, key: &str, asked: &impl Serialize) -> Self {
+        let canonical = serde_json_canonicalizer::to_vec(asked)
+            .expect("requests have texts for keys and finite numbers");
+        let hash = Sha256::digest(&canonical);
+        let fingerprint = format!("{FINGERPRINT_FORM}{:x}", HexOf(&hash));
         Self { key: format!("{actor}\n{key}"), fingerprint }
     }
 }

@@ -148,7 +148,7 @@ fn run(
     let _turn = admin.turn.lock().unwrap_or_else(PoisonError::into_inner);
     working.step("verify");
     let artifact = Artifact::open(file.path())?;
-    let ask = asked.ask(&["deploy", &artifact.digest().to_string()]);
+    let ask = asked.ask(&("deploy", artifact.digest()));
     if !ask.dry_run {
         admin.control.loader().store.keep_received(file, artifact.digest())?;
     }

@@ -10,8 +10,8 @@ use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Admin, Asked, Nothing, REPLAYED_HEADER, Shared, error, read_json, with_account};
@@ -21,7 +21,7 @@ use crate::edge::observe::Account;
 use crate::keys::{KeyName, Scope, Time};
 use crate::rate::Rate;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct CreateBody {
     name: KeyName,
@@ -49,7 +49,7 @@ pub(super) async fn create(admin: Shared, query: RawQuery, request: Request) -> 
     let change = |body: CreateBody, asked: &Asked| {
         let malformed =
             |error: String| ApiError::malformed(format!("the body is malformed: {error}"));
-        let words = format!("{body:?}");
+        let ask = asked.ask(&("create_key", &body));
         let CreateBody { name, scopes, expires, rate } = body;
         let scopes = scopes.try_into();
         let scopes =
@@ -59,7 +59,6 @@ pub(super) async fn create(admin: Shared, query: RawQuery, request: Request) -> 
             malformed("`expires` is a time to come, like 2027-01-01T00:00:00Z or 90d".to_owned())
         })?;
         let new = NewKey { name, scopes, expires, rate };
-        let ask = asked.ask(&["create_key", &words]);
         Ok((ask, move |control: &Control, ask: &Ask| control.create_key(new, ask)))
     };
     answer(admin, query, request, change).await
@@ -73,7 +72,7 @@ pub(super) async fn revoke(
     request: Request,
 ) -> Response {
     let change = |_: Nothing, asked: &Asked| {
-        let ask = asked.ask(&["revoke_key", &id]);
+        let ask = asked.ask(&("revoke_key", &id));
         Ok((ask, move |control: &Control, ask: &Ask| control.revoke_key(&id, ask)))
     };
     answer(admin, query, request, change).await

@@ -5,7 +5,7 @@ use semver::Version;
 use super::*;
 use crate::artifact::Digest;
 use crate::keys::Time;
-use crate::rollout::Routing;
+use crate::rollout::{Operation, Promotion, Routing, ShadowShare};
 
 fn change(operation: &'static str) -> Change {
     Change {
@@ -26,7 +26,7 @@ fn state(revision: u64) -> ModelState {
 }
 
 fn request(asked: &str) -> Request {
-    Request::new("test", "key", &[asked])
+    Request::new("test", "key", &asked)
 }
 
 #[test]
@@ -60,11 +60,35 @@ fn who_asks_again_is_told_the_same() {
     let again = ledger.asked_before(&request("a")).unwrap();
     assert_eq!(again, Before::Answered("answer".to_owned()));
     assert_eq!(ledger.asked_before(&request("b")).unwrap(), Before::Mismatch);
-    let other = Request::new("somebody else", "key", &["a"]);
+    let other = Request::new("somebody else", "key", &"a");
     assert_eq!(ledger.asked_before(&other).unwrap(), Before::Unknown);
-    // The parts of what is asked are kept apart.
-    let parts = |asked: &[&str]| Request::new("test", "key", asked).fingerprint;
-    assert_ne!(parts(&["ab", "c"]), parts(&["a", "bc"]));
+}
+
+/// The ledger keeps fingerprints across upgrades: if one of these changes, a request that is retried
+/// after an upgrade is no longer recognised.
+#[test]
+fn fingerprints_stay_what_they_are() {
+    let version = Version::new(1, 2, 0);
+    let shadow = ShadowShare { version: version.clone(), share: 7 };
+    let digest = Digest::of(b"artifact");
+    let deploy = |promotion| Operation::Deploy { version: version.clone(), digest, promotion };
+    let split = BTreeMap::from([(version.clone(), 9)]);
+    let operations = [
+        deploy(Promotion::No),
+        deploy(Promotion::IfFirst),
+        deploy(Promotion::Yes),
+        Operation::Promote { version: version.clone(), supersede: true },
+        Operation::Canary { version: version.clone(), weight: 100_000, supersede: false },
+        Operation::Shadow(None),
+        Operation::Shadow(Some(shadow)),
+        Operation::Rollback { to: None },
+        Operation::Rollback { to: Some(version.clone()) },
+        Operation::Undeploy { version: version.clone() },
+        Operation::Adopt { ready: vec![version] },
+        Operation::Configure { split: Some(split) },
+    ];
+    let fingerprint = Request::new("test", "key", &("toxicity", operations)).fingerprint;
+    assert_eq!(fingerprint, "2:a0d3f72f31bda97c42a1d1da0fb1f92467e0e193494d6a6cf42002b03581d8d2");
 }
 
 #[test]
@@ -74,7 +98,7 @@ fn answers_do_not_pile_up() {
     ledger
         .write(|transaction| {
             for number in 0..=MAX_ANSWERS {
-                let request = Request::new("test", &number.to_string(), &[]);
+                let request = Request::new("test", &number.to_string(), &());
                 remember(transaction, &request, "")?;
             }
             assert!(transaction.open_table(ANSWERS)?.len()? <= MAX_ANSWERS as u64);

@@ -9,8 +9,10 @@ use serde::Serialize;
 use super::{ModelState, ShadowShare};
 use crate::artifact::Digest;
 
-/// A change of what is served.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A change of what is served. Its JSON form is part of the fingerprints of idempotent requests, which
+/// the ledger keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Operation {
     /// A version whose artifact was proved.
     Deploy {
@@ -107,7 +109,8 @@ impl Operation {
 }
 
 /// Whether a version that is deployed becomes the stable one at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Promotion {
     /// It does not.
     No,
