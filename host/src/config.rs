@@ -34,7 +34,6 @@ use crate::model::ModelName;
 use crate::observe::capture::CaptureSettings;
 use crate::observe::trace::TraceSettings;
 use crate::rate::Rate;
-use crate::rollout::WHOLE;
 use crate::version::ModelLimits;
 
 /// The configuration file, as it is written.
@@ -245,15 +244,8 @@ impl ConfigFile {
             capture_shares.insert(model.clone(), share.map_err(|(key, why)| wrong(key, why))?);
             let key = file.settle_sticky().map_err(|(key, why)| wrong(key, why))?;
             sticky.insert(model.clone(), key);
-            if let Some(weights) = file.split {
-                let sum: u64 = weights.values().map(|weight| u64::from(*weight)).sum();
-                if sum != u64::from(WHOLE) {
-                    let reason =
-                        format!("its parts per million must add up to {WHOLE}, and not {sum}");
-                    return Err(wrong("split", &reason));
-                }
-                splits.insert(model, weights);
-            }
+            let split = file.settle_split().map_err(|reason| wrong("split", &reason))?;
+            splits.extend(split.map(|split| (model, split)));
         }
         let state = self.state.unwrap_or_else(|| "state".into());
         Ok(Settings {
@@ -376,6 +368,8 @@ mod tests {
         let good = "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000, \"2.0.0\" = 100_000 }";
         assert_eq!(settle(good).unwrap().splits.len(), 1);
         for bad in [
+        let mixed = "[models.toxicity]\nsplit = { \"1.0.0\" = \"90%\", \"2.0.0\" = 100_000 }";
+        assert_eq!(settle(mixed).unwrap().splits, settle(good).unwrap().splits);
             "unknown = 1",
             "listen = \"localhost\"",
             "grpc_listen = \"on\"",
@@ -387,6 +381,10 @@ mod tests {
             "[limits]\ninstance_memory_mib = 5000",
             "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000 }",
             "[models.toxicity]\nsplit = { \"1\" = 1_000_000 }",
+            "[models.toxicity]\nsplit = { \"1.0.0\" = 90, \"2.0.0\" = 10 }",
+            "[models.toxicity]\nsplit = { \"1.0.0\" = 0.9, \"2.0.0\" = 0.1 }",
+            "[models.toxicity]\nsplit = { \"1.0.0\" = \"90\", \"2.0.0\" = \"10\" }",
+            "[models.toxicity]\nsplit = { \"1.0.0\" = \"1\" }",
             "[models.Toxicity]\n",
             "[models.toxicity]\nisolation = \"none\"",
             "[models.toxicity]\nsticky_header = \"a b\"",
