@@ -29,6 +29,7 @@ use crate::inference::Inference;
 use crate::keys::SameKey;
 use crate::keys::Scopes;
 use crate::ledger::{Ledger, LedgerError};
+use crate::machine;
 use crate::observe::capture::Capture;
 use crate::observe::logs;
 use crate::observe::meters::Meters;
@@ -86,8 +87,12 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`]; one that does not stop in time has cut requests off.
 pub fn run(settings: Settings, reread: Reread, started: Instant) -> Result<(), ServeError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(ServeError::Start)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // The library's own variable keeps its meaning; its default misses some quotas.
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        runtime.worker_threads(machine::cores());
+    }
+    let runtime = runtime.enable_all().build().map_err(ServeError::Start)?;
     let outcome = runtime.block_on(serve(settings, reread, started));
     // Loading may still be under way on a thread of its own; it dies with the process.
     runtime.shutdown_background();
@@ -98,7 +103,10 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     // From here on: whoever reads where it listens may stop it.
     let mut signals = Signals::listen().map_err(ServeError::Start)?;
     let tls = settings.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
-    let (listener, address) = listen(settings.listen).await?;
+    let listeners = bind::listen(&settings.listen).await?;
+    let memory_mib = settings.limits.memory_bytes >> 20;
+    let threads_per_version = settings.limits.model.concurrency;
+    tracing::info!(cores = machine::cores(), memory_mib, threads_per_version, "resources");
     // Held until the end, and with it the lock of the state folder.
     let loader = loader(&settings)?;
     let stack_bytes = loader.engines.thread_stack_bytes();
