@@ -1,7 +1,10 @@
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::process::{Command, Output};
 
 use guesthouse_tests::artifacts::{run_host, temporary_folder};
+use guesthouse_tests::client::send;
 use guesthouse_tests::{Server, Setup, Signal, environment};
 use serde_json::json;
 
@@ -82,4 +85,121 @@ fn a_running_server_takes_what_is_good_and_keeps_it_otherwise() {
     assert_eq!((status(), share("")), (422, json!(600_000)));
     let line = reload(&split, "configuration reloaded");
     assert_eq!((status(), &line["needs_restart"]), (200, &json!("")));
+}
+
+/// The listeners, by flag, variable and key.
+const LISTENERS: [(&str, &str, &str); 3] = [
+    ("--listen", "GUESTHOUSE_LISTEN", "listen"),
+    ("--grpc-listen", "GUESTHOUSE_GRPC_LISTEN", "grpc_listen"),
+    ("--admin-listen", "GUESTHOUSE_ADMIN_LISTEN", "admin_listen"),
+];
+
+#[test]
+fn a_listener_may_have_a_name_wherever_it_is_configured() {
+    let folder = temporary_folder();
+    let file = folder.path().join("guesthouse.toml");
+    for (flag, variable, key) in LISTENERS {
+        for (address, code) in [
+            ("localhost:9000", Some(0)),
+            ("localhost:0", Some(0)),
+            ("[::1]:9000", Some(0)),
+            ("localhost", Some(1)),
+            (":9000", Some(1)),
+            ("localhost:http", Some(1)),
+            ("0:9000", Some(1)),
+            ("no-such-host.invalid:9000", Some(1)),
+        ] {
+            fs::write(&file, format!("{key} = {address:?}\n")).unwrap();
+            let from_file = check(&["--config", file.to_str().unwrap()], &[]);
+            let from_variable = check(&[], &[(variable, address)]);
+            let from_flag = check(&[flag, address], &[]);
+            for output in [&from_file, &from_variable] {
+                assert_eq!(output.status.code(), code, "{key} {address}: {output:?}");
+            }
+            // A flag of the wrong form is a wrong command line.
+            let is_good = from_flag.status.success();
+            assert_eq!(is_good, code == Some(0), "{flag} {address}: {from_flag:?}");
+        }
+    }
+}
+
+#[test]
+fn a_server_listens_at_every_address_of_its_name() {
+    let host = Some("localhost".to_owned());
+    let server = Server::start(&Setup { host, ..Setup::toxicity() });
+    for (message, logged) in [
+        ("listening", server.address()),
+        ("grpc listening", server.grpc_address()),
+        ("admin listening", server.admin_address()),
+    ] {
+        let lines = server.lines();
+        let lines = lines.iter().filter(|line| line["message"] == message);
+        let bound: BTreeSet<SocketAddr> =
+            lines.map(|line| line["address"].as_str().unwrap().parse().unwrap()).collect();
+        // Those that this machine has; a name may have more.
+        let ours = |address: &SocketAddr| TcpListener::bind((address.ip(), 0)).is_ok();
+        let named = ("localhost", logged.port()).to_socket_addrs().unwrap();
+        let named: BTreeSet<_> = named.filter(ours).collect();
+        assert!(!named.is_empty() && bound == named, "{message}: {bound:?} {named:?}");
+        for address in named {
+            TcpStream::connect(address).unwrap();
+        }
+    }
+    let health = format!("http://localhost:{}/healthz", server.address().port());
+    assert_eq!(send("GET", &health, &[], b"").status, 200);
+    server.assert_healthy();
+    assert!(server.stop().0.success());
+}
+
+#[test]
+fn two_listeners_at_one_port_are_refused_before_anything_is_bound() {
+    let free = "127.0.0.1:0";
+    for (listen, grpc, admin, named) in [
+        ("127.0.0.1:9000", "127.0.0.1:9001", "127.0.0.1:9002", None),
+        (free, free, free, None),
+        ("127.0.0.1:9000", "127.0.0.1:9000", free, Some("grpc_listen")),
+        ("127.0.0.1:9000", "off", "127.0.0.1:9000", Some("admin_listen")),
+        (free, "127.0.0.1:9000", "127.0.0.1:9000", Some("admin_listen")),
+        ("0.0.0.0:9000", "127.0.0.1:9000", free, Some("grpc_listen")),
+        ("127.0.0.1:9000", free, "0.0.0.0:9000", Some("admin_listen")),
+        ("[::]:9000", "127.0.0.1:9000", free, Some("grpc_listen")),
+        ("localhost:9000", "127.0.0.1:9000", free, Some("grpc_listen")),
+    ] {
+        let flags =
+            ["--listen", listen, "--grpc-listen", grpc, "--admin-listen", admin].map(str::to_owned);
+        let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+        let output = check(&flags, &[]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), named.is_none(), "{flags:?}: {said}");
+        let Some(named) = named else { continue };
+        assert!(said.contains(named), "{flags:?}: {said}");
+        let output = run_host(&[&["serve"][..], &flags].concat());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("listening"), "{output:?}");
+    }
+    // A default that is not opened is in nobody's way; with keys for it, it is.
+    assert!(check(&["--listen", "127.0.0.1:8002"], &[]).status.success());
+    assert!(!check(&["--listen", "127.0.0.1:8002", "--demo"], &[]).status.success());
+    assert!(!check(&["--listen", "127.0.0.1:8001"], &[]).status.success());
+}
+
+#[test]
+fn a_split_may_have_units_and_percentages_without_one_are_refused() {
+    let folder = temporary_folder();
+    let file = folder.path().join("guesthouse.toml");
+    for (stable, canary, is_good) in [
+        ("900_000", "100_000", true),
+        ("\"90%\"", "\"10%\"", true),
+        ("\"0.9\"", "\"100000ppm\"", true),
+        ("\"90%\"", "100_000", true),
+        ("90", "10", false),
+        ("\"90\"", "\"10\"", false),
+        ("0.9", "0.1", false),
+        ("\"90%\"", "\"20%\"", false),
+    ] {
+        let split = format!("{{ \"1.0.0\" = {stable}, \"2.0.0\" = {canary} }}");
+        fs::write(&file, format!("[models.toxicity]\nsplit = {split}\n")).unwrap();
+        let output = check(&["--config", file.to_str().unwrap()], &[]);
+        assert_eq!(output.status.success(), is_good, "{split}: {output:?}");
+    }
 }
