@@ -1,12 +1,14 @@
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
-use std::process::{Command, Output};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 use guesthouse_tests::artifacts::{run_host, temporary_folder};
 use guesthouse_tests::client::send;
 use guesthouse_tests::{Server, Setup, Signal, environment};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn check(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(environment::host());
@@ -202,4 +204,86 @@ fn a_split_may_have_units_and_percentages_without_one_are_refused() {
         let output = check(&["--config", file.to_str().unwrap()], &[]);
         assert_eq!(output.status.success(), is_good, "{split}: {output:?}");
     }
+}
+
+/// A control group that ends with the test.
+struct ControlGroup(PathBuf);
+
+impl ControlGroup {
+    /// None, if the machine lets nobody here make one, or limit it like that.
+    fn make(folder: PathBuf, limits: &[(&str, &str)]) -> Option<Self> {
+        fs::create_dir(&folder).ok()?;
+        let group = Self(folder);
+        let mut set = limits.iter().map(|(file, limit)| write_existing(&group.0.join(file), limit));
+        set.all(|done| done.is_ok()).then_some(group)
+    }
+
+    /// Groups within groups: the memory of the outer one is 300 MiB, that of the inner one more; and
+    /// half of the time of two processors.
+    fn nested() -> Option<Vec<Self>> {
+        let name = format!("guesthouse-test-{}", std::process::id());
+        let at = |hierarchy: &str| Path::new("/sys/fs/cgroup").join(hierarchy).join(&name);
+        let (outer, inner) = ("314572800", "524288000");
+        if let Some(group) = Self::make(at(""), &[("memory.max", outer), ("cpu.max", "max")]) {
+            write_existing(&group.0.join("cgroup.subtree_control"), "+memory +cpu").ok()?;
+            let limits = [("memory.max", inner), ("cpu.max", "100000 100000")];
+            let inner = Self::make(group.0.join("inner"), &limits)?;
+            return Some(vec![inner, group]);
+        }
+        let memory = Self::make(at("memory"), &[("memory.limit_in_bytes", outer)])?;
+        let inner = Self::make(memory.0.join("inner"), &[("memory.limit_in_bytes", inner)])?;
+        let quota = [("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "100000")];
+        let cpu = Self::make(at("cpu"), &quota)?;
+        Some(vec![inner, cpu, memory])
+    }
+}
+
+/// What is no file of a control group is not made.
+fn write_existing(path: &Path, text: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        // Fails only where it could not be made.
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// What a server without any configuration says that it may use, started in these groups.
+fn resources(groups: &[ControlGroup]) -> Value {
+    let folder = temporary_folder();
+    // The outermost group of a tree takes no processes in version 2, and need not in version 1.
+    let is_inner = |group: &&ControlGroup| {
+        !groups.iter().any(|other| other.0 != group.0 && other.0.starts_with(&group.0))
+    };
+    let enter = groups.iter().filter(is_inner);
+    let enter: String =
+        enter.map(|group| format!("echo $$ > '{}/cgroup.procs' && ", group.0.display())).collect();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!(r#"{enter}exec "$0" "$@""#)).arg(environment::host());
+    command.args(["serve", "--log-format", "json", "--listen", "127.0.0.1:0", "--grpc-listen"]);
+    command.args(["off", "--state"]).arg(folder.path().join("state"));
+    command.current_dir(folder.path());
+    let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(server.stderr.take().unwrap()).lines();
+    let lines = lines.map_while(io::Result::ok).map(|line| serde_json::from_str(&line).unwrap());
+    let found = lines.into_iter().find(|line: &Value| line["message"] == "resources");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    found.expect("the server says so")
+}
+
+#[test]
+fn a_server_in_a_container_takes_its_limits_for_the_machine() {
+    let free = resources(&[]);
+    assert!(free["cores"].as_u64() >= Some(1) && free["memory_mib"].as_u64() > Some(300), "{free}");
+    let Some(groups) = ControlGroup::nested() else {
+        eprintln!("this machine lets nobody here make control groups: not tried");
+        return;
+    };
+    let limited = resources(&groups);
+    let [cores, memory, threads] =
+        ["cores", "memory_mib", "threads_per_version"].map(|key| limited[key].as_u64());
+    assert_eq!((cores, memory, threads), (Some(1), Some(300), Some(1)), "{limited}");
 }
