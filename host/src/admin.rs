@@ -35,7 +35,7 @@ use crate::edge::{access, observed, predict, query, refused as error};
 use crate::keys::Caller;
 use crate::ledger::{self, Author};
 use crate::model::ModelName;
-use crate::rollout::{Operation, ShadowShare, WHOLE};
+use crate::rollout::{Operation, ShadowShare, Share};
 use crate::router::RouteError;
 use crate::shadow::Shadows;
 
@@ -177,7 +177,7 @@ async fn promote(
 #[serde(deny_unknown_fields)]
 struct CanaryBody {
     version: Version,
-    weight: u32,
+    weight: Share,
     #[serde(default)]
     supersede: bool,
 }
@@ -185,7 +185,7 @@ struct CanaryBody {
 async fn canary(admin: Shared, model: Path<String>, query: RawQuery, request: Request) -> Response {
     let operation = |body: CanaryBody| {
         let CanaryBody { version, weight, supersede } = body;
-        Ok(Operation::Canary { version, weight, supersede })
+        Ok(Operation::Canary { version, weight: weight.parts(), supersede })
     };
     change(admin, model, query, request, operation).await
 }
@@ -194,7 +194,7 @@ async fn canary(admin: Shared, model: Path<String>, query: RawQuery, request: Re
 #[serde(deny_unknown_fields)]
 struct ShadowBody {
     version: Option<Version>,
-    share: Option<u32>,
+    share: Option<Share>,
 }
 
 async fn set_shadow(
@@ -207,7 +207,7 @@ async fn set_shadow(
         (None, None) => Ok(Operation::Shadow(None)),
         (None, Some(_)) => Err(ApiError::malformed("a share needs a version")),
         (Some(version), share) => {
-            let share = share.unwrap_or(WHOLE);
+            let share = share.unwrap_or(Share::ALL).parts();
             Ok(Operation::Shadow(Some(ShadowShare { version, share })))
         }
     };

@@ -6,6 +6,7 @@
 mod idempotency;
 mod keys;
 mod limits;
+mod listen;
 mod models;
 mod overrides;
 mod server;
@@ -13,7 +14,6 @@ mod transport;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,10 +23,11 @@ use serde::Deserialize;
 pub use idempotency::{AnswerLimits, IdempotencyFile};
 pub use keys::{KeyFile, RateLimitFile};
 pub use limits::{Limits, LimitsFile};
+pub use listen::{GrpcListen, ListenAddress, ListenAddressError};
 pub use models::{BatchingFile, IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
 pub use server::{ServerFile, ServerWords};
-pub use transport::{CorsFile, GrpcListen, Origins, TlsFile};
+pub use transport::{CorsFile, Origins, TlsFile};
 pub use watch::{CaptureFile, TracingFile};
 
 use crate::keys::Key;
@@ -34,19 +35,18 @@ use crate::model::ModelName;
 use crate::observe::capture::CaptureSettings;
 use crate::observe::trace::TraceSettings;
 use crate::rate::Rate;
-use crate::rollout::WHOLE;
 use crate::version::ModelLimits;
 
 /// The configuration file, as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigFile {
-    /// Address and port of the HTTP endpoints; 127.0.0.1:8000.
-    pub listen: Option<SocketAddr>,
-    /// Address and port of gRPC, or `off`; 127.0.0.1:8001.
+    /// Address or name, and port, of the HTTP endpoints; 127.0.0.1:8000.
+    pub listen: Option<ListenAddress>,
+    /// The same of gRPC, or `off`; 127.0.0.1:8001.
     pub grpc_listen: Option<GrpcListen>,
-    /// Address and port of the admin API; 127.0.0.1:8002.
-    pub admin_listen: Option<SocketAddr>,
+    /// The same of the admin API; 127.0.0.1:8002.
+    pub admin_listen: Option<ListenAddress>,
     /// Folder of the artifacts; `repository`.
     pub repository: Option<PathBuf>,
     /// Folder of what is served; `state`.
@@ -88,12 +88,12 @@ pub struct ConfigFile {
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Only this machine can reach the default, until somebody decides otherwise.
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
     /// Of gRPC, if it is served; the same holds for it. The port is the one that clients of other
     /// model servers have in their examples.
     pub grpc_listen: GrpcListen,
     /// Of the admin API; the same holds for it.
-    pub admin_listen: SocketAddr,
+    pub admin_listen: ListenAddress,
     /// Folder of the artifacts.
     pub repository: PathBuf,
     /// Folder of what is served.
@@ -245,21 +245,14 @@ impl ConfigFile {
             capture_shares.insert(model.clone(), share.map_err(|(key, why)| wrong(key, why))?);
             let key = file.settle_sticky().map_err(|(key, why)| wrong(key, why))?;
             sticky.insert(model.clone(), key);
-            if let Some(weights) = file.split {
-                let sum: u64 = weights.values().map(|weight| u64::from(*weight)).sum();
-                if sum != u64::from(WHOLE) {
-                    let reason =
-                        format!("its parts per million must add up to {WHOLE}, and not {sum}");
-                    return Err(wrong("split", &reason));
-                }
-                splits.insert(model, weights);
-            }
+            let split = file.settle_split().map_err(|reason| wrong("split", &reason))?;
+            splits.extend(split.map(|split| (model, split)));
         }
         let state = self.state.unwrap_or_else(|| "state".into());
         Ok(Settings {
-            listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
+            listen: self.listen.unwrap_or(ListenAddress::loopback(8000)),
             grpc_listen: self.grpc_listen.unwrap_or_default(),
-            admin_listen: self.admin_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8002))),
+            admin_listen: self.admin_listen.unwrap_or(ListenAddress::loopback(8002)),
             repository: self.repository.unwrap_or_else(|| "repository".into()),
             tracing: self.tracing.settle()?,
             capture: self.capture.settle(&state)?,
@@ -338,7 +331,7 @@ mod tests {
     fn an_empty_file_is_enough() {
         let settings = settle("").unwrap();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
-        assert_eq!(settings.grpc_listen, GrpcListen::At(([127, 0, 0, 1], 8001).into()));
+        assert_eq!(settings.grpc_listen, GrpcListen::At(ListenAddress::loopback(8001)));
         assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:8002");
         assert_eq!(settle("grpc_listen = \"off\"").unwrap().grpc_listen, GrpcListen::Off);
         assert!(settings.keys.is_empty() && settings.splits.is_empty());
@@ -375,6 +368,8 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         let good = "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000, \"2.0.0\" = 100_000 }";
         assert_eq!(settle(good).unwrap().splits.len(), 1);
+        let mixed = "[models.toxicity]\nsplit = { \"1.0.0\" = \"90%\", \"2.0.0\" = 100_000 }";
+        assert_eq!(settle(mixed).unwrap().splits, settle(good).unwrap().splits);
         for bad in [
             "unknown = 1",
             "listen = \"localhost\"",
@@ -386,6 +381,10 @@ mod tests {
             "[limits]\nbody_bytes = 1000\nbodies_in_flight_bytes = 999",
             "[limits]\ninstance_memory_mib = 5000",
             "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000 }",
+            "[models.toxicity]\nsplit = { \"1.0.0\" = 90, \"2.0.0\" = 10 }",
+            "[models.toxicity]\nsplit = { \"1.0.0\" = 0.9, \"2.0.0\" = 0.1 }",
+            "[models.toxicity]\nsplit = { \"1.0.0\" = \"90\", \"2.0.0\" = \"10\" }",
+            "[models.toxicity]\nsplit = { \"1.0.0\" = \"1\" }",
             "[models.toxicity]\nsplit = { \"1\" = 1_000_000 }",
             "[models.Toxicity]\n",
             "[models.toxicity]\nisolation = \"none\"",

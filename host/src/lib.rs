@@ -6,6 +6,7 @@
 
 pub mod terminal;
 pub mod priority;
+pub mod machine;
 pub mod model;
 pub mod contract;
 pub mod observe;

@@ -12,12 +12,15 @@ use guesthouse::observe::logs::{self, Writing};
 use guesthouse::preinit::child;
 use guesthouse::terminal;
 
+/// Each request is a line at `info`.
+const DEFAULT_FILTER: &str = "info";
+
 /// A model server whose model versions are sandboxed WebAssembly components.
 #[derive(Debug, Parser)]
 #[command(name = "guesthouse", version, propagate_version = true)]
 struct Arguments {
     /// What to log: a level, or levels by target, such as `info,request=warn`.
-    #[arg(long, global = true, env = logs::FILTER_VARIABLE, default_value = "info")]
+    #[arg(long, global = true, env = logs::FILTER_VARIABLE, default_value = DEFAULT_FILTER)]
     log: String,
     /// How to log; text on a terminal and JSON elsewhere, if left out.
     #[arg(long, global = true, env = logs::FORMAT_VARIABLE)]
@@ -61,10 +64,15 @@ fn main() -> ExitCode {
         | Command::Operate(_)
         | Command::PreinitChild(_) => Writing::Direct,
     };
-    let logs = match logs::start(&arguments.log, arguments.log_format, writing) {
+    // A variable that is set to nothing counts as one that is not set.
+    let filter = Some(arguments.log.trim()).filter(|filter| !filter.is_empty());
+    let filter = filter.unwrap_or(DEFAULT_FILTER);
+    let logs = match logs::start(filter, arguments.log_format, writing) {
         Ok(logs) => logs,
         Err(error) => {
-            eprintln!("error: --log: {error}");
+            let variable = logs::FILTER_VARIABLE;
+            let reason = terminal::reason(&error.to_string());
+            eprintln!("error: failed to use --log or {variable}: {reason}");
             return ExitCode::FAILURE;
         }
     };

@@ -5,6 +5,7 @@
 
 mod operation;
 mod rules;
+mod share;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use operation::{Operation, Outcome, Promotion, Refusal, Status};
 pub use rules::{Rules, apply};
+pub use share::{Share, ShareError};
 
 use crate::artifact::Digest;
 use crate::model::Channel;

@@ -1,10 +1,10 @@
 //! The life of a server: bind, answer health at once, load, serve, drain, stop.
 
+mod bind;
 mod reload;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use self::reload::Reloader;
 pub use self::reload::Reread;
 use crate::admin::{self, Admin};
-use crate::config::{GrpcListen, Settings};
+use crate::config::{GrpcListen, ListenAddress, Settings};
 use crate::control::{self, Control, ControlError};
 use crate::edge::{self, Answers, Bodies, Edge, Entrance, ModelRates, Services, Tls, TlsError};
 use crate::guest::{EngineError, Engines};
@@ -29,6 +29,7 @@ use crate::inference::Inference;
 use crate::keys::SameKey;
 use crate::keys::Scopes;
 use crate::ledger::{Ledger, LedgerError};
+use crate::machine;
 use crate::observe::capture::Capture;
 use crate::observe::logs;
 use crate::observe::meters::Meters;
@@ -51,9 +52,9 @@ const LAST_WRITES: Duration = Duration::from_secs(2);
 /// A server cannot start, or did not stop in time.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address is taken or not ours.
+    /// The address is taken or not ours, or the name is not known.
     #[error("listen on {0}")]
-    Listen(SocketAddr, #[source] io::Error),
+    Listen(ListenAddress, #[source] io::Error),
     /// The machine refuses threads, signals or timers.
     #[error("start")]
     Start(#[source] io::Error),
@@ -86,8 +87,12 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`]; one that does not stop in time has cut requests off.
 pub fn run(settings: Settings, reread: Reread, started: Instant) -> Result<(), ServeError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(ServeError::Start)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // The library's own variable keeps its meaning; its default misses some quotas.
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        runtime.worker_threads(machine::cores());
+    }
+    let runtime = runtime.enable_all().build().map_err(ServeError::Start)?;
     let outcome = runtime.block_on(serve(settings, reread, started));
     // Loading may still be under way on a thread of its own; it dies with the process.
     runtime.shutdown_background();
@@ -98,7 +103,10 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     // From here on: whoever reads where it listens may stop it.
     let mut signals = Signals::listen().map_err(ServeError::Start)?;
     let tls = settings.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
-    let (listener, address) = listen(settings.listen).await?;
+    let listeners = bind::listen(&settings.listen).await?;
+    let memory_mib = settings.limits.memory_bytes >> 20;
+    let threads_per_version = settings.limits.model.concurrency;
+    tracing::info!(cores = machine::cores(), memory_mib, threads_per_version, "resources");
     // Held until the end, and with it the lock of the state folder.
     let loader = loader(&settings)?;
     let stack_bytes = loader.engines.thread_stack_bytes();
@@ -113,23 +121,25 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let limits = edge.policy.load().limits;
     let (stop, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
-    if let Some((listener, admin)) = admin(&settings, &control, &edge, &stopping).await? {
+    if let Some((listeners, admin)) = admin(&settings, &control, &edge, &stopping).await? {
         let endpoints = admin::endpoints(admin, edge.around_admin());
         let way = edge::Way::Admin(Arc::clone(&edge.meters));
-        let entrance = Entrance { listener, tls: tls.clone(), way };
+        let entrance = Entrance { listeners, tls: tls.clone(), way };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
-    if let Some((listener, way)) = grpc(&settings, &edge).await? {
+    if let Some((listeners, way)) = grpc(&settings, &edge).await? {
         let endpoints = edge::grpc_endpoints(Arc::clone(&edge), stopping.clone());
-        let entrance = Entrance { listener, tls: tls.clone(), way };
+        let entrance = Entrance { listeners, tls: tls.clone(), way };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
-    tracing::info!(%address, "listening");
+    for address in bind::addresses(&listeners) {
+        tracing::info!(%address, "listening");
+    }
     let repository = settings.repository.clone();
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
     let way = edge::Way::Public(Arc::clone(&edge.meters));
-    let entrance = Entrance { listener, tls: tls.clone(), way };
+    let entrance = Entrance { listeners, tls: tls.clone(), way };
     servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     if let Some(tls) = tls {
         tokio::spawn(tls.follow(stopping.clone()));
@@ -241,37 +251,34 @@ async fn admin(
     control: &Arc<Control>,
     edge: &Edge,
     stopping: &watch::Receiver<bool>,
-) -> Result<Option<(TcpListener, Arc<Admin>)>, ServeError> {
+) -> Result<Option<(Vec<TcpListener>, Arc<Admin>)>, ServeError> {
     if !control.keys().any(Scopes::administers) {
         tracing::info!(
             "there are no admin keys: what is served cannot be changed over the network"
         );
         return Ok(None);
     }
-    let (listener, address) = listen(settings.admin_listen).await?;
-    tracing::info!(%address, "admin listening");
+    let listeners = bind::listen(&settings.admin_listen).await?;
+    for address in bind::addresses(&listeners) {
+        tracing::info!(%address, "admin listening");
+    }
     let (control, shadows) = (Arc::clone(control), Arc::clone(&edge.shadows));
     let patience = settings.limits.body_time;
     let admin = Admin::new(control, shadows, patience, stopping.clone());
-    Ok(Some((listener, Arc::new(admin))))
+    Ok(Some((listeners, Arc::new(admin))))
 }
 
 /// Where gRPC is served, if it is.
 async fn grpc(
     settings: &Settings,
     edge: &Edge,
-) -> Result<Option<(TcpListener, edge::Way)>, ServeError> {
-    let GrpcListen::At(wanted) = settings.grpc_listen else { return Ok(None) };
-    let (listener, address) = listen(wanted).await?;
-    tracing::info!(%address, "grpc listening");
-    Ok(Some((listener, edge::Way::Grpc(Arc::clone(&edge.meters)))))
-}
-
-async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
-    let listener = TcpListener::bind(wanted).await;
-    let listener = listener.map_err(|error| ServeError::Listen(wanted, error))?;
-    let address = listener.local_addr().map_err(ServeError::Start)?;
-    Ok((listener, address))
+) -> Result<Option<(Vec<TcpListener>, edge::Way)>, ServeError> {
+    let GrpcListen::At(wanted) = &settings.grpc_listen else { return Ok(None) };
+    let listeners = bind::listen(wanted).await?;
+    for address in bind::addresses(&listeners) {
+        tracing::info!(%address, "grpc listening");
+    }
+    Ok(Some((listeners, edge::Way::Grpc(Arc::clone(&edge.meters)))))
 }
 
 /// Wait until requests under way are over; those that are not in time are interrupted, which their

@@ -51,7 +51,7 @@ pub struct ShadowLimits {
 
 impl Default for ShadowLimits {
     fn default() -> Self {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let cores = crate::machine::cores();
         Self { threads: (cores / 2).max(1), queued: 64, queued_bytes: 64 << 20 }
     }
 }

@@ -1,6 +1,13 @@
-use guesthouse_tests::artifacts::temporary_folder;
-use guesthouse_tests::client::{send, send_raw};
-use guesthouse_tests::{Server, Setup};
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use guesthouse_tests::artifacts::{Misbehave, run_host, temporary_folder};
+use guesthouse_tests::client::{DEMO_KEY, send, send_raw};
+use guesthouse_tests::{Server, Setup, environment};
 use serde_json::{Value, json};
 
 #[test]
@@ -246,4 +253,153 @@ fn lines_that_nobody_read_in_time_are_counted() {
     let requests = lines.iter().filter(|line| line["route"] == "/models").count();
     assert!(dropped.flatten() >= Some((FLOOD - requests) as u64), "{dropped:?}, {requests}");
     assert!(requests < FLOOD);
+}
+
+/// Filters that name nothing, or that would have the server run expressions of whoever sends them.
+fn bad_filters() -> [String; 12] {
+    let field = |value: &str| format!("info,[{{request_id={value}}}]=trace");
+    [
+        "inof".to_owned(),
+        "inof,request=info".to_owned(),
+        "info,request=loud".to_owned(),
+        "info;request=warn".to_owned(),
+        "info,hyper".to_owned(),
+        "requests=info".to_owned(),
+        ",".to_owned(),
+        "info,[predict]=trace".to_owned(),
+        "info,request[{status}]=trace".to_owned(),
+        field("a"),
+        // An automaton of gigabytes.
+        field("~\"(((((\\\\w{9}){9}){9}){9}){9}){9}\""),
+        "info,".repeat(300),
+    ]
+}
+
+#[test]
+fn a_filter_with_a_mistake_is_refused_and_the_one_before_holds() {
+    let server = Server::start(&Setup::toxicity());
+    for filter in bad_filters().iter().chain([&String::new()]) {
+        let bad = server.admin("PUT", "log", &json!({"filter": filter}));
+        assert_eq!((bad.status, bad.error_code()), (422, Some("unacceptable_input")), "{filter}");
+    }
+    let shown = server.admin("GET", "log", &Value::Null);
+    assert_eq!(shown.body["filter"], "info");
+    for filter in ["off", "INFO", "info,hyper=warn", "warn,request", " info , request = info "] {
+        let set = server.admin("PUT", "log", &json!({"filter": filter}));
+        assert_eq!((set.status, &set.body["filter"]), (200, &json!(filter)), "{set:?}");
+    }
+    let body = json!({"text": "You are nice", "request_id": "heard"});
+    assert_eq!(server.post("/v1/predict", &body).status, 200);
+    server.wait_for("heard", |line| line["request_id"] == "heard");
+    // A state machine of gigabytes would show.
+    assert!(server.peak_memory_bytes() < 1 << 30);
+}
+
+#[test]
+fn a_command_line_with_a_mistake_in_its_filter_is_refused() {
+    for filter in bad_filters() {
+        let output = run_host(&["config", "check", "--log", &filter]);
+        assert_eq!(output.status.code(), Some(1), "{filter}: {output:?}");
+        let mut command = Command::new(environment::host());
+        let command = command.args(["config", "check"]).env("GUESTHOUSE_LOG", &filter);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{filter}: {output:?}");
+    }
+    let served = run_host(&["serve", "--listen", "127.0.0.1:0", "--log", "inof"]);
+    assert_eq!(served.status.code(), Some(1), "{served:?}");
+    let mut command = Command::new(environment::host());
+    let unset = command.args(["config", "check"]).env("GUESTHOUSE_LOG", "").output().unwrap();
+    assert!(unset.status.success(), "{unset:?}");
+}
+
+/// A server whose log is read as lines of bytes, whatever their form.
+struct Plain {
+    child: Child,
+    lines: mpsc::Receiver<Vec<u8>>,
+    seen: VecDeque<String>,
+}
+
+impl Plain {
+    fn start(format: &str, folder: &std::path::Path) -> Self {
+        let repository = folder.join("repository");
+        std::fs::create_dir_all(&repository).unwrap();
+        Misbehave::default().pack(&repository);
+        let mut command = Command::new(environment::host());
+        command.args(["serve", "--demo", "--log-format", format, "--listen", "127.0.0.1:0"]);
+        command.args(["--grpc-listen", "off", "--admin-listen", "127.0.0.1:0"]);
+        command.arg("--repository").arg(&repository).arg("--state").arg(folder.join("state"));
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = Vec::new();
+            while log.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+                if sender.send(std::mem::take(&mut line)).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines, seen: VecDeque::new() }
+    }
+
+    /// The next line with that in it.
+    fn wait_for(&mut self, wanted: &str) -> String {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left);
+            let line = line.unwrap_or_else(|_| panic!("no {wanted:?} in {:#?}", self.seen));
+            let line = String::from_utf8(line).unwrap();
+            self.seen.push_back(line.clone());
+            if line.contains(wanted) {
+                return line;
+            }
+        }
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Line ends and what terminals obey, as the guest sends them.
+fn is_obeyed(letter: char) -> bool {
+    letter.is_control()
+        || ['\u{200f}', '\u{2028}', '\u{2029}', '\u{202e}', '\u{2066}'].contains(&letter)
+}
+
+#[test]
+fn nothing_that_a_guest_says_begins_a_line_of_the_log_or_commands_a_terminal() {
+    for format in ["text", "json"] {
+        let folder = temporary_folder();
+        let mut server = Plain::start(format, folder.path());
+        let listening = server.wait_for(" listening");
+        assert!(listening.contains("admin listening"), "{listening}");
+        let public = server.wait_for("listening");
+        let address: SocketAddr = public
+            .split(['=', '"', ' ', '\n'])
+            .find_map(|word| word.parse().ok())
+            .unwrap_or_else(|| panic!("{public}"));
+        server.wait_for("repository folder read");
+        let url = format!("http://{address}/models/misbehave/predict");
+        let headers = [("X-API-Key", DEMO_KEY), ("Content-Type", "application/json")];
+        for action in ["forge", "panic"] {
+            let body = json!({"action": action, "request_id": format!("id-{action}")}).to_string();
+            assert_eq!(send("POST", &url, &headers, body.as_bytes()).status, 500);
+            // The last line of a request is its own.
+            while !server.wait_for(&format!("id-{action}")).contains("latency_ms") {}
+        }
+        let forged = server.seen.iter().filter(|line| line.contains("cleared")).count();
+        assert!(forged >= 2, "the guest's line and its fault: {:#?}", server.seen);
+        for line in &server.seen {
+            let line = line.strip_suffix('\n').unwrap();
+            assert!(!line.contains(is_obeyed), "{line:?}");
+            let begins =
+                if format == "json" { line.starts_with('{') } else { line.starts_with("20") };
+            assert!(begins, "{line:?}");
+        }
+    }
 }

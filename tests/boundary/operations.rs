@@ -112,6 +112,10 @@ fn a_version_goes_from_deployed_over_canary_to_stable_and_back() {
     assert_ne!(places[0], places[1]);
     let channel = "/models/misbehave/versions/canary/predict";
     assert_eq!(words(&served(&server, channel, &[])), ("1.1.0", "channel"));
+    for (weight, parts) in [(json!("25%"), 250_000), (json!("0.25"), 250_000), (json!(10), 10)] {
+        let canary = post(&server, "canary", json!({"version": "1.1.0", "weight": weight}));
+        assert_eq!(made(&canary)["after"]["candidates"], json!({"1.1.0": parts}), "{weight}");
+    }
     // Weight 0 beats stickiness; only who asks for it gets it.
     made(&post(&server, "canary", json!({"version": "1.1.0", "weight": 0})));
     for user in 0..20 {
@@ -178,6 +182,11 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
         ("canary", json!({"version": "1.0.0", "weight": 1_000_001}), (400, "malformed_request")),
         ("canary", json!({"version": "1.0.0", "weight": -1}), (400, "malformed_request")),
         ("canary", json!({"version": "1.0.0", "weight": 0.5}), (400, "malformed_request")),
+        ("canary", json!({"version": "1.0.0", "weight": 1.0}), (400, "malformed_request")),
+        ("canary", json!({"version": "1.0.0", "weight": "10"}), (400, "malformed_request")),
+        ("canary", json!({"version": "1.0.0", "weight": "1"}), (400, "malformed_request")),
+        ("canary", json!({"version": "1.0.0", "weight": "101%"}), (400, "malformed_request")),
+        ("shadow", json!({"version": "1.0.0", "share": "10"}), (400, "malformed_request")),
         ("shadow", json!({"version": "9.9.9"}), (404, "not_found")),
         ("shadow", json!({"share": 5}), (400, "malformed_request")),
         ("rollback", json!({}), (409, "conflict")),

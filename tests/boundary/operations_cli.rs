@@ -103,9 +103,24 @@ fn without_a_key_nobody_is_asked() {
 #[test]
 fn a_command_line_that_makes_no_sense_is_said_to_be_so() {
     let canary = |weight| ["canary", "toxicity", "2.0.0", "--weight", weight];
-    for weight in ["", "ten", "-1%", "0.5", "0.00001%", "101%", "1000001", "1e3"] {
+    for weight in ["", "ten", "-1%", "0.00001%", "101%", "1000001", "1e3", "0,5", "1.5ppm"] {
         let (code, said) = run(&mut operator(nobody(), &canary(weight)));
         assert_eq!(code, Some(2), "{weight}: {said}");
+    }
+    // Percent to some, parts per million to others: both readings are shown.
+    for (weight, readings) in [
+        ("10", ["`10%`", "`10ppm`"]),
+        ("1", ["`1.0`", "`1ppm`"]),
+        ("100", ["`100%`", "`100ppm`"]),
+        ("10.5", ["`10.5%`", "`10.5`"]),
+        ("100000", ["`100000ppm`", "10 %"]),
+    ] {
+        let share = ["shadow", "toxicity", "2.0.0", "--share", weight];
+        for arguments in [&canary(weight), &share] {
+            let (code, said) = run(&mut operator(nobody(), arguments));
+            assert_eq!(code, Some(2), "{weight}: {said}");
+            assert!(readings.iter().all(|reading| said.contains(reading)), "{weight}: {said}");
+        }
     }
     let commands: [&[&str]; 9] = [
         &["promote", "toxicity"],
@@ -305,8 +320,12 @@ fn programs_get_json_and_nothing_else() {
     );
     assert_eq!(json(&["status"])["models"][0]["model"], "misbehave");
     assert_eq!(json(&["status", "misbehave"])["stable"], "1.0.0");
-    let canary = json(&["canary", "misbehave", "1.1.0", "--weight", "1"]);
-    assert_eq!(canary["after"]["candidates"], json!({"1.1.0": 1}));
+    for (weight, parts) in
+        [("10%", 100_000), ("0.1", 100_000), ("100000ppm", 100_000), ("0", 0), ("1ppm", 1)]
+    {
+        let canary = json(&["canary", "misbehave", "1.1.0", "--weight", weight]);
+        assert_eq!(canary["after"]["candidates"], json!({"1.1.0": parts}), "{weight}");
+    }
     assert_eq!(json(&["shadow", "misbehave", "1.1.0"])["after"]["shadow"]["share"], 1_000_000);
     assert_eq!(json(&["shadow", "misbehave"])["shadow"]["version"], "1.1.0");
     assert_eq!(json(&["shadow", "misbehave", "--off"])["after"]["shadow"], Value::Null);

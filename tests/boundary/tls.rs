@@ -259,3 +259,83 @@ fn a_server_does_not_start_with_a_certificate_that_it_cannot_use() {
         assert!(said.contains("TLS") && !said.contains("listening"), "{said}");
     }
 }
+
+/// A key that nobody uses, encrypted in both forms of OpenSSL; the password is `guesthouse`.
+const ENCRYPTED: &str = "\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAj1zjN0N4oHnAICCAAw
+DAYIKoZIhvcNAgkFADAdBglghkgBZQMEAQIEEIvZ4qMelIGndZW0tedtphsEgZBp
+l3fxLtLDS7ji4G6gL2m7A+2ICLZzpZ6ekK7Hg8br/4U2NAnbtOhq+xzYUDPYHt8C
+VRPw/KkwismfikfcB48uY+6glJGdQjikjtFKwIpQ8uCwWKlbi1QI33w+xkFszMnN
+3f5aDEHe8gmq9QRC+FpRsleShNnu72VDrRrZtqUxOLr0gMDpjIGqk5HJnvboInQ=
+-----END ENCRYPTED PRIVATE KEY-----
+";
+const ENCRYPTED_OLD: &str = "\
+-----BEGIN EC PRIVATE KEY-----
+Proc-Type: 4,ENCRYPTED
+DEK-Info: AES-128-CBC,90870119715AF99775AE5D8BA95A3A8B
+
+5cBDxlvrSyii6/0c6qEAiGrHVpy3cC4GpdUcyElG2hfle1xOP8BHhBoUwgdGwJPe
+vjtUr5O144/pfPsBsUaT0X0MjjqrhvXYh2jLMxZjgDw1SHjHb9jR31RRKNPxKW+F
+9C1YCUF5eHs1y74ogtsR4eyjM7PCwcggLoO1j3284yg=
+-----END EC PRIVATE KEY-----
+";
+
+/// A key of Ed448, which is not supported.
+const UNSUPPORTED: &str = "\
+-----BEGIN PRIVATE KEY-----
+MEcCAQAwBQYDK2VxBDsEOU0CLC3tFEyLhEfOTz9gxGIicOlfCF9kQEqQzfwv4+Ep
+pSIOfQrKjPLc4NCX1vWKPbIzybYVeQRnTg==
+-----END PRIVATE KEY-----
+";
+
+#[test]
+fn a_key_that_cannot_be_used_is_refused_with_the_reason() {
+    let folder = temporary_folder();
+    let config = folder.path().join("guesthouse.toml");
+    fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{}", tls_section(folder.path())))
+        .unwrap();
+    let (config, state) = (config.display().to_string(), folder.path().join("state"));
+    let state = state.display().to_string();
+    let (pair, other) = (Pair::generate(), Pair::generate());
+    let parameters =
+        "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+    let public = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
+    let damaged = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    let request = "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n";
+    let both = format!("{}{ENCRYPTED}", pair.certificate);
+    let usable = format!("{parameters}{}", pair.key);
+    for (certificate, key, word) in [
+        (pair.certificate.as_str(), usable.as_str(), None),
+        (&pair.certificate, ENCRYPTED, Some("encrypted")),
+        (&pair.certificate, ENCRYPTED_OLD, Some("encrypted")),
+        (&pair.certificate, &ENCRYPTED.replace('\n', "\r\n"), Some("encrypted")),
+        (&pair.certificate, &both, Some("encrypted")),
+        (&pair.certificate, &pair.certificate, Some("`CERTIFICATE`")),
+        (&pair.certificate, parameters, Some("`EC PARAMETERS`")),
+        (&pair.certificate, public, Some("`PUBLIC KEY`")),
+        (&pair.certificate, damaged, Some("Ed25519")),
+        (&pair.certificate, UNSUPPORTED, Some("Ed25519")),
+        (&pair.certificate, "\u{30}\u{2}", Some("not PEM")),
+        (&pair.certificate, "", Some("not PEM")),
+        (&pair.certificate, &other.key, Some("not that of the first certificate")),
+        (&pair.key, &pair.key, Some("`PRIVATE KEY`")),
+        (request, &pair.key, Some("`CERTIFICATE REQUEST`")),
+        ("", &pair.key, Some("not PEM")),
+    ] {
+        replace(folder.path(), "certificate.pem", certificate);
+        replace(folder.path(), "key.pem", key);
+        let checked = run_host(&["config", "check", "--config", &config]);
+        let said = String::from_utf8_lossy(&checked.stderr);
+        let Some(word) = word else {
+            assert!(checked.status.success(), "{said}");
+            continue;
+        };
+        assert_eq!(checked.status.code(), Some(1), "{word}: {said}");
+        assert!(said.contains(word), "{word}: {said}");
+        let served = run_host(&["serve", "--config", &config, "--state", &state]);
+        let said = String::from_utf8_lossy(&served.stderr);
+        assert_eq!(served.status.code(), Some(1), "{word}: {said}");
+        assert!(said.contains(word) && !said.contains("listening"), "{word}: {said}");
+    }
+}

@@ -36,6 +36,8 @@ pub struct Setup {
     pub address_space_kib: Option<u64>,
     /// What is logged; `info`, if nothing is said.
     pub log: Option<String>,
+    /// The host, without a port, at which all listeners are; `127.0.0.1`, if nothing is said.
+    pub host: Option<String>,
     /// At which change of a file the server ends, or its disk is full: `kill:3`, `full:3`.
     pub failpoint: Option<String>,
 }
@@ -544,8 +546,9 @@ fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Chil
     let space = setup.address_space_kib.map_or("unlimited".to_owned(), |kib| kib.to_string());
     let script = format!(r#"ulimit -Sn 1024 && ulimit -v {space} && exec "$0" "$@""#);
     command.args(["-c", &script]).arg(environment::host());
-    command.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-    command.args(["--grpc-listen", "127.0.0.1:0"]);
+    let listen = format!("{}:0", setup.host.as_deref().unwrap_or("127.0.0.1"));
+    command.args(["serve", "--demo", "--listen", &listen, "--admin-listen", &listen]);
+    command.args(["--grpc-listen", &listen]);
     command.args(["--log", setup.log.as_deref().unwrap_or("info"), "--log-format", "json"]);
     command.envs(setup.failpoint.iter().map(|failpoint| ("GUESTHOUSE_FAILPOINT", failpoint)));
     command.arg("--config").arg(config);

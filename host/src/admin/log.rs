@@ -44,10 +44,15 @@ async fn try_set(
     account.caller = Some(actor.clone());
     let LogBody { filter } = read_json(request.into_body(), admin).await?;
     logs::set_filter(&filter).map_err(|error| match error {
-        FilterError::Malformed(_) | FilterError::TooLong => {
+        FilterError::NoLog => ApiError::new(ErrorCode::Internal, "there is no log"),
+        FilterError::Empty
+        | FilterError::UnknownWord(_)
+        | FilterError::UnknownLevel(_)
+        | FilterError::MalformedTarget(_)
+        | FilterError::NothingOfOurs
+        | FilterError::TooLong => {
             ApiError::new(ErrorCode::UnacceptableInput, format!("the filter: {error}"))
         }
-        FilterError::NoLog => ApiError::new(ErrorCode::Internal, "there is no log"),
     })?;
     let filter = crate::terminal::reason(&filter);
     tracing::info!(target: "change", actor, filter, "log levels changed");

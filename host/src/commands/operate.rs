@@ -11,7 +11,6 @@ mod failure;
 mod key;
 mod keys;
 mod output;
-mod share;
 mod text;
 mod trust;
 mod upload;

@@ -1,11 +1,10 @@
 //! `guesthouse serve`, and `guesthouse config check`, which stops before it.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use guesthouse::config::{ConfigFile, GrpcListen, Override, Settings};
+use guesthouse::config::{ConfigFile, GrpcListen, ListenAddress, Override, Settings};
 use guesthouse::edge::Tls;
 use guesthouse::keys::Key;
 use guesthouse::server;
@@ -38,16 +37,18 @@ pub(crate) struct ConfigurationArguments {
     /// such as GUESTHOUSE__LIMITS__BATCH_ROWS do the same.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Address and port of the HTTP endpoints; port 0 lets the system choose. Also GUESTHOUSE_LISTEN.
+    /// Address or name, and port, of the HTTP endpoints; port 0 lets the system choose. Also
+    /// GUESTHOUSE_LISTEN.
     #[arg(long)]
-    listen: Option<SocketAddr>,
-    /// Address and port of gRPC, or `off`; port 0 lets the system choose. Also GUESTHOUSE_GRPC_LISTEN.
+    listen: Option<ListenAddress>,
+    /// Address or name, and port, of gRPC, or `off`; port 0 lets the system choose. Also
+    /// GUESTHOUSE_GRPC_LISTEN.
     #[arg(long)]
     grpc_listen: Option<GrpcListen>,
-    /// Address and port of the admin API; port 0 lets the system choose. Also
+    /// Address or name, and port, of the admin API; port 0 lets the system choose. Also
     /// GUESTHOUSE_ADMIN_LISTEN.
     #[arg(long)]
-    admin_listen: Option<SocketAddr>,
+    admin_listen: Option<ListenAddress>,
     /// Folder of the artifacts. Also GUESTHOUSE_REPOSITORY.
     #[arg(long)]
     repository: Option<PathBuf>,
@@ -64,7 +65,7 @@ pub(crate) enum ConfigCommand {
 }
 
 pub(crate) fn run(arguments: &ServeArguments, started: Instant) -> anyhow::Result<()> {
-    let settings = arguments.settle().context("failed to configure")?;
+    let settings = arguments.settle_with_listeners().context("failed to configure")?;
     if arguments.configuration.file()?.repository.is_none() {
         // A folder that somebody named and that is not there is a mistake; the default one is not.
         std::fs::create_dir_all(&settings.repository).context("failed to make `repository`")?;
@@ -80,7 +81,7 @@ pub(crate) fn run(arguments: &ServeArguments, started: Instant) -> anyhow::Resul
 #[expect(clippy::print_stdout, reason = "the answer")]
 pub(crate) fn config(command: &ConfigCommand) -> anyhow::Result<()> {
     let ConfigCommand::Check(arguments) = command;
-    let settings = arguments.settle().context("failed to configure")?;
+    let settings = arguments.settle_with_listeners().context("failed to configure")?;
     settings.tls.map(Tls::open).transpose().context("failed to configure")?;
     println!("the configuration is good");
     Ok(())
@@ -92,6 +93,16 @@ impl ServeArguments {
         if self.demo {
             settings.keys.extend([Key::demo(), Key::demo_admin()]);
         }
+        Ok(settings)
+    }
+
+    /// The settings of a server that has yet to listen.
+    fn settle_with_listeners(&self) -> anyhow::Result<Settings> {
+        let settings = self.settle()?;
+        // Without keys for it, the admin API may stay closed, so its default is in nobody's way.
+        let is_named = self.configuration.file()?.admin_listen.is_some();
+        let has_key = settings.keys.iter().any(|key| key.scopes.administers());
+        settings.check_listeners(is_named || has_key)?;
         Ok(settings)
     }
 }
@@ -116,9 +127,9 @@ impl ConfigurationArguments {
         }
         let file = ConfigFile::read(self.config.as_deref(), &overrides)?;
         Ok(ConfigFile {
-            listen: self.listen.or(file.listen),
-            grpc_listen: self.grpc_listen.or(file.grpc_listen),
-            admin_listen: self.admin_listen.or(file.admin_listen),
+            listen: self.listen.clone().or(file.listen),
+            grpc_listen: self.grpc_listen.clone().or(file.grpc_listen),
+            admin_listen: self.admin_listen.clone().or(file.admin_listen),
             repository: self.repository.clone().or(file.repository),
             state: self.state.clone().or(file.state),
             ..file

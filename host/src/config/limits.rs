@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::{ConfigError, bounded, out_of_range, positive};
 use crate::guest::{EngineLimits, InstanceLimits};
 use crate::inference::InferenceLimits;
+use crate::machine;
 use crate::pool::{Isolation, ReuseLimits};
 use crate::preinit::{PreinitLimits, Priority};
 use crate::version::{Batching, ModelLimits};
@@ -71,15 +72,15 @@ pub struct Limits {
     pub drain_time: Duration,
     /// How often the repository folder is looked at; never, if none.
     pub repository_interval: Option<Duration>,
-    /// The inference threads. One version uses as many as there are cores, because guests never
-    /// wait; four times as many exist, so that versions that compute for ever leave some to others.
+    /// The inference threads. One version uses as many as there are cores (or the quota of the
+    /// process's control groups is worth), because guests never wait; four times as many exist, so that versions that compute for ever leave some to others.
     /// 256 batches of 1 ms wait for each version: on two cores an eighth of a second, and more
     /// would only be late.
     pub inference: InferenceLimits,
     /// The engine's own limits. By default 32 versions fit with all of their instances.
     pub engine: EngineLimits,
     /// What all loaded versions may come to use, in bytes: their instances' limits, added up. The
-    /// machine's memory by default.
+    /// memory of the machine or of the process's control groups by default.
     pub memory_bytes: u64,
     /// What versions of a model may use of which the file says nothing. 2 s for a request are
     /// longer than any small model takes and shorter than people wait.
@@ -108,7 +109,7 @@ impl LimitsFile {
     }
 
     pub(super) fn settle(&self) -> Result<Limits, ConfigError> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = machine::cores();
         let seconds = |name, value: Option<u64>, default| {
             bounded(&format!("limits.{name}"), Duration::from_secs(positive(name, value, default)?))
         };
@@ -131,7 +132,6 @@ impl LimitsFile {
         }
         let instances = u32::try_from(threads + 32 * per_version).unwrap_or(u32::MAX);
         let instance = InstanceLimits { memory_bytes: memory_mib << 20, ..Default::default() };
-        let machine_mib = machine_memory_mib();
         let predict_time = milliseconds("predict_milliseconds", self.predict_milliseconds, 2000)?;
         let body_bytes = positive("body_bytes", self.body_bytes, 8 << 20)?;
         let in_flight = positive(
@@ -164,7 +164,8 @@ impl LimitsFile {
                 max_instances: positive("instances", self.instances, instances)?,
                 max_memory_bytes: memory_mib << 20,
             },
-            memory_bytes: positive("memory_mib", self.memory_mib, machine_mib)?.saturating_mul(MIB),
+            memory_bytes: positive("memory_mib", self.memory_mib, machine::memory_mib())?
+                .saturating_mul(MIB),
             model: ModelLimits {
                 instance,
                 isolation: Isolation::Reuse(ReuseLimits::default()),
@@ -180,12 +181,3 @@ impl LimitsFile {
 }
 
 const MIB: u64 = 1 << 20;
-
-/// All of the machine's memory, in MiB; a guess of 8 GiB where the kernel does not say.
-fn machine_memory_mib() -> u64 {
-    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kibibytes =
-        total.and_then(|total| total.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kibibytes.map_or(8192, |kibibytes| (kibibytes >> 10).max(1))
-}

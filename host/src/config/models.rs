@@ -10,14 +10,16 @@ use super::{LONGEST, Sticky};
 use crate::guest::InstanceLimits;
 use crate::pool::{Isolation, ReuseLimits};
 use crate::rate::Rate;
+use crate::rollout::{Share, WHOLE};
 use crate::version::{Batching, ModelLimits};
 
 /// What holds for one model; limits that are left out are those of all models.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelFile {
-    /// Parts per million of the traffic that asks for no version, by version.
-    pub split: Option<BTreeMap<Version, u32>>,
+    /// Shares of the traffic that asks for no version, by version: integers are parts per million,
+    /// texts have a unit.
+    pub split: Option<BTreeMap<Version, Share>>,
     /// The header whose value keeps a caller with a version.
     pub sticky_header: Option<String>,
     /// The field of the body whose value keeps a caller with a version.
@@ -110,6 +112,21 @@ impl ModelFile {
             ));
         }
         Ok(Sticky { header, field })
+    }
+
+    /// The split in parts per million, if there is one.
+    pub(super) fn settle_split(&self) -> Result<Option<BTreeMap<Version, u32>>, String> {
+        let Some(shares) = &self.split else { return Ok(None) };
+        let parts = shares.iter().map(|(version, share)| (version.clone(), share.parts()));
+        let parts: BTreeMap<_, _> = parts.collect();
+        match parts.values().map(|parts| u64::from(*parts)).sum::<u64>() {
+            sum if sum == u64::from(WHOLE) => Ok(Some(parts)),
+            100 => Err(format!(
+                "integers are parts per million, and these add up to 100 of {WHOLE}: write \
+                 percentages as texts, such as \"90%\""
+            )),
+            sum => Err(format!("its parts per million must add up to {WHOLE}, and not {sum}")),
+        }
     }
 
     /// What versions of the model may use.

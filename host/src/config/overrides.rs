@@ -102,7 +102,8 @@ mod tests {
             "default_model=toxicity",
         ]);
         let settings = file.unwrap().settle().unwrap();
-        assert_eq!((settings.listen.port(), settings.limits.batch_rows), (9, 5));
+        assert_eq!(settings.listen.to_string(), "127.0.0.1:9");
+        assert_eq!(settings.limits.batch_rows, 5);
         assert_eq!(settings.default_model.unwrap().as_str(), "toxicity");
         assert_eq!(settings.models.len(), 1);
         for bad in ["limits.rows=1", "limits.batch_rows=x", "listen", "=1", "a..b=1", "listen.x=1"]

@@ -1,49 +1,11 @@
-//! What the file says of the way to the server: gRPC, TLS, and web pages of other origins.
+//! What the file says of the way to the server: TLS, and web pages of other origins.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use serde::Deserialize;
 
 use super::ConfigError;
-
-/// Where gRPC is served, if it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum GrpcListen {
-    /// Nowhere.
-    Off,
-    /// At this address and port.
-    At(SocketAddr),
-}
-
-impl Default for GrpcListen {
-    fn default() -> Self {
-        Self::At(SocketAddr::from(([127, 0, 0, 1], 8001)))
-    }
-}
-
-impl FromStr for GrpcListen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self::Off);
-        }
-        let wrong = |_error| format!("{text:?} is neither an address with a port nor `off`");
-        text.parse().map(Self::At).map_err(wrong)
-    }
-}
-
-impl TryFrom<String> for GrpcListen {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
 
 /// The certificate of all listeners; without it, they speak plain HTTP.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

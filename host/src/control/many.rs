@@ -140,7 +140,7 @@ pub(super) fn side_by_side<T: Send>(
     let items = Mutex::new(items);
     let next = || items.lock().unwrap_or_else(PoisonError::into_inner).pop();
     thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+        for _ in 0..crate::machine::cores() {
             thread::Builder::new().stack_size(stack).spawn_scoped(scope, || {
                 while let Some(item) = next() {
                     work(item);

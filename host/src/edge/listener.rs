@@ -8,7 +8,9 @@
 //! is left lying only while there is a piece of it that the caller does not take.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,8 +74,8 @@ const GOODBYE_TIME: Duration = Duration::from_secs(1);
 
 /// Where callers come in.
 pub struct Entrance {
-    /// The socket.
-    pub listener: TcpListener,
+    /// The sockets, at least one: a name can have several addresses.
+    pub listeners: Vec<TcpListener>,
     /// How connections are made private, if they are.
     pub tls: Option<Arc<Tls>>,
     /// Whom it is for.
@@ -96,14 +98,14 @@ pub async fn serve(
         limits,
     });
     let mut connections = JoinSet::new();
-    let mut refusing = false;
+    let (mut refusing, mut first) = (false, 0);
     loop {
         // Over the limit, callers wait in the system's own queue until a connection ends.
         let room = connections.len() < limits.connections;
         let accepted = tokio::select! {
             () = stopped(&mut stopping) => break,
             Some(_) = connections.join_next() => continue,
-            accepted = entrance.listener.accept(), if room => accepted,
+            accepted = accept(&entrance.listeners, &mut first), if room => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
@@ -128,8 +130,23 @@ pub async fn serve(
         }
     }
     // Nobody may connect any more.
-    drop(entrance.listener);
+    drop(entrance.listeners);
     while connections.join_next().await.is_some() {}
+}
+
+/// The next connection of any of the sockets. They take turns in being asked first, so that callers
+/// at one address cannot starve those at another.
+async fn accept(
+    listeners: &[TcpListener],
+    first: &mut usize,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    *first = first.wrapping_add(1) % listeners.len();
+    let (before, after) = listeners.split_at(*first);
+    poll_fn(|context| {
+        let mut accepted = after.iter().chain(before).map(|one| one.poll_accept(context));
+        accepted.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    })
+    .await
 }
 
 fn is_of_caller(error: &io::Error) -> bool {

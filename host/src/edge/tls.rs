@@ -5,53 +5,34 @@
 //! used (yet: the two files do not change at the same moment) is logged, and the one before stays.
 //! Connections keep the certificate with which they began.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+mod pem;
+
+use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, version};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+pub use self::pem::TlsError;
 use super::listener::stopped;
 use crate::config::TlsFile;
 
 /// How often the files are looked at: certificates are renewed days before they end.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The largest file that is read: a chain of certificates has some ten kilobytes.
-const MAX_FILE_BYTES: u64 = 1 << 20;
-
 /// What is offered to clients, the first first.
 const PROTOCOLS: [&[u8]; 2] = [H2, b"http/1.1"];
 
 /// HTTP/2, in the words of the handshake.
 const H2: &[u8] = b"h2";
-
-/// The certificate cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read.
-    #[error("read {0:?}")]
-    Read(std::path::PathBuf, #[source] io::Error),
-    /// A file is not PEM, or not what it should be.
-    #[error("understand {0:?}")]
-    Pem(std::path::PathBuf, #[source] rustls::pki_types::pem::Error),
-    /// There is no certificate in the file.
-    #[error("find a certificate in {0:?}")]
-    NoCertificate(std::path::PathBuf),
-    /// The key is not that of the certificate, or of a kind that is not known.
-    #[error("use the certificate with its key")]
-    Unusable(#[from] rustls::Error),
-}
 
 /// The certificate that new connections get.
 pub struct Tls {
@@ -134,29 +115,16 @@ fn look(files: &TlsFile) -> io::Result<Seen> {
 }
 
 fn load(files: &TlsFile) -> Result<ServerConfig, TlsError> {
-    let read = |path: &Path| read(path).map_err(|error| TlsError::Read(path.to_owned(), error));
-    let pem = |path: &Path| {
-        let path = path.to_owned();
-        move |error| TlsError::Pem(path, error)
-    };
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(&files.certificate)?)
-        .collect::<Result<_, _>>()
-        .map_err(pem(&files.certificate))?;
-    if chain.is_empty() {
-        return Err(TlsError::NoCertificate(files.certificate.clone()));
-    }
-    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(pem(&files.key))?;
+    let chain = pem::certificates(&files.certificate)?;
+    let key = pem::private_key(&files.key)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&version::TLS13, &version::TLS12])
+        .map_err(TlsError::Versions)?
         .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+        .with_single_cert(chain, key);
+    let mut config =
+        config.map_err(|error| pem::unusable(&files.certificate, &files.key, error))?;
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
     Ok(config)
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

@@ -10,7 +10,11 @@
 //!
 //! The levels can be changed while the server runs, up to `trace` for everything of ours. Of the
 //! libraries below, only errors are ever logged, whatever the filter says: what they write at other
-//! levels quotes requests.
+//! levels quotes requests. The module `filter` says which filters there are, `line` how a line is
+//! escaped.
+
+mod filter;
+mod line;
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
@@ -18,11 +22,14 @@ use std::time::Duration;
 
 use tracing::{Level, Metadata};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::{FilterExt as _, FilterFn, ParseError, filter_fn};
+use tracing_subscriber::filter::{FilterExt as _, FilterFn, Targets, filter_fn};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+use tracing_subscriber::{Layer, Registry, reload};
+
+pub use self::filter::FilterError;
+use self::line::{EscapedJson, escaped_fields};
 
 /// The variable that sets the levels, for this process and its children.
 pub const FILTER_VARIABLE: &str = "GUESTHOUSE_LOG";
@@ -52,9 +59,6 @@ pub enum Writing {
     Queued,
 }
 
-/// The longest filter, in bytes: a level for each of some dozens of targets.
-const MAX_FILTER_LENGTH: usize = 1024;
-
 /// The targets of lines that are ours, beside the modules of this crate.
 const TARGETS: [&str; 5] = ["request", "fault", "guest", "traffic", "change"];
 
@@ -64,7 +68,7 @@ static CHOSEN: OnceLock<Chosen> = OnceLock::new();
 struct Chosen {
     filter: Mutex<String>,
     format: Format,
-    levels: reload::Handle<EnvFilter, Registry>,
+    levels: reload::Handle<Targets, Registry>,
 }
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
@@ -108,9 +112,9 @@ impl Drop for Logs {
 /// Log from now on. Without a format, a terminal gets text and anything else JSON.
 ///
 /// # Errors
-/// The filter cannot be understood.
-pub fn start(filter: &str, format: Option<Format>, writing: Writing) -> Result<Logs, ParseError> {
-    let (levels, handle) = reload::Layer::new(parse(filter)?);
+/// [`FilterError`], if the filter is refused.
+pub fn start(filter: &str, format: Option<Format>, writing: Writing) -> Result<Logs, FilterError> {
+    let (levels, handle) = reload::Layer::new(filter::parse(filter)?);
     let terminal = io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
     let (logs, writer) = match writing {
@@ -125,17 +129,16 @@ pub fn start(filter: &str, format: Option<Format>, writing: Writing) -> Result<L
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = match format {
-        Format::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
-        Format::Text => lines.with_ansi(terminal).boxed(),
+        Format::Json => {
+            let lines = lines.json().flatten_event(true).with_span_list(false);
+            lines.map_event_format(EscapedJson).boxed()
+        }
+        Format::Text => lines.with_ansi(terminal).fmt_fields(escaped_fields()).boxed(),
     };
     tracing_subscriber::registry().with(lines.with_filter(levels.and(quiet_libraries()))).init();
     // A second start would have panicked in `init`.
     let _ = CHOSEN.set(Chosen { filter: Mutex::new(filter.to_owned()), format, levels: handle });
     Ok(logs)
-}
-
-fn parse(filter: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::builder().parse(filter)
 }
 
 /// What is ours, and of the libraries what has gone wrong. Their other lines are made for those who
@@ -152,20 +155,6 @@ fn is_error(metadata: &Metadata<'_>) -> bool {
     *metadata.level() == Level::ERROR
 }
 
-/// A filter that cannot be put into force.
-#[derive(Debug, thiserror::Error)]
-pub enum FilterError {
-    /// It has no meaning.
-    #[error("it is not a level, or levels by target")]
-    Malformed(#[source] ParseError),
-    /// It is longer than any that somebody has written.
-    #[error("it is over {MAX_FILTER_LENGTH} bytes")]
-    TooLong,
-    /// Nothing is logged by this process.
-    #[error("there is no log")]
-    NoLog,
-}
-
 /// What is logged now; nothing, if there is no log.
 pub fn filter() -> Option<String> {
     let chosen = CHOSEN.get()?;
@@ -177,10 +166,7 @@ pub fn filter() -> Option<String> {
 /// # Errors
 /// [`FilterError`]; then everything is as it was.
 pub fn set_filter(filter: &str) -> Result<(), FilterError> {
-    if filter.len() > MAX_FILTER_LENGTH {
-        return Err(FilterError::TooLong);
-    }
-    let levels = parse(filter).map_err(FilterError::Malformed)?;
+    let levels = filter::parse(filter)?;
     let chosen = CHOSEN.get().ok_or(FilterError::NoLog)?;
     // Held until the other is in force as well, so that they agree.
     let mut current = chosen.filter.lock().unwrap_or_else(PoisonError::into_inner);

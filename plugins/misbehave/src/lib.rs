@@ -15,6 +15,10 @@ use guesthouse_guest::{
 /// State that a guest keeps between calls, as long as its instance lives.
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
+/// Ends the line that it is in and begins another, or would make a terminal show something else.
+const FORGERY: &str = "told\r\nforged\nforged\0\x1b[2Jcleared\u{9b}2J\u{85}next\u{202e}turned\u{2066}\
+                       \u{200f}\u{2028}forged\u{2029}forged\x7f";
+
 struct Misbehave;
 
 impl Guest for Misbehave {
@@ -48,6 +52,10 @@ impl Guest for Misbehave {
                 "reject" => rejections.reject(row, "action", "is not wanted here"),
                 "reject-row-99" => rejections.reject(99, "action", "is not in the batch"),
                 "fail" => return Err(PredictError::failed("told to fail")),
+                "forge" => {
+                    log::info(FORGERY);
+                    return Err(PredictError::failed(FORGERY));
+                }
                 "panic" => panic!("told to panic"),
                 "work" => drop(black_box(count_to(30_000_000))),
                 "spin" => spin(),

@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use guesthouse::rollout::Share;
 use semver::Version;
 use serde::Deserialize;
 use serde_json::Value;
-
-use super::share::Share;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Status {

@@ -3,13 +3,13 @@
 use anyhow::Context as _;
 use clap::Args;
 use guesthouse::model::ModelName;
+use guesthouse::rollout::Share;
 use semver::Version;
 use serde_json::{Value, json};
 
 use super::client::{Change, Client, Content};
 use super::failure::OperateError;
 use super::output::show;
-use super::share::Share;
 use super::{ChangeArguments, ServerArguments, text};
 
 #[derive(Debug, Args)]
@@ -35,7 +35,7 @@ pub(crate) struct CanaryArguments {
     /// Its version that is to get a share.
     #[arg(value_name = "VERSION")]
     target: Version,
-    /// The share: `10%`, `0.5%`, or parts per million such as `100000`.
+    /// The share, with its unit: `10%`, `100000ppm`, or a fraction such as `0.1`.
     #[arg(long, value_name = "SHARE")]
     weight: Share,
     /// Also if a rollout of another version is under way, which this ends.
@@ -54,7 +54,8 @@ pub(crate) struct ShadowArguments {
     /// Its version that is to see requests; without one, what came of the shadow is shown.
     #[arg(value_name = "VERSION")]
     target: Option<Version>,
-    /// How many of the requests: `10%`, `0.5%`, or parts per million; all of them, if left out.
+    /// How many of the requests: `10%`, `100000ppm`, or a fraction such as `0.1`; all of them, if left
+    /// out.
     #[arg(long, requires = "target")]
     share: Option<Share>,
     /// End the shadow.

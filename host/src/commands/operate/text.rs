@@ -5,6 +5,7 @@
 
 use std::iter;
 
+use guesthouse::rollout::Share;
 use guesthouse::terminal::printable;
 use serde_json::Value;
 
@@ -12,7 +13,6 @@ use super::answers::{
     Change, Deployed, Entry, History, Key, KeyChange, Keys, Model, ModelVersion, Replay,
     Resolution, Routing, Status,
 };
-use super::share::Share;
 
 /// As much of a digest as tells versions apart, in hexadecimal digits.
 const DIGEST_DIGITS: usize = 12;
