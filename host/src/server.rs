@@ -111,17 +111,18 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let edge =
         Arc::new(edge(&settings, &control, Seen { traffic, meters }, interrupted, stack_bytes)?);
     let limits = edge.policy.load().limits;
+    let trusted = Arc::new(settings.trusted_proxies.clone());
     let (stop, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
     if let Some((listener, admin)) = admin(&settings, &control, &edge, &stopping).await? {
         let endpoints = admin::endpoints(admin, edge.around_admin());
         let way = edge::Way::Admin(Arc::clone(&edge.meters));
-        let entrance = Entrance { listener, tls: tls.clone(), way };
+        let entrance = Entrance { listener, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
     if let Some((listener, way)) = grpc(&settings, &edge).await? {
         let endpoints = edge::grpc_endpoints(Arc::clone(&edge), stopping.clone());
-        let entrance = Entrance { listener, tls: tls.clone(), way };
+        let entrance = Entrance { listener, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
     tracing::info!(%address, "listening");
@@ -129,7 +130,7 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
     let way = edge::Way::Public(Arc::clone(&edge.meters));
-    let entrance = Entrance { listener, tls: tls.clone(), way };
+    let entrance = Entrance { listener, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
     servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     if let Some(tls) = tls {
         tokio::spawn(tls.follow(stopping.clone()));
