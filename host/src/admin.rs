@@ -31,7 +31,7 @@ use crate::control::{Answer, Ask, Control};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
 use crate::edge::observe::{Account, Around};
-use crate::edge::{access, observed, predict, query, refused as error};
+use crate::edge::{access, media_type, observed, predict, query, refused as error};
 use crate::keys::Caller;
 use crate::ledger::{self, Author};
 use crate::model::ModelName;
@@ -264,7 +264,7 @@ async fn change<T: DeserializeOwned>(
         if asked.conditions.promote.is_some() {
             return Err(ApiError::malformed("`promote` is for deployments"));
         }
-        let operation = operation(read_json(body, &admin).await?)?;
+        let operation = operation(read_json(&parts.headers, body, &admin).await?)?;
         let name = model_name(&model)?;
         let ask = asked.ask(&(name.as_str(), &operation));
         let begins_shadow = matches!(operation, Operation::Shadow(Some(_)));
@@ -313,7 +313,12 @@ fn answer_value(answer: Answer) -> (Value, bool) {
     }
 }
 
-async fn read_json<T: DeserializeOwned>(body: Body, admin: &Admin) -> Result<T, ApiError> {
+async fn read_json<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+    admin: &Admin,
+) -> Result<T, ApiError> {
+    media_type(headers, &["application/json"])?;
     let too_large =
         |_| ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {MAX_BODY} bytes"));
     let too_slow = |_| ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time");

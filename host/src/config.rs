@@ -27,7 +27,7 @@ pub use listen::{GrpcListen, ListenAddress, ListenAddressError};
 pub use models::{BatchingFile, IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
 pub use server::{ServerFile, ServerWords};
-pub use transport::{CorsFile, Origins, TlsFile};
+pub use transport::{CorsFile, Origins, ProxyFile, TlsFile, TrustedProxies};
 pub use watch::{CaptureFile, TracingFile};
 
 use crate::keys::Key;
@@ -61,6 +61,9 @@ pub struct ConfigFile {
     /// Which web pages may ask.
     #[serde(default)]
     pub cors: CorsFile,
+    /// The reverse proxies in front of the server.
+    #[serde(default)]
+    pub proxy: ProxyFile,
     /// Limits, by name.
     #[serde(default)]
     pub limits: LimitsFile,
@@ -106,6 +109,8 @@ pub struct Settings {
     pub tls: Option<TlsFile>,
     /// The web pages that may ask for predictions.
     pub origins: Origins,
+    /// The proxies whose headers are taken at their word: none, because anybody can send them.
+    pub trusted_proxies: TrustedProxies,
     /// Who may ask for what, beside those whose keys were made by operators.
     pub keys: Vec<Key>,
     /// How often a key may ask for predictions of which nothing is said; as often as it likes, if none:
@@ -262,6 +267,7 @@ impl ConfigFile {
             server: self.server.settle()?,
             tls: self.tls,
             origins: self.cors.settle()?,
+            trusted_proxies: self.proxy.settle()?,
             keys: keys::settle(self.keys)?,
             key_rate: self.rate_limit.settle()?,
             model_rates,
@@ -443,6 +449,7 @@ mod tests {
             body_seconds: Some(_),
             connections: Some(_),
             head_seconds: Some(_),
+            idle_seconds: Some(_),
             predict_milliseconds: Some(_),
             drain_seconds: Some(_),
             predict_milliseconds_at_most: Some(_),

@@ -119,17 +119,18 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let edge =
         Arc::new(edge(&settings, &control, Seen { traffic, meters }, interrupted, stack_bytes)?);
     let limits = edge.policy.load().limits;
+    let trusted = Arc::new(settings.trusted_proxies.clone());
     let (stop, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
     if let Some((listeners, admin)) = admin(&settings, &control, &edge, &stopping).await? {
         let endpoints = admin::endpoints(admin, edge.around_admin());
         let way = edge::Way::Admin(Arc::clone(&edge.meters));
-        let entrance = Entrance { listeners, tls: tls.clone(), way };
+        let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
     if let Some((listeners, way)) = grpc(&settings, &edge).await? {
         let endpoints = edge::grpc_endpoints(Arc::clone(&edge), stopping.clone());
-        let entrance = Entrance { listeners, tls: tls.clone(), way };
+        let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
     for address in bind::addresses(&listeners) {
@@ -139,7 +140,7 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
     let way = edge::Way::Public(Arc::clone(&edge.meters));
-    let entrance = Entrance { listeners, tls: tls.clone(), way };
+    let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
     servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     if let Some(tls) = tls {
         tokio::spawn(tls.follow(stopping.clone()));

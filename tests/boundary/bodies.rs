@@ -107,6 +107,28 @@ fn a_bomb_stops_at_the_limit_of_bodies() {
     server.assert_healthy();
 }
 
+/// To begin a member takes as long as to inflate kilobytes.
+#[test]
+fn members_with_nothing_in_them_are_bounded() {
+    let server = Server::start(&Setup::toxicity());
+    let body = json!({"text": "You are nice"}).to_string().into_bytes();
+    let skippable = b"\x50\x2a\x4d\x18\x00\x00\x00\x00".to_vec();
+    for (encoding, nothing, whole) in [
+        ("gzip", gzip(b""), gzip(&body)),
+        ("gzip", gzip(b" "), gzip(&body)),
+        ("zstd", zstd(b""), zstd(&body)),
+        ("zstd", skippable, zstd(&body)),
+    ] {
+        let some = [&nothing.repeat(1000)[..], &whole].concat();
+        assert_eq!(encoded(&server, "/v1/predict", encoding, &some).status, 200, "{encoding}");
+        let most = (8 << 20) / nothing.len() - 100;
+        let many = [&nothing.repeat(most)[..], &whole].concat();
+        let answer = encoded(&server, "/v1/predict", encoding, &many);
+        assert_eq!(is(&answer), (413, Some("payload_too_large")), "{encoding}");
+    }
+    server.assert_healthy();
+}
+
 #[test]
 fn what_is_inflated_counts_among_the_bodies_in_flight() {
     let mut setup = Setup::toxicity();

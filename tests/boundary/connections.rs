@@ -38,7 +38,7 @@ fn setup(limits: &str) -> Setup {
 
 #[test]
 fn callers_that_say_nothing_do_not_keep_others_out() {
-    let server = Server::start(&setup("connections = 8\nhead_seconds = 1"));
+    let server = Server::start(&setup("connections = 8\nhead_seconds = 1\nidle_seconds = 1"));
     let silent = half_sent_heads(&server, 32);
     // Answered as soon as the time of those before it is over.
     assert_eq!(server.get("/healthz").status, 200);

@@ -126,7 +126,7 @@ fn clients_that_know_it_are_served_many_requests_at_once() {
 
 #[test]
 fn connections_that_ask_nothing_are_closed() {
-    let server = Server::start(&setup("connections = 8\nhead_seconds = 1"));
+    let server = Server::start(&setup("connections = 8\nhead_seconds = 1\nidle_seconds = 1"));
     let greeting = [PREFACE, &settings()].concat();
     let half_head = frame(1, 0x1, 1, b"\x82\x86");
     let silent: Vec<_> = (0..4)
@@ -230,4 +230,69 @@ fn more_streams_than_allowed_are_refused_one_by_one() {
     let seen = read_until(&mut stream, |seen| count(seen, 1) >= 100);
     assert!(count(&seen, 3) >= 50, "{:?}", kinds(&seen));
     server.assert_healthy();
+}
+
+/// A request for `/healthz` with such headers as literals without an index.
+fn healthz_with(stream: u32, headers: &[(&str, &str)]) -> Vec<u8> {
+    let mut head = b"\x82\x86\x04\x08/healthz".to_vec();
+    let literal = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    for (name, value) in headers {
+        head.extend([&[0], &literal(name)[..], &literal(value)].concat());
+    }
+    frame(1, 0x5, stream, &head)
+}
+
+#[test]
+fn a_request_names_its_host_once() {
+    let server = Server::start(&setup(""));
+    for (headers, is_good) in [
+        (&[(":authority", "a")][..], true),
+        (&[("host", "a")], true),
+        (&[(":authority", "a"), ("host", "A")], true),
+        (&[(":authority", "a"), ("host", "b")], false),
+        (&[("host", "a"), ("host", "a")], false),
+        (&[], false),
+    ] {
+        let mut stream = open(&server, &[PREFACE, &settings(), &healthz_with(1, headers)].concat());
+        let seen = read_until(&mut stream, |seen| {
+            seen.windows(5).any(|part| part == b"alive")
+                || seen.windows(9).any(|part| part == b"malformed")
+        });
+        assert_eq!(seen.windows(5).any(|part| part == b"alive"), is_good, "{headers:?}");
+    }
+}
+
+#[test]
+fn a_refusal_does_not_wait_for_the_body() {
+    let server = Server::start(&setup(""));
+    let mut other = predict(1);
+    // Another key than the one that is known.
+    *other.last_mut().unwrap() ^= 1;
+    let mut stream = open(&server, &[PREFACE, &settings(), &other].concat());
+    let begun = Instant::now();
+    let mut seen =
+        read_until(&mut stream, |seen| seen.windows(12).any(|part| part == b"unauthorized"));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    // Who sends its body after all is not told to stop, and can ask again.
+    stream.write_all(&frame(0, 1, 1, &[b' '; 1000])).unwrap();
+    stream.write_all(&healthz(3)).unwrap();
+    seen.extend(read_until(&mut stream, |seen| seen.windows(5).any(|part| part == b"alive")));
+    assert!(!kinds(&seen).contains(&3), "no stream is reset: {:?}", kinds(&seen));
+}
+
+#[test]
+fn an_idle_connection_is_kept_for_longer_than_a_head_may_take() {
+    let server = Server::start(&setup("head_seconds = 1\nidle_seconds = 4"));
+    let begun = Instant::now();
+    let greeting = [PREFACE, &settings()].concat();
+    let silent = std::thread::scope(|scope| {
+        let silent = scope.spawn(|| {
+            rest(open(&server, &greeting));
+            begun.elapsed()
+        });
+        rest(open(&server, &[&greeting[..], &healthz(1)].concat()));
+        silent.join().unwrap()
+    });
+    let idle = begun.elapsed();
+    assert!(idle >= Duration::from_secs(4) && silent < idle, "{silent:?} {idle:?}");
 }

@@ -35,6 +35,8 @@ mod grpc_limits;
 mod grpc_streams;
 /// Tensors of gRPC are what they were, and what is none is refused.
 mod grpc_tensors;
+/// Clients of HTTP/1.1 are answered however they end, wait, or hold their bodies back.
+mod http1;
 /// HTTP/2 is served like HTTP/1.1, and costs no more to refuse.
 mod http2;
 /// A prediction that is asked for again is answered once.

@@ -389,6 +389,27 @@ fn versions_are_asked_for_in_paths_and_headers_and_callers_told_apart_by_fields(
     assert_eq!(seen.len(), 2, "{seen:?}");
     let wrong = server.post("/predict", &json!({"action": "echo", "user": [1]}));
     assert_eq!(refused(&wrong), (400, "malformed_request"));
+    // A caller of whom its client knows nothing is no caller of its own.
+    for nothing in [json!(null), json!("")] {
+        for (path, body) in [
+            ("/predict", json!({"action": "echo", "user": nothing})),
+            ("/batch_predict", json!({"actions": ["echo"], "user": nothing})),
+            (
+                "/v2/models/misbehave/infer",
+                json!({"parameters": {"user": nothing}, "inputs": [
+                    {"name": "action", "datatype": "BYTES", "shape": [1], "data": ["echo"]}
+                ]}),
+            ),
+        ] {
+            let version = |_| {
+                let answer = server.post(path, &body);
+                assert_eq!(answer.status, 200, "{path} {body}: {answer:?}");
+                answer.body["model_version"].to_string()
+            };
+            let versions: std::collections::BTreeSet<_> = (0..40).map(version).collect();
+            assert_eq!(versions.len(), 2, "{path} {body}: {versions:?}");
+        }
+    }
     // Without the field, it is chance, and counted.
     for _ in 0..5 {
         served(&server, "/predict", &[]);

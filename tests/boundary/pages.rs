@@ -115,3 +115,37 @@ fn the_documentation_is_there_for_everybody_and_may_do_little() {
         assert!(!policy.contains("unsafe"), "{policy}");
     }
 }
+
+/// Whatever the path under which a proxy serves it, the page finds its files and the server's paths.
+#[test]
+fn the_documentation_works_behind_a_path_prefix() {
+    let untrusting = server("");
+    let trusting = server("\n[proxy]\ntrusted = [\"192.0.2.0/24\", \"127.0.0.1\"]\n");
+    let client = client::http().build().unwrap();
+    for file in ["/docs", "/docs/docs.js", "/docs/request.js"] {
+        let text = client.get(untrusting.url(file)).send().unwrap().text().unwrap();
+        for absolute in ["\"/docs", "\"/openapi", "\"/models", "`/models", "`${window.location"] {
+            assert!(!text.contains(absolute), "{file}: {absolute}");
+        }
+    }
+    let servers = |server: &Server, path: &str, prefix: Option<&str>| {
+        let request = client.get(server.url(path)).header("X-API-Key", DEMO_KEY);
+        let request =
+            prefix.into_iter().fold(request, |it, prefix| it.header("X-Forwarded-Prefix", prefix));
+        let document: serde_json::Value = request.send().unwrap().json().unwrap();
+        document["servers"][0]["url"].as_str().unwrap().to_owned()
+    };
+    for (path, relative) in [("/openapi.json", "."), ("/models/toxicity/openapi.json", "../..")] {
+        // Seen from the document, it is where the paths begin.
+        let document = reqwest::Url::parse(&format!("https://example.org/a/b{path}")).unwrap();
+        assert_eq!(document.join(relative).unwrap().path(), "/a/b/");
+        for prefix in [None, Some("/a/b")] {
+            assert_eq!(servers(&untrusting, path, prefix), relative);
+        }
+        assert_eq!(servers(&trusting, path, None), relative);
+        assert_eq!(servers(&trusting, path, Some("/a/b/")), "/a/b");
+        for bad in ["//evil.example", "https://evil.example", "a", "/a/../b"] {
+            assert_eq!(servers(&trusting, path, Some(bad)), relative, "{bad}");
+        }
+    }
+}

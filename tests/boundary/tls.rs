@@ -339,3 +339,42 @@ fn a_key_that_cannot_be_used_is_refused_with_the_reason() {
         assert!(said.contains(word) && !said.contains("listening"), "{word}: {said}");
     }
 }
+
+/// Over TLS, the two ends of a connection are ended apart as well; and a refusal waits for no body.
+#[test]
+fn callers_that_send_nothing_more_are_answered_at_once() {
+    use rustls::pki_types::pem::PemObject as _;
+    let pair = Pair::generate();
+    let secured = Secured::start(&pair, "");
+    let mut roots = rustls::RootCertStore::empty();
+    let certificate = pair.certificate.as_bytes();
+    roots.add(rustls::pki_types::CertificateDer::from_pem_slice(certificate).unwrap()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let config = std::sync::Arc::new(config);
+    let body = json!({"text": "You are nice"}).to_string();
+    let length = body.len();
+    let whole = format!("X-API-Key: {DEMO_KEY}\r\nContent-Length: {length}\r\n\r\n{body}");
+    for (rest, expected) in [(whole.as_str(), "200"), ("Content-Length: 9\r\n\r\n", "401")] {
+        let name = "localhost".try_into().unwrap();
+        let session = rustls::ClientConnection::new(std::sync::Arc::clone(&config), name).unwrap();
+        let socket = TcpStream::connect(secured.server.address()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut stream = rustls::StreamOwned::new(session, socket);
+        let begun = Instant::now();
+        write!(stream, "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n{rest}").unwrap();
+        if expected == "200" {
+            stream.conn.send_close_notify();
+            stream.flush().unwrap();
+            stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        let mut line = [0; "HTTP/1.1 200".len()];
+        stream.read_exact(&mut line).unwrap();
+        assert_eq!(String::from_utf8_lossy(&line), format!("HTTP/1.1 {expected}"));
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    }
+}

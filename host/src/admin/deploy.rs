@@ -22,6 +22,7 @@ use crate::control::{ControlError, DEPLOY_STEPS};
 use crate::durable::{self, Step};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
+use crate::edge::{forwarded, media_type};
 use crate::rollout::Promotion;
 use crate::store::StoreError;
 
@@ -41,6 +42,7 @@ pub(super) async fn deploy(
     let (parts, body) = request.into_parts();
     let start = async {
         let asked = Asked::of(&admin, &parts.headers, query.as_deref(), &mut account)?;
+        media_type(&parts.headers, &["application/wasm", "application/octet-stream"])?;
         if body.size_hint().lower() > MAX_ARTIFACT_BYTES {
             return Err(too_large());
         }
@@ -73,7 +75,8 @@ pub(super) async fn deploy(
     let outcome = start.await;
     let response = match outcome {
         Ok(progress) => {
-            let location = HeaderValue::from_str(&progress.location());
+            let prefix = forwarded::prefix(&parts.headers).unwrap_or_default();
+            let location = HeaderValue::from_str(&format!("{prefix}{}", progress.location()));
             let mut response = (StatusCode::ACCEPTED, Json(progress)).into_response();
             response.headers_mut().extend(location.ok().map(|location| (LOCATION, location)));
             response

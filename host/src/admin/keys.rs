@@ -99,7 +99,7 @@ where
             let message = "keys have no revisions and are not promoted";
             return Err(ApiError::malformed(message));
         }
-        let (ask, change) = change(read_json(body, admin).await?, &asked)?;
+        let (ask, change) = change(read_json(&parts.headers, body, admin).await?, &asked)?;
         let control = Arc::clone(&admin.control);
         // Waits for the disk; goes on if the caller leaves.
         let work = tokio::task::spawn_blocking(move || change(&control, &ask));

@@ -42,7 +42,8 @@ async fn try_set(
 ) -> Result<Json<Value>, ApiError> {
     let actor = access::administrator(admin.control.keys(), request.headers())?.name().to_owned();
     account.caller = Some(actor.clone());
-    let LogBody { filter } = read_json(request.into_body(), admin).await?;
+    let (parts, body) = request.into_parts();
+    let LogBody { filter } = read_json(&parts.headers, body, admin).await?;
     logs::set_filter(&filter).map_err(|error| match error {
         FilterError::NoLog => ApiError::new(ErrorCode::Internal, "there is no log"),
         FilterError::Empty

@@ -23,6 +23,7 @@ pub struct LimitsFile {
     pub body_seconds: Option<u64>,
     pub connections: Option<usize>,
     pub head_seconds: Option<u64>,
+    pub idle_seconds: Option<u64>,
     pub predict_milliseconds: Option<u64>,
     pub drain_seconds: Option<u64>,
     pub linger_seconds: Option<u64>,
@@ -58,9 +59,14 @@ pub struct Limits {
     /// Connections at the same time. 8192 are more than any caller of a small model needs; each
     /// costs a file and some ten kilobytes.
     pub connections: usize,
-    /// How long a connection may take to send the head of its next request, from its start or
-    /// from its last answer. 10 s are many round trips, and shorter than anybody is patient.
+    /// How long a connection may take to send the head of a request, from its start or from the first
+    /// byte of a later request. 10 s are many round trips, and shorter than anybody is patient.
     pub head_time: Duration,
+    /// How long a connection on which there was a request is kept alive until the next one. 75 s are
+    /// more than the 60 s that the usual load balancers keep theirs: whoever closes first must not be
+    /// the server, because a request may be on its way. Where the limit of connections is reached, it
+    /// is `head_time`.
+    pub idle_time: Duration,
     /// The longest that a request may wait and run, whatever it or its model asks for. 30 s: a
     /// caller that waits longer should be a batch job.
     pub max_predict_time: Duration,
@@ -151,6 +157,7 @@ impl LimitsFile {
             body_time: seconds("body_seconds", self.body_seconds, 30)?,
             connections: positive("connections", self.connections, 8192)?,
             head_time: seconds("head_seconds", self.head_seconds, 10)?,
+            idle_time: seconds("idle_seconds", self.idle_seconds, 75)?,
             max_predict_time: milliseconds(
                 "predict_milliseconds_at_most",
                 self.predict_milliseconds_at_most,

@@ -1,8 +1,10 @@
-//! What the file says of the way to the server: TLS, and web pages of other origins.
+//! What the file says of the way to the server: TLS, proxies, and web pages of other origins.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::ConfigError;
@@ -60,6 +62,40 @@ impl CorsFile {
     }
 }
 
+/// The reverse proxies in front of the server.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyFile {
+    /// Addresses, and networks like `10.0.0.0/8`, of proxies whose headers are taken at their word; none.
+    pub trusted: Option<Vec<String>>,
+}
+
+impl ProxyFile {
+    pub(super) fn settle(self) -> Result<TrustedProxies, ConfigError> {
+        let network = |text: &String| {
+            let address = text.parse::<IpAddr>().map(IpNet::from).ok();
+            address.or_else(|| text.parse().ok()).ok_or_else(|| ConfigError::Value {
+                key: "proxy.trusted".to_owned(),
+                reason: format!("{text:?} is neither an address nor a network like `10.0.0.0/8`"),
+            })
+        };
+        let trusted = self.trusted.unwrap_or_default();
+        trusted.iter().map(network).collect::<Result<_, _>>().map(TrustedProxies)
+    }
+}
+
+/// The proxies whose headers are taken at their word; none by default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrustedProxies(Vec<IpNet>);
+
+impl TrustedProxies {
+    /// Whether a peer with this address is one of them. The address of a client of IPv4 is the same on a
+    /// socket of IPv6.
+    pub(crate) fn contains(&self, peer: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&peer.to_canonical()))
+    }
+}
+
 fn wrong(reason: &str) -> ConfigError {
     ConfigError::Value { key: "cors.origins".to_owned(), reason: reason.to_owned() }
 }
@@ -104,5 +140,27 @@ mod tests {
             assert!(settle(&[bad]).is_err(), "{bad}");
         }
         assert!(settle(&["*", "https://example.org"]).is_err());
+    }
+
+    #[test]
+    fn proxies_are_known_by_their_addresses() {
+        let networks = ["10.1.0.0/16", "192.0.2.7", "2001:db8::/32"];
+        let proxies = ProxyFile { trusted: Some(networks.map(str::to_owned).to_vec()) };
+        let proxies = proxies.settle().unwrap();
+        for (peer, is_trusted) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("10.2.0.1", false),
+            ("192.0.2.7", true),
+            ("192.0.2.8", false),
+            ("2001:db8::1", true),
+            ("::1", false),
+        ] {
+            assert_eq!(proxies.contains(peer.parse().unwrap()), is_trusted, "{peer}");
+        }
+        for bad in ["localhost", "10.0.0.0/33", "10.0.0.0/", ""] {
+            assert!(ProxyFile { trusted: Some(vec![bad.to_owned()]) }.settle().is_err(), "{bad}");
+        }
+        assert!(!TrustedProxies::default().contains("127.0.0.1".parse().unwrap()));
     }
 }

@@ -272,34 +272,48 @@ async fn read_as(
 
 /// A request without a content type is taken for JSON.
 fn media(headers: &HeaderMap) -> Result<Media, ApiError> {
-    let Some(media_type) = headers.get(CONTENT_TYPE) else { return Ok(Media::Json) };
-    let media_type = media_type.to_str().unwrap_or_default();
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
-    let is = |name: &str| essence.eq_ignore_ascii_case(name);
-    if is("application/json") {
-        Ok(Media::Json)
-    } else if is("multipart/form-data") {
-        form::boundary(media_type).map(|boundary| Media::Form { boundary })
-    } else if is("application/octet-stream") {
-        Ok(Media::Octets)
-    } else {
-        let message = "the Content-Type must be application/json, multipart/form-data or \
-                       application/octet-stream";
-        Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
+    let accepted = ["application/json", "multipart/form-data", "application/octet-stream"];
+    match media_type(headers, &accepted)? {
+        Some("multipart/form-data") => {
+            let whole = headers.get(CONTENT_TYPE).and_then(|whole| whole.to_str().ok());
+            form::boundary(whole.unwrap_or_default()).map(|boundary| Media::Form { boundary })
+        }
+        Some("application/octet-stream") => Ok(Media::Octets),
+        _ => Ok(Media::Json),
     }
 }
 
-/// What it is says another header; but what claims to be something else altogether is none. The third one
-/// is what curl says of everything that it is given without a word about it.
+/// What it is says another header; but what claims to be something else altogether is none.
 fn tensors_media(headers: &HeaderMap) -> Result<Media, ApiError> {
-    let Some(media_type) = headers.get(CONTENT_TYPE) else { return Ok(Media::Tensors) };
-    let essence = media_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
-    let known =
-        ["application/json", "application/octet-stream", "application/x-www-form-urlencoded"];
-    if known.iter().any(|known| essence.trim().eq_ignore_ascii_case(known)) {
-        return Ok(Media::Tensors);
+    media_type(headers, &["application/json", "application/octet-stream"])?;
+    Ok(Media::Tensors)
+}
+
+/// Which of the accepted media types a body has by its header; none, if there is no header. Of all
+/// endpoints, so that a body is refused by each of them or by none.
+pub(crate) fn media_type<'a>(
+    headers: &HeaderMap,
+    accepted: &[&'a str],
+) -> Result<Option<&'a str>, ApiError> {
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    let value = match (values.next(), values.next()) {
+        (None, _) => return Ok(None),
+        (Some(value), None) => value.to_str().unwrap_or_default(),
+        (Some(_), Some(_)) => "",
+    };
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    let known = accepted.iter().find(|known| essence.eq_ignore_ascii_case(known));
+    if let Some(known) = known {
+        return Ok(Some(known));
     }
-    let message = "the Content-Type must be application/json or application/octet-stream";
+    let (first, others) = accepted.split_first().unwrap_or((&"", &[]));
+    let mut message = format!("send the header `Content-Type: {first}`");
+    if !others.is_empty() {
+        message.push_str(&format!(" (or {})", others.join(", ")));
+    }
+    if essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        message.push_str(": application/x-www-form-urlencoded is what curl says of every body");
+    }
     Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
 }
 
@@ -321,6 +335,10 @@ async fn collect(
     let refused = |error| match error {
         InflateError::Full => too_large(most),
         InflateError::Garbage => ApiError::malformed("the body is not what its encoding says"),
+        InflateError::TooManyParts => {
+            let message = "the body has too many compressed members for what is in them";
+            ApiError::new(ErrorCode::PayloadTooLarge, message)
+        }
     };
     let mut left = most;
     let mut inflater = Inflater::new(encoding, room).map_err(refused)?;
@@ -370,6 +388,7 @@ fn parse_json(
         Ok(_) => return Err(ApiError::malformed("the body must be a JSON object")),
         Err(Refusal::TooManyRows) => return Err(too_many_rows(limits.batch_rows)),
         Err(Refusal::TooManyValues) => return Err(json::too_many_values()),
+        Err(Refusal::RepeatedKey) => return Err(json::repeated_key()),
         Err(Refusal::Syntax(error)) => {
             let what = match error.classify() {
                 serde_json::error::Category::Eof => "ends too early",

@@ -4,7 +4,8 @@
 //! A few bytes can stand for gigabytes, so nothing is inflated further than there is room for: the
 //! decoders work in steps of some ten kilobytes, and the first one over the limit is the last.
 //! Between steps, others have their turn. What is inside is bounded by the bytes that come out; what
-//! is sent, by the same number, because empty pieces go on for ever, too.
+//! is sent, by the same number, because empty pieces go on for ever, too. Members of gzip and frames of
+//! zstd are counted, because to begin one takes as long as to inflate kilobytes.
 
 use std::io::{self, Write};
 
@@ -12,7 +13,7 @@ use axum::body::HttpBody;
 use axum::extract::Request;
 use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use axum::http::{HeaderMap, HeaderValue, Response};
-use flate2::write::MultiGzDecoder;
+use flate2::write::GzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
 use tower_http::compression::predicate::{Predicate, SizeAbove};
 use tower_http::compression::{CompressionLayer, CompressionLevel};
@@ -26,6 +27,14 @@ const MAX_WINDOW_LOG: u32 = 23;
 
 /// Bytes that a step of the decoders of zstd and of deflate gives.
 const STEP: usize = 32 << 10;
+
+/// Bytes that a step takes: blocks can be empty, and a thousand such blocks take a millisecond or two.
+const STEP_INPUT: usize = 4 << 10;
+
+/// Members or frames of a body, and one more for so many bytes that are inflated. Tools that cut a file
+/// into pieces make them of 64 KiB and more; 1024 empty members take seven milliseconds.
+const MAX_PARTS: u64 = 1024;
+const BYTES_OF_A_PART: u64 = 8 << 10;
 
 /// Steps until others have their turn: half a megabyte, in about half a millisecond.
 const STEPS_IN_A_ROW: usize = 16;
@@ -134,7 +143,7 @@ impl Encoding {
 /// Takes what arrives, gives what it stands for.
 pub(super) enum Inflater<W: Write> {
     Identity(W),
-    Gzip(Box<MultiGzDecoder<W>>),
+    Gzip(Box<Gzip<W>>),
     Deflate(Box<Deflate<W>>),
     Zstd(Box<Zstd<W>>),
 }
@@ -146,6 +155,8 @@ pub(super) enum InflateError {
     Full,
     /// It is not what its header says, or it ends too early.
     Garbage,
+    /// It has too many members or frames.
+    TooManyParts,
 }
 
 /// What a place that is full says.
@@ -165,7 +176,7 @@ impl<W: Write> Inflater<W> {
     pub(super) fn new(encoding: Encoding, place: W) -> Result<Self, InflateError> {
         Ok(match encoding {
             Encoding::Identity => Self::Identity(place),
-            Encoding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(place))),
+            Encoding::Gzip => Self::Gzip(Box::new(Gzip::new(place))),
             Encoding::Deflate => Self::Deflate(Box::new(Deflate::new(place))),
             Encoding::Zstd => Self::Zstd(Box::new(Zstd::new(place)?)),
         })
@@ -175,26 +186,18 @@ impl<W: Write> Inflater<W> {
     pub(super) async fn push(&mut self, mut data: &[u8]) -> Result<(), InflateError> {
         let mut steps = 0;
         loop {
+            let piece = &data[..data.len().min(STEP_INPUT)];
             let (taken, goes_on) = match self {
                 Self::Identity(place) => {
                     place.write_all(data)?;
                     return Ok(());
                 }
-                Self::Gzip(decoder) => {
-                    if data.is_empty() {
-                        return Ok(());
-                    }
-                    let taken = decoder.write(data)?;
-                    if taken == 0 {
-                        return Err(InflateError::Garbage);
-                    }
-                    (taken, true)
-                }
-                Self::Deflate(decoder) => decoder.step(data)?,
-                Self::Zstd(decoder) => decoder.step(data)?,
+                Self::Gzip(decoder) => decoder.step(piece)?,
+                Self::Deflate(decoder) => decoder.step(piece)?,
+                Self::Zstd(decoder) => decoder.step(piece)?,
             };
             data = &data[taken..];
-            if !goes_on {
+            if !goes_on && data.is_empty() {
                 return Ok(());
             }
             steps += 1;
@@ -208,10 +211,72 @@ impl<W: Write> Inflater<W> {
     pub(super) fn finish(self) -> Result<W, InflateError> {
         match self {
             Self::Identity(place) => Ok(place),
-            Self::Gzip(decoder) => Ok(decoder.finish()?),
+            Self::Gzip(decoder) => decoder.finish(),
             Self::Deflate(decoder) => decoder.finish(),
             Self::Zstd(decoder) => decoder.finish(),
         }
+    }
+}
+
+/// How many members or frames there were.
+#[derive(Default)]
+struct Parts(u64);
+
+impl Parts {
+    /// One is over, and so many bytes are inflated.
+    fn count(&mut self, inflated: u64) -> Result<(), InflateError> {
+        self.0 += 1;
+        let most = MAX_PARTS.saturating_add(inflated / BYTES_OF_A_PART);
+        if self.0 > most { Err(InflateError::TooManyParts) } else { Ok(()) }
+    }
+}
+
+/// A place, and how many bytes it was given.
+struct Counted<W>(W, u64);
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.0.write(data)?;
+        self.1 += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Members of gzip, one after the other.
+pub(super) struct Gzip<W: Write> {
+    /// None after a member that was not whole.
+    decoder: Option<GzDecoder<Counted<W>>>,
+    parts: Parts,
+}
+
+impl<W: Write> Gzip<W> {
+    fn new(place: W) -> Self {
+        Self { decoder: Some(GzDecoder::new(Counted(place, 0))), parts: Parts::default() }
+    }
+
+    /// One step: how many bytes it has taken, and whether there is more to do.
+    fn step(&mut self, data: &[u8]) -> Result<(usize, bool), InflateError> {
+        if data.is_empty() {
+            return Ok((0, false));
+        }
+        let decoder = self.decoder.as_mut().ok_or(InflateError::Garbage)?;
+        let mut taken = decoder.write(data)?;
+        if taken == 0 {
+            // The member is over, and another one begins.
+            self.parts.count(decoder.get_ref().1)?;
+            let place = self.decoder.take().ok_or(InflateError::Garbage)?.finish()?;
+            taken = self.decoder.insert(GzDecoder::new(place)).write(data)?;
+        }
+        if taken == 0 { Err(InflateError::Garbage) } else { Ok((taken, taken < data.len())) }
+    }
+
+    fn finish(self) -> Result<W, InflateError> {
+        let decoder = self.decoder.ok_or(InflateError::Garbage)?;
+        Ok(decoder.finish()?.0)
     }
 }
 
@@ -270,6 +335,8 @@ pub(super) struct Zstd<W> {
     buffer: Box<[u8]>,
     /// Whether what came so far ends with a frame.
     is_whole: bool,
+    parts: Parts,
+    inflated: u64,
 }
 
 impl<W: Write> Zstd<W> {
@@ -277,7 +344,8 @@ impl<W: Write> Zstd<W> {
         let mut decoder = Decoder::new()?;
         decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))?;
         let buffer = vec![0; STEP].into_boxed_slice();
-        Ok(Self { decoder, place, buffer, is_whole: false })
+        let (parts, inflated) = (Parts::default(), 0);
+        Ok(Self { decoder, place, buffer, is_whole: false, parts, inflated })
     }
 
     /// One step: how many bytes it has taken, and whether there is more to do.
@@ -291,7 +359,11 @@ impl<W: Write> Zstd<W> {
         let wanted = self.decoder.run(&mut input, &mut output)?;
         let (taken, given) = (input.pos(), output.pos());
         self.place.write_all(&self.buffer[..given])?;
+        self.inflated += given as u64;
         self.is_whole = wanted == 0;
+        if self.is_whole {
+            self.parts.count(self.inflated)?;
+        }
         // A buffer that is not full shows that nothing waits inside.
         let is_over = taken == data.len() && (given < STEP || self.is_whole);
         Ok((taken, !is_over))
@@ -403,6 +475,37 @@ mod tests {
             let behind = [&whole[..], b"behind"].concat();
             assert!(matches!(inflate(encoding, &[&behind], 1000), Err(InflateError::Garbage)));
             assert!(matches!(inflate(encoding, &[b"{}"], 1000), Err(InflateError::Garbage)));
+        }
+    }
+
+    /// Skippable frames are frames as well.
+    #[test]
+    fn members_and_frames_are_bounded_by_what_is_in_them() {
+        let skippable = |data: &[u8]| {
+            let length = u32::try_from(data.len()).unwrap().to_le_bytes();
+            [&[0x50, 0x2a, 0x4d, 0x18], &length[..], data].concat()
+        };
+        let most = usize::try_from(MAX_PARTS).unwrap();
+        for (encoding, part) in [
+            (Encoding::Gzip, gzip(b"")),
+            (Encoding::Zstd, zstd(b"")),
+            (Encoding::Zstd, skippable(b"")),
+            (Encoding::Zstd, skippable(b"a word")),
+        ] {
+            let whole = [
+                &part.repeat(most - 1)[..],
+                &if encoding == Encoding::Gzip { gzip(b"a") } else { zstd(b"a") },
+            ]
+            .concat();
+            assert_eq!(inflate(encoding, &[&whole], 10).unwrap(), b"a", "{encoding:?}");
+            let refused = inflate(encoding, &[&part.repeat(most + 2)], 10);
+            assert!(matches!(refused, Err(InflateError::TooManyParts)), "{refused:?}");
+        }
+        // As many as they are of a usual size.
+        let piece = vec![7; usize::try_from(BYTES_OF_A_PART).unwrap()];
+        for (encoding, encode) in BOTH {
+            let whole = encode(&piece).repeat(2 * most);
+            assert!(inflate(encoding, &[&whole], 2 * most * piece.len()).is_ok(), "{encoding:?}");
         }
     }
 

@@ -223,6 +223,7 @@ fn cell(field: &Field, data: Bytes, values: &mut usize) -> Result<Cell, ApiError
     match json::parse_within(&data, None, values) {
         Ok(value) => Ok(Cell::Json(value)),
         Err(Refusal::TooManyValues | Refusal::TooManyRows) => Err(json::too_many_values()),
+        Err(Refusal::RepeatedKey) => Err(json::repeated_key()),
         Err(Refusal::Syntax(_)) => {
             Err(ApiError::malformed(format!("the part `{}` is not valid JSON", field.name)))
         }

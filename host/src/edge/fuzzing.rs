@@ -40,6 +40,7 @@ pub(crate) enum Parsed {
     Value(Value),
     Syntax,
     TooManyValues,
+    RepeatedKey,
     TooManyRows,
 }
 
@@ -49,6 +50,7 @@ pub(crate) fn value(json: &[u8], max_rows: Option<usize>) -> Parsed {
         Ok(value) => Parsed::Value(value),
         Err(Refusal::Syntax(_)) => Parsed::Syntax,
         Err(Refusal::TooManyValues) => Parsed::TooManyValues,
+        Err(Refusal::RepeatedKey) => Parsed::RepeatedKey,
         Err(Refusal::TooManyRows) => Parsed::TooManyRows,
     }
 }

@@ -26,6 +26,9 @@ pub(super) enum Refusal {
     TooManyValues,
     /// An array in a field of the body has more elements than the rows that are allowed.
     TooManyRows,
+    /// A key is in an object twice. Readers differ in which of the two counts, and this one is not the
+    /// only one that looks at a request on its way.
+    RepeatedKey,
 }
 
 /// The value that the JSON is. With `max_rows`, an array right in a field of the outermost object
@@ -47,6 +50,11 @@ pub(super) fn parse_within(
     let value = value.and_then(|value| deserializer.end().map(|()| value));
     *values = budget.values;
     value.map_err(|error| budget.refusal.unwrap_or(Refusal::Syntax(error)))
+}
+
+/// What the caller is told of [`Refusal::RepeatedKey`].
+pub(super) fn repeated_key() -> ApiError {
+    ApiError::malformed("a key is in an object of the body twice")
 }
 
 /// What the caller is told of [`Refusal::TooManyValues`].
@@ -179,7 +187,9 @@ impl<'de> Visitor<'de> for Tree<'_> {
         while let Some(key) = fields.next_key::<String>()? {
             budget.take(1)?;
             let value = fields.next_value_seed(Tree { budget: &mut *budget, place })?;
-            object.insert(key, value);
+            if object.insert(key, value).is_some() {
+                return Err(budget.stop(Refusal::RepeatedKey));
+            }
         }
         Ok(Value::Object(object))
     }
@@ -217,6 +227,19 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_in_an_object_once() {
+        for twice in [
+            r#"{"a": 1, "b": 2, "a": 1}"#,
+            r#"{"instances": [{"a": 1}, {"a": 1, "\u0061": 2}]}"#,
+            r#"{"": {"": {"": 0, "": 0}}}"#,
+        ] {
+            let refused = parse(twice.as_bytes(), Some(3));
+            assert!(matches!(refused, Err(Refusal::RepeatedKey)), "{twice}");
+        }
+        assert!(parse(br#"{"a": {"a": [{"a": 1}, {"a": 1}]}, "A": 1}"#, None).is_ok());
+    }
+
+    #[test]
     fn a_refusal_outranks_what_comes_after_it() {
         assert!(matches!(parse(b"{\"a\": [1, 2, oops", Some(1)), Err(Refusal::TooManyRows)));
         assert!(matches!(parse(b"{\"a\": [1, oops", Some(1)), Err(Refusal::Syntax(_))));
@@ -234,6 +257,10 @@ mod tests {
                     let place = |error: &serde_json::Error| (error.line(), error.column());
                     prop_assert_eq!(place(&bounded), place(&plain));
                     prop_assert_eq!(bounded.classify(), plain.classify());
+                }
+                // Which of the two was meant, serde_json does not ask.
+                (Err(Refusal::RepeatedKey), _) => {
+                    prop_assert!(text.matches(':').count() > 1, "{}", text);
                 }
                 (bounded, plain) => prop_assert!(false, "{:?} {:?}", bounded, plain),
             }

@@ -1,42 +1,48 @@
 //! Connections: accepted up to a limit, served HTTP/1.1 and HTTP/2, and closed when they say nothing.
 //!
 //! Which of the two it is, the TLS handshake says, or without TLS the first bytes. A caller that does
-//! not send the head of its next request in time is cut off, so that silent connections cannot use up
-//! the limit; the handshake has that long as well. An answer has to be taken in that time and the time
-//! for a body together. How long a body may take is bounded in `body`, how long an answer may take by
-//! the deadline of the prediction. An answer that goes on for as long as its caller likes ([`Streamed`])
-//! is left lying only while there is a piece of it that the caller does not take.
+//! not send the head of a request in time is cut off, so that silent connections cannot use up the
+//! limit; the handshake has that long as well. One that has made a request is kept alive for longer,
+//! but makes room where the limit is reached. An answer has to be taken in the time for a head and the
+//! time for a body together. How long a body may take is bounded in `body`, how long an answer may take
+//! by the deadline of the prediction. An answer that goes on for as long as its caller likes
+//! ([`Streamed`]) is left lying only while there is a piece of it that the caller does not take.
 
-use std::collections::BTreeMap;
+mod activity;
+mod socket;
+
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes, HttpBody};
-use axum::http::Version;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Version};
 use axum::response::Response;
-use http_body_util::BodyExt as _;
-use hyper::body::{Frame, SizeHint};
-use hyper::rt::{Read, Write};
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt::set_tcp_user_timeout;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
+use self::activity::{Activity, Silence, Stream, Untaken, Working};
+pub(super) use self::socket::Socket;
+use self::socket::Wire;
+use super::forwarded::FORWARDED_PREFIX;
 use super::observe::Way;
 use super::tls::{self, Tls};
-use crate::config::Limits;
+use super::unread::Leftover;
+use crate::config::{Limits, TrustedProxies};
 use crate::observe::meters::Counted;
 
 /// How long to wait when the machine refuses connections, for want of files or memory: short
@@ -72,6 +78,17 @@ const MAX_ERROR_RESETS: usize = 256;
 /// a round trip over any network.
 const GOODBYE_TIME: Duration = Duration::from_secs(1);
 
+/// How often idle connections are looked for while there is no room for others, and how many make room
+/// at once: looking at all takes a fraction of a millisecond, and hundreds per second can come.
+const EVICT_INTERVAL: Duration = Duration::from_millis(100);
+const EVICTED_AT_ONCE: usize = 64;
+
+/// How long before an idle connection is closed its client is told to use it no more: a request that is
+/// on its way by then has arrived. A fifth of the time, if that is less.
+const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(5);
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
 /// Where callers come in.
 pub struct Entrance {
     /// The sockets, at least one: a name can have several addresses.
@@ -80,6 +97,42 @@ pub struct Entrance {
     pub tls: Option<Arc<Tls>>,
     /// Whom it is for.
     pub way: Way,
+    /// Whose word is taken for what they were asked for.
+    pub trusted: Arc<TrustedProxies>,
+}
+
+/// The connections of a listener.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    /// What is under way on each.
+    activities: HashMap<Id, Arc<Activity>>,
+}
+
+impl Connections {
+    /// Wait until one ends; none, if there is none.
+    async fn ended(&mut self) -> Option<()> {
+        let id = match self.tasks.join_next_with_id().await? {
+            Ok((id, ())) => id,
+            Err(error) => error.id(),
+        };
+        self.activities.remove(&id);
+        Some(())
+    }
+
+    /// Have those closed that have been idle for longest, and for that long at least.
+    fn evict(&self, time: Duration) {
+        let now = Instant::now();
+        let idle = self.activities.values().filter_map(|activity| {
+            let since = activity.idle_since()?;
+            (now.duration_since(since) >= time).then_some((since, activity))
+        });
+        let mut idle: Vec<_> = idle.collect();
+        idle.sort_unstable_by_key(|(since, _)| *since);
+        for (_, activity) in idle.into_iter().take(EVICTED_AT_ONCE) {
+            activity.evict();
+        }
+    }
 }
 
 /// Serve until `stopping` says otherwise, then finish the requests that are under way.
@@ -90,33 +143,44 @@ pub async fn serve(
     mut stopping: watch::Receiver<bool>,
 ) {
     let server = Arc::new(Server {
-        plain: http(limits.head_time),
-        http2: http(limits.head_time).http2_only(),
-        http1: http(limits.head_time).http1_only(),
+        plain: http(),
+        http2: http().http2_only(),
+        http1: http().http1_only(),
         tls: entrance.tls,
         endpoints,
+        keep_alive: keep_alive(limits.idle_time),
+        trusted: entrance.trusted,
         limits,
     });
-    let mut connections = JoinSet::new();
+    let mut connections = Connections::default();
+    let mut next_eviction = Instant::now();
     let (mut refusing, mut first) = (false, 0);
     loop {
         // Over the limit, callers wait in the system's own queue until a connection ends.
-        let room = connections.len() < limits.connections;
+        let room = connections.tasks.len() < limits.connections;
         let accepted = tokio::select! {
             () = stopped(&mut stopping) => break,
-            Some(_) = connections.join_next() => continue,
+            Some(()) = connections.ended() => continue,
             accepted = accept(&entrance.listeners, &mut first), if room => accepted,
+            () = tokio::time::sleep_until(next_eviction), if !room => {
+                connections.evict(limits.head_time);
+                next_eviction = Instant::now() + EVICT_INTERVAL;
+                continue;
+            }
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 refusing = false;
                 let (server, way) = (Arc::clone(&server), entrance.way.clone());
-                let stopping = stopping.clone();
-                connections.spawn(async move {
+                let (stopping, activity) = (stopping.clone(), Arc::new(Activity::new()));
+                let is_trusted = server.trusted.contains(peer.ip());
+                let connection = Connection { activity: Arc::clone(&activity), is_trusted };
+                let task = connections.tasks.spawn(async move {
                     way.meters().accepted.count();
                     let _open = Counted::on(&way.meters().open);
-                    server.connection(stream, stopping).await;
+                    server.connection(stream, &connection, stopping).await;
                 });
+                connections.activities.insert(task.id(), activity);
             }
             // The caller left while it waited.
             Err(error) if is_of_caller(&error) => {}
@@ -131,7 +195,13 @@ pub async fn serve(
     }
     // Nobody may connect any more.
     drop(entrance.listeners);
-    while connections.join_next().await.is_some() {}
+    while connections.ended().await.is_some() {}
+}
+
+/// What clients are told of how long a connection is kept alive, if that is long enough to tell.
+fn keep_alive(idle_time: Duration) -> Option<HeaderValue> {
+    let seconds = (idle_time - KEEP_ALIVE_MARGIN.min(idle_time / 5)).as_secs();
+    HeaderValue::try_from(format!("timeout={seconds}")).ok().filter(|_| seconds > 0)
 }
 
 /// The next connection of any of the sockets. They take turns in being asked first, so that callers
@@ -156,9 +226,10 @@ fn is_of_caller(error: &io::Error) -> bool {
 
 type Http = auto::Builder<TokioExecutor>;
 
-fn http(head_time: Duration) -> Http {
+fn http() -> Http {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(head_time);
+    // How long a head may take, and whether the caller is there, is seen to here.
+    http.http1().timer(TokioTimer::new()).header_read_timeout(None).half_close(true);
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
@@ -185,11 +256,35 @@ struct Server {
     http1: Http,
     tls: Option<Arc<Tls>>,
     endpoints: Router,
+    /// What clients of HTTP/1 are told of how long connections are kept alive.
+    keep_alive: Option<HeaderValue>,
+    trusted: Arc<TrustedProxies>,
     limits: Limits,
 }
 
+/// What is known of one.
+struct Connection {
+    activity: Arc<Activity>,
+    /// Whether the peer is a proxy whose word is taken.
+    is_trusted: bool,
+}
+
+/// How a connection came to its end.
+#[derive(PartialEq, Eq)]
+enum End {
+    /// By itself, which may be because the last response was written.
+    Over,
+    /// It was cut off, or there was nothing to write.
+    Closed,
+}
+
 impl Server {
-    async fn connection(self: Arc<Self>, stream: TcpStream, mut stopping: watch::Receiver<bool>) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        connection: &Connection,
+        mut stopping: watch::Receiver<bool>,
+    ) {
         // Answers are written at once, so there is nothing to gather. This and the next fail on a
         // connection that has ended, which the first read tells as well.
         let _ = stream.set_nodelay(true);
@@ -197,72 +292,94 @@ impl Server {
         let take_time = self.limits.body_time.as_millis();
         let take_time = u32::try_from(take_time).unwrap_or(u32::MAX);
         let _ = set_tcp_user_timeout(&stream, take_time);
-        let Some(tls) = &self.tls else {
-            return self.speak(&self.plain, TokioIo::new(stream), stopping).await;
+        let stream = Arc::new(stream);
+        let socket = Socket::new(&stream);
+        let activity = &connection.activity;
+        let served = async {
+            let Some(tls) = &self.tls else {
+                return self.speak(&self.plain, socket, connection, stopping.clone()).await;
+            };
+            // What goes wrong here concerns the caller only, and there is no request to log.
+            let mut stopping = stopping.clone();
+            let shaken = tokio::select! {
+                shaken = tokio::time::timeout(self.limits.head_time, tls.accept(socket)) => shaken,
+                () = stopped(&mut stopping) => return End::Closed,
+            };
+            let Ok(Ok(socket)) = shaken else { return End::Closed };
+            let http = if tls::is_http2(&socket) { &self.http2 } else { &self.http1 };
+            self.speak(http, socket, connection, stopping).await
         };
-        // What goes wrong here concerns the caller only, and there is no request to log.
-        let shaken = tokio::select! {
-            shaken = tokio::time::timeout(self.limits.head_time, tls.accept(stream)) => shaken,
-            () = stopped(&mut stopping) => return,
+        let end = tokio::select! {
+            biased;
+            end = served => end,
+            // The requests that are under way are cancelled.
+            () = socket::reset(&stream, activity) => End::Closed,
         };
-        let Ok(Ok(stream)) = shaken else { return };
-        let http = if tls::is_http2(&stream) { &self.http2 } else { &self.http1 };
-        self.speak(http, TokioIo::new(stream), stopping).await;
+        if end == End::Over && !activity.is_http2() {
+            tokio::select! {
+                () = socket::linger(&stream) => {}
+                () = stopped(&mut stopping) => {}
+            }
+        }
     }
 
     async fn speak(
         &self,
         http: &Http,
-        stream: impl Read + Write + Send + Unpin + 'static,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        connection: &Connection,
         mut stopping: watch::Receiver<bool>,
-    ) {
-        let activity = Arc::new(Activity::new());
+    ) -> End {
+        let activity = &connection.activity;
+        let heads = Arc::new(self.heads(connection, &stopping));
         let endpoints = TowerToHyperService::new(self.endpoints.clone());
-        let service = service_fn(|request: hyper::Request<_>| {
-            let working = Working::begin(&activity, request.version());
+        let service = service_fn(move |mut request: hyper::Request<_>| {
+            let heads = Arc::clone(&heads);
+            let mut working = heads.activity.begin_request(request.version());
+            let is_persistent = heads.request(&mut request);
             let answer = endpoints.call(request);
-            let activity = Arc::clone(&activity);
             async move {
                 let answer = answer.await;
-                answer.map(|answer| {
-                    if answer.extensions().get::<Streamed>().is_some() {
-                        Stream::begin(&activity, working, answer)
-                    } else {
-                        let answer = Untaken::begin(&activity, answer);
-                        drop(working);
-                        answer
-                    }
-                })
+                working.answered();
+                answer.map(|answer| heads.answer(answer, is_persistent, working))
             }
         });
+        let stream = TokioIo::new(Wire::new(stream, activity));
         let mut connection = pin!(http.serve_connection(stream, service));
         // What has arrived is looked at first. How a connection ends concerns its caller only.
-        let is_silent = tokio::select! {
+        let is_idle = tokio::select! {
             biased;
-            _ = connection.as_mut() => return,
+            _ = connection.as_mut() => return End::Over,
             () = stopped(&mut stopping) => false,
-            () = activity.idle_for(self.limits.head_time) => true,
+            silence = activity.silent(&self.limits) => match silence {
+                Silence::Head => return End::Closed,
+                Silence::Idle => true,
+            },
+            () = activity.evicted() => true,
             // The window of HTTP/2 is the caller's own: the kernel sees nothing of it.
-            () = activity.untaken_for(self.limits.head_time + self.limits.body_time) => return,
+            () = activity.untaken_for(self.limits.head_time + self.limits.body_time) => {
+                return End::Closed;
+            }
         };
         // A connection between two requests is closed at once; one before its first is, too, because
         // it would be waited for until its head is complete.
-        if !activity.asked.load(Ordering::Relaxed) {
-            return;
+        if !activity.has_asked() {
+            return End::Closed;
         }
         connection.as_mut().graceful_shutdown();
-        if is_silent {
+        if is_idle {
             // There may be an answer that is still being taken.
             tokio::select! {
                 biased;
-                _ = connection.as_mut() => return,
-                () = tokio::time::sleep(self.limits.body_time) => return,
+                _ = connection.as_mut() => return End::Closed,
+                () = tokio::time::sleep(self.limits.body_time) => return End::Closed,
                 () = stopped(&mut stopping) => {}
             }
         }
-        if !activity.is_http2.load(Ordering::Relaxed) {
+        if !activity.is_http2() {
             // The time to drain is the server's.
-            return drop(connection.await);
+            let _ = connection.await;
+            return End::Closed;
         }
         // The caller would have to say goodbye as well, and need not.
         tokio::select! {
@@ -270,166 +387,75 @@ impl Server {
             () = activity.idle_for(GOODBYE_TIME) => {}
             () = activity.untaken_for(self.limits.head_time + self.limits.body_time) => {}
         }
-    }
-}
-
-/// What is under way on a connection.
-struct Activity {
-    working: AtomicUsize,
-    /// Whether there ever was a request.
-    asked: AtomicBool,
-    is_http2: AtomicBool,
-    /// When there was something under way for the last time.
-    last: Mutex<Instant>,
-    /// When answers were handed over that have not been taken, by their numbers.
-    untaken: Mutex<(u64, BTreeMap<u64, Instant>)>,
-}
-
-impl Activity {
-    fn new() -> Self {
-        Self {
-            working: AtomicUsize::new(0),
-            asked: AtomicBool::new(false),
-            is_http2: AtomicBool::new(false),
-            last: Mutex::new(Instant::now()),
-            untaken: Mutex::default(),
-        }
+        End::Closed
     }
 
-    fn untaken(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Instant>)> {
-        self.untaken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends when an answer has been left lying for that long.
-    async fn untaken_for(&self, time: Duration) {
-        loop {
-            let oldest = self.untaken().1.first_key_value().map(|(_, since)| *since);
-            let now = Instant::now();
-            // What is handed over from now on is left for less.
-            let end = oldest.unwrap_or(now) + time;
-            if end <= now {
-                return;
-            }
-            tokio::time::sleep_until(end).await;
-        }
-    }
-
-    fn touch(&self) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    /// Ends when nothing has been under way for that long.
-    async fn idle_for(&self, time: Duration) {
-        loop {
-            // In this order: what ends in between has set the time before.
-            let is_at_work =
-                self.working.load(Ordering::Acquire) > 0 || !self.untaken().1.is_empty();
-            let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            // What is under way now ends later, so this is not too late.
-            let end = if is_at_work { now + time } else { last + time };
-            if end <= now {
-                return;
-            }
-            tokio::time::sleep_until(end).await;
+    fn heads(&self, connection: &Connection, stopping: &watch::Receiver<bool>) -> Heads {
+        Heads {
+            activity: Arc::clone(&connection.activity),
+            is_trusted: connection.is_trusted,
+            keep_alive: self.keep_alive.clone(),
+            stopping: stopping.clone(),
         }
     }
 }
 
-/// A request under way, until this is dropped.
-struct Working(Arc<Activity>);
-
-impl Working {
-    fn begin(activity: &Arc<Activity>, version: Version) -> Self {
-        activity.working.fetch_add(1, Ordering::AcqRel);
-        activity.is_http2.store(version == Version::HTTP_2, Ordering::Relaxed);
-        activity.asked.store(true, Ordering::Relaxed);
-        Self(Arc::clone(activity))
-    }
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        // The time first: whoever sees nothing at work sees when that was.
-        self.0.touch();
-        self.0.working.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// An answer, or a piece of it, that its caller has not taken, until this is dropped.
-struct Untaken(Arc<Activity>, u64);
-
-impl Untaken {
-    fn new(activity: &Arc<Activity>) -> Self {
-        let mut untaken = activity.untaken();
-        untaken.0 += 1;
-        let number = untaken.0;
-        untaken.1.insert(number, Instant::now());
-        Self(Arc::clone(activity), number)
-    }
-
-    fn begin(activity: &Arc<Activity>, answer: Response) -> Response {
-        let guard = Self::new(activity);
-        answer.map(|body| {
-            // It owns what it is given, and leaves the body and its length as they are.
-            Body::new(body.map_err(move |error| {
-                let _owned = &guard;
-                error
-            }))
-        })
-    }
-}
-
-impl Drop for Untaken {
-    fn drop(&mut self) {
-        self.0.touch();
-        self.0.untaken().1.remove(&self.1);
-    }
-}
-
-/// The body of an answer that is [`Streamed`]: under way until it ends, and untaken from its head, or a
-/// piece that was handed over, until the next one is asked for.
-struct Stream {
-    body: Body,
+/// What is done with the heads of requests and answers, because it concerns the connection.
+struct Heads {
     activity: Arc<Activity>,
-    untaken: Option<Untaken>,
-    _working: Working,
+    is_trusted: bool,
+    keep_alive: Option<HeaderValue>,
+    stopping: watch::Receiver<bool>,
 }
 
-impl Stream {
-    fn begin(activity: &Arc<Activity>, working: Working, answer: Response) -> Response {
-        answer.map(|body| {
-            let untaken = Some(Untaken::new(activity));
-            let activity = Arc::clone(activity);
-            Body::new(Self { body, activity, untaken, _working: working })
-        })
-    }
-}
-
-impl HttpBody for Stream {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        // Whoever asks for more has taken what there was.
-        self.untaken = None;
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if frame.is_some() {
-            self.untaken = Some(Untaken::new(&self.activity));
+impl Heads {
+    /// Whether the client of HTTP/1 wants to make another request. What others than proxies say in a
+    /// proxy's header is removed.
+    fn request<T>(&self, request: &mut hyper::Request<T>) -> bool {
+        if !self.is_trusted {
+            request.headers_mut().remove(FORWARDED_PREFIX);
         }
-        Poll::Ready(frame)
+        let has_option = |option| has_connection_option(request.headers(), option);
+        match request.version() {
+            Version::HTTP_11 => !has_option("close"),
+            Version::HTTP_10 => has_option("keep-alive"),
+            _ => false,
+        }
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+    fn answer(&self, mut answer: Response, is_persistent: bool, working: Working) -> Response {
+        let is_http1 = !self.activity.is_http2();
+        let leftover = answer.extensions_mut().remove::<Leftover>();
+        let must_close = leftover.is_some_and(|leftover| match leftover.take(is_http1) {
+            Some(remainder) => {
+                self.activity.read_on(remainder);
+                false
+            }
+            None => true,
+        });
+        let headers = answer.headers_mut();
+        if is_http1 && must_close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        } else if is_persistent && !*self.stopping.borrow() && !headers.contains_key(CONNECTION) {
+            if let Some(keep_alive) = &self.keep_alive {
+                headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+                headers.insert(KEEP_ALIVE, keep_alive.clone());
+            }
+        }
+        if answer.extensions().get::<Streamed>().is_some() {
+            Stream::begin(&self.activity, working, answer)
+        } else {
+            let answer = Untaken::begin(&self.activity, answer);
+            drop(working);
+            answer
+        }
     }
+}
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+fn has_connection_option(headers: &HeaderMap, wanted: &str) -> bool {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let mut options = values.flat_map(|value| value.split(','));
+    options.any(|option| option.trim().eq_ignore_ascii_case(wanted))
 }
 
 /// Ends when it is time to stop.

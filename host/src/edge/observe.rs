@@ -7,7 +7,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::http::{Extensions, HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use tracing::field;
 use uuid::Uuid;
 
@@ -15,7 +15,7 @@ use super::access::Allowance;
 use super::error::{ApiError, ErrorCode};
 use super::idempotency::Answer;
 use super::unread::Unread;
-use super::{encoding, oip, problem};
+use super::{encoding, host, oip, problem};
 use crate::model::VersionId;
 use crate::observe::measure::Counter;
 use crate::observe::meters::{Counted, Listener, Meters};
@@ -191,8 +191,8 @@ pub struct Around {
     pub tracer: Option<Arc<Tracer>>,
 }
 
-/// Give the request an id and the answer its log line; write the bodies of errors, and see to it
-/// that they arrive.
+/// Give the request an id and the answer its log line; refuse requests for nobody in particular; write
+/// the bodies of errors, and see to it that they arrive.
 pub(crate) async fn each_request(
     State(Around { way, largest, tracer }): State<Around>,
     mut request: Request,
@@ -204,7 +204,13 @@ pub(crate) async fn each_request(
     let unread = Unread::of(&mut request);
     let is_of_oip = oip::has_path(request.uri().path());
     let wants_problem = !is_of_oip && problem::wants_problem(request.headers());
-    let mut response = next.run(request).await;
+    let mut response = match host::check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => {
+            drop(request);
+            error.into_response()
+        }
+    };
 
     if let Some(account) = response.extensions_mut().remove::<Account>() {
         line.account = account;
@@ -212,11 +218,11 @@ pub(crate) async fn each_request(
     let id = &line.account.request_id;
     let error = response.extensions_mut().remove::<ApiError>();
     let error = error.or_else(|| ApiError::of_library(response.status()));
+    let was_too_slow = error.as_ref().is_some_and(|error| error.code == ErrorCode::RequestTimeout);
+    if let Some(leftover) = unread.leftover(largest, was_too_slow) {
+        response.extensions_mut().insert(leftover);
+    }
     if let Some(error) = &error {
-        // Who was too slow has had its time.
-        if error.code != ErrorCode::RequestTimeout {
-            unread.drain(largest).await;
-        }
         let (body, media_type) = if wants_problem {
             (error.problem(id.as_str()), "application/problem+json")
         } else if is_of_oip {

@@ -229,7 +229,7 @@ async fn read_small(
     body: axum::body::Body,
 ) -> Result<body::Received, ApiError> {
     let limits = edge.policy.load().limits;
-    body::read_tensors(headers, body, &limits, &edge.bodies).await.map_err(only_malformed)
+    body::read_tensors(headers, body, &limits, &edge.bodies).await
 }
 
 fn fields(
@@ -244,14 +244,6 @@ fn fields(
     let mut reader = Reader::new(text);
     reader.object(field)?;
     Ok(reader.end()?)
-}
-
-/// The protocol's clients know 400 for what they must not send.
-fn only_malformed(mut error: ApiError) -> ApiError {
-    if error.code == ErrorCode::UnsupportedMediaType {
-        error.code = ErrorCode::MalformedRequest;
-    }
-    error
 }
 
 /// `POST …/infer`
@@ -283,8 +275,7 @@ async fn run(
     let layout = Layout::of(&parts.headers)?;
     passage.knock(account)?;
     let (edge, limits) = (passage.edge, &passage.policy.limits);
-    let body = body::read_tensors(&parts.headers, body, limits, &edge.bodies).await;
-    let body = body.map_err(only_malformed)?;
+    let body = body::read_tensors(&parts.headers, body, limits, &edge.bodies).await?;
     let complete = Instant::now();
     if layout == Layout::Raw {
         let request = InferRequest {

@@ -16,7 +16,7 @@ use self::operations::Operations;
 use self::schemas::Schemas;
 use super::error::ApiError;
 use super::predict::target;
-use super::{Policy, Shared};
+use super::{Policy, Shared, forwarded};
 use crate::model::{ModelName, Selector};
 use crate::registry::{ModelVersions, Snapshot};
 use crate::router::{self, RouteError};
@@ -29,7 +29,8 @@ pub(super) async fn server(
 ) -> Result<Json<Value>, ApiError> {
     let caller = edge.authorize_for_some(&headers)?;
     let may_know = |model: &ModelName| caller.scopes().predicts(model);
-    Ok(Json(document(&edge.registry.snapshot(), &edge.policy.load(), None, may_know)))
+    let document = document(&edge.registry.snapshot(), &edge.policy.load(), None, may_know);
+    Ok(Json(for_proxy(document, &headers)))
 }
 
 /// `GET /models/{model}/openapi.json`
@@ -45,7 +46,9 @@ pub(super) async fn model(
     if !snapshot.models.contains_key(&model) {
         return Err(RouteError::UnknownModel.into());
     }
-    Ok(Json(document(&snapshot, &edge.policy.load(), Some(&model), |other| *other == model)))
+    let is_it = |other: &ModelName| *other == model;
+    let document = document(&snapshot, &edge.policy.load(), Some(&model), is_it);
+    Ok(Json(for_proxy(document, &headers)))
 }
 
 /// `GET /models/{model}/versions/{selector}/schema`
@@ -76,6 +79,15 @@ pub(super) async fn schema(
     })))
 }
 
+/// The document with the path under which a proxy serves it, where one has said so: tools that cannot
+/// resolve a relative address need it.
+fn for_proxy(mut document: Value, headers: &HeaderMap) -> Value {
+    if let Some(prefix) = forwarded::prefix(headers) {
+        document["servers"] = json!([{"url": prefix}]);
+    }
+    document
+}
+
 /// The whole document, or the part of it that is about one model; it names none but those that its
 /// reader may know of.
 fn document(
@@ -95,6 +107,8 @@ fn document(
         document.model(snapshot, policy, name, versions);
     }
     let title = only.map_or("Guesthouse".to_owned(), |model| format!("Guesthouse: {model}"));
+    // Where the paths begin, seen from the document: so it holds behind a proxy as well.
+    let server_url = if only.is_some() { "../.." } else { "." };
     let mut components = schemas::common();
     components.extend(document.schemas);
     json!({
@@ -104,7 +118,7 @@ fn document(
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Predictions of the models that this server has loaded.",
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": server_url}],
         "security": [{"key": []}, {"bearer": []}],
         "tags": document.tags,
         "paths": document.paths,

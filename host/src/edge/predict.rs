@@ -213,7 +213,8 @@ fn hash(passage: &Passage<'_>, parts: &Parts, body: &[u8]) -> [u8; 32] {
 /// What tells the caller from others, if the field of its body does.
 fn field_key(field: &str, object: &body::Record) -> Result<Option<Vec<u8>>, ApiError> {
     match object.get(field).as_deref() {
-        None => Ok(None),
+        // Clients that know nothing of their users say so in one of these ways.
+        None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) if text.is_empty() => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone().into_bytes())),
         Some(Value::Number(number)) if !number.is_f64() => {

@@ -16,13 +16,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::{ServerConfig, version};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 pub use self::pem::TlsError;
-use super::listener::stopped;
+use super::listener::{Socket, stopped};
 use crate::config::TlsFile;
 
 /// How often the files are looked at: certificates are renewed days before they end.
@@ -60,7 +59,7 @@ impl Tls {
     }
 
     /// The handshake with a caller, which need not come to an end.
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub(super) async fn accept(&self, stream: Socket) -> io::Result<TlsStream<Socket>> {
         TlsAcceptor::from(self.current.load_full()).accept(stream).await
     }
 
@@ -102,7 +101,7 @@ impl Tls {
 }
 
 /// Whether both sides have agreed on HTTP/2.
-pub(super) fn is_http2(stream: &TlsStream<TcpStream>) -> bool {
+pub(super) fn is_http2(stream: &TlsStream<Socket>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(H2)
 }
 

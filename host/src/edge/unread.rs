@@ -1,7 +1,10 @@
-//! What a refused request has not been read of: read and thrown away, so that the answer arrives.
+//! What has not been read of a request that is answered: read on and thrown away after the answer, so that
+//! the answer arrives, and the connection can be used again.
 //!
-//! Many callers send all of a body before they look for an answer. If the connection is closed on
-//! what they are still sending, they never see why. Both the bytes and the time for it are bounded.
+//! Many callers send all of a body before they look for an answer; others send nothing more until they
+//! have one. So the answer does not wait for the body. If the connection were closed on what is still
+//! being sent, the callers of the first kind would never see the answer. Both the bytes and the time for
+//! reading on are bounded.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,16 +13,17 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
+use axum::http::Version;
 use axum::http::header::EXPECT;
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 
-/// What is read of a refused body, in multiples of the largest one that is accepted.
-const DRAIN_FACTOR: usize = 8;
+/// What is read on of a body, in multiples of the largest one that is accepted.
+const DISCARD_FACTOR: usize = 8;
 
-/// How long a refused caller may go on sending. 5 s carry eight times 8 MiB over 100 Mbit/s, and
-/// are over before a stopping server has to cut it off.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// How long a caller that has its answer may go on sending. 5 s carry eight times 8 MiB over 100 Mbit/s,
+/// and are over before a stopping server has to cut it off.
+const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// The body of a request after everybody else is done with it.
 pub(super) struct Unread {
@@ -35,35 +39,64 @@ impl Unread {
     /// Lend the body of the request to its handler.
     pub(super) fn of(request: &mut Request) -> Self {
         let rest = Rest::default();
-        let asks_first = request.headers().contains_key(EXPECT);
+        let asks_first =
+            request.headers().contains_key(EXPECT) && request.version() != Version::HTTP_10;
         let body = std::mem::take(request.body_mut());
         let lent = Lent { body, polled: false, over: false, rest: Arc::clone(&rest) };
         *request.body_mut() = Body::new(lent);
         Self { rest, asks_first }
     }
 
-    /// Read what is left, for a request that is refused; `largest` is the most bytes of a body that
-    /// is accepted.
-    pub(super) async fn drain(self, largest: usize) {
+    /// What is left after the answer; `largest` is the most bytes of a body that is accepted. Who was too
+    /// slow for it has had its time.
+    pub(super) fn leftover(self, largest: usize, was_too_slow: bool) -> Option<Leftover> {
         let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((mut body, polled)) = rest else {
-            return;
-        };
-        if self.asks_first && !polled {
-            // The caller waits for a word before it sends anything: the answer is that word.
-            return;
-        }
-        let mut left = largest.saturating_mul(DRAIN_FACTOR);
-        let drained = async {
-            while let Some(Ok(frame)) = body.frame().await {
+        let (body, polled) = rest?;
+        let most = largest.saturating_mul(DISCARD_FACTOR);
+        let remainder = (!was_too_slow).then_some(Remainder { body, most });
+        // A caller that waits for a word takes the answer for it, and sends nothing. In HTTP/1 it cannot
+        // make another request, because the body of this one would be in front of it.
+        let is_promised = self.asks_first && !polled;
+        Some(Leftover { remainder: Arc::new(Mutex::new(remainder)), is_promised })
+    }
+}
+
+/// On an answer: what is left to read of its request.
+#[derive(Clone)]
+pub(super) struct Leftover {
+    remainder: Arc<Mutex<Option<Remainder>>>,
+    /// Whether the caller has promised to send nothing after such an answer.
+    is_promised: bool,
+}
+
+impl Leftover {
+    /// What is to be read on; if none, the connection cannot be used again.
+    pub(super) fn take(&self, is_http1: bool) -> Option<Remainder> {
+        let remainder = self.remainder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        remainder.filter(|_| !(is_http1 && self.is_promised))
+    }
+}
+
+/// The rest of a body that nobody needs.
+pub(super) struct Remainder {
+    body: Body,
+    most: usize,
+}
+
+impl Remainder {
+    /// Read and throw it away. A caller that sends too much, or takes too long, sees the connection close,
+    /// or in HTTP/2 the stream.
+    pub(super) async fn discard(mut self) {
+        let mut left = self.most;
+        let discarded = async {
+            while let Some(Ok(frame)) = self.body.frame().await {
                 let Some(more) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else {
                     return;
                 };
                 left = more;
             }
         };
-        // A caller that sends more, or takes longer, sees the connection close.
-        let _ = tokio::time::timeout(DRAIN_TIME, drained).await;
+        let _ = tokio::time::timeout(DISCARD_TIME, discarded).await;
     }
 }
 

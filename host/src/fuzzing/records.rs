@@ -39,6 +39,7 @@ pub(super) fn json(bytes: &[u8]) {
         Parsed::Syntax => assert!(plain.is_err(), "what serde reads is JSON"),
         Parsed::TooManyValues => assert!(json.len() > SURELY_WITHIN_LIMITS),
         Parsed::TooManyRows => panic!("no limit was asked for"),
+        Parsed::RepeatedKey => assert!(json.iter().filter(|byte| **byte == b':').count() > 1),
     }
     let is_over = |value: &Value| value.as_array().is_some_and(|rows| rows.len() > most);
     match edge::value(json, Some(most)) {
@@ -46,7 +47,7 @@ pub(super) fn json(bytes: &[u8]) {
         // Reading stops there: what comes after it may be anything.
         Parsed::TooManyRows => assert!(json.len() > most),
         Parsed::TooManyValues => assert!(json.len() > SURELY_WITHIN_LIMITS),
-        Parsed::Value(_) | Parsed::Syntax => {}
+        Parsed::Value(_) | Parsed::Syntax | Parsed::RepeatedKey => {}
     }
 }
 

@@ -88,6 +88,7 @@ impl Reloader {
             ("repository", differs(&then.repository, &now.repository)),
             ("state", differs(&then.state, &now.state)),
             ("tls", differs(&then.tls, &now.tls)),
+            ("proxy", differs(&then.trusted_proxies, &now.trusted_proxies)),
             ("idempotency", differs(&then.answers, &now.answers)),
             ("tracing", differs(&then.tracing, &now.tracing)),
             ("capture", differs(&then.capture, &now.capture)),

@@ -7,7 +7,8 @@ import { exampleOf, json, limits, parse, resolve, show, typeOf } from "./schema.
 
 const METHODS = ["get", "post", "put", "patch", "delete", "head", "options"];
 
-const WHOLE_SERVER = "/openapi.json";
+/// Paths are relative to this page, which may be behind the prefix of a reverse proxy.
+const WHOLE_SERVER = "openapi.json";
 
 const find = (id) => document.getElementById(id);
 const key = () => find("key").value;
@@ -29,7 +30,7 @@ async function open(path, isNewCaller) {
   const mine = asked;
   say("Loading …");
   try {
-    const [root, models] = await Promise.all([fetchJson(path), isNewCaller ? fetchJson("/models") : undefined]);
+    const [root, models] = await Promise.all([fetchJson(path), isNewCaller ? fetchJson("models") : undefined]);
     if (mine !== asked) return;
     if (models) offerModels(models.models ?? []);
     render(root);
@@ -62,7 +63,7 @@ function say(text, isError = false) {
 
 /// The models to choose from, each of which has a document of its own.
 function offerModels(models) {
-  const options = models.map(({ model }) => element("option", { value: `/models/${encodeURIComponent(model)}/openapi.json` }, `Model ${model}`));
+  const options = models.map(({ model }) => element("option", { value: `models/${encodeURIComponent(model)}/openapi.json` }, `Model ${model}`));
   find("scope").replaceChildren(element("option", { value: WHOLE_SERVER }, "All endpoints"), ...options);
   shownModels = models;
 }

@@ -144,7 +144,8 @@ function compose(root, operation, parameters, body, key) {
     shown.push("-H", quote(`Content-Type: ${sent.type}`));
   }
   const search = query.size ? `?${query}` : "";
-  const url = `${window.location.origin}${path}${search}`;
+  // The page stands beside the paths, wherever that is.
+  const url = new URL(`.${path}${search}`, document.baseURI).href;
   return { method: operation.method, url, headers, body: sent?.body, shown: [...shown, ...(sent?.curl ?? [])] };
 }
 

@@ -21,7 +21,7 @@ use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::listener::Streamed;
 use crate::edge::observe::{Account, Endpoint, Line, Way};
 use crate::edge::passage::grpc_timeout;
-use crate::edge::{Edge, typed};
+use crate::edge::{Edge, host, typed};
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
@@ -47,6 +47,7 @@ pub(super) async fn each_call(
         log.line.error_code = Some(code.as_str());
         return (StatusCode::UNSUPPORTED_MEDIA_TYPE, "gRPC only\n").into_response();
     }
+    let well_formed = host::check(&request);
     let deadline = grpc_timeout(request.headers());
     let Some(method) = method else { return told(next.run(request).await, log, None) };
     let mut account = log.line.account.clone();
@@ -54,7 +55,7 @@ pub(super) async fn each_call(
     let allowed = allow(edge, &method, request.headers(), &mut account);
     let call = Call::new(method, held, request.headers().clone(), account);
     log.call = Some(Arc::clone(&call));
-    let deadline = match allowed.and(deadline) {
+    let deadline = match well_formed.and(allowed).and(deadline) {
         Ok(time) => time.map(|time| Instant::now() + time),
         Err(error) => {
             call.fail(&error);

@@ -8,6 +8,10 @@ use std::borrow::Cow;
 /// How deep values may be nested: far more than tensors have dimensions.
 pub(super) const MAX_DEPTH: u32 = 64;
 
+/// The most fields of an object whose fields are looked at: twice as many as there may be parameters, so
+/// that looking for the same name among them stays cheap.
+const MAX_FIELDS: usize = 128;
+
 /// Why it is not what is expected. The caller's own words are not repeated, but their place is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct JsonError {
@@ -89,18 +93,26 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// An object; `field` reads the value of each field.
+    /// An object; `field` reads the value of each field. No two have the same name.
     pub(super) fn object(
         &mut self,
         mut field: impl FnMut(&mut Self, &str) -> Read<()>,
     ) -> Read<()> {
         self.expect(b'{', "an object is expected")?;
         self.descend()?;
+        let mut names = Vec::new();
         if !self.takes(b'}')? {
             loop {
                 let name = self.string()?;
+                if names.contains(&name) {
+                    return Err(self.error("a field is there twice"));
+                }
+                if names.len() == MAX_FIELDS {
+                    return Err(self.error(format!("an object has over {MAX_FIELDS} fields")));
+                }
                 self.expect(b':', "`:` is expected")?;
                 field(self, &name)?;
+                names.push(name);
                 if !self.takes(b',')? {
                     break;
                 }
