@@ -127,7 +127,7 @@ fn a_listener_may_have_a_name_wherever_it_is_configured() {
 
 #[test]
 fn a_server_listens_at_every_address_of_its_name() {
-    let host = Some("localhost".to_owned());
+    let host = Some("localhost:0".to_owned());
     let server = Server::start(&Setup { host, ..Setup::toxicity() });
     for (message, logged) in [
         ("listening", server.address()),

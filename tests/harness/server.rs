@@ -36,9 +36,9 @@ pub struct Setup {
     pub address_space_kib: Option<u64>,
     /// What is logged; `info`, if nothing is said.
     pub log: Option<String>,
-    /// The host, without a port, at which all listeners are; `127.0.0.1`, if nothing is said.
+    /// Where all listeners are; `127.0.0.1:0`, if nothing is said.
     pub host: Option<String>,
-    /// At which change of a file the server ends, or its disk is full: `kill:3`, `full:3`.
+    /// The change of a file at which the server ends, or its disk is full: `kill:3`, `full:3`.
     pub failpoint: Option<String>,
 }
 
@@ -546,21 +546,19 @@ fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Chil
     let space = setup.address_space_kib.map_or("unlimited".to_owned(), |kib| kib.to_string());
     let script = format!(r#"ulimit -Sn 1024 && ulimit -v {space} && exec "$0" "$@""#);
     command.args(["-c", &script]).arg(environment::host());
-    let listen = format!("{}:0", setup.host.as_deref().unwrap_or("127.0.0.1"));
-    command.args(["serve", "--demo", "--listen", &listen, "--admin-listen", &listen]);
-    command.args(["--grpc-listen", &listen]);
-    command.args(["--log", setup.log.as_deref().unwrap_or("info"), "--log-format", "json"]);
+    let listen = setup.host.as_deref().unwrap_or("127.0.0.1:0");
+    command.args(["serve", "--demo", "--listen", listen, "--admin-listen", listen]);
+    command.args(["--grpc-listen", listen, "--log-format", "json"]);
+    command.args(["--log", setup.log.as_deref().unwrap_or("info")]);
     command.envs(setup.failpoint.iter().map(|failpoint| ("GUESTHOUSE_FAILPOINT", failpoint)));
     command.arg("--config").arg(config);
     command.arg("--repository").arg(repository).arg("--state").arg(state);
     // Both to the same reader, as under most service managers.
     let (reader, writer) = std::io::pipe().expect("a pipe can be made");
-    let outputs = (writer.try_clone().expect("a pipe can be shared"), writer);
-    let child = command.stdout(outputs.0).stderr(outputs.1).spawn();
-    let child = child.expect("the host program can be run");
-    // The writing ends in here: without them, the reader sees the end.
-    drop(command);
-    let log = Arc::new(Log::default());
+    command.stdout(writer.try_clone().expect("a pipe can be shared")).stderr(writer);
+    let child = command.spawn().expect("the host program can be run");
+    drop(command); // It holds the ends that are written to, without which the reader sees the end.
+    let log = Arc::<Log>::default();
     log.follow(reader);
     (child, log)
 }
