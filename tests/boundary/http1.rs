@@ -91,13 +91,20 @@ fn a_caller_that_sends_nothing_more_is_answered() {
         (older, &[200]),
         (probe.clone(), &[200]),
         ([&slow[..], &quick, &slow, &probe].concat(), &[504, 200, 504, 200]),
-        (cut_off, &[400]),
+        (cut_off.clone(), &[400]),
     ] {
         let mut stream = connect(server.address());
         stream.write_all(requests.as_bytes()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!(statuses(stream), expected, "{requests}");
     }
+    // What cannot be followed by another request does not say that it could.
+    let mut stream = connect(server.address());
+    stream.write_all(cut_off.as_bytes()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let (answer, _) = read_answer(&mut stream);
+    assert_eq!(header(&answer, "connection"), Some("close"), "{answer}");
+    assert_eq!(header(&answer, "keep-alive"), None, "{answer}");
     let mut stream = connect(server.admin_address());
     stream.write_all(b"GET /admin/v1/status HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();

@@ -341,6 +341,37 @@ fn only_operators_keys_open_the_admin_api_and_only_its_own_port_has_it() {
     );
 }
 
+/// A caller of whom its client knows nothing is no caller of its own.
+#[test]
+fn a_field_that_is_null_or_empty_goes_by_chance() {
+    let folder = temporary_folder();
+    let mut setup = setup(folder.path(), &["1.0.0", "1.1.0"]);
+    setup.config = "[models.misbehave]\nsticky_field = \"user\"\nsplit = { \"1.0.0\" = 500_000, \
+                    \"1.1.0\" = 500_000 }\n"
+        .to_owned();
+    let server = Server::start(&setup);
+    for nothing in [json!(null), json!("")] {
+        for (path, body) in [
+            ("/predict", json!({"action": "echo", "user": nothing})),
+            ("/batch_predict", json!({"actions": ["echo"], "user": nothing})),
+            (
+                "/v2/models/misbehave/infer",
+                json!({"parameters": {"user": nothing}, "inputs": [
+                    {"name": "action", "datatype": "BYTES", "shape": [1], "data": ["echo"]}
+                ]}),
+            ),
+        ] {
+            let version = |_| {
+                let answer = server.post(path, &body);
+                assert_eq!(answer.status, 200, "{path} {body}: {answer:?}");
+                answer.body["model_version"].to_string()
+            };
+            let versions: std::collections::BTreeSet<_> = (0..40).map(version).collect();
+            assert_eq!(versions.len(), 2, "{path} {body}: {versions:?}");
+        }
+    }
+}
+
 #[test]
 fn versions_are_asked_for_in_paths_and_headers_and_callers_told_apart_by_fields() {
     let folder = temporary_folder();
@@ -389,27 +420,6 @@ fn versions_are_asked_for_in_paths_and_headers_and_callers_told_apart_by_fields(
     assert_eq!(seen.len(), 2, "{seen:?}");
     let wrong = server.post("/predict", &json!({"action": "echo", "user": [1]}));
     assert_eq!(refused(&wrong), (400, "malformed_request"));
-    // A caller of whom its client knows nothing is no caller of its own.
-    for nothing in [json!(null), json!("")] {
-        for (path, body) in [
-            ("/predict", json!({"action": "echo", "user": nothing})),
-            ("/batch_predict", json!({"actions": ["echo"], "user": nothing})),
-            (
-                "/v2/models/misbehave/infer",
-                json!({"parameters": {"user": nothing}, "inputs": [
-                    {"name": "action", "datatype": "BYTES", "shape": [1], "data": ["echo"]}
-                ]}),
-            ),
-        ] {
-            let version = |_| {
-                let answer = server.post(path, &body);
-                assert_eq!(answer.status, 200, "{path} {body}: {answer:?}");
-                answer.body["model_version"].to_string()
-            };
-            let versions: std::collections::BTreeSet<_> = (0..40).map(version).collect();
-            assert_eq!(versions.len(), 2, "{path} {body}: {versions:?}");
-        }
-    }
     // Without the field, it is chance, and counted.
     for _ in 0..5 {
         served(&server, "/predict", &[]);

@@ -436,11 +436,13 @@ impl Heads {
         let headers = answer.headers_mut();
         if is_http1 && must_close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        } else if is_persistent && !*self.stopping.borrow() && !headers.contains_key(CONNECTION) {
-            if let Some(keep_alive) = &self.keep_alive {
-                headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
-                headers.insert(KEEP_ALIVE, keep_alive.clone());
-            }
+        } else if let Some(keep_alive) = &self.keep_alive
+            && is_persistent
+            && !*self.stopping.borrow()
+            && !headers.contains_key(CONNECTION)
+        {
+            headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+            headers.insert(KEEP_ALIVE, keep_alive.clone());
         }
         if answer.extensions().get::<Streamed>().is_some() {
             Stream::begin(&self.activity, working, answer)

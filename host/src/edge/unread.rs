@@ -32,8 +32,16 @@ pub(super) struct Unread {
     asks_first: bool,
 }
 
-/// Where a [`Lent`] body leaves what is left of it, and whether anything was asked of it.
-type Rest = Arc<Mutex<Option<(Body, bool)>>>;
+/// Where a [`Lent`] body leaves what is left of it.
+type Rest = Arc<Mutex<Option<Left>>>;
+
+/// What is left of a body that has not come to its end.
+struct Left {
+    /// None, if it cannot come to its end any more.
+    body: Option<Body>,
+    /// Whether anything was asked of it.
+    polled: bool,
+}
 
 impl Unread {
     /// Lend the body of the request to its handler.
@@ -42,7 +50,8 @@ impl Unread {
         let asks_first =
             request.headers().contains_key(EXPECT) && request.version() != Version::HTTP_10;
         let body = std::mem::take(request.body_mut());
-        let lent = Lent { body, polled: false, over: false, rest: Arc::clone(&rest) };
+        let state = LentState::Reading;
+        let lent = Lent { body, polled: false, state, rest: Arc::clone(&rest) };
         *request.body_mut() = Body::new(lent);
         Self { rest, asks_first }
     }
@@ -51,9 +60,10 @@ impl Unread {
     /// slow for it has had its time.
     pub(super) fn leftover(self, largest: usize, was_too_slow: bool) -> Option<Leftover> {
         let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (body, polled) = rest?;
+        let Left { body, polled } = rest?;
         let most = largest.saturating_mul(DISCARD_FACTOR);
-        let remainder = (!was_too_slow).then_some(Remainder { body, most });
+        let body = body.filter(|_| !was_too_slow);
+        let remainder = body.map(|body| Remainder { body, most });
         // A caller that waits for a word takes the answer for it, and sends nothing. In HTTP/1 it cannot
         // make another request, because the body of this one would be in front of it.
         let is_promised = self.asks_first && !polled;
@@ -104,9 +114,18 @@ impl Remainder {
 struct Lent {
     body: Body,
     polled: bool,
-    /// Whether there is nothing left.
-    over: bool,
+    state: LentState,
     rest: Rest,
+}
+
+/// How far a body has been read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LentState {
+    Reading,
+    /// To its end.
+    Over,
+    /// To where it was cut off.
+    Broken,
 }
 
 impl HttpBody for Lent {
@@ -119,7 +138,11 @@ impl HttpBody for Lent {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         self.polled = true;
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        self.over |= matches!(frame, Poll::Ready(None | Some(Err(_))));
+        match frame {
+            Poll::Ready(None) => self.state = LentState::Over,
+            Poll::Ready(Some(Err(_))) => self.state = LentState::Broken,
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        }
         frame
     }
 
@@ -134,9 +157,13 @@ impl HttpBody for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if !self.over && !self.body.is_end_stream() {
-            let rest = (std::mem::take(&mut self.body), self.polled);
-            *self.rest.lock().unwrap_or_else(PoisonError::into_inner) = Some(rest);
-        }
+        let body = match self.state {
+            LentState::Over => return,
+            LentState::Reading if self.body.is_end_stream() => return,
+            LentState::Reading => Some(std::mem::take(&mut self.body)),
+            LentState::Broken => None,
+        };
+        let left = Left { body, polled: self.polled };
+        *self.rest.lock().unwrap_or_else(PoisonError::into_inner) = Some(left);
     }
 }

@@ -38,6 +38,7 @@ pub(super) struct Activity {
     remainders: Mutex<JoinSet<()>>,
     /// The connection has to make room for others.
     evict: Notify,
+    is_evicted: AtomicBool,
 }
 
 struct Times {
@@ -68,6 +69,7 @@ impl Activity {
             untaken: Mutex::default(),
             remainders: Mutex::default(),
             evict: Notify::new(),
+            is_evicted: AtomicBool::new(false),
         }
     }
 
@@ -204,7 +206,8 @@ impl Activity {
 
     /// Since when a connection that is kept alive has waited for its next request.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        if !self.has_asked() || self.is_at_work() {
+        // One that is being closed may take a while: others can make room as well.
+        if !self.has_asked() || self.is_evicted.load(Ordering::Relaxed) || self.is_at_work() {
             return None;
         }
         Some(self.times().last)
@@ -212,6 +215,7 @@ impl Activity {
 
     /// Have the connection closed as if it had been idle for too long.
     pub(super) fn evict(&self) {
+        self.is_evicted.store(true, Ordering::Relaxed);
         self.evict.notify_one();
     }
 
