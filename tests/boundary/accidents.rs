@@ -133,11 +133,9 @@ fn deploying_again_tries_again_what_failed_by_accident() {
 #[test]
 fn what_is_wrong_with_an_artifact_is_not_tried_again() {
     let folder = temporary_folder();
-    let mut setup = setup(folder.path());
+    let setup = setup(folder.path());
     doctor(&setup.artifacts[0], r#""init":"well""#, r#""init":"fail""#);
-    setup.artifacts.push(guesthouse_tests::artifacts::toxicity("1.0.0"));
-    setup.state = None;
-    let server = Server::start(&setup);
+    let server = Server::start_loading(&setup);
     let line = wait_for_failures(&server, 1);
     assert_eq!((&line["step"], &line["retry_in_seconds"]), (&json!("preinit"), &Value::Null));
     assert_eq!(shown(&server)["retry_in_seconds"], Value::Null);
@@ -147,48 +145,41 @@ fn what_is_wrong_with_an_artifact_is_not_tried_again() {
     assert_eq!(failures(&server).len(), 2);
     assert!(load_by_grpc(&server, "misbehave").is_err());
     assert_eq!(load(&server, "absent").status, 404);
-    server.assert_healthy();
 }
 
 #[test]
 fn a_state_folder_that_cannot_be_written_to_for_a_while_costs_no_version() {
     let folder = temporary_folder();
-    let mut setup = setup(folder.path());
-    let artifact = setup.artifacts.remove(0);
-    setup.artifacts.push(guesthouse_tests::artifacts::toxicity("1.0.0"));
-    setup.state = None;
-    setup.config = "[limits]\nrepository_seconds = 1\n".to_owned();
-    let server = Server::start(&setup);
-    let (compiled, away) = (server.state().join("compiled"), server.state().join("away"));
-    fs::rename(&compiled, &away).unwrap();
-    fs::copy(&artifact, server.repository().join("misbehave.wasm")).unwrap();
-    let line = wait_for_failures(&server, 1);
-    assert_eq!(line["step"], "store", "{line}");
-    fs::rename(&away, &compiled).unwrap();
-    wait_until_served(&server);
-    // And where the artifact itself cannot be kept.
-    let (artifacts, away) = (server.state().join("artifacts"), server.state().join("away"));
-    fs::rename(&artifacts, &away).unwrap();
-    let next = Misbehave { version: "1.1.0", ..Misbehave::default() }.pack(folder.path());
-    fs::copy(next, server.repository().join("next.wasm")).unwrap();
-    server.wait_for("the file", |line| line["file"] == "next.wasm" && line["step"] == "store");
-    fs::rename(&away, &artifacts).unwrap();
-    server
-        .wait_for("1.1.0", |line| line["message"] == "version ready" && line["version"] == "1.1.0");
-    server.assert_healthy();
-}
-
-/// A server that looks at its folder once and not again within the test.
-fn start_not_looking() -> Server {
-    let config = "[limits]\nrepository_seconds = 3600\n".to_owned();
-    let artifacts = vec![guesthouse_tests::artifacts::toxicity("1.0.0")];
-    Server::start(&Setup { artifacts, config, ..Setup::default() })
+    let config = "[limits]\nrepository_seconds = 1\n".to_owned();
+    let server = Server::start(&Setup { config, ..setup(folder.path()) });
+    let wait_until_ready = |version: &str| {
+        server.wait_for(version, |line| {
+            line["message"] == "version ready" && line["version"] == version
+        });
+    };
+    let is_refused = |line: &Value| line["level"] == "ERROR" && line["step"] == "store";
+    // First the compiled form cannot be kept, then the artifact itself.
+    for (name, version) in [("compiled", "1.1.0"), ("artifacts", "1.2.0")] {
+        let (path, away) = (folder.path().join("state").join(name), folder.path().join("away"));
+        let next = Misbehave { version, ..Misbehave::default() }.pack(folder.path());
+        fs::rename(&path, &away).unwrap();
+        let skipped = server.lines().len();
+        fs::rename(next, server.repository().join(format!("{version}.wasm"))).unwrap();
+        server.wait_for_after(skipped, "the failure", is_refused);
+        assert_eq!(predict(&server).status, 200);
+        fs::rename(&away, &path).unwrap();
+        wait_until_ready(version);
+    }
 }
 
 #[test]
 fn load_finds_a_file_that_was_just_copied() {
     let folder = temporary_folder();
-    let server = start_not_looking();
+    // It looks at its folder once, and not again within the test.
+    let config = "[limits]\nrepository_seconds = 3600\n".to_owned();
+    let state = Some(folder.path().join("state"));
+    let server = Server::start_loading(&Setup { config, state, ..Setup::default() });
+    server.wait_for("the folder", |line| line["message"] == "repository folder read");
     let pack = |version| Misbehave { version, ..Misbehave::default() }.pack(folder.path());
     assert_eq!(load(&server, "misbehave").status, 404);
     let whole = fs::read(pack("1.0.0")).unwrap();
@@ -207,5 +198,4 @@ fn load_finds_a_file_that_was_just_copied() {
         server.post("/models/misbehave/versions/1.1.0/predict", &json!({"action": "echo"}));
     assert_eq!((pinned.status, &pinned.body["model_version"]), (200, &json!("1.1.0")));
     assert_eq!(predict(&server).body["model_version"], "1.0.0");
-    assert_eq!(load(&server, "toxicity").status, 200);
 }

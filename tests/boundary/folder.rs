@@ -21,7 +21,8 @@ fn setup(folder: &Path) -> Setup {
 
 fn start() -> (Server, TempDir) {
     let folder = temporary_folder();
-    (Server::start(&setup(folder.path())), folder)
+    let state = Some(folder.path().join("state"));
+    (Server::start(&Setup { state, ..setup(folder.path()) }), folder)
 }
 
 fn pack(folder: &Path, version: &'static str) -> PathBuf {
