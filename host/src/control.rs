@@ -11,6 +11,7 @@ mod folder;
 mod keys;
 mod many;
 mod repository;
+mod retry;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,9 @@ pub use keys::{KeyAnswer, KeyChanged, KeyRefusal, NewKey};
 
 use arc_swap::ArcSwap;
 
+use self::folder::KnownFolder;
 use self::many::Item;
+use self::retry::Retries;
 use crate::keys::Keys;
 use crate::ledger::{Author, Before, Change, Ledger, LedgerError};
 use crate::model::{ModelName, VersionId};
@@ -55,6 +58,10 @@ pub struct Control {
     shown_head: ArcSwap<(u64, String)>,
     /// Held while versions are loaded.
     loading: Mutex<()>,
+    /// Versions that failed by accident.
+    retries: Retries,
+    /// What is known of the repository folder.
+    folder: KnownFolder,
 }
 
 /// Where the ledger is.
@@ -94,6 +101,8 @@ impl Control {
             is_missing,
             shown_head,
             loading,
+            retries: Retries::default(),
+            folder: KnownFolder::default(),
         })
     }
 

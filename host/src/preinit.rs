@@ -11,6 +11,7 @@ mod governor;
 mod init_cache;
 
 use std::io::Read;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -123,9 +124,18 @@ pub enum PreinitError {
     /// The component cannot be used: it does not validate, link or compile.
     #[error("the component is unusable: {0}")]
     Component(String),
-    /// The child was over one of its limits.
+    /// The child was over a limit on what the artifact may cost.
     #[error("pre-initialisation exceeded its limit of {0}")]
     Limit(String),
+    /// The child did not end in time, which on a busy machine need not be the artifact's fault.
+    #[error("pre-initialisation exceeded its limit of {0} s of real time")]
+    WallTime(u64),
+    /// Somebody else than this host ended the child: a person, a supervisor, or the kernel.
+    #[error("pre-initialisation was killed by signal {0} from outside{hint}", hint = kill_hint(*.0))]
+    Killed(i32),
+    /// The child broke down without saying why.
+    #[error("pre-initialisation broke down: {0}")]
+    Crashed(String),
     /// The child could not be run: the host's own trouble.
     #[error("pre-initialisation could not be run: {0}")]
     Host(String),
@@ -175,7 +185,7 @@ pub fn run(
     }
     let status = child.wait().map_err(host)?;
     let Some(report) = report else {
-        return Err(PreinitError::Limit(format!("{} s", limits.wall_time.as_secs())));
+        return Err(PreinitError::WallTime(limits.wall_time.as_secs()));
     };
     match serde_json::from_slice::<Result<PreinitReport, PreinitError>>(&report) {
         Ok(outcome) => outcome,
@@ -184,7 +194,10 @@ pub fn run(
 }
 
 fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
+    // The program that runs now, even if an upgrade has replaced or removed its file: another one would
+    // compile for another engine.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(std::env::current_exe()?);
     // Nothing of the host's environment is any of the child's business but how to log.
     command.env_clear().envs(logs::environment());
     command.arg(child::SUBCOMMAND).arg("--artifact").arg(artifact);
@@ -234,12 +247,17 @@ fn read_report(
     }
 }
 
+/// Signals by which a process is ended from outside: SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGPIPE, SIGALRM
+/// and SIGTERM on every Linux. The child sends itself none of them.
+const SENT_FROM_OUTSIDE: [i32; 7] = [1, 2, 3, SIGKILL, 13, 14, 15];
+
+/// What the kernel ends a process with when the machine runs out of memory.
+const SIGKILL: i32 = 9;
+
 /// Why a child ended without a report.
 fn died(status: ExitStatus, limits: &PreinitLimits) -> PreinitError {
-    use std::os::unix::process::ExitStatusExt as _;
-    /// SIGABRT, SIGKILL, SIGXCPU and SIGXFSZ on every Linux.
+    /// SIGABRT, SIGXCPU and SIGXFSZ on every Linux.
     const ABORT: i32 = 6;
-    const KILL: i32 = 9;
     const CPU_TIME: i32 = 24;
     const FILE_SIZE: i32 = 25;
     match status.signal() {
@@ -247,11 +265,41 @@ fn died(status: ExitStatus, limits: &PreinitLimits) -> PreinitError {
             PreinitError::Limit(format!("{} s of CPU time", limits.cpu_time.as_secs()))
         }
         Some(FILE_SIZE) => PreinitError::Limit(format!("a file of {} bytes", limits.file_bytes)),
-        // Rust aborts when an allocation fails; the kernel kills when the machine runs out.
-        Some(ABORT | KILL) => {
-            PreinitError::Limit(format!("{} MiB of memory", limits.memory_bytes >> 20))
+        Some(signal) if SENT_FROM_OUTSIDE.contains(&signal) => PreinitError::Killed(signal),
+        // Rust aborts when an allocation fails, and for other reasons; the child cannot say which.
+        Some(ABORT) => PreinitError::Crashed(format!(
+            "the child aborted (signal {ABORT}), as it does when memory is refused to it: it may have {} MiB",
+            limits.memory_bytes >> 20
+        )),
+        Some(signal) => PreinitError::Crashed(format!("the child died of signal {signal}")),
+        None => PreinitError::Crashed(format!("the child gave no report ({status})")),
+    }
+}
+
+fn kill_hint(signal: i32) -> &'static str {
+    if signal == SIGKILL { ", perhaps because the machine ran out of memory" } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a child that ended with this wait status.
+    fn said_of(status: i32) -> PreinitError {
+        died(ExitStatus::from_raw(status), &PreinitLimits::default())
+    }
+
+    #[test]
+    fn a_limit_is_only_blamed_where_the_kernel_says_so() {
+        for signal in [1, 2, 9, 15] {
+            assert_eq!(said_of(signal), PreinitError::Killed(signal));
         }
-        Some(signal) => PreinitError::Host(format!("the child died of signal {signal}")),
-        None => PreinitError::Host(format!("the child gave no report ({status})")),
+        for signal in [24, 25] {
+            assert!(matches!(said_of(signal), PreinitError::Limit(_)), "{signal}");
+        }
+        // An abort, a crash of the compiler, and an exit by a panic.
+        for status in [6, 7, 11, 101 << 8] {
+            assert!(matches!(said_of(status), PreinitError::Crashed(_)), "{status}");
+        }
     }
 }

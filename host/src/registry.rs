@@ -9,11 +9,12 @@ mod load;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 use semver::Version;
 
-pub use load::{LoadError, Loader};
+pub use load::{Cause, LoadError, Loader};
 pub(crate) use load::{chain, guarded};
 
 use crate::model::{ModelName, VersionId};
@@ -62,6 +63,10 @@ pub struct Failure {
     pub step: &'static str,
     /// The reason, for operators.
     pub reason: Arc<str>,
+    /// What kind of failure it is.
+    pub cause: Cause,
+    /// When the version is tried again, if nobody asks for it before.
+    pub retry_at: Option<Instant>,
 }
 
 impl VersionState {
@@ -350,7 +355,8 @@ mod tests {
         state.routing.stable = Some(id("2.0.0").version);
         let typo = (("typo".parse().unwrap()), ModelState::default());
         let registry = Registry::new(BTreeMap::from([(id("1.0.0").name, state), typo]));
-        let failure = Failure { step: "test", reason: "because".into() };
+        let (cause, reason) = (Cause::Artifact, "because".into());
+        let failure = Failure { step: "test", reason, cause, retry_at: None };
         registry.set_slot(&id("3.0.0"), Slot::Failed(failure));
         let word = |version: &str, state| (version.to_owned(), state);
         let shown = [word("1.0.0", "retired"), word("2.0.0", "loading"), word("3.0.0", "failed")];

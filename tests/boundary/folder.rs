@@ -21,7 +21,8 @@ fn setup(folder: &Path) -> Setup {
 
 fn start() -> (Server, TempDir) {
     let folder = temporary_folder();
-    (Server::start(&setup(folder.path())), folder)
+    let state = Some(folder.path().join("state"));
+    (Server::start(&Setup { state, ..setup(folder.path()) }), folder)
 }
 
 fn pack(folder: &Path, version: &'static str) -> PathBuf {
@@ -234,6 +235,56 @@ fn of_two_files_of_one_version_the_first_by_name_wins() {
         assert_eq!(shown(&server, "1.1.0")["digest"], digest(first));
         assert_serves(&server, "1.1.0");
     }
+}
+
+fn conflicts(server: &Server) -> Vec<Value> {
+    server.lines().into_iter().filter(|line| line["step"] == "conflict").collect()
+}
+
+#[test]
+fn a_broken_file_blocks_no_good_one_of_the_same_version() {
+    let folder = temporary_folder();
+    let good = pack(folder.path(), "1.1.0");
+    let other = folder.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let golden = r#"{"inputs": {"action": "echo"}, "outputs": {"done": "ohce"}}"#;
+    let wrong = Misbehave { version: "1.1.0", golden, ..Misbehave::default() }.pack(&other);
+    let failing = folder.path().join("failing.wasm");
+    fs::copy(&good, &failing).unwrap();
+    doctor(&failing, r#""init":"well""#, r#""init":"fail""#);
+    let both = |repository: &Path| {
+        fs::copy(&wrong, repository.join("a.wasm")).unwrap();
+        fs::copy(&failing, repository.join("b.wasm")).unwrap();
+        fs::copy(&good, repository.join("c.wasm")).unwrap();
+    };
+    let assert_good = |server: &Server| {
+        wait_until_refused(server, "1.1.0", "golden");
+        wait_until_refused(server, "1.1.0", "preinit");
+        wait_until_ready(server, "1.1.0");
+        assert_serves(server, "1.1.0");
+        assert_eq!(shown(server, "1.1.0")["digest"], digest(&good));
+        assert_eq!(conflicts(server), Vec::<Value>::new());
+    };
+    // There at the start, and put there later.
+    let state = |name: &str| Some(folder.path().join(name));
+    let server = Server::start_with(&Setup { state: state("one"), ..setup(folder.path()) }, both);
+    assert_good(&server);
+    let server = Server::start(&Setup { state: state("two"), ..setup(folder.path()) });
+    both(&server.repository());
+    assert_good(&server);
+}
+
+#[test]
+fn a_broken_file_holds_no_good_one_to_its_signature() {
+    let (server, folder) = start();
+    // It promises another signature than it has, after which the good one would have to be a minor.
+    let broken = pack(folder.path(), "1.1.0");
+    doctor(&broken, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+    put(&server, &pack(folder.path(), "1.1.1"), "a.wasm");
+    put(&server, &broken, "b.wasm");
+    wait_until_refused(&server, "1.1.0", "signature");
+    wait_until_ready(&server, "1.1.1");
+    assert_serves(&server, "1.1.1");
 }
 
 #[test]

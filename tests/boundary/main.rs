@@ -1,6 +1,8 @@
 //! Tests at the process boundary. This is their table of contents: each module is one promise.
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected fails")]
 
+/// What fails by accident is tried again, and what is wrong with an artifact is not.
+mod accidents;
 /// Whatever a file holds, it is refused with a reason and stops nothing else.
 mod bad_artifacts;
 /// Whatever a caller sends, it gets an answer that says what is wrong.
@@ -50,6 +52,8 @@ mod logs;
 /// What is measured is what has happened, and ends with the version it is about.
 mod meeting;
 mod metrics;
+/// A server without its repository folder serves what was deployed, and finds it again.
+mod missing_folder;
 /// Clients of the Open Inference Protocol are answered as it says, and refused what it has no sense for.
 mod oip;
 /// Operators deploy, split, promote and go back, and what is wrong is refused.

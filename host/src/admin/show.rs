@@ -71,6 +71,7 @@ fn of_model(name: &ModelName, model: &ModelVersions, state: &ModelState) -> Valu
             "suspended": suspended,
             "failed_step": failure.map(|failure| failure.step),
             "reason": failure.map(|failure| &*failure.reason),
+            "retry_in_seconds": failure.and_then(|failure| failure.retry_at).map(in_seconds),
         })
     });
     let versions: Value = versions.collect();
@@ -84,6 +85,15 @@ fn of_model(name: &ModelName, model: &ModelVersions, state: &ModelState) -> Valu
         "promoted": routing.promoted,
         "versions": versions,
     })
+}
+
+/// How far away it is, rounded up; 0 if it is past.
+fn in_seconds(time: Instant) -> u64 {
+    time.saturating_duration_since(Instant::now())
+        .as_millis()
+        .div_ceil(1000)
+        .try_into()
+        .unwrap_or(u64::MAX)
 }
 
 /// `GET /admin/v1/models/{model}/resolve`

@@ -11,7 +11,7 @@ use crate::contract;
 use crate::keys::{self, SameKey};
 use crate::ledger::{Author, LedgerError, Request};
 use crate::model::ModelName;
-use crate::registry::LoadError;
+use crate::registry::{Cause, Failure, LoadError};
 use crate::rollout::{ModelState, Refusal, Routing, Status};
 use crate::store::StoreError;
 
@@ -147,6 +147,9 @@ pub enum ControlError {
     /// The version cannot be loaded.
     #[error("{}", crate::registry::chain(.0))]
     Load(#[from] LoadError),
+    /// The model has no version but one that could not be loaded.
+    #[error("{}", .0.reason)]
+    NotLoaded(Failure),
     /// The state folder cannot be used.
     #[error("{}", crate::registry::chain(.0))]
     Store(#[from] StoreError),
@@ -156,10 +159,23 @@ pub enum ControlError {
 }
 
 impl ControlError {
+    /// What kind of failure it is, for a version that it keeps from being loaded.
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Load(error) => error.cause(),
+            Self::NotLoaded(failure) => failure.cause,
+            Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) | Self::Ledger(_) => {
+                Cause::Accident
+            }
+            _ => Cause::Artifact,
+        }
+    }
+
     /// The step that refused a version, a word for everybody, and the reason.
-    pub(super) fn failure(&self) -> crate::registry::Failure {
+    pub(super) fn failure(&self) -> Failure {
         let step = match self {
             Self::Load(error) => error.step(),
+            Self::NotLoaded(failure) => failure.step,
             Self::Artifact(_) => "artifact",
             Self::Contract { .. } => "contract",
             Self::Store(_) | Self::Ledger(_) => "store",
@@ -183,6 +199,6 @@ impl ControlError {
             _ => self.to_string(),
         };
         let reason: Arc<str> = crate::terminal::reason(&reason).into();
-        crate::registry::Failure { step, reason }
+        Failure { step, reason, cause: self.cause(), retry_at: None }
     }
 }

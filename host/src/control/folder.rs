@@ -4,6 +4,9 @@
 //! A file that was there before the start is read at once; a later one when it has not changed from
 //! one look to the next, so that a copy under way is left in peace. What is taken out of the folder
 //! stays deployed: a folder that is not mounted takes nobody's model away.
+//!
+//! A version belongs to the first file, by name, that is proved. A file that fails by accident is tried
+//! again after a pause.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -11,13 +14,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::ask::{Ask, ControlError};
 use super::many::{Item, Tried, log_ready, side_by_side};
-use super::{Control, DeployReport, Loaded};
+use super::{Control, DeployReport, Loaded, retry};
 use crate::artifact::{Artifact, ArtifactError, Digest};
 use crate::model::{ModelName, Signature, VersionId};
 use crate::registry::{LoadError, Slot, guarded};
@@ -30,8 +33,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 /// How often files that nothing needs any more are looked for.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// After which time a file is tried again for which there was no room.
-const AGAIN_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a folder is looked for that could not be read at the start, where it is not looked at later.
+const MISSING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What tells that a file is another one than before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,12 +49,32 @@ struct Stamp {
 /// The repository folder, as far as it has been read.
 #[derive(Default)]
 struct Seen {
+    /// Whether it was read at all.
+    is_read: bool,
+    /// Whether it could not be read at the last look.
+    is_missing: bool,
     read: BTreeMap<PathBuf, Stamp>,
     waiting: BTreeMap<PathBuf, Stamp>,
     /// Files that cannot be read: what they need is not known.
     unread: BTreeSet<PathBuf>,
-    /// Files that may be deployed another time, for want of room now, and when they are tried again.
-    again: Option<(Instant, Vec<PathBuf>)>,
+    /// Files that failed by accident; no more than there are files.
+    again: BTreeMap<PathBuf, Again>,
+}
+
+/// When a file is tried again that failed by accident.
+#[derive(Debug, Clone, Copy)]
+struct Again {
+    /// How often reading it has failed in a row.
+    failures: u32,
+    next: Instant,
+}
+
+/// What others may know of the repository folder: which files hold which versions.
+#[derive(Default)]
+pub(super) struct KnownFolder {
+    path: OnceLock<PathBuf>,
+    /// Files that were read, and what was in them; no more than there are files.
+    files: Mutex<BTreeMap<PathBuf, (Stamp, Option<VersionId>)>>,
 }
 
 /// What came of reading files.
@@ -59,8 +82,8 @@ struct Seen {
 struct Read {
     found: Vec<Found>,
     unread: Vec<PathBuf>,
-    /// Artifacts that the state folder could not take.
-    no_room: Vec<PathBuf>,
+    /// Files that could not be read or kept, by accident.
+    accidents: Vec<PathBuf>,
 }
 
 /// A file of the folder that holds an artifact.
@@ -83,9 +106,10 @@ pub fn keep(
     mut look: impl FnMut(),
 ) -> io::Result<Infallible> {
     let mut seen = Seen::default();
-    control.read_folder(folder, &mut seen, true)?;
+    // Whoever asks later finds it set.
+    let _ = control.folder.path.set(folder.to_owned());
+    control.look_at_folder(folder, &mut seen)?;
     look();
-    let mut unreadable = false;
     let (mut looked, mut collected) = (Instant::now(), Instant::now());
     loop {
         let draining = control.registry.sweep();
@@ -97,61 +121,65 @@ pub fn keep(
         {
             tracing::error!(%error, "cannot load what the ledger says");
         }
-        if seen.unread.is_empty() && collected.elapsed() > COLLECT_INTERVAL {
+        if let Err(error) = control.retry_deployed().and_then(|()| control.retry_files(&mut seen)) {
+            tracing::error!(%error, "cannot try again what failed");
+        }
+        if seen.is_complete() && collected.elapsed() > COLLECT_INTERVAL {
             collected = Instant::now();
             let _loading = control.lock_loading();
             control.collect();
         }
+        let interval = interval.or((!seen.is_read).then_some(MISSING_INTERVAL));
         if interval.is_none_or(|interval| looked.elapsed() < interval) {
             continue;
         }
         looked = Instant::now();
-        match control.read_folder(folder, &mut seen, false) {
-            Ok(()) => unreadable = false,
-            Err(error) if unreadable => {
-                tracing::debug!(%error, "cannot read the repository folder")
-            }
-            Err(error) => {
-                unreadable = true;
-                tracing::error!(%error, "cannot read the repository folder");
-            }
-        }
+        control.look_at_folder(folder, &mut seen)?;
     }
 }
 
 impl Control {
-    /// Deploy what is new in the folder.
-    fn read_folder(&self, folder: &Path, seen: &mut Seen, at_once: bool) -> io::Result<()> {
-        if let Some((_, paths)) = seen.again.take_if(|(time, _)| *time <= Instant::now()) {
-            seen.read.retain(|path, _| !paths.contains(path));
+    /// Deploy what is new in the folder. Where something was deployed before, a folder that cannot be read
+    /// is waited for: it may be mounted late.
+    fn look_at_folder(&self, folder: &Path, seen: &mut Seen) -> io::Result<()> {
+        let Err(error) = self.read_folder(folder, seen) else {
+            seen.is_missing = false;
+            return Ok(());
+        };
+        let is_first = !seen.is_read;
+        if is_first && !self.has_deployed() {
+            return Err(error);
         }
-        let paths = seen.news(stamps(folder)?, at_once);
-        if paths.is_empty() && !at_once {
+        if std::mem::replace(&mut seen.is_missing, true) {
+            tracing::debug!(%error, "cannot read the repository folder");
+        } else {
+            tracing::error!(%error, ?folder, "cannot read the repository folder, looking again");
+        }
+        if is_first {
+            // What was deployed before is loaded by now, or has failed.
+            self.registry.finish_loading();
+        }
+        Ok(())
+    }
+
+    /// Whether anything was ever deployed.
+    fn has_deployed(&self) -> bool {
+        let states = self.registry.states();
+        states.values().any(|state| !state.versions.is_empty() || !state.withdrawn.is_empty())
+    }
+
+    fn read_folder(&self, folder: &Path, seen: &mut Seen) -> io::Result<()> {
+        let stamps = stamps(folder)?;
+        self.folder.lock().retain(|path, _| stamps.contains_key(path));
+        let is_first = !seen.is_read;
+        let paths = seen.news(stamps, is_first);
+        if paths.is_empty() && !is_first {
             return Ok(());
         }
         let _loading = self.lock_loading();
-        seen.unread.retain(|path| !paths.contains(path));
-        let Read { found, unread, no_room } = self.read_files(paths)?;
-        seen.unread.extend(unread);
-        let paths: Vec<_> = found.iter().map(|file| (file.path.clone(), file.id.clone())).collect();
-        let accepted = self.accept(found);
-        for item in &accepted {
-            self.registry.set_slot(&item.id, Slot::Loading);
-        }
-        let models: BTreeSet<_> = accepted.iter().map(|item| item.id.name.clone()).collect();
-        self.load_many(accepted, &|item, tried| self.bring_in(item, tried))?;
-        models.iter().for_each(|model| self.adopt(model));
-        let had_no_room = |id: &VersionId| {
-            let slot = self.registry.slot(id);
-            matches!(slot, Some(Slot::Failed(failure)) if ["store", "admission"].contains(&failure.step))
-        };
-        let again = paths.into_iter().filter(|(_, id)| had_no_room(id)).map(|(path, _)| path);
-        let mut again: Vec<_> = again.chain(no_room).collect();
-        again.extend(seen.again.take().into_iter().flat_map(|(_, paths)| paths));
-        if !again.is_empty() {
-            seen.again = Some((Instant::now() + AGAIN_INTERVAL, again));
-        }
-        if at_once {
+        self.deploy_files(paths, seen)?;
+        seen.is_read = true;
+        if is_first {
             self.registry.finish_loading();
             self.registry.warn_of_absent();
         }
@@ -160,6 +188,129 @@ impl Control {
         }
         tracing::info!("repository folder read");
         Ok(())
+    }
+
+    /// Try files again that failed by accident and whose pause is over.
+    fn retry_files(&self, seen: &mut Seen) -> io::Result<()> {
+        let now = Instant::now();
+        let due = seen.again.iter().filter(|(_, again)| again.next <= now);
+        let mut paths: Vec<_> = due.map(|(path, _)| path.clone()).collect();
+        // One that has changed is read when it has come to rest.
+        paths.retain(|path| {
+            let stays = seen.read.get(path).is_some_and(|was| stamp(path).as_ref() == Some(was));
+            if !stays {
+                seen.again.remove(path);
+            }
+            stays
+        });
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let _loading = self.lock_loading();
+        self.deploy_files(paths, seen)
+    }
+
+    /// Deploy what is new in these files. Whoever calls this holds the lock of loading.
+    fn deploy_files(&self, paths: Vec<PathBuf>, seen: &mut Seen) -> io::Result<()> {
+        let deploy = || {
+            let Read { found, unread, accidents } = self.read_files(paths.clone())?;
+            let ids: BTreeMap<_, _> =
+                found.iter().map(|file| (file.path.clone(), file.id.clone())).collect();
+            {
+                let mut known = self.folder.lock();
+                for path in paths.iter().filter(|path| !accidents.contains(path)) {
+                    let Some(stamp) = seen.read.get(path) else { continue };
+                    known.insert(path.clone(), (stamp.clone(), ids.get(path).cloned()));
+                }
+            }
+            self.deploy_found(found)?;
+            Ok((ids, unread, accidents))
+        };
+        let (ids, unread, accidents) = match deploy() {
+            Ok(read) => read,
+            Err(error) => {
+                // They are news the next time.
+                seen.read.retain(|path, _| !paths.contains(path));
+                return Err(error);
+            }
+        };
+        seen.unread.retain(|path| !paths.contains(path));
+        seen.unread.extend(unread);
+        for path in paths {
+            let before = seen.again.remove(&path);
+            let next = if accidents.contains(&path) {
+                let failures = before.map_or(0, |again| again.failures).saturating_add(1);
+                let next = Instant::now() + retry::pause(failures, rand::random());
+                Some(Again { failures, next })
+            } else {
+                let next = ids.get(&path).and_then(|id| self.next_attempt(id));
+                next.map(|next| Again { failures: 0, next })
+            };
+            if let Some(next) = next {
+                seen.again.insert(path, next);
+            }
+        }
+        Ok(())
+    }
+
+    /// When a version that was never deployed is tried again; what is deployed needs no file for that.
+    fn next_attempt(&self, id: &VersionId) -> Option<Instant> {
+        match self.registry.slot(id) {
+            Some(Slot::Failed(failure)) if !self.is_deployed(id) => failure.retry_at,
+            _ => None,
+        }
+    }
+
+    fn is_deployed(&self, id: &VersionId) -> bool {
+        self.registry.state(&id.name).versions.contains_key(&id.version)
+    }
+
+    /// Deploy files that were read, as far as the rules allow. Where several claim a version, one after
+    /// the other is tried, in the order of their names, until one is proved.
+    fn deploy_found(&self, mut found: Vec<Found>) -> io::Result<()> {
+        let models: BTreeSet<_> = found.iter().map(|file| file.id.name.clone()).collect();
+        while !found.is_empty() {
+            let (accepted, deferred) = self.accept(found);
+            found = deferred;
+            for item in &accepted {
+                self.registry.set_slot(&item.id, Slot::Loading);
+            }
+            self.load_many(accepted, &|item, tried| self.bring_in(item, tried))?;
+        }
+        models.iter().for_each(|model| self.adopt(model));
+        Ok(())
+    }
+
+    /// Deploy what the folder has of a model by now and the last look has not found, or what failed then.
+    /// A folder that cannot be read has nothing.
+    ///
+    /// # Errors
+    /// The machine gives no more threads.
+    pub(super) fn deploy_from_folder(&self, model: &ModelName) -> io::Result<()> {
+        let Some(folder) = self.folder.path.get() else { return Ok(()) };
+        let stamps = match stamps(folder) {
+            Ok(stamps) => stamps,
+            Err(error) => {
+                tracing::warn!(%error, ?folder, "cannot read the repository folder");
+                return Ok(());
+            }
+        };
+        let known = self.folder.lock().clone();
+        let is_wanted = |(path, stamp): &(PathBuf, Stamp)| match known.get(path) {
+            Some((was, id)) if was == stamp => id.as_ref().is_some_and(|id| {
+                let is_failed = || matches!(self.registry.slot(id), Some(Slot::Failed(_)));
+                id.name == *model && is_failed()
+            }),
+            _ => holds_version_of(path, model),
+        };
+        let paths: Vec<_> = stamps.into_iter().filter(is_wanted).map(|(path, _)| path).collect();
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let _loading = self.lock_loading();
+        let Read { mut found, .. } = self.read_files(paths)?;
+        found.retain(|file| file.id.name == *model);
+        self.deploy_found(found)
     }
 
     /// Read files side by side and put what is an artifact into the store.
@@ -172,10 +323,14 @@ impl Control {
                 Ok(file) => all.found.push(file),
                 Err(error) => {
                     match &error {
-                        LoadError::Artifact(ArtifactError::Read(_)) | LoadError::Panicked(_) => {
+                        LoadError::Artifact(ArtifactError::Read(error)) => {
                             all.unread.push(path.clone());
+                            if may_pass(error) {
+                                all.accidents.push(path.clone());
+                            }
                         }
-                        LoadError::Store(_) => all.no_room.push(path.clone()),
+                        LoadError::Panicked(_) => all.unread.push(path.clone()),
+                        LoadError::Store(_) => all.accidents.push(path.clone()),
                         _ => {}
                     }
                     report(&path, &error.into());
@@ -202,11 +357,12 @@ impl Control {
     }
 
     /// Which of the files are new versions that the rules allow, in the order of their names, and of
-    /// their numbers where it is about their signatures.
-    fn accept(&self, found: Vec<Found>) -> Vec<Item> {
+    /// their numbers where it is about their signatures; and those of which that depends on whether
+    /// another one of them is proved.
+    fn accept(&self, found: Vec<Found>) -> (Vec<Item>, Vec<Found>) {
         let mut digests = BTreeSet::new();
         let mut states = BTreeMap::<ModelName, ModelState>::new();
-        let mut fresh = Vec::<Found>::new();
+        let (mut fresh, mut deferred) = (Vec::<Found>::new(), Vec::new());
         for file in found {
             let (model, version) = (&file.id.name, &file.id.version);
             let name = file_name(&file.path);
@@ -221,6 +377,11 @@ impl Control {
             }
             match state.same_precedence(version) {
                 Some((same, held)) if same != version || held.digest != file.digest => {
+                    let decided = self.registry.state(model);
+                    if decided.same_precedence(version).is_none() {
+                        deferred.push(file);
+                        continue;
+                    }
                     let refusal = Refusal::OtherContent(same.clone(), held.digest);
                     report(&file.path, &refusal.into());
                 }
@@ -238,24 +399,31 @@ impl Control {
             }
         }
         fresh.sort_by(|one, other| one.id.cmp(&other.id));
-        self.keep_contracts(fresh)
+        let accepted = self.keep_contracts(fresh, &mut deferred);
+        deferred.sort_by(|one, other| one.path.cmp(&other.path));
+        (accepted, deferred)
     }
 
-    /// Which of them keep what their numbers promise.
-    fn keep_contracts(&self, fresh: Vec<Found>) -> Vec<Item> {
+    /// Which of them keep what their numbers promise, after what is deployed. Those that only break a
+    /// promise after another one of them are deferred until it is known whether that one is proved.
+    fn keep_contracts(&self, fresh: Vec<Found>, deferred: &mut Vec<Found>) -> Vec<Item> {
         let mut states = BTreeMap::<ModelName, ModelState>::new();
         let mut accepted = Vec::new();
-        for Found { id, digest, signature, .. } in fresh {
-            let state =
-                states.entry(id.name.clone()).or_insert_with(|| self.registry.state(&id.name));
-            match self.check_contract(state, &id, &signature) {
-                Err(error) => self.refuse(&id, error.failure()),
-                Ok(()) => {
-                    let deployed = Deployed { digest, stage: Stage::Deployed };
-                    state.versions.insert(id.version.clone(), deployed);
-                    accepted.push(Item { id, digest, is_stable: false });
-                }
+        for file in fresh {
+            let Found { id, digest, signature, .. } = &file;
+            let decided = self.registry.state(&id.name);
+            if let Err(error) = self.check_contract(&decided, id, signature) {
+                self.refuse(id, error.failure());
+                continue;
             }
+            let state = states.entry(id.name.clone()).or_insert(decided);
+            if self.check_contract(state, id, signature).is_err() {
+                deferred.push(file);
+                continue;
+            }
+            let deployed = Deployed { digest: *digest, stage: Stage::Deployed };
+            state.versions.insert(id.version.clone(), deployed);
+            accepted.push(Item { id: file.id, digest: file.digest, is_stable: false });
         }
         accepted
     }
@@ -308,11 +476,23 @@ impl Control {
     }
 }
 
+impl KnownFolder {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, (Stamp, Option<VersionId>)>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Seen {
+    /// Whether it is known what every file of the folder needs.
+    fn is_complete(&self) -> bool {
+        self.is_read && !self.is_missing && self.unread.is_empty()
+    }
+
     /// Files to read now.
     fn news(&mut self, stamps: BTreeMap<PathBuf, Stamp>, at_once: bool) -> Vec<PathBuf> {
         self.read.retain(|path, _| stamps.contains_key(path));
         self.unread.retain(|path| stamps.contains_key(path));
+        self.again.retain(|path, _| stamps.contains_key(path));
         let mut news = Vec::new();
         let mut waiting = BTreeMap::new();
         for (path, stamp) in stamps {
@@ -339,20 +519,38 @@ fn stamps(folder: &Path) -> io::Result<BTreeMap<PathBuf, Stamp>> {
         let path = entry?.path();
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         if path.extension().is_some_and(|extension| extension == "wasm") && !hidden {
-            // Of a link, what it points to; of one that points to nothing, the link.
-            let metadata = std::fs::metadata(&path).or_else(|_| std::fs::symlink_metadata(&path));
             // Between the look and this one, it may have gone.
-            let Ok(metadata) = metadata else { continue };
-            let stamp = Stamp {
-                inode: (metadata.dev(), metadata.ino()),
-                length: metadata.len(),
-                modified: (metadata.mtime(), metadata.mtime_nsec()),
-                changed: (metadata.ctime(), metadata.ctime_nsec()),
-            };
+            let Some(stamp) = stamp(&path) else { continue };
             stamps.insert(path, stamp);
         }
     }
     Ok(stamps)
+}
+
+/// Of a link, what it points to; of one that points to nothing, the link.
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(path).or_else(|_| std::fs::symlink_metadata(path)).ok()?;
+    Some(Stamp {
+        inode: (metadata.dev(), metadata.ino()),
+        length: metadata.len(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+    })
+}
+
+/// Whether the file is an artifact of that model. One that is none may still be under way.
+fn holds_version_of(path: &Path, model: &ModelName) -> bool {
+    let artifact = guarded(|| Ok(Artifact::open(path)?));
+    artifact.is_ok_and(|artifact| artifact.id().name == *model)
+}
+
+/// Whether a file that cannot be read may be read later although it does not change: the disk, the
+/// network or this process is in trouble. A file of another kind, a dangling link or missing permissions
+/// are not, and are seen to change.
+fn may_pass(error: &io::Error) -> bool {
+    let is_loop = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    let stays = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
+    error.raw_os_error().is_some() && !stays && !is_loop
 }
 
 fn file_name(path: &Path) -> String {
@@ -371,6 +569,20 @@ mod tests {
 
     fn stamp(length: u64) -> Stamp {
         Stamp { inode: (1, 1), length, modified: (0, 0), changed: (0, 0) }
+    }
+
+    #[test]
+    fn only_files_that_may_be_read_later_unchanged_are_tried_again() {
+        use rustix::io::Errno;
+        let tried = |errno: Errno| may_pass(&io::Error::from_raw_os_error(errno.raw_os_error()));
+        assert!(
+            [Errno::IO, Errno::STALE, Errno::MFILE, Errno::TIMEDOUT]
+                .map(tried)
+                .iter()
+                .all(|it| *it)
+        );
+        assert!(![Errno::NOENT, Errno::ACCESS, Errno::LOOP].map(tried).iter().any(|it| *it));
+        assert!(!may_pass(&io::Error::other("it is not a regular file")));
     }
 
     fn look(seen: &mut Seen, files: &[(&str, u64)], at_once: bool) -> Vec<String> {

@@ -46,22 +46,25 @@ impl Control {
                 self.registry.slot(&id).is_none().then_some(Item { id, digest, is_stable })
             }));
         }
-        self.load_many(items, &|item, tried| {
-            let Tried { version, from, started } = tried;
-            match version {
-                Ok(version) => {
-                    self.registry.set_slot(&item.id, servable(version));
-                    // It may have been undeployed in the meantime.
-                    self.registry.reconcile(&item.id.name);
-                    log_ready(&item.id, from, started);
-                }
-                Err(error) => self.refuse(&item.id, error.failure()),
-            }
-        })?;
+        self.load_many(items, &|item, tried| self.publish_loaded(item, tried))?;
         if self.registry.snapshot().servables().next().is_some() {
             self.registry.finish_loading();
         }
         Ok(())
+    }
+
+    /// A version that is deployed already was loaded, or could not be.
+    pub(super) fn publish_loaded(&self, item: &Item, tried: Tried) {
+        let Tried { version, from, started } = tried;
+        match version {
+            Ok(version) => {
+                self.registry.set_slot(&item.id, servable(version));
+                // It may have been undeployed in the meantime.
+                self.registry.reconcile(&item.id.name);
+                log_ready(&item.id, from, started);
+            }
+            Err(error) => self.refuse(&item.id, error.failure()),
+        }
     }
 
     /// Load versions, and let `done` know what has become of each, on the thread that has loaded it.
@@ -119,13 +122,17 @@ impl Control {
         self.loader.activate(artifact, &compiled)
     }
 
-    /// Show a version that cannot serve, with the reason in the log.
+    /// Show a version that cannot serve, with the reason in the log. After an accident, it is tried again.
     pub(super) fn refuse(&self, id: &VersionId, failure: Failure) {
+        let retry_at = self.retries.note(id, failure.cause, Instant::now());
+        let failure = Failure { retry_at, ..failure };
         // Whoever reads the line finds the version as it says.
         self.registry.set_slot(id, Slot::Failed(failure.clone()));
         let (model, version) = (&id.name, &id.version);
         let (step, reason) = (failure.step, &*failure.reason);
-        tracing::error!(%model, %version, step, reason, "failed to load a version");
+        let wait =
+            retry_at.map(|time| time.saturating_duration_since(Instant::now()).as_secs_f32());
+        tracing::error!(%model, %version, step, reason, retry_in_seconds = wait, "failed to load a version");
     }
 }
 

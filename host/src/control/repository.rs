@@ -9,16 +9,20 @@ use semver::Version;
 use super::{Ask, Control, ControlError};
 use crate::artifact::Digest;
 use crate::model::{ModelName, VersionId};
-use crate::registry::LoadError;
+use crate::registry::{LoadError, VersionState};
 use crate::rollout::{self, ModelState, Operation, Promotion};
 
 impl Control {
-    /// See to it that the model is served, if it ever was: what traffic goes to is loaded if it is not,
-    /// and of a model that was unloaded the version comes back that was there last.
+    /// See to it that the model is served: what the repository folder has of it by now is deployed, and
+    /// what failed of that is tried again; what traffic goes to is loaded if it is not; and of a model that
+    /// was unloaded the version comes back that was there last.
     ///
     /// # Errors
     /// [`ControlError`].
     pub fn load_model(&self, model: &ModelName, ask: &Ask) -> Result<(), ControlError> {
+        if let Err(error) = self.deploy_from_folder(model) {
+            return Err(LoadError::Panicked(format!("no thread: {error}")).into());
+        }
         let state = self.registry.state(model);
         let target = state.routing.stable.as_ref().or(state.versions.keys().next_back());
         match (target, state.withdrawn.last()) {
@@ -29,8 +33,20 @@ impl Control {
             // A split can name a version that never came.
             (Some(version), _) => Err(rollout::Refusal::UnknownVersion(version.clone()).into()),
             (None, Some(digest)) => self.bring_back(*digest, ask),
-            (None, None) => Err(ControlError::UnknownModel),
+            (None, None) => Err(self.why_not_loaded(model)),
         }
+    }
+
+    /// What keeps a model from being served of which nothing was ever deployed.
+    fn why_not_loaded(&self, model: &ModelName) -> ControlError {
+        let snapshot = self.registry.snapshot();
+        let versions = snapshot.models.get(model).into_iter().flat_map(|model| &model.versions);
+        let failures = versions.filter_map(|(_, state)| match state {
+            VersionState::Failed(failure) => Some(failure.clone()),
+            _ => None,
+        });
+        // The highest version is the one that was wanted.
+        failures.last().map_or(ControlError::UnknownModel, ControlError::NotLoaded)
     }
 
     /// Golden examples run there: a guest may use all of its call stack.

@@ -4,7 +4,7 @@ use super::error::{ApiError, ErrorCode};
 use crate::artifact::ArtifactError;
 use crate::control::{ControlError, KeyRefusal};
 use crate::ledger::LedgerError;
-use crate::registry::LoadError;
+use crate::registry::{Cause, Failure, LoadError};
 use crate::rollout::Refusal;
 use crate::router::RouteError;
 use crate::store::StoreError;
@@ -28,6 +28,7 @@ impl From<ControlError> for ApiError {
             }
             ControlError::Artifact(error) => with(of_artifact(&error)),
             ControlError::Load(error) => with(of_load(&error)),
+            ControlError::NotLoaded(failure) => with(of_failure(&failure)),
             ControlError::Store(error) => of_disk(error.is_full(), &error),
             ControlError::Ledger(error) => of_disk(error.is_full(), &error),
         }
@@ -45,11 +46,23 @@ fn of_load(error: &LoadError) -> ErrorCode {
     match error {
         LoadError::Artifact(error) => of_artifact(error),
         LoadError::DoesNotFit(_) => ErrorCode::Conflict,
+        LoadError::Preinit(_) | LoadError::Proof(_) if error.cause() == Cause::Accident => {
+            ErrorCode::Internal
+        }
         LoadError::Preinit(_) | LoadError::Signature | LoadError::Proof(_) => {
             ErrorCode::UnacceptableArtifact
         }
         LoadError::Store(error) if error.is_full() => ErrorCode::InsufficientStorage,
         LoadError::Store(_) | LoadError::Engine(_) | LoadError::Panicked(_) => ErrorCode::Internal,
+    }
+}
+
+/// The same of a failure that was written down.
+fn of_failure(failure: &Failure) -> ErrorCode {
+    match (failure.cause, failure.step) {
+        (_, "admission") => ErrorCode::Conflict,
+        (Cause::Accident, _) => ErrorCode::Internal,
+        (Cause::Artifact | Cause::Unclear, _) => ErrorCode::UnacceptableArtifact,
     }
 }
 

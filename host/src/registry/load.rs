@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Failure;
 use crate::artifact::{Artifact, ArtifactError, Digest};
-use crate::guest::{EngineError, Engines, LoadedComponent};
+use crate::guest::{EngineError, Engines, Fault, LoadedComponent};
 use crate::model::ModelName;
 use crate::observe::meters::Meters;
 use crate::observe::traffic::Traffic;
@@ -44,7 +44,49 @@ pub enum LoadError {
     Proof(#[from] ProofError),
 }
 
+/// What kind of failure keeps a version from being loaded, which decides whether trying again helps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Something is wrong with the artifact: the same bytes fail again.
+    Artifact,
+    /// Something is wrong with the machine, or was: it may work the next time.
+    Accident,
+    /// It can be the one or the other: a few more attempts will tell.
+    Unclear,
+}
+
+impl PreinitError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Init(_)
+            | Self::Trap(_)
+            | Self::OutOfMemory
+            | Self::Component(_)
+            | Self::Limit(_) => Cause::Artifact,
+            Self::Killed(_) | Self::Host(_) => Cause::Accident,
+            Self::WallTime(_) | Self::Crashed(_) => Cause::Unclear,
+        }
+    }
+}
+
 impl LoadError {
+    /// What kind of failure it is.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) => Cause::Accident,
+            // Other versions may be unloaded.
+            Self::DoesNotFit(_) => Cause::Accident,
+            Self::Artifact(_) | Self::Signature => Cause::Artifact,
+            Self::Panicked(_) | Self::Engine(_) => Cause::Unclear,
+            Self::Preinit(error) => error.cause(),
+            Self::Proof(ProofError::Fault { fault: Fault::Host(_), .. }) => Cause::Accident,
+            Self::Proof(ProofError::Fault {
+                fault: Fault::Deadline | Fault::Cancelled, ..
+            }) => Cause::Unclear,
+            Self::Proof(_) => Cause::Artifact,
+        }
+    }
+
     /// The step that refused the version, as a word for people who are not to see the reason.
     pub fn step(&self) -> &'static str {
         match self {
@@ -61,7 +103,8 @@ impl LoadError {
 
     /// The step and the reason.
     pub fn failure(&self) -> Failure {
-        Failure { step: self.step(), reason: chain(self).into() }
+        let (step, reason, cause) = (self.step(), chain(self).into(), self.cause());
+        Failure { step, reason, cause, retry_at: None }
     }
 }
 

@@ -1,0 +1,201 @@
+use std::fs;
+use std::path::Path;
+
+use guesthouse_tests::artifacts::{Misbehave, doctor, temporary_folder};
+use guesthouse_tests::client::{self, Answer, DEMO_ADMIN_KEY};
+use guesthouse_tests::grpc::RepositoryModelLoadRequest;
+use guesthouse_tests::{Server, Setup};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tonic::Status;
+
+use crate::grpc;
+
+/// A server that has to compile the misbehaving guest.
+fn setup(folder: &Path) -> Setup {
+    let artifacts = vec![Misbehave::default().pack(folder)];
+    Setup { artifacts, state: Some(folder.join("state")), ..Setup::default() }
+}
+
+fn is_failure(line: &Value) -> bool {
+    line["level"] == "ERROR" && line["version"] == "1.0.0" && line["step"].is_string()
+}
+
+fn failures(server: &Server) -> Vec<Value> {
+    server.lines().into_iter().filter(is_failure).collect()
+}
+
+/// Wait for that many failures.
+fn wait_for_failures(server: &Server, number: usize) -> Value {
+    server.until("failures", |server| failures(server).len() >= number);
+    failures(server).swap_remove(number - 1)
+}
+
+fn predict(server: &Server) -> Answer {
+    server.post("/models/misbehave/predict", &json!({"action": "echo"}))
+}
+
+fn wait_until_served(server: &Server) {
+    server.until("the model", |server| predict(server).status == 200);
+}
+
+/// What operators are shown of the only version.
+fn shown(server: &Server) -> Value {
+    server.model("misbehave")["versions"][0].clone()
+}
+
+fn load(server: &Server, model: &str) -> Answer {
+    let url = server.url(&format!("/v2/repository/models/{model}/load"));
+    client::send("POST", &url, &[("X-API-Key", DEMO_ADMIN_KEY)], b"{}")
+}
+
+fn load_by_grpc(server: &Server, model: &str) -> Result<(), Status> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let model_name = model.to_owned();
+        let request = RepositoryModelLoadRequest { model_name, ..Default::default() };
+        let mut client = grpc::client(server).await;
+        client.repository_model_load(grpc::with_key(request, DEMO_ADMIN_KEY)).await.map(drop)
+    })
+}
+
+/// What is said of a compilation that was killed blames no limit, and when it is tried again.
+fn assert_says_killed(line: &Value, signal: i32) {
+    let reason = line["reason"].as_str().unwrap();
+    assert_eq!(line["step"], "preinit", "{line}");
+    assert!(reason.contains(&format!("signal {signal}")), "{line}");
+    assert!(!reason.contains("limit") && !reason.contains("MiB"), "{line}");
+    assert!(line["retry_in_seconds"].is_number(), "{line}");
+}
+
+#[test]
+fn a_compilation_that_was_killed_from_outside_is_tried_again() {
+    let folder = temporary_folder();
+    let mut setup = setup(folder.path());
+    let server = Server::start_loading(&setup);
+    for (number, signal) in [(1, Signal::KILL), (2, Signal::TERM)] {
+        server.kill_compiler(signal);
+        assert_says_killed(&wait_for_failures(&server, number), signal.as_raw());
+    }
+    wait_until_served(&server);
+    assert_eq!(shown(&server)["retry_in_seconds"], Value::Null);
+    assert!(server.stop().0.success());
+
+    // What is deployed already needs no file for that.
+    setup.artifacts.clear();
+    fs::remove_dir_all(folder.path().join("state/compiled")).unwrap();
+    let server = Server::start_loading(&setup);
+    server.kill_compiler(Signal::KILL);
+    assert_says_killed(&wait_for_failures(&server, 1), 9);
+    wait_until_served(&server);
+    assert_eq!(shown(&server)["state"], "ready");
+}
+
+/// Kill compilations until the next attempt is some seconds away.
+fn fail_for_long(server: &Server) {
+    for number in 1.. {
+        server.kill_compiler(Signal::KILL);
+        wait_for_failures(server, number);
+        let shown = shown(server);
+        // It may be on its way again.
+        if shown["retry_in_seconds"].as_u64().is_some_and(|seconds| seconds >= 5) {
+            assert_eq!(shown["failed_step"], "preinit", "{shown}");
+            break;
+        }
+    }
+}
+
+#[test]
+fn load_tries_again_what_failed_by_accident() {
+    let folder = temporary_folder();
+    let by_rest = |server: &Server| load(server, "misbehave").status == 200;
+    let by_grpc = |server: &Server| load_by_grpc(server, "misbehave").is_ok();
+    let loads: [(&str, &dyn Fn(&Server) -> bool); 2] = [("rest", &by_rest), ("grpc", &by_grpc)];
+    for (name, load) in loads {
+        let state = Some(folder.path().join(name));
+        let server = Server::start_loading(&Setup { state, ..setup(folder.path()) });
+        fail_for_long(&server);
+        assert!(load(&server), "{name}: {:#?}", server.lines());
+        assert_eq!(predict(&server).status, 200, "{name}");
+    }
+}
+
+#[test]
+fn deploying_again_tries_again_what_failed_by_accident() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    let server = Server::start_loading(&setup);
+    fail_for_long(&server);
+    assert_eq!(server.deploy(&setup.artifacts[0])["state"], "done");
+    server.until("1.0.0", |server| shown(server)["state"] == "ready");
+}
+
+#[test]
+fn what_is_wrong_with_an_artifact_is_not_tried_again() {
+    let folder = temporary_folder();
+    let setup = setup(folder.path());
+    doctor(&setup.artifacts[0], r#""init":"well""#, r#""init":"fail""#);
+    let server = Server::start_loading(&setup);
+    let line = wait_for_failures(&server, 1);
+    assert_eq!((&line["step"], &line["retry_in_seconds"]), (&json!("preinit"), &Value::Null));
+    assert_eq!(shown(&server)["retry_in_seconds"], Value::Null);
+    // Unless somebody wants it to be, who is told what is wrong with it.
+    let refused = load(&server, "misbehave");
+    assert_eq!(refused.status, 422, "{refused:?}");
+    assert_eq!(failures(&server).len(), 2);
+    assert!(load_by_grpc(&server, "misbehave").is_err());
+    assert_eq!(load(&server, "absent").status, 404);
+}
+
+#[test]
+fn a_state_folder_that_cannot_be_written_to_for_a_while_costs_no_version() {
+    let folder = temporary_folder();
+    let config = "[limits]\nrepository_seconds = 1\n".to_owned();
+    let server = Server::start(&Setup { config, ..setup(folder.path()) });
+    let wait_until_ready = |version: &str| {
+        server.wait_for(version, |line| {
+            line["message"] == "version ready" && line["version"] == version
+        });
+    };
+    let is_refused = |line: &Value| line["level"] == "ERROR" && line["step"] == "store";
+    // First the compiled form cannot be kept, then the artifact itself.
+    for (name, version) in [("compiled", "1.1.0"), ("artifacts", "1.2.0")] {
+        let (path, away) = (folder.path().join("state").join(name), folder.path().join("away"));
+        let next = Misbehave { version, ..Misbehave::default() }.pack(folder.path());
+        fs::rename(&path, &away).unwrap();
+        let skipped = server.lines().len();
+        fs::rename(next, server.repository().join(format!("{version}.wasm"))).unwrap();
+        server.wait_for_after(skipped, "the failure", is_refused);
+        assert_eq!(predict(&server).status, 200);
+        fs::rename(&away, &path).unwrap();
+        wait_until_ready(version);
+    }
+}
+
+#[test]
+fn load_finds_a_file_that_was_just_copied() {
+    let folder = temporary_folder();
+    // It looks at its folder once, and not again within the test.
+    let config = "[limits]\nrepository_seconds = 3600\n".to_owned();
+    let state = Some(folder.path().join("state"));
+    let server = Server::start_loading(&Setup { config, state, ..Setup::default() });
+    server.wait_for("the folder", |line| line["message"] == "repository folder read");
+    let pack = |version| Misbehave { version, ..Misbehave::default() }.pack(folder.path());
+    assert_eq!(load(&server, "misbehave").status, 404);
+    let whole = fs::read(pack("1.0.0")).unwrap();
+    let file = server.repository().join("any-name.wasm");
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    assert_eq!(load(&server, "misbehave").status, 404);
+    fs::write(&file, &whole).unwrap();
+    let loaded = load(&server, "misbehave");
+    assert_eq!(loaded.status, 200, "{loaded:?}");
+    assert_eq!(predict(&server).body["model_version"], "1.0.0");
+
+    // Another version of it is there to be asked for, and moves nothing.
+    fs::rename(pack("1.1.0"), server.repository().join("next.wasm")).unwrap();
+    load_by_grpc(&server, "misbehave").unwrap();
+    let pinned =
+        server.post("/models/misbehave/versions/1.1.0/predict", &json!({"action": "echo"}));
+    assert_eq!((pinned.status, &pinned.body["model_version"]), (200, &json!("1.1.0")));
+    assert_eq!(predict(&server).body["model_version"], "1.0.0");
+}
