@@ -142,7 +142,7 @@ fn what_is_wrong_with_an_artifact_is_not_tried_again() {
     // Unless somebody wants it to be, who is told what is wrong with it.
     let refused = load(&server, "misbehave");
     assert_eq!(refused.status, 422, "{refused:?}");
-    assert_eq!(failures(&server).len(), 2);
+    wait_for_failures(&server, 2);
     assert!(load_by_grpc(&server, "misbehave").is_err());
     assert_eq!(load(&server, "absent").status, 404);
 }

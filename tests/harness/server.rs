@@ -1,5 +1,7 @@
 //! One server for one test: its own port, repository and state, ended with the test.
 
+mod compilers;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, PipeReader};
 use std::net::SocketAddr;
@@ -402,37 +404,6 @@ impl Server {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         kilobytes.expect("the system counts memory") << 10
-    }
-
-    /// The processes that compile for it now.
-    ///
-    /// # Panics
-    /// The system does not say which processes there are.
-    pub fn compilers(&self) -> Vec<Pid> {
-        let is_compiler = |process: &Path| {
-            let read = |name| fs::read(process.join(name)).unwrap_or_default();
-            let stat = String::from_utf8_lossy(&read("stat")).into_owned();
-            // After the name, which ends with the last parenthesis: the state, and the parent.
-            let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1));
-            let is_child = parent == Some(&*self.child.id().to_string());
-            is_child && String::from_utf8_lossy(&read("cmdline")).contains("preinit-child")
-        };
-        let processes = fs::read_dir("/proc").expect("the system shows processes");
-        let paths = processes.filter_map(|entry| Some(entry.ok()?.path()));
-        let compilers = paths.filter(|path| is_compiler(path));
-        let id = |path: PathBuf| path.file_name()?.to_str()?.parse().ok().and_then(Pid::from_raw);
-        compilers.filter_map(id).collect()
-    }
-
-    /// Wait until it compiles, and end the process that does with a signal.
-    ///
-    /// # Panics
-    /// It never compiles.
-    pub fn kill_compiler(&self, signal: Signal) {
-        self.until("a process that compiles", |server| {
-            let compilers = server.compilers();
-            compilers.into_iter().any(|compiler| kill_process(compiler, signal).is_ok())
-        });
     }
 
     /// How many files and connections it has open.

@@ -8,6 +8,8 @@
 //! A version belongs to the first file, by name, that is proved. A file that fails by accident is tried
 //! again after a pause.
 
+mod on_demand;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::io;
@@ -281,38 +283,6 @@ impl Control {
         Ok(())
     }
 
-    /// Deploy what the folder has of a model by now and the last look has not found, or what failed then.
-    /// A folder that cannot be read has nothing.
-    ///
-    /// # Errors
-    /// The machine gives no more threads.
-    pub(super) fn deploy_from_folder(&self, model: &ModelName) -> io::Result<()> {
-        let Some(folder) = self.folder.path.get() else { return Ok(()) };
-        let stamps = match stamps(folder) {
-            Ok(stamps) => stamps,
-            Err(error) => {
-                tracing::warn!(%error, ?folder, "cannot read the repository folder");
-                return Ok(());
-            }
-        };
-        let known = self.folder.lock().clone();
-        let is_wanted = |(path, stamp): &(PathBuf, Stamp)| match known.get(path) {
-            Some((was, id)) if was == stamp => id.as_ref().is_some_and(|id| {
-                let is_failed = || matches!(self.registry.slot(id), Some(Slot::Failed(_)));
-                id.name == *model && is_failed()
-            }),
-            _ => holds_version_of(path, model),
-        };
-        let paths: Vec<_> = stamps.into_iter().filter(is_wanted).map(|(path, _)| path).collect();
-        if paths.is_empty() {
-            return Ok(());
-        }
-        let _loading = self.lock_loading();
-        let Read { mut found, .. } = self.read_files(paths)?;
-        found.retain(|file| file.id.name == *model);
-        self.deploy_found(found)
-    }
-
     /// Read files side by side and put what is an artifact into the store.
     fn read_files(&self, paths: Vec<PathBuf>) -> io::Result<Read> {
         let all = Mutex::new(Read::default());
@@ -536,12 +506,6 @@ fn stamp(path: &Path) -> Option<Stamp> {
         modified: (metadata.mtime(), metadata.mtime_nsec()),
         changed: (metadata.ctime(), metadata.ctime_nsec()),
     })
-}
-
-/// Whether the file is an artifact of that model. One that is none may still be under way.
-fn holds_version_of(path: &Path, model: &ModelName) -> bool {
-    let artifact = guarded(|| Ok(Artifact::open(path)?));
-    artifact.is_ok_and(|artifact| artifact.id().name == *model)
 }
 
 /// Whether a file that cannot be read may be read later although it does not change: the disk, the
