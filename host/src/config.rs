@@ -450,6 +450,7 @@ mod tests {
             body_seconds: Some(_),
             connections: Some(_),
             head_seconds: Some(_),
+            idle_seconds: Some(_),
             predict_milliseconds: Some(_),
             drain_seconds: Some(_),
             predict_milliseconds_at_most: Some(_),
@@ -471,6 +472,9 @@ mod tests {
         };
         assert!(file.tls.is_some(), "TLS is not in the README");
         let CorsFile { origins: Some(_) } = file.cors else { panic!("CORS is not in the README") };
+        let ProxyFile { trusted: Some(_) } = file.proxy else {
+            panic!("a proxy is not in the README")
+        };
         let [model] = file.models.values().collect::<Vec<_>>()[..] else { panic!("one model") };
         let ModelFile {
             split: Some(_),
