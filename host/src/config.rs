@@ -415,6 +415,11 @@ mod tests {
     }
 
     fn assert_watching(file: &ConfigFile) {
+        let (CorsFile { origins: Some(_) }, ProxyFile { trusted: Some(_) }) =
+            (&file.cors, &file.proxy)
+        else {
+            panic!("a key of cors or proxy is not in the README");
+        };
         let RateLimitFile { requests_per_second: Some(_), burst: Some(_) } = &file.rate_limit
         else {
             panic!("a key of rate_limit is not in the README");
@@ -470,7 +475,6 @@ mod tests {
             panic!("a limit is not in the README");
         };
         assert!(file.tls.is_some(), "TLS is not in the README");
-        let CorsFile { origins: Some(_) } = file.cors else { panic!("CORS is not in the README") };
         let [model] = file.models.values().collect::<Vec<_>>()[..] else { panic!("one model") };
         let ModelFile {
             split: Some(_),
