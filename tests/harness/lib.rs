@@ -9,6 +9,7 @@ pub mod client;
 pub mod collector;
 pub mod dynamic;
 pub mod encoding;
+pub mod entries;
 pub mod environment;
 pub mod grpc;
 pub mod server;
