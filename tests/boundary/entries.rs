@@ -164,7 +164,7 @@ fn a_long_start_function_takes_no_inference_thread_from_callers() {
     setup.artifacts =
         vec![toxicity("1.0.0"), altered(folder.path(), &version("1.0.0", true), long)];
     let server = Server::start(&setup);
-    let before = (server.thread_time("inference"), process_time(&server));
+    let before = (server.thread_time("inference"), server.process_time());
     let (mut answered, mut late) = (0, 0);
     server.until("answers", |server| {
         let answer = ask(server, "1.0.0", "echo");
@@ -177,16 +177,9 @@ fn a_long_start_function_takes_no_inference_thread_from_callers() {
     });
     assert!(late > 0, "an instance takes longer than a caller waits");
     let inference = server.thread_time("inference") - before.0;
-    let all = process_time(&server) - before.1;
+    let all = server.process_time() - before.1;
     assert!(inference < all / 4, "inference threads ran for {inference:?} of {all:?}");
     server.assert_healthy();
-}
-
-/// What all threads have had of processors, those that have ended included.
-fn process_time(server: &Server) -> std::time::Duration {
-    let text = server.metrics();
-    let line = text.lines().find_map(|line| line.strip_prefix("process_cpu_seconds_total "));
-    std::time::Duration::from_secs_f64(line.unwrap().parse().unwrap())
 }
 
 #[test]

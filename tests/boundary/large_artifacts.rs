@@ -115,7 +115,7 @@ fn what_pack_would_not_write_is_refused_by_deploy_and_in_the_folder() {
         assert_eq!((&line["level"], &line["step"]), (&json!("ERROR"), &json!("artifact")));
         let failed = server.deploy(artifact);
         assert_eq!(failed["state"], "failed", "{file}: {failed}");
-        assert_eq!(failed["error"]["code"], "unacceptable_artifact", "{file}: {failed}");
+        assert_eq!(failed["error"]["error_code"], "unacceptable_artifact", "{file}: {failed}");
         let inspected = run_host(&["inspect", &artifact.to_string_lossy()]);
         assert_eq!(inspected.status.code(), Some(1), "{file}");
     }

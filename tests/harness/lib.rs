@@ -12,6 +12,7 @@ pub mod encoding;
 pub mod entries;
 pub mod environment;
 pub mod grpc;
+mod processor;
 pub mod server;
 
 pub use client::{Answer, DEMO_KEY};

@@ -1,7 +1,7 @@
 //! One server for one test: its own port, repository and state, ended with the test.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, ErrorKind, PipeReader};
+use std::io::{BufRead as _, BufReader, ErrorKind, PipeReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -89,7 +89,7 @@ impl Setup {
 
 /// A running server.
 pub struct Server {
-    child: Child,
+    pub(crate) child: Child,
     log: Arc<Log>,
     address: SocketAddr,
     grpc: SocketAddr,
@@ -396,23 +396,6 @@ impl Server {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         kilobytes.expect("the system counts memory") << 10
-    }
-
-    /// How long its threads with names that begin like that have had a processor so far, those left
-    /// out that have ended; all threads, if the name is empty.
-    ///
-    /// # Panics
-    /// The system does not say.
-    pub fn thread_time(&self, name: &str) -> Duration {
-        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id()));
-        let of_thread = |thread: io::Result<fs::DirEntry>| {
-            let path = thread.ok()?.path();
-            let is_it = fs::read_to_string(path.join("comm")).ok()?.starts_with(name);
-            let time = fs::read_to_string(path.join("schedstat")).ok()?;
-            let nanoseconds = time.split(' ').next()?.parse().ok()?;
-            is_it.then(|| Duration::from_nanos(nanoseconds))
-        };
-        threads.expect("the server is running").filter_map(of_thread).sum()
     }
 
     /// How many files and connections it has open.
