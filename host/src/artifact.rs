@@ -3,7 +3,8 @@
 //! Owns the file format: the component's own metadata (name, version, description, licence, as
 //! WebAssembly tools write and read them) and the `guesthouse:*` custom sections. Reading walks
 //! the sections and runs nothing; it is bounded by [`MAX_ARTIFACT_BYTES`] and the limits of
-//! `sections` and `golden`, because it happens in the host's own process. What the component does
+//! `sections` and `golden`, because it happens in the host's own process. The component and the
+//! assets, which may be large, stay in the file and are read when they are needed. What the component does
 //! when it runs is left to `preinit`.
 
 mod file;
@@ -11,6 +12,7 @@ mod golden;
 mod manifest;
 mod pack;
 mod sections;
+mod source;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,14 +24,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub use file::MAX_ARTIFACT_BYTES;
-pub(crate) use file::open_regular;
+pub(crate) use file::{copy_limited, open_regular};
 pub use golden::{GoldenExample, Tolerances};
 pub use manifest::{Descriptor, Manifest};
 pub use pack::{PackError, add_signature, draft};
 
 use crate::model::{Signature, SignatureError, VersionId};
-use file::read_limited;
 use sections::Sections;
+use source::{ReadAt as _, Source};
 
 const DESCRIPTOR_SECTION: &str = "guesthouse:descriptor";
 const SIGNATURE_SECTION: &str = "guesthouse:signature";
@@ -67,6 +69,19 @@ impl Digest {
     /// The digest of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+
+    /// The digest of a regular file that is no larger than an artifact.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Read`] or [`ArtifactError::TooLarge`].
+    pub(crate) fn of_file(path: &Path) -> Result<Self, ArtifactError> {
+        let mut hasher = Sha256::new();
+        copy_limited(path, |piece| {
+            hasher.update(piece);
+            Ok::<_, ArtifactError>(())
+        })?;
+        Ok(Self(hasher.finalize().into()))
     }
 
     /// The digest in hexadecimal, without the algorithm's name: for file names.
@@ -132,9 +147,9 @@ pub enum ArtifactError {
 
 /// One artifact, read and checked, but not run.
 pub struct Artifact {
-    bytes: Vec<u8>,
+    source: Source,
     digest: Digest,
-    /// Where in the bytes the component is, without the sections around it.
+    /// Where in the file the component is, without the sections around it.
     code: Vec<Range<usize>>,
     id: VersionId,
     metadata: Metadata,
@@ -153,7 +168,8 @@ impl fmt::Debug for Artifact {
 }
 
 impl Artifact {
-    /// Read and check the artifact in a file.
+    /// Check the artifact in a file, of which large parts are read later: nobody should change it
+    /// while the artifact is in use.
     ///
     /// # Errors
     /// [`ArtifactError`] with the first thing that is wrong.
@@ -171,29 +187,36 @@ impl Artifact {
     /// # Errors
     /// [`ArtifactError`] with the first thing that is wrong.
     pub fn open_draft(path: &Path) -> Result<Self, ArtifactError> {
-        Self::from_bytes(read_limited(path)?)
+        Self::read(Source::open(path)?)
     }
 
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<Self, ArtifactError> {
-        let sections = Sections::scan(&bytes)?;
+        Self::read(Source::Memory(bytes))
+    }
+
+    fn read(source: Source) -> Result<Self, ArtifactError> {
+        let sections = Sections::scan(&source)?;
         sections.check_world()?;
-        let (id, metadata) = sections.identity(&bytes)?;
+        let (id, metadata) = sections.identity(&source)?;
         let missing = |section| ArtifactError::NotPacked(format!("no {section}"));
-        let descriptor: Option<Descriptor> = sections.json(&bytes, DESCRIPTOR_SECTION)?;
+        let descriptor: Option<Descriptor> = sections.json(&source, DESCRIPTOR_SECTION)?;
         let descriptor = descriptor.ok_or_else(|| missing(DESCRIPTOR_SECTION))?;
-        let signature: Option<Signature> = sections.json(&bytes, SIGNATURE_SECTION)?;
+        let signature: Option<Signature> = sections.json(&source, SIGNATURE_SECTION)?;
         if let Some(signature) = &signature {
             let wrong = |error: SignatureError| ArtifactError::NotPacked(error.to_string());
             signature.check().map_err(wrong)?;
         }
         let golden = sections.custom.get(GOLDEN_SECTION).ok_or_else(|| missing(GOLDEN_SECTION))?;
-        let golden = golden::parse(&bytes[golden.clone()]).map_err(ArtifactError::NotPacked)?;
+        let golden = source.bytes(golden.clone()).map_err(ArtifactError::Read)?;
+        let golden = golden::parse(&golden).map_err(ArtifactError::NotPacked)?;
         let assets = sections.assets();
-        descriptor.check_assets(&bytes, &assets).map_err(ArtifactError::NotPacked)?;
-        let digest = Digest::of(&bytes);
+        descriptor.check()?;
+        descriptor.check_assets(&source, &assets)?;
+        let digest = source.digest(&[0..source.length()]).map_err(ArtifactError::Read)?;
         let (imports, exports) = (sections.imports, sections.exports);
         Ok(Self {
-            bytes,
+            source,
             digest,
             code: sections.code,
             id,
@@ -207,9 +230,17 @@ impl Artifact {
         })
     }
 
-    /// The whole file.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// The size of the file, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.source.length()
+    }
+
+    /// Write the whole file.
+    ///
+    /// # Errors
+    /// It cannot be read or written.
+    pub fn copy_to(&self, to: &mut impl io::Write) -> io::Result<()> {
+        self.source.copy_to(to)
     }
 
     /// What identifies these very bytes.
@@ -219,8 +250,20 @@ impl Artifact {
 
     /// The component without its own custom sections: what versions of one guest have in common,
     /// and all that is compiled. Sections of what is nested in it stay.
-    pub fn component(&self) -> Vec<u8> {
-        self.code.iter().map(|range| &self.bytes[range.clone()]).collect::<Vec<_>>().concat()
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn component(&self) -> io::Result<Vec<u8>> {
+        let parts = self.code.iter().map(|range| self.source.bytes(range.clone()));
+        Ok(parts.collect::<io::Result<Vec<_>>>()?.concat())
+    }
+
+    /// The digest of [`Artifact::component`].
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn component_digest(&self) -> io::Result<Digest> {
+        self.source.digest(&self.code)
     }
 
     /// The model and the version that it says it is.
@@ -254,9 +297,20 @@ impl Artifact {
         self.assets.iter().map(|(name, range)| (name.as_str(), range.len()))
     }
 
-    /// The bytes of an asset.
-    pub fn asset(&self, name: &str) -> Option<&[u8]> {
-        self.assets.get(name).map(|range| &self.bytes[range.clone()])
+    /// The size of an asset, in bytes.
+    pub fn asset_bytes(&self, name: &str) -> Option<usize> {
+        self.assets.get(name).map(Range::len)
+    }
+
+    /// At most `length` bytes of an asset from `offset` on; none at its end.
+    ///
+    /// # Errors
+    /// The file cannot be read, or there is no such asset.
+    pub fn read_asset(&self, name: &str, offset: usize, length: usize) -> io::Result<Vec<u8>> {
+        let asset = self.assets.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let start = asset.start.saturating_add(offset).min(asset.end);
+        let end = start.saturating_add(length).min(asset.end);
+        self.source.bytes(start..end)
     }
 
     /// The interfaces that the component asks for.

@@ -467,6 +467,7 @@ mod tests {
             preinit_cpu_seconds: Some(_),
             preinit_memory_mib: Some(_),
             preinit_priority: Some(_),
+            start_seconds: Some(_),
             traffic_log_seconds: Some(_),
             linger_seconds: Some(_),
             repository_seconds: Some(_),

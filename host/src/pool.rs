@@ -1,13 +1,17 @@
 //! Instances of one version: taken for a batch, given back, and replaced when they are used up.
 //!
 //! Making and dropping instances happens off the request path wherever it can: after the answer has
-//! been sent, [`Pool::give_back`] drops what is used up and makes what is missing. How many
-//! instances may exist at all is the engine's limit.
+//! been sent, [`Pool::give_back`] drops what is used up and makes what is missing. Where there is a
+//! snapshot, that takes microseconds. Where `init` runs in each instance, it may take a minute, so
+//! threads of the pool's own make them ([`makers`]), and whoever wants one waits for it until its
+//! deadline. How many instances may exist at all is the engine's limit.
 
-use std::sync::{Mutex, PoisonError};
+mod makers;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::guest::{Fault, Instance, LoadedComponent, Stop};
+use crate::guest::{CancelOnDrop, Fault, Instance, LoadedComponent, Stop};
 use crate::model::Tensor;
 
 /// How strictly requests of one version are kept apart. Every instance starts in the state that
@@ -39,14 +43,26 @@ impl Default for ReuseLimits {
     }
 }
 
-/// How long `init` may take in an instance that nobody waits for, where there is no snapshot.
-const INIT_TIME: Duration = Duration::from_secs(60);
+/// How long it may take to make an instance that no request waits for: `start` functions, and `init`
+/// where there is no snapshot.
+pub const MAKE_TIME: Duration = Duration::from_secs(60);
 
 /// The instances of one version.
 pub struct Pool {
+    shared: Arc<Shared>,
+    /// Interrupts the makers when the pool goes.
+    closing: Option<CancelOnDrop>,
+}
+
+/// What the pool shares with its makers.
+struct Shared {
     component: LoadedComponent,
     isolation: Isolation,
     instances: Mutex<Instances>,
+    /// Notified when a maker has made an instance, has failed to, or has ended.
+    changed: Condvar,
+    /// Cancelled when the pool goes.
+    open: Stop,
     /// How many instances there are, idle or not: one for each batch that may run at once. It is
     /// what has been set aside for the version, so there are never more.
     target: usize,
@@ -61,12 +77,19 @@ struct Instances {
     idle_bytes: usize,
     out_bytes: usize,
     made: u64,
+    /// Threads that make instances.
+    makers: usize,
+    /// Batches that wait for an instance.
+    waiting: usize,
+    /// Why a maker failed, for one of those that wait.
+    failure: Option<Fault>,
 }
 
 impl Instances {
-    /// An idle one, which the caller has counted among those that are out.
+    /// An idle one, which is out from now on.
     fn take_idle(&mut self) -> Option<Leased> {
         let taken = self.idle.pop()?;
+        self.out += 1;
         self.idle_bytes -= taken.counted_bytes;
         self.out_bytes += taken.counted_bytes;
         Some(taken)
@@ -121,72 +144,86 @@ impl Pool {
     /// A pool without instances, which keeps `target` of them once they have been made. At most as
     /// many may be taken at once.
     pub fn new(component: LoadedComponent, isolation: Isolation, target: usize) -> Self {
-        Self { component, isolation, instances: Mutex::default(), target }
+        // Each maker sets its own deadline.
+        let (open, closing) = Stop::with_guard(Instant::now());
+        let (instances, changed) = (Mutex::default(), Condvar::new());
+        let shared = Shared { component, isolation, instances, changed, open, target };
+        Self { shared: Arc::new(shared), closing: Some(closing) }
     }
 
     /// An instance: an idle one, or a new one if there is none.
     ///
     /// # Errors
-    /// [`Fault::Host`], when the engine has no more of them; where `init` has to run for a new one
-    /// any other.
+    /// [`Fault::Host`], when the engine has no more of them; where guest code has to run for a new
+    /// one any other.
     pub fn take(&self, stop: &Stop) -> Result<Leased, Fault> {
-        let idle = {
-            let mut instances = self.lock();
-            instances.out += 1;
-            instances.take_idle()
-        };
-        let taken = idle.map_or_else(|| self.make(stop), Ok);
-        if taken.is_err() {
-            self.lock().out -= 1;
+        if self.shared.has_makers() {
+            return self.shared.wait_for_idle(stop);
         }
-        taken
+        {
+            let mut instances = self.shared.lock();
+            if let Some(idle) = instances.take_idle() {
+                return Ok(idle);
+            }
+            instances.out += 1;
+        }
+        let made = self.shared.make(stop);
+        if made.is_err() {
+            self.shared.lock().out -= 1;
+        }
+        made
     }
 
     /// Take an instance back, to be used again or to be replaced. `good` says whether its last
     /// batch left it usable. Off the request path, because it may unmap and map memory.
     pub fn give_back(&self, leased: Leased, good: bool) {
-        if good && !self.is_used_up(&leased) {
-            self.lock().put_idle(leased);
+        let shared = &self.shared;
+        if good && !shared.is_used_up(&leased) {
+            shared.lock().put_idle(leased);
+            shared.changed.notify_one();
             return;
         }
         let bytes = leased.counted_bytes;
         // Its place in the engine is free before it is counted as such.
         drop(leased);
-        let mut instances = self.lock();
+        let mut instances = shared.lock();
         instances.out -= 1;
         instances.out_bytes -= bytes;
         drop(instances);
-        self.fill();
+        if shared.has_makers() {
+            shared.start_maker();
+        } else {
+            // An engine that is full now has instances again when others are given back.
+            let _ = self.fill();
+        }
     }
 
-    /// Make the instances that are missing.
-    pub fn fill(&self) {
-        loop {
-            {
-                let mut instances = self.lock();
-                if instances.idle.len() + instances.out >= self.target {
-                    return;
-                }
-                instances.out += 1;
-            }
-            let made = self.make(&Stop::at(Instant::now() + INIT_TIME));
-            let mut instances = self.lock();
-            // An engine that is full now has instances again when others are given back. An `init`
-            // that fails will say so to the next request.
-            match made {
-                Ok(made) => instances.put_idle(made),
-                Err(_fault) => {
-                    instances.out -= 1;
-                    return;
-                }
-            }
+    /// Make the instances that are missing, on this thread.
+    ///
+    /// # Errors
+    /// The first one that cannot be made.
+    pub fn fill(&self) -> Result<(), Fault> {
+        while self.shared.begin_missing() {
+            self.shared.make_missing()?;
         }
+        Ok(())
+    }
+
+    /// Make one instance if there is none, on this thread.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make_first(&self) -> Result<(), Fault> {
+        if self.shared.is_empty() && self.shared.begin_missing() {
+            self.shared.make_missing()?;
+        }
+        Ok(())
     }
 
     /// Drop the instances that wait for a batch.
     pub fn clear(&self) {
         let idle = {
-            let mut instances = self.lock();
+            let mut instances = self.shared.lock();
             instances.idle_bytes = 0;
             std::mem::take(&mut instances.idle)
         };
@@ -196,10 +233,50 @@ impl Pool {
 
     /// How many instances there are.
     pub fn counts(&self) -> InstanceCounts {
-        let instances = self.lock();
-        let Instances { idle, out, idle_bytes, out_bytes, made } = &*instances;
+        let instances = self.shared.lock();
+        let Instances { idle, out, idle_bytes, out_bytes, made, .. } = &*instances;
         let (idle, out, made) = (idle.len(), *out, *made);
         InstanceCounts { idle, out, idle_bytes: *idle_bytes, out_bytes: *out_bytes, made }
+    }
+}
+
+impl Drop for Pool {
+    /// Nothing of what was set aside for the version is in use when the pool has gone. Makers look at
+    /// their cancellation once a tick.
+    fn drop(&mut self) {
+        self.closing = None;
+        self.shared.wait_for_makers();
+    }
+}
+
+impl Shared {
+    /// Count an instance as being made, if one is missing.
+    fn begin_missing(&self) -> bool {
+        let mut instances = self.lock();
+        let is_missing = instances.idle.len() + instances.out < self.target;
+        instances.out += usize::from(is_missing);
+        is_missing
+    }
+
+    /// Make an instance that has been counted.
+    fn make_missing(&self) -> Result<(), Fault> {
+        let stop = self.open.until(Instant::now() + MAKE_TIME);
+        let made = self.make(&stop);
+        let mut instances = self.lock();
+        match made {
+            Ok(made) => {
+                instances.put_idle(made);
+                Ok(())
+            }
+            Err(fault) => {
+                instances.out -= 1;
+                Err(fault)
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().idle.is_empty()
     }
 
     fn make(&self, stop: &Stop) -> Result<Leased, Fault> {
@@ -223,7 +300,7 @@ impl Pool {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Instances> {
+    fn lock(&self) -> MutexGuard<'_, Instances> {
         self.instances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

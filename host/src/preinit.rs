@@ -9,6 +9,7 @@ pub mod child;
 mod function_cache;
 mod governor;
 mod init_cache;
+mod time_limit;
 
 use std::io::Read;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use self::governor::Governor;
+use crate::guest::DEFAULT_START_TIME;
 use crate::model::Signature;
 use crate::observe::logs;
 
@@ -32,6 +34,8 @@ const MAX_REPORT_BYTES: u64 = 16 << 20;
 pub struct PreinitLimits {
     /// Time on all cores together until the child is killed. A guest with tract takes 25 s.
     pub cpu_time: Duration,
+    /// Part of that which the `start` functions of the guest's modules may take, before `init`.
+    pub start_time: Duration,
     /// Real time until the child is killed. Longer than the CPU time by far, because the child gets
     /// what a busy machine leaves.
     pub wall_time: Duration,
@@ -73,6 +77,7 @@ impl Default for PreinitLimits {
     fn default() -> Self {
         Self {
             cpu_time: Duration::from_secs(240),
+            start_time: DEFAULT_START_TIME,
             wall_time: Duration::from_secs(3600),
             memory_bytes: 6 << 30,
             guest_memory_bytes: 1 << 30,
@@ -115,10 +120,13 @@ pub enum PreinitError {
     /// The guest's `init` said no.
     #[error("init failed: {0}")]
     Init(String),
+    /// The guest broke down before `init`.
+    #[error("a `start` function trapped: {0}")]
+    StartTrap(String),
     /// The guest broke down in `init`.
     #[error("init trapped: {0}")]
     Trap(String),
-    /// The guest wanted more memory in `init` than it may have.
+    /// The guest wanted more memory, in `init` or before, than it may have.
     #[error("init ran out of memory")]
     OutOfMemory,
     /// The component cannot be used: it does not validate, link or compile.
@@ -212,6 +220,7 @@ fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::
         command.arg(name).arg(value.to_string());
     };
     limit("--cpu-seconds", limits.cpu_time.as_secs());
+    limit("--start-seconds", limits.start_time.as_secs());
     limit("--memory-bytes", limits.memory_bytes);
     limit("--guest-memory-bytes", limits.guest_memory_bytes as u64);
     limit("--guest-stack-bytes", limits.guest_stack_bytes as u64);

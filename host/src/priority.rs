@@ -18,10 +18,19 @@ pub fn give_way_to_all() -> std::io::Result<()> {
 
 /// The time that the calling thread has had on a processor.
 pub fn thread_time() -> Duration {
+    time_of(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// The time that all threads of the process have had on processors.
+pub fn process_time() -> Duration {
+    time_of(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn time_of(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes to the structure, which is there until it returns, and nowhere else.
     #[expect(unsafe_code, reason = "the safe library's clocks are not built in for this alone")]
-    let outcome = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    let outcome = unsafe { libc::clock_gettime(clock, &raw mut time) };
     if outcome != 0 {
         return Duration::ZERO;
     }
@@ -42,5 +51,6 @@ mod tests {
             std::hint::spin_loop();
         }
         assert!(thread_time() - before <= begun.elapsed());
+        assert!(process_time() >= thread_time());
     }
 }

@@ -89,6 +89,9 @@ pub struct ServableVersion {
 /// A version does not do what its artifact promises.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
+    /// An instance of it cannot be made.
+    #[error("an instance cannot be made: {0}")]
+    Instance(#[source] Fault),
     /// A golden example cannot be given to the guest.
     #[error("golden example {index} does not fit the signature: {reason}")]
     Inputs {
@@ -141,6 +144,7 @@ impl ServableVersion {
         static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
         let shadow_pool = Pool::new(component.clone(), limits.isolation, 0);
         let pool = Pool::new(component, limits.isolation, limits.concurrency);
+        pool.make_first().map_err(ProofError::Instance)?;
         let proof = Proof {
             pool: &pool,
             signature: &report.signature,
@@ -150,7 +154,9 @@ impl ServableVersion {
         for (index, example) in artifact.golden().iter().enumerate() {
             proof.example(index + 1, example)?;
         }
-        pool.fill();
+        // One can be made. Those that cannot, because the engine is full now, are made when they are
+        // needed.
+        let _ = pool.fill();
         let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
         let (id, digest) = (artifact.id().clone(), artifact.digest());
         let (metadata, report) = (artifact.metadata().clone(), report.clone());

@@ -25,6 +25,8 @@ mod draining;
 mod durability;
 /// What clients are promised: endpoints, forms, headers, the split.
 mod endpoints;
+/// Every entry into a guest ends at a deadline or with its caller, and means the same wherever it runs.
+mod entries;
 /// A guest that misbehaves costs its own request and nothing else.
 mod faults;
 /// What is put into the repository folder is deployed, and nothing else of it changes anything.
@@ -47,6 +49,8 @@ mod idempotency;
 mod isolation;
 /// Who has a key may do what it is good for, until it is taken back.
 mod keys;
+/// A large artifact takes no memory of the server.
+mod large_artifacts;
 /// One line a request, and nothing of what callers sent.
 mod logs;
 /// What is measured is what has happened, and ends with the version it is about.

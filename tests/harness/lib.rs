@@ -9,8 +9,10 @@ pub mod client;
 pub mod collector;
 pub mod dynamic;
 pub mod encoding;
+pub mod entries;
 pub mod environment;
 pub mod grpc;
+mod processor;
 pub mod server;
 
 pub use client::{Answer, DEMO_KEY};

@@ -93,7 +93,7 @@ impl Setup {
 
 /// A running server.
 pub struct Server {
-    child: Child,
+    pub(crate) child: Child,
     log: Arc<Log>,
     address: SocketAddr,
     grpc: SocketAddr,

@@ -13,6 +13,9 @@ use super::ArtifactError;
 /// The largest artifact that is read: four times what one list of the component model may carry.
 pub const MAX_ARTIFACT_BYTES: u64 = 1 << 30;
 
+/// How much is read at once where all of a file is read, in bytes: enough for the disk to be busy.
+pub(super) const PIECE_BYTES: usize = 1 << 20;
+
 /// Open a regular file, or the one that a link points to.
 ///
 /// # Errors
@@ -29,6 +32,33 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
         // Sockets and devices without a driver cannot even be opened.
         Err(_) if path.metadata().is_ok_and(|metadata| !metadata.is_file()) => Err(not_regular()),
         Err(error) => Err(error),
+    }
+}
+
+/// Copy a regular file that is no larger than an artifact, whoever writes to it meanwhile.
+///
+/// # Errors
+/// [`ArtifactError`] for the file; `write` says itself what is wrong with where it goes.
+pub(crate) fn copy_limited<E: From<ArtifactError>>(
+    path: &Path,
+    mut write: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut file = open_regular(path).map_err(ArtifactError::Read)?.take(MAX_ARTIFACT_BYTES + 1);
+    let mut buffer = vec![0; PIECE_BYTES];
+    let mut copied = 0;
+    loop {
+        let read = match file.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other.map_err(ArtifactError::Read)?,
+        };
+        copied += read as u64;
+        if copied > MAX_ARTIFACT_BYTES {
+            return Err(ArtifactError::TooLarge.into());
+        }
+        match read {
+            0 => return Ok(()),
+            read => write(&buffer[..read])?,
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::Digest;
+use super::ArtifactError;
 use super::file::read_at_most;
 use super::golden::Tolerances;
+use super::source::ReadAt;
 use crate::model::ModelName;
 
 /// The longest name of an asset, in bytes.
@@ -82,14 +83,7 @@ impl Manifest {
                  and `_`"
             ));
         }
-        if let Some((output, _)) = manifest
-            .golden
-            .tolerance
-            .iter()
-            .find(|(_, limit)| !limit.is_finite() || limit.is_sign_negative())
-        {
-            return Err(format!("the tolerance of {output:?} is not a positive number"));
-        }
+        check_tolerances(&manifest.golden.tolerance)?;
         Ok(manifest)
     }
 }
@@ -105,6 +99,15 @@ fn place(error: &toml::de::Error, text: &str) -> String {
 fn is_asset_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
     !name.is_empty() && name.len() <= MAX_ASSET_NAME_LENGTH && name.bytes().all(allowed)
+}
+
+/// A tolerance says how far outputs may be from others, which is at least not at all.
+fn check_tolerances(tolerances: &Tolerances) -> Result<(), String> {
+    let is_wrong = |limit: f64| !limit.is_finite() || limit.is_sign_negative();
+    match tolerances.iter().find(|(_, limit)| is_wrong(**limit)) {
+        Some((output, _)) => Err(format!("the tolerance of {output:?} is not a positive number")),
+        None => Ok(()),
+    }
 }
 
 /// The section that `pack` writes and the host reads: what WebAssembly's own metadata has no place
@@ -129,27 +132,66 @@ impl Descriptor {
     /// The format that this host writes and reads.
     pub const FORMAT: u32 = 1;
 
+    /// Check what `pack` checks of a manifest.
+    pub(super) fn check(&self) -> Result<(), ArtifactError> {
+        if self.format != Self::FORMAT {
+            let what = format!("format {} is not known to this host", self.format);
+            return Err(ArtifactError::NotPacked(what));
+        }
+        check_tolerances(&self.tolerances).map_err(ArtifactError::NotPacked)
+    }
+
     /// Check that the assets are the ones that were packed.
     pub(super) fn check_assets(
         &self,
-        bytes: &[u8],
+        file: &impl ReadAt,
         assets: &BTreeMap<String, Range<usize>>,
-    ) -> Result<(), String> {
-        if self.format != Self::FORMAT {
-            return Err(format!("format {} is not known to this host", self.format));
-        }
+    ) -> Result<(), ArtifactError> {
+        let wrong = |what: String| Err(ArtifactError::NotPacked(what));
         if let Some(name) = assets.keys().find(|name| !is_asset_name(name)) {
-            return Err(format!("{name:?} is not the name of an asset"));
+            return wrong(format!("{name:?} is not the name of an asset"));
         }
         for (name, digest) in &self.assets {
-            let range = assets.get(name).ok_or_else(|| format!("asset {name:?} is missing"))?;
-            if Digest::of(&bytes[range.clone()]).to_string() != *digest {
-                return Err(format!("asset {name:?} is damaged"));
+            let Some(range) = assets.get(name) else {
+                return wrong(format!("asset {name:?} is missing"));
+            };
+            let is = file.digest(std::slice::from_ref(range)).map_err(ArtifactError::Read)?;
+            if is.to_string() != *digest {
+                return wrong(format!("asset {name:?} is damaged"));
             }
         }
         match assets.keys().find(|name| !self.assets.contains_key(*name)) {
             None => Ok(()),
-            Some(name) => Err(format!("asset {name:?} is not in the descriptor")),
+            Some(name) => wrong(format!("asset {name:?} is not in the descriptor")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_pack_refuses_of_tolerances_a_descriptor_may_not_have_either() {
+        let descriptor = |tolerance: f64| Descriptor {
+            format: Descriptor::FORMAT,
+            provenance: None,
+            parameters: BTreeMap::new(),
+            assets: BTreeMap::new(),
+            tolerances: Tolerances::from([("y".to_owned(), tolerance)]),
+        };
+        let manifest = |tolerance: &str| {
+            let text = "name = \"x\"\nversion = \"1.0.0\"\n[golden]\nfile = \"golden.jsonl\"\n";
+            Manifest::parse(format!("{text}tolerance = {{ y = {tolerance} }}").as_bytes())
+        };
+        for good in ["0.0", "0.5"] {
+            assert!(manifest(good).is_ok());
+            assert!(descriptor(good.parse().unwrap()).check().is_ok());
+        }
+        for bad in ["-0.5", "-0.0", "inf", "nan"] {
+            assert!(manifest(bad).is_err(), "{bad}");
+            let checked = descriptor(bad.parse().unwrap()).check();
+            assert!(matches!(checked, Err(ArtifactError::NotPacked(_))), "{bad}");
         }
     }
 }

@@ -47,7 +47,7 @@ pub enum PackError {
 pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, PackError> {
     let manifest = Manifest::open(manifest_path).map_err(PackError::Manifest)?;
     let component = read_limited(component_path)?;
-    let sections = Sections::scan(&component)?;
+    let sections = Sections::scan(&component[..])?;
     sections.check_world()?;
     if sections.is_packed() {
         let what = "it has been packed before; give the component that was built".to_owned();

@@ -1,23 +1,39 @@
 //! The sections of a component's top level, in one pass that runs nothing.
 //!
-//! The file may be anybody's, and this is the host's own process: the time is linear in the size of
-//! the file, the memory beside the file is bounded by the limits below, and what is nested is
-//! skipped. Whether the nested modules are valid is found out in the child.
+//! The file may be anybody's, and this is the host's own process: the time is linear in the number of
+//! sections, the memory is bounded by the limits below, whatever the size of the file, and what is
+//! nested is skipped. Whether the nested modules are valid is found out in the child.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::Deserialize;
 use wasmparser::{
-    BinaryReader, BinaryReaderError, Chunk, ComponentName, ComponentNameSectionReader,
-    CustomSectionReader, Parser, Payload,
+    BinaryReader, BinaryReaderError, ComponentExportSectionReader, ComponentImportSectionReader,
+    Parser,
 };
 
+use super::source::{Cursor, ReadAt};
 use super::{
     ASSET_SECTION_PREFIX, ArtifactError, DESCRIPTOR_SECTION, GOLDEN_SECTION, Metadata,
     SIGNATURE_SECTION, golden,
 };
 use crate::model::VersionId;
+
+/// What a component begins with: the magic number and the version of the format.
+const HEADER_BYTES: usize = 8;
+
+/// The section that holds the names of the component and of everything in it.
+const NAME_SECTION: &str = "component-name";
+
+/// The ids of the sections that are looked into.
+const CUSTOM_ID: u8 = 0;
+const IMPORT_ID: u8 = 10;
+const EXPORT_ID: u8 = 11;
+
+/// The largest section of imports or exports, in bytes: as many as are allowed, with the longest
+/// names and their types.
+const MAX_INTERFACE_SECTION_BYTES: usize = MAX_INTERFACES * (MAX_NAME_BYTES + 64);
 
 /// The interfaces that make a component a guest, without their version.
 const REQUIRED_EXPORTS: [&str; 2] = ["guesthouse:model/lifecycle", "guesthouse:model/predict"];
@@ -69,45 +85,41 @@ pub(super) struct Sections {
 }
 
 impl Sections {
-    pub(super) fn scan(bytes: &[u8]) -> Result<Self, ArtifactError> {
-        check_magic(bytes)?;
+    pub(super) fn scan<R: ReadAt + ?Sized>(file: &R) -> Result<Self, ArtifactError> {
+        let header = file.bytes(0..file.length().min(HEADER_BYTES));
+        check_magic(&header.map_err(ArtifactError::Read)?)?;
         let mut sections = Self::default();
-        let mut parser = Parser::new(0);
-        let mut rest = bytes;
-        for _ in 0..MAX_SECTIONS {
-            let (consumed, payload) = match parser.parse(rest, true).map_err(malformed)? {
-                Chunk::Parsed { consumed, payload } => (consumed, payload),
-                Chunk::NeedMoreData(_) => unreachable!("the parser knows that this is all"),
-            };
-            let start = bytes.len() - rest.len();
-            rest = &rest[consumed..];
-            let is_custom = matches!(payload, Payload::CustomSection(_));
-            match payload {
-                Payload::ModuleSection { unchecked_range: nested, .. }
-                | Payload::ComponentSection { unchecked_range: nested, .. } => {
-                    // The parser goes on behind it: it leaves what is nested to parsers of its own.
-                    rest = rest.get(nested.len()..).ok_or_else(|| {
-                        ArtifactError::Malformed(format!("it ends before byte {}", nested.end))
-                    })?;
-                }
-                Payload::ComponentImportSection(reader) => {
-                    for import in reader {
+        sections.add_code(0..HEADER_BYTES);
+        let mut cursor = Cursor::new(file, HEADER_BYTES..file.length());
+        for _ in 1..MAX_SECTIONS {
+            let start = cursor.position();
+            if cursor.rest().is_empty() {
+                return Ok(sections);
+            }
+            let (id, body) = (cursor.byte()?, cursor.part()?);
+            match id {
+                CUSTOM_ID => sections.custom(file, body)?,
+                IMPORT_ID => {
+                    let bytes = interfaces(file, body.clone())?;
+                    let reader = BinaryReader::new(&bytes, body.start);
+                    for import in ComponentImportSectionReader::new(reader).map_err(malformed)? {
                         let name = import.map_err(malformed)?.name.name;
                         add_interface(&mut sections.imports, name)?;
                     }
                 }
-                Payload::ComponentExportSection(reader) => {
-                    for export in reader {
+                EXPORT_ID => {
+                    let bytes = interfaces(file, body.clone())?;
+                    let reader = BinaryReader::new(&bytes, body.start);
+                    for export in ComponentExportSectionReader::new(reader).map_err(malformed)? {
                         let name = export.map_err(malformed)?.name.name;
                         add_interface(&mut sections.exports, name)?;
                     }
                 }
-                Payload::CustomSection(section) => sections.custom(&section)?,
-                Payload::End(_) => return Ok(sections),
+                // Whether it is valid is found out in the child.
                 _ => {}
             }
-            if !is_custom {
-                sections.add_code(start..bytes.len() - rest.len());
+            if id != CUSTOM_ID {
+                sections.add_code(start..cursor.position());
             }
         }
         Err(over(format!("more than {MAX_SECTIONS} sections")))
@@ -120,31 +132,44 @@ impl Sections {
         }
     }
 
-    fn custom(&mut self, section: &CustomSectionReader<'_>) -> Result<(), ArtifactError> {
-        let name = section.name();
-        check_name(name)?;
-        if name == "component-name" {
-            self.name = component_name(section)?;
-        }
-        let own = name.starts_with(OWN_PREFIX);
-        if !own && !METADATA_SECTIONS.contains(&name) {
+    fn custom<R: ReadAt + ?Sized>(
+        &mut self,
+        file: &R,
+        body: Range<usize>,
+    ) -> Result<(), ArtifactError> {
+        let mut cursor = Cursor::new(file, body);
+        let name = text(file, cursor.part()?)?;
+        let data = cursor.rest();
+        let twice = || format!("it has the section {name:?} twice");
+        if name == NAME_SECTION {
+            if let Some(own) = component_name(file, data)?
+                && self.name.replace(own).is_some()
+            {
+                return Err(ArtifactError::Malformed("it has two names".to_owned()));
+            }
             return Ok(());
         }
-        let most = match name {
+        let own = name.starts_with(OWN_PREFIX);
+        if !own && !METADATA_SECTIONS.contains(&name.as_str()) {
+            return Ok(());
+        }
+        let most = match name.as_str() {
             GOLDEN_SECTION => golden::MAX_BYTES,
             DESCRIPTOR_SECTION | SIGNATURE_SECTION => MAX_JSON_BYTES,
             _ if own => usize::MAX,
             _ => MAX_METADATA_BYTES,
         };
-        if section.data().len() > most {
+        if data.len() > most {
             return Err(over(format!("the section {name:?} is larger than {} KiB", most >> 10)));
         }
-        let start = section.data_offset();
-        let range = start..start + section.data().len();
-        let before = self.custom.insert(name.to_owned(), range);
-        if before.is_some() && own {
-            return Err(ArtifactError::NotPacked(format!("it has the section {name:?} twice")));
+        if self.custom.contains_key(&name) {
+            // Which of them holds would depend on who reads.
+            return Err(match own {
+                true => ArtifactError::NotPacked(twice()),
+                false => ArtifactError::Malformed(twice()),
+            });
         }
+        self.custom.insert(name, data);
         Ok(())
     }
 
@@ -171,13 +196,16 @@ impl Sections {
     }
 
     /// The model and version, and what else the component says of itself.
-    pub(super) fn identity(&self, bytes: &[u8]) -> Result<(VersionId, Metadata), ArtifactError> {
+    pub(super) fn identity<R: ReadAt + ?Sized>(
+        &self,
+        file: &R,
+    ) -> Result<(VersionId, Metadata), ArtifactError> {
         let not_packed = |what: String| ArtifactError::NotPacked(what);
         let name = self.name.as_deref().unwrap_or_default();
         let name = name.parse().map_err(|error| {
             not_packed(format!("the component's name is {name:?}, but {error}"))
         })?;
-        let version = self.text(bytes, "version").unwrap_or_default();
+        let version = self.text(file, "version")?.unwrap_or_default();
         if version.len() > MAX_VERSION_BYTES {
             return Err(over(format!("the version is longer than {MAX_VERSION_BYTES} bytes")));
         }
@@ -185,24 +213,24 @@ impl Sections {
             not_packed(format!("the version {version:?} is not semver: {error}"))
         })?;
         let metadata = Metadata {
-            description: self.text(bytes, "description"),
-            licenses: self.text(bytes, "licenses"),
-            authors: self.text(bytes, "authors"),
-            source: self.text(bytes, "source"),
-            revision: self.text(bytes, "revision"),
+            description: self.text(file, "description")?,
+            licenses: self.text(file, "licenses")?,
+            authors: self.text(file, "authors")?,
+            source: self.text(file, "source")?,
+            revision: self.text(file, "revision")?,
         };
         Ok((VersionId { name, version }, metadata))
     }
 
     pub(super) fn json<T: for<'a> Deserialize<'a>>(
         &self,
-        bytes: &[u8],
+        file: &impl ReadAt,
         section: &str,
     ) -> Result<Option<T>, ArtifactError> {
         let Some(range) = self.custom.get(section) else {
             return Ok(None);
         };
-        serde_json::from_slice(&bytes[range.clone()])
+        serde_json::from_slice(&file.bytes(range.clone()).map_err(ArtifactError::Read)?)
             .map(Some)
             .map_err(|error| ArtifactError::NotPacked(format!("{section}: {error}")))
     }
@@ -214,9 +242,14 @@ impl Sections {
         self.custom.iter().filter_map(asset).collect()
     }
 
-    fn text(&self, bytes: &[u8], section: &str) -> Option<String> {
-        let range = self.custom.get(section)?;
-        String::from_utf8(bytes[range.clone()].to_vec()).ok()
+    fn text<R: ReadAt + ?Sized>(
+        &self,
+        file: &R,
+        section: &str,
+    ) -> Result<Option<String>, ArtifactError> {
+        let Some(range) = self.custom.get(section) else { return Ok(None) };
+        let bytes = file.bytes(range.clone()).map_err(ArtifactError::Read)?;
+        Ok(String::from_utf8(bytes).ok())
     }
 }
 
@@ -250,15 +283,45 @@ fn check_name(name: &str) -> Result<(), ArtifactError> {
 }
 
 /// The name of the component itself; the names of everything in it are left alone.
-fn component_name(section: &CustomSectionReader<'_>) -> Result<Option<String>, ArtifactError> {
-    let reader = BinaryReader::new(section.data(), section.data_offset());
-    for part in ComponentNameSectionReader::new(reader).take(MAX_NAME_PARTS) {
-        if let ComponentName::Component { name, .. } = part.map_err(malformed)? {
-            check_name(name)?;
-            return Ok(Some(name.to_owned()));
+fn component_name<R: ReadAt + ?Sized>(
+    file: &R,
+    section: Range<usize>,
+) -> Result<Option<String>, ArtifactError> {
+    /// The part that names the component itself.
+    const COMPONENT: u8 = 0;
+    let mut cursor = Cursor::new(file, section);
+    let mut own = None;
+    for _ in 0..MAX_NAME_PARTS {
+        if cursor.rest().is_empty() {
+            break;
+        }
+        let (id, part) = (cursor.byte()?, cursor.part()?);
+        if id == COMPONENT {
+            let name = text(file, Cursor::new(file, part).part()?)?;
+            if own.replace(name).is_some() {
+                return Err(ArtifactError::Malformed("it has two names".to_owned()));
+            }
         }
     }
-    Ok(None)
+    Ok(own)
+}
+
+/// A name in the file.
+fn text<R: ReadAt + ?Sized>(file: &R, range: Range<usize>) -> Result<String, ArtifactError> {
+    if range.len() > MAX_NAME_BYTES {
+        return Err(over(format!("a name is longer than {MAX_NAME_BYTES} bytes")));
+    }
+    let start = range.start;
+    String::from_utf8(file.bytes(range).map_err(ArtifactError::Read)?)
+        .map_err(|_error| ArtifactError::Malformed(format!("a name without UTF-8 at byte {start}")))
+}
+
+/// A section of imports or exports.
+fn interfaces<R: ReadAt + ?Sized>(file: &R, body: Range<usize>) -> Result<Vec<u8>, ArtifactError> {
+    if body.len() > MAX_INTERFACE_SECTION_BYTES {
+        return Err(over(format!("more than {MAX_INTERFACES} imports or exports")));
+    }
+    file.bytes(body).map_err(ArtifactError::Read)
 }
 
 fn malformed(error: BinaryReaderError) -> ArtifactError {
@@ -283,7 +346,7 @@ mod tests {
     }
 
     fn is_over(component: Component) -> bool {
-        matches!(Sections::scan(&component.finish()), Err(ArtifactError::OverLimit(_)))
+        matches!(Sections::scan(&component.finish()[..]), Err(ArtifactError::OverLimit(_)))
     }
 
     #[test]
@@ -302,7 +365,7 @@ mod tests {
         ] {
             let mut enough = Component::new();
             custom(&mut enough, name, &vec![b' '; most]);
-            assert!(Sections::scan(&enough.finish()).unwrap().custom.contains_key(name));
+            assert!(Sections::scan(&enough.finish()[..]).unwrap().custom.contains_key(name));
             let mut large = Component::new();
             custom(&mut large, name, &vec![b' '; most + 1]);
             assert!(is_over(large), "{name}");
@@ -334,7 +397,7 @@ mod tests {
         let bare = component(None);
         assert_eq!(code(&bare), bare);
         assert_eq!(code(&component(Some("1.0.0"))), bare);
-        assert_eq!(Sections::scan(&component(Some("2"))).unwrap().code.len(), 2);
+        assert_eq!(Sections::scan(&component(Some("2"))[..]).unwrap().code.len(), 2);
     }
 
     #[test]
@@ -350,7 +413,7 @@ mod tests {
         };
         let names = |count: usize| (0..count).map(|index| format!("f{index}"));
         let enough = exporting(&mut names(MAX_INTERFACES)).finish();
-        assert_eq!(Sections::scan(&enough).unwrap().exports.len(), MAX_INTERFACES);
+        assert_eq!(Sections::scan(&enough[..]).unwrap().exports.len(), MAX_INTERFACES);
         assert!(is_over(exporting(&mut names(MAX_INTERFACES + 1))));
         assert!(is_over(exporting(&mut std::iter::once("f".repeat(MAX_NAME_BYTES + 1)))));
     }
@@ -363,8 +426,9 @@ mod tests {
         outer.section(&NestedComponentSection(&inner));
         custom(&mut outer, "version", b"1.0.0");
         let bytes = outer.finish();
-        let sections = Sections::scan(&bytes).unwrap();
-        assert_eq!(sections.text(&bytes, "version").as_deref(), Some("1.0.0"));
+        let sections = Sections::scan(&bytes[..]).unwrap();
+        let version = sections.text(&bytes[..], "version").unwrap();
+        assert_eq!(version.as_deref(), Some("1.0.0"));
         let cut = &bytes[..20];
         assert!(matches!(Sections::scan(cut), Err(ArtifactError::Malformed(_))));
 
@@ -375,6 +439,34 @@ mod tests {
             outer.section(&wasm_encoder::RawSection { id: 4, data: &nested });
             nested = outer.finish();
         }
-        assert!(Sections::scan(&nested).is_ok());
+        assert!(Sections::scan(&nested[..]).is_ok());
+    }
+
+    #[test]
+    fn what_says_twice_what_it_is_is_refused() {
+        let name = |name: &str| {
+            let mut part = vec![u8::try_from(name.len()).unwrap()];
+            part.extend(name.as_bytes());
+            let mut section = vec![0, u8::try_from(part.len()).unwrap()];
+            section.extend(part);
+            section
+        };
+        let scan = |parts: &[(&str, &[u8])]| {
+            let mut component = Component::new();
+            parts.iter().for_each(|(name, data)| custom(&mut component, name, data));
+            Sections::scan(&component.finish()[..])
+        };
+        let (one, two, no_name) = (name("one"), name("two"), [1, 0]);
+        let named = scan(&[(NAME_SECTION, &one), (NAME_SECTION, &no_name)]).unwrap();
+        assert_eq!(named.name.as_deref(), Some("one"));
+        let both = [one.clone(), two.clone()].concat();
+        let twice =
+            [scan(&[(NAME_SECTION, &one), (NAME_SECTION, &two)]), scan(&[(NAME_SECTION, &both)])];
+        let twice_of_each = METADATA_SECTIONS.map(|name| scan(&[(name, b"1"), (name, b"1")]));
+        for scanned in twice.into_iter().chain(twice_of_each) {
+            assert!(matches!(scanned, Err(ArtifactError::Malformed(_))));
+        }
+        let own = scan(&[(GOLDEN_SECTION, b""), (GOLDEN_SECTION, b"")]);
+        assert!(matches!(own, Err(ArtifactError::NotPacked(_))));
     }
 }

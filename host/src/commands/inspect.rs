@@ -75,7 +75,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
         model: artifact.id().name.as_str(),
         version: artifact.id().version.to_string(),
         digest: artifact.digest().to_string(),
-        size_bytes: artifact.bytes().len(),
+        size_bytes: artifact.size_bytes(),
         metadata: artifact.metadata(),
         provenance: descriptor.provenance.as_deref(),
         parameters: &descriptor.parameters,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, bounded, out_of_range, positive};
-use crate::guest::{EngineLimits, InstanceLimits};
+use crate::guest::{DEFAULT_START_TIME, EngineLimits, InstanceLimits};
 use crate::inference::InferenceLimits;
 use crate::machine;
 use crate::pool::{Isolation, ReuseLimits};
@@ -38,6 +38,7 @@ pub struct LimitsFile {
     pub preinit_cpu_seconds: Option<u64>,
     pub preinit_memory_mib: Option<u64>,
     pub preinit_priority: Option<Priority>,
+    pub start_seconds: Option<u64>,
     pub traffic_log_seconds: Option<u64>,
 }
 
@@ -98,12 +99,17 @@ pub struct Limits {
 }
 
 impl LimitsFile {
-    fn settle_preinit(&self, instance_memory_mib: usize) -> Result<PreinitLimits, ConfigError> {
+    fn settle_preinit(
+        &self,
+        instance_memory_mib: usize,
+        start_time: Duration,
+    ) -> Result<PreinitLimits, ConfigError> {
         let memory_mib = positive("preinit_memory_mib", self.preinit_memory_mib, 6144)?;
         let seconds = positive("preinit_cpu_seconds", self.preinit_cpu_seconds, 240)?;
         let cpu_time = bounded("limits.preinit_cpu_seconds", Duration::from_secs(seconds))?;
         Ok(PreinitLimits {
             cpu_time,
+            start_time,
             // Idle priority on a busy machine: it may get a small fraction of one core.
             wall_time: cpu_time * 15,
             memory_bytes: memory_mib.saturating_mul(MIB),
@@ -137,7 +143,10 @@ impl LimitsFile {
             return Err(out_of_range("instance_memory_mib", "WebAssembly memory ends at 4096"));
         }
         let instances = u32::try_from(threads + 32 * per_version).unwrap_or(u32::MAX);
-        let instance = InstanceLimits { memory_bytes: memory_mib << 20, ..Default::default() };
+        let start_time =
+            seconds("start_seconds", self.start_seconds, DEFAULT_START_TIME.as_secs())?;
+        let memory_bytes = memory_mib << 20;
+        let instance = InstanceLimits { memory_bytes, start_time, ..Default::default() };
         let predict_time = milliseconds("predict_milliseconds", self.predict_milliseconds, 2000)?;
         let body_bytes = positive("body_bytes", self.body_bytes, 8 << 20)?;
         let in_flight = positive(
@@ -181,7 +190,7 @@ impl LimitsFile {
                 predict_time,
                 batching: Batching::default(),
             },
-            preinit: self.settle_preinit(memory_mib)?,
+            preinit: self.settle_preinit(memory_mib, start_time)?,
             traffic_log_interval: seconds("traffic_log_seconds", self.traffic_log_seconds, 30)?,
         })
     }

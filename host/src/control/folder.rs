@@ -315,12 +315,14 @@ impl Control {
 
     fn read_file(&self, path: &Path) -> Result<Found, LoadError> {
         guarded(|| {
-            let artifact = Artifact::open(path)?;
+            let (artifact, received) = self.loader.store.receive_file::<LoadError>(path)?;
             let (id, digest) = (artifact.id().clone(), artifact.digest());
             let signature = artifact.signature().cloned().ok_or(LoadError::Signature)?;
             let state = self.registry.state(&id.name);
-            if !state.withdrawn.contains(&digest) {
-                self.loader.store.keep_artifact(&artifact)?;
+            if let Some(received) = received
+                && !state.withdrawn.contains(&digest)
+            {
+                self.loader.store.keep_received(received, digest)?;
             }
             Ok(Found { path: path.to_owned(), id, digest, signature })
         })

@@ -22,7 +22,10 @@ pub(super) fn artifact(bytes: &[u8]) {
 /// What the host relies on in an artifact.
 fn read(artifact: &Artifact, bytes: &[u8]) {
     assert_eq!(artifact.digest(), Digest::of(bytes));
-    assert_eq!(artifact.bytes(), bytes);
+    assert_eq!(artifact.size_bytes(), bytes.len());
+    let mut copy = Vec::new();
+    artifact.copy_to(&mut copy).expect("it is in memory");
+    assert_eq!(copy, bytes);
     let again = Artifact::from_bytes(bytes.to_vec()).expect("it was read before");
     assert_eq!(again.digest(), artifact.digest());
     assert_eq!(again.id(), artifact.id());
@@ -32,17 +35,20 @@ fn read(artifact: &Artifact, bytes: &[u8]) {
     assert!(artifact.golden().iter().all(|example| !example.outputs.is_empty()));
     let (mut assets, descriptor) = (0, artifact.descriptor());
     for (name, length) in artifact.assets() {
-        let asset = artifact.asset(name).expect("an asset that is listed is there");
-        assert_eq!(asset.len(), length);
-        assert_eq!(Some(&Digest::of(asset).to_string()), descriptor.assets.get(name));
+        let asset = artifact.read_asset(name, 0, usize::MAX);
+        let asset = asset.expect("an asset that is listed is there");
+        assert_eq!((asset.len(), artifact.asset_bytes(name)), (length, Some(length)));
+        assert_eq!(Some(&Digest::of(&asset).to_string()), descriptor.assets.get(name));
         assert!(!name.contains(['/', '\\']) && !name.is_empty());
         assets += 1;
     }
     assert_eq!(assets, descriptor.assets.len());
+    assert!(descriptor.tolerances.values().all(|limit| *limit >= 0.0));
     if let Some(signature) = artifact.signature() {
         assert!(signature.check().is_ok());
     }
-    let component = artifact.component();
+    let component = artifact.component().expect("it is in memory");
+    assert_eq!(artifact.component_digest().ok(), Some(Digest::of(&component)));
     assert!(component.len() <= bytes.len());
     assert!(wasmparser::Parser::is_component(&component));
     assert!(Artifact::from_bytes(component).is_err(), "what was packed is not in the component");

@@ -14,7 +14,7 @@ use wasmtime::{
 
 /// Changes with everything that changes what compiled code means but that wasmtime cannot see,
 /// such as how wizer instruments the component whose code for `init` is kept.
-const COMPILED_FORM_REVISION: u32 = 2;
+const COMPILED_FORM_REVISION: u32 = 3;
 
 /// What the operator bounds; the rest of the pool follows from it.
 #[derive(Debug, Clone, Copy)]
@@ -61,13 +61,18 @@ impl Engines {
 
     /// What a thread needs for its stack to run guests of all these engines, in bytes.
     pub fn thread_stack_bytes(&self) -> usize {
-        self.0.keys().max().copied().unwrap_or_default() + HOST_STACK_BYTES
+        thread_stack_bytes(self.0.keys().max().copied().unwrap_or_default())
     }
 
     /// A text that is the same for engines that can run each other's compiled code.
     pub fn fingerprint(&self) -> String {
         self.0.values().next().map(Engine::fingerprint).unwrap_or_default()
     }
+}
+
+/// What a thread needs for its stack to run guests with this call stack, in bytes.
+pub(super) fn thread_stack_bytes(guest_stack_bytes: usize) -> usize {
+    guest_stack_bytes + HOST_STACK_BYTES
 }
 
 /// The engine that compiled versions run on.
@@ -126,18 +131,9 @@ impl Engine {
     /// The engine of the `preinit` child that runs `init` once, on code that is thrown away.
     /// Its functions are not kept one by one: `preinit` keeps the code as a whole.
     pub(crate) fn snapshotting(stack_bytes: usize) -> Result<Self, EngineError> {
-        let mut config = Config::new();
+        let mut config = snapshotting_config();
         config.max_wasm_stack(stack_bytes);
         config.async_stack_size(stack_bytes + HOST_STACK_BYTES);
-        config.wasm_component_model(true);
-        // Compiled twice, run once: the cheapest code is the fastest way through.
-        config.cranelift_opt_level(OptLevel::None);
-        config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
-        config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
-        // What is reported of a trap is its reason; where it was would be a tenth of the code.
-        config.generate_address_map(false);
-        // For debuggers and profilers; wasmtime unwinds by frame pointers.
-        config.native_unwind_info(false);
         Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
     }
 
@@ -159,15 +155,42 @@ impl Engine {
     }
 }
 
-fn serving_config(limits: EngineLimits) -> Config {
+/// Everything that decides what a guest computes, for every engine: what `init` leaves in a snapshot
+/// is continued by `predict`, so both must mean the same by each instruction. Each engine adds only
+/// how fast its code is, how it is bounded and where its memory comes from.
+fn semantics() -> Config {
     let mut config = Config::new();
     config.wasm_component_model(true);
-    // Deadlines: a guest checks at every loop's back edge and function entry.
-    config.epoch_interruption(true);
     // The same results on every machine, at no cost where there is FMA.
+    config.wasm_relaxed_simd(true);
     config.relaxed_simd_deterministic(true);
+    // The bits of a NaN are the machine's: making them the same would slow down every operation on
+    // floats, and they are none of what a signature promises.
+    config.cranelift_nan_canonicalization(false);
     // Guests are single-threaded: shared memory is attack surface without use.
     config.wasm_threads(false);
+    config.shared_memory(false);
+    config
+}
+
+/// For `init` in the `preinit` child.
+fn snapshotting_config() -> Config {
+    let mut config = semantics();
+    // Compiled twice, run once: the cheapest code is the fastest way through.
+    config.cranelift_opt_level(OptLevel::None);
+    config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+    config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
+    // What is reported of a trap is its reason; where it was would be a tenth of the code.
+    config.generate_address_map(false);
+    // For debuggers and profilers; wasmtime unwinds by frame pointers.
+    config.native_unwind_info(false);
+    config
+}
+
+fn serving_config(limits: EngineLimits) -> Config {
+    let mut config = semantics();
+    // Deadlines: a guest checks at every loop's back edge and function entry.
+    config.epoch_interruption(true);
     // Weights of all instances of a version are one file mapping; without the large limit wasmtime
     // copies images over 16 MiB into every instance.
     config.memory_init_cow(true);
@@ -214,5 +237,54 @@ impl Hasher for Blake3Hasher {
         let hash = self.0.finalize();
         let (first, _) = hash.as_bytes().split_first_chunk().expect("a hash has 32 bytes");
         u64::from_le_bytes(*first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct NoFunctions;
+
+    impl CacheStore for NoFunctions {
+        fn get(&self, _key: &[u8]) -> Option<std::borrow::Cow<'_, [u8]>> {
+            None
+        }
+
+        fn insert(&self, _key: &[u8], _value: Vec<u8>) -> bool {
+            false
+        }
+    }
+
+    impl std::fmt::Debug for NoFunctions {
+        fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            formatter.write_str("NoFunctions")
+        }
+    }
+
+    /// What the settings of an engine say about results, as far as wasmtime shows them.
+    fn semantics_of(engine: &Engine) -> impl PartialEq + std::fmt::Debug {
+        let engine = engine.wasmtime();
+        (
+            engine.get_wasm_features(),
+            engine.get_relaxed_simd_deterministic(),
+            engine.get_cranelift_nan_canonicalization(),
+            engine.get_shared_memory(),
+            engine.get_target(),
+            engine.get_strategy(),
+            engine.get_cranelift_flags_enabled().map(str::to_owned).collect::<Vec<_>>(),
+        )
+    }
+
+    #[test]
+    fn all_engines_have_the_same_semantics() {
+        let limits = EngineLimits { max_instances: 1, max_memory_bytes: 1 << 20 };
+        let serving = Engine::serving(limits, 512 << 10).unwrap();
+        let compiling = Engine::compiling(Arc::new(NoFunctions)).unwrap();
+        let snapshotting = Engine::snapshotting(512 << 10).unwrap();
+        assert_eq!(semantics_of(&snapshotting), semantics_of(&serving));
+        assert_eq!(semantics_of(&compiling), semantics_of(&serving));
+        assert!(serving.wasmtime().get_relaxed_simd_deterministic());
+        assert_eq!(compiling.fingerprint(), serving.fingerprint());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use wasmtime::Trap;
+use wasmtime::{Trap, WasmBacktrace};
 
 use super::stop::StopReason;
 
@@ -90,6 +90,22 @@ impl Fault {
             | Self::Host(_) => true,
             // The caller's fault, or of a machine that is too busy.
             Self::Rejected(_) | Self::Deadline | Self::Cancelled => false,
+        }
+    }
+
+    /// The class of what wasmtime says of a failed instantiation: a `start` function may have done
+    /// what any call can do, and the host may have had no room.
+    pub(crate) fn of_instantiation(
+        error: &wasmtime::Error,
+        memory_was_denied: bool,
+        stopped: Option<StopReason>,
+    ) -> Self {
+        // Errors of functions of the host have a backtrace if a guest called them.
+        let was_running = error.is::<Trap>() || error.is::<WasmBacktrace>();
+        if was_running || memory_was_denied {
+            Self::of_call(error, memory_was_denied, stopped)
+        } else {
+            Self::Host(format!("{error:#}"))
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use wasmtime::component::Component;
 use wasmtime::{Store, UpdateDeadline};
@@ -10,7 +11,7 @@ use super::bindings::{Model, ModelPre};
 use super::convert::{
     fault_from_wit, outputs_from_wit, shorten_failure, signature_from_wit, tensor_into_wit,
 };
-use super::engine::{Engine, EngineError};
+use super::engine::{Engine, EngineError, thread_stack_bytes};
 use super::fault::Fault;
 use super::limits::InstanceLimits;
 use super::linker::{Phase, linker};
@@ -63,24 +64,37 @@ impl LoadedComponent {
         Self { assets: Some(assets), ..self }
     }
 
-    /// A new instance, in the state that `init` left. Where `init` has to run for that, it must be
-    /// done before `stop`.
+    /// Whether each instance begins by running `init`, because there is no snapshot.
+    pub fn runs_init(&self) -> bool {
+        self.assets.is_some()
+    }
+
+    /// What a thread needs for its stack to run this guest, in bytes.
+    pub fn thread_stack_bytes(&self) -> usize {
+        thread_stack_bytes(self.limits.stack_bytes)
+    }
+
+    /// A new instance, in the state that `init` left. The `start` functions of its modules, and
+    /// `init` where it has to run, must be done before `stop`.
     ///
     /// # Errors
-    /// [`Fault::Host`], when the pool of instances is exhausted; if `init` runs, any other.
+    /// [`Fault::Host`], when the pool of instances is exhausted; if guest code runs, any other.
     pub fn instantiate(&self, stop: &Stop) -> Result<Instance, Fault> {
         let state = HostState::new(Arc::clone(&self.version), &self.limits, self.assets.clone());
         let mut store = Store::new(self.pre.engine(), state);
         store.limiter(HostState::limiter);
         store.set_hostcall_fuel(self.limits.transfer_bytes);
-        // Instantiation runs no guest code to speak of; every call begins with one tick.
-        store.set_epoch_deadline(u64::MAX / 2);
         store.epoch_deadline_callback(|context| match context.data().stop_reason() {
             Some(_) => Ok(UpdateDeadline::Interrupt),
             None => Ok(UpdateDeadline::Continue(1)),
         });
-        let guest = self.pre.instantiate(&mut store);
-        let guest = guest.map_err(|error| Fault::Host(format!("{error:#}")))?;
+        let start_stop = stop.no_later_than(Instant::now() + self.limits.start_time);
+        let guest =
+            bounded(&mut store, &self.ticker, &start_stop, |store| self.pre.instantiate(store));
+        let guest = guest.map_err(|error| {
+            let state = store.data();
+            Fault::of_instantiation(&error, state.memory_was_denied(), state.stop_reason())
+        })?;
         let mut instance = Instance {
             store,
             guest,
@@ -88,11 +102,26 @@ impl LoadedComponent {
             accept_non_finite: self.limits.accept_non_finite,
             ticker: self.ticker.clone(),
         };
-        if self.assets.is_some() {
+        if self.runs_init() {
             instance.init(stop)?;
         }
         Ok(instance)
     }
+}
+
+/// Enter guest code: bounded in time, memory and log.
+fn bounded<T>(
+    store: &mut Store<HostState>,
+    ticker: &Ticker,
+    stop: &Stop,
+    enter: impl FnOnce(&mut Store<HostState>) -> T,
+) -> T {
+    store.data_mut().begin_call(stop);
+    let _running = ticker.running();
+    store.set_epoch_deadline(1);
+    let outcome = enter(store);
+    store.data().end_call();
+    outcome
 }
 
 /// One instance: a store of its own, so that a trap takes nothing else down.
@@ -137,17 +166,14 @@ impl Instance {
         }
     }
 
-    /// One call of the guest, bounded in time, memory and log.
+    /// One call of the guest.
     fn call<T>(
         &mut self,
         stop: &Stop,
         call: impl FnOnce(&Model, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, Fault> {
-        self.store.data_mut().begin_call(stop);
-        let _running = self.ticker.running();
-        self.store.set_epoch_deadline(1);
-        let answer = call(&self.guest, &mut self.store);
-        self.store.data().end_call();
+        let Self { store, guest, ticker, .. } = self;
+        let answer = bounded(store, ticker, stop, |store| call(guest, store));
         answer.map_err(|error| {
             let state = self.store.data();
             Fault::of_call(&error, state.memory_was_denied(), state.stop_reason())

@@ -1,5 +1,11 @@
 //! What one instance may use, with the reasons of the defaults.
 
+use std::time::Duration;
+
+/// How long `start` functions may take if the configuration says nothing. They set up static data,
+/// which takes milliseconds; 30 s leave room for slow machines, and end a loop soon.
+pub const DEFAULT_START_TIME: Duration = Duration::from_secs(30);
+
 /// What one instance may use, and may return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstanceLimits {
@@ -16,6 +22,9 @@ pub struct InstanceLimits {
     /// The call stack, in bytes; deeper calls trap. 512 KiB by default: tract takes a tenth of it.
     /// What a Rust guest keeps by reference lies in its linear memory instead.
     pub stack_bytes: usize,
+    /// How long the `start` functions of its modules may run, whoever waits for the instance.
+    /// [`DEFAULT_START_TIME`] by default.
+    pub start_time: Duration,
     /// Whether an output may be NaN or infinite. Not by default: in a score or a probability it says
     /// that the model is broken, and JSON has no word for it.
     pub accept_non_finite: bool,
@@ -29,6 +38,7 @@ impl Default for InstanceLimits {
             transfer_bytes: 64 << 20,
             log_bytes: 16 << 10,
             stack_bytes: 512 << 10,
+            start_time: DEFAULT_START_TIME,
             accept_non_finite: false,
         }
     }

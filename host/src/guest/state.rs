@@ -1,6 +1,7 @@
 //! What the host keeps for one instance, and what the guest's own imports do with it.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -159,15 +160,17 @@ impl types::Host for HostState {}
 
 impl assets::Host for HostState {
     fn size(&mut self, name: String) -> wasmtime::Result<Option<u64>> {
-        Ok(self.assets()?.asset(&name).map(|asset| asset.len() as u64))
+        Ok(self.assets()?.asset_bytes(&name).map(|bytes| bytes as u64))
     }
 
     fn read(&mut self, name: String, offset: u64, length: u64) -> wasmtime::Result<Vec<u8>> {
-        let Some(asset) = self.assets()?.asset(&name) else { bail!("there is no such asset") };
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(asset.len());
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(MAX_ASSET_CHUNK_BYTES);
-        let rest = &asset[offset..];
-        Ok(rest[..length.min(rest.len())].to_vec())
+        match self.assets()?.read_asset(&name, offset, length) {
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == ErrorKind::NotFound => bail!("there is no such asset"),
+            Err(error) => bail!("the artifact cannot be read: {error}"),
+        }
     }
 
     fn parameter(&mut self, name: String) -> wasmtime::Result<Option<String>> {

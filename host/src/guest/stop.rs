@@ -53,6 +53,18 @@ impl Stop {
         Self { deadline, cancelled: Cancelled::All(cancelled) }
     }
 
+    /// The same cancellation with another deadline.
+    #[must_use]
+    pub fn until(&self, deadline: Instant) -> Self {
+        Self { deadline, cancelled: self.cancelled.clone() }
+    }
+
+    /// The same cancellation, and a deadline that is not later than `latest`.
+    #[must_use]
+    pub fn no_later_than(&self, latest: Instant) -> Self {
+        self.until(self.deadline.min(latest))
+    }
+
     /// At the deadline, or when the guard is dropped.
     pub fn with_guard(deadline: Instant) -> (Self, CancelOnDrop) {
         let flag = Arc::default();
@@ -90,8 +102,12 @@ mod tests {
         let (stop, guard) = Stop::with_guard(now + Duration::from_secs(1));
         assert_eq!(stop.reason(now), None);
         assert_eq!(stop.reason(now + Duration::from_secs(1)), Some(StopReason::Deadline));
+        let sooner = stop.no_later_than(now);
+        assert_eq!(sooner.reason(now), Some(StopReason::Deadline));
+        assert_eq!(stop.no_later_than(now + Duration::from_secs(2)).reason(now), None);
         drop(guard);
         assert_eq!(stop.reason(now), Some(StopReason::Cancelled));
+        assert_eq!(sooner.reason(now), Some(StopReason::Cancelled));
     }
     #[test]
     fn a_call_for_several_callers_goes_on_until_the_last_has_gone() {

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal};
 use wasmtime::Store;
@@ -13,6 +13,7 @@ use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
 use super::function_cache::FunctionCache;
 use super::init_cache::InitCode;
+use super::time_limit::TimeLimit;
 use super::{PreinitError, PreinitReport, Priority, Start};
 use crate::artifact::Artifact;
 use crate::guest::{
@@ -51,6 +52,9 @@ pub struct ChildArguments {
     /// Limit on CPU time.
     #[arg(long)]
     cpu_seconds: u64,
+    /// Limit on the CPU time of `start` functions.
+    #[arg(long)]
+    start_seconds: u64,
     /// Limit on private writable memory.
     #[arg(long)]
     memory_bytes: u64,
@@ -76,8 +80,12 @@ pub fn run(arguments: &ChildArguments) -> std::io::Result<()> {
     let outcome = limit_self(arguments)
         .map_err(|error| PreinitError::Host(format!("limits: {error}")))
         .and_then(|()| preinitialise(arguments));
+    write_report(&outcome)
+}
+
+fn write_report(outcome: &Result<PreinitReport, PreinitError>) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    serde_json::to_writer(&mut stdout, &outcome)?;
+    serde_json::to_writer(&mut stdout, outcome)?;
     stdout.flush()
 }
 
@@ -154,7 +162,7 @@ fn initialise(
         Err(Obstacle::Snapshot(reason)) => {
             // Without the runtime: what it is linked to here starts one for itself.
             let signature = init_alone(artifact, arguments, steps)?;
-            let (component, start) = (artifact.component(), Start::Init(reason));
+            let (component, start) = (component_of(artifact)?, Start::Init(reason));
             Ok(Initialised { signature, component, start })
         }
     }
@@ -203,7 +211,7 @@ async fn snapshot(
     let mut wizer = Wizer::new();
     // Rust guests keep `init` in a table, from which it cannot be removed.
     wizer.keep_init_func(true);
-    let bare = artifact.component();
+    let bare = component_of(artifact)?;
     let (context, instrumented) = wizer.instrument_component(&bare).map_err(none)?;
     steps.done("instrument");
     let code = InitCode {
@@ -215,7 +223,10 @@ async fn snapshot(
     steps.done("compile for init");
     let linker = guest::linker(&engine, &component, Phase::Snapshot).map_err(unusable)?;
     let mut store = init_store(&engine, artifact, arguments);
-    let instance = linker.instantiate_async(&mut store, &component).await.map_err(unusable)?;
+    let limit = limit_start(arguments)?;
+    let instance = linker.instantiate_async(&mut store, &component).await;
+    limit.end();
+    let instance = instance.map_err(|error| not_instantiated(&store, &error))?;
     let signature = init(&mut store, &instance)?;
     steps.done("init");
     if arguments.output.is_none() {
@@ -234,18 +245,25 @@ fn init_alone(
     steps: &mut Steps,
 ) -> Result<Signature, PreinitError> {
     let engine = Engine::snapshotting(arguments.guest_stack_bytes).map_err(host_error)?;
-    let component = Component::new(engine.wasmtime(), artifact.component()).map_err(unusable)?;
+    let component = Component::new(engine.wasmtime(), component_of(artifact)?).map_err(unusable)?;
     steps.done("compile for init alone");
     let linker = guest::linker(&engine, &component, Phase::Serve).map_err(unusable)?;
     let mut store = init_store(&engine, artifact, arguments);
-    let instance = linker.instantiate(&mut store, &component).map_err(unusable)?;
-    let outcome = init(&mut store, &instance);
+    let limit = limit_start(arguments)?;
+    let instance = linker.instantiate(&mut store, &component);
+    limit.end();
+    let instance = instance.map_err(|error| not_instantiated(&store, &error));
+    let outcome = instance.and_then(|instance| init(&mut store, &instance));
     steps.done("init alone");
     match outcome {
         Ok(signature) => Ok(signature),
         Err(Obstacle::Artifact(error)) => Err(error),
         Err(Obstacle::Snapshot(reason)) => Err(PreinitError::Trap(reason)),
     }
+}
+
+fn component_of(artifact: &Artifact) -> Result<Vec<u8>, PreinitError> {
+    artifact.component().map_err(|error| file_error("reading the artifact", &error))
 }
 
 fn init_store(
@@ -262,6 +280,29 @@ fn init_store(
     // A snapshot reads whole memories through lists.
     store.set_hostcall_fuel(usize::MAX);
     store
+}
+
+/// From here on, `start` functions run: before `init`, and perhaps for ever.
+fn limit_start(arguments: &ChildArguments) -> Result<TimeLimit, PreinitError> {
+    let limit = TimeLimit::begin(Duration::from_secs(arguments.start_seconds), |time| {
+        let what = format!("{} s of CPU time for `start` functions", time.as_secs());
+        // Nobody reads the report if the parent has gone.
+        let _ = write_report(&Err(PreinitError::Limit(what)));
+    });
+    limit.map_err(|error| PreinitError::Host(format!("limits: {error}")))
+}
+
+/// Why there is no instance; `start` functions may have done what `init` can do.
+fn not_instantiated(store: &Store<HostState>, error: &wasmtime::Error) -> Obstacle {
+    if let Some(called) = error.downcast_ref::<NotInSnapshot>() {
+        let called = shorten(&called.0);
+        return Obstacle::Snapshot(format!("a `start` function calls `{called}`"));
+    }
+    match Fault::of_instantiation(error, store.data().memory_was_denied(), None) {
+        Fault::OutOfMemory => PreinitError::OutOfMemory.into(),
+        Fault::Host(_) => PreinitError::Component(one_line(error)).into(),
+        _ => PreinitError::StartTrap(one_line(error)).into(),
+    }
 }
 
 fn init(store: &mut Store<HostState>, instance: &Instance) -> Result<Signature, Obstacle> {

@@ -97,6 +97,7 @@ impl LoadError {
             Self::Signature => "signature",
             Self::Store(_) => "store",
             Self::Engine(_) => "engine",
+            Self::Proof(ProofError::Instance(_)) => "instance",
             Self::Proof(_) => "golden",
         }
     }
@@ -172,13 +173,13 @@ impl Loader {
         artifact: &Artifact,
         limits: &ModelLimits,
     ) -> Result<CompiledVersion, LoadError> {
-        let component = Digest::of(&artifact.component());
+        let component = artifact.component_digest().map_err(ArtifactError::Read)?;
         self.store.keep(artifact.digest(), component, |files| {
             // The child reads these very bytes, whatever becomes of the file in the meantime.
             let bytes =
                 tempfile::NamedTempFile::new_in(files.compiled.parent().unwrap_or(&files.compiled));
-            let bytes = bytes.and_then(|file| {
-                std::fs::write(file.path(), artifact.bytes())?;
+            let bytes = bytes.and_then(|mut file| {
+                artifact.copy_to(file.as_file_mut())?;
                 Ok(file)
             });
             let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;

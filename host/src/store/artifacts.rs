@@ -1,14 +1,14 @@
 //! Artifacts as they came, by their digests: what is deployed does not depend on a folder that
 //! somebody else looks after.
 
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 use super::shared::note_use;
 use super::{Store, StoreError};
-use crate::artifact::{Artifact, ArtifactError, Digest, open_regular};
+use crate::artifact::{Artifact, ArtifactError, Digest, copy_limited, open_regular};
 use crate::durable::{self, Step};
 
 impl Store {
@@ -21,8 +21,13 @@ impl Store {
         if self.has_artifact(digest) {
             return Ok(());
         }
-        let keep = durable::write_file(&self.artifacts, &file_name(digest), artifact.bytes());
-        keep.map_err(StoreError::new("cannot keep an artifact"))
+        let keep = || {
+            let mut file = NamedTempFile::new_in(&self.artifacts)?;
+            durable::before(Step::Write)?;
+            artifact.copy_to(file.as_file_mut())?;
+            durable::publish(file, &self.artifacts, &file_name(digest))
+        };
+        keep().map_err(StoreError::new("cannot keep an artifact"))
     }
 
     /// A file for an artifact that is being received; it goes if nothing keeps it.
@@ -33,6 +38,29 @@ impl Store {
         let file =
             durable::before(Step::Write).and_then(|()| NamedTempFile::new_in(&self.artifacts));
         file.map_err(StoreError::new("cannot receive an artifact"))
+    }
+
+    /// The artifact in somebody else's file: the copy of it that is kept, or one that goes if
+    /// nothing keeps it. Nothing is read from the file itself but to copy it, because others may
+    /// write to it.
+    ///
+    /// # Errors
+    /// [`ArtifactError`] for what is wrong with the file, [`StoreError`] if it cannot be copied.
+    pub fn receive_file<E>(&self, path: &Path) -> Result<(Artifact, Option<NamedTempFile>), E>
+    where
+        E: From<ArtifactError> + From<StoreError>,
+    {
+        // As the file is when the server starts again.
+        if let Ok(kept) = self.artifact(Digest::of_file(path)?) {
+            return Ok((kept, None));
+        }
+        let mut file = self.receive_artifact()?;
+        copy_limited(path, |piece| {
+            let written = file.write_all(piece);
+            Ok::<_, E>(written.map_err(StoreError::new("cannot receive an artifact"))?)
+        })?;
+        let artifact = Artifact::open(file.path())?;
+        Ok((artifact, Some(file)))
     }
 
     /// Keep an artifact that was received.

@@ -3,8 +3,15 @@
 //! Its one input says what to do. The parameter `init` of the manifest says how `init` behaves.
 #![expect(clippy::print_stdout, reason = "printing is one of the things it must not do")]
 
+use std::arch::wasm32::{
+    f32x4, f32x4_relaxed_madd, f32x4_relaxed_min, f64x2, f64x2_relaxed_nmadd,
+    i8x16_relaxed_laneselect, i8x16_relaxed_swizzle, i16x8_relaxed_dot_i8x16_i7x16,
+    i16x8_relaxed_q15mulr, i32x4_relaxed_trunc_f32x4, i32x4_relaxed_trunc_f64x2_zero, u8x16,
+    u32x4_relaxed_trunc_f32x4, u64x2_extract_lane, v128,
+};
 use std::hint::black_box;
 use std::net::TcpStream;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +25,9 @@ static CALLS: AtomicU32 = AtomicU32::new(0);
 /// Ends the line that it is in and begins another, or would make a terminal show something else.
 const FORGERY: &str = "told\r\nforged\nforged\0\x1b[2Jcleared\u{9b}2J\u{85}next\u{202e}turned\u{2066}\
                        \u{200f}\u{2028}forged\u{2029}forged\x7f";
+
+/// What relaxed SIMD gave when `init` ran.
+static RELAXED_IN_INIT: OnceLock<String> = OnceLock::new();
 
 struct Misbehave;
 
@@ -37,6 +47,7 @@ impl Guest for Misbehave {
             "slow" => drop(black_box(count_to(300_000_000))),
             other => return Err(Error::new(format!("unknown behaviour {other:?}"))),
         }
+        RELAXED_IN_INIT.get_or_init(|| relaxed_simd());
         let action = Field::text("action", "what to do").length(1, 100);
         let done = Field::text("done", "what was done");
         let score = Field::fp32("score", "nothing");
@@ -68,6 +79,11 @@ impl Guest for Misbehave {
                         Tensor::texts("done", [calls.to_string().as_str()]),
                         rows,
                     ));
+                }
+                "relaxed-simd" => {
+                    let before = RELAXED_IN_INIT.get().map(String::as_str).unwrap_or_default();
+                    let both = format!("{before} {}", relaxed_simd());
+                    return Ok(beside_score(Tensor::texts("done", [both.as_str()]), rows));
                 }
                 "allocate" => allocate(),
                 "recurse" => drop(black_box(recurse(1))),
@@ -107,6 +123,37 @@ impl Guest for Misbehave {
         rejections.check()?;
         Ok(beside_score(Tensor::texts("done", actions), rows))
     }
+}
+
+/// What the instructions give whose results WebAssembly leaves open, where machines differ.
+#[target_feature(enable = "simd128,relaxed-simd")]
+fn relaxed_simd_of(bytes: v128, others: v128, floats: v128, doubles: v128) -> [v128; 10] {
+    [
+        i8x16_relaxed_swizzle(bytes, others),
+        i32x4_relaxed_trunc_f32x4(floats),
+        u32x4_relaxed_trunc_f32x4(floats),
+        i32x4_relaxed_trunc_f64x2_zero(doubles),
+        f32x4_relaxed_madd(floats, floats, floats),
+        f32x4_relaxed_min(floats, bytes),
+        i8x16_relaxed_laneselect(bytes, floats, others),
+        i16x8_relaxed_q15mulr(others, others),
+        i16x8_relaxed_dot_i8x16_i7x16(bytes, others),
+        f64x2_relaxed_nmadd(doubles, doubles, doubles),
+    ]
+}
+
+#[target_feature(enable = "simd128,relaxed-simd")]
+fn relaxed_simd() -> String {
+    // Indices out of range, numbers too large, the smallest numbers: where the choice shows.
+    let bytes = black_box(u8x16(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 200));
+    let others =
+        black_box(u8x16(16, 33, 64, 127, 0, 128, 0, 128, 200, 255, 16, 17, 18, 19, 0x55, 0x3c));
+    let floats = black_box(f32x4(3e9, -1.5, 1.1, 1e10));
+    let doubles = black_box(f64x2(1e300, 1.1));
+    let results = relaxed_simd_of(bytes, others, floats, doubles);
+    let lanes =
+        results.map(|result| [u64x2_extract_lane::<0>(result), u64x2_extract_lane::<1>(result)]);
+    lanes.iter().flatten().map(|lane| format!("{lane:016x}")).collect()
 }
 
 /// The outputs, of which one is always right.

@@ -1,0 +1,222 @@
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+
+use guesthouse_tests::artifacts::{Misbehave, run_host, temporary_folder, toxicity};
+use guesthouse_tests::entries::{Entry, Turns, alter};
+use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use serde_json::{Value, json};
+
+/// The length of an action at which the altered entries loop; the host passes four bytes more.
+const TRIGGER: usize = 77;
+const TRIGGER_BYTES: i32 = 81;
+
+/// A version of the misbehaving guest with an entry that is not the compiler's.
+fn altered(folder: &Path, misbehave: &Misbehave, entry: Entry) -> PathBuf {
+    let artifact = misbehave.pack(folder);
+    alter(&artifact, entry);
+    artifact
+}
+
+fn version(version: &'static str, composed: bool) -> Misbehave {
+    Misbehave { version, composed, ..Misbehave::default() }
+}
+
+fn ask(server: &Server, version: &str, action: &str) -> Answer {
+    let path = format!("/models/misbehave/versions/{version}/predict");
+    server.post(&path, &json!({ "action": action }))
+}
+
+fn refusal(server: &Server, version: &str) -> Value {
+    server.wait_for(version, |line| line["version"] == version && line["level"] == "ERROR")
+}
+
+#[test]
+fn a_start_function_that_never_ends_fails_its_deployment_and_holds_up_nobody() {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), 5000);
+    setup.config.push_str("start_seconds = 1\n");
+    let endless = Entry::Start(Turns::Endless);
+    setup.artifacts.extend([
+        altered(folder.path(), &version("2.0.0", false), endless),
+        altered(folder.path(), &version("3.0.0", true), endless),
+        altered(folder.path(), &version("4.0.0", false), Entry::StartTraps),
+        version("5.0.0", false).pack(folder.path()),
+    ]);
+    // It becomes ready, with what lies behind in the folder.
+    let server = Server::start(&setup);
+    for (version, reason) in [("2.0.0", "`start`"), ("3.0.0", "`start`"), ("4.0.0", "unreachable")]
+    {
+        let line = refusal(&server, version);
+        assert_eq!(line["step"], "preinit", "{line}");
+        assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
+        assert_eq!(ask(&server, version, "echo").error_code(), Some("not_ready"));
+    }
+    assert_eq!(ask(&server, "5.0.0", "echo").status, 200);
+
+    let late = altered(folder.path(), &version("6.0.0", true), endless);
+    let failed = server.deploy(&late);
+    assert_eq!(failed["state"], "failed", "{failed}");
+    let behind = server.deploy(&version("7.0.0", false).pack(folder.path()));
+    assert_eq!(behind["state"], "done", "{behind}");
+    server.assert_healthy();
+}
+
+#[test]
+fn a_start_function_that_never_ends_where_it_serves_ends_at_its_time() {
+    let folder = temporary_folder();
+    let state = Some(folder.path().join("state"));
+    // It can have the memory when it is compiled.
+    let grows = Entry::StartUnlessItGrows(1024);
+    let artifact = altered(folder.path(), &version("1.0.0", true), grows);
+    let good = version("2.0.0", false).pack(folder.path());
+    let artifacts = vec![toxicity("1.0.0"), artifact, good];
+    let config = |memory_mib: u32| {
+        format!(
+            "default_model = \"toxicity\"\n[limits]\nstart_seconds = 1\n\
+             [models.misbehave]\ninstance_memory_mib = {memory_mib}\n"
+        )
+    };
+    let setup = Setup { artifacts, state, config: config(128), ..Setup::default() };
+    let server = Server::start(&setup);
+    assert_eq!(ask(&server, "1.0.0", "echo").status, 200);
+    server.stop();
+
+    let server = Server::start(&Setup { config: config(32), ..setup });
+    let line = refusal(&server, "1.0.0");
+    assert_eq!(line["step"], "instance", "{line}");
+    assert_eq!(ask(&server, "1.0.0", "echo").error_code(), Some("not_ready"));
+    assert_eq!(ask(&server, "2.0.0", "echo").status, 200);
+    server.assert_healthy();
+    server.stop();
+}
+
+#[test]
+fn every_entry_of_a_call_ends_at_the_deadline() {
+    for composed in [false, true] {
+        let folder = temporary_folder();
+        let mut setup = Setup::misbehave(folder.path(), 500);
+        let realloc = Entry::Realloc(TRIGGER_BYTES, Turns::Endless);
+        let post_return = Entry::PostReturn(TRIGGER_BYTES, Turns::Endless);
+        setup.artifacts.extend([
+            altered(folder.path(), &version("2.0.0", composed), realloc),
+            altered(folder.path(), &version("3.0.0", composed), post_return),
+        ]);
+        let server = Server::start(&setup);
+        let long = "x".repeat(TRIGGER);
+        for version in ["2.0.0", "3.0.0"] {
+            let answer = ask(&server, version, &long);
+            let got = (answer.status, answer.error_code());
+            assert_eq!(got, (504, Some("deadline_exceeded")), "{version}: {answer:?}");
+            server.until("the next call", |server| ask(server, version, "echo").status == 200);
+        }
+        server.assert_healthy();
+    }
+}
+
+#[test]
+fn every_entry_of_a_call_ends_when_the_caller_leaves() {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), 30_000);
+    // One thread for each version: it takes another call only when the first one has ended.
+    setup.config.push_str("threads_per_version = 1\n");
+    let realloc = Entry::Realloc(TRIGGER_BYTES, Turns::Endless);
+    let post_return = Entry::PostReturn(TRIGGER_BYTES, Turns::Endless);
+    setup.artifacts.extend([
+        altered(folder.path(), &version("2.0.0", true), realloc),
+        altered(folder.path(), &version("3.0.0", true), post_return),
+    ]);
+    let server = Server::start(&setup);
+    let long = "x".repeat(TRIGGER);
+    for (version, action) in [("1.0.0", "spin"), ("2.0.0", &long), ("3.0.0", &long)] {
+        leave(&server, version, action);
+        let line = server
+            .wait_for(version, |line| line["target"] == "fault" && line["version"] == version);
+        assert_eq!(line["kind"], "cancelled", "{line}");
+        assert_eq!(ask(&server, version, "echo").status, 200, "{version}");
+    }
+    server.assert_healthy();
+}
+
+/// Ask, and leave as soon as the guest runs.
+fn leave(server: &Server, version: &str, action: &str) {
+    let body = json!({ "action": action }).to_string();
+    let before = server.thread_time("inference");
+    let mut connection = TcpStream::connect(server.address()).unwrap();
+    write!(
+        connection,
+        "POST /models/misbehave/versions/{version}/predict HTTP/1.1\r\nHost: localhost\r\n\
+         X-API-Key: {DEMO_KEY}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let enough = std::time::Duration::from_millis(50);
+    server.until("the guest runs", |server| server.thread_time("inference") > before + enough);
+}
+
+#[test]
+fn a_long_start_function_takes_no_inference_thread_from_callers() {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), 200);
+    // Every request takes the one instance, and the next one needs another.
+    setup.config.push_str("threads_per_version = 1\n[models.misbehave]\nisolation = \"fresh\"\n");
+    let long = Entry::Start(Turns::Count(700_000_000));
+    setup.artifacts =
+        vec![toxicity("1.0.0"), altered(folder.path(), &version("1.0.0", true), long)];
+    let server = Server::start(&setup);
+    let before = (server.thread_time("inference"), server.process_time());
+    let (mut answered, mut late) = (0, 0);
+    server.until("answers", |server| {
+        let answer = ask(server, "1.0.0", "echo");
+        match (answer.status, answer.error_code()) {
+            (200, _) => answered += 1,
+            (504, Some("deadline_exceeded")) => late += 1,
+            _ => panic!("{answer:?}"),
+        }
+        answered == 3
+    });
+    assert!(late > 0, "an instance takes longer than a caller waits");
+    let inference = server.thread_time("inference") - before.0;
+    let all = server.process_time() - before.1;
+    assert!(inference < all / 4, "inference threads ran for {inference:?} of {all:?}");
+    server.assert_healthy();
+}
+
+#[test]
+fn init_and_predict_mean_the_same_by_relaxed_simd() {
+    for composed in [false, true] {
+        let folder = temporary_folder();
+        let artifacts = vec![version("1.0.0", composed).pack(folder.path())];
+        let server = Server::start(&Setup { artifacts, ..Setup::default() });
+        let answer = ask(&server, "1.0.0", "relaxed-simd");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let (in_init, in_predict) = answer.body["done"].as_str().unwrap().split_once(' ').unwrap();
+        assert_eq!(in_init.len(), 320);
+        assert_eq!(in_init, in_predict);
+        server.stop();
+    }
+}
+
+#[test]
+fn pack_refuses_a_guest_whose_start_function_traps() {
+    let folder = temporary_folder();
+    let component = folder.path().join("component.wasm");
+    let guest = guesthouse_tests::environment::guests().join("misbehave.wasm");
+    std::fs::copy(guest, &component).unwrap();
+    alter(&component, Entry::StartTraps);
+    // For its manifest and its golden examples.
+    Misbehave::default().pack(folder.path());
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let output = run_host(&[
+        "pack",
+        "--manifest",
+        &path("manifest-1.0.0-well.toml"),
+        "--component",
+        &component.to_string_lossy(),
+        "--output",
+        &path("never.wasm"),
+    ]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("`start` function trapped"), "{text}");
+}
