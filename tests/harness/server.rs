@@ -38,6 +38,10 @@ pub struct Setup {
     pub log: Option<String>,
     /// At which change of a file the server ends, or its disk is full: `kill:3`, `full:3`.
     pub failpoint: Option<String>,
+    /// Further arguments of `serve`.
+    pub arguments: Vec<String>,
+    /// Further variables of its environment.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -182,6 +186,17 @@ impl Server {
             server.log.find(message, |line| line["message"] == message)?;
         }
         Some(server)
+    }
+
+    /// What a server says that does not start.
+    ///
+    /// # Panics
+    /// It starts.
+    pub fn refusal(setup: &Setup) -> String {
+        match Self::launch(setup, |_repository| {}) {
+            Ok(_) => panic!("the server has started"),
+            Err(why) => why,
+        }
     }
 
     /// Where it listens.
@@ -548,6 +563,9 @@ fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Chil
     command.args(["--grpc-listen", "127.0.0.1:0"]);
     command.args(["--log", setup.log.as_deref().unwrap_or("info"), "--log-format", "json"]);
     command.envs(setup.failpoint.iter().map(|failpoint| ("GUESTHOUSE_FAILPOINT", failpoint)));
+    command
+        .args(&setup.arguments)
+        .envs(setup.environment.iter().map(|(name, value)| (name, value)));
     command.arg("--config").arg(config);
     command.arg("--repository").arg(repository).arg("--state").arg(state);
     // Both to the same reader, as under most service managers.
@@ -570,6 +588,17 @@ fn send_signal(child: &Child, signal: Signal) {
     kill_process(pid(child), signal).expect("the server is running");
 }
 
+/// Remove what is deployed from a state folder, and leave what is compiled.
+fn forget_deployed(state: &Path) -> std::io::Result<()> {
+    let ignore_absent = |outcome: std::io::Result<()>| match outcome {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    ignore_absent(fs::remove_file(state.join("ledger.redb")))?;
+    ignore_absent(fs::remove_file(state.join("ledger.head")))?;
+    ignore_absent(fs::remove_dir_all(state.join("artifacts")))
+}
+
 /// Link the state in which every packed artifact is compiled; make it first, once a run.
 fn copy_warm_state(to: &Path) {
     static WARM: OnceLock<PathBuf> = OnceLock::new();
@@ -578,10 +607,7 @@ fn copy_warm_state(to: &Path) {
         let config = environment::models().join("demo.toml");
         // What was deployed here before may have been packed anew since; what is compiled is found by
         // its bytes, whatever the ledger says.
-        match fs::remove_file(state.join("ledger.redb")) {
-            Err(error) if error.kind() != ErrorKind::NotFound => panic!("the old ledger: {error}"),
-            _ => {}
-        }
+        forget_deployed(&state).expect("what was deployed can be removed");
         let (mut child, log) =
             spawn(&config, &environment::repository(), &state, &Setup::default());
         log.wait_for("ready", 0, |line| line["message"] == "ready");
