@@ -165,12 +165,23 @@ fn find(path: &Path, noted: Option<&Noted>) -> Result<Found, LedgerError> {
 
 /// Read all of a ledger from a copy; the entry with the number `named` as well.
 fn try_open(file: File, named: u64) -> Result<Found, LedgerError> {
+    try_open_with(file, named, |_transaction| Ok(()))
+}
+
+/// The same; `look` is shown all of it.
+fn try_open_with(
+    file: File,
+    named: u64,
+    look: impl FnOnce(&ReadTransaction) -> Result<(), LedgerError>,
+) -> Result<Found, LedgerError> {
     let trial = || {
         let copy =
             ScratchCopy::new(file).map_err(|error| LedgerError::Store(Box::new(error.into())))?;
         let database = builder().create_with_backend(copy)?;
         let had_head = upgrade(&database)?;
-        let held = read_all(&database.begin_read()?, named)?;
+        let transaction = database.begin_read()?;
+        let held = read_all(&transaction, named)?;
+        look(&transaction)?;
         Ok(Held { had_head, ..held })
     };
     // Nothing of a trial that has panicked is used again.
@@ -407,32 +418,29 @@ impl<'a> Flippable<'a> {
     }
 }
 
+/// All rows that a start would serve, read in the way of the trial.
 #[cfg(test)]
 fn content_of(file: &File, noted: &Noted) -> Option<Vec<String>> {
     let named = noted.head.as_ref().unwrap().sequence;
-    let found = try_open(file.try_clone().unwrap(), named).ok()?;
-    if judge(&found, Some(noted), true) != Verdict::Continue {
-        return None;
-    }
-    // What a start that goes on would serve.
-    let copy = ScratchCopy::new(file.try_clone().unwrap()).unwrap();
-    let database = builder().create_with_backend(copy).unwrap();
-    let transaction = database.begin_read().unwrap();
-    let mut rows = vec![format!("{:?}", position(&transaction).unwrap())];
-    for table in [MODELS, KEYS] {
-        for row in transaction.open_table(table).unwrap().iter().unwrap() {
-            let (key, value) = row.unwrap();
-            rows.push(format!("{} {}", key.value(), value.value()));
+    let mut rows = Vec::new();
+    let found = try_open_with(file.try_clone().unwrap(), named, |transaction| {
+        rows.push(format!("{:?}", position(transaction)?));
+        for table in [MODELS, KEYS] {
+            for row in transaction.open_table(table)?.iter()? {
+                let (key, value) = row?;
+                rows.push(format!("{} {}", key.value(), value.value()));
+            }
         }
-    }
-    for row in transaction.open_table(AUDIT).unwrap().iter().unwrap() {
-        rows.push(row.unwrap().1.value().to_owned());
-    }
-    for row in transaction.open_table(ANSWERS).unwrap().iter().unwrap() {
-        let (key, value) = row.unwrap();
-        rows.push(format!("{} {:?}", key.value(), value.value()));
-    }
-    Some(rows)
+        for row in transaction.open_table(AUDIT)?.iter()? {
+            rows.push(row?.1.value().to_owned());
+        }
+        for row in transaction.open_table(ANSWERS)?.iter()? {
+            let (key, value) = row?;
+            rows.push(format!("{} {:?}", key.value(), value.value()));
+        }
+        Ok(())
+    });
+    (judge(&found.ok()?, Some(noted), true) == Verdict::Continue).then_some(rows)
 }
 
 /// Bring a ledger that an earlier host wrote to what this one writes; whether there was a head file.

@@ -371,24 +371,56 @@ fn a_folder_with_artifacts_and_without_a_ledger_is_not_new() {
     drop(Ledger::open(new.path(), true, OnLoss::Refuse).unwrap());
 }
 
+/// The bits to flip: all of those in blocks in which there is anything, and of each block of zeros one,
+/// another one each time.
+fn telling_bits(bytes: &[u8]) -> Vec<usize> {
+    const BLOCK: usize = 32;
+    let blocks = bytes.chunks(BLOCK).enumerate();
+    let of_block = |(number, block): (usize, &[u8])| {
+        let (start, bits) = (number * BLOCK * 8, block.len() * 8);
+        if block.iter().any(|byte| *byte != 0) {
+            (start..start + bits).collect::<Vec<_>>()
+        } else {
+            vec![start + number * 37 % bits]
+        }
+    };
+    blocks.flat_map(of_block).collect()
+}
+
 #[test]
 fn every_flipped_bit_is_noticed_or_harmless() {
+    flip(telling_bits);
+}
+
+#[test]
+#[ignore = "takes long; finds nothing more than the one above"]
+fn every_flipped_bit_of_all_is_noticed_or_harmless() {
+    flip(|bytes| (0..bytes.len() * 8).collect());
+}
+
+fn flip(choose: impl Fn(&[u8]) -> Vec<usize>) {
     let folder = tempfile::tempdir().unwrap();
-    revoked_last(folder.path());
+    let ledger = open(folder.path());
+    ledger.commit(&change("promote"), &state(1), Some(&request("a")), "answer").unwrap();
+    ledger.commit_key(&key_change("ann"), 2, None, "").unwrap();
+    let mut revoke = KeyChange { operation: "revoke_key", ..key_change("ann") };
+    revoke.key.revoked = Some(revoke.key.created);
+    ledger.commit_key(&revoke, 3, None, "").unwrap();
+    drop(ledger);
     let bytes = fs::read(folder.path().join("ledger.redb")).unwrap();
     let noted = head::Noted::read(folder.path()).unwrap().unwrap();
     let whole = open::logical_content(&bytes, &noted).unwrap();
-    std::panic::set_hook(Box::new(|_panic| {}));
+    let bits = choose(&bytes);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let (bytes, noted, whole) = (&bytes, &noted, &whole);
+    let (bytes, noted, whole, bits) = (&bytes, &noted, &whole, &bits);
     let refused: usize = std::thread::scope(|scope| {
         let shards: Vec<_> = (0..threads)
             .map(|shard| {
                 scope.spawn(move || {
                     let file = open::Flippable::new(bytes);
                     let mut refused = 0;
-                    for bit in (shard..bytes.len() * 8).step_by(threads) {
-                        match file.flipped(bit, noted) {
+                    for bit in bits.iter().skip(shard).step_by(threads) {
+                        match file.flipped(*bit, noted) {
                             None => refused += 1,
                             Some(content) => assert!(content == *whole, "bit {bit}"),
                         }
@@ -399,8 +431,7 @@ fn every_flipped_bit_is_noticed_or_harmless() {
             .collect();
         shards.into_iter().map(|shard| shard.join().unwrap()).sum()
     });
-    let _ = std::panic::take_hook();
-    assert!(refused > 1000, "{refused}");
+    assert!(refused > 1000, "{refused} of {}", bits.len());
 }
 
 #[test]
