@@ -12,6 +12,7 @@ pub mod encoding;
 pub mod environment;
 pub mod grpc;
 pub mod server;
+mod state;
 
 pub use client::{Answer, DEMO_KEY};
 pub use rustix::process::Signal;

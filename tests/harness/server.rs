@@ -1,7 +1,7 @@
 //! One server for one test: its own port, repository and state, ended with the test.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, ErrorKind, PipeReader};
+use std::io::{BufRead as _, BufReader, PipeReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -145,7 +145,7 @@ impl Server {
         Self::launch(setup, meddle).unwrap_or_else(|why| panic!("{why}"))
     }
 
-    fn launch(setup: &Setup, meddle: impl FnOnce(&Path)) -> Result<Self, String> {
+    pub(crate) fn launch(setup: &Setup, meddle: impl FnOnce(&Path)) -> Result<Self, String> {
         let folder = artifacts::temporary_folder();
         let repository = folder.path().join("repository");
         fs::create_dir(&repository).expect("the scratch folder is writable");
@@ -186,17 +186,6 @@ impl Server {
             server.log.find(message, |line| line["message"] == message)?;
         }
         Some(server)
-    }
-
-    /// What a server says that does not start.
-    ///
-    /// # Panics
-    /// It starts.
-    pub fn refusal(setup: &Setup) -> String {
-        match Self::launch(setup, |_repository| {}) {
-            Ok(_) => panic!("the server has started"),
-            Err(why) => why,
-        }
     }
 
     /// Where it listens.
@@ -573,7 +562,6 @@ fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Chil
     let outputs = (writer.try_clone().expect("a pipe can be shared"), writer);
     let child = command.stdout(outputs.0).stderr(outputs.1).spawn();
     let child = child.expect("the host program can be run");
-    // The writing ends in here: without them, the reader sees the end.
     drop(command);
     let log = Arc::new(Log::default());
     log.follow(reader);
@@ -588,26 +576,13 @@ fn send_signal(child: &Child, signal: Signal) {
     kill_process(pid(child), signal).expect("the server is running");
 }
 
-/// Remove what is deployed from a state folder, and leave what is compiled.
-fn forget_deployed(state: &Path) -> std::io::Result<()> {
-    let ignore_absent = |outcome: std::io::Result<()>| match outcome {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    ignore_absent(fs::remove_file(state.join("ledger.redb")))?;
-    ignore_absent(fs::remove_file(state.join("ledger.head")))?;
-    ignore_absent(fs::remove_dir_all(state.join("artifacts")))
-}
-
 /// Link the state in which every packed artifact is compiled; make it first, once a run.
 fn copy_warm_state(to: &Path) {
     static WARM: OnceLock<PathBuf> = OnceLock::new();
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");
         let config = environment::models().join("demo.toml");
-        // What was deployed here before may have been packed anew since; what is compiled is found by
-        // its bytes, whatever the ledger says.
-        forget_deployed(&state).expect("what was deployed can be removed");
+        crate::state::forget_deployed(&state).expect("what was deployed can be removed");
         let (mut child, log) =
             spawn(&config, &environment::repository(), &state, &Setup::default());
         log.wait_for("ready", 0, |line| line["message"] == "ready");
