@@ -28,6 +28,7 @@ pub(crate) use file::{copy_limited, open_regular};
 pub use golden::{GoldenExample, Tolerances};
 pub use manifest::{Descriptor, Manifest};
 pub use pack::{PackError, add_signature, draft};
+pub use sections::CONTRACT_VERSION;
 
 use crate::model::{Signature, SignatureError, VersionId};
 use sections::Sections;
@@ -140,6 +141,16 @@ pub enum ArtifactError {
     /// It is a component, but not a guest.
     #[error("it is a component of another world: {0}")]
     WrongWorld(String),
+    /// It is a guest of a release with another contract.
+    #[error(
+        "it was made for the contract guesthouse:model@{version}, and this release has \
+         guesthouse:model@{CONTRACT_VERSION}: build and pack it again with this release, and deploy it as \
+         a new version, or under the same number after undeploying this one"
+    )]
+    OtherContract {
+        /// The contract's version that it says.
+        version: String,
+    },
     /// It is a guest, but not packed: what `guesthouse pack` adds is missing or damaged.
     #[error("it is not a packed artifact: {0}")]
     NotPacked(String),

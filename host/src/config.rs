@@ -31,6 +31,7 @@ pub use transport::{CorsFile, Origins, ProxyFile, TlsFile, TrustedProxies};
 pub use watch::{CaptureFile, TracingFile};
 
 use crate::keys::Key;
+use crate::ledger::OnLoss;
 use crate::model::ModelName;
 use crate::observe::capture::CaptureSettings;
 use crate::observe::trace::TraceSettings;
@@ -138,6 +139,18 @@ pub struct Settings {
     pub models: BTreeMap<ModelName, ModelLimits>,
     /// All other bounds.
     pub limits: Limits,
+    /// What only the command line says, and only a start looks at.
+    pub start: StartOptions,
+}
+
+/// How a server starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StartOptions {
+    /// Whether the ledger may have lost changes.
+    pub on_ledger_loss: OnLoss,
+    /// Whether this is the demonstration: everybody knows its keys, and what it serves is in its
+    /// repository folder, so a state folder that an older release has left need not be taken over.
+    pub is_demo: bool,
 }
 
 /// What keeps a caller with a version while weights grow: the value of a header, or of a field of the
@@ -278,6 +291,7 @@ impl ConfigFile {
             answers: self.idempotency.settle()?,
             models,
             limits,
+            start: StartOptions::default(),
         })
     }
 }

@@ -84,6 +84,7 @@ impl Control {
     ) -> Result<Self, LedgerError> {
         let registry = Arc::new(Registry::new(ledger.models()?));
         let keys = Arc::new(Keys::default());
+        keys.refuse(ledger.revoked_keys());
         keys.replace_stored(ledger.keys()?);
         let (revision, audit_head) = ledger.head()?;
         tracing::info!(revision, %audit_head, "ledger opened");
@@ -315,6 +316,8 @@ impl Control {
         if !head.is_unsure {
             return Ok(());
         }
+        // From here on, what the ledger says is acknowledged.
+        self.ledger.settle()?;
         let states = self.ledger.models()?;
         let (revision, hash) = self.ledger.head()?;
         self.keys.replace_stored(self.ledger.keys()?);

@@ -10,7 +10,7 @@ mod record;
 mod scope;
 mod secret;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -135,9 +135,13 @@ pub struct Keys {
     failures: AuthFailures,
 }
 
-/// By where their hashes are looked for.
 #[derive(Default)]
-struct Table(HashMap<u64, Vec<Arc<Caller>>>);
+struct Table {
+    /// By where their hashes are looked for.
+    callers: HashMap<u64, Vec<Arc<Caller>>>,
+    /// Hashes of keys that were revoked, whether any list has them or not.
+    revoked: Arc<HashSet<KeyHash>>,
+}
 
 #[derive(Debug, Default, Clone)]
 struct Sources {
@@ -145,6 +149,7 @@ struct Sources {
     /// How often keys may ask that say nothing of it.
     general: Option<Rate>,
     stored: Vec<StoredKey>,
+    revoked: Arc<HashSet<KeyHash>>,
 }
 
 impl fmt::Debug for Keys {
@@ -166,8 +171,8 @@ impl Keys {
     ) -> Result<(), SameKey> {
         let mut sources = self.lock();
         sources.check(&configured)?;
-        let stored = std::mem::take(&mut sources.stored);
-        self.publish(&mut sources, Sources { configured, general, stored });
+        let (stored, revoked) = (std::mem::take(&mut sources.stored), sources.revoked.clone());
+        self.publish(&mut sources, Sources { configured, general, stored, revoked });
         Ok(())
     }
 
@@ -183,8 +188,16 @@ impl Keys {
     pub fn replace_stored(&self, stored: Vec<StoredKey>) {
         let mut sources = self.lock();
         let configured = std::mem::take(&mut sources.configured);
-        let general = sources.general;
-        self.publish(&mut sources, Sources { configured, general, stored });
+        let (general, revoked) = (sources.general, sources.revoked.clone());
+        self.publish(&mut sources, Sources { configured, general, stored, revoked });
+    }
+
+    /// Refuse keys with these hashes as revoked, also if the ledger does not know them, or no longer
+    /// that they were revoked.
+    pub fn refuse(&self, revoked: HashSet<KeyHash>) {
+        let mut sources = self.lock();
+        let new = Sources { revoked: Arc::new(revoked), ..std::mem::take(&mut *sources) };
+        self.publish(&mut sources, new);
     }
 
     /// The keys of the configuration.
@@ -200,7 +213,11 @@ impl Keys {
     /// Whether any key has a scope like this, be it expired by now.
     pub fn any(&self, wanted: impl Fn(&Scopes) -> bool) -> bool {
         let table = self.table.load();
-        table.0.values().flatten().any(|caller| !caller.is_revoked && wanted(&caller.key.scopes))
+        table
+            .callers
+            .values()
+            .flatten()
+            .any(|caller| !caller.is_revoked && wanted(&caller.key.scopes))
     }
 
     /// How often callers were not let in.
@@ -260,10 +277,11 @@ impl Sources {
 impl Table {
     /// The table of these, with what is left of rates as it was.
     fn new(sources: &Sources, old: &Self) -> Self {
-        let mut table = HashMap::<u64, Vec<_>>::new();
+        let mut callers = HashMap::<u64, Vec<_>>::new();
         let configured = sources.configured.iter().map(|key| (key, false));
         let stored = sources.stored.iter().map(|stored| (&stored.key, stored.revoked.is_some()));
         for (key, is_revoked) in configured.chain(stored) {
+            let is_revoked = is_revoked || sources.revoked.contains(&key.sha256);
             let rate = key.rate.or(sources.general).filter(|_| !is_revoked);
             let bucket = rate.map(|rate| {
                 let held = old.matching(key.sha256).find_map(|caller| caller.bucket.clone());
@@ -271,18 +289,21 @@ impl Table {
                 held.unwrap_or_else(|| Arc::new(Bucket::new(rate)))
             });
             let caller = Caller { key: key.clone(), is_revoked, bucket };
-            table.entry(key.sha256.place()).or_default().push(Arc::new(caller));
+            callers.entry(key.sha256.place()).or_default().push(Arc::new(caller));
         }
-        Self(table)
+        Self { callers, revoked: Arc::clone(&sources.revoked) }
     }
 
     fn matching(&self, hash: KeyHash) -> impl Iterator<Item = &Arc<Caller>> {
-        let near = self.0.get(&hash.place()).into_iter().flatten();
+        let near = self.callers.get(&hash.place()).into_iter().flatten();
         near.filter(move |caller| caller.key.sha256 == hash)
     }
 
-    /// A key that was revoked is never good again, whatever the configuration says.
+    /// A key that was revoked is never good again, whatever the configuration or the ledger says.
     fn find(&self, hash: KeyHash, now: SystemTime) -> Result<Arc<Caller>, AuthFailure> {
+        if self.revoked.contains(&hash) {
+            return Err(AuthFailure::Revoked);
+        }
         let mut found = Err(AuthFailure::Unknown);
         for caller in self.matching(hash) {
             if caller.is_revoked {

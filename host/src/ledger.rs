@@ -3,17 +3,20 @@
 //!
 //! One file of redb, a transactional store: a change is in it with its entry in the audit log and the
 //! answer to its caller, or not at all, whatever happens to the process or the machine. Each entry
-//! carries the hash of the one before, so that nothing can be taken out or altered unnoticed; what is
-//! cut off at the end shows only to who has noted the last hash, which is why it is told wherever the
-//! revision is.
+//! carries the hash of the one before, so that nothing can be taken out or altered unnoticed. What is
+//! cut off at the end is noticed by the head file (see `head`), in which each change is noted after its
+//! commit and before it is acknowledged. How a ledger is checked at the start, and what happens if it
+//! has lost something, is in `open`.
 
 mod entry;
+mod head;
+mod open;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::UNIX_EPOCH;
 
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
@@ -24,9 +27,11 @@ use sha2::{Digest as _, Sha256};
 
 use self::entry::no_hash;
 pub use self::entry::{Author, Change, Entry, KeyChange, KeySubject, check_chain};
+use self::head::{Head, HeadFile};
+pub use self::open::OnLoss;
 
-use crate::durable::DatabaseFile;
-use crate::keys::StoredKey;
+use crate::clock;
+use crate::keys::{KeyHash, StoredKey};
 use crate::model::ModelName;
 use crate::rollout::ModelState;
 
@@ -42,7 +47,7 @@ const AUDIT: TableDefinition<'_, u64, &str> = TableDefinition::new("audit");
 /// By caller and idempotency key: when, what was asked (a hash), and the answer.
 const ANSWERS: TableDefinition<'_, &str, (u64, &str, &str)> = TableDefinition::new("answers");
 
-/// `format` and `revision`.
+/// `format`, `revision`, and `writes`: how many transactions were committed since there is a head file.
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 
 /// What this module reads and writes.
@@ -60,27 +65,43 @@ const MAX_ANSWERS: usize = 1000;
 /// The most entries that are looked at for one question: changes wait meanwhile.
 const MAX_LOOKED_AT: usize = 10_000;
 
-/// How many entries, from the last one back, are checked at the start.
-const CHECKED_ENTRIES: usize = 1000;
-
 /// The ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The store says so.
     #[error("use the ledger")]
     Store(#[source] Box<redb::Error>),
-    /// It is of another format, or was altered.
+    /// It was altered.
     #[error("trust the ledger: {0}")]
     Untrusted(String),
+    /// A later host wrote it, or nobody did.
+    #[error("understand the ledger: its format is {0}, not {FORMAT}")]
+    Format(u64),
+    /// Changes that were acknowledged are not in it.
+    #[error(
+        "trust the ledger: {0}. Put a newer copy of the state folder in place, or start once with \
+         --accept-ledger-loss to go on with what is left: the audit log will say so, and keys whose \
+         revocation is known stay revoked"
+    )]
+    Lost(String),
+    /// What belongs to it cannot be read or written.
+    #[error("use {0:?}")]
+    File(PathBuf, #[source] io::Error),
 }
 
 impl LedgerError {
     /// Whether the disk is full, or this user's part of it.
     pub fn is_full(&self) -> bool {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let Self::Store(error) = self else { return false };
-        matches!(&**error, redb::Error::Io(error)
-            if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge))
+        let error = match self {
+            Self::Store(error) => match &**error {
+                redb::Error::Io(error) => error,
+                _ => return false,
+            },
+            Self::File(_, error) => error,
+            Self::Untrusted(_) | Self::Format(_) | Self::Lost(_) => return false,
+        };
+        matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
     }
 }
 
@@ -139,37 +160,19 @@ pub enum Before {
 /// The durable record of what is served.
 pub struct Ledger {
     path: PathBuf,
+    files: Mutex<Files>,
+}
+
+struct Files {
     /// None while it could not be opened again after an error.
-    database: Mutex<Option<Database>>,
+    database: Option<Database>,
+    head: HeadFile,
 }
 
 impl Ledger {
-    /// Open the ledger, or begin one.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
-    pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        let database = open(path)?;
-        let ledger = Self { path: path.to_owned(), database: Mutex::new(Some(database)) };
-        let entries = ledger.history(None, None, CHECKED_ENTRIES)?;
-        check_chain(&entries).map_err(LedgerError::Untrusted)?;
-        ledger.check_ends(&entries)?;
-        Ok(ledger)
-    }
-
-    /// Whether the log begins where it has to and ends where the state is.
-    fn check_ends(&self, entries: &[Entry]) -> Result<(), LedgerError> {
-        let revision = self.read(|transaction| {
-            let numbers = transaction.open_table(NUMBERS)?;
-            Ok(numbers.get("revision")?.map_or(0, |revision| revision.value()))
-        })?;
-        let first = entries.last().map_or(1, |entry| entry.sequence);
-        let begins = entries.len() == CHECKED_ENTRIES || first == 1;
-        let ends = entries.first().map_or(0, |entry| entry.revision) == revision;
-        if begins && ends {
-            return Ok(());
-        }
-        Err(LedgerError::Untrusted("a part of the audit log is missing".to_owned()))
+    /// The hashes of all keys that are known to have been revoked, also if the ledger lost that.
+    pub fn revoked_keys(&self) -> HashSet<KeyHash> {
+        self.files().head.revoked()
     }
 
     /// Every model's state.
@@ -177,19 +180,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`].
     pub fn models(&self) -> Result<BTreeMap<ModelName, ModelState>, LedgerError> {
-        self.read(|transaction| {
-            let mut models = BTreeMap::new();
-            for row in transaction.open_table(MODELS)?.iter()? {
-                let (name, state) = row?;
-                let wrong =
-                    |what: String| LedgerError::Untrusted(format!("a model's state: {what}"));
-                let name = name.value().parse::<ModelName>().map_err(|e| wrong(e.to_string()))?;
-                let state =
-                    serde_json::from_str(state.value()).map_err(|e| wrong(e.to_string()))?;
-                models.insert(name, state);
-            }
-            Ok(models)
-        })
+        self.read(models_of)
     }
 
     /// Every key, revoked ones included, the oldest first.
@@ -197,17 +188,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`].
     pub fn keys(&self) -> Result<Vec<StoredKey>, LedgerError> {
-        let mut keys = self.read(|transaction| {
-            let mut keys = Vec::new();
-            for row in transaction.open_table(KEYS)?.iter()? {
-                let (id, json) = row?;
-                let key = serde_json::from_str::<StoredKey>(json.value());
-                keys.push(key.map_err(|error| {
-                    LedgerError::Untrusted(format!("the key {}: {error}", id.value()))
-                })?);
-            }
-            Ok(keys)
-        })?;
+        let mut keys = self.read(keys_of)?;
         keys.sort_by(|one, other| (one.created, &one.id).cmp(&(other.created, &other.id)));
         Ok(keys)
     }
@@ -231,24 +212,7 @@ impl Ledger {
         before: Option<u64>,
         limit: usize,
     ) -> Result<Vec<Entry>, LedgerError> {
-        self.read(|transaction| {
-            let table = transaction.open_table(AUDIT)?;
-            let mut entries = Vec::new();
-            let rows = table.range(..before.unwrap_or(u64::MAX))?.rev();
-            for row in rows.take(MAX_LOOKED_AT) {
-                if entries.len() >= limit {
-                    break;
-                }
-                let (number, json) = row?;
-                let entry: Entry = serde_json::from_str(json.value()).map_err(|error| {
-                    LedgerError::Untrusted(format!("entry {}: {error}", number.value()))
-                })?;
-                if model.is_none() || entry.model.as_ref() == model {
-                    entries.push(entry);
-                }
-            }
-            Ok(entries)
-        })
+        self.read(|transaction| history_of(transaction, model, before, limit))
     }
 
     /// Whether this was asked before.
@@ -284,7 +248,7 @@ impl Ledger {
         request: Option<&Request>,
         answer: &str,
     ) -> Result<Entry, LedgerError> {
-        self.write(|transaction| {
+        self.write(None, |transaction| {
             let json = serde_json::to_string(state).expect("a state is JSON");
             transaction.open_table(MODELS)?.insert(change.model.as_str(), json.as_str())?;
             transaction.open_table(NUMBERS)?.insert("revision", state.revision)?;
@@ -306,13 +270,14 @@ impl Ledger {
         request: Option<&Request>,
         answer: &str,
     ) -> Result<Entry, LedgerError> {
-        self.write(|transaction| {
+        let revoked = change.key.revoked.map(|_time| change.key.key.sha256);
+        self.write(revoked, |transaction| {
             let mut keys = transaction.open_table(KEYS)?;
-            let json = serde_json::to_string(&change.key).expect("a key is JSON");
-            keys.insert(change.key.id.as_str(), json.as_str())?;
+            put_key(&mut keys, &change.key)?;
             for id in &change.forgotten {
                 keys.remove(id.as_str())?;
             }
+            drop(keys);
             transaction.open_table(NUMBERS)?.insert("revision", revision)?;
             if let Some(request) = request {
                 remember(transaction, request, answer)?;
@@ -326,7 +291,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`].
     pub fn remember(&self, request: &Request, answer: &str) -> Result<(), LedgerError> {
-        self.write(|transaction| remember(transaction, request, answer))
+        self.write(None, |transaction| remember(transaction, request, answer))
     }
 
     /// Write down an attempt that failed.
@@ -334,7 +299,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`].
     pub fn note_failure(&self, change: &Change) -> Result<Entry, LedgerError> {
-        self.write(|transaction| {
+        self.write(None, |transaction| {
             let numbers = transaction.open_table(NUMBERS)?;
             let revision = numbers.get("revision")?.map_or(0, |revision| revision.value());
             drop(numbers);
@@ -342,70 +307,206 @@ impl Ledger {
         })
     }
 
+    /// Note what the ledger says in the head file, if an error has kept that from being done. Before,
+    /// what it says must not be acknowledged.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn settle(&self) -> Result<(), LedgerError> {
+        let mut files = self.files();
+        let read = |database: &Database| {
+            let transaction = database.begin_read()?;
+            Ok((position(&transaction)?, keys_of(&transaction)?))
+        };
+        let (head, keys) = self.with(&mut files, read)?;
+        files.head.reconcile(head, revoked(&keys)).map_err(|error| self.head_error(error))
+    }
+
     fn read<T>(
         &self,
         read: impl FnOnce(&ReadTransaction) -> Result<T, LedgerError>,
     ) -> Result<T, LedgerError> {
-        self.with(|database| read(&database.begin_read()?))
+        self.with(&mut self.files(), |database| read(&database.begin_read()?))
     }
 
     fn write<T>(
         &self,
+        revoked: Option<KeyHash>,
         write: impl FnOnce(&WriteTransaction) -> Result<T, LedgerError>,
     ) -> Result<T, LedgerError> {
-        self.with(|database| {
+        let mut files = self.files();
+        files.head.reserve().map_err(|error| self.head_error(error))?;
+        let (written, head) = self.with(&mut files, |database| {
             let transaction = database.begin_write()?;
             let written = write(&transaction)?;
+            let head = seal(&transaction)?;
             transaction.commit()?;
-            Ok(written)
-        })
+            Ok((written, head))
+        })?;
+        files.head.append(head, revoked).map_err(|error| self.head_error(error))?;
+        Ok(written)
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn head_error(&self, error: io::Error) -> LedgerError {
+        LedgerError::File(self.path.with_file_name(head::NAME), error)
     }
 
     /// After an error of the disk, redb wants to be opened again; the last change that was whole is
     /// what it then finds.
     fn with<T>(
         &self,
+        files: &mut Files,
         work: impl FnOnce(&Database) -> Result<T, LedgerError>,
     ) -> Result<T, LedgerError> {
-        let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
-        if database.is_none() {
-            *database = Some(open(&self.path)?);
+        if files.database.is_none() {
+            files.database = Some(open::reopen(&self.path, files.head.head())?);
         }
-        let outcome = work(database.as_ref().expect("it was just opened"));
+        let outcome = work(files.database.as_ref().expect("it was just opened"));
         if matches!(outcome, Err(LedgerError::Store(_))) {
-            *database = None;
+            files.database = None;
         }
         outcome
     }
 }
 
-fn open(path: &Path) -> Result<Database, LedgerError> {
-    let database = Database::builder().create_with_backend(DatabaseFile::open(path)?)?;
-    let is_new = {
-        let transaction = database.begin_read()?;
-        transaction.list_tables()?.next().is_none()
-    };
-    if is_new {
-        let transaction = database.begin_write()?;
-        transaction.open_table(NUMBERS)?.insert("format", FORMAT)?;
-        transaction.open_table(MODELS)?;
-        transaction.open_table(KEYS)?;
-        transaction.open_table(AUDIT)?;
-        transaction.open_table(ANSWERS)?;
-        transaction.commit()?;
+fn models_of(
+    transaction: &ReadTransaction,
+) -> Result<BTreeMap<ModelName, ModelState>, LedgerError> {
+    let mut models = BTreeMap::new();
+    for row in transaction.open_table(MODELS)?.iter()? {
+        let (name, state) = row?;
+        let wrong = |what: String| LedgerError::Untrusted(format!("a model's state: {what}"));
+        let name = name.value().parse::<ModelName>().map_err(|e| wrong(e.to_string()))?;
+        let state = serde_json::from_str(state.value()).map_err(|e| wrong(e.to_string()))?;
+        models.insert(name, state);
     }
-    let format = database.begin_read()?.open_table(NUMBERS)?.get("format")?;
-    match format.map(|format| format.value()) {
-        Some(FORMAT) => Ok(database),
-        Some(FORMAT_WITHOUT_KEYS) => {
-            let transaction = database.begin_write()?;
-            transaction.open_table(KEYS)?;
-            transaction.open_table(NUMBERS)?.insert("format", FORMAT)?;
-            transaction.commit()?;
-            Ok(database)
+    Ok(models)
+}
+
+fn keys_of(transaction: &ReadTransaction) -> Result<Vec<StoredKey>, LedgerError> {
+    let mut keys = Vec::new();
+    for row in transaction.open_table(KEYS)?.iter()? {
+        let (id, json) = row?;
+        let key = serde_json::from_str::<StoredKey>(json.value());
+        keys.push(
+            key.map_err(|error| {
+                LedgerError::Untrusted(format!("the key {}: {error}", id.value()))
+            })?,
+        );
+    }
+    Ok(keys)
+}
+
+fn history_of(
+    transaction: &ReadTransaction,
+    model: Option<&ModelName>,
+    before: Option<u64>,
+    limit: usize,
+) -> Result<Vec<Entry>, LedgerError> {
+    let table = transaction.open_table(AUDIT)?;
+    let mut entries = Vec::new();
+    let rows = table.range(..before.unwrap_or(u64::MAX))?.rev();
+    for row in rows.take(MAX_LOOKED_AT) {
+        if entries.len() >= limit {
+            break;
         }
-        other => Err(LedgerError::Untrusted(format!("its format is {other:?}, not {FORMAT}"))),
+        let (number, json) = row?;
+        let entry = parse_entry(number.value(), json.value())?;
+        if model.is_none() || entry.model.as_ref() == model {
+            entries.push(entry);
+        }
     }
+    Ok(entries)
+}
+
+/// Where the ledger is.
+fn position(transaction: &ReadTransaction) -> Result<Head, LedgerError> {
+    position_of(
+        &transaction.open_table(NUMBERS)?,
+        &transaction.open_table(AUDIT)?,
+        [&transaction.open_table(MODELS)?, &transaction.open_table(KEYS)?],
+    )
+}
+
+/// Count a transaction that is about to be committed; where the ledger is after it.
+fn seal(transaction: &WriteTransaction) -> Result<Head, LedgerError> {
+    let mut numbers = transaction.open_table(NUMBERS)?;
+    let writes = numbers.get("writes")?.map_or(0, |writes| writes.value()) + 1;
+    numbers.insert("writes", writes)?;
+    position_of(
+        &numbers,
+        &transaction.open_table(AUDIT)?,
+        [&transaction.open_table(MODELS)?, &transaction.open_table(KEYS)?],
+    )
+}
+
+fn position_of(
+    numbers: &impl ReadableTable<&'static str, u64>,
+    audit: &impl ReadableTable<u64, &'static str>,
+    content: [&impl ReadableTable<&'static str, &'static str>; 2],
+) -> Result<Head, LedgerError> {
+    let number = |name| Ok::<_, LedgerError>(numbers.get(name)?.map_or(0, |number| number.value()));
+    let last = last_entry(audit)?;
+    Ok(Head {
+        writes: number("writes")?,
+        revision: number("revision")?,
+        sequence: last.as_ref().map_or(0, |last| last.sequence),
+        hash: last.map_or_else(no_hash, |last| last.hash),
+        content: digest(content)?,
+    })
+}
+
+fn last_entry(audit: &impl ReadableTable<u64, &'static str>) -> Result<Option<Entry>, LedgerError> {
+    let Some((number, json)) = audit.last()? else { return Ok(None) };
+    parse_entry(number.value(), json.value()).map(Some)
+}
+
+fn parse_entry(number: u64, json: &str) -> Result<Entry, LedgerError> {
+    serde_json::from_str(json)
+        .map_err(|error| LedgerError::Untrusted(format!("entry {number}: {error}")))
+}
+
+/// A digest of all rows of these tables.
+fn digest(
+    tables: [&impl ReadableTable<&'static str, &'static str>; 2],
+) -> Result<String, LedgerError> {
+    let mut hasher = blake3::Hasher::new();
+    for table in tables {
+        hasher.update(&table.len()?.to_le_bytes());
+        for row in table.iter()? {
+            let (key, value) = row?;
+            for part in [key.value(), value.value()] {
+                hasher.update(&(part.len() as u64).to_le_bytes());
+                hasher.update(part.as_bytes());
+            }
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn digest_of_nothing() -> String {
+    blake3::hash(&[0; 2 * size_of::<u64>()]).to_hex().to_string()
+}
+
+/// The hashes of those that were revoked, in the order in which that happened.
+fn revoked(keys: &[StoredKey]) -> Vec<KeyHash> {
+    let mut revoked: Vec<_> =
+        keys.iter().filter_map(|stored| Some((stored.revoked?, stored.key.sha256))).collect();
+    revoked.sort_by_key(|(time, _)| *time);
+    revoked.into_iter().map(|(_, hash)| hash).collect()
+}
+
+fn put_key(
+    keys: &mut redb::Table<'_, &'static str, &'static str>,
+    key: &StoredKey,
+) -> Result<(), LedgerError> {
+    let json = serde_json::to_string(key).expect("a key is JSON");
+    keys.insert(key.id.as_str(), json.as_str())?;
+    Ok(())
 }
 
 /// Give an entry its number, its time and its place in the chain.
@@ -415,16 +516,10 @@ fn append(
     revision: u64,
 ) -> Result<Entry, LedgerError> {
     let mut audit = transaction.open_table(AUDIT)?;
-    let last = match audit.last()? {
-        Some((_, json)) => Some(
-            serde_json::from_str::<Entry>(json.value())
-                .map_err(|error| LedgerError::Untrusted(format!("the last entry: {error}")))?,
-        ),
-        None => None,
-    };
+    let last = last_entry(&audit)?;
     entry.sequence = last.as_ref().map_or(1, |last| last.sequence + 1);
     entry.revision = revision;
-    entry.time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    entry.time = humantime::format_rfc3339_millis(clock::now()).to_string();
     entry.previous_hash = last.map_or_else(no_hash, |last| last.hash);
     entry.hash = entry.own_hash();
     let json = serde_json::to_string(&entry).expect("an entry is JSON");
@@ -456,7 +551,7 @@ fn remember(
 }
 
 fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = clock::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -5,6 +5,7 @@
 #![cfg_attr(rustfmt, rustfmt_skip)]
 
 pub mod terminal;
+pub mod clock;
 pub mod priority;
 pub mod machine;
 pub mod model;

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use self::reload::Reloader;
 pub use self::reload::Reread;
 use crate::admin::{self, Admin};
+use crate::artifact::{ArtifactError, CONTRACT_VERSION};
 use crate::config::{GrpcListen, ListenAddress, Settings};
 use crate::control::{self, Control, ControlError};
 use crate::edge::{self, Answers, Bodies, Edge, Entrance, ModelRates, Services, Tls, TlsError};
@@ -36,6 +37,7 @@ use crate::observe::meters::Meters;
 use crate::observe::trace::Tracer;
 use crate::observe::traffic::Traffic;
 use crate::registry::Loader;
+use crate::rollout::ModelState;
 use crate::shadow::{ShadowLimits, Shadows};
 use crate::store::{Store, StoreError};
 use crate::version::Budget;
@@ -99,7 +101,7 @@ pub fn run(settings: Settings, reread: Reread, started: Instant) -> Result<(), S
     outcome
 }
 
-async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(), ServeError> {
+async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Result<(), ServeError> {
     // From here on: whoever reads where it listens may stop it.
     let mut signals = Signals::listen().map_err(ServeError::Start)?;
     let tls = settings.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
@@ -108,9 +110,8 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let threads_per_version = settings.limits.model.concurrency;
     tracing::info!(cores = machine::cores(), memory_mib, threads_per_version, "resources");
     // Held until the end, and with it the lock of the state folder.
-    let loader = loader(&settings)?;
+    let (loader, ledger) = open_state(&mut settings)?;
     let stack_bytes = loader.engines.thread_stack_bytes();
-    let ledger = Ledger::open(&loader.store.ledger_path())?;
     let (traffic, meters) = (Arc::clone(&loader.traffic), Arc::clone(&loader.meters));
     let control = Arc::new(Control::new(loader, ledger, settings.max_parked.clone())?);
     configure_keys(&control, &settings)?;
@@ -305,6 +306,40 @@ fn files_for_connections() -> usize {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let connections = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(RESERVED_FILES);
     connections.max(1)
+}
+
+/// Open the state folder. The demonstration leaves one alone in which versions are deployed that this
+/// release cannot load, and has another one beside it.
+fn open_state(settings: &mut Settings) -> Result<(Loader, Ledger), ServeError> {
+    let on_loss = settings.start.on_ledger_loss;
+    let open = |settings: &Settings| {
+        let loader = loader(settings)?;
+        let store = &loader.store;
+        let ledger = Ledger::open(store.folder(), store.has_artifacts()?, on_loss)?;
+        Ok::<_, ServeError>((loader, ledger))
+    };
+    let (loader, ledger) = open(settings)?;
+    if !settings.start.is_demo {
+        return Ok((loader, ledger));
+    }
+    let states = ledger.models()?;
+    let mut digests = states.values().flat_map(ModelState::loaded).map(|(_, digest)| digest);
+    let is_outdated =
+        |digest| matches!(loader.store.artifact(digest), Err(ArtifactError::OtherContract { .. }));
+    if !digests.any(is_outdated) {
+        return Ok((loader, ledger));
+    }
+    drop((loader, ledger));
+    let mut fresh = settings.state.clone().into_os_string();
+    fresh.push(format!("-contract-{CONTRACT_VERSION}"));
+    let old = std::mem::replace(&mut settings.state, fresh.into());
+    tracing::warn!(
+        old = %old.display(),
+        state = %settings.state.display(),
+        "the state folder is of a release with another contract: the demonstration leaves it alone and \
+         uses another one; remove the old one if nobody needs it"
+    );
+    open(settings)
 }
 
 fn loader(settings: &Settings) -> Result<Loader, ServeError> {

@@ -22,7 +22,7 @@ mod worst;
 use std::io;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 pub use compare::{Kind, OutputCounts};
 pub use evidence::{Captured, Disagreement, Excerpt, Labels};
@@ -32,6 +32,7 @@ use self::idle::Idle;
 use self::offers::{Offers, offers};
 use self::report::Reports;
 use self::worker::{Job, Worker};
+use crate::clock;
 use crate::model::{ModelName, Tensor};
 use crate::version::ServableVersion;
 
@@ -126,7 +127,7 @@ impl Shadows {
         let pair =
             Pair { candidate: candidate.id().clone(), primary: primary.id().version.clone() };
         let digests = (candidate.digest(), primary.digest());
-        let report = self.reports.of(pair, digests, SystemTime::now());
+        let report = self.reports.of(pair, digests, clock::now());
         let (bytes, offered) = (comparison.bytes(), Instant::now());
         let job = Job { comparison, report: Arc::clone(&report), offered };
         if !self.offers.offer(job, bytes) {

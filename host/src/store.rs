@@ -16,6 +16,7 @@
 //! compiled/init-<component>-<engine>.mac      over it
 //! artifacts/<artifact>.wasm               what was deployed, as it came
 //! ledger.redb                             which versions are served, and every change of it: see `ledger`
+//! ledger.head                             how far it has come, and which keys were revoked
 //! ```
 
 mod artifacts;
@@ -23,7 +24,7 @@ mod collect;
 mod shared;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -118,12 +119,12 @@ impl Store {
         for made in [&artifacts, &compiled] {
             builder.create(made).map_err(StoreError::new("cannot make the folder"))?;
         }
-        for private in [folder, &artifacts, &compiled] {
-            // Whoever can write here can make this host run anything.
-            let metadata = fs::metadata(private);
-            let checked = metadata.and_then(|metadata| check_private(&metadata, 0o022));
-            checked.map_err(StoreError::new("cannot trust the folder"))?;
-        }
+        // Whoever can write to the folders can make this host run anything.
+        let folders = [folder, &artifacts, &compiled].map(|path| (path, 0o022));
+        let key = folder.join("key");
+        let checked =
+            check_private(&folders.into_iter().chain([(&*key, 0o077)]).collect::<Vec<_>>());
+        checked.map_err(StoreError::new("cannot trust the folder"))?;
         let lock = lock(folder).map_err(StoreError::new("cannot lock the folder"))?;
         for tidied in [folder, &artifacts, &compiled] {
             remove_leftovers(tidied).map_err(StoreError::new("cannot tidy the folder"))?;
@@ -134,9 +135,9 @@ impl Store {
         Ok(Self { _lock: lock, folder, artifacts, compiled, key, fingerprint })
     }
 
-    /// Where the ledger is.
-    pub fn ledger_path(&self) -> PathBuf {
-        self.folder.join("ledger.redb")
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The compiled form of an artifact, if it is there and it is ours.
@@ -270,15 +271,49 @@ pub fn reports(
     read().map_err(StoreError::new("cannot read the reports of compiled versions"))
 }
 
-/// It belongs to the user that this host runs as, and gives others none of these permissions.
-fn check_private(metadata: &Metadata, denied: u32) -> io::Result<()> {
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::other("it belongs to another user"));
+/// These belong to the user that this host runs as, and give others none of these permissions. The
+/// error names all that do not, and the command that mends them: a volume's `fsGroup`, for one, widens
+/// everything at once. What is not there is as good.
+fn check_private(paths: &[(&Path, u32)]) -> io::Result<()> {
+    let user = rustix::process::geteuid().as_raw();
+    let (mut foreign, mut open) = (Vec::new(), Vec::new());
+    for (path, denied) in paths {
+        let metadata = match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        let mode = metadata.permissions().mode();
+        if metadata.uid() != user {
+            foreign.push((quoted(path), format!("user {}", metadata.uid())));
+        } else if mode & denied != 0 {
+            open.push((quoted(path), format!("mode {:04o}", mode & 0o7777)));
+        }
     }
-    if metadata.permissions().mode() & denied != 0 {
-        return Err(io::Error::other("others than its owner have access to it"));
+    let list = |found: &[(String, String)]| {
+        let each: Vec<_> = found.iter().map(|(path, what)| format!("{path} ({what})")).collect();
+        let paths: Vec<_> = found.iter().map(|(path, _)| path.as_str()).collect();
+        (each.join(", "), paths.join(" "))
+    };
+    if !foreign.is_empty() {
+        let (each, paths) = list(&foreign);
+        return Err(io::Error::other(format!(
+            "another user than the one that this process runs as owns {each}; to change that: chown -R {user} {paths}"
+        )));
+    }
+    if !open.is_empty() {
+        let (each, paths) = list(&open);
+        return Err(io::Error::other(format!(
+            "others than the owner have access to {each}; to take it away: chmod go-rwx {paths}"
+        )));
     }
     Ok(())
+}
+
+/// A path as a word of a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+@".contains(&byte);
+    if text.bytes().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// The file is there for the lock alone, and stays: a new one would be another lock.
@@ -315,7 +350,6 @@ fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let mut key = [0; KEY_BYTES];
     match open_regular(&path) {
         Ok(mut file) => {
-            check_private(&file.metadata()?, 0o077)?;
             file.read_exact(&mut key)?;
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -420,13 +454,17 @@ mod tests {
         for (path, bad) in [(folder.path(), 0o770), (&compiled, 0o702), (&key, 0o640)] {
             let good = fs::metadata(path).unwrap().permissions();
             fs::set_permissions(path, fs::Permissions::from_mode(bad)).unwrap();
-            assert!(Store::open(folder.path(), "engine".to_owned()).is_err(), "{path:?}");
+            let error = Store::open(folder.path(), "engine".to_owned()).unwrap_err();
+            let reason = error.source.to_string();
+            let named = format!("{} (mode {bad:04o})", path.display());
+            let mends = format!("chmod go-rwx {}", path.display());
+            assert!(reason.contains(&named) && reason.ends_with(&mends), "{reason}");
             fs::set_permissions(path, good).unwrap();
         }
         drop(open(folder.path(), "engine"));
         let root_is_another = rustix::process::geteuid().as_raw() != 0;
-        let foreign = fs::metadata("/").unwrap();
-        assert_eq!(check_private(&foreign, 0).is_err(), root_is_another);
+        assert_eq!(check_private(&[(Path::new("/"), 0)]).is_err(), root_is_another);
+        assert!(check_private(&[(&folder.path().join("absent"), 0o077)]).is_ok());
     }
 
     #[test]

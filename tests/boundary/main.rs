@@ -53,6 +53,8 @@ mod keys;
 mod large_artifacts;
 /// One line a request, and nothing of what callers sent.
 mod logs;
+/// What the state folder lost is noticed, and nothing that was taken back comes back.
+mod losses;
 /// What is measured is what has happened, and ends with the version it is about.
 mod meeting;
 mod metrics;

@@ -14,6 +14,7 @@ pub mod environment;
 pub mod grpc;
 mod processor;
 pub mod server;
+mod state;
 
 pub use client::{Answer, DEMO_KEY};
 pub use rustix::process::Signal;

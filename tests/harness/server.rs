@@ -3,7 +3,7 @@
 mod compilers;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, ErrorKind, PipeReader};
+use std::io::{BufRead as _, BufReader, PipeReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -42,6 +42,10 @@ pub struct Setup {
     pub host: Option<String>,
     /// The change of a file at which the server ends, or its disk is full: `kill:3`, `full:3`.
     pub failpoint: Option<String>,
+    /// Further arguments of `serve`.
+    pub arguments: Vec<String>,
+    /// Further variables of its environment.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -149,7 +153,7 @@ impl Server {
         Self::launch(setup, meddle).unwrap_or_else(|why| panic!("{why}"))
     }
 
-    fn launch(setup: &Setup, meddle: impl FnOnce(&Path)) -> Result<Self, String> {
+    pub(crate) fn launch(setup: &Setup, meddle: impl FnOnce(&Path)) -> Result<Self, String> {
         let folder = artifacts::temporary_folder();
         let repository = folder.path().join("repository");
         fs::create_dir(&repository).expect("the scratch folder is writable");
@@ -557,14 +561,18 @@ fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Chil
     command.args(["--grpc-listen", listen, "--log-format", "json"]);
     command.args(["--log", setup.log.as_deref().unwrap_or("info")]);
     command.envs(setup.failpoint.iter().map(|failpoint| ("GUESTHOUSE_FAILPOINT", failpoint)));
+    command
+        .args(&setup.arguments)
+        .envs(setup.environment.iter().map(|(name, value)| (name, value)));
     command.arg("--config").arg(config);
     command.arg("--repository").arg(repository).arg("--state").arg(state);
     // Both to the same reader, as under most service managers.
     let (reader, writer) = std::io::pipe().expect("a pipe can be made");
-    command.stdout(writer.try_clone().expect("a pipe can be shared")).stderr(writer);
-    let child = command.spawn().expect("the host program can be run");
-    drop(command); // It holds the ends that are written to, without which the reader sees the end.
-    let log = Arc::<Log>::default();
+    let outputs = (writer.try_clone().expect("a pipe can be shared"), writer);
+    let child = command.stdout(outputs.0).stderr(outputs.1).spawn();
+    let child = child.expect("the host program can be run");
+    drop(command);
+    let log = Arc::new(Log::default());
     log.follow(reader);
     (child, log)
 }
@@ -583,12 +591,7 @@ fn copy_warm_state(to: &Path) {
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");
         let config = environment::models().join("demo.toml");
-        // What was deployed here before may have been packed anew since; what is compiled is found by
-        // its bytes, whatever the ledger says.
-        match fs::remove_file(state.join("ledger.redb")) {
-            Err(error) if error.kind() != ErrorKind::NotFound => panic!("the old ledger: {error}"),
-            _ => {}
-        }
+        crate::state::forget_deployed(&state).expect("what was deployed can be removed");
         let (mut child, log) =
             spawn(&config, &environment::repository(), &state, &Setup::default());
         log.wait_for("ready", 0, |line| line["message"] == "ready");

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, Request, State};
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Admin, Asked, Nothing, REPLAYED_HEADER, Shared, error, read_json, with_account};
+use crate::clock;
 use crate::control::{Ask, Control, ControlError, KeyAnswer, NewKey};
 use crate::edge::error::ApiError;
 use crate::edge::observe::Account;
@@ -37,7 +37,7 @@ pub(super) async fn list(
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     admin.authorize(&headers)?;
-    let (keys, now) = (admin.control.keys(), SystemTime::now());
+    let (keys, now) = (admin.control.keys(), clock::now());
     let configured = keys.configured().into_iter().map(|key| key.shown(now));
     let stored = keys.stored().into_iter().map(|stored| stored.shown(now));
     let shown: Vec<_> = configured.chain(stored).collect();
@@ -54,7 +54,7 @@ pub(super) async fn create(admin: Shared, query: RawQuery, request: Request) -> 
         let scopes = scopes.try_into();
         let scopes =
             scopes.map_err(|error: crate::keys::ScopesError| malformed(error.to_string()))?;
-        let expires = expires.map(|text| Time::to_come(&text, SystemTime::now())).transpose();
+        let expires = expires.map(|text| Time::to_come(&text, clock::now())).transpose();
         let expires = expires.map_err(|_error| {
             malformed("`expires` is a time to come, like 2027-01-01T00:00:00Z or 90d".to_owned())
         })?;

@@ -10,9 +10,9 @@ use axum::http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use super::Shared;
+use crate::clock;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::query;
 
@@ -57,7 +57,7 @@ pub(super) struct Working(watch::Sender<Progress>);
 impl Operations {
     /// One more operation, unless there are many already.
     pub(super) fn begin(&self) -> Result<Working, ApiError> {
-        let operation = Uuid::now_v7().to_string();
+        let operation = clock::new_id().to_string();
         let progress = Progress {
             operation: operation.clone(),
             state: "running",

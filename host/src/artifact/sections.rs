@@ -42,7 +42,7 @@ const REQUIRED_EXPORTS: [&str; 2] = ["guesthouse:model/lifecycle", "guesthouse:m
 const ALLOWED_IMPORTS: [&str; 2] = ["guesthouse:model/", "wasi:"];
 
 /// The version of the contract that this host speaks; see `wit/model.wit`.
-const CONTRACT_VERSION: &str = "0.2.0";
+pub const CONTRACT_VERSION: &str = "0.2.0";
 
 /// Begins the names of the sections that are this format's own.
 const OWN_PREFIX: &str = "guesthouse:";
@@ -176,7 +176,13 @@ impl Sections {
     pub(super) fn check_world(&self) -> Result<(), ArtifactError> {
         for required in REQUIRED_EXPORTS {
             let wanted = format!("{required}@{CONTRACT_VERSION}");
+            let other = |export: &String| {
+                Some(export.strip_prefix(required)?.strip_prefix('@')?.to_owned())
+            };
             if !self.exports.contains(&wanted) {
+                if let Some(version) = self.exports.iter().find_map(other) {
+                    return Err(ArtifactError::OtherContract { version });
+                }
                 return Err(ArtifactError::WrongWorld(format!("it does not export `{wanted}`")));
             }
         }

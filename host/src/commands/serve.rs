@@ -4,9 +4,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use guesthouse::config::{ConfigFile, GrpcListen, ListenAddress, Override, Settings};
+use guesthouse::clock;
+use guesthouse::config::{
+    ConfigFile, GrpcListen, ListenAddress, Override, Settings, StartOptions,
+};
 use guesthouse::edge::Tls;
 use guesthouse::keys::Key;
+use guesthouse::ledger::OnLoss;
 use guesthouse::server;
 
 /// Variables with names of their own, and the keys that they set.
@@ -25,6 +29,10 @@ pub(crate) struct ServeArguments {
     /// Accept the keys `local-demo-key` and `local-demo-admin-key`, which everybody knows.
     #[arg(long)]
     demo: bool,
+    /// Start although the ledger lost changes, and go on with what is left. What is missing is
+    /// recorded in the audit log, and keys that were revoked stay revoked. For one start only.
+    #[arg(long)]
+    accept_ledger_loss: bool,
 }
 
 /// Where the configuration comes from: what stands further down stands over what stands further up.
@@ -65,6 +73,7 @@ pub(crate) enum ConfigCommand {
 }
 
 pub(crate) fn run(arguments: &ServeArguments, started: Instant) -> anyhow::Result<()> {
+    clock::check().context("failed to serve")?;
     let settings = arguments.settle_with_listeners().context("failed to configure")?;
     if arguments.configuration.file()?.repository.is_none() {
         // A folder that somebody named and that is not there is a mistake; the default one is not.
@@ -90,6 +99,8 @@ pub(crate) fn config(command: &ConfigCommand) -> anyhow::Result<()> {
 impl ServeArguments {
     fn settle(&self) -> anyhow::Result<Settings> {
         let mut settings = self.configuration.file()?.settle()?;
+        let on_ledger_loss = if self.accept_ledger_loss { OnLoss::Accept } else { OnLoss::Refuse };
+        settings.start = StartOptions { on_ledger_loss, is_demo: self.demo };
         if self.demo {
             settings.keys.extend([Key::demo(), Key::demo_admin()]);
         }

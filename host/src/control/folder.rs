@@ -18,12 +18,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::ask::{Ask, ControlError};
 use super::many::{Item, Tried, log_ready, side_by_side};
 use super::{Control, DeployReport, Loaded, retry};
 use crate::artifact::{Artifact, ArtifactError, Digest};
+use crate::clock;
 use crate::model::{ModelName, Signature, VersionId};
 use crate::registry::{LoadError, Slot, guarded};
 use crate::rollout::{Deployed, ModelState, Operation, Promotion, Refusal, Stage};
@@ -444,7 +445,7 @@ impl Control {
         let unloaded = states.values().filter(|state| state.versions.is_empty());
         let unloaded = unloaded.filter_map(|state| state.withdrawn.last().copied());
         let deployed = deployed.map(|deployed| deployed.digest).chain(unloaded).collect();
-        self.loader.store.collect(&loaded, &deployed, SystemTime::now());
+        self.loader.store.collect(&loaded, &deployed, clock::now());
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use axum::http::header::{AUTHORIZATION, RETRY_AFTER};
@@ -14,6 +13,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use super::Edge;
 use super::error::{ApiError, ErrorCode};
 use super::observe::Account;
+use crate::clock;
 use crate::keys::{AuthFailure, Caller, Keys};
 use crate::model::ModelName;
 use crate::rate::{Bucket, Rate, Taken};
@@ -27,7 +27,7 @@ const STATE_HEADER: HeaderName = HeaderName::from_static("ratelimit");
 
 /// Whose key it is that the headers carry.
 pub(crate) fn authenticate(keys: &Keys, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
-    let caller = keys.authenticate(given(keys, headers)?, SystemTime::now());
+    let caller = keys.authenticate(given(keys, headers)?, clock::now());
     caller.map_err(|_told_to_nobody| ApiError::unauthorized())
 }
 

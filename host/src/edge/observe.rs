@@ -9,13 +9,13 @@ use axum::http::{Extensions, HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use tracing::field;
-use uuid::Uuid;
 
 use super::access::Allowance;
 use super::error::{ApiError, ErrorCode};
 use super::idempotency::Answer;
 use super::unread::Unread;
 use super::{encoding, host, oip, problem};
+use crate::clock;
 use crate::model::VersionId;
 use crate::observe::measure::Counter;
 use crate::observe::meters::{Counted, Listener, Meters};
@@ -61,7 +61,7 @@ impl RequestId {
 
     fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(REQUEST_ID_HEADER).and_then(|id| id.to_str().ok());
-        given.and_then(Self::parse).unwrap_or_else(|| Self(Uuid::now_v7().to_string()))
+        given.and_then(Self::parse).unwrap_or_else(|| Self(clock::new_id().to_string()))
     }
 
     pub(crate) fn as_str(&self) -> &str {

@@ -7,13 +7,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::PredictError;
 use super::batch::{self, Fate};
 use super::queue::Queued;
+use crate::clock;
 use crate::guest::{Fault, Stop};
 use crate::model::Tensor;
 use crate::observe::measure::Counter;
@@ -170,7 +171,7 @@ fn run_alone(job: Job, now: Instant) {
     }
     account(&version, called.outcome.as_ref().err());
     if called.outcome.is_ok() {
-        version.statistics().executed(&called.execution(Duration::ZERO), 1, SystemTime::now());
+        version.statistics().executed(&called.execution(Duration::ZERO), 1, clock::now());
     }
     let is_good = called.leaves_good_instance();
     let _ = answer.send(called.outcome.map_err(PredictError::Guest));
@@ -204,7 +205,7 @@ fn run_together(mut jobs: Vec<Queued<Job>>, now: Instant) -> Vec<Queued<Job>> {
     let (fates, fault) = batch::settle(outcome, &rows);
     if is_answered && fault.is_none() {
         let execution = called.execution(begin.elapsed());
-        version.statistics().executed(&execution, jobs.len(), SystemTime::now());
+        version.statistics().executed(&execution, jobs.len(), clock::now());
     }
     if let Some(fault) = fault {
         let (is_confirmed, is_doubted) = Default::default();

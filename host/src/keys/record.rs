@@ -8,13 +8,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::scope::{Scope, Scopes};
+use crate::clock::END_OF_TIME;
 use crate::rate::Rate;
 
 /// The longest name, in bytes: it stands in each line of the log.
 const MAX_NAME_LENGTH: usize = 64;
-
-/// The first second that RFC 3339 cannot write, after the epoch: the year 10000.
-const END_OF_TIME: u64 = 253_402_300_800;
 
 /// The key of the demonstration, which everybody knows.
 const DEMO_KEY: &str = "local-demo-key";
@@ -105,9 +103,9 @@ impl Time {
         time.and_then(|time| if time.0 > now { Ok(time) } else { Err(TimeError) })
     }
 
-    /// Whether it has come.
+    /// Whether it has come. By a clock that cannot be right, it has.
     pub fn is_over(self, now: SystemTime) -> bool {
-        self.0 <= now
+        self.0 <= now || now <= UNIX_EPOCH
     }
 }
 
@@ -145,7 +143,7 @@ impl fmt::Display for Time {
 /// A hash that is slow on purpose would protect keys that can be guessed; 256 random bits cannot be,
 /// however fast somebody tries, and every request would pay for it. Keys of the operator's own making
 /// have to be as good.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyHash(blake3::Hash);
 

@@ -132,6 +132,13 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// That the loss of a part of the ledger was accepted.
+    pub(super) fn of_loss(author: Author) -> Self {
+        Self { status: Some("LossAccepted".to_owned()), ..Self::of(author, "accept_ledger_loss") }
+    }
+}
+
 impl Change {
     pub(super) fn entry(&self) -> Entry {
         let change = self.clone();

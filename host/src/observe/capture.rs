@@ -22,6 +22,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use super::measure::Counter;
+use crate::clock;
 
 /// Entries that wait to be written.
 const QUEUED: usize = 256;
@@ -147,7 +148,7 @@ fn write(entries: &Receiver<Captured>, shared: &Shared, settings: &CaptureSettin
     let mut file = None;
     let mut was_failing = false;
     for entry in entries {
-        let line = entry.line(SystemTime::now());
+        let line = entry.line(clock::now());
         shared.waiting_bytes.fetch_sub(entry.bytes(), Ordering::Relaxed);
         let outcome = append(&mut file, line.as_bytes(), settings);
         match &outcome {

@@ -25,6 +25,7 @@ use opentelemetry_sdk::trace::{
 };
 
 use super::measure::{Counter, Histogram};
+use crate::clock;
 
 /// Spans that wait to be sent: a second of some 400 sampled requests, about 2 MiB.
 const QUEUED_SPANS: usize = 2048;
@@ -201,7 +202,7 @@ impl Traced {
             None => Context::new(),
         };
         let builder = tracer.span_builder("request").with_kind(SpanKind::Server);
-        let (started, began) = (Instant::now(), SystemTime::now());
+        let (started, began) = (Instant::now(), clock::now());
         let root = tracer.build_with_context(builder.with_start_time(began), &around);
         let context = root.span_context().clone();
         let trace = root.is_recording().then(|| {

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::compare::{Difference, Kind};
 use super::report::moment;
+use crate::clock;
 use crate::model::{Constraint, Datatype, Field, Signature, Tensor, bytes_elements};
 use crate::record;
 
@@ -152,7 +153,7 @@ impl Witness<'_> {
             candidate: self.candidate.map(|candidate| excerpt(candidate, row)),
         });
         Disagreement {
-            time: SystemTime::now(),
+            time: clock::now(),
             request_id: self.request_id.to_owned(),
             input_sha256: hash(&self.inputs.row(row)),
             row: row.map(|row| self.first_row + row),

@@ -1,6 +1,7 @@
 //! Artifacts as they came, by their digests: what is deployed does not depend on a folder that
 //! somebody else looks after.
 
+use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -85,6 +86,22 @@ impl Store {
         }
         note_use(&open_regular(&path).map_err(ArtifactError::Read)?);
         Ok(artifact)
+    }
+
+    /// Whether any artifact is kept, whatever is in it.
+    ///
+    /// # Errors
+    /// The state folder cannot be read.
+    pub fn has_artifacts(&self) -> Result<bool, StoreError> {
+        let any = || -> io::Result<bool> {
+            for entry in fs::read_dir(&self.artifacts)? {
+                if entry?.path().extension().is_some_and(|extension| extension == "wasm") {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        any().map_err(StoreError::new("cannot read the artifacts"))
     }
 
     fn has_artifact(&self, digest: Digest) -> bool {

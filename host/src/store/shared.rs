@@ -7,10 +7,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use super::Store;
 use crate::artifact::{Digest, open_regular};
+use crate::clock;
 use crate::durable;
 
 /// What the MAC of functions is bound to, where that of a version has the artifact.
@@ -134,14 +134,14 @@ impl Shared {
 /// What is used is kept longest, and the time of the last change says when that was: nothing is
 /// ever changed in place. Without it, it is only removed sooner.
 pub(super) fn note_use(code: &File) {
-    if let Err(error) = code.set_modified(SystemTime::now()) {
+    if let Err(error) = code.set_modified(clock::now()) {
         tracing::warn!(%error, "cannot note that compiled code is used");
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use super::super::tests::{open, report};
     use super::super::{CompileFiles, StoreError};

@@ -101,6 +101,17 @@ fn print(results: &[(&Step, Result<(), Error>, Duration)]) {
     }
 }
 
+/// Remove what is deployed from a state folder, and leave what is compiled.
+fn forget_deployed(state: &Path) -> std::io::Result<()> {
+    let ignore_absent = |outcome: std::io::Result<()>| match outcome {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    ignore_absent(fs::remove_file(state.join("ledger.redb")))?;
+    ignore_absent(fs::remove_file(state.join("ledger.head")))?;
+    ignore_absent(fs::remove_dir_all(state.join("artifacts")))
+}
+
 /// Ask a server with the demonstration models something, and end it.
 fn with_server(workspace: &Workspace, ask: impl FnOnce(&Server) -> Result<()>) -> Result<()> {
     let mut setup = demonstration(workspace);
@@ -108,12 +119,7 @@ fn with_server(workspace: &Workspace, ask: impl FnOnce(&Server) -> Result<()>) -
     setup.state = workspace.output().join("conformance");
     // What is compiled stays. What was served does not: packed anew, a model is another artifact of the
     // same version, which a server refuses.
-    match fs::remove_file(setup.state.join("ledger.redb")) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            return Err(error).context("cannot remove the last server's ledger");
-        }
-        _ => {}
-    }
+    forget_deployed(&setup.state).context("cannot remove what the last server had deployed")?;
     let server = Server::start(workspace, &setup)?;
     let outcome = ask(&server);
     let end = server.stop();

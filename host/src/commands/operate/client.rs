@@ -13,13 +13,13 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
+use guesthouse::clock;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use ureq::http::uri::Uri;
 use ureq::http::{HeaderValue, Response};
 use ureq::typestate::WithBody;
 use ureq::{Agent, Body, RequestBuilder, SendBody, Timeout};
-use uuid::Uuid;
 
 use super::failure::{OperateError, Refusal};
 use super::upload::{self, Upload, UploadError};
@@ -99,7 +99,7 @@ pub(super) struct IdempotencyKeyError;
 impl IdempotencyKey {
     /// One that nobody has used.
     pub(super) fn random() -> Self {
-        Self(Uuid::now_v7().to_string())
+        Self(clock::new_id().to_string())
     }
 }
 

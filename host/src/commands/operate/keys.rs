@@ -50,7 +50,7 @@ impl KeyArguments {
     fn settle(&self) -> Result<(Scopes, Option<Time>, Option<Rate>), OperateError> {
         let scopes = self.scopes.iter().cloned().collect::<std::collections::BTreeSet<_>>();
         let too_many = |_error| OperateError::Usage("a key has 1 to 64 scopes");
-        let now = std::time::SystemTime::now();
+        let now = guesthouse::clock::now();
         let expires = self.expires.as_deref().map(|text| Time::to_come(text, now)).transpose();
         let no_time = |_error| {
             OperateError::Usage("--expires is a time to come, like 90d or 2027-01-01T00:00:00Z")

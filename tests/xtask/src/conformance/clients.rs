@@ -4,7 +4,6 @@
 //! Clients whose libraries disagree have environments of their own. Their programs are the files beside
 //! this one; what each checks is told by the program itself.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -91,12 +90,7 @@ pub(super) fn with_fixtures(
 fn serve(workspace: &Workspace, host: &Path) -> Result<Server> {
     let state = workspace.output().join("clients");
     // What is compiled is found again by its bytes; what was deployed may have been packed anew.
-    match fs::remove_file(state.join("ledger.redb")) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).context("cannot remove the ledger of the run before");
-        }
-        _ => {}
-    }
+    super::forget_deployed(&state).context("cannot remove what the run before had deployed")?;
     let setup = Setup {
         config: workspace.fixtures().join("fixtures.toml"),
         repository: pack::pack_fixtures(workspace, host)?,
