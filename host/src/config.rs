@@ -6,6 +6,7 @@
 mod idempotency;
 mod keys;
 mod limits;
+mod metrics;
 mod models;
 mod overrides;
 mod server;
@@ -23,6 +24,7 @@ use serde::Deserialize;
 pub use idempotency::{AnswerLimits, IdempotencyFile};
 pub use keys::{KeyFile, RateLimitFile};
 pub use limits::{Limits, LimitsFile};
+pub use metrics::{MetricsAccess, MetricsFile, MetricsListener};
 pub use models::{BatchingFile, IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
 pub use server::{ServerFile, ServerWords};
@@ -73,6 +75,9 @@ pub struct ConfigFile {
     /// What holds for predictions that are asked for again.
     #[serde(default)]
     pub idempotency: IdempotencyFile,
+    /// Where Prometheus reads, and whether it needs a key.
+    #[serde(default)]
+    pub metrics: MetricsFile,
     /// Traces of requests.
     #[serde(default)]
     pub tracing: TracingFile,
@@ -123,6 +128,8 @@ pub struct Settings {
     pub shadow_captures: BTreeSet<ModelName>,
     /// What is kept for who asks again.
     pub answers: AnswerLimits,
+    /// Where Prometheus reads, and whether it needs a key.
+    pub metrics: MetricsAccess,
     /// Traces of requests.
     pub tracing: TraceSettings,
     /// Where requests are kept, if any are.
@@ -261,6 +268,7 @@ impl ConfigFile {
             grpc_listen: self.grpc_listen.unwrap_or_default(),
             admin_listen: self.admin_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8002))),
             repository: self.repository.unwrap_or_else(|| "repository".into()),
+            metrics: self.metrics.settle(),
             tracing: self.tracing.settle()?,
             capture: self.capture.settle(&state)?,
             capture_shares,

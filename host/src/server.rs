@@ -21,9 +21,11 @@ use tokio::task::JoinSet;
 use self::reload::Reloader;
 pub use self::reload::Reread;
 use crate::admin::{self, Admin};
-use crate::config::{GrpcListen, Settings};
+use crate::config::{GrpcListen, MetricsListener, Settings};
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Answers, Bodies, Edge, Entrance, ModelRates, Services, Tls, TlsError};
+use crate::edge::{
+    self, Answers, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls, TlsError,
+};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::SameKey;
@@ -114,7 +116,7 @@ async fn serve(settings: Settings, reread: Reread, started: Instant) -> Result<(
     let (stop, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
     if let Some((listener, admin)) = admin(&settings, &control, &edge, &stopping).await? {
-        let endpoints = admin::endpoints(admin, edge.around_admin());
+        let endpoints = admin::endpoints(admin, &edge);
         let way = edge::Way::Admin(Arc::clone(&edge.meters));
         let entrance = Entrance { listener, tls: tls.clone(), way };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
@@ -227,6 +229,7 @@ fn edge(
         bodies: Bodies::new(limits.bodies_in_flight_bytes),
         traffic,
         services: Services::default(),
+        pages: Pages::start().map_err(ServeError::Start)?,
         meters,
         tracer: tracer.map(Arc::new),
         capture: Capture::start(settings.capture.clone()).map_err(ServeError::Start)?,
@@ -246,6 +249,9 @@ async fn admin(
         tracing::info!(
             "there are no admin keys: what is served cannot be changed over the network"
         );
+        if settings.metrics.listener == MetricsListener::Admin {
+            tracing::warn!("/metrics is served by the admin listener, which is not opened");
+        }
         return Ok(None);
     }
     let (listener, address) = listen(settings.admin_listen).await?;
