@@ -1,11 +1,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::{growing, temporary_folder};
 use guesthouse_tests::client::{self, Answer, DEMO_ADMIN_KEY};
 use guesthouse_tests::grpc::{ModelReadyRequest, ModelStatisticsRequest, RepositoryIndexRequest};
 use guesthouse_tests::{DEMO_KEY, Server, Setup};
+use prost::Message as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::Code;
@@ -13,7 +15,10 @@ use tonic::codec::CompressionEncoding;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::grpc::{assert_refused, channel, client as grpc_client, keyed, nice, with, with_key};
+use crate::grpc::{
+    assert_refused, channel, client as grpc_client, keyed, nice, texts, with, with_key,
+};
+use crate::grpc_limits::Caller;
 
 /// Everything that tells of models to who has a key for one of them; the answers that have names come
 /// first.
@@ -105,14 +110,18 @@ fn an_acknowledged_change_is_in_every_answer_about_it() {
         let one = get(&server, "/models/one", DEMO_KEY, &[]).body;
         assert_eq!(models["models"][0], one);
         let document = get(&server, "/openapi.json", DEMO_KEY, &[]).body;
-        let index = server.send("POST", "/v2/repository/index", &[ADMIN], b"").body;
+        let index = index(&server, DEMO_ADMIN_KEY).body;
         let statistics = get(&server, "/v2/models/stats", DEMO_KEY, &[]).body;
         (one, document, index, statistics)
     };
     for _ in 0..3 {
-        for version in ["1.1.0", "1.0.0"] {
-            let body = json!({"version": version});
-            assert_eq!(server.admin("POST", "models/one/promote", &body).status, 200);
+        for (change, version) in [("promote", "1.1.0"), ("rollback", "1.0.0")] {
+            let body = match change {
+                "promote" => json!({"version": version}),
+                _ => json!({}),
+            };
+            let answer = server.admin("POST", &format!("models/one/{change}"), &body);
+            assert_eq!(answer.status, 200, "{answer:?}");
             assert_eq!(read().0["stable"], version);
         }
         let path = "/models/two/predict";
@@ -126,12 +135,13 @@ fn an_acknowledged_change_is_in_every_answer_about_it() {
         assert!(document["paths"][path].is_null());
         assert!(!statistics.to_string().contains("\"two\""));
         let deployed = server.deploy(&two);
-        assert_eq!(deployed["state"], "succeeded", "{deployed}");
+        assert_eq!(deployed["state"], "done", "{deployed}");
     }
 }
 
-/// The admin key as a header.
-const ADMIN: (&str, &str) = ("X-API-Key", DEMO_ADMIN_KEY);
+fn index(server: &Server, key: &str) -> Answer {
+    client::send("POST", &server.url("/v2/repository/index"), &[("X-API-Key", key)], b"")
+}
 
 #[test]
 fn a_key_sees_its_own_models_whoever_asked_before() {
@@ -187,7 +197,7 @@ fn questions_about_models_count_as_requests_of_the_key() {
         assert!(second.header("retry-after").is_some(), "{path}");
     }
     let operator = make_key(&server, "slow-operator", &["admin"], &rate);
-    let index = || server.send("POST", "/v2/repository/index", &[("X-API-Key", &operator)], b"");
+    let index = || index(&server, &operator);
     assert_eq!((index().status, index().status), (200, 429));
 }
 
@@ -335,6 +345,23 @@ async fn an_encoding_that_is_not_known_is_answered_with_those_that_are() {
     // Clients that compress everything compress this as well.
     let mut packed = health.send_compressed(CompressionEncoding::Gzip);
     packed.check(ask()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_waits_longer_than_the_model_has_is_given_its_time() {
+    let folder = temporary_folder();
+    let server = Server::start(&Setup::misbehave(folder.path(), 100));
+    // The library would keep to the time by itself.
+    let mut caller = Caller::connect(&server).await;
+    let message = texts("misbehave", "action", &["spin"]).encode_to_vec();
+    for (wanted, at_least) in [("50m", 50), ("2S", 2000)] {
+        let headers = [("x-api-key", DEMO_KEY), ("grpc-timeout", wanted)];
+        let begin = Instant::now();
+        let mut call = caller.begin("ModelInfer", &headers);
+        call.send(&message, true);
+        assert_eq!(call.end().await.0, Code::DeadlineExceeded);
+        assert!(begin.elapsed() >= Duration::from_millis(at_least), "{wanted}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
