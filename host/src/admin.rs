@@ -27,11 +27,14 @@ use tokio::sync::watch;
 
 use operations::Operations;
 
+use crate::config::MetricsListener;
 use crate::control::{Answer, Ask, Control};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
 use crate::edge::observe::{Account, Around};
-use crate::edge::{access, media_type, observed, predict, query, refused as error};
+use crate::edge::{
+    Edge, access, media_type, metrics_at, observed, predict, query, refused as error,
+};
 use crate::keys::Caller;
 use crate::ledger::{self, Author};
 use crate::model::ModelName;
@@ -79,7 +82,7 @@ impl Admin {
 }
 
 /// The endpoints.
-pub fn endpoints(admin: Arc<Admin>, around: Around) -> Router {
+pub fn endpoints(admin: Arc<Admin>, edge: &Arc<Edge>) -> Router {
     let model = "/admin/v1/models/{model}";
     let endpoints = Router::new()
         .route("/admin/v1/status", get(show::status))
@@ -96,7 +99,8 @@ pub fn endpoints(admin: Arc<Admin>, around: Around) -> Router {
         .route(&format!("{model}/shadow"), get(show::shadow).post(set_shadow))
         .route(&format!("{model}/rollback"), post(rollback))
         .route(&format!("{model}/versions/{{version}}"), delete(undeploy));
-    observed(endpoints, Around { largest: MAX_BODY, ..around }).with_state(admin)
+    let endpoints = endpoints.merge(metrics_at(MetricsListener::Admin, edge));
+    observed(endpoints, Around { largest: MAX_BODY, ..edge.around_admin() }).with_state(admin)
 }
 
 /// What every change can be asked with.

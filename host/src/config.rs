@@ -7,6 +7,7 @@ mod idempotency;
 mod keys;
 mod limits;
 mod listen;
+mod metrics;
 mod models;
 mod overrides;
 mod server;
@@ -24,6 +25,7 @@ pub use idempotency::{AnswerLimits, IdempotencyFile};
 pub use keys::{KeyFile, RateLimitFile};
 pub use limits::{Limits, LimitsFile};
 pub use listen::{GrpcListen, ListenAddress, ListenAddressError};
+pub use metrics::{MetricsAccess, MetricsFile, MetricsListener};
 pub use models::{BatchingFile, IsolationFile, ModelFile, ReuseFile};
 pub use overrides::Override;
 pub use server::{ServerFile, ServerWords};
@@ -77,6 +79,9 @@ pub struct ConfigFile {
     /// What holds for predictions that are asked for again.
     #[serde(default)]
     pub idempotency: IdempotencyFile,
+    /// Where Prometheus reads, and whether it needs a key.
+    #[serde(default)]
+    pub metrics: MetricsFile,
     /// Traces of requests.
     #[serde(default)]
     pub tracing: TracingFile,
@@ -129,6 +134,8 @@ pub struct Settings {
     pub shadow_captures: BTreeSet<ModelName>,
     /// What is kept for who asks again.
     pub answers: AnswerLimits,
+    /// Where Prometheus reads, and whether it needs a key.
+    pub metrics: MetricsAccess,
     /// Traces of requests.
     pub tracing: TraceSettings,
     /// Where requests are kept, if any are.
@@ -272,6 +279,7 @@ impl ConfigFile {
             grpc_listen: self.grpc_listen.unwrap_or_default(),
             admin_listen: self.admin_listen.unwrap_or(ListenAddress::loopback(8002)),
             repository: self.repository.unwrap_or_else(|| "repository".into()),
+            metrics: self.metrics.settle(),
             tracing: self.tracing.settle()?,
             capture: self.capture.settle(&state)?,
             capture_shares,

@@ -27,6 +27,7 @@ mod metrics;
 pub(crate) mod observe;
 mod oip;
 mod openapi;
+mod pages;
 mod partial;
 mod passage;
 pub(crate) mod predict;
@@ -61,10 +62,11 @@ pub use idempotency::Answers;
 pub use listener::{Entrance, serve};
 use observe::Around;
 pub use observe::Way;
+pub use pages::Pages;
 pub use tls::{Tls, TlsError};
 pub use typed::Services;
 
-use crate::config::{Limits, Origins, ServerWords, Sticky};
+use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerWords, Sticky};
 use crate::control::Control;
 use crate::inference::Inference;
 use crate::keys::Keys;
@@ -100,6 +102,8 @@ pub struct Edge {
     pub traffic: Arc<Traffic>,
     /// The gRPC services of what is loaded.
     pub services: Services,
+    /// Answers about many models.
+    pub pages: Pages,
     /// What is measured of the server as a whole.
     pub meters: Arc<Meters>,
     /// Where spans come from, if there is a collector.
@@ -127,6 +131,8 @@ pub struct Policy {
     pub sticky: BTreeMap<ModelName, Sticky>,
     /// All bounds.
     pub limits: Limits,
+    /// Where Prometheus reads, and whether it needs a key.
+    pub metrics: MetricsAccess,
     /// What the server says of itself, and whether it may be changed by who calls it.
     pub server: ServerWords,
 }
@@ -156,7 +162,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
     let endpoints = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics::metrics))
+        .merge(metrics_at(MetricsListener::Public, &edge))
         .merge(predict::endpoints("predict", Form::Single))
         .merge(predict::endpoints("batch_predict", Form::Batch))
         .merge(docs::endpoints())
@@ -174,6 +180,17 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
     // Inside of what observes: browsers' questions have an id and a line in the log as well.
     let cors = axum::middleware::from_fn_with_state(Arc::clone(&edge), cors::allow);
     watched(whole(endpoints).layer(cors), around).with_state(edge)
+}
+
+/// `/metrics`, if it is to be served at this listener.
+pub(crate) fn metrics_at<S>(listener: MetricsListener, edge: &Arc<Edge>) -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+{
+    if edge.policy.load().metrics.listener != listener {
+        return Router::new();
+    }
+    Router::new().route("/metrics", get(metrics::metrics)).with_state(Arc::clone(edge))
 }
 
 /// Endpoints whose every answer has an id, a line in the log and, if it is an error, a body; those

@@ -28,6 +28,9 @@ pub struct Snapshot {
     pub models: BTreeMap<ModelName, ModelVersions>,
     /// Whether the first loading is still going on.
     pub loading: bool,
+    /// Grows with each snapshot of a registry, so that what was rendered from one can be told from what
+    /// the next one says without keeping versions loaded.
+    pub generation: u64,
 }
 
 /// The versions of one model.
@@ -130,12 +133,15 @@ struct Desk {
     /// Not to be found any more, but perhaps still held by requests.
     draining: Vec<Arc<ServableVersion>>,
     loading: bool,
+    /// Of the last snapshot.
+    generation: u64,
 }
 
 impl Registry {
     /// A registry that is loading, with nothing loaded of these models yet.
     pub fn new(states: BTreeMap<ModelName, ModelState>) -> Self {
-        let desk = Desk { states, slots: BTreeMap::new(), draining: Vec::new(), loading: true };
+        let (slots, draining) = (BTreeMap::new(), Vec::new());
+        let mut desk = Desk { states, slots, draining, loading: true, generation: 0 };
         let snapshot = ArcSwap::from_pointee(desk.snapshot());
         Self { snapshot, desk: Mutex::new(desk) }
     }
@@ -289,7 +295,8 @@ impl Desk {
         absent
     }
 
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&mut self) -> Snapshot {
+        self.generation += 1;
         let mut models = BTreeMap::<ModelName, ModelVersions>::new();
         for version in &self.draining {
             let model = models.entry(version.id().name.clone()).or_default();
@@ -325,7 +332,7 @@ impl Desk {
         }
         // Nobody can ask anything of a model of which there is nothing but a split.
         models.retain(|_, model| self.loading || !model.versions.is_empty());
-        Snapshot { models, loading: self.loading }
+        Snapshot { models, loading: self.loading, generation: self.generation }
     }
 }
 

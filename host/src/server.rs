@@ -22,9 +22,11 @@ use self::reload::Reloader;
 pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::artifact::{ArtifactError, CONTRACT_VERSION};
-use crate::config::{GrpcListen, ListenAddress, Settings};
+use crate::config::{GrpcListen, ListenAddress, MetricsListener, Settings};
 use crate::control::{self, Control, ControlError};
-use crate::edge::{self, Answers, Bodies, Edge, Entrance, ModelRates, Services, Tls, TlsError};
+use crate::edge::{
+    self, Answers, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls, TlsError,
+};
 use crate::guest::{EngineError, Engines};
 use crate::inference::Inference;
 use crate::keys::SameKey;
@@ -124,7 +126,7 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     let (stop, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
     if let Some((listeners, admin)) = admin(&settings, &control, &edge, &stopping).await? {
-        let endpoints = admin::endpoints(admin, edge.around_admin());
+        let endpoints = admin::endpoints(admin, &edge);
         let way = edge::Way::Admin(Arc::clone(&edge.meters));
         let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
@@ -239,6 +241,7 @@ fn edge(
         bodies: Bodies::new(limits.bodies_in_flight_bytes),
         traffic,
         services: Services::default(),
+        pages: Pages::start().map_err(ServeError::Start)?,
         meters,
         tracer: tracer.map(Arc::new),
         capture: Capture::start(settings.capture.clone()).map_err(ServeError::Start)?,
@@ -258,6 +261,9 @@ async fn admin(
         tracing::info!(
             "there are no admin keys: what is served cannot be changed over the network"
         );
+        if settings.metrics.listener == MetricsListener::Admin {
+            tracing::warn!("/metrics is served by the admin listener, which is not opened");
+        }
         return Ok(None);
     }
     let listeners = bind::listen(&settings.admin_listen).await?;

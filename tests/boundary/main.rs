@@ -13,6 +13,8 @@ mod batching;
 mod bodies;
 /// What callers send is kept where an operator wants it, and nowhere else.
 mod captures;
+/// Answers about many models are made once, shown to nobody else and never older than the last change.
+mod catalogues;
 /// The configuration is checked before it holds, and can be read again.
 mod configuration;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.

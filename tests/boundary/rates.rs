@@ -104,9 +104,13 @@ fn all_keys_share_the_limit_of_a_model_and_default_to_one_of_their_own() {
     let refused = ask(&server, &two);
     assert!(retry_after(&refused) > 90);
     assert!(refused.header("ratelimit").unwrap().contains("\"model\";r=0"), "{refused:?}");
-    // The catalogue has none.
-    let models = client::send("GET", &server.url("/models"), &[("X-API-Key", &one)], b"");
-    assert_eq!(models.status, 200);
+    // The catalogue has the key's, and not the model's.
+    let models =
+        |key: &str| client::send("GET", &server.url("/models"), &[("X-API-Key", key)], b"");
+    assert!(retry_after(&models(&one)) > 90);
+    let three = make(&server, "three", &Value::Null);
+    let told = models(&three);
+    assert_eq!((told.status, told.header("ratelimit-policy")), (200, Some("\"key\";q=2;w=200")));
 }
 
 #[test]

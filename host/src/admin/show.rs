@@ -8,7 +8,7 @@ use axum::http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Shared, error, model_name, unknown_model};
+use super::{Admin, Shared, error, model_name, unknown_model};
 use crate::edge::catalogue;
 use crate::edge::error::ApiError;
 use crate::edge::query;
@@ -25,6 +25,12 @@ pub(super) async fn status(
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     admin.authorize(&headers)?;
+    let render = move || Json(all_models(&admin));
+    // It grows with the number of models.
+    tokio::task::spawn_blocking(render).await.map_err(|_panic| error::broken())
+}
+
+fn all_models(admin: &Admin) -> Value {
     let registry = admin.control.registry();
     // In this order, a revision is never newer than what is shown beside it.
     let (states, snapshot) = (registry.states(), registry.snapshot());
@@ -34,12 +40,12 @@ pub(super) async fn status(
     let models: Value = models.collect();
     let head = admin.control.head();
     let (revision, audit_head) = &*head;
-    Ok(Json(json!({
+    json!({
         "revision": revision,
         "audit_head": audit_head,
         "loading": snapshot.loading,
         "models": models,
-    })))
+    })
 }
 
 /// `GET /admin/v1/models/{model}`

@@ -5,9 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use guesthouse::clock;
-use guesthouse::config::{
-    ConfigFile, GrpcListen, ListenAddress, Override, Settings, StartOptions,
-};
+use guesthouse::config::{ConfigFile, GrpcListen, ListenAddress, Override, Settings, StartOptions};
 use guesthouse::edge::Tls;
 use guesthouse::keys::Key;
 use guesthouse::ledger::OnLoss;

@@ -101,6 +101,48 @@ impl Edge {
         permit(&self.keys, caller.scopes().predicts(model))
     }
 
+    /// Let a question about a model in, or not: whether its caller may know of the model, and how often it
+    /// may ask.
+    pub(super) fn admit_reader(
+        &self,
+        caller: &Caller,
+        model: &ModelName,
+        account: &mut Account,
+    ) -> Result<(), ApiError> {
+        self.permit(caller, model)?;
+        Self::charge(caller, account)
+    }
+
+    /// The same of a question about all models that the key is good for.
+    pub(super) fn admit_reader_of_all(
+        &self,
+        headers: &HeaderMap,
+        account: &mut Account,
+    ) -> Result<Arc<Caller>, ApiError> {
+        let caller = self.authorize_for_some(headers)?;
+        account.caller = Some(caller.name().to_owned());
+        Self::charge(&caller, account)?;
+        Ok(caller)
+    }
+
+    /// Let somebody read measurements of all models, or not.
+    pub(super) fn admit_scraper(
+        &self,
+        headers: &HeaderMap,
+        account: &mut Account,
+    ) -> Result<(), ApiError> {
+        let caller = self.identify(headers, account)?;
+        let scopes = caller.scopes();
+        permit(&self.keys, scopes.predicts_all() || scopes.administers())?;
+        Self::charge(&caller, account)
+    }
+
+    /// Count a question about what is served as a request of the caller's key. It asks no model for
+    /// anything, so that the models' own rates are for predictions alone.
+    pub(super) fn charge(caller: &Caller, account: &mut Account) -> Result<(), ApiError> {
+        caller.bucket().map_or(Ok(()), |bucket| account.allowance.note("key", bucket.take()))
+    }
+
     /// Let a request for predictions in, or not: once for a batch, too, because how many rows it has
     /// is in its body, and this is there to spare us that. A caller's own limit comes first, so that who
     /// is over it takes nothing from the others.

@@ -1,69 +1,121 @@
 //! What is served: models, versions, signatures. Needs a key, because names say something too.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::HeaderMap;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::observe::{Account, answered};
+use super::pages::{Content, Key, Kind, Scope};
 use super::predict::target;
-use super::{Shared, query};
+use super::{Edge, Shared, query};
 use crate::model::ModelName;
 use crate::preinit::Start;
 use crate::registry::{ModelVersions, Snapshot, VersionState};
 use crate::rollout::WHOLE;
 use crate::router::{self, Draw, RouteError};
+use crate::version::ServableVersion;
 
 /// `GET /models`
-pub(super) async fn models(
-    State(edge): Shared,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
-    let caller = edge.authorize_for_some(&headers)?;
-    let snapshot = edge.registry.snapshot();
-    let models = snapshot.models.iter().filter(|(name, _)| caller.scopes().predicts(name));
-    let models: Value = models.map(|(name, versions)| model_state(name, versions)).collect();
-    Ok(Json(json!({ "models": models })))
+pub(super) async fn models(State(edge): Shared, parts: Parts) -> Response {
+    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let outcome = async {
+        let caller = edge.admit_reader_of_all(&parts.headers, &mut account)?;
+        let make = |edge: &Edge, key: &Key| {
+            let snapshot = edge.registry.snapshot();
+            let models = key.scope.models(&snapshot);
+            let models: Value = models.map(|(name, model)| model_state(name, model)).collect();
+            Ok(Content::json(&json!({ "models": models })))
+        };
+        let key = Key::new(Kind::Models, Scope::of(&caller), &parts.headers);
+        Ok(edge.page(key, make).await?.respond(&parts.headers))
+    };
+    let outcome = outcome.await;
+    answered(outcome, account)
 }
 
 /// `GET /models/{model}`
 pub(super) async fn model(
     State(edge): Shared,
     Path(model): Path<String>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
-    let caller = edge.authorize(&headers)?;
-    let (model, _) = target(&model, None)?;
-    edge.permit(&caller, &model)?;
-    let snapshot = edge.registry.snapshot();
-    let versions = snapshot.models.get(&model).ok_or(RouteError::UnknownModel)?;
-    Ok(Json(model_state(&model, versions)))
+    parts: Parts,
+) -> Response {
+    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let outcome = async {
+        let model = known_model(&edge, &model, &parts.headers, &mut account)?;
+        let key = Key::new(Kind::Model(model.clone()), Scope::only(&model), &parts.headers);
+        let make = move |edge: &Edge, _: &Key| {
+            let snapshot = edge.registry.snapshot();
+            let versions = snapshot.models.get(&model).ok_or(RouteError::UnknownModel)?;
+            Ok(Content::json(&model_state(&model, versions)))
+        };
+        Ok(edge.page(key, make).await?.respond(&parts.headers))
+    };
+    let outcome = outcome.await;
+    answered(outcome, account)
+}
+
+/// The model of a path, for somebody who may ask about it.
+pub(super) fn known_model(
+    edge: &Edge,
+    model: &str,
+    headers: &HeaderMap,
+    account: &mut Account,
+) -> Result<ModelName, ApiError> {
+    // Nobody without a key is told whether the name is one.
+    let caller = edge.identify(headers, account)?;
+    let (model, _) = target(model, None)?;
+    edge.admit_reader(&caller, &model, account)?;
+    if !edge.registry.snapshot().models.contains_key(&model) {
+        return Err(RouteError::UnknownModel.into());
+    }
+    Ok(model)
+}
+
+/// The version that a path asks about, for somebody who may do so: the one that gets most, if there are
+/// several.
+pub(super) fn known_version(
+    edge: &Edge,
+    (model, selector): (&str, &str),
+    headers: &HeaderMap,
+    account: &mut Account,
+) -> Result<Arc<ServableVersion>, ApiError> {
+    let caller = edge.identify(headers, account)?;
+    let (model, selector) = target(model, Some(selector))?;
+    edge.admit_reader(&caller, &model, account)?;
+    let found = router::explain(&edge.registry.snapshot(), &model, &selector, Instant::now())?;
+    let (version, ..) = found.into_iter().next().ok_or(RouteError::NotReady)?;
+    Ok(version)
 }
 
 /// `GET /models/{model}/versions/{selector}`
 pub(super) async fn version(
     State(edge): Shared,
     Path((model, selector)): Path<(String, String)>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
-    let caller = edge.authorize(&headers)?;
-    let (model, selector) = target(&model, Some(&selector))?;
-    edge.permit(&caller, &model)?;
-    let found = router::explain(&edge.registry.snapshot(), &model, &selector, Instant::now())?;
-    // The one that gets most, if there are several.
-    let (version, ..) = found.into_iter().next().ok_or(RouteError::NotReady)?;
-    let (id, report) = (version.id(), version.report());
-    Ok(Json(json!({
-        "model": id.name.as_str(),
-        "version": id.version.to_string(),
-        "digest": version.digest().to_string(),
-        "snapshot": report.start == Start::Snapshot,
-        "metadata": version.metadata(),
-        "signature": version.signature(),
-    })))
+    parts: Parts,
+) -> Response {
+    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let found = known_version(&edge, (&model, &selector), &parts.headers, &mut account);
+    let outcome = found.map(|version| {
+        let (id, report) = (version.id(), version.report());
+        Json(json!({
+            "model": id.name.as_str(),
+            "version": id.version.to_string(),
+            "digest": version.digest().to_string(),
+            "snapshot": report.start == Start::Snapshot,
+            "metadata": version.metadata(),
+            "signature": version.signature(),
+        }))
+        .into_response()
+    });
+    answered(outcome, account)
 }
 
 /// What a selector is resolved for.
@@ -79,11 +131,12 @@ pub(super) async fn resolve(
     State(edge): Shared,
     Path(model): Path<String>,
     RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
-    let caller = edge.authorize(&headers)?;
-    edge.permit(&caller, &target(&model, None)?.0)?;
-    resolution(&edge.registry.snapshot(), &model, query.as_deref())
+    parts: Parts,
+) -> Response {
+    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let answer = known_model(&edge, &model, &parts.headers, &mut account)
+        .and_then(|_| resolution(&edge.registry.snapshot(), &model, query.as_deref()));
+    answered(answer.map(|answer| answer.into_response()), account)
 }
 
 /// Which versions answer requests with a selector, and which one those of a caller with this key.

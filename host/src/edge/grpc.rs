@@ -69,8 +69,12 @@ pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
     let inference_path = format!("/{}/{{*method}}", inference_service::SERVICE_NAME);
     let health = health::Checks::new(serving.clone());
     let health = HealthServer::new(health).max_decoding_message_size(MAX_QUESTION);
+    // Clients that compress everything compress these as well.
+    let health = health.accept_compressed(Gzip).accept_compressed(Deflate);
     let reflection = v1::server_reflection_server::ServerReflectionServer::new(serving.clone());
     let older = v1alpha::server_reflection_server::ServerReflectionServer::new(serving.clone());
+    let reflection = reflection.accept_compressed(Gzip).accept_compressed(Deflate);
+    let older = older.accept_compressed(Gzip).accept_compressed(Deflate);
     let routes = Routes::from(Router::new())
         .add_service(health)
         .add_service(reflection.max_decoding_message_size(MAX_QUESTION))

@@ -1,5 +1,6 @@
 //! `GET /metrics`: what Prometheus reads, made anew at each scrape from what is loaded, so that a
-//! version that is gone leaves nothing behind. Needs no key and says nothing of callers.
+//! version that is gone leaves nothing behind. A page over a mebibyte, of some hundred versions, is made at
+//! most once a second. Needs no key unless the configuration says so, and says nothing of callers.
 //!
 //! Labels are names of models, versions, endpoints' patterns and words of the program, never a text that
 //! somebody sends, so that there are never more series than what is loaded explains.
@@ -14,9 +15,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY};
-use axum::response::IntoResponse;
+use axum::http::HeaderValue;
+use axum::http::header::{ACCEPT, VARY};
+use axum::http::request::Parts;
+use axum::response::Response;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text,
@@ -26,6 +28,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use self::versions::Versions;
+use super::observe::{Account, answered};
+use super::pages::{Content, Key, Kind, Scope};
 use super::{Edge, Shared};
 use crate::model::VersionId;
 
@@ -36,9 +40,26 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `GET /metrics`
-pub(super) async fn metrics(State(edge): Shared, headers: HeaderMap) -> impl IntoResponse {
-    let accept = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let wants_open_metrics = wants_open_metrics(&accept.collect::<Vec<_>>().join(","));
+pub(super) async fn metrics(State(edge): Shared, parts: Parts) -> Response {
+    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let outcome = async {
+        if edge.policy.load().metrics.needs_key {
+            edge.admit_scraper(&parts.headers, &mut account)?;
+        }
+        let accept = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let is_open_metrics = wants_open_metrics(&accept.collect::<Vec<_>>().join(","));
+        let key = Key::new(Kind::Metrics { is_open_metrics }, Scope::All, &parts.headers);
+        let of_edge = Arc::clone(&edge);
+        let page = edge.page(key, move |_, _| Ok(content(of_edge, is_open_metrics))).await?;
+        let mut response = page.respond(&parts.headers);
+        response.headers_mut().append(VARY, HeaderValue::from_static("accept"));
+        Ok(response)
+    };
+    let outcome = outcome.await;
+    answered(outcome, account)
+}
+
+fn content(edge: Arc<Edge>, is_open_metrics: bool) -> Content {
     let mut of_server = Registry::with_prefix("guesthouse");
     of_server.register_collector(Box::new(Page(edge)));
     // Their names are the same for all programs.
@@ -47,12 +68,12 @@ pub(super) async fn metrics(State(edge): Shared, headers: HeaderMap) -> impl Int
     let mut page = String::new();
     text::encode_registry(&mut page, &of_server).expect("a string can be written to");
     text::encode(&mut page, &of_process).expect("a string can be written to");
-    let (content_type, page) = if wants_open_metrics {
+    let (content_type, page) = if is_open_metrics {
         (OPEN_METRICS, page)
     } else {
         (TEXT, text_format::of_open_metrics(&page))
     };
-    ([(CONTENT_TYPE, content_type), (VARY, "accept")], page)
+    Content { content_type, bytes: page.into_bytes() }
 }
 
 /// Whether a caller prefers OpenMetrics to the text format, or takes nothing else. Who says nothing

@@ -7,7 +7,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::http::{Extensions, HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse, Response};
 use tracing::field;
 
 use super::access::Allowance;
@@ -156,6 +156,13 @@ impl Account {
             headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
         }
     }
+}
+
+/// The answer, with what the line in the log is to say of it.
+pub(super) fn answered(outcome: Result<Response, ApiError>, account: Account) -> Response {
+    let mut response = outcome.unwrap_or_else(IntoResponse::into_response);
+    response.extensions_mut().insert(account);
+    response
 }
 
 /// By which listener something came.

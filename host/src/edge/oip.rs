@@ -17,6 +17,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -30,7 +31,8 @@ use super::body::{self, Form};
 use super::error::{ApiError, ErrorCode};
 use super::infer::about::{self, Asker};
 use super::infer::{InferRequest, Inferred, Parameters, in_protocol_words, infer_with, named};
-use super::observe::Account;
+use super::observe::{Account, answered};
+use super::pages::{Content, Key, Kind, Scope};
 use super::passage::{Asked, Passage};
 use super::{Edge, Policy, Shared, shadowed};
 use crate::model::{Datatype, Signature, Tensor};
@@ -42,7 +44,7 @@ pub(super) fn endpoints() -> Router<Arc<Edge>> {
         .route("/v2/", get(server))
         .route("/v2/health/live", get(live))
         .route("/v2/health/ready", get(ready))
-        .route("/v2/models/stats", get(statistics))
+        .route("/v2/models/stats", get(all_statistics))
         .route("/v2/models/{model}", get(metadata))
         .route("/v2/models/{model}/versions/{version}", get(metadata))
         .route("/v2/models/{model}/ready", get(model_ready))
@@ -133,10 +135,45 @@ async fn config(State(edge): Shared, path: Named, request: Request) -> Response 
     ask(&edge, &request, |mut asker| asker.config(model, version))
 }
 
-/// `GET /v2/models/stats` and `GET …/stats`
-async fn statistics(State(edge): Shared, path: Named, request: Request) -> Response {
+/// `GET …/stats`
+async fn statistics(State(edge): Shared, path: Named, parts: Parts) -> Response {
     let (model, version) = model_of(&path);
-    ask(&edge, &request, |mut asker| Ok(json!({"model_stats": asker.statistics(model, version)?})))
+    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let mut asker = Asker { edge: &edge, headers: &parts.headers, account: &mut account };
+    let outcome = async {
+        if !version.is_empty() {
+            let statistics = asker.version_statistics(model, version)?;
+            return Ok(tell(&json!({"model_stats": [statistics]})));
+        }
+        let name = asker.reader_of(model)?;
+        let page = edge.page(
+            Key::plain(Kind::Statistics(Some(name.clone())), Scope::only(&name)),
+            |edge, key| {
+                Ok(Content::json(&json!({"model_stats": about::statistics(edge, &key.scope)})))
+            },
+        );
+        Ok(page.await?.respond(&parts.headers))
+    };
+    let outcome = outcome.await;
+    answered(outcome, account)
+}
+
+/// `GET /v2/models/stats`: what has been counted of all models, and beside it the metadata of the model
+/// that is called `stats`, if there is one.
+async fn all_statistics(State(edge): Shared, parts: Parts) -> Response {
+    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let outcome = async {
+        let caller = edge.admit_reader_of_all(&parts.headers, &mut account)?;
+        let make = |edge: &Edge, key: &Key| {
+            let mut answer = about::metadata_of_stats(edge, &key.scope);
+            answer.insert("model_stats".to_owned(), json!(about::statistics(edge, &key.scope)));
+            Ok(Content::json(&answer))
+        };
+        let page = edge.page(Key::plain(Kind::Statistics(None), Scope::of(&caller)), make).await?;
+        Ok(page.respond(&parts.headers))
+    };
+    let outcome = outcome.await;
+    answered(outcome, account)
 }
 
 fn tell(answer: &impl Serialize) -> Response {
@@ -157,12 +194,6 @@ fn ask<T: Serialize>(
     answered(outcome.map(|answer| tell(&answer)), account)
 }
 
-fn answered(outcome: Result<Response, ApiError>, account: Account) -> Response {
-    let mut response = outcome.unwrap_or_else(IntoResponse::into_response);
-    response.extensions_mut().insert(account);
-    response
-}
-
 /// `POST /v2/repository/index`
 async fn index(State(edge): Shared, request: Request) -> Response {
     let mut account = Account::of(&request);
@@ -170,14 +201,17 @@ async fn index(State(edge): Shared, request: Request) -> Response {
     let outcome = async {
         let mut asker = Asker { edge: &edge, headers: &parts.headers, account: &mut account };
         // Who may not ask is not listened to.
-        asker.administrator()?;
+        asker.reader_of_index()?;
         let mut only_ready = None;
         let body = read_small(&edge, &parts.headers, body).await?;
         fields(&body, |reader, field| match field {
             "ready" => request::once(reader, &mut only_ready, |reader| reader.boolean()),
             _ => reader.skip(),
         })?;
-        Ok(tell(&asker.index(only_ready.unwrap_or(false))?))
+        let only_ready = only_ready.unwrap_or(false);
+        let make = move |edge: &Edge, _: &Key| Ok(Content::json(&about::index(edge, only_ready)));
+        let page = edge.page(Key::plain(Kind::Index { only_ready }, Scope::All), make).await?;
+        Ok(page.respond(&parts.headers))
     };
     let outcome = outcome.await;
     answered(outcome, account)

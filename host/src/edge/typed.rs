@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
 use axum::response::Response;
 use prost_types::FileDescriptorProto;
 use tonic::Status;
@@ -28,12 +28,11 @@ pub use self::services::Services;
 use super::body::Form;
 use super::error::{ApiError, ErrorCode};
 use super::grpc::{Call, Method, Needs, Serving};
+use super::observe::{Account, answered};
+use super::pages::{Content, Key, Kind, Scope};
 use super::passage::{Asked, Passage};
-use super::predict::target;
-use super::{Edge, Policy, Shared, shadowed};
-use crate::keys::Caller;
+use super::{Edge, Policy, Shared, catalogue, shadowed};
 use crate::model::ModelName;
-use crate::router::{self, RouteError};
 use crate::typed::{self, Class, Service};
 
 /// What a service does.
@@ -105,10 +104,10 @@ pub(super) fn model_of(edge: &Edge, service: &str) -> Option<ModelName> {
     edge.services.find(edge, service).map(|offered| offered.model.clone())
 }
 
-/// What describes the services of all models that the caller may ask: one file for each.
-pub(super) fn files(edge: &Edge, caller: &Caller) -> Vec<FileDescriptorProto> {
+/// What describes the services of all models in the scope: one file for each.
+pub(super) fn files(edge: &Edge, scope: &Scope) -> Vec<FileDescriptorProto> {
     let known = edge.services.known(&edge.registry);
-    let known = known.all().filter(|offered| caller.scopes().predicts(&offered.model));
+    let known = known.all().filter(|offered| scope.has(&offered.model));
     known.map(|offered| offered.service.descriptor().clone()).collect()
 }
 
@@ -205,14 +204,22 @@ where
 pub(super) async fn proto(
     State(edge): Shared,
     Path((model, selector)): Path<(String, String)>,
-    headers: HeaderMap,
-) -> Result<([(HeaderName, &'static str); 1], String), ApiError> {
-    let caller = edge.authorize(&headers)?;
-    let (model, selector) = target(&model, Some(&selector))?;
-    edge.permit(&caller, &model)?;
-    let found = router::explain(&edge.registry.snapshot(), &model, &selector, Instant::now())?;
-    let (version, ..) = found.into_iter().next().ok_or(RouteError::NotReady)?;
-    let class = Class::of(&version.id().version);
-    let service = Service::new(&model, class, version.signature());
-    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], service.proto()))
+    parts: Parts,
+) -> Response {
+    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let outcome = async {
+        let path = (&*model, &*selector);
+        let version = catalogue::known_version(&edge, path, &parts.headers, &mut account)?;
+        let id = version.id();
+        let key = Key::new(Kind::Proto(id.clone()), Scope::only(&id.name), &parts.headers);
+        let make = move |_: &Edge, _: &Key| {
+            let id = version.id();
+            let service = Service::new(&id.name, Class::of(&id.version), version.signature());
+            let content_type = "text/plain; charset=utf-8";
+            Ok(Content { content_type, bytes: service.proto().into_bytes() })
+        };
+        Ok(edge.page(key, make).await?.respond(&parts.headers))
+    };
+    let outcome = outcome.await;
+    answered(outcome, account)
 }

@@ -117,6 +117,17 @@ impl Scopes {
     }
 }
 
+impl Scopes {
+    /// The models whose predictions may be asked for; none, if those of every model.
+    pub fn models(&self) -> Option<BTreeSet<ModelName>> {
+        let named = self.0.iter().filter_map(|scope| match scope {
+            Scope::Predict(name) => Some(name.clone()),
+            Scope::Admin | Scope::PredictAll => None,
+        });
+        (!self.predicts_all()).then(|| named.collect())
+    }
+}
+
 impl fmt::Display for Scopes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scopes: Vec<_> = self.0.iter().map(ToString::to_string).collect();

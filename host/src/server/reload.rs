@@ -32,6 +32,7 @@ pub(super) fn policy(settings: &Settings, limits: Limits) -> Policy {
         origins: settings.origins.clone(),
         sticky: settings.sticky.clone(),
         limits,
+        metrics: settings.metrics,
         server: settings.server.clone(),
     }
 }
@@ -71,7 +72,9 @@ impl Reloader {
         let configured = self.control.configure_keys(settings.keys.clone(), settings.key_rate);
         configured.map_err(|error| words(&error))?;
         self.edge.model_rates.replace(&settings.model_rates);
-        self.edge.policy.store(Arc::new(policy(&settings, limits)));
+        let mut policy = policy(&settings, limits);
+        policy.metrics.listener = self.started.metrics.listener;
+        self.edge.policy.store(Arc::new(policy));
         Ok(settings)
     }
 
@@ -87,6 +90,7 @@ impl Reloader {
             ("admin_listen", differs(&then.admin_listen, &now.admin_listen)),
             ("repository", differs(&then.repository, &now.repository)),
             ("state", differs(&then.state, &now.state)),
+            ("metrics", then.metrics.listener != now.metrics.listener),
             ("tls", differs(&then.tls, &now.tls)),
             ("proxy", differs(&then.trusted_proxies, &now.trusted_proxies)),
             ("idempotency", differs(&then.answers, &now.answers)),

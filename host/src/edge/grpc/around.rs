@@ -26,6 +26,10 @@ use crate::edge::{Edge, host, typed};
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
+/// What messages may be encoded with. Callers who use something else are told of it, so that they can go
+/// on with one of these.
+const ENCODINGS: &str = "identity,deflate,gzip";
+
 /// Let a call in, or not; give it an id, and its answer a status and a line in the log.
 pub(super) async fn each_call(
     State(serving): State<Serving>,
@@ -154,6 +158,9 @@ fn told(mut response: Response, mut log: Log, cut: Option<Cut>) -> Response {
         let error = if log.call.is_some() { error } else { super::no_such_method() };
         response = status::refusal(&error);
         log.error = Some(error.code);
+    }
+    if log.error == Some(ErrorCode::UnsupportedMediaType) {
+        response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static(ENCODINGS));
     }
     if let Some(call) = &log.call {
         log.line.account = call.account();

@@ -25,9 +25,11 @@ use crate::edge::typed;
 /// How often those that watch are told of a change: as soon as anybody could act on it.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Those that watch at the same time. They need no key, and each of them costs a look four times a
-/// second.
+/// Those that watch at the same time without a key: each of them costs a look four times a second.
 const MAX_WATCHING: usize = 1000;
+
+/// Those that watch at the same time with a good key, who are not refused because of others without one.
+const MAX_WATCHING_WITH_KEY: usize = 1000;
 
 /// Services that are there as long as the server is.
 const SERVICES: [&str; 5] = [
@@ -43,11 +45,23 @@ const SERVICES: [&str; 5] = [
 pub(super) struct Checks {
     serving: Serving,
     watching: Arc<Semaphore>,
+    watching_with_key: Arc<Semaphore>,
 }
 
 impl Checks {
     pub(super) fn new(serving: Serving) -> Self {
-        Self { serving, watching: Arc::new(Semaphore::new(MAX_WATCHING)) }
+        let watching = Arc::new(Semaphore::new(MAX_WATCHING));
+        let watching_with_key = Arc::new(Semaphore::new(MAX_WATCHING_WITH_KEY));
+        Self { serving, watching, watching_with_key }
+    }
+
+    /// The right to watch, if there is room.
+    fn admit(&self, call: &Call) -> Result<OwnedSemaphorePermit, ApiError> {
+        let has_key = call.has_key() && self.serving.edge.authorize(&call.headers).is_ok();
+        let watching = if has_key { &self.watching_with_key } else { &self.watching };
+        Arc::clone(watching)
+            .try_acquire_owned()
+            .map_err(|_none| ApiError::new(ErrorCode::Overloaded, "too many watch"))
     }
 }
 
@@ -91,9 +105,7 @@ impl Health for Checks {
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watch>, Status> {
         let call = Call::of(request.extensions())?;
-        let Ok(watching) = Arc::clone(&self.watching).try_acquire_owned() else {
-            return Err(call.fail(&ApiError::new(ErrorCode::Overloaded, "too many watch")));
-        };
+        let watching = self.admit(&call).map_err(|error| call.fail(&error))?;
         let mut looks = interval(WATCH_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Response::new(Watch {

@@ -10,12 +10,15 @@ use super::call::Call;
 use super::pb::grpc_inference_service_server::GrpcInferenceService;
 use super::stream::Answers;
 use super::{Serving, describe, pb, tensors};
+use crate::edge::Edge;
 use crate::edge::body::Form;
-use crate::edge::error::ApiError;
+use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::infer::about::{self, Asker};
 use crate::edge::infer::{in_protocol_words, infer, named};
 use crate::edge::observe::Account;
+use crate::edge::pages::{Content, Key, Kind, Page, Scope};
 use crate::edge::passage::{Asked, Passage};
+use crate::edge::refused::broken;
 use crate::edge::shadowed::{self, Then};
 
 /// An answer that is packed if its request was: a smaller one is one packet anyhow, and packing a larger
@@ -65,6 +68,15 @@ impl Serving {
     }
 }
 
+/// A message as a page.
+fn message(message: &impl prost::Message) -> Content {
+    Content { content_type: "application/grpc", bytes: message.encode_to_vec() }
+}
+
+fn decoded<M: prost::Message + Default>(page: &Page) -> Result<M, ApiError> {
+    M::decode(page.bytes().clone()).map_err(|_error| broken())
+}
+
 #[tonic::async_trait]
 impl GrpcInferenceService for Serving {
     async fn server_live(
@@ -86,7 +98,11 @@ impl GrpcInferenceService for Serving {
         request: Request<pb::ModelReadyRequest>,
     ) -> Result<Response<pb::ModelReadyResponse>, Status> {
         self.about(request, |asker, asked| {
-            let ready = asker.model_is_ready(&asked.name, &asked.version)?;
+            let ready = match asker.model_is_ready(&asked.name, &asked.version) {
+                // As other servers of the protocol do: clients wait for models that are not there yet.
+                Err(error) if error.code == ErrorCode::NotFound => false,
+                outcome => outcome?,
+            };
             Ok(pb::ModelReadyResponse { ready })
         })
     }
@@ -155,21 +171,51 @@ impl GrpcInferenceService for Serving {
         &self,
         request: Request<pb::ModelStatisticsRequest>,
     ) -> Result<Response<pb::ModelStatisticsResponse>, Status> {
-        self.about(request, |asker, asked| {
-            let model_stats = asker.statistics(&asked.name, &asked.version)?;
-            let model_stats = model_stats.into_iter().map(Into::into).collect();
-            Ok(pb::ModelStatisticsResponse { model_stats })
-        })
+        let call = Call::of(request.extensions())?;
+        let (mut work, asked) = (call.work(), request.into_inner());
+        let outcome = async {
+            let (edge, headers) = (&self.edge, &call.headers);
+            let mut asker = Asker { edge, headers, account: &mut work };
+            if !asked.version.is_empty() {
+                let statistics = asker.version_statistics(&asked.name, &asked.version)?;
+                return Ok(pb::ModelStatisticsResponse { model_stats: vec![statistics.into()] });
+            }
+            let (model, scope) = if asked.name.is_empty() {
+                (None, Scope::of(&*edge.admit_reader_of_all(headers, &mut work)?))
+            } else {
+                let name = asker.reader_of(&asked.name)?;
+                (Some(name.clone()), Scope::only(&name))
+            };
+            let key = Key::plain(Kind::StatisticsMessage(model), scope);
+            let make = |edge: &Edge, key: &Key| {
+                let model_stats = about::statistics(edge, &key.scope);
+                let model_stats = model_stats.into_iter().map(Into::into).collect();
+                Ok(message(&pb::ModelStatisticsResponse { model_stats }))
+            };
+            decoded(&*edge.page(key, make).await?)
+        };
+        let outcome = outcome.await;
+        work.end(outcome)
     }
 
     async fn repository_index(
         &self,
         request: Request<pb::RepositoryIndexRequest>,
     ) -> Result<Response<pb::RepositoryIndexResponse>, Status> {
-        self.about(request, |asker, asked| {
-            let models = asker.index(asked.ready)?.into_iter().map(Into::into).collect();
-            Ok(pb::RepositoryIndexResponse { models })
-        })
+        let call = Call::of(request.extensions())?;
+        let (mut work, only_ready) = (call.work(), request.into_inner().ready);
+        let outcome = async {
+            let (edge, headers) = (&self.edge, &call.headers);
+            Asker { edge, headers, account: &mut work }.reader_of_index()?;
+            let make = move |edge: &Edge, _: &Key| {
+                let models = about::index(edge, only_ready).into_iter().map(Into::into).collect();
+                Ok(message(&pb::RepositoryIndexResponse { models }))
+            };
+            let key = Key::plain(Kind::IndexMessage { only_ready }, Scope::All);
+            decoded(&*edge.page(key, make).await?)
+        };
+        let outcome = outcome.await;
+        work.end(outcome)
     }
 
     async fn repository_model_load(

@@ -4,7 +4,7 @@
 //! them. Who may not ask a model is not told of it.
 
 use std::pin::Pin;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use prost::Message as _;
 use prost::bytes::Bytes;
@@ -18,7 +18,8 @@ use super::call::Call;
 use super::codec::POOL;
 use super::stream::Messages;
 use crate::edge::error::ApiError;
-use crate::edge::typed;
+use crate::edge::pages::{Scope, Types};
+use crate::edge::{Edge, typed};
 
 /// The types of the services that do not depend on what is served.
 static OWN: LazyLock<DescriptorPool> = LazyLock::new(|| {
@@ -32,6 +33,9 @@ static OWN: LazyLock<DescriptorPool> = LazyLock::new(|| {
     }
     pool
 });
+
+/// How much memory a type takes, for each byte of its description.
+const MEMORY_FACTOR: usize = 8;
 
 /// What is asked.
 enum Question {
@@ -77,20 +81,34 @@ fn symbol(pool: &DescriptorPool, name: &str) -> Option<FileDescriptor> {
     whole(name).or_else(part)
 }
 
-fn answer(serving: &Serving, call: &Call, question: Question) -> Result<Answer, ApiError> {
-    let edge = &*serving.edge;
-    // A key can be taken back while the stream is open.
-    let caller = edge.authorize_for_some(&call.headers)?;
-    let mut pool = OWN.clone();
-    for file in typed::files(edge, &caller) {
+/// The types of the services of the models in the scope.
+fn types(edge: &Edge, scope: &Scope) -> Types {
+    let (mut pool, mut bytes) = (OWN.clone(), 0);
+    for file in typed::files(edge, scope) {
+        bytes += file.encoded_len() * MEMORY_FACTOR;
         // Two models cannot have the same service, so what does not fit is not there.
         if let Err(error) = pool.add_file_descriptor_proto(file) {
             tracing::error!(%error, "a model's service cannot be described");
         }
     }
+    Types { pool, bytes }
+}
+
+async fn answer(
+    serving: &Serving,
+    call: &Arc<Call>,
+    question: Question,
+) -> Result<Answer, ApiError> {
+    let edge = &serving.edge;
+    let mut work = call.work();
+    // A key can be taken back while the stream is open.
+    let caller = edge.admit_reader_of_all(&call.headers, &mut work)?;
+    drop(work);
+    let types = edge.types(Scope::of(&caller), types).await?;
+    let pool = &types.pool;
     Ok(match question {
         Question::File(name) => file(pool.get_file_by_name(&name)),
-        Question::Symbol(name) => file(symbol(&pool, name.trim_start_matches('.'))),
+        Question::Symbol(name) => file(symbol(pool, name.trim_start_matches('.'))),
         Question::Extension => Answer::Error(Code::NotFound, "there are no extensions"),
         Question::Extensions(name) => match pool.get_message_by_name(&name) {
             Some(_) => Answer::Extensions(name),
@@ -161,17 +179,21 @@ macro_rules! reflection {
                 let call = Call::of(request.extensions())?;
                 let serving = self.clone();
                 let messages = Messages::new(self, &call, request.into_inner());
-                let answers = messages.map(move |asked| {
-                    let asked = asked?;
-                    let answered = call
-                        .take_message(asked.encoded_len())
-                        .and_then(|_held| answer(&serving, &call, asked.clone().into()));
-                    let answered = answered.map_err(|error| call.fail(&error))?;
-                    Ok($version::ServerReflectionResponse {
-                        valid_host: asked.host.clone(),
-                        original_request: Some(asked),
-                        message_response: Some(answered.into()),
-                    })
+                let answers = messages.then(move |asked| {
+                    let (serving, call) = (serving.clone(), Arc::clone(&call));
+                    async move {
+                        let asked = asked?;
+                        let answered = async {
+                            let _held = call.take_message(asked.encoded_len())?;
+                            answer(&serving, &call, asked.clone().into()).await
+                        };
+                        let answered = answered.await.map_err(|error| call.fail(&error))?;
+                        Ok($version::ServerReflectionResponse {
+                            valid_host: asked.host.clone(),
+                            original_request: Some(asked),
+                            message_response: Some(answered.into()),
+                        })
+                    }
                 });
                 Ok(Response::new(Box::pin(answers)))
             }

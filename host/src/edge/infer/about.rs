@@ -6,7 +6,6 @@
 
 mod told;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -14,7 +13,6 @@ use std::time::Instant;
 use axum::http::HeaderMap;
 use serde_json::{Map, Value};
 
-use self::told::PLATFORM;
 pub(in crate::edge) use self::told::{
     ConfigInput, ConfigOutput, Duration, IndexEntry, ModelConfig, ModelMetadata, ModelStatistics,
     ServerMetadata, TensorMetadata,
@@ -25,6 +23,7 @@ use crate::edge::Edge;
 use crate::edge::access;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
+use crate::edge::pages::Scope;
 use crate::edge::refused::broken;
 use crate::ledger::Author;
 use crate::model::{ModelName, Selector};
@@ -56,6 +55,47 @@ pub(in crate::edge) fn server(edge: &Edge) -> ServerMetadata {
     let works = |extension: &&str| words.repository_changes || *extension != REPOSITORY;
     let extensions = EXTENSIONS.into_iter().filter(works).collect();
     ServerMetadata { name: words.name.clone(), version: env!("CARGO_PKG_VERSION"), extensions }
+}
+
+/// What has been counted of all versions that are loaded, of the models in the scope.
+pub(in crate::edge) fn statistics(edge: &Edge, scope: &Scope) -> Vec<ModelStatistics> {
+    let snapshot = edge.registry.snapshot();
+    let versions = scope.models(&snapshot).flat_map(|(_, model)| model.versions.values());
+    let loaded = versions.filter_map(VersionState::servable);
+    loaded.map(|version| ModelStatistics::of(version)).collect()
+}
+
+/// The name of the model whose metadata would be where the statistics of all models are.
+const STATS: &str = "stats";
+
+/// The metadata of the model of that name, if there is one in the scope: it is told beside the statistics.
+pub(in crate::edge) fn metadata_of_stats(edge: &Edge, scope: &Scope) -> Map<String, Value> {
+    let snapshot = edge.registry.snapshot();
+    let answering = || {
+        let name: ModelName = STATS.parse().ok().filter(|name| scope.has(name))?;
+        one(&snapshot, &name, &Selector::Default).ok()
+    };
+    let metadata =
+        answering().map(|version| ModelMetadata::of(&version, all_of(&snapshot, &version)));
+    match metadata.map(serde_json::to_value) {
+        Some(Ok(Value::Object(metadata))) => metadata,
+        _ => Map::new(),
+    }
+}
+
+/// All versions there are, or those that can be asked.
+pub(in crate::edge) fn index(edge: &Edge, only_ready: bool) -> Vec<IndexEntry> {
+    let snapshot = edge.registry.snapshot();
+    let all = snapshot.models.iter().flat_map(|(name, model)| index_of(name, model));
+    let states = edge.registry.states();
+    let gone = states
+        .iter()
+        .filter(|(name, state)| !state.withdrawn.is_empty() && !snapshot.models.contains_key(name));
+    let gone = gone.map(|(name, _)| {
+        let (name, version, reason) = (name.to_string(), String::new(), "unloaded".to_owned());
+        IndexEntry { name, version, state: "UNAVAILABLE", reason }
+    });
+    all.chain(gone).filter(|entry| !only_ready || entry.state == "READY").collect()
 }
 
 /// Somebody who asks about models.
@@ -97,28 +137,12 @@ impl Asker<'_> {
         version: &str,
     ) -> Result<ModelMetadata, ApiError> {
         let found = self.find(model, version)?;
-        let (id, signature) = (found.id(), found.signature());
         let versions = if version.is_empty() {
-            let snapshot = self.edge.registry.snapshot();
-            snapshot.models.get(&id.name).map(loaded).unwrap_or_default()
+            all_of(&self.edge.registry.snapshot(), &found)
         } else {
-            vec![id.version.to_string()]
+            vec![found.id().version.to_string()]
         };
-        let mut properties = BTreeMap::from([
-            ("model_version", id.version.to_string()),
-            ("digest", found.digest().to_string()),
-        ]);
-        if let Some(description) = &found.metadata().description {
-            properties.insert("description", description.clone());
-        }
-        Ok(ModelMetadata {
-            name: id.name.to_string(),
-            versions,
-            platform: PLATFORM,
-            inputs: signature.inputs.iter().map(TensorMetadata::of).collect(),
-            outputs: signature.outputs.iter().map(TensorMetadata::of).collect(),
-            properties,
-        })
+        Ok(ModelMetadata::of(&found, versions))
     }
 
     /// How a version is run.
@@ -130,47 +154,33 @@ impl Asker<'_> {
         self.find(model, version).map(|version| ModelConfig::of(&version))
     }
 
-    /// What has been counted of all versions that are loaded: of all models that the key is good for, of
-    /// one, or of one version of it. What there is to ask about of no model: nothing.
-    pub(in crate::edge) fn statistics(
+    /// What has been counted of a version.
+    pub(in crate::edge) fn version_statistics(
         &mut self,
         model: &str,
         version: &str,
-    ) -> Result<Vec<ModelStatistics>, ApiError> {
-        let of = |versions: &ModelVersions| -> Vec<_> {
-            let loaded = versions.versions.values().filter_map(VersionState::servable);
-            loaded.map(|version| ModelStatistics::of(version)).collect()
-        };
-        if model.is_empty() {
-            let caller = self.edge.authorize_for_some(self.headers)?;
-            self.account.caller = Some(caller.name().to_owned());
-            let snapshot = self.edge.registry.snapshot();
-            let models = snapshot.models.iter().filter(|(name, _)| caller.scopes().predicts(name));
-            return Ok(models.flat_map(|(_, versions)| of(versions)).collect());
-        }
-        if !version.is_empty() {
-            return Ok(vec![ModelStatistics::of(&*self.find(model, version)?)]);
-        }
-        let (name, _) = self.permitted(model, version)?;
-        let snapshot = self.edge.registry.snapshot();
-        let versions = snapshot.models.get(&name).map(of);
-        versions.ok_or_else(|| self.told(RouteError::UnknownModel.into(), model))
+    ) -> Result<ModelStatistics, ApiError> {
+        let version = self.find(model, version)?;
+        Ok(ModelStatistics::of(&version))
     }
 
-    /// All versions there are, or those that can be asked.
-    pub(in crate::edge) fn index(&mut self, only_ready: bool) -> Result<Vec<IndexEntry>, ApiError> {
-        self.administrator()?;
-        let snapshot = self.edge.registry.snapshot();
-        let all = snapshot.models.iter().flat_map(|(name, model)| index_of(name, model));
-        let states = self.edge.registry.states();
-        let gone = states.iter().filter(|(name, state)| {
-            !state.withdrawn.is_empty() && !snapshot.models.contains_key(name)
-        });
-        let gone = gone.map(|(name, _)| {
-            let (name, version, reason) = (name.to_string(), String::new(), "unloaded".to_owned());
-            IndexEntry { name, version, state: "UNAVAILABLE", reason }
-        });
-        Ok(all.chain(gone).filter(|entry| !only_ready || entry.state == "READY").collect())
+    /// A model that there is, for somebody who may ask about all of its versions and has not done so too
+    /// often.
+    pub(in crate::edge) fn reader_of(&mut self, model: &str) -> Result<ModelName, ApiError> {
+        let caller = self.edge.identify(self.headers, self.account)?;
+        let (name, _) = named(model, "").map_err(|error| self.told(error, model))?;
+        self.edge.admit_reader(&caller, &name, self.account)?;
+        if self.edge.registry.snapshot().models.contains_key(&name) {
+            return Ok(name);
+        }
+        Err(self.told(RouteError::UnknownModel.into(), model))
+    }
+
+    /// Let somebody with an admin key see all that there is, if it has not asked too often.
+    pub(in crate::edge) fn reader_of_index(&mut self) -> Result<(), ApiError> {
+        let caller = access::administrator(&self.edge.keys, self.headers)?;
+        self.account.caller = Some(caller.name().to_owned());
+        Edge::charge(&caller, self.account)
     }
 
     /// See to it that a model is served. Of parameters, only a `config` that says nothing else than what
@@ -280,7 +290,11 @@ fn one(
     found.into_iter().next().map(|(version, ..)| version).ok_or(RouteError::NotReady)
 }
 
-/// The versions that can be asked for by their number.
+/// The versions of its model that can be asked for by their number.
+fn all_of(snapshot: &Snapshot, version: &ServableVersion) -> Vec<String> {
+    snapshot.models.get(&version.id().name).map(loaded).unwrap_or_default()
+}
+
 fn loaded(model: &ModelVersions) -> Vec<String> {
     let versions = model.versions.iter().filter(|(_, state)| state.servable().is_some());
     versions.map(|(version, _)| version.to_string()).collect()

@@ -4,6 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::Document;
 use super::schemas::{Schemas, reference};
+use crate::config::MetricsListener;
+use crate::edge::Policy;
 use crate::edge::error::ErrorCode;
 use crate::edge::idempotency::MAX_KEY_LENGTH;
 use crate::model::{Field, ModelName};
@@ -134,7 +136,7 @@ impl Operations<'_> {
             "summary": summary,
             "parameters": self.parameters(),
             "requestBody": {"required": true, "content": content},
-            "responses": errors(&[&GENERAL[..], &KEYED, &PREDICTION].concat()),
+            "responses": errors(&[&GENERAL[..], &KEYED, &PREDICTION].concat(), Errors::Own),
         })
     }
 
@@ -160,7 +162,7 @@ impl Operations<'_> {
 }
 
 /// The paths that are not about one model.
-pub(super) fn general(document: &mut Document) {
+pub(super) fn general(document: &mut Document, policy: &Policy) {
     document.tag("server", "The server itself.");
     let status = |word: &str| {
         let schema = json!({"type": "object", "properties": {"status": {"const": word}}, "required": ["status"]});
@@ -172,19 +174,22 @@ pub(super) fn general(document: &mut Document) {
     for (path, id, summary, answer, is_open) in [
         ("/healthz", "healthz", "Whether the process lives", status("alive"), true),
         ("/readyz", "readyz", "Whether requests should be sent here", status("ready"), true),
-        ("/metrics", "metrics", metrics, series, true),
+        ("/metrics", "metrics", metrics, series, !policy.metrics.needs_key),
         ("/docs", "docs", "This document as a page", text("text/html", "the page"), true),
         ("/openapi.json", "openapi", "This document", object_of("the document"), false),
         ("/models", "models", "Every model with its versions", list(), false),
     ] {
+        if path == "/metrics" && policy.metrics.listener != MetricsListener::Public {
+            continue;
+        }
         document
             .paths
             .insert(path.to_owned(), json!({"get": read(id, "server", summary, &answer, is_open)}));
     }
 }
 
-/// The paths that say what one model is.
-pub(super) fn catalogue(document: &mut Document, model: &ModelName) {
+/// The paths that say what one model is; of one that nothing is loaded of, how far its versions have come.
+pub(super) fn catalogue(document: &mut Document, model: &ModelName, is_loaded: bool) {
     let selector = json!({
         "name": "selector", "in": "path", "required": true,
         "schema": selector_schema(),
@@ -233,9 +238,12 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName) {
             vec![selector],
         ),
     ] {
+        if !is_loaded && name != "state" {
+            continue;
+        }
         let id = format!("models.{model}.{name}");
         let mut operation = read(&id, tag, summary, &answer, false);
-        if let Some((field, next)) = link(name) {
+        if let Some((field, next)) = link(name).filter(|_| is_loaded) {
             operation["responses"]["200"]["links"] = json!({next: {
                 "operationId": format!("models.{model}.{next}"),
                 "parameters": {"selector": format!("$response.body#/{field}")},
@@ -256,8 +264,17 @@ fn link(name: &str) -> Option<(&'static str, &'static str)> {
 }
 
 pub(super) fn read(id: &str, tag: &str, summary: &str, answer: &Value, is_open: bool) -> Value {
-    let mut responses =
-        if is_open { errors(&GENERAL) } else { errors(&[&GENERAL[..], &KEYED].concat()) };
+    read_in(Errors::Own, id, tag, (summary, answer, is_open))
+}
+
+pub(super) fn read_in(
+    form: Errors,
+    id: &str,
+    tag: &str,
+    (summary, answer, is_open): (&str, &Value, bool),
+) -> Value {
+    let codes = if is_open { GENERAL.to_vec() } else { [&GENERAL[..], &KEYED].concat() };
+    let mut responses = errors(&codes, form);
     responses["200"] = answer.clone();
     let mut operation = json!({
         "operationId": id, "tags": [tag], "summary": summary, "responses": responses,
@@ -289,32 +306,76 @@ pub(super) fn content_of(description: &str, schema: &Value) -> Value {
     json!({"description": description, "content": {"application/json": {"schema": schema}}})
 }
 
-/// A response for each status that the errors have.
-pub(super) fn errors(codes: &[ErrorCode]) -> Value {
-    let mut responses = Map::new();
+/// In which form errors are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Errors {
+    /// As the server has them, or as RFC 9457 does.
+    Own,
+    /// As the Open Inference Protocol has them.
+    Protocol,
+}
+
+/// A reference to a response for each status that the errors have.
+pub(super) fn errors(codes: &[ErrorCode], form: Errors) -> Value {
+    let responses = by_status(codes).into_iter().map(|(status, codes)| {
+        let reference = format!("#/components/responses/{}", response_name(&codes, form));
+        (status, json!({"$ref": reference}))
+    });
+    responses.collect::<Map<_, _>>().into()
+}
+
+/// The responses that operations refer to: a document about a thousand models has each of them once.
+pub(super) fn responses() -> Map<String, Value> {
+    let sets = [
+        GENERAL.to_vec(),
+        [&GENERAL[..], &KEYED].concat(),
+        [&GENERAL[..], &KEYED, &PREDICTION].concat(),
+        CHANGES.to_vec(),
+    ];
+    let all = sets.iter().flat_map(|codes| by_status(codes));
+    let named = all.flat_map(|(_, codes)| {
+        [Errors::Own, Errors::Protocol]
+            .map(|form| (response_name(&codes, form), error_response(&codes, form)))
+    });
+    named.collect()
+}
+
+fn by_status(codes: &[ErrorCode]) -> Vec<(String, Vec<ErrorCode>)> {
+    let mut all: Vec<(String, Vec<ErrorCode>)> = Vec::new();
     for code in codes {
-        let status = code.status().as_str().to_owned();
-        let entry = responses.entry(status).or_insert_with(|| {
-            json!({
-                "description": "",
-                "headers": headers(if code.tells_when() { &["X-Request-Id", "Retry-After"] } else { &["X-Request-Id"] }),
-                "content": {
-                    "application/json": {"schema": reference("Error")},
-                    "application/problem+json": {"schema": reference("Problem")},
-                },
-            })
-        });
-        let words = entry["description"].as_str().unwrap_or_default().to_owned();
-        if !words.split(", ").any(|word| word == code.as_str()) {
-            let all = if words.is_empty() {
-                code.as_str().to_owned()
-            } else {
-                format!("{words}, {}", code.as_str())
-            };
-            entry["description"] = json!(all);
+        let status = code.status();
+        match all.iter_mut().find(|(known, _)| known == status.as_str()) {
+            Some((_, codes)) if codes.contains(code) => {}
+            Some((_, codes)) => codes.push(*code),
+            None => all.push((status.as_str().to_owned(), vec![*code])),
         }
     }
-    Value::Object(responses)
+    all
+}
+
+fn response_name(codes: &[ErrorCode], form: Errors) -> String {
+    let words: Vec<_> = codes.iter().map(|code| code.as_str()).collect();
+    match form {
+        Errors::Own => words.join("."),
+        Errors::Protocol => format!("v2.{}", words.join(".")),
+    }
+}
+
+fn error_response(codes: &[ErrorCode], form: Errors) -> Value {
+    let words: Vec<_> = codes.iter().map(|code| code.as_str()).collect();
+    let tells_when = codes.iter().any(|code| code.tells_when());
+    let content = match form {
+        Errors::Own => json!({
+            "application/json": {"schema": reference("Error")},
+            "application/problem+json": {"schema": reference("Problem")},
+        }),
+        Errors::Protocol => json!({"application/json": {"schema": reference("ProtocolError")}}),
+    };
+    json!({
+        "description": words.join(", "),
+        "headers": headers(if tells_when { &["X-Request-Id", "Retry-After"] } else { &["X-Request-Id"] }),
+        "content": content,
+    })
 }
 
 pub(super) fn headers(names: &[&str]) -> Value {

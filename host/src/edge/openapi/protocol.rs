@@ -5,12 +5,16 @@ use serde_json::{Map, Value, json};
 
 use super::Document;
 use super::operations::{
-    GENERAL, KEYED, PREDICTION, content_of, errors, headers, read, selector_schema,
+    CHANGES, Errors, GENERAL, KEYED, PREDICTION, content_of, errors, headers, read_in,
+    selector_schema,
 };
 use super::schemas::reference;
 use crate::model::{Datatype, ModelName};
 
 const TAG: &str = "open inference protocol";
+
+/// Where the statistics of all models are, and the metadata of one that is called `stats`.
+pub(super) const STATISTICS: &str = "/v2/models/stats";
 
 /// The paths that are not about one model.
 pub(super) fn general(document: &mut Document) {
@@ -24,6 +28,7 @@ pub(super) fn general(document: &mut Document) {
         json!({"name": text(), "version": text(), "extensions": {"type": "array", "items": text()}}),
         &["name", "version", "extensions"],
     );
+    let statistics = reference("ModelStatistics");
     for (path, id, summary, schema, is_open) in [
         ("/v2", "server", "Name, version and extensions", server.clone(), true),
         ("/v2/", "server-slash", "The same", server, true),
@@ -35,7 +40,7 @@ pub(super) fn general(document: &mut Document) {
             flags(&["live", "ready"]),
             true,
         ),
-        ("/v2/models/stats", "stats", "What all models have done", statistics(), false),
+        (STATISTICS, "stats", "What all models have done", statistics, false),
     ] {
         get(document, path, id, TAG, (summary, &schema, is_open));
     }
@@ -86,20 +91,21 @@ pub(super) fn model(document: &mut Document, name: &ModelName) {
         let base = format!("/v2/models/{name}{place}");
         let id = |word: &str| format!("v2.models.{name}.{what}.{word}");
         for (path, word, summary, schema) in [
-            ("", "metadata", "What it takes and gives", metadata()),
+            ("", "metadata", "What it takes and gives", reference("ModelMetadata")),
             ("/ready", "ready", "Whether it can be asked", ready.clone()),
             ("/config", "config", "How it is run", json!({"type": "object"})),
-            ("/stats", "stats", "What it has done", statistics()),
+            ("/stats", "stats", "What it has done", reference("ModelStatistics")),
         ] {
             let path = format!("{base}{path}");
             let operation = (summary, &schema, false);
             get(document, &path, &id(word), name.as_str(), operation);
             document.paths[&path]["get"]["parameters"] = parameters.clone();
         }
-        let mut operation = post(&id("infer"), name.as_str(), "Outputs for inputs", &request());
+        let mut operation =
+            post(&id("infer"), name.as_str(), "Outputs for inputs", &reference("InferRequest"));
         let raw = json!({"schema": {"type": "string", "format": "binary", "description": "JSON, then tensors"}});
         operation["requestBody"]["content"]["application/octet-stream"] = raw.clone();
-        let mut answer = content_of("the outputs", &answer());
+        let mut answer = content_of("the outputs", &reference("InferResponse"));
         answer["content"]["application/octet-stream"] = raw;
         answer["headers"] = headers(&[
             "X-Request-Id",
@@ -119,6 +125,16 @@ pub(super) fn model(document: &mut Document, name: &ModelName) {
         operation["parameters"].as_array_mut().expect("parameters").push(length);
         document.paths.insert(format!("{base}/infer"), json!({"post": operation}));
     }
+}
+
+/// The schemas that the paths of all models share.
+pub(super) fn schemas() -> [(&'static str, Value); 4] {
+    [
+        ("InferRequest", request()),
+        ("InferResponse", answer()),
+        ("ModelMetadata", metadata()),
+        ("ModelStatistics", statistics()),
+    ]
 }
 
 /// What every document has.
@@ -141,22 +157,21 @@ fn get(
     (summary, schema, is_open): (&str, &Value, bool),
 ) {
     let id = if id.starts_with("v2.") { id.to_owned() } else { format!("v2.{id}") };
-    let mut operation = read(&id, tag, summary, &content_of(summary, schema), is_open);
-    in_protocol_form(&mut operation["responses"]);
+    let answer = content_of(summary, schema);
+    let operation = read_in(Errors::Protocol, &id, tag, (summary, &answer, is_open));
     document.paths.insert(path.to_owned(), json!({"get": operation}));
 }
 
 fn post(id: &str, tag: &str, summary: &str, sent: &Value) -> Value {
-    let mut responses = errors(&[&GENERAL[..], &KEYED, &PREDICTION].concat());
+    let mut responses = errors(&[&GENERAL[..], &KEYED, &PREDICTION].concat(), Errors::Protocol);
     if id.starts_with("v2.repository.") {
-        let more = errors(&super::operations::CHANGES);
+        let more = errors(&CHANGES, Errors::Protocol);
         if let (Some(all), Value::Object(more)) = (responses.as_object_mut(), more) {
             more.into_iter().for_each(|(status, response)| {
                 all.entry(status).or_insert(response);
             });
         }
     }
-    in_protocol_form(&mut responses);
     json!({
         "operationId": id,
         "tags": [tag],
@@ -164,14 +179,6 @@ fn post(id: &str, tag: &str, summary: &str, sent: &Value) -> Value {
         "requestBody": {"required": true, "content": {"application/json": {"schema": sent}}},
         "responses": responses,
     })
-}
-
-/// Errors of the protocol have one form, whatever is asked for.
-fn in_protocol_form(responses: &mut Value) {
-    let Some(responses) = responses.as_object_mut() else { return };
-    for (_, response) in responses.iter_mut().filter(|(status, _)| !status.starts_with('2')) {
-        response["content"] = json!({"application/json": {"schema": reference("ProtocolError")}});
-    }
 }
 
 fn object(properties: Value, required: &[&str]) -> Value {

@@ -208,7 +208,8 @@ pub(super) fn common() -> Map<String, Value> {
         ("RowError", row),
         ("Model", model_state()),
     ];
-    named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
+    let all = named.into_iter().chain(super::protocol::schemas());
+    all.map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
 
 /// A model with its versions and what goes to them.

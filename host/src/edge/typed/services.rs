@@ -69,6 +69,8 @@ impl Services {
 impl Known {
     fn new(snapshot: &Arc<Snapshot>, before: &Self) -> Self {
         let mut known = Self { snapshot: Arc::downgrade(snapshot), ..Self::default() };
+        let made = before.by_name.values().map(|offered| (offered.made_of, offered));
+        let made: BTreeMap<u64, &Arc<Offered>> = made.collect();
         for (model, versions) in &snapshot.models {
             let releases = versions.versions.iter().filter(|(version, _)| version.pre.is_empty());
             let servable = releases.filter_map(|(_, state)| VersionState::servable(state));
@@ -76,7 +78,7 @@ impl Known {
             let newest: BTreeMap<Class, &Arc<ServableVersion>> =
                 servable.map(|version| (Class::of(&version.id().version), version)).collect();
             for (class, version) in newest {
-                known.add(model, class, version, before);
+                known.add(model, class, version, &made);
             }
         }
         for name in known.ambiguous.difference(&before.ambiguous) {
@@ -87,13 +89,18 @@ impl Known {
 
     /// Where two models' names differ in nothing but `-` and `_`, who asked for one must not be answered
     /// by the other, whichever came first.
-    fn add(&mut self, model: &ModelName, class: Class, version: &ServableVersion, before: &Self) {
-        let is_it = |it: &&Arc<Offered>| {
-            it.made_of == version.key() && it.model == *model && it.class == class
-        };
-        let offered = match before.by_name.values().find(is_it) {
-            Some(offered) => Arc::clone(offered),
-            None => {
+    fn add(
+        &mut self,
+        model: &ModelName,
+        class: Class,
+        version: &ServableVersion,
+        made: &BTreeMap<u64, &Arc<Offered>>,
+    ) {
+        let offered = match made.get(&version.key()) {
+            Some(offered) if offered.model == *model && offered.class == class => {
+                Arc::clone(offered)
+            }
+            _ => {
                 let service = Service::new(model, class, version.signature());
                 let (model, made_of) = (model.clone(), version.key());
                 Arc::new(Offered { model, class, service, made_of })

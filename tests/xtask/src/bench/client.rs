@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The largest answer that is read.
-const MAX_ANSWER_BYTES: u64 = 16 << 20;
+const MAX_ANSWER_BYTES: u64 = 128 << 20;
 
 /// A caller with a key.
 #[derive(Clone)]

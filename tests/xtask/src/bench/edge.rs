@@ -6,6 +6,7 @@
 //! what they use is in the figures. Each module below that has a `measure` is a section.
 
 mod callers;
+mod catalogues;
 mod overload;
 
 use anyhow::Result;
@@ -39,9 +40,11 @@ enum Section {
     Overload,
     /// What good callers feel of bad ones.
     Callers,
+    /// How long answers about a thousand models take, and what predictions feel of them.
+    Catalogues,
 }
 
-const SECTIONS: [Section; 2] = [Section::Overload, Section::Callers];
+const SECTIONS: [Section; 3] = [Section::Overload, Section::Callers, Section::Catalogues];
 
 /// What all sections share.
 struct Bench<'a> {
@@ -65,5 +68,6 @@ pub(crate) fn measure(
     Ok(super::sections(&SECTIONS, &options.only, |section| match section {
         Section::Overload => overload::measure(&bench),
         Section::Callers => callers::measure(&bench),
+        Section::Catalogues => catalogues::measure(&bench),
     }))
 }

@@ -142,6 +142,28 @@ pub(in crate::edge) struct IndexEntry {
     pub(in crate::edge) reason: String,
 }
 
+impl ModelMetadata {
+    /// Of a version, among these of its model.
+    pub(super) fn of(version: &ServableVersion, versions: Vec<String>) -> Self {
+        let (id, signature) = (version.id(), version.signature());
+        let mut properties = BTreeMap::from([
+            ("model_version", id.version.to_string()),
+            ("digest", version.digest().to_string()),
+        ]);
+        if let Some(description) = &version.metadata().description {
+            properties.insert("description", description.clone());
+        }
+        Self {
+            name: id.name.to_string(),
+            versions,
+            platform: PLATFORM,
+            inputs: signature.inputs.iter().map(TensorMetadata::of).collect(),
+            outputs: signature.outputs.iter().map(TensorMetadata::of).collect(),
+            properties,
+        }
+    }
+}
+
 impl TensorMetadata {
     pub(super) fn of(field: &Field) -> Self {
         let shape = std::iter::once(-1).chain(dims(field)).collect();
