@@ -14,7 +14,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 pub use operation::{Operation, Outcome, Promotion, Refusal, Status};
-pub use rules::{Rules, apply};
+pub use rules::{Decision, Rules, apply, decide};
 
 use crate::artifact::Digest;
 use crate::model::Channel;

@@ -43,6 +43,8 @@ mod idempotency;
 mod isolation;
 /// Who has a key may do what it is good for, until it is taken back.
 mod keys;
+/// What can be loaded is loaded at once, whatever is compiled meanwhile, and nothing else is routed to.
+mod loading;
 /// One line a request, and nothing of what callers sent.
 mod logs;
 /// What is measured is what has happened, and ends with the version it is about.

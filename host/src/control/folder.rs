@@ -10,22 +10,24 @@ use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::adoption::Adoption;
 use super::ask::{Ask, ControlError};
+use super::commit::Loaded;
 use super::many::{Item, Tried, log_ready, side_by_side};
-use super::{Control, DeployReport, Loaded};
+use super::{Control, DeployReport};
 use crate::artifact::{Artifact, ArtifactError, Digest};
 use crate::model::{ModelName, Signature, VersionId};
+use crate::preinit::queue::Urgency;
 use crate::registry::{LoadError, Slot, guarded};
 use crate::rollout::{Deployed, ModelState, Operation, Promotion, Refusal, Stage};
 use crate::terminal;
 
-/// How often versions that drain are looked at, while there are any.
-const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
+/// How often `look` is called, and time is compared with what is due.
+const TICK: Duration = Duration::from_millis(200);
 
 /// How often files that nothing needs any more are looked for.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -71,8 +73,7 @@ struct Found {
     signature: Signature,
 }
 
-/// Keep to what is decided and to what the folder says, for ever: deploy what is new, let go of what has
-/// drained. `look` is called after the first look at the folder and, from then on, now and then.
+/// Keep to what the folder says, for ever: deploy what is new. `look` is called after the first look at the folder and, from then on, now and then.
 ///
 /// # Errors
 /// The folder cannot be read the first time, or the machine gives no more threads.
@@ -88,19 +89,11 @@ pub fn keep(
     let mut unreadable = false;
     let (mut looked, mut collected) = (Instant::now(), Instant::now());
     loop {
-        let draining = control.registry.sweep();
-        let pause = if draining > 0 { SWEEP_INTERVAL } else { SWEEP_INTERVAL * 4 };
-        thread::sleep(pause);
+        thread::sleep(TICK);
         look();
-        if control.is_missing.swap(false, Ordering::Relaxed)
-            && let Err(error) = control.restore()
-        {
-            tracing::error!(%error, "cannot load what the ledger says");
-        }
-        if seen.unread.is_empty() && collected.elapsed() > COLLECT_INTERVAL {
+        if collected.elapsed() > COLLECT_INTERVAL {
             collected = Instant::now();
-            let _loading = control.lock_loading();
-            control.collect();
+            control.collect_soon(seen.unread.is_empty());
         }
         if interval.is_none_or(|interval| looked.elapsed() < interval) {
             continue;
@@ -129,7 +122,7 @@ impl Control {
         if paths.is_empty() && !at_once {
             return Ok(());
         }
-        let _loading = self.lock_loading();
+        let loading = self.begin_loading();
         seen.unread.retain(|path| !paths.contains(path));
         let Read { found, unread, no_room } = self.read_files(paths)?;
         seen.unread.extend(unread);
@@ -138,9 +131,16 @@ impl Control {
         for item in &accepted {
             self.registry.set_slot(&item.id, Slot::Loading);
         }
-        let models: BTreeSet<_> = accepted.iter().map(|item| item.id.name.clone()).collect();
-        self.load_many(accepted, &|item, tried| self.bring_in(item, tried))?;
-        models.iter().for_each(|model| self.adopt(model));
+        let adoption = Adoption::new(&accepted);
+        thread::scope(|scope| {
+            let adopting = thread::Builder::new().name("adopt".to_owned());
+            adopting.spawn_scoped(scope, || adoption.run(self))?;
+            let loaded = self.load_many(accepted, Urgency::Folder, &|item, tried| {
+                adoption.end(&item.id, self.bring_in(item, tried));
+            });
+            adoption.end_all();
+            loaded
+        })?;
         let had_no_room = |id: &VersionId| {
             let slot = self.registry.slot(id);
             matches!(slot, Some(Slot::Failed(failure)) if ["store", "admission"].contains(&failure.step))
@@ -155,9 +155,9 @@ impl Control {
             self.registry.finish_loading();
             self.registry.warn_of_absent();
         }
-        if seen.unread.is_empty() {
-            self.collect();
-        }
+        drop(loading);
+        self.collect_soon(seen.unread.is_empty());
+        self.collect_if_due();
         tracing::info!("repository folder read");
         Ok(())
     }
@@ -260,25 +260,26 @@ impl Control {
         accepted
     }
 
-    /// A version that was loaded is deployed; one that was not is shown as failed.
-    fn bring_in(&self, item: &Item, tried: Tried) {
-        let Tried { version, from, started } = tried;
+    /// A version that was loaded is deployed; one that was not is shown as failed. Whether it is ready.
+    fn bring_in(&self, item: &Item, tried: Tried<'_>) -> bool {
+        let Tried { version, from, started, turn: _turn } = tried;
         let outcome = version.map_err(ControlError::from).and_then(|version| {
             let (version_number, digest) = (item.id.version.clone(), item.digest);
             let report = DeployReport { version: version_number.clone(), digest, replay: None };
             let operation =
                 Operation::Deploy { version: version_number, digest, promotion: Promotion::No };
-            let loaded = Loaded { version: Some(version), report };
+            let loaded = Loaded::new(Some(version), report);
             self.commit(&item.id.name, &operation, &Ask::of_host("repository"), Some(loaded))
         });
-        match outcome {
+        match &outcome {
             Ok(_) => log_ready(&item.id, from, started),
             Err(error) => self.refuse(&item.id, error.failure()),
         }
+        outcome.is_ok()
     }
 
     /// The highest release of a model of which nothing was ever promoted is its stable version.
-    fn adopt(&self, model: &ModelName) {
+    pub(super) fn adopt(&self, model: &ModelName) {
         let state = self.registry.state(model);
         if state.routing.stable.is_some() {
             return;
@@ -294,7 +295,7 @@ impl Control {
         }
     }
 
-    /// Remove files that nothing needs. Whoever calls this holds the lock of loading.
+    /// Remove files that nothing needs. Whoever calls this holds the lock of loading alone.
     pub(super) fn collect(&self) {
         let states = self.registry.states();
         let loaded =
