@@ -8,9 +8,10 @@ mod deploy;
 mod keys;
 mod log;
 mod operations;
+mod room;
 mod show;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -53,8 +54,8 @@ pub struct Admin {
     control: Arc<Control>,
     shadows: Arc<Shadows>,
     operations: Operations,
-    /// Held by the deployment whose artifact is in memory.
-    turn: Mutex<()>,
+    /// For the artifacts that are in memory.
+    room: room::Room,
     /// How long an artifact may be silent while it is received, and a body may take.
     patience: Duration,
     /// Becomes true when the server stops: who waits for news is told what is known.
@@ -71,8 +72,8 @@ impl Admin {
         patience: Duration,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        let (operations, turn) = (Operations::default(), Mutex::new(()));
-        Self { control, shadows, operations, turn, patience, stopping }
+        let (operations, room) = (Operations::default(), room::Room::default());
+        Self { control, shadows, operations, room, patience, stopping }
     }
 
     /// Who asks.

@@ -2,36 +2,48 @@
 //! it.
 //!
 //! Deciding is quick and waits only for the disk. Loading takes up to minutes and is done before, under
-//! a lock of its own, so that going back never waits for a deployment. A change that fails leaves
-//! everything as it was.
+//! a lock of its version alone, so that going back never waits for a deployment. Whether a change can
+//! hold is decided under the lock of the changes: if it would bring a version into use that is not
+//! loaded, that one is loaded and the change is decided again. A change that fails leaves everything as
+//! it was.
 
+mod adoption;
 mod ask;
+mod commit;
 mod deploy;
 mod folder;
 mod keys;
 mod many;
+#[cfg(test)]
+mod orders;
 mod repository;
 mod retry;
+mod turns;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::{self, ScopedJoinHandle};
 
 pub use ask::{Answer, Ask, Changed, ControlError, DeployReport};
 pub use folder::keep;
 pub use keys::{KeyAnswer, KeyChanged, KeyRefusal, NewKey};
+pub use upkeep::keep_up;
 
 use arc_swap::ArcSwap;
 
+use self::commit::{Loaded, Proposal};
 use self::folder::KnownFolder;
 use self::many::Item;
 use self::retry::Retries;
+use self::turns::Turns;
 use crate::keys::Keys;
-use crate::ledger::{Author, Before, Change, Ledger, LedgerError};
+use crate::ledger::{Before, Ledger, LedgerError};
 use crate::model::{ModelName, VersionId};
+use crate::preinit::queue::Urgency;
 use crate::registry::{LoadError, Loader, Registry, Slot};
-use crate::rollout::{self, ModelState, Operation, Outcome, Rules};
+use crate::rollout::{ModelState, Operation, Rules};
 use crate::version::ServableVersion;
 
 /// How many replaced versions of a model stay loaded: the one before, and the one before that. Each
@@ -56,8 +68,11 @@ pub struct Control {
     is_missing: AtomicBool,
     /// For who only wants to know; waits for nobody.
     shown_head: ArcSwap<(u64, String)>,
-    /// Held while versions are loaded.
-    loading: Mutex<()>,
+    /// Shared by all who load, so that files that they need are not removed.
+    loading: RwLock<()>,
+    /// Whether files that nothing needs should be looked for.
+    is_collection_due: AtomicBool,
+    turns: Turns,
     /// Versions that failed by accident.
     retries: Retries,
     /// What is known of the repository folder.
@@ -90,7 +105,6 @@ impl Control {
         tracing::info!(revision, %audit_head, "ledger opened");
         let shown_head = ArcSwap::from_pointee((revision, audit_head));
         let head = Mutex::new(Head { revision, is_unsure: false });
-        let loading = Mutex::new(());
         let is_missing = AtomicBool::new(false);
         Ok(Self {
             loader,
@@ -101,7 +115,9 @@ impl Control {
             head,
             is_missing,
             shown_head,
-            loading,
+            loading: RwLock::default(),
+            is_collection_due: AtomicBool::new(false),
+            turns: Turns::default(),
             retries: Retries::default(),
             folder: KnownFolder::default(),
         })
@@ -150,9 +166,31 @@ impl Control {
         let silent: Vec<_> = silent.map(|(name, _)| (name, None)).collect();
         let said = splits.into_iter().map(|(name, split)| (name, Some(split)));
         for (model, split) in said.chain(silent) {
-            let ask = Ask::of_host("configuration");
-            self.commit(&model, &Operation::Configure { split }, &ask, None)?;
+            self.configure_model(&model, &Operation::Configure { split })?;
         }
+        Ok(())
+    }
+
+    /// What the split points to is loaded first, unless everything is yet to be loaded. A version that
+    /// cannot be loaded is left to the rules of routing: its share goes to others.
+    fn configure_model(
+        &self,
+        model: &ModelName,
+        operation: &Operation,
+    ) -> Result<(), ControlError> {
+        let ask = Ask::of_host("configuration");
+        if !self.registry.snapshot().loading {
+            match self.commit(model, operation, &ask, None) {
+                Err(ControlError::Load(error)) => {
+                    let reason = error.failure().reason;
+                    tracing::error!(%model, %reason, "a split points to a version that cannot be loaded");
+                }
+                outcome => return outcome.map(drop),
+            }
+        }
+        let proposal = Proposal { model, operation, ask: &ask, may_lack: true };
+        self.try_commit(&proposal, &mut Loaded::default())?;
+        self.is_missing.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -169,22 +207,10 @@ impl Control {
         if let Some(answer) = self.answered(ask)? {
             return Ok(answer);
         }
-        let state = self.registry.state(model);
-        if state.versions.is_empty() {
+        if self.registry.state(model).versions.is_empty() {
             return Err(ControlError::UnknownModel);
         }
-        // What the rules refuse in any case need not be loaded first.
-        let is_ready = |version: &semver::Version| state.versions.contains_key(version);
-        rollout::apply(&state, operation, &self.rules(model, &state, &is_ready))?;
-        let target = operation.version(&state).filter(|_| operation.needs_ready() && !ask.dry_run);
-        if let Some(version) = target {
-            self.load_if_needed(&VersionId { name: model.clone(), version })?;
-        }
-        let outcome = self.commit(model, operation, ask, None);
-        if outcome.is_err() {
-            self.registry.reconcile(model);
-        }
-        outcome
+        self.commit(model, operation, ask, None)
     }
 
     /// The answer that was given to the same request before. What it says to have been made holds.
@@ -214,23 +240,28 @@ impl Control {
         Rules { is_ready, max_parked, revision: state.revision + 1 }
     }
 
-    /// Load a version that is deployed, but retired or failed.
+    /// Load a version that is to be loaded and is not.
     fn load_if_needed(&self, id: &VersionId) -> Result<(), ControlError> {
-        let is_loaded = || matches!(self.registry.slot(id), Some(Slot::Loaded(_)));
-        if is_loaded() {
-            return Ok(());
+        let _loading = self.begin_loading();
+        let _turn = self.turns.take(id);
+        if let Some(version) = self.load_deployed(id)? {
+            self.registry.offer(version);
         }
-        let _loading = self.lock_loading();
+        Ok(())
+    }
+
+    /// Load a version that is deployed; none if it is loaded already or not deployed any more. The
+    /// caller has its turn.
+    fn load_deployed(&self, id: &VersionId) -> Result<Option<ServableVersion>, ControlError> {
         let state = self.registry.state(&id.name);
-        let Some(deployed) = state.versions.get(&id.version).filter(|_| !is_loaded()) else {
-            return Ok(());
-        };
+        let deployed = state.versions.get(&id.version).filter(|_| !self.is_loaded(id));
+        let Some(deployed) = deployed else { return Ok(None) };
         let item = Item { id: id.clone(), digest: deployed.digest, is_stable: true };
         // Golden examples run there: a guest may use all of its call stack.
         let stack = self.loader.engines.thread_stack_bytes();
         let thread = thread::Builder::new().name("load".to_owned()).stack_size(stack);
         let version = thread::scope(|scope| {
-            let loading = thread.spawn_scoped(scope, || self.load_item(&item));
+            let loading = thread.spawn_scoped(scope, || self.load_item(&item, Urgency::Operator));
             let panicked = || LoadError::Panicked("it does not say why".to_owned());
             match loading.map(ScopedJoinHandle::join) {
                 Ok(Ok(outcome)) => outcome,
@@ -238,77 +269,11 @@ impl Control {
                 Err(error) => Err(LoadError::Panicked(format!("no thread: {error}"))),
             }
         })?;
-        self.registry.set_slot(id, Slot::Loaded(Arc::new(version)));
-        Ok(())
+        Ok(Some(version))
     }
 
-    /// The one place where what is served changes. `loaded` is the version that the operation is
-    /// about, if it has just been loaded.
-    fn commit(
-        &self,
-        model: &ModelName,
-        operation: &Operation,
-        ask: &Ask,
-        loaded: Option<Loaded>,
-    ) -> Result<Answer, ControlError> {
-        let mut head = self.lock_head();
-        self.make_sure(&mut head)?;
-        // Whoever asks twice at once has been answered by now.
-        if let Some(answer) = self.answer_of(ask)? {
-            return Ok(answer);
-        }
-        let state = self.registry.state(model);
-        ask.check_revision(&state)?;
-        let is_loaded = |version: &semver::Version| {
-            let id = VersionId { name: model.clone(), version: version.clone() };
-            let loads = ask.dry_run && state.versions.contains_key(version);
-            loads || matches!(self.registry.slot(&id), Some(Slot::Loaded(_)))
-        };
-        let rules = Rules { revision: head.revision + 1, ..self.rules(model, &state, &is_loaded) };
-        let outcome = rollout::apply(&state, operation, &rules)?;
-        let (report, loaded) = loaded.map(|loaded| (loaded.report, loaded.version)).unzip();
-        let is_changed = outcome.state != state;
-        let changed = Changed {
-            model: model.clone(),
-            revision: if ask.dry_run { state.revision } else { outcome.state.revision },
-            changed: is_changed,
-            dry_run: ask.dry_run,
-            status: outcome.status,
-            before: state.routing.clone(),
-            after: outcome.state.routing.clone(),
-            deploy: report,
-        };
-        let answer = serde_json::to_string(&changed).expect("an answer is JSON");
-        if !is_changed && let Some(request) = &ask.request {
-            // Asked again later, when there is something to do, it is still the same request.
-            self.ledger.remember(request, &answer)?;
-        }
-        if ask.dry_run || !is_changed {
-            if let Some(version) = loaded.flatten() {
-                // It was deployed before, but could not be loaded.
-                let id = version.id().clone();
-                self.registry.set_slot(&id, Slot::Loaded(Arc::new(version)));
-            }
-            return Ok(Answer::Now(Box::new(changed)));
-        }
-        let change = describe(model, operation, ask, &state, &outcome);
-        let committed = self.ledger.commit(&change, &outcome.state, ask.request.as_ref(), &answer);
-        let entry = match committed {
-            Ok(entry) => entry,
-            Err(error) => {
-                // It may be in the ledger all the same; then it has to hold, version included.
-                head.is_unsure = true;
-                if self.ledger.models().is_ok_and(|held| held.get(model) == Some(&outcome.state)) {
-                    self.registry.decide(model, outcome.state, loaded.flatten());
-                }
-                return Err(error.into());
-            }
-        };
-        head.revision = entry.revision;
-        self.show_head(entry.revision, entry.hash);
-        self.registry.decide(model, outcome.state, loaded.flatten());
-        self.log(&change, rules.revision);
-        Ok(Answer::Now(Box::new(changed)))
+    fn is_loaded(&self, id: &VersionId) -> bool {
+        matches!(self.registry.slot(id), Some(Slot::Loaded(_)))
     }
 
     /// After a failure of the disk, what the ledger says is what holds.
@@ -327,7 +292,7 @@ impl Control {
             if state != self.registry.state(&model) {
                 let revision = state.revision;
                 tracing::warn!(%model, revision, "a change that seemed to fail is in the ledger, and holds");
-                self.registry.decide(&model, state, None);
+                self.registry.decide(&model, state, Vec::new());
                 // What it points to may not be loaded.
                 self.is_missing.store(true, Ordering::Relaxed);
             }
@@ -340,50 +305,8 @@ impl Control {
         self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn log(&self, change: &Change, revision: u64) {
-        let Change { author: Author { actor, .. }, operation, model, status, .. } = change;
-        let version = change.version.as_ref().map(tracing::field::display);
-        let actor = crate::terminal::printable(actor);
-        tracing::info!(target: "change", revision, %actor, operation, %model, version, status, "changed");
+    /// Held by all who load, together. Files are only removed while nobody does.
+    fn begin_loading(&self) -> RwLockReadGuard<'_, ()> {
+        self.loading.read().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn lock_loading(&self) -> MutexGuard<'_, ()> {
-        self.loading.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A change for the history.
-fn describe(
-    model: &ModelName,
-    operation: &Operation,
-    ask: &Ask,
-    state: &ModelState,
-    outcome: &Outcome,
-) -> Change {
-    let version = match operation {
-        Operation::Adopt { .. } => outcome.state.routing.stable.clone(),
-        _ => operation.version(state),
-    };
-    let digest = version.as_ref().and_then(|version| {
-        let held = outcome.state.versions.get(version).or(state.versions.get(version));
-        held.map(|deployed| deployed.digest)
-    });
-    Change {
-        author: ask.author.clone(),
-        operation: operation.as_str(),
-        model: model.clone(),
-        version,
-        digest,
-        status: Some(outcome.status.as_str()),
-        error: None,
-        before: state.routing.clone(),
-        after: outcome.state.routing.clone(),
-    }
-}
-
-/// A version that has just been loaded, for the change that brings it in.
-struct Loaded {
-    /// None for a trial that is not to change anything.
-    version: Option<ServableVersion>,
-    report: DeployReport,
 }

@@ -9,6 +9,7 @@ pub mod child;
 mod function_cache;
 mod governor;
 mod init_cache;
+pub mod queue;
 mod time_limit;
 
 use std::io::Read;
@@ -132,6 +133,9 @@ pub enum PreinitError {
     /// The component cannot be used: it does not validate, link or compile.
     #[error("the component is unusable: {0}")]
     Component(String),
+    /// The child was ended so that others have their turn; it will have another one.
+    #[error("pre-initialisation gave way to others")]
+    Yielded,
     /// The child was over a limit on what the artifact may cost.
     #[error("pre-initialisation exceeded its limit of {0}")]
     Limit(String),
@@ -173,8 +177,21 @@ pub struct CompileFiles {
     pub init_code_output: PathBuf,
 }
 
-/// Run `init` of the artifact in a child process. While `is_serving`, one of idle priority leaves half
-/// of the cores to those who are served.
+/// What a child is watched by while it works.
+pub struct Watch<'a> {
+    /// Whether requests are served: then a child of idle priority leaves half of the cores to them.
+    pub is_serving: &'a dyn Fn() -> bool,
+    /// Whether the child has to end for the sake of others.
+    pub must_yield: &'a dyn Fn() -> bool,
+}
+
+/// Why a child did not come to its end.
+enum Stopped {
+    TimeIsUp,
+    Yielded,
+}
+
+/// Run `init` of the artifact in a child process.
 ///
 /// # Errors
 /// [`PreinitError`]; nothing is left behind but perhaps a part of the output file.
@@ -182,19 +199,20 @@ pub fn run(
     artifact: &Path,
     goal: Goal<'_>,
     limits: &PreinitLimits,
-    is_serving: &dyn Fn() -> bool,
+    watch: &Watch<'_>,
 ) -> Result<PreinitReport, PreinitError> {
     let host = |error: std::io::Error| PreinitError::Host(error.to_string());
     let mut child = command(artifact, goal, limits).map_err(host)?.spawn().map_err(host)?;
-    let hold_back = || limits.priority == Priority::Idle && is_serving();
-    let report = read_report(&mut child, limits.wall_time, &hold_back);
-    if report.is_none() {
+    let hold_back = || limits.priority == Priority::Idle && (watch.is_serving)();
+    let report = read_report(&mut child, limits.wall_time, &hold_back, watch.must_yield);
+    if report.is_err() {
         child.kill().map_err(host)?;
     }
     let status = child.wait().map_err(host)?;
-    let Some(report) = report else {
-        return Err(PreinitError::WallTime(limits.wall_time.as_secs()));
-    };
+    let report = report.map_err(|stopped| match stopped {
+        Stopped::TimeIsUp => PreinitError::WallTime(limits.wall_time.as_secs()),
+        Stopped::Yielded => PreinitError::Yielded,
+    })?;
     match serde_json::from_slice::<Result<PreinitReport, PreinitError>>(&report) {
         Ok(outcome) => outcome,
         Err(_) => Err(died(status, limits)),
@@ -230,12 +248,13 @@ fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::
     Ok(command)
 }
 
-/// What the child wrote until it closed its standard output, or none after the time is up.
+/// What the child wrote until it closed its standard output, unless it has to be stopped.
 fn read_report(
     child: &mut Child,
     wall_time: Duration,
     hold_back: &dyn Fn() -> bool,
-) -> Option<Vec<u8>> {
+    must_yield: &dyn Fn() -> bool,
+) -> Result<Vec<u8>, Stopped> {
     let stdout = child.stdout.take().expect("the command pipes standard output");
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -249,9 +268,10 @@ fn read_report(
     loop {
         governor.govern(hold_back());
         match receiver.recv_timeout(governor::INTERVAL) {
-            Ok(report) => return Some(report),
+            Ok(report) => return Ok(report),
+            Err(RecvTimeoutError::Timeout) if must_yield() => return Err(Stopped::Yielded),
             Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
-            Err(_) => return None,
+            Err(_) => return Err(Stopped::TimeIsUp),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! version has come ([`Slot`]). A version that is to be loaded no longer drains: nobody new finds it,
 //! and it goes when the last request that holds it is over.
 
+mod desk;
 mod load;
 
 use std::collections::BTreeMap;
@@ -14,9 +15,13 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, Guard};
 use semver::Version;
 
+#[cfg(test)]
+pub(crate) use desk::{Desk as TestDesk, Slot as TestSlot};
 pub use load::{Cause, LoadError, Loader};
 pub(crate) use load::{chain, guarded};
 
+use self::desk::Desk;
+use crate::artifact::Digest;
 use crate::model::{ModelName, VersionId};
 use crate::rollout::{ModelState, Routing, Stage};
 use crate::version::ServableVersion;
@@ -31,6 +36,8 @@ pub struct Snapshot {
     /// Grows with each snapshot of a registry, so that what was rendered from one can be told from what
     /// the next one says without keeping versions loaded.
     pub generation: u64,
+    /// Whether the stable version of some model is not loaded, but is on its way.
+    pub is_awaited: bool,
 }
 
 /// The versions of one model.
@@ -103,45 +110,27 @@ impl Snapshot {
             .filter_map(VersionState::servable)
     }
 
-    /// Whether the server can be sent requests: everything has been tried and something serves.
+    /// Whether the server can be sent requests: everything has been tried, something serves, and no
+    /// stable version is on its way. One that failed to load is not on its way, so that a single
+    /// broken model does not take a server with others out of service.
     pub fn is_ready(&self) -> bool {
-        !self.loading && self.servables().next().is_some()
+        !self.loading && !self.is_awaited && self.servables().next().is_some()
     }
 }
 
 /// How far the host has come with a version.
-#[derive(Clone)]
-pub enum Slot {
-    /// On its way.
-    Loading,
-    /// Loaded and proved.
-    Loaded(Arc<ServableVersion>),
-    /// Refused.
-    Failed(Failure),
-}
+pub type Slot = desk::Slot<ServableVersion>;
 
 /// The one writer of the snapshot.
 pub struct Registry {
     snapshot: ArcSwap<Snapshot>,
-    desk: Mutex<Desk>,
-}
-
-/// What the snapshot is made from.
-struct Desk {
-    states: BTreeMap<ModelName, ModelState>,
-    slots: BTreeMap<VersionId, Slot>,
-    /// Not to be found any more, but perhaps still held by requests.
-    draining: Vec<Arc<ServableVersion>>,
-    loading: bool,
-    /// Of the last snapshot.
-    generation: u64,
+    desk: Mutex<Desk<ServableVersion>>,
 }
 
 impl Registry {
     /// A registry that is loading, with nothing loaded of these models yet.
     pub fn new(states: BTreeMap<ModelName, ModelState>) -> Self {
-        let (slots, draining) = (BTreeMap::new(), Vec::new());
-        let mut desk = Desk { states, slots, draining, loading: true, generation: 0 };
+        let mut desk = Desk::new(states);
         let snapshot = ArcSwap::from_pointee(desk.snapshot());
         Self { snapshot, desk: Mutex::new(desk) }
     }
@@ -166,32 +155,35 @@ impl Registry {
         self.lock().slots.get(id).cloned()
     }
 
-    /// The host has come so far with a version.
+    /// The host has come so far with a version. What is loaded already stays loaded.
     pub fn set_slot(&self, id: &VersionId, slot: Slot) {
-        self.change(|desk| desk.put(id.clone(), Some(slot)));
+        self.change(|desk| desk.mark(id, Some(slot)));
     }
 
-    /// An attempt to load a version came to nothing: it is as it was before.
+    /// An attempt to load a version came to nothing: it is as it was before. What was loaded in the
+    /// meantime stays loaded.
     pub fn reset_slot(&self, id: &VersionId, before: Option<Slot>) {
-        self.change(|desk| desk.put(id.clone(), before));
+        self.change(|desk| desk.mark(id, before));
     }
 
-    /// A decision holds from now on, together with the version that it is about, if that has just
-    /// been loaded. What is to be loaded no longer drains.
-    pub fn decide(&self, model: &ModelName, state: ModelState, loaded: Option<ServableVersion>) {
-        self.change(|desk| {
-            if let Some(loaded) = loaded {
-                desk.put(loaded.id().clone(), Some(Slot::Loaded(Arc::new(loaded))));
-            }
-            let before = desk.states.insert(model.clone(), state);
-            desk.forget_failed(model, before.as_ref());
-            desk.drain_unwanted(model);
-        });
+    /// A decision holds from now on, together with the versions that were loaded for it.
+    pub fn decide(&self, model: &ModelName, state: ModelState, loaded: Vec<ServableVersion>) {
+        let loaded = loaded.into_iter().map(|version| (version.id().clone(), Arc::new(version)));
+        let unused = self.change(|desk| desk.decide(model, state, loaded.collect()));
+        // Freeing a version takes time, which nobody should wait for.
+        drop(unused);
     }
 
-    /// What is loaded, but is not to be, drains.
-    pub fn reconcile(&self, model: &ModelName) {
-        self.change(|desk| desk.drain_unwanted(model));
+    /// Serve a version that was loaded, if it is still wanted and nobody else has loaded it.
+    pub fn offer(&self, version: ServableVersion) {
+        let (id, digest) = (version.id().clone(), version.digest());
+        let unused = self.change(|desk| desk.offer(id, digest, Arc::new(version)));
+        drop(unused);
+    }
+
+    /// Versions that are to be loaded, and neither are nor have failed.
+    pub fn absent(&self) -> Vec<(VersionId, Digest)> {
+        self.lock().absent()
     }
 
     /// From now on, what is not there is not known, rather than perhaps coming.
@@ -218,89 +210,38 @@ impl Registry {
             // Nobody can take hold of what only this list holds.
             let (over, left) = draining
                 .into_iter()
-                .partition::<Vec<_>, _>(|version| Arc::strong_count(version) == 1);
+                .partition::<Vec<_>, _>(|(_, version)| Arc::strong_count(version) == 1);
             desk.draining = left;
             self.snapshot.store(Arc::new(desk.snapshot()));
             (over, desk.draining.len())
         };
-        for version in over {
-            let (model, version) = (&version.id().name, &version.id().version);
+        for (id, _version) in over {
+            let (model, version) = (&id.name, &id.version);
             tracing::info!(%model, %version, "unloaded");
         }
         left
     }
 
-    fn change(&self, change: impl FnOnce(&mut Desk)) {
+    fn change<T>(&self, change: impl FnOnce(&mut Desk<ServableVersion>) -> T) -> T {
         let mut desk = self.lock();
-        change(&mut desk);
+        let changed = change(&mut desk);
         self.snapshot.store(Arc::new(desk.snapshot()));
+        changed
     }
 
-    fn lock(&self) -> MutexGuard<'_, Desk> {
+    fn lock(&self) -> MutexGuard<'_, Desk<ServableVersion>> {
         // A panic half-way through a change leaves what the next snapshot shows as it is.
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Desk {
-    fn put(&mut self, id: VersionId, slot: Option<Slot>) {
-        let before = match slot {
-            Some(slot) => self.slots.insert(id, slot),
-            None => self.slots.remove(&id),
-        };
-        if let Some(Slot::Loaded(version)) = before {
-            self.draining.push(version);
-        }
-    }
-
-    /// Versions that are not to be loaded any more have not failed either.
-    fn forget_failed(&mut self, model: &ModelName, before: Option<&ModelState>) {
-        let Some(state) = self.states.get(model) else { return };
-        let was_deployed =
-            |version: &Version| before.is_some_and(|state| state.versions.contains_key(version));
-        let is_wanted = |version: &Version| {
-            let deployed = state.versions.get(version);
-            deployed.is_some_and(|deployed| !matches!(deployed.stage, Stage::Retired(_)))
-        };
-        self.slots.retain(|id, slot| {
-            let is_over = was_deployed(&id.version) && !is_wanted(&id.version);
-            id.name != *model || !matches!(slot, Slot::Failed(_)) || !is_over
-        });
-    }
-
-    fn drain_unwanted(&mut self, model: &ModelName) {
-        let state = self.states.get(model);
-        let is_wanted = |version: &Version| {
-            let deployed = state.and_then(|state| state.versions.get(version));
-            deployed.is_some_and(|deployed| !matches!(deployed.stage, Stage::Retired(_)))
-        };
-        let loaded = self.slots.iter().filter(|(id, slot)| {
-            id.name == *model && matches!(slot, Slot::Loaded(_)) && !is_wanted(&id.version)
-        });
-        let unwanted: Vec<_> = loaded.map(|(id, _)| id.clone()).collect();
-        unwanted.into_iter().for_each(|id| self.put(id, None));
-    }
-
-    /// The versions that splits name and that are not there, not even as failed.
-    fn absent_of_splits(&self) -> Vec<VersionId> {
-        let mut absent = Vec::new();
-        for (name, state) in &self.states {
-            for (version, _) in state.routing.shares() {
-                let id = VersionId { name: name.clone(), version: version.clone() };
-                if !state.versions.contains_key(version) && !self.slots.contains_key(&id) {
-                    absent.push(id);
-                }
-            }
-        }
-        absent
-    }
-
+impl Desk<ServableVersion> {
     fn snapshot(&mut self) -> Snapshot {
         self.generation += 1;
         let mut models = BTreeMap::<ModelName, ModelVersions>::new();
-        for version in &self.draining {
-            let model = models.entry(version.id().name.clone()).or_default();
-            model.versions.insert(version.id().version.clone(), VersionState::Draining);
+        for (id, _) in &self.draining {
+            let model = models.entry(id.name.clone()).or_default();
+            model.versions.insert(id.version.clone(), VersionState::Draining);
         }
         for (name, state) in &self.states {
             let model = models.entry(name.clone()).or_default();
@@ -332,14 +273,18 @@ impl Desk {
         }
         // Nobody can ask anything of a model of which there is nothing but a split.
         models.retain(|_, model| self.loading || !model.versions.is_empty());
-        Snapshot { models, loading: self.loading, generation: self.generation }
+        Snapshot {
+            models,
+            loading: self.loading,
+            generation: self.generation,
+            is_awaited: self.is_awaited(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::Digest;
     use crate::rollout::Deployed;
 
     fn id(version: &str) -> VersionId {

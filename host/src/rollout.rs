@@ -15,7 +15,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 pub use operation::{Operation, Outcome, Promotion, Refusal, Status};
-pub use rules::{Rules, apply};
+pub use rules::{Decision, Rules, apply, decide};
 pub use share::{Share, ShareError};
 
 use crate::artifact::Digest;

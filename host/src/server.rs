@@ -38,6 +38,7 @@ use crate::observe::logs;
 use crate::observe::meters::Meters;
 use crate::observe::trace::Tracer;
 use crate::observe::traffic::Traffic;
+use crate::preinit::queue::CompileQueue;
 use crate::registry::Loader;
 use crate::rollout::ModelState;
 use crate::shadow::{ShadowLimits, Shadows};
@@ -365,6 +366,7 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         models: settings.models.clone(),
         meters: Arc::default(),
         traffic: Arc::default(),
+        queue: CompileQueue::new(settings.limits.preinit.memory_bytes),
         budget: Budget::new(settings.limits.engine.max_instances, settings.limits.memory_bytes),
     })
 }
@@ -396,6 +398,11 @@ async fn load(
         control.restore()?;
         // What was served before is served again; the folder can wait.
         say(false);
+        let kept_up = Arc::clone(&control);
+        let upkeep = std::thread::Builder::new().name("upkeep".to_owned());
+        upkeep
+            .stack_size(control.loader().engines.thread_stack_bytes())
+            .spawn(move || control::keep_up(&kept_up))?;
         control::keep(&control, &folder, interval, || say(true))
     });
     match work.await {

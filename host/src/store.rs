@@ -29,6 +29,7 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rand::TryRng;
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,9 @@ pub struct Store {
     compiled: PathBuf,
     key: [u8; KEY_BYTES],
     fingerprint: String,
+    /// Held while what children share is read or replaced: code and MAC are two files, and several
+    /// children may be at work.
+    sharing: Mutex<()>,
 }
 
 /// A compiled version in the store, checked against its MAC.
@@ -132,7 +136,8 @@ impl Store {
         let key =
             read_or_make_key(folder).map_err(StoreError::new("cannot read or make the key"))?;
         let folder = folder.to_owned();
-        Ok(Self { _lock: lock, folder, artifacts, compiled, key, fingerprint })
+        let sharing = Mutex::new(());
+        Ok(Self { _lock: lock, folder, artifacts, compiled, key, fingerprint, sharing })
     }
 
     /// The folder.
@@ -191,11 +196,16 @@ impl Store {
             init_code_output: path("init-code-output"),
         };
         let (functions, init_code) = (self.functions(), self.init_code(component));
-        self.lend(&functions, &files.functions);
-        self.lend(&init_code, &files.init_code);
+        let sharing = || self.sharing.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let _sharing = sharing();
+            self.lend(&functions, &files.functions);
+            self.lend(&init_code, &files.init_code);
+        }
         let report = make(&files)?;
         let code = self.publish(&files.compiled, artifact, &report);
         let code = code.map_err(StoreError::new("cannot keep a compiled version"))?;
+        let _sharing = sharing();
         self.take(&functions, &files.functions_output);
         self.take(&init_code, &files.init_code_output);
         if let Err(error) = self.bound_init_codes() {

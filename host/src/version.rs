@@ -27,7 +27,7 @@ use crate::preinit::PreinitReport;
 use crate::record;
 
 /// The time all golden examples of a version may take together. They run before anyone waits for
-/// an answer, but other versions wait for their turn.
+/// an answer.
 const GOLDEN_TIME: Duration = Duration::from_secs(60);
 
 /// What versions of one model may use.

@@ -53,6 +53,8 @@ mod isolation;
 mod keys;
 /// A large artifact takes no memory of the server.
 mod large_artifacts;
+/// What can be loaded is loaded at once, whatever is compiled meanwhile, and nothing else is routed to.
+mod loading;
 /// One line a request, and nothing of what callers sent.
 mod logs;
 /// What the state folder lost is noticed, and nothing that was taken back comes back.

@@ -2,7 +2,7 @@
 //! how far it is.
 
 use std::io::Write as _;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes, HttpBody as _};
@@ -147,8 +147,10 @@ fn run(
     asked: &Asked,
     working: &Working,
 ) -> Result<serde_json::Value, ControlError> {
-    // Artifacts can be large: the others wait on the disk.
-    let _turn = admin.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let length =
+        file.as_file().metadata().map_err(StoreError::new("cannot receive an artifact"))?.len();
+    // What does not fit into memory beside the others waits on the disk.
+    let _place = admin.room.enter(length);
     working.step("verify");
     let artifact = Artifact::open(file.path())?;
     let ask = asked.ask(&("deploy", artifact.digest()));

@@ -19,7 +19,7 @@ use crate::edge::query;
 /// The most operations that are remembered; those that are under way always are.
 const MAX_REMEMBERED: usize = 64;
 
-/// The most that are under way: one works, the others wait for it with an artifact each.
+/// The most that are under way: each has a thread and an artifact on the disk.
 const MAX_RUNNING: usize = 8;
 
 /// The longest that an answer waits for news.

@@ -1,16 +1,18 @@
 //! Deploying one artifact.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use semver::Version;
 
+use super::Control;
 use super::ask::{Answer, Ask, ControlError, DeployReport, Replay};
-use super::{Control, Loaded};
+use super::commit::{Attempt, Loaded, Proposal};
 use crate::artifact::{Artifact, Digest};
 use crate::contract::{self, Bump};
 use crate::ledger::Change;
 use crate::model::{Signature, VersionId};
 use crate::observe::measure::Counter;
+use crate::preinit::queue::Urgency;
 use crate::registry::Slot;
 use crate::rollout::{ModelState, Operation, Promotion};
 use crate::version::ServableVersion;
@@ -52,12 +54,14 @@ impl Control {
         if let Some(answer) = self.answered(ask)? {
             return Ok(answer);
         }
-        let _loading = self.lock_loading();
+        let (id, digest) = (artifact.id().clone(), artifact.digest());
+        // Nothing is collected from here on, and nobody else loads this version.
+        let _loading = self.begin_loading();
+        let _turn = self.turns.take(&id);
         // The one who was waited for may have been this very request.
         if let Some(answer) = self.answered(ask)? {
             return Ok(answer);
         }
-        let (id, digest) = (artifact.id().clone(), artifact.digest());
         let state = self.registry.state(&id.name);
         ask.check_revision(&state)?;
         let operation = Operation::Deploy { version: id.version.clone(), digest, promotion };
@@ -67,28 +71,40 @@ impl Control {
         let signature = artifact.signature().ok_or(crate::registry::LoadError::Signature)?;
         self.check_contract(&state, &id, signature)?;
         let mut report = DeployReport { version: id.version.clone(), digest, replay: None };
-        if let Some(Slot::Loaded(_)) = self.registry.slot(&id) {
-            // It was deployed before; only its promotion may be new.
-            return self.commit(&id.name, &operation, ask, Some(Loaded { version: None, report }));
+        if self.is_loaded(&id) {
+            // It was deployed before; only its promotion may be new. If it is undeployed before that is
+            // decided, it is loaded below.
+            let proposal =
+                Proposal { model: &id.name, operation: &operation, ask, may_lack: false };
+            let mut loaded = Loaded::new(None, report.clone());
+            if let Attempt::Made(answer) = self.try_commit(&proposal, &mut loaded)? {
+                return Ok(answer);
+            }
         }
         let before = self.registry.slot(&id);
         if !ask.dry_run {
-            // Nothing is collected from here on.
             self.loader.store.keep_artifact(&artifact)?;
             self.registry.set_slot(&id, Slot::Loading);
         }
         let loaded = self.load(artifact, progress);
-        let version = loaded.inspect_err(|_| self.registry.reset_slot(&id, before.clone()))?;
+        let version = loaded.inspect_err(|_| self.give_up(&id, before.clone()))?;
         progress("replay");
         report.replay = self.replay(&state, &version);
         progress("publish");
         let version = (!ask.dry_run).then_some(version);
-        let outcome = self.commit(&id.name, &operation, ask, Some(Loaded { version, report }));
+        let outcome = self.commit(&id.name, &operation, ask, Some(Loaded::new(version, report)));
         // In a trial, or if the change was refused, nothing remains of it.
         if matches!(self.registry.slot(&id), Some(Slot::Loading)) {
-            self.registry.reset_slot(&id, before);
+            self.give_up(&id, before);
         }
         outcome
+    }
+
+    /// A version is as it was before somebody tried to deploy it.
+    fn give_up(&self, id: &VersionId, before: Option<Slot>) {
+        self.registry.reset_slot(id, before);
+        // It may be one that a start has yet to load, and has left to this deployment.
+        self.is_missing.store(true, Ordering::Relaxed);
     }
 
     fn load(
@@ -101,7 +117,7 @@ impl Control {
             Some(compiled) => compiled,
             None => {
                 progress("compile");
-                self.loader.compile(&artifact)?
+                self.loader.compile(&artifact, Urgency::Operator)?
             }
         };
         progress("prove");
@@ -213,9 +229,4 @@ fn check_step(
     }
     let broken = changes.into_iter().filter(|change| Some(change.bump) > promised).collect();
     Err(ControlError::Contract { old: old.clone(), new: new.clone(), changes: broken })
-}
-
-/// A version that was loaded together with others.
-pub(super) fn servable(version: ServableVersion) -> Slot {
-    Slot::Loaded(Arc::new(version))
 }

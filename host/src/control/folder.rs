@@ -15,23 +15,25 @@ use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::adoption::Adoption;
 use super::ask::{Ask, ControlError};
+use super::commit::Loaded;
 use super::many::{Item, Tried, log_ready, side_by_side};
-use super::{Control, DeployReport, Loaded, retry};
-use crate::artifact::{Artifact, ArtifactError, Digest};
+use super::{Control, DeployReport, retry};
+use crate::artifact::{ArtifactError, Digest};
 use crate::clock;
 use crate::model::{ModelName, Signature, VersionId};
+use crate::preinit::queue::Urgency;
 use crate::registry::{LoadError, Slot, guarded};
 use crate::rollout::{Deployed, ModelState, Operation, Promotion, Refusal, Stage};
 use crate::terminal;
 
-/// How often versions that drain are looked at, while there are any.
-const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
+/// How often `look` is called, and time is compared with what is due.
+const TICK: Duration = Duration::from_millis(200);
 
 /// How often files that nothing needs any more are looked for.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -97,8 +99,7 @@ struct Found {
     signature: Signature,
 }
 
-/// Keep to what is decided and to what the folder says, for ever: deploy what is new, let go of what has
-/// drained. `look` is called after the first look at the folder and, from then on, now and then.
+/// Keep to what the folder says, for ever: deploy what is new. `look` is called after the first look at the folder and, from then on, now and then.
 ///
 /// # Errors
 /// The folder cannot be read the first time, or the machine gives no more threads.
@@ -115,22 +116,14 @@ pub fn keep(
     look();
     let (mut looked, mut collected) = (Instant::now(), Instant::now());
     loop {
-        let draining = control.registry.sweep();
-        let pause = if draining > 0 { SWEEP_INTERVAL } else { SWEEP_INTERVAL * 4 };
-        thread::sleep(pause);
+        thread::sleep(TICK);
         look();
-        if control.is_missing.swap(false, Ordering::Relaxed)
-            && let Err(error) = control.restore()
-        {
-            tracing::error!(%error, "cannot load what the ledger says");
-        }
         if let Err(error) = control.retry_deployed().and_then(|()| control.retry_files(&mut seen)) {
             tracing::error!(%error, "cannot try again what failed");
         }
-        if seen.is_complete() && collected.elapsed() > COLLECT_INTERVAL {
+        if collected.elapsed() > COLLECT_INTERVAL {
             collected = Instant::now();
-            let _loading = control.lock_loading();
-            control.collect();
+            control.collect_soon(seen.is_complete());
         }
         let interval = interval.or((!seen.is_read).then_some(MISSING_INTERVAL));
         if interval.is_none_or(|interval| looked.elapsed() < interval) {
@@ -179,16 +172,16 @@ impl Control {
         if paths.is_empty() && !is_first {
             return Ok(());
         }
-        let _loading = self.lock_loading();
+        let loading = self.begin_loading();
         self.deploy_files(paths, seen)?;
         seen.is_read = true;
         if is_first {
             self.registry.finish_loading();
             self.registry.warn_of_absent();
         }
-        if seen.unread.is_empty() {
-            self.collect();
-        }
+        drop(loading);
+        self.collect_soon(seen.is_complete());
+        self.collect_if_due();
         tracing::info!("repository folder read");
         Ok(())
     }
@@ -209,11 +202,11 @@ impl Control {
         if paths.is_empty() {
             return Ok(());
         }
-        let _loading = self.lock_loading();
+        let _loading = self.begin_loading();
         self.deploy_files(paths, seen)
     }
 
-    /// Deploy what is new in these files. Whoever calls this holds the lock of loading.
+    /// Deploy what is new in these files. The caller has begun loading, so that files in use are not removed.
     fn deploy_files(&self, paths: Vec<PathBuf>, seen: &mut Seen) -> io::Result<()> {
         let deploy = || {
             let Read { found, unread, accidents } = self.read_files(paths.clone())?;
@@ -226,7 +219,7 @@ impl Control {
                     known.insert(path.clone(), (stamp.clone(), ids.get(path).cloned()));
                 }
             }
-            self.deploy_found(found)?;
+            self.deploy_found(found, Urgency::Folder)?;
             Ok((ids, unread, accidents))
         };
         let (ids, unread, accidents) = match deploy() {
@@ -270,17 +263,42 @@ impl Control {
 
     /// Deploy files that were read, as far as the rules allow. Where several claim a version, one after
     /// the other is tried, in the order of their names, until one is proved.
-    fn deploy_found(&self, mut found: Vec<Found>) -> io::Result<()> {
-        let models: BTreeSet<_> = found.iter().map(|file| file.id.name.clone()).collect();
+    fn deploy_found(&self, found: Vec<Found>, urgency: Urgency) -> io::Result<()> {
+        let adoption = Adoption::new(found.iter().map(|file| &file.id));
+        thread::scope(|scope| {
+            let adopting = thread::Builder::new().name("adopt".to_owned());
+            adopting.spawn_scoped(scope, || adoption.run(self))?;
+            let deployed = self.deploy_in_turn(found, urgency, &adoption);
+            adoption.end_all();
+            deployed
+        })
+    }
+
+    fn deploy_in_turn(
+        &self,
+        mut found: Vec<Found>,
+        urgency: Urgency,
+        adoption: &Adoption,
+    ) -> io::Result<()> {
         while !found.is_empty() {
+            let refused: BTreeSet<_> = found.iter().map(|file| file.id.clone()).collect();
             let (accepted, deferred) = self.accept(found);
             found = deferred;
+            let has_another_file = |id: &VersionId| found.iter().any(|file| file.id == *id);
+            let is_accepted = |id: &VersionId| accepted.iter().any(|item| item.id == *id);
+            for id in refused.iter().filter(|id| !is_accepted(id) && !has_another_file(id)) {
+                adoption.end(id, false);
+            }
             for item in &accepted {
                 self.registry.set_slot(&item.id, Slot::Loading);
             }
-            self.load_many(accepted, &|item, tried| self.bring_in(item, tried))?;
+            self.load_many(accepted, urgency, &|item, tried| {
+                let is_ready = self.bring_in(item, tried);
+                if is_ready || !has_another_file(&item.id) {
+                    adoption.end(&item.id, is_ready);
+                }
+            })?;
         }
-        models.iter().for_each(|model| self.adopt(model));
         Ok(())
     }
 
@@ -401,25 +419,26 @@ impl Control {
         accepted
     }
 
-    /// A version that was loaded is deployed; one that was not is shown as failed.
-    fn bring_in(&self, item: &Item, tried: Tried) {
-        let Tried { version, from, started } = tried;
+    /// A version that was loaded is deployed; one that was not is shown as failed. Whether it is ready.
+    fn bring_in(&self, item: &Item, tried: Tried<'_>) -> bool {
+        let Tried { version, from, started, turn: _turn } = tried;
         let outcome = version.map_err(ControlError::from).and_then(|version| {
             let (version_number, digest) = (item.id.version.clone(), item.digest);
             let report = DeployReport { version: version_number.clone(), digest, replay: None };
             let operation =
                 Operation::Deploy { version: version_number, digest, promotion: Promotion::No };
-            let loaded = Loaded { version: Some(version), report };
+            let loaded = Loaded::new(Some(version), report);
             self.commit(&item.id.name, &operation, &Ask::of_host("repository"), Some(loaded))
         });
-        match outcome {
+        match &outcome {
             Ok(_) => log_ready(&item.id, from, started),
             Err(error) => self.refuse(&item.id, error.failure()),
         }
+        outcome.is_ok()
     }
 
     /// The highest release of a model of which nothing was ever promoted is its stable version.
-    fn adopt(&self, model: &ModelName) {
+    pub(super) fn adopt(&self, model: &ModelName) {
         let state = self.registry.state(model);
         if state.routing.stable.is_some() {
             return;
@@ -435,7 +454,7 @@ impl Control {
         }
     }
 
-    /// Remove files that nothing needs. Whoever calls this holds the lock of loading.
+    /// Remove files that nothing needs. Whoever calls this holds the lock of loading alone.
     pub(super) fn collect(&self) {
         let states = self.registry.states();
         let loaded =

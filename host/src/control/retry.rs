@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Control;
 use super::many::Item;
 use crate::model::VersionId;
+use crate::preinit::queue::Urgency;
 use crate::registry::{Cause, Slot};
 
 /// The pause after the first failure; it doubles with each further one.
@@ -84,11 +85,20 @@ impl Control {
         if self.due_items().is_empty() {
             return Ok(());
         }
-        let _loading = self.lock_loading();
+        let _loading = self.begin_loading();
         // Somebody may have loaded or undeployed them while this waited.
         let items = self.due_items();
         items.iter().for_each(|item| self.registry.set_slot(&item.id, Slot::Loading));
-        self.load_many(items, &|item, tried| self.publish_loaded(item, tried))
+        let ids: Vec<_> = items.iter().map(|item| item.id.clone()).collect();
+        self.load_many(items, Urgency::Restore, &|item, tried| self.publish_loaded(item, tried))?;
+        // One that was undeployed meanwhile was left out.
+        for id in ids {
+            let is_deployed = self.registry.state(&id.name).versions.contains_key(&id.version);
+            if !is_deployed && matches!(self.registry.slot(&id), Some(Slot::Loading)) {
+                self.registry.reset_slot(&id, None);
+            }
+        }
+        Ok(())
     }
 
     /// Deployed versions whose pause is over.

@@ -144,8 +144,8 @@ impl Key {
     fn state(&self, edge: &Edge) -> Option<State> {
         match self.kind {
             Kind::Statistics(_) | Kind::StatisticsMessage(_) | Kind::Metrics { .. } => None,
-            Kind::OpenApi
-            | Kind::ModelOpenApi(_)
+            Kind::OpenApi { .. }
+            | Kind::ModelOpenApi { .. }
             | Kind::Schema(_)
             | Kind::Proto(_)
             | Kind::Models
@@ -223,8 +223,8 @@ impl Page {
         let Content { content_type, bytes } = content;
         let (bytes, coding) = key.coding.encode(bytes);
         let has_tag = match key.kind {
-            Kind::OpenApi
-            | Kind::ModelOpenApi(_)
+            Kind::OpenApi { .. }
+            | Kind::ModelOpenApi { .. }
             | Kind::Schema(_)
             | Kind::Proto(_)
             | Kind::Models

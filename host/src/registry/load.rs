@@ -1,16 +1,18 @@
 //! From an artifact to a version that can serve: find its compiled form or make it, map it, prove it.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use super::Failure;
-use crate::artifact::{Artifact, ArtifactError, Digest};
+use crate::artifact::{Artifact, ArtifactError};
 use crate::guest::{EngineError, Engines, Fault, LoadedComponent};
 use crate::model::ModelName;
 use crate::observe::meters::Meters;
 use crate::observe::traffic::Traffic;
-use crate::preinit::{self, Goal, PreinitError, PreinitLimits, Start};
+use crate::preinit::queue::{CompileQueue, Job, Urgency};
+use crate::preinit::{self, Goal, PreinitError, PreinitLimits, Start, Watch};
 use crate::store::{CompiledVersion, Store, StoreError};
 use crate::terminal;
 use crate::version::{Budget, DoesNotFit, ModelLimits, ProofError, ServableVersion};
@@ -59,11 +61,12 @@ impl PreinitError {
     fn cause(&self) -> Cause {
         match self {
             Self::Init(_)
+            | Self::StartTrap(_)
             | Self::Trap(_)
             | Self::OutOfMemory
             | Self::Component(_)
             | Self::Limit(_) => Cause::Artifact,
-            Self::Killed(_) | Self::Host(_) => Cause::Accident,
+            Self::Killed(_) | Self::Host(_) | Self::Yielded => Cause::Accident,
             Self::WallTime(_) | Self::Crashed(_) => Cause::Unclear,
         }
     }
@@ -102,6 +105,14 @@ impl LoadError {
         }
     }
 
+    /// Whether compiling failed because the artifact was taken for a small one: it was slow while others
+    /// waited, or its child wanted more than those of small ones have. Among the large ones it may not
+    /// fail.
+    pub fn is_not_small(&self, job: Job) -> bool {
+        use PreinitError::{Crashed, Limit, Yielded};
+        job.is_small() && matches!(self, Self::Preinit(Yielded | Limit(_) | Crashed(_)))
+    }
+
     /// The step and the reason.
     pub fn failure(&self) -> Failure {
         let (step, reason, cause) = (self.step(), chain(self).into(), self.cause());
@@ -121,6 +132,8 @@ pub struct Loader {
     pub general: ModelLimits,
     /// What versions of some models may use.
     pub models: BTreeMap<ModelName, ModelLimits>,
+    /// Whose turn it is to be compiled.
+    pub queue: CompileQueue,
     /// What is left for further versions.
     pub budget: Budget,
     /// Where it is counted.
@@ -143,17 +156,66 @@ impl Loader {
         self.meters.step("find", || guarded(|| Ok(self.store.find(artifact.digest())?)))
     }
 
-    /// Make the compiled form of an artifact, which takes seconds. Only one at a time.
+    /// What compiling an artifact of that size comes to.
+    pub fn job(&self, model: &ModelName, artifact_bytes: u64, urgency: Urgency) -> Job {
+        let guest_bytes = self.limits_of(model).instance.memory_bytes as u64;
+        Job::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes)
+    }
+
+    /// The same, once it has turned out not to be a small one.
+    pub fn as_large(&self, job: Job) -> Job {
+        job.as_large(self.limits.memory_bytes)
+    }
+
+    /// Make the compiled form of an artifact, which takes seconds, after waiting for a turn.
     ///
     /// # Errors
     /// [`LoadError`].
-    pub fn compile(&self, artifact: &Artifact) -> Result<CompiledVersion, LoadError> {
-        let limits = self.limits_of(&artifact.id().name);
-        // What will not fit need not be compiled.
+    pub fn compile(
+        &self,
+        artifact: &Artifact,
+        urgency: Urgency,
+    ) -> Result<CompiledVersion, LoadError> {
+        let model = &artifact.id().name;
+        // What will not fit need not wait.
+        drop(self.budget.reserve(self.limits_of(model))?);
+        let job = self.job(model, artifact.size_bytes() as u64, urgency);
+        match self.compile_once(|| Ok(artifact), job) {
+            Err(error) if error.is_not_small(job) => {
+                self.compile_once(|| Ok(artifact), self.as_large(job))
+            }
+            outcome => outcome,
+        }
+        .map(|(compiled, _)| compiled)
+    }
+
+    /// Wait for a turn, read the artifact, and compile it. What waits is not in memory.
+    ///
+    /// # Errors
+    /// [`LoadError`]; see [`LoadError::is_not_small`].
+    pub fn compile_once<A: Borrow<Artifact>>(
+        &self,
+        read: impl FnOnce() -> Result<A, LoadError>,
+        job: Job,
+    ) -> Result<(CompiledVersion, A), LoadError> {
+        let turn = self.queue.enter(job);
+        let artifact = read()?;
+        let id = artifact.borrow().id();
+        let limits = self.limits_of(&id.name);
         drop(self.budget.reserve(limits)?);
-        let (model, version) = (&artifact.id().name, &artifact.id().version);
-        tracing::info!(%model, %version, "compiling, which takes some seconds");
-        self.meters.step("compile", || guarded(|| self.run_compiler(artifact, limits)))
+        let (model, version, is_small) = (&id.name, &id.version, job.is_small());
+        tracing::info!(%model, %version, is_small, "compiling, which takes some seconds");
+        let limits = PreinitLimits {
+            memory_bytes: job.memory_bytes(),
+            guest_memory_bytes: limits.instance.memory_bytes,
+            guest_stack_bytes: limits.instance.stack_bytes,
+            ..self.limits
+        };
+        let watch =
+            Watch { is_serving: &|| self.traffic.is_flowing(), must_yield: &|| turn.must_yield() };
+        let compile = || guarded(|| self.run_compiler(artifact.borrow(), &limits, &watch));
+        let compiled = self.meters.step("compile", compile)?;
+        Ok((compiled, artifact))
     }
 
     /// Load a compiled version and prove it.
@@ -171,7 +233,8 @@ impl Loader {
     fn run_compiler(
         &self,
         artifact: &Artifact,
-        limits: &ModelLimits,
+        limits: &PreinitLimits,
+        watch: &Watch<'_>,
     ) -> Result<CompiledVersion, LoadError> {
         let component = artifact.component_digest().map_err(ArtifactError::Read)?;
         self.store.keep(artifact.digest(), component, |files| {
@@ -183,13 +246,7 @@ impl Loader {
                 Ok(file)
             });
             let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
-            let limits = PreinitLimits {
-                guest_memory_bytes: limits.instance.memory_bytes,
-                guest_stack_bytes: limits.instance.stack_bytes,
-                ..self.limits
-            };
-            let is_serving = || self.traffic.is_flowing();
-            let report = preinit::run(bytes.path(), Goal::Compiled(files), &limits, &is_serving)?;
+            let report = preinit::run(bytes.path(), Goal::Compiled(files), limits, watch)?;
             if report.fingerprint.as_deref() != Some(&self.engines.fingerprint()) {
                 let what = "the child's engine is not this host's".to_owned();
                 return Err(PreinitError::Host(what).into());

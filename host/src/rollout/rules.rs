@@ -69,7 +69,13 @@ pub fn apply(
         Operation::Shadow(shadow) => set_shadow(routing, shadow.clone())?,
         Operation::Rollback { to } => roll_back(routing, to.as_ref())?,
         Operation::Undeploy { version } => undeploy(&mut next, version)?,
-        Operation::Adopt { ready } => adopt(routing, ready),
+        Operation::Adopt { ready } => {
+            // Some of them may have gone since somebody looked.
+            let is_there = |version: &&Version| {
+                state.versions.contains_key(*version) && (rules.is_ready)(version)
+            };
+            adopt(routing, &ready.iter().filter(is_there).cloned().collect::<Vec<_>>())
+        }
         Operation::Configure { split } => configure(&mut next, split.clone()),
     };
     if next != *state {
@@ -77,6 +83,50 @@ pub fn apply(
         set_stages(&mut next, &state.routing, rules);
     }
     Ok(Outcome { state: next, status })
+}
+
+/// What has to be done to make a change, decided under the lock under which the state changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// The outcome can hold at once: everything that it brings into use is loaded.
+    Apply(Outcome),
+    /// This version has to be loaded first; then the same question is asked again, because the state
+    /// may be another one by then.
+    Load(Version),
+}
+
+/// Apply an operation, unless that would bring a version into use that is not loaded. What was in use
+/// before is not looked at: it does not make a change worse.
+///
+/// # Errors
+/// [`Refusal`], but never [`Refusal::NotReady`].
+pub fn decide(
+    state: &ModelState,
+    operation: &Operation,
+    rules: &Rules<'_>,
+) -> Result<Decision, Refusal> {
+    let outcome = match apply(state, operation, rules) {
+        Err(Refusal::NotReady(version)) => {
+            // What is refused in any case need not be loaded first.
+            apply(state, operation, &Rules { is_ready: &|_| true, ..*rules })?;
+            return Ok(Decision::Load(version));
+        }
+        outcome => outcome?,
+    };
+    let was_loaded = |version: &Version| {
+        let before = state.versions.get(version);
+        before.is_some_and(|deployed| !matches!(deployed.stage, Stage::Retired(_)))
+    };
+    let is_missing = |version: &Version| {
+        let is_new = !was_loaded(version)
+            || outcome.state.routing.points_to(version) && !state.routing.points_to(version);
+        is_new && !(rules.is_ready)(version)
+    };
+    let missing = outcome.state.loaded().map(|(version, _)| version).find(|it| is_missing(it));
+    Ok(match missing.cloned() {
+        Some(version) => Decision::Load(version),
+        None => Decision::Apply(outcome),
+    })
 }
 
 fn deploy(state: &mut ModelState, version: &Version, digest: Digest) -> Result<(), Refusal> {

@@ -104,6 +104,11 @@ impl Store {
         any().map_err(StoreError::new("cannot read the artifacts"))
     }
 
+    /// How long an artifact that is kept is, in bytes; none if it is not there.
+    pub fn artifact_length(&self, digest: Digest) -> Option<u64> {
+        self.artifact_path(digest).metadata().ok().map(|metadata| metadata.len())
+    }
+
     fn has_artifact(&self, digest: Digest) -> bool {
         // Another content under this name is damage, which a new copy repairs.
         self.artifact_path(digest).exists() && self.artifact(digest).is_ok()

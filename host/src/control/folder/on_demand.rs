@@ -7,6 +7,7 @@ use super::{Read, Stamp, stamps};
 use crate::artifact::Artifact;
 use crate::control::Control;
 use crate::model::ModelName;
+use crate::preinit::queue::Urgency;
 use crate::registry::{Slot, guarded};
 
 impl Control {
@@ -36,10 +37,10 @@ impl Control {
         if paths.is_empty() {
             return Ok(());
         }
-        let _loading = self.lock_loading();
+        let _loading = self.begin_loading();
         let Read { mut found, .. } = self.read_files(paths)?;
         found.retain(|file| file.id.name == *model);
-        self.deploy_found(found)
+        self.deploy_found(found, Urgency::Operator)
     }
 }
 

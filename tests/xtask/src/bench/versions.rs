@@ -11,6 +11,7 @@ mod crash;
 mod expected;
 mod failpoints;
 mod liveness;
+mod loads;
 mod restart;
 mod rollback;
 mod setup;
@@ -53,6 +54,8 @@ enum Section {
     Rollback,
     /// How long a start with twenty versions takes.
     Restart,
+    /// How long what is compiled or small takes to be loaded while a large artifact is compiled.
+    Loads,
     /// Whether a share is what it was said to be, and whether callers stay where they are.
     Split,
     /// What callers feel of a shadow, and what becomes of it when there is no time for it.
@@ -65,10 +68,11 @@ enum Section {
     Check,
 }
 
-const SECTIONS: [Section; 8] = [
+const SECTIONS: [Section; 9] = [
     Section::Swaps,
     Section::Rollback,
     Section::Restart,
+    Section::Loads,
     Section::Split,
     Section::Shadow,
     Section::Crash,
@@ -92,6 +96,7 @@ impl Section {
             Self::Swaps => swaps::measure(bench),
             Self::Rollback => rollback::measure(bench),
             Self::Restart => restart::measure(bench),
+            Self::Loads => loads::measure(bench),
             Self::Split => split::measure(bench),
             Self::Shadow => shadow::measure(bench),
             Self::Crash => crash::measure(bench),

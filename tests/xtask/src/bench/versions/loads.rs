@@ -1,0 +1,104 @@
+//! How long it takes to load what need not be compiled, and to deploy what is small, while a large
+//! artifact is compiled.
+//!
+//! Each round begins with an empty state folder, so that the large artifact takes its full time. All
+//! that is measured has to be over before that one is: otherwise nothing was shown.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use semver::Version;
+
+use super::setup::{Bench, MISBEHAVE, TOXICITY, deploy, empty};
+use crate::bench::admin::{self, Admin, Mutation};
+use crate::bench::artifacts::Model;
+use crate::bench::client::Client;
+use crate::bench::rig::Rig;
+use crate::bench::server::{Server, Setup};
+use crate::bench::{Bar, Figure};
+use crate::run;
+
+/// Of each figure, the slowest round counts.
+const ROUNDS: usize = 3;
+
+/// Every replaced version is retired, so that going back has to load.
+const CONFIG: &str = "[models.misbehave]\nparked_versions = 0\n";
+
+/// How long the large artifact is given to come to be compiled.
+const HEAD_START: Duration = Duration::from_secs(2);
+
+/// What an operator waits for without wondering.
+const LOAD_MS: Bar = Bar::Below(2000.0);
+
+/// The times of one round, in milliseconds.
+#[derive(Default)]
+struct Times {
+    reload: f64,
+    rollback: f64,
+    deploy: f64,
+}
+
+pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    let large = run::step("loads: pack", || bench.toxicity(&[Version::new(1, 0, 0)]))?;
+    let small = bench.misbehave(3)?;
+    let setup = bench.rig.setup("state-loads", CONFIG, &[])?;
+    let mut slowest = Times::default();
+    for number in 1..=ROUNDS {
+        empty(&setup.state)?;
+        let what = format!("loads: round {number} of {ROUNDS}");
+        let times = run::step(&what, || round(&bench.rig, &setup, &large, &small))?;
+        slowest.reload = slowest.reload.max(times.reload);
+        slowest.rollback = slowest.rollback.max(times.rollback);
+        slowest.deploy = slowest.deploy.max(times.deploy);
+    }
+    Ok(vec![
+        Figure::new("loads_unload_and_load_ms", slowest.reload, "ms", Some(LOAD_MS)),
+        Figure::new("loads_rollback_to_retired_ms", slowest.rollback, "ms", Some(LOAD_MS)),
+        Figure::new("loads_small_deployment_ms", slowest.deploy, "ms", Some(LOAD_MS)),
+    ])
+}
+
+fn round(rig: &Rig<'_>, setup: &Setup, large: &[Model], small: &[Mutation]) -> Result<Times> {
+    let server = Server::start(rig.workspace, setup)?;
+    let admin = server.admin();
+    let [first, second, third] = small else { anyhow::bail!("there are to be three versions") };
+    let Mutation::Deploy { version, .. } = second else { anyhow::bail!("no deployment") };
+    admin.make(MISBEHAVE, first)?;
+    admin.make(MISBEHAVE, second)?;
+    let client = Client::new(server.address(), admin::KEY);
+    let times = thread::scope(|scope| {
+        let compiling = scope.spawn(|| deploy(&server.admin(), large));
+        thread::sleep(HEAD_START);
+        let promoted = admin.make(MISBEHAVE, &Mutation::Promote(version.clone()));
+        let times = promoted.and_then(|_| act(&admin, &client, third));
+        let is_over = compiling.is_finished();
+        compiling.join().map_err(|_panic| anyhow::anyhow!("the deployment panicked"))??;
+        ensure!(!is_over, "the large artifact was compiled before the others were loaded");
+        times
+    })?;
+    ensure!(admin.model(TOXICITY)?.is_some(), "the large artifact was not deployed");
+    server.stop()?;
+    Ok(times)
+}
+
+fn act(admin: &Admin, client: &Client, third: &Mutation) -> Result<Times> {
+    let time = |work: &dyn Fn() -> Result<()>| {
+        let begun = Instant::now();
+        work()?;
+        anyhow::Ok(begun.elapsed().as_secs_f64() * 1e3)
+    };
+    let rollback = time(&|| admin.make(MISBEHAVE, &Mutation::Rollback(None)).map(drop))?;
+    let deploy = time(&|| admin.make(MISBEHAVE, third).map(drop))?;
+    let change = |what: &str| -> Result<()> {
+        let path = format!("/v2/repository/models/{MISBEHAVE}/{what}");
+        let answer = client.post(&path, &[], b"{}".to_vec())?;
+        ensure!(answer.is_success(), "{what} was refused: {} {}", answer.status, answer.text);
+        Ok(())
+    };
+    let reload = time(&|| {
+        change("unload")?;
+        change("load").context("after unloading")
+    })?;
+    Ok(Times { reload, rollback, deploy })
+}
