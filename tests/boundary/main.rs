@@ -9,6 +9,8 @@ mod bad_requests;
 mod batching;
 /// Compressed bodies, forms and plain bytes are what they stand for, within the same limits.
 mod bodies;
+/// Whatever one caller sends, others keep the model.
+mod callers;
 /// What callers send is kept where an operator wants it, and nowhere else.
 mod captures;
 /// The configuration is checked before it holds, and can be read again.
