@@ -215,8 +215,10 @@ impl Evidence {
     }
 
     pub(super) fn succeeded(&mut self, caller: CallerId, now: Instant) {
+        let is_suspended = self.version.is_some() || self.keys.contains_key(&caller.key());
         let record = self.record(caller, now);
-        if record.suspension.take().is_some() {
+        // A probe shows how it is now.
+        if is_suspended || record.suspension.is_some() {
             *record = Record::new(now);
         }
         record.successes.add(now);

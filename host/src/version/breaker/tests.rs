@@ -26,8 +26,8 @@ fn fail(breaker: &Breaker, caller: CallerId, now: Instant) -> bool {
 }
 
 fn succeed(breaker: &Breaker, caller: CallerId, now: Instant) -> bool {
-    assert_eq!(breaker.check(caller, now).is_ok(), breaker.admit(caller, now).is_ok());
     let is_accepted = breaker.check(caller, now).is_ok();
+    assert_eq!(breaker.admit(caller, now).is_ok(), is_accepted);
     if is_accepted {
         breaker.succeeded(caller, now);
     }
@@ -101,7 +101,7 @@ fn a_single_failure_long_afterwards_suspends_nobody() {
 #[test]
 fn a_version_that_fails_for_all_keys_is_suspended_and_probed_by_several() {
     let (breaker, now) = (Breaker::default(), Instant::now());
-    for _ in 0..CALLER_FAILURES {
+    for _ in 0..CALLER_FAILURES / 2 {
         ["a", "b"].into_iter().for_each(|key| _ = fail(&breaker, caller(key), now));
     }
     assert!(!breaker.allows(now));
@@ -110,7 +110,7 @@ fn a_version_that_fails_for_all_keys_is_suspended_and_probed_by_several() {
     let more = (0..100).filter(|index| fail(&breaker, caller(&index.to_string()), now)).count();
     assert_eq!(more, PROBES - 1);
     assert_eq!(breaker.check(caller("x"), now), Err(Refusal::Version(FIRST_ROUND)));
-    // They take one round to two seconds; a success of one of many ends nothing.
+    // They make the next round longer.
     let now = now + FIRST_ROUND;
     assert!(breaker.allows(now), "it may be tried again");
     assert!(fail(&breaker, caller("y"), now));
@@ -125,7 +125,7 @@ fn a_version_that_fails_for_all_keys_is_suspended_and_probed_by_several() {
 #[test]
 fn one_bad_caller_makes_the_suspension_of_a_version_no_longer() {
     let (breaker, mut now) = (Breaker::default(), Instant::now());
-    for _ in 0..CALLER_FAILURES {
+    for _ in 0..CALLER_FAILURES / 2 {
         ["a", "b"].into_iter().for_each(|key| _ = fail(&breaker, caller(key), now));
     }
     for round in 0..5 {

@@ -6,6 +6,7 @@
 //! what they use is in the figures. Each module below that has a `measure` is a section.
 
 mod callers;
+mod failing;
 mod overload;
 
 use anyhow::Result;
@@ -64,6 +65,9 @@ pub(crate) fn measure(
     let bench = Bench { rig, short, long };
     Ok(super::sections(&SECTIONS, &options.only, |section| match section {
         Section::Overload => overload::measure(&bench),
-        Section::Callers => callers::measure(&bench),
+        Section::Callers => callers::measure(&bench).and_then(|mut figures| {
+            figures.extend(failing::measure(&bench)?);
+            Ok(figures)
+        }),
     }))
 }
