@@ -265,7 +265,9 @@ fn first_available<'a>(
             VersionState::Ready(version) | VersionState::Parked(version) => {
                 match refusal(version, caller, now) {
                     None => return Ok(Arc::clone(version)),
-                    Some(refusal) => why = Some((RouteError::from(refusal), Some((version, refusal)))),
+                    Some(refusal) => {
+                        why = Some((RouteError::from(refusal), Some((version, refusal))))
+                    }
                 }
             }
             VersionState::Loading | VersionState::Failed(_) => {
@@ -313,7 +315,8 @@ pub fn explain(
     selector: &Selector,
     now: Instant,
 ) -> Result<Vec<(Arc<ServableVersion>, Reason, u32)>, RouteError> {
-    let at = |place| route(snapshot, model, selector, Draw { place, shadow: WHOLE, caller: None }, now);
+    let at =
+        |place| route(snapshot, model, selector, Draw { place, shadow: WHOLE, caller: None }, now);
     let mut found = BTreeMap::<u64, (Arc<ServableVersion>, Reason, u32)>::new();
     let mut from = 0;
     let routing = snapshot.models.get(model).map(|versions| &versions.routing);

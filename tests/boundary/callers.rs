@@ -320,8 +320,7 @@ async fn over_grpc_a_bad_caller_costs_a_good_one_nothing_either() {
             infer("misbehave", "action", "BYTES", grpc::raw_texts(std::slice::from_ref(&&*action)));
         let status = client.model_infer(grpc::with_key(message, &bad)).await.unwrap_err();
         match (status.code(), &*grpc::reason(&status)) {
-            (Code::Internal, "model_failure")
-            | (Code::ResourceExhausted, "too_many_failures") => {}
+            (Code::Internal, "model_failure") | (Code::ResourceExhausted, "too_many_failures") => {}
             _ => panic!("{status:?}"),
         }
         let message = infer("misbehave", "action", "BYTES", grpc::raw_texts(&["echo"]));
@@ -336,9 +335,8 @@ async fn over_grpc_what_is_not_finite_is_its_senders_fault() {
     let (server, _folder) = identity();
     let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
     let mut client = grpc::client(&server).await;
-    let (mut kept, number) = (0, |value: f64| {
-        infer("identity_fp64", "INPUT0", "FP64", value.to_le_bytes().to_vec())
-    });
+    let (mut kept, number) =
+        (0, |value: f64| infer("identity_fp64", "INPUT0", "FP64", value.to_le_bytes().to_vec()));
     for _ in 0..ASKED {
         let outcome = client.model_infer(grpc::with_key(number(f64::NAN), &bad)).await;
         grpc::assert_refused(outcome, Code::InvalidArgument, "unacceptable_input");

@@ -242,7 +242,8 @@ impl ApiError {
     }
 
     fn caller_suspended(time: Duration) -> Self {
-        let message = "the model's version keeps failing on your requests and takes none for a while";
+        let message =
+            "the model's version keeps failing on your requests and takes none for a while";
         Self::new(ErrorCode::TooManyFailures, message).retry_after(time)
     }
 
@@ -422,7 +423,9 @@ impl From<PredictError> for ApiError {
             PredictError::Expired | PredictError::Guest(Fault::Deadline | Fault::Cancelled) => {
                 Self::new(ErrorCode::DeadlineExceeded, "there was no answer in time")
             }
-            PredictError::Guest(Fault::Rejected(rejections) | Fault::NonFiniteInput(rejections)) => {
+            PredictError::Guest(
+                Fault::Rejected(rejections) | Fault::NonFiniteInput(rejections),
+            ) => {
                 let rejections = rejections.into_iter().take(MAX_REJECTIONS);
                 let details = rejections.map(|rejection| Detail {
                     row: rejection.row,

@@ -8,7 +8,8 @@ use wasmtime::{Store, UpdateDeadline};
 
 use super::bindings::{Model, ModelPre};
 use super::convert::{
-    fault_from_wit, finite_outputs, outputs_from_wit, shorten_failure, signature_from_wit, tensor_into_wit,
+    fault_from_wit, finite_outputs, outputs_from_wit, shorten_failure, signature_from_wit,
+    tensor_into_wit,
 };
 use super::engine::{Engine, EngineError};
 use super::fault::Fault;

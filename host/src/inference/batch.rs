@@ -318,7 +318,8 @@ mod tests {
         let rejection = |row| Rejection { row, input: "x".to_owned(), reason: String::new() };
         let many = (2..30).map(rejection).collect();
         let (fates, fault) = settle(Err(Fault::NonFiniteInput(many)), &[2, 27, 2, 1]);
-        let [Fate::Again, Fate::NonFinite(second), Fate::NonFinite(third), Fate::Again] = &fates[..]
+        let [Fate::Again, Fate::NonFinite(second), Fate::NonFinite(third), Fate::Again] =
+            &fates[..]
         else {
             panic!("{fates:?}");
         };

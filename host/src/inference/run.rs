@@ -19,8 +19,8 @@ use crate::model::Tensor;
 use crate::observe::measure::Counter;
 use crate::observe::trace::{Stage, Told};
 use crate::pool::Leased;
-use crate::version::{CallerId, Fingerprint, ServableVersion, Suspended};
 use crate::version::statistics::Execution;
+use crate::version::{CallerId, Fingerprint, ServableVersion, Suspended};
 
 /// How often rows are run together with others before they are run alone. Guests say of all rows at
 /// once what is wrong, so that twice is enough for any that means well.

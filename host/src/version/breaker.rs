@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-pub use self::evidence::{Refusal, Suspended};
 use self::evidence::{Evidence, WINDOW};
+pub use self::evidence::{Refusal, Suspended};
 use super::CallerId;
 
 /// Whose requests a version accepts.

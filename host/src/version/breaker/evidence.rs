@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use super::CallerId;
-use super::suspension::Suspension;
-pub(super) use super::window::WINDOW;
+use super::suspension::{Prober, Suspension};
 use super::window::Recent;
+pub(super) use super::window::WINDOW;
 
 /// Failures of a caller until it is suspended: it costs an instance each time.
 pub(super) const CALLER_FAILURES: u32 = 10;
@@ -176,10 +176,16 @@ impl Evidence {
             Verdict::Refuse(refusal) => return Err(refusal),
             Verdict::ProbeCaller => {
                 let record = self.callers.get_mut(&caller);
-                (record.and_then(|record| record.suspension.as_mut()), None)
+                (record.and_then(|record| record.suspension.as_mut()), Prober::Same)
             }
-            Verdict::ProbeKey => (self.keys.get_mut(&caller.key()), Some(caller.member())),
-            Verdict::ProbeVersion => (self.version.as_mut(), Some(caller.key())),
+            Verdict::ProbeKey => {
+                let who = self.prober(caller, caller.member(), now);
+                (self.keys.get_mut(&caller.key()), who)
+            }
+            Verdict::ProbeVersion => {
+                let who = self.prober(caller, caller.key(), now);
+                (self.version.as_mut(), who)
+            }
         };
         if let Some(suspension) = suspension {
             suspension.probe(who, now);
@@ -187,10 +193,19 @@ impl Evidence {
         Ok(())
     }
 
+    /// The caller, by this name, as one of several that may probe.
+    fn prober(&self, caller: CallerId, name: u64, now: Instant) -> Prober {
+        let record = self.callers.get(&caller);
+        match record.is_some_and(|record| record.failures.total(now) > 0) {
+            true => Prober::Failed(name),
+            false => Prober::New(name),
+        }
+    }
+
     fn verdict(&self, caller: CallerId, now: Instant) -> Verdict {
         let record = self.callers.get(&caller);
         if let Some(suspension) = record.and_then(|record| record.suspension(now)) {
-            return match suspension.may_probe(None, now) {
+            return match suspension.may_probe(Prober::Same, now) {
                 true => Verdict::ProbeCaller,
                 false => Verdict::Refuse(Refusal::Caller(suspension.remaining(now))),
             };
@@ -200,14 +215,16 @@ impl Evidence {
         }
         let in_force = |suspension: &&Suspension| suspension.is_in_force(now);
         if let Some(suspension) = self.keys.get(&caller.key()).filter(in_force) {
-            return match suspension.may_probe(Some(caller.member()), now) {
+            return match suspension.may_probe(self.prober(caller, caller.member(), now), now) {
                 true => Verdict::ProbeKey,
                 false => Verdict::Refuse(Refusal::Caller(suspension.remaining(now))),
             };
         }
         match self.version.as_ref().filter(in_force) {
             None => Verdict::Accept,
-            Some(suspension) if suspension.may_probe(Some(caller.key()), now) => {
+            Some(suspension)
+                if suspension.may_probe(self.prober(caller, caller.key(), now), now) =>
+            {
                 Verdict::ProbeVersion
             }
             Some(suspension) => Verdict::Refuse(Refusal::Version(suspension.remaining(now))),

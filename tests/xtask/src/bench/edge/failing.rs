@@ -18,8 +18,7 @@ use crate::{pack, run};
 const BAD_KEY: &str = "bad-caller-key-of-the-benchmark";
 
 /// Its SHA-256, as the configuration has it.
-const BAD_KEY_SHA256: &str =
-    "a90cfd88b544f1ae4e245803ce2b42097fc24930e9bd478c6e66dbf333d18141";
+const BAD_KEY_SHA256: &str = "a90cfd88b544f1ae4e245803ce2b42097fc24930e9bd478c6e66dbf333d18141";
 
 /// Between two requests of the bad caller.
 const BAD_PAUSE: Duration = Duration::from_millis(5);
@@ -147,7 +146,8 @@ fn beside(kind: Kind, server: &Server, seconds: f64) -> Result<f64> {
         let kept = share_of_answers(kind, server, seconds);
         over.store(true, Ordering::Relaxed);
         for bad in bad {
-            let outcome = bad.join().map_err(|_panic| anyhow::anyhow!("a bad caller broke down"))?;
+            let outcome =
+                bad.join().map_err(|_panic| anyhow::anyhow!("a bad caller broke down"))?;
             outcome.context("a bad caller got no answer")?;
         }
         kept
