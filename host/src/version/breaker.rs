@@ -94,8 +94,8 @@ impl Breaker {
         suspended
     }
 
-    /// Have the caller's requests run by themselves for a while: one of them cost its neighbours a
-    /// second run, through no fault of the version.
+    /// A request of the caller cost its neighbours a second run, through no fault of the version. If most
+    /// of its requests do, they are run by themselves for a while.
     pub fn isolate(&self, caller: CallerId, now: Instant) {
         let was_watching = self.is_watching(now);
         let mut evidence = self.lock();

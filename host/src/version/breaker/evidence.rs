@@ -76,7 +76,8 @@ struct Record {
     failures: Recent,
     successes: Recent,
     last: Instant,
-    isolated_until: Instant,
+    /// Calls that failed for others as well, because of its rows.
+    disturbances: Recent,
     suspension: Option<Suspension>,
 }
 
@@ -99,8 +100,8 @@ struct Votes {
 
 impl Record {
     fn new(now: Instant) -> Self {
-        let (failures, successes) = (Recent::new(now), Recent::new(now));
-        Self { failures, successes, last: now, isolated_until: now, suspension: None }
+        let none = Recent::new(now);
+        Self { failures: none, successes: none, disturbances: none, last: now, suspension: None }
     }
 
     fn suspension(&self, now: Instant) -> Option<&Suspension> {
@@ -112,6 +113,12 @@ impl Record {
         let failures = self.failures.total(now);
         let is_mostly_bad = failures > 0 && failures >= self.successes.total(now);
         is_mostly_bad || self.suspension(now).is_some()
+    }
+
+    /// At least half of its requests: a crowd behind one key with a bad member goes on sharing calls.
+    fn is_disturbing(&self, now: Instant) -> bool {
+        let disturbances = self.disturbances.total(now);
+        disturbances > 0 && disturbances >= self.successes.total(now)
     }
 
     fn is_well(&self, now: Instant) -> bool {
@@ -251,7 +258,7 @@ impl Evidence {
     pub(super) fn failed(&mut self, caller: CallerId, now: Instant) -> Option<Suspended> {
         let record = self.record(caller, now);
         record.failures.add(now);
-        record.isolated_until = now + WINDOW;
+        record.disturbances.add(now);
         let mut suspended = None;
         if record.suspension(now).is_none() {
             // One that ended by itself is not gone on with.
@@ -286,11 +293,11 @@ impl Evidence {
     }
 
     pub(super) fn isolate(&mut self, caller: CallerId, now: Instant) {
-        self.record(caller, now).isolated_until = now + WINDOW;
+        self.record(caller, now).disturbances.add(now);
     }
 
     pub(super) fn is_isolated(&self, caller: CallerId, now: Instant) -> bool {
-        self.callers.get(&caller).is_some_and(|record| now < record.isolated_until)
+        self.callers.get(&caller).is_some_and(|record| record.is_disturbing(now))
     }
 
     /// When nothing of it matters any more, if nothing else happens.

@@ -169,11 +169,14 @@ fn whoever_made_a_call_fail_does_not_share_calls_for_a_while() {
     breaker.isolate(one, now);
     breaker.failed(other, now);
     for caller in [one, other] {
-        assert!(breaker.is_isolated(caller, now + WINDOW / 2));
+        assert!(breaker.is_isolated(caller, now + WINDOW / 4));
         assert!(!breaker.is_isolated(caller, now + 2 * WINDOW));
         assert!(breaker.check(caller, now).is_ok());
     }
     assert!(!breaker.is_isolated(caller("third"), now));
+    breaker.isolate(one, now);
+    (0..2).for_each(|_| breaker.succeeded(one, now));
+    assert!(!breaker.is_isolated(one, now), "most of its requests are good");
 }
 
 proptest! {
