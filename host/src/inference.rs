@@ -23,7 +23,7 @@ use crate::guest::{Fault, Stop};
 use crate::model::Tensor;
 use crate::observe::measure::Counter;
 use crate::observe::trace::Told;
-use crate::version::ServableVersion;
+use crate::version::{CallerId, Refusal, ServableVersion};
 
 /// How long after the deadline the word of an interrupted guest is waited for: a few epoch ticks.
 const INTERRUPTION_GRACE: Duration = Duration::from_millis(20);
@@ -37,9 +37,12 @@ pub enum PredictError {
     /// The version's queue is full.
     #[error("the version's queue is full")]
     Overloaded,
-    /// The version keeps breaking down and is not asked for a while.
-    #[error("the version is suspended")]
-    Suspended,
+    /// The version keeps breaking down, for everybody or for this caller, and is not asked for a while.
+    #[error("the version is suspended, at least for this caller")]
+    Suspended(Refusal),
+    /// The version has broken down on these inputs several times.
+    #[error("the version keeps breaking down on these inputs")]
+    Quarantined,
     /// The deadline passed before the guest was asked.
     #[error("the deadline passed in the queue")]
     Expired,
@@ -55,6 +58,8 @@ pub enum PredictError {
 pub struct Work {
     /// Who is to predict.
     pub version: Arc<ServableVersion>,
+    /// Who asks for it.
+    pub caller: CallerId,
     /// Shared with whoever wants to compare the answer with another version's.
     pub inputs: Arc<Vec<Tensor>>,
     /// When nobody waits for the answer any more.
@@ -156,9 +161,9 @@ impl Inference {
     /// deadline.
     pub async fn predict(&self, work: Work) -> Result<Vec<Tensor>, PredictError> {
         let version = Arc::clone(&work.version);
-        if !version.breaker().admit(Instant::now()) {
-            version.measured().rejections.with(&"suspended", Counter::count);
-            return Err(PredictError::Suspended);
+        if let Err(refusal) = version.breaker().admit(work.caller, Instant::now()) {
+            version.measured().count_refusal(refusal);
+            return Err(PredictError::Suspended(refusal));
         }
         let (answer, mut answered) = oneshot::channel();
         let (stop, _cancel_if_dropped) = Stop::with_guard(work.deadline);
@@ -168,13 +173,15 @@ impl Inference {
             max_running: version.limits().concurrency,
             max_rows: version.max_batch_size() as u64,
         };
-        let Work { inputs, deadline, told, urgency, .. } = work;
+        let Work { inputs, caller, deadline, told, urgency, .. } = work;
         let latest = urgency.queue_time.and_then(|time| since.checked_add(time));
         let begin = latest.map(|latest| BeginBy { latest, is_decided: Arc::default() });
-        let (tries, suspicion) = (0, None);
+        let (tries, suspicion, fingerprint) = (0, None, None);
         let job = Job {
             version: Arc::clone(&version),
+            caller,
             inputs,
+            fingerprint,
             deadline,
             since,
             begin: begin.clone(),
@@ -221,8 +228,9 @@ impl Inference {
 fn place_of(work: &Work, since: Instant) -> Place {
     let Work { version, inputs, deadline, urgency, .. } = work;
     let time = deadline.saturating_duration_since(since);
-    let group = version.is_batched().then(|| batch::group(version.signature(), inputs, time));
-    let group = group.flatten();
+    // Whoever made a call fail lately would make its neighbours run twice.
+    let is_alone = !version.is_batched() || version.breaker().is_isolated(work.caller, since);
+    let group = (!is_alone).then(|| batch::group(version.signature(), inputs, time)).flatten();
     let mut held_for = Duration::ZERO;
     if group.is_some() {
         // Not so long that nothing is left of the time for which it may wait.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use semver::Version;
 use sha2::{Digest as _, Sha256};
@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::model::{ModelName, Selector};
 use crate::registry::{ModelVersions, Snapshot, VersionState};
 use crate::rollout::{Routing, WHOLE};
-use crate::version::ServableVersion;
+use crate::version::{CallerId, Refusal, ServableVersion};
 
 /// The draw of a caller: the same for the same model and key, on every host and for ever. SHA-256
 /// of the model's name, a zero byte and the key; the first eight bytes are a fraction, big-endian.
@@ -61,6 +61,8 @@ pub struct Draw {
     pub place: u32,
     /// Decides whether a shadow answers as well.
     pub shadow: u32,
+    /// Who asks; none, if it is only asked where a request would go.
+    pub caller: Option<CallerId>,
 }
 
 /// The version that answers, and why.
@@ -133,7 +135,19 @@ pub enum RouteError {
     NotReady,
     /// The version keeps breaking down and is not asked for a while.
     #[error("the version is suspended")]
-    Suspended,
+    Suspended(Duration),
+    /// It keeps breaking down on this caller's requests, and takes no more of them for a while.
+    #[error("the version is suspended for this caller")]
+    CallerSuspended(Duration),
+}
+
+impl From<Refusal> for RouteError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Version(time) => Self::Suspended(time),
+            Refusal::Caller(time) => Self::CallerSuspended(time),
+        }
+    }
 }
 
 /// The version that answers a request for `model`. Versions that are suspended at `now` are passed
@@ -154,7 +168,7 @@ pub fn route(
         if snapshot.loading && may_come { RouteError::NotReady } else { error }
     };
     let versions = snapshot.models.get(model).ok_or(absent(RouteError::UnknownModel))?;
-    let (version, reason) = choose(versions, selector, draw.place, now).map_err(absent)?;
+    let (version, reason) = choose(versions, selector, draw, now).map_err(absent)?;
     let is_drawn = versions.routing.is_split() && applies_split(versions, selector);
     let shadow = shadow(versions, &version, draw.shadow);
     let role = Role::of(&version.id().version, &versions.routing);
@@ -167,9 +181,10 @@ pub fn route(
 fn choose(
     model: &ModelVersions,
     selector: &Selector,
-    place: u32,
+    draw: Draw,
     now: Instant,
 ) -> Result<(Arc<ServableVersion>, Reason), RouteError> {
+    let (place, now) = (draw.place, (draw.caller, now));
     let ModelVersions { versions, routing } = model;
     let with = |reason| move |version| (version, reason);
     match selector {
@@ -242,26 +257,40 @@ fn is_loaded(state: &&VersionState) -> bool {
 /// The first version that can serve now, or why none of them can.
 fn first_available<'a>(
     states: impl IntoIterator<Item = &'a VersionState>,
-    now: Instant,
+    (caller, now): (Option<CallerId>, Instant),
 ) -> Result<Arc<ServableVersion>, RouteError> {
     let mut why = None;
     for state in states {
         match state {
             VersionState::Ready(version) | VersionState::Parked(version) => {
-                if version.breaker().allows(now) {
-                    return Ok(Arc::clone(version));
+                match refusal(version, caller, now) {
+                    None => return Ok(Arc::clone(version)),
+                    Some(refusal) => {
+                        why = Some((RouteError::from(refusal), Some((version, refusal))))
+                    }
                 }
-                why = Some(RouteError::Suspended);
             }
             VersionState::Loading | VersionState::Failed(_) => {
-                why = why.or(Some(RouteError::NotReady));
+                why = why.or(Some((RouteError::NotReady, None)));
             }
             VersionState::Retired | VersionState::Draining => {
-                why = why.or(Some(RouteError::Retired));
+                why = why.or(Some((RouteError::Retired, None)));
             }
         }
     }
-    Err(why.unwrap_or(RouteError::NoSuchVersion))
+    let (why, refused) = why.unwrap_or((RouteError::NoSuchVersion, None));
+    if let (Some((version, refusal)), Some(_)) = (refused, caller) {
+        version.measured().count_refusal(refusal);
+    }
+    Err(why)
+}
+
+/// Why the version does not take a request of this caller, or of one that is not known.
+fn refusal(version: &ServableVersion, caller: Option<CallerId>, now: Instant) -> Option<Refusal> {
+    match caller {
+        Some(caller) => version.breaker().check(caller, now).err(),
+        None => version.breaker().refusal(now),
+    }
 }
 
 /// The shadow of an answer: no version shadows itself.
@@ -286,7 +315,8 @@ pub fn explain(
     selector: &Selector,
     now: Instant,
 ) -> Result<Vec<(Arc<ServableVersion>, Reason, u32)>, RouteError> {
-    let at = |place| route(snapshot, model, selector, Draw { place, shadow: WHOLE }, now);
+    let at =
+        |place| route(snapshot, model, selector, Draw { place, shadow: WHOLE, caller: None }, now);
     let mut found = BTreeMap::<u64, (Arc<ServableVersion>, Reason, u32)>::new();
     let mut from = 0;
     let routing = snapshot.models.get(model).map(|versions| &versions.routing);

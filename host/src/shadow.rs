@@ -34,7 +34,7 @@ use self::report::Reports;
 use self::worker::{Job, Worker};
 use crate::clock;
 use crate::model::{ModelName, Tensor};
-use crate::version::ServableVersion;
+use crate::version::{CallerId, ServableVersion};
 
 /// What shadows may use.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +63,8 @@ pub struct Comparison {
     pub candidate: Arc<ServableVersion>,
     /// Which has answered.
     pub primary: Arc<ServableVersion>,
+    /// Who asked.
+    pub caller: CallerId,
     /// As they were run, one after the other.
     pub batches: Vec<Batch>,
     /// As in the log.

@@ -4,8 +4,10 @@
 pub mod admission;
 mod breaker;
 mod budget;
+mod caller;
 mod faults;
 mod measured;
+mod quarantine;
 pub mod statistics;
 
 use std::sync::Arc;
@@ -13,10 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub use admission::Admission;
-pub use breaker::Breaker;
+pub use breaker::{Breaker, Refusal, Suspended};
 pub use budget::{Budget, DoesNotFit, Reservation};
+pub use caller::CallerId;
 pub use faults::Faults;
 pub use measured::Measured;
+pub use quarantine::{Fingerprint, Quarantine};
 pub use statistics::Statistics;
 
 use crate::artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
@@ -79,6 +83,7 @@ pub struct ServableVersion {
     shadow_pool: Pool,
     admission: Admission,
     breaker: Breaker,
+    quarantine: Quarantine,
     faults: Faults,
     measured: Arc<Measured>,
     statistics: Arc<Statistics>,
@@ -177,6 +182,7 @@ impl ServableVersion {
             shadow_pool,
             admission,
             breaker,
+            quarantine: Quarantine::default(),
             faults,
             measured: Arc::default(),
             statistics: Arc::default(),
@@ -262,9 +268,14 @@ impl ServableVersion {
         &self.admission
     }
 
-    /// Whether it may be asked.
+    /// Whose requests it accepts.
     pub fn breaker(&self) -> &Breaker {
         &self.breaker
+    }
+
+    /// Inputs on which it keeps breaking down.
+    pub fn quarantine(&self) -> &Quarantine {
+        &self.quarantine
     }
 
     /// What is measured of it.

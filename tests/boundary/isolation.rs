@@ -210,14 +210,24 @@ fn a_version_that_computes_for_ever_leaves_threads_to_the_others() {
 
 #[test]
 fn a_version_that_keeps_breaking_down_is_suspended_and_tried_again() {
-    let (server, _folder) = server(AMPLE, "");
-    while ask(&server, "panic").status == 500 {}
-    let answer = ask(&server, "echo");
-    assert_eq!((answer.status, answer.error_code()), (503, Some("not_ready")), "{answer:?}");
-    let line = server.wait_for("the word", |line| line["message"] == "version suspended");
-    assert_eq!((&line["model"], &line["level"]), (&json!("misbehave"), &json!("ERROR")));
+    // By several callers, who are told apart, each with other bytes each time.
+    let sticky = "[models.misbehave]\nsticky_header = \"X-User-Id\"\n";
+    let (server, _folder) = server(AMPLE, sticky);
+    let ask_as = |user: &str, action: &str| {
+        let body = json!({ "action": action }).to_string();
+        let headers = [("X-User-Id", user)];
+        server.send("POST", "/models/misbehave/predict", &headers, body.as_bytes()).status
+    };
+    let users = ["one", "two", "three", "four"];
+    for turn in 0..10 {
+        users.iter().for_each(|user| _ = ask_as(user, &format!("unknown {turn}")));
+    }
+    let line =
+        server.wait_for("the word", |line| line["message"] == "version suspended for an API key");
+    assert_eq!((&line["model"], &line["level"]), (&json!("misbehave"), &json!("WARN")));
+    assert_eq!(ask_as("one", "echo"), 429);
     let model = server.send("GET", "/models/misbehave", &[], b"");
-    assert_eq!(model.body["versions"][0]["suspended"], true);
+    assert_eq!(model.body["versions"][0]["suspended"], false, "other keys are served");
     server.assert_healthy();
     let deadline = Instant::now() + Duration::from_secs(60);
     while ask(&server, "echo").status != 200 {

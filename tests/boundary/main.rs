@@ -11,6 +11,8 @@ mod bad_requests;
 mod batching;
 /// Compressed bodies, forms and plain bytes are what they stand for, within the same limits.
 mod bodies;
+/// Whatever one caller sends, others keep the model.
+mod callers;
 /// What callers send is kept where an operator wants it, and nowhere else.
 mod captures;
 /// Answers about many models are made once, shown to nobody else and never older than the last change.

@@ -14,11 +14,13 @@ use crate::observe::trace::{Stage, Told};
 use crate::record;
 use crate::router::Route;
 use crate::shadow::{Batch, Comparison};
+use crate::version::CallerId;
 
 /// Validated inputs on their way through one version.
 pub(super) struct Call<'a> {
     inference: &'a Inference,
     pub(super) route: &'a Route,
+    caller: CallerId,
     deadline: Instant,
     told: Told,
     /// How urgent it is.
@@ -32,6 +34,7 @@ pub(super) struct Call<'a> {
 /// What is left to do of a call when it is over.
 pub(super) struct Called {
     told: Told,
+    caller: CallerId,
     batches: Vec<Batch>,
     encoding: Duration,
 }
@@ -41,8 +44,8 @@ impl<'a> Call<'a> {
         let (batches, encoding) = (Vec::new(), Duration::ZERO);
         let (inference, route, deadline) =
             (&passage.edge.inference, &entered.route, entered.deadline);
-        let urgency = Urgency::default();
-        Self { inference, route, deadline, told, urgency, batches, encoding }
+        let (caller, urgency) = (passage.caller_id(), Urgency::default());
+        Self { inference, route, caller, deadline, told, urgency, batches, encoding }
     }
 
     /// Records for the rows. They are run in batches of at most the version's own size, one after the
@@ -123,13 +126,14 @@ impl<'a> Call<'a> {
     async fn outputs(&self, inputs: Arc<Vec<Tensor>>) -> Result<Vec<Tensor>, ApiError> {
         let (version, told) = (Arc::clone(&self.route.version), self.told.clone());
         let (deadline, urgency) = (self.deadline, self.urgency);
-        let work = Work { version, inputs, deadline, told, urgency };
+        let work = Work { version, caller: self.caller, inputs, deadline, told, urgency };
         Ok(self.inference.predict(work).await?)
     }
 
     /// What is left to do, once the outputs are there.
     pub(super) fn over(self) -> Called {
-        Called { told: self.told, batches: self.batches, encoding: self.encoding }
+        let Self { told, caller, batches, encoding, .. } = self;
+        Called { told, caller, batches, encoding }
     }
 }
 
@@ -152,7 +156,8 @@ impl Called {
         let primary = Arc::clone(&route.version);
         let capture = policy.captured.contains(&primary.id().name);
         let (batches, request_id) = (std::mem::take(&mut self.batches), request_id.to_owned());
-        Some(Comparison { candidate, primary, batches, request_id, capture })
+        let caller = self.caller;
+        Some(Comparison { candidate, primary, caller, batches, request_id, capture })
     }
 
     /// The answer has been made: what that took, and what the records before took, is told.

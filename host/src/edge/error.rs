@@ -18,12 +18,15 @@
 //! | `contract_violation` | 422 | FAILED_PRECONDITION | the version's number promises more than its signature keeps |
 //! | `idempotency_mismatch` | 422 | INVALID_ARGUMENT | the idempotency key was used for another request |
 //! | `rate_limited` | 429 | RESOURCE_EXHAUSTED | too many requests for this key, or for this model; `Retry-After` |
+//! | `too_many_failures` | 429 | RESOURCE_EXHAUSTED | the version keeps failing on this caller's requests; `Retry-After` |
 //! | `model_failure` | 500 | INTERNAL | the guest trapped, failed, or returned something else than it promises |
 //! | `internal` | 500 | INTERNAL | a fault of the host |
 //! | `overloaded` | 503 | UNAVAILABLE | the queue is full, the time in it is over, or too many bodies are in flight; `Retry-After` |
 //! | `not_ready` | 503 | UNAVAILABLE | loading, failed to load, suspended, or going down; `Retry-After` |
 //! | `deadline_exceeded` | 504 | DEADLINE_EXCEEDED | no answer in time |
 //! | `insufficient_storage` | 507 | RESOURCE_EXHAUSTED | the disk is full |
+
+use std::time::Duration;
 
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
@@ -32,10 +35,11 @@ use serde::Serialize;
 use tonic::Code;
 
 use crate::contract::Change;
-use crate::guest::Fault;
+use crate::guest::{Fault, MAX_REJECTIONS};
 use crate::inference::PredictError;
 use crate::record::{RecordError, TooLarge};
 use crate::router::RouteError;
+use crate::version::Refusal;
 use crate::version::admission::Refused;
 
 /// What an error is, for callers. The words are stable.
@@ -51,6 +55,7 @@ pub(crate) enum ErrorCode {
     UnsupportedMediaType,
     UnacceptableInput,
     RateLimited,
+    TooManyFailures,
     ModelFailure,
     Internal,
     Overloaded,
@@ -79,6 +84,7 @@ impl ErrorCode {
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::UnacceptableInput => "unacceptable_input",
             Self::RateLimited => "rate_limited",
+            Self::TooManyFailures => "too_many_failures",
             Self::ModelFailure => "model_failure",
             Self::Internal => "internal",
             Self::Overloaded => "overloaded",
@@ -95,7 +101,7 @@ impl ErrorCode {
     }
 
     /// All of them.
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::MalformedRequest,
         Self::Unauthorized,
         Self::Forbidden,
@@ -106,6 +112,7 @@ impl ErrorCode {
         Self::UnsupportedMediaType,
         Self::UnacceptableInput,
         Self::RateLimited,
+        Self::TooManyFailures,
         Self::ModelFailure,
         Self::Internal,
         Self::Overloaded,
@@ -125,9 +132,12 @@ impl ErrorCode {
         self.is_temporary() || self == Self::RateLimited
     }
 
-    /// Whether the same request may succeed in a second.
+    /// Whether the same request may succeed after a while.
     fn is_temporary(self) -> bool {
-        matches!(self, Self::Overloaded | Self::NotReady | Self::IdempotencyConflict)
+        matches!(
+            self,
+            Self::Overloaded | Self::NotReady | Self::IdempotencyConflict | Self::TooManyFailures
+        )
     }
 
     pub(crate) fn status(self) -> StatusCode {
@@ -147,7 +157,7 @@ impl ErrorCode {
             | Self::UnacceptableArtifact
             | Self::ContractViolation
             | Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::RateLimited | Self::TooManyFailures => StatusCode::TOO_MANY_REQUESTS,
             Self::InsufficientStorage => StatusCode::INSUFFICIENT_STORAGE,
             Self::ModelFailure | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Overloaded | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
@@ -167,9 +177,10 @@ impl ErrorCode {
             Self::NotFound => Code::NotFound,
             Self::MethodNotAllowed | Self::UnsupportedMediaType => Code::Unimplemented,
             Self::RequestTimeout | Self::DeadlineExceeded => Code::DeadlineExceeded,
-            Self::PayloadTooLarge | Self::RateLimited | Self::InsufficientStorage => {
-                Code::ResourceExhausted
-            }
+            Self::PayloadTooLarge
+            | Self::RateLimited
+            | Self::TooManyFailures
+            | Self::InsufficientStorage => Code::ResourceExhausted,
             Self::Conflict | Self::ContractViolation => Code::FailedPrecondition,
             Self::RevisionConflict | Self::IdempotencyConflict => Code::Aborted,
             Self::ModelFailure | Self::Internal => Code::Internal,
@@ -194,11 +205,14 @@ pub(crate) struct ApiError {
     pub(crate) details: Vec<Detail>,
     /// What callers of a model would notice of a change.
     pub(crate) violations: Vec<Change>,
+    /// When the caller may come back, in seconds, if the code is one that says so.
+    pub(crate) retry_seconds: u64,
 }
 
 impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), details: Vec::new(), violations: Vec::new() }
+        let (details, violations, retry_seconds) = (Vec::new(), Vec::new(), 1);
+        Self { code, message: message.into(), details, violations, retry_seconds }
     }
 
     pub(crate) fn malformed(message: impl Into<String>) -> Self {
@@ -222,8 +236,25 @@ impl ApiError {
         Self::new(ErrorCode::NotReady, "the server is going down")
     }
 
-    fn suspended() -> Self {
-        Self::new(ErrorCode::NotReady, "the model's version keeps failing and is suspended")
+    fn suspended(time: Duration) -> Self {
+        let message = "the model's version keeps failing and is suspended";
+        Self::new(ErrorCode::NotReady, message).retry_after(time)
+    }
+
+    fn caller_suspended(time: Duration) -> Self {
+        let message =
+            "the model's version keeps failing on your requests and takes none for a while";
+        Self::new(ErrorCode::TooManyFailures, message).retry_after(time)
+    }
+
+    /// When the caller may come back, if the code is one that says so.
+    pub(crate) fn retry_delay(&self) -> Duration {
+        Duration::from_secs(self.retry_seconds)
+    }
+
+    /// Rounded up: whoever comes back earlier is refused again.
+    fn retry_after(self, time: Duration) -> Self {
+        Self { retry_seconds: (time + Duration::from_millis(999)).as_secs().max(1), ..self }
     }
 
     pub(crate) fn unauthorized() -> Self {
@@ -310,7 +341,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
         if self.code.is_temporary() {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            response.headers_mut().insert(RETRY_AFTER, self.retry_seconds.into());
         }
         if self.code == ErrorCode::Unauthorized {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -355,7 +386,8 @@ impl From<RouteError> for ApiError {
             RouteError::NotReady => {
                 Self::new(ErrorCode::NotReady, "the model's version is not ready")
             }
-            RouteError::Suspended => Self::suspended(),
+            RouteError::Suspended(time) => Self::suspended(time),
+            RouteError::CallerSuspended(time) => Self::caller_suspended(time),
         }
     }
 }
@@ -381,12 +413,21 @@ impl From<PredictError> for ApiError {
                 Self::new(ErrorCode::Overloaded, message)
             }
             PredictError::Stopped => Self::not_ready(),
-            PredictError::Suspended => Self::suspended(),
+            PredictError::Suspended(Refusal::Version(time)) => Self::suspended(time),
+            PredictError::Suspended(Refusal::Caller(time)) => Self::caller_suspended(time),
+            PredictError::Quarantined => {
+                let message = "the model has failed on this input several times; it is not run again \
+                               for a while";
+                Self::new(ErrorCode::ModelFailure, message)
+            }
             PredictError::Expired | PredictError::Guest(Fault::Deadline | Fault::Cancelled) => {
                 Self::new(ErrorCode::DeadlineExceeded, "there was no answer in time")
             }
-            PredictError::Guest(Fault::Rejected(rejections)) => {
-                let details = rejections.into_iter().map(|rejection| Detail {
+            PredictError::Guest(
+                Fault::Rejected(rejections) | Fault::NonFiniteInput(rejections),
+            ) => {
+                let rejections = rejections.into_iter().take(MAX_REJECTIONS);
+                let details = rejections.map(|rejection| Detail {
                     row: rejection.row,
                     field: rejection.input,
                     reason: rejection.reason,

@@ -18,6 +18,7 @@ use crate::keys::Caller;
 use crate::model::{ModelName, Selector};
 use crate::rollout::WHOLE;
 use crate::router::{self, Draw, Role, Route};
+use crate::version::CallerId;
 use crate::version::admission::{Admitted, Class, Knock};
 
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -113,7 +114,7 @@ impl<'a> Passage<'a> {
     /// What tells the caller from others, or that nothing does.
     pub(super) fn tell(&mut self, key: Option<&[u8]>) {
         self.has_key = key.is_some();
-        self.draw = Some(draw(&self.model, key));
+        self.draw = Some(draw(&self.model, &self.caller, key));
     }
 
     /// Where it is known where the request goes: tell one that has no chance so before it has sent
@@ -140,6 +141,12 @@ impl<'a> Passage<'a> {
         Ok(Entered { route, deadline: complete + time, _admitted: admitted })
     }
 
+    /// Who asks, for the versions that are asked.
+    pub(super) fn caller_id(&self) -> CallerId {
+        let of_draw = self.draw.and_then(|draw| draw.caller);
+        of_draw.unwrap_or_else(|| CallerId::new(self.caller.name(), None))
+    }
+
     /// Count where the request goes.
     pub(super) fn count(&self, route: &Route) {
         let is_random = !self.has_key && route.is_drawn;
@@ -154,7 +161,7 @@ impl<'a> Passage<'a> {
 
     fn find(&self, now: Instant) -> Result<Found, ApiError> {
         let snapshot = self.edge.registry.snapshot();
-        let draw = self.draw.unwrap_or_else(|| draw(&self.model, None));
+        let draw = self.draw.unwrap_or_else(|| draw(&self.model, &self.caller, None));
         let route = router::route(&snapshot, &self.model, &self.selector, draw, now)?;
         let time = self.wanted_time.unwrap_or(route.version.limits().predict_time);
         let time = time.min(self.policy.limits.max_predict_time);
@@ -193,12 +200,13 @@ fn header_key(sticky: &Sticky, headers: &HeaderMap) -> Option<Vec<u8>> {
 }
 
 /// Where the request falls: for the same caller always in the same place.
-fn draw(model: &ModelName, key: Option<&[u8]>) -> Draw {
+fn draw(model: &ModelName, caller: &Caller, key: Option<&[u8]>) -> Draw {
     let place = match key {
         Some(key) => router::bucket(model, key),
         None => rand::rng().random_range(0..WHOLE),
     };
-    Draw { place, shadow: rand::rng().random_range(0..WHOLE) }
+    let caller = CallerId::new(caller.name(), key);
+    Draw { place, shadow: rand::rng().random_range(0..WHOLE), caller: Some(caller) }
 }
 
 /// How long the caller is going to wait, if it says so.

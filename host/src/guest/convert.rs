@@ -1,5 +1,7 @@
 //! Between the bindings' types and the host's.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::bindings::exports::guesthouse::model::lifecycle as exported;
 use super::bindings::guesthouse::model::types as wit;
 use super::fault::{Fault, Rejection};
@@ -7,6 +9,10 @@ use crate::model::{Constraint, Datatype, Field, Signature, Tensor};
 
 /// The most rejected rows that are kept; a caller mends those first.
 pub(crate) const MAX_REJECTIONS: usize = 20;
+
+/// What a caller is told of a row whose input and output are not finite.
+const NON_FINITE_REASON: &str =
+    "has a value that is not finite (NaN or infinite), and so has the model's output for this row";
 
 /// The longest word of a guest on its own failure that is logged, in characters.
 const MAX_FAILURE_CHARACTERS: usize = 4096;
@@ -39,7 +45,6 @@ pub(super) fn outputs_from_wit(
     mut outputs: Vec<wit::Tensor>,
     signature: &Signature,
     rows: u64,
-    accept_non_finite: bool,
 ) -> Result<Vec<Tensor>, Fault> {
     let bad = |what: String| Fault::BadOutput(what);
     let ordered = signature.outputs.iter().map(|field| {
@@ -56,9 +61,6 @@ pub(super) fn outputs_from_wit(
         if field.is_text() && !is_utf8(&tensor) {
             return Err(bad(format!("output {:?} is not UTF-8", field.name)));
         }
-        if !accept_non_finite && !tensor.is_finite() {
-            return Err(bad(format!("output {:?} has a value that is not finite", field.name)));
-        }
         Ok(tensor)
     });
     let ordered = ordered.collect::<Result<Vec<_>, _>>()?;
@@ -67,6 +69,36 @@ pub(super) fn outputs_from_wit(
     } else {
         Err(bad(format!("{} outputs are not in the signature", outputs.len())))
     }
+}
+
+/// Outputs that are finite. If they are not in rows whose inputs are not, that is the caller's fault, and
+/// says nothing of other rows, which may have been affected: they are to be run without those.
+pub(super) fn finite_outputs(
+    inputs: &[Tensor],
+    outputs: Vec<Tensor>,
+) -> Result<Vec<Tensor>, Fault> {
+    let Some(bad) = outputs.iter().find(|output| !output.is_finite()) else { return Ok(outputs) };
+    let not_finite = |tensor: &Tensor| tensor.non_finite_rows();
+    let bad_outputs: BTreeSet<usize> = outputs.iter().flat_map(not_finite).collect();
+    let mut bad_inputs = BTreeMap::new();
+    for input in inputs {
+        for row in input.non_finite_rows() {
+            bad_inputs.entry(row).or_insert(&input.name);
+        }
+    }
+    let rejections = bad_inputs.into_iter().filter(|(row, _)| bad_outputs.contains(row));
+    let rejections: Vec<_> = rejections
+        .map(|(row, input)| Rejection {
+            row,
+            input: input.clone(),
+            reason: NON_FINITE_REASON.to_owned(),
+        })
+        .collect();
+    if rejections.is_empty() {
+        let what = format!("output {:?} has a value that is not finite", bad.name);
+        return Err(Fault::BadOutput(what));
+    }
+    Err(Fault::NonFiniteInput(rejections))
 }
 
 pub(super) fn fault_from_wit(error: wit::PredictError, signature: &Signature, rows: u64) -> Fault {

@@ -17,13 +17,16 @@ pub struct Rejection {
     pub reason: String,
 }
 
-/// Why a call gave no outputs. Every fault but [`Fault::Rejected`] and [`Fault::Failed`] leaves an
+/// Why a call gave no outputs. Every fault but those that [`Fault::spares_instance`] names leaves an
 /// instance that must not be used again.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The caller's fault: some rows are unacceptable.
     #[error("the guest rejected {} rows", .0.len())]
     Rejected(Vec<Rejection>),
+    /// The caller's fault: rows with inputs that are not finite have outputs that are not either.
+    #[error("{} rows are not finite, and neither are their outputs", .0.len())]
+    NonFiniteInput(Vec<Rejection>),
     /// The guest said that it failed.
     #[error("the guest failed: {0}")]
     Failed(String),
@@ -57,6 +60,7 @@ impl Fault {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Rejected(_) => "rejected",
+            Self::NonFiniteInput(_) => "non_finite_input",
             Self::Failed(_) => "failed",
             Self::Trap { .. } => "trap",
             Self::Deadline => "deadline",
@@ -77,10 +81,20 @@ impl Fault {
 
     /// Whether the instance is still good.
     pub fn spares_instance(&self) -> bool {
-        matches!(self, Self::Rejected(_) | Self::Failed(_))
+        matches!(self, Self::Rejected(_) | Self::NonFiniteInput(_) | Self::Failed(_))
     }
 
-    /// Whether it shows that the version does not work, whatever it is asked.
+    /// Whether it is the fault of whoever sent the inputs, and no news for an operator.
+    pub fn is_callers(&self) -> bool {
+        matches!(self, Self::Rejected(_) | Self::NonFiniteInput(_))
+    }
+
+    /// Whether the same inputs can be expected to end in the same way.
+    pub fn is_repeatable(&self) -> bool {
+        self.condemns_version() && !matches!(self, Self::Host(_))
+    }
+
+    /// Whether the version did not do for the caller what it should, which may be the version's fault.
     pub fn condemns_version(&self) -> bool {
         match self {
             Self::Failed(_)
@@ -89,7 +103,7 @@ impl Fault {
             | Self::BadOutput(_)
             | Self::Host(_) => true,
             // The caller's fault, or of a machine that is too busy.
-            Self::Rejected(_) | Self::Deadline | Self::Cancelled => false,
+            Self::Rejected(_) | Self::NonFiniteInput(_) | Self::Deadline | Self::Cancelled => false,
         }
     }
 

@@ -9,7 +9,8 @@ use wasmtime::{Store, UpdateDeadline};
 
 use super::bindings::{Model, ModelPre};
 use super::convert::{
-    fault_from_wit, outputs_from_wit, shorten_failure, signature_from_wit, tensor_into_wit,
+    fault_from_wit, finite_outputs, outputs_from_wit, shorten_failure, signature_from_wit,
+    tensor_into_wit,
 };
 use super::engine::{Engine, EngineError, thread_stack_bytes};
 use super::fault::Fault;
@@ -140,12 +141,15 @@ impl Instance {
     /// [`Fault`]; unless [`Fault::spares_instance`], this instance must be dropped.
     pub fn predict(&mut self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Fault> {
         let rows = inputs.first().map_or(0, Tensor::rows);
-        let inputs: Vec<_> = inputs.iter().map(tensor_into_wit).collect();
+        let given: Vec<_> = inputs.iter().map(tensor_into_wit).collect();
         let answer = self.call(stop, |guest, store| {
-            guest.guesthouse_model_predict().call_predict(store, &inputs)
+            guest.guesthouse_model_predict().call_predict(store, &given)
         })?;
         match answer {
-            Ok(outputs) => outputs_from_wit(outputs, &self.signature, rows, self.accept_non_finite),
+            Ok(outputs) => {
+                let outputs = outputs_from_wit(outputs, &self.signature, rows)?;
+                if self.accept_non_finite { Ok(outputs) } else { finite_outputs(inputs, outputs) }
+            }
             Err(error) => Err(fault_from_wit(error, &self.signature, rows)),
         }
     }

@@ -114,6 +114,8 @@ pub(super) enum Fate {
     Answered(Vec<Tensor>),
     /// Some of its rows are unacceptable; which, by their place in the part.
     Rejected(Vec<Rejection>),
+    /// The same for rows that are not finite, and neither are their outputs.
+    NonFinite(Vec<Rejection>),
     /// It is to be run again, with others.
     Again,
     /// It is to be run again, by itself.
@@ -136,6 +138,7 @@ pub(super) fn settle(
         }
         Ok(_) => Fault::BadOutput(format!("its outputs are not of {rows} rows")),
         Err(Fault::Rejected(rejections)) => return (tell_apart(rejections, parts), None),
+        Err(Fault::NonFiniteInput(rejections)) => return (non_finite(rejections, parts), None),
         Err(fault) => fault,
     };
     (parts.iter().map(|_| Fate::Alone).collect(), Some(fault))
@@ -162,6 +165,31 @@ fn split(outputs: &[Tensor], parts: &[u64]) -> Vec<Fate> {
 fn tell_apart(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<Fate> {
     // There may have been more, of any of those that are named.
     let is_cut = rejections.len() >= MAX_REJECTIONS;
+    let own = by_part(rejections, parts);
+    let fate = |rejections: Vec<Rejection>| match rejections.is_empty() {
+        true => Fate::Again,
+        false if is_cut => Fate::Alone,
+        false => Fate::Rejected(rejections),
+    };
+    let fates: Vec<Fate> = own.into_iter().map(fate).collect();
+    // Each time there must be fewer: a guest may name rows that are not there.
+    if fates.iter().all(|fate| matches!(fate, Fate::Again)) {
+        return fates.into_iter().map(|_| Fate::Alone).collect();
+    }
+    fates
+}
+
+/// All rows that are not finite are named, so whoever has none of them is run without those.
+fn non_finite(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<Fate> {
+    let fate = |rejections: Vec<Rejection>| match rejections.is_empty() {
+        true => Fate::Again,
+        false => Fate::NonFinite(rejections),
+    };
+    by_part(rejections, parts).into_iter().map(fate).collect()
+}
+
+/// The rejections of each part, by their place in it.
+fn by_part(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<Vec<Rejection>> {
     let mut own: Vec<Vec<Rejection>> = parts.iter().map(|_| Vec::new()).collect();
     for mut rejection in rejections {
         let mut begin = 0;
@@ -175,17 +203,7 @@ fn tell_apart(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<Fate> {
             begin += rows;
         }
     }
-    let fate = |rejections: Vec<Rejection>| match rejections.is_empty() {
-        true => Fate::Again,
-        false if is_cut => Fate::Alone,
-        false => Fate::Rejected(rejections),
-    };
-    let fates: Vec<Fate> = own.into_iter().map(fate).collect();
-    // Each time there must be fewer: a guest may name rows that are not there.
-    if fates.iter().all(|fate| matches!(fate, Fate::Again)) {
-        return fates.into_iter().map(|_| Fate::Alone).collect();
-    }
-    fates
+    own
 }
 
 #[cfg(test)]
@@ -293,6 +311,20 @@ mod tests {
         // Each time there are fewer.
         let nobody = rejected(&[6]);
         assert!(matches!(nobody[..], [Fate::Alone, Fate::Alone, Fate::Alone]), "{nobody:?}");
+    }
+
+    #[test]
+    fn rows_that_are_not_finite_stay_with_their_callers() {
+        let rejection = |row| Rejection { row, input: "x".to_owned(), reason: String::new() };
+        let many = (2..30).map(rejection).collect();
+        let (fates, fault) = settle(Err(Fault::NonFiniteInput(many)), &[2, 27, 2, 1]);
+        let [Fate::Again, Fate::NonFinite(second), Fate::NonFinite(third), Fate::Again] =
+            &fates[..]
+        else {
+            panic!("{fates:?}");
+        };
+        assert_eq!((second.len(), &third[..]), (27, &[rejection(0)][..]));
+        assert!(fault.is_none());
     }
 
     #[test]

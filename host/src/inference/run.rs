@@ -20,8 +20,8 @@ use crate::model::Tensor;
 use crate::observe::measure::Counter;
 use crate::observe::trace::{Stage, Told};
 use crate::pool::Leased;
-use crate::version::ServableVersion;
 use crate::version::statistics::Execution;
+use crate::version::{CallerId, Fingerprint, ServableVersion, Suspended};
 
 /// How often rows are run together with others before they are run alone. Guests say of all rows at
 /// once what is wrong, so that twice is enough for any that means well.
@@ -34,8 +34,11 @@ const BATCH_PART: u32 = 2;
 /// What a caller has submitted.
 pub(super) struct Job {
     pub(super) version: Arc<ServableVersion>,
+    pub(super) caller: CallerId,
     /// Shared with whoever wants to compare the answer with another version's.
     pub(super) inputs: Arc<Vec<Tensor>>,
+    /// Of the inputs, where the version broke down lately.
+    pub(super) fingerprint: Option<Fingerprint>,
     pub(super) deadline: Instant,
     /// When it began to wait.
     pub(super) since: Instant,
@@ -75,8 +78,18 @@ impl Job {
         self.inputs.first().map_or(0, Tensor::rows)
     }
 
+    /// Whether the version keeps breaking down on these inputs.
+    fn is_quarantined(&mut self, now: Instant) -> bool {
+        if self.tries > 0 {
+            return false;
+        }
+        let quarantine = self.version.quarantine();
+        self.fingerprint = quarantine.fingerprint_if_needed(&self.inputs, now);
+        self.fingerprint.is_some_and(|inputs| !quarantine.admits(inputs, now))
+    }
+
     /// It has a thread; back it comes, unless it is too late for it.
-    fn begin(self, now: Instant) -> Option<Self> {
+    fn begin(mut self, now: Instant) -> Option<Self> {
         let mut is_late = false;
         if self.tries == 0 {
             let measured = self.version.measured();
@@ -96,6 +109,8 @@ impl Job {
             ("expired", PredictError::Expired)
         } else if is_late {
             ("queue_timeout", PredictError::QueueTimeout)
+        } else if self.is_quarantined(now) {
+            ("quarantined", PredictError::Quarantined)
         } else {
             return Some(self);
         };
@@ -113,17 +128,13 @@ pub(super) struct Suspicion {
     fault: Fault,
     /// One of them did it again. That has been accounted for.
     is_confirmed: AtomicBool,
-    /// One of them did not.
-    is_doubted: AtomicBool,
 }
 
 impl Suspicion {
     fn tell(&self, outcome: &Result<Vec<Tensor>, Fault>) {
-        let word = match outcome {
-            Ok(_) | Err(Fault::Rejected(_)) => &self.is_doubted,
-            Err(_) => &self.is_confirmed,
-        };
-        word.store(true, Ordering::Relaxed);
+        if outcome.as_ref().is_err_and(|fault| !fault.is_callers()) {
+            self.is_confirmed.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -133,12 +144,8 @@ impl Drop for Suspicion {
         if self.is_confirmed.load(Ordering::Relaxed) {
             return;
         }
-        if self.is_doubted.load(Ordering::Relaxed) {
-            // The version works: what suspends it is what it does to each caller.
-            report(&self.version, &self.fault);
-        } else {
-            account(&self.version, Some(&self.fault));
-        }
+        // Nobody knows whose it was, so it is held against nobody.
+        report(&self.version, &self.fault);
     }
 }
 
@@ -162,14 +169,26 @@ pub(super) fn run(jobs: Vec<Queued<Job>>, over: Vec<Job>) -> Vec<Queued<Job>> {
 }
 
 fn run_alone(job: Job, now: Instant) {
-    let Job { version, inputs, stop, told, answer, suspicion, .. } = job;
+    let Job { version, caller, inputs, fingerprint, stop, told, answer, suspicion, .. } = job;
     let logged_with_the_request = told.span.enter();
     let called = Called::of(&version, now, &stop, || &inputs);
     called.tell(&told);
     if let Some(suspicion) = &suspicion {
         suspicion.tell(&called.outcome);
     }
-    account(&version, called.outcome.as_ref().err());
+    account(&version, caller, called.outcome.as_ref().err());
+    let now = Instant::now();
+    match (&called.outcome, fingerprint) {
+        (Err(fault), fingerprint) if fault.is_repeatable() => {
+            let quarantine = version.quarantine();
+            let fingerprint = fingerprint.unwrap_or_else(|| quarantine.fingerprint(&inputs));
+            quarantine.broke_down(fingerprint, now);
+        }
+        (Ok(_) | Err(Fault::Rejected(_)), Some(fingerprint)) => {
+            version.quarantine().succeeded(fingerprint);
+        }
+        _ => {}
+    }
     if called.outcome.is_ok() {
         version.statistics().executed(&called.execution(Duration::ZERO), 1, clock::now());
     }
@@ -198,9 +217,6 @@ fn run_together(mut jobs: Vec<Queued<Job>>, now: Instant) -> Vec<Queued<Job>> {
     let is_good = called.leaves_good_instance();
     let outcome = std::mem::replace(&mut called.outcome, Ok(Vec::new()));
     let is_answered = outcome.is_ok();
-    if is_answered || matches!(outcome, Err(Fault::Rejected(_))) {
-        version.breaker().succeeded();
-    }
     let begin = Instant::now();
     let (fates, fault) = batch::settle(outcome, &rows);
     if is_answered && fault.is_none() {
@@ -208,9 +224,8 @@ fn run_together(mut jobs: Vec<Queued<Job>>, now: Instant) -> Vec<Queued<Job>> {
         version.statistics().executed(&execution, jobs.len(), clock::now());
     }
     if let Some(fault) = fault {
-        let (is_confirmed, is_doubted) = Default::default();
-        let version = Arc::clone(&version);
-        let suspicion = Arc::new(Suspicion { version, fault, is_confirmed, is_doubted });
+        let (is_confirmed, version) = (AtomicBool::default(), Arc::clone(&version));
+        let suspicion = Arc::new(Suspicion { version, fault, is_confirmed });
         jobs.iter_mut().for_each(|queued| queued.job.suspicion = Some(Arc::clone(&suspicion)));
     }
     let again = jobs.into_iter().zip(fates).filter_map(|(queued, fate)| meet(queued, fate));
@@ -232,14 +247,10 @@ fn end_of_batch(jobs: &[Queued<Job>], now: Instant) -> Instant {
 
 /// Tell a caller what became of its rows, or have them run again.
 fn meet(mut queued: Queued<Job>, fate: Fate) -> Option<Queued<Job>> {
-    let version = &queued.job.version;
     let outcome = match fate {
         Fate::Answered(outputs) => Ok(outputs),
-        Fate::Rejected(rejections) => {
-            let fault = Fault::Rejected(rejections);
-            version.faults().count(&fault);
-            Err(PredictError::Guest(fault))
-        }
+        Fate::Rejected(rejections) => Err(Fault::Rejected(rejections)),
+        Fate::NonFinite(rejections) => Err(Fault::NonFiniteInput(rejections)),
         Fate::Again | Fate::Alone => {
             queued.job.tries += 1;
             if matches!(fate, Fate::Alone) || queued.job.tries >= TRIES_TOGETHER {
@@ -248,7 +259,12 @@ fn meet(mut queued: Queued<Job>, fate: Fate) -> Option<Queued<Job>> {
             return Some(queued);
         }
     };
-    let _ = queued.job.answer.send(outcome);
+    let Job { version, caller, fingerprint, answer, .. } = queued.job;
+    account(&version, caller, outcome.as_ref().err());
+    if let (Ok(_), Some(fingerprint)) = (&outcome, fingerprint) {
+        version.quarantine().succeeded(fingerprint);
+    }
+    let _ = answer.send(outcome.map_err(PredictError::Guest));
     None
 }
 
@@ -317,27 +333,42 @@ impl Called {
     }
 }
 
-/// Log a fault where it happens, because the caller may have gone, and let the breaker know. A
+/// Log a fault where it happens, because the caller may have gone, and hold it against the caller. A
 /// rejection is the caller's own fault and no news for an operator.
-fn account(version: &ServableVersion, fault: Option<&Fault>) {
-    let breaker = version.breaker();
-    let Some(fault) = fault else { return breaker.succeeded() };
+fn account(version: &ServableVersion, caller: CallerId, fault: Option<&Fault>) {
+    let (breaker, now) = (version.breaker(), Instant::now());
+    let Some(fault) = fault else { return breaker.succeeded(caller, now) };
     report(version, fault);
-    if matches!(fault, Fault::Rejected(_)) {
-        return breaker.succeeded();
+    match fault {
+        Fault::Rejected(_) => breaker.succeeded(caller, now),
+        Fault::NonFiniteInput(_) => breaker.isolate(caller, now),
+        fault if fault.condemns_version() => {
+            if let Some(suspended) = breaker.failed(caller, now) {
+                report_suspension(version, suspended);
+            }
+        }
+        _ => {}
     }
-    if !fault.condemns_version() {
-        return;
-    }
-    if let Some(time) = breaker.broke_down(Instant::now()) {
-        let (model, version, seconds) = (&version.id().name, &version.id().version, time.as_secs());
-        tracing::error!(target: "fault", %model, %version, seconds, "version suspended");
+}
+
+fn report_suspension(version: &ServableVersion, suspended: Suspended) {
+    let (model, version) = (&version.id().name, &version.id().version);
+    match suspended {
+        Suspended::Version => {
+            tracing::error!(target: "fault", %model, %version, "version suspended");
+        }
+        Suspended::Key => {
+            tracing::warn!(target: "fault", %model, %version, "version suspended for an API key");
+        }
+        Suspended::Caller => {
+            tracing::warn!(target: "fault", %model, %version, "version suspended for a caller");
+        }
     }
 }
 
 fn report(version: &ServableVersion, fault: &Fault) {
     version.faults().count(fault);
-    if !matches!(fault, Fault::Rejected(_)) {
+    if !fault.is_callers() {
         let (model, version) = (&version.id().name, &version.id().version);
         tracing::warn!(target: "fault", %model, %version, kind = fault.kind(), trap = fault.trap(), "{fault}");
     }

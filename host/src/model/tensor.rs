@@ -142,6 +142,23 @@ impl Tensor {
     ///
     /// The tensor must have passed [`Tensor::check`].
     pub fn is_finite(&self) -> bool {
+        self.are_finite(&self.data)
+    }
+
+    /// The rows of which an element is not [finite](Tensor::is_finite).
+    ///
+    /// The tensor must have passed [`Tensor::check`].
+    pub fn non_finite_rows(&self) -> Vec<usize> {
+        let rows = usize::try_from(self.rows()).expect("a checked tensor is counted in usize");
+        if self.data.is_empty() || self.are_finite(&self.data) {
+            return Vec::new();
+        }
+        // What is not finite has elements of one size.
+        let chunks = self.data.chunks(self.data.len() / rows).enumerate();
+        chunks.filter(|(_, row)| !self.are_finite(row)).map(|(index, _)| index).collect()
+    }
+
+    fn are_finite(&self, data: &[u8]) -> bool {
         /// All bits of the exponent are set in what is not finite, and in nothing else.
         fn all<const N: usize>(data: &[u8], exponent: u16) -> bool {
             data.as_chunks::<N>().0.iter().all(|element| {
@@ -150,10 +167,10 @@ impl Tensor {
             })
         }
         match self.datatype {
-            Datatype::Fp16 => all::<2>(&self.data, 0x7c00),
-            Datatype::Bf16 => all::<2>(&self.data, 0x7f80),
-            Datatype::Fp32 => all::<4>(&self.data, 0x7f80),
-            Datatype::Fp64 => all::<8>(&self.data, 0x7ff0),
+            Datatype::Fp16 => all::<2>(data, 0x7c00),
+            Datatype::Bf16 => all::<2>(data, 0x7f80),
+            Datatype::Fp32 => all::<4>(data, 0x7f80),
+            Datatype::Fp64 => all::<8>(data, 0x7ff0),
             _ => true,
         }
     }

@@ -40,14 +40,15 @@ impl Job {
     /// Let the report's breaker know how the request ended. The candidate's own learns nothing: it
     /// may serve others well.
     fn judge(&self, fault: Option<&Fault>) {
-        let breaker = self.report.breaker();
+        let (breaker, now) = (self.report.breaker(), Instant::now());
+        let caller = self.comparison.caller;
         match fault {
-            None | Some(Fault::Rejected(_)) => breaker.succeeded(),
+            None | Some(Fault::Rejected(_)) => breaker.succeeded(caller, now),
             Some(fault) if fault.condemns_version() => {
-                if let Some(time) = breaker.broke_down(Instant::now()) {
+                if breaker.failed(caller, now).is_some() {
                     let id = self.comparison.candidate.id();
-                    let (model, version, seconds) = (&id.name, &id.version, time.as_secs());
-                    tracing::warn!(target: "fault", %model, %version, seconds, "shadow suspended");
+                    let (model, version) = (&id.name, &id.version);
+                    tracing::warn!(target: "fault", %model, %version, "shadow suspended");
                 }
             }
             Some(_) => {}
@@ -134,7 +135,9 @@ impl Worker {
             return Outcome::Dropped;
         }
         let now = Instant::now();
-        if !candidate.breaker().allows(now) || !job.report.breaker().admit(now) {
+        let caller = job.comparison.caller;
+        let is_suspended = candidate.breaker().check(caller, now).is_err();
+        if is_suspended || job.report.breaker().admit(caller, now).is_err() {
             return Outcome::Skipped;
         }
         let mut asking = Asking {
@@ -222,7 +225,7 @@ impl Asking<'_> {
             return Obstacle::Shed;
         }
         candidate.faults().count(&fault);
-        if !matches!(fault, Fault::Rejected(_)) {
+        if !fault.is_callers() {
             let (id, request_id) = (candidate.id(), self.job.comparison.request_id.as_str());
             let (model, version) = (&id.name, &id.version);
             tracing::warn!(target: "fault", %model, %version, shadow = true, request_id,
@@ -313,7 +316,7 @@ fn ask(
     leased: &mut Option<Leased>,
     stop: &Stop,
 ) -> Result<Findings, Obstacle> {
-    let Comparison { candidate, primary, batches, request_id, capture } = comparison;
+    let Comparison { candidate, primary, batches, request_id, capture, .. } = comparison;
     let batch = &batches[piece.batch];
     let (inputs, answered) = (rows_of(&batch.inputs, piece), rows_of(&batch.outputs, piece));
     let fitting = inputs_for(candidate.signature(), primary.signature(), &inputs);
@@ -335,7 +338,9 @@ fn ask(
     };
     let outputs = outputs.map_err(|fault| {
         let row = match &fault {
-            Fault::Rejected(rejections) => rejections.first().map(|rejection| rejection.row),
+            Fault::Rejected(rejections) | Fault::NonFiniteInput(rejections) => {
+                rejections.first().map(|rejection| rejection.row)
+            }
             _ => None,
         };
         let disagreement = Box::new(witness.of_fault(fault.kind(), row));

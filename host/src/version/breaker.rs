@@ -1,148 +1,134 @@
-//! Stops routing to a version that keeps breaking down, and tries it again after a while.
+//! Decides whose requests a version accepts while some of them make it fail.
 //!
-//! Faults count only in a row: a single success shows that the version works, so that one caller
-//! with poisonous input does not take it away from the others.
+//! Failures are held against whoever caused them. There are three levels, and each is suspended only
+//! on its own evidence (see [`evidence`]): a caller, by its own requests; an API key, by several of
+//! the callers that its sticky key tells apart; the version, by several API keys. A caller that was
+//! answered recently is accepted whatever befalls the others.
+//!
+//! Evidence is kept from a failure until a window has passed without another, and is bounded. While
+//! there is none, an answer costs one atomic load.
 
-use std::sync::{Mutex, PoisonError};
+mod evidence;
+mod suspension;
+mod window;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Faults in a row until the version is suspended.
-const FAULTS_IN_A_ROW: u32 = 10;
+use self::evidence::{Evidence, WINDOW};
+pub use self::evidence::{Refusal, Suspended};
+use super::CallerId;
 
-/// The first suspension; every further one in a row is twice as long.
-const FIRST_SUSPENSION: Duration = Duration::from_secs(1);
-
-/// The longest suspension.
-const LONGEST_SUSPENSION: Duration = Duration::from_secs(60);
-
-/// Whether a version may be asked.
-#[derive(Debug, Default)]
-pub struct Breaker(Mutex<State>);
-
-#[derive(Debug, Clone, Copy)]
-enum State {
-    /// It may.
-    Closed { faults_in_a_row: u32 },
-    /// It may not, until then.
-    Suspended { until: Instant, round: u32 },
-    /// One caller tries it; the others wait for the outcome, or until then if there is none.
-    OnTrial { until: Instant, round: u32 },
+/// Whose requests a version accepts.
+#[derive(Debug)]
+pub struct Breaker {
+    created: Instant,
+    /// Until when there may be evidence, in milliseconds since the creation; 0 before any failure.
+    watch_until_ms: AtomicU64,
+    evidence: Mutex<Evidence>,
 }
 
-impl Default for State {
+impl Default for Breaker {
     fn default() -> Self {
-        Self::Closed { faults_in_a_row: 0 }
+        Self {
+            created: Instant::now(),
+            watch_until_ms: AtomicU64::new(0),
+            evidence: Mutex::default(),
+        }
     }
 }
 
 impl Breaker {
-    /// Whether a caller that asks now could be admitted.
+    /// Whether a caller of which nothing is known could be accepted: false while the version as a
+    /// whole is suspended.
     pub fn allows(&self, now: Instant) -> bool {
-        match *self.lock() {
-            State::Closed { .. } => true,
-            State::Suspended { until, .. } | State::OnTrial { until, .. } => now >= until,
+        self.refusal(now).is_none()
+    }
+
+    /// Why a caller of which nothing is known is not accepted.
+    pub fn refusal(&self, now: Instant) -> Option<Refusal> {
+        if self.is_watching(now) { self.lock().refusal(now) } else { None }
+    }
+
+    /// Whether a request of this caller would be accepted. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Refusal`], with the time after which the caller may try again.
+    pub fn check(&self, caller: CallerId, now: Instant) -> Result<(), Refusal> {
+        if self.is_watching(now) { self.lock().check(caller, now) } else { Ok(()) }
+    }
+
+    /// Accept a request of this caller, perhaps as one of the probes of a suspension.
+    ///
+    /// # Errors
+    /// [`Refusal`], with the time after which the caller may try again.
+    pub fn admit(&self, caller: CallerId, now: Instant) -> Result<(), Refusal> {
+        if !self.is_watching(now) {
+            return Ok(());
+        }
+        let mut evidence = self.lock();
+        let outcome = evidence.admit(caller, now);
+        // Probing prolongs a suspension.
+        self.watch_until(evidence.end(now));
+        outcome
+    }
+
+    /// The version answered a request of this caller, or rejected it for a good reason.
+    pub fn succeeded(&self, caller: CallerId, now: Instant) {
+        if self.is_watching(now) {
+            self.lock().succeeded(caller, now);
         }
     }
 
-    /// Take the right to ask. After a suspension only one caller gets it, as a trial.
-    pub fn admit(&self, now: Instant) -> bool {
-        let mut state = self.lock();
-        match *state {
-            State::Closed { .. } => true,
-            State::Suspended { until, .. } | State::OnTrial { until, .. } if now < until => false,
-            State::Suspended { round, .. } | State::OnTrial { round, .. } => {
-                *state = State::OnTrial { until: now + suspension(round), round };
-                true
-            }
+    /// The version failed on a request of this caller. Returns what is suspended from now on, if
+    /// anything is.
+    pub fn failed(&self, caller: CallerId, now: Instant) -> Option<Suspended> {
+        let was_watching = self.is_watching(now);
+        let mut evidence = self.lock();
+        if !was_watching {
+            *evidence = Evidence::default();
         }
+        let suspended = evidence.failed(caller, now);
+        self.watch_until(evidence.end(now));
+        suspended
     }
 
-    /// The version did what it should.
-    pub fn succeeded(&self) {
-        let mut state = self.lock();
-        match *state {
-            State::Closed { faults_in_a_row: 0 } => {}
-            State::Closed { .. } | State::OnTrial { .. } => *state = State::default(),
-            // A call from before the suspension.
-            State::Suspended { .. } => {}
+    /// A request of the caller cost its neighbours a second run, through no fault of the version. If most
+    /// of its requests do, they are run by themselves for a while.
+    pub fn isolate(&self, caller: CallerId, now: Instant) {
+        let was_watching = self.is_watching(now);
+        let mut evidence = self.lock();
+        if !was_watching {
+            *evidence = Evidence::default();
         }
+        evidence.isolate(caller, now);
+        self.watch_until(now + WINDOW);
     }
 
-    /// The version broke down. Returns for how long it is suspended from now on, if it is.
-    pub fn broke_down(&self, now: Instant) -> Option<Duration> {
-        let mut state = self.lock();
-        let round = match *state {
-            State::Closed { faults_in_a_row } if faults_in_a_row + 1 < FAULTS_IN_A_ROW => {
-                *state = State::Closed { faults_in_a_row: faults_in_a_row + 1 };
-                return None;
-            }
-            // A call from before the suspension.
-            State::Suspended { .. } => return None,
-            State::Closed { .. } => 0,
-            State::OnTrial { round, .. } => round.saturating_add(1),
-        };
-        let time = suspension(round);
-        *state = State::Suspended { until: now + time, round };
-        Some(time)
+    /// Whether requests of this caller must not share a call of the guest with those of others.
+    pub fn is_isolated(&self, caller: CallerId, now: Instant) -> bool {
+        self.is_watching(now) && self.lock().is_isolated(caller, now)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_watching(&self, now: Instant) -> bool {
+        self.since_creation(now) < self.watch_until_ms.load(Ordering::Relaxed)
     }
-}
 
-fn suspension(round: u32) -> Duration {
-    let factor = 2_u32.saturating_pow(round.min(16));
-    FIRST_SUSPENSION.saturating_mul(factor).min(LONGEST_SUSPENSION)
+    fn watch_until(&self, end: Instant) {
+        self.watch_until_ms.fetch_max(self.since_creation(end), Ordering::Relaxed);
+    }
+
+    fn since_creation(&self, time: Instant) -> u64 {
+        let elapsed: Duration = time.saturating_duration_since(self.created);
+        u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Evidence> {
+        // Nothing panics between two changes that belong together.
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn break_down(breaker: &Breaker, times: u32, now: Instant) -> Option<Duration> {
-        (0..times).filter_map(|_| breaker.broke_down(now)).last()
-    }
-
-    #[test]
-    fn only_faults_in_a_row_suspend() {
-        let (breaker, now) = (Breaker::default(), Instant::now());
-        for _ in 0..100 {
-            assert_eq!(break_down(&breaker, FAULTS_IN_A_ROW - 1, now), None);
-            breaker.succeeded();
-        }
-        assert!(breaker.admit(now));
-        assert_eq!(break_down(&breaker, FAULTS_IN_A_ROW, now), Some(FIRST_SUSPENSION));
-        assert!(!breaker.allows(now) && !breaker.admit(now));
-    }
-
-    #[test]
-    fn one_trial_decides_and_failed_trials_take_longer_each_time() {
-        let (breaker, mut now) = (Breaker::default(), Instant::now());
-        let mut time = break_down(&breaker, FAULTS_IN_A_ROW, now).unwrap();
-        for round in 1..10 {
-            // Calls from before change nothing.
-            breaker.succeeded();
-            assert_eq!(breaker.broke_down(now), None);
-            now += time;
-            assert!(breaker.allows(now) && breaker.admit(now));
-            assert!(!breaker.admit(now), "there is one trial at a time");
-            time = breaker.broke_down(now).unwrap();
-            assert_eq!(time, suspension(round));
-        }
-        assert_eq!(time, LONGEST_SUSPENSION);
-        now += time;
-        assert!(breaker.admit(now));
-        breaker.succeeded();
-        assert!(breaker.admit(now) && breaker.admit(now));
-    }
-
-    #[test]
-    fn a_trial_without_an_outcome_is_tried_again() {
-        let (breaker, now) = (Breaker::default(), Instant::now());
-        break_down(&breaker, FAULTS_IN_A_ROW, now);
-        let later = now + FIRST_SUSPENSION;
-        assert!(breaker.admit(later) && !breaker.admit(later));
-        assert!(breaker.admit(later + FIRST_SUSPENSION));
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 //! What is measured of one version. It lives in the version, so that what is unloaded leaves no series
 //! behind.
 
+use super::Refusal;
 use crate::observe::measure::{Counter, Histogram, Series, Sizes};
 
 /// Since the version was loaded.
@@ -22,4 +23,15 @@ pub struct Measured {
     pub encode: Histogram,
     /// Batches that were given no thread, by reason; what is refused before that, `Admission` counts.
     pub rejections: Series<&'static str, Counter>,
+}
+
+impl Measured {
+    /// A request was refused because the version is suspended, at least for its caller.
+    pub fn count_refusal(&self, refusal: Refusal) {
+        let reason = match refusal {
+            Refusal::Version(_) => "suspended",
+            Refusal::Caller(_) => "caller_suspended",
+        };
+        self.rejections.with(&reason, Counter::count);
+    }
 }

@@ -213,6 +213,7 @@ fn bench_versions(options: &bench::versions::Options) -> Result<()> {
 
 fn bench_edge(options: &bench::edge::Options) -> Result<()> {
     let workspace = build_for_bench()?;
+    guests::build(&workspace, &["identity".to_owned()])?;
     let (figures, outcome) = bench::edge::measure(&workspace, options)?;
     bench::finish(&figures, &options.general)?;
     outcome

@@ -1,7 +1,6 @@
 //! Errors as gRPC tells them: a status, and what is known of it as `google.rpc` has it.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use axum::response::{IntoResponse as _, Response};
 use tonic::{Code, Status};
@@ -18,14 +17,11 @@ const MAX_MESSAGE: usize = 1024;
 const MAX_VIOLATIONS: usize = 10;
 const MAX_REASON: usize = 200;
 
-/// When the same request may succeed.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
-
 /// The status of an error.
 pub(super) fn of(error: &ApiError) -> Status {
     let mut details = ErrorDetails::with_error_info(error.code.as_str(), DOMAIN, HashMap::new());
     if error.code.tells_when() {
-        details.set_retry_info(Some(RETRY_DELAY));
+        details.set_retry_info(Some(error.retry_delay()));
     }
     for detail in error.details.iter().take(MAX_VIOLATIONS) {
         let field = format!("rows[{}].{}", detail.row, detail.field);

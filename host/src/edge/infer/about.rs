@@ -122,7 +122,8 @@ impl Asker<'_> {
             Ok(_) => Ok(!is_draining),
             Err(
                 RouteError::NotReady
-                | RouteError::Suspended
+                | RouteError::Suspended(_)
+                | RouteError::CallerSuspended(_)
                 | RouteError::Retired
                 | RouteError::EmptyChannel,
             ) => Ok(false),

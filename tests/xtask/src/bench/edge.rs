@@ -7,6 +7,7 @@
 
 mod callers;
 mod catalogues;
+mod failing;
 mod overload;
 
 use anyhow::Result;
@@ -67,7 +68,10 @@ pub(crate) fn measure(
     let bench = Bench { rig, short, long };
     Ok(super::sections(&SECTIONS, &options.only, |section| match section {
         Section::Overload => overload::measure(&bench),
-        Section::Callers => callers::measure(&bench),
         Section::Catalogues => catalogues::measure(&bench),
+        Section::Callers => callers::measure(&bench).and_then(|mut figures| {
+            figures.extend(failing::measure(&bench)?);
+            Ok(figures)
+        }),
     }))
 }

@@ -1,0 +1,231 @@
+//! Sequences of answers by several callers, at times that the tests choose.
+
+use proptest::prelude::*;
+
+use super::evidence::{CALLER_FAILURES, MAX_CALLERS};
+use super::suspension::{FIRST_ROUND, LONGEST_ROUND, PROBES};
+use super::*;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+fn caller(key: &str) -> CallerId {
+    CallerId::new(key, None)
+}
+
+fn member(key: &str, index: usize) -> CallerId {
+    CallerId::new(key, Some(index.to_string().as_bytes()))
+}
+
+/// Send a request that the version fails on, if it is accepted; whether it is.
+fn fail(breaker: &Breaker, caller: CallerId, now: Instant) -> bool {
+    let is_accepted = breaker.admit(caller, now).is_ok();
+    if is_accepted {
+        breaker.failed(caller, now);
+    }
+    is_accepted
+}
+
+fn succeed(breaker: &Breaker, caller: CallerId, now: Instant) -> bool {
+    let is_accepted = breaker.check(caller, now).is_ok();
+    assert_eq!(breaker.admit(caller, now).is_ok(), is_accepted);
+    if is_accepted {
+        breaker.succeeded(caller, now);
+    }
+    is_accepted
+}
+
+fn fail_times(breaker: &Breaker, caller: CallerId, times: u32, now: Instant) {
+    (0..times).for_each(|_| _ = fail(breaker, caller, now));
+}
+
+#[test]
+fn a_caller_whose_requests_all_fail_is_refused_and_nobody_else() {
+    let (breaker, now) = (Breaker::default(), Instant::now());
+    let (bad, good) = (caller("bad"), caller("good"));
+    fail_times(&breaker, bad, CALLER_FAILURES - 1, now);
+    assert!(breaker.admit(bad, now).is_ok());
+    assert_eq!(breaker.failed(bad, now), Some(Suspended::Caller));
+    assert_eq!(breaker.check(bad, now), Err(Refusal::Caller(FIRST_ROUND)));
+    assert!(breaker.admit(bad, now).is_err());
+    assert!(breaker.allows(now) && succeed(&breaker, good, now));
+    assert!(breaker.check(member("bad", 1), now).is_ok(), "the sticky key tells them apart");
+}
+
+#[test]
+fn a_refused_caller_is_probed_and_each_round_is_longer_while_it_fails() {
+    let (breaker, mut now) = (Breaker::default(), Instant::now());
+    let bad = caller("bad");
+    fail_times(&breaker, bad, CALLER_FAILURES, now);
+    let mut lengths = Vec::new();
+    for _ in 0..10 {
+        let Err(Refusal::Caller(time)) = breaker.check(bad, now) else { panic!("it is refused") };
+        lengths.push(time);
+        now += time;
+        let probes = (0..100).filter(|_| fail(&breaker, bad, now)).count();
+        assert_eq!(probes, PROBES);
+    }
+    assert_eq!(lengths[..3], [1, 1, 2].map(Duration::from_secs), "{lengths:?}");
+    assert_eq!(lengths.last(), Some(&LONGEST_ROUND));
+    now += LONGEST_ROUND;
+    assert!(succeed(&breaker, bad, now));
+    assert!((0..100).all(|_| succeed(&breaker, bad, now)), "one success ends it");
+}
+
+#[test]
+fn a_caller_that_is_answered_now_and_then_is_never_refused() {
+    let (breaker, mut now) = (Breaker::default(), Instant::now());
+    let crowd = caller("crowd");
+    for turn in 0..1000 {
+        now += 10 * MILLISECOND;
+        let accepted =
+            if turn % 10 == 3 { succeed(&breaker, crowd, now) } else { fail(&breaker, crowd, now) };
+        assert!(accepted, "{turn}");
+    }
+}
+
+#[test]
+fn a_single_failure_long_afterwards_suspends_nobody() {
+    let (breaker, now) = (Breaker::default(), Instant::now());
+    for key in ["a", "b"] {
+        fail_times(&breaker, caller(key), CALLER_FAILURES, now);
+    }
+    assert!(!breaker.allows(now));
+    let later = now + Duration::from_secs(20 * 60);
+    for key in ["a", "b", "c"] {
+        assert!(fail(&breaker, caller(key), later));
+        assert_eq!(breaker.check(caller(key), later), Ok(()), "{key}");
+    }
+    assert!(breaker.allows(later));
+}
+
+#[test]
+fn a_version_that_fails_for_all_keys_is_suspended_and_probed_by_several() {
+    let (breaker, now) = (Breaker::default(), Instant::now());
+    for _ in 0..CALLER_FAILURES / 2 {
+        ["a", "b"].into_iter().for_each(|key| _ = fail(&breaker, caller(key), now));
+    }
+    assert!(!breaker.allows(now));
+    // Those that were not heard of yet: each once, and few of them.
+    assert!(fail(&breaker, caller("c"), now) && !fail(&breaker, caller("c"), now));
+    let more = (0..100).filter(|index| fail(&breaker, caller(&index.to_string()), now)).count();
+    assert_eq!(more, PROBES - 1);
+    assert_eq!(breaker.check(caller("x"), now), Err(Refusal::Version(FIRST_ROUND)));
+    // They make the next round longer.
+    let now = now + FIRST_ROUND;
+    assert!(breaker.allows(now), "it may be tried again");
+    assert!(fail(&breaker, caller("y"), now));
+    assert_eq!(breaker.refusal(now), Some(Refusal::Version(2 * FIRST_ROUND)));
+    let now = now + 2 * FIRST_ROUND;
+    for key in ["a", "b", "c", "y"] {
+        assert!(succeed(&breaker, caller(key), now), "{key}");
+    }
+    assert!(breaker.allows(now) && succeed(&breaker, caller("z"), now));
+}
+
+#[test]
+fn one_bad_caller_makes_the_suspension_of_a_version_no_longer() {
+    let (breaker, mut now) = (Breaker::default(), Instant::now());
+    for _ in 0..CALLER_FAILURES / 2 {
+        ["a", "b"].into_iter().for_each(|key| _ = fail(&breaker, caller(key), now));
+    }
+    for round in 0..5 {
+        let Some(Refusal::Version(time)) = breaker.refusal(now) else { panic!("{round}") };
+        assert_eq!(time, FIRST_ROUND, "{round}");
+        now += time;
+        (0..100).for_each(|index| _ = fail(&breaker, member("c", index), now));
+    }
+}
+
+#[test]
+fn one_caller_by_many_names_takes_the_version_from_no_other_key() {
+    let (breaker, mut now) = (Breaker::default(), Instant::now());
+    let good = caller("good");
+    for index in 0..20 * MAX_CALLERS {
+        now += MILLISECOND;
+        fail(&breaker, member("bad", index), now);
+        assert!(breaker.allows(now), "{index}");
+        if index % 700 == 699 {
+            assert!(succeed(&breaker, good, now), "{index}");
+        }
+    }
+}
+
+#[test]
+fn those_behind_one_key_who_are_answered_are_so_beside_many_who_are_not() {
+    let (breaker, now) = (Breaker::default(), Instant::now());
+    let good = member("shared", 0);
+    fail(&breaker, member("shared", 1), now);
+    assert!(succeed(&breaker, good, now));
+    let failed = (2..100).filter(|index| fail(&breaker, member("shared", *index), now)).count();
+    assert!(failed < 50, "{failed} of those that are not known were run");
+    assert!((0..100).all(|_| succeed(&breaker, good, now)));
+}
+
+#[test]
+fn whoever_made_a_call_fail_does_not_share_calls_for_a_while() {
+    let (breaker, now) = (Breaker::default(), Instant::now());
+    let (one, other) = (caller("one"), caller("other"));
+    assert!(!breaker.is_isolated(one, now));
+    breaker.isolate(one, now);
+    breaker.failed(other, now);
+    for caller in [one, other] {
+        assert!(breaker.is_isolated(caller, now + WINDOW / 4));
+        assert!(!breaker.is_isolated(caller, now + 2 * WINDOW));
+        assert!(breaker.check(caller, now).is_ok());
+    }
+    assert!(!breaker.is_isolated(caller("third"), now));
+    breaker.isolate(one, now);
+    (0..2).for_each(|_| breaker.succeeded(one, now));
+    assert!(!breaker.is_isolated(one, now), "most of its requests are good");
+}
+
+proptest! {
+    /// Whatever one key sends, under whatever sticky keys and at whatever pace: a caller with another
+    /// key, whose requests are good, is never refused, and the version is never suspended.
+    #[test]
+    fn no_key_takes_a_version_from_another(
+        requests in prop::collection::vec((0_usize..5, 0_u64..2000, 0_usize..3, any::<bool>()), 1..400),
+    ) {
+        let (breaker, mut now) = (Breaker::default(), Instant::now());
+        for (index, pause, who, is_good) in requests {
+            now += Duration::from_millis(pause);
+            let bad = if who == 0 { caller("bad") } else { member("bad", index * who) };
+            if is_good && who == 2 {
+                succeed(&breaker, bad, now);
+            } else {
+                fail(&breaker, bad, now);
+            }
+            prop_assert!(breaker.allows(now));
+            if who == 1 {
+                prop_assert!(succeed(&breaker, caller("good"), now));
+            }
+        }
+    }
+
+    /// Two bad keys beside a good one: it loses nothing either, though it comes late.
+    #[test]
+    fn a_good_key_that_comes_late_is_accepted(
+        requests in prop::collection::vec((0_u64..3000, 0_usize..2), 1..200),
+        late in 0_usize..200,
+    ) {
+        let (breaker, mut now) = (Breaker::default(), Instant::now());
+        for (index, (pause, who)) in requests.into_iter().enumerate() {
+            now += Duration::from_millis(pause);
+            fail(&breaker, caller(["one", "two"][who]), now);
+            if index >= late {
+                prop_assert!(succeed(&breaker, caller("good"), now));
+            }
+        }
+    }
+
+    /// What is kept is bounded.
+    #[test]
+    fn evidence_is_bounded(callers in 0..3 * MAX_CALLERS) {
+        let (breaker, now) = (Breaker::default(), Instant::now());
+        for index in 0..callers {
+            breaker.failed(member(&(index % 7).to_string(), index), now);
+            breaker.succeeded(member("good", index), now);
+        }
+        prop_assert!(breaker.lock().size() <= 2 * MAX_CALLERS);
+    }
+}

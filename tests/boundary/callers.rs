@@ -1,0 +1,384 @@
+//! A bad caller beside a good one of the same model. What is counted is how many of the good one's
+//! requests are answered, never how soon.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guesthouse_tests::artifacts::temporary_folder;
+use guesthouse_tests::client::{self, Answer, DEMO_KEY};
+use guesthouse_tests::dynamic;
+use guesthouse_tests::grpc::ModelInferRequest;
+use guesthouse_tests::grpc::model_infer_request::InferInputTensor;
+use guesthouse_tests::{Server, Setup};
+use prost_reflect::Value as Field;
+use serde_json::{Value, json};
+use tonic::Code;
+
+use crate::grpc;
+
+/// More than any fault takes to happen.
+const AMPLE: u32 = 20_000;
+
+/// Requests of the good caller.
+const ASKED: usize = 200;
+
+/// How many of them must be answered: 95 %.
+const KEPT: usize = 190;
+
+/// The length of the head of a body with binary tensors.
+const HEAD_LENGTH: &str = "Inference-Header-Content-Length";
+
+/// How requests are told apart: by the key, or by the sticky header behind one key.
+#[derive(Clone, Copy)]
+struct Who<'a> {
+    key: &'a str,
+    user: Option<&'a str>,
+}
+
+fn by_key(key: &str) -> Who<'_> {
+    Who { key, user: None }
+}
+
+fn user(user: &str) -> Who<'_> {
+    Who { key: DEMO_KEY, user: Some(user) }
+}
+
+fn send(server: &Server, who: Who<'_>, path: &str, more: &[(&str, &str)], body: &[u8]) -> Answer {
+    let mut headers = vec![("X-API-Key", who.key)];
+    headers.extend(who.user.map(|user| ("X-User-Id", user)));
+    headers.extend(more);
+    client::send("POST", &server.url(path), &headers, body)
+}
+
+fn act(server: &Server, who: Who<'_>, actions: &[&str]) -> Answer {
+    let json = [("Content-Type", "application/json")];
+    let (path, body) = match actions {
+        [action] => ("predict", json!({ "action": action })),
+        actions => ("batch_predict", json!({ "actions": actions })),
+    };
+    send(server, who, &format!("/models/misbehave/{path}"), &json, body.to_string().as_bytes())
+}
+
+/// One number, in binary form.
+fn number(server: &Server, who: Who<'_>, numbers: &[f64]) -> Answer {
+    let data: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let input = json!({"name": "INPUT0", "shape": [numbers.len(), 1], "datatype": "FP64",
+                       "parameters": {"binary_data_size": data.len()}});
+    let head = json!({ "inputs": [input] }).to_string();
+    let length = head.len().to_string();
+    let headers = [(HEAD_LENGTH, length.as_str()), ("Content-Type", "application/octet-stream")];
+    let body = [head.as_bytes(), &data].concat();
+    send(server, who, "/v2/models/identity_fp64/infer", &headers, &body)
+}
+
+/// Actions that end in a trap, in other words each time.
+fn trap(index: usize) -> [&'static str; 8] {
+    let mut actions =
+        std::array::from_fn(|place| if index >> place & 1 == 1 { "print" } else { "echo" });
+    actions[7] = if index % 256 < 128 { "panic" } else { "recurse" };
+    actions
+}
+
+fn make_key(server: &Server, name: &str) -> String {
+    let body = json!({"name": name, "scopes": ["predict:*"]});
+    let answer = server.admin("POST", "keys", &body);
+    answer.body["secret"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+}
+
+fn misbehave(config: &str) -> (Server, tempfile::TempDir) {
+    let folder = temporary_folder();
+    let mut setup = Setup::misbehave(folder.path(), AMPLE);
+    setup.config += config;
+    (Server::start(&setup), folder)
+}
+
+fn identity() -> (Server, tempfile::TempDir) {
+    let folder = temporary_folder();
+    let mut setup = Setup::fixtures(folder.path(), &["identity_fp64"]);
+    // Where what is not finite is no answer.
+    setup.config = "default_model = \"identity_fp64\"\n".to_owned();
+    (Server::start(&setup), folder)
+}
+
+/// How many of the good caller's requests are answered while the other one sends its own; and how many
+/// those were.
+fn beside(
+    bad: impl Fn(usize) -> Answer + Sync,
+    good: impl Fn() -> bool,
+    patience: usize,
+) -> (usize, usize) {
+    let (over, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let bad = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                bad(sent.fetch_add(1, Ordering::Relaxed));
+            }
+        });
+        let end = Instant::now() + Duration::from_secs(120);
+        while sent.load(Ordering::Relaxed) < patience && !bad.is_finished() {
+            assert!(Instant::now() < end, "the bad caller does not get on");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let kept = (0..ASKED).filter(|_| good()).count();
+        over.store(true, Ordering::Relaxed);
+        bad.join().unwrap();
+        (kept, sent.load(Ordering::Relaxed))
+    })
+}
+
+/// A counter of the metrics, with these labels.
+fn metric(server: &Server, name: &str, label: &str) -> f64 {
+    let metrics = server.metrics();
+    let is_it = |line: &&str| line.starts_with(&format!("{name}{{")) && line.contains(label);
+    let values = metrics.lines().filter(is_it).filter_map(|line| line.rsplit(' ').next());
+    values.filter_map(|value| value.parse::<f64>().ok()).sum()
+}
+
+#[test]
+fn the_same_bytes_that_trap_are_not_run_again_and_cost_no_other_key_an_answer() {
+    let (server, _folder) = misbehave("");
+    let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
+    let (kept, sent) = beside(
+        |_| {
+            let answer = act(&server, by_key(&bad), &["panic"]);
+            assert_eq!((answer.status, answer.error_code()), (500, Some("model_failure")));
+            answer
+        },
+        || act(&server, by_key(&good), &["echo"]).status == 200,
+        50,
+    );
+    assert!(kept >= KEPT, "{kept} beside {sent}");
+    assert!(metric(&server, "guesthouse_faults_total", "kind=\"trap\"") < 10.0);
+    let refused = metric(&server, "guesthouse_rejections_total", "reason=\"quarantined\"");
+    assert!(refused >= 40.0, "{refused}");
+    // Its other requests are good.
+    assert_eq!(act(&server, by_key(&bad), &["echo"]).status, 200);
+}
+
+#[test]
+fn a_caller_whose_requests_all_trap_is_refused_alone() {
+    let (server, _folder) = misbehave("");
+    let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
+    let (kept, sent) = beside(
+        |index| {
+            let answer = act(&server, by_key(&bad), &trap(index));
+            match (answer.status, answer.error_code()) {
+                (500, Some("model_failure")) => {}
+                (429, Some("too_many_failures")) => {
+                    let seconds = answer.header("retry-after").unwrap().parse::<u64>().unwrap();
+                    assert!((1..=60).contains(&seconds), "{seconds}");
+                }
+                _ => panic!("{answer:?}"),
+            }
+            answer
+        },
+        || act(&server, by_key(&good), &["echo"]).status == 200,
+        100,
+    );
+    assert!(kept >= KEPT, "{kept} beside {sent}");
+    let refused = metric(&server, "guesthouse_rejections_total", "reason=\"caller_suspended\"");
+    assert!(refused > 0.0);
+    assert!(metric(&server, "guesthouse_version_suspended", "model=\"misbehave\"") < 0.5);
+}
+
+#[test]
+fn behind_one_key_the_sticky_key_tells_callers_apart() {
+    let (server, _folder) = misbehave("[models.misbehave]\nsticky_header = \"X-User-Id\"\n");
+    let (kept, sent) = beside(
+        |index| act(&server, user("bad"), &trap(index)),
+        || act(&server, user("good"), &["echo"]).status == 200,
+        100,
+    );
+    assert!(kept >= KEPT, "{kept} beside {sent}");
+    assert!(metric(&server, "guesthouse_rejections_total", "reason=\"caller_suspended\"") > 0.0);
+}
+
+#[test]
+fn many_names_behind_one_key_cost_no_other_key_an_answer() {
+    let (server, _folder) = misbehave("[models.misbehave]\nsticky_header = \"X-User-Id\"\n");
+    let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
+    let (kept, sent) = beside(
+        |index| {
+            let name = index.to_string();
+            act(&server, Who { key: &bad, user: Some(&name) }, &trap(index))
+        },
+        || act(&server, by_key(&good), &["echo"]).status == 200,
+        100,
+    );
+    assert!(kept >= KEPT, "{kept} beside {sent}");
+}
+
+#[test]
+fn a_version_that_fails_for_everybody_is_suspended() {
+    let (server, _folder) = misbehave("");
+    let keys = ["one", "two", "three"].map(|name| make_key(&server, name));
+    for index in 0..15 {
+        keys.iter().for_each(|key| drop(act(&server, by_key(key), &trap(index))));
+    }
+    let line = server.wait_for("the word", |line| line["message"] == "version suspended");
+    assert_eq!((&line["model"], &line["level"]), (&json!("misbehave"), &json!("ERROR")));
+    // Whoever comes now is a probe, and one of several that end it.
+    assert_eq!(act(&server, by_key(&make_key(&server, "late")), &["echo"]).status, 200);
+    server.until("all are answered again", |server| {
+        keys.iter().all(|key| act(server, by_key(key), &["echo"]).status == 200)
+    });
+    assert!(metric(&server, "guesthouse_version_suspended", "model=\"misbehave\"") < 0.5);
+}
+
+#[test]
+fn what_is_not_finite_and_comes_out_so_is_its_senders_fault() {
+    let (server, _folder) = identity();
+    let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
+    let (kept, sent) = beside(
+        |index| {
+            let value = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][index % 3];
+            let answer = number(&server, by_key(&bad), &[1.0, value]);
+            let is = (answer.status, answer.error_code());
+            assert_eq!(is, (422, Some("unacceptable_input")), "{answer:?}");
+            let detail = &answer.body["details"][0];
+            assert_eq!((&detail["row"], &detail["field"]), (&json!(1), &json!("INPUT0")));
+            answer
+        },
+        || number(&server, by_key(&good), &[2.5]).status == 200,
+        50,
+    );
+    assert!(kept >= KEPT, "{kept} beside {sent}");
+    assert!(metric(&server, "guesthouse_faults_total", "kind=\"non_finite_input\"") >= 50.0);
+    assert!(metric(&server, "guesthouse_faults_total", "kind=\"bad_output\"") < 0.5);
+    assert_eq!(number(&server, by_key(&bad), &[1.0]).status, 200);
+}
+
+#[test]
+fn in_every_datatype_and_beside_rows_of_others() {
+    let folder = temporary_folder();
+    let names = ["identity_fp16", "identity_bf16", "identity_fp32", "identity_fp64"];
+    let mut setup = Setup::fixtures(folder.path(), &names);
+    // Calls are held back until two callers share one.
+    setup.config = "default_model = \"identity_fp64\"\n".to_owned();
+    for name in names {
+        setup.config += &format!(
+            "[models.{name}.batching]\nmax_batch_size = 2\n\
+             max_queue_delay_microseconds = 1_000_000\n"
+        );
+    }
+    let server = Server::start(&setup);
+    for (model, datatype, good, nan) in [
+        ("identity_fp16", "FP16", vec![0x00, 0x3c], vec![0x55, 0x7e]),
+        ("identity_bf16", "BF16", vec![0x80, 0x3f], vec![0x80, 0x7f]),
+        ("identity_fp32", "FP32", vec![0, 0, 0x80, 0x3f], f32::NAN.to_le_bytes().to_vec()),
+        ("identity_fp64", "FP64", 1.0_f64.to_le_bytes().to_vec(), f64::NAN.to_le_bytes().to_vec()),
+    ] {
+        let ask = |data: &[u8]| {
+            let input = json!({"name": "INPUT0", "shape": [1, 1], "datatype": datatype,
+                               "parameters": {"binary_data_size": data.len()}});
+            let head = json!({"inputs": [input], "outputs": [{"name": "OUTPUT0",
+                              "parameters": {"classification": 1}}]})
+            .to_string();
+            let length = head.len().to_string();
+            let kind = ("Content-Type", "application/octet-stream");
+            let headers = [(HEAD_LENGTH, length.as_str()), kind];
+            let body = [head.as_bytes(), data].concat();
+            send(&server, by_key(DEMO_KEY), &format!("/v2/models/{model}/infer"), &headers, &body)
+        };
+        thread::scope(|scope| {
+            let both = [scope.spawn(|| ask(&nan)), scope.spawn(|| ask(&good))];
+            let [nan, good] = both.map(|asking| asking.join().unwrap());
+            let is = (nan.status, nan.error_code());
+            assert_eq!(is, (422, Some("unacceptable_input")), "{model}: {nan:?}");
+            assert_eq!(nan.body["details"][0]["row"], 0, "{model}");
+            assert_eq!(good.status, 200, "{model}: {good:?}");
+        });
+    }
+}
+
+fn infer(model: &str, input: &str, datatype: &str, data: Vec<u8>) -> ModelInferRequest {
+    let shape = if datatype == "BYTES" { vec![1] } else { vec![1, 1] };
+    ModelInferRequest {
+        model_name: model.to_owned(),
+        inputs: vec![InferInputTensor {
+            name: input.to_owned(),
+            datatype: datatype.to_owned(),
+            shape,
+            ..InferInputTensor::default()
+        }],
+        raw_input_contents: vec![data],
+        ..ModelInferRequest::default()
+    }
+}
+
+/// One after the other, so that each good request comes right after bad ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_grpc_a_bad_caller_costs_a_good_one_nothing_either() {
+    let (server, _folder) = misbehave("");
+    let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
+    let mut client = grpc::client(&server).await;
+    let mut kept = 0;
+    for index in 0..ASKED {
+        let action = if index % 2 == 0 { "panic".to_owned() } else { format!("unknown {index}") };
+        let message =
+            infer("misbehave", "action", "BYTES", grpc::raw_texts(std::slice::from_ref(&&*action)));
+        let status = client.model_infer(grpc::with_key(message, &bad)).await.unwrap_err();
+        match (status.code(), &*grpc::reason(&status)) {
+            (Code::Internal, "model_failure") | (Code::ResourceExhausted, "too_many_failures") => {}
+            _ => panic!("{status:?}"),
+        }
+        let message = infer("misbehave", "action", "BYTES", grpc::raw_texts(&["echo"]));
+        kept += usize::from(client.model_infer(grpc::with_key(message, &good)).await.is_ok());
+    }
+    assert!(kept >= KEPT, "{kept}");
+    assert!(metric(&server, "guesthouse_rejections_total", "reason=\"caller_suspended\"") > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_grpc_what_is_not_finite_is_its_senders_fault() {
+    let (server, _folder) = identity();
+    let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
+    let mut client = grpc::client(&server).await;
+    let (mut kept, number) =
+        (0, |value: f64| infer("identity_fp64", "INPUT0", "FP64", value.to_le_bytes().to_vec()));
+    for _ in 0..ASKED {
+        let outcome = client.model_infer(grpc::with_key(number(f64::NAN), &bad)).await;
+        grpc::assert_refused(outcome, Code::InvalidArgument, "unacceptable_input");
+        kept += usize::from(client.model_infer(grpc::with_key(number(1.0), &good)).await.is_ok());
+    }
+    assert!(kept >= KEPT, "{kept}");
+}
+
+/// The same by the services that are made from signatures.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_a_models_own_service_a_bad_caller_costs_a_good_one_nothing_either() {
+    let (server, _folder) = misbehave("");
+    let keys = ["bad", "good"].map(|name| make_key(&server, name));
+    let bad = dynamic::Client::connect(server.grpc_address(), &keys[0]).await;
+    let good = dynamic::Client::connect(server.grpc_address(), &keys[1]).await;
+    let service = bad.service("guesthouse.misbehave.v1.Misbehave").await.unwrap();
+    let mut kept = 0;
+    let ask = async |client: &dynamic::Client, action: &str| {
+        let message = service.request("Predict", &[("action", Field::String(action.to_owned()))]);
+        client.unary(&service.method("Predict"), message).await
+    };
+    for index in 0..ASKED {
+        let action = if index % 2 == 0 { "panic".to_owned() } else { format!("unknown {index}") };
+        assert!(ask(&bad, &action).await.is_err());
+        kept += usize::from(ask(&good, "echo").await.is_ok());
+    }
+    assert!(kept >= KEPT, "{kept}");
+}
+
+#[test]
+fn a_refused_caller_is_told_so_and_answered_again_later() {
+    let (server, _folder) = misbehave("");
+    let asked = (0..1000).find(|index| act(&server, by_key(DEMO_KEY), &trap(*index)).status == 429);
+    assert!(asked.is_some_and(|asked| asked >= 10), "{asked:?}");
+    let answer = act(&server, by_key(DEMO_KEY), &["echo"]);
+    assert_eq!((answer.status, answer.error_code()), (429, Some("too_many_failures")));
+    assert_eq!(answer.body["message"].as_str().map(str::is_empty), Some(false));
+    server.wait_for("the word", |line| line["message"] == "version suspended for a caller");
+    let model: Value = server.send("GET", "/models/misbehave", &[], b"").body;
+    assert_eq!(model["versions"][0]["suspended"], false, "others are served");
+    server.until("it is tried again", |server| {
+        act(server, by_key(DEMO_KEY), &["echo"]).status == 200
+    });
+    assert!((0..20).all(|_| act(&server, by_key(DEMO_KEY), &["echo"]).status == 200));
+}
