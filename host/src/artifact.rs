@@ -17,6 +17,7 @@ mod source;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::iter;
 use std::ops::Range;
 use std::path::Path;
 
@@ -224,7 +225,7 @@ impl Artifact {
         let assets = sections.assets();
         descriptor.check()?;
         descriptor.check_assets(&source, &assets)?;
-        let digest = source.digest(&[0..source.length()]).map_err(ArtifactError::Read)?;
+        let digest = source.digest(iter::once(0..source.length())).map_err(ArtifactError::Read)?;
         let (imports, exports) = (sections.imports, sections.exports);
         Ok(Self {
             source,
@@ -274,7 +275,7 @@ impl Artifact {
     /// # Errors
     /// The file cannot be read.
     pub fn component_digest(&self) -> io::Result<Digest> {
-        self.source.digest(&self.code)
+        self.source.digest(self.code.iter().cloned())
     }
 
     /// The model and the version that it says it is.

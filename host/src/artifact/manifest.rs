@@ -155,7 +155,7 @@ impl Descriptor {
             let Some(range) = assets.get(name) else {
                 return wrong(format!("asset {name:?} is missing"));
             };
-            let is = file.digest(std::slice::from_ref(range)).map_err(ArtifactError::Read)?;
+            let is = file.digest(std::iter::once(range.clone())).map_err(ArtifactError::Read)?;
             if is.to_string() != *digest {
                 return wrong(format!("asset {name:?} is damaged"));
             }

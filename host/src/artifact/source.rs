@@ -44,10 +44,10 @@ pub(super) trait ReadAt {
     }
 
     /// The digest of ranges, one after the other.
-    fn digest(&self, ranges: &[Range<usize>]) -> io::Result<Digest> {
+    fn digest(&self, ranges: impl IntoIterator<Item = Range<usize>>) -> io::Result<Digest> {
         let mut hasher = Sha256::new();
         for range in ranges {
-            self.pieces(range.clone(), |piece| {
+            self.pieces(range, |piece| {
                 hasher.update(piece);
                 Ok(())
             })?;
@@ -173,20 +173,22 @@ impl<'a, R: ReadAt + ?Sized> Cursor<'a, R> {
 
 #[cfg(test)]
 mod tests {
+    use std::iter::once;
+
     use super::*;
 
     #[test]
     fn a_file_is_read_piece_by_piece_like_memory() {
-        let bytes: Vec<u8> = (0..PIECE_BYTES * 2 + 7).map(|byte| (byte % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..251).cycle().take(PIECE_BYTES * 2 + 7).collect();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, &bytes).unwrap();
         let (file, memory) = (Source::open(&path).unwrap(), Source::Memory(bytes.clone()));
         let ranges = [5..PIECE_BYTES + 9, 0..0, 3..4];
         for source in [&file, &memory] {
-            assert_eq!(source.digest(&[0..bytes.len()]).unwrap(), Digest::of(&bytes));
+            assert_eq!(source.digest(once(0..bytes.len())).unwrap(), Digest::of(&bytes));
             let joined = ranges.clone().map(|range| bytes[range].to_vec()).concat();
-            assert_eq!(source.digest(&ranges).unwrap(), Digest::of(&joined));
+            assert_eq!(source.digest(ranges.clone()).unwrap(), Digest::of(&joined));
             let mut copy = Vec::new();
             source.copy_to(&mut copy).unwrap();
             assert!(copy == bytes);
@@ -194,7 +196,7 @@ mod tests {
         }
         // Cut off while it is in use.
         File::options().write(true).open(&path).unwrap().set_len(9).unwrap();
-        assert!(file.digest(&[0..bytes.len()]).is_err());
+        assert!(file.digest(once(0..bytes.len())).is_err());
     }
 
     #[test]
