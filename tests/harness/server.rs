@@ -1,6 +1,6 @@
 //! One server for one test: its own port, repository and state, ended with the test.
 
-mod compilers;
+mod process;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, PipeReader};
@@ -408,15 +408,6 @@ impl Server {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         kilobytes.expect("the system counts memory") << 10
-    }
-
-    /// How many files and connections it has open.
-    ///
-    /// # Panics
-    /// The system does not say.
-    pub fn open_files(&self) -> usize {
-        let files = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
-        files.expect("the server is running").count()
     }
 
     /// Let it have that many open files, or as many as it had at first.

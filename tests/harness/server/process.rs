@@ -1,4 +1,4 @@
-//! The processes in which a server compiles, for tests that end them.
+//! What the system says of a server's process and of those in which it compiles.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,5 +37,14 @@ impl Server {
             let compilers = server.compilers();
             compilers.into_iter().any(|compiler| kill_process(compiler, signal).is_ok())
         });
+    }
+
+    /// How many files and connections it has open.
+    ///
+    /// # Panics
+    /// The system does not say.
+    pub fn open_files(&self) -> usize {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        files.expect("the server is running").count()
     }
 }
