@@ -183,6 +183,27 @@ fn a_caller_whose_requests_all_trap_is_refused_alone() {
 }
 
 #[test]
+fn a_caller_that_spins_to_the_deadline_costs_a_good_one_no_answer() {
+    let (server, _folder) = misbehave("");
+    let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
+    let spin = || {
+        let headers = [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", "500")];
+        let body = br#"{"action": "spin"}"#;
+        send(&server, by_key(&bad), "/models/misbehave/predict", &headers, body)
+    };
+    let (kept, sent) = beside(
+        |_| {
+            let answer = spin();
+            assert_eq!((answer.status, answer.error_code()), (504, Some("deadline_exceeded")));
+            answer
+        },
+        || act(&server, by_key(&good), &["echo"]).status == 200,
+        2,
+    );
+    assert!(kept >= KEPT, "{kept} beside {sent}");
+}
+
+#[test]
 fn behind_one_key_the_sticky_key_tells_callers_apart() {
     let (server, _folder) = misbehave("[models.misbehave]\nsticky_header = \"X-User-Id\"\n");
     let (kept, sent) = beside(

@@ -175,7 +175,7 @@ fn whoever_made_a_call_fail_does_not_share_calls_for_a_while() {
     }
     assert!(!breaker.is_isolated(caller("third"), now));
     breaker.isolate(one, now);
-    (0..2).for_each(|_| breaker.succeeded(one, now));
+    (0..3).for_each(|_| breaker.succeeded(one, now));
     assert!(!breaker.is_isolated(one, now), "most of its requests are good");
 }
 
