@@ -110,8 +110,8 @@ fn load_tries_again_what_failed_by_accident() {
     let folder = temporary_folder();
     let by_rest = |server: &Server| load(server, "misbehave").status == 200;
     let by_grpc = |server: &Server| load_by_grpc(server, "misbehave").is_ok();
-    let loads: [(&str, &dyn Fn(&Server) -> bool); 2] = [("rest", &by_rest), ("grpc", &by_grpc)];
-    for (name, load) in loads {
+    type Load<'a> = &'a dyn Fn(&Server) -> bool;
+    for (name, load) in [("rest", &by_rest as Load), ("grpc", &by_grpc)] {
         let state = Some(folder.path().join(name));
         let server = Server::start_loading(&Setup { state, ..setup(folder.path()) });
         fail_for_long(&server);

@@ -48,8 +48,10 @@ fn kept(folder: &Path) -> Vec<String> {
     names
 }
 
+type Replace = fn(&Path);
+
 /// What can be where the folder should be.
-fn replacements() -> [(&'static str, fn(&Path)); 2] {
+fn replacements() -> [(&'static str, Replace); 2] {
     let missing = |_: &Path| {};
     let file = |repository: &Path| fs::write(repository, b"no folder").unwrap();
     [("missing", missing), ("a file", file)]

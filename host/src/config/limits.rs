@@ -145,8 +145,8 @@ impl LimitsFile {
         let instances = u32::try_from(threads + 32 * per_version).unwrap_or(u32::MAX);
         let start_time =
             seconds("start_seconds", self.start_seconds, DEFAULT_START_TIME.as_secs())?;
-        let memory_bytes = memory_mib << 20;
-        let instance = InstanceLimits { memory_bytes, start_time, ..Default::default() };
+        let instance =
+            InstanceLimits { memory_bytes: memory_mib << 20, start_time, ..Default::default() };
         let predict_time = milliseconds("predict_milliseconds", self.predict_milliseconds, 2000)?;
         let body_bytes = positive("body_bytes", self.body_bytes, 8 << 20)?;
         let in_flight = positive(

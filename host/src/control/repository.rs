@@ -41,12 +41,12 @@ impl Control {
     fn why_not_loaded(&self, model: &ModelName) -> ControlError {
         let snapshot = self.registry.snapshot();
         let versions = snapshot.models.get(model).into_iter().flat_map(|model| &model.versions);
-        let failures = versions.filter_map(|(_, state)| match state {
+        let mut failures = versions.filter_map(|(_, state)| match state {
             VersionState::Failed(failure) => Some(failure.clone()),
             _ => None,
         });
         // The highest version is the one that was wanted.
-        failures.last().map_or(ControlError::UnknownModel, ControlError::NotLoaded)
+        failures.next_back().map_or(ControlError::UnknownModel, ControlError::NotLoaded)
     }
 
     /// Golden examples run there: a guest may use all of its call stack.

@@ -413,16 +413,6 @@ fn telling_bits(bytes: &[u8]) -> Vec<usize> {
 
 #[test]
 fn every_flipped_bit_is_noticed_or_harmless() {
-    flip(telling_bits);
-}
-
-#[test]
-#[ignore = "takes many minutes"]
-fn every_flipped_bit_of_all_is_noticed_or_harmless() {
-    flip(|bytes| (0..bytes.len() * 8).collect());
-}
-
-fn flip(choose: impl Fn(&[u8]) -> Vec<usize>) {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     ledger.commit(&change("promote"), &state(1), Some(&request("a")), "answer").unwrap();
@@ -434,7 +424,7 @@ fn flip(choose: impl Fn(&[u8]) -> Vec<usize>) {
     let bytes = fs::read(folder.path().join("ledger.redb")).unwrap();
     let noted = head::Noted::read(folder.path()).unwrap().unwrap();
     let whole = open::logical_content(&bytes, &noted).unwrap();
-    let bits = choose(&bytes);
+    let bits = telling_bits(&bytes);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let (bytes, noted, whole, bits) = (&bytes, &noted, &whole, &bits);
     let refused: usize = std::thread::scope(|scope| {
@@ -477,32 +467,4 @@ fn a_ledger_from_before_there_was_a_head_file_goes_on() {
     drop(open(folder.path()));
     fs::remove_file(folder.path().join("ledger.head")).unwrap();
     assert!(is_lost(folder.path(), true));
-}
-
-/// What a change costs; `cargo test --release -- --ignored --nocapture` prints it.
-#[test]
-#[ignore = "a measurement"]
-#[expect(clippy::print_stdout, reason = "the figures")]
-fn the_cost_of_a_change() {
-    let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let ledger = open(folder.path());
-    let (mut with, mut without) = (Vec::new(), Vec::new());
-    for revision in 1..200 {
-        let start = std::time::Instant::now();
-        ledger.commit(&change("promote"), &state(revision), None, "").unwrap();
-        with.push(start.elapsed());
-        let start = std::time::Instant::now();
-        let committed = ledger.with(&mut ledger.files(), |database| {
-            let transaction = database.begin_write()?;
-            transaction.open_table(NUMBERS)?.insert("other", revision)?;
-            append(&transaction, change("promote").entry(), revision)?;
-            transaction.commit()?;
-            Ok(())
-        });
-        committed.unwrap();
-        without.push(start.elapsed());
-    }
-    with.sort();
-    without.sort();
-    println!("median with the head file {:?}, without {:?}", with[100], without[100]);
 }

@@ -124,7 +124,7 @@ impl Mount {
 
     fn is_of(&self, group: &Group<'_>) -> bool {
         let controls = |name: &&str| self.options.iter().any(|option| option == name);
-        self.is_unified == group.is_unified() && group.controllers.iter().all(|name| controls(name))
+        self.is_unified == group.is_unified() && group.controllers.iter().all(controls)
     }
 }
 
