@@ -126,10 +126,8 @@ impl LimitsFile {
             bounded(&format!("limits.{name}"), Duration::from_secs(positive(name, value, default)?))
         };
         let milliseconds = |name, value: Option<u64>, default| {
-            bounded(
-                &format!("limits.{name}"),
-                Duration::from_millis(positive(name, value, default)?),
-            )
+            let time = Duration::from_millis(positive(name, value, default)?);
+            bounded(&format!("limits.{name}"), time)
         };
         // Of these, none at all makes sense, too.
         let from_zero = |name, value: Option<u64>, default| {
