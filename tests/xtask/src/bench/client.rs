@@ -1,12 +1,13 @@
 //! Asks a server one thing at a time, where a load would be too much.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use ureq::Agent;
-use ureq::http::Request;
+use ureq::http::{Request, Response};
+use ureq::{Agent, Body};
 
 /// How long an answer may take. The longest that a server is asked to wait are thirty seconds.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -61,6 +62,16 @@ impl Client {
         self.send("DELETE", path, &[], Vec::new())
     }
 
+    /// Reads an answer to its last byte without keeping it, so that only the server's time counts where
+    /// answers have megabytes. Returns the status.
+    pub(super) fn drain(&self, method: &str, path: &str) -> Result<u16> {
+        let mut response = self.respond(method, path, &[], Vec::new())?;
+        let mut body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).reader();
+        io::copy(&mut body, &mut io::sink())
+            .with_context(|| format!("no whole answer to {method} {path}"))?;
+        Ok(response.status().as_u16())
+    }
+
     fn send(
         &self,
         method: &str,
@@ -68,17 +79,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: Vec<u8>,
     ) -> Result<Answer> {
-        let url = format!("http://{}{path}", self.address);
-        let mut request = Request::builder().method(method).uri(url).header("x-api-key", self.key);
-        if !headers.iter().any(|(name, _)| *name == "content-type") {
-            request = request.header("content-type", "application/json");
-        }
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(body).context("a request is not one")?;
-        let cannot = || format!("no answer to {method} {path}");
-        let mut response = self.agent.run(request).with_context(cannot)?;
+        let mut response = self.respond(method, path, headers, body)?;
         let version = response.headers().get("x-model-version");
         Ok(Answer {
             status: response.status().as_u16(),
@@ -88,8 +89,27 @@ impl Client {
                 .with_config()
                 .limit(MAX_ANSWER_BYTES)
                 .read_to_string()
-                .with_context(cannot)?,
+                .with_context(|| format!("no whole answer to {method} {path}"))?,
         })
+    }
+
+    fn respond(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<Response<Body>> {
+        let url = format!("http://{}{path}", self.address);
+        let mut request = Request::builder().method(method).uri(url).header("x-api-key", self.key);
+        if !headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/json");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body).context("a request is not one")?;
+        self.agent.run(request).with_context(|| format!("no answer to {method} {path}"))
     }
 }
 
