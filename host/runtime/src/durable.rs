@@ -31,13 +31,20 @@ pub enum Step {
     Rename,
 }
 
-/// The place before a step; what a test makes of it.
+/// Called before each step. Does nothing in a build without the feature `failpoints`.
+///
+/// # Errors
+/// The failure that a test injects here.
 #[cfg(not(feature = "failpoints"))]
 #[expect(clippy::unnecessary_wraps, reason = "with the feature, it can fail")]
-pub(crate) fn before(_step: Step) -> io::Result<()> {
+pub fn before(_step: Step) -> io::Result<()> {
     Ok(())
 }
 
+/// Called before each step: it ends the process or fails, if a test asks for it.
+///
+/// # Errors
+/// The failure that a test injects here.
 #[cfg(feature = "failpoints")]
 pub fn before(step: Step) -> io::Result<()> {
     failpoints::reached(step)
@@ -171,6 +178,10 @@ struct Changes {
 }
 
 impl ScratchCopy {
+    /// A copy of the file that exists in memory only.
+    ///
+    /// # Errors
+    /// The length of the file cannot be read.
     pub fn new(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
         let changes = Changes { length, kept: length, pieces: BTreeMap::new() };

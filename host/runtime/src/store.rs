@@ -106,6 +106,7 @@ impl StoreError {
         matches!(self.source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
     }
 
+    /// Makes errors of one action on the state folder out of those of the system.
     pub fn new(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self { what, source }
     }

@@ -23,6 +23,7 @@ const MAX_SHOWN_DIMENSIONS: usize = 9;
 /// The longest reason of a rejection that a caller is shown, in characters; the contract's limit.
 const MAX_REASON_CHARACTERS: usize = 200;
 
+/// The signature that a guest declares, unchecked.
 pub fn signature_from_wit(signature: exported::Signature) -> Signature {
     Signature {
         inputs: signature.inputs.into_iter().map(field_from_wit).collect(),
