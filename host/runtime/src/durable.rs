@@ -1,0 +1,378 @@
+//! Changes of files that survive a crash: each is a write, a sync or a rename, and each of these is a
+//! place at which a test can end the process or fill the disk.
+//!
+//! With the feature `failpoints`, `GUESTHOUSE_FAILPOINT=kill:N` ends the process by SIGKILL at the
+//! N-th of them since the start, and `full:N` lets every one from the N-th on fail as on a full disk,
+//! except for syncs, renames and what needs no new room, which a full disk still does; `once:N` lets the
+//! N-th fail and no other.
+//! Without it, nothing is counted.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use redb::StorageBackend;
+use redb::backends::FileBackend;
+use tempfile::NamedTempFile;
+
+/// What is about to be done to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Bytes are written, or the file gets another length.
+    Write,
+    /// Bytes are written to where the file has room already, which a full disk still does.
+    Overwrite,
+    /// What was written reaches the disk.
+    Sync,
+    /// A file gets its name.
+    Rename,
+}
+
+/// Called before each step. Does nothing in a build without the feature `failpoints`.
+///
+/// # Errors
+/// The failure that a test injects here.
+#[cfg(not(feature = "failpoints"))]
+#[expect(clippy::unnecessary_wraps, reason = "with the feature, it can fail")]
+pub fn before(_step: Step) -> io::Result<()> {
+    Ok(())
+}
+
+/// Called before each step: it ends the process or fails, if a test asks for it.
+///
+/// # Errors
+/// The failure that a test injects here.
+#[cfg(feature = "failpoints")]
+pub fn before(step: Step) -> io::Result<()> {
+    failpoints::reached(step)
+}
+
+/// Write a file under a temporary name, sync it, and give it its name for good. Whoever looks sees all
+/// of it or nothing.
+///
+/// # Errors
+/// The folder cannot be written to; then there is no such file, or the one that was there before.
+pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let mut file = NamedTempFile::new_in(folder)?;
+    before(Step::Write)?;
+    file.write_all(bytes)?;
+    publish(file, folder, name)
+}
+
+/// Give a file that is written its name for good.
+///
+/// # Errors
+/// The folder cannot be written to; the file is gone.
+pub(crate) fn publish(file: NamedTempFile, folder: &Path, name: &str) -> io::Result<()> {
+    sync(file.as_file())?;
+    before(Step::Rename)?;
+    file.persist(folder.join(name))?;
+    sync_folder(folder)
+}
+
+/// Wait until what was written is on the disk.
+pub(crate) fn sync(file: &File) -> io::Result<()> {
+    before(Step::Sync)?;
+    file.sync_all()
+}
+
+/// Give a file another name in the same folder. It lasts after [`sync_folder`].
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    before(Step::Rename)?;
+    fs::rename(from, to)
+}
+
+/// Wait until names that were given are on the disk.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    before(Step::Sync)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Append bytes to a file, which needs new room on the disk.
+pub fn extend(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    before(Step::Write)?;
+    file.write_all_at(bytes, at)
+}
+
+/// Replace bytes of a file, and wait until they are on the disk.
+pub fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    before(Step::Overwrite)?;
+    file.write_all_at(bytes, at)?;
+    before(Step::Sync)?;
+    file.sync_data()
+}
+
+/// The file of a database.
+#[derive(Debug)]
+pub struct DatabaseFile(FileBackend);
+
+impl DatabaseFile {
+    /// Open the file, or make it. It is for its owner alone, also if it was not before.
+    pub fn open(path: &Path) -> Result<Self, redb::DatabaseError> {
+        let open = || {
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let file = options.open(path)?;
+            let mode = file.metadata()?.permissions().mode() & 0o7777;
+            if mode & 0o077 != 0 {
+                tracing::warn!(path = %path.display(), mode = format_args!("{mode:04o}"), "others had access to a file: it is now for its owner alone");
+                file.set_permissions(fs::Permissions::from_mode(0o600))?;
+            }
+            Ok::<_, io::Error>(file)
+        };
+        Ok(Self(FileBackend::new(open().map_err(redb::StorageError::from)?)?))
+    }
+}
+
+impl StorageBackend for DatabaseFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        before(Step::Write)?;
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        before(Step::Sync)?;
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        before(Step::Write)?;
+        self.0.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.0.close()
+    }
+}
+
+/// The length of a piece of a [`ScratchCopy`].
+const PIECE: usize = 4096;
+
+/// A copy of a database's file on which a trial may write: the file is only read, and what is written
+/// stays in memory.
+#[derive(Debug)]
+pub struct ScratchCopy {
+    file: File,
+    changes: Mutex<Changes>,
+}
+
+/// How a copy differs from its file.
+#[derive(Debug)]
+struct Changes {
+    length: u64,
+    /// How much of the file is a part of the copy: it may have been cut off and extended again.
+    kept: u64,
+    /// By their places in the file, divided by their length.
+    pieces: BTreeMap<u64, Box<[u8; PIECE]>>,
+}
+
+impl ScratchCopy {
+    /// A copy of the file that exists in memory only.
+    ///
+    /// # Errors
+    /// The length of the file cannot be read.
+    pub fn new(file: File) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        let changes = Changes { length, kept: length, pieces: BTreeMap::new() };
+        Ok(Self { file, changes: Mutex::new(changes) })
+    }
+
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Changes {
+    /// Call `visit` with each piece that a range touches, where in it that begins, and how much it is.
+    fn visit(
+        &self,
+        offset: u64,
+        length: usize,
+        mut visit: impl FnMut(u64, usize, usize) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let end = offset.checked_add(length as u64).filter(|end| *end <= self.length);
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut at = offset;
+        while at < end {
+            let start = usize::try_from(at % PIECE as u64).expect("a piece is small");
+            let here = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE - start);
+            visit(at / PIECE as u64, start, here)?;
+            at += here as u64;
+        }
+        Ok(())
+    }
+
+    /// A piece as it is now.
+    fn piece(&self, file: &File, number: u64) -> io::Result<Box<[u8; PIECE]>> {
+        if let Some(piece) = self.pieces.get(&number) {
+            return Ok(piece.clone());
+        }
+        let mut piece = Box::new([0; PIECE]);
+        let start = number * PIECE as u64;
+        let there = self.kept.saturating_sub(start).min(PIECE as u64);
+        let there = usize::try_from(there).expect("a piece is small");
+        file.read_exact_at(&mut piece[..there], start)?;
+        Ok(piece)
+    }
+}
+
+impl StorageBackend for ScratchCopy {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.changes().length)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let (changes, mut done) = (self.changes(), 0);
+        changes.visit(offset, out.len(), |number, start, length| {
+            let piece = changes.piece(&self.file, number)?;
+            out[done..done + length].copy_from_slice(&piece[start..start + length]);
+            done += length;
+            Ok(())
+        })
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        let mut changes = self.changes();
+        changes.kept = changes.kept.min(length);
+        changes.pieces.retain(|number, _| number * (PIECE as u64) < length);
+        if let Some(piece) = changes.pieces.get_mut(&(length / PIECE as u64)) {
+            let rest = usize::try_from(length % PIECE as u64).expect("a piece is small");
+            piece[rest..].fill(0);
+        }
+        changes.length = length;
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut changes = self.changes();
+        let mut touched = Vec::new();
+        let mut done = 0;
+        changes.visit(offset, data.len(), |number, start, length| {
+            let mut piece = changes.piece(&self.file, number)?;
+            piece[start..start + length].copy_from_slice(&data[done..done + length]);
+            done += length;
+            touched.push((number, piece));
+            Ok(())
+        })?;
+        changes.pieces.extend(touched);
+        Ok(())
+    }
+}
+
+#[cfg(feature = "failpoints")]
+mod failpoints {
+    use std::io;
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::Step;
+
+    enum Failure {
+        Kill(u64),
+        Full(u64),
+        Once(u64),
+    }
+
+    pub(super) fn reached(step: Step) -> io::Result<()> {
+        static FAILURE: LazyLock<Option<Failure>> = LazyLock::new(wanted);
+        static REACHED: AtomicU64 = AtomicU64::new(0);
+        let number = REACHED.fetch_add(1, Ordering::SeqCst) + 1;
+        match *FAILURE {
+            Some(Failure::Kill(at)) if number == at => {
+                // Nothing may happen between this step and the end.
+                let _ = kill_process(getpid(), Signal::KILL);
+                loop {
+                    std::thread::park();
+                }
+            }
+            Some(Failure::Full(from)) if number >= from && step == Step::Write => {
+                Err(io::Error::from(io::ErrorKind::StorageFull))
+            }
+            Some(Failure::Once(at)) if number == at => Err(io::Error::other("told to fail")),
+            _ => Ok(()),
+        }
+    }
+
+    fn wanted() -> Option<Failure> {
+        let text = std::env::var("GUESTHOUSE_FAILPOINT").ok()?;
+        let (what, number) = text.split_once(':')?;
+        let number = number.parse().ok()?;
+        match what {
+            "kill" => Some(Failure::Kill(number)),
+            "full" => Some(Failure::Full(number)),
+            "once" => Some(Failure::Once(number)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_there_as_a_whole_under_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        write_file(folder.path(), "name", b"one").unwrap();
+        write_file(folder.path(), "name", b"two").unwrap();
+        assert_eq!(fs::read(folder.path().join("name")).unwrap(), b"two");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(write_file(&folder.path().join("absent"), "name", b"").is_err());
+    }
+
+    #[test]
+    fn a_scratch_copy_is_written_and_its_file_is_not() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..10_000_u32).map(|at| (at % 251).to_le_bytes()[0]).collect();
+        file.write_all(&bytes).unwrap();
+        let copy = ScratchCopy::new(file.try_clone().unwrap()).unwrap();
+        let mut expected = bytes.clone();
+        let read = |copy: &ScratchCopy, length: usize| {
+            let mut out = vec![0; length];
+            copy.read(0, &mut out).map(|()| out)
+        };
+        assert_eq!(read(&copy, 10_000).unwrap(), expected);
+        copy.write(4000, &[7; 5000]).unwrap();
+        expected[4000..9000].fill(7);
+        assert_eq!(read(&copy, 10_000).unwrap(), expected);
+        // What is cut off does not come back.
+        copy.set_len(5000).unwrap();
+        assert!(read(&copy, 5001).is_err() && copy.write(4999, b"ab").is_err());
+        copy.set_len(12_000).unwrap();
+        expected.truncate(5000);
+        expected.resize(12_000, 0);
+        assert_eq!(read(&copy, 12_000).unwrap(), expected);
+        let mut held = vec![0; 10_000];
+        file.read_exact_at(&mut held, 0).unwrap();
+        assert_eq!(held, bytes);
+    }
+
+    #[test]
+    fn the_file_of_a_database_is_for_its_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("database");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+        drop(DatabaseFile::open(&path).unwrap());
+        assert_eq!(mode(), 0o600);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
+        drop(DatabaseFile::open(&path).unwrap());
+        assert_eq!(mode(), 0o600);
+    }
+}

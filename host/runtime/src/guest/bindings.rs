@@ -1,0 +1,15 @@
+//! The bindings that wasmtime makes of `wit/model.wit`.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_arguments,
+    clippy::too_many_lines,
+    reason = "generated code"
+)]
+
+wasmtime::component::bindgen!({
+    path: "../../wit",
+    world: "model",
+    imports: { default: trappable },
+});
