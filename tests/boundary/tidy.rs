@@ -99,7 +99,7 @@ fn every_module_says_what_it_is_for_and_stays_readable() {
 
 #[test]
 fn every_error_code_is_documented() {
-    let source = fs::read_to_string(root().join("host/src/edge/error.rs")).unwrap();
+    let source = fs::read_to_string(root().join("host/server/src/edge/error.rs")).unwrap();
     let page = fs::read_to_string(root().join("host/docs/src/reference/errors.md")).unwrap();
     let (_, function) = source.split_once("fn as_str(self)").unwrap();
     let (function, _) = function.split_once("fn status(self)").unwrap();
