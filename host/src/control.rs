@@ -41,7 +41,7 @@ use self::turns::Turns;
 use crate::keys::Keys;
 use crate::ledger::{Before, Ledger, LedgerError};
 use crate::model::{ModelName, VersionId};
-use crate::preinit::queue::Urgency;
+use crate::preinit::queue::CompilePriority;
 use crate::registry::{LoadError, Loader, Registry, Slot};
 use crate::rollout::{ModelState, Operation, Rules};
 use crate::version::ServableVersion;
@@ -261,7 +261,8 @@ impl Control {
         let stack = self.loader.engines.thread_stack_bytes();
         let thread = thread::Builder::new().name("load".to_owned()).stack_size(stack);
         let version = thread::scope(|scope| {
-            let loading = thread.spawn_scoped(scope, || self.load_item(&item, Urgency::Operator));
+            let loading =
+                thread.spawn_scoped(scope, || self.load_item(&item, CompilePriority::Operator));
             let panicked = || LoadError::Panicked("it does not say why".to_owned());
             match loading.map(ScopedJoinHandle::join) {
                 Ok(Ok(outcome)) => outcome,

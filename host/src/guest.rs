@@ -25,4 +25,4 @@ pub use instance::{Instance, LoadedComponent};
 pub use limits::{DEFAULT_START_TIME, InstanceLimits};
 pub(crate) use linker::{NotInSnapshot, Phase, linker};
 pub(crate) use state::HostState;
-pub use stop::{CancelOnDrop, Stop, StopReason};
+pub use stop::{CancelOnDrop, StopReason, StopSignal};

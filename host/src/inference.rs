@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-pub(crate) use self::queue::{DEFAULT_LEVEL, LEVELS};
-use self::queue::{FairQueue, Level, Place, Rules, Turn};
-use self::run::{BeginBy, Job};
-use crate::guest::{Fault, Stop};
+pub(crate) use self::queue::{DEFAULT_PRIORITY, PRIORITY_LEVELS};
+use self::queue::{FairQueue, LaneLimits, LaneTurn, PriorityLevel, QueueEntry};
+use self::run::{PendingJob, StartDeadline};
+use crate::guest::{Fault, StopSignal};
 use crate::measure::Counter;
 use crate::model::Tensor;
 use crate::stages::StageTimer;
-use crate::version::{CallerId, Refusal, ServableVersion};
+use crate::version::{BreakerRefusal, CallerId, ServableVersion};
 
 /// How long after the deadline the word of an interrupted guest is waited for: a few epoch ticks.
 const INTERRUPTION_GRACE: Duration = Duration::from_millis(20);
@@ -39,7 +39,7 @@ pub enum PredictError {
     Overloaded,
     /// The version keeps breaking down, for everybody or for this caller, and is not asked for a while.
     #[error("the version is suspended, at least for this caller")]
-    Suspended(Refusal),
+    Suspended(BreakerRefusal),
     /// The version has broken down on these inputs several times.
     #[error("the version keeps breaking down on these inputs")]
     Quarantined,
@@ -55,7 +55,7 @@ pub enum PredictError {
 }
 
 /// Rows that have been validated against the signature of a version, to be predicted for.
-pub struct Work {
+pub struct PredictJob {
     /// Who is to predict.
     pub version: Arc<ServableVersion>,
     /// Who asks for it.
@@ -67,17 +67,17 @@ pub struct Work {
     /// Measures the stages that it goes through.
     pub timer: StageTimer,
     /// Its place among others that wait for the same version.
-    pub urgency: Urgency,
+    pub urgency: QueueOptions,
 }
 
 /// How urgent work is beside other work for the same version. By default it is as urgent as most,
 /// and may wait until its deadline.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Urgency {
+pub struct QueueOptions {
     /// From 1, the most urgent, downwards; 0 stands for the level of whoever says nothing.
     pub priority: u64,
     /// How long it may wait before it is begun; if that is longer, it is refused.
-    pub queue_time: Option<Duration>,
+    pub queue_timeout: Option<Duration>,
 }
 
 /// How many threads there are, and what waits before them.
@@ -90,26 +90,26 @@ pub struct InferenceLimits {
 }
 
 /// The way to the inference threads, which end when it is dropped.
-pub struct Inference(Arc<Shared>);
+pub struct InferenceThreads(Arc<ThreadsShared>);
 
-struct Shared {
-    state: Mutex<State>,
+struct ThreadsShared {
+    state: Mutex<QueueState>,
     changed: Condvar,
 }
 
-struct State {
-    queue: FairQueue<Job>,
+struct QueueState {
+    queue: FairQueue<PendingJob>,
     stopped: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl ThreadsShared {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         // Nothing panics between two changes that belong together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next turn, as soon as there is one; none when it is time to stop.
-    fn next(&self) -> Option<Turn<Job>> {
+    fn next(&self) -> Option<LaneTurn<PendingJob>> {
         let mut state = self.lock();
         loop {
             if state.stopped {
@@ -135,15 +135,15 @@ impl Shared {
     }
 }
 
-impl Inference {
+impl InferenceThreads {
     /// Start the threads, with a stack of that many bytes each.
     ///
     /// # Errors
     /// The machine gives no more threads.
     pub fn start(limits: InferenceLimits, stack_bytes: usize) -> std::io::Result<Self> {
         let queue = FairQueue::new(limits.queued_per_version);
-        let state = Mutex::new(State { queue, stopped: false });
-        let inference = Self(Arc::new(Shared { state, changed: Condvar::new() }));
+        let state = Mutex::new(QueueState { queue, stopped: false });
+        let inference = Self(Arc::new(ThreadsShared { state, changed: Condvar::new() }));
         for index in 0..limits.threads {
             let shared = Arc::clone(&inference.0);
             let thread = thread::Builder::new().name(format!("inference-{index}"));
@@ -159,25 +159,25 @@ impl Inference {
     /// # Errors
     /// [`PredictError`], at once if the version is suspended or its queue is full, else by the
     /// deadline.
-    pub async fn predict(&self, work: Work) -> Result<Vec<Tensor>, PredictError> {
+    pub async fn predict(&self, work: PredictJob) -> Result<Vec<Tensor>, PredictError> {
         let version = Arc::clone(&work.version);
         if let Err(refusal) = version.breaker().admit(work.caller, Instant::now()) {
-            version.measured().count_refusal(refusal);
+            version.metrics().count_refusal(refusal);
             return Err(PredictError::Suspended(refusal));
         }
         let (answer, mut answered) = oneshot::channel();
-        let (stop, _cancel_if_dropped) = Stop::with_guard(work.deadline);
+        let (stop, _cancel_if_dropped) = StopSignal::with_guard(work.deadline);
         let since = Instant::now();
         let place = place_of(&work, since);
-        let rules = Rules {
+        let rules = LaneLimits {
             max_running: version.limits().concurrency,
             max_rows: version.max_batch_size() as u64,
         };
-        let Work { inputs, caller, deadline, timer, urgency, .. } = work;
-        let latest = urgency.queue_time.and_then(|time| since.checked_add(time));
-        let begin = latest.map(|latest| BeginBy { latest, is_decided: Arc::default() });
+        let PredictJob { inputs, caller, deadline, timer, urgency, .. } = work;
+        let latest = urgency.queue_timeout.and_then(|time| since.checked_add(time));
+        let begin = latest.map(|latest| StartDeadline { latest, is_decided: Arc::default() });
         let (tries, suspicion, fingerprint) = (0, None, None);
-        let job = Job {
+        let job = PendingJob {
             version: Arc::clone(&version),
             caller,
             inputs,
@@ -197,7 +197,7 @@ impl Inference {
                 return Err(PredictError::Stopped);
             }
             if state.queue.push(version.key(), rules, place, job).is_err() {
-                version.measured().rejections.with(&"queue_full", Counter::count);
+                version.metrics().rejections.with(&"queue_full", Counter::count);
                 return Err(PredictError::Overloaded);
             }
         }
@@ -207,7 +207,7 @@ impl Inference {
             match answered {
                 Ok(outcome) => return outcome.unwrap_or(Err(PredictError::Stopped)),
                 Err(_elapsed) if begin.decide() => {
-                    version.measured().rejections.with(&"queue_timeout", Counter::count);
+                    version.metrics().rejections.with(&"queue_timeout", Counter::count);
                     return Err(PredictError::QueueTimeout);
                 }
                 // It has been begun.
@@ -225,8 +225,8 @@ impl Inference {
 }
 
 /// Where the work stands in the queue.
-fn place_of(work: &Work, since: Instant) -> Place {
-    let Work { version, inputs, deadline, urgency, .. } = work;
+fn place_of(work: &PredictJob, since: Instant) -> QueueEntry {
+    let PredictJob { version, inputs, deadline, urgency, .. } = work;
     let time = deadline.saturating_duration_since(since);
     // Whoever made a call fail lately would make its neighbours run twice.
     let is_alone = !version.is_batched() || version.breaker().is_isolated(work.caller, since);
@@ -234,11 +234,12 @@ fn place_of(work: &Work, since: Instant) -> Place {
     let mut held_for = Duration::ZERO;
     if group.is_some() {
         // Not so long that nothing is left of the time for which it may wait.
-        let longest = urgency.queue_time.map_or(time, |queue_time| queue_time.min(time)) / 2;
+        let longest =
+            urgency.queue_timeout.map_or(time, |queue_timeout| queue_timeout.min(time)) / 2;
         held_for = version.limits().batching.max_queue_delay.min(longest);
     }
-    Place {
-        level: Level::of(urgency.priority),
+    QueueEntry {
+        level: PriorityLevel::from_request(urgency.priority),
         group,
         rows: inputs.first().map_or(0, Tensor::rows),
         since,
@@ -246,25 +247,25 @@ fn place_of(work: &Work, since: Instant) -> Place {
     }
 }
 
-impl Inference {
+impl InferenceThreads {
     /// How many batches of the version with this key wait for a thread.
     pub fn waiting(&self, key: u64) -> usize {
         self.0.lock().queue.waiting(key)
     }
 }
 
-impl Drop for Inference {
+impl Drop for InferenceThreads {
     fn drop(&mut self) {
         self.0.lock().stopped = true;
         self.0.changed.notify_all();
     }
 }
 
-fn work(shared: &Shared) {
-    while let Some(Turn { lane, jobs, over, wait }) = shared.next() {
+fn work(shared: &ThreadsShared) {
+    while let Some(LaneTurn { lane, jobs, over, wait }) = shared.next() {
         // Those for whom it is too late have waited as well.
         if let Some(job) = jobs.first().map(|queued| &queued.job).or(over.first()) {
-            job.version.admission().waited(wait, Instant::now());
+            job.version.admission().record_wait(wait, Instant::now());
         }
         let again = run::run(jobs, over);
         let are_several = again.len() > 1;

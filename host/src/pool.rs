@@ -1,17 +1,17 @@
 //! Instances of one version: taken for a batch, given back, and replaced when they are used up.
 //!
 //! Making and dropping instances happens off the request path wherever it can: after the answer has
-//! been sent, [`Pool::give_back`] drops what is used up and makes what is missing. Where there is a
+//! been sent, [`Pool::release`] drops what is used up and makes what is missing. Where there is a
 //! snapshot, that takes microseconds. Where `init` runs in each instance, it may take a minute, so
-//! threads of the pool's own make them ([`makers`]), and whoever wants one waits for it until its
+//! threads of the pool's own make them ([`init_workers`]), and whoever wants one waits for it until its
 //! deadline. How many instances may exist at all is the engine's limit.
 
-mod makers;
+mod init_workers;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::guest::{CancelOnDrop, Fault, Instance, LoadedComponent, Stop};
+use crate::guest::{CancelOnDrop, Fault, Instance, LoadedComponent, StopSignal};
 use crate::model::Tensor;
 
 /// How strictly requests of one version are kept apart. Every instance starts in the state that
@@ -45,24 +45,24 @@ impl Default for ReuseLimits {
 
 /// How long it may take to make an instance that no request waits for: `start` functions, and `init`
 /// where there is no snapshot.
-pub const MAKE_TIME: Duration = Duration::from_secs(60);
+pub const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The instances of one version.
 pub struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolInner>,
     /// Interrupts the makers when the pool goes.
     closing: Option<CancelOnDrop>,
 }
 
 /// What the pool shares with its makers.
-struct Shared {
+struct PoolInner {
     component: LoadedComponent,
     isolation: Isolation,
     instances: Mutex<Instances>,
     /// Notified when a maker has made an instance, has failed to, or has ended.
     changed: Condvar,
     /// Cancelled when the pool goes.
-    open: Stop,
+    open: StopSignal,
     /// How many instances there are, idle or not: one for each batch that may run at once. It is
     /// what has been set aside for the version, so there are never more.
     target: usize,
@@ -70,15 +70,15 @@ struct Shared {
 
 #[derive(Default)]
 struct Instances {
-    idle: Vec<Leased>,
+    idle: Vec<LeasedInstance>,
     /// Leased, or being made.
-    out: usize,
+    in_use: usize,
     /// Linear memory of the idle ones, and of the others when they were last looked at, in bytes.
     idle_bytes: usize,
-    out_bytes: usize,
-    made: u64,
+    in_use_bytes: usize,
+    created: u64,
     /// Threads that make instances.
-    makers: usize,
+    init_workers: usize,
     /// Batches that wait for an instance.
     waiting: usize,
     /// Why a maker failed, for one of those that wait.
@@ -86,18 +86,18 @@ struct Instances {
 }
 
 impl Instances {
-    /// An idle one, which is out from now on.
-    fn take_idle(&mut self) -> Option<Leased> {
+    /// An idle one, which is in_use from now on.
+    fn take_idle(&mut self) -> Option<LeasedInstance> {
         let taken = self.idle.pop()?;
-        self.out += 1;
+        self.in_use += 1;
         self.idle_bytes -= taken.counted_bytes;
-        self.out_bytes += taken.counted_bytes;
+        self.in_use_bytes += taken.counted_bytes;
         Some(taken)
     }
 
-    fn put_idle(&mut self, mut leased: Leased) {
-        self.out -= 1;
-        self.out_bytes -= leased.counted_bytes;
+    fn put_idle(&mut self, mut leased: LeasedInstance) {
+        self.in_use -= 1;
+        self.in_use_bytes -= leased.counted_bytes;
         leased.counted_bytes = leased.instance.memory_bytes();
         self.idle_bytes += leased.counted_bytes;
         self.idle.push(leased);
@@ -110,31 +110,31 @@ pub struct InstanceCounts {
     /// Ready for a batch.
     pub idle: usize,
     /// On their way through a batch, or being made.
-    pub out: usize,
+    pub in_use: usize,
     /// Linear memory of those that are ready, in bytes.
     pub idle_bytes: usize,
     /// The same of the others, as it was before their batch.
-    pub out_bytes: usize,
+    pub in_use_bytes: usize,
     /// Made since the version was loaded.
-    pub made: u64,
+    pub created: u64,
 }
 
 /// An instance on its way through a batch.
-pub struct Leased {
+pub struct LeasedInstance {
     instance: Instance,
     batches: u32,
     memory_at_first: usize,
     /// Its memory as it is counted in the pool.
     counted_bytes: usize,
-    made: Instant,
+    created: Instant,
 }
 
-impl Leased {
+impl LeasedInstance {
     /// Outputs for a batch that has been validated against the signature.
     ///
     /// # Errors
     /// [`Fault`]; the instance is still to be given back, with the outcome.
-    pub fn predict(&mut self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Fault> {
+    pub fn predict(&mut self, inputs: &[Tensor], stop: &StopSignal) -> Result<Vec<Tensor>, Fault> {
         self.batches += 1;
         self.instance.predict(inputs, stop)
     }
@@ -145,9 +145,9 @@ impl Pool {
     /// many may be taken at once.
     pub fn new(component: LoadedComponent, isolation: Isolation, target: usize) -> Self {
         // Each maker sets its own deadline.
-        let (open, closing) = Stop::with_guard(Instant::now());
+        let (open, closing) = StopSignal::with_guard(Instant::now());
         let (instances, changed) = (Mutex::default(), Condvar::new());
-        let shared = Shared { component, isolation, instances, changed, open, target };
+        let shared = PoolInner { component, isolation, instances, changed, open, target };
         Self { shared: Arc::new(shared), closing: Some(closing) }
     }
 
@@ -156,8 +156,8 @@ impl Pool {
     /// # Errors
     /// [`Fault::Host`], when the engine has no more of them; where guest code has to run for a new
     /// one any other.
-    pub fn take(&self, stop: &Stop) -> Result<Leased, Fault> {
-        if self.shared.has_makers() {
+    pub fn acquire(&self, stop: &StopSignal) -> Result<LeasedInstance, Fault> {
+        if self.shared.uses_init_workers() {
             return self.shared.wait_for_idle(stop);
         }
         {
@@ -165,18 +165,18 @@ impl Pool {
             if let Some(idle) = instances.take_idle() {
                 return Ok(idle);
             }
-            instances.out += 1;
+            instances.in_use += 1;
         }
         let made = self.shared.make(stop);
         if made.is_err() {
-            self.shared.lock().out -= 1;
+            self.shared.lock().in_use -= 1;
         }
         made
     }
 
     /// Take an instance back, to be used again or to be replaced. `good` says whether its last
     /// batch left it usable. Off the request path, because it may unmap and map memory.
-    pub fn give_back(&self, leased: Leased, good: bool) {
+    pub fn release(&self, leased: LeasedInstance, good: bool) {
         let shared = &self.shared;
         if good && !shared.is_used_up(&leased) {
             shared.lock().put_idle(leased);
@@ -187,11 +187,11 @@ impl Pool {
         // Its place in the engine is free before it is counted as such.
         drop(leased);
         let mut instances = shared.lock();
-        instances.out -= 1;
-        instances.out_bytes -= bytes;
+        instances.in_use -= 1;
+        instances.in_use_bytes -= bytes;
         drop(instances);
-        if shared.has_makers() {
-            shared.start_maker();
+        if shared.uses_init_workers() {
+            shared.spawn_init_worker();
         } else {
             // An engine that is full now has instances again when others are given back.
             let _ = self.fill();
@@ -203,8 +203,8 @@ impl Pool {
     /// # Errors
     /// The first one that cannot be made.
     pub fn fill(&self) -> Result<(), Fault> {
-        while self.shared.begin_missing() {
-            self.shared.make_missing()?;
+        while self.shared.reserve_missing() {
+            self.shared.create_reserved()?;
         }
         Ok(())
     }
@@ -213,9 +213,9 @@ impl Pool {
     ///
     /// # Errors
     /// It cannot be made.
-    pub fn make_first(&self) -> Result<(), Fault> {
-        if self.shared.is_empty() && self.shared.begin_missing() {
-            self.shared.make_missing()?;
+    pub fn create_first(&self) -> Result<(), Fault> {
+        if self.shared.is_empty() && self.shared.reserve_missing() {
+            self.shared.create_reserved()?;
         }
         Ok(())
     }
@@ -234,9 +234,15 @@ impl Pool {
     /// How many instances there are.
     pub fn counts(&self) -> InstanceCounts {
         let instances = self.shared.lock();
-        let Instances { idle, out, idle_bytes, out_bytes, made, .. } = &*instances;
-        let (idle, out, made) = (idle.len(), *out, *made);
-        InstanceCounts { idle, out, idle_bytes: *idle_bytes, out_bytes: *out_bytes, made }
+        let Instances { idle, in_use, idle_bytes, in_use_bytes, created, .. } = &*instances;
+        let (idle, in_use, created) = (idle.len(), *in_use, *created);
+        InstanceCounts {
+            idle,
+            in_use,
+            idle_bytes: *idle_bytes,
+            in_use_bytes: *in_use_bytes,
+            created,
+        }
     }
 }
 
@@ -245,22 +251,22 @@ impl Drop for Pool {
     /// their cancellation once a tick.
     fn drop(&mut self) {
         self.closing = None;
-        self.shared.wait_for_makers();
+        self.shared.join_init_workers();
     }
 }
 
-impl Shared {
+impl PoolInner {
     /// Count an instance as being made, if one is missing.
-    fn begin_missing(&self) -> bool {
+    fn reserve_missing(&self) -> bool {
         let mut instances = self.lock();
-        let is_missing = instances.idle.len() + instances.out < self.target;
-        instances.out += usize::from(is_missing);
+        let is_missing = instances.idle.len() + instances.in_use < self.target;
+        instances.in_use += usize::from(is_missing);
         is_missing
     }
 
     /// Make an instance that has been counted.
-    fn make_missing(&self) -> Result<(), Fault> {
-        let stop = self.open.until(Instant::now() + MAKE_TIME);
+    fn create_reserved(&self) -> Result<(), Fault> {
+        let stop = self.open.until(Instant::now() + CREATE_TIMEOUT);
         let made = self.make(&stop);
         let mut instances = self.lock();
         match made {
@@ -269,7 +275,7 @@ impl Shared {
                 Ok(())
             }
             Err(fault) => {
-                instances.out -= 1;
+                instances.in_use -= 1;
                 Err(fault)
             }
         }
@@ -279,23 +285,29 @@ impl Shared {
         self.lock().idle.is_empty()
     }
 
-    fn make(&self, stop: &Stop) -> Result<Leased, Fault> {
+    fn make(&self, stop: &StopSignal) -> Result<LeasedInstance, Fault> {
         let instance = self.component.instantiate(stop)?;
-        let (batches, bytes, made) = (0, instance.memory_bytes(), Instant::now());
+        let (batches, bytes, created) = (0, instance.memory_bytes(), Instant::now());
         let mut instances = self.lock();
-        instances.made += 1;
-        instances.out_bytes += bytes;
-        Ok(Leased { instance, batches, memory_at_first: bytes, counted_bytes: bytes, made })
+        instances.created += 1;
+        instances.in_use_bytes += bytes;
+        Ok(LeasedInstance {
+            instance,
+            batches,
+            memory_at_first: bytes,
+            counted_bytes: bytes,
+            created,
+        })
     }
 
-    fn is_used_up(&self, leased: &Leased) -> bool {
+    fn is_used_up(&self, leased: &LeasedInstance) -> bool {
         match self.isolation {
             Isolation::Fresh => leased.batches > 0,
             Isolation::Reuse(limits) => {
                 let growth = leased.instance.memory_bytes().saturating_sub(leased.memory_at_first);
                 leased.batches >= limits.max_batches
                     || growth > limits.max_memory_growth
-                    || leased.made.elapsed() >= limits.max_age
+                    || leased.created.elapsed() >= limits.max_age
             }
         }
     }

@@ -6,11 +6,11 @@
 //! the report and one file; who may load that file is left to `store`.
 
 pub mod child;
+mod core_limit;
+mod cpu_time_limit;
 mod function_cache;
-mod governor;
 mod init_cache;
 pub mod queue;
-mod time_limit;
 
 use std::io::Read;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use self::governor::Governor;
+use self::core_limit::CoreLimit;
 use crate::guest::DEFAULT_START_TIME;
 use crate::model::Signature;
 
@@ -49,13 +49,13 @@ pub struct PreinitLimits {
     /// The largest file that the child may write, in bytes.
     pub file_bytes: u64,
     /// Who goes first.
-    pub priority: Priority,
+    pub priority: ChildPriority,
 }
 
 /// How much less urgent than everything else the work of the child is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Priority {
+pub enum ChildPriority {
     /// It has what nobody else wants, gives way at once, and has only half of the cores while requests
     /// are served. A machine that is busy all the time never gets to it.
     Idle,
@@ -64,7 +64,7 @@ pub enum Priority {
     Low,
 }
 
-impl Priority {
+impl ChildPriority {
     fn as_str(self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -83,7 +83,7 @@ impl Default for PreinitLimits {
             guest_memory_bytes: 1 << 30,
             guest_stack_bytes: 512 << 10,
             file_bytes: 4 << 30,
-            priority: Priority::Low,
+            priority: ChildPriority::Low,
         }
     }
 }
@@ -91,7 +91,7 @@ impl Default for PreinitLimits {
 /// How the instances of a version begin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Start {
+pub enum InstanceStart {
     /// In the state of a snapshot that was taken after `init`: in microseconds, sharing its memory.
     Snapshot,
     /// By running `init`, each for itself, because there can be no snapshot; the text says why.
@@ -104,7 +104,7 @@ pub struct PreinitReport {
     /// What the guest's `init` declared.
     pub signature: Signature,
     /// How instances begin.
-    pub start: Start,
+    pub start: InstanceStart,
     /// Which engines can run the compiled form; none if none was asked for.
     pub fingerprint: Option<String>,
     /// Time of each step, in milliseconds.
@@ -154,7 +154,7 @@ pub enum PreinitError {
 
 /// What the child is asked for.
 #[derive(Debug, Clone, Copy)]
-pub enum Goal<'a> {
+pub enum PreinitGoal<'a> {
     /// The signature alone: `init` is run and forgotten. For `pack`.
     Signature,
     /// The compiled form.
@@ -177,7 +177,7 @@ pub struct CompileFiles {
 }
 
 /// What a child is watched by while it works.
-pub struct Watch<'a> {
+pub struct PreinitHooks<'a> {
     /// Whether requests are served: then a child of idle priority leaves half of the cores to them.
     pub is_serving: &'a dyn Fn() -> bool,
     /// Whether the child has to end for the sake of others.
@@ -198,16 +198,16 @@ enum Stopped {
 /// [`PreinitError`]; nothing is left behind but perhaps a part of the output file.
 pub fn run(
     artifact: &Path,
-    goal: Goal<'_>,
+    goal: PreinitGoal<'_>,
     limits: &PreinitLimits,
-    watch: &Watch<'_>,
+    watch: &PreinitHooks<'_>,
 ) -> Result<PreinitReport, PreinitError> {
     let host = |error: std::io::Error| PreinitError::Host(error.to_string());
     let mut child = command(artifact, goal, limits, (watch.environment)())
         .map_err(host)?
         .spawn()
         .map_err(host)?;
-    let hold_back = || limits.priority == Priority::Idle && (watch.is_serving)();
+    let hold_back = || limits.priority == ChildPriority::Idle && (watch.is_serving)();
     let report = read_report(&mut child, limits.wall_time, &hold_back, watch.must_yield);
     if report.is_err() {
         child.kill().map_err(host)?;
@@ -219,13 +219,13 @@ pub fn run(
     })?;
     match serde_json::from_slice::<Result<PreinitReport, PreinitError>>(&report) {
         Ok(outcome) => outcome,
-        Err(_) => Err(died(status, limits)),
+        Err(_) => Err(exit_error(status, limits)),
     }
 }
 
 fn command(
     artifact: &Path,
-    goal: Goal<'_>,
+    goal: PreinitGoal<'_>,
     limits: &PreinitLimits,
     environment: Vec<(&'static str, String)>,
 ) -> std::io::Result<Command> {
@@ -235,7 +235,7 @@ fn command(
     command.arg0(std::env::current_exe()?);
     command.env_clear().envs(environment);
     command.arg(child::SUBCOMMAND).arg("--artifact").arg(artifact);
-    if let Goal::Compiled(files) = goal {
+    if let PreinitGoal::Compiled(files) = goal {
         command.arg("--output").arg(&files.compiled);
         command.arg("--functions").arg(&files.functions);
         command.arg("--functions-output").arg(&files.functions_output);
@@ -272,10 +272,10 @@ fn read_report(
         let _ = sender.send(report);
     });
     let deadline = Instant::now() + wall_time;
-    let mut governor = Governor::new(child.id());
+    let mut core_limit = CoreLimit::new(child.id());
     loop {
-        governor.govern(hold_back());
-        match receiver.recv_timeout(governor::INTERVAL) {
+        core_limit.apply(hold_back());
+        match receiver.recv_timeout(core_limit::INTERVAL) {
             Ok(report) => return Ok(report),
             Err(RecvTimeoutError::Timeout) if must_yield() => return Err(Stopped::Yielded),
             Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
@@ -292,7 +292,7 @@ const SENT_FROM_OUTSIDE: [i32; 7] = [1, 2, 3, SIGKILL, 13, 14, 15];
 const SIGKILL: i32 = 9;
 
 /// Why a child ended without a report.
-fn died(status: ExitStatus, limits: &PreinitLimits) -> PreinitError {
+fn exit_error(status: ExitStatus, limits: &PreinitLimits) -> PreinitError {
     /// SIGABRT, SIGXCPU and SIGXFSZ on every Linux.
     const ABORT: i32 = 6;
     const CPU_TIME: i32 = 24;
@@ -323,7 +323,7 @@ mod tests {
 
     /// What is said of a child that ended with this wait status.
     fn said_of(status: i32) -> PreinitError {
-        died(ExitStatus::from_raw(status), &PreinitLimits::default())
+        exit_error(ExitStatus::from_raw(status), &PreinitLimits::default())
     }
 
     #[test]

@@ -28,12 +28,12 @@ use crate::edge::{
     self, Answers, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls, TlsError,
 };
 use crate::guest::{EngineError, Engines};
-use crate::inference::Inference;
+use crate::inference::InferenceThreads;
 use crate::keys::SameKey;
 use crate::keys::Scopes;
 use crate::ledger::{Ledger, LedgerError};
 use crate::machine;
-use crate::observe::capture::Capture;
+use crate::observe::capture::CaptureWriter;
 use crate::observe::logs;
 use crate::observe::trace::Tracer;
 use crate::preinit::queue::CompileQueue;
@@ -42,7 +42,7 @@ use crate::rollout::ModelState;
 use crate::shadow::{ShadowLimits, Shadows};
 use crate::store::{Store, StoreError};
 use crate::traffic::Traffic;
-use crate::version::Budget;
+use crate::version::ResourceBudget;
 
 /// Files that are not for connections: artifacts, compiled code, pipes to children, timers.
 const RESERVED_FILES: usize = 128;
@@ -214,7 +214,8 @@ fn edge(
 ) -> Result<Edge, ServeError> {
     let mut limits = settings.limits;
     limits.connections = limits.connections.min(files_for_connections());
-    let inference = Inference::start(limits.inference, stack_bytes).map_err(ServeError::Start)?;
+    let inference =
+        InferenceThreads::start(limits.inference, stack_bytes).map_err(ServeError::Start)?;
     let shadows = Shadows::start(ShadowLimits::default(), stack_bytes);
     let tracer = Tracer::start(&settings.tracing);
     let tracer = tracer.map_err(|error| ServeError::Start(io::Error::other(error)))?;
@@ -237,7 +238,7 @@ fn edge(
         pages: Pages::start().map_err(ServeError::Start)?,
         meters: Arc::default(),
         tracer: tracer.map(Arc::new),
-        capture: Capture::start(settings.capture.clone()).map_err(ServeError::Start)?,
+        capture: CaptureWriter::start(settings.capture.clone()).map_err(ServeError::Start)?,
         draining: AtomicBool::new(false),
         interrupted,
     })
@@ -360,7 +361,10 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         child_environment: logs::environment,
         traffic: Arc::default(),
         queue: CompileQueue::new(settings.limits.preinit.memory_bytes),
-        budget: Budget::new(settings.limits.engine.max_instances, settings.limits.memory_bytes),
+        budget: ResourceBudget::new(
+            settings.limits.engine.max_instances,
+            settings.limits.memory_bytes,
+        ),
     })
 }
 

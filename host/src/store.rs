@@ -20,8 +20,8 @@
 //! ```
 
 mod artifacts;
-mod collect;
-mod shared;
+mod cleanup;
+mod shared_code;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::{Digest, open_regular};
 use crate::durable;
 use crate::preinit::{CompileFiles, PreinitReport};
-use shared::note_use;
+use shared_code::note_use;
 
 const KEY_BYTES: usize = 32;
 
@@ -164,7 +164,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(&unreadable)?,
         };
-        let is = self.mac_of_version(&code, artifact, &record.report).map_err(&unreadable)?;
+        let is = self.version_mac(&code, artifact, &record.report).map_err(&unreadable)?;
         // Comparing hashes takes the same time wherever they differ.
         if blake3::Hash::from_hex(&record.mac).is_ok_and(|wanted| wanted == is) {
             note_use(&code);
@@ -216,7 +216,7 @@ impl Store {
 
     fn publish(&self, made: &Path, artifact: Digest, report: &PreinitReport) -> io::Result<File> {
         let code = open_regular(made)?;
-        let mac = self.mac_of_version(&code, artifact, report)?.to_hex().to_string();
+        let mac = self.version_mac(&code, artifact, report)?.to_hex().to_string();
         let to = self.path(artifact, "cwasm");
         durable::rename(made, &to)?;
         let record = serde_json::to_vec(&Record { mac, report: report.clone() })?;
@@ -226,7 +226,7 @@ impl Store {
         Ok(code)
     }
 
-    fn mac_of_version(
+    fn version_mac(
         &self,
         code: &File,
         artifact: Digest,
@@ -376,11 +376,11 @@ fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
 mod tests {
     use super::*;
     use crate::model::Signature;
-    use crate::preinit::Start;
+    use crate::preinit::InstanceStart;
 
     pub(super) fn report() -> PreinitReport {
         let signature = Signature { inputs: vec![], outputs: vec![], max_batch_size: 1 };
-        let start = Start::Snapshot;
+        let start = InstanceStart::Snapshot;
         PreinitReport {
             signature,
             start,
@@ -395,7 +395,7 @@ mod tests {
             fs::write(&files.compiled, code).map_err(StoreError::new("test"))?;
             Ok::<_, StoreError>(report())
         };
-        store.keep(artifact, Digest::of(b"component"), write).unwrap()
+        store.keep(artifact, Digest::from_content(b"component"), write).unwrap()
     }
 
     pub(super) fn open(folder: &Path, fingerprint: &str) -> Store {
@@ -406,7 +406,7 @@ mod tests {
     fn only_what_this_host_wrote_for_this_artifact_and_engine_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
-        let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
+        let (one, two) = (Digest::from_content(b"one"), Digest::from_content(b"two"));
         assert!(store.find(one).unwrap().is_none());
         keep(&store, one, b"code");
         drop(store);
@@ -442,7 +442,7 @@ mod tests {
     fn what_is_mapped_is_what_was_checked() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
-        let artifact = Digest::of(b"one");
+        let artifact = Digest::from_content(b"one");
         let kept = keep(&store, artifact, b"code");
         let found = store.find(artifact).unwrap().unwrap();
         // Another file takes its name as soon as it has been checked.
@@ -500,11 +500,11 @@ mod tests {
         fs::write(left.join("compiled"), b"half").unwrap();
         let files = [store.compiled.join(".tmpAbC123"), folder.path().join(".tmpAbC123")];
         files.iter().for_each(|file| fs::write(file, b"half").unwrap());
-        keep(&store, Digest::of(b"one"), b"code");
+        keep(&store, Digest::from_content(b"one"), b"code");
         drop(store);
         let again = open(folder.path(), "engine");
         assert!(!left.exists() && !files.iter().any(|file| file.exists()));
-        assert!(again.find(Digest::of(b"one")).unwrap().is_some());
+        assert!(again.find(Digest::from_content(b"one")).unwrap().is_some());
     }
 
     #[test]
@@ -516,7 +516,11 @@ mod tests {
             fs::write(&files.functions_output, b"half").map_err(StoreError::new("test"))?;
             Err(StoreError { what: "test", source: io::Error::other("no") })
         };
-        assert!(store.keep(Digest::of(b"one"), Digest::of(b"component"), fail).is_err());
+        assert!(
+            store
+                .keep(Digest::from_content(b"one"), Digest::from_content(b"component"), fail)
+                .is_err()
+        );
         assert_eq!(fs::read_dir(&store.compiled).unwrap().count(), 0);
     }
 }

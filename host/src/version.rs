@@ -6,7 +6,7 @@ mod breaker;
 mod budget;
 mod caller;
 mod faults;
-mod measured;
+mod metrics;
 mod quarantine;
 pub mod statistics;
 
@@ -15,16 +15,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub use admission::Admission;
-pub use breaker::{Breaker, Refusal, Suspended};
-pub use budget::{Budget, DoesNotFit, Reservation};
+pub use breaker::{Breaker, BreakerRefusal, SuspensionScope};
+pub use budget::{BudgetExceeded, Reservation, ResourceBudget};
 pub use caller::CallerId;
-pub use faults::Faults;
-pub use measured::Measured;
-pub use quarantine::{Fingerprint, Quarantine};
+pub use faults::FaultCounts;
+pub use metrics::VersionMetrics;
+pub use quarantine::{InputFingerprint, Quarantine};
 pub use statistics::Statistics;
 
-use crate::artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
-use crate::guest::{Fault, InstanceLimits, LoadedComponent, Stop};
+use crate::artifact::{Artifact, ArtifactMetadata, Digest, GoldenExample, Tolerances};
+use crate::guest::{Fault, InstanceLimits, LoadedComponent, StopSignal};
 use crate::model::{Signature, Tensor, VersionId};
 use crate::pool::{Isolation, Pool};
 use crate::preinit::PreinitReport;
@@ -75,7 +75,7 @@ pub struct ServableVersion {
     key: u64,
     id: VersionId,
     digest: Digest,
-    metadata: Metadata,
+    metadata: ArtifactMetadata,
     report: PreinitReport,
     limits: ModelLimits,
     tolerances: Tolerances,
@@ -84,8 +84,8 @@ pub struct ServableVersion {
     admission: Admission,
     breaker: Breaker,
     quarantine: Quarantine,
-    faults: Faults,
-    measured: Arc<Measured>,
+    faults: FaultCounts,
+    metrics: Arc<VersionMetrics>,
     statistics: Arc<Statistics>,
     /// Given back when the last request of this version is over.
     _reservation: Reservation,
@@ -120,7 +120,7 @@ pub enum ProofError {
         /// From 1.
         index: usize,
         /// What differs.
-        difference: Box<record::Difference>,
+        difference: Box<record::GoldenMismatch>,
     },
 }
 
@@ -149,12 +149,12 @@ impl ServableVersion {
         static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
         let shadow_pool = Pool::new(component.clone(), limits.isolation, 0);
         let pool = Pool::new(component, limits.isolation, limits.concurrency);
-        pool.make_first().map_err(ProofError::Instance)?;
-        let proof = Proof {
+        pool.create_first().map_err(ProofError::Instance)?;
+        let proof = GoldenCheck {
             pool: &pool,
             signature: &report.signature,
             tolerances: &artifact.descriptor().tolerances,
-            stop: Stop::at(Instant::now() + GOLDEN_TIME),
+            stop: StopSignal::at_deadline(Instant::now() + GOLDEN_TIME),
         };
         for (index, example) in artifact.golden().iter().enumerate() {
             proof.example(index + 1, example)?;
@@ -169,7 +169,7 @@ impl ServableVersion {
         let together = most_together(&limits, report.signature.max_batch_size);
         let admission =
             Admission::new(limits.concurrency, limits.queued, limits.predict_time, together);
-        let (breaker, faults) = (Breaker::default(), Faults::default());
+        let (breaker, faults) = (Breaker::default(), FaultCounts::default());
         Ok(Self {
             key,
             id,
@@ -184,7 +184,7 @@ impl ServableVersion {
             breaker,
             quarantine: Quarantine::default(),
             faults,
-            measured: Arc::default(),
+            metrics: Arc::default(),
             statistics: Arc::default(),
             _reservation: reservation,
         })
@@ -192,9 +192,9 @@ impl ServableVersion {
 
     /// Run the golden examples of another version; in which it differs from them, a line each.
     pub fn replay(&self, examples: &[GoldenExample], tolerances: &Tolerances) -> Vec<String> {
-        let stop = Stop::at(Instant::now() + GOLDEN_TIME);
+        let stop = StopSignal::at_deadline(Instant::now() + GOLDEN_TIME);
         let signature = &self.report.signature;
-        let proof = Proof { pool: &self.pool, signature, tolerances, stop };
+        let proof = GoldenCheck { pool: &self.pool, signature, tolerances, stop };
         let run = |(index, example)| proof.example(index + 1, example).err();
         examples.iter().enumerate().filter_map(run).map(|error| error.to_string()).collect()
     }
@@ -215,7 +215,7 @@ impl ServableVersion {
     }
 
     /// Description, licence and the like.
-    pub fn metadata(&self) -> &Metadata {
+    pub fn metadata(&self) -> &ArtifactMetadata {
         &self.metadata
     }
 
@@ -279,8 +279,8 @@ impl ServableVersion {
     }
 
     /// What is measured of it.
-    pub fn measured(&self) -> &Arc<Measured> {
-        &self.measured
+    pub fn metrics(&self) -> &Arc<VersionMetrics> {
+        &self.metrics
     }
 
     /// What it has done so far, as protocols tell it.
@@ -289,20 +289,20 @@ impl ServableVersion {
     }
 
     /// What went wrong so far.
-    pub fn faults(&self) -> &Faults {
+    pub fn faults(&self) -> &FaultCounts {
         &self.faults
     }
 }
 
 /// What every golden example is held against.
-struct Proof<'a> {
+struct GoldenCheck<'a> {
     pool: &'a Pool,
     signature: &'a Signature,
     tolerances: &'a Tolerances,
-    stop: Stop,
+    stop: StopSignal,
 }
 
-impl Proof<'_> {
+impl GoldenCheck<'_> {
     fn example(&self, index: usize, example: &GoldenExample) -> Result<(), ProofError> {
         let inputs = record::decode(self.signature, &[&example.inputs])
             .map_err(|error| ProofError::Inputs { index, reason: error.to_string() })?;
@@ -311,7 +311,7 @@ impl Proof<'_> {
             ProofError::Fault { index, fault: Fault::BadOutput(error.to_string()) }
         })?;
         let record = records.first().expect("outputs have as many rows as inputs, which is one");
-        match record::difference(&example.outputs, record, self.tolerances) {
+        match record::compare_golden(&example.outputs, record, self.tolerances) {
             None => Ok(()),
             Some(difference) => {
                 Err(ProofError::Differs { index, difference: Box::new(difference) })
@@ -320,10 +320,10 @@ impl Proof<'_> {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Fault> {
-        let mut leased = self.pool.take(&self.stop)?;
+        let mut leased = self.pool.acquire(&self.stop)?;
         let outcome = leased.predict(inputs, &self.stop);
-        let good = outcome.as_ref().err().is_none_or(Fault::spares_instance);
-        self.pool.give_back(leased, good);
+        let good = outcome.as_ref().err().is_none_or(Fault::leaves_instance_usable);
+        self.pool.release(leased, good);
         outcome
     }
 }

@@ -19,7 +19,7 @@ use super::operations::{EndIfLost, Working};
 use super::{Admin, Asked, Shared, answer_value, with_account};
 use crate::artifact::{Artifact, MAX_ARTIFACT_BYTES};
 use crate::control::{ControlError, DEPLOY_STEPS};
-use crate::durable::{self, Step};
+use crate::durable::{self, FileOperation};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
 use crate::edge::{forwarded, media_type};
@@ -135,7 +135,8 @@ fn write(
     mut pieces: mpsc::Receiver<Bytes>,
 ) -> Result<NamedTempFile, StoreError> {
     while let Some(piece) = pieces.blocking_recv() {
-        let written = durable::before(Step::Write).and_then(|()| file.write_all(&piece));
+        let written =
+            durable::failpoint(FileOperation::Write).and_then(|()| file.write_all(&piece));
         written.map_err(StoreError::new("cannot receive an artifact"))?;
     }
     Ok(file)

@@ -12,7 +12,7 @@ use crate::contract::{self, Bump};
 use crate::ledger::Change;
 use crate::measure::Counter;
 use crate::model::{Signature, VersionId};
-use crate::preinit::queue::Urgency;
+use crate::preinit::queue::CompilePriority;
 use crate::registry::Slot;
 use crate::rollout::{ModelState, Operation, Promotion};
 use crate::version::ServableVersion;
@@ -117,7 +117,7 @@ impl Control {
             Some(compiled) => compiled,
             None => {
                 progress("compile");
-                self.loader.compile(&artifact, Urgency::Operator)?
+                self.loader.compile(&artifact, CompilePriority::Operator)?
             }
         };
         progress("prove");
@@ -224,7 +224,7 @@ fn check_step(
 ) -> Result<(), ControlError> {
     let changes = contract::changes(was, is);
     let promised = Bump::between(old, new);
-    if promised >= Some(contract::least_bump(&changes)) {
+    if promised >= Some(contract::required_bump(&changes)) {
         return Ok(());
     }
     let broken = changes.into_iter().filter(|change| Some(change.bump) > promised).collect();

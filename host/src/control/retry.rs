@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Control;
 use super::many::Item;
 use crate::model::VersionId;
-use crate::preinit::queue::Urgency;
+use crate::preinit::queue::CompilePriority;
 use crate::registry::{Cause, Slot};
 
 /// The pause after the first failure; it doubles with each further one.
@@ -90,7 +90,9 @@ impl Control {
         let items = self.due_items();
         items.iter().for_each(|item| self.registry.set_slot(&item.id, Slot::Loading));
         let ids: Vec<_> = items.iter().map(|item| item.id.clone()).collect();
-        self.load_many(items, Urgency::Restore, &|item, tried| self.publish_loaded(item, tried))?;
+        self.load_many(items, CompilePriority::Restore, &|item, tried| {
+            self.publish_loaded(item, tried)
+        })?;
         // One that was undeployed meanwhile was left out.
         for id in ids {
             let is_deployed = self.registry.state(&id.name).versions.contains_key(&id.version);

@@ -17,7 +17,7 @@ use super::pages::{Content, Key, Kind, Scope};
 use super::predict::target;
 use super::{Edge, Shared, query};
 use crate::model::ModelName;
-use crate::preinit::Start;
+use crate::preinit::InstanceStart;
 use crate::registry::{ModelVersions, Snapshot, VersionState};
 use crate::rollout::WHOLE;
 use crate::router::{self, Draw, RouteError};
@@ -109,7 +109,7 @@ pub(super) async fn version(
             "model": id.name.as_str(),
             "version": id.version.to_string(),
             "digest": version.digest().to_string(),
-            "snapshot": report.start == Start::Snapshot,
+            "snapshot": report.start == InstanceStart::Snapshot,
             "metadata": version.metadata(),
             "signature": version.signature(),
         }))

@@ -16,7 +16,7 @@ use super::call::Call;
 use super::error::{ApiError, Detail, ErrorCode};
 use super::query;
 use crate::model::{Signature, Tensor};
-use crate::record::{self, Fitting};
+use crate::record::{self, ValidRows};
 
 /// How often the rest of a batch is asked for again. Guests say of all rows at once what is wrong, so
 /// once is enough for any that means well.
@@ -116,7 +116,8 @@ impl Partial {
                 Err(error) => _ = failed.insert(place, error),
             }
         }
-        let Fitting { inputs, rows: places, refused } = record::decode_fitting(signature, objects);
+        let ValidRows { inputs, rows: places, refused } =
+            record::decode_valid_rows(signature, objects);
         let refused = refused.into_iter().map(|(place, error)| (place, ApiError::from(error)));
         failed.extend(refused);
         let partial = Self { inputs, places, rows: rows.len(), failed };

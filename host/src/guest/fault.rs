@@ -17,7 +17,7 @@ pub struct Rejection {
     pub reason: String,
 }
 
-/// Why a call gave no outputs. Every fault but those that [`Fault::spares_instance`] names leaves an
+/// Why a call gave no outputs. Every fault but those that [`Fault::leaves_instance_usable`] names leaves an
 /// instance that must not be used again.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
@@ -80,22 +80,22 @@ impl Fault {
     }
 
     /// Whether the instance is still good.
-    pub fn spares_instance(&self) -> bool {
+    pub fn leaves_instance_usable(&self) -> bool {
         matches!(self, Self::Rejected(_) | Self::NonFiniteInput(_) | Self::Failed(_))
     }
 
     /// Whether it is the fault of whoever sent the inputs, and no news for an operator.
-    pub fn is_callers(&self) -> bool {
+    pub fn is_callers_fault(&self) -> bool {
         matches!(self, Self::Rejected(_) | Self::NonFiniteInput(_))
     }
 
     /// Whether the same inputs can be expected to end in the same way.
-    pub fn is_repeatable(&self) -> bool {
-        self.condemns_version() && !matches!(self, Self::Host(_))
+    pub fn is_deterministic(&self) -> bool {
+        self.counts_against_version() && !matches!(self, Self::Host(_))
     }
 
     /// Whether the version did not do for the caller what it should, which may be the version's fault.
-    pub fn condemns_version(&self) -> bool {
+    pub fn counts_against_version(&self) -> bool {
         match self {
             Self::Failed(_)
             | Self::Trap { .. }
@@ -109,7 +109,7 @@ impl Fault {
 
     /// The class of what wasmtime says of a failed instantiation: a `start` function may have done
     /// what any call can do, and the host may have had no room.
-    pub(crate) fn of_instantiation(
+    pub(crate) fn from_instantiation(
         error: &wasmtime::Error,
         memory_was_denied: bool,
         stopped: Option<StopReason>,
@@ -117,14 +117,14 @@ impl Fault {
         // Errors of functions of the host have a backtrace if a guest called them.
         let was_running = error.is::<Trap>() || error.is::<WasmBacktrace>();
         if was_running || memory_was_denied {
-            Self::of_call(error, memory_was_denied, stopped)
+            Self::from_call(error, memory_was_denied, stopped)
         } else {
             Self::Host(format!("{error:#}"))
         }
     }
 
     /// The class of what wasmtime says of a failed call.
-    pub(crate) fn of_call(
+    pub(crate) fn from_call(
         error: &wasmtime::Error,
         memory_was_denied: bool,
         stopped: Option<StopReason>,

@@ -17,7 +17,7 @@ use super::fault::Fault;
 use super::limits::InstanceLimits;
 use super::linker::{Phase, linker};
 use super::state::HostState;
-use super::stop::Stop;
+use super::stop::StopSignal;
 use super::ticker::Ticker;
 use crate::artifact::Artifact;
 use crate::model::{Signature, Tensor, VersionId};
@@ -61,7 +61,7 @@ impl LoadedComponent {
 
     /// Run `init` in each instance, with these assets: there is no snapshot of what it leaves.
     #[must_use]
-    pub fn running_init(self, assets: Arc<Artifact>) -> Self {
+    pub fn with_init_per_instance(self, assets: Arc<Artifact>) -> Self {
         Self { assets: Some(assets), ..self }
     }
 
@@ -80,7 +80,7 @@ impl LoadedComponent {
     ///
     /// # Errors
     /// [`Fault::Host`], when the pool of instances is exhausted; if guest code runs, any other.
-    pub fn instantiate(&self, stop: &Stop) -> Result<Instance, Fault> {
+    pub fn instantiate(&self, stop: &StopSignal) -> Result<Instance, Fault> {
         let state = HostState::new(Arc::clone(&self.version), &self.limits, self.assets.clone());
         let mut store = Store::new(self.pre.engine(), state);
         store.limiter(HostState::limiter);
@@ -94,7 +94,7 @@ impl LoadedComponent {
             bounded(&mut store, &self.ticker, &start_stop, |store| self.pre.instantiate(store));
         let guest = guest.map_err(|error| {
             let state = store.data();
-            Fault::of_instantiation(&error, state.memory_was_denied(), state.stop_reason())
+            Fault::from_instantiation(&error, state.memory_was_denied(), state.stop_reason())
         })?;
         let mut instance = Instance {
             store,
@@ -114,7 +114,7 @@ impl LoadedComponent {
 fn bounded<T>(
     store: &mut Store<HostState>,
     ticker: &Ticker,
-    stop: &Stop,
+    stop: &StopSignal,
     enter: impl FnOnce(&mut Store<HostState>) -> T,
 ) -> T {
     store.data_mut().begin_call(stop);
@@ -138,8 +138,8 @@ impl Instance {
     /// Outputs for a batch that has been validated against the signature.
     ///
     /// # Errors
-    /// [`Fault`]; unless [`Fault::spares_instance`], this instance must be dropped.
-    pub fn predict(&mut self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Fault> {
+    /// [`Fault`]; unless [`Fault::leaves_instance_usable`], this instance must be dropped.
+    pub fn predict(&mut self, inputs: &[Tensor], stop: &StopSignal) -> Result<Vec<Tensor>, Fault> {
         let rows = inputs.first().map_or(0, Tensor::rows);
         let given: Vec<_> = inputs.iter().map(tensor_into_wit).collect();
         let answer = self.call(stop, |guest, store| {
@@ -159,7 +159,7 @@ impl Instance {
         self.store.data().memory_bytes()
     }
 
-    fn init(&mut self, stop: &Stop) -> Result<(), Fault> {
+    fn init(&mut self, stop: &StopSignal) -> Result<(), Fault> {
         let declared =
             self.call(stop, |guest, store| guest.guesthouse_model_lifecycle().call_init(store))?;
         self.store.data_mut().forget_assets();
@@ -173,14 +173,14 @@ impl Instance {
     /// One call of the guest.
     fn call<T>(
         &mut self,
-        stop: &Stop,
+        stop: &StopSignal,
         call: impl FnOnce(&Model, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, Fault> {
         let Self { store, guest, ticker, .. } = self;
         let answer = bounded(store, ticker, stop, |store| call(guest, store));
         answer.map_err(|error| {
             let state = self.store.data();
-            Fault::of_call(&error, state.memory_was_denied(), state.stop_reason())
+            Fault::from_call(&error, state.memory_was_denied(), state.stop_reason())
         })
     }
 }

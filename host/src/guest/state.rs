@@ -13,7 +13,7 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 use super::bindings::guesthouse::model::log::Level;
 use super::bindings::guesthouse::model::{assets, log, types};
 use super::limits::InstanceLimits;
-use super::stop::{Stop, StopReason};
+use super::stop::{StopReason, StopSignal};
 use crate::artifact::Artifact;
 use crate::model::VersionId;
 
@@ -38,7 +38,7 @@ pub(crate) struct HostState {
     /// What `init` may read, while it runs.
     assets: Option<Arc<Artifact>>,
     memory: MemoryLimit,
-    stop: Option<Stop>,
+    stop: Option<StopSignal>,
     log_bytes: usize,
     log_bytes_left: usize,
     log_lines_dropped: u64,
@@ -85,7 +85,7 @@ impl HostState {
     }
 
     /// The budgets of one call begin anew.
-    pub(crate) fn begin_call(&mut self, stop: &Stop) {
+    pub(crate) fn begin_call(&mut self, stop: &StopSignal) {
         self.stop = Some(stop.clone());
         self.log_bytes_left = self.log_bytes;
         self.log_lines_dropped = 0;

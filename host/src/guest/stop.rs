@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// When a call ends, whatever the guest does. A running guest looks at it once an epoch tick.
 #[derive(Debug, Clone)]
-pub struct Stop {
+pub struct StopSignal {
     deadline: Instant,
     cancelled: Cancelled,
 }
@@ -41,14 +41,14 @@ pub enum StopReason {
 #[derive(Debug)]
 pub struct CancelOnDrop(Arc<AtomicBool>);
 
-impl Stop {
+impl StopSignal {
     /// At the deadline.
-    pub fn at(deadline: Instant) -> Self {
+    pub fn at_deadline(deadline: Instant) -> Self {
         Self { deadline, cancelled: Cancelled::One(Arc::default()) }
     }
 
     /// At the deadline, or when nobody waits any more of those who wait for one of the others.
-    pub fn of_all<'a>(deadline: Instant, others: impl Iterator<Item = &'a Self>) -> Self {
+    pub fn until_all_cancel<'a>(deadline: Instant, others: impl Iterator<Item = &'a Self>) -> Self {
         let cancelled = others.map(|other| other.cancelled.clone()).collect();
         Self { deadline, cancelled: Cancelled::All(cancelled) }
     }
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_call_ends_at_its_deadline_or_when_its_guard_goes() {
         let now = Instant::now();
-        let (stop, guard) = Stop::with_guard(now + Duration::from_secs(1));
+        let (stop, guard) = StopSignal::with_guard(now + Duration::from_secs(1));
         assert_eq!(stop.reason(now), None);
         assert_eq!(stop.reason(now + Duration::from_secs(1)), Some(StopReason::Deadline));
         let sooner = stop.no_later_than(now);
@@ -113,14 +113,16 @@ mod tests {
     fn a_call_for_several_callers_goes_on_until_the_last_has_gone() {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
-        let (stops, mut guards): (Vec<_>, Vec<_>) = (0..3).map(|_| Stop::with_guard(now)).collect();
-        let stop = Stop::of_all(later, stops.iter());
+        let (stops, mut guards): (Vec<_>, Vec<_>) =
+            (0..3).map(|_| StopSignal::with_guard(now)).collect();
+        let stop = StopSignal::until_all_cancel(later, stops.iter());
         while let Some(guard) = guards.pop() {
             assert_eq!(stop.reason(now), None);
             drop(guard);
         }
         assert_eq!(stop.reason(now), Some(StopReason::Cancelled));
-        let none_has_gone = Stop::of_all(later, [Stop::at(now)].iter());
+        let none_has_gone =
+            StopSignal::until_all_cancel(later, [StopSignal::at_deadline(now)].iter());
         assert_eq!(none_has_gone.reason(later), Some(StopReason::Deadline));
     }
 }

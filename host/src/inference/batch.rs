@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::queue::Group;
+use super::queue::BatchKey;
 use crate::guest::{Fault, MAX_REJECTIONS, Rejection};
 use crate::model::{Field, Signature, Tensor};
 
@@ -20,7 +20,7 @@ const SMALL_SIZE: u64 = 16;
 ///
 /// The time is told apart by its power of two: whoever has little would be of no use to those who
 /// have much, because a batch is given half of the least time that its callers gave.
-pub(super) fn group(signature: &Signature, inputs: &[Tensor], time: Duration) -> Group {
+pub(super) fn group(signature: &Signature, inputs: &[Tensor], time: Duration) -> BatchKey {
     let is_open =
         |fields: &[Field]| fields.iter().any(|field| field.row_shape.iter().any(Option::is_none));
     if is_open(&signature.outputs) && !is_open(&signature.inputs) {
@@ -109,7 +109,7 @@ fn pad(
 
 /// What becomes of a caller's part of a batch.
 #[derive(Debug)]
-pub(super) enum Fate {
+pub(super) enum PartOutcome {
     /// It has these outputs.
     Answered(Vec<Tensor>),
     /// Some of its rows are unacceptable; which, by their place in the part.
@@ -127,10 +127,10 @@ pub(super) enum Fate {
 /// A part of which rows were rejected keeps that for itself, and the others are run without it. Of a
 /// batch that came to nothing, nobody knows whose fault it was until each part has been run alone.
 /// That is then the fault to be explained.
-pub(super) fn settle(
+pub(super) fn part_outcomes(
     outcome: Result<Vec<Tensor>, Fault>,
     parts: &[u64],
-) -> (Vec<Fate>, Option<Fault>) {
+) -> (Vec<PartOutcome>, Option<Fault>) {
     let rows: u64 = parts.iter().sum();
     let fault = match outcome {
         Ok(outputs) if outputs.iter().all(|output| output.rows() == rows) => {
@@ -141,10 +141,10 @@ pub(super) fn settle(
         Err(Fault::NonFiniteInput(rejections)) => return (non_finite(rejections, parts), None),
         Err(fault) => fault,
     };
-    (parts.iter().map(|_| Fate::Alone).collect(), Some(fault))
+    (parts.iter().map(|_| PartOutcome::Alone).collect(), Some(fault))
 }
 
-fn split(outputs: &[Tensor], parts: &[u64]) -> Vec<Fate> {
+fn split(outputs: &[Tensor], parts: &[u64]) -> Vec<PartOutcome> {
     let mut rests: Vec<&[u8]> = outputs.iter().map(|output| &output.data[..]).collect();
     let split_one = |rows: &u64| {
         let cut = outputs.iter().zip(&mut rests).map(|(output, rest)| {
@@ -157,33 +157,33 @@ fn split(outputs: &[Tensor], parts: &[u64]) -> Vec<Fate> {
             let (name, datatype) = (output.name.clone(), output.datatype);
             Tensor { name, datatype, shape, data: data.to_vec() }
         });
-        Fate::Answered(cut.collect())
+        PartOutcome::Answered(cut.collect())
     };
     parts.iter().map(split_one).collect()
 }
 
-fn tell_apart(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<Fate> {
+fn tell_apart(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<PartOutcome> {
     // There may have been more, of any of those that are named.
     let is_cut = rejections.len() >= MAX_REJECTIONS;
     let own = by_part(rejections, parts);
     let fate = |rejections: Vec<Rejection>| match rejections.is_empty() {
-        true => Fate::Again,
-        false if is_cut => Fate::Alone,
-        false => Fate::Rejected(rejections),
+        true => PartOutcome::Again,
+        false if is_cut => PartOutcome::Alone,
+        false => PartOutcome::Rejected(rejections),
     };
-    let fates: Vec<Fate> = own.into_iter().map(fate).collect();
+    let fates: Vec<PartOutcome> = own.into_iter().map(fate).collect();
     // Each time there must be fewer: a guest may name rows that are not there.
-    if fates.iter().all(|fate| matches!(fate, Fate::Again)) {
-        return fates.into_iter().map(|_| Fate::Alone).collect();
+    if fates.iter().all(|fate| matches!(fate, PartOutcome::Again)) {
+        return fates.into_iter().map(|_| PartOutcome::Alone).collect();
     }
     fates
 }
 
 /// All rows that are not finite are named, so whoever has none of them is run without those.
-fn non_finite(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<Fate> {
+fn non_finite(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<PartOutcome> {
     let fate = |rejections: Vec<Rejection>| match rejections.is_empty() {
-        true => Fate::Again,
-        false => Fate::NonFinite(rejections),
+        true => PartOutcome::Again,
+        false => PartOutcome::NonFinite(rejections),
     };
     by_part(rejections, parts).into_iter().map(fate).collect()
 }
@@ -297,29 +297,41 @@ mod tests {
         let rejection = |row| Rejection { row, input: "x".to_owned(), reason: String::new() };
         let rejected = |rows: &[usize]| {
             let rejections = rows.iter().copied().map(rejection).collect();
-            settle(Err(Fault::Rejected(rejections)), &[2, 1, 3]).0
+            part_outcomes(Err(Fault::Rejected(rejections)), &[2, 1, 3]).0
         };
         let fates = rejected(&[5, 1, 3]);
-        let [Fate::Rejected(first), Fate::Again, Fate::Rejected(third)] = &fates[..] else {
+        let [PartOutcome::Rejected(first), PartOutcome::Again, PartOutcome::Rejected(third)] =
+            &fates[..]
+        else {
             panic!("{fates:?}");
         };
         assert_eq!(first[..], [rejection(1)]);
         assert_eq!(third[..], [rejection(2), rejection(0)]);
         // Of so many, some may have been left out.
         let many = rejected(&[2; MAX_REJECTIONS]);
-        assert!(matches!(many[..], [Fate::Again, Fate::Alone, Fate::Again]), "{many:?}");
+        assert!(
+            matches!(many[..], [PartOutcome::Again, PartOutcome::Alone, PartOutcome::Again]),
+            "{many:?}"
+        );
         // Each time there are fewer.
         let nobody = rejected(&[6]);
-        assert!(matches!(nobody[..], [Fate::Alone, Fate::Alone, Fate::Alone]), "{nobody:?}");
+        assert!(
+            matches!(nobody[..], [PartOutcome::Alone, PartOutcome::Alone, PartOutcome::Alone]),
+            "{nobody:?}"
+        );
     }
 
     #[test]
     fn rows_that_are_not_finite_stay_with_their_callers() {
         let rejection = |row| Rejection { row, input: "x".to_owned(), reason: String::new() };
         let many = (2..30).map(rejection).collect();
-        let (fates, fault) = settle(Err(Fault::NonFiniteInput(many)), &[2, 27, 2, 1]);
-        let [Fate::Again, Fate::NonFinite(second), Fate::NonFinite(third), Fate::Again] =
-            &fates[..]
+        let (fates, fault) = part_outcomes(Err(Fault::NonFiniteInput(many)), &[2, 27, 2, 1]);
+        let [
+            PartOutcome::Again,
+            PartOutcome::NonFinite(second),
+            PartOutcome::NonFinite(third),
+            PartOutcome::Again,
+        ] = &fates[..]
         else {
             panic!("{fates:?}");
         };
@@ -331,8 +343,8 @@ mod tests {
     fn what_comes_to_nothing_is_nobodys_until_each_was_alone() {
         let short = vec![integers(&[2], [1, 2])];
         for outcome in [Err(Fault::OutOfMemory), Err(Fault::Failed(String::new())), Ok(short)] {
-            let (fates, fault) = settle(outcome, &[1, 2]);
-            assert!(matches!(fates[..], [Fate::Alone, Fate::Alone]), "{fates:?}");
+            let (fates, fault) = part_outcomes(outcome, &[1, 2]);
+            assert!(matches!(fates[..], [PartOutcome::Alone, PartOutcome::Alone]), "{fates:?}");
             assert!(fault.is_some());
         }
     }
@@ -357,10 +369,10 @@ mod tests {
                 let joined: Vec<_> = tensors.iter().map(std::slice::from_ref).collect();
                 let joined = join(&signature(open), &joined);
                 prop_assert_eq!(joined[0].check(), Ok(()));
-                let (fates, fault) = settle(Ok(joined), &rows);
+                let (fates, fault) = part_outcomes(Ok(joined), &rows);
                 prop_assert!(fault.is_none());
                 for (fate, tensor) in fates.into_iter().zip(tensors) {
-                    let Fate::Answered(answer) = fate else { panic!("{fate:?}") };
+                    let PartOutcome::Answered(answer) = fate else { panic!("{fate:?}") };
                     prop_assert_eq!(answer, [tensor]);
                 }
             }

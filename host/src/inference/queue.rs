@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 pub(super) type LaneKey = u64;
 
 /// How many levels of urgency there are: 1, the most urgent, to this one.
-pub(crate) const LEVELS: u64 = 9;
+pub(crate) const PRIORITY_LEVELS: u64 = 9;
 
 /// The level of whoever says nothing: in the middle, so that others can be more and less urgent.
-pub(crate) const DEFAULT_LEVEL: u8 = 5;
+pub(crate) const DEFAULT_PRIORITY: u8 = 5;
 
 /// Each so-manieth turn of a lane begins with the job that has waited longest, however urgent others
 /// are: whoever calls all of its work urgent takes most of a version, and not all of it.
@@ -22,26 +22,26 @@ const TURNS_BY_AGE: u32 = 8;
 
 /// How urgent a job is in its lane: 1 comes before 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Level(u8);
+pub(super) struct PriorityLevel(u8);
 
-impl Level {
+impl PriorityLevel {
     /// By a caller's word: 0 says nothing, and what is beyond the least urgent level is that one.
-    pub(super) fn of(priority: u64) -> Self {
-        match u8::try_from(priority.min(LEVELS)) {
+    pub(super) fn from_request(priority: u64) -> Self {
+        match u8::try_from(priority.min(PRIORITY_LEVELS)) {
             Ok(level @ 1..) => Self(level),
-            _ => Self(DEFAULT_LEVEL),
+            _ => Self(DEFAULT_PRIORITY),
         }
     }
 }
 
 /// What jobs must have in common to be run together, beside their lane. Jobs without it run alone.
-pub(super) type Group = Option<Vec<u64>>;
+pub(super) type BatchKey = Option<Vec<u64>>;
 
 /// What the queue must know of a job.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
-    pub(super) level: Level,
-    pub(super) group: Group,
+pub(super) struct QueueEntry {
+    pub(super) level: PriorityLevel,
+    pub(super) group: BatchKey,
     pub(super) rows: u64,
     /// When it came.
     pub(super) since: Instant,
@@ -51,7 +51,7 @@ pub(super) struct Place {
 
 /// What holds for the jobs of a lane.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rules {
+pub(super) struct LaneLimits {
     /// Batches that may run at once.
     pub(super) max_running: usize,
     /// Rows of one batch. A job with more is a batch of its own.
@@ -72,8 +72,8 @@ pub(super) struct FairQueue<T> {
 #[derive(Debug)]
 struct Lane<T> {
     /// By urgency, then in the order in which they came.
-    waiting: BTreeMap<(Level, u64), Waiting<T>>,
-    rules: Rules,
+    waiting: BTreeMap<(PriorityLevel, u64), WaitingJob<T>>,
+    rules: LaneLimits,
     running: usize,
     has_turn: bool,
     /// The number of the next job.
@@ -82,17 +82,17 @@ struct Lane<T> {
 }
 
 #[derive(Debug)]
-struct Waiting<T> {
-    place: Place,
+struct WaitingJob<T> {
+    place: QueueEntry,
     job: T,
 }
 
 /// A turn of a lane.
 #[derive(Debug)]
-pub(super) struct Turn<T> {
+pub(super) struct LaneTurn<T> {
     pub(super) lane: LaneKey,
     /// What can be run together, with its place, the most urgent first.
-    pub(super) jobs: Vec<Queued<T>>,
+    pub(super) jobs: Vec<QueuedJob<T>>,
     /// Jobs that were found to be over.
     pub(super) over: Vec<T>,
     /// For how long the oldest job of the lane has waited, beyond what jobs are held back for.
@@ -101,9 +101,9 @@ pub(super) struct Turn<T> {
 
 /// A job that has left the queue, and can go back to where it was.
 #[derive(Debug)]
-pub(super) struct Queued<T> {
+pub(super) struct QueuedJob<T> {
     pub(super) job: T,
-    pub(super) place: Place,
+    pub(super) place: QueueEntry,
     pub(super) number: u64,
 }
 
@@ -118,8 +118,8 @@ impl<T> FairQueue<T> {
     pub(super) fn push(
         &mut self,
         key: LaneKey,
-        rules: Rules,
-        place: Place,
+        rules: LaneLimits,
+        place: QueueEntry,
         job: T,
     ) -> Result<(), T> {
         let lane = self.lanes.entry(key).or_insert_with(|| Lane::new(rules));
@@ -128,14 +128,18 @@ impl<T> FairQueue<T> {
         }
         let number = lane.next;
         lane.next += 1;
-        lane.waiting.insert((place.level, number), Waiting { place, job });
+        lane.waiting.insert((place.level, number), WaitingJob { place, job });
         self.give_turn(key);
         Ok(())
     }
 
     /// The next batch; it runs until [`FairQueue::finish`]. Jobs that are over come along where they
     /// are met and count for nothing.
-    pub(super) fn pop(&mut self, now: Instant, is_over: impl Fn(&T) -> bool) -> Option<Turn<T>> {
+    pub(super) fn pop(
+        &mut self,
+        now: Instant,
+        is_over: impl Fn(&T) -> bool,
+    ) -> Option<LaneTurn<T>> {
         self.release(now);
         let key = self.turns.pop_front()?;
         let lane = self.lanes.get_mut(&key).expect("a lane with a turn is there");
@@ -143,17 +147,17 @@ impl<T> FairQueue<T> {
         lane.running += 1;
         let (wait, (jobs, over)) = (lane.wait(now), lane.take(is_over));
         self.give_turn(key);
-        Some(Turn { lane: key, jobs, over, wait })
+        Some(LaneTurn { lane: key, jobs, over, wait })
     }
 
     /// A batch of the lane runs no more. Those of its jobs that are to be run again come first among
     /// their equals, because they have waited longest, and are not held back.
-    pub(super) fn finish(&mut self, key: LaneKey, again: Vec<Queued<T>>, now: Instant) {
+    pub(super) fn finish(&mut self, key: LaneKey, again: Vec<QueuedJob<T>>, now: Instant) {
         let lane = self.lanes.get_mut(&key).expect("a lane with a running batch is there");
         lane.running -= 1;
-        for Queued { job, mut place, number } in again {
+        for QueuedJob { job, mut place, number } in again {
             (place.since, place.hold_until) = (now, now);
-            lane.waiting.insert((place.level, number), Waiting { place, job });
+            lane.waiting.insert((place.level, number), WaitingJob { place, job });
         }
         if lane.running == 0 && lane.waiting.is_empty() {
             self.lanes.remove(&key);
@@ -205,14 +209,14 @@ impl<T> FairQueue<T> {
 }
 
 impl<T> Lane<T> {
-    fn new(rules: Rules) -> Self {
+    fn new(rules: LaneLimits) -> Self {
         let waiting = BTreeMap::new();
         Self { waiting, rules, running: 0, has_turn: false, next: 0, turns_taken: 0 }
     }
 
     /// Until when its jobs are held back, if they are.
     fn held_until(&self) -> Option<Instant> {
-        let is_held = |waiting: &Waiting<T>| waiting.place.hold_until > waiting.place.since;
+        let is_held = |waiting: &WaitingJob<T>| waiting.place.hold_until > waiting.place.since;
         if !self.waiting.values().all(is_held) {
             return None;
         }
@@ -239,9 +243,9 @@ impl<T> Lane<T> {
     }
 
     /// Who is to run next, and what can be run with it.
-    fn take(&mut self, is_over: impl Fn(&T) -> bool) -> (Vec<Queued<T>>, Vec<T>) {
+    fn take(&mut self, is_over: impl Fn(&T) -> bool) -> (Vec<QueuedJob<T>>, Vec<T>) {
         self.turns_taken = self.turns_taken.wrapping_add(1);
-        let (mut jobs, mut over): (Vec<Queued<T>>, Vec<T>) = (Vec::new(), Vec::new());
+        let (mut jobs, mut over): (Vec<QueuedJob<T>>, Vec<T>) = (Vec::new(), Vec::new());
         if self.turns_taken.is_multiple_of(TURNS_BY_AGE) {
             let alive = self.waiting.iter().filter(|(_, waiting)| !is_over(&waiting.job));
             if let Some(key) = alive.map(|(key, _)| *key).min_by_key(|(_, number)| *number) {
@@ -271,19 +275,22 @@ impl<T> Lane<T> {
         (jobs, over)
     }
 
-    fn following(&self, after: Option<(Level, u64)>) -> Option<((Level, u64), &Waiting<T>)> {
+    fn following(
+        &self,
+        after: Option<(PriorityLevel, u64)>,
+    ) -> Option<((PriorityLevel, u64), &WaitingJob<T>)> {
         use std::ops::Bound::{Excluded, Unbounded};
         let begin = after.map_or(Unbounded, Excluded);
         self.waiting.range((begin, Unbounded)).next().map(|(key, waiting)| (*key, waiting))
     }
 
-    fn remove(&mut self, key: (Level, u64)) -> Option<Queued<T>> {
-        let Waiting { place, job } = self.waiting.remove(&key)?;
-        Some(Queued { job, place, number: key.1 })
+    fn remove(&mut self, key: (PriorityLevel, u64)) -> Option<QueuedJob<T>> {
+        let WaitingJob { place, job } = self.waiting.remove(&key)?;
+        Some(QueuedJob { job, place, number: key.1 })
     }
 }
 
-impl Place {
+impl QueueEntry {
     fn joins(&self, other: &Self) -> bool {
         self.group.is_some() && self.group == other.group
     }
@@ -299,16 +306,17 @@ mod tests {
 
     const MILLISECOND: Duration = Duration::from_millis(1);
 
-    fn place(now: Instant, priority: u64, group: Option<u64>, rows: u64) -> Place {
-        let (level, group) = (Level::of(priority), group.map(|group| vec![group]));
-        Place { level, group, rows, since: now, hold_until: now }
+    fn place(now: Instant, priority: u64, group: Option<u64>, rows: u64) -> QueueEntry {
+        let (level, group) =
+            (PriorityLevel::from_request(priority), group.map(|group| vec![group]));
+        QueueEntry { level, group, rows, since: now, hold_until: now }
     }
 
-    fn rules(max_running: usize, max_rows: u64) -> Rules {
-        Rules { max_running, max_rows }
+    fn rules(max_running: usize, max_rows: u64) -> LaneLimits {
+        LaneLimits { max_running, max_rows }
     }
 
-    fn jobs<T: Copy>(turn: &Turn<T>) -> Vec<T> {
+    fn jobs<T: Copy>(turn: &LaneTurn<T>) -> Vec<T> {
         turn.jobs.iter().map(|queued| queued.job).collect()
     }
 
@@ -387,7 +395,7 @@ mod tests {
     fn a_lane_is_held_back_until_its_batch_is_full_or_due() {
         let (mut queue, now) = (FairQueue::new(100), Instant::now());
         let held =
-            |rows| Place { hold_until: now + 5 * MILLISECOND, ..place(now, 0, Some(0), rows) };
+            |rows| QueueEntry { hold_until: now + 5 * MILLISECOND, ..place(now, 0, Some(0), rows) };
         queue.push(1, rules(2, 4), held(1), 0).unwrap();
         queue.push(2, rules(2, 4), place(now, 0, Some(0), 1), 1).unwrap();
         assert_eq!(queue.pop(now, never).unwrap().lane, 2, "others go on meanwhile");
@@ -433,7 +441,7 @@ mod tests {
         ) {
             let (mut queue, now) = (FairQueue::new(1000), Instant::now());
             let mut waiting: BTreeMap<LaneKey, BTreeSet<usize>> = BTreeMap::new();
-            let mut running: Vec<Turn<usize>> = Vec::new();
+            let mut running: Vec<LaneTurn<usize>> = Vec::new();
             for (number, (what, lane, priority, group, rows)) in steps.into_iter().enumerate() {
                 let _: Step = (what, lane, priority, group, rows);
                 match what {
@@ -448,7 +456,7 @@ mod tests {
                             let first = &turn.jobs[0];
                             let rows: u64 = turn.jobs.iter().map(|queued| queued.place.rows).sum();
                             prop_assert!(rows <= max_rows || turn.jobs.len() == 1);
-                            let alike = |other: &Queued<usize>| other.place.joins(&first.place);
+                            let alike = |other: &QueuedJob<usize>| other.place.joins(&first.place);
                             prop_assert!(turn.jobs.len() == 1 || turn.jobs.iter().all(alike));
                             let lane = waiting.get_mut(&turn.lane).unwrap();
                             if is_ordered {

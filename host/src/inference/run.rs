@@ -12,16 +12,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::PredictError;
-use super::batch::{self, Fate};
-use super::queue::Queued;
+use super::batch::{self, PartOutcome};
+use super::queue::QueuedJob;
 use crate::clock;
-use crate::guest::{Fault, Stop};
+use crate::guest::{Fault, StopSignal};
 use crate::measure::Counter;
 use crate::model::Tensor;
-use crate::pool::Leased;
+use crate::pool::LeasedInstance;
 use crate::stages::{Stage, StageTimer};
 use crate::version::statistics::Execution;
-use crate::version::{CallerId, Fingerprint, ServableVersion, Suspended};
+use crate::version::{CallerId, InputFingerprint, ServableVersion, SuspensionScope};
 
 /// How often rows are run together with others before they are run alone. Guests say of all rows at
 /// once what is wrong, so that twice is enough for any that means well.
@@ -32,45 +32,45 @@ const TRIES_TOGETHER: u8 = 3;
 const BATCH_PART: u32 = 2;
 
 /// What a caller has submitted.
-pub(super) struct Job {
+pub(super) struct PendingJob {
     pub(super) version: Arc<ServableVersion>,
     pub(super) caller: CallerId,
     /// Shared with whoever wants to compare the answer with another version's.
     pub(super) inputs: Arc<Vec<Tensor>>,
     /// Of the inputs, where the version broke down lately.
-    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) fingerprint: Option<InputFingerprint>,
     pub(super) deadline: Instant,
     /// When it began to wait.
     pub(super) since: Instant,
     /// When it is too late to begin, if that is before the deadline.
-    pub(super) begin: Option<BeginBy>,
-    pub(super) stop: Stop,
+    pub(super) begin: Option<StartDeadline>,
+    pub(super) stop: StopSignal,
     /// Measures the stages that it went through.
     pub(super) timer: StageTimer,
     pub(super) answer: oneshot::Sender<Result<Vec<Tensor>, PredictError>>,
     /// How often it has been run with others.
     pub(super) tries: u8,
     /// What it may have done to a batch.
-    pub(super) suspicion: Option<Arc<Suspicion>>,
+    pub(super) suspicion: Option<Arc<PendingFault>>,
 }
 
 /// When it is too late to begin a job; whoever sees that first says so.
 #[derive(Clone)]
-pub(super) struct BeginBy {
+pub(super) struct StartDeadline {
     pub(super) latest: Instant,
     pub(super) is_decided: Arc<AtomicBool>,
 }
 
-impl BeginBy {
+impl StartDeadline {
     /// Whether nobody has begun it or given it up before.
     pub(super) fn decide(&self) -> bool {
         !self.is_decided.swap(true, Ordering::Relaxed)
     }
 }
 
-impl Job {
+impl PendingJob {
     pub(super) fn is_over(&self, now: Instant) -> bool {
-        let is_late = |begin: &BeginBy| self.tries == 0 && now >= begin.latest;
+        let is_late = |begin: &StartDeadline| self.tries == 0 && now >= begin.latest;
         self.answer.is_closed() || now >= self.deadline || self.begin.as_ref().is_some_and(is_late)
     }
 
@@ -92,9 +92,9 @@ impl Job {
     fn begin(mut self, now: Instant) -> Option<Self> {
         let mut is_late = false;
         if self.tries == 0 {
-            let measured = self.version.measured();
-            self.version.statistics().waited(now.saturating_duration_since(self.since));
-            self.timer.record(Stage::Queue, self.since, now, &measured.queue);
+            let metrics = self.version.metrics();
+            self.version.statistics().record_queue_wait(now.saturating_duration_since(self.since));
+            self.timer.record(Stage::Queue, self.since, now, &metrics.queue);
             if let Some(begin) = &self.begin {
                 if !begin.decide() {
                     return None;
@@ -114,7 +114,7 @@ impl Job {
         } else {
             return Some(self);
         };
-        self.version.measured().rejections.with(&reason, Counter::count);
+        self.version.metrics().rejections.with(&reason, Counter::count);
         // The caller may have gone in the meantime, which is its right.
         let _ = self.answer.send(Err(error));
         None
@@ -123,22 +123,22 @@ impl Job {
 
 /// A batch of several callers that came to nothing, until it is known whose fault that was. Each of
 /// them holds it until it has been run alone.
-pub(super) struct Suspicion {
+pub(super) struct PendingFault {
     version: Arc<ServableVersion>,
     fault: Fault,
     /// One of them did it again. That has been accounted for.
     is_confirmed: AtomicBool,
 }
 
-impl Suspicion {
+impl PendingFault {
     fn tell(&self, outcome: &Result<Vec<Tensor>, Fault>) {
-        if outcome.as_ref().is_err_and(|fault| !fault.is_callers()) {
+        if outcome.as_ref().is_err_and(|fault| !fault.is_callers_fault()) {
             self.is_confirmed.store(true, Ordering::Relaxed);
         }
     }
 }
 
-impl Drop for Suspicion {
+impl Drop for PendingFault {
     /// What nobody did alone has happened all the same, once.
     fn drop(&mut self) {
         if self.is_confirmed.load(Ordering::Relaxed) {
@@ -150,11 +150,14 @@ impl Drop for Suspicion {
 }
 
 /// Run what has got a turn. What is to be run again comes back.
-pub(super) fn run(jobs: Vec<Queued<Job>>, over: Vec<Job>) -> Vec<Queued<Job>> {
+pub(super) fn run(
+    jobs: Vec<QueuedJob<PendingJob>>,
+    over: Vec<PendingJob>,
+) -> Vec<QueuedJob<PendingJob>> {
     let now = Instant::now();
     over.into_iter().for_each(|job| drop(job.begin(now)));
-    let begin = |Queued { job, place, number }: Queued<Job>| {
-        job.begin(now).map(|job| Queued { job, place, number })
+    let begin = |QueuedJob { job, place, number }: QueuedJob<PendingJob>| {
+        job.begin(now).map(|job| QueuedJob { job, place, number })
     };
     let mut jobs: Vec<_> = jobs.into_iter().filter_map(begin).collect();
     match (jobs.pop(), jobs.is_empty()) {
@@ -168,77 +171,81 @@ pub(super) fn run(jobs: Vec<Queued<Job>>, over: Vec<Job>) -> Vec<Queued<Job>> {
     Vec::new()
 }
 
-fn run_alone(job: Job, now: Instant) {
-    let Job { version, caller, inputs, fingerprint, stop, timer, answer, suspicion, .. } = job;
+fn run_alone(job: PendingJob, now: Instant) {
+    let PendingJob { version, caller, inputs, fingerprint, stop, timer, answer, suspicion, .. } =
+        job;
     let logged_with_the_request = timer.span.enter();
-    let called = Called::of(&version, now, &stop, || &inputs);
-    called.tell(&timer);
+    let called = GuestCall::run(&version, now, &stop, || &inputs);
+    called.report_times(&timer);
     if let Some(suspicion) = &suspicion {
         suspicion.tell(&called.outcome);
     }
     account(&version, caller, called.outcome.as_ref().err());
     let now = Instant::now();
     match (&called.outcome, fingerprint) {
-        (Err(fault), fingerprint) if fault.is_repeatable() => {
+        (Err(fault), fingerprint) if fault.is_deterministic() => {
             let quarantine = version.quarantine();
             let fingerprint = fingerprint.unwrap_or_else(|| quarantine.fingerprint(&inputs));
-            quarantine.broke_down(fingerprint, now);
+            quarantine.record_breakdown(fingerprint, now);
         }
         (Ok(_) | Err(Fault::Rejected(_)), Some(fingerprint)) => {
-            version.quarantine().succeeded(fingerprint);
+            version.quarantine().record_success(fingerprint);
         }
         _ => {}
     }
     if called.outcome.is_ok() {
-        version.statistics().executed(&called.execution(Duration::ZERO), 1, clock::now());
+        version.statistics().record_execution(&called.execution(Duration::ZERO), 1, clock::now());
     }
     let is_good = called.leaves_good_instance();
     let _ = answer.send(called.outcome.map_err(PredictError::Guest));
     drop(logged_with_the_request);
     // The caller has its answer; the rest is on nobody's time.
     if let Some(leased) = called.leased {
-        version.pool().give_back(leased, is_good);
+        version.pool().release(leased, is_good);
     }
 }
 
-fn run_together(mut jobs: Vec<Queued<Job>>, now: Instant) -> Vec<Queued<Job>> {
+fn run_together(mut jobs: Vec<QueuedJob<PendingJob>>, now: Instant) -> Vec<QueuedJob<PendingJob>> {
     let version = Arc::clone(&jobs[0].job.version);
     let rows: Vec<u64> = jobs.iter().map(|queued| queued.job.rows()).collect();
     let of_no_single_request =
         tracing::info_span!("predict", requests = jobs.len(), rows = rows.iter().sum::<u64>());
     let logged = of_no_single_request.enter();
-    let stop = Stop::of_all(end_of_batch(&jobs, now), jobs.iter().map(|queued| &queued.job.stop));
-    let mut called = Called::of(&version, now, &stop, || {
+    let stop = StopSignal::until_all_cancel(
+        end_of_batch(&jobs, now),
+        jobs.iter().map(|queued| &queued.job.stop),
+    );
+    let mut called = GuestCall::run(&version, now, &stop, || {
         let parts: Vec<_> = jobs.iter().map(|queued| &queued.job.inputs[..]).collect();
         batch::join(version.signature(), &parts)
     });
-    jobs.iter().for_each(|queued| called.tell(&queued.job.timer));
+    jobs.iter().for_each(|queued| called.report_times(&queued.job.timer));
     drop(logged);
     let is_good = called.leaves_good_instance();
     let outcome = std::mem::replace(&mut called.outcome, Ok(Vec::new()));
     let is_answered = outcome.is_ok();
     let begin = Instant::now();
-    let (fates, fault) = batch::settle(outcome, &rows);
+    let (fates, fault) = batch::part_outcomes(outcome, &rows);
     if is_answered && fault.is_none() {
         let execution = called.execution(begin.elapsed());
-        version.statistics().executed(&execution, jobs.len(), clock::now());
+        version.statistics().record_execution(&execution, jobs.len(), clock::now());
     }
     if let Some(fault) = fault {
         let (is_confirmed, version) = (AtomicBool::default(), Arc::clone(&version));
-        let suspicion = Arc::new(Suspicion { version, fault, is_confirmed });
+        let suspicion = Arc::new(PendingFault { version, fault, is_confirmed });
         jobs.iter_mut().for_each(|queued| queued.job.suspicion = Some(Arc::clone(&suspicion)));
     }
-    let again = jobs.into_iter().zip(fates).filter_map(|(queued, fate)| meet(queued, fate));
+    let again = jobs.into_iter().zip(fates).filter_map(|(queued, fate)| deliver(queued, fate));
     let again = again.collect();
     if let Some(leased) = called.leased {
-        version.pool().give_back(leased, is_good);
+        version.pool().release(leased, is_good);
     }
     again
 }
 
 /// A batch ends at the last deadline of its callers, or when it has taken its part of the time that
 /// the most hurried of them gave.
-fn end_of_batch(jobs: &[Queued<Job>], now: Instant) -> Instant {
+fn end_of_batch(jobs: &[QueuedJob<PendingJob>], now: Instant) -> Instant {
     let jobs = || jobs.iter().map(|queued| &queued.job);
     let last = jobs().map(|job| job.deadline).max().unwrap_or(now);
     let least = jobs().map(|job| job.deadline.saturating_duration_since(job.since)).min();
@@ -246,31 +253,31 @@ fn end_of_batch(jobs: &[Queued<Job>], now: Instant) -> Instant {
 }
 
 /// Tell a caller what became of its rows, or have them run again.
-fn meet(mut queued: Queued<Job>, fate: Fate) -> Option<Queued<Job>> {
+fn deliver(mut queued: QueuedJob<PendingJob>, fate: PartOutcome) -> Option<QueuedJob<PendingJob>> {
     let outcome = match fate {
-        Fate::Answered(outputs) => Ok(outputs),
-        Fate::Rejected(rejections) => Err(Fault::Rejected(rejections)),
-        Fate::NonFinite(rejections) => Err(Fault::NonFiniteInput(rejections)),
-        Fate::Again | Fate::Alone => {
+        PartOutcome::Answered(outputs) => Ok(outputs),
+        PartOutcome::Rejected(rejections) => Err(Fault::Rejected(rejections)),
+        PartOutcome::NonFinite(rejections) => Err(Fault::NonFiniteInput(rejections)),
+        PartOutcome::Again | PartOutcome::Alone => {
             queued.job.tries += 1;
-            if matches!(fate, Fate::Alone) || queued.job.tries >= TRIES_TOGETHER {
+            if matches!(fate, PartOutcome::Alone) || queued.job.tries >= TRIES_TOGETHER {
                 queued.place.group = None;
             }
             return Some(queued);
         }
     };
-    let Job { version, caller, fingerprint, answer, .. } = queued.job;
+    let PendingJob { version, caller, fingerprint, answer, .. } = queued.job;
     account(&version, caller, outcome.as_ref().err());
     if let (Ok(_), Some(fingerprint)) = (&outcome, fingerprint) {
-        version.quarantine().succeeded(fingerprint);
+        version.quarantine().record_success(fingerprint);
     }
     let _ = answer.send(outcome.map_err(PredictError::Guest));
     None
 }
 
 /// A call of the guest, with what it took.
-struct Called {
-    leased: Option<Leased>,
+struct GuestCall {
+    leased: Option<LeasedInstance>,
     outcome: Result<Vec<Tensor>, Fault>,
     rows: u64,
     /// When the rows were put together, there was an instance, and the guest was done.
@@ -280,11 +287,11 @@ struct Called {
     begun: Instant,
 }
 
-impl Called {
-    fn of<I: AsRef<Vec<Tensor>>>(
+impl GuestCall {
+    fn run<I: AsRef<Vec<Tensor>>>(
         version: &ServableVersion,
         begun: Instant,
-        stop: &Stop,
+        stop: &StopSignal,
         inputs: impl FnOnce() -> I,
     ) -> Self {
         let (mut leased, mut rows) = (None, 0);
@@ -293,7 +300,7 @@ impl Called {
             let inputs = inputs();
             rows = inputs.as_ref().first().map_or(0, Tensor::rows);
             joined = Some(Instant::now());
-            let taken = version.pool().take(stop);
+            let taken = version.pool().acquire(stop);
             instantiated = Some(Instant::now());
             leased.insert(taken?).predict(inputs.as_ref(), stop)
         };
@@ -302,17 +309,17 @@ impl Called {
             .unwrap_or_else(|_panic| Err(Fault::Host("an inference thread panicked".to_owned())));
         let end = Instant::now();
         let (joined, instantiated) = (joined.unwrap_or(end), instantiated.unwrap_or(end));
-        let measured = version.measured();
-        measured.instantiate.record(instantiated.saturating_duration_since(joined));
+        let metrics = version.metrics();
+        metrics.instantiate.record(instantiated.saturating_duration_since(joined));
         if leased.is_some() {
-            measured.predict.record(end.saturating_duration_since(instantiated));
-            measured.batch_rows.record(rows);
+            metrics.predict.record(end.saturating_duration_since(instantiated));
+            metrics.batch_rows.record(rows);
         }
         Self { leased, outcome, rows, joined, instantiated, end, begun }
     }
 
     /// Tell a request what it went through.
-    fn tell(&self, timer: &StageTimer) {
+    fn report_times(&self, timer: &StageTimer) {
         timer.record_shared(Stage::Instantiate, self.begun, self.instantiated);
         if self.leased.is_some() {
             timer.record_shared(Stage::Guest, self.instantiated, self.end);
@@ -320,7 +327,7 @@ impl Called {
     }
 
     fn leaves_good_instance(&self) -> bool {
-        self.outcome.as_ref().err().is_none_or(Fault::spares_instance)
+        self.outcome.as_ref().err().is_none_or(Fault::leaves_instance_usable)
     }
 
     fn execution(&self, output: Duration) -> Execution {
@@ -337,13 +344,13 @@ impl Called {
 /// rejection is the caller's own fault and no news for an operator.
 fn account(version: &ServableVersion, caller: CallerId, fault: Option<&Fault>) {
     let (breaker, now) = (version.breaker(), Instant::now());
-    let Some(fault) = fault else { return breaker.succeeded(caller, now) };
+    let Some(fault) = fault else { return breaker.record_success(caller, now) };
     report(version, fault);
     match fault {
-        Fault::Rejected(_) => breaker.succeeded(caller, now),
+        Fault::Rejected(_) => breaker.record_success(caller, now),
         Fault::NonFiniteInput(_) => breaker.isolate(caller, now),
-        fault if fault.condemns_version() => {
-            if let Some(suspended) = breaker.failed(caller, now) {
+        fault if fault.counts_against_version() => {
+            if let Some(suspended) = breaker.record_failure(caller, now) {
                 report_suspension(version, suspended);
             }
         }
@@ -351,16 +358,16 @@ fn account(version: &ServableVersion, caller: CallerId, fault: Option<&Fault>) {
     }
 }
 
-fn report_suspension(version: &ServableVersion, suspended: Suspended) {
+fn report_suspension(version: &ServableVersion, suspended: SuspensionScope) {
     let (model, version) = (&version.id().name, &version.id().version);
     match suspended {
-        Suspended::Version => {
+        SuspensionScope::Version => {
             tracing::error!(target: "fault", %model, %version, "version suspended");
         }
-        Suspended::Key => {
+        SuspensionScope::Key => {
             tracing::warn!(target: "fault", %model, %version, "version suspended for an API key");
         }
-        Suspended::Caller => {
+        SuspensionScope::Caller => {
             tracing::warn!(target: "fault", %model, %version, "version suspended for a caller");
         }
     }
@@ -368,7 +375,7 @@ fn report_suspension(version: &ServableVersion, suspended: Suspended) {
 
 fn report(version: &ServableVersion, fault: &Fault) {
     version.faults().count(fault);
-    if !fault.is_callers() {
+    if !fault.is_callers_fault() {
         let (model, version) = (&version.id().name, &version.id().version);
         tracing::warn!(target: "fault", %model, %version, kind = fault.kind(), trap = fault.trap(), "{fault}");
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::scope::{Scope, Scopes};
-use crate::clock::END_OF_TIME;
+use crate::clock::MAX_UNIX_SECONDS;
 use crate::rate::Rate;
 
 /// The longest name, in bytes: it stands in each line of the log.
@@ -84,7 +84,7 @@ impl Time {
     /// [`TimeError`], if it is before 1970 or after 9999.
     pub fn at(time: SystemTime) -> Result<Self, TimeError> {
         let since = time.duration_since(UNIX_EPOCH).map_err(|_before| TimeError)?;
-        if since.as_secs() < END_OF_TIME {
+        if since.as_secs() < MAX_UNIX_SECONDS {
             Ok(Self(UNIX_EPOCH + Duration::from_secs(since.as_secs())))
         } else {
             Err(TimeError)

@@ -11,10 +11,10 @@ use wasmtime::Store;
 use wasmtime::component::{Component, Instance};
 use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
+use super::cpu_time_limit::CpuTimeLimit;
 use super::function_cache::FunctionCache;
 use super::init_cache::InitCode;
-use super::time_limit::TimeLimit;
-use super::{PreinitError, PreinitReport, Priority, Start};
+use super::{ChildPriority, InstanceStart, PreinitError, PreinitReport};
 use crate::artifact::Artifact;
 use crate::guest::{
     self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot, Phase,
@@ -69,7 +69,7 @@ pub struct ChildArguments {
     file_bytes: u64,
     /// How urgent it is.
     #[arg(long)]
-    priority: Priority,
+    priority: ChildPriority,
 }
 
 /// Do the work and write the report to standard output.
@@ -103,8 +103,8 @@ fn limit_self(arguments: &ChildArguments) -> rustix::io::Result<()> {
     set(Resource::Data, arguments.memory_bytes)?;
     set(Resource::Fsize, arguments.file_bytes)?;
     set(Resource::Nofile, 64)?;
-    if arguments.priority == Priority::Idle
-        && let Err(error) = priority::give_way_to_all()
+    if arguments.priority == ChildPriority::Idle
+        && let Err(error) = priority::use_idle_scheduling()
     {
         tracing::warn!(%error, "cannot have idle priority, going on with a low one");
     }
@@ -144,7 +144,7 @@ struct Initialised {
     signature: Signature,
     /// To be compiled.
     component: Vec<u8>,
-    start: Start,
+    start: InstanceStart,
 }
 
 fn initialise(
@@ -156,13 +156,13 @@ fn initialise(
     let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
     match runtime.block_on(snapshot(artifact, arguments, steps)) {
         Ok((signature, component)) => {
-            Ok(Initialised { signature, component, start: Start::Snapshot })
+            Ok(Initialised { signature, component, start: InstanceStart::Snapshot })
         }
         Err(Obstacle::Artifact(error)) => Err(error),
         Err(Obstacle::Snapshot(reason)) => {
             // Without the runtime: what it is linked to here starts one for itself.
             let signature = init_alone(artifact, arguments, steps)?;
-            let (component, start) = (component_of(artifact)?, Start::Init(reason));
+            let (component, start) = (component_of(artifact)?, InstanceStart::Init(reason));
             Ok(Initialised { signature, component, start })
         }
     }
@@ -283,8 +283,8 @@ fn init_store(
 }
 
 /// From here on, `start` functions run: before `init`, and perhaps for ever.
-fn limit_start(arguments: &ChildArguments) -> Result<TimeLimit, PreinitError> {
-    let limit = TimeLimit::begin(Duration::from_secs(arguments.start_seconds), |time| {
+fn limit_start(arguments: &ChildArguments) -> Result<CpuTimeLimit, PreinitError> {
+    let limit = CpuTimeLimit::begin(Duration::from_secs(arguments.start_seconds), |time| {
         let what = format!("{} s of CPU time for `start` functions", time.as_secs());
         // Nobody reads the report if the parent has gone.
         let _ = write_report(&Err(PreinitError::Limit(what)));
@@ -298,7 +298,7 @@ fn not_instantiated(store: &Store<HostState>, error: &wasmtime::Error) -> Obstac
         let called = shorten(&called.0);
         return Obstacle::Snapshot(format!("a `start` function calls `{called}`"));
     }
-    match Fault::of_instantiation(error, store.data().memory_was_denied(), None) {
+    match Fault::from_instantiation(error, store.data().memory_was_denied(), None) {
         Fault::OutOfMemory => PreinitError::OutOfMemory.into(),
         Fault::Host(_) => PreinitError::Component(one_line(error)).into(),
         _ => PreinitError::StartTrap(one_line(error)).into(),
@@ -314,7 +314,7 @@ fn init(store: &mut Store<HostState>, instance: &Instance) -> Result<Signature, 
             if let Some(called) = error.downcast_ref::<NotInSnapshot>() {
                 return Err(Obstacle::Snapshot(format!("init calls `{}`", shorten(&called.0))));
             }
-            return Err(match Fault::of_call(&error, store.data().memory_was_denied(), None) {
+            return Err(match Fault::from_call(&error, store.data().memory_was_denied(), None) {
                 Fault::OutOfMemory => PreinitError::OutOfMemory.into(),
                 _ => PreinitError::Trap(one_line(&error)).into(),
             });

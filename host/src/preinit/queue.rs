@@ -32,7 +32,7 @@ const SMALL_TIME: Duration = Duration::from_secs(10);
 
 /// Who waits for it; the later ones go first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Urgency {
+pub enum CompilePriority {
     /// A file of the repository folder.
     Folder,
     /// What was served before a restart.
@@ -43,15 +43,20 @@ pub enum Urgency {
 
 /// Something to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Job {
-    urgency: Urgency,
+pub struct CompileJob {
+    urgency: CompilePriority,
     is_small: bool,
     memory_bytes: u64,
 }
 
-impl Job {
+impl CompileJob {
     /// An artifact of that size, whose guest may have so much memory, where a child may have so much.
-    pub fn new(urgency: Urgency, artifact_bytes: u64, guest_bytes: u64, child_bytes: u64) -> Self {
+    pub fn new(
+        urgency: CompilePriority,
+        artifact_bytes: u64,
+        guest_bytes: u64,
+        child_bytes: u64,
+    ) -> Self {
         let job = Self { urgency, is_small: false, memory_bytes: child_bytes };
         let small_bytes = guest_bytes.saturating_add(SMALL_COMPILER_BYTES).min(child_bytes);
         if artifact_bytes <= SMALL_ARTIFACT_BYTES {
@@ -87,7 +92,7 @@ pub struct CompileQueue {
 
 /// A place among those that are compiled, given up when it is dropped.
 #[derive(Debug)]
-pub struct Turn<'a> {
+pub struct CompilePermit<'a> {
     queue: &'a CompileQueue,
     number: u64,
 }
@@ -99,7 +104,7 @@ impl CompileQueue {
     }
 
     /// Wait for a turn.
-    pub fn enter(&self, job: Job) -> Turn<'_> {
+    pub fn acquire(&self, job: CompileJob) -> CompilePermit<'_> {
         let mut lanes = self.lock();
         let number = lanes.wait(job);
         while !lanes.try_start(number, Instant::now()) {
@@ -108,7 +113,7 @@ impl CompileQueue {
         drop(lanes);
         // There may be room for the next one, too.
         self.changed.notify_all();
-        Turn { queue: self, number }
+        CompilePermit { queue: self, number }
     }
 
     fn lock(&self) -> MutexGuard<'_, Lanes> {
@@ -116,14 +121,14 @@ impl CompileQueue {
     }
 }
 
-impl Turn<'_> {
+impl CompilePermit<'_> {
     /// Whether the work has to stop, and be done again among the large ones.
     pub fn must_yield(&self) -> bool {
         self.queue.lock().must_yield(self.number, Instant::now())
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for CompilePermit<'_> {
     fn drop(&mut self) {
         self.queue.lock().running.remove(&self.number);
         self.queue.changed.notify_all();
@@ -135,8 +140,8 @@ impl Drop for Turn<'_> {
 struct Lanes {
     memory_bytes: u64,
     next: u64,
-    waiting: BTreeMap<u64, Job>,
-    running: BTreeMap<u64, (Job, Instant)>,
+    waiting: BTreeMap<u64, CompileJob>,
+    running: BTreeMap<u64, (CompileJob, Instant)>,
 }
 
 impl Lanes {
@@ -144,7 +149,7 @@ impl Lanes {
         Self { memory_bytes, next: 0, waiting: BTreeMap::new(), running: BTreeMap::new() }
     }
 
-    fn wait(&mut self, job: Job) -> u64 {
+    fn wait(&mut self, job: CompileJob) -> u64 {
         let number = self.next;
         self.next += 1;
         self.waiting.insert(number, job);
@@ -168,7 +173,7 @@ impl Lanes {
         first.map(|(number, _)| *number)
     }
 
-    fn has_room(&self, job: Job) -> bool {
+    fn has_room(&self, job: CompileJob) -> bool {
         let same = self.running.values().filter(|(other, _)| other.is_small == job.is_small);
         let (mut count, mut memory_bytes) = (0, 0_u64);
         for (other, _) in same {
@@ -200,26 +205,26 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn small(urgency: Urgency) -> Job {
-        Job::new(urgency, 5 << 10, GIB, 6 * GIB)
+    fn small(urgency: CompilePriority) -> CompileJob {
+        CompileJob::new(urgency, 5 << 10, GIB, 6 * GIB)
     }
 
-    fn large(urgency: Urgency) -> Job {
-        Job::new(urgency, 20 << 20, GIB, 6 * GIB)
+    fn large(urgency: CompilePriority) -> CompileJob {
+        CompileJob::new(urgency, 20 << 20, GIB, 6 * GIB)
     }
 
     #[test]
     fn small_artifacts_are_compiled_beside_a_large_one_and_large_ones_one_at_a_time() {
         let (mut lanes, now) = (Lanes::new(6 * GIB), Instant::now());
-        let first = lanes.wait(large(Urgency::Folder));
+        let first = lanes.wait(large(CompilePriority::Folder));
         assert!(lanes.try_start(first, now));
-        let second = lanes.wait(large(Urgency::Operator));
+        let second = lanes.wait(large(CompilePriority::Operator));
         assert!(!lanes.try_start(second, now));
         for _ in 0..MAX_SMALL {
-            let one = lanes.wait(small(Urgency::Folder));
+            let one = lanes.wait(small(CompilePriority::Folder));
             assert!(lanes.try_start(one, now));
         }
-        let more = lanes.wait(small(Urgency::Operator));
+        let more = lanes.wait(small(CompilePriority::Operator));
         assert!(!lanes.try_start(more, now));
         lanes.running.remove(&first);
         assert!(lanes.try_start(second, now) && !lanes.try_start(more, now));
@@ -228,21 +233,21 @@ mod tests {
     #[test]
     fn small_children_together_have_no_more_memory_than_a_large_one() {
         let mut lanes = Lanes::new(6 * GIB);
-        let half = Job::new(Urgency::Folder, 1, 3 * GIB, 6 * GIB);
+        let half = CompileJob::new(CompilePriority::Folder, 1, 3 * GIB, 6 * GIB);
         let [one, other] = [half, half].map(|job| lanes.wait(job));
         assert!(lanes.try_start(one, Instant::now()) && !lanes.try_start(other, Instant::now()));
-        let (job, most) = (Job::new(Urgency::Folder, 1, 9 * GIB, 6 * GIB), 6 * GIB);
+        let (job, most) = (CompileJob::new(CompilePriority::Folder, 1, 9 * GIB, 6 * GIB), 6 * GIB);
         assert_eq!(job.memory_bytes(), most, "a child has its own limit at most");
-        assert_eq!(small(Urgency::Folder).as_large(most), large(Urgency::Folder));
+        assert_eq!(small(CompilePriority::Folder).as_large(most), large(CompilePriority::Folder));
     }
 
     #[test]
     fn the_more_urgent_goes_first_and_of_equals_the_one_that_came_first() {
         for job in [small, large] {
             let (mut lanes, now) = (Lanes::new(GIB), Instant::now());
-            let busy = lanes.wait(job(Urgency::Folder));
+            let busy = lanes.wait(job(CompilePriority::Folder));
             assert!(lanes.try_start(busy, now));
-            use Urgency::{Folder, Operator, Restore};
+            use CompilePriority::{Folder, Operator, Restore};
             let waiting = [Folder, Restore, Operator, Operator].map(|it| lanes.wait(job(it)));
             lanes.running.remove(&busy);
             for next in [2, 3, 1, 0] {
@@ -257,15 +262,16 @@ mod tests {
     #[test]
     fn what_is_slow_gives_its_place_to_who_waits_and_is_not_small_for_ever() {
         let (mut lanes, start) = (Lanes::new(6 * GIB), Instant::now());
-        let running: Vec<_> = (0..4).map(|_| lanes.wait(small(Urgency::Operator))).collect();
+        let running: Vec<_> =
+            (0..4).map(|_| lanes.wait(small(CompilePriority::Operator))).collect();
         for (seconds, number) in (0..).zip(&running) {
             assert!(lanes.try_start(*number, start + Duration::from_millis(seconds)));
         }
-        let big = lanes.wait(large(Urgency::Folder));
+        let big = lanes.wait(large(CompilePriority::Folder));
         assert!(lanes.try_start(big, start));
         let after = |time| start + time + Duration::from_millis(100);
         assert!(!lanes.must_yield(running[0], after(SMALL_TURN)), "nobody wants its place");
-        let waiting = lanes.wait(small(Urgency::Folder));
+        let waiting = lanes.wait(small(CompilePriority::Folder));
         assert!(!lanes.try_start(waiting, start) && !lanes.must_yield(running[0], start));
         let yielding = |lanes: &Lanes, time| -> Vec<_> {
             running.iter().filter(|number| lanes.must_yield(**number, after(time))).collect()
@@ -281,10 +287,10 @@ mod tests {
     #[test]
     fn a_turn_ends_with_its_value() {
         let queue = CompileQueue::new(GIB);
-        let turn = queue.enter(large(Urgency::Folder));
+        let turn = queue.acquire(large(CompilePriority::Folder));
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| drop(queue.enter(large(Urgency::Operator))));
-            drop(queue.enter(small(Urgency::Folder)));
+            let waiting = scope.spawn(|| drop(queue.acquire(large(CompilePriority::Operator))));
+            drop(queue.acquire(small(CompilePriority::Folder)));
             assert!(!turn.must_yield() && !waiting.is_finished());
             drop(turn);
         });

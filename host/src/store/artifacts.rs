@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use super::shared::note_use;
+use super::shared_code::note_use;
 use super::{Store, StoreError};
 use crate::artifact::{Artifact, ArtifactError, Digest, copy_limited, open_regular};
-use crate::durable::{self, Step};
+use crate::durable::{self, FileOperation};
 
 impl Store {
     /// Keep an artifact, unless it is there already.
@@ -24,7 +24,7 @@ impl Store {
         }
         let keep = || {
             let mut file = NamedTempFile::new_in(&self.artifacts)?;
-            durable::before(Step::Write)?;
+            durable::failpoint(FileOperation::Write)?;
             artifact.copy_to(file.as_file_mut())?;
             durable::publish(file, &self.artifacts, &file_name(digest))
         };
@@ -36,8 +36,8 @@ impl Store {
     /// # Errors
     /// The state folder cannot be written to.
     pub fn receive_artifact(&self) -> Result<NamedTempFile, StoreError> {
-        let file =
-            durable::before(Step::Write).and_then(|()| NamedTempFile::new_in(&self.artifacts));
+        let file = durable::failpoint(FileOperation::Write)
+            .and_then(|()| NamedTempFile::new_in(&self.artifacts));
         file.map_err(StoreError::new("cannot receive an artifact"))
     }
 
@@ -52,7 +52,7 @@ impl Store {
         E: From<ArtifactError> + From<StoreError>,
     {
         // As the file is when the server starts again.
-        if let Ok(kept) = self.artifact(Digest::of_file(path)?) {
+        if let Ok(kept) = self.artifact(Digest::from_file(path)?) {
             return Ok((kept, None));
         }
         let mut file = self.receive_artifact()?;

@@ -39,7 +39,7 @@ const CANDIDATE_PERCENT: usize = 80;
 
 /// What a request is worth when there are too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
+pub enum RequestClass {
     /// Many rows for somebody who can wait.
     Batch,
     /// For a version on trial.
@@ -48,7 +48,7 @@ pub enum Class {
     Stable,
 }
 
-impl Class {
+impl RequestClass {
     /// How many of a limit's requests may be there when one more of this class comes. Where a thread
     /// is free, nobody is refused.
     fn share(self, limit: usize, threads: usize) -> usize {
@@ -63,7 +63,7 @@ impl Class {
 
 /// Why a request was not taken. Each is a series of the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum ShedReason {
     /// The version has as many as it can answer in time.
     Limit,
     /// It is a batch, and there is room only for what is more urgent.
@@ -74,7 +74,7 @@ pub enum Refused {
     Late,
 }
 
-impl Refused {
+impl ShedReason {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Limit, Self::Batch, Self::Candidate, Self::Late];
 
@@ -100,7 +100,7 @@ pub struct Admission {
     /// Whether somebody was held back by the limit since it was last looked at.
     was_reached: AtomicBool,
     window: Mutex<Window>,
-    refused: [AtomicU64; Refused::ALL.len()],
+    refused: [AtomicU64; ShedReason::ALL.len()],
 }
 
 /// Between which the limit moves, and by what.
@@ -180,12 +180,13 @@ impl Admission {
     }
 
     /// How many it has refused, by reason.
-    pub fn refusals(&self) -> [(Refused, u64); Refused::ALL.len()] {
-        Refused::ALL.map(|reason| (reason, self.refused[reason as usize].load(Ordering::Relaxed)))
+    pub fn refusals(&self) -> [(ShedReason, u64); ShedReason::ALL.len()] {
+        ShedReason::ALL
+            .map(|reason| (reason, self.refused[reason as usize].load(Ordering::Relaxed)))
     }
 
     /// A batch got a thread after it had waited for that long.
-    pub(crate) fn waited(&self, wait: Duration, now: Instant) {
+    pub(crate) fn record_wait(&self, wait: Duration, now: Instant) {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let least = window.least_wait.map_or(wait, |least| least.min(wait));
         window.least_wait = Some(least);
@@ -202,7 +203,7 @@ impl Admission {
     }
 
     /// Whether there are as many requests as one of this class may find.
-    fn is_full_for(&self, class: Class) -> bool {
+    fn is_full_for(&self, class: RequestClass) -> bool {
         let is_full = self.in_flight() >= class.share(self.limit(), self.bounds.threads);
         if is_full {
             // Whoever is held back by it: a limit that is too low grows.
@@ -212,33 +213,38 @@ impl Admission {
     }
 
     /// Whether a request of the class is taken, beside the stable version's own.
-    fn judge(&self, stable: Option<&Self>, class: Class, time: Duration) -> Result<(), Refused> {
+    fn decide(
+        &self,
+        stable: Option<&Self>,
+        class: RequestClass,
+        time: Duration,
+    ) -> Result<(), ShedReason> {
         match class {
-            Class::Batch if stable.is_some_and(|stable| stable.is_full_for(class)) => {
-                return Err(Refused::Batch);
+            RequestClass::Batch if stable.is_some_and(|stable| stable.is_full_for(class)) => {
+                return Err(ShedReason::Batch);
             }
-            Class::Candidate if stable.is_some_and(|stable| stable.is_full_for(class)) => {
-                return Err(Refused::Candidate);
+            RequestClass::Candidate if stable.is_some_and(|stable| stable.is_full_for(class)) => {
+                return Err(ShedReason::Candidate);
             }
-            Class::Batch | Class::Candidate | Class::Stable => {}
+            RequestClass::Batch | RequestClass::Candidate | RequestClass::Stable => {}
         }
         if self.is_full_for(class) {
             let has_room = self.in_flight() < self.limit();
-            return Err(if has_room && class == Class::Batch {
-                Refused::Batch
+            return Err(if has_room && class == RequestClass::Batch {
+                ShedReason::Batch
             } else {
-                Refused::Limit
+                ShedReason::Limit
             });
         }
         // What was found out holds only as long as somebody waits.
         let must_wait = self.in_flight() >= 2 * self.bounds.threads;
         if must_wait && time < Duration::from_micros(self.wait_us.load(Ordering::Relaxed)) {
-            return Err(Refused::Late);
+            return Err(ShedReason::Late);
         }
         Ok(())
     }
 
-    fn refuse(&self, reason: Refused) -> Refused {
+    fn refuse(&self, reason: ShedReason) -> ShedReason {
         self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
         reason
     }
@@ -246,9 +252,9 @@ impl Admission {
 
 /// A request on its way through a version; counted until this is dropped.
 #[must_use]
-pub struct Admitted(Arc<ServableVersion>);
+pub struct AdmissionGuard(Arc<ServableVersion>);
 
-impl Drop for Admitted {
+impl Drop for AdmissionGuard {
     fn drop(&mut self) {
         self.0.admission().in_flight.fetch_sub(1, Ordering::Relaxed);
     }
@@ -256,38 +262,38 @@ impl Drop for Admitted {
 
 /// Who knocks.
 #[derive(Clone, Copy)]
-pub struct Knock<'a> {
+pub struct AdmissionRequest<'a> {
     /// The version that is to answer.
     pub version: &'a Arc<ServableVersion>,
     /// The model's stable version, if it is another one.
     pub stable: Option<&'a Arc<ServableVersion>>,
     /// What the request is worth.
-    pub class: Class,
+    pub class: RequestClass,
     /// How long its caller waits from now on.
     pub time: Duration,
 }
 
-impl Knock<'_> {
+impl AdmissionRequest<'_> {
     /// Whether the request would be taken now. What would not is counted as refused.
     ///
     /// # Errors
-    /// [`Refused`].
-    pub fn check(&self) -> Result<(), Refused> {
+    /// [`ShedReason`].
+    pub fn check(&self) -> Result<(), ShedReason> {
         let own = self.version.admission();
         let stable = self.stable.map(|stable| stable.admission());
-        own.judge(stable, self.class, self.time).map_err(|reason| own.refuse(reason))
+        own.decide(stable, self.class, self.time).map_err(|reason| own.refuse(reason))
     }
 
     /// Take the request.
     ///
     /// # Errors
-    /// [`Refused`].
-    pub fn enter(&self) -> Result<Admitted, Refused> {
+    /// [`ShedReason`].
+    pub fn admit(&self) -> Result<AdmissionGuard, ShedReason> {
         self.check()?;
         // Between the two, others may have come in: a few more than the limit do no harm, and the
         // queue has a bound of its own.
         self.version.admission().in_flight.fetch_add(1, Ordering::Relaxed);
-        Ok(Admitted(Arc::clone(self.version)))
+        Ok(AdmissionGuard(Arc::clone(self.version)))
     }
 }
 
@@ -328,7 +334,7 @@ mod tests {
         fn urgent_requests_are_refused_last(
             limit in 1_usize..1000, threads in 1_usize..8, in_flight in 0_usize..1000,
         ) {
-            let [batch, candidate, stable] = [Class::Batch, Class::Candidate, Class::Stable]
+            let [batch, candidate, stable] = [RequestClass::Batch, RequestClass::Candidate, RequestClass::Stable]
                 .map(|class| in_flight < class.share(limit, threads));
             prop_assert!(batch <= candidate && candidate <= stable);
         }
@@ -361,7 +367,7 @@ mod tests {
                     break;
                 }
                 queue.pop_front();
-                admission.waited(begin - arrival, start + begin);
+                admission.record_wait(begin - arrival, start + begin);
                 if begin - arrival >= patience {
                     admission.in_flight.fetch_sub(1, Ordering::Relaxed);
                     continue;
@@ -378,7 +384,7 @@ mod tests {
                 running.pop_front();
                 admission.in_flight.fetch_sub(1, Ordering::Relaxed);
             }
-            match admission.judge(None, Class::Stable, patience) {
+            match admission.decide(None, RequestClass::Stable, patience) {
                 Ok(()) => {
                     admission.in_flight.fetch_add(1, Ordering::Relaxed);
                     queue.push_back(now);
@@ -415,14 +421,14 @@ mod tests {
         let admission = Admission::new(2, 256, 2000 * MILLISECOND, 1);
         let (start, mut now) = (admission.limit(), Instant::now());
         admission.in_flight.store(start, Ordering::Relaxed);
-        let refused = admission.judge(None, Class::Batch, MILLISECOND).unwrap_err();
-        assert_eq!(refused, Refused::Limit);
+        let refused = admission.decide(None, RequestClass::Batch, MILLISECOND).unwrap_err();
+        assert_eq!(refused, ShedReason::Limit);
         for _ in 0..100 {
             admission.in_flight.store(admission.limit() * 7 / 10, Ordering::Relaxed);
-            let refused = admission.judge(None, Class::Batch, MILLISECOND).unwrap_err();
-            assert_eq!(admission.refuse(refused), Refused::Batch);
+            let refused = admission.decide(None, RequestClass::Batch, MILLISECOND).unwrap_err();
+            assert_eq!(admission.refuse(refused), ShedReason::Batch);
             now += WINDOW;
-            admission.waited(MILLISECOND, now);
+            admission.record_wait(MILLISECOND, now);
         }
         assert_eq!(admission.limit(), admission.bounds.ceiling);
     }
@@ -431,16 +437,17 @@ mod tests {
     fn a_candidate_is_held_back_only_as_long_as_the_stable_version_is_slow() {
         let (stable, candidate) = (0, 1);
         let versions = [(); 2].map(|()| Admission::new(2, 256, 2000 * MILLISECOND, 1));
-        let judge = |class| versions[candidate].judge(Some(&versions[stable]), class, MILLISECOND);
+        let decide =
+            |class| versions[candidate].decide(Some(&versions[stable]), class, MILLISECOND);
         // More than four fifths of what it begins with, and answered without a wait.
         versions[stable].in_flight.store(versions[stable].limit() * 9 / 10, Ordering::Relaxed);
         let mut now = Instant::now();
-        for class in [Class::Candidate, Class::Batch] {
-            assert!(judge(class).is_err());
+        for class in [RequestClass::Candidate, RequestClass::Batch] {
+            assert!(decide(class).is_err());
             let mut windows = 0;
-            while judge(class).is_err() {
+            while decide(class).is_err() {
                 now += WINDOW;
-                versions[stable].waited(MILLISECOND, now);
+                versions[stable].record_wait(MILLISECOND, now);
                 windows += 1;
                 assert!(windows < 20, "{class:?} is never taken");
             }
@@ -448,9 +455,9 @@ mod tests {
         // Where it makes others wait, there is no room to be made.
         versions[stable].in_flight.store(versions[stable].limit() * 9 / 10, Ordering::Relaxed);
         for _ in 0..20 {
-            assert_eq!(judge(Class::Candidate), Err(Refused::Candidate));
+            assert_eq!(decide(RequestClass::Candidate), Err(ShedReason::Candidate));
             now += WINDOW;
-            versions[stable].waited(1000 * MILLISECOND, now);
+            versions[stable].record_wait(1000 * MILLISECOND, now);
         }
     }
 

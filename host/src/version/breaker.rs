@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use self::evidence::{BreakerRefusal, SuspensionScope};
 use self::evidence::{Evidence, WINDOW};
-pub use self::evidence::{Refusal, Suspended};
 use super::CallerId;
 
 /// Whose requests a version accepts.
@@ -47,23 +47,23 @@ impl Breaker {
     }
 
     /// Why a caller of which nothing is known is not accepted.
-    pub fn refusal(&self, now: Instant) -> Option<Refusal> {
+    pub fn refusal(&self, now: Instant) -> Option<BreakerRefusal> {
         if self.is_watching(now) { self.lock().refusal(now) } else { None }
     }
 
     /// Whether a request of this caller would be accepted. Changes nothing.
     ///
     /// # Errors
-    /// [`Refusal`], with the time after which the caller may try again.
-    pub fn check(&self, caller: CallerId, now: Instant) -> Result<(), Refusal> {
+    /// [`BreakerRefusal`], with the time after which the caller may try again.
+    pub fn check(&self, caller: CallerId, now: Instant) -> Result<(), BreakerRefusal> {
         if self.is_watching(now) { self.lock().check(caller, now) } else { Ok(()) }
     }
 
     /// Accept a request of this caller, perhaps as one of the probes of a suspension.
     ///
     /// # Errors
-    /// [`Refusal`], with the time after which the caller may try again.
-    pub fn admit(&self, caller: CallerId, now: Instant) -> Result<(), Refusal> {
+    /// [`BreakerRefusal`], with the time after which the caller may try again.
+    pub fn admit(&self, caller: CallerId, now: Instant) -> Result<(), BreakerRefusal> {
         if !self.is_watching(now) {
             return Ok(());
         }
@@ -75,21 +75,21 @@ impl Breaker {
     }
 
     /// The version answered a request of this caller, or rejected it for a good reason.
-    pub fn succeeded(&self, caller: CallerId, now: Instant) {
+    pub fn record_success(&self, caller: CallerId, now: Instant) {
         if self.is_watching(now) {
-            self.lock().succeeded(caller, now);
+            self.lock().record_success(caller, now);
         }
     }
 
     /// The version failed on a request of this caller. Returns what is suspended from now on, if
     /// anything is.
-    pub fn failed(&self, caller: CallerId, now: Instant) -> Option<Suspended> {
+    pub fn record_failure(&self, caller: CallerId, now: Instant) -> Option<SuspensionScope> {
         let was_watching = self.is_watching(now);
         let mut evidence = self.lock();
         if !was_watching {
             *evidence = Evidence::default();
         }
-        let suspended = evidence.failed(caller, now);
+        let suspended = evidence.record_failure(caller, now);
         self.watch_until(evidence.end(now));
         suspended
     }

@@ -10,9 +10,9 @@ type FaultClass = (&'static str, Option<&'static str>);
 
 /// Faults since the version was loaded, by class.
 #[derive(Debug, Default)]
-pub struct Faults(Mutex<BTreeMap<FaultClass, u64>>);
+pub struct FaultCounts(Mutex<BTreeMap<FaultClass, u64>>);
 
-impl Faults {
+impl FaultCounts {
     /// One more.
     pub fn count(&self, fault: &Fault) {
         // A count is never left half done.

@@ -27,7 +27,7 @@ const MAX_INPUTS: usize = 256;
 
 /// Stands for inputs: a hash with a key that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint(u64);
+pub struct InputFingerprint(u64);
 
 /// What a version does not take.
 #[derive(Debug)]
@@ -36,11 +36,11 @@ pub struct Quarantine {
     /// When all of it is forgotten, in milliseconds since the creation; 0 before any breakdown.
     until_ms: AtomicU64,
     hasher: RandomState,
-    entries: Mutex<HashMap<Fingerprint, Entry>>,
+    entries: Mutex<HashMap<InputFingerprint, BreakdownHistory>>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct BreakdownHistory {
     breakdowns: u32,
     last: Instant,
 }
@@ -54,22 +54,26 @@ impl Default for Quarantine {
 
 impl Quarantine {
     /// The fingerprint of these inputs, if one is needed: none while nothing is remembered.
-    pub fn fingerprint_if_needed(&self, inputs: &[Tensor], now: Instant) -> Option<Fingerprint> {
+    pub fn fingerprint_if_needed(
+        &self,
+        inputs: &[Tensor],
+        now: Instant,
+    ) -> Option<InputFingerprint> {
         let is_needed = self.since_creation(now) < self.until_ms.load(Ordering::Relaxed);
         is_needed.then(|| self.fingerprint(inputs))
     }
 
     /// The fingerprint of these inputs.
-    pub fn fingerprint(&self, inputs: &[Tensor]) -> Fingerprint {
+    pub fn fingerprint(&self, inputs: &[Tensor]) -> InputFingerprint {
         let mut hasher = self.hasher.build_hasher();
         for Tensor { name, datatype, shape, data } in inputs {
             (name, datatype, shape, data).hash(&mut hasher);
         }
-        Fingerprint(hasher.finish())
+        InputFingerprint(hasher.finish())
     }
 
     /// Whether these inputs may be run. When their time is over, they may once.
-    pub fn admits(&self, inputs: Fingerprint, now: Instant) -> bool {
+    pub fn admits(&self, inputs: InputFingerprint, now: Instant) -> bool {
         let mut entries = self.lock();
         match entries.get_mut(&inputs) {
             Some(entry) if entry.breakdowns >= BREAKDOWNS => {
@@ -84,13 +88,13 @@ impl Quarantine {
     }
 
     /// The version broke down on these inputs, which were alone.
-    pub fn broke_down(&self, inputs: Fingerprint, now: Instant) {
+    pub fn record_breakdown(&self, inputs: InputFingerprint, now: Instant) {
         let mut entries = self.lock();
         if !entries.contains_key(&inputs) && entries.len() >= MAX_INPUTS {
             let oldest = entries.iter().min_by_key(|(_, entry)| entry.last).map(|(key, _)| *key);
             oldest.and_then(|oldest| entries.remove(&oldest));
         }
-        let entry = entries.entry(inputs).or_insert(Entry { breakdowns: 0, last: now });
+        let entry = entries.entry(inputs).or_insert(BreakdownHistory { breakdowns: 0, last: now });
         if now.saturating_duration_since(entry.last) >= MEMORY {
             entry.breakdowns = 0;
         }
@@ -100,7 +104,7 @@ impl Quarantine {
     }
 
     /// The version did what it should with these inputs.
-    pub fn succeeded(&self, inputs: Fingerprint) {
+    pub fn record_success(&self, inputs: InputFingerprint) {
         self.lock().remove(&inputs);
     }
 
@@ -109,7 +113,7 @@ impl Quarantine {
         u64::try_from(elapsed).unwrap_or(u64::MAX)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Fingerprint, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<InputFingerprint, BreakdownHistory>> {
         // Nothing panics between two changes that belong together.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,7 +134,7 @@ mod tests {
         let (quarantine, now) = (Quarantine::default(), Instant::now());
         assert_eq!(quarantine.fingerprint_if_needed(&inputs(1), now), None);
         let one = quarantine.fingerprint(&inputs(1));
-        quarantine.broke_down(one, now);
+        quarantine.record_breakdown(one, now);
         assert_eq!(quarantine.fingerprint_if_needed(&inputs(1), now), Some(one));
         assert_ne!(quarantine.fingerprint_if_needed(&inputs(2), now), Some(one));
         let later = now + MEMORY + Duration::from_secs(1);
@@ -143,15 +147,15 @@ mod tests {
         let [bad, good] = [1, 2].map(|value| quarantine.fingerprint(&inputs(value)));
         for _ in 0..BREAKDOWNS {
             assert!(quarantine.admits(bad, now));
-            quarantine.broke_down(bad, now);
+            quarantine.record_breakdown(bad, now);
         }
         assert!(!quarantine.admits(bad, now) && quarantine.admits(good, now));
         let later = now + QUARANTINE;
         assert!(quarantine.admits(bad, later));
         assert!(!quarantine.admits(bad, later));
-        quarantine.broke_down(bad, later);
+        quarantine.record_breakdown(bad, later);
         assert!(!quarantine.admits(bad, later + QUARANTINE / 2));
-        quarantine.succeeded(bad);
+        quarantine.record_success(bad);
         assert!(quarantine.admits(bad, later));
     }
 
@@ -162,17 +166,18 @@ mod tests {
         for round in 0..10 {
             let now = now + MEMORY * round;
             assert!(quarantine.admits(bad, now));
-            quarantine.broke_down(bad, now);
+            quarantine.record_breakdown(bad, now);
         }
     }
 
     #[test]
     fn what_is_remembered_is_bounded_and_the_oldest_goes_first() {
         let (quarantine, start) = (Quarantine::default(), Instant::now());
-        let first = Fingerprint(0);
-        (0..BREAKDOWNS).for_each(|_| quarantine.broke_down(first, start));
+        let first = InputFingerprint(0);
+        (0..BREAKDOWNS).for_each(|_| quarantine.record_breakdown(first, start));
         for index in 1..=2 * MAX_INPUTS as u64 {
-            quarantine.broke_down(Fingerprint(index), start + Duration::from_millis(index));
+            quarantine
+                .record_breakdown(InputFingerprint(index), start + Duration::from_millis(index));
         }
         assert_eq!(quarantine.lock().len(), MAX_INPUTS);
         assert!(quarantine.admits(first, start));

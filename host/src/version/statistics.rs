@@ -16,42 +16,42 @@ const MAX_SIZES: usize = 1024;
 
 /// How often something was done, and how long it took in all.
 #[derive(Debug, Default)]
-struct Times {
+struct DurationCounter {
     count: AtomicU64,
     nanoseconds: AtomicU64,
 }
 
 /// How often something was done, and how long it took in all.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TimesTaken {
+pub struct DurationCount {
     /// How often.
     pub count: u64,
     /// How long, in nanoseconds.
     pub nanoseconds: u64,
 }
 
-impl Times {
+impl DurationCounter {
     fn add(&self, time: Duration) {
         self.count.fetch_add(1, Ordering::Relaxed);
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
-    fn taken(&self) -> TimesTaken {
+    fn snapshot(&self) -> DurationCount {
         let count = self.count.load(Ordering::Relaxed);
-        TimesTaken { count, nanoseconds: self.nanoseconds.load(Ordering::Relaxed) }
+        DurationCount { count, nanoseconds: self.nanoseconds.load(Ordering::Relaxed) }
     }
 }
 
 /// Since the version was loaded.
 #[derive(Debug, Default)]
 pub struct Statistics {
-    success: Times,
-    fail: Times,
-    queue: Times,
-    input: Times,
-    infer: Times,
-    output: Times,
+    success: DurationCounter,
+    fail: DurationCounter,
+    queue: DurationCounter,
+    input: DurationCounter,
+    infer: DurationCounter,
+    output: DurationCounter,
     last_inference_ms: AtomicU64,
     inferences: AtomicU64,
     executions: AtomicU64,
@@ -61,9 +61,9 @@ pub struct Statistics {
 /// Of the batches of one size.
 #[derive(Debug, Default)]
 struct SizeTimes {
-    input: Times,
-    infer: Times,
-    output: Times,
+    input: DurationCounter,
+    infer: DurationCounter,
+    output: DurationCounter,
 }
 
 /// What a call of the guest took.
@@ -81,7 +81,7 @@ pub struct Execution {
 
 /// What there is to tell of a version.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StatisticsTaken {
+pub struct StatisticsSnapshot {
     /// When the last rows were predicted for, in milliseconds since 1970; 0, if never.
     pub last_inference_ms: u64,
     /// Rows that were predicted for.
@@ -89,62 +89,62 @@ pub struct StatisticsTaken {
     /// Calls of the guest that answered.
     pub execution_count: u64,
     /// Requests that were answered, from their head to their answer.
-    pub success: TimesTaken,
+    pub success: DurationCount,
     /// Requests that a version was chosen for and that got an error.
-    pub fail: TimesTaken,
+    pub fail: DurationCount,
     /// Waits for a thread.
-    pub queue: TimesTaken,
+    pub queue: DurationCount,
     /// Requests turned into tensors.
-    pub compute_input: TimesTaken,
+    pub compute_input: DurationCount,
     /// Answers of a guest, each counted for each of those whose rows were in its batch.
-    pub compute_infer: TimesTaken,
+    pub compute_infer: DurationCount,
     /// Tensors turned into answers.
-    pub compute_output: TimesTaken,
+    pub compute_output: DurationCount,
     /// The calls that answered, by the rows that they had; in this order.
-    pub batches: Vec<BatchesTaken>,
+    pub batches: Vec<BatchStatistics>,
 }
 
 /// The calls of one size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct BatchesTaken {
+pub struct BatchStatistics {
     /// Rows of each.
     pub batch_size: u64,
     /// To put the rows of several requests together.
-    pub compute_input: TimesTaken,
+    pub compute_input: DurationCount,
     /// The guest's own time.
-    pub compute_infer: TimesTaken,
+    pub compute_infer: DurationCount,
     /// To take its answer apart.
-    pub compute_output: TimesTaken,
+    pub compute_output: DurationCount,
 }
 
 impl Statistics {
     /// A request was answered, so long after its head.
-    pub fn request_answered(&self, time: Duration) {
+    pub fn record_success(&self, time: Duration) {
         self.success.add(time);
     }
 
     /// A request for which this version was chosen got an error, so long after its head.
-    pub fn request_failed(&self, time: Duration) {
+    pub fn record_failure(&self, time: Duration) {
         self.fail.add(time);
     }
 
     /// A request was turned into tensors.
-    pub fn inputs_converted(&self, time: Duration) {
+    pub fn record_input_conversion(&self, time: Duration) {
         self.input.add(time);
     }
 
     /// Tensors were turned into an answer.
-    pub fn outputs_converted(&self, time: Duration) {
+    pub fn record_output_conversion(&self, time: Duration) {
         self.output.add(time);
     }
 
     /// The rows of a request got a thread after such a wait.
-    pub(crate) fn waited(&self, time: Duration) {
+    pub(crate) fn record_queue_wait(&self, time: Duration) {
         self.queue.add(time);
     }
 
     /// The guest has answered for the rows of so many requests.
-    pub(crate) fn executed(&self, execution: &Execution, requests: usize, now: SystemTime) {
+    pub(crate) fn record_execution(&self, execution: &Execution, requests: usize, now: SystemTime) {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let now = u64::try_from(now).unwrap_or(u64::MAX);
         self.last_inference_ms.fetch_max(now, Ordering::Relaxed);
@@ -172,24 +172,24 @@ impl Statistics {
     }
 
     /// What there is to tell. What is written meanwhile may be in it in parts.
-    pub fn taken(&self) -> StatisticsTaken {
+    pub fn snapshot(&self) -> StatisticsSnapshot {
         let sizes = self.sizes.read().unwrap_or_else(PoisonError::into_inner);
-        let batches = sizes.iter().map(|(size, times)| BatchesTaken {
+        let batches = sizes.iter().map(|(size, times)| BatchStatistics {
             batch_size: *size,
-            compute_input: times.input.taken(),
-            compute_infer: times.infer.taken(),
-            compute_output: times.output.taken(),
+            compute_input: times.input.snapshot(),
+            compute_infer: times.infer.snapshot(),
+            compute_output: times.output.snapshot(),
         });
-        StatisticsTaken {
+        StatisticsSnapshot {
             last_inference_ms: self.last_inference_ms.load(Ordering::Relaxed),
             inference_count: self.inferences.load(Ordering::Relaxed),
             execution_count: self.executions.load(Ordering::Relaxed),
-            success: self.success.taken(),
-            fail: self.fail.taken(),
-            queue: self.queue.taken(),
-            compute_input: self.input.taken(),
-            compute_infer: self.infer.taken(),
-            compute_output: self.output.taken(),
+            success: self.success.snapshot(),
+            fail: self.fail.snapshot(),
+            queue: self.queue.snapshot(),
+            compute_input: self.input.snapshot(),
+            compute_infer: self.infer.snapshot(),
+            compute_output: self.output.snapshot(),
             batches: batches.collect(),
         }
     }
@@ -204,16 +204,16 @@ mod tests {
     #[test]
     fn calls_are_counted_once_and_for_each_request() {
         let statistics = Statistics::default();
-        assert_eq!(statistics.taken(), StatisticsTaken::default());
+        assert_eq!(statistics.snapshot(), StatisticsSnapshot::default());
         let batch = |rows| Execution { rows, infer: MICROSECOND, ..Execution::default() };
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
-        statistics.executed(&batch(8), 3, at(2));
-        statistics.executed(&batch(1), 1, at(1));
-        statistics.executed(&batch(8), 8, at(0));
-        let taken = statistics.taken();
+        statistics.record_execution(&batch(8), 3, at(2));
+        statistics.record_execution(&batch(1), 1, at(1));
+        statistics.record_execution(&batch(8), 8, at(0));
+        let taken = statistics.snapshot();
         assert_eq!((taken.inference_count, taken.execution_count), (17, 3));
         assert_eq!(taken.last_inference_ms, 2000);
-        assert_eq!(taken.compute_infer, TimesTaken { count: 12, nanoseconds: 12_000 });
+        assert_eq!(taken.compute_infer, DurationCount { count: 12, nanoseconds: 12_000 });
         let sizes: Vec<_> = taken
             .batches
             .iter()
@@ -228,9 +228,9 @@ mod tests {
         let sizes = 2 * MAX_SIZES as u64;
         for rows in (1..=sizes).chain(1..=sizes) {
             let batch = Execution { rows, ..Execution::default() };
-            statistics.executed(&batch, 1, UNIX_EPOCH);
+            statistics.record_execution(&batch, 1, UNIX_EPOCH);
         }
-        let taken = statistics.taken();
+        let taken = statistics.snapshot();
         assert_eq!((taken.batches.len(), taken.execution_count), (MAX_SIZES, 2 * sizes));
         assert!(taken.batches.iter().all(|batch| batch.compute_infer.count == 2));
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use guesthouse::artifact::Artifact;
 use guesthouse::config::ConfigFile;
-use guesthouse::guest::{Engine, EngineLimits, Instance, LoadedComponent, Stop};
+use guesthouse::guest::{Engine, EngineLimits, Instance, LoadedComponent, StopSignal};
 use guesthouse::model::Tensor;
 use guesthouse::record;
 use guesthouse::store::Store;
@@ -53,7 +53,7 @@ impl Loaded {
 
     /// A new instance.
     pub(crate) fn instantiate(&self) -> Result<Instance> {
-        let stop = Stop::at(Instant::now() + CALL_LIMIT);
+        let stop = StopSignal::at_deadline(Instant::now() + CALL_LIMIT);
         self.component.instantiate(&stop).context("failed to make an instance")
     }
 
@@ -62,7 +62,8 @@ impl Loaded {
         let Some(inputs) = self.examples.get(number % self.examples.len()) else {
             bail!("there are no golden examples")
         };
-        let outputs = instance.predict(inputs, &Stop::at(Instant::now() + CALL_LIMIT));
+        let outputs =
+            instance.predict(inputs, &StopSignal::at_deadline(Instant::now() + CALL_LIMIT));
         let outputs = outputs.context("failed to predict")?;
         ensure!(!outputs.is_empty(), "a prediction has no outputs");
         Ok(())

@@ -7,7 +7,7 @@ use super::{Read, Stamp, stamps};
 use crate::artifact::Artifact;
 use crate::control::Control;
 use crate::model::ModelName;
-use crate::preinit::queue::Urgency;
+use crate::preinit::queue::CompilePriority;
 use crate::registry::{Slot, guarded};
 
 impl Control {
@@ -40,7 +40,7 @@ impl Control {
         let _loading = self.begin_loading();
         let Read { mut found, .. } = self.read_files(paths)?;
         found.retain(|file| file.id.name == *model);
-        self.deploy_found(found, Urgency::Operator)
+        self.deploy_found(found, CompilePriority::Operator)
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) const MAX_CALLERS: usize = 256;
 
 /// Why a request is not accepted, and after which time it may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum BreakerRefusal {
     /// The version as a whole is suspended.
     Version(Duration),
     /// The caller's own requests keep failing.
@@ -52,7 +52,7 @@ pub enum Refusal {
 
 /// What is suspended from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Suspended {
+pub enum SuspensionScope {
     /// One caller.
     Caller,
     /// Those with one API key, but for callers that were answered lately.
@@ -64,7 +64,7 @@ pub enum Suspended {
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     /// At most [`MAX_CALLERS`].
-    callers: HashMap<CallerId, Record>,
+    callers: HashMap<CallerId, CallerRecord>,
     /// By API key; each had several callers here when it was suspended.
     keys: HashMap<u64, Suspension>,
     version: Option<Suspension>,
@@ -72,7 +72,7 @@ pub(super) struct Evidence {
 
 /// What is known of a caller.
 #[derive(Debug)]
-struct Record {
+struct CallerRecord {
     failures: Recent,
     successes: Recent,
     last: Instant,
@@ -87,7 +87,7 @@ enum Verdict {
     ProbeCaller,
     ProbeKey,
     ProbeVersion,
-    Refuse(Refusal),
+    Refuse(BreakerRefusal),
 }
 
 /// Members that are failing and that are not, and what is held against them.
@@ -98,7 +98,7 @@ struct Votes {
     failures: u32,
 }
 
-impl Record {
+impl CallerRecord {
     fn new(now: Instant) -> Self {
         let none = Recent::new(now);
         Self { failures: none, successes: none, disturbances: none, last: now, suspension: None }
@@ -141,7 +141,7 @@ impl Record {
 }
 
 impl Votes {
-    fn add(&mut self, record: &Record, now: Instant) {
+    fn add(&mut self, record: &CallerRecord, now: Instant) {
         if record.is_failing(now) {
             self.failing += 1;
             self.failures += record.weight(now);
@@ -165,19 +165,19 @@ impl Votes {
 }
 
 impl Evidence {
-    pub(super) fn refusal(&self, now: Instant) -> Option<Refusal> {
+    pub(super) fn refusal(&self, now: Instant) -> Option<BreakerRefusal> {
         let refuses = self.version.as_ref().filter(|version| version.refuses(now))?;
-        Some(Refusal::Version(refuses.remaining(now)))
+        Some(BreakerRefusal::Version(refuses.remaining(now)))
     }
 
-    pub(super) fn check(&self, caller: CallerId, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn check(&self, caller: CallerId, now: Instant) -> Result<(), BreakerRefusal> {
         match self.verdict(caller, now) {
             Verdict::Refuse(refusal) => Err(refusal),
             _ => Ok(()),
         }
     }
 
-    pub(super) fn admit(&mut self, caller: CallerId, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn admit(&mut self, caller: CallerId, now: Instant) -> Result<(), BreakerRefusal> {
         let (suspension, who) = match self.verdict(caller, now) {
             Verdict::Accept => return Ok(()),
             Verdict::Refuse(refusal) => return Err(refusal),
@@ -214,7 +214,7 @@ impl Evidence {
         if let Some(suspension) = record.and_then(|record| record.suspension(now)) {
             return match suspension.may_probe(Prober::Same, now) {
                 true => Verdict::ProbeCaller,
-                false => Verdict::Refuse(Refusal::Caller(suspension.remaining(now))),
+                false => Verdict::Refuse(BreakerRefusal::Caller(suspension.remaining(now))),
             };
         }
         if record.is_some_and(|record| record.is_well(now)) {
@@ -224,7 +224,7 @@ impl Evidence {
         if let Some(suspension) = self.keys.get(&caller.key()).filter(in_force) {
             return match suspension.may_probe(self.prober(caller, caller.member(), now), now) {
                 true => Verdict::ProbeKey,
-                false => Verdict::Refuse(Refusal::Caller(suspension.remaining(now))),
+                false => Verdict::Refuse(BreakerRefusal::Caller(suspension.remaining(now))),
             };
         }
         match self.version.as_ref().filter(in_force) {
@@ -234,16 +234,16 @@ impl Evidence {
             {
                 Verdict::ProbeVersion
             }
-            Some(suspension) => Verdict::Refuse(Refusal::Version(suspension.remaining(now))),
+            Some(suspension) => Verdict::Refuse(BreakerRefusal::Version(suspension.remaining(now))),
         }
     }
 
-    pub(super) fn succeeded(&mut self, caller: CallerId, now: Instant) {
+    pub(super) fn record_success(&mut self, caller: CallerId, now: Instant) {
         let is_suspended = self.version.is_some() || self.keys.contains_key(&caller.key());
         let record = self.record(caller, now);
         // A probe shows how it is now.
         if is_suspended || record.suspension.is_some() {
-            *record = Record::new(now);
+            *record = CallerRecord::new(now);
         }
         record.successes.add(now);
         if self.keys.contains_key(&caller.key()) && !self.votes_of(caller.key(), now).suspend_key()
@@ -255,7 +255,11 @@ impl Evidence {
         }
     }
 
-    pub(super) fn failed(&mut self, caller: CallerId, now: Instant) -> Option<Suspended> {
+    pub(super) fn record_failure(
+        &mut self,
+        caller: CallerId,
+        now: Instant,
+    ) -> Option<SuspensionScope> {
         let record = self.record(caller, now);
         record.failures.add(now);
         record.disturbances.add(now);
@@ -264,28 +268,28 @@ impl Evidence {
             // One that ended by itself is not gone on with.
             record.suspension = None;
             if record.must_be_suspended(now) {
-                record.suspension = Some(Suspension::of_caller(now));
-                suspended = Some(Suspended::Caller);
+                record.suspension = Some(Suspension::for_caller(now));
+                suspended = Some(SuspensionScope::Caller);
             }
         } else if let Some(suspension) = &mut record.suspension {
-            suspension.failed(None);
+            suspension.record_failure(None);
         }
         self.keys.retain(|_, suspension| suspension.is_in_force(now));
         if let Some(suspension) = self.keys.get_mut(&caller.key()) {
-            suspension.failed(Some(caller.member()));
+            suspension.record_failure(Some(caller.member()));
         } else if self.votes_of(caller.key(), now).suspend_key() {
-            self.keys.insert(caller.key(), Suspension::of_several(now));
-            suspended = Some(Suspended::Key);
+            self.keys.insert(caller.key(), Suspension::for_several(now));
+            suspended = Some(SuspensionScope::Key);
         }
         match &mut self.version {
             Some(suspension) if suspension.is_in_force(now) => {
-                suspension.failed(Some(caller.key()));
+                suspension.record_failure(Some(caller.key()));
             }
             _ => {
                 self.version = None;
                 if self.votes(now).suspend_version() {
-                    self.version = Some(Suspension::of_several(now));
-                    suspended = Some(Suspended::Version);
+                    self.version = Some(Suspension::for_several(now));
+                    suspended = Some(SuspensionScope::Version);
                 }
             }
         }
@@ -337,11 +341,11 @@ impl Evidence {
         votes
     }
 
-    fn record(&mut self, caller: CallerId, now: Instant) -> &mut Record {
+    fn record(&mut self, caller: CallerId, now: Instant) -> &mut CallerRecord {
         if self.callers.len() >= MAX_CALLERS && !self.callers.contains_key(&caller) {
             self.evict(now);
         }
-        let record = self.callers.entry(caller).or_insert_with(|| Record::new(now));
+        let record = self.callers.entry(caller).or_insert_with(|| CallerRecord::new(now));
         record.last = now;
         record
     }
@@ -349,7 +353,7 @@ impl Evidence {
     /// Forget the caller that has been heard of least recently: rather one that was not answered, so
     /// that many names do not displace those for whom the version works.
     fn evict(&mut self, now: Instant) {
-        let rank = |record: &Record| (record.is_well(now), record.last);
+        let rank = |record: &CallerRecord| (record.is_well(now), record.last);
         let first = self.callers.iter().min_by_key(|(_, record)| rank(record));
         if let Some(caller) = first.map(|(caller, _)| *caller) {
             self.callers.remove(&caller);

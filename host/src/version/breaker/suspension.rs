@@ -44,7 +44,7 @@ pub(super) struct Suspension {
 
 impl Suspension {
     /// Of one caller, whose next requests are refused.
-    pub(super) fn of_caller(now: Instant) -> Self {
+    pub(super) fn for_caller(now: Instant) -> Self {
         let probed = vec![0; PROBES];
         Self {
             until: now + FIRST_ROUND,
@@ -58,8 +58,8 @@ impl Suspension {
 
     /// Of several, of whom those that have not been heard of yet are probed at once. No single one of
     /// them makes a round longer.
-    pub(super) fn of_several(now: Instant) -> Self {
-        Self { tolerance: 2, ..Self::of_caller(now) }
+    pub(super) fn for_several(now: Instant) -> Self {
+        Self { tolerance: 2, ..Self::for_caller(now) }
     }
 
     /// Whether it is still in force. A suspension that nobody probes ends by itself.
@@ -118,7 +118,7 @@ impl Suspension {
     }
 
     /// A request of this one failed; it counts once if it was a probe.
-    pub(super) fn failed(&mut self, who: Option<u64>) {
+    pub(super) fn record_failure(&mut self, who: Option<u64>) {
         let who = who.unwrap_or_default();
         if self.has_probed(who) && !self.failed.contains(&who) {
             self.failed.push(who);

@@ -20,7 +20,7 @@ fn member(key: &str, index: usize) -> CallerId {
 fn fail(breaker: &Breaker, caller: CallerId, now: Instant) -> bool {
     let is_accepted = breaker.admit(caller, now).is_ok();
     if is_accepted {
-        breaker.failed(caller, now);
+        breaker.record_failure(caller, now);
     }
     is_accepted
 }
@@ -29,7 +29,7 @@ fn succeed(breaker: &Breaker, caller: CallerId, now: Instant) -> bool {
     let is_accepted = breaker.check(caller, now).is_ok();
     assert_eq!(breaker.admit(caller, now).is_ok(), is_accepted);
     if is_accepted {
-        breaker.succeeded(caller, now);
+        breaker.record_success(caller, now);
     }
     is_accepted
 }
@@ -44,8 +44,8 @@ fn a_caller_whose_requests_all_fail_is_refused_and_nobody_else() {
     let (bad, good) = (caller("bad"), caller("good"));
     fail_times(&breaker, bad, CALLER_FAILURES - 1, now);
     assert!(breaker.admit(bad, now).is_ok());
-    assert_eq!(breaker.failed(bad, now), Some(Suspended::Caller));
-    assert_eq!(breaker.check(bad, now), Err(Refusal::Caller(FIRST_ROUND)));
+    assert_eq!(breaker.record_failure(bad, now), Some(SuspensionScope::Caller));
+    assert_eq!(breaker.check(bad, now), Err(BreakerRefusal::Caller(FIRST_ROUND)));
     assert!(breaker.admit(bad, now).is_err());
     assert!(breaker.allows(now) && succeed(&breaker, good, now));
     assert!(breaker.check(member("bad", 1), now).is_ok(), "the sticky key tells them apart");
@@ -58,7 +58,9 @@ fn a_refused_caller_is_probed_and_each_round_is_longer_while_it_fails() {
     fail_times(&breaker, bad, CALLER_FAILURES, now);
     let mut lengths = Vec::new();
     for _ in 0..10 {
-        let Err(Refusal::Caller(time)) = breaker.check(bad, now) else { panic!("it is refused") };
+        let Err(BreakerRefusal::Caller(time)) = breaker.check(bad, now) else {
+            panic!("it is refused")
+        };
         lengths.push(time);
         now += time;
         let probes = (0..100).filter(|_| fail(&breaker, bad, now)).count();
@@ -109,12 +111,12 @@ fn a_version_that_fails_for_all_keys_is_suspended_and_probed_by_several() {
     assert!(fail(&breaker, caller("c"), now) && !fail(&breaker, caller("c"), now));
     let more = (0..100).filter(|index| fail(&breaker, caller(&index.to_string()), now)).count();
     assert_eq!(more, PROBES - 1);
-    assert_eq!(breaker.check(caller("x"), now), Err(Refusal::Version(FIRST_ROUND)));
+    assert_eq!(breaker.check(caller("x"), now), Err(BreakerRefusal::Version(FIRST_ROUND)));
     // They make the next round longer.
     let now = now + FIRST_ROUND;
     assert!(breaker.allows(now), "it may be tried again");
     assert!(fail(&breaker, caller("y"), now));
-    assert_eq!(breaker.refusal(now), Some(Refusal::Version(2 * FIRST_ROUND)));
+    assert_eq!(breaker.refusal(now), Some(BreakerRefusal::Version(2 * FIRST_ROUND)));
     let now = now + 2 * FIRST_ROUND;
     for key in ["a", "b", "c", "y"] {
         assert!(succeed(&breaker, caller(key), now), "{key}");
@@ -129,7 +131,7 @@ fn one_bad_caller_makes_the_suspension_of_a_version_no_longer() {
         ["a", "b"].into_iter().for_each(|key| _ = fail(&breaker, caller(key), now));
     }
     for round in 0..5 {
-        let Some(Refusal::Version(time)) = breaker.refusal(now) else { panic!("{round}") };
+        let Some(BreakerRefusal::Version(time)) = breaker.refusal(now) else { panic!("{round}") };
         assert_eq!(time, FIRST_ROUND, "{round}");
         now += time;
         (0..100).for_each(|index| _ = fail(&breaker, member("c", index), now));
@@ -167,7 +169,7 @@ fn whoever_made_a_call_fail_does_not_share_calls_for_a_while() {
     let (one, other) = (caller("one"), caller("other"));
     assert!(!breaker.is_isolated(one, now));
     breaker.isolate(one, now);
-    breaker.failed(other, now);
+    breaker.record_failure(other, now);
     for caller in [one, other] {
         assert!(breaker.is_isolated(caller, now + WINDOW / 4));
         assert!(!breaker.is_isolated(caller, now + 2 * WINDOW));
@@ -175,7 +177,7 @@ fn whoever_made_a_call_fail_does_not_share_calls_for_a_while() {
     }
     assert!(!breaker.is_isolated(caller("third"), now));
     breaker.isolate(one, now);
-    (0..3).for_each(|_| breaker.succeeded(one, now));
+    (0..3).for_each(|_| breaker.record_success(one, now));
     assert!(!breaker.is_isolated(one, now), "most of its requests are good");
 }
 
@@ -223,8 +225,8 @@ proptest! {
     fn evidence_is_bounded(callers in 0..3 * MAX_CALLERS) {
         let (breaker, now) = (Breaker::default(), Instant::now());
         for index in 0..callers {
-            breaker.failed(member(&(index % 7).to_string(), index), now);
-            breaker.succeeded(member("good", index), now);
+            breaker.record_failure(member(&(index % 7).to_string(), index), now);
+            breaker.record_success(member("good", index), now);
         }
         prop_assert!(breaker.lock().size() <= 2 * MAX_CALLERS);
     }

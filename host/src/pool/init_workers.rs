@@ -2,7 +2,7 @@
 //!
 //! Inference threads only ever compute for requests, so they do not run an `init` that may outlast
 //! every caller: they wait for an instance until their callers' deadline, while a maker makes it for
-//! whoever comes next. There are at most as many makers as instances are missing, each ends when none
+//! whoever comes next. There are at most as many init_workers as instances are missing, each ends when none
 //! is missing or one cannot be made, and all of them are interrupted when the pool goes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,21 +10,24 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Leased, Shared};
-use crate::guest::{Fault, Stop, StopReason};
+use super::{LeasedInstance, PoolInner};
+use crate::guest::{Fault, StopReason, StopSignal};
 
 /// How often a batch that waits for an instance looks whether its callers have gone.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
-impl Shared {
-    /// Whether makers make the instances, and not whoever takes one. Nobody keeps instances for a
+impl PoolInner {
+    /// Whether init_workers make the instances, and not whoever takes one. Nobody keeps instances for a
     /// pool without a target.
-    pub(super) fn has_makers(&self) -> bool {
+    pub(super) fn uses_init_workers(&self) -> bool {
         self.component.runs_init() && self.target > 0
     }
 
     /// An instance that is idle, as soon as there is one.
-    pub(super) fn wait_for_idle(self: &Arc<Self>, stop: &Stop) -> Result<Leased, Fault> {
+    pub(super) fn wait_for_idle(
+        self: &Arc<Self>,
+        stop: &StopSignal,
+    ) -> Result<LeasedInstance, Fault> {
         let mut instances = self.lock();
         instances.waiting += 1;
         let outcome = loop {
@@ -39,9 +42,9 @@ impl Shared {
                 Some(StopReason::Deadline) => break Err(Fault::Deadline),
                 Some(StopReason::Cancelled) => break Err(Fault::Cancelled),
             }
-            if instances.out < self.target {
+            if instances.in_use < self.target {
                 drop(instances);
-                self.start_maker();
+                self.spawn_init_worker();
                 instances = self.lock();
             }
             let waited = self.changed.wait_timeout(instances, LOOK_INTERVAL);
@@ -56,41 +59,41 @@ impl Shared {
     }
 
     /// Start a thread that makes instances until none is missing; if none is, do nothing.
-    pub(super) fn start_maker(self: &Arc<Self>) {
-        if !self.begin_missing() {
+    pub(super) fn spawn_init_worker(self: &Arc<Self>) {
+        if !self.reserve_missing() {
             return;
         }
-        self.lock().makers += 1;
+        self.lock().init_workers += 1;
         let shared = Arc::clone(self);
         let thread = thread::Builder::new().name("make".to_owned());
         let thread = thread.stack_size(self.component.thread_stack_bytes());
-        if let Err(error) = thread.spawn(move || shared.make_until_none_is_missing()) {
-            self.lock().out -= 1;
-            self.end_maker(Some(Fault::Host(format!("no thread: {error}"))));
+        if let Err(error) = thread.spawn(move || shared.create_until_full()) {
+            self.lock().in_use -= 1;
+            self.end_init_worker(Some(Fault::Host(format!("no thread: {error}"))));
         }
     }
 
-    fn make_until_none_is_missing(&self) {
+    fn create_until_full(&self) {
         loop {
             // A panic here is a bug of the host; it costs the instance.
             let made =
-                catch_unwind(AssertUnwindSafe(|| self.make_missing())).unwrap_or_else(|_| {
-                    self.lock().out -= 1;
+                catch_unwind(AssertUnwindSafe(|| self.create_reserved())).unwrap_or_else(|_| {
+                    self.lock().in_use -= 1;
                     Err(Fault::Host("a thread that makes instances panicked".to_owned()))
                 });
             if let Err(fault) = made {
-                return self.end_maker(Some(fault));
+                return self.end_init_worker(Some(fault));
             }
             self.changed.notify_one();
-            if !self.begin_missing() {
-                return self.end_maker(None);
+            if !self.reserve_missing() {
+                return self.end_init_worker(None);
             }
         }
     }
 
-    fn end_maker(&self, fault: Option<Fault>) {
+    fn end_init_worker(&self, fault: Option<Fault>) {
         let mut instances = self.lock();
-        instances.makers -= 1;
+        instances.init_workers -= 1;
         if instances.waiting > 0 && fault.is_some() {
             instances.failure = fault;
         }
@@ -99,9 +102,9 @@ impl Shared {
     }
 
     /// Wait until no maker runs.
-    pub(super) fn wait_for_makers(&self) {
+    pub(super) fn join_init_workers(&self) {
         let instances = self.lock();
-        let ended = self.changed.wait_while(instances, |instances| instances.makers > 0);
+        let ended = self.changed.wait_while(instances, |instances| instances.init_workers > 0);
         drop(ended.unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -12,13 +12,13 @@ use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 pub(super) const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Keeps one child to its cores. Where the machine does not allow it, the child has all of them.
-pub(super) struct Governor {
+pub(super) struct CoreLimit {
     child: u32,
     all: Vec<usize>,
     is_held_back: bool,
 }
 
-impl Governor {
+impl CoreLimit {
     /// For the child process of that number.
     pub(super) fn new(child: u32) -> Self {
         let mine = sched_getaffinity(None).unwrap_or_default();
@@ -28,7 +28,7 @@ impl Governor {
 
     /// Hold the child back or let it go. While it is held back, threads that it has started since
     /// are, too.
-    pub(super) fn govern(&mut self, hold_back: bool) {
+    pub(super) fn apply(&mut self, hold_back: bool) {
         if !hold_back && !self.is_held_back {
             return;
         }
@@ -68,16 +68,16 @@ mod tests {
     #[test]
     fn a_process_is_held_back_and_let_go() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let mut governor = Governor::new(child.id());
-        let cores = |governor: &Governor| {
-            let child = i32::try_from(governor.child).ok().and_then(Pid::from_raw);
+        let mut limit = CoreLimit::new(child.id());
+        let cores = |limit: &CoreLimit| {
+            let child = i32::try_from(limit.child).ok().and_then(Pid::from_raw);
             sched_getaffinity(child).unwrap().count() as usize
         };
-        let all = governor.all.len();
-        governor.govern(true);
-        assert_eq!(cores(&governor), all - all / 2);
-        governor.govern(false);
-        assert_eq!(cores(&governor), all);
+        let all = limit.all.len();
+        limit.apply(true);
+        assert_eq!(cores(&limit), all - all / 2);
+        limit.apply(false);
+        assert_eq!(cores(&limit), all);
         child.kill().unwrap();
         child.wait().unwrap();
     }

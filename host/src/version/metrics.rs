@@ -1,36 +1,36 @@
 //! What is measured of one version. It lives in the version, so that what is unloaded leaves no series
 //! behind.
 
-use super::Refusal;
-use crate::measure::{Counter, Histogram, Series, Sizes};
+use super::BreakerRefusal;
+use crate::measure::{Counter, DurationHistogram, MetricFamily, SizeHistogram};
 
 /// Since the version was loaded.
 #[derive(Debug, Default)]
-pub struct Measured {
+pub struct VersionMetrics {
     /// Requests that were answered, by the endpoint's pattern, then by the version's role and the status.
-    pub requests: Series<String, Series<(&'static str, u16), Counter>>,
+    pub requests: MetricFamily<String, MetricFamily<(&'static str, u16), Counter>>,
     /// From the head of a request to its answer, by the version's role.
-    pub total: Series<&'static str, Histogram>,
+    pub total: MetricFamily<&'static str, DurationHistogram>,
     /// Of the rows of one request, from their submission to the thread that took them.
-    pub queue: Histogram,
+    pub queue: DurationHistogram,
     /// To get an instance for a batch.
-    pub instantiate: Histogram,
+    pub instantiate: DurationHistogram,
     /// The guest's own time for a batch.
-    pub predict: Histogram,
+    pub predict: DurationHistogram,
     /// Rows of a batch, as the guest was called with them.
-    pub batch_rows: Sizes,
+    pub batch_rows: SizeHistogram,
     /// To write the answer.
-    pub encode: Histogram,
+    pub encode: DurationHistogram,
     /// Batches that were given no thread, by reason; what is refused before that, `Admission` counts.
-    pub rejections: Series<&'static str, Counter>,
+    pub rejections: MetricFamily<&'static str, Counter>,
 }
 
-impl Measured {
+impl VersionMetrics {
     /// A request was refused because the version is suspended, at least for its caller.
-    pub fn count_refusal(&self, refusal: Refusal) {
+    pub fn count_refusal(&self, refusal: BreakerRefusal) {
         let reason = match refusal {
-            Refusal::Version(_) => "suspended",
-            Refusal::Caller(_) => "caller_suspended",
+            BreakerRefusal::Version(_) => "suspended",
+            BreakerRefusal::Caller(_) => "caller_suspended",
         };
         self.rejections.with(&reason, Counter::count);
     }

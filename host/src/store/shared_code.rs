@@ -27,7 +27,7 @@ const MAX_INIT_CODES: usize = 8;
 const MAX_INIT_BYTES: u64 = 1 << 30;
 
 /// One file that children share, and its MAC beside it.
-pub(super) struct Shared {
+pub(super) struct SharedCode {
     code: PathBuf,
     mac: PathBuf,
     bound_to: Vec<String>,
@@ -35,32 +35,32 @@ pub(super) struct Shared {
 
 impl Store {
     /// Functions by what they are compiled from.
-    pub(super) fn functions(&self) -> Shared {
+    pub(super) fn functions(&self) -> SharedCode {
         self.shared(FUNCTIONS_LABEL.to_owned(), "bin", vec![FUNCTIONS_LABEL.to_owned()])
     }
 
     /// The code on which `init` of a component runs.
-    pub(super) fn init_code(&self, component: Digest) -> Shared {
+    pub(super) fn init_code(&self, component: Digest) -> SharedCode {
         let bound_to = vec![INIT_LABEL.to_owned(), component.to_string()];
         self.shared(format!("{INIT_LABEL}-{}", component.hex()), "cwasm", bound_to)
     }
 
-    fn shared(&self, name: String, extension: &str, bound_to: Vec<String>) -> Shared {
+    fn shared(&self, name: String, extension: &str, bound_to: Vec<String>) -> SharedCode {
         let path = |extension: &str| {
             self.compiled.join(format!("{name}-{}.{extension}", self.fingerprint))
         };
-        Shared { code: path(extension), mac: path("mac"), bound_to }
+        SharedCode { code: path(extension), mac: path("mac"), bound_to }
     }
 
     /// Link it to where a child may read it, if it is there and ours.
-    pub(super) fn lend(&self, shared: &Shared, to: &Path) {
+    pub(super) fn lend(&self, shared: &SharedCode, to: &Path) {
         let lend = || {
             match fs::hard_link(&shared.code, to) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 other => other?,
             }
             let code = open_regular(to)?;
-            let is = self.mac_of_shared(&code, shared)?;
+            let is = self.shared_mac(&code, shared)?;
             let wanted = blake3::Hash::from_hex(fs::read(&shared.mac)?);
             if wanted.is_ok_and(|wanted| wanted == is) {
                 note_use(&code);
@@ -77,13 +77,13 @@ impl Store {
     }
 
     /// Keep what a child has left. If this stops half-way, the MAC does not fit and it is not used.
-    pub(super) fn take(&self, shared: &Shared, from: &Path) {
+    pub(super) fn take(&self, shared: &SharedCode, from: &Path) {
         let take = || {
             let code = match open_regular(from) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 other => other?,
             };
-            let mac = self.mac_of_shared(&code, shared)?;
+            let mac = self.shared_mac(&code, shared)?;
             durable::rename(from, &shared.code)?;
             let name = shared.mac.file_name().unwrap_or_default().to_string_lossy();
             durable::write_file(&self.compiled, &name, mac.to_hex().as_bytes())
@@ -119,13 +119,13 @@ impl Store {
         Ok(())
     }
 
-    fn mac_of_shared(&self, code: &File, shared: &Shared) -> io::Result<blake3::Hash> {
+    fn shared_mac(&self, code: &File, shared: &SharedCode) -> io::Result<blake3::Hash> {
         let bound_to: Vec<_> = shared.bound_to.iter().map(String::as_str).collect();
         self.mac(code, &bound_to)
     }
 }
 
-impl Shared {
+impl SharedCode {
     fn name(&self) -> String {
         self.code.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
@@ -159,7 +159,7 @@ mod tests {
             write(&files.init_code_output, b"init")?;
             Ok::<_, StoreError>(report())
         };
-        store.keep(Digest::of(b"artifact"), component, make).unwrap();
+        store.keep(Digest::from_content(b"artifact"), component, make).unwrap();
         lent
     }
 
@@ -167,7 +167,7 @@ mod tests {
     fn only_what_passes_its_mac_is_lent() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
-        let component = Digest::of(b"component");
+        let component = Digest::from_content(b"component");
         let all = (Some(b"functions".to_vec()), Some(b"init".to_vec()));
         let lent = || lent(&store, component);
         assert_eq!(lent(), (None, None));
@@ -187,7 +187,7 @@ mod tests {
     fn code_for_init_is_only_lent_for_the_component_it_was_made_from() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
-        let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
+        let (one, two) = (Digest::from_content(b"one"), Digest::from_content(b"two"));
         assert_eq!(lent(&store, one).1, None);
         assert_eq!(lent(&store, two).1, None);
         let (one_code, two_code) = (store.init_code(one), store.init_code(two));
@@ -201,7 +201,7 @@ mod tests {
     fn what_was_not_used_for_longest_goes_first() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
-        let component = |index: usize| Digest::of(&index.to_le_bytes());
+        let component = |index: usize| Digest::from_content(&index.to_le_bytes());
         for index in 0..=MAX_INIT_CODES {
             lent(&store, component(index));
             let age = Duration::from_secs(60 * (MAX_INIT_CODES - index) as u64);

@@ -14,15 +14,15 @@ use crate::priority;
 /// How often the time is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The work is limited until [`TimeLimit::end`].
+/// The work is limited until [`CpuTimeLimit::end`].
 #[must_use]
-pub(super) struct TimeLimit {
+pub(super) struct CpuTimeLimit {
     /// Set by whoever is first: the end of the work, or the end of the time.
     is_over: Arc<AtomicBool>,
     thread: Thread,
 }
 
-impl TimeLimit {
+impl CpuTimeLimit {
     /// Begin to count. When the process has had that much time on its processors, call `report` and
     /// end the process.
     pub(super) fn begin(
@@ -31,9 +31,9 @@ impl TimeLimit {
     ) -> io::Result<Self> {
         let is_over = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&is_over);
-        let latest = priority::process_time().saturating_add(time);
+        let latest = priority::process_cpu_time().saturating_add(time);
         let thread = thread::Builder::new().name("time-limit".to_owned()).spawn(move || {
-            while priority::process_time() < latest {
+            while priority::process_cpu_time() < latest {
                 if seen.load(Ordering::SeqCst) {
                     return;
                 }
@@ -68,7 +68,8 @@ mod tests {
     #[test]
     fn work_that_ends_in_time_goes_on() {
         let (sender, receiver) = mpsc::channel::<()>();
-        let limit = TimeLimit::begin(Duration::from_secs(3600), move |_time| drop(sender)).unwrap();
+        let limit =
+            CpuTimeLimit::begin(Duration::from_secs(3600), move |_time| drop(sender)).unwrap();
         limit.end();
         // The thread has ended without a report.
         assert!(receiver.recv().is_err());
