@@ -1,10 +1,11 @@
-//! Instances of one version: taken for a batch, given back, and replaced when they are used up.
+//! The instances of one version: acquired for a batch, released, and replaced when they are used
+//! up.
 //!
-//! Making and dropping instances happens off the request path wherever it can: after the answer has
-//! been sent, [`Pool::release`] drops what is used up and makes what is missing. Where there is a
-//! snapshot, that takes microseconds. Where `init` runs in each instance, it may take a minute, so
-//! threads of the pool's own make them ([`init_workers`]), and whoever wants one waits for it until its
-//! deadline. How many instances may exist at all is the engine's limit.
+//! Instances are created and dropped off the request path if possible: [`Pool::release`] runs after
+//! the response was sent, drops instances that are used up and creates missing ones. With a
+//! snapshot, this takes microseconds. Without one, `init` runs in each instance and may take a
+//! minute, so threads of the pool create the instances ([`init_workers`]), and batches wait for one
+//! until their deadline. The total number of instances is bounded by the engine.
 
 mod init_workers;
 
@@ -14,25 +15,25 @@ use std::time::{Duration, Instant};
 use crate::guest::{CancelOnDrop, Fault, Instance, LoadedComponent, StopSignal};
 use crate::model::Tensor;
 
-/// How strictly requests of one version are kept apart. Every instance starts in the state that
-/// `init` left, and none is used again after a fault.
+/// How strictly requests of one version are isolated from each other. Every instance starts in the
+/// state that `init` left, and none is reused after a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isolation {
-    /// A new instance for every batch: no state can pass from one to the next.
+    /// A new instance for every batch, so that no state passes from one batch to the next.
     Fresh,
-    /// An instance serves until one of the limits is reached.
+    /// An instance serves batches until it reaches one of the limits.
     Reuse(ReuseLimits),
 }
 
 /// When a reused instance is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReuseLimits {
-    /// Batches it has served. 1000 by default: what a guest leaks with every call stays small, and
-    /// replacing costs tens of microseconds.
+    /// The batches that it may serve. 1000 by default: memory that a guest leaks per call stays
+    /// small, and a replacement costs tens of microseconds.
     pub max_batches: u32,
-    /// Bytes its memory has grown by. 64 MiB by default.
+    /// The bytes by which its memory may grow. 64 MiB by default.
     pub max_memory_growth: usize,
-    /// How long it lives. 10 minutes by default.
+    /// The age up to which it is used. 10 minutes by default.
     pub max_age: Duration,
 }
 
@@ -43,50 +44,51 @@ impl Default for ReuseLimits {
     }
 }
 
-/// How long it may take to make an instance that no request waits for: `start` functions, and `init`
-/// where there is no snapshot.
+/// How long creating an instance may take if no request waits for it: running `start` functions,
+/// and `init` if there is no snapshot.
 pub const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The instances of one version.
 pub struct Pool {
     shared: Arc<PoolInner>,
-    /// Interrupts the makers when the pool goes.
+    /// Interrupts the init workers when the pool is dropped.
     closing: Option<CancelOnDrop>,
 }
 
-/// What the pool shares with its makers.
+/// The state that the pool shares with its init workers.
 struct PoolInner {
     component: LoadedComponent,
     isolation: Isolation,
     instances: Mutex<Instances>,
-    /// Notified when a maker has made an instance, has failed to, or has ended.
+    /// Notified when an init worker has created an instance, has failed, or has ended.
     changed: Condvar,
-    /// Cancelled when the pool goes.
+    /// Cancelled when the pool is dropped.
     open: StopSignal,
-    /// How many instances there are, idle or not: one for each batch that may run at once. It is
-    /// what has been set aside for the version, so there are never more.
+    /// The number of instances to keep, idle or in use: one for each batch that may run at once.
+    /// This many are reserved in the budget, so there are never more.
     target: usize,
 }
 
 #[derive(Default)]
 struct Instances {
     idle: Vec<LeasedInstance>,
-    /// Leased, or being made.
+    /// Leased, or being created.
     in_use: usize,
-    /// Linear memory of the idle ones, and of the others when they were last looked at, in bytes.
+    /// The linear memory of the idle instances and of those in use, in bytes; of the latter as it
+    /// was before their batch.
     idle_bytes: usize,
     in_use_bytes: usize,
     created: u64,
-    /// Threads that make instances.
+    /// The number of running init workers.
     init_workers: usize,
-    /// Batches that wait for an instance.
+    /// The number of batches that wait for an instance.
     waiting: usize,
-    /// Why a maker failed, for one of those that wait.
+    /// The fault of an init worker, for one of the waiting batches.
     failure: Option<Fault>,
 }
 
 impl Instances {
-    /// An idle one, which is in_use from now on.
+    /// Take an idle instance, which counts as in use from now on.
     fn take_idle(&mut self) -> Option<LeasedInstance> {
         let taken = self.idle.pop()?;
         self.in_use += 1;
@@ -104,36 +106,36 @@ impl Instances {
     }
 }
 
-/// How many instances of a version there are.
+/// The number of instances of a version, and their memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstanceCounts {
-    /// Ready for a batch.
+    /// Instances that are ready for a batch.
     pub idle: usize,
-    /// On their way through a batch, or being made.
+    /// Instances that run a batch or are being created.
     pub in_use: usize,
-    /// Linear memory of those that are ready, in bytes.
+    /// The linear memory of idle instances, in bytes.
     pub idle_bytes: usize,
-    /// The same of the others, as it was before their batch.
+    /// The linear memory of instances in use, as it was before their batch, in bytes.
     pub in_use_bytes: usize,
-    /// Made since the version was loaded.
+    /// The instances created since the version was loaded.
     pub created: u64,
 }
 
-/// An instance on its way through a batch.
+/// An instance that was acquired for a batch.
 pub struct LeasedInstance {
     instance: Instance,
     batches: u32,
     memory_at_first: usize,
-    /// Its memory as it is counted in the pool.
+    /// The memory that the pool counts for it.
     counted_bytes: usize,
     created: Instant,
 }
 
 impl LeasedInstance {
-    /// Outputs for a batch that has been validated against the signature.
+    /// Run a batch that has been validated against the signature.
     ///
     /// # Errors
-    /// [`Fault`]; the instance is still to be given back, with the outcome.
+    /// [`Fault`]; the instance must be released all the same.
     pub fn predict(&mut self, inputs: &[Tensor], stop: &StopSignal) -> Result<Vec<Tensor>, Fault> {
         self.batches += 1;
         self.instance.predict(inputs, stop)
@@ -141,21 +143,21 @@ impl LeasedInstance {
 }
 
 impl Pool {
-    /// A pool without instances, which keeps `target` of them once they have been made. At most as
-    /// many may be taken at once.
+    /// Create a pool without instances, which will keep `target` of them. At most this many may be
+    /// in use at once.
     pub fn new(component: LoadedComponent, isolation: Isolation, target: usize) -> Self {
-        // Each maker sets its own deadline.
+        // Each init worker sets its own deadline.
         let (open, closing) = StopSignal::with_guard(Instant::now());
         let (instances, changed) = (Mutex::default(), Condvar::new());
         let shared = PoolInner { component, isolation, instances, changed, open, target };
         Self { shared: Arc::new(shared), closing: Some(closing) }
     }
 
-    /// An instance: an idle one, or a new one if there is none.
+    /// Acquire an idle instance, or a new one if none is idle.
     ///
     /// # Errors
-    /// [`Fault::Host`], when the engine has no more of them; where guest code has to run for a new
-    /// one any other.
+    /// [`Fault::Host`], if the engine's pool is exhausted; any other fault if guest code has to run
+    /// for a new instance.
     pub fn acquire(&self, stop: &StopSignal) -> Result<LeasedInstance, Fault> {
         if self.shared.uses_init_workers() {
             return self.shared.wait_for_idle(stop);
@@ -167,24 +169,24 @@ impl Pool {
             }
             instances.in_use += 1;
         }
-        let made = self.shared.make(stop);
-        if made.is_err() {
+        let created = self.shared.create(stop);
+        if created.is_err() {
             self.shared.lock().in_use -= 1;
         }
-        made
+        created
     }
 
-    /// Take an instance back, to be used again or to be replaced. `good` says whether its last
-    /// batch left it usable. Off the request path, because it may unmap and map memory.
-    pub fn release(&self, leased: LeasedInstance, good: bool) {
+    /// Return an instance, to be reused or replaced. `is_usable` says whether its last batch left
+    /// it usable. Call this off the request path, because it may map and unmap memory.
+    pub fn release(&self, leased: LeasedInstance, is_usable: bool) {
         let shared = &self.shared;
-        if good && !shared.is_used_up(&leased) {
+        if is_usable && !shared.is_used_up(&leased) {
             shared.lock().put_idle(leased);
             shared.changed.notify_one();
             return;
         }
         let bytes = leased.counted_bytes;
-        // Its place in the engine is free before it is counted as such.
+        // Free its slot in the engine before counting it as free.
         drop(leased);
         let mut instances = shared.lock();
         instances.in_use -= 1;
@@ -193,15 +195,15 @@ impl Pool {
         if shared.uses_init_workers() {
             shared.spawn_init_worker();
         } else {
-            // An engine that is full now has instances again when others are given back.
+            // If the engine is full now, it has room again when other instances are released.
             let _ = self.fill();
         }
     }
 
-    /// Make the instances that are missing, on this thread.
+    /// Create the missing instances on this thread.
     ///
     /// # Errors
-    /// The first one that cannot be made.
+    /// The fault of the first instance that cannot be created.
     pub fn fill(&self) -> Result<(), Fault> {
         while self.shared.reserve_missing() {
             self.shared.create_reserved()?;
@@ -209,10 +211,10 @@ impl Pool {
         Ok(())
     }
 
-    /// Make one instance if there is none, on this thread.
+    /// Create an instance on this thread if none is idle.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The instance cannot be created.
     pub fn create_first(&self) -> Result<(), Fault> {
         if self.shared.is_empty() && self.shared.reserve_missing() {
             self.shared.create_reserved()?;
@@ -220,18 +222,18 @@ impl Pool {
         Ok(())
     }
 
-    /// Drop the instances that wait for a batch.
+    /// Drop the idle instances.
     pub fn clear(&self) {
         let idle = {
             let mut instances = self.shared.lock();
             instances.idle_bytes = 0;
             std::mem::take(&mut instances.idle)
         };
-        // Without the lock, because it may unmap memory.
+        // Dropped without the lock, because this may unmap memory.
         drop(idle);
     }
 
-    /// How many instances there are.
+    /// The current counts.
     pub fn counts(&self) -> InstanceCounts {
         let instances = self.shared.lock();
         let Instances { idle, in_use, idle_bytes, in_use_bytes, created, .. } = &*instances;
@@ -247,8 +249,8 @@ impl Pool {
 }
 
 impl Drop for Pool {
-    /// Nothing of what was set aside for the version is in use when the pool has gone. Makers look at
-    /// their cancellation once a tick.
+    /// Wait for the init workers, so that nothing of the version's reservation is in use
+    /// afterwards. They check for cancellation once per epoch tick.
     fn drop(&mut self) {
         self.closing = None;
         self.shared.join_init_workers();
@@ -256,7 +258,7 @@ impl Drop for Pool {
 }
 
 impl PoolInner {
-    /// Count an instance as being made, if one is missing.
+    /// Count an instance as being created, if one is missing.
     fn reserve_missing(&self) -> bool {
         let mut instances = self.lock();
         let is_missing = instances.idle.len() + instances.in_use < self.target;
@@ -264,14 +266,14 @@ impl PoolInner {
         is_missing
     }
 
-    /// Make an instance that has been counted.
+    /// Create an instance that has been counted.
     fn create_reserved(&self) -> Result<(), Fault> {
         let stop = self.open.until(Instant::now() + CREATE_TIMEOUT);
-        let made = self.make(&stop);
+        let created = self.create(&stop);
         let mut instances = self.lock();
-        match made {
-            Ok(made) => {
-                instances.put_idle(made);
+        match created {
+            Ok(leased) => {
+                instances.put_idle(leased);
                 Ok(())
             }
             Err(fault) => {
@@ -285,7 +287,7 @@ impl PoolInner {
         self.lock().idle.is_empty()
     }
 
-    fn make(&self, stop: &StopSignal) -> Result<LeasedInstance, Fault> {
+    fn create(&self, stop: &StopSignal) -> Result<LeasedInstance, Fault> {
         let instance = self.component.instantiate(stop)?;
         let (batches, bytes, created) = (0, instance.memory_bytes(), Instant::now());
         let mut instances = self.lock();

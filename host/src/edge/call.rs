@@ -126,7 +126,14 @@ impl<'a> Call<'a> {
     async fn outputs(&self, inputs: Arc<Vec<Tensor>>) -> Result<Vec<Tensor>, ApiError> {
         let (version, timer) = (Arc::clone(&self.route.version), self.timer.clone());
         let (deadline, urgency) = (self.deadline, self.urgency);
-        let work = PredictJob { version, caller: self.caller, inputs, deadline, timer, urgency };
+        let work = PredictJob {
+            version,
+            caller: self.caller,
+            inputs,
+            deadline,
+            timer,
+            queue_options: urgency,
+        };
         Ok(self.inference.predict(work).await?)
     }
 

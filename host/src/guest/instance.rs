@@ -22,27 +22,27 @@ use super::ticker::Ticker;
 use crate::artifact::Artifact;
 use crate::model::{Signature, Tensor, VersionId};
 
-/// A version's code, ready to be instantiated in microseconds.
+/// The code of a version, ready to be instantiated in microseconds.
 #[derive(Clone)]
 pub struct LoadedComponent {
     pre: ModelPre<HostState>,
     version: Arc<VersionId>,
     signature: Arc<Signature>,
     limits: InstanceLimits,
-    /// Only where there is no snapshot.
+    /// Set only if there is no snapshot.
     assets: Option<Arc<Artifact>>,
     ticker: Ticker,
 }
 
 impl LoadedComponent {
-    /// Map the compiled form of a version.
+    /// Map the compiled code of a version.
     ///
     /// # Errors
-    /// The file is not what this engine's compiler wrote.
+    /// The file was not compiled for this engine.
     ///
     /// # Safety
-    /// The file is native code and stays mapped: it must be one that this host has written, must
-    /// have been checked against its MAC, and must never be changed in place.
+    /// The file is native code and stays mapped. It must have been written by this host and checked
+    /// against its MAC, and must never be modified in place.
     #[expect(unsafe_code, reason = "wasmtime cannot check native code, only our own MAC can")]
     pub unsafe fn map(
         engine: &Engine,
@@ -59,27 +59,28 @@ impl LoadedComponent {
         Ok(Self { pre, version, signature, limits, assets: None, ticker: engine.ticker() })
     }
 
-    /// Run `init` in each instance, with these assets: there is no snapshot of what it leaves.
+    /// Run `init` with these assets in each instance, because there is no snapshot.
     #[must_use]
     pub fn with_init_per_instance(self, assets: Arc<Artifact>) -> Self {
         Self { assets: Some(assets), ..self }
     }
 
-    /// Whether each instance begins by running `init`, because there is no snapshot.
+    /// Whether each instance runs `init` first, because there is no snapshot.
     pub fn runs_init(&self) -> bool {
         self.assets.is_some()
     }
 
-    /// What a thread needs for its stack to run this guest, in bytes.
+    /// The stack size of a thread that runs this guest, in bytes.
     pub fn thread_stack_bytes(&self) -> usize {
         thread_stack_bytes(self.limits.stack_bytes)
     }
 
-    /// A new instance, in the state that `init` left. The `start` functions of its modules, and
-    /// `init` where it has to run, must be done before `stop`.
+    /// Create an instance in the state that `init` left. The `start` functions of its modules, and
+    /// `init` if it has to run, are interrupted by `stop`.
     ///
     /// # Errors
-    /// [`Fault::Host`], when the pool of instances is exhausted; if guest code runs, any other.
+    /// [`Fault::Host`], if the engine's pool of instances is exhausted; any other fault if guest
+    /// code runs.
     pub fn instantiate(&self, stop: &StopSignal) -> Result<Instance, Fault> {
         let state = HostState::new(Arc::clone(&self.version), &self.limits, self.assets.clone());
         let mut store = Store::new(self.pre.engine(), state);
@@ -91,7 +92,7 @@ impl LoadedComponent {
         });
         let start_stop = stop.no_later_than(Instant::now() + self.limits.start_time);
         let guest =
-            bounded(&mut store, &self.ticker, &start_stop, |store| self.pre.instantiate(store));
+            enter_guest(&mut store, &self.ticker, &start_stop, |store| self.pre.instantiate(store));
         let guest = guest.map_err(|error| {
             let state = store.data();
             Fault::from_instantiation(&error, state.memory_was_denied(), state.stop_reason())
@@ -110,8 +111,8 @@ impl LoadedComponent {
     }
 }
 
-/// Enter guest code: bounded in time, memory and log.
-fn bounded<T>(
+/// Enter guest code with limits on time, memory and logs.
+fn enter_guest<T>(
     store: &mut Store<HostState>,
     ticker: &Ticker,
     stop: &StopSignal,
@@ -125,7 +126,7 @@ fn bounded<T>(
     outcome
 }
 
-/// One instance: a store of its own, so that a trap takes nothing else down.
+/// One instance. It has its own store, so that a trap affects nothing else.
 pub struct Instance {
     store: Store<HostState>,
     guest: Model,
@@ -135,10 +136,10 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Outputs for a batch that has been validated against the signature.
+    /// Run a batch that has been validated against the signature.
     ///
     /// # Errors
-    /// [`Fault`]; unless [`Fault::leaves_instance_usable`], this instance must be dropped.
+    /// [`Fault`]; the instance must be dropped unless [`Fault::leaves_instance_usable`].
     pub fn predict(&mut self, inputs: &[Tensor], stop: &StopSignal) -> Result<Vec<Tensor>, Fault> {
         let rows = inputs.first().map_or(0, Tensor::rows);
         let given: Vec<_> = inputs.iter().map(tensor_into_wit).collect();
@@ -154,7 +155,7 @@ impl Instance {
         }
     }
 
-    /// Its linear memory, in bytes.
+    /// The size of the linear memory, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.store.data().memory_bytes()
     }
@@ -170,14 +171,14 @@ impl Instance {
         }
     }
 
-    /// One call of the guest.
+    /// Call a function of the guest.
     fn call<T>(
         &mut self,
         stop: &StopSignal,
         call: impl FnOnce(&Model, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, Fault> {
         let Self { store, guest, ticker, .. } = self;
-        let answer = bounded(store, ticker, stop, |store| call(guest, store));
+        let answer = enter_guest(store, ticker, stop, |store| call(guest, store));
         answer.map_err(|error| {
             let state = self.store.data();
             Fault::from_call(&error, state.memory_was_denied(), state.stop_reason())

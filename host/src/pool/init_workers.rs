@@ -1,9 +1,9 @@
-//! Threads that make the instances of a version in each of which `init` runs.
+//! Threads that create the instances of a version without a snapshot, in each of which `init` runs.
 //!
-//! Inference threads only ever compute for requests, so they do not run an `init` that may outlast
-//! every caller: they wait for an instance until their callers' deadline, while a maker makes it for
-//! whoever comes next. There are at most as many init_workers as instances are missing, each ends when none
-//! is missing or one cannot be made, and all of them are interrupted when the pool goes.
+//! Inference threads only run requests, so they never run an `init`, which may outlast the
+//! deadlines of all callers: they wait for an instance until their deadline while an init worker
+//! creates one. There are at most as many workers as missing instances. A worker ends when no
+//! instance is missing or when one cannot be created, and is interrupted when the pool is dropped.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 use super::{LeasedInstance, PoolInner};
 use crate::guest::{Fault, StopReason, StopSignal};
 
-/// How often a batch that waits for an instance looks whether its callers have gone.
-const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// How often a batch that waits for an instance checks whether its callers have disconnected.
+const CANCELLATION_INTERVAL: Duration = Duration::from_millis(1);
 
 impl PoolInner {
-    /// Whether init_workers make the instances, and not whoever takes one. Nobody keeps instances for a
-    /// pool without a target.
+    /// Whether init workers create the instances, instead of the thread that acquires one. A pool
+    /// with target 0 keeps no instances and has no workers.
     pub(super) fn uses_init_workers(&self) -> bool {
         self.component.runs_init() && self.target > 0
     }
 
-    /// An instance that is idle, as soon as there is one.
+    /// Wait for an idle instance.
     pub(super) fn wait_for_idle(
         self: &Arc<Self>,
         stop: &StopSignal,
@@ -47,18 +47,18 @@ impl PoolInner {
                 self.spawn_init_worker();
                 instances = self.lock();
             }
-            let waited = self.changed.wait_timeout(instances, LOOK_INTERVAL);
+            let waited = self.changed.wait_timeout(instances, CANCELLATION_INTERVAL);
             (instances, _) = waited.unwrap_or_else(PoisonError::into_inner);
         };
         instances.waiting -= 1;
         if instances.waiting == 0 {
-            // It says nothing to whoever comes later.
+            // The fault does not concern later batches.
             instances.failure = None;
         }
         outcome
     }
 
-    /// Start a thread that makes instances until none is missing; if none is, do nothing.
+    /// Start a thread that creates instances until none is missing. Does nothing if none is.
     pub(super) fn spawn_init_worker(self: &Arc<Self>) {
         if !self.reserve_missing() {
             return;
@@ -75,13 +75,13 @@ impl PoolInner {
 
     fn create_until_full(&self) {
         loop {
-            // A panic here is a bug of the host; it costs the instance.
-            let made =
+            // A panic is a bug of the host; it costs the instance.
+            let created =
                 catch_unwind(AssertUnwindSafe(|| self.create_reserved())).unwrap_or_else(|_| {
                     self.lock().in_use -= 1;
-                    Err(Fault::Host("a thread that makes instances panicked".to_owned()))
+                    Err(Fault::Host("a thread that creates instances panicked".to_owned()))
                 });
-            if let Err(fault) = made {
+            if let Err(fault) = created {
                 return self.end_init_worker(Some(fault));
             }
             self.changed.notify_one();
@@ -101,7 +101,7 @@ impl PoolInner {
         self.changed.notify_all();
     }
 
-    /// Wait until no maker runs.
+    /// Wait until no init worker runs.
     pub(super) fn join_init_workers(&self) {
         let instances = self.lock();
         let ended = self.changed.wait_while(instances, |instances| instances.init_workers > 0);

@@ -1,44 +1,44 @@
-//! Which cores a child may use: all of them while nobody is served, half of them while somebody is.
+//! Restricts the cores of a child: to half of them while requests are served, otherwise not at all.
 //!
-//! Giving way to whoever wakes up is not enough: where every core is busy, even with work of idle
-//! priority, the kernel leaves two threads that serve on one core for some milliseconds before it
-//! moves one of them. A core that is free of it is where they go.
+//! A low priority is not enough: while every core is busy, even with idle-priority work, the kernel
+//! leaves two serving threads on one core for some milliseconds before it moves one of them. A free
+//! core gives it a place to move to.
 
 use std::time::Duration;
 
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 
-/// How soon a change is noticed.
+/// How often the restriction is updated.
 pub(super) const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Keeps one child to its cores. Where the machine does not allow it, the child has all of them.
+/// The core restriction of one child. If the system denies it, the child uses all cores.
 pub(super) struct CoreLimit {
     child: u32,
     all: Vec<usize>,
-    is_held_back: bool,
+    is_restricted: bool,
 }
 
 impl CoreLimit {
-    /// For the child process of that number.
+    /// Create the restriction of the child with this process id.
     pub(super) fn new(child: u32) -> Self {
         let mine = sched_getaffinity(None).unwrap_or_default();
         let all = (0..CpuSet::MAX_CPU).filter(|core| mine.is_set(*core)).collect();
-        Self { child, all, is_held_back: false }
+        Self { child, all, is_restricted: false }
     }
 
-    /// Hold the child back or let it go. While it is held back, threads that it has started since
-    /// are, too.
-    pub(super) fn apply(&mut self, hold_back: bool) {
-        if !hold_back && !self.is_held_back {
+    /// Restrict the child or release it. While it is restricted, this also applies to threads that
+    /// it has started since the last call.
+    pub(super) fn apply(&mut self, restrict: bool) {
+        if !restrict && !self.is_restricted {
             return;
         }
-        self.is_held_back = hold_back;
+        self.is_restricted = restrict;
         let mut cores = CpuSet::new();
-        share(&self.all, hold_back).iter().for_each(|core| cores.set(*core));
+        share(&self.all, restrict).iter().for_each(|core| cores.set(*core));
         let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.child)) else { return };
         for thread in threads.flatten() {
             let number = thread.file_name().to_str().and_then(|name| name.parse().ok());
-            // One that has ended, or a machine that does not allow it.
+            // The thread may have ended, or the system may deny it.
             let _ = number
                 .and_then(Pid::from_raw)
                 .map(|thread| sched_setaffinity(Some(thread), &cores));
@@ -46,9 +46,10 @@ impl CoreLimit {
     }
 }
 
-/// Half of the cores, but at least one; the last ones, as the kernel fills them from the first.
-fn share(all: &[usize], hold_back: bool) -> &[usize] {
-    let left = if hold_back { all.len() / 2 } else { 0 };
+/// Half of the cores, but at least one: the last ones, because the kernel fills them from the
+/// first.
+fn share(all: &[usize], restrict: bool) -> &[usize] {
+    let left = if restrict { all.len() / 2 } else { 0 };
     &all[left..]
 }
 
@@ -57,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_that_is_held_back_has_half_of_the_cores_but_at_least_one() {
+    fn a_restricted_child_has_half_of_the_cores_at_least_one() {
         assert_eq!(share(&[3], true), [3]);
         assert_eq!(share(&[0, 1], true), [1]);
         assert_eq!(share(&[0, 1, 4], true), [1, 4]);
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_held_back_and_let_go() {
+    fn a_process_is_restricted_and_released() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let mut limit = CoreLimit::new(child.id());
         let cores = |limit: &CoreLimit| {

@@ -1,18 +1,19 @@
-//! What loaded versions may come to use, added up from their limits, against what the host has.
+//! Reserves instances and memory for loaded versions, by their limits, out of what the host has.
 //!
-//! A version is refused before it costs anything, rather than a request later. Weights are shared
-//! between instances and idle memory is given back, so that real use stays below what is counted.
+//! A version that would not fit is rejected before it loads, instead of its requests failing later.
+//! Weights are shared between instances and idle memory is returned to the system, so the real use
+//! stays below the reserved amount.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ModelLimits;
 
-/// What is left for further versions.
+/// The instances and the memory that are not reserved.
 #[derive(Debug, Clone)]
 pub struct ResourceBudget(Arc<Mutex<Resources>>);
 
-/// What is set aside for a version; given back when this is dropped.
+/// The resources reserved for a version; returned when this is dropped.
 #[derive(Debug)]
 pub struct Reservation {
     budget: ResourceBudget,
@@ -33,7 +34,7 @@ struct Resources {
     memory_bytes: u64,
 }
 
-/// A version would not fit.
+/// A version needs more than is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BudgetExceeded {
     needed: Resources,
@@ -58,15 +59,15 @@ impl fmt::Display for BudgetExceeded {
 impl std::error::Error for BudgetExceeded {}
 
 impl ResourceBudget {
-    /// All that the host has.
+    /// A budget of this many instances and this much memory.
     pub fn new(instances: u32, memory_bytes: u64) -> Self {
         Self(Arc::new(Mutex::new(Resources { instances: u64::from(instances), memory_bytes })))
     }
 
-    /// Set aside what a version may come to use.
+    /// Reserve what a version with these limits can use at most.
     ///
     /// # Errors
-    /// [`BudgetExceeded`], with the numbers.
+    /// [`BudgetExceeded`], with the needed and the remaining amounts.
     pub fn reserve(&self, limits: &ModelLimits) -> Result<Reservation, BudgetExceeded> {
         let needed = needed(limits);
         let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,7 +96,7 @@ mod tests {
     use crate::pool::Isolation;
 
     #[test]
-    fn what_does_not_fit_is_told_with_numbers_and_takes_nothing() {
+    fn a_version_that_does_not_fit_is_rejected_with_numbers() {
         let limits = ModelLimits {
             instance: InstanceLimits { memory_bytes: 100 << 20, ..InstanceLimits::default() },
             isolation: Isolation::Fresh,

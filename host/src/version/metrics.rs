@@ -1,32 +1,31 @@
-//! What is measured of one version. It lives in the version, so that what is unloaded leaves no series
-//! behind.
+//! The metrics of one version. They live in the version, so its series end when it is unloaded.
 
 use super::BreakerRefusal;
 use crate::measure::{Counter, DurationHistogram, MetricFamily, SizeHistogram};
 
-/// Since the version was loaded.
+/// The metrics since the version was loaded.
 #[derive(Debug, Default)]
 pub struct VersionMetrics {
-    /// Requests that were answered, by the endpoint's pattern, then by the version's role and the status.
+    /// Responses by the endpoint's pattern, and then by the version's role and the status.
     pub requests: MetricFamily<String, MetricFamily<(&'static str, u16), Counter>>,
-    /// From the head of a request to its answer, by the version's role.
+    /// The time from the request head to the response, by the version's role.
     pub total: MetricFamily<&'static str, DurationHistogram>,
-    /// Of the rows of one request, from their submission to the thread that took them.
+    /// The time from the submission of a request to its start on a thread.
     pub queue: DurationHistogram,
-    /// To get an instance for a batch.
+    /// The time to acquire an instance for a batch.
     pub instantiate: DurationHistogram,
-    /// The guest's own time for a batch.
+    /// The time of a batch in the guest.
     pub predict: DurationHistogram,
-    /// Rows of a batch, as the guest was called with them.
+    /// The rows of each batch.
     pub batch_rows: SizeHistogram,
-    /// To write the answer.
+    /// The time to encode a response.
     pub encode: DurationHistogram,
-    /// Batches that were given no thread, by reason; what is refused before that, `Admission` counts.
+    /// Jobs that were rejected, by reason; earlier rejections are counted by `AdmissionControl`.
     pub rejections: MetricFamily<&'static str, Counter>,
 }
 
 impl VersionMetrics {
-    /// A request was refused because the version is suspended, at least for its caller.
+    /// Count a request that was refused because the version is suspended for its caller or for all.
     pub fn count_refusal(&self, refusal: BreakerRefusal) {
         let reason = match refusal {
             BreakerRefusal::Version(_) => "suspended",
