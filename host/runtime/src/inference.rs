@@ -22,9 +22,9 @@ use self::queue::{FairQueue, LaneLimits, LaneTurn, PriorityLevel, QueueEntry};
 use self::run::{PendingJob, StartDeadline};
 use crate::guest::{Fault, StopSignal};
 use crate::measure::Counter;
-use guesthouse_model::Tensor;
 use crate::stages::StageTimer;
 use crate::version::{BreakerRefusal, CallerId, ServableVersion};
+use guesthouse_model::Tensor;
 
 /// How long past the deadline the result of an interrupted guest is awaited: a few epoch ticks.
 const INTERRUPTION_GRACE: Duration = Duration::from_millis(20);

@@ -24,12 +24,12 @@ pub use metrics::VersionMetrics;
 pub use quarantine::{InputFingerprint, Quarantine};
 pub use statistics::Statistics;
 
-use guesthouse_artifact::{Artifact, ArtifactMetadata, Digest, GoldenExample, Tolerances};
 use crate::guest::{Fault, InstanceLimits, LoadedComponent, StopSignal};
-use guesthouse_model::{Signature, Tensor, VersionId};
 use crate::pool::{Isolation, Pool};
 use crate::preinit::PreinitReport;
+use guesthouse_artifact::{Artifact, ArtifactMetadata, Digest, GoldenExample, Tolerances};
 use guesthouse_model::record;
+use guesthouse_model::{Signature, Tensor, VersionId};
 
 /// The time that all golden examples of a version may take together. No request waits for them.
 const GOLDEN_TIME: Duration = Duration::from_secs(60);

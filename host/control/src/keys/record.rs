@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::scope::{Scope, Scopes};
-use guesthouse_runtime::clock::MAX_UNIX_SECONDS;
 use crate::rate::Rate;
+use guesthouse_runtime::clock::MAX_UNIX_SECONDS;
 
 /// The longest name, in bytes: it stands in each line of the log.
 const MAX_NAME_LENGTH: usize = 64;

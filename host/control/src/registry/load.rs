@@ -7,15 +7,19 @@ use std::sync::Arc;
 
 use super::Failure;
 use super::metrics::DeploymentMetrics;
-use guesthouse_artifact::{Artifact, ArtifactError};
-use guesthouse_runtime::guest::{EngineError, Engines, Fault, LoadedComponent};
-use guesthouse_model::ModelName;
-use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority, CompileQueue};
-use guesthouse_runtime::preinit::{self, InstanceStart, PreinitError, PreinitGoal, PreinitHooks, PreinitLimits};
-use guesthouse_runtime::store::{CompiledVersion, Store, StoreError};
-use guesthouse_model::terminal;
 use crate::traffic::Traffic;
-use guesthouse_runtime::version::{BudgetExceeded, ModelLimits, ProofError, ResourceBudget, ServableVersion};
+use guesthouse_artifact::{Artifact, ArtifactError};
+use guesthouse_model::ModelName;
+use guesthouse_model::terminal;
+use guesthouse_runtime::guest::{EngineError, Engines, Fault, LoadedComponent};
+use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority, CompileQueue};
+use guesthouse_runtime::preinit::{
+    self, InstanceStart, PreinitError, PreinitGoal, PreinitHooks, PreinitLimits,
+};
+use guesthouse_runtime::store::{CompiledVersion, Store, StoreError};
+use guesthouse_runtime::version::{
+    BudgetExceeded, ModelLimits, ProofError, ResourceBudget, ServableVersion,
+};
 
 /// A version cannot be loaded.
 #[derive(Debug, thiserror::Error)]

@@ -17,11 +17,11 @@ use super::queue::QueuedJob;
 use crate::clock;
 use crate::guest::{Fault, StopSignal};
 use crate::measure::Counter;
-use guesthouse_model::Tensor;
 use crate::pool::LeasedInstance;
 use crate::stages::{Stage, StageTimer};
 use crate::version::statistics::Execution;
 use crate::version::{CallerId, InputFingerprint, ServableVersion, SuspensionScope};
+use guesthouse_model::Tensor;
 
 /// How many batches a job shares before it runs alone. A guest names all rows that it rejects at
 /// once, so two attempts suffice for well-behaved guests.

@@ -16,12 +16,12 @@ use super::cpu_time_limit::CpuTimeLimit;
 use super::function_cache::FunctionCache;
 use super::init_cache::InitCode;
 use super::{ChildPriority, InstanceStart, PreinitError, PreinitReport};
-use guesthouse_artifact::Artifact;
 use crate::guest::{
     self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot, Phase,
 };
-use guesthouse_model::Signature;
 use crate::priority;
+use guesthouse_artifact::Artifact;
+use guesthouse_model::Signature;
 use guesthouse_model::terminal;
 
 /// The hidden subcommand of the program that runs the child.

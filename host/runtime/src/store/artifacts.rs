@@ -9,8 +9,8 @@ use tempfile::NamedTempFile;
 
 use super::shared_code::touch;
 use super::{Store, StoreError};
-use guesthouse_artifact::{Artifact, ArtifactError, Digest, copy_limited, open_regular};
 use crate::durable::{self, FileOperation};
+use guesthouse_artifact::{Artifact, ArtifactError, Digest, copy_limited, open_regular};
 
 impl Store {
     /// Store an artifact, unless it is there already.

@@ -12,11 +12,11 @@ use prometheus_client::registry::Unit;
 
 use super::{Labels, Name, Times, gauge, write};
 use crate::edge::Edge;
-use guesthouse_runtime::measure::{self, Counter, DurationHistogram};
-use guesthouse_model::VersionId;
-use guesthouse_runtime::preinit::InstanceStart;
 use guesthouse_control::rollout::WHOLE;
 use guesthouse_control::traffic::{RequestCounts, TrafficCounts};
+use guesthouse_model::VersionId;
+use guesthouse_runtime::measure::{self, Counter, DurationHistogram};
+use guesthouse_runtime::preinit::InstanceStart;
 use guesthouse_runtime::version::{ServableVersion, VersionMetrics};
 
 /// The versions that are loaded, and what went to them.
