@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-pub(crate) use self::queue::{DEFAULT_PRIORITY, PRIORITY_LEVELS};
+pub use self::queue::{DEFAULT_PRIORITY, PRIORITY_LEVELS};
 use self::queue::{FairQueue, LaneLimits, LaneTurn, PriorityLevel, QueueEntry};
 use self::run::{PendingJob, StartDeadline};
 use crate::guest::{Fault, StopSignal};

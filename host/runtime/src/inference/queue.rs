@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 pub(super) type LaneKey = u64;
 
 /// The number of priority levels, from 1 (most urgent) to this one.
-pub(crate) const PRIORITY_LEVELS: u64 = 9;
+pub const PRIORITY_LEVELS: u64 = 9;
 
 /// The priority of requests that do not set one: in the middle, so that others can be more or less
 /// urgent.
-pub(crate) const DEFAULT_PRIORITY: u8 = 5;
+pub const DEFAULT_PRIORITY: u8 = 5;
 
 /// Every n-th turn of a lane starts with the job that has waited longest, whatever its priority. A
 /// caller that marks all of its jobs as urgent gets most of a version's capacity, but not all of
