@@ -3,13 +3,10 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::temporary_folder;
-use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use guesthouse_tests::{DEMO_KEY, HttpResponse, Server, Setup, eventually};
 use serde_json::{Value, json};
 
-/// How long callers try to meet in a batch: it is for the machine to say when they come.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A server of the misbehaving guest, with more for its section on batching.
+/// A server of the misbehaving guest with these settings for batching.
 fn misbehave(predict_milliseconds: u32, batching: &str) -> (Server, tempfile::TempDir) {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), predict_milliseconds);
@@ -17,13 +14,13 @@ fn misbehave(predict_milliseconds: u32, batching: &str) -> (Server, tempfile::Te
     (Server::start(&setup), folder)
 }
 
-/// Batches begin when they are full, or after a second.
+/// Settings with which a batch starts when it is full, or after a second.
 fn full_at(rows: usize) -> String {
     format!("max_batch_size = {rows}\nmax_queue_delay_microseconds = 1_000_000\n")
 }
 
-/// Ask with all of the bodies at once.
-fn ask_at_once(server: &Server, path: &str, bodies: &[Value]) -> Vec<Answer> {
+/// Posts all bodies concurrently.
+fn ask_at_once(server: &Server, path: &str, bodies: &[Value]) -> Vec<HttpResponse> {
     std::thread::scope(|scope| {
         let asking: Vec<_> =
             bodies.iter().map(|body| scope.spawn(move || server.post(path, body))).collect();
@@ -31,12 +28,12 @@ fn ask_at_once(server: &Server, path: &str, bodies: &[Value]) -> Vec<Answer> {
     })
 }
 
-fn act_at_once(server: &Server, actions: &[&str]) -> Vec<Answer> {
+fn act_at_once(server: &Server, actions: &[&str]) -> Vec<HttpResponse> {
     let bodies: Vec<_> = actions.iter().map(|action| json!({ "action": action })).collect();
     ask_at_once(server, "/models/misbehave/predict", &bodies)
 }
 
-/// The values of a series of a model, added up.
+/// The sum of a metric over all series with these labels; none if there is no such series.
 fn value(server: &Server, name: &str, labels: &[&str]) -> Option<f64> {
     let page = server.metrics();
     let is_it = |line: &&str| {
@@ -45,11 +42,11 @@ fn value(server: &Server, name: &str, labels: &[&str]) -> Option<f64> {
     };
     let values = page.lines().filter(is_it).filter_map(|line| line.rsplit_once(' '));
     let values: Vec<f64> = values.filter_map(|(_, value)| value.parse().ok()).collect();
-    // Of all versions together: tests say which of them is asked by configuration alone.
+    // Sums over versions: the configuration alone decides which version is asked.
     (!values.is_empty()).then(|| values.iter().sum())
 }
 
-/// How many calls of a model's guests had more rows than that.
+/// How many guest calls of a model had more than `rows` rows.
 fn larger_calls(server: &Server, model: &str, rows: &str) -> f64 {
     let (model, bound) = (format!("model=\"{model}\""), format!("le=\"{rows}.0\""));
     let name = "guesthouse_batch_size_rows_bucket";
@@ -58,14 +55,14 @@ fn larger_calls(server: &Server, model: &str, rows: &str) -> f64 {
 }
 
 #[test]
-fn callers_that_meet_get_what_they_would_get_alone() {
+fn batched_requests_get_the_same_results_as_alone() {
     let folder = temporary_folder();
     let mut setup = Setup::fixtures(folder.path(), &["row_sum", "simple"]);
     setup.artifacts.extend(Setup::toxicity().artifacts);
-    // With as much time, nobody is refused for what others wait.
+    // A time limit that no queueing delay reaches.
     setup.config = setup.config.replace("[limits]\n", "[limits]\npredict_milliseconds = 30_000\n");
     let server = Server::start(&setup);
-    // Sums of floats depend on their order, and rows are of many lengths.
+    // Sums of floats depend on their order, and the rows differ in length.
     let numbers = |caller: usize| -> Vec<f64> {
         (0..2 * caller).map(|index| f64::from(1_u32 << (index % 24)) / 3.0).collect()
     };
@@ -75,7 +72,7 @@ fn callers_that_meet_get_what_they_would_get_alone() {
         .collect();
     for (model, bodies) in [("row_sum", &sums), ("toxicity", &texts)] {
         let path = format!("/models/{model}/predict");
-        let say = |answer: &Answer| -> Value {
+        let say = |answer: &HttpResponse| -> Value {
             assert_eq!(answer.status, 200, "{answer:?}");
             let mut body = answer.body.clone();
             let record = body.as_object_mut().unwrap();
@@ -84,20 +81,18 @@ fn callers_that_meet_get_what_they_would_get_alone() {
             body
         };
         let alone: Vec<_> = bodies.iter().map(|body| say(&server.post(&path, body))).collect();
-        let (before, begin) = (larger_calls(&server, model, "1"), Instant::now());
-        loop {
+        let before = larger_calls(&server, model, "1");
+        eventually(&format!("requests of {model} share a batch"), || {
             for (answer, alone) in ask_at_once(&server, &path, bodies).iter().zip(&alone) {
                 same(&say(answer), alone);
             }
-            if larger_calls(&server, model, "1") > before {
-                break;
-            }
-            assert!(begin.elapsed() < PATIENCE, "nobody meets anybody at {model}");
-        }
+            larger_calls(&server, model, "1") > before
+        });
     }
 }
 
-/// Floating-point numbers may differ in their last bits: kernels for one row add up in another order.
+/// Compares scores with a tolerance: kernels for one row add in another order than kernels for
+/// many.
 fn same(is: &Value, wanted: &Value) {
     match (is["score"].as_f64(), wanted["score"].as_f64()) {
         (Some(score), Some(other)) => {
@@ -109,10 +104,10 @@ fn same(is: &Value, wanted: &Value) {
 }
 
 #[test]
-fn only_the_culprit_of_a_batch_fails_and_counts_once() {
+fn only_the_faulting_request_of_a_batch_fails() {
     let (server, _folder) = misbehave(30_000, &full_at(8));
     let faults = |kind: &str| {
-        // There is a series as soon as there is one.
+        // The series exists only after the first fault.
         let labels = [r#"model="misbehave""#, kind];
         value(&server, "guesthouse_faults_total", &labels).unwrap_or(0.0)
     };
@@ -122,12 +117,13 @@ fn only_the_culprit_of_a_batch_fails_and_counts_once() {
         ("no-output", "kind=\"bad_output\""),
         ("allocate", "kind=\"out_of_memory\""),
     ] {
-        let begin = Instant::now();
-        for round in 0.. {
-            // Other bytes each time: the same ones are not run a fourth time.
+        let mut rounds = 0..;
+        eventually(&format!("{way} shares a batch"), || {
+            let round = rounds.next().expect("the range has no end");
+            // The input differs in each round: a repeated one is quarantined after three failures.
             let bad = format!("{way} {round}");
             let before = faults(kind);
-            let met = larger_calls(&server, "misbehave", "4");
+            let before_calls = larger_calls(&server, "misbehave", "4");
             let actions = ["echo", "echo", "echo", &bad, "echo", "echo", "echo", "echo"];
             let answers = act_at_once(&server, &actions);
             for (action, answer) in actions.iter().zip(&answers) {
@@ -144,18 +140,15 @@ fn only_the_culprit_of_a_batch_fails_and_counts_once() {
             }
             let counted = faults(kind) - before;
             assert!((counted - 1.0).abs() < 0.5, "{way}: {counted}");
-            if larger_calls(&server, "misbehave", "4") > met {
-                break;
-            }
-            assert!(begin.elapsed() < PATIENCE, "nobody meets {way}");
-        }
+            larger_calls(&server, "misbehave", "4") > before_calls
+        });
     }
     let suspended = value(&server, "guesthouse_version_suspended", &[r#"model="misbehave""#]);
     assert_eq!(suspended, Some(0.0));
 }
 
 #[test]
-fn a_poisonous_caller_never_suspends_a_version_that_works_for_others() {
+fn one_failing_caller_does_not_suspend_a_version() {
     let (server, _folder) = misbehave(30_000, &full_at(4));
     for _ in 0..12 {
         let answers = act_at_once(&server, &["echo", "panic", "echo", "echo"]);
@@ -165,11 +158,9 @@ fn a_poisonous_caller_never_suspends_a_version_that_works_for_others() {
 }
 
 #[test]
-fn rejected_rows_are_told_to_their_callers_alone() {
+fn rejected_rows_are_reported_to_their_own_callers() {
     let (server, _folder) = misbehave(30_000, &full_at(8));
-    let begin = Instant::now();
-    while larger_calls(&server, "misbehave", "4") < 0.5 {
-        assert!(begin.elapsed() < PATIENCE, "nobody meets anybody");
+    eventually("requests share a batch", || {
         let answers = act_at_once(&server, &["echo", "reject", "echo", "echo", "reject", "echo"]);
         for (index, answer) in answers.iter().enumerate() {
             if [1, 4].contains(&index) {
@@ -180,23 +171,23 @@ fn rejected_rows_are_told_to_their_callers_alone() {
                 assert_eq!(answer.status, 200, "{answer:?}");
             }
         }
-    }
+        larger_calls(&server, "misbehave", "4") > 0.5
+    });
 }
 
 #[test]
-fn a_row_that_never_ends_leaves_its_neighbours_their_time() {
+fn an_endless_row_does_not_time_out_its_batch() {
     let (server, _folder) = misbehave(8_000, &full_at(4));
-    let begin = Instant::now();
-    while larger_calls(&server, "misbehave", "2") < 0.5 {
-        assert!(begin.elapsed() < PATIENCE, "nobody meets anybody");
+    eventually("requests share a batch", || {
         let answers = act_at_once(&server, &["echo", "spin", "echo"]);
         let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
         assert_eq!(statuses, [200, 504, 200]);
-    }
+        larger_calls(&server, "misbehave", "2") > 0.5
+    });
 }
 
 #[test]
-fn a_batch_of_which_all_callers_have_gone_ends() {
+fn a_batch_whose_callers_disconnected_is_cancelled() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 600_000);
     setup.config.push_str(
@@ -215,20 +206,17 @@ fn a_batch_of_which_all_callers_have_gone_ends() {
     };
     let (first, second) = (connect(), connect());
     let busy = || value(&server, "guesthouse_instances", &["\"misbehave\"", "state=\"busy\""]);
-    let begin = Instant::now();
-    while busy() != Some(1.0) {
-        assert!(begin.elapsed() < PATIENCE, "it never runs");
-    }
+    eventually("the guest runs", || busy() == Some(1.0));
     drop(first);
     drop(second);
-    // The only thread serves others again.
+    // The only inference thread is free again.
     server.wait_for("the interruption", |line| line["kind"] == "cancelled");
     let echo = server.post("/models/misbehave/predict", &json!({"action": "echo"}));
     assert_eq!(echo.status, 200);
 }
 
 #[test]
-fn a_request_is_held_back_for_others_as_long_as_it_is_said() {
+fn a_request_waits_for_the_maximum_queue_delay() {
     let (server, _folder) = misbehave(30_000, "max_queue_delay_microseconds = 300_000\n");
     let begin = Instant::now();
     assert_eq!(act_at_once(&server, &["echo"])[0].status, 200);
@@ -236,7 +224,7 @@ fn a_request_is_held_back_for_others_as_long_as_it_is_said() {
 }
 
 #[test]
-fn where_requests_are_kept_apart_nobody_meets_anybody() {
+fn isolated_requests_are_never_batched() {
     for config in [
         "[models.misbehave.batching]\nenabled = false\n",
         "[models.misbehave]\nisolation = \"fresh\"\n",
@@ -249,7 +237,7 @@ fn where_requests_are_kept_apart_nobody_meets_anybody() {
         let answers = act_at_once(&server, &["echo"; 16]);
         assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
         assert!(larger_calls(&server, "misbehave", "1") < 0.5, "{config}");
-        // The rows of one caller still share a call.
+        // The rows of one request still share a call.
         let rows = json!({"actions": vec!["echo"; 8]});
         assert_eq!(server.post("/models/misbehave/batch_predict", &rows).status, 200);
         assert!(larger_calls(&server, "misbehave", "4") > 0.5, "{config}");
@@ -257,7 +245,7 @@ fn where_requests_are_kept_apart_nobody_meets_anybody() {
 }
 
 #[test]
-fn a_request_that_is_not_begun_in_its_time_is_refused() {
+fn a_request_that_waits_past_its_timeout_is_rejected() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 20_000);
     setup.config.push_str("threads_per_version = 1\n");
@@ -277,6 +265,6 @@ fn a_request_that_is_not_begun_in_its_time_is_refused() {
     });
     let refused = value(server, "guesthouse_rejections_total", &["queue_timeout", "misbehave"]);
     assert_eq!(refused, Some(1.0));
-    // What has no time, or enough of it, is answered.
+    // Requests without a timeout, or with a sufficient one, are answered.
     assert_eq!((infer("echo", 0).status, infer("echo", 60_000_000).status), (200, 200));
 }

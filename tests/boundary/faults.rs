@@ -2,13 +2,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::temporary_folder;
-use guesthouse_tests::{Answer, Server, Setup};
+use guesthouse_tests::{HttpResponse, Server, Setup};
 use serde_json::json;
 
-/// More than any fault takes to happen, even in a guest that fills its memory first.
+/// A time limit that no fault reaches, in milliseconds.
 const AMPLE: u32 = 20_000;
 
-/// Little, for guests that would use any time they get.
+/// A short time limit, for guests that never return.
 const SCARCE: u32 = 500;
 
 fn server(predict_milliseconds: u32) -> (Server, tempfile::TempDir) {
@@ -16,7 +16,7 @@ fn server(predict_milliseconds: u32) -> (Server, tempfile::TempDir) {
     (Server::start(&Setup::misbehave(folder.path(), predict_milliseconds)), folder)
 }
 
-/// A server on which the misbehaving model has little time, and nobody else.
+/// A server on which only the misbehaving model has a short time limit.
 fn scarce(limits: &str) -> (Server, tempfile::TempDir) {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), AMPLE);
@@ -25,8 +25,8 @@ fn scarce(limits: &str) -> (Server, tempfile::TempDir) {
     (Server::start(&setup), folder)
 }
 
-/// Guests that answer have the time that they take on any machine.
-fn ask(server: &Server, action: &str) -> Answer {
+/// Requests that should succeed have the long time limit.
+fn ask(server: &Server, action: &str) -> HttpResponse {
     let body = json!({ "action": action }).to_string();
     let ample = AMPLE.to_string();
     let time = [("X-Request-Timeout-Ms", ample.as_str())];
@@ -34,7 +34,8 @@ fn ask(server: &Server, action: &str) -> Answer {
     server.send("POST", "/models/misbehave/predict", time, body.as_bytes())
 }
 
-/// The fault costs its request; the next request of the same model and of another are answered.
+/// Asserts that a fault fails its own request, and that the next requests of the same and of
+/// another model succeed.
 fn assert_costs_one_request(server: &Server, action: &str, status: u16, code: &str, kind: &str) {
     let answer = ask(server, action);
     assert_eq!((answer.status, answer.error_code()), (status, Some(code)), "{action}: {answer:?}");
@@ -46,7 +47,7 @@ fn assert_costs_one_request(server: &Server, action: &str, status: u16, code: &s
 }
 
 #[test]
-fn a_guest_that_breaks_down_costs_one_request() {
+fn a_faulting_guest_fails_one_request() {
     let (server, _folder) = server(AMPLE);
     for (action, kind) in [
         ("panic", "trap"),
@@ -69,8 +70,8 @@ fn a_guest_that_breaks_down_costs_one_request() {
 }
 
 #[test]
-fn a_healthy_version_under_load_notices_none_of_it() {
-    /// Ends the load however the test ends.
+fn a_healthy_version_is_unaffected_by_faults_of_another() {
+    /// Stops the load however the test ends.
     struct End<'a>(&'a AtomicBool);
     impl Drop for End<'_> {
         fn drop(&mut self) {
@@ -127,7 +128,7 @@ fn a_healthy_version_under_load_notices_none_of_it() {
 }
 
 #[test]
-fn faults_are_counted_by_class_and_version() {
+fn faults_are_counted_by_kind_and_version() {
     let (server, _folder) = server(AMPLE);
     for (action, times) in [("panic", 3), ("recurse", 2), ("wrong-rows", 1), ("echo", 4)] {
         (0..times).for_each(|_| drop(ask(&server, action)));
@@ -155,7 +156,7 @@ fn faults_are_counted_by_class_and_version() {
 }
 
 #[test]
-fn a_guest_that_spins_is_interrupted_and_its_neighbours_are_served_meanwhile() {
+fn a_spinning_guest_is_interrupted_while_others_are_served() {
     let (server, _folder) = scarce("");
     let server = &server;
     std::thread::scope(|scope| {
@@ -178,7 +179,7 @@ fn a_guest_that_spins_is_interrupted_and_its_neighbours_are_served_meanwhile() {
 }
 
 #[test]
-fn more_spinning_than_threads_is_answered_in_time_and_then_over() {
+fn more_spinning_requests_than_threads_all_time_out() {
     let (server, _folder) = scarce("");
     let server = &server;
     std::thread::scope(|scope| {
@@ -193,10 +194,10 @@ fn more_spinning_than_threads_is_answered_in_time_and_then_over() {
 }
 
 #[test]
-fn a_full_queue_is_answered_at_once() {
+fn a_full_queue_rejects_with_503() {
     let (server, _folder) = scarce("inference_threads = 1\nqueued_batches = 1\n");
     let server = &server;
-    let answers: Vec<Answer> = std::thread::scope(|scope| {
+    let answers: Vec<HttpResponse> = std::thread::scope(|scope| {
         let asking: Vec<_> = (0..16).map(|_| scope.spawn(move || ask(server, "spin"))).collect();
         asking.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
@@ -210,10 +211,10 @@ fn a_full_queue_is_answered_at_once() {
 }
 
 #[test]
-fn rejected_rows_are_the_callers_fault_and_named() {
+fn rejected_rows_get_422_with_their_indices() {
     let (server, _folder) = server(AMPLE);
     let mut actions = vec!["echo"; 20];
-    // The guest takes 8 rows at once: row 17 is row 1 of the third batch.
+    // The guest takes 8 rows per call: row 17 is row 1 of the third call.
     actions[17] = "reject";
     let answer = server.post("/models/misbehave/batch_predict", &json!({ "actions": actions }));
     assert_eq!((answer.status, answer.error_code()), (422, Some("unacceptable_input")));
@@ -223,7 +224,7 @@ fn rejected_rows_are_the_callers_fault_and_named() {
 }
 
 #[test]
-fn the_sandbox_has_no_files_no_network_no_environment_and_no_time() {
+fn the_sandbox_has_no_files_network_environment_or_clock() {
     let (server, _folder) = server(AMPLE);
     for (action, wanted) in [
         ("read-file", "Err("),
@@ -234,19 +235,19 @@ fn the_sandbox_has_no_files_no_network_no_environment_and_no_time() {
     ] {
         let answer = ask(&server, action);
         assert_eq!((answer.status, answer.error_code()), (500, Some("model_failure")));
-        // What the guest saw is in the log, not in the answer.
+        // What the guest observed is in the log, not in the response.
         let line = server.wait_for(action, |line| {
             let message = line["message"].as_str().unwrap_or_default();
             line["target"] == "fault" && message.contains(wanted)
         });
         assert_eq!(line["kind"], "failed", "{action}");
     }
-    // Standard output leads nowhere, and harms nobody.
+    // Standard output is discarded.
     assert_eq!(ask(&server, "print").status, 200);
 }
 
 #[test]
-fn a_flood_of_log_lines_is_cut_off_and_counted() {
+fn excess_log_lines_of_a_guest_are_dropped_and_counted() {
     let (server, _folder) = server(AMPLE);
     let answer = ask(&server, "flood-log");
     assert!(matches!(answer.status, 200 | 504), "{answer:?}");

@@ -27,7 +27,7 @@ fn create_key(server: &Server, name: &str) -> (String, String) {
     (text(&answer.body["key"]["id"]), text(&answer.body["secret"]))
 }
 
-/// A state folder whose last change was to revoke this key.
+/// Makes a state folder whose last change was the revocation of the returned key.
 fn revoked_last(setup: &Setup) -> String {
     let server = Server::start(setup);
     let (id, secret) = create_key(&server, "ann");
@@ -48,7 +48,7 @@ fn accept(setup: &Setup) -> Setup {
 }
 
 fn assert_is_refused(setup: &Setup) {
-    let why = Server::refusal(setup);
+    let why = Server::startup_failure(setup);
     assert!(why.contains("--accept-ledger-loss"), "{why}");
 }
 
@@ -59,7 +59,7 @@ fn last_operations(server: &Server) -> Vec<String> {
 }
 
 #[test]
-fn a_flipped_bit_never_brings_a_revoked_key_back() {
+fn a_flipped_bit_never_restores_a_revoked_key() {
     let folder = temporary_folder();
     let setup = lasting(folder.path());
     let secret = revoked_last(&setup);
@@ -68,7 +68,7 @@ fn a_flipped_bit_never_brings_a_revoked_key_back() {
     let whole = files.clone().map(|path| fs::read(path).unwrap());
     let (mut refused, mut served) = (0, 0);
     for (file, bytes) in files.iter().zip(&whole) {
-        // The header with the two commit slots, and places all over the file.
+        // The header with both commit slots, and bits spread over the whole file.
         let header = [9, 64, 72, 88, 136, 192, 200, 216, 264].map(|byte| byte * 8);
         let spread = (0..16).map(|place| place * bytes.len() * 8 / 16 + place * 7);
         for bit in header.into_iter().chain(spread) {
@@ -93,7 +93,7 @@ fn a_flipped_bit_never_brings_a_revoked_key_back() {
 }
 
 #[test]
-fn a_lost_ledger_is_missed_until_its_loss_is_accepted() {
+fn a_lost_ledger_is_rejected_until_accepted() {
     let folder = temporary_folder();
     let setup = lasting(folder.path());
     let secret = revoked_last(&setup);
@@ -110,13 +110,13 @@ fn a_lost_ledger_is_missed_until_its_loss_is_accepted() {
     assert!(last_operations(&server).contains(&"accept_ledger_loss".to_owned()));
     let (_, other) = create_key(&server, "bob");
     assert!(server.stop().0.success());
-    // From then on, it starts as ever.
+    // From then on, the server starts without the flag.
     let server = Server::start(&setup);
     assert_eq!((ask(&server, &secret), ask(&server, &other)), (401, 200));
 }
 
 #[test]
-fn an_old_copy_of_the_ledger_is_no_ledger() {
+fn an_outdated_ledger_is_rejected_until_accepted() {
     let folder = temporary_folder();
     let setup = lasting(folder.path());
     let path = folder.path().join("state/ledger.redb");
@@ -129,7 +129,7 @@ fn an_old_copy_of_the_ledger_is_no_ledger() {
     assert!(server.stop().0.success());
     fs::write(&path, &old).unwrap();
     assert_is_refused(&setup);
-    // The head is not enough: without it, nobody knows.
+    // Without the head file, the server cannot tell and refuses too.
     let head = folder.path().join("state/ledger.head");
     let noted = fs::read(&head).unwrap();
     fs::remove_file(&head).unwrap();
@@ -152,7 +152,7 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 #[test]
-fn what_a_volumes_group_may_do_is_said_with_the_command_that_mends_it() {
+fn group_writable_state_is_rejected_with_a_chmod_command() {
     let folder = temporary_folder();
     let setup = lasting(folder.path());
     assert!(Server::start(&setup).stop().0.success());
@@ -160,13 +160,13 @@ fn what_a_volumes_group_may_do_is_said_with_the_command_that_mends_it() {
     for name in ["ledger.redb", "ledger.head"] {
         assert_eq!(mode(&state.join(name)), 0o600, "{name}");
     }
-    // As Kubernetes does it.
+    // The modes that Kubernetes sets for a volume with an `fsGroup`.
     let folders = [state.clone(), state.join("artifacts"), state.join("compiled")];
     folders.iter().for_each(|path| set_mode(path, 0o2770));
     for name in ["key", "ledger.redb"] {
         set_mode(&state.join(name), 0o660);
     }
-    let why = Server::refusal(&setup);
+    let why = Server::startup_failure(&setup);
     let paths: Vec<_> = folders.iter().cloned().chain([state.join("key")]).collect();
     let command: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
     let command = format!("chmod go-rwx {}", command.join(" "));
@@ -176,7 +176,7 @@ fn what_a_volumes_group_may_do_is_said_with_the_command_that_mends_it() {
     assert_eq!(mode(&state.join("ledger.redb")), 0o600);
 }
 
-/// A library that has the clock show another time, for programs that are started with it.
+/// Builds a library that, when preloaded, makes the clock show another time.
 fn clock_library(folder: &Path, seconds: i64) -> PathBuf {
     let source = folder.join("clock.c");
     let code = format!(
@@ -194,23 +194,23 @@ fn clock_library(folder: &Path, seconds: i64) -> PathBuf {
 }
 
 #[test]
-fn a_clock_that_cannot_be_right_is_an_error_and_no_panic() {
+fn an_implausible_clock_is_an_error_not_a_panic() {
     let folder = temporary_folder();
     let setup = |seconds| {
         let library = clock_library(folder.path(), seconds).display().to_string();
         Setup { environment: vec![("LD_PRELOAD".to_owned(), library)], ..lasting(folder.path()) }
     };
     for seconds in [-1, -86_400 * 365 * 20, 253_402_300_800] {
-        let why = Server::refusal(&setup(seconds));
+        let why = Server::startup_failure(&setup(seconds));
         assert!(why.contains("clock") && !why.contains("panicked"), "{seconds}: {why}");
     }
-    // The first hour of 1970 is what a machine without a battery shows.
+    // A machine without a battery-backed clock starts in the first hour of 1970.
     let server = Server::start(&setup(3600));
     let answer = server.post("/predict", &json!({"action": "echo"}));
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// Make an artifact one of the contract before.
+/// Rewrites an artifact so that it names the previous version of the guest contract.
 fn age(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
     let (from, to) = (b"@0.2.0", b"@0.1.0");
@@ -228,7 +228,7 @@ fn age(path: &Path) {
 }
 
 #[test]
-fn the_demonstration_leaves_a_state_folder_of_another_contract_alone() {
+fn the_demo_keeps_the_state_of_another_contract() {
     let folder = temporary_folder();
     let setup = lasting(folder.path());
     assert!(Server::start(&setup).stop().0.success());

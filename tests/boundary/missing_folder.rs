@@ -36,7 +36,7 @@ fn wait_until_ready(server: &Server, version: &str) {
     assert_serves(server, version);
 }
 
-/// Which files of the state folder are kept.
+/// The names of all stored artifacts and compiled files.
 fn kept(folder: &Path) -> Vec<String> {
     let of = |name: &str| {
         let entries = fs::read_dir(folder.join("state").join(name)).unwrap();
@@ -50,7 +50,7 @@ fn kept(folder: &Path) -> Vec<String> {
 
 type Replace = fn(&Path);
 
-/// What can be where the folder should be.
+/// What can be in the place of the folder.
 fn replacements() -> [(&'static str, Replace); 2] {
     let missing = |_: &Path| {};
     let file = |repository: &Path| fs::write(repository, b"no folder").unwrap();
@@ -58,7 +58,7 @@ fn replacements() -> [(&'static str, Replace); 2] {
 }
 
 #[test]
-fn a_start_without_the_folder_serves_what_was_deployed_and_looks_again() {
+fn a_start_without_the_folder_serves_and_retries() {
     for (what, replace) in replacements() {
         let folder = temporary_folder();
         let mut setup = setup(folder.path());
@@ -75,7 +75,7 @@ fn a_start_without_the_folder_serves_what_was_deployed_and_looks_again() {
         assert_serves(&server, "1.0.0");
         assert_eq!(kept(folder.path()), before, "{what}");
 
-        // It is mounted late.
+        // The volume is mounted late.
         let _ = fs::remove_file(server.repository());
         fs::create_dir(server.repository()).unwrap();
         put(&server, folder.path(), "1.1.0");
@@ -87,7 +87,7 @@ fn a_start_without_the_folder_serves_what_was_deployed_and_looks_again() {
 }
 
 #[test]
-fn a_folder_that_is_looked_at_once_is_waited_for() {
+fn a_folder_that_is_read_once_may_appear_later() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
@@ -98,13 +98,13 @@ fn a_folder_that_is_looked_at_once_is_waited_for() {
     server.wait_for("the error", complains);
     fs::create_dir(server.repository()).unwrap();
     put(&server, folder.path(), "1.1.0");
-    // A file that is not there yet at the only look is not found.
+    // With a single read of the folder, a later file is not found.
     server.wait_for("the folder", |line| line["message"] == "repository folder read");
     assert_serves(&server, "1.0.0");
 }
 
 #[test]
-fn a_folder_that_vanishes_takes_nothing_with_it() {
+fn removing_the_folder_undeploys_nothing() {
     for (what, replace) in replacements() {
         let folder = temporary_folder();
         let setup = setup(folder.path());
@@ -126,7 +126,7 @@ fn a_folder_that_vanishes_takes_nothing_with_it() {
 }
 
 #[test]
-fn where_nothing_was_ever_deployed_a_missing_folder_ends_the_start() {
+fn a_first_start_without_the_folder_fails() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     setup.artifacts.clear();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 
-use guesthouse_tests::artifacts::{Misbehave, doctor, temporary_folder};
+use guesthouse_tests::artifacts::{Misbehave, replace_bytes, temporary_folder};
 use guesthouse_tests::client::DEMO_ADMIN_KEY;
 use guesthouse_tests::{Server, Setup, artifacts, environment};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 const KEY: &str = "a-key-of-these-tests";
 
-/// A command of an operator who has a key, and nothing else in the environment.
+/// A command of an operator with a key and an otherwise empty environment.
 fn operator(server: SocketAddr, arguments: &[&str]) -> Command {
     let mut command = Command::new(environment::host());
     command
@@ -25,7 +25,7 @@ fn operator(server: SocketAddr, arguments: &[&str]) -> Command {
     command
 }
 
-/// The exit code, and what was said on standard error.
+/// Runs a command; returns its exit code and its standard error.
 fn run(command: &mut Command) -> (Option<i32>, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     assert!(stdout.is_empty(), "{}", String::from_utf8_lossy(&stdout));
@@ -34,12 +34,12 @@ fn run(command: &mut Command) -> (Option<i32>, String) {
     (status.code(), said)
 }
 
-/// An address at which nobody listens any more.
+/// An address at which nothing listens.
 fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// The head of a request, lines in lower case.
+/// The head of a request, with lines in lower case.
 fn head(connection: &TcpStream) -> Vec<String> {
     let lines = BufReader::new(connection).lines().map(|line| line.unwrap().to_lowercase());
     lines.take_while(|line| !line.is_empty()).collect()
@@ -50,7 +50,7 @@ fn value<'a>(head: &'a [String], name: &str) -> Option<&'a str> {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_named() {
+fn an_unreachable_server_is_named() {
     let folder = artifacts::temporary_folder();
     let file = folder.path().join("a.wasm");
     fs::write(&file, "\0asm").unwrap();
@@ -71,13 +71,13 @@ fn a_server_that_is_not_there_is_named() {
         let (code, said) = run(&mut operator(server, arguments));
         assert_eq!(code, Some(1), "{arguments:?}: {said}");
         assert!(said.contains(&format!("http://{server}")), "{arguments:?}: {said}");
-        // Nothing was sent, so there is nothing to try again with the same key.
+        // Nothing was sent, so no retry with the same key is suggested.
         assert!(!said.contains("--idempotency-key"), "{arguments:?}: {said}");
     }
 }
 
 #[test]
-fn without_a_key_nobody_is_asked() {
+fn without_a_key_no_request_is_sent() {
     let folder = artifacts::temporary_folder();
     let file = folder.path().join("key");
     fs::write(&file, KEY).unwrap();
@@ -101,13 +101,13 @@ fn without_a_key_nobody_is_asked() {
 }
 
 #[test]
-fn a_command_line_that_makes_no_sense_is_said_to_be_so() {
+fn invalid_command_lines_exit_with_2() {
     let canary = |weight| ["canary", "toxicity", "2.0.0", "--weight", weight];
     for weight in ["", "ten", "-1%", "0.00001%", "101%", "1000001", "1e3", "0,5", "1.5ppm"] {
         let (code, said) = run(&mut operator(nobody(), &canary(weight)));
         assert_eq!(code, Some(2), "{weight}: {said}");
     }
-    // Percent to some, parts per million to others: both readings are shown.
+    // A bare number could mean percent or parts per million; the error names both.
     for (weight, readings) in [
         ("10", ["`10%`", "`10ppm`"]),
         ("1", ["`1.0`", "`1ppm`"]),
@@ -130,7 +130,7 @@ fn a_command_line_that_makes_no_sense_is_said_to_be_so() {
         &["promote", "toxicity", "2.0.0", "--expected-revision", "-1"],
         &["shadow", "toxicity", "2.0.0", "--off"],
         &["shadow", "toxicity", "--share", "10%"],
-        // Nothing would be changed, so there would be nothing to try out.
+        // A dry run without a change is rejected.
         &["shadow", "toxicity", "--dry-run"],
         &["status", "--server", "https://127.0.0.1:8002"],
     ];
@@ -141,7 +141,7 @@ fn a_command_line_that_makes_no_sense_is_said_to_be_so() {
 }
 
 #[test]
-fn what_is_no_file_is_not_deployed() {
+fn deploy_rejects_paths_that_are_not_files() {
     let folder = artifacts::temporary_folder();
     let pipe = folder.path().join("pipe.wasm");
     artifacts::make_pipe(&pipe);
@@ -154,12 +154,12 @@ fn what_is_no_file_is_not_deployed() {
 }
 
 #[test]
-fn a_lost_change_is_sent_again_as_the_same_and_then_unknown() {
+fn a_lost_change_is_retried_with_the_same_key() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = listener.local_addr().unwrap();
     let connections = thread::spawn(move || {
         let mut keys = Vec::new();
-        // The last one comes from the test itself.
+        // The last connection is made by the test itself.
         loop {
             let head = head(&listener.accept().unwrap().0);
             match value(&head, "idempotency-key") {
@@ -177,7 +177,7 @@ fn a_lost_change_is_sent_again_as_the_same_and_then_unknown() {
 }
 
 #[test]
-fn a_key_goes_to_the_server_that_was_named_and_nowhere_else() {
+fn a_key_is_sent_to_the_named_server_only() {
     let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
     elsewhere.set_nonblocking(true).unwrap();
     let other = format!("http://{}", elsewhere.local_addr().unwrap());
@@ -197,7 +197,7 @@ fn a_key_goes_to_the_server_that_was_named_and_nowhere_else() {
     assert!(elsewhere.accept().is_err(), "somebody else was asked");
 }
 
-/// What a command said to a real server, and its exit code.
+/// The output and the exit code of a command against a real server.
 #[derive(Debug)]
 struct Said {
     code: Option<i32>,
@@ -211,7 +211,7 @@ impl Said {
     }
 }
 
-/// A command of the operator of this server.
+/// Runs a command against this server with the demo's admin key.
 fn ask(server: &Server, arguments: &[&str]) -> Said {
     ask_with(server, DEMO_ADMIN_KEY, arguments)
 }
@@ -230,14 +230,14 @@ fn ask_with(server: &Server, key: &str, arguments: &[&str]) -> Said {
     said
 }
 
-/// The same, of which the outcome is known.
+/// The same with an expected exit code.
 fn expect(server: &Server, code: i32, arguments: &[&str]) -> Said {
     let said = ask(server, arguments);
     assert_eq!(said.code, Some(code), "{arguments:?}: {said:?}");
     said
 }
 
-/// A server of the misbehaving guest, and a version that nobody has deployed yet.
+/// A server of the misbehaving guest, and an artifact that is not deployed yet.
 fn server() -> (Server, TempDir, PathBuf) {
     let folder = temporary_folder();
     let first = Misbehave::default().pack(folder.path());
@@ -256,7 +256,7 @@ fn assert_has(said: &Said, words: &[&str]) {
     }
 }
 
-/// What was done, the newest first, as often as it was done.
+/// The operations in the history, newest first.
 fn operations(server: &Server) -> Vec<Value> {
     let history = expect(server, 0, &["history", "misbehave", "--json"]).json();
     let entries = history["entries"].as_array().unwrap();
@@ -264,7 +264,7 @@ fn operations(server: &Server) -> Vec<Value> {
 }
 
 #[test]
-fn a_version_is_brought_in_tried_promoted_and_taken_back() {
+fn commands_deploy_canary_promote_and_roll_back() {
     let (server, _folder, next) = server();
     let deployed = expect(&server, 0, &["deploy", text(&next)]);
     for step in ["store", "verify", "contract", "prove", "replay", "publish"] {
@@ -280,7 +280,7 @@ fn a_version_is_brought_in_tried_promoted_and_taken_back() {
     assert_has(&expect(&server, 0, &["resolve", "misbehave"]), &["1.0.0  split  90 %", "10 %"]);
     let named = expect(&server, 0, &["resolve", "misbehave", "canary"]);
     assert_has(&named, &["misbehave@1.1.0 would answer (channel)"]);
-    // The place of this caller is published in the README for another model; here, it has one.
+    // The key `alice` selects a version by the split.
     let sticky = expect(&server, 0, &["resolve", "misbehave", "--key", "alice"]);
     assert_has(&sticky, &["would answer (split)"]);
     let shadow = expect(&server, 0, &["shadow", "misbehave", "1.1.0", "--share", "0.5%"]);
@@ -306,7 +306,7 @@ fn a_version_is_brought_in_tried_promoted_and_taken_back() {
 }
 
 #[test]
-fn programs_get_json_and_nothing_else() {
+fn the_json_flag_prints_only_json() {
     let (server, _folder, next) = server();
     let json = |arguments: &[&str]| {
         let said = expect(&server, 0, &[arguments, &["--json"]].concat());
@@ -334,18 +334,18 @@ fn programs_get_json_and_nothing_else() {
     assert_eq!(json(&["rollback", "misbehave"])["after"]["stable"], "1.0.0");
     assert_eq!(json(&["undeploy", "misbehave", "1.1.0"])["changed"], true);
     assert_eq!(json(&["history", "--limit", "1"])["entries"][0]["operation"], "undeploy");
-    // A refusal, too, is on standard output; what it is for people is beside it.
+    // With `--json`, an error is JSON on standard output too.
     let refused = expect(&server, 3, &["promote", "misbehave", "9.0.0", "--json"]);
     assert_eq!(refused.json()["error_code"], "not_found");
 }
 
 #[test]
-fn scripts_can_tell_what_to_do_by_the_exit_code() {
+fn exit_codes_distinguish_errors_from_conflicts() {
     let (server, folder, next) = server();
     let junk = folder.path().join("junk.wasm");
     fs::write(&junk, "no artifact").unwrap();
     let patch = Misbehave { version: "1.0.1", ..Misbehave::default() }.pack(folder.path());
-    doctor(&patch, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+    replace_bytes(&patch, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
 
     let refused: [(&[&str], &str); 6] = [
         (&["status", "nothing"], "not_found"),
@@ -368,16 +368,16 @@ fn scripts_can_tell_what_to_do_by_the_exit_code() {
     expect(&server, 4, &["rollback", "misbehave"]);
     expect(&server, 4, &["canary", "misbehave", "1.0.0", "--weight", "10%"]);
     expect(&server, 0, &["deploy", text(&next), "--promote"]);
-    // Downwards; what serves, and what a rollback goes back to.
+    // A downgrade, the stable version, and the version that a rollback would need.
     expect(&server, 4, &["promote", "misbehave", "1.0.0"]);
     expect(&server, 4, &["undeploy", "misbehave", "1.1.0"]);
     expect(&server, 4, &["undeploy", "misbehave", "1.0.0"]);
-    doctor(&next, r#""done": "echo""#, r#""done": "ohce""#);
+    replace_bytes(&next, r#""done": "echo""#, r#""done": "ohce""#);
     // The same version with other bytes.
     expect(&server, 4, &["deploy", text(&next)]);
     expect(&server, 2, &["canary", "misbehave", "1.1.0"]);
 
-    // A server that was there a moment ago.
+    // The server has stopped.
     let url = format!("http://{}", server.admin_address());
     assert!(server.stop().0.success());
     let mut command = Command::new(environment::host());
@@ -387,7 +387,7 @@ fn scripts_can_tell_what_to_do_by_the_exit_code() {
 }
 
 #[test]
-fn a_dry_run_says_what_would_be_and_changes_nothing() {
+fn a_dry_run_shows_the_outcome_and_changes_nothing() {
     let (server, folder, next) = server();
     expect(&server, 0, &["deploy", text(&next)]);
     let later = Misbehave { version: "1.2.0", ..Misbehave::default() }.pack(folder.path());
@@ -407,13 +407,13 @@ fn a_dry_run_says_what_would_be_and_changes_nothing() {
         assert_has(&said, &["a dry run"]);
         assert_eq!(expect(&server, 0, &["status", "--json"]).json(), before, "{arguments:?}");
     }
-    // What would be refused is refused.
+    // A dry run of an invalid change fails.
     expect(&server, 4, &["rollback", "misbehave", "--dry-run"]);
     assert_eq!(operations(&server), history);
 }
 
 #[test]
-fn who_has_not_seen_the_last_change_changes_nothing() {
+fn an_outdated_expected_revision_is_a_conflict() {
     let (server, _folder, next) = server();
     let revision = || {
         let model = expect(&server, 0, &["status", "misbehave", "--json"]).json();
@@ -436,7 +436,7 @@ fn who_has_not_seen_the_last_change_changes_nothing() {
 }
 
 #[test]
-fn what_is_asked_twice_with_one_key_is_done_once() {
+fn repeating_an_idempotency_key_changes_once() {
     const NOTE: &str = "this was done before with the same idempotency key";
     let (server, _folder, next) = server();
     let twice = |arguments: &[&str], key: &str| {
@@ -450,7 +450,7 @@ fn what_is_asked_twice_with_one_key_is_done_once() {
     };
     twice(&["deploy", text(&next)], "deploy-1");
     twice(&["promote", "misbehave", "1.1.0"], "promote-1");
-    // An answer of before is no change of now.
+    // A replayed response changes nothing.
     twice(&["rollback", "misbehave"], "rollback-1");
     let again = ["promote", "misbehave", "1.1.0", "--idempotency-key", "promote-1"];
     assert!(expect(&server, 0, &again).errors.contains(NOTE));
@@ -463,7 +463,7 @@ fn what_is_asked_twice_with_one_key_is_done_once() {
 }
 
 #[test]
-fn a_reason_is_kept_as_it_is_and_shown_as_text() {
+fn a_reason_is_stored_verbatim_and_shown_escaped() {
     const REASON: &str = "x\x1b]0;y\x07\nerror: forged \u{202e}z";
     let (server, _folder, next) = server();
     expect(&server, 0, &["deploy", text(&next), "--reason", REASON]);
@@ -478,10 +478,10 @@ fn a_reason_is_kept_as_it_is_and_shown_as_text() {
 }
 
 #[test]
-fn a_version_that_was_refused_is_shown_with_the_reason() {
+fn status_shows_why_a_version_failed() {
     let folder = temporary_folder();
     let patch = Misbehave { version: "1.0.1", ..Misbehave::default() }.pack(folder.path());
-    doctor(&patch, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+    replace_bytes(&patch, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
     let artifacts = vec![Misbehave::default().pack(folder.path()), patch];
     let server = Server::start(&Setup { artifacts, ..Setup::default() });
     for arguments in [&["status"][..], &["status", "misbehave"]] {

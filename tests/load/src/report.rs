@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_successes_have_a_latency() {
+    fn latencies_count_successes_only() {
         let mut tally = Tally::new();
         for millisecond in 1..=100 {
             let latency = Duration::from_millis(millisecond);

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_addresses_are_targets() {
+    fn targets_must_be_loopback_addresses() {
         for url in ["http://127.0.0.1:80", "http://127.9.9.9:1/a?b", "http://[::1]:80/"] {
             assert!(Target::new(url, Vec::new()).is_ok(), "{url}");
         }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_take_turns() {
+    fn bodies_are_sent_in_turn() {
         let bodies = vec![Bytes::from_static(b"a"), Bytes::from_static(b"bb")];
         let target = Target::new("http://127.0.0.1:80/", bodies).unwrap();
         let length = |number| {

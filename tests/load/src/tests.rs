@@ -91,7 +91,7 @@ fn open(load: &Load, rate: u32) -> Report {
 }
 
 #[test]
-fn an_open_loop_counts_from_when_a_request_was_due() {
+fn an_open_loop_measures_from_the_scheduled_time() {
     // 60 requests; about 30 of them are due while the server stalls and wait up to 300 ms.
     let report = open(&load(serve(stall_once), 600), 100);
     assert_eq!((report.requests, report.successes), (60, 60), "{report}");
@@ -101,7 +101,7 @@ fn an_open_loop_counts_from_when_a_request_was_due() {
 }
 
 #[test]
-fn a_closed_loop_sees_a_stall_once() {
+fn a_closed_loop_measures_a_stall_once() {
     let report = closed(&load(serve(stall_once), 600));
     assert!(report.latency_us.max >= 299_000, "{report}");
     assert!(report.successes > 11, "{report}");
@@ -109,7 +109,7 @@ fn a_closed_loop_sees_a_stall_once() {
 }
 
 #[test]
-fn only_the_expected_answer_is_a_success() {
+fn only_the_expected_response_is_a_success() {
     let mostly_busy = |number| if number % 4 == 0 { OK } else { BUSY };
     let report = open(&load(serve(mostly_busy), 200), 100);
     assert_eq!((report.successes, report.errors["503"]), (5, 15), "{report}");
@@ -124,7 +124,7 @@ fn only_the_expected_answer_is_a_success() {
 }
 
 #[test]
-fn answers_that_are_also_wanted_are_neither_successes_nor_errors() {
+fn additional_statuses_are_neither_successes_nor_errors() {
     let mut wanted = load(serve(|number| if number % 4 == 0 { OK } else { BUSY }), 200);
     let also = vec![hyper::StatusCode::SERVICE_UNAVAILABLE];
     wanted.target = wanted.target.expecting(Expectation { also, ..Expectation::default() });
@@ -134,20 +134,20 @@ fn answers_that_are_also_wanted_are_neither_successes_nor_errors() {
 }
 
 #[test]
-fn a_run_ends_after_its_last_request() {
+fn a_run_ends_at_its_request_limit() {
     let mut load = load(serve(|_| OK), 60_000);
     (load.requests, load.connections) = (Some(25), 3);
     assert_eq!(closed(&load).requests, 25);
 }
 
 #[test]
-fn a_broken_connection_is_an_error_and_is_opened_again() {
+fn a_broken_connection_is_an_error_and_is_reopened() {
     let report = open(&load(serve(|number| OK.filter(|_| number != 3)), 200), 100);
     assert_eq!((report.successes, report.errors["connection"]), (19, 1), "{report}");
 }
 
 #[test]
-fn a_server_that_never_answers_does_not_hold_a_run_up() {
+fn an_unresponsive_server_does_not_block_the_run() {
     let mut load = load(
         serve(|_| {
             thread::sleep(Duration::from_secs(60));
@@ -163,14 +163,14 @@ fn a_server_that_never_answers_does_not_hold_a_run_up() {
 }
 
 #[test]
-fn the_warm_up_is_not_counted() {
+fn requests_of_the_warm_up_are_not_counted() {
     let mut load = load(serve(|_| OK), 200);
     load.warm_up = Duration::from_millis(300);
     assert_eq!(open(&load, 100).requests, 20);
 }
 
 #[test]
-fn a_trace_has_a_line_about_every_request() {
+fn a_trace_has_a_line_for_each_request() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("trace");
     let mut load = load(serve(|number| [VERSIONED, BUSY][number % 2]), 100);
@@ -197,7 +197,7 @@ fn a_trace_has_a_line_about_every_request() {
 }
 
 #[test]
-fn a_load_out_of_bounds_is_refused() {
+fn a_load_out_of_bounds_is_rejected() {
     let good = load(serve(|_| OK), 200);
     let bad = [
         Load { connections: 0, ..good.clone() },
@@ -254,7 +254,7 @@ fn serve_grpc(statuses: &'static [&'static str]) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn calls_of_grpc_succeed_by_their_trailers() {
+async fn grpc_calls_succeed_by_their_trailers() {
     let address = serve_grpc(&["0", "0", "14"]);
     let body = Bytes::from_static(b"{}");
     let target = Target::new(&format!("http://{address}/a.B/C"), vec![body]).unwrap();

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_found_behind_any_name() {
+    fn page_faults_are_parsed_after_any_thread_name() {
         assert_eq!(find_faults("42 (a ) b) R 1 2 3 4 5 6 777 8 9"), Some(777));
         assert_eq!(find_faults("42 (a"), None);
         assert!(faults().unwrap() > 0);

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_proportional_size_is_not_mistaken_for_its_parts() {
+    fn the_proportional_set_size_is_parsed() {
         let rollup = "55d6-7ffc ---p 00000000 00:00 0    [rollup]\nRss:   5000 kB\n\
                       Pss_Dirty:   17 kB\nPss:            1234 kB\nPss_Anon:   99 kB\n";
         assert_eq!(find_pss(rollup), Some(1234));

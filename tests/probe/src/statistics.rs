@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_values_that_were_measured() {
+    fn quantiles_are_measured_values() {
         let times: Vec<_> = (1..=100).rev().map(Duration::from_micros).collect();
         let summary = summary(&times);
         let near =

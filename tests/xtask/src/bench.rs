@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_figure_says_whether_its_bar_holds() {
+    fn a_figure_reports_whether_its_bar_holds() {
         let figure = |bar| Figure::new("start_ms", 5.0, "ms", bar).to_json();
         let judged = |bar, holds| json!({"name": "start_ms", "value": 5.0, "unit": "ms", "bar": bar, "holds": holds});
         assert_eq!(figure(None), judged(json!(null), json!(null)));

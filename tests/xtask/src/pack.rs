@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_packed_with_the_guest_of_its_name_unless_it_says_otherwise() {
+    fn the_guest_of_a_model_defaults_to_its_name() {
         let plain = manifest("name = 'a'\nversion = '1.0.0'").unwrap();
         assert_eq!(plain.guest, "a");
         let other = manifest("name = 'a'\nversion = '1.0.0'\nguest = 'b'").unwrap();
@@ -180,12 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_without_a_version_is_refused() {
+    fn a_manifest_without_a_version_is_an_error() {
         assert!(manifest("name = 'a'").is_err());
     }
 
     #[test]
-    fn an_artifact_is_current_only_while_newer_than_all_it_is_made_from() {
+    fn an_artifact_older_than_an_input_is_outdated() {
         let folder = tempfile::tempdir().unwrap();
         let inputs = folder.path().join("inputs");
         fs::create_dir_all(inputs.join("deep")).unwrap();

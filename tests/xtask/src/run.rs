@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_shows_the_command_and_the_end_of_what_it_said() {
+    fn a_failure_shows_the_command_and_its_last_output() {
         let error = output(Command::new("sh").args(["-c", "seq 100; echo why >&2; exit 3"]));
         let text = error.unwrap_err().to_string();
         assert!(text.starts_with("`sh -c seq 100;"), "{text}");

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_number_of_a_manifest_changes_and_where_files_are() {
+    fn renumbering_changes_the_version_and_the_file_paths() {
         let manifest = "name = \"a\"\nversion = \"1.0.0\"\n[assets]\n\"x.bin\" = \"../x.bin\"\n\
                         [golden]\nfile = \"golden.jsonl\"\n[golden.tolerance]\ny = 1e-4\n";
         let renumbered = renumber(manifest, "1.0.7", Path::new("/m/1.0.0")).unwrap();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_word_of_init_is_changed() {
+    fn patching_changes_only_the_init_parameter() {
         let with = |bytes: &[u8]| with_init(bytes.to_vec(), "spin");
         assert_eq!(with(br#"a{"init":"well"}"well"b"#).unwrap(), br#"a{"init":"spin"}"well"b"#);
         assert!(with(b"well").is_err());

@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_is_understood() {
+    fn a_report_is_parsed() {
         let report = json!({
             "requests": 14, "successes": 10, "also": {"500": 1}, "errors": {"503": 2, "timeout": 1},
             "requests_per_second": 3.0, "latency_counts": [[1500, 5], [2500, 5]],
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn latencies_of_several_runs_are_taken_together() {
+    fn latencies_of_several_runs_are_merged() {
         let mut all = Latencies::default();
         assert!(all.p99_ms().abs() < 1e-9);
         all.add(&Latencies([(1000, 98)].into()));

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_is_read_on_from_where_it_ended() {
+    fn a_log_is_read_incrementally() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let mut log = Log::open(file.path()).unwrap();
         let mut say = |text: &str| file.write_all(text.as_bytes()).unwrap();

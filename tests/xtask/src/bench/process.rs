@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_words_are_understood() {
+    fn proc_files_are_parsed() {
         let stat = "7 (a ) b) S 1 2 3 4 5 6 7 8 9 10 300 44 0 0";
         assert_eq!(find_cpu_ticks(stat), Some(344));
         assert_eq!(find_cpu_ticks("7 (a"), None);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_measured_while_it_lives() {
+    fn a_running_process_is_measured() {
         let process = Process::start("sleeper", Command::new("sleep").arg("60")).unwrap();
         assert!(process.resident_kib().unwrap() > 0);
         assert!(process.cpu_seconds().unwrap() < 10.0);

@@ -50,14 +50,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fractions_are_fractions_and_differ() {
+    fn fractions_are_in_range_and_differ() {
         let fractions: Vec<_> = (0..10).map(|_| fraction()).collect();
         assert!(fractions.iter().all(|fraction| (0.0..=1.0).contains(fraction)));
         assert!(fractions.windows(2).any(|pair| pair[0] != pair[1]), "{fractions:?}");
     }
 
     #[test]
-    fn a_seed_makes_the_same_choices_again() {
+    fn a_seed_reproduces_its_choices() {
         let (mut one, all) = (Random::new(), [0, 1, 2]);
         let mut other = Random::seeded(one.seed);
         let choices: Vec<_> = (0..100).filter_map(|_| one.choose(&all)).collect();

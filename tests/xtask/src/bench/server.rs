@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_ends_is_not_waited_for() {
+    fn waiting_ends_when_the_process_exits() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "{\"message\":\"said\"}\n").unwrap();
         let mut log = Log::open(file.path()).unwrap();

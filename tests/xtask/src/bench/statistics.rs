@@ -77,14 +77,14 @@ mod tests {
     }
 
     #[test]
-    fn medians_are_in_the_middle() {
+    fn medians_of_odd_and_even_counts_are_correct() {
         assert!(near(median(&[3.0, 1.0, 2.0]), 2.0));
         assert!(near(median(&[4.0, 1.0, 2.0, 3.0]), 2.5));
         assert!(near(median(&[]), 0.0));
     }
 
     #[test]
-    fn quantiles_are_values() {
+    fn quantiles_are_measured_values() {
         let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
         assert!(near(quantile(&values, 0.99), 198.0));
         assert!(near(quantile(&values, 1.0), 200.0));
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn each_value_is_compared_with_its_own_baseline() {
+    fn the_median_ratio_uses_each_pairs_baseline() {
         let pair = |baseline, value| Pair { baseline, value };
         // The machine became ten times slower in between, and the ratio did not change.
         let pairs = [pair(1.0, 1.2), pair(10.0, 12.0), pair(10.0, 99.0)];
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_have_slopes_and_say_how_sure_they_are() {
+    fn a_fitted_line_has_a_slope_and_an_error() {
         let exact = line_through(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]);
         assert!(near(exact.slope, 2.0) && near(exact.slope_error, 0.0), "{exact:?}");
         // By hand: slope 0.5, remainders 0.5, -1 and 0.5 or so, one degree of freedom, spread 2.

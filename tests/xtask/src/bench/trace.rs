@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_understood_and_nothing_else() {
+    fn valid_lines_are_parsed_and_others_rejected() {
         let record = |is_success, version: Option<&str>| {
             let version = version.map(str::to_owned);
             Some(Record { sent: 12, answered: 34, is_success, version })
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_is_read_whole_or_not_at_all() {
+    fn an_incomplete_trace_is_an_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "1 2 success 1.0.0\n3 4 503 -\n").unwrap();
         assert_eq!(read(file.path()).unwrap().len(), 2);
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_goes_on() {
+    fn the_clock_advances() {
         let earlier = now_ns();
         assert!(earlier > 0 && now_ns() >= earlier);
     }

@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queries_name_families() {
+    fn metric_names_are_extracted_from_queries() {
         let query = "sum(rate(guesthouse_a_seconds_bucket{b=\"c\"}[1m])) / process_d_total";
         let wanted = ["guesthouse_a_seconds", "process_d_total"].map(str::to_owned);
         assert_eq!(names(query), BTreeSet::from(wanted));

@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_have_their_length_in_three_bytes() {
+    fn a_frame_encodes_its_length_in_three_bytes() {
         assert_eq!(frame(3, 0, 1, &[0, 0, 0, 8]), [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8]);
     }
 }

@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_added_to_a_histogram_is_found() {
+    fn histogram_increments_are_computed() {
         let before = "guesthouse_queue_duration_seconds_sum{model=\"a\"} 1.5\n\
                       guesthouse_queue_duration_seconds_count{model=\"a\"} 10\n";
         let after = "guesthouse_queue_duration_seconds_sum{model=\"a\"} 2.0\n\
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_protobuf() {
+    fn fields_are_encoded_as_protobuf() {
         assert_eq!(field(1, b"ab"), [0x0a, 2, b'a', b'b']);
         assert_eq!(varint(300), [0xac, 2]);
     }

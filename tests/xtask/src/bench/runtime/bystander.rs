@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refused_calls_and_those_that_behave_have_not_misbehaved() {
+    fn rejected_and_good_calls_are_not_counted() {
         let also = [("500".to_owned(), 30), ("503".to_owned(), 60)].into();
         let measured = Measured { requests: 100, successes: 10, also, ..Measured::default() };
         assert!((executed(&measured) - 30.0).abs() < 1e-9);

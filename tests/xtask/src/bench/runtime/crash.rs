@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leftovers_are_found_in_both_folders() {
+    fn temporary_files_are_found_in_both_folders() {
         let state = tempfile::tempdir().unwrap();
         assert!(leftovers(state.path()).unwrap().is_empty());
         fs::create_dir_all(state.path().join("compiled/.new-abc")).unwrap();

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_bit_is_flipped_and_the_file_is_another() {
+    fn flipping_a_bit_replaces_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a.bin");
         fs::write(&file, [0; 100]).unwrap();

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_that_settles_is_flat_and_a_leak_is_not() {
+    fn a_leak_has_a_slope_and_settled_memory_has_none() {
         let sample = |leak: f64| {
             let kib = move |step: f64| if step < 20.0 { 50.0 * step } else { 1000.0 + leak * step };
             (0..100).map(|step| (f64::from(step), kib(f64::from(step)))).collect::<Vec<_>>()

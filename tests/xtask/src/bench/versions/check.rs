@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_case_but_the_first_changes_something() {
+    fn every_case_but_the_first_changes_the_signature() {
         for case in &CASES[1..] {
             let mut new = signature();
             (case.change)(&mut new);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_has_to_be_right_in_every_respect() {
+    fn a_verdict_is_right_only_in_all_parts() {
         let verdict = |is_success, needed: &str, fits: bool| {
             Verdict { is_success, report: json!({"needed": needed, "fits": fits}) }
                 .is_right(&case("", Bump::Minor, |_| {}), true)

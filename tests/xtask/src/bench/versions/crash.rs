@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_order_of_changes_has_all_kinds_and_no_end() {
+    fn random_changes_cover_all_kinds() {
         let deploy = |minor| {
             let (version, digest) = (Version::new(1, minor, 0), minor.to_string());
             Mutation::Deploy { version, digest, artifact: "artifact".into() }

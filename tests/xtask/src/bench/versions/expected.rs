@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_made_as_the_rules_say() {
+    fn changes_follow_the_rules() {
         let two = [deploy(0), deploy(1), deploy(2)];
         let first = after(&two);
         assert_eq!((first.stable.clone(), first.versions.len()), (Some(version(0)), 3));
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_rules_forbid_is_not_allowed() {
+    fn forbidden_changes_are_not_offered() {
         let pool: Vec<_> = (0..4).map(deploy).collect();
         let state = after(&[
             deploy(0),
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_servers_words_are_understood() {
+    fn a_servers_state_is_parsed() {
         let versions = [0, 1, 2, 3].map(|minor| {
             json!({"version": format!("1.{minor}.0"), "digest": format!("sha256:{minor}{minor}")})
         });

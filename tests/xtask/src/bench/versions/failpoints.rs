@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_is_one_of_its_own() {
+    fn a_copy_is_independent_of_the_original() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir(path("from")).unwrap();

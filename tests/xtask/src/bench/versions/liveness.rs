@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_may_answer_while_it_may_be_live() {
+    fn a_response_of_a_possibly_live_version_is_allowed() {
         for (version, sent, answered) in [
             ("1.0.0", 1, 5),
             // Asked before the swap was over.
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_may_not_answer_before_or_after() {
+    fn a_response_outside_the_live_span_is_not_allowed() {
         for (version, sent, answered) in
             [("2.0.0", 1, 9), ("1.0.0", 21, 29), ("2.0.0", 41, 50), ("3.0.0", 1, 50)]
         {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_failed_needs_no_version() {
+    fn a_success_without_a_version_is_not_allowed() {
         assert!(!allows(None, 1, 2));
         let failed = Record { sent: 1, answered: 2, is_success: false, version: None };
         assert!(timeline().allows(&failed));

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_until_the_first_answer_of_the_old_version() {
+    fn the_time_ends_at_the_first_response_of_the_old_version() {
         let ms = 1_000_000;
         let records = [
             record(0, ms, &OLD),

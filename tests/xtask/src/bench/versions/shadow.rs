@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comparisons_are_found_in_metrics() {
+    fn comparisons_are_parsed_from_metrics() {
         let metrics = "# TYPE guesthouse_shadow_comparisons counter\n\
             guesthouse_shadow_comparisons_total{model=\"a\",result=\"equal\"} 7\n\
             guesthouse_shadow_comparisons_total{model=\"a\",result=\"dropped\"} 3 12.5\n\

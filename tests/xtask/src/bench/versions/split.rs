@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_is_held_against_chance() {
+    fn a_share_is_compared_with_its_deviation() {
         let record = |number: u32| {
             let version = Some(if number < 130 { "2.0.0" } else { "1.0.0" }.to_owned());
             Record { sent: 0, answered: 1, is_success: true, version }
