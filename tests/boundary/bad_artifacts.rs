@@ -222,7 +222,7 @@ fn a_golden_example_is_limited_to_the_configured_stack() {
     // Compiled in the first round, loaded from the store in the second.
     for _ in 0..2 {
         let server = Server::start(&setup);
-        let line = server.wait_for("the refusal", |line| line["step"] == "golden");
+        let line = server.wait_for("the rejection", |line| line["step"] == "golden");
         assert!(line["reason"].as_str().unwrap().contains("the guest trapped"), "{line}");
         let echo = server.post("/models/misbehave/predict", &json!({"action": "echo"}));
         assert_eq!(echo.body["model_version"], "1.0.0", "{echo:?}");
@@ -236,7 +236,7 @@ fn a_version_over_the_instance_limit_is_rejected() {
     let mut setup = Setup::misbehave(folder.path(), 5000);
     setup.config.push_str("threads_per_version = 2\ninstances = 3\n");
     let server = Server::start(&setup);
-    let line = server.wait_for("the refusal", |line| line["step"] == "admission");
+    let line = server.wait_for("the rejection", |line| line["step"] == "admission");
     let reason = line["reason"].as_str().unwrap();
     assert!(reason.contains("2 instances") && reason.contains("1 instances"), "{reason}");
     assert_eq!(server.get("/readyz").status, 200);
@@ -251,7 +251,7 @@ fn an_endless_init_is_killed_and_others_are_served() {
     replace_bytes(&spinning, r#""init":"well""#, r#""init":"spin""#);
     setup.artifacts.push(spinning);
     let server = Server::start(&setup);
-    let line = server.wait_for("the limit", |line| line["step"] == "preinit");
+    let line = server.wait_for("a failure of the compiler", |line| line["step"] == "preinit");
     // The limit is on CPU time, or on wall time if the process gets only a fraction of a core.
     assert!(line["reason"].as_str().unwrap().contains("exceeded its limit"), "{line}");
     let answer = server.post("/models/misbehave/predict", &serde_json::json!({"action": "echo"}));
@@ -269,7 +269,7 @@ fn a_version_with_other_bytes_is_a_conflict() {
     fs::rename(other, &renamed).unwrap();
     let artifacts = vec![first, renamed];
     let server = Server::start(&Setup { artifacts, ..Setup::default() });
-    let line = server.wait_for("the conflict", |line| line["step"] == "conflict");
+    let line = server.wait_for("a conflict", |line| line["step"] == "conflict");
     assert_eq!(line["level"], "ERROR");
 }
 
@@ -339,7 +339,7 @@ fn an_artifact_under_two_names_is_loaded_once() {
     });
     let message =
         |line: &serde_json::Value| line["message"].as_str().unwrap_or_default().to_owned();
-    let line = server.wait_for("the copy", |line| message(line).starts_with("skipped"));
+    let line = server.wait_for("the skipped copy", |line| message(line).starts_with("skipped"));
     assert_eq!((&line["level"], &line["model"]), (&"INFO".into(), &"toxicity".into()));
     let ready = server.lines().iter().filter(|line| message(line) == "version ready").count();
     assert_eq!(ready, 1);

@@ -23,7 +23,7 @@ fn config_check_validates_without_serving() {
     let path = file.to_str().unwrap();
     fs::write(&file, "listen = \"127.0.0.1:1\"\n[limits]\nbatch_rows = 5\n").unwrap();
     assert!(check(&["--config", path], &[]).status.success());
-    assert!(check(&[], &[]).status.success(), "no file is a good one");
+    assert!(check(&[], &[]).status.success(), "the configuration file is optional");
     for (arguments, variables, word) in [
         (&["--config", path, "--set", "limits.batch_rows=0"][..], &[][..], "limits.batch_rows"),
         (&["--config", path, "--set", "limits.rows=1"], &[], "rows"),
@@ -171,10 +171,10 @@ fn listeners_that_share_a_port_are_rejected() {
             ["--listen", listen, "--grpc-listen", grpc, "--admin-listen", admin].map(str::to_owned);
         let flags: Vec<_> = flags.iter().map(String::as_str).collect();
         let output = check(&flags, &[]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.success(), named.is_none(), "{flags:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), named.is_none(), "{flags:?}: {stderr}");
         let Some(named) = named else { continue };
-        assert!(said.contains(named), "{flags:?}: {said}");
+        assert!(stderr.contains(named), "{flags:?}: {stderr}");
         let output = run_host(&[&["serve"][..], &flags].concat());
         assert_eq!(output.status.code(), Some(1));
         assert!(!String::from_utf8_lossy(&output.stderr).contains("listening"), "{output:?}");
@@ -272,7 +272,7 @@ fn resources(groups: &[ControlGroup]) -> Value {
     let found = lines.into_iter().find(|line: &Value| line["message"] == "resources");
     server.kill().unwrap();
     server.wait().unwrap();
-    found.expect("the server says so")
+    found.expect("the server logs its resources")
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn a_server_respects_the_limits_of_its_control_group() {
     let free = resources(&[]);
     assert!(free["cores"].as_u64() >= Some(1) && free["memory_mib"].as_u64() > Some(300), "{free}");
     let Some(groups) = ControlGroup::nested() else {
-        eprintln!("this machine lets nobody here make control groups: not tried");
+        eprintln!("skipped: this process may not create control groups");
         return;
     };
     let limited = resources(&groups);

@@ -125,7 +125,7 @@ fn closed_connections_leak_no_file_descriptors() {
     }
     server.assert_healthy();
     server.eventually("the files are closed", |server| server.open_files() <= files + 4);
-    assert!(server.stop().0.success(), "nothing is left to drain");
+    assert!(server.stop().0.success(), "requests were left to drain");
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_client_that_reads_no_responses_is_disconnected() {
     let cut_off = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
     assert!(cut_off.contains(&error.kind()), "{error}");
     server.assert_healthy();
-    assert!(server.stop().0.success(), "nothing is left to drain");
+    assert!(server.stop().0.success(), "requests were left to drain");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_lack_of_file_descriptors_is_logged_once() {
     let mut caller = TcpStream::connect(server.address()).unwrap();
     caller.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
     let refused = |line: &Value| line["message"] == "cannot accept connections";
-    server.wait_for("the refusal", refused);
+    server.wait_for("the log line", refused);
     server.limit_open_files(None);
     let mut answer = String::new();
     caller.read_to_string(&mut answer).unwrap();
@@ -181,5 +181,5 @@ fn idle_connections_do_not_delay_the_shutdown() {
     half_sent_second.write_all(b"GET /healthz HTTP/1.1\r\nHost: half").unwrap();
     let _idle = idle(&server);
     let (status, _) = server.stop();
-    assert!(status.success(), "nothing is left to drain");
+    assert!(status.success(), "requests were left to drain");
 }

@@ -95,7 +95,7 @@ fn a_model_has_its_own_openapi_document() {
     let missing = server.send("GET", "/models/absent/openapi.json", &[], b"");
     assert_eq!(missing.error_code(), Some("not_found"));
     for path in ["/openapi.json", "/models/toxicity/openapi.json"] {
-        assert_eq!(server.get(path).status, 401, "names say something, too");
+        assert_eq!(server.get(path).status, 401, "the document contains model names");
     }
 }
 
@@ -110,9 +110,10 @@ fn request_and_response_bodies_have_schemas() {
     assert_eq!(schema["request"]["additionalProperties"], false);
     assert_eq!(schema["response"]["properties"]["label"]["enum"], json!(["clean", "toxic"]));
     let answer = server.post("/v1/predict", &json!({"text": "You are nice"})).body;
-    let told: BTreeSet<_> = answer.as_object().unwrap().keys().collect();
-    let said: BTreeSet<_> = schema["response"]["properties"].as_object().unwrap().keys().collect();
-    assert_eq!(told, said);
+    let actual: BTreeSet<_> = answer.as_object().unwrap().keys().collect();
+    let documented: BTreeSet<_> =
+        schema["response"]["properties"].as_object().unwrap().keys().collect();
+    assert_eq!(actual, documented);
     for what in ["request", "response", "batch_request", "batch_response"] {
         assert_eq!(schema[what]["$schema"], "https://json-schema.org/draft/2020-12/schema");
     }

@@ -69,7 +69,7 @@ fn a_replaced_version_drains_and_can_be_rolled_back_to() {
         assert_eq!(answer.header("x-model-version"), Some("1.0.0"));
         assert!(took >= LONG, "{took:?}");
     });
-    server.wait_for("the end of 1.0.0", unloaded);
+    server.wait_for("1.0.0 being unloaded", unloaded);
     assert_eq!(state(&server, "1.0.0"), "retired");
     let answer = ask(&server, "versions/1.0.0/predict");
     assert_eq!((answer.status, answer.error_code()), (404, Some("not_found")));
@@ -104,7 +104,7 @@ fn a_draining_version_can_be_rolled_back_to() {
         assert_eq!(long.join().unwrap().status, 504);
     });
     // The drained version is unloaded; the one that was loaded meanwhile stays.
-    server.wait_for("the end of the first", unloaded);
+    server.wait_for("the drained 1.0.0 being unloaded", unloaded);
     assert_eq!(state(&server, "1.0.0"), "ready");
     assert_eq!(ask(&server, "versions/1.0.0/predict").status, 200);
 }

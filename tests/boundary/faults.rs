@@ -6,10 +6,10 @@ use guesthouse_tests::{HttpResponse, Server, Setup};
 use serde_json::json;
 
 /// A time limit that no fault reaches, in milliseconds.
-const AMPLE: u32 = 20_000;
+const LONG_LIMIT: u32 = 20_000;
 
 /// A short time limit, for guests that never return.
-const SCARCE: u32 = 500;
+const SHORT_LIMIT: u32 = 500;
 
 fn server(predict_milliseconds: u32) -> (Server, tempfile::TempDir) {
     let folder = temporary_folder();
@@ -17,10 +17,10 @@ fn server(predict_milliseconds: u32) -> (Server, tempfile::TempDir) {
 }
 
 /// A server on which only the misbehaving model has a short time limit.
-fn scarce(limits: &str) -> (Server, tempfile::TempDir) {
+fn server_with_short_limit(limits: &str) -> (Server, tempfile::TempDir) {
     let folder = temporary_folder();
-    let mut setup = Setup::misbehave(folder.path(), AMPLE);
-    let own = format!("[models.misbehave]\npredict_milliseconds = {SCARCE}\n");
+    let mut setup = Setup::misbehave(folder.path(), LONG_LIMIT);
+    let own = format!("[models.misbehave]\npredict_milliseconds = {SHORT_LIMIT}\n");
     setup.config.push_str(&(limits.to_owned() + &own));
     (Server::start(&setup), folder)
 }
@@ -28,7 +28,7 @@ fn scarce(limits: &str) -> (Server, tempfile::TempDir) {
 /// Requests that should succeed have the long time limit.
 fn ask(server: &Server, action: &str) -> HttpResponse {
     let body = json!({ "action": action }).to_string();
-    let ample = AMPLE.to_string();
+    let ample = LONG_LIMIT.to_string();
     let time = [("X-Request-Timeout-Ms", ample.as_str())];
     let time = if action == "echo" { &time[..] } else { &[] };
     server.send("POST", "/models/misbehave/predict", time, body.as_bytes())
@@ -36,7 +36,7 @@ fn ask(server: &Server, action: &str) -> HttpResponse {
 
 /// Asserts that a fault fails its own request, and that the next requests of the same and of
 /// another model succeed.
-fn assert_costs_one_request(server: &Server, action: &str, status: u16, code: &str, kind: &str) {
+fn assert_fails_one_request(server: &Server, action: &str, status: u16, code: &str, kind: &str) {
     let answer = ask(server, action);
     assert_eq!((answer.status, answer.error_code()), (status, Some(code)), "{action}: {answer:?}");
     let line = server.wait_for(kind, |line| line["target"] == "fault" && line["kind"] == kind);
@@ -48,7 +48,7 @@ fn assert_costs_one_request(server: &Server, action: &str, status: u16, code: &s
 
 #[test]
 fn a_faulting_guest_fails_one_request() {
-    let (server, _folder) = server(AMPLE);
+    let (server, _folder) = server(LONG_LIMIT);
     for (action, kind) in [
         ("panic", "trap"),
         ("recurse", "trap"),
@@ -65,20 +65,20 @@ fn a_faulting_guest_fails_one_request() {
         ("exit", "trap"),
         ("sleep", "trap"),
     ] {
-        assert_costs_one_request(&server, action, 500, "model_failure", kind);
+        assert_fails_one_request(&server, action, 500, "model_failure", kind);
     }
 }
 
 #[test]
 fn a_healthy_version_is_unaffected_by_faults_of_another() {
     /// Stops the load however the test ends.
-    struct End<'a>(&'a AtomicBool);
-    impl Drop for End<'_> {
+    struct StopLoad<'a>(&'a AtomicBool);
+    impl Drop for StopLoad<'_> {
         fn drop(&mut self) {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    let (server, _folder) = scarce("");
+    let (server, _folder) = server_with_short_limit("");
     let (server, over) = (&server, &AtomicBool::new(false));
     let ways = [
         "reject",
@@ -116,20 +116,20 @@ fn a_healthy_version_is_unaffected_by_faults_of_another() {
             answers
         };
         let load = [scope.spawn(load), scope.spawn(load)];
-        let end = End(over);
+        let end = StopLoad(over);
         for way in ways.iter().cycle().take(2 * ways.len()) {
             ask(server, way);
             assert_eq!(ask(server, "echo").status, 200, "after {way}");
         }
         drop(end);
         let answers: usize = load.map(|load| load.join().unwrap()).iter().sum();
-        assert!(answers > 4 * ways.len(), "there was a load: {answers}");
+        assert!(answers > 4 * ways.len(), "only {answers} requests succeeded");
     });
 }
 
 #[test]
 fn faults_are_counted_by_kind_and_version() {
-    let (server, _folder) = server(AMPLE);
+    let (server, _folder) = server(LONG_LIMIT);
     for (action, times) in [("panic", 3), ("recurse", 2), ("wrong-rows", 1), ("echo", 4)] {
         (0..times).for_each(|_| drop(ask(&server, action)));
     }
@@ -157,7 +157,7 @@ fn faults_are_counted_by_kind_and_version() {
 
 #[test]
 fn a_spinning_guest_is_interrupted_while_others_are_served() {
-    let (server, _folder) = scarce("");
+    let (server, _folder) = server_with_short_limit("");
     let server = &server;
     std::thread::scope(|scope| {
         let spinning = scope.spawn(move || {
@@ -171,16 +171,16 @@ fn a_spinning_guest_is_interrupted_while_others_are_served() {
         let (answer, took) = spinning.join().unwrap();
         let error = (answer.status, answer.error_code());
         assert_eq!(error, (504, Some("deadline_exceeded")), "{answer:?}");
-        assert!(took >= Duration::from_millis(500), "the guest had its time: {took:?}");
+        assert!(took >= Duration::from_millis(500), "interrupted before its deadline: {took:?}");
     });
     for action in ["spin", "spin-memory", "spin-host-call"] {
-        assert_costs_one_request(server, action, 504, "deadline_exceeded", "deadline");
+        assert_fails_one_request(server, action, 504, "deadline_exceeded", "deadline");
     }
 }
 
 #[test]
 fn more_spinning_requests_than_threads_all_time_out() {
-    let (server, _folder) = scarce("");
+    let (server, _folder) = server_with_short_limit("");
     let server = &server;
     std::thread::scope(|scope| {
         let spinning: Vec<_> = (0..16).map(|_| scope.spawn(move || ask(server, "spin"))).collect();
@@ -195,14 +195,14 @@ fn more_spinning_requests_than_threads_all_time_out() {
 
 #[test]
 fn a_full_queue_rejects_with_503() {
-    let (server, _folder) = scarce("inference_threads = 1\nqueued_batches = 1\n");
+    let (server, _folder) = server_with_short_limit("inference_threads = 1\nqueued_batches = 1\n");
     let server = &server;
     let answers: Vec<HttpResponse> = std::thread::scope(|scope| {
         let asking: Vec<_> = (0..16).map(|_| scope.spawn(move || ask(server, "spin"))).collect();
         asking.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let overloaded: Vec<_> = answers.iter().filter(|answer| answer.status == 503).collect();
-    assert!(overloaded.len() >= 16 - 4, "one runs, one waits: {answers:?}");
+    assert!(overloaded.len() >= 16 - 4, "one request runs and one is queued: {answers:?}");
     for answer in overloaded {
         assert_eq!(answer.error_code(), Some("overloaded"));
         assert_eq!(answer.header("retry-after"), Some("1"));
@@ -212,7 +212,7 @@ fn a_full_queue_rejects_with_503() {
 
 #[test]
 fn rejected_rows_get_422_with_their_indices() {
-    let (server, _folder) = server(AMPLE);
+    let (server, _folder) = server(LONG_LIMIT);
     let mut actions = vec!["echo"; 20];
     // The guest takes 8 rows per call: row 17 is row 1 of the third call.
     actions[17] = "reject";
@@ -225,7 +225,7 @@ fn rejected_rows_get_422_with_their_indices() {
 
 #[test]
 fn the_sandbox_has_no_files_network_environment_or_clock() {
-    let (server, _folder) = server(AMPLE);
+    let (server, _folder) = server(LONG_LIMIT);
     for (action, wanted) in [
         ("read-file", "Err("),
         ("list-folder", "Err("),
@@ -248,10 +248,10 @@ fn the_sandbox_has_no_files_network_environment_or_clock() {
 
 #[test]
 fn excess_log_lines_of_a_guest_are_dropped_and_counted() {
-    let (server, _folder) = server(AMPLE);
+    let (server, _folder) = server(LONG_LIMIT);
     let answer = ask(&server, "flood-log");
     assert!(matches!(answer.status, 200 | 504), "{answer:?}");
-    let dropped = server.wait_for("the count", |line| {
+    let dropped = server.wait_for("the number of dropped lines", |line| {
         line["message"].as_str().is_some_and(|message| message.contains("over the log budget"))
     });
     assert!(dropped["lines"].as_u64().unwrap() > 1000, "{dropped}");
@@ -260,6 +260,6 @@ fn excess_log_lines_of_a_guest_are_dropped_and_counted() {
         .iter()
         .filter(|line| line["message"].as_str().is_some_and(|message| message.starts_with("flood")))
         .count();
-    assert!(floods <= 8, "{floods} lines came through");
+    assert!(floods <= 8, "{floods} lines were logged");
     server.assert_healthy();
 }

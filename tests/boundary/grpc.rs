@@ -112,8 +112,8 @@ pub(crate) fn call(server: &Server) {
 }
 
 /// The log line of a call.
-fn line_of(server: &Server, method: &str, request_id: &str) -> Value {
-    server.wait_for("the line", |line| {
+fn log_line(server: &Server, method: &str, request_id: &str) -> Value {
+    server.wait_for("the log line", |line| {
         line["route"].as_str().is_some_and(|route| route.ends_with(method))
             && line["request_id"] == request_id
     })
@@ -142,7 +142,7 @@ async fn a_prediction_equals_http_and_names_its_version() {
         let score = f32::from_le_bytes(answer.raw_output_contents[score][..].try_into().unwrap());
         assert!((f64::from(score) - over_http.body["score"].as_f64().unwrap()).abs() < 1e-6);
     }
-    let line = line_of(&server, "/ModelInfer", "request-1");
+    let line = log_line(&server, "/ModelInfer", "request-1");
     let is = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
     assert_eq!(
         (is("model"), is("version"), is("caller")),
@@ -271,7 +271,7 @@ async fn errors_have_codes_reasons_and_messages() {
     let details = status.get_error_details();
     let fields = details.bad_request().unwrap().field_violations.iter();
     assert_eq!(fields.map(|it| &*it.field).collect::<Vec<_>>(), ["rows[1].text", "rows[3].text"]);
-    assert!(details.retry_info().is_none(), "it would be the same again");
+    assert!(details.retry_info().is_none(), "a retry would fail in the same way");
     let metadata = status.metadata();
     assert!(metadata.get("x-request-id").is_some() && metadata.get("x-model-version").is_some());
 }
@@ -306,9 +306,9 @@ async fn unknown_methods_are_unimplemented_and_not_labels() {
     let url = format!("http://{}/healthz", server.grpc_address());
     let answer = guesthouse_tests::client::try_send("GET", &url, &[], b"");
     assert_eq!(answer, Some(415));
-    server.wait_for("the line", |line| line["status"] == 415);
-    let said = format!("{}{:?}", server.metrics(), server.lines());
-    assert!(!said.contains("MadeUp"), "{said}");
+    server.wait_for("the log line", |line| line["status"] == 415);
+    let logged = format!("{}{:?}", server.metrics(), server.lines());
+    assert!(!logged.contains("MadeUp"), "{logged}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -343,8 +343,8 @@ async fn caller_data_is_not_logged_at_any_level() {
     let _ = health.check(keyed(HealthCheckRequest { service: word() })).await;
     let (_, lines) = server.stop();
     assert!(lines.len() > 20, "{lines:?}");
-    let said = lines.iter().find(|line| line.to_string().contains(WORD));
-    assert!(said.is_none(), "{said:?}");
+    let logged = lines.iter().find(|line| line.to_string().contains(WORD));
+    assert!(logged.is_none(), "{logged:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,7 +33,8 @@ fn action(id: usize, action: &str) -> ModelInferRequest {
 }
 
 /// A request stream that the test feeds.
-fn outbox() -> (UnboundedSender<ModelInferRequest>, impl Stream<Item = ModelInferRequest>) {
+fn request_channel() -> (UnboundedSender<ModelInferRequest>, impl Stream<Item = ModelInferRequest>)
+{
     let (sender, mut receiver) = unbounded_channel();
     let mut next = move |context: &mut std::task::Context<'_>| receiver.poll_recv(context);
     (sender, PollFn(Box::new(move |context| next(context))))
@@ -97,7 +98,7 @@ async fn responses_keep_the_order_and_errors_do_not_end_a_stream() {
         };
         lines.iter().filter(of_stream).map(|line| line["status"].clone()).collect::<Vec<_>>()
     };
-    block_in_place(|| eventually("all lines", || lines().len() == 41));
+    block_in_place(|| eventually("41 log lines", || lines().len() == 41));
     assert!(lines().contains(&json!(422)) && lines().contains(&json!(500)), "{:?}", lines());
 }
 
@@ -107,7 +108,7 @@ async fn revoking_the_key_ends_the_stream() {
     let made = server.admin("POST", "keys", &json!({"name": "ann", "scopes": ["predict:*"]}));
     let key = made.body["secret"].as_str().unwrap();
     let mut client = client(&server).await;
-    let (send, messages) = outbox();
+    let (send, messages) = request_channel();
     let answers = client.model_stream_infer(with_key(messages, key)).await;
     let mut answers = answers.unwrap().into_inner();
     send.send(ModelInferRequest { id: "7".to_owned(), ..texts("nobody", "text", &["a"]) }).unwrap();
@@ -148,11 +149,11 @@ async fn a_client_that_reads_no_responses_is_throttled() {
             (before > 0 && sent.load(Ordering::Relaxed) == before).then_some(before)
         })
     });
-    assert!((16..200).contains(&stalled), "{stalled} messages were taken without an answer read");
+    assert!((16..200).contains(&stalled), "{stalled} messages were read");
     for _ in 0..stalled {
         assert!(next(&mut answers).await.error_message.is_empty());
     }
-    assert!(sent.load(Ordering::Relaxed) > stalled, "it goes on when answers are taken");
+    assert!(sent.load(Ordering::Relaxed) > stalled, "the stream does not resume");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +163,7 @@ async fn a_disconnect_frees_the_instance() {
         let mut client = client(&server).await;
         let call = tokio::spawn(async move {
             if is_stream {
-                let (send, messages) = outbox();
+                let (send, messages) = request_channel();
                 send.send(action(0, "spin")).unwrap();
                 let mut answers = open(&mut client, messages).await;
                 next(&mut answers).await;
@@ -176,9 +177,9 @@ async fn a_disconnect_frees_the_instance() {
         block_in_place(|| eventually("the instance is free", || is_busy(&server, 0)));
     }
     let left = |line: &Value| line["status"] == 499 && line["grpc_status"] == "CANCELLED";
-    let line = server.wait_for("the line", |line| left(line) && line["model"] == "misbehave");
+    let line = server.wait_for("the log line", |line| left(line) && line["model"] == "misbehave");
     assert_eq!(line["caller"], "demo");
-    assert!(server.stop().0.success(), "nothing is left to drain");
+    assert!(server.stop().0.success(), "requests were left to drain");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,7 +190,7 @@ async fn idle_streams_do_not_delay_the_shutdown() {
     let server = Server::start(&setup);
     let channel = channel(&server).await;
     let mut client = Client::new(channel.clone());
-    let (send, messages) = outbox();
+    let (send, messages) = request_channel();
     let mut answers = open(&mut client, messages).await;
     send.send(crate::grpc::nice()).unwrap();
     assert!(next(&mut answers).await.error_message.is_empty());
@@ -205,19 +206,22 @@ async fn idle_streams_do_not_delay_the_shutdown() {
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     assert!(!client.server_ready(ServerReadyRequest {}).await.unwrap().into_inner().ready);
     send.send(crate::grpc::nice()).unwrap();
-    assert!(next(&mut answers).await.error_message.is_empty(), "it is still served");
+    assert!(
+        next(&mut answers).await.error_message.is_empty(),
+        "an open stream is not served any more"
+    );
     let stopping = tokio::task::spawn_blocking(move || server.stop());
     for outcome in [answers.message().await.map(drop), watch.message().await.map(drop)] {
         assert_refused(outcome, Code::Unavailable, "not_ready");
     }
-    assert!(stopping.await.unwrap().0.success(), "nothing is left to drain");
+    assert!(stopping.await.unwrap().0.success(), "requests were left to drain");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_over_the_drain_limit_are_interrupted() {
     let (server, _folder) = misbehaving("drain_seconds = 1\n");
     let mut client = client(&server).await;
-    let (send, messages) = outbox();
+    let (send, messages) = request_channel();
     let mut answers = open(&mut client, messages).await;
     send.send(action(0, "spin")).unwrap();
     let mut other = client.clone();
@@ -227,7 +231,7 @@ async fn requests_over_the_drain_limit_are_interrupted() {
     let of_stream: Result<_, Status> = answers.message().await;
     assert_refused(of_stream, Code::Unavailable, "not_ready");
     assert_refused(unary.await.unwrap(), Code::Unavailable, "not_ready");
-    assert!(!stopping.await.unwrap().0.success(), "requests were cut off");
+    assert!(!stopping.await.unwrap().0.success(), "no request was interrupted");
 }
 
 /// Waits until the server has closed idle connections this many times in a row.
@@ -245,7 +249,7 @@ async fn an_idle_stream_outlives_the_idle_connection_limit() {
     setup.config.push_str("\n[limits]\nhead_seconds = 1\nbody_seconds = 1\n");
     let server = Server::start(&setup);
     let mut client = client(&server).await;
-    let (send, messages) = outbox();
+    let (send, messages) = request_channel();
     let mut answers = open(&mut client, messages).await;
     for _ in 0..2 {
         block_in_place(|| wait_for_idle_limits(&server, 4));
@@ -272,7 +276,7 @@ async fn a_stream_whose_responses_are_not_read_is_closed() {
     let messages = tokio_stream::iter(vec![message; 4]).chain(tokio_stream::pending());
     let _answers = open(&mut client, messages).await;
     let closed = r#"guesthouse_connections_open{listener="grpc"} 0"#;
-    block_in_place(|| eventually("it is cut off", || server.metrics().contains(closed)));
+    block_in_place(|| eventually("the connection is closed", || server.metrics().contains(closed)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -290,7 +294,7 @@ async fn a_call_past_its_grpc_timeout_is_deadline_exceeded() {
             (Code::DeadlineExceeded, Some("deadline_exceeded".to_owned()))
         );
     }
-    let line = server.wait_for("the line", over);
+    let line = server.wait_for("the log line", over);
     assert_eq!((&line["status"], &line["caller"]), (&json!(504), &json!("demo")));
     block_in_place(|| eventually("the instances are free", || is_busy(&server, 0)));
 }

@@ -29,7 +29,7 @@ fn connect(address: SocketAddr) -> TcpStream {
 }
 
 /// Reads a response: its head, and its body by `Content-Length`.
-fn read_answer(stream: &mut TcpStream) -> (String, Vec<u8>) {
+fn read_response(stream: &mut TcpStream) -> (String, Vec<u8>) {
     let mut seen = Vec::new();
     let end = loop {
         if let Some(end) = seen.windows(4).position(|part| part == b"\r\n\r\n") {
@@ -52,7 +52,10 @@ fn header<'a>(head: &'a str, wanted: &str) -> Option<&'a str> {
 }
 
 fn status(head: &str) -> u16 {
-    head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status line")
+    head.split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .expect("a response starts with a status line")
 }
 
 /// The statuses of all responses until the server closes the connection.
@@ -99,7 +102,7 @@ fn a_half_closed_connection_is_answered() {
     let mut stream = connect(server.address());
     stream.write_all(cut_off.as_bytes()).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
-    let (answer, _) = read_answer(&mut stream);
+    let (answer, _) = read_response(&mut stream);
     assert_eq!(header(&answer, "connection"), Some("close"), "{answer}");
     assert_eq!(header(&answer, "keep-alive"), None, "{answer}");
     let mut stream = connect(server.admin_address());
@@ -138,7 +141,9 @@ fn any_kind_of_disconnect_frees_the_guest() {
         leave(stream);
         assert_eq!(server.send("POST", path, &[], echo.as_bytes()).status, 200, "{how}");
     }
-    server.wait_for("499", |line| line["target"] == "request" && line["status"] == 499);
+    server.wait_for("a log line with status 499", |line| {
+        line["target"] == "request" && line["status"] == 499
+    });
 }
 
 /// How long the server keeps a connection open.
@@ -155,7 +160,7 @@ fn idle_connections_outlive_the_head_limit_as_announced() {
     let ask = |request: &str| {
         let mut stream = connect(server.address());
         stream.write_all(request.as_bytes()).unwrap();
-        let (head, _) = read_answer(&mut stream);
+        let (head, _) = read_response(&mut stream);
         assert_eq!(status(&head), 200, "{head}");
         (stream, head)
     };
@@ -187,7 +192,7 @@ fn a_connection_is_closed_if_the_client_does_not_keep_it() {
     ] {
         let mut stream = connect(server.address());
         stream.write_all(closing.as_bytes()).unwrap();
-        let (closed, _) = read_answer(&mut stream);
+        let (closed, _) = read_response(&mut stream);
         assert_eq!((status(&closed), header(&closed, "keep-alive")), (200, None), "{closed}");
         assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the connection is open");
     }
@@ -201,7 +206,7 @@ fn idle_connections_are_closed_at_the_connection_limit() {
     for _ in 0..32 {
         let mut stream = connect(server.address());
         stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-        assert_eq!(status(&read_answer(&mut stream).0), 200);
+        assert_eq!(status(&read_response(&mut stream).0), 200);
         idle.push(stream);
     }
     server.assert_healthy();
@@ -234,14 +239,14 @@ fn a_rejection_does_not_wait_for_the_body() {
             let mut stream = connect(server.address());
             let request = head(path, "1.1", &format!("{more}{expect}"), length);
             stream.write_all(request.as_bytes()).unwrap();
-            let (answer, _) = read_answer(&mut stream);
+            let (answer, _) = read_response(&mut stream);
             assert_eq!(status(&answer), expected, "{case}");
             if expect.is_empty() {
                 // A client that sends the body nevertheless can reuse the connection. It was still
                 // open, so the response did not wait for the body.
                 stream.write_all(&vec![b' '; length]).unwrap();
                 stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-                assert_eq!(status(&read_answer(&mut stream).0), 200, "{case}");
+                assert_eq!(status(&read_response(&mut stream).0), 200, "{case}");
             } else {
                 // The server cannot know whether the body follows.
                 assert_eq!(header(&answer, "connection"), Some("close"), "{case}");
@@ -251,11 +256,11 @@ fn a_rejection_does_not_wait_for_the_body() {
     }
     let mut stream = connect(server.admin_address());
     stream.write_all(head("/admin/v1/deploy", "1.1", "", 1 << 20).as_bytes()).unwrap();
-    assert!([401, 403].contains(&status(&read_answer(&mut stream).0)));
+    assert!([401, 403].contains(&status(&read_response(&mut stream).0)));
     // The connection is still open, so the response did not wait for the body.
     stream.write_all(&vec![b' '; 1 << 20]).unwrap();
     stream.write_all(b"GET /admin/v1/status HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    assert_eq!(status(&read_answer(&mut stream).0), 401);
+    assert_eq!(status(&read_response(&mut stream).0), 401);
 }
 
 /// A client that reads no response before it has sent everything still finds the response.
@@ -268,13 +273,13 @@ fn a_client_that_keeps_sending_receives_the_rejection() {
         let request = head("/v1/predict", "1.1", more, body.len());
         stream.write_all(request.as_bytes()).unwrap();
         stream.write_all(&body).unwrap();
-        assert_eq!(status(&read_answer(&mut stream).0), 413, "{more}");
+        assert_eq!(status(&read_response(&mut stream).0), 413, "{more}");
     }
     // Rejected while the head is parsed.
     let mut stream = connect(server.address());
     let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Long: {}", "a".repeat(4 << 20));
     stream.write_all(long.as_bytes()).unwrap();
-    assert_eq!(status(&read_answer(&mut stream).0), 431);
+    assert_eq!(status(&read_response(&mut stream).0), 431);
 }
 
 #[test]
@@ -383,7 +388,7 @@ fn a_connection_with_a_withheld_body_is_closed() {
     let server = Server::start(&setup("idle_seconds = 600\nhead_seconds = 600"));
     let mut stream = connect(server.address());
     stream.write_all(head("/nowhere", "1.1", "", 100).as_bytes()).unwrap();
-    assert_eq!(status(&read_answer(&mut stream).0), 404);
+    assert_eq!(status(&read_response(&mut stream).0), 404);
     let mut rest = Vec::new();
     match stream.read_to_end(&mut rest) {
         Ok(_) => {}

@@ -48,12 +48,12 @@ fn open(server: &Server, bytes: &[u8]) -> TcpStream {
 }
 
 /// Everything until the server closes the connection, normally or with a reset.
-fn rest(mut stream: TcpStream) -> Vec<u8> {
-    let mut rest = Vec::new();
-    if let Err(error) = stream.read_to_end(&mut rest) {
+fn read_to_end(mut stream: TcpStream) -> Vec<u8> {
+    let mut read_to_end = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut read_to_end) {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "the connection is not closed");
     }
-    rest
+    read_to_end
 }
 
 /// Reads until `wanted` accepts the bytes read so far.
@@ -62,21 +62,21 @@ fn read_until(stream: &mut TcpStream, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8>
     while !wanted(&seen) {
         let mut piece = [0; 4096];
         let count = stream.read(&mut piece).unwrap();
-        assert_ne!(count, 0, "the connection is closed: {:?}", kinds(&seen));
+        assert_ne!(count, 0, "the connection is closed: {:?}", frame_types(&seen));
         seen.extend_from_slice(&piece[..count]);
     }
     seen
 }
 
 /// The types of the frames in these bytes.
-fn kinds(mut bytes: &[u8]) -> Vec<u8> {
-    let mut kinds = Vec::new();
+fn frame_types(mut bytes: &[u8]) -> Vec<u8> {
+    let mut frame_types = Vec::new();
     while let [a, b, c, kind, ..] = bytes {
         let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
-        kinds.push(*kind);
+        frame_types.push(*kind);
         bytes = bytes.get(9 + length..).unwrap_or_default();
     }
-    kinds
+    frame_types
 }
 
 fn client() -> Client {
@@ -144,12 +144,15 @@ fn connections_without_requests_are_closed() {
         .collect();
     assert_eq!(server.get("/healthz").status, 200);
     for stream in silent {
-        rest(stream);
+        read_to_end(stream);
     }
     // A connection that had a response receives GOAWAY.
-    let idle = rest(open(&server, &[&greeting[..], &healthz(1)].concat()));
-    let kinds = kinds(&idle);
-    assert!(kinds.contains(&1) && kinds.contains(&7), "an answer and a farewell: {kinds:?}");
+    let idle = read_to_end(open(&server, &[&greeting[..], &healthz(1)].concat()));
+    let frame_types = frame_types(&idle);
+    assert!(
+        frame_types.contains(&1) && frame_types.contains(&7),
+        "HEADERS and GOAWAY: {frame_types:?}"
+    );
     server.assert_healthy();
 }
 
@@ -165,7 +168,7 @@ fn idle_connections_do_not_delay_the_shutdown() {
     let kept = client();
     assert_eq!(kept.get(server.url("/healthz")).send().unwrap().status(), StatusCode::OK);
     let (status, _) = server.stop();
-    assert!(status.success(), "nothing is left to drain");
+    assert!(status.success(), "requests were left to drain");
 }
 
 #[test]
@@ -177,9 +180,9 @@ fn requests_in_progress_complete_during_the_shutdown() {
     // answered.
     let mut seen = read_until(&mut stream, |seen| seen.windows(5).any(|part| part == b"alive"));
     server.signal(Signal::INT);
-    server.wait_for("the stop", |line| line["message"] == "draining");
+    server.wait_for("the drain", |line| line["message"] == "draining");
     stream.write_all(&frame(0, 1, 1, br#"{"text": "You are nice"}"#)).unwrap();
-    seen.extend(rest(stream));
+    seen.extend(read_to_end(stream));
     assert!(seen.windows(5).any(|part| part == b"clean"), "{}", String::from_utf8_lossy(&seen));
     assert!(server.wait_for_end().0.success());
 }
@@ -213,8 +216,8 @@ fn a_rapid_reset_flood_is_disconnected() {
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     // The connection may be closed before everything is sent.
     let _ = stream.write_all(&flood);
-    let kinds = kinds(&rest(stream));
-    let answers = kinds.iter().filter(|kind| **kind == 1).count();
+    let frame_types = frame_types(&read_to_end(stream));
+    let answers = frame_types.iter().filter(|kind| **kind == 1).count();
     assert!(answers < 10_000, "{answers} answers");
     server.assert_healthy();
 }
@@ -226,10 +229,11 @@ fn streams_over_the_limit_are_reset_one_by_one() {
     let mut bytes = [PREFACE, &settings()].concat();
     (1..300).step_by(2).for_each(|stream| bytes.extend(predict(stream)));
     let mut stream = open(&server, &bytes);
-    let count = |seen: &[u8], wanted| kinds(seen).iter().filter(|kind| **kind == wanted).count();
+    let count =
+        |seen: &[u8], wanted| frame_types(seen).iter().filter(|kind| **kind == wanted).count();
     // Of 150 streams, 100 time out and 50 are reset.
     let seen = read_until(&mut stream, |seen| count(seen, 1) >= 100);
-    assert!(count(&seen, 3) >= 50, "{:?}", kinds(&seen));
+    assert!(count(&seen, 3) >= 50, "{:?}", frame_types(&seen));
     server.assert_healthy();
 }
 
@@ -276,7 +280,7 @@ fn a_rejection_does_not_wait_for_the_body() {
     stream.write_all(&frame(0, 1, 1, &[b' '; 1000])).unwrap();
     stream.write_all(&healthz(3)).unwrap();
     seen.extend(read_until(&mut stream, |seen| seen.windows(5).any(|part| part == b"alive")));
-    assert!(!kinds(&seen).contains(&3), "no stream is reset: {:?}", kinds(&seen));
+    assert!(!frame_types(&seen).contains(&3), "a stream is reset: {:?}", frame_types(&seen));
 }
 
 #[test]
@@ -286,10 +290,10 @@ fn an_idle_connection_outlives_the_head_limit() {
     let greeting = [PREFACE, &settings()].concat();
     let silent = std::thread::scope(|scope| {
         let silent = scope.spawn(|| {
-            rest(open(&server, &greeting));
+            read_to_end(open(&server, &greeting));
             begun.elapsed()
         });
-        rest(open(&server, &[&greeting[..], &healthz(1)].concat()));
+        read_to_end(open(&server, &[&greeting[..], &healthz(1)].concat()));
         silent.join().unwrap()
     });
     let idle = begun.elapsed();

@@ -201,7 +201,7 @@ fn a_disconnect_frees_the_guest_and_is_logged() {
     while server.send("POST", path, &soon, echo.as_bytes()).status != 504 {}
     drop(stream);
     assert_eq!(ask(&server, "echo").status, 200);
-    server.wait_for("the interruption", |line| line["kind"] == "cancelled");
+    server.wait_for("the cancellation", |line| line["kind"] == "cancelled");
     let line = server
         .wait_for("gone-1", |line| line["target"] == "request" && line["request_id"] == "gone-1");
     assert_eq!(line["status"], 499);
@@ -234,12 +234,12 @@ fn a_failing_version_is_suspended_for_the_key_and_probed() {
     for turn in 0..10 {
         users.iter().for_each(|user| _ = ask_as(user, &format!("unknown {turn}")));
     }
-    let line =
-        server.wait_for("the word", |line| line["message"] == "version suspended for an API key");
+    let line = server
+        .wait_for("the log line", |line| line["message"] == "version suspended for an API key");
     assert_eq!((&line["model"], &line["level"]), (&json!("misbehave"), &json!("WARN")));
     assert_eq!(ask_as("one", "echo"), 429);
     let model = server.send("GET", "/models/misbehave", &[], b"");
-    assert_eq!(model.body["versions"][0]["suspended"], false, "other keys are served");
+    assert_eq!(model.body["versions"][0]["suspended"], false, "suspended for all keys");
     server.assert_healthy();
     server.eventually("the key is admitted again", |server| ask(server, "echo").status == 200);
     assert!((0..20).all(|_| ask(&server, "echo").status == 200));

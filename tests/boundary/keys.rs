@@ -11,7 +11,7 @@ use guesthouse_tests::{DEADLINE, Server, Setup, environment};
 use serde_json::{Value, json};
 
 /// One small model, and a state folder that outlives its servers.
-fn lasting(folder: &Path) -> Setup {
+fn setup(folder: &Path) -> Setup {
     let artifacts = vec![Misbehave::default().pack(folder)];
     Setup { artifacts, state: Some(folder.join("state")), ..Setup::default() }
 }
@@ -39,7 +39,7 @@ fn refusal(answer: &HttpResponse) -> (u16, &str) {
 }
 
 /// Sends a request on a keep-alive connection; returns the status.
-fn ask_on(connection: &mut BufReader<TcpStream>, key: &str) -> u16 {
+fn predict_on(connection: &mut BufReader<TcpStream>, key: &str) -> u16 {
     let body = r#"{"action": "echo"}"#;
     let head = format!(
         "POST /predict HTTP/1.1\r\nHost: h\r\nX-API-Key: {key}\r\nContent-Length: {}\r\n\r\n",
@@ -65,15 +65,15 @@ fn ask_on(connection: &mut BufReader<TcpStream>, key: &str) -> u16 {
 #[test]
 fn a_key_is_valid_across_crashes_until_revoked() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
+    let setup = setup(folder.path());
     let server = Server::start(&setup);
     let (id, key) = create(&server, &json!({"name": "ann", "scopes": ["predict:*"]}));
     let (_, other) = create(&server, &json!({"name": "bob", "scopes": ["predict:*"]}));
     let stream = TcpStream::connect(server.address()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut connection = BufReader::new(stream);
-    assert_eq!(ask_on(&mut connection, &key), 200);
-    let line = server.wait_for("the line", |line| line["route"] == "/predict");
+    assert_eq!(predict_on(&mut connection, &key), 200);
+    let line = server.wait_for("the log line", |line| line["route"] == "/predict");
     assert_eq!(line["caller"], "ann");
     // The server is killed, as in a power failure.
     drop(server);
@@ -81,12 +81,12 @@ fn a_key_is_valid_across_crashes_until_revoked() {
     let stream = TcpStream::connect(server.address()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut connection = BufReader::new(stream);
-    assert_eq!(ask_on(&mut connection, &key), 200);
+    assert_eq!(predict_on(&mut connection, &key), 200);
     let answer = revoke(&server, &id);
     assert_eq!((answer.status, &answer.body["changed"]), (200, &json!(true)), "{answer:?}");
     // The next request on the connection on which the key was valid.
-    assert_eq!(ask_on(&mut connection, &key), 401);
-    assert_eq!(ask_on(&mut connection, &other), 200);
+    assert_eq!(predict_on(&mut connection, &key), 401);
+    assert_eq!(predict_on(&mut connection, &other), 200);
     assert_eq!(revoke(&server, &id).body["changed"], false);
     drop(server);
     let server = Server::start(&setup);
@@ -210,18 +210,18 @@ fn all_invalid_keys_get_the_same_401() {
         ask_with(server, "/predict", &[("X-API-Key", &short)]).status != 200
     });
     let mistyped = format!("{}x", &revoked[..revoked.len() - 1]);
-    let mut said = Vec::new();
+    let mut messages = Vec::new();
     for key in [revoked.as_str(), &short, &mistyped, "unknown", ""] {
         let bearer = format!("Bearer {key}");
         for header in [("X-API-Key", key), ("Authorization", bearer.as_str())] {
             let answer = ask_with(&server, "/predict", &[header]);
             assert_eq!(refusal(&answer), (401, "unauthorized"), "{header:?}");
             assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
-            said.push(answer.body["message"].clone());
+            messages.push(answer.body["message"].clone());
         }
     }
-    said.dedup();
-    assert_eq!(said.len(), 1, "{said:?}");
+    messages.dedup();
+    assert_eq!(messages.len(), 1, "{messages:?}");
     assert_eq!(refusal(&ask_with(&server, "/predict", &[])), (401, "unauthorized"));
     // Either header, or both if they agree.
     let bearer = format!("bearer {DEMO_KEY}");
@@ -256,7 +256,7 @@ fn creating_a_key_is_idempotent_and_validated() {
     assert_eq!(refusal(&server.admin("POST", "keys", &body)), (409, "conflict"));
     for name in ["demo", "demo-admin"] {
         let taken = server.admin("POST", "keys", &json!({"name": name, "scopes": ["admin"]}));
-        assert_eq!(refusal(&taken), (409, "conflict"), "a name of the configuration");
+        assert_eq!(refusal(&taken), (409, "conflict"), "the configuration has a key of that name");
     }
     for bad in [
         json!({"name": "c"}),
@@ -308,7 +308,7 @@ fn of_concurrent_keys_of_one_name_one_is_created() {
 #[test]
 fn a_revocation_is_atomic_under_any_failure() {
     let folder = temporary_folder();
-    let mut setup = lasting(folder.path());
+    let mut setup = setup(folder.path());
     let make = |server: &Server, name: &str| {
         create(server, &json!({"name": name, "scopes": ["predict:*"]}))
     };
@@ -369,27 +369,27 @@ fn commands_create_list_and_revoke_keys() {
     let run = |arguments: &[&str]| operator(server.admin_address(), arguments);
     let make =
         ["create", "ann", "--scope", "predict:toxicity", "--expires", "90d", "--rate", "100"];
-    let (code, key, said) = run(&make);
-    assert_eq!((code, key.lines().count()), (Some(0), 1), "{said}");
+    let (code, key, stderr) = run(&make);
+    assert_eq!((code, key.lines().count()), (Some(0), 1), "{stderr}");
     let key = key.trim();
-    assert!(said.contains("ann") && !said.contains(key), "{said}");
+    assert!(stderr.contains("ann") && !stderr.contains(key), "{stderr}");
     assert_eq!(ask_with(&server, "/predict", &[("X-API-Key", key)]).status, 200);
-    assert_eq!(run(&make).0, Some(4), "the name is taken");
+    assert_eq!(run(&make).0, Some(4), "the name exists already");
     let (code, list, _) = run(&["list"]);
     assert_eq!(code, Some(0));
     let line = list.lines().find(|line| line.contains("ann")).unwrap();
     assert!(line.contains("active") && line.contains("predict:toxicity"), "{line}");
     assert!(!list.contains(&key[11..]) && !list.contains(&sha256(key)[..16]));
     let id = line.split(' ').next().unwrap();
-    let (code, _, said) = run(&["revoke", id, "--reason", "lost"]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, _, stderr) = run(&["revoke", id, "--reason", "lost"]);
+    assert_eq!(code, Some(0), "{stderr}");
     assert_eq!(ask_with(&server, "/predict", &[("X-API-Key", key)]).status, 401);
     assert_eq!(run(&["revoke", "0123"]).0, Some(3));
     let once = ["create", "bob", "--idempotency-key", "once"];
     let (code, first, _) = run(&once);
     assert!(code == Some(0) && first.starts_with("guesthouse_"), "{first}");
-    let (code, again, said) = run(&once);
-    assert_eq!((code, again.as_str()), (Some(4), ""), "{said}");
+    let (code, again, stderr) = run(&once);
+    assert_eq!((code, again.as_str()), (Some(4), ""), "{stderr}");
     let (code, json, _) = run(&["create", "eve", "--scope", "admin", "--dry-run", "--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(

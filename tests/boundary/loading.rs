@@ -55,7 +55,7 @@ fn ended(server: &Server, operation: &Value) -> Value {
 /// Starts a deployment and waits until it compiles.
 fn begin(server: &Server, file: &Path) -> Value {
     let operation = deploy(server, file, "");
-    server.eventually("compiling", |server| {
+    server.eventually("the version is being compiled", |server| {
         let progress = progress(server, &operation, 0);
         let steps = progress["steps"].as_array().unwrap();
         assert_eq!(progress["state"], "running", "{progress}");
@@ -70,7 +70,7 @@ fn assert_still_compiles(server: &Server, operation: &Value) {
     assert_eq!((&progress["state"], &step["step"]), (&json!("running"), &json!("compile")));
 }
 
-fn by_name(server: &Server, change: &str) -> HttpResponse {
+fn change_by_name(server: &Server, change: &str) -> HttpResponse {
     let url = server.url(&format!("/v2/repository/models/small/{change}"));
     client::send("POST", &url, &[("X-API-Key", DEMO_ADMIN_KEY)], b"{}")
 }
@@ -95,11 +95,11 @@ fn compiled_and_small_versions_load_during_a_compilation() {
     assert_eq!(next["state"], "done", "{next}");
     assert_eq!(operate(&server, "promote", &json!({"version": "1.1.0"})).status, 200);
     let first = |server: &Server| server.model("misbehave")["versions"][0]["state"].clone();
-    server.eventually("retired", |server| first(server) == "retired");
+    server.eventually("1.0.0 is retired", |server| first(server) == "retired");
     let compiling = begin(&server, &slow(folder.path(), "1.9.0"));
 
-    assert_eq!((by_name(&server, "unload").status, small(&server)), (200, 404));
-    assert_eq!((by_name(&server, "load").status, small(&server)), (200, 200));
+    assert_eq!((change_by_name(&server, "unload").status, small(&server)), (200, 404));
+    assert_eq!((change_by_name(&server, "load").status, small(&server)), (200, 200));
     assert_eq!(operate(&server, "rollback", &json!({})).status, 200);
     assert_eq!(echo(&server).body["model_version"], "1.0.0");
     let deployed = server.deploy(&growing("small", "1.1.0", 2, folder.path()));
@@ -125,9 +125,11 @@ fn a_version_is_adopted_as_soon_as_it_is_ready() {
     let mut setup = setup(folder.path(), &["1.0.0"]);
     setup.artifacts.extend(["1.8.0", "1.9.0"].map(|version| slow(folder.path(), version)));
     let server = Server::start_loading(&setup);
-    server.eventually("another model's version", |server| small(server) == 200);
+    server.eventually("the other model predicts", |server| small(server) == 200);
     // Nor does a model wait for its own higher versions.
-    server.eventually("the lower version", |server| server.model("misbehave")["stable"] == "1.0.0");
+    server.eventually("the lower version is stable", |server| {
+        server.model("misbehave")["stable"] == "1.0.0"
+    });
     assert_eq!(echo(&server).body["model_version"], "1.0.0");
     let model = server.model("misbehave");
     let states: Vec<_> =
@@ -155,7 +157,7 @@ fn concurrent_deployments_of_a_version_load_it_once() {
 /// How often each operator repeats its change.
 const ROUNDS: usize = 25;
 
-fn storm<'scope>(
+fn repeat_concurrently<'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl Fn() + Send + 'scope,
 ) -> ScopedJoinHandle<'scope, ()> {
@@ -180,16 +182,18 @@ fn concurrent_changes_route_only_to_loaded_versions() {
             seen
         });
         // Some changes are rejected; which ones does not matter.
-        let mut storms = Vec::new();
+        let mut operators = Vec::new();
         for file in &files {
-            storms.push(storm(scope, || {
+            operators.push(repeat_concurrently(scope, || {
                 drop(ended(&server, &deploy(&server, file, "?promote=true")))
             }));
         }
         for version in ["1.1.0", "1.2.0"] {
             let path = format!("models/misbehave/versions/{version}");
             let server = &server;
-            storms.push(storm(scope, move || drop(server.admin("DELETE", &path, &Value::Null))));
+            operators.push(repeat_concurrently(scope, move || {
+                drop(server.admin("DELETE", &path, &Value::Null))
+            }));
         }
         let weight = json!({"version": "1.1.0", "weight": 300_000, "supersede": true});
         for (what, body) in [
@@ -199,9 +203,9 @@ fn concurrent_changes_route_only_to_loaded_versions() {
             ("canary", weight),
         ] {
             let server = &server;
-            storms.push(storm(scope, move || drop(operate(server, what, &body))));
+            operators.push(repeat_concurrently(scope, move || drop(operate(server, what, &body))));
         }
-        storms.into_iter().for_each(|storm| storm.join().unwrap());
+        operators.into_iter().for_each(|repeat_concurrently| repeat_concurrently.join().unwrap());
         is_over.store(true, Ordering::Relaxed);
         asking.join().unwrap()
     });

@@ -47,7 +47,7 @@ fn guest_logs_and_faults_carry_the_request_id() {
 const CANARY: &str = "canary9f3a";
 
 /// A server that logs at the most verbose level.
-fn chatty() -> Setup {
+fn verbose() -> Setup {
     Setup { log: Some("trace".to_owned()), ..Setup::toxicity() }
 }
 
@@ -103,7 +103,7 @@ fn send_garbage(server: &Server) {
 
 #[test]
 fn caller_data_is_not_logged_except_the_request_id() {
-    let server = Server::start(&chatty());
+    let server = Server::start(&verbose());
     let text = json!({ "text": CANARY }).to_string();
     let json = ("Content-Type", "application/json");
     let key = ("X-API-Key", "local-demo-key");
@@ -154,7 +154,7 @@ fn caller_data_is_not_logged_except_the_request_id() {
 
 #[test]
 fn operator_data_is_not_logged() {
-    let server = Server::start(&chatty());
+    let server = Server::start(&verbose());
     let (body, bearer) = (json!({ CANARY: CANARY }).to_string(), format!("Bearer {CANARY}"));
     let url = |path: &str| format!("http://{}/admin/v1/{path}", server.admin_address());
     let key = ("X-API-Key", "local-demo-admin-key");
@@ -194,7 +194,7 @@ fn the_filter_can_be_changed_at_run_time() {
     assert_eq!((shown.status, &shown.body["filter"]), (200, &json!("info")));
     let set = server.admin("PUT", "log", &json!({"filter": "info,request=warn"}));
     assert_eq!((set.status, &set.body["filter"]), (200, &json!("info,request=warn")), "{set:?}");
-    server.wait_for("the change", |line| line["message"] == "log levels changed");
+    server.wait_for("the log line", |line| line["message"] == "log levels changed");
     ask("silent");
     let bad = server.admin("PUT", "log", &json!({"filter": "info,request=loud"}));
     assert_eq!((bad.status, bad.error_code()), (422, Some("unacceptable_input")));
@@ -288,9 +288,9 @@ fn an_invalid_filter_is_rejected_by_the_admin_api() {
         let set = server.admin("PUT", "log", &json!({"filter": filter}));
         assert_eq!((set.status, &set.body["filter"]), (200, &json!(filter)), "{set:?}");
     }
-    let body = json!({"text": "You are nice", "request_id": "heard"});
+    let body = json!({"text": "You are nice", "request_id": "logged"});
     assert_eq!(server.post("/v1/predict", &body).status, 200);
-    server.wait_for("heard", |line| line["request_id"] == "heard");
+    server.wait_for("logged", |line| line["request_id"] == "logged");
     // Compiling that expression would show here.
     assert!(server.peak_memory_bytes() < 1 << 30);
 }
@@ -313,13 +313,13 @@ fn an_invalid_filter_is_rejected_by_the_command_line() {
 }
 
 /// A server whose log is read as raw lines.
-struct Plain {
+struct RawLog {
     child: Child,
     lines: mpsc::Receiver<Vec<u8>>,
     seen: VecDeque<String>,
 }
 
-impl Plain {
+impl RawLog {
     fn start(format: &str, folder: &std::path::Path) -> Self {
         let repository = folder.join("repository");
         std::fs::create_dir_all(&repository).unwrap();
@@ -358,7 +358,7 @@ impl Plain {
     }
 }
 
-impl Drop for Plain {
+impl Drop for RawLog {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -366,7 +366,7 @@ impl Drop for Plain {
 }
 
 /// Line separators and other characters that terminals interpret, which the guest sends.
-fn is_obeyed(letter: char) -> bool {
+fn controls_terminal(letter: char) -> bool {
     letter.is_control()
         || ['\u{200f}', '\u{2028}', '\u{2029}', '\u{202e}', '\u{2066}'].contains(&letter)
 }
@@ -375,7 +375,7 @@ fn is_obeyed(letter: char) -> bool {
 fn guest_messages_cannot_forge_lines_or_control_terminals() {
     for format in ["text", "json"] {
         let folder = temporary_folder();
-        let mut server = Plain::start(format, folder.path());
+        let mut server = RawLog::start(format, folder.path());
         let listening = server.wait_for(" listening");
         assert!(listening.contains("admin listening"), "{listening}");
         let public = server.wait_for("listening");
@@ -393,10 +393,10 @@ fn guest_messages_cannot_forge_lines_or_control_terminals() {
             while !server.wait_for(&format!("id-{action}")).contains("latency_ms") {}
         }
         let forged = server.seen.iter().filter(|line| line.contains("cleared")).count();
-        assert!(forged >= 2, "the guest's line and its fault: {:#?}", server.seen);
+        assert!(forged >= 2, "fewer than two lines of the guest: {:#?}", server.seen);
         for line in &server.seen {
             let line = line.strip_suffix('\n').unwrap();
-            assert!(!line.contains(is_obeyed), "{line:?}");
+            assert!(!line.contains(controls_terminal), "{line:?}");
             let begins =
                 if format == "json" { line.starts_with('{') } else { line.starts_with("20") };
             assert!(begins, "{line:?}");

@@ -2,22 +2,16 @@
 //! of contents; each module states one promise.
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected fails")]
 
-/// Transient failures are retried; a broken artifact is not.
-mod accidents;
 /// A file that is not a valid artifact is rejected with a reason and affects nothing else.
 mod bad_artifacts;
 /// Every malformed request gets a response that says what is wrong.
 mod bad_requests;
 /// Requests that share a batch get the same responses as alone.
 mod batching;
-/// Compressed bodies, multipart forms and raw bytes are equivalent to JSON, within the same limits.
-mod bodies;
-/// A failing caller does not take a model from other callers.
-mod callers;
 /// Requests are captured where the operator asks for it, and nowhere else.
 mod captures;
 /// Cached pages about many models respect scopes and are never older than the last change.
-mod catalogues;
+mod catalogue;
 /// The configuration is validated before it applies, and can be reloaded.
 mod configuration;
 /// Idle connections neither block other callers nor delay the shutdown.
@@ -31,11 +25,13 @@ mod durability;
 /// The public endpoints: versions, headers, request ids and the traffic split.
 mod endpoints;
 /// Every entry point into a guest is interrupted at the deadline or when the caller disconnects.
-mod entries;
+mod entry_points;
+/// A failing caller does not take a model from other callers.
+mod failing_callers;
 /// A guest that faults fails its own request and nothing else.
 mod faults;
-/// Files in the repository folder are deployed, and nothing else in it has an effect.
-mod folder;
+/// The test models return exactly what was sent, in every datatype.
+mod fixture_models;
 /// gRPC serves the same models with the same keys and the same errors.
 mod grpc;
 /// gRPC messages stay within limits of memory and time.
@@ -50,56 +46,60 @@ mod http1;
 mod http2;
 /// A prediction that is retried with its idempotency key is computed once.
 mod idempotency;
+/// The image model agrees with RapidOCR and rejects invalid images.
+mod image_model;
+/// Guests that cannot be snapshotted after `init` are reported and served.
+mod init_snapshots;
 /// Isolation between requests follows the configuration, and limits are enforced.
 mod isolation;
 /// API keys grant their scopes until they expire or are revoked.
 mod keys;
 /// Large artifacts are not loaded into the server's memory.
 mod large_artifacts;
+/// A damaged or lost ledger is detected, and nothing that was revoked returns.
+mod ledger_loss;
 /// Loading does not wait for unrelated compilations, and traffic goes only to loaded versions.
 mod loading;
 /// Each request is one log line, and the log contains nothing that callers sent.
 mod logs;
-/// A damaged or lost ledger is detected, and nothing that was revoked returns.
-mod losses;
 /// Metrics count what happened, and disappear with their version.
-mod meeting;
 mod metrics;
 /// A server without its repository folder serves deployed versions and picks the folder up later.
-mod missing_folder;
+mod missing_repository;
+mod mixed_batches;
+/// Each model has its own gRPC service, whose fields stay compatible across versions.
+mod model_grpc;
 /// The Open Inference Protocol over REST.
 mod oip;
 /// Operators deploy, split, promote and roll back; invalid changes are rejected.
 mod operations;
 /// The operators' commands report errors as text and by their exit codes.
-mod operations_cli;
-/// Scores equal scikit-learn's on texts that were not used for training.
-mod oracle;
+mod operator_commands;
 /// Overload is rejected at once, the least important requests first.
 mod overload;
 /// The examples for operators match the server.
 mod packaging;
-/// CORS and the documentation page.
-mod pages;
 /// A batch with `partial=true` succeeds and fails row by row.
-mod partial;
-/// The image model agrees with RapidOCR and rejects invalid images.
-mod pictures;
+mod partial_batches;
 /// Rate limits of keys and models.
 mod rates;
+/// Scores equal scikit-learn's on texts that were not used for training.
+mod reference_scores;
+/// Files in the repository folder are deployed, and nothing else in it has an effect.
+mod repository_folder;
+/// Compressed bodies, multipart forms and raw bytes are equivalent to JSON, within the same limits.
+mod request_bodies;
 /// Compiled code is reused after a restart, and only code that this host wrote is loaded.
 mod restart;
 /// A stopping server completes its requests, and stops in bounded time.
 mod shutdown;
-/// The test models return exactly what was sent, in every datatype.
-mod small_guests;
-/// Guests that cannot be snapshotted after `init` are reported and served.
-mod snapshots;
 /// The rules of the architecture and of the documentation.
 mod tidy;
 /// TLS, and certificates that are renewed without a restart.
 mod tls;
 /// Traces and their propagation; an unreachable collector has no effect on requests.
 mod traces;
-/// Each model has its own gRPC service, whose fields stay compatible across versions.
-mod typed;
+/// Transient failures are retried; a broken artifact is not.
+mod transient_failures;
+/// CORS and the documentation page.
+mod web_pages;

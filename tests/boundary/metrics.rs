@@ -123,7 +123,9 @@ fn an_unloaded_version_leaves_no_series() {
     let path = "models/misbehave/versions/1.1.0";
     let undeployed = server.admin("DELETE", path, &serde_json::Value::Null);
     assert_eq!(undeployed.status, 200, "{undeployed:?}");
-    server.wait_for("the end", |line| line["message"] == "unloaded" && line["version"] == "1.1.0");
+    server.wait_for("1.1.0 being unloaded", |line| {
+        line["message"] == "unloaded" && line["version"] == "1.1.0"
+    });
     let page = server.metrics();
     assert!(!page.contains(gone), "{page}");
     assert!(page.contains(r#"model="misbehave",version="1.0.0""#));

@@ -1,6 +1,6 @@
-mod answers;
+mod infer;
+mod invalid_requests;
 mod models;
-mod refusals;
 mod repository;
 
 use guesthouse_tests::{DEMO_KEY, Server, client};

@@ -17,7 +17,7 @@ fn post(server: &Server, path: &str, body: Value) -> HttpResponse {
 }
 
 /// Asserts that a change was made; returns the body.
-fn made(answer: &HttpResponse) -> &Value {
+fn assert_changed(answer: &HttpResponse) -> &Value {
     assert_eq!((answer.status, &answer.body["changed"]), (200, &json!(true)), "{answer:?}");
     &answer.body
 }
@@ -95,7 +95,7 @@ fn a_version_is_deployed_canaried_promoted_rolled_back() {
     assert_eq!(words(&served(&server, pin, &[])), ("1.1.0", "pin"));
 
     let canary = post(&server, "canary", json!({"version": "1.1.0", "weight": 100_000}));
-    assert_eq!(made(&canary)["after"]["candidates"], json!({"1.1.0": 100_000}));
+    assert_eq!(assert_changed(&canary)["after"]["candidates"], json!({"1.1.0": 100_000}));
     // The published hash places a caller; places below 100,000 belong to the candidate.
     let places = ["user-0", "alice"].map(|user| {
         let path = format!("models/misbehave/resolve?key={user}");
@@ -114,10 +114,14 @@ fn a_version_is_deployed_canaried_promoted_rolled_back() {
     assert_eq!(words(&served(&server, channel, &[])), ("1.1.0", "channel"));
     for (weight, parts) in [(json!("25%"), 250_000), (json!("0.2"), 200_000), (json!(10), 10)] {
         let canary = post(&server, "canary", json!({"version": "1.1.0", "weight": weight}));
-        assert_eq!(made(&canary)["after"]["candidates"], json!({"1.1.0": parts}), "{weight}");
+        assert_eq!(
+            assert_changed(&canary)["after"]["candidates"],
+            json!({"1.1.0": parts}),
+            "{weight}"
+        );
     }
     // Weight 0 overrides stickiness; only explicit requests reach the candidate.
-    made(&post(&server, "canary", json!({"version": "1.1.0", "weight": 0})));
+    assert_changed(&post(&server, "canary", json!({"version": "1.1.0", "weight": 0})));
     for user in 0..20 {
         let user = format!("user-{user}");
         let split = served(&server, "/predict", &[("X-User-Id", &user)]);
@@ -126,12 +130,12 @@ fn a_version_is_deployed_canaried_promoted_rolled_back() {
     assert_eq!(words(&served(&server, channel, &[])), ("1.1.0", "channel"));
 
     let promoted = post(&server, "promote", json!({"version": "1.1.0"}));
-    assert_eq!(made(&promoted)["status"], "Promoted");
+    assert_eq!(assert_changed(&promoted)["status"], "Promoted");
     assert_eq!(words(&served(&server, "/predict", &[])), ("1.1.0", "default"));
     assert_eq!(refused(&server.send("POST", channel, &[], b"{}")), (404, "not_found"));
     assert_eq!(states(&server), ["parked", "ready"]);
     let back = post(&server, "rollback", json!({}));
-    assert_eq!(made(&back)["status"], "RolledBack");
+    assert_eq!(assert_changed(&back)["status"], "RolledBack");
     assert_eq!(words(&served(&server, "/predict", &[])), ("1.0.0", "default"));
     let stable = "/models/misbehave/versions/stable/predict";
     assert_eq!(words(&served(&server, stable, &[])), ("1.0.0", "channel"));
@@ -148,9 +152,9 @@ fn a_restart_restores_the_routing_and_the_history() {
         deploy(&server, &file, "", &[])
     });
     assert!(next.iter().all(|operation| operation["state"] == "done"), "{next:?}");
-    made(&post(&server, "promote", json!({"version": "1.3.0"})));
-    made(&post(&server, "canary", json!({"version": "1.4.0", "weight": 250_000})));
-    made(&post(&server, "shadow", json!({"version": "1.1.0", "share": 500_000})));
+    assert_changed(&post(&server, "promote", json!({"version": "1.3.0"})));
+    assert_changed(&post(&server, "canary", json!({"version": "1.4.0", "weight": 250_000})));
+    assert_changed(&post(&server, "shadow", json!({"version": "1.1.0", "share": 500_000})));
     let before = (model(&server), server.admin("GET", "history", &Value::Null).body);
     assert!(server.stop().0.success());
     // The folder is empty: a deployed version does not depend on it.
@@ -158,8 +162,8 @@ fn a_restart_restores_the_routing_and_the_history() {
     let server = Server::start(&setup);
     assert_eq!((model(&server), server.admin("GET", "history", &Value::Null).body), before);
     assert_eq!(states(&server), ["ready", "ready", "parked", "ready", "ready"]);
-    made(&post(&server, "rollback", json!({})));
-    made(&post(&server, "rollback", json!({})));
+    assert_changed(&post(&server, "rollback", json!({})));
+    assert_changed(&post(&server, "rollback", json!({})));
     assert_eq!(words(&served(&server, "/predict", &[])), ("1.2.0", "default"));
 }
 
@@ -170,7 +174,7 @@ fn invalid_changes_are_rejected_without_effect() {
     let other = Misbehave { version: "1.1.0", init: "slow", ..Misbehave::default() };
     let other = other.pack(folder.path());
     let before = model(&server);
-    assert_eq!(before["stable"], "1.1.0", "a pre-release is nobody's default");
+    assert_eq!(before["stable"], "1.1.0", "a pre-release became the default");
     for (path, body, error) in [
         ("promote", json!({"version": "9.9.9"}), (404, "not_found")),
         ("promote", json!({"version": "1.0.0"}), (409, "conflict")),
@@ -282,12 +286,16 @@ fn repeated_changes_apply_once_and_dry_runs_never() {
     assert_eq!((trial.status, &trial.body["after"]["stable"]), (200, &json!("1.1.0")));
     assert_eq!(model(&server)["stable"], "1.0.0");
     let expected = format!("?expected_revision={revision}&reason=because");
-    let made = promote(&expected, "key-2", &body);
-    assert_eq!((made.status, made.header("idempotency-replayed")), (200, None), "{made:?}");
+    let changed = promote(&expected, "key-2", &body);
+    assert_eq!(
+        (changed.status, changed.header("idempotency-replayed")),
+        (200, None),
+        "{changed:?}"
+    );
     // The expected revision is outdated by now, but this request was answered before.
     let again = promote(&expected, "key-2", &body);
     assert_eq!((again.status, again.header("idempotency-replayed")), (200, Some("true")));
-    assert_eq!(again.body["revision"], made.body["revision"]);
+    assert_eq!(again.body["revision"], changed.body["revision"]);
     let other = promote(&expected, "key-2", &json!({"version": "1.0.0"}));
     assert_eq!(refused(&other), (422, "idempotency_mismatch"));
     let bad = promote("", &"k".repeat(129), &body);
@@ -438,7 +446,7 @@ fn a_suspended_stable_version_has_no_parked_fallback() {
     setup.config =
         "[models.misbehave]\nsplit = { \"1.0.0\" = 1_000_000, \"1.1.0\" = 0 }\n".to_owned();
     let server = Server::start(&setup);
-    made(&post(&server, "rollback", json!({})));
+    assert_changed(&post(&server, "rollback", json!({})));
     assert_eq!(states(&server), ["ready", "parked"]);
     let pin = "/models/misbehave/versions/1.0.0/predict";
     for index in 0..10 {
@@ -471,7 +479,7 @@ fn a_configured_split_holds_until_changed() {
     setup.config = config(1);
     let server = Server::start(&setup);
     assert_eq!(candidates(&server), json!({"1.1.0": 1}));
-    made(&post(&server, "canary", json!({"version": "1.1.0", "weight": 2})));
+    assert_changed(&post(&server, "canary", json!({"version": "1.1.0", "weight": 2})));
     assert!(server.stop().0.success());
     let server = Server::start(&setup);
     assert_eq!(candidates(&server), json!({"1.1.0": 2}));
@@ -493,7 +501,7 @@ fn a_shadow_is_compared_without_affecting_callers() {
     let secret = "Most of this page is boring nonsense";
     // On a busy machine comparisons are dropped, so requests repeat until both results were seen.
     let mut report = Value::Null;
-    server.eventually("there is one of each kind", |server| {
+    server.eventually("both results are reported", |server| {
         for text in [secret, "You are nice"] {
             let answer = server.post("/predict", &json!({"text": text}));
             assert_eq!((answer.status, &answer.body["model_version"]), (200, &json!("1.0.0")));

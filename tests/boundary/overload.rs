@@ -62,14 +62,14 @@ fn the_least_important_requests_are_rejected_first() {
     assert!(!stable() && !batch() && !candidate());
 
     let mut busy = occupy(&server, LIMIT * 6 / 10);
-    eventually("batches are refused", batch);
-    assert!(!candidate(), "there is room for a candidate");
+    eventually("batches are rejected", batch);
+    assert!(!candidate(), "the candidate was rejected");
     busy.extend(occupy(&server, LIMIT * 8 / 10 - busy.len()));
-    eventually("candidates are refused", candidate);
-    assert!(!stable(), "there is room for the stable version");
+    eventually("candidates are rejected", candidate);
+    assert!(!stable(), "the stable version was rejected");
     // Probing requests hold places for a moment, so more requests are added until everything is
     // rejected.
-    eventually("everything is refused", || {
+    eventually("everything is rejected", || {
         busy.extend(occupy(&server, LIMIT));
         stable()
             && batch()
@@ -102,7 +102,7 @@ fn every_request_of_a_flood_is_answered_or_rejected() {
     let answers: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
     let refused = answers.iter().filter(|answer| is_refused(answer)).count();
     let answered = answers.iter().filter(|answer| answer.status == 200).count();
-    assert_eq!(answered + refused, answers.len(), "nothing is late, lost or wrong");
+    assert_eq!(answered + refused, answers.len(), "a request was neither answered nor rejected");
     assert!(answered > 0 && refused > 0, "{answered} answered, {refused} refused");
     assert_eq!(server.post("/models/misbehave/predict", &json!({"action": "echo"})).status, 200);
 }

@@ -10,10 +10,10 @@ use guesthouse_tests::{Server, Setup, artifacts, client, environment};
 
 /// The time that the server takes after its last request: responses to interrupted requests, and
 /// the rest of the log.
-const LAST_WORDS_SECONDS: u64 = 5;
+const FINAL_LOG_SECONDS: u64 = 5;
 
 /// Memory besides versions and compilers: the program, request bodies, and the kernel's buffers.
-const BESIDE_MIB: u64 = 512;
+const OVERHEAD_MIB: u64 = 512;
 
 fn packaging() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../host/packaging")
@@ -51,8 +51,8 @@ fn guesthouse(arguments: &[String]) -> Result<String, String> {
         .env_clear()
         .output()
         .expect("the host program runs");
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(said(&output.stdout)) } else { Err(said(&output.stderr)) }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
 /// The command lines of the program in a file, without the program's name.
@@ -116,7 +116,7 @@ fn every_configuration_file_is_valid() {
         fs::write(&path, &filled).unwrap();
         check(path.clone()).unwrap_or_else(|why| panic!("{file}: {why}\n{filled}"));
         fs::write(&path, filled + "\nno_such_key = 1\n").unwrap();
-        check(path).expect_err("a key that there is not");
+        check(path).expect_err("an unknown key is rejected");
     }
 }
 
@@ -128,7 +128,7 @@ fn every_command_line_is_valid() {
             line.push("--help".to_owned());
             guesthouse(&line).unwrap_or_else(|why| panic!("{file}: {line:?}: {why}"));
             line.insert(line.len() - 1, "--no-such-option".to_owned());
-            guesthouse(&line).expect_err("an option that there is not");
+            guesthouse(&line).expect_err("an unknown option is rejected");
             found += 1;
         }
     }
@@ -142,7 +142,7 @@ fn every_command_line_is_valid() {
         .collect();
     assert!(variables.len() >= 4, "{variables:?}");
     for variable in variables {
-        assert!(help.contains(variable), "{variable} is no variable of the server");
+        assert!(help.contains(variable), "the server has no variable {variable}");
     }
 }
 
@@ -186,7 +186,7 @@ fn ports_and_folders_match_the_configuration() {
     for line in read("systemd/guesthouse.toml").lines() {
         if let Some((_, folder)) = line.split_once("= \"/var/lib/") {
             let folder = folder.trim_end_matches('"');
-            assert!(unit.contains(&format!(" {folder}")), "{folder} is made by nobody");
+            assert!(unit.contains(&format!(" {folder}")), "the unit does not create {folder}");
         }
     }
 }
@@ -196,7 +196,7 @@ fn stop_timeouts_exceed_the_drain_time() {
     let time = |configuration: &str| {
         let of = |key, default| number(configuration, &format!("\n{key}")).unwrap_or(default);
         // The server's defaults, if the file does not set them.
-        of("linger_seconds", 3) + of("drain_seconds", 10) + LAST_WORDS_SECONDS
+        of("linger_seconds", 3) + of("drain_seconds", 10) + FINAL_LOG_SECONDS
     };
     let grace = "terminationGracePeriodSeconds";
     for (file, key, configuration) in [
@@ -206,7 +206,7 @@ fn stop_timeouts_exceed_the_drain_time() {
     ] {
         let allowed = number(&read(file), key).unwrap();
         let taken = time(&read(configuration));
-        assert!(allowed > taken, "{file} gives {allowed} s to what takes {taken} s");
+        assert!(allowed > taken, "{file} allows {allowed} s for a shutdown of up to {taken} s");
     }
 }
 
@@ -220,7 +220,7 @@ fn memory_limits_fit_into_the_container() {
         let (_, limits) = manifest.split_once("limits:").unwrap();
         let gibibytes = number(limits, "memory").unwrap();
         let of = |key: &str| number(&configuration, &format!("\n{key}")).unwrap();
-        let used = of("memory_mib") + of("preinit_memory_mib") + BESIDE_MIB;
+        let used = of("memory_mib") + of("preinit_memory_mib") + OVERHEAD_MIB;
         assert!(used <= gibibytes << 10, "{file}: {used} MiB");
         assert!(of("instances") * of("instance_memory_mib") <= of("memory_mib"), "{file}");
     }

@@ -36,7 +36,7 @@ fn retry_after(answer: &HttpResponse) -> u64 {
 fn burst(server: &Server) -> (String, Vec<String>, HttpResponse) {
     let mut numbers = 0..;
     eventually_some("four requests within a second", || {
-        let name = format!("slow-{}", numbers.next().expect("the range has no end"));
+        let name = format!("slow-{}", numbers.next().expect("the range is unbounded"));
         let key = make(server, &name, &json!({"per_second": 0.5, "burst": 3}));
         let began = Instant::now();
         let state = || {
@@ -109,8 +109,11 @@ fn keys_share_a_models_limit_and_have_their_own() {
         |key: &str| client::send("GET", &server.url("/models"), &[("X-API-Key", key)], b"");
     assert!(retry_after(&models(&one)) > 90);
     let three = make(&server, "three", &Value::Null);
-    let told = models(&three);
-    assert_eq!((told.status, told.header("ratelimit-policy")), (200, Some("\"key\";q=2;w=200")));
+    let listed = models(&three);
+    assert_eq!(
+        (listed.status, listed.header("ratelimit-policy")),
+        (200, Some("\"key\";q=2;w=200"))
+    );
 }
 
 #[test]
@@ -129,7 +132,7 @@ fn a_reload_keeps_the_count_of_unchanged_limits() {
     let (good, bad) =
         ("configuration reloaded", "configuration not reloaded: the last good one holds");
     reload(model("rate = { per_second = 0.001, burst = 100 }") + &top(1), good);
-    assert_eq!(ask(&server, &key).status, 429, "the same limit, and as much left of it");
+    assert_eq!(ask(&server, &key).status, 429, "an unchanged limit was reset");
     reload(model("") + &top(2), good);
     assert_eq!((ask(&server, &key).status, ask(&server, &key).status), (200, 200));
     assert_eq!(ask(&server, &key).status, 429);

@@ -36,7 +36,7 @@ fn a_second_start_compiles_nothing() {
 }
 
 /// The compiled files whose names begin and end like this.
-fn kept(folder: &Path, prefix: &str, suffix: &str) -> Vec<PathBuf> {
+fn compiled_files(folder: &Path, prefix: &str, suffix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder.join("state/compiled")).unwrap();
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| {
@@ -55,7 +55,7 @@ fn flip_a_bit(path: &Path) {
 }
 
 /// How many stored files were rejected and compiled again.
-fn made_anew(server: &Server) -> usize {
+fn recompilations(server: &Server) -> usize {
     let lines = server.lines();
     let anew = |line: &&Value| {
         line["level"] == "WARN" && line["message"].as_str().unwrap().contains("compiling anew")
@@ -68,7 +68,7 @@ fn a_flipped_bit_in_any_compiled_file_is_repaired() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
-    let files = kept(folder.path(), "", "");
+    let files = compiled_files(folder.path(), "", "");
     let versions = ["1.0.1", "1.0.2", "1.0.3", "1.0.4", "1.0.5", "1.0.6"];
     assert_eq!(files.len(), versions.len(), "{files:?}");
     // A new version in each round, whose compilation reads all stored files.
@@ -78,14 +78,14 @@ fn a_flipped_bit_in_any_compiled_file_is_repaired() {
         setup.artifacts.truncate(1);
         setup.artifacts.push(next.pack(folder.path()));
         let server = Server::start(&setup);
-        assert_eq!(made_anew(&server), 1, "{file:?}");
+        assert_eq!(recompilations(&server), 1, "{file:?}");
         assert_serves(&server);
         assert!(server.stop().0.success());
     }
     let last = Misbehave { version: "1.1.0", ..Misbehave::default() };
     setup.artifacts.push(last.pack(folder.path()));
     let server = Server::start(&setup);
-    assert_eq!(made_anew(&server), 0);
+    assert_eq!(recompilations(&server), 0);
     assert_serves(&server);
 }
 
@@ -135,8 +135,9 @@ fn unneeded_compiled_files_are_removed() {
     assert_eq!(from(&server), "store");
     assert_eq!((exist(&unneeded), exist(&spared)), (0, spared.len()));
     let lines = server.lines();
-    let said = |line: &&Value| line["message"].as_str().unwrap().starts_with("removed a file");
-    assert_eq!(lines.iter().filter(said).count(), 3, "code and record are one");
+    let is_removal =
+        |line: &&Value| line["message"].as_str().unwrap().starts_with("removed a file");
+    assert_eq!(lines.iter().filter(is_removal).count(), 3, "code and report count as one file");
     assert_serves(&server);
 }
 
@@ -220,11 +221,11 @@ fn a_second_version_reuses_the_compiled_functions() {
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
     let shared = |prefix: &str| {
-        let files = kept(folder.path(), prefix, "");
+        let files = compiled_files(folder.path(), prefix, "");
         files.into_iter().map(|path| (fs::metadata(&path).unwrap().ino(), path)).collect::<Vec<_>>()
     };
     let (functions, init) = (shared("functions-"), shared("init-"));
-    assert_eq!((functions.len(), init.len()), (2, 2), "each with its MAC");
+    assert_eq!((functions.len(), init.len()), (2, 2), "each file has a MAC");
     let second = Misbehave { version: "1.1.0", ..Misbehave::default() };
     setup.artifacts.push(second.pack(folder.path()));
     let server = Server::start(&setup);
@@ -233,7 +234,7 @@ fn a_second_version_reuses_the_compiled_functions() {
     assert_eq!(answer.status, 200, "{answer:?}");
     // The stored functions were reused: nothing new was stored beside them.
     assert_eq!((shared("functions-"), shared("init-")), (functions, init));
-    assert_eq!(made_anew(&server), 0);
+    assert_eq!(recompilations(&server), 0);
 }
 
 #[test]

@@ -47,13 +47,13 @@ fn after_sigterm_the_server_is_not_ready_but_serves() {
     let server = Server::start(&toxicity("linger_seconds = 3600"));
     assert_eq!(server.get("/readyz").status, 200);
     server.signal(Signal::TERM);
-    server.wait_for("the word", lingers);
+    server.wait_for("the log line", lingers);
     let answer = server.get("/readyz");
     assert_eq!((answer.status, answer.error_code()), (503, Some("not_ready")));
     assert_eq!(server.get("/healthz").status, 200);
     (0..10).for_each(|_| server.assert_healthy());
     assert_eq!(server.get("/readyz").status, 503);
-    assert!(!server.lines().iter().any(drains), "it was still serving");
+    assert!(!server.lines().iter().any(drains), "the server was draining");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_second_signal_ends_the_linger_time() {
     for second in [Signal::INT, Signal::TERM] {
         let server = Server::start(&toxicity("linger_seconds = 3600"));
         server.signal(Signal::TERM);
-        server.wait_for("the word", lingers);
+        server.wait_for("the log line", lingers);
         server.signal(second);
         let (status, _) = server.wait_for_end();
         assert!(status.success(), "{second:?}: {status}");
@@ -119,7 +119,7 @@ fn requests_in_progress_complete_during_the_drain() {
         let spinning = scope.spawn(|| spin(&server, "3000"));
         wait_until_busy(&server);
         server.signal(Signal::TERM);
-        server.wait_for("the draining", drains);
+        server.wait_for("the drain", drains);
         let answer = spinning.join().unwrap();
         // The deadline of the request, not of the drain.
         assert_eq!((answer.status, answer.error_code()), (504, Some("deadline_exceeded")));
@@ -138,7 +138,9 @@ fn a_long_poll_does_not_delay_the_shutdown() {
     let operation = server.begin_deploy(&endless);
     let operation = operation["operation"].as_str().unwrap();
     let compiling = |line: &Value| line["message"] == "compiling, which takes some seconds";
-    server.wait_for("the compiler", |line| compiling(line) && line["version"] == "1.1.0");
+    server.wait_for("the compiler being started", |line| {
+        compiling(line) && line["version"] == "1.1.0"
+    });
     let mut waiting = TcpStream::connect(server.admin_address()).unwrap();
     write!(
         waiting,

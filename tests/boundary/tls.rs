@@ -38,12 +38,12 @@ impl Pair {
 }
 
 /// A TLS server whose certificate files the test can replace.
-struct Secured {
+struct TlsServer {
     server: Server,
     folder: TempDir,
 }
 
-impl Secured {
+impl TlsServer {
     fn start(pair: &Pair, limits: &str) -> Self {
         let folder = temporary_folder();
         replace(folder.path(), "certificate.pem", &pair.certificate);
@@ -87,10 +87,13 @@ fn predict(client: &Client, server: &Server) -> reqwest::blocking::Response {
 }
 
 /// Runs curl; returns its exit code, and the status and version of HTTP.
-fn curl(secured: &Secured, arguments: &[&str]) -> (i32, String) {
+fn curl(tls_server: &TlsServer, arguments: &[&str]) -> (i32, String) {
     let mut command = Command::new("curl");
     command.args(["-sS", "-o", "/dev/null", "-w", "%{http_code} %{http_version}", "--cacert"]);
-    command.arg(secured.certificate()).args(arguments).arg(https(&secured.server, "/healthz"));
+    command
+        .arg(tls_server.certificate())
+        .args(arguments)
+        .arg(https(&tls_server.server, "/healthz"));
     let output = command.output().unwrap();
     (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
 }
@@ -98,8 +101,8 @@ fn curl(secured: &Secured, arguments: &[&str]) -> (i32, String) {
 #[test]
 fn the_newest_common_protocol_versions_are_negotiated() {
     let pair = Pair::generate();
-    let secured = Secured::start(&pair, "");
-    let server = &secured.server;
+    let tls_server = TlsServer::start(&pair, "");
+    let server = &tls_server.server;
     for (client, version) in [
         (pair.client(), Version::HTTP_2),
         (pair.client().http1_only(), Version::HTTP_11),
@@ -109,27 +112,27 @@ fn the_newest_common_protocol_versions_are_negotiated() {
         assert_eq!(response.version(), version);
         assert_eq!(response.json::<serde_json::Value>().unwrap()["label"], "clean");
     }
-    assert_eq!(curl(&secured, &["--http2"]), (0, "200 2".to_owned()));
-    assert_eq!(curl(&secured, &["--http1.1"]), (0, "200 1.1".to_owned()));
-    assert_eq!(curl(&secured, &["--tls-max", "1.2"]).0, 0);
+    assert_eq!(curl(&tls_server, &["--http2"]), (0, "200 2".to_owned()));
+    assert_eq!(curl(&tls_server, &["--http1.1"]), (0, "200 1.1".to_owned()));
+    assert_eq!(curl(&tls_server, &["--tls-max", "1.2"]).0, 0);
     // Exit code 35: the handshake failed.
     let old = ["--tls-max", "1.1", "--ciphers", "ALL:@SECLEVEL=0"];
-    assert_eq!(curl(&secured, &old).0, 35);
+    assert_eq!(curl(&tls_server, &old).0, 35);
     // The admin listener has the same certificate.
     let status = format!("https://{}/admin/v1/status", server.admin_address());
     let client = pair.client().build().unwrap();
     let status = client.get(status).header("X-API-Key", DEMO_ADMIN_KEY).send().unwrap();
     assert_eq!(status.status(), StatusCode::OK);
-    assert!(!Pair::generate().is_trusted_at(server), "a stranger's certificate");
+    assert!(!Pair::generate().is_trusted_at(server), "an unrelated certificate is trusted");
 }
 
 #[test]
 fn commands_trust_the_given_certificate_authority() {
     let pair = Pair::generate();
-    let secured = Secured::start(&pair, "");
-    let stranger = secured.folder.path().join("stranger.pem");
+    let tls_server = TlsServer::start(&pair, "");
+    let stranger = tls_server.folder.path().join("stranger.pem");
     fs::write(&stranger, Pair::generate().certificate).unwrap();
-    let server = format!("https://{}", secured.server.admin_address());
+    let server = format!("https://{}", tls_server.server.admin_address());
     let status = |ca: Option<&Path>| {
         let mut command = Command::new(environment::host());
         command.args(["status", "--server", &server]);
@@ -137,19 +140,19 @@ fn commands_trust_the_given_certificate_authority() {
         let output = command.env("GUESTHOUSE_ADMIN_KEY", DEMO_ADMIN_KEY).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let (code, said) = status(Some(&secured.certificate()));
-    assert!(code == Some(0) && said.contains("toxicity"), "{code:?} {said}");
-    for ca in [None, Some(stranger.as_path()), Some(&secured.folder.path().join("key.pem"))] {
-        let (code, said) = status(ca);
-        assert!(code != Some(0) && said.is_empty(), "{ca:?}: {code:?} {said}");
+    let (code, stdout) = status(Some(&tls_server.certificate()));
+    assert!(code == Some(0) && stdout.contains("toxicity"), "{code:?} {stdout}");
+    for ca in [None, Some(stranger.as_path()), Some(&tls_server.folder.path().join("key.pem"))] {
+        let (code, stdout) = status(ca);
+        assert!(code != Some(0) && stdout.is_empty(), "{ca:?}: {code:?} {stdout}");
     }
 }
 
 #[test]
 fn failed_handshakes_affect_only_their_connection() {
     let pair = Pair::generate();
-    let secured = Secured::start(&pair, "head_seconds = 1\nconnections = 8");
-    let server = &secured.server;
+    let tls_server = TlsServer::start(&pair, "head_seconds = 1\nconnections = 8");
+    let server = &tls_server.server;
     let open = |bytes: &[u8]| {
         let mut stream = TcpStream::connect(server.address()).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -177,29 +180,30 @@ fn failed_handshakes_affect_only_their_connection() {
         assert!(!rest.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&rest));
     }
     assert!(pair.is_trusted_at(server));
-    assert!(secured.server.stop().0.success(), "nothing is left to drain");
+    assert!(tls_server.server.stop().0.success(), "requests were left to drain");
 }
 
 #[test]
 fn an_incomplete_handshake_does_not_delay_the_shutdown() {
-    let secured = Secured::start(&Pair::generate(), "head_seconds = 3600\ndrain_seconds = 3600");
-    let mut stream = TcpStream::connect(secured.server.address()).unwrap();
+    let tls_server =
+        TlsServer::start(&Pair::generate(), "head_seconds = 3600\ndrain_seconds = 3600");
+    let mut stream = TcpStream::connect(tls_server.server.address()).unwrap();
     stream.write_all(b"\x16\x03\x01").unwrap();
-    assert!(secured.server.stop().0.success(), "nothing is left to drain");
+    assert!(tls_server.server.stop().0.success(), "requests were left to drain");
 }
 
 #[test]
 fn a_valid_renewal_is_used_and_an_invalid_one_ignored() {
     let (first, second) = (Pair::generate(), Pair::generate());
-    let secured = Secured::start(&first, "");
-    let (server, folder) = (&secured.server, secured.folder.path());
+    let tls_server = TlsServer::start(&first, "");
+    let (server, folder) = (&tls_server.server, tls_server.folder.path());
     assert!(first.is_trusted_at(server) && !second.is_trusted_at(server));
     let lasting = first.client().build().unwrap();
     predict(&lasting, server);
     // Half of a renewal: certificate and key do not match.
     replace(folder, "certificate.pem", &second.certificate);
     let refused = "the new certificate cannot be used, the old one stays";
-    server.wait_for("the refusal", |line| line["message"] == refused);
+    server.wait_for("the rejection", |line| line["message"] == refused);
     assert!(first.is_trusted_at(server) && !second.is_trusted_at(server));
     replace(folder, "key.pem", &second.key);
     server.wait_for("the renewal", |line| line["message"] == "certificate replaced");
@@ -209,14 +213,16 @@ fn a_valid_renewal_is_used_and_an_invalid_one_ignored() {
     for bad in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         let before = count(server, refused);
         replace(folder, "certificate.pem", bad);
-        eventually("another refusal", || count(server, refused) > before);
+        eventually("another rejection", || count(server, refused) > before);
         assert!(second.is_trusted_at(server));
     }
     fs::remove_file(folder.join("key.pem")).unwrap();
     assert!(second.is_trusted_at(server));
     replace(folder, "certificate.pem", &first.certificate);
     replace(folder, "key.pem", &first.key);
-    eventually("the first again", || count(server, "certificate replaced") == 2);
+    eventually("the first certificate is used again", || {
+        count(server, "certificate replaced") == 2
+    });
     assert!(first.is_trusted_at(server));
 }
 
@@ -243,9 +249,9 @@ fn an_unusable_certificate_fails_the_start() {
         let state = folder.path().join("state").display().to_string();
         let config = config.display().to_string();
         let output = run_host(&["serve", "--config", &config, "--state", &state]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("TLS") && !said.contains("listening"), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("TLS") && !stderr.contains("listening"), "{stderr}");
     }
 }
 
@@ -315,17 +321,17 @@ fn an_unusable_key_is_rejected_with_the_reason() {
         replace(folder.path(), "certificate.pem", certificate);
         replace(folder.path(), "key.pem", key);
         let checked = run_host(&["config", "check", "--config", &config]);
-        let said = String::from_utf8_lossy(&checked.stderr);
+        let stderr = String::from_utf8_lossy(&checked.stderr);
         let Some(word) = word else {
-            assert!(checked.status.success(), "{said}");
+            assert!(checked.status.success(), "{stderr}");
             continue;
         };
-        assert_eq!(checked.status.code(), Some(1), "{word}: {said}");
-        assert!(said.contains(word), "{word}: {said}");
+        assert_eq!(checked.status.code(), Some(1), "{word}: {stderr}");
+        assert!(stderr.contains(word), "{word}: {stderr}");
         let served = run_host(&["serve", "--config", &config, "--state", &state]);
-        let said = String::from_utf8_lossy(&served.stderr);
-        assert_eq!(served.status.code(), Some(1), "{word}: {said}");
-        assert!(said.contains(word) && !said.contains("listening"), "{word}: {said}");
+        let stderr = String::from_utf8_lossy(&served.stderr);
+        assert_eq!(served.status.code(), Some(1), "{word}: {stderr}");
+        assert!(stderr.contains(word) && !stderr.contains("listening"), "{word}: {stderr}");
     }
 }
 
@@ -334,7 +340,7 @@ fn an_unusable_key_is_rejected_with_the_reason() {
 fn half_closed_tls_connections_are_answered() {
     use rustls::pki_types::pem::PemObject as _;
     let pair = Pair::generate();
-    let secured = Secured::start(&pair, "body_seconds = 3600");
+    let tls_server = TlsServer::start(&pair, "body_seconds = 3600");
     let mut roots = rustls::RootCertStore::empty();
     let certificate = pair.certificate.as_bytes();
     roots.add(rustls::pki_types::CertificateDer::from_pem_slice(certificate).unwrap()).unwrap();
@@ -351,7 +357,7 @@ fn half_closed_tls_connections_are_answered() {
     for (rest, expected) in [(whole.as_str(), "200"), ("Content-Length: 9\r\n\r\n", "401")] {
         let name = "localhost".try_into().unwrap();
         let session = rustls::ClientConnection::new(std::sync::Arc::clone(&config), name).unwrap();
-        let socket = TcpStream::connect(secured.server.address()).unwrap();
+        let socket = TcpStream::connect(tls_server.server.address()).unwrap();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut stream = rustls::StreamOwned::new(session, socket);
         write!(stream, "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n{rest}").unwrap();

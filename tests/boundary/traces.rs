@@ -29,7 +29,7 @@ fn a_sampled_request_has_spans_in_the_callers_trace() {
         [("traceparent", parent.as_str()), ("tracestate", "vendor=1"), ("X-Custom", "canary9f3a")];
     let answer = server.send("POST", "/v1/predict", &headers, body.as_bytes());
     assert_eq!(answer.status, 200, "{answer:?}");
-    let line = server.wait_for("the request", |line| line["request_id"] == "canary-id");
+    let line = server.wait_for("the log line", |line| line["request_id"] == "canary-id");
     assert_eq!(line["trace_id"], TRACE);
 
     let spans = collector.wait_for(|spans| spans.len() >= 5);
@@ -46,8 +46,8 @@ fn a_sampled_request_has_spans_in_the_callers_trace() {
         span.start_time_unix_nano >= root.start_time_unix_nano
             && span.end_time_unix_nano <= root.end_time_unix_nano
     }));
-    let told = answer.header("traceresponse").unwrap();
-    assert_eq!(told, format!("00-{TRACE}-{}-01", hex(&root.span_id)));
+    let header = answer.header("traceresponse").unwrap();
+    assert_eq!(header, format!("00-{TRACE}-{}-01", hex(&root.span_id)));
     let attributes = format!("{:?}", root.attributes);
     for word in ["guesthouse.model", "toxicity", "guesthouse.version", "1.0.0", "http.route"] {
         assert!(attributes.contains(word), "{word} is not in {attributes}");
@@ -86,12 +86,12 @@ fn without_a_collector_only_the_trace_id_is_logged() {
     let parent = format!("00-{TRACE}-{SPAN}-01");
     let answer = server.send("POST", "/v1/predict", &[("traceparent", &parent)], body.as_bytes());
     assert_eq!((answer.status, answer.header("traceresponse")), (200, None));
-    let line = server.wait_for("the request", |line| line["request_id"] == "traced");
+    let line = server.wait_for("the log line", |line| line["request_id"] == "traced");
     assert_eq!(line["trace_id"], TRACE);
     let body = json!({"text": "You are nice", "request_id": "garbage"}).to_string();
     let headers = [("traceparent", "00-canary-canary-01")];
     assert_eq!(server.send("POST", "/v1/predict", &headers, body.as_bytes()).status, 200);
-    let line = server.wait_for("the request", |line| line["request_id"] == "garbage");
+    let line = server.wait_for("the log line", |line| line["request_id"] == "garbage");
     assert_eq!(line["trace_id"], Value::Null);
 }
 

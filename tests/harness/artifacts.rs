@@ -72,7 +72,7 @@ pub fn fixtures() -> PathBuf {
 /// # Panics
 /// The folder is not readable.
 pub fn fixture_names() -> Vec<String> {
-    let folder = std::fs::read_dir(fixtures()).expect("the sources are there");
+    let folder = std::fs::read_dir(fixtures()).expect("the test models are readable");
     let paths = folder.map(|entry| entry.expect("the folder is readable").path());
     let models = paths.filter(|path| path.is_dir());
     let mut names: Vec<_> =
@@ -227,7 +227,7 @@ pub fn replace_bytes(file: &Path, from: &str, to: &str) {
         .filter(|(_, window)| *window == from.as_bytes())
         .map(|(place, _)| place)
         .collect();
-    let [place] = places[..] else { panic!("{from:?} is there {} times", places.len()) };
+    let [place] = places[..] else { panic!("{from:?} occurs {} times", places.len()) };
     bytes[place..place + to.len()].copy_from_slice(to.as_bytes());
     // Write a new file: the old one may be hard-linked from elsewhere.
     std::fs::remove_file(file).expect("the folder is writable");

@@ -40,7 +40,7 @@ impl Collector {
             .expect("a runtime can be made");
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"));
         let listener = listener.expect("there is a free port");
-        let address = listener.local_addr().expect("it listens somewhere");
+        let address = listener.local_addr().expect("the listener has an address");
         let received = Arc::<Received>::default();
         let destination = Arc::clone(&received);
         runtime.spawn(async move {

@@ -35,7 +35,7 @@ impl Server {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
         let text = text.expect("the server is running");
         // The name may contain spaces. After it, user and system time are fields 14 and 15.
-        let (_, fields) = text.rsplit_once(") ").expect("there is a name");
+        let (_, fields) = text.rsplit_once(") ").expect("a name in parentheses");
         let ticks = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u32>());
         TICK * ticks.map(|ticks| ticks.expect("a number")).sum::<u32>()
     }

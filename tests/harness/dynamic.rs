@@ -65,27 +65,26 @@ impl Client {
     /// # Panics
     /// The response of reflection is of another kind, or its descriptors are inconsistent.
     pub async fn service(&self, name: &str) -> Result<Service, ErrorResponse> {
-        let question = MessageRequest::FileContainingSymbol(name.to_owned());
-        let files = match self.reflect(question).await.expect("reflection is served") {
+        let query = MessageRequest::FileContainingSymbol(name.to_owned());
+        let files = match self.reflect(query).await.expect("reflection is served") {
             MessageResponse::FileDescriptorResponse(files) => files.file_descriptor_proto,
             MessageResponse::ErrorResponse(error) => return Err(error),
             other => panic!("{other:?}"),
         };
         let mut pool = DescriptorPool::new();
         for file in files {
-            pool.decode_file_descriptor_proto(&file[..]).expect("the file is whole");
+            pool.decode_file_descriptor_proto(&file[..]).expect("the descriptor is valid");
         }
         Ok(Service { pool, name: name.to_owned() })
     }
 
-    async fn reflect(&self, question: MessageRequest) -> Result<MessageResponse, Status> {
+    async fn reflect(&self, query: MessageRequest) -> Result<MessageResponse, Status> {
         let mut client = ServerReflectionClient::new(self.channel.clone());
-        let request =
-            ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(query) };
         let request = self.with_key(Request::new(tokio_stream::once(request)));
         let mut answers = client.server_reflection_info(request).await?.into_inner();
-        let answer = answers.message().await?.expect("a question has an answer");
-        Ok(answer.message_response.expect("an answer says something"))
+        let answer = answers.message().await?.expect("reflection responds");
+        Ok(answer.message_response.expect("a response has a message"))
     }
 
     /// Makes a unary call.
@@ -138,7 +137,7 @@ impl Client {
 
     async fn ready(&self) -> Grpc<Channel> {
         let mut grpc = Grpc::new(self.channel.clone());
-        grpc.ready().await.expect("the connection holds");
+        grpc.ready().await.expect("the connection is open");
         grpc
     }
 
@@ -161,8 +160,9 @@ impl Service {
     /// # Panics
     /// The service has no method of that name.
     pub fn method(&self, name: &str) -> MethodDescriptor {
-        let service = self.pool.get_service_by_name(&self.name).expect("it is its own file");
-        service.methods().find(|method| method.name() == name).expect("there is such a method")
+        let service =
+            self.pool.get_service_by_name(&self.name).expect("the descriptors contain the service");
+        service.methods().find(|method| method.name() == name).expect("the service has this method")
     }
 
     /// Builds the request message of a method with these fields set.
@@ -172,7 +172,7 @@ impl Service {
     pub fn request(&self, method: &str, fields: &[(&str, Value)]) -> DynamicMessage {
         let mut message = DynamicMessage::new(self.method(method).input());
         for (name, value) in fields {
-            message.try_set_field_by_name(name, value.clone()).expect("there is such a field");
+            message.try_set_field_by_name(name, value.clone()).expect("the message has this field");
         }
         message
     }

@@ -11,8 +11,8 @@ use flate2::write::{GzEncoder, ZlibEncoder};
 /// Never: writing to memory does not fail.
 pub fn gzip(data: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything")
+    encoder.write_all(data).expect("writing to memory does not fail");
+    encoder.finish().expect("writing to memory does not fail")
 }
 
 /// Compresses with the HTTP coding `deflate`, which is the zlib format.
@@ -21,6 +21,6 @@ pub fn gzip(data: &[u8]) -> Vec<u8> {
 /// Never: writing to memory does not fail.
 pub fn zlib(data: &[u8]) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything")
+    encoder.write_all(data).expect("writing to memory does not fail");
+    encoder.finish().expect("writing to memory does not fail")
 }

@@ -177,7 +177,7 @@ impl ModuleRewriter {
                 Payload::ExportSection(section) => {
                     exports.extend(section.into_iter().map(|export| export.expect("an export")));
                 }
-                Payload::StartSection { .. } => panic!("it has a start function"),
+                Payload::StartSection { .. } => panic!("the module has a start function already"),
                 _ => {}
             }
         }
@@ -190,7 +190,7 @@ impl ModuleRewriter {
             entry_point,
             realloc: find(&|name| name == REALLOC)?,
             post_return: find(&|name| name.starts_with(POST_RETURN))?,
-            functions: u32::try_from(types.len()).expect("the module is not as large"),
+            functions: u32::try_from(types.len()).expect("function indices fit into 32 bits"),
             globals,
             empty_type: 0,
             has_start: false,

@@ -245,7 +245,7 @@ impl Server {
         while progress["state"] == "running" {
             assert!(Instant::now() < deadline, "the deployment does not end: {progress}");
             // The request itself waits for the operation to change.
-            let operation = progress["operation"].as_str().expect("an operation has a name");
+            let operation = progress["operation"].as_str().expect("an operation has an id");
             let path = format!("operations/{operation}?wait_seconds=30");
             progress = self.admin("GET", &path, &Value::Null).body;
         }
@@ -408,7 +408,7 @@ impl Server {
         let status = status.expect("the server is running");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kilobytes.expect("the system counts memory") << 10
+        kilobytes.expect("/proc has the peak memory") << 10
     }
 
     /// Sets the server's soft limit of open files, or restores the hard limit.
@@ -419,7 +419,8 @@ impl Server {
         // The server inherited the hard limit of this process.
         let maximum = getrlimit(Resource::Nofile).maximum;
         let limit = Rlimit { current: files.or(maximum), maximum };
-        prlimit(Some(pid(&self.child)), Resource::Nofile, limit).expect("the server is ours");
+        prlimit(Some(pid(&self.child)), Resource::Nofile, limit)
+            .expect("the server belongs to this user");
     }
 
     /// Pauses or resumes reading of the server's log. A read that has begun is completed.
@@ -582,7 +583,7 @@ fn copy_warm_state(to: &Path) {
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");
         let config = environment::models().join("demo.toml");
-        crate::state::forget_deployed(&state).expect("what was deployed can be removed");
+        crate::state::forget_deployed(&state).expect("the deployments can be removed");
         let (mut child, log) =
             spawn(&config, &environment::repository(), &state, &Setup::default());
         log.wait_for("ready", 0, |line| line["message"] == "ready");
@@ -592,8 +593,8 @@ fn copy_warm_state(to: &Path) {
     });
     fs::create_dir_all(to.join("compiled")).expect("the scratch folder is writable");
     fs::copy(warm.join("key"), to.join("key")).expect("the key can be copied");
-    for entry in fs::read_dir(warm.join("compiled")).expect("the warm state is there") {
-        let from = entry.expect("the warm state is there").path();
+    for entry in fs::read_dir(warm.join("compiled")).expect("the warm state folder is readable") {
+        let from = entry.expect("the warm state folder is readable").path();
         let name = from.file_name().expect("an entry has a name");
         fs::hard_link(&from, to.join("compiled").join(name)).expect("files can be linked");
     }

@@ -39,7 +39,7 @@ fn server_metadata_and_health_need_no_key() {
         assert_eq!(answer.refusal(), (401, "unauthorized".to_owned()), "{path}");
     }
     // Probes are not logged; everything else is.
-    server.wait_for("the line", |line| line["route"] == "/v2/models/{model}");
+    server.wait_for("the log line", |line| line["route"] == "/v2/models/{model}");
     assert!(server.lines().iter().all(|line| line["route"] != "/v2/health/ready"));
 }
 
@@ -49,7 +49,9 @@ fn a_server_without_models_is_not_ready() {
     let setup = Setup::fixtures(folder.path(), &["simple"]);
     let setup = Setup { artifacts: Vec::new(), ..setup };
     let server = Server::start_loading(&setup);
-    server.wait_for("the folder", |line| line["message"] == "repository folder read");
+    server.wait_for("the repository folder being read", |line| {
+        line["message"] == "repository folder read"
+    });
     let live = get(&server, "/v2/health/live");
     assert_eq!(live.status, 200);
     assert_eq!(get(&server, "/v2/health/ready").refusal(), (503, "not_ready".to_owned()));
@@ -109,7 +111,7 @@ fn versions_are_selected_by_selector() {
     assert_eq!(server.deploy(&pack("2.0.0"))["state"], "done");
     let described = get(&server, "/v2/models/misbehave").json();
     assert_eq!(described["versions"], json!(["1.9.0", "1.10.0", "2.0.0"]));
-    assert_eq!(described["properties"]["model_version"], "1.9.0", "nothing else is promoted");
+    assert_eq!(described["properties"]["model_version"], "1.9.0", "a version was promoted");
     let input = json!({"name": "action", "shape": [1], "datatype": "BYTES", "data": ["echo"]});
     for (path, version) in [
         ("", "1.9.0"),

@@ -156,5 +156,5 @@ fn referenced_versions_cannot_be_unloaded() {
     assert_eq!(unload().status, 200);
     assert_eq!(change(&server, "models/misbehave/load", "{}").status, 200);
     let described = get(&server, "/v2/models/misbehave").json();
-    assert_eq!(described["versions"], json!(["1.0.0"]), "the stable one comes back");
+    assert_eq!(described["versions"], json!(["1.0.0"]), "the stable version was not restored");
 }

@@ -22,7 +22,7 @@ impl Server {
             let is_child = parent == Some(&*self.child.id().to_string());
             is_child && String::from_utf8_lossy(&read("cmdline")).contains("preinit-child")
         };
-        let processes = fs::read_dir("/proc").expect("the system shows processes");
+        let processes = fs::read_dir("/proc").expect("/proc is readable");
         let paths = processes.filter_map(|entry| Some(entry.ok()?.path()));
         let compilers = paths.filter(|path| is_compiler(path));
         let id = |path: PathBuf| path.file_name()?.to_str()?.parse().ok().and_then(Pid::from_raw);
@@ -34,7 +34,7 @@ impl Server {
     /// # Panics
     /// The server does not compile before the [deadline](crate::DEADLINE).
     pub fn kill_compiler(&self, signal: Signal) {
-        self.eventually("a process that compiles", |server| {
+        self.eventually("a compiler runs", |server| {
             let compilers = server.compilers();
             compilers.into_iter().any(|compiler| kill_process(compiler, signal).is_ok())
         });

@@ -14,7 +14,7 @@ fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
     response.headers().get(name).map(|value| value.to_str().unwrap())
 }
 
-fn told(response: &Response) -> Vec<&str> {
+fn cors_headers(response: &Response) -> Vec<&str> {
     let names = response.headers().keys().map(|name| name.as_str());
     names.filter(|name| name.starts_with("access-control-")).collect()
 }
@@ -37,7 +37,7 @@ fn cors_is_disabled_by_default() {
     let server = server("");
     let [may, asked] = ask(&server, ORIGIN);
     assert_eq!((may.status().as_u16(), asked.status().as_u16()), (405, 200));
-    assert!(told(&may).is_empty() && told(&asked).is_empty());
+    assert!(cors_headers(&may).is_empty() && cors_headers(&asked).is_empty());
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn cors_admits_configured_origins_only() {
     {
         let [may, asked] = ask(&server, origin);
         assert_eq!((may.status().as_u16(), asked.status().as_u16()), (405, 200), "{origin}");
-        assert!(told(&may).is_empty() && told(&asked).is_empty(), "{origin}");
+        assert!(cors_headers(&may).is_empty() && cors_headers(&asked).is_empty(), "{origin}");
         // A cached response must not be used for an allowed origin.
         assert!(header(&asked, "vary").unwrap().to_lowercase().contains("origin"));
     }
@@ -87,7 +87,7 @@ fn cors_admits_configured_origins_only() {
     assert_eq!(options.status(), 405);
     // The admin API does not support CORS.
     let admin = format!("http://{}/admin/v1/status", server.admin_address());
-    assert!(told(&client.get(admin).header("Origin", ORIGIN).send().unwrap()).is_empty());
+    assert!(cors_headers(&client.get(admin).header("Origin", ORIGIN).send().unwrap()).is_empty());
 }
 
 #[test]

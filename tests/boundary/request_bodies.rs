@@ -149,7 +149,8 @@ fn decompressed_bytes_count_as_bodies_in_flight() {
     other.write_all(&body[..890_000]).unwrap();
     // Its body has arrived when another one of the same size is not admitted any more. The question
     // takes no room.
-    server.eventually("it is counted", |server| !server.admits_body("/v1/predict", body.len()));
+    server
+        .eventually("the body is counted", |server| !server.admits_body("/v1/predict", body.len()));
     for (encoding, encode) in ENCODINGS {
         let answer = encoded(&server, "/v1/predict", encoding, &encode(&body));
         assert_eq!(is(&answer), (503, Some("overloaded")), "{encoding}");
@@ -163,7 +164,7 @@ fn decompressed_bytes_count_as_bodies_in_flight() {
     // The room is released with the connection.
     drop(other);
     let full = || encoded(&server, "/v1/predict", "gzip", &gzip(&body)).status;
-    server.eventually("it is given back", |_| full() == 200);
+    server.eventually("the room is released", |_| full() == 200);
 }
 
 fn get(client: &Client, server: &Server, path: &str, accepted: &str) -> Response {

@@ -52,13 +52,13 @@ fn is_about(line: &Value, file: &str) -> bool {
     line["level"] == "ERROR" && line["file"] == file
 }
 
-fn pin(server: &Server, version: &str) -> HttpResponse {
+fn predict_with(server: &Server, version: &str) -> HttpResponse {
     let path = format!("/models/misbehave/versions/{version}/predict");
     server.post(&path, &json!({"action": "echo"}))
 }
 
 fn assert_serves(server: &Server, version: &str) {
-    let answer = pin(server, version);
+    let answer = predict_with(server, version);
     assert_eq!((answer.status, &answer.body["model_version"]), (200, &json!(version)));
 }
 
@@ -69,10 +69,10 @@ fn routing(server: &Server) -> Value {
 }
 
 /// The admin API's description of a version.
-fn shown(server: &Server, version: &str) -> Value {
+fn version_status(server: &Server, version: &str) -> Value {
     let model = server.model("misbehave");
     let versions = model["versions"].as_array().unwrap();
-    let found = versions.iter().find(|shown| shown["version"] == version);
+    let found = versions.iter().find(|version_status| version_status["version"] == version);
     found.cloned().unwrap_or_default()
 }
 
@@ -96,11 +96,11 @@ fn a_new_file_is_deployed_without_changing_the_routing() {
     let wanted = digest(&file);
     put(&server, &file, "any-name.wasm");
     wait_until_ready(&server, "1.2.0");
-    let answer = pin(&server, "1.2.0");
+    let answer = predict_with(&server, "1.2.0");
     assert_eq!((answer.status, answer.header("x-model-version")), (200, Some("1.2.0")));
     assert_eq!(answer.header("x-route-reason"), Some("pin"));
     assert_eq!(routing(&server), before);
-    let version = shown(&server, "1.2.0");
+    let version = version_status(&server, "1.2.0");
     assert_eq!((&version["state"], &version["digest"]), (&json!("ready"), &wanted));
     for _ in 0..50 {
         let answer = server.post("/models/misbehave/predict", &json!({"action": "echo"}));
@@ -148,7 +148,7 @@ fn a_slowly_written_file_is_deployed_when_complete() {
 }
 
 /// Files that are not artifacts, each with the version that replaces it later.
-fn put_junk(server: &Server, folder: &Path) -> [(&'static str, &'static str); 7] {
+fn put_invalid_files(server: &Server, folder: &Path) -> [(&'static str, &'static str); 7] {
     let path = |name: &str| server.repository().join(name);
     let good = fs::read(pack(folder, "1.0.9")).unwrap();
     fs::write(path("empty.wasm"), b"").unwrap();
@@ -173,8 +173,8 @@ fn put_junk(server: &Server, folder: &Path) -> [(&'static str, &'static str); 7]
 fn invalid_files_are_reported_once_until_replaced() {
     let (server, folder) = start();
     let before = (routing(&server), server.model("misbehave")["revision"].clone());
-    let junk = put_junk(&server, folder.path());
-    for (name, _) in junk {
+    let invalid = put_invalid_files(&server, folder.path());
+    for (name, _) in invalid {
         let line = server.wait_for(name, |line| is_about(line, name));
         assert_eq!(line["step"], "artifact", "{line}");
     }
@@ -187,12 +187,12 @@ fn invalid_files_are_reported_once_until_replaced() {
     wait_until_ready(&server, "1.0.8");
     assert_serves(&server, "1.0.8");
     let reports = |name: &str| server.lines().iter().filter(|line| is_about(line, name)).count();
-    for (name, _) in junk {
+    for (name, _) in invalid {
         assert_eq!(reports(name), 1, "{name}");
     }
 
     fs::remove_dir(server.repository().join("folder.wasm")).unwrap();
-    for (name, version) in junk {
+    for (name, version) in invalid {
         let good = pack(folder.path(), version);
         if name == "dangling.wasm" {
             fs::rename(good, folder.path().join("target.wasm")).unwrap();
@@ -200,7 +200,7 @@ fn invalid_files_are_reported_once_until_replaced() {
             put(&server, &good, name);
         }
     }
-    for (name, version) in junk {
+    for (name, version) in invalid {
         wait_until_ready(&server, version);
         assert_serves(&server, version);
         assert_eq!(reports(name), 1, "{name}");
@@ -233,17 +233,17 @@ fn of_two_files_of_one_version_the_first_name_wins() {
                 server.lines().into_iter().filter(|line| line["step"] == "conflict").collect();
             let [conflict] = &conflicts[..] else { panic!("{conflicts:?}") };
             assert_eq!(conflict["file"], "b.wasm");
-            assert_eq!(shown(&server, "1.1.0")["digest"], digest(first));
+            assert_eq!(version_status(&server, "1.1.0")["digest"], digest(first));
             assert_serves(&server, "1.1.0");
             assert!(server.stop().0.success());
         }
         let server = Server::start(&Setup { artifacts: Vec::new(), ..setup });
-        assert_eq!(shown(&server, "1.1.0")["digest"], digest(first));
+        assert_eq!(version_status(&server, "1.1.0")["digest"], digest(first));
         // A deployed version stays, even if a file with an earlier name appears.
         fs::copy(second, server.repository().join("0.wasm")).unwrap();
-        let line = server.wait_for("the conflict", |line| is_about(line, "0.wasm"));
+        let line = server.wait_for("a conflict", |line| is_about(line, "0.wasm"));
         assert_eq!(line["step"], "conflict");
-        assert_eq!(shown(&server, "1.1.0")["digest"], digest(first));
+        assert_eq!(version_status(&server, "1.1.0")["digest"], digest(first));
         assert_serves(&server, "1.1.0");
     }
 }
@@ -273,7 +273,7 @@ fn a_broken_file_does_not_block_a_good_one() {
         wait_until_refused(server, "1.1.0", "preinit");
         wait_until_ready(server, "1.1.0");
         assert_serves(server, "1.1.0");
-        assert_eq!(shown(server, "1.1.0")["digest"], digest(&good));
+        assert_eq!(version_status(server, "1.1.0")["digest"], digest(&good));
         assert_eq!(conflicts(server), Vec::<Value>::new());
     };
     // With the files present at the start, and with files that appear later.
@@ -307,13 +307,13 @@ fn a_patch_that_changes_the_signature_is_rejected() {
     put(&server, &doctored, "patch.wasm");
     let line = wait_until_refused(&server, "1.0.1", "contract");
     assert!(line["reason"].as_str().unwrap().contains("minor"), "{line}");
-    let version = shown(&server, "1.0.1");
+    let version = version_status(&server, "1.0.1");
     assert_eq!(
         (&version["state"], &version["failed_step"]),
         (&json!("failed"), &json!("contract"))
     );
     assert!(version["reason"].is_string());
-    let answer = pin(&server, "1.0.1");
+    let answer = predict_with(&server, "1.0.1");
     assert_eq!((answer.status, answer.error_code()), (503, Some("not_ready")));
     let answer = server.post("/models/misbehave/predict", &json!({"action": "echo"}));
     assert_eq!((answer.status, &answer.body["model_version"]), (200, &json!("1.0.0")));
@@ -321,7 +321,7 @@ fn a_patch_that_changes_the_signature_is_rejected() {
     put(&server, &pack(folder.path(), "1.0.1"), "patch.wasm");
     wait_until_ready(&server, "1.0.1");
     assert_serves(&server, "1.0.1");
-    assert_eq!(shown(&server, "1.0.1")["state"], "ready");
+    assert_eq!(version_status(&server, "1.0.1")["state"], "ready");
 }
 
 #[test]
@@ -336,7 +336,7 @@ fn a_version_whose_file_is_removed_stays_deployed() {
     }
     // When the server has reported the later file, it has also noticed the removal.
     fs::write(server.repository().join("junk.wasm"), b"").unwrap();
-    server.wait_for("the next look", |line| is_about(line, "junk.wasm"));
+    server.wait_for("the next read of the folder", |line| is_about(line, "junk.wasm"));
     let assert_unchanged = |server: &Server| {
         assert_serves(server, "1.0.0");
         assert_serves(server, "1.1.0");
@@ -359,7 +359,7 @@ fn wait_until_skipped(server: &Server, file: &str) {
         let message = line["message"].as_str().unwrap_or_default();
         line["file"] == file && message.starts_with("skipped: this artifact was undeployed")
     };
-    server.wait_for("the word that it was undeployed", skipped);
+    server.wait_for("the log line of the skipped file", skipped);
 }
 
 #[test]
@@ -376,11 +376,11 @@ fn an_undeployed_version_returns_only_by_deploying_it() {
     let undeployed = server.admin("DELETE", undeploy, &Value::Null);
     assert_eq!((undeployed.status, &undeployed.body["status"]), (200, &json!("Undeployed")));
     let gone = |line: &Value| line["message"] == "unloaded" && line["version"] == "1.1.0";
-    server.wait_for("the end of 1.1.0", gone);
+    server.wait_for("1.1.0 being unloaded", gone);
     let assert_gone = |server: &Server| {
-        let answer = pin(server, "1.1.0");
+        let answer = predict_with(server, "1.1.0");
         assert_eq!((answer.status, answer.error_code()), (404, Some("not_found")), "{answer:?}");
-        assert_eq!(shown(server, "1.1.0"), Value::Null);
+        assert_eq!(version_status(server, "1.1.0"), Value::Null);
         assert_serves(server, "1.0.0");
     };
     touch(&server.repository().join("misbehave-1.1.0.wasm"));

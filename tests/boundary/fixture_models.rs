@@ -83,7 +83,7 @@ fn identity_models_return_their_input_in_every_datatype() {
         is(&answer.body["results"][1], &other);
         seen += 1;
     }
-    assert_eq!(seen, 15, "fourteen datatypes, and byte strings that are texts");
+    assert_eq!(seen, 15, "fourteen datatypes, and BYTES both as bytes and as text");
 }
 
 #[test]

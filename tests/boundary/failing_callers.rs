@@ -1,4 +1,4 @@
-//! A failing caller beside a good one of the same model. The tests count how many of the good
+//! A failing caller run_beside a good one of the same model. The tests count how many of the good
 //! caller's requests succeed, never how long they take.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,15 +32,15 @@ const HEAD_LENGTH: &str = "Inference-Header-Content-Length";
 #[derive(Clone, Copy)]
 struct Identity<'a> {
     key: &'a str,
-    user: Option<&'a str>,
+    by_sticky_key: Option<&'a str>,
 }
 
 fn by_key(key: &str) -> Identity<'_> {
-    Identity { key, user: None }
+    Identity { key, by_sticky_key: None }
 }
 
-fn user(user: &str) -> Identity<'_> {
-    Identity { key: DEMO_KEY, user: Some(user) }
+fn by_sticky_key(by_sticky_key: &str) -> Identity<'_> {
+    Identity { key: DEMO_KEY, by_sticky_key: Some(by_sticky_key) }
 }
 
 fn send(
@@ -51,12 +51,12 @@ fn send(
     body: &[u8],
 ) -> HttpResponse {
     let mut headers = vec![("X-API-Key", identity.key)];
-    headers.extend(identity.user.map(|user| ("X-User-Id", user)));
+    headers.extend(identity.by_sticky_key.map(|by_sticky_key| ("X-User-Id", by_sticky_key)));
     headers.extend(more);
     client::send("POST", &server.url(path), &headers, body)
 }
 
-fn act(server: &Server, identity: Identity<'_>, actions: &[&str]) -> HttpResponse {
+fn predict(server: &Server, identity: Identity<'_>, actions: &[&str]) -> HttpResponse {
     let json = [("Content-Type", "application/json")];
     let (path, body) = match actions {
         [action] => ("predict", json!({ "action": action })),
@@ -66,8 +66,9 @@ fn act(server: &Server, identity: Identity<'_>, actions: &[&str]) -> HttpRespons
 }
 
 /// Sends a tensor of numbers in binary form.
-fn number(server: &Server, identity: Identity<'_>, numbers: &[f64]) -> HttpResponse {
-    let data: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+fn infer_numbers(server: &Server, identity: Identity<'_>, numbers: &[f64]) -> HttpResponse {
+    let data: Vec<u8> =
+        numbers.iter().flat_map(|infer_numbers| infer_numbers.to_le_bytes()).collect();
     let input = json!({"name": "INPUT0", "shape": [numbers.len(), 1], "datatype": "FP64",
                        "parameters": {"binary_data_size": data.len()}});
     let head = json!({ "inputs": [input] }).to_string();
@@ -77,8 +78,8 @@ fn number(server: &Server, identity: Identity<'_>, numbers: &[f64]) -> HttpRespo
     send(server, identity, "/v2/models/identity_fp64/infer", &headers, &body)
 }
 
-/// Actions that end in a trap, in another combination for each index.
-fn trap(index: usize) -> [&'static str; 8] {
+/// Actions that end in a trapping_actions, in another combination for each index.
+fn trapping_actions(index: usize) -> [&'static str; 8] {
     let mut actions =
         std::array::from_fn(|place| if index >> place & 1 == 1 { "print" } else { "echo" });
     actions[7] = if index % 256 < 128 { "panic" } else { "recurse" };
@@ -108,7 +109,7 @@ fn identity() -> (Server, tempfile::TempDir) {
 
 /// Runs a failing caller in the background until it has sent `minimum` requests, then the good
 /// caller's requests; returns how many of the latter succeeded and how many the former sent.
-fn beside(
+fn run_beside(
     bad: impl Fn(usize) -> HttpResponse + Sync,
     good: impl Fn() -> bool,
     minimum: usize,
@@ -123,10 +124,10 @@ fn beside(
         eventually("the failing caller has sent its minimum", || {
             sent.load(Ordering::Relaxed) >= minimum || bad.is_finished()
         });
-        let kept = (0..GOOD_REQUESTS).filter(|_| good()).count();
+        let succeeded = (0..GOOD_REQUESTS).filter(|_| good()).count();
         over.store(true, Ordering::Relaxed);
         bad.join().unwrap();
-        (kept, sent.load(Ordering::Relaxed))
+        (succeeded, sent.load(Ordering::Relaxed))
     })
 }
 
@@ -142,30 +143,30 @@ fn metric(server: &Server, name: &str, label: &str) -> f64 {
 fn a_repeated_trapping_input_is_quarantined() {
     let (server, _folder) = misbehave("");
     let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
-    let (kept, sent) = beside(
+    let (succeeded, sent) = run_beside(
         |_| {
-            let answer = act(&server, by_key(&bad), &["panic"]);
+            let answer = predict(&server, by_key(&bad), &["panic"]);
             assert_eq!((answer.status, answer.error_code()), (500, Some("model_failure")));
             answer
         },
-        || act(&server, by_key(&good), &["echo"]).status == 200,
+        || predict(&server, by_key(&good), &["echo"]).status == 200,
         50,
     );
-    assert!(kept >= MIN_SUCCESSES, "{kept} beside {sent}");
+    assert!(succeeded >= MIN_SUCCESSES, "{succeeded} succeeded beside {sent} bad requests");
     assert!(metric(&server, "guesthouse_faults_total", "kind=\"trap\"") < 10.0);
     let refused = metric(&server, "guesthouse_rejections_total", "reason=\"quarantined\"");
     assert!(refused >= 40.0, "{refused}");
     // Its other requests succeed.
-    assert_eq!(act(&server, by_key(&bad), &["echo"]).status, 200);
+    assert_eq!(predict(&server, by_key(&bad), &["echo"]).status, 200);
 }
 
 #[test]
 fn a_caller_whose_requests_all_trap_is_suspended_alone() {
     let (server, _folder) = misbehave("");
     let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
-    let (kept, sent) = beside(
+    let (succeeded, sent) = run_beside(
         |index| {
-            let answer = act(&server, by_key(&bad), &trap(index));
+            let answer = predict(&server, by_key(&bad), &trapping_actions(index));
             match (answer.status, answer.error_code()) {
                 (500, Some("model_failure")) => {}
                 (429, Some("too_many_failures")) => {
@@ -176,10 +177,10 @@ fn a_caller_whose_requests_all_trap_is_suspended_alone() {
             }
             answer
         },
-        || act(&server, by_key(&good), &["echo"]).status == 200,
+        || predict(&server, by_key(&good), &["echo"]).status == 200,
         100,
     );
-    assert!(kept >= MIN_SUCCESSES, "{kept} beside {sent}");
+    assert!(succeeded >= MIN_SUCCESSES, "{succeeded} succeeded beside {sent} bad requests");
     let refused = metric(&server, "guesthouse_rejections_total", "reason=\"caller_suspended\"");
     assert!(refused > 0.0);
     assert!(metric(&server, "guesthouse_version_suspended", "model=\"misbehave\"") < 0.5);
@@ -194,27 +195,27 @@ fn timeouts_of_one_caller_do_not_affect_another() {
         let body = br#"{"action": "spin"}"#;
         send(&server, by_key(&bad), "/models/misbehave/predict", &headers, body)
     };
-    let (kept, sent) = beside(
+    let (succeeded, sent) = run_beside(
         |_| {
             let answer = spin();
             assert_eq!((answer.status, answer.error_code()), (504, Some("deadline_exceeded")));
             answer
         },
-        || act(&server, by_key(&good), &["echo"]).status == 200,
+        || predict(&server, by_key(&good), &["echo"]).status == 200,
         2,
     );
-    assert!(kept >= MIN_SUCCESSES, "{kept} beside {sent}");
+    assert!(succeeded >= MIN_SUCCESSES, "{succeeded} succeeded beside {sent} bad requests");
 }
 
 #[test]
 fn sticky_keys_distinguish_callers_behind_one_api_key() {
     let (server, _folder) = misbehave("[models.misbehave]\nsticky_header = \"X-User-Id\"\n");
-    let (kept, sent) = beside(
-        |index| act(&server, user("bad"), &trap(index)),
-        || act(&server, user("good"), &["echo"]).status == 200,
+    let (succeeded, sent) = run_beside(
+        |index| predict(&server, by_sticky_key("bad"), &trapping_actions(index)),
+        || predict(&server, by_sticky_key("good"), &["echo"]).status == 200,
         100,
     );
-    assert!(kept >= MIN_SUCCESSES, "{kept} beside {sent}");
+    assert!(succeeded >= MIN_SUCCESSES, "{succeeded} succeeded beside {sent} bad requests");
     assert!(metric(&server, "guesthouse_rejections_total", "reason=\"caller_suspended\"") > 0.0);
 }
 
@@ -222,15 +223,19 @@ fn sticky_keys_distinguish_callers_behind_one_api_key() {
 fn many_failing_sticky_keys_do_not_affect_another_key() {
     let (server, _folder) = misbehave("[models.misbehave]\nsticky_header = \"X-User-Id\"\n");
     let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
-    let (kept, sent) = beside(
+    let (succeeded, sent) = run_beside(
         |index| {
             let name = index.to_string();
-            act(&server, Identity { key: &bad, user: Some(&name) }, &trap(index))
+            predict(
+                &server,
+                Identity { key: &bad, by_sticky_key: Some(&name) },
+                &trapping_actions(index),
+            )
         },
-        || act(&server, by_key(&good), &["echo"]).status == 200,
+        || predict(&server, by_key(&good), &["echo"]).status == 200,
         100,
     );
-    assert!(kept >= MIN_SUCCESSES, "{kept} beside {sent}");
+    assert!(succeeded >= MIN_SUCCESSES, "{succeeded} succeeded beside {sent} bad requests");
 }
 
 #[test]
@@ -238,14 +243,14 @@ fn a_version_that_fails_for_all_keys_is_suspended() {
     let (server, _folder) = misbehave("");
     let keys = ["one", "two", "three"].map(|name| make_key(&server, name));
     for index in 0..15 {
-        keys.iter().for_each(|key| drop(act(&server, by_key(key), &trap(index))));
+        keys.iter().for_each(|key| drop(predict(&server, by_key(key), &trapping_actions(index))));
     }
-    let line = server.wait_for("the word", |line| line["message"] == "version suspended");
+    let line = server.wait_for("the log line", |line| line["message"] == "version suspended");
     assert_eq!((&line["model"], &line["level"]), (&json!("misbehave"), &json!("ERROR")));
     // A new caller is probed, and is one of several whose success ends the suspension.
-    assert_eq!(act(&server, by_key(&make_key(&server, "late")), &["echo"]).status, 200);
-    server.eventually("all are answered again", |server| {
-        keys.iter().all(|key| act(server, by_key(key), &["echo"]).status == 200)
+    assert_eq!(predict(&server, by_key(&make_key(&server, "late")), &["echo"]).status, 200);
+    server.eventually("all keys are admitted again", |server| {
+        keys.iter().all(|key| predict(server, by_key(key), &["echo"]).status == 200)
     });
     assert!(metric(&server, "guesthouse_version_suspended", "model=\"misbehave\"") < 0.5);
 }
@@ -254,23 +259,23 @@ fn a_version_that_fails_for_all_keys_is_suspended() {
 fn a_non_finite_input_is_the_callers_fault() {
     let (server, _folder) = identity();
     let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
-    let (kept, sent) = beside(
+    let (succeeded, sent) = run_beside(
         |index| {
             let value = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY][index % 3];
-            let answer = number(&server, by_key(&bad), &[1.0, value]);
+            let answer = infer_numbers(&server, by_key(&bad), &[1.0, value]);
             let is = (answer.status, answer.error_code());
             assert_eq!(is, (422, Some("unacceptable_input")), "{answer:?}");
             let detail = &answer.body["details"][0];
             assert_eq!((&detail["row"], &detail["field"]), (&json!(1), &json!("INPUT0")));
             answer
         },
-        || number(&server, by_key(&good), &[2.5]).status == 200,
+        || infer_numbers(&server, by_key(&good), &[2.5]).status == 200,
         50,
     );
-    assert!(kept >= MIN_SUCCESSES, "{kept} beside {sent}");
+    assert!(succeeded >= MIN_SUCCESSES, "{succeeded} succeeded beside {sent} bad requests");
     assert!(metric(&server, "guesthouse_faults_total", "kind=\"non_finite_input\"") >= 50.0);
     assert!(metric(&server, "guesthouse_faults_total", "kind=\"bad_output\"") < 0.5);
-    assert_eq!(number(&server, by_key(&bad), &[1.0]).status, 200);
+    assert_eq!(infer_numbers(&server, by_key(&bad), &[1.0]).status, 200);
 }
 
 #[test]
@@ -337,7 +342,7 @@ async fn over_grpc_a_failing_caller_does_not_affect_another() {
     let (server, _folder) = misbehave("");
     let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
     let mut client = grpc::client(&server).await;
-    let mut kept = 0;
+    let mut succeeded = 0;
     for index in 0..GOOD_REQUESTS {
         let action = if index % 2 == 0 { "panic".to_owned() } else { format!("unknown {index}") };
         let message =
@@ -348,9 +353,9 @@ async fn over_grpc_a_failing_caller_does_not_affect_another() {
             _ => panic!("{status:?}"),
         }
         let message = infer("misbehave", "action", "BYTES", grpc::raw_texts(&["echo"]));
-        kept += usize::from(client.model_infer(grpc::with_key(message, &good)).await.is_ok());
+        succeeded += usize::from(client.model_infer(grpc::with_key(message, &good)).await.is_ok());
     }
-    assert!(kept >= MIN_SUCCESSES, "{kept}");
+    assert!(succeeded >= MIN_SUCCESSES, "{succeeded}");
     assert!(metric(&server, "guesthouse_rejections_total", "reason=\"caller_suspended\"") > 0.0);
 }
 
@@ -359,14 +364,16 @@ async fn over_grpc_a_non_finite_input_is_the_callers_fault() {
     let (server, _folder) = identity();
     let [bad, good] = ["bad", "good"].map(|name| make_key(&server, name));
     let mut client = grpc::client(&server).await;
-    let (mut kept, number) =
+    let (mut succeeded, infer_numbers) =
         (0, |value: f64| infer("identity_fp64", "INPUT0", "FP64", value.to_le_bytes().to_vec()));
     for _ in 0..GOOD_REQUESTS {
-        let outcome = client.model_infer(grpc::with_key(number(f64::NAN), &bad)).await;
+        let outcome = client.model_infer(grpc::with_key(infer_numbers(f64::NAN), &bad)).await;
         grpc::assert_refused(outcome, Code::InvalidArgument, "unacceptable_input");
-        kept += usize::from(client.model_infer(grpc::with_key(number(1.0), &good)).await.is_ok());
+        succeeded += usize::from(
+            client.model_infer(grpc::with_key(infer_numbers(1.0), &good)).await.is_ok(),
+        );
     }
-    assert!(kept >= MIN_SUCCESSES, "{kept}");
+    assert!(succeeded >= MIN_SUCCESSES, "{succeeded}");
 }
 
 /// The same through the service generated from the model's signature.
@@ -377,7 +384,7 @@ async fn over_model_grpc_a_failing_caller_does_not_affect_another() {
     let bad = dynamic::Client::connect(server.grpc_address(), &keys[0]).await;
     let good = dynamic::Client::connect(server.grpc_address(), &keys[1]).await;
     let service = bad.service("guesthouse.misbehave.v1.Misbehave").await.unwrap();
-    let mut kept = 0;
+    let mut succeeded = 0;
     let ask = async |client: &dynamic::Client, action: &str| {
         let message = service.request("Predict", &[("action", Field::String(action.to_owned()))]);
         client.unary(&service.method("Predict"), message).await
@@ -385,24 +392,25 @@ async fn over_model_grpc_a_failing_caller_does_not_affect_another() {
     for index in 0..GOOD_REQUESTS {
         let action = if index % 2 == 0 { "panic".to_owned() } else { format!("unknown {index}") };
         assert!(ask(&bad, &action).await.is_err());
-        kept += usize::from(ask(&good, "echo").await.is_ok());
+        succeeded += usize::from(ask(&good, "echo").await.is_ok());
     }
-    assert!(kept >= MIN_SUCCESSES, "{kept}");
+    assert!(succeeded >= MIN_SUCCESSES, "{succeeded}");
 }
 
 #[test]
 fn a_suspended_caller_is_probed_and_admitted_again() {
     let (server, _folder) = misbehave("");
-    let asked = (0..1000).find(|index| act(&server, by_key(DEMO_KEY), &trap(*index)).status == 429);
+    let asked = (0..1000)
+        .find(|index| predict(&server, by_key(DEMO_KEY), &trapping_actions(*index)).status == 429);
     assert!(asked.is_some_and(|asked| asked >= 10), "{asked:?}");
-    let answer = act(&server, by_key(DEMO_KEY), &["echo"]);
+    let answer = predict(&server, by_key(DEMO_KEY), &["echo"]);
     assert_eq!((answer.status, answer.error_code()), (429, Some("too_many_failures")));
     assert_eq!(answer.body["message"].as_str().map(str::is_empty), Some(false));
-    server.wait_for("the word", |line| line["message"] == "version suspended for a caller");
+    server.wait_for("the log line", |line| line["message"] == "version suspended for a caller");
     let model: Value = server.send("GET", "/models/misbehave", &[], b"").body;
-    assert_eq!(model["versions"][0]["suspended"], false, "others are served");
-    server.eventually("it is tried again", |server| {
-        act(server, by_key(DEMO_KEY), &["echo"]).status == 200
+    assert_eq!(model["versions"][0]["suspended"], false, "suspended for all callers");
+    server.eventually("the caller is admitted again", |server| {
+        predict(server, by_key(DEMO_KEY), &["echo"]).status == 200
     });
-    assert!((0..20).all(|_| act(&server, by_key(DEMO_KEY), &["echo"]).status == 200));
+    assert!((0..20).all(|_| predict(&server, by_key(DEMO_KEY), &["echo"]).status == 200));
 }

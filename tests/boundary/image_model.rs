@@ -34,7 +34,7 @@ fn instance(file: &Value) -> Value {
     json!({ "image": file["image"] })
 }
 
-fn assert_judged(answer: &Value, file: &Value) {
+fn assert_predicted(answer: &Value, file: &Value) {
     let tolerance = if is_jpeg(file) { JPEG_TOLERANCE } else { PNG_TOLERANCE };
     let probability_of_turned = |value: &Value| {
         let score = value["score"].as_f64().unwrap();
@@ -72,7 +72,7 @@ fn predictions_equal_rapidocr_alone_and_in_batches() {
     for file in &files {
         let answer = server.post(PREDICT, &instance(file));
         assert_eq!(answer.status, 200, "{answer:?}");
-        assert_judged(&answer.body, file);
+        assert_predicted(&answer.body, file);
     }
     // The guest takes 16 rows per call; 60 are split into four calls.
     for size in [16, 60] {
@@ -82,7 +82,7 @@ fn predictions_equal_rapidocr_alone_and_in_batches() {
             assert_eq!(answer.status, 200, "{answer:?}");
             let results = answer.body["results"].as_array().unwrap();
             assert_eq!(results.len(), files.len());
-            results.iter().zip(files).for_each(|(result, file)| assert_judged(result, file));
+            results.iter().zip(files).for_each(|(result, file)| assert_predicted(result, file));
         }
     }
     assert_no_faults(server);

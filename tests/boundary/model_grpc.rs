@@ -61,8 +61,8 @@ async fn scores_equal_http_bit_for_bit() {
         let wanted = server.post("/v1/predict", &json!({"text": input})).body;
         let Value::F32(score) = field(&answer, "score") else { panic!("{answer:?}") };
         // JSON has enough digits to identify the float.
-        let told = wanted["score"].to_string().parse::<f32>().unwrap();
-        assert_eq!(score.to_bits(), told.to_bits(), "{input:?}");
+        let parsed = wanted["score"].to_string().parse::<f32>().unwrap();
+        assert_eq!(score.to_bits(), parsed.to_bits(), "{input:?}");
         assert_eq!(field(&answer, "label").as_str(), wanted["label"].as_str());
         assert_eq!(field(&answer, "model_version").as_str(), Some("1.0.0"));
     }
@@ -185,8 +185,8 @@ async fn a_stream_keeps_its_order_and_survives_invalid_rows() {
             let Value::F32(score) = field(response.as_message().unwrap(), "score") else {
                 panic!()
             };
-            let told = wanted["score"].to_string().parse::<f32>().unwrap();
-            assert_eq!(score.to_bits(), told.to_bits(), "{row}");
+            let parsed = wanted["score"].to_string().parse::<f32>().unwrap();
+            assert_eq!(score.to_bits(), parsed.to_bits(), "{row}");
         }
     }
     assert!(answers.message().await.unwrap().is_none());
@@ -214,12 +214,12 @@ async fn a_stream_responds_while_requests_are_sent() {
     assert!(answers.message().await.unwrap().is_none());
 }
 
-fn deployed(server: &Server, folder: &Path, version: &str, stage: u8) {
+fn deploy(server: &Server, folder: &Path, version: &str, stage: u8) {
     let operation = server.deploy(&growing("growing", version, stage, folder));
     assert_eq!(operation["state"], "done", "{operation}");
 }
 
-fn promoted(server: &Server, version: &str) {
+fn promote(server: &Server, version: &str) {
     let answer = server.admin("POST", "models/growing/promote", &json!({"version": version}));
     assert_eq!(answer.status, 200, "{answer:?}");
 }
@@ -249,7 +249,7 @@ async fn old_clients_work_with_newer_minor_versions() {
     };
     assert_eq!(streamed().await, "1.0.0");
 
-    deployed(&server, folder.path(), "1.1.0", 2);
+    deploy(&server, folder.path(), "1.1.0", 2);
     let new = client.service(GROWING).await.unwrap();
     for (message, name, wanted) in [
         ("PredictRequest", "text", Some(1)),
@@ -268,7 +268,7 @@ async fn old_clients_work_with_newer_minor_versions() {
     let with_factor = |factor: f32| [("text", text("four")), ("factor", Value::F32(factor))];
     assert_eq!(ask(&new, &with_factor(3.0)).await, Err(Code::InvalidArgument));
 
-    promoted(&server, "1.1.0");
+    promote(&server, "1.1.0");
     let answer = ask(&old, &four).await.unwrap();
     assert_eq!(field(&answer, "length"), Value::I64(4));
     assert_eq!(field(&answer, "model_version"), text("1.1.0"));
@@ -286,7 +286,7 @@ async fn old_clients_work_with_newer_minor_versions() {
     // A change of field numbers is not a minor step.
     let operation = server.deploy(&growing("growing", "1.2.0", 3, folder.path()));
     assert_eq!(operation["error"]["error_code"], "contract_violation", "{operation}");
-    deployed(&server, folder.path(), "2.0.0", 3);
+    deploy(&server, folder.path(), "2.0.0", 3);
     let next = client.service("guesthouse.growing.v2.Growing").await.unwrap();
     assert_eq!(number(&next, "PredictRequest", "factor"), Some(1));
     assert_eq!(number(&next, "PredictRequest", "text"), Some(2));

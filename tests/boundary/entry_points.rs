@@ -7,13 +7,13 @@ use guesthouse_tests::entry_points::{EntryPoint, Iterations, rewrite};
 use guesthouse_tests::{DEMO_KEY, HttpResponse, Server, Setup};
 use serde_json::{Value, json};
 
-/// The length of an action at which the rewritten entry points loop. The host allocates four bytes
+/// The length of an action at which the pack_rewritten entry points loop. The host allocates four bytes
 /// more for it.
 const TRIGGER: usize = 77;
 const TRIGGER_BYTES: i32 = 81;
 
 /// Packs a version of the misbehaving guest and rewrites one of its entry points.
-fn rewritten(folder: &Path, misbehave: &Misbehave, entry_point: EntryPoint) -> PathBuf {
+fn pack_rewritten(folder: &Path, misbehave: &Misbehave, entry_point: EntryPoint) -> PathBuf {
     let artifact = misbehave.pack(folder);
     rewrite(&artifact, entry_point);
     artifact
@@ -28,7 +28,7 @@ fn ask(server: &Server, version: &str, action: &str) -> HttpResponse {
     server.post(&path, &json!({ "action": action }))
 }
 
-fn refusal(server: &Server, version: &str) -> Value {
+fn failure_line(server: &Server, version: &str) -> Value {
     server.wait_for(version, |line| line["version"] == version && line["level"] == "ERROR")
 }
 
@@ -39,23 +39,23 @@ fn an_endless_start_function_fails_its_deployment() {
     setup.config.push_str("start_seconds = 1\n");
     let endless = EntryPoint::Start(Iterations::Endless);
     setup.artifacts.extend([
-        rewritten(folder.path(), &version("2.0.0", false), endless),
-        rewritten(folder.path(), &version("3.0.0", true), endless),
-        rewritten(folder.path(), &version("4.0.0", false), EntryPoint::StartTraps),
+        pack_rewritten(folder.path(), &version("2.0.0", false), endless),
+        pack_rewritten(folder.path(), &version("3.0.0", true), endless),
+        pack_rewritten(folder.path(), &version("4.0.0", false), EntryPoint::StartTraps),
         version("5.0.0", false).pack(folder.path()),
     ]);
     // The server becomes ready, and loads what comes later in the folder.
     let server = Server::start(&setup);
     for (version, reason) in [("2.0.0", "`start`"), ("3.0.0", "`start`"), ("4.0.0", "unreachable")]
     {
-        let line = refusal(&server, version);
+        let line = failure_line(&server, version);
         assert_eq!(line["step"], "preinit", "{line}");
         assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
         assert_eq!(ask(&server, version, "echo").error_code(), Some("not_ready"));
     }
     assert_eq!(ask(&server, "5.0.0", "echo").status, 200);
 
-    let late = rewritten(folder.path(), &version("6.0.0", true), endless);
+    let late = pack_rewritten(folder.path(), &version("6.0.0", true), endless);
     let failed = server.deploy(&late);
     assert_eq!(failed["state"], "failed", "{failed}");
     let behind = server.deploy(&version("7.0.0", false).pack(folder.path()));
@@ -69,7 +69,7 @@ fn an_endless_start_function_is_interrupted_when_loading() {
     let state = Some(folder.path().join("state"));
     // Memory can grow when the version is compiled.
     let grows = EntryPoint::StartUnlessItGrows(1024);
-    let artifact = rewritten(folder.path(), &version("1.0.0", true), grows);
+    let artifact = pack_rewritten(folder.path(), &version("1.0.0", true), grows);
     let good = version("2.0.0", false).pack(folder.path());
     let artifacts = vec![toxicity("1.0.0"), artifact, good];
     let config = |memory_mib: u32| {
@@ -84,7 +84,7 @@ fn an_endless_start_function_is_interrupted_when_loading() {
     server.stop();
 
     let server = Server::start(&Setup { config: config(32), ..setup });
-    let line = refusal(&server, "1.0.0");
+    let line = failure_line(&server, "1.0.0");
     assert_eq!(line["step"], "instance", "{line}");
     assert_eq!(ask(&server, "1.0.0", "echo").error_code(), Some("not_ready"));
     assert_eq!(ask(&server, "2.0.0", "echo").status, 200);
@@ -100,8 +100,8 @@ fn every_entry_point_is_interrupted_at_the_deadline() {
         let realloc = EntryPoint::Realloc(TRIGGER_BYTES, Iterations::Endless);
         let post_return = EntryPoint::PostReturn(TRIGGER_BYTES, Iterations::Endless);
         setup.artifacts.extend([
-            rewritten(folder.path(), &version("2.0.0", composed), realloc),
-            rewritten(folder.path(), &version("3.0.0", composed), post_return),
+            pack_rewritten(folder.path(), &version("2.0.0", composed), realloc),
+            pack_rewritten(folder.path(), &version("3.0.0", composed), post_return),
         ]);
         let server = Server::start(&setup);
         let long = "x".repeat(TRIGGER);
@@ -109,7 +109,9 @@ fn every_entry_point_is_interrupted_at_the_deadline() {
             let answer = ask(&server, version, &long);
             let got = (answer.status, answer.error_code());
             assert_eq!(got, (504, Some("deadline_exceeded")), "{version}: {answer:?}");
-            server.eventually("the next call", |server| ask(server, version, "echo").status == 200);
+            server.eventually("the next call succeeds", |server| {
+                ask(server, version, "echo").status == 200
+            });
         }
         server.assert_healthy();
     }
@@ -124,13 +126,13 @@ fn every_entry_point_is_interrupted_on_disconnect() {
     let realloc = EntryPoint::Realloc(TRIGGER_BYTES, Iterations::Endless);
     let post_return = EntryPoint::PostReturn(TRIGGER_BYTES, Iterations::Endless);
     setup.artifacts.extend([
-        rewritten(folder.path(), &version("2.0.0", true), realloc),
-        rewritten(folder.path(), &version("3.0.0", true), post_return),
+        pack_rewritten(folder.path(), &version("2.0.0", true), realloc),
+        pack_rewritten(folder.path(), &version("3.0.0", true), post_return),
     ]);
     let server = Server::start(&setup);
     let long = "x".repeat(TRIGGER);
     for (version, action) in [("1.0.0", "spin"), ("2.0.0", &long), ("3.0.0", &long)] {
-        leave(&server, version, action);
+        disconnect_while_running(&server, version, action);
         let line = server
             .wait_for(version, |line| line["target"] == "fault" && line["version"] == version);
         assert_eq!(line["kind"], "cancelled", "{line}");
@@ -140,7 +142,7 @@ fn every_entry_point_is_interrupted_on_disconnect() {
 }
 
 /// Sends a request and disconnects as soon as the guest runs.
-fn leave(server: &Server, version: &str, action: &str) {
+fn disconnect_while_running(server: &Server, version: &str, action: &str) {
     let body = json!({ "action": action }).to_string();
     let before = server.thread_time("inference");
     let mut connection = TcpStream::connect(server.address()).unwrap();
@@ -163,11 +165,11 @@ fn a_slow_start_function_occupies_no_inference_thread() {
     setup.config.push_str("threads_per_version = 1\n[models.misbehave]\nisolation = \"fresh\"\n");
     let long = EntryPoint::Start(Iterations::Count(700_000_000));
     setup.artifacts =
-        vec![toxicity("1.0.0"), rewritten(folder.path(), &version("1.0.0", true), long)];
+        vec![toxicity("1.0.0"), pack_rewritten(folder.path(), &version("1.0.0", true), long)];
     let server = Server::start(&setup);
     let before = (server.thread_time("inference"), server.process_time());
     let (mut answered, mut late) = (0, 0);
-    server.eventually("answers", |server| {
+    server.eventually("three requests succeed", |server| {
         let answer = ask(server, "1.0.0", "echo");
         match (answer.status, answer.error_code()) {
             (200, _) => answered += 1,
@@ -176,7 +178,7 @@ fn a_slow_start_function_occupies_no_inference_thread() {
         }
         answered == 3
     });
-    assert!(late > 0, "an instance takes longer than a caller waits");
+    assert!(late > 0, "no request timed out while an instance started");
     let inference = server.thread_time("inference") - before.0;
     let all = server.process_time() - before.1;
     assert!(inference < all / 4, "inference threads ran for {inference:?} of {all:?}");

@@ -178,7 +178,7 @@ fn cached_pages_respect_the_scopes_of_each_key() {
 }
 
 /// A rate that allows one request.
-fn slow() -> Value {
+fn single_request_rate() -> Value {
     json!({"per_second": 0.001, "burst": 1})
 }
 
@@ -186,7 +186,7 @@ fn slow() -> Value {
 fn catalogue_requests_count_against_the_rate_limit() {
     let (setup, _folder) = setup(&["one"]);
     let server = Server::start(&setup);
-    let rate = slow();
+    let rate = single_request_rate();
     for (number, path) in PATHS.iter().enumerate() {
         let key = make_key(&server, &format!("slow-{number}"), &["predict:one"], &rate);
         let first = get(&server, path, &key, &[]);
@@ -204,7 +204,7 @@ fn catalogue_requests_count_against_the_rate_limit() {
 async fn grpc_catalogue_calls_count_against_the_rate_limit() {
     let (setup, _folder) = setup(&["one"]);
     let server = Server::start(&setup);
-    let rate = slow();
+    let rate = single_request_rate();
     let operator = make_key(&server, "slow-operator", &["admin"], &rate);
     let mut client = grpc_client(&server).await;
     let key = make_key(&server, "slow-grpc", &["predict:one"], &rate);
@@ -378,7 +378,7 @@ async fn anonymous_health_watches_do_not_exclude_keyed_ones() {
                 Err(status) => break 'full status,
             }
         }
-        assert!(watches.len() < 10_000, "there is no limit");
+        assert!(watches.len() < 10_000, "watches are not limited");
     };
     assert_eq!(refused.code(), Code::Unavailable);
     let mut health = HealthClient::new(channel(&server).await);

@@ -29,13 +29,13 @@ fn operator(server: SocketAddr, arguments: &[&str]) -> Command {
 fn run(command: &mut Command) -> (Option<i32>, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     assert!(stdout.is_empty(), "{}", String::from_utf8_lossy(&stdout));
-    let said = String::from_utf8_lossy(&stderr).into_owned();
-    assert!(!said.contains(KEY), "a key was shown: {said}");
-    (status.code(), said)
+    let stderr = String::from_utf8_lossy(&stderr).into_owned();
+    assert!(!stderr.contains(KEY), "the output contains the key: {stderr}");
+    (status.code(), stderr)
 }
 
 /// An address at which nothing listens.
-fn nobody() -> SocketAddr {
+fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -54,7 +54,7 @@ fn an_unreachable_server_is_named() {
     let folder = artifacts::temporary_folder();
     let file = folder.path().join("a.wasm");
     fs::write(&file, "\0asm").unwrap();
-    let server = nobody();
+    let server = unused_address();
     let commands: [&[&str]; 10] = [
         &["status"],
         &["history", "toxicity", "--limit", "3"],
@@ -68,11 +68,11 @@ fn an_unreachable_server_is_named() {
         &["deploy", file.to_str().unwrap()],
     ];
     for arguments in commands {
-        let (code, said) = run(&mut operator(server, arguments));
-        assert_eq!(code, Some(1), "{arguments:?}: {said}");
-        assert!(said.contains(&format!("http://{server}")), "{arguments:?}: {said}");
+        let (code, stderr) = run(&mut operator(server, arguments));
+        assert_eq!(code, Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(&format!("http://{server}")), "{arguments:?}: {stderr}");
         // Nothing was sent, so no retry with the same key is suggested.
-        assert!(!said.contains("--idempotency-key"), "{arguments:?}: {said}");
+        assert!(!stderr.contains("--idempotency-key"), "{arguments:?}: {stderr}");
     }
 }
 
@@ -87,25 +87,25 @@ fn without_a_key_no_request_is_sent() {
     listener.set_nonblocking(true).unwrap();
     let server = listener.local_addr().unwrap();
 
-    let (code, said) = run(operator(server, &["status"]).env_remove("GUESTHOUSE_ADMIN_KEY"));
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("GUESTHOUSE_ADMIN_KEY") && said.contains("--key-file"), "{said}");
+    let (code, stderr) = run(operator(server, &["status"]).env_remove("GUESTHOUSE_ADMIN_KEY"));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("GUESTHOUSE_ADMIN_KEY") && stderr.contains("--key-file"), "{stderr}");
     for arguments in
         [["status", "--key-file", open], ["status", "--key-file", missing.to_str().unwrap()]]
     {
-        let (code, said) = run(&mut operator(server, &arguments));
-        assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains(arguments[2]), "{said}");
+        let (code, stderr) = run(&mut operator(server, &arguments));
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains(arguments[2]), "{stderr}");
     }
-    assert!(listener.accept().is_err(), "somebody was asked without a key");
+    assert!(listener.accept().is_err(), "a request was sent without a key");
 }
 
 #[test]
 fn invalid_command_lines_exit_with_2() {
     let canary = |weight| ["canary", "toxicity", "2.0.0", "--weight", weight];
     for weight in ["", "ten", "-1%", "0.00001%", "101%", "1000001", "1e3", "0,5", "1.5ppm"] {
-        let (code, said) = run(&mut operator(nobody(), &canary(weight)));
-        assert_eq!(code, Some(2), "{weight}: {said}");
+        let (code, stderr) = run(&mut operator(unused_address(), &canary(weight)));
+        assert_eq!(code, Some(2), "{weight}: {stderr}");
     }
     // A bare number could mean percent or parts per million; the error names both.
     for (weight, readings) in [
@@ -117,9 +117,9 @@ fn invalid_command_lines_exit_with_2() {
     ] {
         let share = ["shadow", "toxicity", "2.0.0", "--share", weight];
         for arguments in [&canary(weight), &share] {
-            let (code, said) = run(&mut operator(nobody(), arguments));
-            assert_eq!(code, Some(2), "{weight}: {said}");
-            assert!(readings.iter().all(|reading| said.contains(reading)), "{weight}: {said}");
+            let (code, stderr) = run(&mut operator(unused_address(), arguments));
+            assert_eq!(code, Some(2), "{weight}: {stderr}");
+            assert!(readings.iter().all(|reading| stderr.contains(reading)), "{weight}: {stderr}");
         }
     }
     let commands: [&[&str]; 9] = [
@@ -135,8 +135,8 @@ fn invalid_command_lines_exit_with_2() {
         &["status", "--server", "https://127.0.0.1:8002"],
     ];
     for arguments in commands {
-        let (code, said) = run(&mut operator(nobody(), arguments));
-        assert_eq!(code, Some(2), "{arguments:?}: {said}");
+        let (code, stderr) = run(&mut operator(unused_address(), arguments));
+        assert_eq!(code, Some(2), "{arguments:?}: {stderr}");
     }
 }
 
@@ -147,9 +147,9 @@ fn deploy_rejects_paths_that_are_not_files() {
     artifacts::make_pipe(&pipe);
     for path in [&folder.path().join("nothing.wasm"), &pipe, folder.path()] as [&Path; 3] {
         let path = path.to_str().unwrap();
-        let (code, said) = run(&mut operator(nobody(), &["deploy", path]));
-        assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains(path), "{said}");
+        let (code, stderr) = run(&mut operator(unused_address(), &["deploy", path]));
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains(path), "{stderr}");
     }
 }
 
@@ -168,12 +168,12 @@ fn a_lost_change_is_retried_with_the_same_key() {
             }
         }
     });
-    let (code, said) = run(&mut operator(server, &["promote", "toxicity", "2.0.0"]));
-    assert_eq!(code, Some(1), "{said}");
+    let (code, stderr) = run(&mut operator(server, &["promote", "toxicity", "2.0.0"]));
+    assert_eq!(code, Some(1), "{stderr}");
     TcpStream::connect(server).unwrap();
     let keys = connections.join().unwrap();
     assert!(keys.len() > 1 && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
-    assert!(said.contains(&format!("--idempotency-key {}", keys[0])), "{said}");
+    assert!(stderr.contains(&format!("--idempotency-key {}", keys[0])), "{stderr}");
 }
 
 #[test]
@@ -191,50 +191,50 @@ fn a_key_is_sent_to_the_named_server_only() {
         value(&head, "x-api-key").map(str::to_owned)
     });
     let mut command = operator(server, &["status"]);
-    let (code, said) = run(command.env("http_proxy", &other).env("HTTP_PROXY", &other));
-    assert_eq!(code, Some(1), "{said}");
+    let (code, stderr) = run(command.env("http_proxy", &other).env("HTTP_PROXY", &other));
+    assert_eq!(code, Some(1), "{stderr}");
     assert_eq!(named.join().unwrap().as_deref(), Some(KEY));
-    assert!(elsewhere.accept().is_err(), "somebody else was asked");
+    assert!(elsewhere.accept().is_err(), "a request went to another server");
 }
 
 /// The output and the exit code of a command against a real server.
 #[derive(Debug)]
-struct Said {
+struct CommandOutput {
     code: Option<i32>,
     output: String,
     errors: String,
 }
 
-impl Said {
+impl CommandOutput {
     fn json(&self) -> Value {
         serde_json::from_str(&self.output).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
     }
 }
 
 /// Runs a command against this server with the demo's admin key.
-fn ask(server: &Server, arguments: &[&str]) -> Said {
+fn ask(server: &Server, arguments: &[&str]) -> CommandOutput {
     ask_with(server, DEMO_ADMIN_KEY, arguments)
 }
 
-fn ask_with(server: &Server, key: &str, arguments: &[&str]) -> Said {
+fn ask_with(server: &Server, key: &str, arguments: &[&str]) -> CommandOutput {
     let url = format!("http://{}", server.admin_address());
     let mut command = Command::new(environment::host());
     command.env_clear().env("GUESTHOUSE_ADMIN_KEY", key).args(arguments).args(["--server", &url]);
     let Output { status, stdout, stderr } = command.output().unwrap();
-    let said = Said {
+    let result = CommandOutput {
         code: status.code(),
         output: String::from_utf8(stdout).unwrap(),
         errors: String::from_utf8(stderr).unwrap(),
     };
-    assert!(!format!("{said:?}").contains(key), "a key was shown: {said:?}");
-    said
+    assert!(!format!("{result:?}").contains(key), "the output contains the key: {result:?}");
+    result
 }
 
 /// The same with an expected exit code.
-fn expect(server: &Server, code: i32, arguments: &[&str]) -> Said {
-    let said = ask(server, arguments);
-    assert_eq!(said.code, Some(code), "{arguments:?}: {said:?}");
-    said
+fn expect(server: &Server, code: i32, arguments: &[&str]) -> CommandOutput {
+    let result = ask(server, arguments);
+    assert_eq!(result.code, Some(code), "{arguments:?}: {result:?}");
+    result
 }
 
 /// A server of the misbehaving guest, and an artifact that is not deployed yet.
@@ -250,9 +250,9 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn assert_has(said: &Said, words: &[&str]) {
+fn assert_prints(result: &CommandOutput, words: &[&str]) {
     for word in words {
-        assert!(said.output.contains(word), "{word:?} is not in {said:?}");
+        assert!(result.output.contains(word), "{word:?} is not in {result:?}");
     }
 }
 
@@ -268,32 +268,32 @@ fn commands_deploy_canary_promote_and_roll_back() {
     let (server, _folder, next) = server();
     let deployed = expect(&server, 0, &["deploy", text(&next)]);
     for step in ["store", "verify", "contract", "prove", "replay", "publish"] {
-        let told = |line: &str| line.starts_with(step) && line.ends_with(" ms");
-        assert!(deployed.errors.lines().any(told), "{step} is not in {deployed:?}");
+        let is_step = |line: &str| line.starts_with(step) && line.ends_with(" ms");
+        assert!(deployed.errors.lines().any(is_step), "{step} is not in {deployed:?}");
     }
-    assert_has(&deployed, &["misbehave@1.1.0 is deployed (", "1 golden example", "as it did"]);
+    assert_prints(&deployed, &["misbehave@1.1.0 is deployed (", "1 golden example", "as it did"]);
     let status = expect(&server, 0, &["status"]);
-    assert_has(&status, &["stable 1.0.0 100 %", "1.1.0    ready", "1.0.0    ready"]);
+    assert_prints(&status, &["stable 1.0.0 100 %", "1.1.0    ready", "1.0.0    ready"]);
     let canary =
         expect(&server, 0, &["canary", "misbehave", "1.1.0", "--weight", "10%", "--reason", "try"]);
-    assert_has(&canary, &["after   stable 1.0.0 90 %, canary 1.1.0 10 %"]);
-    assert_has(&expect(&server, 0, &["resolve", "misbehave"]), &["1.0.0  split  90 %", "10 %"]);
+    assert_prints(&canary, &["after   stable 1.0.0 90 %, canary 1.1.0 10 %"]);
+    assert_prints(&expect(&server, 0, &["resolve", "misbehave"]), &["1.0.0  split  90 %", "10 %"]);
     let named = expect(&server, 0, &["resolve", "misbehave", "canary"]);
-    assert_has(&named, &["misbehave@1.1.0 would answer (channel)"]);
+    assert_prints(&named, &["misbehave@1.1.0 would answer (channel)"]);
     // The key `alice` selects a version by the split.
     let sticky = expect(&server, 0, &["resolve", "misbehave", "--key", "alice"]);
-    assert_has(&sticky, &["would answer (split)"]);
+    assert_prints(&sticky, &["would answer (split)"]);
     let shadow = expect(&server, 0, &["shadow", "misbehave", "1.1.0", "--share", "0.5%"]);
-    assert_has(&shadow, &["shadow 1.1.0 0.5 %"]);
-    assert_has(&expect(&server, 0, &["shadow", "misbehave"]), &["1.1.0", "5000"]);
+    assert_prints(&shadow, &["shadow 1.1.0 0.5 %"]);
+    assert_prints(&expect(&server, 0, &["shadow", "misbehave"]), &["1.1.0", "5000"]);
     let off = expect(&server, 0, &["shadow", "misbehave", "--off"]);
     assert!(!off.output.lines().last().unwrap().contains("shadow"), "{off:?}");
     let promoted = expect(&server, 0, &["promote", "misbehave", "1.1.0"]);
-    assert_has(&promoted, &["Promoted", "after   stable 1.1.0 100 %"]);
+    assert_prints(&promoted, &["Promoted", "after   stable 1.1.0 100 %"]);
     let back = expect(&server, 0, &["rollback", "misbehave"]);
-    assert_has(&back, &["RolledBack", "after   stable 1.0.0 100 %"]);
+    assert_prints(&back, &["RolledBack", "after   stable 1.0.0 100 %"]);
     let gone = expect(&server, 0, &["undeploy", "misbehave", "1.1.0"]);
-    assert_has(&gone, &["Undeployed"]);
+    assert_prints(&gone, &["Undeployed"]);
 
     let history = expect(&server, 0, &["history", "misbehave", "--limit", "7"]);
     let lines: Vec<_> = history.output.lines().collect();
@@ -309,9 +309,9 @@ fn commands_deploy_canary_promote_and_roll_back() {
 fn the_json_flag_prints_only_json() {
     let (server, _folder, next) = server();
     let json = |arguments: &[&str]| {
-        let said = expect(&server, 0, &[arguments, &["--json"]].concat());
-        assert_eq!(said.errors, "", "{arguments:?}");
-        said.json()
+        let result = expect(&server, 0, &[arguments, &["--json"]].concat());
+        assert_eq!(result.errors, "", "{arguments:?}");
+        result.json()
     };
     let deployed = json(&["deploy", text(&next)]);
     assert_eq!(
@@ -356,10 +356,13 @@ fn exit_codes_distinguish_errors_from_conflicts() {
         (&["deploy", text(&patch)], "contract_violation"),
     ];
     for (arguments, code) in refused {
-        let said = expect(&server, 3, arguments);
-        assert!(said.errors.contains(code) && said.output.is_empty(), "{arguments:?}: {said:?}");
+        let result = expect(&server, 3, arguments);
+        assert!(
+            result.errors.contains(code) && result.output.is_empty(),
+            "{arguments:?}: {result:?}"
+        );
     }
-    let stranger = ask_with(&server, "a-key-that-nobody-has", &["status"]);
+    let stranger = ask_with(&server, "an-unknown-key", &["status"]);
     assert_eq!(stranger.code, Some(3), "{stranger:?}");
     assert!(stranger.errors.contains("unauthorized"), "{stranger:?}");
     let contract = expect(&server, 3, &["deploy", text(&patch)]);
@@ -402,9 +405,9 @@ fn a_dry_run_shows_the_outcome_and_changes_nothing() {
         (&["undeploy", "misbehave", "1.1.0"], &["Undeployed"]),
     ];
     for (arguments, words) in trials {
-        let said = expect(&server, 0, &[arguments, &["--dry-run"]].concat());
-        assert_has(&said, words);
-        assert_has(&said, &["a dry run"]);
+        let result = expect(&server, 0, &[arguments, &["--dry-run"]].concat());
+        assert_prints(&result, words);
+        assert_prints(&result, &["a dry run"]);
         assert_eq!(expect(&server, 0, &["status", "--json"]).json(), before, "{arguments:?}");
     }
     // A dry run of an invalid change fails.
@@ -469,9 +472,9 @@ fn a_reason_is_stored_verbatim_and_shown_escaped() {
     expect(&server, 0, &["deploy", text(&next), "--reason", REASON]);
     let people = expect(&server, 0, &["history", "misbehave", "--limit", "1"]);
     let programs = expect(&server, 0, &["history", "misbehave", "--limit", "1", "--json"]);
-    for said in [&people, &programs] {
-        assert!(said.output.contains("error: forged"), "{said:?}");
-        assert!(!said.output.contains(['\x1b', '\x07', '\u{202e}']), "{said:?}");
+    for result in [&people, &programs] {
+        assert!(result.output.contains("error: forged"), "{result:?}");
+        assert!(!result.output.contains(['\x1b', '\x07', '\u{202e}']), "{result:?}");
     }
     assert_eq!(people.output.lines().count(), 1);
     assert_eq!(programs.json()["entries"][0]["reason"], REASON);
@@ -486,6 +489,6 @@ fn status_shows_why_a_version_failed() {
     let server = Server::start(&Setup { artifacts, ..Setup::default() });
     for arguments in [&["status"][..], &["status", "misbehave"]] {
         let status = expect(&server, 0, arguments);
-        assert_has(&status, &["1.0.1    failed", "failed at contract", "stable 1.0.0 100 %"]);
+        assert_prints(&status, &["1.0.1    failed", "failed at contract", "stable 1.0.0 100 %"]);
     }
 }

@@ -27,7 +27,7 @@ fn failures(server: &Server) -> Vec<Value> {
 
 /// Waits until that many failures are logged, and returns the last of them.
 fn wait_for_failures(server: &Server, number: usize) -> Value {
-    server.eventually("failures", |server| failures(server).len() >= number);
+    server.eventually("the failures are logged", |server| failures(server).len() >= number);
     failures(server).swap_remove(number - 1)
 }
 
@@ -36,11 +36,11 @@ fn predict(server: &Server) -> HttpResponse {
 }
 
 fn wait_until_served(server: &Server) {
-    server.eventually("the model", |server| predict(server).status == 200);
+    server.eventually("the model predicts", |server| predict(server).status == 200);
 }
 
 /// The admin API's description of the only version.
-fn shown(server: &Server) -> Value {
+fn version_status(server: &Server) -> Value {
     server.model("misbehave")["versions"][0].clone()
 }
 
@@ -61,7 +61,7 @@ fn load_by_grpc(server: &Server, model: &str) -> Result<(), Status> {
 
 /// Asserts that the failure of a killed compiler names the signal, blames no limit, and announces a
 /// retry.
-fn assert_says_killed(line: &Value, signal: i32) {
+fn assert_reports_signal(line: &Value, signal: i32) {
     let reason = line["reason"].as_str().unwrap();
     assert_eq!(line["step"], "preinit", "{line}");
     assert!(reason.contains(&format!("signal {signal}")), "{line}");
@@ -76,10 +76,10 @@ fn a_killed_compiler_is_restarted() {
     let server = Server::start_loading(&setup);
     for (number, signal) in [(1, Signal::KILL), (2, Signal::TERM)] {
         server.kill_compiler(signal);
-        assert_says_killed(&wait_for_failures(&server, number), signal.as_raw());
+        assert_reports_signal(&wait_for_failures(&server, number), signal.as_raw());
     }
     wait_until_served(&server);
-    assert_eq!(shown(&server)["retry_in_seconds"], Value::Null);
+    assert_eq!(version_status(&server)["retry_in_seconds"], Value::Null);
     assert!(server.stop().0.success());
 
     // A version that is deployed already is compiled again without a file in the folder.
@@ -87,20 +87,20 @@ fn a_killed_compiler_is_restarted() {
     fs::remove_dir_all(folder.path().join("state/compiled")).unwrap();
     let server = Server::start_loading(&setup);
     server.kill_compiler(Signal::KILL);
-    assert_says_killed(&wait_for_failures(&server, 1), 9);
+    assert_reports_signal(&wait_for_failures(&server, 1), 9);
     wait_until_served(&server);
-    assert_eq!(shown(&server)["state"], "ready");
+    assert_eq!(version_status(&server)["state"], "ready");
 }
 
 /// Kills compilers until the next attempt is at least five seconds away.
-fn fail_for_long(server: &Server) {
+fn fail_until_backoff(server: &Server) {
     for number in 1.. {
         server.kill_compiler(Signal::KILL);
         wait_for_failures(server, number);
-        let shown = shown(server);
+        let version_status = version_status(server);
         // The next attempt may be running already.
-        if shown["retry_in_seconds"].as_u64().is_some_and(|seconds| seconds >= 5) {
-            assert_eq!(shown["failed_step"], "preinit", "{shown}");
+        if version_status["retry_in_seconds"].as_u64().is_some_and(|seconds| seconds >= 5) {
+            assert_eq!(version_status["failed_step"], "preinit", "{version_status}");
             break;
         }
     }
@@ -115,7 +115,7 @@ fn load_by_name_retries_after_a_killed_compiler() {
     for (name, load) in [("rest", &by_rest as Load), ("grpc", &by_grpc)] {
         let state = Some(folder.path().join(name));
         let server = Server::start_loading(&Setup { state, ..setup(folder.path()) });
-        fail_for_long(&server);
+        fail_until_backoff(&server);
         assert!(load(&server), "{name}: {:#?}", server.lines());
         assert_eq!(predict(&server).status, 200, "{name}");
     }
@@ -126,9 +126,9 @@ fn deploying_again_retries_after_a_killed_compiler() {
     let folder = temporary_folder();
     let setup = setup(folder.path());
     let server = Server::start_loading(&setup);
-    fail_for_long(&server);
+    fail_until_backoff(&server);
     assert_eq!(server.deploy(&setup.artifacts[0])["state"], "done");
-    server.eventually("1.0.0", |server| shown(server)["state"] == "ready");
+    server.eventually("1.0.0 is ready", |server| version_status(server)["state"] == "ready");
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_broken_artifact_is_not_retried() {
     let server = Server::start_loading(&setup);
     let line = wait_for_failures(&server, 1);
     assert_eq!((&line["step"], &line["retry_in_seconds"]), (&json!("preinit"), &Value::Null));
-    assert_eq!(shown(&server)["retry_in_seconds"], Value::Null);
+    assert_eq!(version_status(&server)["retry_in_seconds"], Value::Null);
     // An explicit request tries again and returns the reason.
     let refused = load(&server, "misbehave");
     assert_eq!(refused.status, 422, "{refused:?}");
@@ -180,7 +180,9 @@ fn load_by_name_finds_a_newly_copied_file() {
     let config = "[limits]\nrepository_seconds = 3600\n".to_owned();
     let state = Some(folder.path().join("state"));
     let server = Server::start_loading(&Setup { config, state, ..Setup::default() });
-    server.wait_for("the folder", |line| line["message"] == "repository folder read");
+    server.wait_for("the repository folder being read", |line| {
+        line["message"] == "repository folder read"
+    });
     let pack = |version| Misbehave { version, ..Misbehave::default() }.pack(folder.path());
     assert_eq!(load(&server, "misbehave").status, 404);
     let whole = fs::read(pack("1.0.0")).unwrap();

@@ -9,7 +9,7 @@ use guesthouse_tests::{Server, Setup};
 use serde_json::{Value, json};
 
 /// One small model, and a state folder that outlives its servers.
-fn lasting(folder: &Path) -> Setup {
+fn setup(folder: &Path) -> Setup {
     let artifacts = vec![Misbehave::default().pack(folder)];
     Setup { artifacts, state: Some(folder.join("state")), ..Setup::default() }
 }
@@ -28,7 +28,7 @@ fn create_key(server: &Server, name: &str) -> (String, String) {
 }
 
 /// Makes a state folder whose last change was the revocation of the returned key.
-fn revoked_last(setup: &Setup) -> String {
+fn make_state_with_revoked_key(setup: &Setup) -> String {
     let server = Server::start(setup);
     let (id, secret) = create_key(&server, "ann");
     assert_eq!(ask(&server, &secret), 200);
@@ -47,7 +47,7 @@ fn accept(setup: &Setup) -> Setup {
     }
 }
 
-fn assert_is_refused(setup: &Setup) {
+fn assert_start_fails(setup: &Setup) {
     let why = Server::startup_failure(setup);
     assert!(why.contains("--accept-ledger-loss"), "{why}");
 }
@@ -61,8 +61,8 @@ fn last_operations(server: &Server) -> Vec<String> {
 #[test]
 fn a_flipped_bit_never_restores_a_revoked_key() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
-    let secret = revoked_last(&setup);
+    let setup = setup(folder.path());
+    let secret = make_state_with_revoked_key(&setup);
     let state = folder.path().join("state");
     let files = ["ledger.redb", "ledger.head"].map(|name| state.join(name));
     let whole = files.clone().map(|path| fs::read(path).unwrap());
@@ -79,7 +79,7 @@ fn a_flipped_bit_never_restores_a_revoked_key() {
             match Server::try_start(&setup) {
                 None => {
                     refused += 1;
-                    assert_eq!(&fs::read(file).unwrap(), &rotten, "a refused file is left alone");
+                    assert_eq!(&fs::read(file).unwrap(), &rotten, "a rejected file was changed");
                 }
                 Some(server) => {
                     served += 1;
@@ -95,16 +95,16 @@ fn a_flipped_bit_never_restores_a_revoked_key() {
 #[test]
 fn a_lost_ledger_is_rejected_until_accepted() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
-    let secret = revoked_last(&setup);
+    let setup = setup(folder.path());
+    let secret = make_state_with_revoked_key(&setup);
     let path = folder.path().join("state/ledger.redb");
     let whole = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
-    assert_is_refused(&setup);
+    assert_start_fails(&setup);
     fs::write(&path, b"").unwrap();
-    assert_is_refused(&setup);
+    assert_start_fails(&setup);
     fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-    assert_is_refused(&setup);
+    assert_start_fails(&setup);
     let server = Server::start(&accept(&setup));
     assert_eq!(ask(&server, &secret), 401);
     assert!(last_operations(&server).contains(&"accept_ledger_loss".to_owned()));
@@ -118,7 +118,7 @@ fn a_lost_ledger_is_rejected_until_accepted() {
 #[test]
 fn an_outdated_ledger_is_rejected_until_accepted() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
+    let setup = setup(folder.path());
     let path = folder.path().join("state/ledger.redb");
     let server = Server::start(&setup);
     let (id, secret) = create_key(&server, "ann");
@@ -128,12 +128,12 @@ fn an_outdated_ledger_is_rejected_until_accepted() {
     assert_eq!(server.admin("DELETE", &format!("keys/{id}"), &Value::Null).status, 200);
     assert!(server.stop().0.success());
     fs::write(&path, &old).unwrap();
-    assert_is_refused(&setup);
+    assert_start_fails(&setup);
     // Without the head file, the server cannot tell and refuses too.
     let head = folder.path().join("state/ledger.head");
     let noted = fs::read(&head).unwrap();
     fs::remove_file(&head).unwrap();
-    assert_is_refused(&setup);
+    assert_start_fails(&setup);
     fs::write(&head, noted).unwrap();
     let server = Server::start(&accept(&setup));
     assert_eq!(ask(&server, &secret), 401);
@@ -154,7 +154,7 @@ fn set_mode(path: &Path, mode: u32) {
 #[test]
 fn group_writable_state_is_rejected_with_a_chmod_command() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
+    let setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
     let state = folder.path().join("state");
     for name in ["ledger.redb", "ledger.head"] {
@@ -198,7 +198,7 @@ fn an_implausible_clock_is_an_error_not_a_panic() {
     let folder = temporary_folder();
     let setup = |seconds| {
         let library = clock_library(folder.path(), seconds).display().to_string();
-        Setup { environment: vec![("LD_PRELOAD".to_owned(), library)], ..lasting(folder.path()) }
+        Setup { environment: vec![("LD_PRELOAD".to_owned(), library)], ..setup(folder.path()) }
     };
     for seconds in [-1, -86_400 * 365 * 20, 253_402_300_800] {
         let why = Server::startup_failure(&setup(seconds));
@@ -211,7 +211,7 @@ fn an_implausible_clock_is_an_error_not_a_panic() {
 }
 
 /// Rewrites an artifact so that it names the previous version of the guest contract.
-fn age(path: &Path) {
+fn use_previous_contract(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
     let (from, to) = (b"@0.2.0", b"@0.1.0");
     let places: Vec<_> = (0..bytes.len() - from.len())
@@ -230,12 +230,12 @@ fn age(path: &Path) {
 #[test]
 fn the_demo_keeps_the_state_of_another_contract() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
+    let setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
     let state = folder.path().join("state");
     let kept: Vec<_> = fs::read_dir(state.join("artifacts")).unwrap().collect();
     assert_eq!(kept.len(), 1);
-    kept.iter().for_each(|entry| age(&entry.as_ref().unwrap().path()));
+    kept.iter().for_each(|entry| use_previous_contract(&entry.as_ref().unwrap().path()));
     let ledger = fs::read(state.join("ledger.head")).unwrap();
     for _start in 0..2 {
         let server = Server::start(&setup);

@@ -19,7 +19,7 @@ const ROUNDS: u32 = 12;
 
 /// A request whose only correct response is known.
 #[derive(Debug, Clone)]
-enum Asked {
+enum TestRequest {
     /// Rows of two arrays, with the requested outputs in their order.
     Simple { rows: Vec<[i32; 2]>, outputs: Vec<&'static str>, id: Option<String> },
     /// Rows of texts, some of which are not numbers.
@@ -30,7 +30,7 @@ enum Asked {
     Act { action: &'static str },
 }
 
-fn asked() -> impl Strategy<Value = Asked> {
+fn test_request() -> impl Strategy<Value = TestRequest> {
     let outputs = prop::sample::select(vec![
         vec![],
         vec!["OUTPUT0"],
@@ -40,17 +40,17 @@ fn asked() -> impl Strategy<Value = Asked> {
     ]);
     let id = prop::option::of("[a-z]{1,8}");
     let simple = (vec(any::<[i32; 2]>(), 1..5), outputs, id)
-        .prop_map(|(rows, outputs, id)| Asked::Simple { rows, outputs, id });
+        .prop_map(|(rows, outputs, id)| TestRequest::Simple { rows, outputs, id });
     let number = prop::option::weighted(0.9, -1_000_000..1_000_000);
-    let texts = vec(number, 1..4).prop_map(|rows| Asked::Texts { rows });
-    let sum = vec(any::<i16>(), 0..80).prop_map(|numbers| Asked::Sum { numbers });
+    let texts = vec(number, 1..4).prop_map(|rows| TestRequest::Texts { rows });
+    let sum = vec(any::<i16>(), 0..80).prop_map(|numbers| TestRequest::Sum { numbers });
     // Mostly successes: a version that only fails is suspended.
     let actions = ["echo", "echo", "echo", "echo", "echo", "echo", "panic", "fail", "reject"];
-    let act = prop::sample::select(actions.to_vec()).prop_map(|action| Asked::Act { action });
+    let act = prop::sample::select(actions.to_vec()).prop_map(|action| TestRequest::Act { action });
     prop_oneof![3 => simple, 2 => texts, 2 => sum, 2 => act]
 }
 
-impl Asked {
+impl TestRequest {
     fn send(&self, server: &Server) -> HttpResponse {
         let tensor = |name: &str, datatype: &str, rows: usize, size: usize, data: Value| json!({"name": name, "datatype": datatype, "shape": [rows, size], "data": data});
         let infer =
@@ -93,7 +93,7 @@ impl Asked {
     }
 
     /// Asserts that the response is the correct one.
-    fn check(&self, answer: &HttpResponse) {
+    fn assert_correct(&self, answer: &HttpResponse) {
         let outputs = || {
             assert_eq!(answer.status, 200, "{self:?} {answer:?}");
             let outputs = answer.body["outputs"].as_array().unwrap().iter();
@@ -184,20 +184,22 @@ fn mixed_batches_give_each_request_its_own_result() {
         max_shrink_iters: 50,
         ..Config::default()
     });
-    let round = vec((asked(), 0_u32..50), 1..24);
+    let round = vec((test_request(), 0_u32..50), 1..24);
     let simple = AtomicUsize::new(0);
     let outcome = runner.run(&round, |round| {
-        let of_simple = round.iter().filter(|(asked, _)| matches!(asked, Asked::Simple { .. }));
+        let of_simple = round
+            .iter()
+            .filter(|(test_request, _)| matches!(test_request, TestRequest::Simple { .. }));
         simple.fetch_add(of_simple.count(), Ordering::Relaxed);
-        let ask = |(asked, delay): &(Asked, u32)| {
+        let ask = |(test_request, delay): &(TestRequest, u32)| {
             // Yielding a different number of times randomizes the order of arrival.
             (0..*delay).for_each(|_| thread::yield_now());
-            asked.send(&server)
+            test_request.send(&server)
         };
         thread::scope(|scope| {
             let asking: Vec<_> = round.iter().map(|each| scope.spawn(|| ask(each))).collect();
-            for (asking, (asked, _)) in asking.into_iter().zip(&round) {
-                asked.check(&asking.join().unwrap());
+            for (asking, (test_request, _)) in asking.into_iter().zip(&round) {
+                test_request.assert_correct(&asking.join().unwrap());
             }
         });
         Ok(())
@@ -206,5 +208,5 @@ fn mixed_batches_give_each_request_its_own_result() {
         panic!("{error}");
     }
     let (calls, requests) = (calls(&server), simple.load(Ordering::Relaxed) as f64);
-    assert!(calls > 0.0 && calls < requests, "{requests} have not met: {calls} calls");
+    assert!(calls > 0.0 && calls < requests, "{requests} requests took {calls} calls");
 }

@@ -50,7 +50,7 @@ fn invalid_rows_do_not_affect_valid_ones() {
         );
     }
     assert_eq!(answer.body["model_version"], "1.0.0");
-    let line = server.wait_for("its line", |line| line["status"] == 207);
+    let line = server.wait_for("the log line", |line| line["status"] == 207);
     assert_eq!(line["rows"], 200);
 }
 

@@ -7,10 +7,10 @@ use serde_json::json;
 fn setup(folder: &Path, misbehave: &Misbehave, config: &str) -> Setup {
     let output = folder.join("misbehave.wasm");
     let packed = misbehave.try_pack(folder, &output);
-    let (told, error) = (String::from_utf8(packed.stdout), String::from_utf8(packed.stderr));
-    let told = told.unwrap();
+    let (stdout, error) = (String::from_utf8(packed.stdout), String::from_utf8(packed.stderr));
+    let stdout = stdout.unwrap();
     assert!(packed.status.success(), "{}", error.unwrap());
-    assert!(told.contains("init will run in each instance"), "{told}");
+    assert!(stdout.contains("init will run in each instance"), "{stdout}");
     Setup {
         artifacts: vec![toxicity("1.0.0"), output],
         config: format!("default_model = \"toxicity\"\n{config}"),
@@ -22,7 +22,7 @@ fn ask(server: &Server, action: &str) -> HttpResponse {
     server.post("/models/misbehave/predict", &json!({ "action": action }))
 }
 
-fn assert_marked(server: &Server, reason: &str) {
+fn assert_no_snapshot(server: &Server, reason: &str) {
     let line = server.wait_for("the warning", |line| {
         line["message"] == "no snapshot: init runs in each instance"
     });
@@ -39,7 +39,7 @@ fn an_init_that_uses_a_clock_or_stream_is_not_snapshotted() {
         let misbehave = Misbehave { init, ..Misbehave::default() };
         let config = "[models.misbehave]\nisolation = \"fresh\"\n";
         let server = Server::start(&setup(folder.path(), &misbehave, config));
-        assert_marked(&server, reason);
+        assert_no_snapshot(&server, reason);
         assert!((0..20).all(|_| ask(&server, "count").body["done"] == "1"));
         assert_eq!(ask(&server, "panic").error_code(), Some("model_failure"));
         assert_eq!(ask(&server, "echo").status, 200);
@@ -56,7 +56,7 @@ fn a_composed_component_serves_without_a_snapshot() {
     setup.artifacts.retain(|artifact| artifact.starts_with(folder.path()));
     for _ in 0..2 {
         let server = Server::start(&setup);
-        assert_marked(&server, "");
+        assert_no_snapshot(&server, "");
         let counts: Vec<_> = (0..3).map(|_| ask(&server, "count").body["done"].clone()).collect();
         assert_eq!(counts, ["1", "2", "3"]);
         assert_eq!(ask(&server, "panic").error_code(), Some("model_failure"));
@@ -83,7 +83,7 @@ fn a_slow_init_per_instance_fails_only_short_timeouts() {
         }
         server.assert_healthy();
     }
-    assert!(late > 0, "init takes longer than that");
+    assert!(late > 0, "no request timed out during init");
     server.eventually("the version recovers", |server| ask(server, "echo").status == 200);
 }
 
