@@ -1,4 +1,4 @@
-//! What the load generator wrote about each request, and the clock that it has in common with us.
+//! Reads the trace of the load generator, and the clock that it shares with this program.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -7,26 +7,26 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 
-/// One request. Times are in nanoseconds of [`now_ns`].
+/// A request, with times in nanoseconds of [`now_ns`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) sent: u64,
-    /// When the whole answer was there, or was given up.
+    /// When the response was complete, or the request was given up.
     pub(super) answered: u64,
-    /// Whether it was the right answer.
+    /// Whether the response was the expected one.
     pub(super) is_success: bool,
-    /// The version that answered, if the answer names one.
+    /// The version of the model that the response names.
     pub(super) version: Option<String>,
 }
 
-/// Nanoseconds since some moment, the same for all processes of a machine.
+/// Nanoseconds of `CLOCK_MONOTONIC`, which all processes of a machine share.
 pub(super) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let part = |part: i64| u64::try_from(part).unwrap_or(0);
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }
 
-/// All requests of a trace, in the order of their answers.
+/// All requests of a trace, in the order of their responses.
 pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
     let cannot_read = || format!("cannot read {}", path.display());
     let file = BufReader::new(File::open(path).with_context(cannot_read)?);
