@@ -3,7 +3,7 @@
 //! The fuzzer is libFuzzer on the stable compiler. Only this repository's crates are instrumented,
 //! by a rustc wrapper (`tests/fuzz/instrument.sh`); dependencies are those of the test build. The
 //! corpus in the repository is the starting point and is kept small by hand; new inputs are stored
-//! in the target folder. The properties of the targets are in the host (`guesthouse::fuzzing`).
+//! in the target folder. The properties of the targets are in the host (`guesthouse_server::fuzzing`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
