@@ -1,4 +1,4 @@
-//! What a server has had of the processors, by the kernel's account.
+//! CPU time of a server, as the kernel accounts it.
 
 use std::fs::{self, DirEntry};
 use std::io;
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use crate::Server;
 
-/// How long a tick of the kernel's account is: a hundred a second, on every Linux.
+/// The length of one clock tick: Linux reports 100 per second to user space.
 const TICK: Duration = Duration::from_millis(10);
 
 impl Server {
-    /// The time of its threads whose names begin like that, those left out that have ended.
+    /// The CPU time of the server's running threads whose names start with `name`.
     ///
     /// # Panics
-    /// The system does not say.
+    /// `/proc` is not readable.
     pub fn thread_time(&self, name: &str) -> Duration {
         let threads = fs::read_dir(format!("/proc/{}/task", self.child.id()));
         let of_thread = |thread: io::Result<DirEntry>| {
@@ -26,15 +26,16 @@ impl Server {
         threads.expect("the server is running").filter_map(of_thread).sum()
     }
 
-    /// The time of all its threads, those included that have ended, but not of its children.
+    /// The CPU time of all threads of the server, including those that have exited. Child processes
+    /// are not included.
     ///
     /// # Panics
-    /// The system does not say.
+    /// `/proc` is not readable.
     pub fn process_time(&self) -> Duration {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
         let text = text.expect("the server is running");
-        // After the name, which may have spaces in it; user and system time are fields 14 and 15.
-        let (_, fields) = text.rsplit_once(") ").expect("there is a name");
+        // The name may contain spaces. After it, user and system time are fields 14 and 15.
+        let (_, fields) = text.rsplit_once(") ").expect("a name in parentheses");
         let ticks = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u32>());
         TICK * ticks.map(|ticks| ticks.expect("a number")).sum::<u32>()
     }

@@ -14,12 +14,12 @@ fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
     response.headers().get(name).map(|value| value.to_str().unwrap())
 }
 
-fn told(response: &Response) -> Vec<&str> {
+fn cors_headers(response: &Response) -> Vec<&str> {
     let names = response.headers().keys().map(|name| name.as_str());
     names.filter(|name| name.starts_with("access-control-")).collect()
 }
 
-/// A page asks whether it may, and then asks.
+/// Sends a preflight request and the request itself, as a browser does.
 fn ask(server: &Server, origin: &str) -> [Response; 2] {
     let client = client::http().build().unwrap();
     let url = server.url("/v1/predict");
@@ -33,20 +33,20 @@ fn ask(server: &Server, origin: &str) -> [Response; 2] {
 }
 
 #[test]
-fn pages_of_other_origins_are_told_nothing_by_default() {
+fn cors_is_disabled_by_default() {
     let server = server("");
     let [may, asked] = ask(&server, ORIGIN);
     assert_eq!((may.status().as_u16(), asked.status().as_u16()), (405, 200));
-    assert!(told(&may).is_empty() && told(&asked).is_empty());
+    assert!(cors_headers(&may).is_empty() && cors_headers(&asked).is_empty());
 }
 
 #[test]
-fn pages_of_allowed_origins_may_ask() {
+fn cors_admits_configured_origins_only() {
     let server =
         server("\n[cors]\norigins = [\"https://example.org\", \"http://localhost:3000\"]\n");
     for origin in [ORIGIN, "http://localhost:3000"] {
         let [may, asked] = ask(&server, origin);
-        // Without a key: browsers send none with their question.
+        // Browsers send no key with a preflight request.
         assert_eq!(may.status(), 204);
         assert_eq!(header(&may, "access-control-allow-origin"), Some(origin));
         let headers = header(&may, "access-control-allow-headers").unwrap().to_lowercase();
@@ -71,27 +71,27 @@ fn pages_of_allowed_origins_may_ask() {
     {
         let [may, asked] = ask(&server, origin);
         assert_eq!((may.status().as_u16(), asked.status().as_u16()), (405, 200), "{origin}");
-        assert!(told(&may).is_empty() && told(&asked).is_empty(), "{origin}");
-        // What is kept of this is not for an origin that is allowed.
+        assert!(cors_headers(&may).is_empty() && cors_headers(&asked).is_empty(), "{origin}");
+        // A cached response must not be used for an allowed origin.
         assert!(header(&asked, "vary").unwrap().to_lowercase().contains("origin"));
     }
-    // Errors can be read as well, wherever they come from.
+    // Errors of all endpoints are readable too.
     let client = client::http().build().unwrap();
     for (path, status) in [("/v1/predict", 405), ("/absent", 404), ("/models", 401)] {
         let response = client.get(server.url(path)).header("Origin", ORIGIN).send().unwrap();
         assert_eq!(response.status(), status);
         assert_eq!(header(&response, "access-control-allow-origin"), Some(ORIGIN), "{path}");
     }
-    // The question for its own sake is no method of this endpoint.
+    // An `OPTIONS` request that is not a preflight is not supported.
     let options = client.request(Method::OPTIONS, server.url("/v1/predict")).send().unwrap();
     assert_eq!(options.status(), 405);
-    // Operators' tools are no pages.
+    // The admin API does not support CORS.
     let admin = format!("http://{}/admin/v1/status", server.admin_address());
-    assert!(told(&client.get(admin).header("Origin", ORIGIN).send().unwrap()).is_empty());
+    assert!(cors_headers(&client.get(admin).header("Origin", ORIGIN).send().unwrap()).is_empty());
 }
 
 #[test]
-fn all_pages_may_ask_where_the_operator_says_so() {
+fn cors_admits_every_origin_with_a_wildcard() {
     let server = server("\n[cors]\norigins = [\"*\"]\n");
     let [may, asked] = ask(&server, "https://anybody.example");
     assert_eq!((may.status().as_u16(), asked.status().as_u16()), (204, 200));
@@ -101,9 +101,9 @@ fn all_pages_may_ask_where_the_operator_says_so() {
     }
 }
 
-/// The server's own page needs no key, and may load nothing from elsewhere.
+/// The documentation page needs no key, and may load nothing from other origins.
 #[test]
-fn the_documentation_is_there_for_everybody_and_may_do_little() {
+fn the_documentation_page_has_a_strict_security_policy() {
     let server = server("");
     let client = client::http().build().unwrap();
     for (path, kind) in [("/docs", "text/html"), ("/docs/docs.js", "text/javascript")] {
@@ -116,9 +116,9 @@ fn the_documentation_is_there_for_everybody_and_may_do_little() {
     }
 }
 
-/// Whatever the path under which a proxy serves it, the page finds its files and the server's paths.
+/// Behind a proxy with a path prefix, the page still finds its files and the API.
 #[test]
-fn the_documentation_works_behind_a_path_prefix() {
+fn the_documentation_page_works_behind_a_path_prefix() {
     let untrusting = server("");
     let trusting = server("\n[proxy]\ntrusted = [\"192.0.2.0/24\", \"127.0.0.1\"]\n");
     let client = client::http().build().unwrap();
@@ -136,7 +136,7 @@ fn the_documentation_works_behind_a_path_prefix() {
         document["servers"][0]["url"].as_str().unwrap().to_owned()
     };
     for (path, relative) in [("/openapi.json", "."), ("/models/toxicity/openapi.json", "../..")] {
-        // Seen from the document, it is where the paths begin.
+        // The relative URL leads from the document to the root of the paths.
         let document = reqwest::Url::parse(&format!("https://example.org/a/b{path}")).unwrap();
         assert_eq!(document.join(relative).unwrap().path(), "/a/b/");
         for prefix in [None, Some("/a/b")] {

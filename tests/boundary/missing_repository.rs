@@ -17,12 +17,12 @@ fn assert_serves(server: &Server, version: &str) {
     assert_eq!((answer.status, &answer.body["model_version"]), (200, &json!(version)));
 }
 
-fn complains(line: &Value) -> bool {
+fn is_folder_error(line: &Value) -> bool {
     line["level"] == "ERROR" && line["message"].as_str().unwrap().contains("repository folder")
 }
 
-fn complaints(server: &Server) -> usize {
-    server.lines().iter().filter(|line| complains(line)).count()
+fn folder_errors(server: &Server) -> usize {
+    server.lines().iter().filter(|line| is_folder_error(line)).count()
 }
 
 fn put(server: &Server, folder: &Path, version: &'static str) {
@@ -36,8 +36,8 @@ fn wait_until_ready(server: &Server, version: &str) {
     assert_serves(server, version);
 }
 
-/// Which files of the state folder are kept.
-fn kept(folder: &Path) -> Vec<String> {
+/// The names of all stored artifacts and compiled files.
+fn stored_files(folder: &Path) -> Vec<String> {
     let of = |name: &str| {
         let entries = fs::read_dir(folder.join("state").join(name)).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
@@ -50,7 +50,7 @@ fn kept(folder: &Path) -> Vec<String> {
 
 type Replace = fn(&Path);
 
-/// What can be where the folder should be.
+/// What can be in the place of the folder.
 fn replacements() -> [(&'static str, Replace); 2] {
     let missing = |_: &Path| {};
     let file = |repository: &Path| fs::write(repository, b"no folder").unwrap();
@@ -58,36 +58,36 @@ fn replacements() -> [(&'static str, Replace); 2] {
 }
 
 #[test]
-fn a_start_without_the_folder_serves_what_was_deployed_and_looks_again() {
+fn a_start_without_the_folder_serves_and_retries() {
     for (what, replace) in replacements() {
         let folder = temporary_folder();
         let mut setup = setup(folder.path());
         assert!(Server::start(&setup).stop().0.success());
         setup.artifacts.clear();
-        let before = kept(folder.path());
+        let before = stored_files(folder.path());
         let server = Server::start_loading_with(&setup, |repository| {
             fs::remove_dir(repository).unwrap();
             replace(repository);
         });
         server.wait_for("ready", |line| line["message"] == "ready");
-        server.wait_for("the error", complains);
+        server.wait_for("the error", is_folder_error);
         assert_eq!(server.get("/readyz").status, 200, "{what}");
         assert_serves(&server, "1.0.0");
-        assert_eq!(kept(folder.path()), before, "{what}");
+        assert_eq!(stored_files(folder.path()), before, "{what}");
 
-        // It is mounted late.
+        // The volume is mounted late.
         let _ = fs::remove_file(server.repository());
         fs::create_dir(server.repository()).unwrap();
         put(&server, folder.path(), "1.1.0");
         wait_until_ready(&server, "1.1.0");
         assert_serves(&server, "1.0.0");
-        assert_eq!(complaints(&server), 1, "{what}");
+        assert_eq!(folder_errors(&server), 1, "{what}");
         assert!(server.stop().0.success());
     }
 }
 
 #[test]
-fn a_folder_that_is_looked_at_once_is_waited_for() {
+fn a_folder_that_is_read_once_may_appear_later() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
@@ -95,28 +95,30 @@ fn a_folder_that_is_looked_at_once_is_waited_for() {
     setup.config = "[limits]\nrepository_seconds = 0\n".to_owned();
     let remove = |repository: &Path| fs::remove_dir(repository).unwrap();
     let server = Server::start_loading_with(&setup, remove);
-    server.wait_for("the error", complains);
+    server.wait_for("the error", is_folder_error);
     fs::create_dir(server.repository()).unwrap();
     put(&server, folder.path(), "1.1.0");
-    // A file that is not there yet at the only look is not found.
-    server.wait_for("the folder", |line| line["message"] == "repository folder read");
+    // With a single read of the folder, a later file is not found.
+    server.wait_for("the repository folder being read", |line| {
+        line["message"] == "repository folder read"
+    });
     assert_serves(&server, "1.0.0");
 }
 
 #[test]
-fn a_folder_that_vanishes_takes_nothing_with_it() {
+fn removing_the_folder_undeploys_nothing() {
     for (what, replace) in replacements() {
         let folder = temporary_folder();
         let setup = setup(folder.path());
         let server = Server::start(&setup);
-        let before = kept(folder.path());
+        let before = stored_files(folder.path());
         let away = folder.path().join("away");
         fs::rename(server.repository(), &away).unwrap();
         replace(&server.repository());
-        server.wait_for("the error", complains);
+        server.wait_for("the error", is_folder_error);
         assert_eq!(server.get("/readyz").status, 200, "{what}");
         assert_serves(&server, "1.0.0");
-        assert_eq!(kept(folder.path()), before, "{what}");
+        assert_eq!(stored_files(folder.path()), before, "{what}");
         let _ = fs::remove_file(server.repository());
         fs::rename(&away, server.repository()).unwrap();
         put(&server, folder.path(), "1.1.0");
@@ -126,7 +128,7 @@ fn a_folder_that_vanishes_takes_nothing_with_it() {
 }
 
 #[test]
-fn where_nothing_was_ever_deployed_a_missing_folder_ends_the_start() {
+fn a_first_start_without_the_folder_fails() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     setup.artifacts.clear();

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use guesthouse_tests::artifacts::temporary_folder;
 use guesthouse_tests::encoding::{gzip, zlib};
-use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup, client};
+use guesthouse_tests::{DEMO_KEY, HttpResponse, Server, Setup, client};
 use reqwest::blocking::multipart::{Form, Part};
 use reqwest::blocking::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -23,16 +23,16 @@ type Encode = fn(&[u8]) -> Vec<u8>;
 
 const ENCODINGS: [(&str, Encode); 2] = [("gzip", gzip), ("zstd", zstd)];
 
-fn encoded(server: &Server, path: &str, encoding: &str, body: &[u8]) -> Answer {
+fn encoded(server: &Server, path: &str, encoding: &str, body: &[u8]) -> HttpResponse {
     server.send("POST", path, &[("Content-Encoding", encoding)], body)
 }
 
-fn is(answer: &Answer) -> (u16, Option<&str>) {
+fn is(answer: &HttpResponse) -> (u16, Option<&str>) {
     (answer.status, answer.error_code())
 }
 
 #[test]
-fn compressed_bodies_are_what_they_stand_for() {
+fn compressed_bodies_equal_uncompressed_ones() {
     let server = Server::start(&Setup::toxicity());
     let body = json!({"texts": vec!["You are nice"; 500]});
     let plain = server.post("/v1/batch_predict", &body);
@@ -73,9 +73,9 @@ fn compressed_bodies_are_what_they_stand_for() {
 }
 
 #[test]
-fn a_bomb_stops_at_the_limit_of_bodies() {
+fn a_decompression_bomb_gets_413_in_bounded_memory() {
     let server = Server::start(&Setup::toxicity());
-    // A gigabyte of white space, which is what JSON may begin with.
+    // A gigabyte of white space, with which JSON may begin.
     let piece = vec![b' '; 16 << 20];
     let gzip_piece = gzip(&piece);
     let mut bomb = zstd::Encoder::new(Vec::new(), 3).unwrap();
@@ -91,11 +91,11 @@ fn a_bomb_stops_at_the_limit_of_bodies() {
     }
     let more = server.peak_memory_bytes() - before;
     assert!(more < 96 << 20, "{more} bytes more");
-    // Nothing but headers, over and over: it inflates to nothing, and is too long all the same.
+    // Headers only: they decompress to nothing, and are too long all the same.
     let nothing = gzip(b"").repeat((9 << 20) / gzip(b"").len());
     let answer = encoded(&server, "/v1/predict", "gzip", &nothing);
     assert_eq!(is(&answer), (413, Some("payload_too_large")));
-    // What is just within the limit is read.
+    // A body of exactly the limit is accepted.
     let limit = 8 << 20;
     let mut body = json!({"text": "You are nice"}).to_string().into_bytes();
     body.resize(limit, b' ');
@@ -107,9 +107,9 @@ fn a_bomb_stops_at_the_limit_of_bodies() {
     server.assert_healthy();
 }
 
-/// To begin a member takes as long as to inflate kilobytes.
+/// Starting a gzip member or a zstd frame takes as long as decompressing kilobytes.
 #[test]
-fn members_with_nothing_in_them_are_bounded() {
+fn the_number_of_empty_members_is_bounded() {
     let server = Server::start(&Setup::toxicity());
     let body = json!({"text": "You are nice"}).to_string().into_bytes();
     let skippable = b"\x50\x2a\x4d\x18\x00\x00\x00\x00".to_vec();
@@ -130,16 +130,16 @@ fn members_with_nothing_in_them_are_bounded() {
 }
 
 #[test]
-fn what_is_inflated_counts_among_the_bodies_in_flight() {
+fn decompressed_bytes_count_as_bodies_in_flight() {
     let mut setup = Setup::toxicity();
     setup.config.push_str(
-        "\n[limits]\nbody_bytes = 1000000\nbodies_in_flight_bytes = 1000000\nbody_seconds = 300\n",
+        "\n[limits]\nbody_bytes = 1000000\nbodies_in_flight_bytes = 1000000\nbody_seconds = 3600\n",
     );
     let server = Server::start(&setup);
     let mut body = json!({"text": "You are nice"}).to_string().into_bytes();
     body.resize(900_000, b' ');
     assert_eq!(encoded(&server, "/v1/predict", "gzip", &gzip(&body)).status, 200);
-    // Another has sent most of its own, and not the end.
+    // Another request has sent most of its body, but not the end.
     let mut other = TcpStream::connect(server.address()).unwrap();
     let head = format!(
         "POST /v1/predict HTTP/1.1\r\nHost: a\r\nX-API-Key: {DEMO_KEY}\r\n\
@@ -147,29 +147,31 @@ fn what_is_inflated_counts_among_the_bodies_in_flight() {
     );
     other.write_all(head.as_bytes()).unwrap();
     other.write_all(&body[..890_000]).unwrap();
-    // It has arrived when one as large is not asked for any more. Whoever asks takes no room.
-    server.until("it is counted", |server| !server.would_read("/v1/predict", body.len()));
+    // Its body has arrived when another one of the same size is not admitted any more. The question
+    // takes no room.
+    server
+        .eventually("the body is counted", |server| !server.admits_body("/v1/predict", body.len()));
     for (encoding, encode) in ENCODINGS {
         let answer = encoded(&server, "/v1/predict", encoding, &encode(&body));
         assert_eq!(is(&answer), (503, Some("overloaded")), "{encoding}");
     }
-    // There is room for a small one, whatever it takes to inflate it.
+    // A small body is admitted, whatever memory decompressing it takes.
     for (encoding, encode) in ENCODINGS {
         let small = json!({"text": "You are nice"}).to_string();
         let answer = encoded(&server, "/v1/predict", encoding, &encode(small.as_bytes()));
         assert_eq!(answer.status, 200, "{encoding}");
     }
-    // What was held is given back.
+    // The room is released with the connection.
     drop(other);
     let full = || encoded(&server, "/v1/predict", "gzip", &gzip(&body)).status;
-    server.until("it is given back", |_| full() == 200);
+    server.eventually("the room is released", |_| full() == 200);
 }
 
 fn get(client: &Client, server: &Server, path: &str, accepted: &str) -> Response {
     client.get(server.url(path)).header("Accept-Encoding", accepted).send().unwrap()
 }
 
-/// A client that leaves bodies as they came.
+/// A client that does not decompress responses.
 fn plain_client() -> Client {
     client::http().no_gzip().no_zstd().build().unwrap()
 }
@@ -179,7 +181,7 @@ fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
 }
 
 #[test]
-fn large_answers_are_compressed_for_those_who_ask() {
+fn large_responses_are_compressed_on_request() {
     let server = Server::start(&Setup::toxicity());
     let client = plain_client();
     let ask = |texts: usize, text: &str, accepted: &str| {
@@ -201,14 +203,15 @@ fn large_answers_are_compressed_for_those_who_ask() {
         assert!(bytes.len() < plain.len() / 4);
         assert_eq!(decode(encoding, &bytes), plain);
     }
-    // Small ones are left alone, and so are those for callers that know something else only.
+    // Small responses are not compressed, nor are those for clients that accept only other
+    // encodings.
     assert_eq!(header(&ask(2, "You are nice", "gzip"), "content-encoding"), None);
     for other in ["br", "gzip;q=0", "identity;q=0", "*;q=0", "br, identity;q=0.0"] {
         let response = ask(200, "You are nice", other);
         assert_eq!(response.status(), 200, "{other}");
         assert_eq!(header(&response, "content-encoding"), None, "{other}");
     }
-    // Errors are answers as well.
+    // Error responses are compressed too.
     let refused = ask(50, "", "gzip");
     assert_eq!(refused.status(), 422);
     assert_eq!(header(&refused, "content-encoding"), Some("gzip"));
@@ -231,7 +234,7 @@ fn decode(encoding: &str, bytes: &[u8]) -> Vec<u8> {
     decoder.finish().unwrap()
 }
 
-/// PNG files, and what is known of them.
+/// The PNG files of the oracle, by name.
 fn pictures() -> Vec<(String, Vec<u8>)> {
     let path = format!("{}/data/text-direction/oracle.jsonl", env!("CARGO_MANIFEST_DIR"));
     let files = fs::read_to_string(path).unwrap();
@@ -255,7 +258,7 @@ fn assert_refused(answer: &(u16, Value), status: u16, code: &str) {
 }
 
 #[test]
-fn files_in_forms_and_as_they_are_score_what_they_score_in_json() {
+fn files_in_forms_and_raw_score_the_same_as_in_json() {
     let server = Server::start(&Setup::text_direction());
     let client = plain_client();
     let folder = temporary_folder();
@@ -275,7 +278,7 @@ fn files_in_forms_and_as_they_are_score_what_they_score_in_json() {
         let octets = client.post(server.url(PICTURE)).body(bytes.clone());
         let (status, answer) = send(octets.header("Content-Type", "application/octet-stream"));
         assert_eq!((status, &answer["score"]), (200, score), "{name}");
-        // And compressed on the way.
+        // Compressed in transit.
         let octets = client.post(server.url(PICTURE)).body(zstd(bytes));
         let octets = octets.header("Content-Encoding", "zstd");
         let (status, answer) = send(octets.header("Content-Type", "application/octet-stream"));
@@ -304,7 +307,7 @@ fn files_in_forms_and_as_they_are_score_what_they_score_in_json() {
 }
 
 #[test]
-fn texts_in_forms_are_checked_as_in_json() {
+fn texts_in_forms_are_validated_as_in_json() {
     let server = Server::start(&Setup::toxicity());
     let client = plain_client();
     let single = |form: Form| send(client.post(server.url("/v1/predict")).multipart(form));
@@ -347,7 +350,7 @@ fn texts_in_forms_are_checked_as_in_json() {
     let rows = |count| (0..count).fold(Form::new(), |form, _| form.text("text", "a"));
     assert_eq!(batch(rows(1024)).0, 200);
     assert_refused(&batch(rows(1100)), 422, "unacceptable_input");
-    // A text can be the whole body; a batch cannot.
+    // A text can be the whole body of a single prediction, but not of a batch.
     let octets = |path: &str, body: &'static [u8]| {
         let request = client.post(server.url(path)).body(body);
         send(request.header("Content-Type", "application/octet-stream"))
@@ -360,7 +363,7 @@ fn texts_in_forms_are_checked_as_in_json() {
 }
 
 #[test]
-fn forms_that_are_none_are_refused() {
+fn malformed_forms_are_rejected() {
     let server = Server::start(&Setup::toxicity());
     let whole =
         "--b\r\nContent-Disposition: form-data; name=\"text\"\r\n\r\nYou are nice\r\n--b--\r\n";

@@ -38,10 +38,10 @@ fn single_predictions_equal_scikit_learn() {
 }
 
 #[test]
-fn batches_equal_scikit_learn_in_both_forms_and_across_batch_sizes() {
+fn batches_equal_scikit_learn_at_all_batch_sizes() {
     let server = Server::start(&Setup::toxicity());
     for file in ["oracle.jsonl", "unicode.jsonl"] {
-        // 64 rows are the guest's own limit; 1000 are cut into many batches.
+        // The guest takes 64 rows per call; 1000 rows are split into many calls.
         for size in [1, 64, 65, 1000] {
             for rows in oracle(file).chunks(size).take(40) {
                 let texts: Vec<_> = rows.iter().map(|(text, _)| text).collect();

@@ -4,15 +4,17 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use guesthouse_tests::artifacts::{Misbehave, doctor, make_pipe, run_host, temporary_folder};
-use guesthouse_tests::{Answer, Server, Setup};
+use guesthouse_tests::artifacts::{
+    Misbehave, make_pipe, replace_bytes, run_host, temporary_folder,
+};
+use guesthouse_tests::{HttpResponse, Server, Setup, eventually_some};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How often the folder is looked at.
+/// How often the folder is read.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The misbehaving guest in a folder that is looked at every second.
+/// The misbehaving guest in a folder that is read every second.
 fn setup(folder: &Path) -> Setup {
     let artifacts = vec![pack(folder, "1.0.0")];
     let config = "[limits]\nrepository_seconds = 1\n".to_owned();
@@ -29,7 +31,7 @@ fn pack(folder: &Path, version: &'static str) -> PathBuf {
     Misbehave { version, ..Misbehave::default() }.pack(folder)
 }
 
-/// Put a file into the repository at once, as whoever does it well.
+/// Moves a file into the repository atomically.
 fn put(server: &Server, file: &Path, name: &str) {
     fs::rename(file, server.repository().join(name)).unwrap();
 }
@@ -50,27 +52,27 @@ fn is_about(line: &Value, file: &str) -> bool {
     line["level"] == "ERROR" && line["file"] == file
 }
 
-fn pin(server: &Server, version: &str) -> Answer {
+fn predict_with(server: &Server, version: &str) -> HttpResponse {
     let path = format!("/models/misbehave/versions/{version}/predict");
     server.post(&path, &json!({"action": "echo"}))
 }
 
 fn assert_serves(server: &Server, version: &str) {
-    let answer = pin(server, version);
+    let answer = predict_with(server, version);
     assert_eq!((answer.status, &answer.body["model_version"]), (200, &json!(version)));
 }
 
-/// What goes where.
+/// The routing of the model.
 fn routing(server: &Server) -> Value {
     let model = server.model("misbehave");
     ["stable", "candidates", "shadow", "promoted"].map(|part| model[part].clone()).into()
 }
 
-/// What operators are shown of a version.
-fn shown(server: &Server, version: &str) -> Value {
+/// The admin API's description of a version.
+fn version_status(server: &Server, version: &str) -> Value {
     let model = server.model("misbehave");
     let versions = model["versions"].as_array().unwrap();
-    let found = versions.iter().find(|shown| shown["version"] == version);
+    let found = versions.iter().find(|version_status| version_status["version"] == version);
     found.cloned().unwrap_or_default()
 }
 
@@ -82,7 +84,7 @@ fn digest(artifact: &Path) -> Value {
 }
 
 #[test]
-fn a_file_that_comes_later_is_deployed_and_moves_nothing_else() {
+fn a_new_file_is_deployed_without_changing_the_routing() {
     let (server, folder) = start();
     assert_eq!(server.deploy(&pack(folder.path(), "1.1.0"))["state"], "done");
     let weight = json!({"version": "1.1.0", "weight": 100_000});
@@ -94,11 +96,11 @@ fn a_file_that_comes_later_is_deployed_and_moves_nothing_else() {
     let wanted = digest(&file);
     put(&server, &file, "any-name.wasm");
     wait_until_ready(&server, "1.2.0");
-    let answer = pin(&server, "1.2.0");
+    let answer = predict_with(&server, "1.2.0");
     assert_eq!((answer.status, answer.header("x-model-version")), (200, Some("1.2.0")));
     assert_eq!(answer.header("x-route-reason"), Some("pin"));
     assert_eq!(routing(&server), before);
-    let version = shown(&server, "1.2.0");
+    let version = version_status(&server, "1.2.0");
     assert_eq!((&version["state"], &version["digest"]), (&json!("ready"), &wanted));
     for _ in 0..50 {
         let answer = server.post("/models/misbehave/predict", &json!({"action": "echo"}));
@@ -111,34 +113,42 @@ fn a_file_that_comes_later_is_deployed_and_moves_nothing_else() {
     assert_eq!((&entry["actor"], &entry["digest"]), (&json!("repository"), &wanted));
 }
 
-#[test]
-fn a_file_that_is_written_slowly_is_deployed_when_it_is_complete() {
-    let (server, folder) = start();
-    let whole = fs::read(pack(folder.path(), "1.1.0")).unwrap();
-    let mut file = File::create(server.repository().join("slow.wasm")).unwrap();
+/// Writes an artifact in many small pieces over several reads of the folder. Whether no pause was so
+/// long that the server could take the file for complete.
+fn write_slowly(server: &Server, name: &str, bytes: &[u8]) -> bool {
+    let mut file = File::create(server.repository().join(name)).unwrap();
     let begun = Instant::now();
-    let mut written = 0;
-    // Each piece comes long before the next look, because only a request comes between; all the
-    // while, there are several looks.
-    let mut longest = Duration::ZERO;
+    let (mut written, mut longest) = (0, Duration::ZERO);
     while begun.elapsed() < 4 * INTERVAL {
         let piece = Instant::now();
-        file.write_all(&whole[written..=written]).unwrap();
+        file.write_all(&bytes[written..=written]).unwrap();
         written += 1;
-        assert_serves(&server, "1.0.0");
+        assert_serves(server, "1.0.0");
         longest = longest.max(piece.elapsed());
     }
-    assert!(longest < INTERVAL, "the machine stood still, and the file with it: {longest:?}");
-    file.write_all(&whole[written..]).unwrap();
-    drop(file);
-    wait_until_ready(&server, "1.1.0");
-    assert_serves(&server, "1.1.0");
-    let broken = server.lines().into_iter().find(|line| is_about(line, "slow.wasm"));
+    file.write_all(&bytes[written..]).unwrap();
+    longest < INTERVAL
+}
+
+#[test]
+fn a_slowly_written_file_is_deployed_when_complete() {
+    let (server, folder) = start();
+    // On a busy machine, an attempt may pause for too long. Each writes another version.
+    let mut versions = ["1.1.0", "1.2.0", "1.3.0", "1.4.0", "1.5.0", "1.6.0"].into_iter();
+    let (version, name) = eventually_some("a file is written without a long pause", || {
+        let version = versions.next().expect("the machine pauses in every attempt");
+        let name = format!("slow-{version}.wasm");
+        let bytes = fs::read(pack(folder.path(), version)).unwrap();
+        write_slowly(&server, &name, &bytes).then_some((version, name))
+    });
+    wait_until_ready(&server, version);
+    assert_serves(&server, version);
+    let broken = server.lines().into_iter().find(|line| is_about(line, &name));
     assert_eq!(broken, None);
 }
 
-/// Everything that is no artifact, by the names of the files. Their good versions come later.
-fn put_junk(server: &Server, folder: &Path) -> [(&'static str, &'static str); 7] {
+/// Files that are not artifacts, each with the version that replaces it later.
+fn put_invalid_files(server: &Server, folder: &Path) -> [(&'static str, &'static str); 7] {
     let path = |name: &str| server.repository().join(name);
     let good = fs::read(pack(folder, "1.0.9")).unwrap();
     fs::write(path("empty.wasm"), b"").unwrap();
@@ -160,29 +170,29 @@ fn put_junk(server: &Server, folder: &Path) -> [(&'static str, &'static str); 7]
 }
 
 #[test]
-fn junk_is_reported_once_and_changes_nothing_until_it_is_replaced() {
+fn invalid_files_are_reported_once_until_replaced() {
     let (server, folder) = start();
     let before = (routing(&server), server.model("misbehave")["revision"].clone());
-    let junk = put_junk(&server, folder.path());
-    for (name, _) in junk {
+    let invalid = put_invalid_files(&server, folder.path());
+    for (name, _) in invalid {
         let line = server.wait_for(name, |line| is_about(line, name));
         assert_eq!(line["step"], "artifact", "{line}");
     }
     assert_eq!((routing(&server), server.model("misbehave")["revision"].clone()), before);
     assert_serves(&server, "1.0.0");
 
-    // Takes two more looks, at least.
+    // Takes at least two more reads of the folder.
     let linked = pack(folder.path(), "1.0.8");
     symlink(&linked, server.repository().join("link.wasm")).unwrap();
     wait_until_ready(&server, "1.0.8");
     assert_serves(&server, "1.0.8");
     let reports = |name: &str| server.lines().iter().filter(|line| is_about(line, name)).count();
-    for (name, _) in junk {
+    for (name, _) in invalid {
         assert_eq!(reports(name), 1, "{name}");
     }
 
     fs::remove_dir(server.repository().join("folder.wasm")).unwrap();
-    for (name, version) in junk {
+    for (name, version) in invalid {
         let good = pack(folder.path(), version);
         if name == "dangling.wasm" {
             fs::rename(good, folder.path().join("target.wasm")).unwrap();
@@ -190,7 +200,7 @@ fn junk_is_reported_once_and_changes_nothing_until_it_is_replaced() {
             put(&server, &good, name);
         }
     }
-    for (name, version) in junk {
+    for (name, version) in invalid {
         wait_until_ready(&server, version);
         assert_serves(&server, version);
         assert_eq!(reports(name), 1, "{name}");
@@ -199,7 +209,7 @@ fn junk_is_reported_once_and_changes_nothing_until_it_is_replaced() {
 }
 
 #[test]
-fn of_two_files_of_one_version_the_first_by_name_wins() {
+fn of_two_files_of_one_version_the_first_name_wins() {
     let folder = temporary_folder();
     let one = pack(folder.path(), "1.1.0");
     let other = folder.path().join("other");
@@ -211,28 +221,29 @@ fn of_two_files_of_one_version_the_first_by_name_wins() {
         let state = folder.path().join(format!("state-{index}"));
         let setup = Setup { state: Some(state), ..setup(folder.path()) };
         let both = |repository: &Path| {
-            // The second by name is there first.
+            // The file with the later name is written first.
             fs::copy(second, repository.join("b.wasm")).unwrap();
             fs::copy(first, repository.join("a.wasm")).unwrap();
         };
-        // The second start knows what it has served; so does a third, without the folder.
+        // The second start remembers the deployed version, and so does a third start without the
+        // folder.
         for _ in 0..2 {
             let server = Server::start_with(&setup, both);
             let conflicts: Vec<_> =
                 server.lines().into_iter().filter(|line| line["step"] == "conflict").collect();
             let [conflict] = &conflicts[..] else { panic!("{conflicts:?}") };
             assert_eq!(conflict["file"], "b.wasm");
-            assert_eq!(shown(&server, "1.1.0")["digest"], digest(first));
+            assert_eq!(version_status(&server, "1.1.0")["digest"], digest(first));
             assert_serves(&server, "1.1.0");
             assert!(server.stop().0.success());
         }
         let server = Server::start(&Setup { artifacts: Vec::new(), ..setup });
-        assert_eq!(shown(&server, "1.1.0")["digest"], digest(first));
-        // What is served stays, whatever comes later under a name before it.
+        assert_eq!(version_status(&server, "1.1.0")["digest"], digest(first));
+        // A deployed version stays, even if a file with an earlier name appears.
         fs::copy(second, server.repository().join("0.wasm")).unwrap();
-        let line = server.wait_for("the conflict", |line| is_about(line, "0.wasm"));
+        let line = server.wait_for("a conflict", |line| is_about(line, "0.wasm"));
         assert_eq!(line["step"], "conflict");
-        assert_eq!(shown(&server, "1.1.0")["digest"], digest(first));
+        assert_eq!(version_status(&server, "1.1.0")["digest"], digest(first));
         assert_serves(&server, "1.1.0");
     }
 }
@@ -242,7 +253,7 @@ fn conflicts(server: &Server) -> Vec<Value> {
 }
 
 #[test]
-fn a_broken_file_blocks_no_good_one_of_the_same_version() {
+fn a_broken_file_does_not_block_a_good_one() {
     let folder = temporary_folder();
     let good = pack(folder.path(), "1.1.0");
     let other = folder.path().join("other");
@@ -251,7 +262,7 @@ fn a_broken_file_blocks_no_good_one_of_the_same_version() {
     let wrong = Misbehave { version: "1.1.0", golden, ..Misbehave::default() }.pack(&other);
     let failing = folder.path().join("failing.wasm");
     fs::copy(&good, &failing).unwrap();
-    doctor(&failing, r#""init":"well""#, r#""init":"fail""#);
+    replace_bytes(&failing, r#""init":"well""#, r#""init":"fail""#);
     let both = |repository: &Path| {
         fs::copy(&wrong, repository.join("a.wasm")).unwrap();
         fs::copy(&failing, repository.join("b.wasm")).unwrap();
@@ -262,10 +273,10 @@ fn a_broken_file_blocks_no_good_one_of_the_same_version() {
         wait_until_refused(server, "1.1.0", "preinit");
         wait_until_ready(server, "1.1.0");
         assert_serves(server, "1.1.0");
-        assert_eq!(shown(server, "1.1.0")["digest"], digest(&good));
+        assert_eq!(version_status(server, "1.1.0")["digest"], digest(&good));
         assert_eq!(conflicts(server), Vec::<Value>::new());
     };
-    // There at the start, and put there later.
+    // With the files present at the start, and with files that appear later.
     let state = |name: &str| Some(folder.path().join(name));
     let server = Server::start_with(&Setup { state: state("one"), ..setup(folder.path()) }, both);
     assert_good(&server);
@@ -275,11 +286,12 @@ fn a_broken_file_blocks_no_good_one_of_the_same_version() {
 }
 
 #[test]
-fn a_broken_file_holds_no_good_one_to_its_signature() {
+fn a_broken_files_signature_does_not_bind_a_good_one() {
     let (server, folder) = start();
-    // It promises another signature than it has, after which the good one would have to be a minor.
+    // Its declared signature differs from the real one, and would make the good version a minor
+    // step.
     let broken = pack(folder.path(), "1.1.0");
-    doctor(&broken, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+    replace_bytes(&broken, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
     put(&server, &pack(folder.path(), "1.1.1"), "a.wasm");
     put(&server, &broken, "b.wasm");
     wait_until_refused(&server, "1.1.0", "signature");
@@ -288,20 +300,20 @@ fn a_broken_file_holds_no_good_one_to_its_signature() {
 }
 
 #[test]
-fn a_patch_with_another_signature_is_refused_until_it_keeps_its_promise() {
+fn a_patch_that_changes_the_signature_is_rejected() {
     let (server, folder) = start();
     let doctored = pack(folder.path(), "1.0.1");
-    doctor(&doctored, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+    replace_bytes(&doctored, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
     put(&server, &doctored, "patch.wasm");
     let line = wait_until_refused(&server, "1.0.1", "contract");
     assert!(line["reason"].as_str().unwrap().contains("minor"), "{line}");
-    let version = shown(&server, "1.0.1");
+    let version = version_status(&server, "1.0.1");
     assert_eq!(
         (&version["state"], &version["failed_step"]),
         (&json!("failed"), &json!("contract"))
     );
     assert!(version["reason"].is_string());
-    let answer = pin(&server, "1.0.1");
+    let answer = predict_with(&server, "1.0.1");
     assert_eq!((answer.status, answer.error_code()), (503, Some("not_ready")));
     let answer = server.post("/models/misbehave/predict", &json!({"action": "echo"}));
     assert_eq!((answer.status, &answer.body["model_version"]), (200, &json!("1.0.0")));
@@ -309,11 +321,11 @@ fn a_patch_with_another_signature_is_refused_until_it_keeps_its_promise() {
     put(&server, &pack(folder.path(), "1.0.1"), "patch.wasm");
     wait_until_ready(&server, "1.0.1");
     assert_serves(&server, "1.0.1");
-    assert_eq!(shown(&server, "1.0.1")["state"], "ready");
+    assert_eq!(version_status(&server, "1.0.1")["state"], "ready");
 }
 
 #[test]
-fn what_is_taken_out_of_the_folder_stays_served() {
+fn a_version_whose_file_is_removed_stays_deployed() {
     let folder = temporary_folder();
     let state = Some(folder.path().join("state"));
     let mut setup = Setup { state, ..setup(folder.path()) };
@@ -322,9 +334,9 @@ fn what_is_taken_out_of_the_folder_stays_served() {
     for name in ["misbehave-1.0.0.wasm", "misbehave-1.1.0.wasm"] {
         fs::remove_file(server.repository().join(name)).unwrap();
     }
-    // Whoever has seen what came later has seen what is gone.
+    // When the server has reported the later file, it has also noticed the removal.
     fs::write(server.repository().join("junk.wasm"), b"").unwrap();
-    server.wait_for("the next look", |line| is_about(line, "junk.wasm"));
+    server.wait_for("the next read of the folder", |line| is_about(line, "junk.wasm"));
     let assert_unchanged = |server: &Server| {
         assert_serves(server, "1.0.0");
         assert_serves(server, "1.1.0");
@@ -336,7 +348,7 @@ fn what_is_taken_out_of_the_folder_stays_served() {
     assert_unchanged(&Server::start(&setup));
 }
 
-/// Change a file's time, so that it is read again.
+/// Changes a file's modification time, so that it is read again.
 fn touch(path: &Path) {
     let file = File::options().write(true).open(path).unwrap();
     file.set_modified(SystemTime::now() + Duration::from_secs(1)).unwrap();
@@ -347,11 +359,11 @@ fn wait_until_skipped(server: &Server, file: &str) {
         let message = line["message"].as_str().unwrap_or_default();
         line["file"] == file && message.starts_with("skipped: this artifact was undeployed")
     };
-    server.wait_for("the word that it was undeployed", skipped);
+    server.wait_for("the log line of the skipped file", skipped);
 }
 
 #[test]
-fn what_was_undeployed_comes_back_only_when_somebody_deploys_it() {
+fn an_undeployed_version_returns_only_by_deploying_it() {
     let folder = temporary_folder();
     let state = Some(folder.path().join("state"));
     let mut setup = Setup { state, ..setup(folder.path()) };
@@ -364,11 +376,11 @@ fn what_was_undeployed_comes_back_only_when_somebody_deploys_it() {
     let undeployed = server.admin("DELETE", undeploy, &Value::Null);
     assert_eq!((undeployed.status, &undeployed.body["status"]), (200, &json!("Undeployed")));
     let gone = |line: &Value| line["message"] == "unloaded" && line["version"] == "1.1.0";
-    server.wait_for("the end of 1.1.0", gone);
+    server.wait_for("1.1.0 being unloaded", gone);
     let assert_gone = |server: &Server| {
-        let answer = pin(server, "1.1.0");
+        let answer = predict_with(server, "1.1.0");
         assert_eq!((answer.status, answer.error_code()), (404, Some("not_found")), "{answer:?}");
-        assert_eq!(shown(server, "1.1.0"), Value::Null);
+        assert_eq!(version_status(server, "1.1.0"), Value::Null);
         assert_serves(server, "1.0.0");
     };
     touch(&server.repository().join("misbehave-1.1.0.wasm"));

@@ -7,7 +7,7 @@ fn server(names: &[&str]) -> (Server, tempfile::TempDir) {
     (Server::start(&Setup::fixtures(folder.path(), names)), folder)
 }
 
-/// The answer's outputs to one row, if it is accepted.
+/// Predicts one row; returns the outputs.
 fn ask(server: &Server, model: &str, row: &Value) -> Value {
     let answer = server.post(&format!("/models/{model}/predict"), row);
     assert_eq!(answer.status, 200, "{model} {row}: {answer:?}");
@@ -15,7 +15,7 @@ fn ask(server: &Server, model: &str, row: &Value) -> Value {
 }
 
 #[test]
-fn two_rows_are_added_and_subtracted() {
+fn simple_adds_and_subtracts_its_inputs() {
     let (server, _folder) = server(&["simple", "simple_string"]);
     let (one, other): (Vec<i32>, Vec<i32>) = ((0..16).collect(), vec![i32::MAX; 16]);
     let both = |operation: fn(i32, i32) -> i32| -> Vec<i32> {
@@ -36,7 +36,7 @@ fn two_rows_are_added_and_subtracted() {
 }
 
 #[test]
-fn a_text_that_is_no_number_is_told_by_row_and_input() {
+fn a_non_numeric_text_is_rejected_by_row_and_input() {
     let (server, _folder) = server(&["simple_string"]);
     let good = json!(vec!["1"; 16]);
     let mut bad = vec!["1"; 16];
@@ -51,10 +51,10 @@ fn a_text_that_is_no_number_is_told_by_row_and_input() {
     assert_eq!((&detail["row"], &detail["field"]), (&json!(1), &json!("INPUT1")));
 }
 
-/// Every datatype has a model, and what it is asked comes out as it went in. The golden examples have
-/// the extremes of each; here are rows of another length, and batches of them.
+/// Every datatype has an identity model. The golden examples contain the extreme values; these are
+/// rows of other lengths, and batches.
 #[test]
-fn what_goes_in_comes_out_in_every_datatype() {
+fn identity_models_return_their_input_in_every_datatype() {
     let (server, _folder) = server(&[]);
     let identities = fixture_names().into_iter().filter(|name| name.starts_with("identity_"));
     let mut seen = 0;
@@ -83,20 +83,20 @@ fn what_goes_in_comes_out_in_every_datatype() {
         is(&answer.body["results"][1], &other);
         seen += 1;
     }
-    assert_eq!(seen, 15, "fourteen datatypes, and byte strings that are texts");
+    assert_eq!(seen, 15, "fourteen datatypes, and BYTES both as bytes and as text");
 }
 
 #[test]
-fn rows_of_any_length_are_added_up() {
+fn row_sum_adds_rows_of_any_length() {
     let (server, _folder) = server(&["row_sum"]);
     for (row, sum) in [(vec![], 0.0), (vec![1.5], 1.5), (vec![0.25; 1000], 250.0)] {
         assert_eq!(ask(&server, "row_sum", &json!({ "INPUT0": row }))["OUTPUT0"], json!(sum));
     }
 }
 
-/// Names of inputs are what they are, and not that in other letters.
+/// Input names are case-sensitive.
 #[test]
-fn names_in_other_letters_are_other_names() {
+fn input_names_are_case_sensitive() {
     let (server, _folder) = server(&["row_sum"]);
     let answer = server.post("/models/row_sum/predict", &json!({ "input0": [1.0] }));
     assert_eq!((answer.status, answer.error_code()), (400, Some("malformed_request")));

@@ -2,20 +2,20 @@ use std::fs;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use guesthouse_tests::{Answer, Server, Setup};
+use guesthouse_tests::{HttpResponse, Server, Setup};
 use serde_json::{Value, json};
 
 const PREDICT: &str = "/models/text-direction/predict";
 const BATCH_PREDICT: &str = "/models/text-direction/batch_predict";
 
-/// How far a PNG file's score may be off: its pixels are the same, the network's sums differ.
+/// The tolerance for PNG files: the pixels are equal, and only the sums of the network differ.
 const PNG_TOLERANCE: f64 = 5e-5;
 
-/// How far a JPEG file's score may be off: decoders round differently, fill in colours
-/// differently, and most of these pictures are hard to tell from their turned selves.
+/// The tolerance for JPEG files: decoders round differently and upsample colours differently, and
+/// most of these pictures look similar when they are rotated.
 const JPEG_TOLERANCE: f64 = 0.03;
 
-/// A file, as it stands in a request, and what is known of it.
+/// The files with their expected results.
 fn files(name: &str) -> Vec<Value> {
     let path = format!("{}/data/text-direction/{name}", env!("CARGO_MANIFEST_DIR"));
     let lines = fs::read_to_string(path).unwrap();
@@ -34,7 +34,7 @@ fn instance(file: &Value) -> Value {
     json!({ "image": file["image"] })
 }
 
-fn assert_judged(answer: &Value, file: &Value) {
+fn assert_predicted(answer: &Value, file: &Value) {
     let tolerance = if is_jpeg(file) { JPEG_TOLERANCE } else { PNG_TOLERANCE };
     let probability_of_turned = |value: &Value| {
         let score = value["score"].as_f64().unwrap();
@@ -48,7 +48,7 @@ fn assert_judged(answer: &Value, file: &Value) {
     assert!(answer["score"].as_f64().unwrap() >= 0.5, "{}", file["name"]);
 }
 
-fn refused_rows(answer: &Answer) -> Vec<u64> {
+fn refused_rows(answer: &HttpResponse) -> Vec<u64> {
     assert_eq!((answer.status, answer.error_code()), (422, Some("unacceptable_input")));
     let details = answer.body["details"].as_array().unwrap();
     assert!(details.iter().all(|detail| detail["field"] == "image"), "{details:?}");
@@ -64,7 +64,7 @@ fn assert_no_faults(server: Server) {
 }
 
 #[test]
-fn judgements_equal_rapidocr_one_by_one_and_in_batches() {
+fn predictions_equal_rapidocr_alone_and_in_batches() {
     let server = Server::start(&Setup::text_direction());
     let files = files("oracle.jsonl");
     assert_eq!(files.len(), 60);
@@ -72,9 +72,9 @@ fn judgements_equal_rapidocr_one_by_one_and_in_batches() {
     for file in &files {
         let answer = server.post(PREDICT, &instance(file));
         assert_eq!(answer.status, 200, "{answer:?}");
-        assert_judged(&answer.body, file);
+        assert_predicted(&answer.body, file);
     }
-    // 16 rows are the guest's own limit; 60 are cut into four batches.
+    // The guest takes 16 rows per call; 60 are split into four calls.
     for size in [16, 60] {
         for files in files.chunks(size) {
             let instances: Vec<_> = files.iter().map(instance).collect();
@@ -82,14 +82,14 @@ fn judgements_equal_rapidocr_one_by_one_and_in_batches() {
             assert_eq!(answer.status, 200, "{answer:?}");
             let results = answer.body["results"].as_array().unwrap();
             assert_eq!(results.len(), files.len());
-            results.iter().zip(files).for_each(|(result, file)| assert_judged(result, file));
+            results.iter().zip(files).for_each(|(result, file)| assert_predicted(result, file));
         }
     }
     assert_no_faults(server);
 }
 
 #[test]
-fn what_is_no_picture_or_too_large_a_one_is_refused_by_its_row() {
+fn invalid_and_oversized_pictures_are_rejected_by_row() {
     let server = Server::start(&Setup::text_direction());
     let (good, bad) = (files("oracle.jsonl").remove(0), files("bad.jsonl"));
     assert!(bad.len() >= 16);
@@ -109,7 +109,7 @@ fn what_is_no_picture_or_too_large_a_one_is_refused_by_its_row() {
 }
 
 #[test]
-fn files_with_damaged_bytes_are_judged_or_refused_but_break_nothing() {
+fn damaged_pictures_are_predicted_or_rejected() {
     let server = Server::start(&Setup::text_direction());
     for (number, file) in files("oracle.jsonl").iter().enumerate() {
         let whole = bytes(file);

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use guesthouse_tests::artifacts::{self, growing, run_host, temporary_folder};
 use guesthouse_tests::dynamic::{Client, Service};
-use guesthouse_tests::{DEMO_KEY, Server, Setup, client};
+use guesthouse_tests::{DEMO_KEY, Server, Setup, client, eventually};
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, Value};
 use serde_json::json;
@@ -30,7 +30,7 @@ fn number(service: &Service, message: &str, field: &str) -> Option<u32> {
     message.get_field_by_name(field).map(|field| field.number())
 }
 
-/// The growing model's artifacts, by their versions; which stage each is at, says its number.
+/// Artifacts of the growing model; the version decides which stage its signature has.
 fn stages(folder: &Path, versions: &[&str]) -> Setup {
     let stage = |version: &str| match version {
         "1.0.0" => 1,
@@ -43,7 +43,7 @@ fn stages(folder: &Path, versions: &[&str]) -> Setup {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scores_are_those_of_http_bit_for_bit() {
+async fn scores_equal_http_bit_for_bit() {
     let server = Server::start(&Setup::toxicity());
     let client = connected(&server).await;
     let names = client.services().await;
@@ -60,16 +60,16 @@ async fn scores_are_those_of_http_bit_for_bit() {
         let answer = answer.into_inner();
         let wanted = server.post("/v1/predict", &json!({"text": input})).body;
         let Value::F32(score) = field(&answer, "score") else { panic!("{answer:?}") };
-        // JSON has as many digits as tell the float from its neighbours.
-        let told = wanted["score"].to_string().parse::<f32>().unwrap();
-        assert_eq!(score.to_bits(), told.to_bits(), "{input:?}");
+        // JSON has enough digits to identify the float.
+        let parsed = wanted["score"].to_string().parse::<f32>().unwrap();
+        assert_eq!(score.to_bits(), parsed.to_bits(), "{input:?}");
         assert_eq!(field(&answer, "label").as_str(), wanted["label"].as_str());
         assert_eq!(field(&answer, "model_version").as_str(), Some("1.0.0"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_is_told_by_its_status() {
+async fn invalid_messages_and_methods_get_their_status() {
     let server = Server::start(&Setup::toxicity());
     let client = connected(&server).await;
     let service = client.service(TOXICITY).await.unwrap();
@@ -81,10 +81,10 @@ async fn what_is_wrong_is_told_by_its_status() {
     };
     let good = service.request("Predict", &[("text", text("You are nice"))]).encode_to_vec();
     let answer = raw(&path("Predict"), &good).await.unwrap();
-    // What the server does not know, it passes over: a varint, a text and a group.
+    // Unknown fields are skipped: a varint, a string and a group.
     let more = [&good[..], b"\x98\x06\x07", b"\xa2\x06\x01x", b"\xab\x06\x08\x01\xac\x06"].concat();
     assert_eq!(raw(&path("Predict"), &more).await.unwrap(), answer);
-    // Of what is there twice, the last counts.
+    // Of a repeated singular field, the last value counts.
     let twice = [&b"\x0a\x01x"[..], &good].concat();
     assert_eq!(raw(&path("Predict"), &twice).await.unwrap(), answer);
     let bad: [&[u8]; 8] = [
@@ -118,16 +118,16 @@ async fn what_is_wrong_is_told_by_its_status() {
         let outcome = stranger.raw(&path, Request::new(good.clone()), output.clone()).await;
         assert_eq!(outcome.unwrap_err().code(), Code::Unauthenticated, "{path}");
     }
-    // A pin is for paths that name no version.
+    // A version in the metadata conflicts with the version in the path.
     let mut pinned = Request::new(good.clone());
     pinned.metadata_mut().insert("x-model-version", "1.0.0".parse().unwrap());
     let outcome = client.raw(&path("Predict"), pinned, output.clone()).await;
     assert_eq!(outcome.unwrap_err().code(), Code::InvalidArgument);
 }
 
-/// Who may ask one model learns nothing of the others.
+/// A key for one model reveals nothing about other models.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_knows_the_services_of_its_models() {
+async fn a_key_sees_only_services_of_its_models() {
     let server = Server::start(&Setup::text_direction());
     let key = json!({"name": "text", "scopes": ["predict:text-direction"]});
     let key = server.admin("POST", "keys", &key).body["secret"].as_str().unwrap().to_owned();
@@ -152,7 +152,7 @@ async fn a_key_knows_the_services_of_its_models() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_answers_in_order_and_survives_bad_rows() {
+async fn a_stream_keeps_its_order_and_survives_invalid_rows() {
     let server = Server::start(&Setup::toxicity());
     let client = connected(&server).await;
     let service = client.service(TOXICITY).await.unwrap();
@@ -178,22 +178,22 @@ async fn a_stream_answers_in_order_and_survives_bad_rows() {
             continue;
         }
         assert!(answer.has_field_by_name("response"), "{row} {answer:?}");
-        // As many as tell whether an answer is in its place.
+        // A sample of the rows shows whether responses are in order.
         if row % 10 == 0 {
             let response = field(&answer, "response");
             let wanted = server.post("/v1/predict", &json!({"text": input(row)})).body;
             let Value::F32(score) = field(response.as_message().unwrap(), "score") else {
                 panic!()
             };
-            let told = wanted["score"].to_string().parse::<f32>().unwrap();
-            assert_eq!(score.to_bits(), told.to_bits(), "{row}");
+            let parsed = wanted["score"].to_string().parse::<f32>().unwrap();
+            assert_eq!(score.to_bits(), parsed.to_bits(), "{row}");
         }
     }
     assert!(answers.message().await.unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_answers_while_it_is_sent() {
+async fn a_stream_responds_while_requests_are_sent() {
     let server = Server::start(&Setup::toxicity());
     let client = connected(&server).await;
     let service = client.service(TOXICITY).await.unwrap();
@@ -214,12 +214,12 @@ async fn a_stream_answers_while_it_is_sent() {
     assert!(answers.message().await.unwrap().is_none());
 }
 
-fn deployed(server: &Server, folder: &Path, version: &str, stage: u8) {
+fn deploy(server: &Server, folder: &Path, version: &str, stage: u8) {
     let operation = server.deploy(&growing("growing", version, stage, folder));
     assert_eq!(operation["state"], "done", "{operation}");
 }
 
-fn promoted(server: &Server, version: &str) {
+fn promote(server: &Server, version: &str) {
     let answer = server.admin("POST", "models/growing/promote", &json!({"version": version}));
     assert_eq!(answer.status, 200, "{answer:?}");
 }
@@ -227,7 +227,7 @@ fn promoted(server: &Server, version: &str) {
 const GROWING: &str = "guesthouse.growing.v1.Growing";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn versions_grow_while_old_clients_go_on() {
+async fn old_clients_work_with_newer_minor_versions() {
     let folder = temporary_folder();
     let server = Server::start(&stages(folder.path(), &["1.0.0"]));
     let client = connected(&server).await;
@@ -249,7 +249,7 @@ async fn versions_grow_while_old_clients_go_on() {
     };
     assert_eq!(streamed().await, "1.0.0");
 
-    deployed(&server, folder.path(), "1.1.0", 2);
+    deploy(&server, folder.path(), "1.1.0", 2);
     let new = client.service(GROWING).await.unwrap();
     for (message, name, wanted) in [
         ("PredictRequest", "text", Some(1)),
@@ -261,14 +261,14 @@ async fn versions_grow_while_old_clients_go_on() {
     assert_eq!(number(&old, "PredictRequest", "factor"), None);
     assert_eq!(number(&new, "PredictRequest", "factor"), Some(2));
     assert_eq!(number(&new, "PredictResponse", "weight"), Some(2));
-    // The version that is routed to is still the old one: it has no weight, and knows no factor.
+    // The stable version is still the old one: it returns no weight and rejects a factor.
     let answer = ask(&new, &four).await.unwrap();
     assert_eq!(field(&answer, "model_version"), text("1.0.0"));
     assert!(!answer.has_field_by_name("weight"), "{answer:?}");
     let with_factor = |factor: f32| [("text", text("four")), ("factor", Value::F32(factor))];
     assert_eq!(ask(&new, &with_factor(3.0)).await, Err(Code::InvalidArgument));
 
-    promoted(&server, "1.1.0");
+    promote(&server, "1.1.0");
     let answer = ask(&old, &four).await.unwrap();
     assert_eq!(field(&answer, "length"), Value::I64(4));
     assert_eq!(field(&answer, "model_version"), text("1.1.0"));
@@ -276,17 +276,17 @@ async fn versions_grow_while_old_clients_go_on() {
     sender.send(old.request("PredictStream", &four)).await.unwrap();
     assert_eq!(streamed().await, "1.1.0");
     assert_eq!(field(&ask(&new, &four).await.unwrap(), "weight"), Value::F32(8.0));
-    // Zero is a value, and so is an answer of it.
+    // Zero is transmitted as a value, in requests and in responses.
     for (factor, weight) in [(3.0, 12.0), (0.0, 0.0), (-0.0, 0.0)] {
         let answer = ask(&new, &with_factor(factor)).await.unwrap();
         assert!(answer.has_field_by_name("weight"), "{answer:?}");
         assert_eq!(field(&answer, "weight"), Value::F32(weight), "{factor}");
     }
 
-    // What moves numbers is no minor step.
+    // A change of field numbers is not a minor step.
     let operation = server.deploy(&growing("growing", "1.2.0", 3, folder.path()));
     assert_eq!(operation["error"]["error_code"], "contract_violation", "{operation}");
-    deployed(&server, folder.path(), "2.0.0", 3);
+    deploy(&server, folder.path(), "2.0.0", 3);
     let next = client.service("guesthouse.growing.v2.Growing").await.unwrap();
     assert_eq!(number(&next, "PredictRequest", "factor"), Some(1));
     assert_eq!(number(&next, "PredictRequest", "text"), Some(2));
@@ -300,7 +300,7 @@ async fn versions_grow_while_old_clients_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_is_answered_as_a_whole() {
+async fn a_batch_succeeds_or_fails_as_a_whole() {
     let folder = temporary_folder();
     let server = Server::start(&stages(folder.path(), &["1.1.0"]));
     let client = connected(&server).await;
@@ -310,7 +310,7 @@ async fn a_batch_is_answered_as_a_whole() {
         let message = service.request("BatchPredict", &[("requests", Value::List(rows.collect()))]);
         client.unary(&service.method("BatchPredict"), message).await
     };
-    // More rows than a call of the guest takes, of which some leave to the version what others give.
+    // More rows than one guest call takes; only one of them sets the optional input.
     let texts: Vec<_> = (1..=20).map(|length| "x".repeat(length)).collect();
     let rows: Vec<_> = texts.iter().map(|row| vec![("text", text(row))]).collect();
     let mut rows: Vec<_> = rows.into_iter().collect();
@@ -334,9 +334,9 @@ async fn a_batch_is_answered_as_a_whole() {
     assert_eq!(ask(&too_many).await.unwrap_err().code(), Code::InvalidArgument);
 }
 
-/// What every type of a signature is in protobuf carries every value of it.
+/// Every datatype round-trips through its protobuf type.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_goes_in_comes_out_in_every_datatype() {
+async fn every_datatype_round_trips() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &[]));
     let client = connected(&server).await;
@@ -380,7 +380,8 @@ async fn what_goes_in_comes_out_in_every_datatype() {
         let answer = client.unary(&service.method("Predict"), message.clone()).await.unwrap();
         let mut answer = answer.into_inner();
         answer.clear_field_by_name("model_version");
-        // By bytes, which tell zeros and NaNs apart: the fields have the same number and type.
+        // Compared as bytes, which distinguish zeros and NaNs: the fields have the same number and
+        // type.
         assert_eq!(answer.encode_to_vec(), message.encode_to_vec(), "{name}");
     }
     let service = client.service("guesthouse.identity_uint8.v1.IdentityUint8").await.unwrap();
@@ -390,9 +391,9 @@ async fn what_goes_in_comes_out_in_every_datatype() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_leaves_frees_its_guests() {
+async fn a_disconnect_frees_the_guests() {
     let folder = temporary_folder();
-    // More time than the test has patience for.
+    // A time limit far beyond `DEADLINE`.
     let mut setup = Setup::misbehave(folder.path(), 600_000);
     setup.config += "predict_milliseconds_at_most = 600000\n";
     let server = Server::start(&setup);
@@ -411,22 +412,20 @@ async fn a_caller_that_leaves_frees_its_guests() {
                 && !line.ends_with(" 0")
         })
     };
-    let until = async |wanted: bool| {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while is_busy() != wanted {
-            assert!(std::time::Instant::now() < deadline, "busy is not {wanted}");
-            tokio::task::yield_now().await;
-        }
+    let wait_until_busy = |wanted: bool| {
+        tokio::task::block_in_place(|| {
+            eventually(&format!("busy is {wanted}"), || is_busy() == wanted);
+        });
     };
-    until(true).await;
+    wait_until_busy(true);
     drop(answers);
     drop(client);
-    until(false).await;
+    wait_until_busy(false);
 }
 
-/// A time is for the whole of a call, and a row of a stream has no more than what is left.
+/// The timeout covers the whole call; a row of a stream gets the time that is left.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_ends_a_call() {
+async fn a_timeout_ends_a_call() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::misbehave(folder.path(), 30_000));
     let client = connected(&server).await;
@@ -438,7 +437,7 @@ async fn a_deadline_ends_a_call() {
     let path = "/guesthouse.misbehave.v1.Misbehave/Predict";
     let status = client.raw(path, request, method.output()).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    // A guest that breaks down is a fault of the model's, in its row.
+    // A trap of the guest is an error of its row.
     let messages = ["echo", "panic", "echo"]
         .map(|action| service.request("PredictStream", &[("action", text(action))]));
     let method = service.method("PredictStream");
@@ -453,9 +452,9 @@ async fn a_deadline_ends_a_call() {
     }
 }
 
-/// Of two models whose names differ in nothing that a package can tell, neither is taken for the other.
+/// Models whose names map to the same package have no service.
 #[tokio::test(flavor = "multi_thread")]
-async fn models_that_would_share_a_package_have_none() {
+async fn models_with_the_same_package_have_no_service() {
     let folder = temporary_folder();
     let pack = |name: &str| growing(name, "1.0.0", 1, folder.path());
     let config = "default_model = \"a-b\"\n".to_owned();
@@ -480,7 +479,7 @@ async fn models_that_would_share_a_package_have_none() {
 }
 
 #[test]
-fn the_file_is_the_same_by_command_and_endpoint() {
+fn the_proto_command_and_endpoint_agree() {
     let server = Server::start(&Setup::toxicity());
     for version in ["1.0.0", "2.0.0"] {
         let artifact = artifacts::toxicity(version);

@@ -1,5 +1,5 @@
-//! Artifacts whose guests were changed after they had been packed, so that one entry into them does
-//! what no compiler makes it do. The guest itself stays what it is around it.
+//! Rewrites packed artifacts so that one entry point into the guest loops or traps, which no
+//! compiler would generate. The rest of the guest stays as it is.
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -13,54 +13,55 @@ use wasm_encoder::{
 };
 use wasmparser::{Chunk, Export, ExternalKind, Parser, Payload, TypeRef};
 
-/// The ids of sections of a component that hold a core module and a component.
+/// The section ids of core modules and of nested components in a component.
 const CORE_MODULE: u8 = 1;
 const COMPONENT: u8 = 4;
 
-/// The export by which the host has memory for what it passes to the guest.
+/// The export through which the host allocates memory in the guest.
 const REALLOC: &str = "cabi_realloc";
 
-/// Begins the name of the export by which the guest frees what `predict` returned.
+/// The prefix of the export that frees the result of `predict`.
 const POST_RETURN: &str = "cabi_post_guesthouse:model/predict";
 
-/// An entry into the guest, and what happens there.
+/// An entry point into the guest, and what happens when it is entered.
 #[derive(Debug, Clone, Copy)]
-pub enum Entry {
-    /// The `start` function of the main module goes round a loop.
-    Start(Turns),
+pub enum EntryPoint {
+    /// The `start` function of the main module loops.
+    Start(Iterations),
     /// The `start` function traps.
     StartTraps,
-    /// The `start` function goes round a loop for ever unless it can have so many more pages of memory.
+    /// The `start` function loops forever unless memory can grow by this many pages.
     StartUnlessItGrows(i32),
-    /// The host's allocation of that many bytes goes round a loop.
-    Realloc(i32, Turns),
-    /// What is called after `predict` has returned goes round a loop, if there was such an allocation.
-    PostReturn(i32, Turns),
+    /// An allocation of exactly this many bytes by the host loops.
+    Realloc(i32, Iterations),
+    /// The call after `predict` reiterations loops, if an allocation of exactly this many bytes preceded
+    /// it.
+    PostReturn(i32, Iterations),
 }
 
-/// How often something goes round a loop.
+/// How many iterations a loop has.
 #[derive(Debug, Clone, Copy)]
-pub enum Turns {
-    /// For ever.
+pub enum Iterations {
+    /// The loop never ends.
     Endless,
-    /// That often, of which a thousand million take about a second.
+    /// The loop ends after this many iterations; a billion take about a second.
     Count(i64),
 }
 
-/// Change an entry into the guest of an artifact.
+/// Rewrites an entry point of an artifact's guest.
 ///
 /// # Panics
-/// The file is no artifact with such an entry, or cannot be replaced.
-pub fn alter(artifact: &Path, entry: Entry) {
+/// The artifact has no such entry point, or cannot be replaced.
+pub fn rewrite(artifact: &Path, entry_point: EntryPoint) {
     let bytes = std::fs::read(artifact).expect("the artifact is readable");
-    let altered = alter_component(&bytes, entry).expect("it has the main module of a guest");
-    replace(artifact, &altered);
+    let rewritten = rewrite_component(&bytes, entry_point).expect("the artifact has a main module");
+    replace(artifact, &rewritten);
 }
 
-/// Put other data into a custom section of an artifact.
+/// Replaces the content of a custom section of an artifact.
 ///
 /// # Panics
-/// The file is no artifact with such a section, or cannot be replaced.
+/// The artifact does not have exactly one such section, or cannot be replaced.
 pub fn replace_section(artifact: &Path, name: &str, data: &[u8]) {
     let bytes = std::fs::read(artifact).expect("the artifact is readable");
     let (mut component, mut replaced) = (Component::new(), 0);
@@ -77,24 +78,26 @@ pub fn replace_section(artifact: &Path, name: &str, data: &[u8]) {
     replace(artifact, &component.finish());
 }
 
-/// A new file: the old one may be linked from elsewhere.
+/// Writes a new file: the old one may be hard-linked from elsewhere.
 fn replace(file: &Path, bytes: &[u8]) {
     std::fs::remove_file(file).expect("the folder is writable");
     std::fs::write(file, bytes).expect("the folder is writable");
 }
 
-/// The sections of a component: id, content, and the name of one that is custom.
+/// The sections of a component: id, content, and the name of a custom section.
 fn sections(component: &[u8]) -> Vec<(u8, Range<usize>, Option<String>)> {
     let (mut parser, mut rest, mut sections) = (Parser::new(0), component, Vec::new());
     loop {
-        let chunk = parser.parse(rest, true).expect("it is a component");
-        let Chunk::Parsed { consumed, payload } = chunk else { panic!("it is cut off") };
+        let chunk = parser.parse(rest, true).expect("the file is a component");
+        let Chunk::Parsed { consumed, payload } = chunk else {
+            panic!("the component is truncated")
+        };
         rest = &rest[consumed..];
         let name = match &payload {
             Payload::CustomSection(section) => Some(section.name().to_owned()),
             Payload::ModuleSection { unchecked_range: nested, .. }
             | Payload::ComponentSection { unchecked_range: nested, .. } => {
-                // The parser leaves it to parsers of its own.
+                // Nested modules and components are skipped: they have parsers of their own.
                 rest = &rest[nested.len()..];
                 None
             }
@@ -107,54 +110,54 @@ fn sections(component: &[u8]) -> Vec<(u8, Range<usize>, Option<String>)> {
     }
 }
 
-/// The component with its main module altered; none if it is not in there.
-fn alter_component(component: &[u8], entry: Entry) -> Option<Vec<u8>> {
-    let (mut altered, mut found) = (Component::new(), false);
+/// Rewrites the main module inside a component; reiterations none if the component has no main module.
+fn rewrite_component(component: &[u8], entry_point: EntryPoint) -> Option<Vec<u8>> {
+    let (mut rewritten, mut found) = (Component::new(), false);
     for (id, range, _) in sections(component) {
         let data = &component[range];
         let changed = match id {
-            CORE_MODULE if !found => alter_module(data, entry),
-            COMPONENT if !found => alter_component(data, entry),
+            CORE_MODULE if !found => rewrite_module(data, entry_point),
+            COMPONENT if !found => rewrite_component(data, entry_point),
             _ => None,
         };
         found |= changed.is_some();
-        altered.section(&RawSection { id, data: changed.as_deref().unwrap_or(data) });
+        rewritten.section(&RawSection { id, data: changed.as_deref().unwrap_or(data) });
     }
-    found.then(|| altered.finish())
+    found.then(|| rewritten.finish())
 }
 
-fn alter_module(module: &[u8], entry: Entry) -> Option<Vec<u8>> {
-    let mut alteration = Alteration::new(module, entry)?;
-    let mut altered = Module::new();
+fn rewrite_module(module: &[u8], entry_point: EntryPoint) -> Option<Vec<u8>> {
+    let mut rewriter = ModuleRewriter::new(module, entry_point)?;
+    let mut rewritten = Module::new();
     let parser = Parser::new(0);
-    let outcome = alteration.parse_core_module(&mut altered, parser, module);
+    let outcome = rewriter.parse_core_module(&mut rewritten, parser, module);
     outcome.expect("the module is well-formed");
-    Some(altered.finish())
+    Some(rewritten.finish())
 }
 
-/// What is added to a main module: a global, and three functions at the end, of which the first is the
-/// `start` function and the others stand before those that the host calls.
-struct Alteration {
-    entry: Entry,
-    realloc: Place,
-    post_return: Place,
+/// What is added to a main module: a global, and three functions at the end. The first is the
+/// `start` function; the others wrap the functions that the host calls.
+struct ModuleRewriter {
+    entry_point: EntryPoint,
+    realloc: FunctionRef,
+    post_return: FunctionRef,
     functions: u32,
     globals: u32,
     /// The type of a function without parameters and results.
-    plain_type: u32,
+    empty_type: u32,
     has_start: bool,
 }
 
-/// A function and its type.
+/// A function index and the index of its type.
 #[derive(Debug, Clone, Copy, Default)]
-struct Place {
+struct FunctionRef {
     function: u32,
     type_index: u32,
 }
 
-impl Alteration {
-    /// What to add to this module; none if it is not the main one.
-    fn new(module: &[u8], entry: Entry) -> Option<Self> {
+impl ModuleRewriter {
+    /// Analyses a module; reiterations none if it is not the main module.
+    fn new(module: &[u8], entry_point: EntryPoint) -> Option<Self> {
         let (mut types, mut globals, mut exports) = (Vec::new(), 0, Vec::new());
         for payload in Parser::new(0).parse_all(module) {
             match payload.expect("the module is well-formed") {
@@ -174,22 +177,22 @@ impl Alteration {
                 Payload::ExportSection(section) => {
                     exports.extend(section.into_iter().map(|export| export.expect("an export")));
                 }
-                Payload::StartSection { .. } => panic!("it has a start function"),
+                Payload::StartSection { .. } => panic!("the module has a start function already"),
                 _ => {}
             }
         }
-        let place = |is_it: &dyn Fn(&str) -> bool| {
-            let export = exports.iter().find(|export| is_it(export.name))?;
+        let find = |matches: &dyn Fn(&str) -> bool| {
+            let export = exports.iter().find(|export| matches(export.name))?;
             let type_index = types[usize::try_from(export.index).expect("32 bits fit")];
-            Some(Place { function: export.index, type_index })
+            Some(FunctionRef { function: export.index, type_index })
         };
         Some(Self {
-            entry,
-            realloc: place(&|name| name == REALLOC)?,
-            post_return: place(&|name| name.starts_with(POST_RETURN))?,
-            functions: u32::try_from(types.len()).expect("the module is not as large"),
+            entry_point,
+            realloc: find(&|name| name == REALLOC)?,
+            post_return: find(&|name| name.starts_with(POST_RETURN))?,
+            functions: u32::try_from(types.len()).expect("function indices fit into 32 bits"),
             globals,
-            plain_type: 0,
+            empty_type: 0,
             has_start: false,
         })
     }
@@ -197,29 +200,30 @@ impl Alteration {
     fn start(&self) -> Function {
         let mut function = Function::new([(1, ValType::I64)]);
         let mut code = function.instructions();
-        match self.entry {
-            Entry::Start(turns) => turns.write(&mut code, 0),
-            Entry::StartTraps => drop(code.unreachable()),
-            Entry::StartUnlessItGrows(pages) => {
+        match self.entry_point {
+            EntryPoint::Start(iterations) => iterations.write(&mut code, 0),
+            EntryPoint::StartTraps => drop(code.unreachable()),
+            EntryPoint::StartUnlessItGrows(pages) => {
                 code.i32_const(pages).memory_grow(0).i32_const(-1).i32_eq().if_(BlockType::Empty);
-                Turns::Endless.write(&mut code, 0);
+                Iterations::Endless.write(&mut code, 0);
                 code.end();
             }
-            Entry::Realloc(..) | Entry::PostReturn(..) => {}
+            EntryPoint::Realloc(..) | EntryPoint::PostReturn(..) => {}
         }
         code.end();
         function
     }
 
-    /// Before the allocation: old address, old size, alignment, new size.
+    /// Runs before the allocation. Its parameters are the old address, the old size, the alignment
+    /// and the new size.
     fn realloc(&self) -> Function {
         let mut function = Function::new([(1, ValType::I64)]);
         let mut code = function.instructions();
-        if let Entry::Realloc(size, _) | Entry::PostReturn(size, _) = self.entry {
+        if let EntryPoint::Realloc(size, _) | EntryPoint::PostReturn(size, _) = self.entry_point {
             code.local_get(3).i32_const(size).i32_eq().if_(BlockType::Empty);
             code.i32_const(1).global_set(self.globals);
-            if let Entry::Realloc(_, turns) = self.entry {
-                turns.write(&mut code, 4);
+            if let EntryPoint::Realloc(_, iterations) = self.entry_point {
+                iterations.write(&mut code, 4);
             }
             code.end();
         }
@@ -230,10 +234,10 @@ impl Alteration {
     fn post_return(&self) -> Function {
         let mut function = Function::new([(1, ValType::I64)]);
         let mut code = function.instructions();
-        if let Entry::PostReturn(_, turns) = self.entry {
+        if let EntryPoint::PostReturn(_, iterations) = self.entry_point {
             code.global_get(self.globals).if_(BlockType::Empty);
             code.i32_const(0).global_set(self.globals);
-            turns.write(&mut code, 1);
+            iterations.write(&mut code, 1);
             code.end();
         }
         code.local_get(0).call(self.post_return.function).end();
@@ -241,14 +245,14 @@ impl Alteration {
     }
 }
 
-impl Turns {
+impl Iterations {
     fn write(self, code: &mut InstructionSink<'_>, local: u32) {
         match self {
             Self::Endless => {
                 code.loop_(BlockType::Empty).br(0).end();
             }
-            Self::Count(turns) => {
-                code.i64_const(turns).local_set(local).loop_(BlockType::Empty);
+            Self::Count(iterations) => {
+                code.i64_const(iterations).local_set(local).loop_(BlockType::Empty);
                 code.local_get(local).i64_const(1).i64_sub().local_tee(local);
                 code.i64_const(0).i64_ne().br_if(0).end();
             }
@@ -256,7 +260,7 @@ impl Turns {
     }
 }
 
-impl Reencode for Alteration {
+impl Reencode for ModuleRewriter {
     type Error = Infallible;
 
     fn parse_type_section(
@@ -265,7 +269,7 @@ impl Reencode for Alteration {
         section: wasmparser::TypeSectionReader<'_>,
     ) -> Result<(), Error<Infallible>> {
         utils::parse_type_section(self, types, section)?;
-        self.plain_type = types.len();
+        self.empty_type = types.len();
         types.ty().function([], []);
         Ok(())
     }
@@ -276,7 +280,7 @@ impl Reencode for Alteration {
         section: wasmparser::FunctionSectionReader<'_>,
     ) -> Result<(), Error<Infallible>> {
         utils::parse_function_section(self, functions, section)?;
-        for added in [self.plain_type, self.realloc.type_index, self.post_return.type_index] {
+        for added in [self.empty_type, self.realloc.type_index, self.post_return.type_index] {
             functions.function(added);
         }
         Ok(())

@@ -3,18 +3,19 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 use guesthouse_tests::artifacts::{Misbehave, run_host, temporary_folder, toxicity};
-use guesthouse_tests::entries::{Entry, Turns, alter};
-use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use guesthouse_tests::entry_points::{EntryPoint, Iterations, rewrite};
+use guesthouse_tests::{DEMO_KEY, HttpResponse, Server, Setup};
 use serde_json::{Value, json};
 
-/// The length of an action at which the altered entries loop; the host passes four bytes more.
+/// The length of an action at which the pack_rewritten entry points loop. The host allocates four bytes
+/// more for it.
 const TRIGGER: usize = 77;
 const TRIGGER_BYTES: i32 = 81;
 
-/// A version of the misbehaving guest with an entry that is not the compiler's.
-fn altered(folder: &Path, misbehave: &Misbehave, entry: Entry) -> PathBuf {
+/// Packs a version of the misbehaving guest and rewrites one of its entry points.
+fn pack_rewritten(folder: &Path, misbehave: &Misbehave, entry_point: EntryPoint) -> PathBuf {
     let artifact = misbehave.pack(folder);
-    alter(&artifact, entry);
+    rewrite(&artifact, entry_point);
     artifact
 }
 
@@ -22,39 +23,39 @@ fn version(version: &'static str, composed: bool) -> Misbehave {
     Misbehave { version, composed, ..Misbehave::default() }
 }
 
-fn ask(server: &Server, version: &str, action: &str) -> Answer {
+fn ask(server: &Server, version: &str, action: &str) -> HttpResponse {
     let path = format!("/models/misbehave/versions/{version}/predict");
     server.post(&path, &json!({ "action": action }))
 }
 
-fn refusal(server: &Server, version: &str) -> Value {
+fn failure_line(server: &Server, version: &str) -> Value {
     server.wait_for(version, |line| line["version"] == version && line["level"] == "ERROR")
 }
 
 #[test]
-fn a_start_function_that_never_ends_fails_its_deployment_and_holds_up_nobody() {
+fn an_endless_start_function_fails_its_deployment() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 5000);
     setup.config.push_str("start_seconds = 1\n");
-    let endless = Entry::Start(Turns::Endless);
+    let endless = EntryPoint::Start(Iterations::Endless);
     setup.artifacts.extend([
-        altered(folder.path(), &version("2.0.0", false), endless),
-        altered(folder.path(), &version("3.0.0", true), endless),
-        altered(folder.path(), &version("4.0.0", false), Entry::StartTraps),
+        pack_rewritten(folder.path(), &version("2.0.0", false), endless),
+        pack_rewritten(folder.path(), &version("3.0.0", true), endless),
+        pack_rewritten(folder.path(), &version("4.0.0", false), EntryPoint::StartTraps),
         version("5.0.0", false).pack(folder.path()),
     ]);
-    // It becomes ready, with what lies behind in the folder.
+    // The server becomes ready, and loads what comes later in the folder.
     let server = Server::start(&setup);
     for (version, reason) in [("2.0.0", "`start`"), ("3.0.0", "`start`"), ("4.0.0", "unreachable")]
     {
-        let line = refusal(&server, version);
+        let line = failure_line(&server, version);
         assert_eq!(line["step"], "preinit", "{line}");
         assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
         assert_eq!(ask(&server, version, "echo").error_code(), Some("not_ready"));
     }
     assert_eq!(ask(&server, "5.0.0", "echo").status, 200);
 
-    let late = altered(folder.path(), &version("6.0.0", true), endless);
+    let late = pack_rewritten(folder.path(), &version("6.0.0", true), endless);
     let failed = server.deploy(&late);
     assert_eq!(failed["state"], "failed", "{failed}");
     let behind = server.deploy(&version("7.0.0", false).pack(folder.path()));
@@ -63,12 +64,12 @@ fn a_start_function_that_never_ends_fails_its_deployment_and_holds_up_nobody() {
 }
 
 #[test]
-fn a_start_function_that_never_ends_where_it_serves_ends_at_its_time() {
+fn an_endless_start_function_is_interrupted_when_loading() {
     let folder = temporary_folder();
     let state = Some(folder.path().join("state"));
-    // It can have the memory when it is compiled.
-    let grows = Entry::StartUnlessItGrows(1024);
-    let artifact = altered(folder.path(), &version("1.0.0", true), grows);
+    // Memory can grow when the version is compiled.
+    let grows = EntryPoint::StartUnlessItGrows(1024);
+    let artifact = pack_rewritten(folder.path(), &version("1.0.0", true), grows);
     let good = version("2.0.0", false).pack(folder.path());
     let artifacts = vec![toxicity("1.0.0"), artifact, good];
     let config = |memory_mib: u32| {
@@ -83,7 +84,7 @@ fn a_start_function_that_never_ends_where_it_serves_ends_at_its_time() {
     server.stop();
 
     let server = Server::start(&Setup { config: config(32), ..setup });
-    let line = refusal(&server, "1.0.0");
+    let line = failure_line(&server, "1.0.0");
     assert_eq!(line["step"], "instance", "{line}");
     assert_eq!(ask(&server, "1.0.0", "echo").error_code(), Some("not_ready"));
     assert_eq!(ask(&server, "2.0.0", "echo").status, 200);
@@ -92,15 +93,15 @@ fn a_start_function_that_never_ends_where_it_serves_ends_at_its_time() {
 }
 
 #[test]
-fn every_entry_of_a_call_ends_at_the_deadline() {
+fn every_entry_point_is_interrupted_at_the_deadline() {
     for composed in [false, true] {
         let folder = temporary_folder();
         let mut setup = Setup::misbehave(folder.path(), 500);
-        let realloc = Entry::Realloc(TRIGGER_BYTES, Turns::Endless);
-        let post_return = Entry::PostReturn(TRIGGER_BYTES, Turns::Endless);
+        let realloc = EntryPoint::Realloc(TRIGGER_BYTES, Iterations::Endless);
+        let post_return = EntryPoint::PostReturn(TRIGGER_BYTES, Iterations::Endless);
         setup.artifacts.extend([
-            altered(folder.path(), &version("2.0.0", composed), realloc),
-            altered(folder.path(), &version("3.0.0", composed), post_return),
+            pack_rewritten(folder.path(), &version("2.0.0", composed), realloc),
+            pack_rewritten(folder.path(), &version("3.0.0", composed), post_return),
         ]);
         let server = Server::start(&setup);
         let long = "x".repeat(TRIGGER);
@@ -108,28 +109,30 @@ fn every_entry_of_a_call_ends_at_the_deadline() {
             let answer = ask(&server, version, &long);
             let got = (answer.status, answer.error_code());
             assert_eq!(got, (504, Some("deadline_exceeded")), "{version}: {answer:?}");
-            server.until("the next call", |server| ask(server, version, "echo").status == 200);
+            server.eventually("the next call succeeds", |server| {
+                ask(server, version, "echo").status == 200
+            });
         }
         server.assert_healthy();
     }
 }
 
 #[test]
-fn every_entry_of_a_call_ends_when_the_caller_leaves() {
+fn every_entry_point_is_interrupted_on_disconnect() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 30_000);
-    // One thread for each version: it takes another call only when the first one has ended.
+    // One thread per version: it takes another call only when the first one has ended.
     setup.config.push_str("threads_per_version = 1\n");
-    let realloc = Entry::Realloc(TRIGGER_BYTES, Turns::Endless);
-    let post_return = Entry::PostReturn(TRIGGER_BYTES, Turns::Endless);
+    let realloc = EntryPoint::Realloc(TRIGGER_BYTES, Iterations::Endless);
+    let post_return = EntryPoint::PostReturn(TRIGGER_BYTES, Iterations::Endless);
     setup.artifacts.extend([
-        altered(folder.path(), &version("2.0.0", true), realloc),
-        altered(folder.path(), &version("3.0.0", true), post_return),
+        pack_rewritten(folder.path(), &version("2.0.0", true), realloc),
+        pack_rewritten(folder.path(), &version("3.0.0", true), post_return),
     ]);
     let server = Server::start(&setup);
     let long = "x".repeat(TRIGGER);
     for (version, action) in [("1.0.0", "spin"), ("2.0.0", &long), ("3.0.0", &long)] {
-        leave(&server, version, action);
+        disconnect_while_running(&server, version, action);
         let line = server
             .wait_for(version, |line| line["target"] == "fault" && line["version"] == version);
         assert_eq!(line["kind"], "cancelled", "{line}");
@@ -138,8 +141,8 @@ fn every_entry_of_a_call_ends_when_the_caller_leaves() {
     server.assert_healthy();
 }
 
-/// Ask, and leave as soon as the guest runs.
-fn leave(server: &Server, version: &str, action: &str) {
+/// Sends a request and disconnects as soon as the guest runs.
+fn disconnect_while_running(server: &Server, version: &str, action: &str) {
     let body = json!({ "action": action }).to_string();
     let before = server.thread_time("inference");
     let mut connection = TcpStream::connect(server.address()).unwrap();
@@ -151,22 +154,22 @@ fn leave(server: &Server, version: &str, action: &str) {
     )
     .unwrap();
     let enough = std::time::Duration::from_millis(50);
-    server.until("the guest runs", |server| server.thread_time("inference") > before + enough);
+    server.eventually("the guest runs", |server| server.thread_time("inference") > before + enough);
 }
 
 #[test]
-fn a_long_start_function_takes_no_inference_thread_from_callers() {
+fn a_slow_start_function_occupies_no_inference_thread() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 200);
-    // Every request takes the one instance, and the next one needs another.
+    // Every request uses the one instance, and the next one needs a new one.
     setup.config.push_str("threads_per_version = 1\n[models.misbehave]\nisolation = \"fresh\"\n");
-    let long = Entry::Start(Turns::Count(700_000_000));
+    let long = EntryPoint::Start(Iterations::Count(700_000_000));
     setup.artifacts =
-        vec![toxicity("1.0.0"), altered(folder.path(), &version("1.0.0", true), long)];
+        vec![toxicity("1.0.0"), pack_rewritten(folder.path(), &version("1.0.0", true), long)];
     let server = Server::start(&setup);
     let before = (server.thread_time("inference"), server.process_time());
     let (mut answered, mut late) = (0, 0);
-    server.until("answers", |server| {
+    server.eventually("three requests succeed", |server| {
         let answer = ask(server, "1.0.0", "echo");
         match (answer.status, answer.error_code()) {
             (200, _) => answered += 1,
@@ -175,7 +178,7 @@ fn a_long_start_function_takes_no_inference_thread_from_callers() {
         }
         answered == 3
     });
-    assert!(late > 0, "an instance takes longer than a caller waits");
+    assert!(late > 0, "no request timed out while an instance started");
     let inference = server.thread_time("inference") - before.0;
     let all = server.process_time() - before.1;
     assert!(inference < all / 4, "inference threads ran for {inference:?} of {all:?}");
@@ -183,7 +186,7 @@ fn a_long_start_function_takes_no_inference_thread_from_callers() {
 }
 
 #[test]
-fn init_and_predict_mean_the_same_by_relaxed_simd() {
+fn relaxed_simd_is_the_same_in_init_and_predict() {
     for composed in [false, true] {
         let folder = temporary_folder();
         let artifacts = vec![version("1.0.0", composed).pack(folder.path())];
@@ -198,13 +201,13 @@ fn init_and_predict_mean_the_same_by_relaxed_simd() {
 }
 
 #[test]
-fn pack_refuses_a_guest_whose_start_function_traps() {
+fn pack_rejects_a_trapping_start_function() {
     let folder = temporary_folder();
     let component = folder.path().join("component.wasm");
     let guest = guesthouse_tests::environment::guests().join("misbehave.wasm");
     std::fs::copy(guest, &component).unwrap();
-    alter(&component, Entry::StartTraps);
-    // For its manifest and its golden examples.
+    rewrite(&component, EntryPoint::StartTraps);
+    // Written for its manifest and its golden examples.
     Misbehave::default().pack(folder.path());
     let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     let output = run_host(&[

@@ -1,4 +1,4 @@
-//! Requests that must be refused, each by its own fault: everything else of them is as it should be.
+//! Invalid requests, each with a single fault.
 
 use guesthouse_tests::artifacts::temporary_folder;
 use guesthouse_tests::{Server, Setup};
@@ -21,7 +21,7 @@ fn raw(name: &str) -> Value {
     json!({"name": name, "shape": [1, 16], "datatype": "INT32", "parameters": {"binary_data_size": 64}})
 }
 
-/// The first input, changed; the rest of the request is good.
+/// A valid request whose first input is changed.
 fn with(change: impl FnOnce(&mut Value)) -> Value {
     let mut request = json!({"inputs": [tensor("INPUT0"), tensor("INPUT1")]});
     change(&mut request["inputs"][0]);
@@ -29,7 +29,7 @@ fn with(change: impl FnOnce(&mut Value)) -> Value {
 }
 
 #[test]
-fn inputs_that_make_no_sense_are_refused() {
+fn invalid_inputs_are_rejected() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     assert_eq!(post(&server, SIMPLE, &with(|_| {})).status, 200);
@@ -85,7 +85,7 @@ fn inputs_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn outputs_and_parameters_that_make_no_sense_are_refused() {
+fn invalid_outputs_and_parameters_are_rejected() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let asked = |outputs: Value| json!({"inputs": [tensor("INPUT0"), tensor("INPUT1")], "outputs": outputs});
@@ -124,7 +124,7 @@ fn outputs_and_parameters_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn texts_that_are_no_json_are_refused() {
+fn malformed_json_is_rejected() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let good = with(|_| {}).to_string();
@@ -155,12 +155,12 @@ fn texts_that_are_no_json_are_refused() {
         malformed(what, &answer);
     }
     malformed("no UTF-8", &send(&server, Method::POST, SIMPLE, &[], b"{\"id\":\"\xff\"}".to_vec()));
-    // The server is well.
+    // The server keeps serving.
     assert_eq!(post(&server, SIMPLE, &with(|_| {})).status, 200);
 }
 
 #[test]
-fn bytes_behind_the_json_are_all_of_the_inputs() {
+fn binary_data_must_match_the_declared_sizes() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "simple_string"]));
     let request = json!({"inputs": [raw("INPUT0"), raw("INPUT1")]});
@@ -182,7 +182,7 @@ fn bytes_behind_the_json_are_all_of_the_inputs() {
     let length = json.len().to_string();
     let twice = [(LENGTH, length.as_str()), (LENGTH, length.as_str())];
     malformed("two lengths", &send(&server, Method::POST, SIMPLE, &twice, body.clone()));
-    // Without the header, all of it is JSON.
+    // Without the header, the whole body is JSON.
     malformed("no length", &send(&server, Method::POST, SIMPLE, &[], body));
     let set = |field: &'static str, value: Value| {
         let mut request = json!({"inputs": [raw("INPUT0"), raw("INPUT1")]});
@@ -205,7 +205,7 @@ fn bytes_behind_the_json_are_all_of_the_inputs() {
     ] {
         malformed(what, &post_raw(&server, SIMPLE, &request, &tensors));
     }
-    // Byte strings that lie about their length.
+    // Byte strings with wrong lengths.
     let strings = |size: usize| {
         let input = |name: &str| json!({"name": name, "shape": [1, 16], "datatype": "BYTES", "parameters": {"binary_data_size": size}});
         json!({"inputs": [input("INPUT0"), input("INPUT1")]})
@@ -231,7 +231,7 @@ fn bytes_behind_the_json_are_all_of_the_inputs() {
 }
 
 #[test]
-fn what_the_envelope_says_must_be_known() {
+fn invalid_headers_and_paths_are_rejected() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let body = with(|_| {}).to_string().into_bytes();
@@ -270,14 +270,14 @@ fn what_the_envelope_says_must_be_known() {
 }
 
 #[test]
-fn values_that_the_model_does_not_accept_are_told_by_row() {
+fn unacceptable_values_are_reported_by_row() {
     let server = Server::start(&Setup::toxicity());
     let input = json!({"name": "text", "shape": [3], "datatype": "BYTES", "data": ["You are nice", " ", "ok"]});
     let answer = post(&server, "/v2/models/toxicity/infer", &json!({"inputs": [input]}));
     assert_eq!(answer.refusal(), (422, "unacceptable_input".to_owned()));
     let details = answer.json()["details"].clone();
     assert_eq!((&details[0]["row"], &details[0]["field"]), (&json!(1), &json!("text")));
-    // Of the outputs, nothing.
+    // There are no outputs.
     assert!(answer.json()["outputs"].is_null());
     let rows: Vec<_> = (0..1025).map(|_| "a").collect();
     let input = json!({"name": "text", "shape": [1025], "datatype": "BYTES", "data": rows});
@@ -285,9 +285,9 @@ fn values_that_the_model_does_not_accept_are_told_by_row() {
     assert_eq!(answer.refusal(), (422, "unacceptable_input".to_owned()));
 }
 
-/// JSON has no NaN, no infinities and no byte strings that are no text; the binary form has them.
+/// JSON has no NaN, no infinities and no binary strings; the binary form does.
 #[test]
-fn what_json_cannot_say_is_asked_for_as_binary() {
+fn non_finite_and_binary_outputs_need_binary_form() {
     let folder = temporary_folder();
     let models = ["identity_fp32", "identity_fp64", "identity_bytes"];
     let server = Server::start(&Setup::fixtures(folder.path(), &models));

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::{growing, temporary_folder};
-use guesthouse_tests::client::{self, Answer, DEMO_ADMIN_KEY};
+use guesthouse_tests::client::{self, DEMO_ADMIN_KEY, HttpResponse};
 use guesthouse_tests::grpc::{ModelReadyRequest, ModelStatisticsRequest, RepositoryIndexRequest};
 use guesthouse_tests::{DEMO_KEY, Server, Setup};
 use prost::Message as _;
@@ -20,8 +20,7 @@ use crate::grpc::{
 };
 use crate::grpc_limits::Caller;
 
-/// Everything that tells of models to who has a key for one of them; the answers that have names come
-/// first.
+/// All endpoints that describe models; those with an entity tag come first.
 const PATHS: [&str; 9] = [
     "/models",
     "/openapi.json",
@@ -34,7 +33,7 @@ const PATHS: [&str; 9] = [
     "/v2/models/one/stats",
 ];
 
-/// How many of them have names.
+/// How many of them have an entity tag.
 const NAMED: usize = 6;
 
 fn setup(names: &[&str]) -> (Setup, TempDir) {
@@ -43,12 +42,12 @@ fn setup(names: &[&str]) -> (Setup, TempDir) {
     (Setup { artifacts, ..Setup::default() }, folder)
 }
 
-fn get(server: &Server, path: &str, key: &str, headers: &[(&str, &str)]) -> Answer {
+fn get(server: &Server, path: &str, key: &str, headers: &[(&str, &str)]) -> HttpResponse {
     ask(&server.url(path), key, headers)
 }
 
-/// Ask for something that need not be JSON, and is left as it came.
-fn ask(url: &str, key: &str, headers: &[(&str, &str)]) -> Answer {
+/// Gets a page without decompressing it; a body that is not JSON becomes null.
+fn ask(url: &str, key: &str, headers: &[(&str, &str)]) -> HttpResponse {
     let client = client::http().no_gzip().no_zstd().build().unwrap();
     let mut request = client.get(url).header("X-API-Key", key);
     for (name, value) in headers {
@@ -62,7 +61,7 @@ fn ask(url: &str, key: &str, headers: &[(&str, &str)]) -> Answer {
     let (status, headers) = (response.status().as_u16(), response.headers().iter().map(header));
     let headers = headers.collect();
     let body = serde_json::from_slice(&response.bytes().unwrap()).unwrap_or_default();
-    Answer { status, headers, body }
+    HttpResponse { status, headers, body }
 }
 
 fn make_key(server: &Server, name: &str, scopes: &[&str], rate: &Value) -> String {
@@ -72,7 +71,7 @@ fn make_key(server: &Server, name: &str, scopes: &[&str], rate: &Value) -> Strin
 }
 
 #[test]
-fn an_answer_that_the_caller_has_is_not_sent_again() {
+fn an_unchanged_page_gets_304() {
     let (setup, _folder) = setup(&["one"]);
     let server = Server::start(&setup);
     for path in &PATHS[..NAMED] {
@@ -83,10 +82,10 @@ fn an_answer_that_the_caller_has_is_not_sent_again() {
         let named = [("If-None-Match", &*tag), ("Accept-Encoding", "identity")];
         let again = get(&server, path, DEMO_KEY, &named);
         assert_eq!((again.status, again.header("etag")), (304, Some(&*tag)), "{path}");
-        // The bytes of another encoding have another name, unless there are too few of them.
+        // Another encoding has another entity tag, unless the page is too small to be compressed.
         let packed = get(&server, path, DEMO_KEY, &[("Accept-Encoding", "gzip"), named[0]]);
         assert!(packed.status == 304 || packed.header("etag") != Some(&*tag), "{path}");
-        // Who may not ask is not told whether it has changed.
+        // Without a valid key, a client does not learn whether the page has changed.
         assert_eq!(get(&server, path, "other", &named).status, 401, "{path}");
     }
     let before = get(&server, "/models", DEMO_KEY, &[]);
@@ -98,14 +97,14 @@ fn an_answer_that_the_caller_has_is_not_sent_again() {
 }
 
 #[test]
-fn an_acknowledged_change_is_in_every_answer_about_it() {
+fn an_acknowledged_change_is_in_every_later_page() {
     let (setup, folder) = setup(&["one", "two"]);
     let server = Server::start(&setup);
     let two = folder.path().join("two-1.0.0.wasm");
     let second = growing("one", "1.1.0", 1, folder.path());
     server.deploy(&second);
     let read = || {
-        // From the cache, if it were older than the change.
+        // Cached pages would show if they were older than the change.
         let models = get(&server, "/models", DEMO_KEY, &[]).body;
         let one = get(&server, "/models/one", DEMO_KEY, &[]).body;
         assert_eq!(models["models"][0], one);
@@ -139,12 +138,12 @@ fn an_acknowledged_change_is_in_every_answer_about_it() {
     }
 }
 
-fn index(server: &Server, key: &str) -> Answer {
+fn index(server: &Server, key: &str) -> HttpResponse {
     client::send("POST", &server.url("/v2/repository/index"), &[("X-API-Key", key)], b"")
 }
 
 #[test]
-fn a_key_sees_its_own_models_whoever_asked_before() {
+fn cached_pages_respect_the_scopes_of_each_key() {
     let (setup, _folder) = setup(&["one", "two", "three"]);
     let server = Server::start(&setup);
     let scopes: [&[&str]; 4] =
@@ -170,7 +169,7 @@ fn a_key_sees_its_own_models_whoever_asked_before() {
         let other = get(&server, "/models/one", &keys[3], &[]);
         assert_eq!((other.status, other.error_code()), (403, Some("forbidden")));
     }
-    // What is the same for two keys has the same name.
+    // Pages that are equal for two keys have the same entity tag.
     for path in ["/models", "/openapi.json"] {
         let tag = |key: &str| get(&server, path, key, &[]).header("etag").unwrap().to_owned();
         assert_eq!(tag(&same), tag(&keys[2]));
@@ -178,16 +177,16 @@ fn a_key_sees_its_own_models_whoever_asked_before() {
     }
 }
 
-/// Hardly ever.
-fn slow() -> Value {
+/// A rate that allows one request.
+fn single_request_rate() -> Value {
     json!({"per_second": 0.001, "burst": 1})
 }
 
 #[test]
-fn questions_about_models_count_as_requests_of_the_key() {
+fn catalogue_requests_count_against_the_rate_limit() {
     let (setup, _folder) = setup(&["one"]);
     let server = Server::start(&setup);
-    let rate = slow();
+    let rate = single_request_rate();
     for (number, path) in PATHS.iter().enumerate() {
         let key = make_key(&server, &format!("slow-{number}"), &["predict:one"], &rate);
         let first = get(&server, path, &key, &[]);
@@ -202,10 +201,10 @@ fn questions_about_models_count_as_requests_of_the_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn questions_over_grpc_count_as_well() {
+async fn grpc_catalogue_calls_count_against_the_rate_limit() {
     let (setup, _folder) = setup(&["one"]);
     let server = Server::start(&setup);
-    let rate = slow();
+    let rate = single_request_rate();
     let operator = make_key(&server, "slow-operator", &["admin"], &rate);
     let mut client = grpc_client(&server).await;
     let key = make_key(&server, "slow-grpc", &["predict:one"], &rate);
@@ -219,13 +218,13 @@ async fn questions_over_grpc_count_as_well() {
 }
 
 #[test]
-fn many_callers_of_many_models_are_all_answered() {
+fn concurrent_catalogue_requests_are_all_answered() {
     let names: Vec<_> = (0..12).map(|number| format!("m{number}")).collect();
     let folder = temporary_folder();
     let artifacts: Vec<PathBuf> =
         names.iter().map(|name| growing(name, "1.0.0", 1, folder.path())).collect();
     let server = Server::start_with(&Setup { artifacts, ..Setup::default() }, |repository| {
-        // Each is refused at once, and shown.
+        // Each of these fails at once and is listed.
         for number in 0..50 {
             let path = repository.join(format!("broken-{number}.wasm"));
             std::fs::write(path, format!("no artifact {number}")).unwrap();
@@ -251,7 +250,7 @@ fn many_callers_of_many_models_are_all_answered() {
         assert_eq!(answer.status, 200, "{answer:?}");
     }
     callers.into_iter().for_each(|caller| caller.join().unwrap());
-    // A scrape shows what was answered before it began.
+    // A scrape includes everything answered before it began.
     let counted = |text: &str| text.contains("model=\"m4\"") && text.contains("code=\"200\"} 1\n");
     assert_eq!(server.post("/models/m4/predict", &json!({"text": "four"})).status, 200);
     let metrics = server.metrics();
@@ -265,7 +264,7 @@ fn raw(server: &Server, path: &str) -> (u16, String) {
 }
 
 #[test]
-fn metrics_are_where_and_for_whom_the_operator_says() {
+fn metrics_are_on_the_configured_listener_for_its_keys() {
     let (setup, _folder) = setup(&["one"]);
     let scrape = |address, key: &str| {
         let address: std::net::SocketAddr = address;
@@ -292,7 +291,7 @@ fn metrics_are_where_and_for_whom_the_operator_says() {
 }
 
 #[test]
-fn a_model_called_stats_has_its_metadata_beside_the_statistics() {
+fn a_model_named_stats_has_metadata_and_statistics() {
     let (setup, _folder) = setup(&["stats", "one"]);
     let server = Server::start(&setup);
     let answer = get(&server, "/v2/models/stats", DEMO_KEY, &[]).body;
@@ -311,7 +310,7 @@ fn a_model_called_stats_has_its_metadata_beside_the_statistics() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_that_there_is_not_is_not_ready() {
+async fn an_unknown_model_is_not_ready() {
     let server = Server::start(&Setup::toxicity());
     let mut client = grpc_client(&server).await;
     for (name, version, ready) in [
@@ -324,13 +323,13 @@ async fn a_model_that_there_is_not_is_not_ready() {
         let answer = client.model_ready(keyed(message)).await.unwrap().into_inner();
         assert_eq!(answer.ready, ready, "{name} {version}");
     }
-    // Who may not ask is not told so.
+    // Without a key, even this is rejected.
     let message = ModelReadyRequest { name: "nobody".to_owned(), version: String::new() };
     assert_refused(client.model_ready(message).await, Code::Unauthenticated, "unauthorized");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encoding_that_is_not_known_is_answered_with_those_that_are() {
+async fn an_unknown_grpc_encoding_lists_the_accepted_ones() {
     let server = Server::start(&Setup::toxicity());
     let mut client = grpc_client(&server).await;
     let headers = [("x-api-key", DEMO_KEY), ("grpc-encoding", "br")];
@@ -342,16 +341,16 @@ async fn an_encoding_that_is_not_known_is_answered_with_those_that_are() {
     let status = health.check(with(ask(), &headers)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
     assert!(status.metadata().get("grpc-accept-encoding").is_some());
-    // Clients that compress everything compress this as well.
+    // Clients that compress all messages compress this one too.
     let mut packed = health.send_compressed(CompressionEncoding::Gzip);
     packed.check(ask()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_waits_longer_than_the_model_has_is_given_its_time() {
+async fn a_grpc_timeout_overrides_the_models_time_limit() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::misbehave(folder.path(), 100));
-    // The library would keep to the time by itself.
+    // The client library would enforce the timeout itself.
     let mut caller = Caller::connect(&server).await;
     let message = texts("misbehave", "action", &["spin"]).encode_to_vec();
     for (wanted, at_least) in [("50m", 50), ("2S", 2000)] {
@@ -365,25 +364,25 @@ async fn a_caller_that_waits_longer_than_the_model_has_is_given_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn watchers_without_a_key_take_no_place_from_those_with_one() {
+async fn anonymous_health_watches_do_not_exclude_keyed_ones() {
     let server = Server::start(&Setup::toxicity());
     let ask = || HealthCheckRequest { service: String::new() };
     let (mut watches, mut channels) = (Vec::new(), Vec::new());
     let refused = 'full: loop {
         let mut health = HealthClient::new(channel(&server).await);
         channels.push(health.clone());
-        // As many streams as one connection may have, and less.
+        // Fewer than the streams that one connection may have.
         for _ in 0..50 {
             match health.watch(ask()).await {
                 Ok(watch) => watches.push(watch.into_inner()),
                 Err(status) => break 'full status,
             }
         }
-        assert!(watches.len() < 10_000, "there is no limit");
+        assert!(watches.len() < 10_000, "watches are not limited");
     };
     assert_eq!(refused.code(), Code::Unavailable);
     let mut health = HealthClient::new(channel(&server).await);
-    // A bad key is none.
+    // An invalid key counts as no key.
     let bad = health.watch(with_key(ask(), "other")).await;
     assert_eq!(bad.map(drop).unwrap_err().code(), Code::Unavailable);
     let mut good = health.watch(keyed(ask())).await.unwrap().into_inner();

@@ -1,4 +1,4 @@
-//! Requests that are as they should be.
+//! Valid requests.
 
 use std::io::{Read as _, Write as _};
 
@@ -25,7 +25,7 @@ fn simple_request() -> Value {
 }
 
 #[test]
-fn json_is_answered_with_json() {
+fn json_requests_get_json_responses() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let mut request = simple_request();
@@ -40,8 +40,8 @@ fn json_is_answered_with_json() {
     let whole =
         json!({"model_name": "simple", "model_version": "1.0.0", "outputs": [sum, difference]});
     assert_eq!(answer.json(), whole);
-    // Only what is asked for, in that order; the id comes back; what is not known of the rest is no
-    // matter.
+    // Only the requested outputs, in the requested order; the id is returned; unknown fields are
+    // ignored.
     request["id"] = json!("Ünï \"1\"");
     request["outputs"] = json!([{"name": "OUTPUT1"}, {"name": "OUTPUT0"}]);
     request["model_name"] = json!({"repeated": [1, {"by": "some"}]});
@@ -50,7 +50,7 @@ fn json_is_answered_with_json() {
     assert_eq!(answer["outputs"], json!([difference, sum]));
     request["outputs"] = json!([{"name": "OUTPUT1"}]);
     assert_eq!(post(&server, SIMPLE, &request).json()["outputs"], json!([difference]));
-    // Nested, with the fields in any order, and several rows.
+    // Nested data, fields in any order, and several rows.
     let rows: Vec<Vec<i32>> = (0..3).map(|row| (row..row + 16).collect()).collect();
     let text = format!(
         r#"{{"inputs": [{{"data": {}, "parameters": null, "shape": [3, 16], "datatype": "INT32", "name": "INPUT1"}},
@@ -65,14 +65,14 @@ fn json_is_answered_with_json() {
 }
 
 #[test]
-fn tensors_go_both_ways_in_their_raw_form() {
+fn binary_tensors_are_accepted_and_returned() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "simple_string"]));
     let (one, other) = (numbers(0..16), numbers([1; 16]));
     let raw = |name: &str| json!({"name": name, "shape": [1, 16], "datatype": "INT32", "parameters": {"binary_data_size": 64}});
     let mut request = json!({"id": "7", "inputs": [raw("INPUT1"), raw("INPUT0")]});
     let tensors = [&other[..], &one].concat();
-    // Without a word about outputs, they are in JSON.
+    // By default, outputs are JSON.
     let answer = post_raw(&server, SIMPLE, &request, &tensors);
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.header(LENGTH), None);
@@ -110,7 +110,7 @@ fn tensors_go_both_ways_in_their_raw_form() {
             }
         }
     }
-    // Some inputs in JSON, some not; and byte strings.
+    // Inputs in JSON and in raw form together, and byte strings.
     request = json!({"parameters": {"binary_data_output": true}, "inputs": [
         {"name": "INPUT0", "shape": [1, 16], "datatype": "INT32", "data": [(0..16).collect::<Vec<_>>()]},
         raw("INPUT1"),
@@ -128,7 +128,7 @@ fn tensors_go_both_ways_in_their_raw_form() {
     assert_eq!(answer.raw("OUTPUT0"), expected.collect::<Vec<_>>());
 }
 
-/// Extreme elements of each datatype, raw, and in JSON where they have a form there.
+/// Extreme elements of each datatype in raw form, and in JSON if JSON can represent them.
 fn samples() -> Vec<(&'static str, Vec<u8>, Option<Value>)> {
     let raw = |elements: &[&[u8]]| elements.concat();
     let (large, small) = (f32::MAX, 7.038_531e-26_f32);
@@ -180,7 +180,7 @@ fn numbers_of<const N: usize>(elements: &[[u8; N]]) -> Vec<u8> {
 }
 
 #[test]
-fn every_datatype_comes_back_bit_by_bit() {
+fn every_datatype_round_trips_bit_for_bit() {
     let folder = temporary_folder();
     let names: Vec<_> = samples().iter().map(|(name, ..)| format!("identity_{name}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
@@ -207,7 +207,7 @@ fn every_datatype_comes_back_bit_by_bit() {
                 Some(values) => {
                     let output = answer.json()["outputs"][0].clone();
                     assert_eq!((&output["datatype"], &output["shape"]), (&datatype, &shape));
-                    // Compared as what clients read: doubles, cast to what it is.
+                    // Compared as clients read them: as doubles converted to the datatype.
                     #[expect(clippy::cast_possible_truncation, reason = "what clients do")]
                     let number = |value: &Value| value.as_f64().map(|number| number as f32);
                     if name == "fp32" {
@@ -227,12 +227,12 @@ fn every_datatype_comes_back_bit_by_bit() {
 }
 
 #[test]
-fn a_body_of_nothing_but_elements_is_the_one_input() {
+fn a_raw_body_is_the_only_input() {
     let folder = temporary_folder();
     let mut setup = Setup::fixtures(folder.path(), &["identity_fp32", "identity_bytes", "simple"]);
     setup.artifacts.extend(Setup::toxicity().artifacts);
     let server = Server::start(&setup);
-    // A byte string is the body itself, without its length.
+    // A byte string is the body itself, without a length prefix.
     let answer =
         post_with_length(&server, "/v2/models/toxicity/versions/1/infer", "0", b"You are nice");
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -266,7 +266,7 @@ const ENCODINGS: [(&str, Encode); 3] =
     [("gzip", gzip), ("deflate", zlib), ("deflate", raw_deflate)];
 
 #[test]
-fn bodies_are_compressed_both_ways() {
+fn requests_and_responses_can_be_compressed() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let raw = |name: &str| json!({"name": name, "shape": [64, 16], "datatype": "INT32", "parameters": {"binary_data_size": 4096}});
@@ -291,12 +291,12 @@ fn bodies_are_compressed_both_ways() {
         };
         answer.body = inflated;
         assert_eq!(answer.raw("OUTPUT0"), numbers(1..1025));
-        // A bomb stops at the limit.
+        // Decompression stops at the limit.
         let bomb = encode(&vec![b' '; 64 << 20]);
         let headers = [("Content-Encoding", encoding)];
         let answer = send(&server, Method::POST, SIMPLE, &headers, bomb);
         assert_eq!(answer.refusal(), (413, "payload_too_large".to_owned()));
-        // What is cut off or followed by something else is none.
+        // Truncated data and trailing bytes are rejected.
         let whole = encode(&body);
         for bad in [&whole[..whole.len() - 1], &whole[..3], &[&whole[..], b"x"].concat()] {
             let headers = [(LENGTH, length.as_str()), ("Content-Encoding", encoding)];
@@ -306,9 +306,9 @@ fn bodies_are_compressed_both_ways() {
     }
 }
 
-/// Clients undo what the protocol knows, by themselves, and nothing else.
+/// Clients of the protocol decompress only the encodings that it names.
 #[test]
-fn only_tensors_are_compressed_and_only_as_the_protocol_knows() {
+fn only_tensors_are_compressed_with_known_encodings() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &[]));
     let tensor = |name: &str| json!({"name": name, "shape": [64, 16], "datatype": "INT32", "data": vec![1; 1024]});
@@ -331,9 +331,9 @@ fn only_tensors_are_compressed_and_only_as_the_protocol_knows() {
     }
     let headers = [("Accept-Encoding", "gzip, deflate, br")];
     let stats = send(&server, Method::GET, "/v2/models/stats", &headers, Vec::new());
-    assert!(stats.body.len() > 2048, "as large as others that are compressed");
+    assert!(stats.body.len() > 2048, "too small to be compressed in any case");
     assert_eq!((stats.status, stats.header("content-encoding")), (200, None));
-    // So are errors plain that say much.
+    // Long errors are not compressed either.
     let path = "/v2/models/identity_bool/infer";
     let input = json!({"name": "INPUT0", "shape": [1, 999], "datatype": "BOOL", "parameters": {"binary_data_size": 999}});
     let json = json!({"inputs": [input]}).to_string();
@@ -346,7 +346,7 @@ fn only_tensors_are_compressed_and_only_as_the_protocol_knows() {
 }
 
 #[test]
-fn classes_are_told_greatest_first() {
+fn classification_returns_the_largest_first() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     let mut request = simple_request();
@@ -362,7 +362,7 @@ fn classes_are_told_greatest_first() {
 }
 
 #[test]
-fn a_schedule_is_taken_and_its_nonsense_refused() {
+fn scheduling_parameters_are_validated() {
     let server = Server::start(&Setup::toxicity());
     let path = "/v2/models/toxicity/infer";
     let input =

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 
-use guesthouse_tests::artifacts::{Misbehave, doctor, temporary_folder};
+use guesthouse_tests::artifacts::{Misbehave, replace_bytes, temporary_folder};
 use guesthouse_tests::client::DEMO_ADMIN_KEY;
 use guesthouse_tests::{Server, Setup, artifacts, environment};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 const KEY: &str = "a-key-of-these-tests";
 
-/// A command of an operator who has a key, and nothing else in the environment.
+/// A command of an operator with a key and an otherwise empty environment.
 fn operator(server: SocketAddr, arguments: &[&str]) -> Command {
     let mut command = Command::new(environment::host());
     command
@@ -25,21 +25,21 @@ fn operator(server: SocketAddr, arguments: &[&str]) -> Command {
     command
 }
 
-/// The exit code, and what was said on standard error.
+/// Runs a command; returns its exit code and its standard error.
 fn run(command: &mut Command) -> (Option<i32>, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     assert!(stdout.is_empty(), "{}", String::from_utf8_lossy(&stdout));
-    let said = String::from_utf8_lossy(&stderr).into_owned();
-    assert!(!said.contains(KEY), "a key was shown: {said}");
-    (status.code(), said)
+    let stderr = String::from_utf8_lossy(&stderr).into_owned();
+    assert!(!stderr.contains(KEY), "the output contains the key: {stderr}");
+    (status.code(), stderr)
 }
 
-/// An address at which nobody listens any more.
-fn nobody() -> SocketAddr {
+/// An address at which nothing listens.
+fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// The head of a request, lines in lower case.
+/// The head of a request, with lines in lower case.
 fn head(connection: &TcpStream) -> Vec<String> {
     let lines = BufReader::new(connection).lines().map(|line| line.unwrap().to_lowercase());
     lines.take_while(|line| !line.is_empty()).collect()
@@ -50,11 +50,11 @@ fn value<'a>(head: &'a [String], name: &str) -> Option<&'a str> {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_named() {
+fn an_unreachable_server_is_named() {
     let folder = artifacts::temporary_folder();
     let file = folder.path().join("a.wasm");
     fs::write(&file, "\0asm").unwrap();
-    let server = nobody();
+    let server = unused_address();
     let commands: [&[&str]; 10] = [
         &["status"],
         &["history", "toxicity", "--limit", "3"],
@@ -68,16 +68,16 @@ fn a_server_that_is_not_there_is_named() {
         &["deploy", file.to_str().unwrap()],
     ];
     for arguments in commands {
-        let (code, said) = run(&mut operator(server, arguments));
-        assert_eq!(code, Some(1), "{arguments:?}: {said}");
-        assert!(said.contains(&format!("http://{server}")), "{arguments:?}: {said}");
-        // Nothing was sent, so there is nothing to try again with the same key.
-        assert!(!said.contains("--idempotency-key"), "{arguments:?}: {said}");
+        let (code, stderr) = run(&mut operator(server, arguments));
+        assert_eq!(code, Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(&format!("http://{server}")), "{arguments:?}: {stderr}");
+        // Nothing was sent, so no retry with the same key is suggested.
+        assert!(!stderr.contains("--idempotency-key"), "{arguments:?}: {stderr}");
     }
 }
 
 #[test]
-fn without_a_key_nobody_is_asked() {
+fn without_a_key_no_request_is_sent() {
     let folder = artifacts::temporary_folder();
     let file = folder.path().join("key");
     fs::write(&file, KEY).unwrap();
@@ -87,27 +87,27 @@ fn without_a_key_nobody_is_asked() {
     listener.set_nonblocking(true).unwrap();
     let server = listener.local_addr().unwrap();
 
-    let (code, said) = run(operator(server, &["status"]).env_remove("GUESTHOUSE_ADMIN_KEY"));
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("GUESTHOUSE_ADMIN_KEY") && said.contains("--key-file"), "{said}");
+    let (code, stderr) = run(operator(server, &["status"]).env_remove("GUESTHOUSE_ADMIN_KEY"));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("GUESTHOUSE_ADMIN_KEY") && stderr.contains("--key-file"), "{stderr}");
     for arguments in
         [["status", "--key-file", open], ["status", "--key-file", missing.to_str().unwrap()]]
     {
-        let (code, said) = run(&mut operator(server, &arguments));
-        assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains(arguments[2]), "{said}");
+        let (code, stderr) = run(&mut operator(server, &arguments));
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains(arguments[2]), "{stderr}");
     }
-    assert!(listener.accept().is_err(), "somebody was asked without a key");
+    assert!(listener.accept().is_err(), "a request was sent without a key");
 }
 
 #[test]
-fn a_command_line_that_makes_no_sense_is_said_to_be_so() {
+fn invalid_command_lines_exit_with_2() {
     let canary = |weight| ["canary", "toxicity", "2.0.0", "--weight", weight];
     for weight in ["", "ten", "-1%", "0.00001%", "101%", "1000001", "1e3", "0,5", "1.5ppm"] {
-        let (code, said) = run(&mut operator(nobody(), &canary(weight)));
-        assert_eq!(code, Some(2), "{weight}: {said}");
+        let (code, stderr) = run(&mut operator(unused_address(), &canary(weight)));
+        assert_eq!(code, Some(2), "{weight}: {stderr}");
     }
-    // Percent to some, parts per million to others: both readings are shown.
+    // A bare number could mean percent or parts per million; the error names both.
     for (weight, readings) in [
         ("10", ["`10%`", "`10ppm`"]),
         ("1", ["`1.0`", "`1ppm`"]),
@@ -117,9 +117,9 @@ fn a_command_line_that_makes_no_sense_is_said_to_be_so() {
     ] {
         let share = ["shadow", "toxicity", "2.0.0", "--share", weight];
         for arguments in [&canary(weight), &share] {
-            let (code, said) = run(&mut operator(nobody(), arguments));
-            assert_eq!(code, Some(2), "{weight}: {said}");
-            assert!(readings.iter().all(|reading| said.contains(reading)), "{weight}: {said}");
+            let (code, stderr) = run(&mut operator(unused_address(), arguments));
+            assert_eq!(code, Some(2), "{weight}: {stderr}");
+            assert!(readings.iter().all(|reading| stderr.contains(reading)), "{weight}: {stderr}");
         }
     }
     let commands: [&[&str]; 9] = [
@@ -130,36 +130,36 @@ fn a_command_line_that_makes_no_sense_is_said_to_be_so() {
         &["promote", "toxicity", "2.0.0", "--expected-revision", "-1"],
         &["shadow", "toxicity", "2.0.0", "--off"],
         &["shadow", "toxicity", "--share", "10%"],
-        // Nothing would be changed, so there would be nothing to try out.
+        // A dry run without a change is rejected.
         &["shadow", "toxicity", "--dry-run"],
         &["status", "--server", "https://127.0.0.1:8002"],
     ];
     for arguments in commands {
-        let (code, said) = run(&mut operator(nobody(), arguments));
-        assert_eq!(code, Some(2), "{arguments:?}: {said}");
+        let (code, stderr) = run(&mut operator(unused_address(), arguments));
+        assert_eq!(code, Some(2), "{arguments:?}: {stderr}");
     }
 }
 
 #[test]
-fn what_is_no_file_is_not_deployed() {
+fn deploy_rejects_paths_that_are_not_files() {
     let folder = artifacts::temporary_folder();
     let pipe = folder.path().join("pipe.wasm");
     artifacts::make_pipe(&pipe);
     for path in [&folder.path().join("nothing.wasm"), &pipe, folder.path()] as [&Path; 3] {
         let path = path.to_str().unwrap();
-        let (code, said) = run(&mut operator(nobody(), &["deploy", path]));
-        assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains(path), "{said}");
+        let (code, stderr) = run(&mut operator(unused_address(), &["deploy", path]));
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains(path), "{stderr}");
     }
 }
 
 #[test]
-fn a_lost_change_is_sent_again_as_the_same_and_then_unknown() {
+fn a_lost_change_is_retried_with_the_same_key() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = listener.local_addr().unwrap();
     let connections = thread::spawn(move || {
         let mut keys = Vec::new();
-        // The last one comes from the test itself.
+        // The last connection is made by the test itself.
         loop {
             let head = head(&listener.accept().unwrap().0);
             match value(&head, "idempotency-key") {
@@ -168,16 +168,16 @@ fn a_lost_change_is_sent_again_as_the_same_and_then_unknown() {
             }
         }
     });
-    let (code, said) = run(&mut operator(server, &["promote", "toxicity", "2.0.0"]));
-    assert_eq!(code, Some(1), "{said}");
+    let (code, stderr) = run(&mut operator(server, &["promote", "toxicity", "2.0.0"]));
+    assert_eq!(code, Some(1), "{stderr}");
     TcpStream::connect(server).unwrap();
     let keys = connections.join().unwrap();
     assert!(keys.len() > 1 && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
-    assert!(said.contains(&format!("--idempotency-key {}", keys[0])), "{said}");
+    assert!(stderr.contains(&format!("--idempotency-key {}", keys[0])), "{stderr}");
 }
 
 #[test]
-fn a_key_goes_to_the_server_that_was_named_and_nowhere_else() {
+fn a_key_is_sent_to_the_named_server_only() {
     let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
     elsewhere.set_nonblocking(true).unwrap();
     let other = format!("http://{}", elsewhere.local_addr().unwrap());
@@ -191,53 +191,53 @@ fn a_key_goes_to_the_server_that_was_named_and_nowhere_else() {
         value(&head, "x-api-key").map(str::to_owned)
     });
     let mut command = operator(server, &["status"]);
-    let (code, said) = run(command.env("http_proxy", &other).env("HTTP_PROXY", &other));
-    assert_eq!(code, Some(1), "{said}");
+    let (code, stderr) = run(command.env("http_proxy", &other).env("HTTP_PROXY", &other));
+    assert_eq!(code, Some(1), "{stderr}");
     assert_eq!(named.join().unwrap().as_deref(), Some(KEY));
-    assert!(elsewhere.accept().is_err(), "somebody else was asked");
+    assert!(elsewhere.accept().is_err(), "a request went to another server");
 }
 
-/// What a command said to a real server, and its exit code.
+/// The output and the exit code of a command against a real server.
 #[derive(Debug)]
-struct Said {
+struct CommandOutput {
     code: Option<i32>,
     output: String,
     errors: String,
 }
 
-impl Said {
+impl CommandOutput {
     fn json(&self) -> Value {
         serde_json::from_str(&self.output).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
     }
 }
 
-/// A command of the operator of this server.
-fn ask(server: &Server, arguments: &[&str]) -> Said {
+/// Runs a command against this server with the demo's admin key.
+fn ask(server: &Server, arguments: &[&str]) -> CommandOutput {
     ask_with(server, DEMO_ADMIN_KEY, arguments)
 }
 
-fn ask_with(server: &Server, key: &str, arguments: &[&str]) -> Said {
+fn ask_with(server: &Server, key: &str, arguments: &[&str]) -> CommandOutput {
     let url = format!("http://{}", server.admin_address());
     let mut command = Command::new(environment::host());
     command.env_clear().env("GUESTHOUSE_ADMIN_KEY", key).args(arguments).args(["--server", &url]);
     let Output { status, stdout, stderr } = command.output().unwrap();
-    let said = Said {
+    let result = CommandOutput {
         code: status.code(),
         output: String::from_utf8(stdout).unwrap(),
         errors: String::from_utf8(stderr).unwrap(),
     };
-    assert!(!format!("{said:?}").contains(key), "a key was shown: {said:?}");
-    said
+    assert!(!format!("{result:?}").contains(key), "the output contains the key: {result:?}");
+    result
 }
 
-/// The same, of which the outcome is known.
-fn expect(server: &Server, code: i32, arguments: &[&str]) -> Said {
-    let said = ask(server, arguments);
-    assert_eq!(said.code, Some(code), "{arguments:?}: {said:?}");
-    said
+/// The same with an expected exit code.
+fn expect(server: &Server, code: i32, arguments: &[&str]) -> CommandOutput {
+    let result = ask(server, arguments);
+    assert_eq!(result.code, Some(code), "{arguments:?}: {result:?}");
+    result
 }
 
-/// A server of the misbehaving guest, and a version that nobody has deployed yet.
+/// A server of the misbehaving guest, and an artifact that is not deployed yet.
 fn server() -> (Server, TempDir, PathBuf) {
     let folder = temporary_folder();
     let first = Misbehave::default().pack(folder.path());
@@ -250,13 +250,13 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn assert_has(said: &Said, words: &[&str]) {
+fn assert_prints(result: &CommandOutput, words: &[&str]) {
     for word in words {
-        assert!(said.output.contains(word), "{word:?} is not in {said:?}");
+        assert!(result.output.contains(word), "{word:?} is not in {result:?}");
     }
 }
 
-/// What was done, the newest first, as often as it was done.
+/// The operations in the history, newest first.
 fn operations(server: &Server) -> Vec<Value> {
     let history = expect(server, 0, &["history", "misbehave", "--json"]).json();
     let entries = history["entries"].as_array().unwrap();
@@ -264,36 +264,36 @@ fn operations(server: &Server) -> Vec<Value> {
 }
 
 #[test]
-fn a_version_is_brought_in_tried_promoted_and_taken_back() {
+fn commands_deploy_canary_promote_and_roll_back() {
     let (server, _folder, next) = server();
     let deployed = expect(&server, 0, &["deploy", text(&next)]);
     for step in ["store", "verify", "contract", "prove", "replay", "publish"] {
-        let told = |line: &str| line.starts_with(step) && line.ends_with(" ms");
-        assert!(deployed.errors.lines().any(told), "{step} is not in {deployed:?}");
+        let is_step = |line: &str| line.starts_with(step) && line.ends_with(" ms");
+        assert!(deployed.errors.lines().any(is_step), "{step} is not in {deployed:?}");
     }
-    assert_has(&deployed, &["misbehave@1.1.0 is deployed (", "1 golden example", "as it did"]);
+    assert_prints(&deployed, &["misbehave@1.1.0 is deployed (", "1 golden example", "as it did"]);
     let status = expect(&server, 0, &["status"]);
-    assert_has(&status, &["stable 1.0.0 100 %", "1.1.0    ready", "1.0.0    ready"]);
+    assert_prints(&status, &["stable 1.0.0 100 %", "1.1.0    ready", "1.0.0    ready"]);
     let canary =
         expect(&server, 0, &["canary", "misbehave", "1.1.0", "--weight", "10%", "--reason", "try"]);
-    assert_has(&canary, &["after   stable 1.0.0 90 %, canary 1.1.0 10 %"]);
-    assert_has(&expect(&server, 0, &["resolve", "misbehave"]), &["1.0.0  split  90 %", "10 %"]);
+    assert_prints(&canary, &["after   stable 1.0.0 90 %, canary 1.1.0 10 %"]);
+    assert_prints(&expect(&server, 0, &["resolve", "misbehave"]), &["1.0.0  split  90 %", "10 %"]);
     let named = expect(&server, 0, &["resolve", "misbehave", "canary"]);
-    assert_has(&named, &["misbehave@1.1.0 would answer (channel)"]);
-    // The place of this caller is published in the README for another model; here, it has one.
+    assert_prints(&named, &["misbehave@1.1.0 would answer (channel)"]);
+    // The key `alice` selects a version by the split.
     let sticky = expect(&server, 0, &["resolve", "misbehave", "--key", "alice"]);
-    assert_has(&sticky, &["would answer (split)"]);
+    assert_prints(&sticky, &["would answer (split)"]);
     let shadow = expect(&server, 0, &["shadow", "misbehave", "1.1.0", "--share", "0.5%"]);
-    assert_has(&shadow, &["shadow 1.1.0 0.5 %"]);
-    assert_has(&expect(&server, 0, &["shadow", "misbehave"]), &["1.1.0", "5000"]);
+    assert_prints(&shadow, &["shadow 1.1.0 0.5 %"]);
+    assert_prints(&expect(&server, 0, &["shadow", "misbehave"]), &["1.1.0", "5000"]);
     let off = expect(&server, 0, &["shadow", "misbehave", "--off"]);
     assert!(!off.output.lines().last().unwrap().contains("shadow"), "{off:?}");
     let promoted = expect(&server, 0, &["promote", "misbehave", "1.1.0"]);
-    assert_has(&promoted, &["Promoted", "after   stable 1.1.0 100 %"]);
+    assert_prints(&promoted, &["Promoted", "after   stable 1.1.0 100 %"]);
     let back = expect(&server, 0, &["rollback", "misbehave"]);
-    assert_has(&back, &["RolledBack", "after   stable 1.0.0 100 %"]);
+    assert_prints(&back, &["RolledBack", "after   stable 1.0.0 100 %"]);
     let gone = expect(&server, 0, &["undeploy", "misbehave", "1.1.0"]);
-    assert_has(&gone, &["Undeployed"]);
+    assert_prints(&gone, &["Undeployed"]);
 
     let history = expect(&server, 0, &["history", "misbehave", "--limit", "7"]);
     let lines: Vec<_> = history.output.lines().collect();
@@ -306,12 +306,12 @@ fn a_version_is_brought_in_tried_promoted_and_taken_back() {
 }
 
 #[test]
-fn programs_get_json_and_nothing_else() {
+fn the_json_flag_prints_only_json() {
     let (server, _folder, next) = server();
     let json = |arguments: &[&str]| {
-        let said = expect(&server, 0, &[arguments, &["--json"]].concat());
-        assert_eq!(said.errors, "", "{arguments:?}");
-        said.json()
+        let result = expect(&server, 0, &[arguments, &["--json"]].concat());
+        assert_eq!(result.errors, "", "{arguments:?}");
+        result.json()
     };
     let deployed = json(&["deploy", text(&next)]);
     assert_eq!(
@@ -334,18 +334,18 @@ fn programs_get_json_and_nothing_else() {
     assert_eq!(json(&["rollback", "misbehave"])["after"]["stable"], "1.0.0");
     assert_eq!(json(&["undeploy", "misbehave", "1.1.0"])["changed"], true);
     assert_eq!(json(&["history", "--limit", "1"])["entries"][0]["operation"], "undeploy");
-    // A refusal, too, is on standard output; what it is for people is beside it.
+    // With `--json`, an error is JSON on standard output too.
     let refused = expect(&server, 3, &["promote", "misbehave", "9.0.0", "--json"]);
     assert_eq!(refused.json()["error_code"], "not_found");
 }
 
 #[test]
-fn scripts_can_tell_what_to_do_by_the_exit_code() {
+fn exit_codes_distinguish_errors_from_conflicts() {
     let (server, folder, next) = server();
     let junk = folder.path().join("junk.wasm");
     fs::write(&junk, "no artifact").unwrap();
     let patch = Misbehave { version: "1.0.1", ..Misbehave::default() }.pack(folder.path());
-    doctor(&patch, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+    replace_bytes(&patch, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
 
     let refused: [(&[&str], &str); 6] = [
         (&["status", "nothing"], "not_found"),
@@ -356,10 +356,13 @@ fn scripts_can_tell_what_to_do_by_the_exit_code() {
         (&["deploy", text(&patch)], "contract_violation"),
     ];
     for (arguments, code) in refused {
-        let said = expect(&server, 3, arguments);
-        assert!(said.errors.contains(code) && said.output.is_empty(), "{arguments:?}: {said:?}");
+        let result = expect(&server, 3, arguments);
+        assert!(
+            result.errors.contains(code) && result.output.is_empty(),
+            "{arguments:?}: {result:?}"
+        );
     }
-    let stranger = ask_with(&server, "a-key-that-nobody-has", &["status"]);
+    let stranger = ask_with(&server, "an-unknown-key", &["status"]);
     assert_eq!(stranger.code, Some(3), "{stranger:?}");
     assert!(stranger.errors.contains("unauthorized"), "{stranger:?}");
     let contract = expect(&server, 3, &["deploy", text(&patch)]);
@@ -368,16 +371,16 @@ fn scripts_can_tell_what_to_do_by_the_exit_code() {
     expect(&server, 4, &["rollback", "misbehave"]);
     expect(&server, 4, &["canary", "misbehave", "1.0.0", "--weight", "10%"]);
     expect(&server, 0, &["deploy", text(&next), "--promote"]);
-    // Downwards; what serves, and what a rollback goes back to.
+    // A downgrade, the stable version, and the version that a rollback would need.
     expect(&server, 4, &["promote", "misbehave", "1.0.0"]);
     expect(&server, 4, &["undeploy", "misbehave", "1.1.0"]);
     expect(&server, 4, &["undeploy", "misbehave", "1.0.0"]);
-    doctor(&next, r#""done": "echo""#, r#""done": "ohce""#);
+    replace_bytes(&next, r#""done": "echo""#, r#""done": "ohce""#);
     // The same version with other bytes.
     expect(&server, 4, &["deploy", text(&next)]);
     expect(&server, 2, &["canary", "misbehave", "1.1.0"]);
 
-    // A server that was there a moment ago.
+    // The server has stopped.
     let url = format!("http://{}", server.admin_address());
     assert!(server.stop().0.success());
     let mut command = Command::new(environment::host());
@@ -387,7 +390,7 @@ fn scripts_can_tell_what_to_do_by_the_exit_code() {
 }
 
 #[test]
-fn a_dry_run_says_what_would_be_and_changes_nothing() {
+fn a_dry_run_shows_the_outcome_and_changes_nothing() {
     let (server, folder, next) = server();
     expect(&server, 0, &["deploy", text(&next)]);
     let later = Misbehave { version: "1.2.0", ..Misbehave::default() }.pack(folder.path());
@@ -402,18 +405,18 @@ fn a_dry_run_says_what_would_be_and_changes_nothing() {
         (&["undeploy", "misbehave", "1.1.0"], &["Undeployed"]),
     ];
     for (arguments, words) in trials {
-        let said = expect(&server, 0, &[arguments, &["--dry-run"]].concat());
-        assert_has(&said, words);
-        assert_has(&said, &["a dry run"]);
+        let result = expect(&server, 0, &[arguments, &["--dry-run"]].concat());
+        assert_prints(&result, words);
+        assert_prints(&result, &["a dry run"]);
         assert_eq!(expect(&server, 0, &["status", "--json"]).json(), before, "{arguments:?}");
     }
-    // What would be refused is refused.
+    // A dry run of an invalid change fails.
     expect(&server, 4, &["rollback", "misbehave", "--dry-run"]);
     assert_eq!(operations(&server), history);
 }
 
 #[test]
-fn who_has_not_seen_the_last_change_changes_nothing() {
+fn an_outdated_expected_revision_is_a_conflict() {
     let (server, _folder, next) = server();
     let revision = || {
         let model = expect(&server, 0, &["status", "misbehave", "--json"]).json();
@@ -436,7 +439,7 @@ fn who_has_not_seen_the_last_change_changes_nothing() {
 }
 
 #[test]
-fn what_is_asked_twice_with_one_key_is_done_once() {
+fn repeating_an_idempotency_key_changes_once() {
     const NOTE: &str = "this was done before with the same idempotency key";
     let (server, _folder, next) = server();
     let twice = |arguments: &[&str], key: &str| {
@@ -450,7 +453,7 @@ fn what_is_asked_twice_with_one_key_is_done_once() {
     };
     twice(&["deploy", text(&next)], "deploy-1");
     twice(&["promote", "misbehave", "1.1.0"], "promote-1");
-    // An answer of before is no change of now.
+    // A replayed response changes nothing.
     twice(&["rollback", "misbehave"], "rollback-1");
     let again = ["promote", "misbehave", "1.1.0", "--idempotency-key", "promote-1"];
     assert!(expect(&server, 0, &again).errors.contains(NOTE));
@@ -463,29 +466,29 @@ fn what_is_asked_twice_with_one_key_is_done_once() {
 }
 
 #[test]
-fn a_reason_is_kept_as_it_is_and_shown_as_text() {
+fn a_reason_is_stored_verbatim_and_shown_escaped() {
     const REASON: &str = "x\x1b]0;y\x07\nerror: forged \u{202e}z";
     let (server, _folder, next) = server();
     expect(&server, 0, &["deploy", text(&next), "--reason", REASON]);
     let people = expect(&server, 0, &["history", "misbehave", "--limit", "1"]);
     let programs = expect(&server, 0, &["history", "misbehave", "--limit", "1", "--json"]);
-    for said in [&people, &programs] {
-        assert!(said.output.contains("error: forged"), "{said:?}");
-        assert!(!said.output.contains(['\x1b', '\x07', '\u{202e}']), "{said:?}");
+    for result in [&people, &programs] {
+        assert!(result.output.contains("error: forged"), "{result:?}");
+        assert!(!result.output.contains(['\x1b', '\x07', '\u{202e}']), "{result:?}");
     }
     assert_eq!(people.output.lines().count(), 1);
     assert_eq!(programs.json()["entries"][0]["reason"], REASON);
 }
 
 #[test]
-fn a_version_that_was_refused_is_shown_with_the_reason() {
+fn status_shows_why_a_version_failed() {
     let folder = temporary_folder();
     let patch = Misbehave { version: "1.0.1", ..Misbehave::default() }.pack(folder.path());
-    doctor(&patch, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+    replace_bytes(&patch, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
     let artifacts = vec![Misbehave::default().pack(folder.path()), patch];
     let server = Server::start(&Setup { artifacts, ..Setup::default() });
     for arguments in [&["status"][..], &["status", "misbehave"]] {
         let status = expect(&server, 0, arguments);
-        assert_has(&status, &["1.0.1    failed", "failed at contract", "stable 1.0.0 100 %"]);
+        assert_prints(&status, &["1.0.1    failed", "failed at contract", "stable 1.0.0 100 %"]);
     }
 }

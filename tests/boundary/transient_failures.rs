@@ -1,8 +1,8 @@
 use std::fs;
 use std::path::Path;
 
-use guesthouse_tests::artifacts::{Misbehave, doctor, temporary_folder};
-use guesthouse_tests::client::{self, Answer, DEMO_ADMIN_KEY};
+use guesthouse_tests::artifacts::{Misbehave, replace_bytes, temporary_folder};
+use guesthouse_tests::client::{self, DEMO_ADMIN_KEY, HttpResponse};
 use guesthouse_tests::grpc::RepositoryModelLoadRequest;
 use guesthouse_tests::{Server, Setup};
 use rustix::process::Signal;
@@ -11,7 +11,7 @@ use tonic::Status;
 
 use crate::grpc;
 
-/// A server that has to compile the misbehaving guest.
+/// A setup in which the server has to compile the misbehaving guest.
 fn setup(folder: &Path) -> Setup {
     let artifacts = vec![Misbehave::default().pack(folder)];
     Setup { artifacts, state: Some(folder.join("state")), ..Setup::default() }
@@ -25,26 +25,26 @@ fn failures(server: &Server) -> Vec<Value> {
     server.lines().into_iter().filter(is_failure).collect()
 }
 
-/// Wait for that many failures.
+/// Waits until that many failures are logged, and returns the last of them.
 fn wait_for_failures(server: &Server, number: usize) -> Value {
-    server.until("failures", |server| failures(server).len() >= number);
+    server.eventually("the failures are logged", |server| failures(server).len() >= number);
     failures(server).swap_remove(number - 1)
 }
 
-fn predict(server: &Server) -> Answer {
+fn predict(server: &Server) -> HttpResponse {
     server.post("/models/misbehave/predict", &json!({"action": "echo"}))
 }
 
 fn wait_until_served(server: &Server) {
-    server.until("the model", |server| predict(server).status == 200);
+    server.eventually("the model predicts", |server| predict(server).status == 200);
 }
 
-/// What operators are shown of the only version.
-fn shown(server: &Server) -> Value {
+/// The admin API's description of the only version.
+fn version_status(server: &Server) -> Value {
     server.model("misbehave")["versions"][0].clone()
 }
 
-fn load(server: &Server, model: &str) -> Answer {
+fn load(server: &Server, model: &str) -> HttpResponse {
     let url = server.url(&format!("/v2/repository/models/{model}/load"));
     client::send("POST", &url, &[("X-API-Key", DEMO_ADMIN_KEY)], b"{}")
 }
@@ -59,8 +59,9 @@ fn load_by_grpc(server: &Server, model: &str) -> Result<(), Status> {
     })
 }
 
-/// What is said of a compilation that was killed blames no limit, and when it is tried again.
-fn assert_says_killed(line: &Value, signal: i32) {
+/// Asserts that the failure of a killed compiler names the signal, blames no limit, and announces a
+/// retry.
+fn assert_reports_signal(line: &Value, signal: i32) {
     let reason = line["reason"].as_str().unwrap();
     assert_eq!(line["step"], "preinit", "{line}");
     assert!(reason.contains(&format!("signal {signal}")), "{line}");
@@ -69,44 +70,44 @@ fn assert_says_killed(line: &Value, signal: i32) {
 }
 
 #[test]
-fn a_compilation_that_was_killed_from_outside_is_tried_again() {
+fn a_killed_compiler_is_restarted() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     let server = Server::start_loading(&setup);
     for (number, signal) in [(1, Signal::KILL), (2, Signal::TERM)] {
         server.kill_compiler(signal);
-        assert_says_killed(&wait_for_failures(&server, number), signal.as_raw());
+        assert_reports_signal(&wait_for_failures(&server, number), signal.as_raw());
     }
     wait_until_served(&server);
-    assert_eq!(shown(&server)["retry_in_seconds"], Value::Null);
+    assert_eq!(version_status(&server)["retry_in_seconds"], Value::Null);
     assert!(server.stop().0.success());
 
-    // What is deployed already needs no file for that.
+    // A version that is deployed already is compiled again without a file in the folder.
     setup.artifacts.clear();
     fs::remove_dir_all(folder.path().join("state/compiled")).unwrap();
     let server = Server::start_loading(&setup);
     server.kill_compiler(Signal::KILL);
-    assert_says_killed(&wait_for_failures(&server, 1), 9);
+    assert_reports_signal(&wait_for_failures(&server, 1), 9);
     wait_until_served(&server);
-    assert_eq!(shown(&server)["state"], "ready");
+    assert_eq!(version_status(&server)["state"], "ready");
 }
 
-/// Kill compilations until the next attempt is some seconds away.
-fn fail_for_long(server: &Server) {
+/// Kills compilers until the next attempt is at least five seconds away.
+fn fail_until_backoff(server: &Server) {
     for number in 1.. {
         server.kill_compiler(Signal::KILL);
         wait_for_failures(server, number);
-        let shown = shown(server);
-        // It may be on its way again.
-        if shown["retry_in_seconds"].as_u64().is_some_and(|seconds| seconds >= 5) {
-            assert_eq!(shown["failed_step"], "preinit", "{shown}");
+        let version_status = version_status(server);
+        // The next attempt may be running already.
+        if version_status["retry_in_seconds"].as_u64().is_some_and(|seconds| seconds >= 5) {
+            assert_eq!(version_status["failed_step"], "preinit", "{version_status}");
             break;
         }
     }
 }
 
 #[test]
-fn load_tries_again_what_failed_by_accident() {
+fn load_by_name_retries_after_a_killed_compiler() {
     let folder = temporary_folder();
     let by_rest = |server: &Server| load(server, "misbehave").status == 200;
     let by_grpc = |server: &Server| load_by_grpc(server, "misbehave").is_ok();
@@ -114,32 +115,32 @@ fn load_tries_again_what_failed_by_accident() {
     for (name, load) in [("rest", &by_rest as Load), ("grpc", &by_grpc)] {
         let state = Some(folder.path().join(name));
         let server = Server::start_loading(&Setup { state, ..setup(folder.path()) });
-        fail_for_long(&server);
+        fail_until_backoff(&server);
         assert!(load(&server), "{name}: {:#?}", server.lines());
         assert_eq!(predict(&server).status, 200, "{name}");
     }
 }
 
 #[test]
-fn deploying_again_tries_again_what_failed_by_accident() {
+fn deploying_again_retries_after_a_killed_compiler() {
     let folder = temporary_folder();
     let setup = setup(folder.path());
     let server = Server::start_loading(&setup);
-    fail_for_long(&server);
+    fail_until_backoff(&server);
     assert_eq!(server.deploy(&setup.artifacts[0])["state"], "done");
-    server.until("1.0.0", |server| shown(server)["state"] == "ready");
+    server.eventually("1.0.0 is ready", |server| version_status(server)["state"] == "ready");
 }
 
 #[test]
-fn what_is_wrong_with_an_artifact_is_not_tried_again() {
+fn a_broken_artifact_is_not_retried() {
     let folder = temporary_folder();
     let setup = setup(folder.path());
-    doctor(&setup.artifacts[0], r#""init":"well""#, r#""init":"fail""#);
+    replace_bytes(&setup.artifacts[0], r#""init":"well""#, r#""init":"fail""#);
     let server = Server::start_loading(&setup);
     let line = wait_for_failures(&server, 1);
     assert_eq!((&line["step"], &line["retry_in_seconds"]), (&json!("preinit"), &Value::Null));
-    assert_eq!(shown(&server)["retry_in_seconds"], Value::Null);
-    // Unless somebody wants it to be, who is told what is wrong with it.
+    assert_eq!(version_status(&server)["retry_in_seconds"], Value::Null);
+    // An explicit request tries again and returns the reason.
     let refused = load(&server, "misbehave");
     assert_eq!(refused.status, 422, "{refused:?}");
     wait_for_failures(&server, 2);
@@ -148,7 +149,7 @@ fn what_is_wrong_with_an_artifact_is_not_tried_again() {
 }
 
 #[test]
-fn a_state_folder_that_cannot_be_written_to_for_a_while_costs_no_version() {
+fn an_unwritable_state_folder_delays_deployments_only() {
     let folder = temporary_folder();
     let config = "[limits]\nrepository_seconds = 1\n".to_owned();
     let server = Server::start(&Setup { config, ..setup(folder.path()) });
@@ -158,7 +159,7 @@ fn a_state_folder_that_cannot_be_written_to_for_a_while_costs_no_version() {
         });
     };
     let is_refused = |line: &Value| line["level"] == "ERROR" && line["step"] == "store";
-    // First the compiled form cannot be kept, then the artifact itself.
+    // First the compiled code cannot be stored, then the artifact itself.
     for (name, version) in [("compiled", "1.1.0"), ("artifacts", "1.2.0")] {
         let (path, away) = (folder.path().join("state").join(name), folder.path().join("away"));
         let next = Misbehave { version, ..Misbehave::default() }.pack(folder.path());
@@ -173,13 +174,15 @@ fn a_state_folder_that_cannot_be_written_to_for_a_while_costs_no_version() {
 }
 
 #[test]
-fn load_finds_a_file_that_was_just_copied() {
+fn load_by_name_finds_a_newly_copied_file() {
     let folder = temporary_folder();
-    // It looks at its folder once, and not again within the test.
+    // The folder is read once at the start, and not again during the test.
     let config = "[limits]\nrepository_seconds = 3600\n".to_owned();
     let state = Some(folder.path().join("state"));
     let server = Server::start_loading(&Setup { config, state, ..Setup::default() });
-    server.wait_for("the folder", |line| line["message"] == "repository folder read");
+    server.wait_for("the repository folder being read", |line| {
+        line["message"] == "repository folder read"
+    });
     let pack = |version| Misbehave { version, ..Misbehave::default() }.pack(folder.path());
     assert_eq!(load(&server, "misbehave").status, 404);
     let whole = fs::read(pack("1.0.0")).unwrap();
@@ -191,7 +194,7 @@ fn load_finds_a_file_that_was_just_copied() {
     assert_eq!(loaded.status, 200, "{loaded:?}");
     assert_eq!(predict(&server).body["model_version"], "1.0.0");
 
-    // Another version of it is there to be asked for, and moves nothing.
+    // Another version is loaded, and changes no routing.
     fs::rename(pack("1.1.0"), server.repository().join("next.wasm")).unwrap();
     load_by_grpc(&server, "misbehave").unwrap();
     let pinned =

@@ -9,7 +9,7 @@ use guesthouse_tests::{Server, Setup};
 use serde_json::{Value, json};
 
 /// One small model, and a state folder that outlives its servers.
-fn lasting(folder: &Path) -> Setup {
+fn setup(folder: &Path) -> Setup {
     let artifacts = vec![Misbehave::default().pack(folder)];
     Setup { artifacts, state: Some(folder.join("state")), ..Setup::default() }
 }
@@ -27,8 +27,8 @@ fn create_key(server: &Server, name: &str) -> (String, String) {
     (text(&answer.body["key"]["id"]), text(&answer.body["secret"]))
 }
 
-/// A state folder whose last change was to revoke this key.
-fn revoked_last(setup: &Setup) -> String {
+/// Makes a state folder whose last change was the revocation of the returned key.
+fn make_state_with_revoked_key(setup: &Setup) -> String {
     let server = Server::start(setup);
     let (id, secret) = create_key(&server, "ann");
     assert_eq!(ask(&server, &secret), 200);
@@ -47,8 +47,8 @@ fn accept(setup: &Setup) -> Setup {
     }
 }
 
-fn assert_is_refused(setup: &Setup) {
-    let why = Server::refusal(setup);
+fn assert_start_fails(setup: &Setup) {
+    let why = Server::startup_failure(setup);
     assert!(why.contains("--accept-ledger-loss"), "{why}");
 }
 
@@ -59,16 +59,16 @@ fn last_operations(server: &Server) -> Vec<String> {
 }
 
 #[test]
-fn a_flipped_bit_never_brings_a_revoked_key_back() {
+fn a_flipped_bit_never_restores_a_revoked_key() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
-    let secret = revoked_last(&setup);
+    let setup = setup(folder.path());
+    let secret = make_state_with_revoked_key(&setup);
     let state = folder.path().join("state");
     let files = ["ledger.redb", "ledger.head"].map(|name| state.join(name));
     let whole = files.clone().map(|path| fs::read(path).unwrap());
     let (mut refused, mut served) = (0, 0);
     for (file, bytes) in files.iter().zip(&whole) {
-        // The header with the two commit slots, and places all over the file.
+        // The header with both commit slots, and bits spread over the whole file.
         let header = [9, 64, 72, 88, 136, 192, 200, 216, 264].map(|byte| byte * 8);
         let spread = (0..16).map(|place| place * bytes.len() * 8 / 16 + place * 7);
         for bit in header.into_iter().chain(spread) {
@@ -79,7 +79,7 @@ fn a_flipped_bit_never_brings_a_revoked_key_back() {
             match Server::try_start(&setup) {
                 None => {
                     refused += 1;
-                    assert_eq!(&fs::read(file).unwrap(), &rotten, "a refused file is left alone");
+                    assert_eq!(&fs::read(file).unwrap(), &rotten, "a rejected file was changed");
                 }
                 Some(server) => {
                     served += 1;
@@ -93,32 +93,32 @@ fn a_flipped_bit_never_brings_a_revoked_key_back() {
 }
 
 #[test]
-fn a_lost_ledger_is_missed_until_its_loss_is_accepted() {
+fn a_lost_ledger_is_rejected_until_accepted() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
-    let secret = revoked_last(&setup);
+    let setup = setup(folder.path());
+    let secret = make_state_with_revoked_key(&setup);
     let path = folder.path().join("state/ledger.redb");
     let whole = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
-    assert_is_refused(&setup);
+    assert_start_fails(&setup);
     fs::write(&path, b"").unwrap();
-    assert_is_refused(&setup);
+    assert_start_fails(&setup);
     fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-    assert_is_refused(&setup);
+    assert_start_fails(&setup);
     let server = Server::start(&accept(&setup));
     assert_eq!(ask(&server, &secret), 401);
     assert!(last_operations(&server).contains(&"accept_ledger_loss".to_owned()));
     let (_, other) = create_key(&server, "bob");
     assert!(server.stop().0.success());
-    // From then on, it starts as ever.
+    // From then on, the server starts without the flag.
     let server = Server::start(&setup);
     assert_eq!((ask(&server, &secret), ask(&server, &other)), (401, 200));
 }
 
 #[test]
-fn an_old_copy_of_the_ledger_is_no_ledger() {
+fn an_outdated_ledger_is_rejected_until_accepted() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
+    let setup = setup(folder.path());
     let path = folder.path().join("state/ledger.redb");
     let server = Server::start(&setup);
     let (id, secret) = create_key(&server, "ann");
@@ -128,12 +128,12 @@ fn an_old_copy_of_the_ledger_is_no_ledger() {
     assert_eq!(server.admin("DELETE", &format!("keys/{id}"), &Value::Null).status, 200);
     assert!(server.stop().0.success());
     fs::write(&path, &old).unwrap();
-    assert_is_refused(&setup);
-    // The head is not enough: without it, nobody knows.
+    assert_start_fails(&setup);
+    // Without the head file, the server cannot tell and refuses too.
     let head = folder.path().join("state/ledger.head");
     let noted = fs::read(&head).unwrap();
     fs::remove_file(&head).unwrap();
-    assert_is_refused(&setup);
+    assert_start_fails(&setup);
     fs::write(&head, noted).unwrap();
     let server = Server::start(&accept(&setup));
     assert_eq!(ask(&server, &secret), 401);
@@ -152,21 +152,21 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 #[test]
-fn what_a_volumes_group_may_do_is_said_with_the_command_that_mends_it() {
+fn group_writable_state_is_rejected_with_a_chmod_command() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
+    let setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
     let state = folder.path().join("state");
     for name in ["ledger.redb", "ledger.head"] {
         assert_eq!(mode(&state.join(name)), 0o600, "{name}");
     }
-    // As Kubernetes does it.
+    // The modes that Kubernetes sets for a volume with an `fsGroup`.
     let folders = [state.clone(), state.join("artifacts"), state.join("compiled")];
     folders.iter().for_each(|path| set_mode(path, 0o2770));
     for name in ["key", "ledger.redb"] {
         set_mode(&state.join(name), 0o660);
     }
-    let why = Server::refusal(&setup);
+    let why = Server::startup_failure(&setup);
     let paths: Vec<_> = folders.iter().cloned().chain([state.join("key")]).collect();
     let command: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
     let command = format!("chmod go-rwx {}", command.join(" "));
@@ -176,7 +176,7 @@ fn what_a_volumes_group_may_do_is_said_with_the_command_that_mends_it() {
     assert_eq!(mode(&state.join("ledger.redb")), 0o600);
 }
 
-/// A library that has the clock show another time, for programs that are started with it.
+/// Builds a library that, when preloaded, makes the clock show another time.
 fn clock_library(folder: &Path, seconds: i64) -> PathBuf {
     let source = folder.join("clock.c");
     let code = format!(
@@ -194,24 +194,24 @@ fn clock_library(folder: &Path, seconds: i64) -> PathBuf {
 }
 
 #[test]
-fn a_clock_that_cannot_be_right_is_an_error_and_no_panic() {
+fn an_implausible_clock_is_an_error_not_a_panic() {
     let folder = temporary_folder();
     let setup = |seconds| {
         let library = clock_library(folder.path(), seconds).display().to_string();
-        Setup { environment: vec![("LD_PRELOAD".to_owned(), library)], ..lasting(folder.path()) }
+        Setup { environment: vec![("LD_PRELOAD".to_owned(), library)], ..setup(folder.path()) }
     };
     for seconds in [-1, -86_400 * 365 * 20, 253_402_300_800] {
-        let why = Server::refusal(&setup(seconds));
+        let why = Server::startup_failure(&setup(seconds));
         assert!(why.contains("clock") && !why.contains("panicked"), "{seconds}: {why}");
     }
-    // The first hour of 1970 is what a machine without a battery shows.
+    // A machine without a battery-backed clock starts in the first hour of 1970.
     let server = Server::start(&setup(3600));
     let answer = server.post("/predict", &json!({"action": "echo"}));
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// Make an artifact one of the contract before.
-fn age(path: &Path) {
+/// Rewrites an artifact so that it names the previous version of the guest contract.
+fn use_previous_contract(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
     let (from, to) = (b"@0.2.0", b"@0.1.0");
     let places: Vec<_> = (0..bytes.len() - from.len())
@@ -228,14 +228,14 @@ fn age(path: &Path) {
 }
 
 #[test]
-fn the_demonstration_leaves_a_state_folder_of_another_contract_alone() {
+fn the_demo_keeps_the_state_of_another_contract() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
+    let setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
     let state = folder.path().join("state");
     let kept: Vec<_> = fs::read_dir(state.join("artifacts")).unwrap().collect();
     assert_eq!(kept.len(), 1);
-    kept.iter().for_each(|entry| age(&entry.as_ref().unwrap().path()));
+    kept.iter().for_each(|entry| use_previous_contract(&entry.as_ref().unwrap().path()));
     let ledger = fs::read(state.join("ledger.head")).unwrap();
     for _start in 0..2 {
         let server = Server::start(&setup);

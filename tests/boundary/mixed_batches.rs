@@ -1,37 +1,36 @@
-//! Requests of all kinds that arrive in any order get what each of them would get alone: whatever it was
-//! that they shared a call of the guest with.
+//! Requests of all kinds that arrive in random order get the same responses as alone, whichever
+//! requests they share a batch with.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
-use guesthouse_tests::{Answer, Server, Setup};
+use guesthouse_tests::{HttpResponse, Server, Setup};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 
-/// Elements of a row of `simple` and `simple_string`.
+/// The number of elements in a row of `simple` and `simple_string`.
 const SIZE: usize = 16;
 
-/// How many rounds of requests there are.
+/// The number of rounds.
 const ROUNDS: u32 = 12;
 
-/// A request, and with it the one right answer.
+/// A request whose only correct response is known.
 #[derive(Debug, Clone)]
-enum Asked {
-    /// Rows of two arrays, and which outputs go back in which order.
+enum TestRequest {
+    /// Rows of two arrays, with the requested outputs in their order.
     Simple { rows: Vec<[i32; 2]>, outputs: Vec<&'static str>, id: Option<String> },
-    /// Rows of texts, of which some are no numbers.
+    /// Rows of texts, some of which are not numbers.
     Texts { rows: Vec<Option<i32>> },
     /// A row of any length.
     Sum { numbers: Vec<i16> },
-    /// A row of the guest that misbehaves.
+    /// A row for the misbehaving guest.
     Act { action: &'static str },
 }
 
-fn asked() -> impl Strategy<Value = Asked> {
+fn test_request() -> impl Strategy<Value = TestRequest> {
     let outputs = prop::sample::select(vec![
         vec![],
         vec!["OUTPUT0"],
@@ -41,18 +40,18 @@ fn asked() -> impl Strategy<Value = Asked> {
     ]);
     let id = prop::option::of("[a-z]{1,8}");
     let simple = (vec(any::<[i32; 2]>(), 1..5), outputs, id)
-        .prop_map(|(rows, outputs, id)| Asked::Simple { rows, outputs, id });
+        .prop_map(|(rows, outputs, id)| TestRequest::Simple { rows, outputs, id });
     let number = prop::option::weighted(0.9, -1_000_000..1_000_000);
-    let texts = vec(number, 1..4).prop_map(|rows| Asked::Texts { rows });
-    let sum = vec(any::<i16>(), 0..80).prop_map(|numbers| Asked::Sum { numbers });
-    // Mostly good: a guest that does nothing but break down is not asked for a while.
+    let texts = vec(number, 1..4).prop_map(|rows| TestRequest::Texts { rows });
+    let sum = vec(any::<i16>(), 0..80).prop_map(|numbers| TestRequest::Sum { numbers });
+    // Mostly successes: a version that only fails is suspended.
     let actions = ["echo", "echo", "echo", "echo", "echo", "echo", "panic", "fail", "reject"];
-    let act = prop::sample::select(actions.to_vec()).prop_map(|action| Asked::Act { action });
+    let act = prop::sample::select(actions.to_vec()).prop_map(|action| TestRequest::Act { action });
     prop_oneof![3 => simple, 2 => texts, 2 => sum, 2 => act]
 }
 
-impl Asked {
-    fn send(&self, server: &Server) -> Answer {
+impl TestRequest {
+    fn send(&self, server: &Server) -> HttpResponse {
         let tensor = |name: &str, datatype: &str, rows: usize, size: usize, data: Value| json!({"name": name, "datatype": datatype, "shape": [rows, size], "data": data});
         let infer =
             |model: &str, body: &Value| server.post(&format!("/v2/models/{model}/infer"), body);
@@ -93,8 +92,8 @@ impl Asked {
         }
     }
 
-    /// Whether that is the right answer.
-    fn check(&self, answer: &Answer) {
+    /// Asserts that the response is the correct one.
+    fn assert_correct(&self, answer: &HttpResponse) {
         let outputs = || {
             assert_eq!(answer.status, 200, "{self:?} {answer:?}");
             let outputs = answer.body["outputs"].as_array().unwrap().iter();
@@ -137,7 +136,7 @@ impl Asked {
                 );
             }
             Self::Sum { numbers } => {
-                // Whole numbers of this size have an exact sum.
+                // Integers of this size have an exact sum as floats.
                 let sum: i32 = numbers.iter().map(|number| i32::from(*number)).sum();
                 let right = json!([f64::from(sum)]);
                 assert!(
@@ -157,7 +156,7 @@ impl Asked {
     }
 }
 
-/// How many calls of the guest of `simple` there were.
+/// How many guest calls `simple` had.
 fn calls(server: &Server) -> f64 {
     let metrics = server.metrics();
     let is_it = |line: &&str| {
@@ -168,11 +167,11 @@ fn calls(server: &Server) -> f64 {
 }
 
 #[test]
-fn whoever_meets_whomever_gets_the_answer_that_is_its_own() {
+fn mixed_batches_give_each_request_its_own_result() {
     let folder = temporary_folder();
     let mut setup = Setup::fixtures(folder.path(), &["simple", "simple_string", "row_sum"]);
     setup.artifacts.push(Misbehave::default().pack(folder.path()));
-    // With as much time, nobody is refused for what others wait. Guests wait a little for company.
+    // A time limit that no queueing delay reaches, and a delay in which batches fill.
     setup.config = setup.config.replace("[limits]\n", "[limits]\npredict_milliseconds = 30_000\n");
     for model in ["simple", "simple_string", "row_sum", "misbehave"] {
         setup.config +=
@@ -185,20 +184,22 @@ fn whoever_meets_whomever_gets_the_answer_that_is_its_own() {
         max_shrink_iters: 50,
         ..Config::default()
     });
-    let round = vec((asked(), 0_u64..5), 1..24);
+    let round = vec((test_request(), 0_u32..50), 1..24);
     let simple = AtomicUsize::new(0);
     let outcome = runner.run(&round, |round| {
-        let of_simple = round.iter().filter(|(asked, _)| matches!(asked, Asked::Simple { .. }));
+        let of_simple = round
+            .iter()
+            .filter(|(test_request, _)| matches!(test_request, TestRequest::Simple { .. }));
         simple.fetch_add(of_simple.count(), Ordering::Relaxed);
-        let ask = |(asked, delay): &(Asked, u64)| {
-            // Not all at once, and not in their order.
-            thread::park_timeout(Duration::from_millis(*delay));
-            asked.send(&server)
+        let ask = |(test_request, delay): &(TestRequest, u32)| {
+            // Yielding a different number of times randomizes the order of arrival.
+            (0..*delay).for_each(|_| thread::yield_now());
+            test_request.send(&server)
         };
         thread::scope(|scope| {
             let asking: Vec<_> = round.iter().map(|each| scope.spawn(|| ask(each))).collect();
-            for (asking, (asked, _)) in asking.into_iter().zip(&round) {
-                asked.check(&asking.join().unwrap());
+            for (asking, (test_request, _)) in asking.into_iter().zip(&round) {
+                test_request.assert_correct(&asking.join().unwrap());
             }
         });
         Ok(())
@@ -207,5 +208,5 @@ fn whoever_meets_whomever_gets_the_answer_that_is_its_own() {
         panic!("{error}");
     }
     let (calls, requests) = (calls(&server), simple.load(Ordering::Relaxed) as f64);
-    assert!(calls > 0.0 && calls < requests, "{requests} have not met: {calls} calls");
+    assert!(calls > 0.0 && calls < requests, "{requests} requests took {calls} calls");
 }

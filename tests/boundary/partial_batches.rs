@@ -1,20 +1,20 @@
 use guesthouse_tests::artifacts::temporary_folder;
-use guesthouse_tests::{Answer, Server, Setup};
+use guesthouse_tests::{HttpResponse, Server, Setup};
 use serde_json::{Value, json};
 
 const PARTIAL: &str = "/v1/batch_predict?partial=true";
 
-fn results(answer: &Answer, status: u16) -> Vec<Value> {
+fn results(answer: &HttpResponse, status: u16) -> Vec<Value> {
     assert_eq!(answer.status, status, "{answer:?}");
     answer.body["results"].as_array().unwrap().clone()
 }
 
-fn is(answer: &Answer) -> (u16, Option<&str>) {
+fn is(answer: &HttpResponse) -> (u16, Option<&str>) {
     (answer.status, answer.error_code())
 }
 
 #[test]
-fn rows_that_are_wrong_cost_the_others_nothing() {
+fn invalid_rows_do_not_affect_valid_ones() {
     let server = Server::start(&Setup::toxicity());
     let texts: Vec<_> = (0..200).map(|number| json!(format!("You are nice {number}"))).collect();
     let whole = server.post(PARTIAL, &json!({ "texts": texts }));
@@ -35,7 +35,7 @@ fn rows_that_are_wrong_cost_the_others_nothing() {
             7 | 63 | 199 => "malformed_request",
             _ => {
                 assert_eq!(result["label"], wanted[row]["label"], "{row}");
-                // Batches are cut elsewhere, so sums may differ in their last bit.
+                // Batches are split at other rows, so sums may differ in their last bit.
                 let score = |value: &Value| value["score"].as_f64().unwrap();
                 assert!((score(result) - score(&wanted[row])).abs() < 1e-6, "{row}");
                 continue;
@@ -50,12 +50,12 @@ fn rows_that_are_wrong_cost_the_others_nothing() {
         );
     }
     assert_eq!(answer.body["model_version"], "1.0.0");
-    let line = server.wait_for("its line", |line| line["status"] == 207);
+    let line = server.wait_for("the log line", |line| line["status"] == 207);
     assert_eq!(line["rows"], 200);
 }
 
 #[test]
-fn elements_that_are_no_objects_are_rows_too() {
+fn instances_that_are_not_objects_fail_as_rows() {
     let server = Server::start(&Setup::toxicity());
     let instances = json!([1, {"text": "You are nice"}, {}, {"text": "a", "other": 1}, null]);
     let body = json!({ "instances": instances });
@@ -67,7 +67,7 @@ fn elements_that_are_no_objects_are_rows_too() {
 }
 
 #[test]
-fn a_request_without_a_good_row_is_refused_as_a_whole() {
+fn a_batch_without_a_valid_row_is_rejected() {
     let server = Server::start(&Setup::toxicity());
     let ask = |body: Value| server.post(PARTIAL, &body);
     let answer = ask(json!({"texts": [1, null]}));
@@ -79,7 +79,7 @@ fn a_request_without_a_good_row_is_refused_as_a_whole() {
     assert_eq!(is(&answer), (422, Some("unacceptable_input")));
     assert_eq!(answer.body["details"].as_array().unwrap().len(), 20);
     assert_eq!(is(&ask(json!({"instances": [1, 2]}))), (400, Some("malformed_request")));
-    // What holds the rows is no row.
+    // These errors concern the whole request.
     for (body, status) in [
         (json!({"texts": []}), 400),
         (json!({"texts": "a"}), 400),
@@ -93,7 +93,7 @@ fn a_request_without_a_good_row_is_refused_as_a_whole() {
 }
 
 #[test]
-fn the_query_says_that_and_nothing_else() {
+fn only_the_partial_query_parameter_is_accepted() {
     let server = Server::start(&Setup::toxicity());
     let (batch, single) = (json!({"texts": ["", "a"]}), json!({"text": "a"}));
     for (query, status) in
@@ -114,7 +114,7 @@ fn the_query_says_that_and_nothing_else() {
 }
 
 #[test]
-fn rows_that_the_guest_rejects_fail_alone() {
+fn rows_that_the_guest_rejects_fail_individually() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::misbehave(folder.path(), 20_000));
     let ask = |actions: &[&str]| {
@@ -132,7 +132,7 @@ fn rows_that_the_guest_rejects_fail_alone() {
         }
     }
     assert_eq!(is(&ask(&["reject", "reject"])), (422, Some("unacceptable_input")));
-    // What breaks the guest breaks the request.
+    // A trap of the guest fails the whole request.
     assert_eq!(is(&ask(&["echo", "trap"])), (500, Some("model_failure")));
     server.assert_healthy();
 }
