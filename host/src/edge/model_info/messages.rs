@@ -11,7 +11,7 @@ use crate::version::ServableVersion;
 use crate::version::statistics::{StatisticsTaken, TimesTaken};
 
 /// What runs every model here.
-pub(super) const PLATFORM: &str = "guesthouse_wasm";
+const PLATFORM: &str = "guesthouse_wasm";
 
 /// The same, as configurations name it.
 const BACKEND: &str = "guesthouse";
