@@ -249,7 +249,7 @@ impl<'a> PredictRequest<'a> {
             route,
             caller: admitted.caller,
             deadline: admitted.deadline,
-            told: account.told(),
+            timer: account.timer(),
             urgency: inputs.urgency,
             compared: Vec::new(),
         };

@@ -13,9 +13,9 @@ use super::codec::{Inputs, Outputs, PartialRows};
 use super::error::{ApiError, Detail, ErrorCode};
 use crate::inference::{Inference, Urgency, Work};
 use crate::model::Tensor;
-use crate::observe::trace::{Stage, Told};
 use crate::router::Route;
 use crate::shadow::{Batch, Comparison};
+use crate::stages::{Stage, StageTimer};
 use crate::version::CallerId;
 
 /// How often the rest of a batch runs again. Guests report all rows that they reject at once, so once is
@@ -28,7 +28,7 @@ pub(super) struct Runner<'a> {
     pub(super) route: &'a Route,
     pub(super) caller: CallerId,
     pub(super) deadline: Instant,
-    pub(super) told: Told,
+    pub(super) timer: StageTimer,
     pub(super) urgency: Urgency,
     /// The calls that a shadow is to run as well.
     pub(super) compared: Vec<Batch>,
@@ -124,9 +124,9 @@ impl Runner<'_> {
     /// One call of the guest.
     async fn call(&mut self, inputs: Arc<Vec<Tensor>>) -> Result<Vec<Tensor>, ApiError> {
         let compared = self.route.shadow.as_ref().map(|_| Arc::clone(&inputs));
-        let (version, told) = (Arc::clone(&self.route.version), self.told.clone());
+        let (version, timer) = (Arc::clone(&self.route.version), self.timer.clone());
         let (caller, deadline, urgency) = (self.caller, self.deadline, self.urgency);
-        let work = Work { version, caller, inputs, deadline, told, urgency };
+        let work = Work { version, caller, inputs, deadline, timer, urgency };
         let outputs = self.inference.predict(work).await?;
         if let Some(inputs) = compared {
             self.compared.push(Batch { inputs, outputs: outputs.clone() });
@@ -137,7 +137,7 @@ impl Runner<'_> {
     /// Record how long the answer took to encode, which began at `begin`.
     pub(super) fn encoded(&self, begin: Instant) {
         let (version, now) = (&self.route.version, Instant::now());
-        self.told.went_through(Stage::Encode, begin, now, &version.measured().encode);
+        self.timer.record(Stage::Encode, begin, now, &version.measured().encode);
         version.statistics().outputs_converted(now.saturating_duration_since(begin));
     }
 
