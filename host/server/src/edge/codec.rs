@@ -20,8 +20,8 @@ use super::body::RequestBody;
 use super::error::{ApiError, ErrorCode};
 use super::observe::RequestId;
 use crate::config::Limits;
-use guesthouse_runtime::inference::Urgency;
 use guesthouse_model::{Signature, Tensor};
+use guesthouse_runtime::inference::Urgency;
 use guesthouse_runtime::version::ServableVersion;
 
 /// How many bytes of a body are JSON, where tensors follow: of requests and of answers.

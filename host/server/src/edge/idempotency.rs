@@ -16,8 +16,8 @@ use sha2::{Digest as _, Sha256};
 use super::codec::{Encoded, FieldValue};
 use super::error::{ApiError, ErrorCode};
 use crate::config::AnswerLimits;
-use guesthouse_model::VersionId;
 use guesthouse_control::router::Reason;
+use guesthouse_model::VersionId;
 
 /// The header that names a request.
 pub(crate) const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");

@@ -17,17 +17,17 @@ pub(in crate::edge) use self::messages::{
     ConfigInput, ConfigOutput, Duration, IndexEntry, ModelConfig, ModelMetadata, ModelStatistics,
     ServerMetadata, TensorMetadata,
 };
-use guesthouse_control::control::{Ask, Control, ControlError};
 use crate::edge::Edge;
 use crate::edge::access;
 use crate::edge::codec::tensors::{Parameter, Parameters, in_protocol_words, named};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
 use crate::edge::pages::Scope;
+use guesthouse_control::control::{Ask, Control, ControlError};
 use guesthouse_control::ledger::Author;
-use guesthouse_model::{ModelName, Selector};
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_control::router::{self, RouteError};
+use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::ServableVersion;
 
 /// What works here beyond the protocol itself. Load tools switch features on by these.

@@ -26,12 +26,12 @@ use super::run::Runner;
 use super::target::{self, Target};
 use super::{Edge, Policy, request_headers};
 use crate::config::Sticky;
-use guesthouse_control::keys::Caller;
-use guesthouse_model::{ModelName, Selector};
 use crate::observe::capture::Captured;
+use guesthouse_control::keys::Caller;
 use guesthouse_control::registry::Snapshot;
 use guesthouse_control::rollout::WHOLE;
 use guesthouse_control::router::{self, Draw, Role, Route, RouteError};
+use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::CallerId;
 use guesthouse_runtime::version::admission::{Admitted, Class, Knock};
 

@@ -13,8 +13,8 @@ use super::codec::rest::RestCodec;
 use super::pipeline::predict_over_http;
 use super::target::{Target, default_target, major_target, target};
 use super::{Edge, Policy, Shared};
-use guesthouse_model::Selector;
 use guesthouse_control::registry::Snapshot;
+use guesthouse_model::Selector;
 
 /// The endpoints whose paths end in `name`.
 pub(super) fn endpoints(name: &str, multiplicity: Multiplicity) -> Router<Arc<Edge>> {

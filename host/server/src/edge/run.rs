@@ -11,10 +11,10 @@ use std::time::Instant;
 use super::Policy;
 use super::codec::{Inputs, Outputs, PartialRows};
 use super::error::{ApiError, Detail, ErrorCode};
-use guesthouse_runtime::inference::{Inference, Urgency, Work};
-use guesthouse_model::Tensor;
 use guesthouse_control::router::Route;
 use guesthouse_control::shadow::{Batch, Comparison};
+use guesthouse_model::Tensor;
+use guesthouse_runtime::inference::{Inference, Urgency, Work};
 use guesthouse_runtime::stages::{Stage, StageTimer};
 use guesthouse_runtime::version::CallerId;
 

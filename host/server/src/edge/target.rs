@@ -1,9 +1,9 @@
 //! The model and the version that a path, a header or a message names.
 
 use super::error::{ApiError, ErrorCode};
-use guesthouse_model::{Channel, ModelName, Selector};
 use guesthouse_control::registry::Snapshot;
 use guesthouse_control::router::RouteError;
+use guesthouse_model::{Channel, ModelName, Selector};
 
 /// The model and the version that a request asks for, or why it asks for nothing.
 pub(crate) type Target = Result<(ModelName, Selector), ApiError>;

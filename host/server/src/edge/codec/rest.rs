@@ -23,9 +23,9 @@ use crate::edge::body::RequestBody;
 use crate::edge::error::ApiError;
 use crate::edge::observe::RequestId;
 use crate::edge::query;
-use guesthouse_runtime::inference::Urgency;
 use guesthouse_model::Signature;
 use guesthouse_model::record::{Fitting, decode, decode_fitting, encode};
+use guesthouse_runtime::inference::Urgency;
 use guesthouse_runtime::version::ServableVersion;
 
 /// The query of a batch.

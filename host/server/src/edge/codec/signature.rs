@@ -10,10 +10,10 @@ use crate::edge::body::RequestBody;
 use crate::edge::error::{ApiError, Detail, ErrorCode};
 use crate::edge::grpc::services::Offered;
 use crate::edge::observe::RequestId;
-use guesthouse_runtime::inference::Urgency;
-use guesthouse_model::{Datatype, Signature, Tensor, bytes_elements};
-use guesthouse_model::record::conform;
 use crate::typed::{self, ReadError, Service, TooLarge};
+use guesthouse_model::record::conform;
+use guesthouse_model::{Datatype, Signature, Tensor, bytes_elements};
+use guesthouse_runtime::inference::Urgency;
 use guesthouse_runtime::version::ServableVersion;
 
 /// A message of `Predict`, `PredictStream` or `BatchPredict`.

@@ -11,9 +11,9 @@ use super::{FieldValue, Inputs};
 use crate::config::Limits;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::target::{Target, target};
-use guesthouse_runtime::inference::Urgency;
-use guesthouse_model::{Datatype, Signature, Tensor};
 use guesthouse_model::record::{ConformError, conform};
+use guesthouse_model::{Datatype, Signature, Tensor};
+use guesthouse_runtime::inference::Urgency;
 
 /// The most parameters of a request, of a tensor and of an output: each is a few dozen bytes, and no
 /// client sends more than ten.

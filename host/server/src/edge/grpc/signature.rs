@@ -24,9 +24,9 @@ use crate::edge::codec::signature::SignatureCodec;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::pages::Scope;
 use crate::edge::pipeline::{RequestHead, predict};
-use guesthouse_model::ModelName;
-use guesthouse_control::registry::Snapshot;
 use crate::typed;
+use guesthouse_control::registry::Snapshot;
+use guesthouse_model::ModelName;
 
 /// What a service does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

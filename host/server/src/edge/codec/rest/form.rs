@@ -17,8 +17,8 @@ use crate::edge::codec::Multiplicity;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::json::{self, Refusal};
 use crate::edge::observe::RequestId;
-use guesthouse_model::{Datatype, Field, Signature};
 use guesthouse_model::record::{Given, Row};
+use guesthouse_model::{Datatype, Field, Signature};
 
 /// The longest boundary, by RFC 2046.
 const MAX_BOUNDARY: usize = 70;
