@@ -33,7 +33,7 @@ use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
 use crate::edge::observe::{Account, Around};
 use crate::edge::{
-    Edge, access, media_type, metrics_at, observed, predict, query, refused as error,
+    Edge, access, media_type, metrics_at, observed, query, refused as error, target,
 };
 use guesthouse_control::control::{Answer, Ask, Control};
 use guesthouse_control::keys::Caller;
@@ -341,7 +341,7 @@ async fn read_json<T: DeserializeOwned>(
 
 /// What is not a name is the name of nothing.
 fn model_name(text: &str) -> Result<ModelName, ApiError> {
-    predict::target(text, None).map(|(model, _)| model)
+    target::target(text, None).map(|(model, _)| model)
 }
 
 /// A model that is not there.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
-use super::predict::target;
+use super::target::target;
 use super::{Edge, Shared, query};
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_control::rollout::WHOLE;

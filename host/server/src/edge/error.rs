@@ -26,6 +26,7 @@
 //! | `deadline_exceeded` | 504 | DEADLINE_EXCEEDED | no answer in time |
 //! | `insufficient_storage` | 507 | RESOURCE_EXHAUSTED | the disk is full |
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
@@ -41,6 +42,9 @@ use guesthouse_runtime::guest::{Fault, MAX_REJECTIONS};
 use guesthouse_runtime::inference::PredictError;
 use guesthouse_runtime::version::BreakerRefusal;
 use guesthouse_runtime::version::admission::ShedReason;
+
+/// The most details of a request of which every row failed.
+const MAX_DETAILS: usize = 20;
 
 /// What an error is, for callers. The words are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,12 +211,15 @@ pub(crate) struct ApiError {
     pub(crate) violations: Vec<SignatureChange>,
     /// When the caller may come back, in seconds, if the code is one that says so.
     pub(crate) retry_seconds: u64,
+    /// Whether there is no such model, which some protocols have their own words for.
+    pub(crate) is_unknown_model: bool,
 }
 
 impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let (details, violations, retry_seconds) = (Vec::new(), Vec::new(), 1);
-        Self { code, message: message.into(), details, violations, retry_seconds }
+        let message = message.into();
+        Self { code, message, details, violations, retry_seconds, is_unknown_model: false }
     }
 
     pub(crate) fn malformed(message: impl Into<String>) -> Self {
@@ -225,6 +232,11 @@ impl ApiError {
 
     pub(crate) fn method_not_allowed() -> Self {
         Self::new(ErrorCode::MethodNotAllowed, "this endpoint does not take this method")
+    }
+
+    /// For a gRPC method that there is not.
+    pub(super) fn no_such_method() -> Self {
+        Self::new(ErrorCode::MethodNotAllowed, "there is no such method")
     }
 
     pub(crate) fn not_ready() -> Self {
@@ -266,7 +278,7 @@ impl ApiError {
         if status.is_client_error() {
             Some(Self::malformed("the request is malformed"))
         } else if status.is_server_error() {
-            Some(Self::new(ErrorCode::Internal, "the server failed on this request"))
+            Some(Self::internal())
         } else {
             None
         }
@@ -277,6 +289,26 @@ impl ApiError {
             format!("row {}: `{}` {}", first.row, first.field, first.reason)
         });
         Self { details, ..Self::new(code, message) }
+    }
+
+    /// A bug of the host.
+    pub(crate) fn internal() -> Self {
+        Self::new(ErrorCode::Internal, "the server failed on this request")
+    }
+
+    /// The error of a request of which every row failed by itself.
+    pub(super) fn all_rows_failed(failed: &BTreeMap<usize, Self>) -> Self {
+        let all = |code| failed.values().all(|error| error.code == code);
+        let code = [ErrorCode::MalformedRequest, ErrorCode::ModelFailure]
+            .into_iter()
+            .find(|code| all(*code))
+            .unwrap_or(ErrorCode::UnacceptableInput);
+        let details = failed.values().flat_map(|error| error.details.iter().cloned());
+        let details: Vec<Detail> = details.take(MAX_DETAILS).collect();
+        match (details.is_empty(), failed.values().next()) {
+            (true, Some(first)) => Self::new(code, first.message.clone()),
+            _ => Self::with_details(code, details),
+        }
     }
 
     /// The same error, told of the rows of a request rather than of a batch.
@@ -375,7 +407,10 @@ impl From<TooManyValues> for ApiError {
 impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> Self {
         match error {
-            RouteError::UnknownModel => Self::new(ErrorCode::NotFound, "there is no such model"),
+            RouteError::UnknownModel => {
+                let error = Self::new(ErrorCode::NotFound, "there is no such model");
+                Self { is_unknown_model: true, ..error }
+            }
             RouteError::NoSuchVersion => {
                 Self::new(ErrorCode::NotFound, "the model has no version that matches")
             }
@@ -439,9 +474,7 @@ impl From<PredictError> for ApiError {
             PredictError::Guest(
                 Fault::Failed(_) | Fault::Trap { .. } | Fault::OutOfMemory | Fault::BadOutput(_),
             ) => Self::new(ErrorCode::ModelFailure, "the model failed on this request"),
-            PredictError::Guest(Fault::Host(_)) => {
-                Self::new(ErrorCode::Internal, "the server failed on this request")
-            }
+            PredictError::Guest(Fault::Host(_)) => Self::internal(),
         }
     }
 }

@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 
-use crate::edge::Edge;
 use crate::typed::{CompatibleRange, ModelService};
-use guesthouse_control::registry::{Registry, Snapshot, VersionState};
+use guesthouse_control::registry::{Snapshot, VersionState};
 use guesthouse_model::ModelName;
 use guesthouse_runtime::version::ServableVersion;
 
@@ -25,7 +24,7 @@ pub struct Services {
 
 /// The services of one snapshot.
 #[derive(Default)]
-pub(crate) struct Known {
+pub(in crate::edge) struct Known {
     /// Whose they are. It is not kept alive, because that would keep versions loaded.
     snapshot: Weak<Snapshot>,
     by_name: BTreeMap<String, Arc<Offered>>,
@@ -34,33 +33,36 @@ pub(crate) struct Known {
 }
 
 /// A service, and what it stands for.
-pub(crate) struct Offered {
-    pub(crate) model: ModelName,
-    pub(crate) class: CompatibleRange,
-    pub(crate) service: ModelService,
+pub(in crate::edge) struct Offered {
+    pub(in crate::edge) model: ModelName,
+    pub(in crate::edge) class: CompatibleRange,
+    pub(in crate::edge) service: ModelService,
     /// The version from whose signature it is made.
     made_of: u64,
 }
 
 impl Services {
     /// The service of that name, if what is loaded has it.
-    pub(crate) fn find(&self, edge: &Edge, name: &str) -> Option<Arc<Offered>> {
-        self.known(&edge.registry).by_name.get(name).map(Arc::clone)
+    pub(in crate::edge) fn find(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        name: &str,
+    ) -> Option<Arc<Offered>> {
+        self.known(snapshot).by_name.get(name).map(Arc::clone)
     }
 
-    /// The services of what is loaded now.
-    pub(crate) fn known(&self, registry: &Registry) -> Arc<Known> {
-        let snapshot = Arc::clone(&registry.snapshot());
+    /// The services of what is loaded.
+    pub(in crate::edge) fn known(&self, snapshot: &Arc<Snapshot>) -> Arc<Known> {
         let known = self.known.load();
-        if known.is_of(&snapshot) {
+        if known.is_of(snapshot) {
             return Arc::clone(&known);
         }
         let _desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.known.load();
-        if before.is_of(&snapshot) {
+        if before.is_of(snapshot) {
             return Arc::clone(&before);
         }
-        let now = Arc::new(Known::new(&snapshot, &before));
+        let now = Arc::new(Known::new(snapshot, &before));
         self.known.store(Arc::clone(&now));
         now
     }
@@ -121,7 +123,7 @@ impl Known {
     }
 
     /// All of them, by their names.
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Offered>> {
+    pub(in crate::edge) fn all(&self) -> impl Iterator<Item = &Arc<Offered>> {
         self.by_name.values()
     }
 }

@@ -5,17 +5,16 @@
 
 use std::borrow::Cow;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue};
 
 use super::elements;
 use super::reader::{JsonError, Read, Reader};
+use crate::edge::codec::JSON_LENGTH_HEADER;
+use crate::edge::codec::tensors::{
+    MAX_PARAMETERS, Parameter, Parameters, RequestedOutput, TensorRequest,
+};
 use crate::edge::error::ApiError;
-use crate::edge::infer::{InferRequest, MAX_PARAMETERS, Parameter, Parameters, RequestedOutput};
 use guesthouse_model::{Datatype, Tensor};
-
-/// How many bytes of a body are JSON, where tensors follow.
-pub(super) const LENGTH_HEADER: HeaderName =
-    HeaderName::from_static("inference-header-content-length");
 
 /// The most inputs and the most outputs of a request: as many as a signature may have.
 const MAX_TENSORS: usize = 1024;
@@ -29,7 +28,7 @@ const MAX_SHOWN: usize = 64;
 /// A request as it came by REST.
 #[derive(Debug, PartialEq)]
 pub(super) struct RestRequest {
-    pub(super) request: InferRequest,
+    pub(super) request: TensorRequest,
     /// Whether outputs of which nothing is said go back in their raw form.
     pub(super) binary_outputs: bool,
 }
@@ -48,7 +47,7 @@ pub(super) enum Layout {
 impl Layout {
     /// By the header of a request.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
-        let mut values = headers.get_all(LENGTH_HEADER).iter();
+        let mut values = headers.get_all(JSON_LENGTH_HEADER).iter();
         let length = match (values.next(), values.next()) {
             (None, _) => return Ok(Self::Json),
             (Some(length), None) => number_of(length),
@@ -116,8 +115,43 @@ pub(super) fn parse(body: &[u8], layout: Layout) -> Result<RestRequest, ApiError
     let binary_outputs = flag(&parameters, "binary_data_output")?;
     let inputs = with_tensors(inputs.unwrap_or_default(), tensors)?;
     let outputs = outputs.unwrap_or_default();
-    let request = InferRequest { id, parameters, inputs, outputs };
+    let request = TensorRequest { id, parameters, inputs, outputs };
     Ok(RestRequest { request, binary_outputs })
+}
+
+/// Whether a request for the index of the model repository is for models that are ready only.
+pub(in crate::edge) fn parse_only_ready(body: &[u8]) -> Result<bool, ApiError> {
+    let mut only_ready = None;
+    fields(body, |reader, field| match field {
+        "ready" => once(reader, &mut only_ready, |reader| reader.boolean()),
+        _ => reader.skip(),
+    })?;
+    Ok(only_ready.unwrap_or(false))
+}
+
+/// The parameters of a request to load or to unload a model.
+pub(in crate::edge) fn parse_parameters(body: &[u8]) -> Result<Parameters, ApiError> {
+    let mut given = None;
+    fields(body, |reader, field| match field {
+        "parameters" => once(reader, &mut given, parameters),
+        _ => reader.skip(),
+    })?;
+    Ok(given.unwrap_or_default())
+}
+
+/// The fields of an object, or nothing in an empty body.
+fn fields(
+    body: &[u8],
+    field: impl FnMut(&mut Reader<'_>, &str) -> Read<()>,
+) -> Result<(), ApiError> {
+    let text =
+        str::from_utf8(body).map_err(|_error| ApiError::malformed("the JSON is not UTF-8"))?;
+    if text.trim_ascii().is_empty() {
+        return Ok(());
+    }
+    let mut reader = Reader::new(text);
+    reader.object(field)?;
+    Ok(reader.end()?)
 }
 
 /// Whether a parameter is there and true.

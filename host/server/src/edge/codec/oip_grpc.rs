@@ -4,16 +4,24 @@
 //! ones and some the others, and each leaves alone what it does not read. The request's parameter
 //! `binary_data_output` says otherwise. FP16 and BF16 have raw contents only.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
+use prost::Message as _;
 use prost::bytes::Bytes;
 
-use super::pb;
-use crate::edge::error::ApiError;
-use crate::edge::infer::{
-    InferRequest, Inferred, MAX_PARAMETERS, Parameter, Parameters, RequestedOutput,
+use super::tensors::{
+    MAX_PARAMETERS, Parameter, Parameters, RequestedOutput, TensorRequest, WantedOutputs,
 };
-use guesthouse_model::{Datatype, Tensor, bytes_elements};
+use super::{Codec, Encoded, FieldValue, Inputs, Outputs};
+use crate::config::Limits;
+use crate::edge::body::RequestBody;
+use crate::edge::error::ApiError;
+use crate::edge::grpc::pb;
+use crate::edge::idempotency::KEY_FIELD;
+use crate::edge::observe::RequestId;
+use guesthouse_model::{Datatype, Signature, Tensor, VersionId, bytes_elements};
+use guesthouse_runtime::version::ServableVersion;
 use pb::infer_parameter::ParameterChoice;
 use pb::model_infer_request::InferInputTensor;
 use pb::model_infer_response::InferOutputTensor;
@@ -23,7 +31,7 @@ const MAX_SHOWN: usize = 64;
 
 /// In which form outputs go back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Contents {
+enum Contents {
     Raw,
     Typed,
     Both,
@@ -34,20 +42,92 @@ pub(super) enum Contents {
 const WANTS_MARK: &str = "triton_enable_empty_final_response";
 const MARK: &str = "triton_final_response";
 
-/// Whether the caller of a stream asks for that.
-pub(super) fn wants_last_marked(message: &pb::ModelInferRequest) -> bool {
-    let value = message.parameters.get(WANTS_MARK).and_then(|it| it.parameter_choice.as_ref());
-    matches!(value, Some(ParameterChoice::BoolParam(true)))
+/// One `ModelInferRequest`.
+pub(in crate::edge) struct OipGrpcCodec {
+    /// Taken when it is parsed.
+    message: pb::ModelInferRequest,
+    /// The message as it is written by this server, if the request has an idempotency key. Clients write
+    /// maps in any order.
+    canonical: Option<Vec<u8>>,
+    request: TensorRequest,
+    id: Option<String>,
+    wanted: WantedOutputs,
+    contents: Contents,
+    marks_last: bool,
 }
 
-/// Mark an answer as the last.
-pub(super) fn mark_last(answer: &mut pb::ModelInferResponse) {
-    let value = pb::InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
-    answer.parameters.insert(MARK.to_owned(), value);
+impl OipGrpcCodec {
+    /// Of a message, whose metadata has an idempotency key or not.
+    pub(in crate::edge) fn new(message: pb::ModelInferRequest, has_key: bool) -> Self {
+        let has_key = has_key || message.parameters.contains_key(KEY_FIELD);
+        let canonical = has_key.then(|| message.encode_to_vec());
+        let (request, wanted) = (TensorRequest::default(), WantedOutputs::default());
+        let (id, contents, marks_last) = (None, Contents::Both, false);
+        Self { message, canonical, request, id, wanted, contents, marks_last }
+    }
+
+    /// Mark the answer as the last one of its request, if the caller of a stream asks for that.
+    pub(in crate::edge) fn mark_last(self) -> Self {
+        let wanted = self.message.parameters.get(WANTS_MARK);
+        let value = wanted.and_then(|wanted| wanted.parameter_choice.as_ref());
+        let marks_last = matches!(value, Some(ParameterChoice::BoolParam(true)));
+        Self { marks_last, ..self }
+    }
+}
+
+impl Codec for OipGrpcCodec {
+    fn is_batch(&self) -> bool {
+        false
+    }
+
+    fn context(&self) -> String {
+        "Open Inference gRPC".to_owned()
+    }
+
+    fn canonical<'a>(&'a self, body: &'a [u8]) -> Cow<'a, [u8]> {
+        Cow::Borrowed(self.canonical.as_deref().unwrap_or(body))
+    }
+
+    fn parse(&mut self, _: &RequestBody, _: &Limits, _: &mut RequestId) -> Result<(), ApiError> {
+        (self.request, self.contents) = read(std::mem::take(&mut self.message))?;
+        Ok(())
+    }
+
+    fn field(&self, name: &str) -> Option<FieldValue> {
+        self.request.field(name)
+    }
+
+    fn take_field(&mut self, name: &str, _: &Signature) -> Option<FieldValue> {
+        self.request.take_field(name)
+    }
+
+    fn decode(&mut self, signature: &Signature, limits: &Limits) -> Result<Inputs, ApiError> {
+        let mut request = std::mem::take(&mut self.request);
+        self.id = request.id.take();
+        let (inputs, wanted) = request.decode(signature, limits)?;
+        self.wanted = wanted;
+        Ok(inputs)
+    }
+
+    fn encode(
+        self,
+        version: &ServableVersion,
+        outputs: Outputs,
+        _request_id: &str,
+    ) -> Result<Encoded, ApiError> {
+        let outputs = self.wanted.take(outputs.into_tensors()?);
+        let mut answer = write(version.id(), self.id, outputs, self.contents);
+        if self.marks_last {
+            let value =
+                pb::InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
+            answer.parameters.insert(MARK.to_owned(), value);
+        }
+        Ok(Encoded::message(answer.encode_to_vec()))
+    }
 }
 
 /// Bytes that a message holds.
-pub(super) fn size(message: &pb::ModelInferRequest) -> usize {
+pub(in crate::edge) fn size(message: &pb::ModelInferRequest) -> usize {
     let raw: usize = message.raw_input_contents.iter().map(Bytes::len).sum();
     let contents = message.inputs.iter().filter_map(|input| input.contents.as_ref());
     let typed = contents.map(|contents| {
@@ -66,7 +146,7 @@ pub(super) fn size(message: &pb::ModelInferRequest) -> usize {
 }
 
 /// What a message asks for, and in which form.
-pub(super) fn read(message: pb::ModelInferRequest) -> Result<(InferRequest, Contents), ApiError> {
+fn read(message: pb::ModelInferRequest) -> Result<(TensorRequest, Contents), ApiError> {
     let pb::ModelInferRequest { id, parameters, inputs, outputs, raw_input_contents: raw, .. } =
         message;
     let mut parameters = self::parameters(parameters)?;
@@ -93,12 +173,10 @@ pub(super) fn read(message: pb::ModelInferRequest) -> Result<(InferRequest, Cont
     });
     let outputs = outputs.collect::<Result<_, ApiError>>()?;
     let id = Some(id).filter(|id| !id.is_empty());
-    Ok((InferRequest { id, parameters, inputs, outputs }, contents))
+    Ok((TensorRequest { id, parameters, inputs, outputs }, contents))
 }
 
-pub(super) fn parameters(
-    given: HashMap<String, pb::InferParameter>,
-) -> Result<Parameters, ApiError> {
+fn parameters(given: BTreeMap<String, pb::InferParameter>) -> Result<Parameters, ApiError> {
     if given.len() > MAX_PARAMETERS {
         return Err(ApiError::malformed(format!("there are over {MAX_PARAMETERS} parameters")));
     }
@@ -198,10 +276,13 @@ fn raw(datatype: Datatype, contents: pb::InferTensorContents) -> Result<Vec<u8>,
     }
 }
 
-/// What is answered.
-pub(super) fn write(inferred: &mut Inferred, contents: Contents) -> pb::ModelInferResponse {
+fn write(
+    version: &VersionId,
+    id: Option<String>,
+    outputs: Vec<Tensor>,
+    contents: Contents,
+) -> pb::ModelInferResponse {
     let has_raw_only = |tensor: &Tensor| matches!(tensor.datatype, Datatype::Fp16 | Datatype::Bf16);
-    let outputs = std::mem::take(&mut inferred.outputs);
     // One that has no other form makes all of them raw.
     let contents = if outputs.iter().any(has_raw_only) { Contents::Raw } else { contents };
     let (mut tensors, mut raw) = (Vec::with_capacity(outputs.len()), Vec::new());
@@ -214,7 +295,7 @@ pub(super) fn write(inferred: &mut Inferred, contents: Contents) -> pb::ModelInf
             name,
             datatype: datatype.as_str().to_owned(),
             shape: shape.collect(),
-            parameters: HashMap::new(),
+            parameters: BTreeMap::new(),
             contents: typed,
         });
         if contents != Contents::Typed {
@@ -222,10 +303,10 @@ pub(super) fn write(inferred: &mut Inferred, contents: Contents) -> pb::ModelInf
         }
     }
     pb::ModelInferResponse {
-        model_name: inferred.version.name.to_string(),
-        model_version: inferred.version.version.to_string(),
-        id: inferred.id.take().unwrap_or_default(),
-        parameters: HashMap::new(),
+        model_name: version.name.to_string(),
+        model_version: version.version.to_string(),
+        id: id.unwrap_or_default(),
+        parameters: BTreeMap::new(),
         outputs: tensors,
         raw_output_contents: raw,
     }

@@ -1,36 +1,30 @@
-//! Inference as the Open Inference Protocol has it, whether it comes by REST or by gRPC: tensors with
-//! names in, those that are asked for out.
+//! Requests of the Open Inference Protocol without their envelope: named tensors in, those that are asked
+//! for out.
 //!
-//! What the two do not share is how tensors are written, and how errors are told. Facts of the protocol:
+//! REST and gRPC share this; what they do not share is how tensors are written. Facts of the protocol:
 //! <https://github.com/kserve/open-inference-protocol> and the documentation of Triton's extensions.
 
-pub(super) mod about;
-
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::call::{Call, Called};
-use super::error::{ApiError, ErrorCode};
-use super::observe::Account;
-use super::passage::Passage;
-use super::predict::{Target, target};
-use super::{Edge, Policy};
-use guesthouse_control::router::Route;
-use guesthouse_control::shadow::Comparison;
+use super::{FieldValue, Inputs};
+use crate::config::Limits;
+use crate::edge::error::{ApiError, ErrorCode};
+use crate::edge::target::{Target, target};
 use guesthouse_model::record::{TensorInputError, validate_tensors};
-use guesthouse_model::{Datatype, Signature, Tensor, VersionId};
+use guesthouse_model::{Datatype, Signature, Tensor};
 use guesthouse_runtime::inference::QueueOptions;
 
 /// The most parameters of a request, of a tensor and of an output: each is a few dozen bytes, and no
 /// client sends more than ten.
-pub(super) const MAX_PARAMETERS: usize = 64;
+pub(in crate::edge) const MAX_PARAMETERS: usize = 64;
 
 /// The most elements that a classification takes of a row.
 const MAX_CLASSES: u64 = 1000;
 
 /// A parameter of a request, of a tensor or of an output.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Parameter {
+pub(in crate::edge) enum Parameter {
     Bool(bool),
     Int(i64),
     Uint(u64),
@@ -38,7 +32,7 @@ pub(super) enum Parameter {
     Text(String),
 }
 
-pub(super) type Parameters = BTreeMap<String, Parameter>;
+pub(in crate::edge) type Parameters = BTreeMap<String, Parameter>;
 
 /// An output that is asked for.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,9 +41,9 @@ pub(super) struct RequestedOutput {
     pub(super) parameters: Parameters,
 }
 
-/// A request, out of its envelope: tensors in their raw form.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct InferRequest {
+/// A request without its envelope: tensors in their raw form.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct TensorRequest {
     /// Comes back in the answer.
     pub(super) id: Option<String>,
     pub(super) parameters: Parameters,
@@ -58,84 +52,51 @@ pub(super) struct InferRequest {
     pub(super) outputs: Vec<RequestedOutput>,
 }
 
-/// An answer, without its envelope.
-pub(super) struct Inferred {
-    pub(super) id: Option<String>,
-    pub(super) version: VersionId,
-    /// Those that were asked for, in that order.
-    pub(super) outputs: Vec<Tensor>,
-    route: Route,
-    called: Called,
-}
-
 /// What a request names: an empty version stands for none, a bare number for a major.
-pub(super) fn named(model: &str, version: &str) -> Target {
+pub(in crate::edge) fn named(model: &str, version: &str) -> Target {
     target(model, Some(version).filter(|version| !version.is_empty()))
 }
 
 /// The error in the words that the protocol's clients look for.
-pub(super) fn in_protocol_words(mut error: ApiError, edge: &Edge, model: &str) -> ApiError {
-    let is_known = || {
-        let snapshot = edge.registry.snapshot();
-        snapshot.models.keys().any(|name| name.as_str() == model)
-    };
-    if error.code == ErrorCode::NotFound && !is_known() {
+pub(in crate::edge) fn in_protocol_words(mut error: ApiError, model: &str) -> ApiError {
+    if error.is_unknown_model {
         let model: String = model.chars().take(64).collect();
         error.message = format!("Request for unknown model: '{model}' is not found");
     }
     error
 }
 
-/// Run what has been read of a request, which was complete at that time.
-pub(super) async fn infer(
-    passage: &mut Passage<'_>,
-    request: InferRequest,
-    complete: Instant,
-    account: &mut Account,
-) -> Result<Inferred, ApiError> {
-    infer_with(passage, request, complete, account, |_, _| Ok(())).await
-}
-
-/// The same for a request that can only be made whole, or be refused, with the version's signature.
-pub(super) async fn infer_with(
-    passage: &mut Passage<'_>,
-    mut request: InferRequest,
-    complete: Instant,
-    account: &mut Account,
-    prepare: impl FnOnce(&Signature, &mut InferRequest) -> Result<(), ApiError>,
-) -> Result<Inferred, ApiError> {
-    let urgency = urgency(&request.parameters)?;
-    if let (true, Some(field)) = (passage.is_told_by_body(), passage.field()) {
-        passage.tell(sticky_key(field, &request.parameters)?.as_deref());
-    }
-    let entered = passage.enter(complete, account)?;
-    let signature = entered.route.version.signature();
-    prepare(signature, &mut request)?;
-    let InferRequest { id, parameters: _, inputs, outputs: wanted } = request;
-    let wanted = Wanted::of(signature, wanted)?;
-    let inputs = validate_tensors(signature, inputs)?;
-    let rows = rows_of(&inputs, passage.policy.limits.batch_rows)?;
-    account.rows = rows;
-    entered.route.version.statistics().record_input_conversion(complete.elapsed());
-    passage.count(&entered.route);
-    let mut call = Call::new(passage, &entered, account.timer());
-    call.urgency = urgency;
-    let outputs = call.run_tensors(inputs, rows).await?;
-    let called = call.over();
-    let outputs = wanted.take(outputs);
-    let route = entered.route.clone();
-    Ok(Inferred { id, version: route.version.id().clone(), outputs, route, called })
-}
-
-impl Inferred {
-    /// What is to be compared with another version's answer, once this one is on its way.
-    pub(super) fn comparison(&mut self, policy: &Policy, request_id: &str) -> Option<Comparison> {
-        self.called.comparison(&self.route, policy, request_id)
+impl TensorRequest {
+    /// The value of a parameter of the request.
+    pub(super) fn field(&self, name: &str) -> Option<FieldValue> {
+        self.parameters.get(name).map(field_value)
     }
 
-    /// The answer has been written, which began then.
-    pub(super) fn encoded(&self, begin: Instant) {
-        self.called.encoded(&self.route, begin);
+    /// The same; the parameter is taken away.
+    pub(super) fn take_field(&mut self, name: &str) -> Option<FieldValue> {
+        self.parameters.remove(name).as_ref().map(field_value)
+    }
+
+    /// The inputs in the order of the signature, and which outputs are asked for.
+    pub(super) fn decode(
+        self,
+        signature: &Signature,
+        limits: &Limits,
+    ) -> Result<(Inputs, WantedOutputs), ApiError> {
+        let urgency = urgency(&self.parameters)?;
+        let wanted = WantedOutputs::new(signature, self.outputs)?;
+        let tensors = validate_tensors(signature, self.inputs)?;
+        let rows = rows_of(&tensors, limits.batch_rows)?;
+        Ok((Inputs { tensors, rows, partial: None, urgency }, wanted))
+    }
+}
+
+fn field_value(parameter: &Parameter) -> FieldValue {
+    match parameter {
+        Parameter::Text(text) => FieldValue::Text(text.clone().into_bytes()),
+        Parameter::Int(number) => FieldValue::Integer(number.to_string()),
+        Parameter::Uint(number) => FieldValue::Integer(number.to_string()),
+        Parameter::Bool(_) | Parameter::Double(_) => FieldValue::Other,
     }
 }
 
@@ -144,21 +105,6 @@ fn rows_of(inputs: &[Tensor], most: usize) -> Result<usize, ApiError> {
     let rows = usize::try_from(rows).ok().filter(|rows| *rows <= most);
     let too_many = || format!("the batch has over {most} rows");
     rows.ok_or_else(|| ApiError::new(ErrorCode::UnacceptableInput, too_many()))
-}
-
-/// What tells the caller from others, if a parameter of the request does.
-fn sticky_key(name: &str, parameters: &Parameters) -> Result<Option<Vec<u8>>, ApiError> {
-    match parameters.get(name) {
-        None => Ok(None),
-        Some(Parameter::Text(text)) if text.is_empty() => Ok(None),
-        Some(Parameter::Text(text)) => Ok(Some(text.clone().into_bytes())),
-        Some(Parameter::Int(number)) => Ok(Some(number.to_string().into_bytes())),
-        Some(Parameter::Uint(number)) => Ok(Some(number.to_string().into_bytes())),
-        Some(Parameter::Bool(_) | Parameter::Double(_)) => {
-            let message = format!("parameter `{name}` must be a string or an integer");
-            Err(ApiError::malformed(message))
-        }
-    }
 }
 
 /// Triton's schedule policy, as far as a request may have one.
@@ -187,11 +133,12 @@ fn urgency(parameters: &Parameters) -> Result<QueueOptions, ApiError> {
     Ok(QueueOptions { priority, queue_timeout })
 }
 
-/// Which outputs go back, and as what.
-struct Wanted(Vec<(usize, Option<u64>)>);
+/// The places of the outputs that are asked for, and of how many classes each is to consist.
+#[derive(Default)]
+pub(super) struct WantedOutputs(Vec<(usize, Option<u64>)>);
 
-impl Wanted {
-    fn of(signature: &Signature, requested: Vec<RequestedOutput>) -> Result<Self, ApiError> {
+impl WantedOutputs {
+    fn new(signature: &Signature, requested: Vec<RequestedOutput>) -> Result<Self, ApiError> {
         if requested.is_empty() {
             return Ok(Self((0..signature.outputs.len()).map(|index| (index, None)).collect()));
         }
@@ -215,7 +162,8 @@ impl Wanted {
         Ok(Self(wanted))
     }
 
-    fn take(&self, outputs: Vec<Tensor>) -> Vec<Tensor> {
+    /// Those outputs, in the order in which they are asked for.
+    pub(super) fn take(&self, outputs: Vec<Tensor>) -> Vec<Tensor> {
         let mut outputs: Vec<_> = outputs.into_iter().map(Some).collect();
         let taken = self.0.iter().filter_map(|(place, classes)| {
             let output = outputs.get_mut(*place)?.take()?;

@@ -11,7 +11,7 @@ use guesthouse_runtime::version::ServableVersion;
 use guesthouse_runtime::version::statistics::{DurationCount, StatisticsSnapshot};
 
 /// What runs every model here.
-pub(super) const PLATFORM: &str = "guesthouse_wasm";
+const PLATFORM: &str = "guesthouse_wasm";
 
 /// The same, as configurations name it.
 const BACKEND: &str = "guesthouse";

@@ -4,7 +4,7 @@
 //! Health and the server's metadata need no key. What is known of a model needs a key that is good for
 //! it, as in the catalogue; all of the model repository needs an admin key.
 
-mod told;
+mod messages;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,17 +13,16 @@ use std::time::Instant;
 use axum::http::HeaderMap;
 use serde_json::{Map, Value};
 
-pub(in crate::edge) use self::told::{
+pub(in crate::edge) use self::messages::{
     ConfigInput, ConfigOutput, Duration, IndexEntry, ModelConfig, ModelMetadata, ModelStatistics,
     ServerMetadata, TensorMetadata,
 };
-use super::{Parameter, Parameters, in_protocol_words, named};
 use crate::edge::Edge;
 use crate::edge::access;
+use crate::edge::codec::tensors::{Parameter, Parameters, in_protocol_words, named};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
 use crate::edge::pages::Scope;
-use crate::edge::refused::broken;
 use guesthouse_control::control::{Ask, Control, ControlError};
 use guesthouse_control::ledger::Author;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
@@ -127,7 +126,7 @@ impl Asker<'_> {
                 | RouteError::Retired
                 | RouteError::EmptyChannel,
             ) => Ok(false),
-            Err(error) => Err(self.told(error.into(), model)),
+            Err(error) => Err(in_protocol_words(error.into(), model)),
         }
     }
 
@@ -169,12 +168,12 @@ impl Asker<'_> {
     /// often.
     pub(in crate::edge) fn reader_of(&mut self, model: &str) -> Result<ModelName, ApiError> {
         let caller = self.edge.identify(self.headers, self.account)?;
-        let (name, _) = named(model, "").map_err(|error| self.told(error, model))?;
+        let (name, _) = named(model, "").map_err(|error| in_protocol_words(error, model))?;
         self.edge.admit_reader(&caller, &name, self.account)?;
         if self.edge.registry.snapshot().models.contains_key(&name) {
             return Ok(name);
         }
-        Err(self.told(RouteError::UnknownModel.into(), model))
+        Err(in_protocol_words(RouteError::UnknownModel.into(), model))
     }
 
     /// Let somebody with an admin key see all that there is, if it has not asked too often.
@@ -238,7 +237,7 @@ impl Asker<'_> {
         let ask = Ask { author: Author { actor, reason }, ..Ask::default() };
         let (control, changed) = (Arc::clone(&self.edge.control), name.clone());
         let work = tokio::task::spawn_blocking(move || change(&control, &changed, &ask));
-        work.await.map_err(|_panic| broken())??;
+        work.await.map_err(|_panic| ApiError::internal())??;
         Ok(name)
     }
 
@@ -262,7 +261,8 @@ impl Asker<'_> {
     /// A model that the key is good for, whether there is such a one or not.
     fn permitted(&mut self, model: &str, version: &str) -> Result<(ModelName, Selector), ApiError> {
         let caller = self.edge.identify(self.headers, self.account)?;
-        let (name, selector) = named(model, version).map_err(|error| self.told(error, model))?;
+        let (name, selector) =
+            named(model, version).map_err(|error| in_protocol_words(error, model))?;
         self.edge.permit(&caller, &name)?;
         Ok((name, selector))
     }
@@ -271,11 +271,7 @@ impl Asker<'_> {
     fn find(&mut self, model: &str, version: &str) -> Result<Arc<ServableVersion>, ApiError> {
         let (name, selector) = self.permitted(model, version)?;
         let found = one(&self.edge.registry.snapshot(), &name, &selector);
-        found.map_err(|error| self.told(error.into(), model))
-    }
-
-    fn told(&self, error: ApiError, model: &str) -> ApiError {
-        in_protocol_words(error, self.edge, model)
+        found.map_err(|error| in_protocol_words(error.into(), model))
     }
 }
 

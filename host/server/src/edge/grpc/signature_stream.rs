@@ -7,7 +7,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
@@ -19,17 +18,20 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::server::StreamingService;
 use tonic::{Status, Streaming};
 
-use super::answer::{self, Answered};
+use super::call::Call;
+use super::raw::grpc;
 use super::services::Offered;
-use super::{Action, grpc};
+use super::serving::Serving;
 use crate::edge::Edge;
-use crate::edge::body::Form;
+use crate::edge::body::RequestBody;
+use crate::edge::codec::Multiplicity;
+use crate::edge::codec::signature::SignatureCodec;
+use crate::edge::compare::CompareOnDrop;
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::grpc::{Call, Serving};
+use crate::edge::idempotency;
 use crate::edge::observe::{Account, Endpoint, Line, Way};
-use crate::edge::passage::Passage;
+use crate::edge::pipeline::{PredictRequest, Reply, RequestHead};
 use crate::typed;
-use guesthouse_control::shadow::Comparison;
 
 /// The rows of a stream that are under way at once: as many as a batch of most models has, so that one
 /// stream can fill batches. A message of each may be in memory.
@@ -43,10 +45,12 @@ pub(super) async fn stream(
 ) -> Response {
     let edge = &serving.edge;
     // Whoever may not ask need not begin.
-    if let Err(error) =
-        edge.authorize(request.headers()).and_then(|caller| edge.permit(&caller, &offered.model))
-    {
-        return super::whole(call.fail(&error));
+    let allowed = edge
+        .authorize(request.headers())
+        .and_then(|caller| edge.permit(&caller, &offered.model))
+        .and_then(|()| idempotency::refuse_on_stream(request.headers()));
+    if let Err(error) = allowed {
+        return call.fail(&error).into_http();
     }
     let rows = Rows {
         serving: serving.clone(),
@@ -78,7 +82,7 @@ enum Next {
 }
 
 /// A message of the stream, and what is to be compared once it has been sent.
-type RowAnswer = Result<(Vec<u8>, Option<Comparison>), Status>;
+type RowAnswer = Result<(Bytes, Option<CompareOnDrop>), Status>;
 
 /// Work that ends with whoever waits for it.
 struct Task<T>(JoinHandle<T>);
@@ -90,16 +94,15 @@ impl<T> Drop for Task<T> {
 }
 
 impl StreamingService<Bytes> for Rows {
-    type Response = Vec<u8>;
+    type Response = Bytes;
     type ResponseStream = Answers;
     type Future = std::future::Ready<Result<tonic::Response<Answers>, Status>>;
 
     fn call(&mut self, request: tonic::Request<Streaming<Bytes>>) -> Self::Future {
         let (sender, queue) = mpsc::channel(MAX_UNDER_WAY);
         let reader = Task(tokio::spawn(self.clone().read(request.into_inner(), sender)));
-        let (edge, call) = (Arc::clone(&self.serving.edge), Arc::clone(&self.call));
-        let (current, comparison) = (None, None);
-        let answers = Answers { queue, current, comparison, edge, call, _reader: reader };
+        let (current, comparison, call) = (None, None, Arc::clone(&self.call));
+        let answers = Answers { queue, current, comparison, call, _reader: reader };
         std::future::ready(Ok(tonic::Response::new(answers)))
     }
 }
@@ -137,7 +140,7 @@ impl Rows {
     /// ends the stream.
     async fn answer(self, mut row: Row) -> RowAnswer {
         let edge = Arc::clone(&self.serving.edge);
-        let endpoint = Endpoint::Method(Arc::from(Action::PredictStream.pattern()));
+        let endpoint = Endpoint::Method(Arc::clone(&self.call.method.path));
         let way = Way::Grpc(Arc::clone(&edge.meters));
         let mut account = self.account.clone();
         // The trace is the stream's, and has an end of its own.
@@ -148,14 +151,15 @@ impl Rows {
         line.status = Some(error.map_or(200, |error| error.code.status().as_u16()));
         line.error_code = error.map(|error| error.code.as_str());
         match outcome {
-            Ok(Answered { message, comparison }) => {
-                Ok((typed::encode_stream_response(&message), comparison))
+            Ok(Reply { answer, comparison, .. }) => {
+                Ok((typed::encode_stream_response(&answer.encoded.body).into(), comparison))
             }
             Err(error) if matches!(error.code, ErrorCode::Unauthorized | ErrorCode::Forbidden) => {
                 Err(self.call.fail(&error))
             }
             Err(error) => {
-                Ok((typed::encode_stream_error(error.code.as_str(), &error.message), None))
+                let message = typed::encode_stream_error(error.code.as_str(), &error.message);
+                Ok((message.into(), None))
             }
         }
     }
@@ -165,18 +169,18 @@ impl Rows {
         edge: &Edge,
         row: &mut Row,
         account: &mut Account,
-    ) -> Result<Answered, ApiError> {
-        let complete = Instant::now();
-        let policy = edge.policy.load_full();
+    ) -> Result<Reply, ApiError> {
+        let (policy, snapshot) = (edge.policy.load_full(), Arc::clone(&edge.registry.snapshot()));
         let gone = || ApiError::new(ErrorCode::NotFound, "the model has no such version any more");
-        let offered = edge.services.find(edge, &self.service).ok_or_else(gone)?;
-        let asked = offered.asked(edge, &policy, Form::Single);
-        let mut passage = Passage::begin(asked, &self.headers, account)?;
+        let offered = edge.services.find(&snapshot, &self.service).ok_or_else(gone)?;
+        let target = Ok((offered.model.clone(), offered.class.selector()));
+        let headers = &*self.headers;
+        let head = RequestHead { edge, policy: &policy, snapshot, headers, target };
+        let body = RequestBody::new(row.message.clone(), None);
+        let mut request = PredictRequest::authenticate(head, account)?;
         loop {
-            let service = &offered.service;
-            let outcome =
-                answer::answer(&mut passage, service, &row.message, complete, account).await;
-            match (outcome, row.before.take()) {
+            let codec = SignatureCodec::new(Arc::clone(&offered), Multiplicity::Single);
+            match (request.answer(codec, body.share(), account).await, row.before.take()) {
                 (Err(error), Some(before)) if error.code == ErrorCode::Overloaded => {
                     // Nothing is ever sent: it ends with the row before.
                     let _ = before.await;
@@ -202,21 +206,17 @@ struct Answers {
     queue: mpsc::Receiver<Next>,
     current: Option<Task<RowAnswer>>,
     /// Of the last answer, which is on its way when the next one is asked for.
-    comparison: Option<Comparison>,
-    edge: Arc<Edge>,
+    comparison: Option<CompareOnDrop>,
     call: Arc<Call>,
     _reader: Task<()>,
 }
 
 impl Stream for Answers {
-    type Item = Result<Vec<u8>, Status>;
+    type Item = Result<Bytes, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        if let Some(comparison) = this.comparison.take() {
-            let edge = Arc::clone(&this.edge);
-            tokio::spawn(async move { edge.shadows.offer(comparison) });
-        }
+        this.comparison = None;
         loop {
             if let Some(current) = &mut this.current {
                 let outcome = ready!(Pin::new(&mut current.0).poll(context));

@@ -1,13 +1,9 @@
 //! An answer of the protocol: JSON, and behind it the outputs that go back in their raw form.
 
-use axum::http::HeaderValue;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse as _, Response};
-
 use super::elements::{self, NoJson};
-use super::request::{LENGTH_HEADER, flag};
+use super::request::flag;
+use crate::edge::codec::tensors::RequestedOutput;
 use crate::edge::error::ApiError;
-use crate::edge::infer::RequestedOutput;
 use guesthouse_model::{Signature, Tensor, VersionId};
 
 /// How outputs go back.
@@ -120,21 +116,4 @@ pub(super) fn write(
     json.reserve_exact(binary().map(|(_, output)| output.data.len()).sum());
     binary().for_each(|(_, output)| json.extend_from_slice(&output.data));
     Ok(Body { bytes: json, json_length })
-}
-
-impl Body {
-    /// The response.
-    pub(super) fn into_response(self) -> Response {
-        let media_type = match self.json_length {
-            None => "application/json",
-            Some(_) => "application/octet-stream",
-        };
-        let mut response = self.bytes.into_response();
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-        if let Some(length) = self.json_length {
-            headers.insert(LENGTH_HEADER, HeaderValue::from(length));
-        }
-        response
-    }
 }

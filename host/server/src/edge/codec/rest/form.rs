@@ -12,11 +12,11 @@ use axum::body::{Body, Bytes};
 use multer::Multipart;
 use serde_json::Value;
 
-use super::body::Form;
-use super::error::{ApiError, ErrorCode};
-use super::json::{self, Refusal};
-use super::observe::RequestId;
 use crate::config::Limits;
+use crate::edge::codec::Multiplicity;
+use crate::edge::error::{ApiError, ErrorCode};
+use crate::edge::json::{self, Refusal};
+use crate::edge::observe::RequestId;
 use guesthouse_model::record::{InputRow, InputValue};
 use guesthouse_model::{Datatype, Field, Signature};
 
@@ -34,9 +34,9 @@ const BESIDE: usize = 3;
 const MAX_HEADER_BYTES: usize = 8 << 10;
 
 /// A part of a form.
-pub(super) struct Part {
-    pub(super) name: String,
-    pub(super) data: Bytes,
+pub(in crate::edge) struct Part {
+    pub(in crate::edge) name: String,
+    pub(in crate::edge) data: Bytes,
 }
 
 /// The boundary that the content type names.
@@ -49,17 +49,17 @@ pub(super) fn boundary(content_type: &str) -> Result<String, ApiError> {
 
 /// The parts of a form, without its `request_id`, which goes to where it is told of.
 pub(super) fn parse(
-    bytes: &[u8],
+    bytes: &Bytes,
     boundary: &str,
-    form: Form,
+    multiplicity: Multiplicity,
     limits: &Limits,
     request_id: &mut RequestId,
 ) -> Result<Vec<Part>, ApiError> {
-    let most = match form {
-        Form::Single => MAX_PARTS_OF_ROW,
-        Form::Batch => limits.batch_rows.saturating_add(BESIDE),
+    let most = match multiplicity {
+        Multiplicity::Single => MAX_PARTS_OF_ROW,
+        Multiplicity::Batch => limits.batch_rows.saturating_add(BESIDE),
     };
-    let read = read(Bytes::copy_from_slice(bytes), boundary, most);
+    let read = read(bytes.clone(), boundary, most);
     // All of it is there, so there is nothing to wait for; a reader that waits is at a loss.
     let mut context = Context::from_waker(Waker::noop());
     let parts = match pin!(read).poll(&mut context) {
@@ -142,12 +142,12 @@ impl InputRow for Cells {
 /// The rows of a form: all parts are one, or each of them is one.
 pub(super) fn rows(
     parts: Vec<Part>,
-    form: Form,
+    multiplicity: Multiplicity,
     signature: &Signature,
 ) -> Result<Vec<Cells>, ApiError> {
-    match form {
-        Form::Single => Ok(vec![single(parts, signature)?]),
-        Form::Batch => batch(parts, signature),
+    match multiplicity {
+        Multiplicity::Single => Ok(vec![single(parts, signature)?]),
+        Multiplicity::Batch => batch(parts, signature),
     }
 }
 
@@ -192,9 +192,13 @@ fn batch(parts: Vec<Part>, signature: &Signature) -> Result<Vec<Cells>, ApiError
 }
 
 /// The row that a body without any form is.
-pub(super) fn octets(data: Bytes, form: Form, signature: &Signature) -> Result<Cells, ApiError> {
+pub(super) fn octets(
+    data: Bytes,
+    multiplicity: Multiplicity,
+    signature: &Signature,
+) -> Result<Cells, ApiError> {
     let unsupported = |message| Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
-    if form == Form::Batch {
+    if multiplicity == Multiplicity::Batch {
         return unsupported("application/octet-stream is one row, and no batch");
     }
     match only_input(signature) {
