@@ -42,8 +42,9 @@ use super::state::Control;
 use crate::artifact::{Artifact, Digest};
 use crate::contract::{self, Bump};
 use crate::ledger::Change;
+use crate::measure::Counter;
 use crate::model::{Signature, VersionId};
-use crate::observe::measure::Counter;
+
 use crate::preinit::queue::{Job, Urgency};
 use crate::registry::{Failure, LoadError, Slot, guarded};
 use crate::rollout::{self, ModelState, Operation, Promotion};
@@ -483,7 +484,7 @@ impl Control {
     }
 
     fn count_deployment(&self, is_success: bool) {
-        self.loader.meters.deployments.with(&is_success, Counter::count);
+        self.loader.meters.outcomes.with(&is_success, Counter::count);
     }
 
     /// A file of the folder was refused before its deployment could start, and is shown as such.
