@@ -1,0 +1,445 @@
+//! The one place that decides which status, code and words an error has for a caller, over HTTP and gRPC.
+//!
+//! | error_code | status | gRPC | when |
+//! |---|---|---|---|
+//! | `malformed_request` | 400 | INVALID_ARGUMENT | not JSON, a wrong type, a missing or unknown field, an empty batch, garbage |
+//! | `unauthorized` | 401 | UNAUTHENTICATED | no key, or one that is not good (any more); `WWW-Authenticate` |
+//! | `forbidden` | 403 | PERMISSION_DENIED | the key is not good for this model, or for changing what is served |
+//! | `not_found` | 404 | NOT_FOUND | no such endpoint, model or version |
+//! | `conflict` | 409 | FAILED_PRECONDITION | what is served does not allow the change |
+//! | `revision_conflict` | 409 | ABORTED | somebody else has changed the model |
+//! | `idempotency_conflict` | 409 | ABORTED | the same request is being answered; `Retry-After` |
+//! | `method_not_allowed` | 405 | UNIMPLEMENTED | the endpoint takes another method |
+//! | `request_timeout` | 408 | DEADLINE_EXCEEDED | the body did not come in time |
+//! | `payload_too_large` | 413 | RESOURCE_EXHAUSTED | the body is over the limit, or has too many values |
+//! | `unsupported_media_type` | 415 | UNIMPLEMENTED | a body of a type or an encoding that is not taken here |
+//! | `unacceptable_input` | 422 | INVALID_ARGUMENT | the right form, but a value that the model does not accept |
+//! | `unacceptable_artifact` | 422 | INVALID_ARGUMENT | it is no artifact, or its version cannot be loaded or proved |
+//! | `contract_violation` | 422 | FAILED_PRECONDITION | the version's number promises more than its signature keeps |
+//! | `idempotency_mismatch` | 422 | INVALID_ARGUMENT | the idempotency key was used for another request |
+//! | `rate_limited` | 429 | RESOURCE_EXHAUSTED | too many requests for this key, or for this model; `Retry-After` |
+//! | `too_many_failures` | 429 | RESOURCE_EXHAUSTED | the version keeps failing on this caller's requests; `Retry-After` |
+//! | `model_failure` | 500 | INTERNAL | the guest trapped, failed, or returned something else than it promises |
+//! | `internal` | 500 | INTERNAL | a fault of the host |
+//! | `overloaded` | 503 | UNAVAILABLE | the queue is full, the time in it is over, or too many bodies are in flight; `Retry-After` |
+//! | `not_ready` | 503 | UNAVAILABLE | loading, failed to load, suspended, or going down; `Retry-After` |
+//! | `deadline_exceeded` | 504 | DEADLINE_EXCEEDED | no answer in time |
+//! | `insufficient_storage` | 507 | RESOURCE_EXHAUSTED | the disk is full |
+
+use std::time::Duration;
+
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tonic::Code;
+
+use guesthouse_model::contract::Change;
+use guesthouse_runtime::guest::{Fault, MAX_REJECTIONS};
+use guesthouse_runtime::inference::PredictError;
+use guesthouse_model::record::{RecordError, TooLarge};
+use guesthouse_control::router::RouteError;
+use guesthouse_runtime::version::Refusal;
+use guesthouse_runtime::version::admission::Refused;
+
+/// What an error is, for callers. The words are stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ErrorCode {
+    MalformedRequest,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    RequestTimeout,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    UnacceptableInput,
+    RateLimited,
+    TooManyFailures,
+    ModelFailure,
+    Internal,
+    Overloaded,
+    NotReady,
+    DeadlineExceeded,
+    Conflict,
+    RevisionConflict,
+    UnacceptableArtifact,
+    ContractViolation,
+    IdempotencyConflict,
+    IdempotencyMismatch,
+    InsufficientStorage,
+}
+
+impl ErrorCode {
+    /// The word in the field `error_code`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::MalformedRequest => "malformed_request",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::RequestTimeout => "request_timeout",
+            Self::PayloadTooLarge => "payload_too_large",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::UnacceptableInput => "unacceptable_input",
+            Self::RateLimited => "rate_limited",
+            Self::TooManyFailures => "too_many_failures",
+            Self::ModelFailure => "model_failure",
+            Self::Internal => "internal",
+            Self::Overloaded => "overloaded",
+            Self::NotReady => "not_ready",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Conflict => "conflict",
+            Self::RevisionConflict => "revision_conflict",
+            Self::UnacceptableArtifact => "unacceptable_artifact",
+            Self::ContractViolation => "contract_violation",
+            Self::IdempotencyConflict => "idempotency_conflict",
+            Self::IdempotencyMismatch => "idempotency_mismatch",
+            Self::InsufficientStorage => "insufficient_storage",
+        }
+    }
+
+    /// All of them.
+    pub(crate) const ALL: [Self; 23] = [
+        Self::MalformedRequest,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::PayloadTooLarge,
+        Self::UnsupportedMediaType,
+        Self::UnacceptableInput,
+        Self::RateLimited,
+        Self::TooManyFailures,
+        Self::ModelFailure,
+        Self::Internal,
+        Self::Overloaded,
+        Self::NotReady,
+        Self::DeadlineExceeded,
+        Self::Conflict,
+        Self::RevisionConflict,
+        Self::UnacceptableArtifact,
+        Self::ContractViolation,
+        Self::IdempotencyConflict,
+        Self::IdempotencyMismatch,
+        Self::InsufficientStorage,
+    ];
+
+    /// Whether its answers say when to come back.
+    pub(crate) fn tells_when(self) -> bool {
+        self.is_temporary() || self == Self::RateLimited
+    }
+
+    /// Whether the same request may succeed after a while.
+    fn is_temporary(self) -> bool {
+        matches!(
+            self,
+            Self::Overloaded | Self::NotReady | Self::IdempotencyConflict | Self::TooManyFailures
+        )
+    }
+
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::MalformedRequest => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Conflict | Self::RevisionConflict | Self::IdempotencyConflict => {
+                StatusCode::CONFLICT
+            }
+            Self::UnacceptableInput
+            | Self::UnacceptableArtifact
+            | Self::ContractViolation
+            | Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::RateLimited | Self::TooManyFailures => StatusCode::TOO_MANY_REQUESTS,
+            Self::InsufficientStorage => StatusCode::INSUFFICIENT_STORAGE,
+            Self::ModelFailure | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Overloaded | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+            Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// What it is called in gRPC.
+    pub(crate) fn grpc(self) -> Code {
+        match self {
+            Self::MalformedRequest
+            | Self::UnacceptableInput
+            | Self::UnacceptableArtifact
+            | Self::IdempotencyMismatch => Code::InvalidArgument,
+            Self::Unauthorized => Code::Unauthenticated,
+            Self::Forbidden => Code::PermissionDenied,
+            Self::NotFound => Code::NotFound,
+            Self::MethodNotAllowed | Self::UnsupportedMediaType => Code::Unimplemented,
+            Self::RequestTimeout | Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::PayloadTooLarge
+            | Self::RateLimited
+            | Self::TooManyFailures
+            | Self::InsufficientStorage => Code::ResourceExhausted,
+            Self::Conflict | Self::ContractViolation => Code::FailedPrecondition,
+            Self::RevisionConflict | Self::IdempotencyConflict => Code::Aborted,
+            Self::ModelFailure | Self::Internal => Code::Internal,
+            Self::Overloaded | Self::NotReady => Code::Unavailable,
+        }
+    }
+}
+
+/// What is wrong with one value of one row.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Detail {
+    pub(crate) row: usize,
+    pub(crate) field: String,
+    pub(crate) reason: String,
+}
+
+/// An error on its way to a caller.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiError {
+    pub(crate) code: ErrorCode,
+    pub(crate) message: String,
+    pub(crate) details: Vec<Detail>,
+    /// What callers of a model would notice of a change.
+    pub(crate) violations: Vec<Change>,
+    /// When the caller may come back, in seconds, if the code is one that says so.
+    pub(crate) retry_seconds: u64,
+}
+
+impl ApiError {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let (details, violations, retry_seconds) = (Vec::new(), Vec::new(), 1);
+        Self { code, message: message.into(), details, violations, retry_seconds }
+    }
+
+    pub(crate) fn malformed(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::MalformedRequest, message)
+    }
+
+    pub(crate) fn no_such_endpoint() -> Self {
+        Self::new(ErrorCode::NotFound, "there is no such endpoint")
+    }
+
+    pub(crate) fn method_not_allowed() -> Self {
+        Self::new(ErrorCode::MethodNotAllowed, "this endpoint does not take this method")
+    }
+
+    pub(crate) fn not_ready() -> Self {
+        Self::new(ErrorCode::NotReady, "not ready")
+    }
+
+    /// For a request that a stopping server does not finish.
+    pub(crate) fn going_down() -> Self {
+        Self::new(ErrorCode::NotReady, "the server is going down")
+    }
+
+    fn suspended(time: Duration) -> Self {
+        let message = "the model's version keeps failing and is suspended";
+        Self::new(ErrorCode::NotReady, message).retry_after(time)
+    }
+
+    fn caller_suspended(time: Duration) -> Self {
+        let message =
+            "the model's version keeps failing on your requests and takes none for a while";
+        Self::new(ErrorCode::TooManyFailures, message).retry_after(time)
+    }
+
+    /// When the caller may come back, if the code is one that says so.
+    pub(crate) fn retry_delay(&self) -> Duration {
+        Duration::from_secs(self.retry_seconds)
+    }
+
+    /// Rounded up: whoever comes back earlier is refused again.
+    fn retry_after(self, time: Duration) -> Self {
+        Self { retry_seconds: (time + Duration::from_millis(999)).as_secs().max(1), ..self }
+    }
+
+    pub(crate) fn unauthorized() -> Self {
+        Self::new(ErrorCode::Unauthorized, "a valid key is needed in X-API-Key or Authorization")
+    }
+
+    /// For an answer that the HTTP library gave by itself: to a path that is not UTF-8.
+    pub(crate) fn of_library(status: StatusCode) -> Option<Self> {
+        if status.is_client_error() {
+            Some(Self::malformed("the request is malformed"))
+        } else if status.is_server_error() {
+            Some(Self::new(ErrorCode::Internal, "the server failed on this request"))
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn with_details(code: ErrorCode, details: Vec<Detail>) -> Self {
+        let message = details.first().map_or("the input is not acceptable".to_owned(), |first| {
+            format!("row {}: `{}` {}", first.row, first.field, first.reason)
+        });
+        Self { details, ..Self::new(code, message) }
+    }
+
+    /// The same error, told of the rows of a request rather than of a batch.
+    pub(crate) fn shift_rows(mut self, by: usize) -> Self {
+        for detail in &mut self.details {
+            detail.row += by;
+        }
+        if by > 0 && !self.details.is_empty() {
+            self = Self::with_details(self.code, self.details);
+        }
+        self
+    }
+
+    /// The body, once the request has an id.
+    pub(crate) fn body(&self, request_id: &str) -> serde_json::Value {
+        let mut body = serde_json::json!({
+            "error_code": self.code.as_str(),
+            "message": self.message,
+            "request_id": request_id,
+        });
+        if !self.details.is_empty() {
+            body["details"] = serde_json::json!(self.details);
+        } else if !self.violations.is_empty() {
+            body["details"] = serde_json::json!(self.violations);
+        }
+        body
+    }
+}
+
+impl ApiError {
+    /// The same as the Open Inference Protocol has it: the words in `error`.
+    pub(crate) fn in_protocol_form(&self, request_id: &str) -> serde_json::Value {
+        let mut body = self.body(request_id);
+        if let Some(fields) = body.as_object_mut()
+            && let Some(message) = fields.remove("message")
+        {
+            fields.insert("error".to_owned(), message);
+        }
+        body
+    }
+
+    /// The same as RFC 9457 has it.
+    pub(crate) fn problem(&self, request_id: &str) -> serde_json::Value {
+        let status = self.code.status();
+        let mut problem = serde_json::json!({
+            "type": format!("urn:guesthouse:error:{}", self.code.as_str()),
+            "title": status.canonical_reason().unwrap_or_default(),
+            "status": status.as_u16(),
+            "detail": self.message,
+        });
+        if let (Some(all), serde_json::Value::Object(own)) =
+            (problem.as_object_mut(), self.body(request_id))
+        {
+            all.extend(own);
+        }
+        problem
+    }
+}
+
+/// The body is written by [`super::observe::each_request`], which knows the request's id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.code.status().into_response();
+        if self.code.is_temporary() {
+            response.headers_mut().insert(RETRY_AFTER, self.retry_seconds.into());
+        }
+        if self.code == ErrorCode::Unauthorized {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<RecordError> for ApiError {
+    fn from(error: RecordError) -> Self {
+        let code = match &error {
+            RecordError::Malformed(_) => ErrorCode::MalformedRequest,
+            RecordError::Unacceptable(_) => ErrorCode::UnacceptableInput,
+        };
+        let details = error.issues().iter().map(|issue| Detail {
+            row: issue.row,
+            field: issue.field.clone(),
+            reason: issue.reason.clone(),
+        });
+        Self::with_details(code, details.collect())
+    }
+}
+
+impl From<TooLarge> for ApiError {
+    fn from(_too_large: TooLarge) -> Self {
+        Self::new(ErrorCode::ModelFailure, "the model's answer is too large for JSON")
+    }
+}
+
+impl From<RouteError> for ApiError {
+    fn from(error: RouteError) -> Self {
+        match error {
+            RouteError::UnknownModel => Self::new(ErrorCode::NotFound, "there is no such model"),
+            RouteError::NoSuchVersion => {
+                Self::new(ErrorCode::NotFound, "the model has no version that matches")
+            }
+            RouteError::EmptyChannel => {
+                Self::new(ErrorCode::NotFound, "there is no version in this channel now")
+            }
+            RouteError::Retired => Self::new(ErrorCode::NotFound, "the model's version is retired"),
+            RouteError::NotReady => {
+                Self::new(ErrorCode::NotReady, "the model's version is not ready")
+            }
+            RouteError::Suspended(time) => Self::suspended(time),
+            RouteError::CallerSuspended(time) => Self::caller_suspended(time),
+        }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(reason: Refused) -> Self {
+        let why = match reason {
+            Refused::Limit => "the model's version has as many requests as it can answer in time",
+            Refused::Batch => "there is room for single requests only",
+            Refused::Candidate => "the model's stable version needs the room",
+            Refused::Late => "there would be no answer in the time that is given",
+        };
+        Self::new(ErrorCode::Overloaded, why)
+    }
+}
+
+impl From<PredictError> for ApiError {
+    fn from(error: PredictError) -> Self {
+        match error {
+            PredictError::Overloaded => Self::new(ErrorCode::Overloaded, "too many requests wait"),
+            PredictError::QueueTimeout => {
+                let message = "no thread was free in the time that the request may wait";
+                Self::new(ErrorCode::Overloaded, message)
+            }
+            PredictError::Stopped => Self::not_ready(),
+            PredictError::Suspended(Refusal::Version(time)) => Self::suspended(time),
+            PredictError::Suspended(Refusal::Caller(time)) => Self::caller_suspended(time),
+            PredictError::Quarantined => {
+                let message = "the model has failed on this input several times; it is not run again \
+                               for a while";
+                Self::new(ErrorCode::ModelFailure, message)
+            }
+            PredictError::Expired | PredictError::Guest(Fault::Deadline | Fault::Cancelled) => {
+                Self::new(ErrorCode::DeadlineExceeded, "there was no answer in time")
+            }
+            PredictError::Guest(
+                Fault::Rejected(rejections) | Fault::NonFiniteInput(rejections),
+            ) => {
+                let rejections = rejections.into_iter().take(MAX_REJECTIONS);
+                let details = rejections.map(|rejection| Detail {
+                    row: rejection.row,
+                    field: rejection.input,
+                    reason: rejection.reason,
+                });
+                Self::with_details(ErrorCode::UnacceptableInput, details.collect())
+            }
+            PredictError::Guest(
+                Fault::Failed(_) | Fault::Trap { .. } | Fault::OutOfMemory | Fault::BadOutput(_),
+            ) => Self::new(ErrorCode::ModelFailure, "the model failed on this request"),
+            PredictError::Guest(Fault::Host(_)) => {
+                Self::new(ErrorCode::Internal, "the server failed on this request")
+            }
+        }
+    }
+}
