@@ -19,12 +19,12 @@ use semver::Version;
 #[cfg(test)]
 pub(crate) use desk::{Desk as TestDesk, Slot as TestSlot};
 pub use load::{Cause, LoadError, Loader};
-pub(crate) use load::{chain, guarded};
+pub use load::{chain, guarded};
 
 use self::desk::Desk;
+use crate::rollout::{ModelState, Routing, Stage};
 use guesthouse_artifact::Digest;
 use guesthouse_model::{ModelName, VersionId};
-use crate::rollout::{ModelState, Routing, Stage};
 use guesthouse_runtime::version::ServableVersion;
 
 /// Everything that can be routed to, at one moment.

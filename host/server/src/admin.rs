@@ -29,19 +29,19 @@ use tokio::sync::watch;
 use operations::Operations;
 
 use crate::config::MetricsListener;
-use guesthouse_control::control::{Answer, Ask, Control};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
 use crate::edge::observe::{Account, Around};
 use crate::edge::{
     Edge, access, media_type, metrics_at, observed, predict, query, refused as error,
 };
+use guesthouse_control::control::{Answer, Ask, Control};
 use guesthouse_control::keys::Caller;
 use guesthouse_control::ledger::{self, Author};
-use guesthouse_model::ModelName;
 use guesthouse_control::rollout::{Operation, ShadowShare, Share};
 use guesthouse_control::router::RouteError;
 use guesthouse_control::shadow::Shadows;
+use guesthouse_model::ModelName;
 
 /// The largest body but for artifacts, in bytes: a version and two words.
 const MAX_BODY: usize = 16 << 10;

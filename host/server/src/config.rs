@@ -32,12 +32,12 @@ pub use server::{ServerFile, ServerWords};
 pub use transport::{CorsFile, Origins, ProxyFile, TlsFile, TrustedProxies};
 pub use watch::{CaptureFile, TracingFile};
 
-use guesthouse_control::keys::Key;
-use guesthouse_control::ledger::OnLoss;
-use guesthouse_model::ModelName;
 use crate::observe::capture::CaptureSettings;
 use crate::observe::trace::TraceSettings;
+use guesthouse_control::keys::Key;
+use guesthouse_control::ledger::OnLoss;
 use guesthouse_control::rate::Rate;
+use guesthouse_model::ModelName;
 use guesthouse_runtime::version::ModelLimits;
 
 /// The configuration file, as it is written.
@@ -464,7 +464,7 @@ mod tests {
 
     #[test]
     fn the_readme_documents_every_key() {
-        let readme = include_str!("../../README.md");
+        let readme = include_str!("../../../README.md");
         let (_, block) = readme.split_once("```toml\n").unwrap();
         let (block, _) = block.split_once("```").unwrap();
         let file: ConfigFile = toml::from_str(&block.replace('…', &"0".repeat(64))).unwrap();

@@ -4,10 +4,10 @@ use semver::Version;
 use serde::Serialize;
 
 use super::error::ControlError;
-use guesthouse_artifact::Digest;
 use crate::ledger::{Author, Request};
-use guesthouse_model::ModelName;
 use crate::rollout::{ModelState, Routing, Status};
+use guesthouse_artifact::Digest;
+use guesthouse_model::ModelName;
 
 /// Who asks for a change, and on what conditions.
 #[derive(Debug, Clone, Default)]

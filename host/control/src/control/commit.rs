@@ -11,8 +11,8 @@ use super::error::ControlError;
 use super::state::{Control, Writer};
 use super::version_locks::VersionLock;
 use crate::ledger::{Author, Before, Change};
-use guesthouse_model::{ModelName, VersionId};
 use crate::rollout::{self, Decision, ModelState, Operation, Outcome, Refusal, Rules};
+use guesthouse_model::{ModelName, VersionId};
 use guesthouse_runtime::version::ServableVersion;
 
 /// How often a change is decided again because a version that it needs was not loaded. Each repetition

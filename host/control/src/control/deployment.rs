@@ -39,17 +39,17 @@ use super::change::{Answer, Ask, DeployReport, Replay};
 use super::commit::{Attempt, Loaded, Proposal};
 use super::error::ControlError;
 use super::state::Control;
+use crate::ledger::Change;
 use guesthouse_artifact::{Artifact, Digest};
 use guesthouse_model::contract::{self, Bump};
-use crate::ledger::Change;
-use guesthouse_runtime::measure::Counter;
 use guesthouse_model::{Signature, VersionId};
+use guesthouse_runtime::measure::Counter;
 
-use guesthouse_runtime::preinit::queue::{Job, Urgency};
 use crate::registry::{Failure, LoadError, Slot, guarded};
 use crate::rollout::{self, ModelState, Operation, Promotion};
-use guesthouse_runtime::store::CompiledVersion;
 use guesthouse_model::terminal;
+use guesthouse_runtime::preinit::queue::{Job, Urgency};
+use guesthouse_runtime::store::CompiledVersion;
 use guesthouse_runtime::version::ServableVersion;
 
 /// The steps that an operator sees of an upload, in order. The first two are done before the state

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use semver::Version;
 
-use guesthouse_artifact::ArtifactError;
-use guesthouse_model::contract;
 use crate::keys::{self, KeyName, MAX_KEYS, SameKey};
 use crate::ledger::LedgerError;
 use crate::registry::{Cause, Failure, LoadError};
 use crate::rollout::Refusal;
+use guesthouse_artifact::ArtifactError;
+use guesthouse_model::contract;
 use guesthouse_runtime::store::StoreError;
 
 /// A change was not made.

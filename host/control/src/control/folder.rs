@@ -24,12 +24,12 @@ use super::folder_index::{FileStamp, list, stamp};
 use super::retry;
 use super::schedule::run_parallel;
 use super::state::Control;
-use guesthouse_artifact::{ArtifactError, Digest};
-use guesthouse_model::{ModelName, Signature, VersionId};
-use guesthouse_runtime::preinit::queue::Urgency;
 use crate::registry::{LoadError, Slot, guarded};
 use crate::rollout::{Deployed, ModelState, Operation, Refusal, Stage};
+use guesthouse_artifact::{ArtifactError, Digest};
 use guesthouse_model::terminal;
+use guesthouse_model::{ModelName, Signature, VersionId};
+use guesthouse_runtime::preinit::queue::Urgency;
 
 /// How often the folder's timers are compared with the clock.
 const TICK: Duration = Duration::from_millis(200);

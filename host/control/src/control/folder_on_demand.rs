@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use super::folder_index::{FileStamp, list};
 use super::state::Control;
+use crate::registry::{Slot, guarded};
 use guesthouse_artifact::Artifact;
 use guesthouse_model::ModelName;
 use guesthouse_runtime::preinit::queue::Urgency;
-use crate::registry::{Slot, guarded};
 
 impl Control {
     /// Deploy the versions of a model that the folder has by now and that were not there at the last

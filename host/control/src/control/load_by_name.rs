@@ -7,10 +7,10 @@ use semver::Version;
 use super::change::Ask;
 use super::error::ControlError;
 use super::state::Control;
-use guesthouse_artifact::Digest;
-use guesthouse_model::{ModelName, VersionId};
 use crate::registry::{LoadError, VersionState};
 use crate::rollout::{self, ModelState, Operation, Promotion};
+use guesthouse_artifact::Digest;
+use guesthouse_model::{ModelName, VersionId};
 
 impl Control {
     /// Make sure that the model is served. Versions of it that the repository folder has by now are

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::state::Control;
-use guesthouse_runtime::clock;
 use crate::rollout::ModelState;
+use guesthouse_runtime::clock;
 
 /// How often draining versions are looked at, while there are any; a fourth as often otherwise.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(50);

@@ -12,9 +12,9 @@ use std::time::Instant;
 use super::deployment::{Deployment, Origin, Plan, Progressed, State};
 use super::state::Control;
 use super::version_locks::VersionLock;
+use crate::registry::Slot;
 use guesthouse_model::VersionId;
 use guesthouse_runtime::preinit::queue::{Job, Urgency};
-use crate::registry::Slot;
 
 /// Small artifacts that are compiled at once, of those that are scheduled together: two, so that one
 /// that is slow does not hold up the others until it has turned out not to be small.

@@ -11,9 +11,9 @@ use super::retry::Retries;
 use super::version_locks::VersionLocks;
 use crate::keys::Keys;
 use crate::ledger::{Ledger, LedgerError};
-use guesthouse_model::{ModelName, VersionId};
 use crate::registry::{Loader, Registry, Slot};
 use crate::rollout::{ModelState, Rules};
+use guesthouse_model::{ModelName, VersionId};
 
 /// How many replaced versions of a model stay loaded: the previous one, and the one before that. Each
 /// costs its address space and idle instances; older ones load again in a tenth of a second.

@@ -17,13 +17,13 @@ use tokio::time::{Duration, Instant};
 
 use super::operations::{EndIfLost, Working};
 use super::{Admin, Asked, Shared, answer_value, with_account};
-use guesthouse_artifact::{Artifact, MAX_ARTIFACT_BYTES};
-use guesthouse_control::control::{ControlError, DEPLOY_STEPS};
-use guesthouse_runtime::durable::{self, Step};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
 use crate::edge::{forwarded, media_type};
+use guesthouse_artifact::{Artifact, MAX_ARTIFACT_BYTES};
+use guesthouse_control::control::{ControlError, DEPLOY_STEPS};
 use guesthouse_control::rollout::Promotion;
+use guesthouse_runtime::durable::{self, Step};
 use guesthouse_runtime::store::StoreError;
 
 /// How long an artifact may take to arrive, however steadily it does: 1 GiB over 2.5 Mbit/s. It holds

@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Admin, Asked, Nothing, REPLAYED_HEADER, Shared, error, read_json, with_account};
-use guesthouse_runtime::clock;
-use guesthouse_control::control::{Ask, Control, ControlError, KeyAnswer, NewKey};
 use crate::edge::error::ApiError;
 use crate::edge::observe::Account;
+use guesthouse_control::control::{Ask, Control, ControlError, KeyAnswer, NewKey};
 use guesthouse_control::keys::{KeyName, Scope, Time};
 use guesthouse_control::rate::Rate;
+use guesthouse_runtime::clock;
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -52,8 +52,8 @@ pub(super) async fn create(admin: Shared, query: RawQuery, request: Request) -> 
         let ask = asked.ask(&("create_key", &body));
         let CreateBody { name, scopes, expires, rate } = body;
         let scopes = scopes.try_into();
-        let scopes =
-            scopes.map_err(|error: guesthouse_control::keys::ScopesError| malformed(error.to_string()))?;
+        let scopes = scopes
+            .map_err(|error: guesthouse_control::keys::ScopesError| malformed(error.to_string()))?;
         let expires = expires.map(|text| Time::to_come(&text, clock::now())).transpose();
         let expires = expires.map_err(|_error| {
             malformed("`expires` is a time to come, like 2027-01-01T00:00:00Z or 90d".to_owned())

@@ -12,9 +12,9 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::Shared;
-use guesthouse_runtime::clock;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::query;
+use guesthouse_runtime::clock;
 
 /// The most operations that are remembered; those that are under way always are.
 const MAX_REMEMBERED: usize = 64;

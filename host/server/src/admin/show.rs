@@ -12,9 +12,9 @@ use super::{Admin, Shared, error, model_name, unknown_model};
 use crate::edge::catalogue;
 use crate::edge::error::ApiError;
 use crate::edge::query;
-use guesthouse_model::ModelName;
 use guesthouse_control::registry::{ModelVersions, VersionState};
 use guesthouse_control::rollout::ModelState;
+use guesthouse_model::ModelName;
 
 /// The most entries of the history that are told at once.
 const MAX_ENTRIES: usize = 1000;

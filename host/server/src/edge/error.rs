@@ -34,11 +34,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tonic::Code;
 
+use guesthouse_control::router::RouteError;
 use guesthouse_model::contract::Change;
+use guesthouse_model::record::{RecordError, TooLarge};
 use guesthouse_runtime::guest::{Fault, MAX_REJECTIONS};
 use guesthouse_runtime::inference::PredictError;
-use guesthouse_model::record::{RecordError, TooLarge};
-use guesthouse_control::router::RouteError;
 use guesthouse_runtime::version::Refusal;
 use guesthouse_runtime::version::admission::Refused;
 

@@ -10,10 +10,10 @@ use prometheus_client::registry::Unit;
 
 use super::{Labels, gauge, write};
 use crate::edge::Edge;
-use guesthouse_runtime::measure::Counter;
 use crate::observe::logs;
 use crate::observe::meters::{Listener, Meters};
 use guesthouse_control::registry::meters::DeploymentMeters;
+use guesthouse_runtime::measure::Counter;
 
 pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let build = ("build_info", "The program, as a constant 1", None);

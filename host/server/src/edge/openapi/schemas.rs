@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use crate::edge::Policy;
 use crate::edge::error::ErrorCode;
 use crate::edge::idempotency::KEY_FIELD;
-use guesthouse_model::{Datatype, Field, Signature};
 use guesthouse_model::record::schema;
+use guesthouse_model::{Datatype, Field, Signature};
 use guesthouse_runtime::version::ServableVersion;
 
 /// The schemas of one version.
