@@ -5,7 +5,7 @@
 //! A step is what happens without anybody else in between: what is done under one lock, and each
 //! beginning and end of loading.
 //!
-//! [`Control`]: super::Control
+//! [`Control`]: super::state::Control
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;

@@ -1,21 +1,21 @@
-//! Loading and unloading a model as a whole, by its name: what the Open Inference Protocol's clients ask
-//! for. Both are made of the changes that operators make one by one, by the same rules, and stand in the
-//! history as those.
-
-use std::thread::{self, ScopedJoinHandle};
+//! Loading and unloading a model as a whole, by its name, as clients of the Open Inference Protocol do.
+//! Both are made of the deployments and changes that operators make one by one: the rules are the same,
+//! and so are the entries in the history.
 
 use semver::Version;
 
-use super::{Ask, Control, ControlError};
+use super::change::Ask;
+use super::error::ControlError;
+use super::state::Control;
 use crate::registry::{LoadError, VersionState};
 use crate::rollout::{self, ModelState, Operation, Promotion};
 use guesthouse_artifact::Digest;
 use guesthouse_model::{ModelName, VersionId};
 
 impl Control {
-    /// See to it that the model is served: what the repository folder has of it by now is deployed, and
-    /// what failed of that is tried again; what traffic goes to is loaded if it is not; and of a model that
-    /// was unloaded the version comes back that was there last.
+    /// Make sure that the model is served. Versions of it that the repository folder has by now are
+    /// deployed, also if they failed before; the version that gets the traffic is loaded if it is not; and a
+    /// model that was unloaded gets back the version that it had last.
     ///
     /// # Errors
     /// [`ControlError`].
@@ -37,7 +37,7 @@ impl Control {
         }
     }
 
-    /// What keeps a model from being served of which nothing was ever deployed.
+    /// Why a model of which nothing was ever deployed is not served.
     fn why_not_loaded(&self, model: &ModelName) -> ControlError {
         let snapshot = self.registry.snapshot();
         let versions = snapshot.models.get(model).into_iter().flat_map(|model| &model.versions);
@@ -49,24 +49,13 @@ impl Control {
         failures.next_back().map_or(ControlError::UnknownModel, ControlError::NotLoaded)
     }
 
-    /// Golden examples run there: a guest may use all of its call stack.
     fn bring_back(&self, digest: Digest, ask: &Ask) -> Result<(), ControlError> {
         let artifact = self.loader.store.artifact(digest)?;
-        let stack = self.loader.engines.thread_stack_bytes();
-        let thread = thread::Builder::new().name("load".to_owned()).stack_size(stack);
-        let panicked = |reason: String| LoadError::Panicked(reason).into();
-        thread::scope(|scope| {
-            let deploy = || self.deploy(artifact, Promotion::Yes, ask, &|_step| {}).map(drop);
-            match thread.spawn_scoped(scope, deploy).map(ScopedJoinHandle::join) {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(_panic)) => Err(panicked("it does not say why".to_owned())),
-                Err(error) => Err(panicked(format!("no thread: {error}"))),
-            }
-        })
+        self.on_guest_stack(|| self.deploy(artifact, Promotion::Yes, ask, &|_step| {}).map(drop))
     }
 
-    /// Undeploy all versions of a model, the stable one last. Where the rules do not let one of them go
-    /// (it is a candidate, a shadow, or what a rollback goes back to), all of them stay.
+    /// Undeploy all versions of a model, the stable one last. If the rules keep one of them (it is a
+    /// candidate, a shadow, or the target of a rollback), all of them stay.
     ///
     /// # Errors
     /// [`ControlError`].
@@ -90,7 +79,7 @@ impl Control {
     }
 }
 
-/// All versions, the one last that comes back when the model is loaded again.
+/// All versions, with the one last that comes back when the model is loaded again.
 fn last_stable(state: &ModelState) -> Vec<Version> {
     let mut versions: Vec<_> = state.versions.keys().cloned().collect();
     versions.sort_by_key(|version| state.routing.stable.as_ref() == Some(version));
