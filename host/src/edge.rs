@@ -66,7 +66,7 @@ pub use pages::Pages;
 pub use tls::{Tls, TlsError};
 pub use typed::Services;
 
-use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerWords, Sticky};
+use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerIdentity, Sticky};
 use crate::control::Control;
 use crate::inference::Inference;
 use crate::keys::Keys;
@@ -134,7 +134,7 @@ pub struct Policy {
     /// Where Prometheus reads, and whether it needs a key.
     pub metrics: MetricsAccess,
     /// What the server says of itself, and whether it may be changed by who calls it.
-    pub server: ServerWords,
+    pub server: ServerIdentity,
 }
 
 type Shared = State<Arc<Edge>>;
