@@ -74,9 +74,9 @@ use crate::model::ModelName;
 use crate::observe::capture::Capture;
 use crate::observe::meters::Meters;
 use crate::observe::trace::Tracer;
-use crate::observe::traffic::Traffic;
 use crate::registry::Registry;
 use crate::shadow::Shadows;
+use crate::traffic::Traffic;
 
 /// Everything that a request needs.
 pub struct Edge {

@@ -20,9 +20,9 @@ pub(crate) use self::queue::{DEFAULT_LEVEL, LEVELS};
 use self::queue::{FairQueue, Level, Place, Rules, Turn};
 use self::run::{BeginBy, Job};
 use crate::guest::{Fault, Stop};
+use crate::measure::Counter;
 use crate::model::Tensor;
-use crate::observe::measure::Counter;
-use crate::observe::trace::Told;
+use crate::stages::StageTimer;
 use crate::version::{CallerId, Refusal, ServableVersion};
 
 /// How long after the deadline the word of an interrupted guest is waited for: a few epoch ticks.
@@ -64,8 +64,8 @@ pub struct Work {
     pub inputs: Arc<Vec<Tensor>>,
     /// When nobody waits for the answer any more.
     pub deadline: Instant,
-    /// Who is told what it goes through.
-    pub told: Told,
+    /// Measures the stages that it goes through.
+    pub timer: StageTimer,
     /// Its place among others that wait for the same version.
     pub urgency: Urgency,
 }
@@ -173,7 +173,7 @@ impl Inference {
             max_running: version.limits().concurrency,
             max_rows: version.max_batch_size() as u64,
         };
-        let Work { inputs, caller, deadline, told, urgency, .. } = work;
+        let Work { inputs, caller, deadline, timer, urgency, .. } = work;
         let latest = urgency.queue_time.and_then(|time| since.checked_add(time));
         let begin = latest.map(|latest| BeginBy { latest, is_decided: Arc::default() });
         let (tries, suspicion, fingerprint) = (0, None, None);
@@ -186,7 +186,7 @@ impl Inference {
             since,
             begin: begin.clone(),
             stop,
-            told,
+            timer,
             answer,
             tries,
             suspicion,

@@ -1,9 +1,6 @@
-//! What operators see of the server: logs, measurements, traces, the traffic
-//! counters, and what is kept of requests where that is asked for.
+//! What operators see of the server: logs, traces, the meters of its listeners, and captured requests.
 
 pub mod capture;
 pub mod logs;
-pub mod measure;
 pub mod meters;
 pub mod trace;
-pub mod traffic;

@@ -24,7 +24,6 @@ use serde::{Deserialize, Serialize};
 use self::governor::Governor;
 use crate::guest::DEFAULT_START_TIME;
 use crate::model::Signature;
-use crate::observe::logs;
 
 /// The longest report that is read from a child, in bytes; a signature is far smaller.
 const MAX_REPORT_BYTES: u64 = 16 << 20;
@@ -183,6 +182,8 @@ pub struct Watch<'a> {
     pub is_serving: &'a dyn Fn() -> bool,
     /// Whether the child has to end for the sake of others.
     pub must_yield: &'a dyn Fn() -> bool,
+    /// The environment of the child, which inherits nothing else.
+    pub environment: &'a dyn Fn() -> Vec<(&'static str, String)>,
 }
 
 /// Why a child did not come to its end.
@@ -202,7 +203,10 @@ pub fn run(
     watch: &Watch<'_>,
 ) -> Result<PreinitReport, PreinitError> {
     let host = |error: std::io::Error| PreinitError::Host(error.to_string());
-    let mut child = command(artifact, goal, limits).map_err(host)?.spawn().map_err(host)?;
+    let mut child = command(artifact, goal, limits, (watch.environment)())
+        .map_err(host)?
+        .spawn()
+        .map_err(host)?;
     let hold_back = || limits.priority == Priority::Idle && (watch.is_serving)();
     let report = read_report(&mut child, limits.wall_time, &hold_back, watch.must_yield);
     if report.is_err() {
@@ -219,13 +223,17 @@ pub fn run(
     }
 }
 
-fn command(artifact: &Path, goal: Goal<'_>, limits: &PreinitLimits) -> std::io::Result<Command> {
+fn command(
+    artifact: &Path,
+    goal: Goal<'_>,
+    limits: &PreinitLimits,
+    environment: Vec<(&'static str, String)>,
+) -> std::io::Result<Command> {
     // The program that runs now, even if an upgrade has replaced or removed its file: another one would
     // compile for another engine.
     let mut command = Command::new("/proc/self/exe");
     command.arg0(std::env::current_exe()?);
-    // Nothing of the host's environment is any of the child's business but how to log.
-    command.env_clear().envs(logs::environment());
+    command.env_clear().envs(environment);
     command.arg(child::SUBCOMMAND).arg("--artifact").arg(artifact);
     if let Goal::Compiled(files) = goal {
         command.arg("--output").arg(&files.compiled);

@@ -18,4 +18,4 @@ pub use conform::{ConformError, conform};
 pub use decode::{Given, RecordError, Row, RowIssue, decode};
 pub use encode::{TooLarge, encode};
 pub use fitting::{Fitting, decode_fitting};
-pub use golden::{Difference, difference};
+pub use golden::{Difference, Tolerances, difference};

@@ -7,6 +7,7 @@
 
 mod desk;
 mod load;
+pub mod meters;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -35,14 +35,13 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::machine;
 use crate::observe::capture::Capture;
 use crate::observe::logs;
-use crate::observe::meters::Meters;
 use crate::observe::trace::Tracer;
-use crate::observe::traffic::Traffic;
 use crate::preinit::queue::CompileQueue;
 use crate::registry::Loader;
 use crate::rollout::ModelState;
 use crate::shadow::{ShadowLimits, Shadows};
 use crate::store::{Store, StoreError};
+use crate::traffic::Traffic;
 use crate::version::Budget;
 
 /// Files that are not for connections: artifacts, compiled code, pipes to children, timers.
@@ -115,13 +114,12 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     // Held until the end, and with it the lock of the state folder.
     let (loader, ledger) = open_state(&mut settings)?;
     let stack_bytes = loader.engines.thread_stack_bytes();
-    let (traffic, meters) = (Arc::clone(&loader.traffic), Arc::clone(&loader.meters));
+    let traffic = Arc::clone(&loader.traffic);
     let control = Arc::new(Control::new(loader, ledger, settings.max_parked.clone())?);
     configure_keys(&control, &settings)?;
     control.configure(settings.splits.clone())?;
     let (interrupt, interrupted) = watch::channel(false);
-    let edge =
-        Arc::new(edge(&settings, &control, Seen { traffic, meters }, interrupted, stack_bytes)?);
+    let edge = Arc::new(edge(&settings, &control, traffic, interrupted, stack_bytes)?);
     let limits = edge.policy.load().limits;
     let trusted = Arc::new(settings.trusted_proxies.clone());
     let (stop, stopping) = watch::channel(false);
@@ -207,16 +205,10 @@ async fn stay(
     }
 }
 
-/// What has been counted since before there was an edge.
-struct Seen {
-    traffic: Arc<Traffic>,
-    meters: Arc<Meters>,
-}
-
 fn edge(
     settings: &Settings,
     control: &Arc<Control>,
-    Seen { traffic, meters }: Seen,
+    traffic: Arc<Traffic>,
     interrupted: watch::Receiver<bool>,
     stack_bytes: usize,
 ) -> Result<Edge, ServeError> {
@@ -243,7 +235,7 @@ fn edge(
         traffic,
         services: Services::default(),
         pages: Pages::start().map_err(ServeError::Start)?,
-        meters,
+        meters: Arc::default(),
         tracer: tracer.map(Arc::new),
         capture: Capture::start(settings.capture.clone()).map_err(ServeError::Start)?,
         draining: AtomicBool::new(false),
@@ -365,6 +357,7 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         general: settings.limits.model,
         models: settings.models.clone(),
         meters: Arc::default(),
+        child_environment: logs::environment,
         traffic: Arc::default(),
         queue: CompileQueue::new(settings.limits.preinit.memory_bytes),
         budget: Budget::new(settings.limits.engine.max_instances, settings.limits.memory_bytes),

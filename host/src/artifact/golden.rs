@@ -1,7 +1,5 @@
 //! Golden examples: records with the outputs that the version must give for them.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -15,10 +13,6 @@ pub(super) const MAX_BYTES: usize = 16 << 20;
 /// The most values in all golden examples together: three such images. A parsed value takes up to a
 /// hundred bytes and may have been two in the file, so the bytes alone bound too little.
 const MAX_VALUES: usize = 1 << 19;
-
-/// How far a number may be from the golden one, by output; outputs that are not named must be
-/// equal.
-pub type Tolerances = BTreeMap<String, f64>;
 
 /// One record and what it must give.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

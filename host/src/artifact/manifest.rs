@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ArtifactError;
 use super::file::read_at_most;
-use super::golden::Tolerances;
 use super::source::ReadAt;
 use crate::model::ModelName;
+use crate::record::Tolerances;
 
 /// The longest name of an asset, in bytes.
 const MAX_ASSET_NAME_LENGTH: usize = 128;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use guesthouse::artifact::{self, Artifact};
+use guesthouse::observe::logs;
 use guesthouse::preinit::{self, Goal, PreinitLimits, Start, Watch};
 use guesthouse::terminal;
 
@@ -40,7 +41,8 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     let mut file = file.with_context(|| format!("failed to write to {}", existing.display()))?;
     file.write_all(&draft).context("failed to write the draft")?;
 
-    let watch = Watch { is_serving: &|| false, must_yield: &|| false };
+    let watch =
+        Watch { is_serving: &|| false, must_yield: &|| false, environment: &logs::environment };
     let report = preinit::run(file.path(), Goal::Signature, &PreinitLimits::default(), &watch)
         .with_context(|| format!("failed to pack {}", arguments.component.display()))?;
     let finished = artifact::add_signature(draft, &report.signature);

@@ -10,8 +10,8 @@ use super::commit::{Attempt, Loaded, Proposal};
 use crate::artifact::{Artifact, Digest};
 use crate::contract::{self, Bump};
 use crate::ledger::Change;
+use crate::measure::Counter;
 use crate::model::{Signature, VersionId};
-use crate::observe::measure::Counter;
 use crate::preinit::queue::Urgency;
 use crate::registry::Slot;
 use crate::rollout::{ModelState, Operation, Promotion};
@@ -35,7 +35,7 @@ impl Control {
     ) -> Result<Answer, ControlError> {
         let (id, digest) = (artifact.id().clone(), artifact.digest());
         let outcome = self.try_deploy(artifact, promotion, ask, progress);
-        self.loader.meters.deployments.with(&outcome.is_ok(), Counter::count);
+        self.loader.meters.outcomes.with(&outcome.is_ok(), Counter::count);
         if let Err(error) = &outcome
             && !ask.dry_run
         {

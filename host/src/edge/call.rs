@@ -10,10 +10,10 @@ use super::error::{ApiError, ErrorCode};
 use super::passage::{Entered, Passage};
 use crate::inference::{Inference, Urgency, Work};
 use crate::model::Tensor;
-use crate::observe::trace::{Stage, Told};
 use crate::record;
 use crate::router::Route;
 use crate::shadow::{Batch, Comparison};
+use crate::stages::{Stage, StageTimer};
 use crate::version::CallerId;
 
 /// Validated inputs on their way through one version.
@@ -22,7 +22,7 @@ pub(super) struct Call<'a> {
     pub(super) route: &'a Route,
     caller: CallerId,
     deadline: Instant,
-    told: Told,
+    timer: StageTimer,
     /// How urgent it is.
     pub(super) urgency: Urgency,
     /// What has been run, if another version is to be asked as well.
@@ -33,19 +33,19 @@ pub(super) struct Call<'a> {
 
 /// What is left to do of a call when it is over.
 pub(super) struct Called {
-    told: Told,
+    timer: StageTimer,
     caller: CallerId,
     batches: Vec<Batch>,
     encoding: Duration,
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn new(passage: &Passage<'a>, entered: &'a Entered, told: Told) -> Self {
+    pub(super) fn new(passage: &Passage<'a>, entered: &'a Entered, timer: StageTimer) -> Self {
         let (batches, encoding) = (Vec::new(), Duration::ZERO);
         let (inference, route, deadline) =
             (&passage.edge.inference, &entered.route, entered.deadline);
         let (caller, urgency) = (passage.caller_id(), Urgency::default());
-        Self { inference, route, caller, deadline, told, urgency, batches, encoding }
+        Self { inference, route, caller, deadline, timer, urgency, batches, encoding }
     }
 
     /// Records for the rows. They are run in batches of at most the version's own size, one after the
@@ -124,16 +124,16 @@ impl<'a> Call<'a> {
     }
 
     async fn outputs(&self, inputs: Arc<Vec<Tensor>>) -> Result<Vec<Tensor>, ApiError> {
-        let (version, told) = (Arc::clone(&self.route.version), self.told.clone());
+        let (version, timer) = (Arc::clone(&self.route.version), self.timer.clone());
         let (deadline, urgency) = (self.deadline, self.urgency);
-        let work = Work { version, caller: self.caller, inputs, deadline, told, urgency };
+        let work = Work { version, caller: self.caller, inputs, deadline, timer, urgency };
         Ok(self.inference.predict(work).await?)
     }
 
     /// What is left to do, once the outputs are there.
     pub(super) fn over(self) -> Called {
-        let Self { told, caller, batches, encoding, .. } = self;
-        Called { told, caller, batches, encoding }
+        let Self { timer, caller, batches, encoding, .. } = self;
+        Called { timer, caller, batches, encoding }
     }
 }
 
@@ -160,10 +160,10 @@ impl Called {
         Some(Comparison { candidate, primary, caller, batches, request_id, capture })
     }
 
-    /// The answer has been made: what that took, and what the records before took, is told.
+    /// The response is encoded: record the time for that and for converting the records.
     pub(super) fn encoded(&self, route: &Route, begin: Instant) {
         let (since, now) = (begin.checked_sub(self.encoding).unwrap_or(begin), Instant::now());
-        self.told.went_through(Stage::Encode, since, now, &route.version.measured().encode);
+        self.timer.record(Stage::Encode, since, now, &route.version.measured().encode);
         route.version.statistics().outputs_converted(now.saturating_duration_since(since));
     }
 }

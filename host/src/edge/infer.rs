@@ -118,7 +118,7 @@ pub(super) async fn infer_with(
     account.rows = rows;
     entered.route.version.statistics().inputs_converted(complete.elapsed());
     passage.count(&entered.route);
-    let mut call = Call::new(passage, &entered, account.told());
+    let mut call = Call::new(passage, &entered, account.timer());
     call.urgency = urgency;
     let outputs = call.run_tensors(inputs, rows).await?;
     let called = call.over();

@@ -16,11 +16,12 @@ use super::idempotency::Answer;
 use super::unread::Unread;
 use super::{encoding, host, oip, problem};
 use crate::clock;
+use crate::measure::Counter;
 use crate::model::VersionId;
-use crate::observe::measure::Counter;
 use crate::observe::meters::{Counted, Listener, Meters};
-use crate::observe::trace::{Summary, Told, Traced, Tracer};
+use crate::observe::trace::{Summary, Traced, Tracer};
 use crate::router::{Reason, Route};
+use crate::stages::StageTimer;
 use crate::version::{Measured, Statistics};
 
 /// The header that brings and returns a request's id.
@@ -53,7 +54,7 @@ impl RequestId {
         good.then(|| Self(text.to_owned()))
     }
 
-    /// What the caller is told whose body has one that is none.
+    /// What a caller is told whose body has one that is none.
     pub(crate) fn malformed() -> ApiError {
         let message = "`request_id` must be a string of 1 to 128 visible ASCII characters";
         ApiError::malformed(message)
@@ -125,10 +126,10 @@ impl Account {
     }
 
     /// Who tells what the request goes through.
-    pub(super) fn told(&self) -> Told {
-        // Of the highest level, so that it is there at every: what goes wrong is told with the id.
+    pub(super) fn timer(&self) -> StageTimer {
+        // Of the highest level, so that it is there at every: what goes wrong is logged with the id.
         let span = tracing::error_span!("predict", request_id = self.request_id.as_str());
-        Told { span, trace: self.traced.as_ref().and_then(Traced::trace) }
+        StageTimer { span, recorder: self.traced.as_ref().and_then(Traced::recorder) }
     }
 
     /// What every answer says of its request beside what was asked for.

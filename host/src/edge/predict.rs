@@ -193,7 +193,7 @@ async fn predict(
     let inputs = Inputs::of(signature, rows, is_partial)?;
     entered.route.version.statistics().inputs_converted(now.elapsed());
     passage.count(&entered.route);
-    let mut call = Call::new(&passage, &entered, account.told());
+    let mut call = Call::new(&passage, &entered, account.timer());
     let results = inputs.run(&mut call, account.rows).await?;
     let called = call.over();
     let captured = passage.is_captured(&entered.route).then(|| bytes.to_vec());

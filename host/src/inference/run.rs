@@ -1,4 +1,4 @@
-//! A batch on its thread: one call of the guest, and who is told what came of it.
+//! A batch on its thread: one call of the guest, and the delivery of its outcome.
 //!
 //! What one caller's rows do to a batch costs the others nothing but time: they are run again, and in
 //! the end each by itself. A job is run together with others [`TRIES_TOGETHER`] times at most and
@@ -16,10 +16,10 @@ use super::batch::{self, Fate};
 use super::queue::Queued;
 use crate::clock;
 use crate::guest::{Fault, Stop};
+use crate::measure::Counter;
 use crate::model::Tensor;
-use crate::observe::measure::Counter;
-use crate::observe::trace::{Stage, Told};
 use crate::pool::Leased;
+use crate::stages::{Stage, StageTimer};
 use crate::version::statistics::Execution;
 use crate::version::{CallerId, Fingerprint, ServableVersion, Suspended};
 
@@ -45,8 +45,8 @@ pub(super) struct Job {
     /// When it is too late to begin, if that is before the deadline.
     pub(super) begin: Option<BeginBy>,
     pub(super) stop: Stop,
-    /// Who is told what it went through.
-    pub(super) told: Told,
+    /// Measures the stages that it went through.
+    pub(super) timer: StageTimer,
     pub(super) answer: oneshot::Sender<Result<Vec<Tensor>, PredictError>>,
     /// How often it has been run with others.
     pub(super) tries: u8,
@@ -94,7 +94,7 @@ impl Job {
         if self.tries == 0 {
             let measured = self.version.measured();
             self.version.statistics().waited(now.saturating_duration_since(self.since));
-            self.told.went_through(Stage::Queue, self.since, now, &measured.queue);
+            self.timer.record(Stage::Queue, self.since, now, &measured.queue);
             if let Some(begin) = &self.begin {
                 if !begin.decide() {
                     return None;
@@ -169,10 +169,10 @@ pub(super) fn run(jobs: Vec<Queued<Job>>, over: Vec<Job>) -> Vec<Queued<Job>> {
 }
 
 fn run_alone(job: Job, now: Instant) {
-    let Job { version, caller, inputs, fingerprint, stop, told, answer, suspicion, .. } = job;
-    let logged_with_the_request = told.span.enter();
+    let Job { version, caller, inputs, fingerprint, stop, timer, answer, suspicion, .. } = job;
+    let logged_with_the_request = timer.span.enter();
     let called = Called::of(&version, now, &stop, || &inputs);
-    called.tell(&told);
+    called.tell(&timer);
     if let Some(suspicion) = &suspicion {
         suspicion.tell(&called.outcome);
     }
@@ -212,7 +212,7 @@ fn run_together(mut jobs: Vec<Queued<Job>>, now: Instant) -> Vec<Queued<Job>> {
         let parts: Vec<_> = jobs.iter().map(|queued| &queued.job.inputs[..]).collect();
         batch::join(version.signature(), &parts)
     });
-    jobs.iter().for_each(|queued| called.tell(&queued.job.told));
+    jobs.iter().for_each(|queued| called.tell(&queued.job.timer));
     drop(logged);
     let is_good = called.leaves_good_instance();
     let outcome = std::mem::replace(&mut called.outcome, Ok(Vec::new()));
@@ -312,10 +312,10 @@ impl Called {
     }
 
     /// Tell a request what it went through.
-    fn tell(&self, told: &Told) {
-        told.went_along(Stage::Instantiate, self.begun, self.instantiated);
+    fn tell(&self, timer: &StageTimer) {
+        timer.record_shared(Stage::Instantiate, self.begun, self.instantiated);
         if self.leased.is_some() {
-            told.went_along(Stage::Guest, self.instantiated, self.end);
+            timer.record_shared(Stage::Guest, self.instantiated, self.end);
         }
     }
 

@@ -21,8 +21,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use super::measure::Counter;
 use crate::clock;
+use crate::measure::Counter;
 
 /// Entries that wait to be written.
 const QUEUED: usize = 256;

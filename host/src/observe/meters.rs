@@ -1,8 +1,6 @@
-//! What is measured of the server as a whole; what is measured of a version lives and ends with it.
+//! The meters of the listeners: connections, requests and errors. Meters of a version live with it.
 
-use std::time::{Duration, Instant};
-
-use super::measure::{Counter, Level, Series};
+use crate::measure::{Counter, Level, Series};
 
 /// Everything that belongs to no version.
 #[derive(Debug, Default)]
@@ -13,10 +11,6 @@ pub struct Meters {
     pub grpc: Listener,
     /// The endpoints of operators.
     pub admin: Listener,
-    /// What making versions servable took, by step and whether it succeeded.
-    pub deploy_steps: Series<(&'static str, bool), Step>,
-    /// Deployments by whether they succeeded.
-    pub deployments: Series<bool, Counter>,
 }
 
 /// One address and what comes in there.
@@ -51,38 +45,5 @@ impl<'a> Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fall();
-    }
-}
-
-/// How often a step was done, and all the time that it took.
-#[derive(Debug, Default)]
-pub struct Step {
-    /// How often.
-    pub times: Counter,
-    /// How long together, in microseconds.
-    pub micros: Counter,
-}
-
-impl Meters {
-    /// Do a step of a deployment and count it.
-    ///
-    /// # Errors
-    /// Those of the step.
-    pub fn step<T, E>(
-        &self,
-        name: &'static str,
-        step: impl FnOnce() -> Result<T, E>,
-    ) -> Result<T, E> {
-        let started = Instant::now();
-        let outcome = step();
-        self.deploy_steps.with(&(name, outcome.is_ok()), |step| step.record(started.elapsed()));
-        outcome
-    }
-}
-
-impl Step {
-    fn record(&self, time: Duration) {
-        self.times.count();
-        self.micros.add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
 }

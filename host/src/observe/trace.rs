@@ -24,8 +24,9 @@ use opentelemetry_sdk::trace::{
     SpanExporter, SpanProcessor,
 };
 
-use super::measure::{Counter, Histogram};
 use crate::clock;
+use crate::measure::Counter;
+use crate::stages::{RecordStage, Stage};
 
 /// Spans that wait to be sent: a second of some 400 sampled requests, about 2 MiB.
 const QUEUED_SPANS: usize = 2048;
@@ -222,6 +223,11 @@ impl Traced {
         self.trace.clone()
     }
 
+    /// Where the stages of the request go, if it is sampled.
+    pub fn recorder(&self) -> Option<Arc<dyn RecordStage>> {
+        self.trace.clone().map(|trace| trace as _)
+    }
+
     /// The value of the header that tells the caller of the server's place in the trace, if it has one.
     pub fn response(&self) -> Option<String> {
         let (trace, span) = (self.context.trace_id(), self.context.span_id());
@@ -310,61 +316,15 @@ impl Trace {
         // By the clock that its parts are timed by.
         root.end_with_timestamp(self.began + self.started.elapsed());
     }
+}
 
-    fn stage(&self, stage: Stage, since: Instant, until: Instant) {
+impl RecordStage for Trace {
+    fn record(&self, stage: Stage, since: Instant, until: Instant) {
         let around = Context::new().with_remote_span_context(self.context.clone());
         let time = |at: Instant| self.began + at.saturating_duration_since(self.started);
         let builder = self.tracer.span_builder(stage.as_str()).with_start_time(time(since));
         let mut span = self.tracer.build_with_context(builder, &around);
         span.end_with_timestamp(time(until));
-    }
-}
-
-/// What a request goes through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Waits for a thread.
-    Queue,
-    /// Gets an instance.
-    Instantiate,
-    /// The guest runs.
-    Guest,
-    /// The answer is written.
-    Encode,
-}
-
-impl Stage {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Queue => "queue",
-            Self::Instantiate => "instantiate",
-            Self::Guest => "guest",
-            Self::Encode => "encode",
-        }
-    }
-}
-
-/// Who is told what the batches of a request go through.
-#[derive(Debug, Clone)]
-pub struct Told {
-    /// What is logged meanwhile belongs to it.
-    pub span: tracing::Span,
-    /// The spans of the request, if it is sampled.
-    pub trace: Option<Arc<Trace>>,
-}
-
-impl Told {
-    /// A stage is over.
-    pub fn went_through(&self, stage: Stage, since: Instant, until: Instant, times: &Histogram) {
-        times.record(until.saturating_duration_since(since));
-        self.went_along(stage, since, until);
-    }
-
-    /// A stage is over that was measured once for several requests.
-    pub fn went_along(&self, stage: Stage, since: Instant, until: Instant) {
-        if let Some(trace) = &self.trace {
-            trace.stage(stage, since, until);
-        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! Comparing an answer with the golden one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::{Map, Value};
 
-use crate::artifact::Tolerances;
+/// How far a number may be from the golden one, by output. Outputs that are not named must be equal.
+pub type Tolerances = BTreeMap<String, f64>;
 
 /// The first thing in which an answer differs from the golden one.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,15 +6,15 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use super::Failure;
+use super::meters::DeploymentMeters;
 use crate::artifact::{Artifact, ArtifactError};
 use crate::guest::{EngineError, Engines, Fault, LoadedComponent};
 use crate::model::ModelName;
-use crate::observe::meters::Meters;
-use crate::observe::traffic::Traffic;
 use crate::preinit::queue::{CompileQueue, Job, Urgency};
 use crate::preinit::{self, Goal, PreinitError, PreinitLimits, Start, Watch};
 use crate::store::{CompiledVersion, Store, StoreError};
 use crate::terminal;
+use crate::traffic::Traffic;
 use crate::version::{Budget, DoesNotFit, ModelLimits, ProofError, ServableVersion};
 
 /// A version cannot be loaded.
@@ -137,7 +137,9 @@ pub struct Loader {
     /// What is left for further versions.
     pub budget: Budget,
     /// Where it is counted.
-    pub meters: Arc<Meters>,
+    pub meters: Arc<DeploymentMeters>,
+    /// The environment of the child processes, which makes them log like this one.
+    pub child_environment: fn() -> Vec<(&'static str, String)>,
     /// Whom compiling might disturb.
     pub traffic: Arc<Traffic>,
 }
@@ -211,8 +213,11 @@ impl Loader {
             guest_stack_bytes: limits.instance.stack_bytes,
             ..self.limits
         };
-        let watch =
-            Watch { is_serving: &|| self.traffic.is_flowing(), must_yield: &|| turn.must_yield() };
+        let watch = Watch {
+            is_serving: &|| self.traffic.is_flowing(),
+            must_yield: &|| turn.must_yield(),
+            environment: &self.child_environment,
+        };
         let compile = || guarded(|| self.run_compiler(artifact.borrow(), &limits, &watch));
         let compiled = self.meters.step("compile", compile)?;
         Ok((compiled, artifact))

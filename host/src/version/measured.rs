@@ -2,7 +2,7 @@
 //! behind.
 
 use super::Refusal;
-use crate::observe::measure::{Counter, Histogram, Series, Sizes};
+use crate::measure::{Counter, Histogram, Series, Sizes};
 
 /// Since the version was loaded.
 #[derive(Debug, Default)]

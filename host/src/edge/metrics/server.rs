@@ -10,9 +10,10 @@ use prometheus_client::registry::Unit;
 
 use super::{Labels, gauge, write};
 use crate::edge::Edge;
+use crate::measure::Counter;
 use crate::observe::logs;
-use crate::observe::measure::Counter;
 use crate::observe::meters::{Listener, Meters};
+use crate::registry::meters::DeploymentMeters;
 
 pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let build = ("build_info", "The program, as a constant 1", None);
@@ -34,7 +35,7 @@ pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::R
     write(encoder, bodies, [(vec![], gauge(in_flight))])?;
     let bodies_limit = ("bodies_in_flight_limit", "What these may come to", bytes);
     write(encoder, bodies_limit, [(vec![], gauge(limit))])?;
-    deployments(&edge.meters, encoder)?;
+    deployments(&edge.control.loader().meters, encoder)?;
     lost(edge, encoder)
 }
 
@@ -92,19 +93,19 @@ fn connections(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
     write(encoder, ("connections_accepted", "Connections since the start", None), accepted)
 }
 
-fn deployments(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+fn deployments(meters: &DeploymentMeters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let outcome =
         |is_good: bool| ("outcome", if is_good { "succeeded" } else { "failed" }.to_owned());
     let deployments = meters
-        .deployments
+        .outcomes
         .map(|is_good, count| (vec![outcome(*is_good)], ConstCounter::new(count.total())));
     write(encoder, ("deployments", "Deployments that came to an end", None), deployments)?;
-    let times = meters.deploy_steps.map(|(step, is_good), done| {
+    let times = meters.steps.map(|(step, is_good), done| {
         let labels = vec![("step", (*step).to_owned()), outcome(*is_good)];
         (labels, ConstCounter::new(done.times.total()))
     });
     write(encoder, ("deploy_steps", "Steps of making versions servable", None), times)?;
-    let seconds = meters.deploy_steps.map(|(step, is_good), done| {
+    let seconds = meters.steps.map(|(step, is_good), done| {
         let labels = vec![("step", (*step).to_owned()), outcome(*is_good)];
         (labels, ConstCounter::new(done.micros.total() as f64 / 1e6))
     });

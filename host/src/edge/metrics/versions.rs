@@ -12,11 +12,11 @@ use prometheus_client::registry::Unit;
 
 use super::{Labels, Name, Times, gauge, write};
 use crate::edge::Edge;
+use crate::measure::{self, Counter, Histogram};
 use crate::model::VersionId;
-use crate::observe::measure::{self, Counter, Histogram};
-use crate::observe::traffic::{Counts, Requests};
 use crate::preinit::Start;
 use crate::rollout::WHOLE;
+use crate::traffic::{Counts, Requests};
 use crate::version::{Measured, ServableVersion};
 
 /// The versions that are loaded, and what went to them.

@@ -40,7 +40,7 @@ pub(super) async fn answer(
     let inputs = inputs(service, entered.route.version.signature(), &messages)?;
     account.rows = messages.len();
     passage.count(&entered.route);
-    let mut call = Call::new(passage, &entered, account.told());
+    let mut call = Call::new(passage, &entered, account.timer());
     let outputs = call.run_tensors(inputs, messages.len()).await?;
     let mut called = call.over();
     let begin = Instant::now();
