@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::{self, ScopedJoinHandle};
 
-pub use ask::{Answer, Ask, Changed, ControlError, DeployReport};
+pub use ask::{Answer, Ask, Changed, ControlError, DeployReport, Replay};
 pub use folder::keep;
 pub use keys::{KeyAnswer, KeyChanged, KeyRefusal, NewKey};
 pub use upkeep::keep_up;

@@ -6,11 +6,12 @@
 //! body is read; health and readiness need none.
 
 pub(crate) mod access;
+pub mod api;
 mod body;
 mod call;
 pub(crate) mod catalogue;
 mod cors;
-mod docs;
+pub(crate) mod docs;
 mod encoding;
 pub(crate) mod error;
 mod form;
@@ -60,6 +61,7 @@ use error::ApiError;
 pub use grpc::endpoints as grpc_endpoints;
 pub use idempotency::Answers;
 pub use listener::{Entrance, serve};
+pub use metrics::reference as metrics_reference;
 use observe::Around;
 pub use observe::Way;
 pub use pages::Pages;
