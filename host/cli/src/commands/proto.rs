@@ -1,0 +1,23 @@
+//! `guesthouse proto`
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use guesthouse_artifact::Artifact;
+use guesthouse_server::typed::{Class, Service};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProtoArguments {
+    /// The artifact.
+    file: PathBuf,
+}
+
+pub(crate) fn run(arguments: &ProtoArguments) -> anyhow::Result<()> {
+    let artifact = Artifact::open(&arguments.file)
+        .with_context(|| format!("failed to open {}", arguments.file.display()))?;
+    let signature = artifact.signature().context("the artifact does not carry its signature")?;
+    let id = artifact.id();
+    // Everything that is the artifact's own in it has been made fit for a terminal.
+    print!("{}", Service::new(&id.name, Class::of(&id.version), signature).proto());
+    Ok(())
+}

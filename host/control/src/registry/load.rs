@@ -1,0 +1,338 @@
+//! From an artifact to a version that can serve: find its compiled form or make it, map it, prove it.
+
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use super::Failure;
+use super::meters::DeploymentMeters;
+use guesthouse_artifact::{Artifact, ArtifactError};
+use guesthouse_runtime::guest::{EngineError, Engines, Fault, LoadedComponent};
+use guesthouse_model::ModelName;
+use guesthouse_runtime::preinit::queue::{CompileQueue, Job, Urgency};
+use guesthouse_runtime::preinit::{self, Goal, PreinitError, PreinitLimits, Start, Watch};
+use guesthouse_runtime::store::{CompiledVersion, Store, StoreError};
+use guesthouse_model::terminal;
+use crate::traffic::Traffic;
+use guesthouse_runtime::version::{Budget, DoesNotFit, ModelLimits, ProofError, ServableVersion};
+
+/// A version cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file is not an artifact.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// The host has not got what the version may come to use.
+    #[error(transparent)]
+    DoesNotFit(#[from] DoesNotFit),
+    /// A bug of the host.
+    #[error("the host panicked: {0}")]
+    Panicked(String),
+    /// Pre-initialising failed.
+    #[error(transparent)]
+    Preinit(#[from] PreinitError),
+    /// The guest declares another signature than the artifact says.
+    #[error("init declares another signature than the one in the artifact")]
+    Signature,
+    /// The compiled form cannot be kept or found.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The compiled form cannot be mapped.
+    #[error("failed to {0}")]
+    Engine(#[from] EngineError),
+    /// The version does not do what its artifact promises.
+    #[error(transparent)]
+    Proof(#[from] ProofError),
+}
+
+/// What kind of failure keeps a version from being loaded, which decides whether trying again helps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Something is wrong with the artifact: the same bytes fail again.
+    Artifact,
+    /// Something is wrong with the machine, or was: it may work the next time.
+    Accident,
+    /// It can be the one or the other: a few more attempts will tell.
+    Unclear,
+}
+
+impl PreinitError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Init(_)
+            | Self::StartTrap(_)
+            | Self::Trap(_)
+            | Self::OutOfMemory
+            | Self::Component(_)
+            | Self::Limit(_) => Cause::Artifact,
+            Self::Killed(_) | Self::Host(_) | Self::Yielded => Cause::Accident,
+            Self::WallTime(_) | Self::Crashed(_) => Cause::Unclear,
+        }
+    }
+}
+
+impl LoadError {
+    /// What kind of failure it is.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) => Cause::Accident,
+            // Other versions may be unloaded.
+            Self::DoesNotFit(_) => Cause::Accident,
+            Self::Artifact(_) | Self::Signature => Cause::Artifact,
+            Self::Panicked(_) | Self::Engine(_) => Cause::Unclear,
+            Self::Preinit(error) => error.cause(),
+            Self::Proof(ProofError::Fault { fault: Fault::Host(_), .. }) => Cause::Accident,
+            Self::Proof(ProofError::Fault {
+                fault: Fault::Deadline | Fault::Cancelled, ..
+            }) => Cause::Unclear,
+            Self::Proof(_) => Cause::Artifact,
+        }
+    }
+
+    /// The step that refused the version, as a word for people who are not to see the reason.
+    pub fn step(&self) -> &'static str {
+        match self {
+            Self::Artifact(_) => "artifact",
+            Self::Panicked(_) => "host",
+            Self::DoesNotFit(_) => "admission",
+            Self::Preinit(_) => "preinit",
+            Self::Signature => "signature",
+            Self::Store(_) => "store",
+            Self::Engine(_) => "engine",
+            Self::Proof(ProofError::Instance(_)) => "instance",
+            Self::Proof(_) => "golden",
+        }
+    }
+
+    /// Whether compiling failed because the artifact was taken for a small one: it was slow while others
+    /// waited, or its child wanted more than those of small ones have. Among the large ones it may not
+    /// fail.
+    pub fn is_not_small(&self, job: Job) -> bool {
+        use PreinitError::{Crashed, Limit, Yielded};
+        job.is_small() && matches!(self, Self::Preinit(Yielded | Limit(_) | Crashed(_)))
+    }
+
+    /// The step and the reason.
+    pub fn failure(&self) -> Failure {
+        let (step, reason, cause) = (self.step(), chain(self).into(), self.cause());
+        Failure { step, reason, cause, retry_at: None }
+    }
+}
+
+/// What loading needs and shares.
+pub struct Loader {
+    /// Where versions run.
+    pub engines: Engines,
+    /// Where artifacts and compiled versions are kept.
+    pub store: Store,
+    /// What the child process may use.
+    pub limits: PreinitLimits,
+    /// What versions may use, unless their model says otherwise.
+    pub general: ModelLimits,
+    /// What versions of some models may use.
+    pub models: BTreeMap<ModelName, ModelLimits>,
+    /// Whose turn it is to be compiled.
+    pub queue: CompileQueue,
+    /// What is left for further versions.
+    pub budget: Budget,
+    /// Where it is counted.
+    pub meters: Arc<DeploymentMeters>,
+    /// The environment of the child processes, which makes them log like this one.
+    pub child_environment: fn() -> Vec<(&'static str, String)>,
+    /// Whom compiling might disturb.
+    pub traffic: Arc<Traffic>,
+}
+
+impl Loader {
+    /// What versions of a model may use.
+    fn limits_of(&self, model: &ModelName) -> &ModelLimits {
+        self.models.get(model).unwrap_or(&self.general)
+    }
+
+    /// The compiled form of an artifact, if it is there.
+    ///
+    /// # Errors
+    /// The state folder cannot be read.
+    pub fn find(&self, artifact: &Artifact) -> Result<Option<CompiledVersion>, LoadError> {
+        self.meters.step("find", || guarded(|| Ok(self.store.find(artifact.digest())?)))
+    }
+
+    /// What compiling an artifact of that size comes to.
+    pub fn job(&self, model: &ModelName, artifact_bytes: u64, urgency: Urgency) -> Job {
+        let guest_bytes = self.limits_of(model).instance.memory_bytes as u64;
+        Job::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes)
+    }
+
+    /// The same, once it has turned out not to be a small one.
+    pub fn as_large(&self, job: Job) -> Job {
+        job.as_large(self.limits.memory_bytes)
+    }
+
+    /// Make the compiled form of an artifact, which takes seconds, after waiting for a turn.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn compile(
+        &self,
+        artifact: &Artifact,
+        urgency: Urgency,
+    ) -> Result<CompiledVersion, LoadError> {
+        let model = &artifact.id().name;
+        // What will not fit need not wait.
+        drop(self.budget.reserve(self.limits_of(model))?);
+        let job = self.job(model, artifact.size_bytes() as u64, urgency);
+        match self.compile_once(|| Ok(artifact), job) {
+            Err(error) if error.is_not_small(job) => {
+                self.compile_once(|| Ok(artifact), self.as_large(job))
+            }
+            outcome => outcome,
+        }
+        .map(|(compiled, _)| compiled)
+    }
+
+    /// Wait for a turn, read the artifact, and compile it. What waits is not in memory.
+    ///
+    /// # Errors
+    /// [`LoadError`]; see [`LoadError::is_not_small`].
+    pub fn compile_once<A: Borrow<Artifact>>(
+        &self,
+        read: impl FnOnce() -> Result<A, LoadError>,
+        job: Job,
+    ) -> Result<(CompiledVersion, A), LoadError> {
+        let turn = self.queue.enter(job);
+        let artifact = read()?;
+        let id = artifact.borrow().id();
+        let limits = self.limits_of(&id.name);
+        drop(self.budget.reserve(limits)?);
+        let (model, version, is_small) = (&id.name, &id.version, job.is_small());
+        tracing::info!(%model, %version, is_small, "compiling, which takes some seconds");
+        let limits = PreinitLimits {
+            memory_bytes: job.memory_bytes(),
+            guest_memory_bytes: limits.instance.memory_bytes,
+            guest_stack_bytes: limits.instance.stack_bytes,
+            ..self.limits
+        };
+        let watch = Watch {
+            is_serving: &|| self.traffic.is_flowing(),
+            must_yield: &|| turn.must_yield(),
+            environment: &self.child_environment,
+        };
+        let compile = || guarded(|| self.run_compiler(artifact.borrow(), &limits, &watch));
+        let compiled = self.meters.step("compile", compile)?;
+        Ok((compiled, artifact))
+    }
+
+    /// Load a compiled version and prove it.
+    ///
+    /// # Errors
+    /// [`LoadError`]; what was set aside for it is given back.
+    pub fn activate(
+        &self,
+        artifact: Artifact,
+        compiled: &CompiledVersion,
+    ) -> Result<ServableVersion, LoadError> {
+        self.meters.step("prove", || guarded(|| self.map_and_prove(artifact, compiled)))
+    }
+
+    fn run_compiler(
+        &self,
+        artifact: &Artifact,
+        limits: &PreinitLimits,
+        watch: &Watch<'_>,
+    ) -> Result<CompiledVersion, LoadError> {
+        let component = artifact.component_digest().map_err(ArtifactError::Read)?;
+        self.store.keep(artifact.digest(), component, |files| {
+            // The child reads these very bytes, whatever becomes of the file in the meantime.
+            let bytes =
+                tempfile::NamedTempFile::new_in(files.compiled.parent().unwrap_or(&files.compiled));
+            let bytes = bytes.and_then(|mut file| {
+                artifact.copy_to(file.as_file_mut())?;
+                Ok(file)
+            });
+            let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
+            let report = preinit::run(bytes.path(), Goal::Compiled(files), limits, watch)?;
+            if report.fingerprint.as_deref() != Some(&self.engines.fingerprint()) {
+                let what = "the child's engine is not this host's".to_owned();
+                return Err(PreinitError::Host(what).into());
+            }
+            let (model, version) = (&artifact.id().name, &artifact.id().version);
+            let steps = report.steps_ms.iter().map(|(step, time)| format!("{step} {time} ms"));
+            let steps = steps.collect::<Vec<_>>().join(", ");
+            let peak_memory_mib = report.peak_memory_bytes >> 20;
+            tracing::info!(%model, %version, steps, peak_memory_mib, "compiled");
+            Ok(report)
+        })
+    }
+
+    fn map_and_prove(
+        &self,
+        artifact: Artifact,
+        compiled: &CompiledVersion,
+    ) -> Result<ServableVersion, LoadError> {
+        let limits = self.limits_of(&artifact.id().name);
+        let reservation = self.budget.reserve(limits)?;
+        let report = &compiled.report;
+        if artifact.signature() != Some(&report.signature) {
+            return Err(LoadError::Signature);
+        }
+        let id = artifact.id().clone();
+        // SAFETY: the store has just checked the file against its MAC or has just written it, and the
+        // path is that very file's; it never changes a file in place, and its folder is this host's
+        // alone.
+        #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
+        let mut component = unsafe {
+            LoadedComponent::map(
+                self.engines.with_stack(limits.instance.stack_bytes),
+                &compiled.path(),
+                id,
+                report.signature.clone(),
+                limits.instance,
+            )
+        }?;
+        let artifact = Arc::new(artifact);
+        if let Start::Init(reason) = &report.start {
+            let (model, version) = (&artifact.id().name, &artifact.id().version);
+            tracing::warn!(%model, %version, reason, "no snapshot: init runs in each instance");
+            component = component.running_init(Arc::clone(&artifact));
+        }
+        Ok(ServableVersion::prove(&artifact, report, component, *limits, reservation)?)
+    }
+}
+
+/// Let a bug of the host that one file brings to light cost that file and nothing else. What the
+/// work shares with others is immutable, or behind locks that are free of half-made changes.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(LoadError::Panicked(text.unwrap_or("it does not say why").to_owned()))
+    })
+}
+
+/// An error with its causes in one line; what it quotes may be of strangers.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    terminal::reason(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bug_that_one_file_brings_to_light_is_that_files_failure() {
+        assert_eq!(guarded(|| Ok(1)).unwrap(), 1);
+        let index = 1;
+        let error = guarded(|| Ok([0][index..].len() / usize::from(index == 0))).unwrap_err();
+        assert_eq!((error.step(), matches!(error, LoadError::Panicked(_))), ("host", true));
+    }
+}

@@ -1,0 +1,113 @@
+//! How many requests each version answered, and by which route: the evidence of a split.
+//!
+//! Counts are kept for versions that have been chosen at least once, and logged as one line a
+//! version whenever they have changed since the last time.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use guesthouse_model::VersionId;
+
+/// Traffic that pauses for longer has stopped, for whoever would rather not disturb it.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// Requests by version and the reason why the version was chosen.
+#[derive(Debug, Default)]
+pub struct Traffic(Mutex<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    counts: Counts,
+    last: Option<Instant>,
+}
+
+/// Requests by version and reason.
+pub type Counts = BTreeMap<(VersionId, &'static str), Requests>;
+
+/// How many requests went somewhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// All of them.
+    pub all: u64,
+    /// Those that fell there by chance, for want of a key that tells callers apart.
+    pub random: u64,
+}
+
+impl Traffic {
+    /// One more request went to the version; by chance, if another caller might have gone elsewhere.
+    pub fn count(&self, version: &VersionId, reason: &'static str, is_random: bool) {
+        // Made before the lock is taken.
+        let key = (version.clone(), reason);
+        let mut counted = self.lock();
+        let requests = counted.counts.entry(key).or_default();
+        requests.all += 1;
+        requests.random += u64::from(is_random);
+        counted.last = Some(Instant::now());
+    }
+
+    /// Whether anybody was served a moment ago.
+    pub fn is_flowing(&self) -> bool {
+        self.lock().last.is_some_and(|last| last.elapsed() < MOMENT)
+    }
+
+    /// The counts since the start.
+    pub fn counts(&self) -> Counts {
+        self.lock().counts.clone()
+    }
+
+    /// Log the counts if they differ from the last ones, which become the new ones.
+    pub fn log(&self, last: &mut Counts) {
+        let counts = self.counts();
+        if counts == *last {
+            return;
+        }
+        for ((version, reason), requests) in &counts {
+            let share = share_percent(&counts, version, reason, requests.all);
+            let (model, version) = (&version.name, &version.version);
+            let Requests { all: requests, random } = requests;
+            tracing::info!(target: "traffic", %model, %version, reason, requests, random, share_percent = share);
+        }
+        *last = counts;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Counted> {
+        // A count is never left half done, so a panic elsewhere does not spoil the map.
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The version's share of the model's requests that were routed for the same reason.
+fn share_percent(counts: &Counts, version: &VersionId, reason: &str, requests: u64) -> f64 {
+    let total: u64 = counts
+        .iter()
+        .filter(|((other, why), _)| other.name == version.name && *why == reason)
+        .map(|(_, requests)| requests.all)
+        .sum();
+    let percent = 100.0 * requests as f64 / total.max(1) as f64;
+    (percent * 100.0).round() / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_of_the_same_model_and_reason() {
+        let traffic = Traffic::default();
+        let version = |text: &str| VersionId {
+            name: "toxicity".parse().unwrap(),
+            version: text.parse().unwrap(),
+        };
+        for _ in 0..9 {
+            traffic.count(&version("1.0.0"), "split", false);
+        }
+        traffic.count(&version("2.0.0"), "split", true);
+        traffic.count(&version("2.0.0"), "pin", false);
+        let counts = traffic.counts();
+        assert_eq!(counts[&(version("1.0.0"), "split")], Requests { all: 9, random: 0 });
+        assert_eq!(counts[&(version("2.0.0"), "split")], Requests { all: 1, random: 1 });
+        assert!((share_percent(&counts, &version("2.0.0"), "split", 1) - 10.0).abs() < 1e-9);
+        assert!((share_percent(&counts, &version("2.0.0"), "pin", 1) - 100.0).abs() < 1e-9);
+    }
+}

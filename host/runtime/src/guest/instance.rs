@@ -1,0 +1,186 @@
+//! A compiled version and its instances.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use wasmtime::component::Component;
+use wasmtime::{Store, UpdateDeadline};
+
+use super::bindings::{Model, ModelPre};
+use super::convert::{
+    fault_from_wit, finite_outputs, outputs_from_wit, shorten_failure, signature_from_wit,
+    tensor_into_wit,
+};
+use super::engine::{Engine, EngineError, thread_stack_bytes};
+use super::fault::Fault;
+use super::limits::InstanceLimits;
+use super::linker::{Phase, linker};
+use super::state::HostState;
+use super::stop::Stop;
+use super::ticker::Ticker;
+use guesthouse_artifact::Artifact;
+use guesthouse_model::{Signature, Tensor, VersionId};
+
+/// A version's code, ready to be instantiated in microseconds.
+#[derive(Clone)]
+pub struct LoadedComponent {
+    pre: ModelPre<HostState>,
+    version: Arc<VersionId>,
+    signature: Arc<Signature>,
+    limits: InstanceLimits,
+    /// Only where there is no snapshot.
+    assets: Option<Arc<Artifact>>,
+    ticker: Ticker,
+}
+
+impl LoadedComponent {
+    /// Map the compiled form of a version.
+    ///
+    /// # Errors
+    /// The file is not what this engine's compiler wrote.
+    ///
+    /// # Safety
+    /// The file is native code and stays mapped: it must be one that this host has written, must
+    /// have been checked against its MAC, and must never be changed in place.
+    #[expect(unsafe_code, reason = "wasmtime cannot check native code, only our own MAC can")]
+    pub unsafe fn map(
+        engine: &Engine,
+        compiled: &Path,
+        version: VersionId,
+        signature: Signature,
+        limits: InstanceLimits,
+    ) -> Result<Self, EngineError> {
+        // SAFETY: the caller vouches for the file.
+        let component = unsafe { Component::deserialize_file(engine.wasmtime(), compiled) }?;
+        let linker = linker(engine, &component, Phase::Serve)?;
+        let pre = ModelPre::new(linker.instantiate_pre(&component)?)?;
+        let (version, signature) = (Arc::new(version), Arc::new(signature));
+        Ok(Self { pre, version, signature, limits, assets: None, ticker: engine.ticker() })
+    }
+
+    /// Run `init` in each instance, with these assets: there is no snapshot of what it leaves.
+    #[must_use]
+    pub fn running_init(self, assets: Arc<Artifact>) -> Self {
+        Self { assets: Some(assets), ..self }
+    }
+
+    /// Whether each instance begins by running `init`, because there is no snapshot.
+    pub fn runs_init(&self) -> bool {
+        self.assets.is_some()
+    }
+
+    /// What a thread needs for its stack to run this guest, in bytes.
+    pub fn thread_stack_bytes(&self) -> usize {
+        thread_stack_bytes(self.limits.stack_bytes)
+    }
+
+    /// A new instance, in the state that `init` left. The `start` functions of its modules, and
+    /// `init` where it has to run, must be done before `stop`.
+    ///
+    /// # Errors
+    /// [`Fault::Host`], when the pool of instances is exhausted; if guest code runs, any other.
+    pub fn instantiate(&self, stop: &Stop) -> Result<Instance, Fault> {
+        let state = HostState::new(Arc::clone(&self.version), &self.limits, self.assets.clone());
+        let mut store = Store::new(self.pre.engine(), state);
+        store.limiter(HostState::limiter);
+        store.set_hostcall_fuel(self.limits.transfer_bytes);
+        store.epoch_deadline_callback(|context| match context.data().stop_reason() {
+            Some(_) => Ok(UpdateDeadline::Interrupt),
+            None => Ok(UpdateDeadline::Continue(1)),
+        });
+        let start_stop = stop.no_later_than(Instant::now() + self.limits.start_time);
+        let guest =
+            bounded(&mut store, &self.ticker, &start_stop, |store| self.pre.instantiate(store));
+        let guest = guest.map_err(|error| {
+            let state = store.data();
+            Fault::of_instantiation(&error, state.memory_was_denied(), state.stop_reason())
+        })?;
+        let mut instance = Instance {
+            store,
+            guest,
+            signature: Arc::clone(&self.signature),
+            accept_non_finite: self.limits.accept_non_finite,
+            ticker: self.ticker.clone(),
+        };
+        if self.runs_init() {
+            instance.init(stop)?;
+        }
+        Ok(instance)
+    }
+}
+
+/// Enter guest code: bounded in time, memory and log.
+fn bounded<T>(
+    store: &mut Store<HostState>,
+    ticker: &Ticker,
+    stop: &Stop,
+    enter: impl FnOnce(&mut Store<HostState>) -> T,
+) -> T {
+    store.data_mut().begin_call(stop);
+    let _running = ticker.running();
+    store.set_epoch_deadline(1);
+    let outcome = enter(store);
+    store.data().end_call();
+    outcome
+}
+
+/// One instance: a store of its own, so that a trap takes nothing else down.
+pub struct Instance {
+    store: Store<HostState>,
+    guest: Model,
+    signature: Arc<Signature>,
+    accept_non_finite: bool,
+    ticker: Ticker,
+}
+
+impl Instance {
+    /// Outputs for a batch that has been validated against the signature.
+    ///
+    /// # Errors
+    /// [`Fault`]; unless [`Fault::spares_instance`], this instance must be dropped.
+    pub fn predict(&mut self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Fault> {
+        let rows = inputs.first().map_or(0, Tensor::rows);
+        let given: Vec<_> = inputs.iter().map(tensor_into_wit).collect();
+        let answer = self.call(stop, |guest, store| {
+            guest.guesthouse_model_predict().call_predict(store, &given)
+        })?;
+        match answer {
+            Ok(outputs) => {
+                let outputs = outputs_from_wit(outputs, &self.signature, rows)?;
+                if self.accept_non_finite { Ok(outputs) } else { finite_outputs(inputs, outputs) }
+            }
+            Err(error) => Err(fault_from_wit(error, &self.signature, rows)),
+        }
+    }
+
+    /// Its linear memory, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.store.data().memory_bytes()
+    }
+
+    fn init(&mut self, stop: &Stop) -> Result<(), Fault> {
+        let declared =
+            self.call(stop, |guest, store| guest.guesthouse_model_lifecycle().call_init(store))?;
+        self.store.data_mut().forget_assets();
+        match declared.map(signature_from_wit) {
+            Ok(declared) if declared == *self.signature => Ok(()),
+            Ok(_) => Err(Fault::BadOutput("init declares another signature than before".into())),
+            Err(reason) => Err(Fault::Failed(format!("init: {}", shorten_failure(&reason)))),
+        }
+    }
+
+    /// One call of the guest.
+    fn call<T>(
+        &mut self,
+        stop: &Stop,
+        call: impl FnOnce(&Model, &mut Store<HostState>) -> wasmtime::Result<T>,
+    ) -> Result<T, Fault> {
+        let Self { store, guest, ticker, .. } = self;
+        let answer = bounded(store, ticker, stop, |store| call(guest, store));
+        answer.map_err(|error| {
+            let state = self.store.data();
+            Fault::of_call(&error, state.memory_was_denied(), state.stop_reason())
+        })
+    }
+}

@@ -1,0 +1,109 @@
+//! `/admin/v1/keys`: making, listing and revoking keys. Neither a list nor a stored response contains a
+//! key.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
+
+use super::{
+    Admin, ChangeContext, EmptyRequest, Shared, change_response, error, read_json, stored,
+    with_account,
+};
+use guesthouse_runtime::clock;
+use guesthouse_control::control::{Ask, Control, ControlError, KeyAnswer, NewKey};
+use crate::edge::api::keys::{CreateKeyRequest, KeyChange, KeyList};
+use crate::edge::error::ApiError;
+use crate::edge::observe::Account;
+use guesthouse_control::keys::{ScopesError, Time};
+
+/// `GET /admin/v1/keys`
+pub(super) async fn list(
+    State(admin): Shared,
+    headers: HeaderMap,
+) -> Result<Json<KeyList>, ApiError> {
+    admin.authorize(&headers)?;
+    let (keys, now) = (admin.control.keys(), clock::now());
+    let configured = keys.configured().into_iter().map(|key| key.shown(now));
+    let stored = keys.stored().into_iter().map(|stored| stored.shown(now));
+    Ok(Json(KeyList { keys: configured.chain(stored).map(Into::into).collect() }))
+}
+
+/// `POST /admin/v1/keys`
+pub(super) async fn create(admin: Shared, query: RawQuery, request: Request) -> Response {
+    let prepare = |body: CreateKeyRequest, context: &ChangeContext| {
+        let malformed =
+            |error: String| ApiError::malformed(format!("the body is malformed: {error}"));
+        let ask = context.ask(&("create_key", &body));
+        let CreateKeyRequest { name, scopes, expires, rate } = body;
+        let scopes = scopes.try_into();
+        let scopes = scopes.map_err(|error: ScopesError| malformed(error.to_string()))?;
+        let expires = expires.map(|text| Time::to_come(&text, clock::now())).transpose();
+        let expires = expires.map_err(|_error| {
+            malformed("`expires` is a future time, like 2027-01-01T00:00:00Z or 90d".to_owned())
+        })?;
+        let new = NewKey { name, scopes, expires, rate };
+        Ok((ask, move |control: &Control, ask: &Ask| control.create_key(new, ask)))
+    };
+    change(admin, query, request, prepare).await
+}
+
+/// `DELETE /admin/v1/keys/{id}`
+pub(super) async fn revoke(
+    admin: Shared,
+    Path(id): Path<String>,
+    query: RawQuery,
+    request: Request,
+) -> Response {
+    let prepare = |_: EmptyRequest, context: &ChangeContext| {
+        let ask = context.ask(&("revoke_key", &id));
+        Ok((ask, move |control: &Control, ask: &Ask| control.revoke_key(&id, ask)))
+    };
+    change(admin, query, request, prepare).await
+}
+
+/// Make the change that the request describes.
+async fn change<T: DeserializeOwned, C>(
+    State(admin): Shared,
+    RawQuery(query): RawQuery,
+    request: Request,
+    prepare: impl FnOnce(T, &ChangeContext) -> Result<(Ask, C), ApiError>,
+) -> Response
+where
+    C: FnOnce(&Control, &Ask) -> Result<KeyAnswer, ControlError> + Send + 'static,
+{
+    let mut account = Account::of(&request);
+    let (parts, body) = request.into_parts();
+    let outcome = async {
+        let admin: &Arc<Admin> = &admin;
+        let context = ChangeContext::new(admin, &parts.headers, query.as_deref(), &mut account)?;
+        if context.query.promote.is_some() || context.query.expected_revision.is_some() {
+            // Names and ids already tell whether somebody else was faster.
+            let message = "keys have no revisions and are not promoted";
+            return Err(ApiError::malformed(message));
+        }
+        let (ask, change) = prepare(read_json(&parts.headers, body, admin).await?, &context)?;
+        let control = Arc::clone(&admin.control);
+        // Waits for the disk. It continues if the client leaves.
+        let work = tokio::task::spawn_blocking(move || change(&control, &ask));
+        match work.await.map_err(|_panic| error::broken())?? {
+            KeyAnswer::Now(changed) => Ok((KeyChange::from(*changed), false)),
+            KeyAnswer::Before(text) => Ok((stored(&text)?, true)),
+        }
+    };
+    let outcome = outcome.await;
+    let response = match outcome {
+        Ok((body, is_replayed)) => {
+            let mut response = change_response(body, is_replayed, account.request_id.as_str());
+            // It may contain a secret.
+            response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response
+        }
+        Err(error) => error.into_response(),
+    };
+    with_account(response, account)
+}

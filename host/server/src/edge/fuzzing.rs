@@ -1,0 +1,171 @@
+//! What of the edge reads callers' bytes, opened to the fuzzer: this module is not in the server.
+
+use std::sync::LazyLock;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use super::body::{self, Bodies, BodyRow, Form, Received};
+use super::json::{self, Refusal};
+use super::observe::RequestId;
+use super::{access, idempotency, oip, predict, query};
+use crate::config::{ConfigFile, Limits};
+use guesthouse_control::keys::Keys;
+use guesthouse_model::{Constraint, Datatype, Field, ModelName, Signature};
+use guesthouse_model::record;
+
+pub(crate) const MAX_VALUES: usize = json::MAX_VALUES;
+
+/// Few and small, so that inputs of the fuzzer reach them.
+static LIMITS: LazyLock<Limits> = LazyLock::new(|| {
+    let settings = ConfigFile::default().validate().expect("the defaults make sense");
+    Limits {
+        body_bytes: 1 << 14,
+        bodies_in_flight_bytes: 1 << 15,
+        batch_rows: 8,
+        ..settings.limits
+    }
+});
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    runtime.expect("a runtime without threads or sockets")
+});
+
+/// What became of JSON.
+pub(crate) enum Parsed {
+    Value(Value),
+    Syntax,
+    TooManyValues,
+    RepeatedKey,
+    TooManyRows,
+}
+
+/// The value that the JSON is.
+pub(crate) fn value(json: &[u8], max_rows: Option<usize>) -> Parsed {
+    match json::parse(json, max_rows) {
+        Ok(value) => Parsed::Value(value),
+        Err(Refusal::Syntax(_)) => Parsed::Syntax,
+        Err(Refusal::TooManyValues) => Parsed::TooManyValues,
+        Err(Refusal::RepeatedKey) => Parsed::RepeatedKey,
+        Err(Refusal::TooManyRows) => Parsed::TooManyRows,
+    }
+}
+
+/// Read a body of the Open Inference Protocol, of which so many bytes are JSON if that is said.
+pub(crate) fn tensors(body: &[u8], length: Option<usize>) {
+    oip::fuzz_body(body, length);
+}
+
+/// The rows of a body in JSON.
+pub(crate) fn rows(json: &[u8], is_batch: bool, signature: &Signature) -> Option<Vec<BodyRow>> {
+    let bodies = Bodies::new(LIMITS.bodies_in_flight_bytes);
+    let (headers, body) = (HeaderMap::new(), Body::from(json.to_vec()));
+    let received = RUNTIME.block_on(body::read(&headers, body, &LIMITS, &bodies)).ok()?;
+    rows_of(&received, is_batch, signature)
+}
+
+/// The rows of a body of any kind.
+fn rows_of(received: &Received, is_batch: bool, signature: &Signature) -> Option<Vec<BodyRow>> {
+    let form = if is_batch { Form::Batch } else { Form::Single };
+    let mut id = RequestId::parse("before").expect("an id");
+    let mut record = body::parse(received, form, &LIMITS, &mut id).ok()?;
+    assert!(record.get("request_id").is_none());
+    assert_eq!(
+        RequestId::parse(id.as_str()).map(|id| id.as_str().to_owned()).as_deref(),
+        Some(id.as_str())
+    );
+    let key = body::take_beside_inputs(&mut record, idempotency::KEY_FIELD, form, signature);
+    if let Some(Ok(key)) = key.map(|key| idempotency::key_in(&key)) {
+        assert!(!key.is_empty() && key.is_ascii());
+    }
+    let rows = body::rows(record, form, signature, LIMITS.batch_rows).ok()?;
+    assert!(!rows.is_empty() && (is_batch || rows.len() == 1));
+    assert!(rows.len() <= LIMITS.batch_rows);
+    Some(rows)
+}
+
+/// What forms and plain bytes are for: a file, or a file, a text and a number.
+static SIGNATURES: LazyLock<[Signature; 2]> = LazyLock::new(|| {
+    let field = |name: &str, datatype, constraints| Field {
+        name: name.to_owned(),
+        description: String::new(),
+        datatype,
+        row_shape: vec![],
+        constraints,
+        default: None,
+    };
+    let file = field("file", Datatype::Bytes, vec![]);
+    let text = field("text", Datatype::Bytes, vec![Constraint::Text, Constraint::Stripped]);
+    let number = field("number", Datatype::Fp32, vec![]);
+    [vec![file.clone()], vec![file, text, number]].map(|inputs| Signature {
+        outputs: inputs.clone(),
+        inputs,
+        max_batch_size: 4,
+    })
+});
+
+/// A request: the lines of a head up to an empty one, then the body. Headers are read, then the body
+/// as they say.
+pub(crate) fn request(bytes: &[u8]) {
+    let end = bytes.windows(2).position(|two| two == b"\n\n");
+    let (head, body) = end.map_or((bytes, &[][..]), |end| (&bytes[..end], &bytes[end + 2..]));
+    let headers = headers(head);
+    super::passage::fuzz_headers(&headers);
+    assert!(access::authenticate(&Keys::default(), &headers).is_err(), "nobody has a key");
+    if let Ok(Some(key)) = idempotency::key_of(&headers) {
+        assert!(!key.is_empty() && key.is_ascii());
+    }
+    let bodies = Bodies::new(LIMITS.bodies_in_flight_bytes);
+    let read = body::read(&headers, Body::from(body.to_vec()), &LIMITS, &bodies);
+    if let Ok(received) = RUNTIME.block_on(read) {
+        assert!(received.len() <= LIMITS.body_bytes);
+        for (signature, is_batch) in SIGNATURES.iter().flat_map(|it| [(it, false), (it, true)]) {
+            let Some(rows) = rows_of(&received, is_batch, signature) else { continue };
+            let rows: Vec<_> = rows.iter().collect();
+            if let Ok(tensors) = record::decode(signature, &rows) {
+                assert!(tensors.iter().all(|tensor| tensor.check().is_ok()));
+            }
+        }
+        assert!(bodies.in_flight() >= received.len());
+    }
+    assert_eq!(bodies.in_flight(), 0, "all is given back");
+}
+
+fn headers(head: &[u8]) -> HeaderMap {
+    let header = |line: &[u8]| {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        let name = HeaderName::from_bytes(&line[..colon]).ok()?;
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).ok()?;
+        Some((name, value))
+    };
+    head.split(|byte| *byte == b'\n').take(32).filter_map(header).collect()
+}
+
+/// What queries may have: a field of each kind.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Query {
+    selector: Option<String>,
+    key: Option<String>,
+    model: Option<ModelName>,
+    limit: Option<usize>,
+    dry_run: Option<bool>,
+}
+
+/// The fields of a query, and the texts that are parts of paths.
+pub(crate) fn texts(text: &str) {
+    if let Ok(fields) = query::parse::<Query>(Some(text)) {
+        assert_eq!(query::parse::<Query>(Some(text)).ok(), Some(fields));
+    }
+    if let Some(id) = RequestId::parse(text) {
+        assert!(HeaderValue::from_str(id.as_str()).is_ok(), "an id can be sent back");
+    }
+    if let Ok((model, selector)) = predict::target(text, Some(text)) {
+        assert_eq!(predict::parse_selector(text).ok(), Some(selector));
+        assert_eq!(model.as_str(), text);
+    }
+}

@@ -1,0 +1,116 @@
+//! Reading the configuration again while the server runs (SIGHUP): what can change changes, and where
+//! the new one makes no sense the last good one holds.
+//!
+//! What sockets, threads and memory were set up by is as it was at the start; the log says which keys
+//! wait for a restart.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::config::{Limits, Settings};
+use guesthouse_control::control::Control;
+use crate::edge::{Edge, Policy};
+
+/// What the operator has written now, or why it cannot be used.
+pub type Reread = Box<dyn Fn() -> Result<Settings, String> + Send + Sync>;
+
+/// What a reload changes.
+pub(super) struct Reloader {
+    pub(super) reread: Reread,
+    pub(super) control: Arc<Control>,
+    pub(super) edge: Arc<Edge>,
+    /// What the server was started with.
+    pub(super) started: Settings,
+}
+
+/// What the configuration says of requests, with the limits that hold since the start.
+pub(super) fn policy(settings: &Settings, limits: Limits) -> Policy {
+    Policy {
+        captured: settings.shadow_captures.clone(),
+        capture_shares: settings.capture_shares.clone(),
+        default_model: settings.default_model.clone(),
+        origins: settings.origins.clone(),
+        sticky: settings.sticky.clone(),
+        limits,
+        metrics: settings.metrics,
+        server: settings.server.clone(),
+    }
+}
+
+impl Reloader {
+    /// Read the configuration and put it into force, as far as that is possible. Touches the disk.
+    pub(super) fn reload(&self) {
+        match self.try_reload() {
+            Ok(settings) => {
+                let waiting = self.waits_for_restart(&settings);
+                tracing::info!(
+                    target: "change",
+                    needs_restart = waiting.join(", "),
+                    "configuration reloaded"
+                );
+            }
+            Err(reason) => {
+                let reason = guesthouse_model::terminal::reason(&reason);
+                tracing::error!(
+                    target: "change",
+                    reason,
+                    "configuration not reloaded: the last good one holds"
+                );
+            }
+        }
+    }
+
+    fn try_reload(&self) -> Result<Settings, String> {
+        let settings = (self.reread)()?;
+        let held = self.edge.policy.load().limits;
+        let limits = reloaded(&held, &settings.limits);
+        let words = |error: &dyn std::error::Error| guesthouse_control::registry::chain(error);
+        let keys = self.control.keys();
+        keys.check_configured(&settings.keys).map_err(|error| words(&error))?;
+        // The one step that can fail on a good configuration comes first.
+        self.control.configure(settings.splits.clone()).map_err(|error| words(&error))?;
+        let configured = self.control.configure_keys(settings.keys.clone(), settings.key_rate);
+        configured.map_err(|error| words(&error))?;
+        self.edge.model_rates.replace(&settings.model_rates);
+        let mut policy = policy(&settings, limits);
+        policy.metrics.listener = self.started.metrics.listener;
+        self.edge.policy.store(Arc::new(policy));
+        Ok(settings)
+    }
+
+    /// Sections whose changes are not in force.
+    fn waits_for_restart(&self, now: &Settings) -> Vec<&'static str> {
+        let differs =
+            |one: &dyn Debug, other: &dyn Debug| format!("{one:?}") != format!("{other:?}");
+        let then = &self.started;
+        let limits = differs(&then.limits, &reloaded(&now.limits, &then.limits));
+        let sections = [
+            ("listen", differs(&then.listen, &now.listen)),
+            ("grpc_listen", differs(&then.grpc_listen, &now.grpc_listen)),
+            ("admin_listen", differs(&then.admin_listen, &now.admin_listen)),
+            ("repository", differs(&then.repository, &now.repository)),
+            ("state", differs(&then.state, &now.state)),
+            ("metrics", then.metrics.listener != now.metrics.listener),
+            ("tls", differs(&then.tls, &now.tls)),
+            ("proxy", differs(&then.trusted_proxies, &now.trusted_proxies)),
+            ("idempotency", differs(&then.answers, &now.answers)),
+            ("tracing", differs(&then.tracing, &now.tracing)),
+            ("capture", differs(&then.capture, &now.capture)),
+            ("models", differs(&then.models, &now.models)),
+            ("parked_versions", differs(&then.max_parked, &now.max_parked)),
+            ("limits", limits),
+        ];
+        sections.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+}
+
+/// The limits that hold, but for those that each request looks up.
+fn reloaded(held: &Limits, new: &Limits) -> Limits {
+    Limits {
+        // There must be room for one of the largest.
+        body_bytes: new.body_bytes.min(held.bodies_in_flight_bytes),
+        batch_rows: new.batch_rows,
+        max_predict_time: new.max_predict_time,
+        ..*held
+    }
+}

@@ -1,0 +1,220 @@
+//! A signature as a gRPC service of its own: names, numbers, the `.proto` that says so, and rows to and
+//! from its messages. Made when a version is there, without a compiler.
+//!
+//! | of the signature | in protobuf |
+//! |---|---|
+//! | model `text-direction`, versions `^1` | package `guesthouse.text_direction.v1`, service `TextDirection` |
+//! | the n-th input or output | field number n |
+//! | what the host adds | numbers from [`OWN_NUMBERS`] on |
+//! | BOOL; UINT8, UINT16, UINT32; UINT64 | `bool`; `uint32`; `uint64` |
+//! | INT8, INT16, INT32; INT64 | `int32`; `int64` |
+//! | FP16, BF16, FP32; FP64 | `float`; `double` |
+//! | BYTES that are texts; others | `string`; `bytes` |
+//! | a row without dimensions | `optional`: presence is told, so that a zero is not taken for nothing |
+//! | a row whose shape follows from the number of its elements | `repeated`, row-major |
+//! | any other row | a message with `shape` and `values` |
+//!
+//! Numbers are places, so a place is part of what versions promise ([`guesthouse_model::contract`]). Messages are
+//! read and written here as they are on the wire, without a tree of values in between, which could be
+//! dozens of times as large as what was sent.
+
+mod class;
+mod descriptor;
+mod names;
+mod print;
+mod read;
+#[cfg(test)]
+mod tests;
+mod wire;
+mod write;
+
+use prost_types::FileDescriptorProto;
+use prost_types::field_descriptor_proto::Type;
+use wire::Wire;
+
+pub use class::Class;
+pub use names::root;
+pub use read::{ReadError, read_batch};
+pub use wire::WireError;
+pub use write::{Rows, TooLarge, batch, stream_answer, stream_error};
+
+use guesthouse_model::{Datatype, Field, MAX_FIELDS, ModelName, Signature};
+
+/// The number of the first field that the host adds: higher than any place in a signature, and lower than
+/// 2048, from where on a number takes a byte more on the wire.
+pub const OWN_NUMBERS: u32 = 2000;
+
+const _: () = assert!(MAX_FIELDS < OWN_NUMBERS as usize, "a place is never a number of the host's");
+
+/// The number of `model_version`.
+const MODEL_VERSION: u32 = OWN_NUMBERS;
+
+/// The service of the versions of a model that go on from each other.
+#[derive(Debug, Clone)]
+pub struct Service {
+    package: String,
+    name: String,
+    inputs: Vec<Member>,
+    outputs: Vec<Member>,
+    file: FileDescriptorProto,
+}
+
+/// A field of a signature as a field of a message. Its number is its place, from 1 on.
+#[derive(Debug, Clone)]
+struct Member {
+    /// In protobuf.
+    name: String,
+    /// In the signature.
+    of: String,
+    datatype: Datatype,
+    scalar: Scalar,
+    form: Form,
+}
+
+/// How the elements of a row are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Form {
+    /// There is one.
+    Single,
+    /// One after the other, in a row of this shape.
+    Flat(Vec<Option<u32>>),
+    /// With their shape.
+    Shaped,
+}
+
+/// The type of an element in protobuf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Scalar {
+    Bool,
+    Uint32,
+    Uint64,
+    Int32,
+    Int64,
+    Float,
+    Double,
+    String,
+    Bytes,
+}
+
+impl Service {
+    /// The service of versions of a model, by the signature of one of them.
+    pub fn new(model: &ModelName, class: Class, signature: &Signature) -> Self {
+        let (package, name) = (names::package(model, class), names::service(model));
+        let inputs = members(&signature.inputs, &[]);
+        let outputs = members(&signature.outputs, &[descriptor::MODEL_VERSION_NAME]);
+        let mut service =
+            Self { package, name, inputs, outputs, file: FileDescriptorProto::default() };
+        service.file = descriptor::file(&service, model, class, signature);
+        service
+    }
+
+    /// Its name with its package: `guesthouse.toxicity.v1.Toxicity`.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.package, self.name)
+    }
+
+    /// Everything about it, as reflection tells it; texts of the signature are comments.
+    pub fn descriptor(&self) -> &FileDescriptorProto {
+        &self.file
+    }
+
+    /// The same as a `.proto` file.
+    pub fn proto(&self) -> String {
+        print::file(&self.file)
+    }
+}
+
+fn members(fields: &[Field], own: &[&str]) -> Vec<Member> {
+    let names = names::fields(fields.iter().map(|field| field.name.as_str()), own);
+    let member = |(field, name): (&Field, String)| Member {
+        name,
+        of: field.name.clone(),
+        datatype: field.datatype,
+        scalar: Scalar::of(field),
+        form: Form::of(field),
+    };
+    fields.iter().zip(names).map(member).collect()
+}
+
+impl Form {
+    fn of(field: &Field) -> Self {
+        if field.row_shape.is_empty() {
+            Self::Single
+        } else if field.count_tells_shape() {
+            Self::Flat(field.row_shape.clone())
+        } else {
+            Self::Shaped
+        }
+    }
+}
+
+impl Scalar {
+    const ALL: [Self; 9] = [
+        Self::Bool,
+        Self::Uint32,
+        Self::Uint64,
+        Self::Int32,
+        Self::Int64,
+        Self::Float,
+        Self::Double,
+        Self::String,
+        Self::Bytes,
+    ];
+
+    fn of(field: &Field) -> Self {
+        match field.datatype {
+            Datatype::Bool => Self::Bool,
+            Datatype::Uint8 | Datatype::Uint16 | Datatype::Uint32 => Self::Uint32,
+            Datatype::Uint64 => Self::Uint64,
+            Datatype::Int8 | Datatype::Int16 | Datatype::Int32 => Self::Int32,
+            Datatype::Int64 => Self::Int64,
+            Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 => Self::Float,
+            Datatype::Fp64 => Self::Double,
+            Datatype::Bytes if field.is_text() => Self::String,
+            Datatype::Bytes => Self::Bytes,
+        }
+    }
+
+    fn kind(self) -> Type {
+        match self {
+            Self::Bool => Type::Bool,
+            Self::Uint32 => Type::Uint32,
+            Self::Uint64 => Type::Uint64,
+            Self::Int32 => Type::Int32,
+            Self::Int64 => Type::Int64,
+            Self::Float => Type::Float,
+            Self::Double => Type::Double,
+            Self::String => Type::String,
+            Self::Bytes => Type::Bytes,
+        }
+    }
+
+    /// The message of elements with their shape.
+    fn shaped(self) -> &'static str {
+        match self {
+            Self::Bool => "BoolTensor",
+            Self::Uint32 => "Uint32Tensor",
+            Self::Uint64 => "Uint64Tensor",
+            Self::Int32 => "Int32Tensor",
+            Self::Int64 => "Int64Tensor",
+            Self::Float => "FloatTensor",
+            Self::Double => "DoubleTensor",
+            Self::String => "StringTensor",
+            Self::Bytes => "BytesTensor",
+        }
+    }
+
+    fn wire(self) -> Wire {
+        match self {
+            Self::Bool | Self::Uint32 | Self::Uint64 | Self::Int32 | Self::Int64 => Wire::Varint,
+            Self::Float => Wire::Fixed32,
+            Self::Double => Wire::Fixed64,
+            Self::String | Self::Bytes => Wire::Delimited,
+        }
+    }
+
+    /// Whether several of them are written without a key for each.
+    fn is_packed(self) -> bool {
+        !matches!(self, Self::String | Self::Bytes)
+    }
+}
