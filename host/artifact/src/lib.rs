@@ -24,10 +24,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub use guesthouse_model::record::Tolerances;
 pub use file::MAX_ARTIFACT_BYTES;
 pub(crate) use file::{copy_limited, open_regular};
 pub use golden::GoldenExample;
+pub use guesthouse_model::record::Tolerances;
 pub use manifest::{Descriptor, Manifest};
 pub use pack::{PackError, add_signature, draft};
 pub use sections::CONTRACT_VERSION;

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use guesthouse_server::observe::logs::{self, Writing};
-use guesthouse_runtime::preinit::child;
 use guesthouse_model::terminal;
+use guesthouse_runtime::preinit::child;
+use guesthouse_server::observe::logs::{self, Writing};
 
 /// Logs a line for each request.
 const DEFAULT_FILTER: &str = "info";

@@ -40,10 +40,10 @@ use self::retry::Retries;
 use self::turns::Turns;
 use crate::keys::Keys;
 use crate::ledger::{Before, Ledger, LedgerError};
-use guesthouse_model::{ModelName, VersionId};
-use guesthouse_runtime::preinit::queue::Urgency;
 use crate::registry::{LoadError, Loader, Registry, Slot};
 use crate::rollout::{ModelState, Operation, Rules};
+use guesthouse_model::{ModelName, VersionId};
+use guesthouse_runtime::preinit::queue::Urgency;
 use guesthouse_runtime::version::ServableVersion;
 
 /// How many replaced versions of a model stay loaded: the one before, and the one before that. Each

@@ -30,10 +30,10 @@ pub use self::entry::{Author, Change, Entry, KeyChange, KeySubject, check_chain}
 use self::head::{Head, HeadFile};
 pub use self::open::OnLoss;
 
-use guesthouse_runtime::clock;
 use crate::keys::{KeyHash, StoredKey};
-use guesthouse_model::ModelName;
 use crate::rollout::ModelState;
+use guesthouse_model::ModelName;
+use guesthouse_runtime::clock;
 
 /// States by model, in JSON.
 const MODELS: TableDefinition<'_, &str, &str> = TableDefinition::new("models");

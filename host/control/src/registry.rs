@@ -22,9 +22,9 @@ pub use load::{Cause, LoadError, Loader};
 pub(crate) use load::{chain, guarded};
 
 use self::desk::Desk;
+use crate::rollout::{ModelState, Routing, Stage};
 use guesthouse_artifact::Digest;
 use guesthouse_model::{ModelName, VersionId};
-use crate::rollout::{ModelState, Routing, Stage};
 use guesthouse_runtime::version::ServableVersion;
 
 /// Everything that can be routed to, at one moment.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use semver::Version;
 use sha2::{Digest as _, Sha256};
 
-use guesthouse_model::{ModelName, Selector};
 use crate::registry::{ModelVersions, Snapshot, VersionState};
 use crate::rollout::{Routing, WHOLE};
+use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::{CallerId, Refusal, ServableVersion};
 
 /// The draw of a caller: the same for the same model and key, on every host and for ever. SHA-256

@@ -32,8 +32,8 @@ use self::idle::Idle;
 use self::offers::{Offers, offers};
 use self::report::Reports;
 use self::worker::{Job, Worker};
-use guesthouse_runtime::clock;
 use guesthouse_model::{ModelName, Tensor};
+use guesthouse_runtime::clock;
 use guesthouse_runtime::version::{CallerId, ServableVersion};
 
 /// What shadows may use.

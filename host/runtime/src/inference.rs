@@ -21,9 +21,9 @@ use self::queue::{FairQueue, Level, Place, Rules, Turn};
 use self::run::{BeginBy, Job};
 use crate::guest::{Fault, Stop};
 use crate::measure::Counter;
-use guesthouse_model::Tensor;
 use crate::stages::StageTimer;
 use crate::version::{CallerId, Refusal, ServableVersion};
+use guesthouse_model::Tensor;
 
 /// How long after the deadline the word of an interrupted guest is waited for: a few epoch ticks.
 const INTERRUPTION_GRACE: Duration = Duration::from_millis(20);

@@ -34,9 +34,9 @@ use std::sync::{Mutex, PoisonError};
 use rand::TryRng;
 use serde::{Deserialize, Serialize};
 
-use guesthouse_artifact::{Digest, open_regular};
 use crate::durable;
 use crate::preinit::{CompileFiles, PreinitReport};
+use guesthouse_artifact::{Digest, open_regular};
 use shared::note_use;
 
 const KEY_BYTES: usize = 32;
@@ -375,8 +375,8 @@ fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guesthouse_model::Signature;
     use crate::preinit::Start;
+    use guesthouse_model::Signature;
 
     pub(super) fn report() -> PreinitReport {
         let signature = Signature { inputs: vec![], outputs: vec![], max_batch_size: 1 };

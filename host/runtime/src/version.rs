@@ -23,12 +23,12 @@ pub use measured::Measured;
 pub use quarantine::{Fingerprint, Quarantine};
 pub use statistics::Statistics;
 
-use guesthouse_artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
 use crate::guest::{Fault, InstanceLimits, LoadedComponent, Stop};
-use guesthouse_model::{Signature, Tensor, VersionId};
 use crate::pool::{Isolation, Pool};
 use crate::preinit::PreinitReport;
+use guesthouse_artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
 use guesthouse_model::record;
+use guesthouse_model::{Signature, Tensor, VersionId};
 
 /// The time all golden examples of a version may take together. They run before anyone waits for
 /// an answer.

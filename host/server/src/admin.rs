@@ -30,7 +30,6 @@ use self::artifact_memory::ArtifactMemory;
 pub use self::openapi::document as openapi;
 use self::operations::Operations;
 use crate::config::MetricsListener;
-use guesthouse_control::control::{Answer, Ask, Control};
 use crate::edge::api::change::{
     CanaryRequest, ChangeQuery, EmptyRequest, ModelChange, PromoteRequest, RollbackRequest,
     ShadowRequest, WithRequestId, parse_stored,
@@ -41,12 +40,13 @@ use crate::edge::observe::{Account, Around};
 use crate::edge::{
     Edge, access, docs, media_type, metrics_at, observed, predict, query, refused as error,
 };
+use guesthouse_control::control::{Answer, Ask, Control};
 use guesthouse_control::keys::Caller;
 use guesthouse_control::ledger::{self, Author};
-use guesthouse_model::ModelName;
 use guesthouse_control::rollout::{Operation, ShadowShare, Share};
 use guesthouse_control::router::RouteError;
 use guesthouse_control::shadow::Shadows;
+use guesthouse_model::ModelName;
 
 /// The largest body, in bytes, except for artifacts: a version and two words.
 const MAX_BODY: usize = 16 << 10;

@@ -38,12 +38,12 @@ pub use reference::reference;
 pub use server::{ServerIdentity, ServerSection};
 pub use transport::{CorsSection, Origins, ProxySection, TlsSection, TrustedProxies};
 
-use guesthouse_control::keys::Key;
-use guesthouse_control::ledger::OnLoss;
-use guesthouse_model::ModelName;
 use crate::observe::capture::CaptureSettings;
 use crate::observe::trace::TraceSettings;
+use guesthouse_control::keys::Key;
+use guesthouse_control::ledger::OnLoss;
 use guesthouse_control::rate::Rate;
+use guesthouse_model::ModelName;
 use guesthouse_runtime::version::ModelLimits;
 
 /// The configuration file, as it is written.

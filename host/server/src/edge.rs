@@ -69,16 +69,16 @@ pub use tls::{Tls, TlsError};
 pub use typed::Services;
 
 use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerIdentity, Sticky};
-use guesthouse_control::control::Control;
-use guesthouse_runtime::inference::Inference;
-use guesthouse_control::keys::Keys;
-use guesthouse_model::ModelName;
 use crate::observe::capture::Capture;
 use crate::observe::meters::Meters;
 use crate::observe::trace::Tracer;
+use guesthouse_control::control::Control;
+use guesthouse_control::keys::Keys;
 use guesthouse_control::registry::Registry;
 use guesthouse_control::shadow::Shadows;
 use guesthouse_control::traffic::Traffic;
+use guesthouse_model::ModelName;
+use guesthouse_runtime::inference::Inference;
 
 /// Everything that a request needs.
 pub struct Edge {

@@ -21,27 +21,27 @@ use tokio::task::JoinSet;
 use self::reload::Reloader;
 pub use self::reload::Reread;
 use crate::admin::{self, Admin};
-use guesthouse_artifact::{ArtifactError, CONTRACT_VERSION};
 use crate::config::{GrpcListen, ListenAddress, MetricsListener, Settings};
-use guesthouse_control::control::{self, Control, ControlError};
 use crate::edge::{
     self, Answers, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls, TlsError,
 };
-use guesthouse_runtime::guest::{EngineError, Engines};
-use guesthouse_runtime::inference::Inference;
-use guesthouse_control::keys::SameKey;
-use guesthouse_control::keys::Scopes;
-use guesthouse_control::ledger::{Ledger, LedgerError};
-use guesthouse_runtime::machine;
 use crate::observe::capture::Capture;
 use crate::observe::logs;
 use crate::observe::trace::Tracer;
-use guesthouse_runtime::preinit::queue::CompileQueue;
+use guesthouse_artifact::{ArtifactError, CONTRACT_VERSION};
+use guesthouse_control::control::{self, Control, ControlError};
+use guesthouse_control::keys::SameKey;
+use guesthouse_control::keys::Scopes;
+use guesthouse_control::ledger::{Ledger, LedgerError};
 use guesthouse_control::registry::Loader;
 use guesthouse_control::rollout::ModelState;
 use guesthouse_control::shadow::{ShadowLimits, Shadows};
-use guesthouse_runtime::store::{Store, StoreError};
 use guesthouse_control::traffic::Traffic;
+use guesthouse_runtime::guest::{EngineError, Engines};
+use guesthouse_runtime::inference::Inference;
+use guesthouse_runtime::machine;
+use guesthouse_runtime::preinit::queue::CompileQueue;
+use guesthouse_runtime::store::{Store, StoreError};
 use guesthouse_runtime::version::Budget;
 
 /// Files that are not for connections: artifacts, compiled code, pipes to children, timers.

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use guesthouse_artifact::{Artifact, GoldenExample, Metadata, Tolerances};
 use guesthouse_model::contract::SignatureSnapshot;
+use guesthouse_model::terminal::{printable, printable_json};
 use guesthouse_model::{Constraint, Field, Signature};
 use guesthouse_runtime::preinit::{PreinitReport, Start};
 use guesthouse_runtime::store;
-use guesthouse_model::terminal::{printable, printable_json};
 use serde::Serialize;
 use serde_json::{Map, Value};
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use guesthouse_artifact::{self, Artifact};
-use guesthouse_server::observe::logs;
-use guesthouse_runtime::preinit::{self, Goal, PreinitLimits, Start, Watch};
 use guesthouse_model::terminal;
+use guesthouse_runtime::preinit::{self, Goal, PreinitLimits, Start, Watch};
+use guesthouse_server::observe::logs;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PackArguments {

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use guesthouse_runtime::clock;
-use guesthouse_server::config::{ConfigFile, GrpcListen, ListenAddress, Override, Settings, StartOptions};
-use guesthouse_server::edge::Tls;
 use guesthouse_control::keys::Key;
 use guesthouse_control::ledger::OnLoss;
+use guesthouse_runtime::clock;
+use guesthouse_server::config::{
+    ConfigFile, GrpcListen, ListenAddress, Override, Settings, StartOptions,
+};
+use guesthouse_server::edge::Tls;
 use guesthouse_server::server;
 
 /// Variables with names of their own, and the keys that they set.

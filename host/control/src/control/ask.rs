@@ -6,13 +6,13 @@ use semver::Version;
 use serde::Serialize;
 
 use super::KeyRefusal;
-use guesthouse_artifact::{ArtifactError, Digest};
-use guesthouse_model::contract;
 use crate::keys::{self, SameKey};
 use crate::ledger::{Author, LedgerError, Request};
-use guesthouse_model::ModelName;
 use crate::registry::{Cause, Failure, LoadError};
 use crate::rollout::{ModelState, Refusal, Routing, Status};
+use guesthouse_artifact::{ArtifactError, Digest};
+use guesthouse_model::ModelName;
+use guesthouse_model::contract;
 use guesthouse_runtime::store::StoreError;
 
 /// Who asks for a change, and on what conditions.

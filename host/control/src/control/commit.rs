@@ -6,8 +6,8 @@ use super::ask::{Answer, Ask, Changed, ControlError, DeployReport};
 use super::turns::Turn;
 use super::{Control, Head};
 use crate::ledger::{Author, Change};
-use guesthouse_model::{ModelName, VersionId};
 use crate::rollout::{self, Decision, ModelState, Operation, Outcome, Refusal, Rules};
+use guesthouse_model::{ModelName, VersionId};
 use guesthouse_runtime::version::ServableVersion;
 
 /// How often a change is decided again because a version that it needs was not loaded. Each time,

@@ -7,14 +7,14 @@ use semver::Version;
 use super::Control;
 use super::ask::{Answer, Ask, ControlError, DeployReport, Replay};
 use super::commit::{Attempt, Loaded, Proposal};
-use guesthouse_artifact::{Artifact, Digest};
-use guesthouse_model::contract::{self, Bump};
 use crate::ledger::Change;
-use guesthouse_runtime::measure::Counter;
-use guesthouse_model::{Signature, VersionId};
-use guesthouse_runtime::preinit::queue::Urgency;
 use crate::registry::Slot;
 use crate::rollout::{ModelState, Operation, Promotion};
+use guesthouse_artifact::{Artifact, Digest};
+use guesthouse_model::contract::{self, Bump};
+use guesthouse_model::{Signature, VersionId};
+use guesthouse_runtime::measure::Counter;
+use guesthouse_runtime::preinit::queue::Urgency;
 use guesthouse_runtime::version::ServableVersion;
 
 /// Whom a deployment tells how far it is: the name of the step that begins.

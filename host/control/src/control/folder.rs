@@ -24,13 +24,13 @@ use super::ask::{Ask, ControlError};
 use super::commit::Loaded;
 use super::many::{Item, Tried, log_ready, side_by_side};
 use super::{Control, DeployReport, retry};
-use guesthouse_artifact::{ArtifactError, Digest};
-use guesthouse_runtime::clock;
-use guesthouse_model::{ModelName, Signature, VersionId};
-use guesthouse_runtime::preinit::queue::Urgency;
 use crate::registry::{LoadError, Slot, guarded};
 use crate::rollout::{Deployed, ModelState, Operation, Promotion, Refusal, Stage};
+use guesthouse_artifact::{ArtifactError, Digest};
 use guesthouse_model::terminal;
+use guesthouse_model::{ModelName, Signature, VersionId};
+use guesthouse_runtime::clock;
+use guesthouse_runtime::preinit::queue::Urgency;
 
 /// How often `look` is called, and time is compared with what is due.
 const TICK: Duration = Duration::from_millis(200);

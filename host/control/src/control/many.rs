@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use super::Control;
 use super::turns::Turn;
+use crate::registry::{Failure, LoadError, Slot};
 use guesthouse_artifact::Digest;
 use guesthouse_model::VersionId;
 use guesthouse_runtime::preinit::queue::{Job, Urgency};
-use crate::registry::{Failure, LoadError, Slot};
 use guesthouse_runtime::version::ServableVersion;
 
 /// A version to load, whose artifact is in the store. Its bytes are read when its turn comes: a

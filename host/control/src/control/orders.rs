@@ -12,12 +12,12 @@ use std::sync::Arc;
 
 use semver::Version;
 
-use guesthouse_artifact::Digest;
-use guesthouse_model::{ModelName, VersionId};
 use crate::registry::{TestDesk, TestSlot};
 use crate::rollout::{
     self, Decision, ModelState, Operation, Promotion, Refusal, Rules, ShadowShare,
 };
+use guesthouse_artifact::Digest;
+use guesthouse_model::{ModelName, VersionId};
 
 type Decide = fn(&ModelState, &Operation, &Rules<'_>) -> Result<Decision, Refusal>;
 

@@ -7,10 +7,10 @@ use std::thread::{self, ScopedJoinHandle};
 use semver::Version;
 
 use super::{Ask, Control, ControlError};
-use guesthouse_artifact::Digest;
-use guesthouse_model::{ModelName, VersionId};
 use crate::registry::{LoadError, VersionState};
 use crate::rollout::{self, ModelState, Operation, Promotion};
+use guesthouse_artifact::Digest;
+use guesthouse_model::{ModelName, VersionId};
 
 impl Control {
     /// See to it that the model is served: what the repository folder has of it by now is deployed, and

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::Control;
 use super::many::Item;
+use crate::registry::{Cause, Slot};
 use guesthouse_model::VersionId;
 use guesthouse_runtime::preinit::queue::Urgency;
-use crate::registry::{Cause, Slot};
 
 /// The pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

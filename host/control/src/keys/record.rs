@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::scope::{Scope, Scopes};
-use guesthouse_runtime::clock::END_OF_TIME;
 use crate::rate::Rate;
+use guesthouse_runtime::clock::END_OF_TIME;
 
 /// The longest name, in bytes: it stands in each line of the log.
 const MAX_NAME_LENGTH: usize = 64;

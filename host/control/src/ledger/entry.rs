@@ -3,10 +3,10 @@
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use guesthouse_artifact::Digest;
 use crate::keys::{KeyName, Scopes, StoredKey, Time};
-use guesthouse_model::ModelName;
 use crate::rollout::Routing;
+use guesthouse_artifact::Digest;
+use guesthouse_model::ModelName;
 
 /// Who changes something, and why.
 #[derive(Debug, Clone, Default)]

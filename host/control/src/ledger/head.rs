@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use guesthouse_runtime::durable;
 use crate::keys::KeyHash;
+use guesthouse_runtime::durable;
 
 /// The name of the file in the state folder.
 pub(super) const NAME: &str = "ledger.head";

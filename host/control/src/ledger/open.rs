@@ -21,9 +21,9 @@ use super::{
     NUMBERS, append, check_chain, history_of, keys_of, models_of, parse_entry, position, put_key,
     revoked,
 };
+use crate::keys::{StoredKey, Time};
 use guesthouse_runtime::clock;
 use guesthouse_runtime::durable::{self, DatabaseFile, ScratchCopy};
-use crate::keys::{StoredKey, Time};
 
 /// The name of the database in the state folder.
 const NAME: &str = "ledger.redb";

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::*;
-use guesthouse_artifact::Digest;
-use guesthouse_runtime::durable::DatabaseFile;
 use crate::keys::Time;
 use crate::rollout::{Operation, Promotion, Routing, ShadowShare};
+use guesthouse_artifact::Digest;
+use guesthouse_runtime::durable::DatabaseFile;
 
 pub(super) fn open(folder: &Path) -> Ledger {
     Ledger::open(folder, false, OnLoss::Refuse).unwrap()

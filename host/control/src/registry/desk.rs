@@ -8,9 +8,9 @@ use std::sync::Arc;
 use semver::Version;
 
 use super::Failure;
+use crate::rollout::{ModelState, Stage};
 use guesthouse_artifact::Digest;
 use guesthouse_model::{ModelName, VersionId};
-use crate::rollout::{ModelState, Stage};
 
 /// How far the host has come with a version.
 #[derive(Debug, PartialEq, Eq)]

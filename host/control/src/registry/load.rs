@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use super::Failure;
 use super::meters::DeploymentMeters;
+use crate::traffic::Traffic;
 use guesthouse_artifact::{Artifact, ArtifactError};
-use guesthouse_runtime::guest::{EngineError, Engines, Fault, LoadedComponent};
 use guesthouse_model::ModelName;
+use guesthouse_model::terminal;
+use guesthouse_runtime::guest::{EngineError, Engines, Fault, LoadedComponent};
 use guesthouse_runtime::preinit::queue::{CompileQueue, Job, Urgency};
 use guesthouse_runtime::preinit::{self, Goal, PreinitError, PreinitLimits, Start, Watch};
 use guesthouse_runtime::store::{CompiledVersion, Store, StoreError};
-use guesthouse_model::terminal;
-use crate::traffic::Traffic;
 use guesthouse_runtime::version::{Budget, DoesNotFit, ModelLimits, ProofError, ServableVersion};
 
 /// A version cannot be loaded.

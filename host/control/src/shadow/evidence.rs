@@ -11,9 +11,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::compare::{Difference, Kind};
 use super::report::moment;
-use guesthouse_runtime::clock;
-use guesthouse_model::{Constraint, Datatype, Field, Signature, Tensor, bytes_elements};
 use guesthouse_model::record;
+use guesthouse_model::{Constraint, Datatype, Field, Signature, Tensor, bytes_elements};
+use guesthouse_runtime::clock;
 
 /// The most of a record that is kept, in bytes: a screenful.
 const MAX_RECORD_BYTES: usize = 4 << 10;

@@ -15,13 +15,13 @@ use super::offers::{Call, Offered, Taken};
 use super::report::{Findings, Outcome, Report};
 use super::worst::{Severity, Worst};
 use super::{Batch, Comparison};
-use guesthouse_runtime::guest::{Fault, Stop};
+use guesthouse_model::record;
 use guesthouse_model::{Signature, Tensor};
+use guesthouse_runtime::guest::{Fault, Stop};
 use guesthouse_runtime::pool::Leased;
 use guesthouse_runtime::preinit::Start;
-use guesthouse_runtime::version::ServableVersion;
 use guesthouse_runtime::priority;
-use guesthouse_model::record;
+use guesthouse_runtime::version::ServableVersion;
 
 /// How long a request may wait to be compared. After that, there was no time: versions are kept
 /// alive by what waits, and would be drained no sooner.

@@ -136,7 +136,8 @@ fn rejection_from_wit(rejection: wit::Rejection) -> Rejection {
 }
 
 fn is_utf8(tensor: &Tensor) -> bool {
-    guesthouse_model::bytes_elements(&tensor.data).all(|element| std::str::from_utf8(element).is_ok())
+    guesthouse_model::bytes_elements(&tensor.data)
+        .all(|element| std::str::from_utf8(element).is_ok())
 }
 
 fn tensor_from_wit(tensor: wit::Tensor) -> Tensor {

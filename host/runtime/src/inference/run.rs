@@ -17,11 +17,11 @@ use super::queue::Queued;
 use crate::clock;
 use crate::guest::{Fault, Stop};
 use crate::measure::Counter;
-use guesthouse_model::Tensor;
 use crate::pool::Leased;
 use crate::stages::{Stage, StageTimer};
 use crate::version::statistics::Execution;
 use crate::version::{CallerId, Fingerprint, ServableVersion, Suspended};
+use guesthouse_model::Tensor;
 
 /// How often rows are run together with others before they are run alone. Guests say of all rows at
 /// once what is wrong, so that twice is enough for any that means well.

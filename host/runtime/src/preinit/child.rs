@@ -15,12 +15,12 @@ use super::function_cache::FunctionCache;
 use super::init_cache::InitCode;
 use super::time_limit::TimeLimit;
 use super::{PreinitError, PreinitReport, Priority, Start};
-use guesthouse_artifact::Artifact;
 use crate::guest::{
     self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot, Phase,
 };
-use guesthouse_model::Signature;
 use crate::priority;
+use guesthouse_artifact::Artifact;
+use guesthouse_model::Signature;
 use guesthouse_model::terminal;
 
 /// The subcommand of the binary that is this child; not for people.

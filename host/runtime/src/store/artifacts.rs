@@ -9,8 +9,8 @@ use tempfile::NamedTempFile;
 
 use super::shared::note_use;
 use super::{Store, StoreError};
-use guesthouse_artifact::{Artifact, ArtifactError, Digest, copy_limited, open_regular};
 use crate::durable::{self, Step};
+use guesthouse_artifact::{Artifact, ArtifactError, Digest, copy_limited, open_regular};
 
 impl Store {
     /// Keep an artifact, unless it is there already.

@@ -9,9 +9,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Store;
-use guesthouse_artifact::{Digest, open_regular};
 use crate::clock;
 use crate::durable;
+use guesthouse_artifact::{Digest, open_regular};
 
 /// What the MAC of functions is bound to, where that of a version has the artifact.
 const FUNCTIONS_LABEL: &str = "functions";

@@ -17,14 +17,14 @@ use tokio::time::{Duration, Instant};
 
 use super::operations::{FailOnDrop, OperationHandle};
 use super::{Admin, ChangeContext, Shared, error, stored, with_account};
-use guesthouse_artifact::{Artifact, MAX_ARTIFACT_BYTES};
-use guesthouse_control::control::{Answer, ControlError, DEPLOY_STEPS};
-use guesthouse_runtime::durable::{self, Step};
 use crate::edge::api::operation::Deployment;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
 use crate::edge::{forwarded, media_type};
+use guesthouse_artifact::{Artifact, MAX_ARTIFACT_BYTES};
+use guesthouse_control::control::{Answer, ControlError, DEPLOY_STEPS};
 use guesthouse_control::rollout::Promotion;
+use guesthouse_runtime::durable::{self, Step};
 use guesthouse_runtime::store::StoreError;
 
 /// The longest time to receive an artifact, however steadily it arrives: 1 GiB over 2.5 Mbit/s. A slow

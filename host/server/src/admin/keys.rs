@@ -14,12 +14,12 @@ use super::{
     Admin, ChangeContext, EmptyRequest, Shared, change_response, error, read_json, stored,
     with_account,
 };
-use guesthouse_runtime::clock;
-use guesthouse_control::control::{Ask, Control, ControlError, KeyAnswer, NewKey};
 use crate::edge::api::keys::{CreateKeyRequest, KeyChange, KeyList};
 use crate::edge::error::ApiError;
 use crate::edge::observe::Account;
+use guesthouse_control::control::{Ask, Control, ControlError, KeyAnswer, NewKey};
 use guesthouse_control::keys::{ScopesError, Time};
+use guesthouse_runtime::clock;
 
 /// `GET /admin/v1/keys`
 pub(super) async fn list(

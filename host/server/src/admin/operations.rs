@@ -11,11 +11,11 @@ use axum::http::HeaderMap;
 use tokio::sync::watch;
 
 use super::Shared;
-use guesthouse_runtime::clock;
 use crate::edge::api::error::ErrorBody;
 use crate::edge::api::operation::{Deployment, Operation, OperationQuery, OperationState, Step};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::query;
+use guesthouse_runtime::clock;
 
 /// The most operations that are kept. Running ones are never dropped.
 const MAX_KEPT: usize = 64;

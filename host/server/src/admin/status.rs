@@ -14,9 +14,9 @@ use crate::edge::api::status::{ModelStatus, Status, VersionStatus};
 use crate::edge::catalogue;
 use crate::edge::error::ApiError;
 use crate::edge::query;
-use guesthouse_model::ModelName;
 use guesthouse_control::registry::{ModelVersions, VersionState};
 use guesthouse_control::rollout::ModelState;
+use guesthouse_model::ModelName;
 
 /// The number of history entries in a response, unless the query sets it.
 const DEFAULT_ENTRIES: usize = 50;

@@ -77,8 +77,9 @@ impl KeySection {
         let Self { name, sha256, scopes, expires, rate } = self;
         let wrong = |reason: String| ConfigError::Value { key: format!("keys, {name}"), reason };
         let expires = expires.map(|expires| expires.parse()).transpose();
-        let expires =
-            expires.map_err(|error: guesthouse_control::keys::TimeError| wrong(format!("expires: {error}")))?;
+        let expires = expires.map_err(|error: guesthouse_control::keys::TimeError| {
+            wrong(format!("expires: {error}"))
+        })?;
         let sha256 = sha256
             .try_into()
             .map_err(|error: guesthouse_control::keys::KeyHashError| wrong(error.to_string()))?;

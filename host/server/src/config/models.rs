@@ -8,10 +8,10 @@ use semver::Version;
 use serde::Deserialize;
 
 use super::{LONGEST, Sticky, schema};
-use guesthouse_runtime::guest::InstanceLimits;
-use guesthouse_runtime::pool::{Isolation, ReuseLimits};
 use guesthouse_control::rate::Rate;
 use guesthouse_control::rollout::{Share, WHOLE};
+use guesthouse_runtime::guest::InstanceLimits;
+use guesthouse_runtime::pool::{Isolation, ReuseLimits};
 use guesthouse_runtime::version::{Batching, ModelLimits};
 
 /// What holds for one model. Limits that are left out are those of `[limits]`.

@@ -13,10 +13,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use super::Edge;
 use super::error::{ApiError, ErrorCode};
 use super::observe::Account;
-use guesthouse_runtime::clock;
 use guesthouse_control::keys::{AuthFailure, Caller, Keys};
-use guesthouse_model::ModelName;
 use guesthouse_control::rate::{Bucket, Rate, Taken};
+use guesthouse_model::ModelName;
+use guesthouse_runtime::clock;
 
 /// The header that carries a key, beside `Authorization`.
 const KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");

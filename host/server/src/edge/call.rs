@@ -8,11 +8,11 @@ use serde_json::{Map, Value};
 use super::Policy;
 use super::error::{ApiError, ErrorCode};
 use super::passage::{Entered, Passage};
-use guesthouse_runtime::inference::{Inference, Urgency, Work};
-use guesthouse_model::Tensor;
-use guesthouse_model::record;
 use guesthouse_control::router::Route;
 use guesthouse_control::shadow::{Batch, Comparison};
+use guesthouse_model::Tensor;
+use guesthouse_model::record;
+use guesthouse_runtime::inference::{Inference, Urgency, Work};
 use guesthouse_runtime::stages::{Stage, StageTimer};
 use guesthouse_runtime::version::CallerId;
 

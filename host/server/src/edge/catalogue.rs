@@ -18,11 +18,11 @@ use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
 use super::predict::target;
 use super::{Edge, Shared, query};
-use guesthouse_model::ModelName;
-use guesthouse_runtime::preinit::Start;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_control::rollout::{Share, WHOLE};
 use guesthouse_control::router::{self, Draw, RouteError};
+use guesthouse_model::ModelName;
+use guesthouse_runtime::preinit::Start;
 use guesthouse_runtime::version::ServableVersion;
 
 /// `GET /models`

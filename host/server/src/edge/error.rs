@@ -12,11 +12,11 @@ use tonic::Code;
 
 use super::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError};
 pub(crate) use super::api::error::{ErrorCode, ValueDetail as Detail};
+use guesthouse_control::router::RouteError;
 use guesthouse_model::contract::Change;
+use guesthouse_model::record::{RecordError, TooLarge};
 use guesthouse_runtime::guest::{Fault, MAX_REJECTIONS};
 use guesthouse_runtime::inference::PredictError;
-use guesthouse_model::record::{RecordError, TooLarge};
-use guesthouse_control::router::RouteError;
 use guesthouse_runtime::version::Refusal;
 use guesthouse_runtime::version::admission::Refused;
 

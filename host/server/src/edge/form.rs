@@ -17,8 +17,8 @@ use super::error::{ApiError, ErrorCode};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
 use crate::config::Limits;
-use guesthouse_model::{Datatype, Field, Signature};
 use guesthouse_model::record::{Given, Row};
+use guesthouse_model::{Datatype, Field, Signature};
 
 /// The longest boundary, by RFC 2046.
 const MAX_BOUNDARY: usize = 70;

@@ -14,8 +14,8 @@ use super::observe::RequestId;
 use super::{access, idempotency, oip, predict, query};
 use crate::config::{ConfigFile, Limits};
 use guesthouse_control::keys::Keys;
-use guesthouse_model::{Constraint, Datatype, Field, ModelName, Signature};
 use guesthouse_model::record;
+use guesthouse_model::{Constraint, Datatype, Field, ModelName, Signature};
 
 pub(crate) const MAX_VALUES: usize = json::MAX_VALUES;
 

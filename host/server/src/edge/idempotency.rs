@@ -16,9 +16,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::error::{ApiError, ErrorCode};
 use crate::config::AnswerLimits;
-use guesthouse_model::VersionId;
 use crate::observe::capture::Captured;
 use guesthouse_control::router::Reason;
+use guesthouse_model::VersionId;
 
 /// The header that names a request.
 pub(crate) const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");

@@ -15,11 +15,11 @@ use super::observe::Account;
 use super::passage::Passage;
 use super::predict::{Target, target};
 use super::{Edge, Policy};
-use guesthouse_runtime::inference::Urgency;
-use guesthouse_model::{Datatype, Signature, Tensor, VersionId};
-use guesthouse_model::record::{ConformError, conform};
 use guesthouse_control::router::Route;
 use guesthouse_control::shadow::Comparison;
+use guesthouse_model::record::{ConformError, conform};
+use guesthouse_model::{Datatype, Signature, Tensor, VersionId};
+use guesthouse_runtime::inference::Urgency;
 
 /// The most parameters of a request, of a tensor and of an output: each is a few dozen bytes, and no
 /// client sends more than ten.

@@ -15,12 +15,12 @@ use super::error::{ApiError, ErrorCode};
 use super::idempotency::Answer;
 use super::unread::Unread;
 use super::{encoding, host, oip, problem};
-use guesthouse_runtime::clock;
-use guesthouse_runtime::measure::Counter;
-use guesthouse_model::VersionId;
 use crate::observe::meters::{Counted, Listener, Meters};
 use crate::observe::trace::{Summary, Traced, Tracer};
 use guesthouse_control::router::{Reason, Route};
+use guesthouse_model::VersionId;
+use guesthouse_runtime::clock;
+use guesthouse_runtime::measure::Counter;
 use guesthouse_runtime::stages::StageTimer;
 use guesthouse_runtime::version::{Measured, Statistics};
 

@@ -27,9 +27,9 @@ use super::catalogue::{known_model, known_version};
 use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
 use super::{Edge, Policy, Shared, forwarded};
-use guesthouse_model::{ModelName, Selector};
 use guesthouse_control::registry::{Snapshot, VersionState};
 use guesthouse_control::router;
+use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::ServableVersion;
 
 /// `GET /openapi.json`

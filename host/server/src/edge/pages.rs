@@ -32,8 +32,8 @@ use super::error::ApiError;
 use super::openapi::Fragments;
 use super::{Edge, Policy};
 use guesthouse_control::keys::Caller;
-use guesthouse_model::{ModelName, VersionId};
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
+use guesthouse_model::{ModelName, VersionId};
 
 /// What is kept of answers about many models.
 pub struct Pages {

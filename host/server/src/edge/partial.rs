@@ -15,8 +15,8 @@ use super::body::{BodyRow, Form};
 use super::call::Call;
 use super::error::{ApiError, Detail, ErrorCode};
 use super::query;
-use guesthouse_model::{Signature, Tensor};
 use guesthouse_model::record::{self, Fitting};
+use guesthouse_model::{Signature, Tensor};
 
 /// How often the rest of a batch is asked for again. Guests say of all rows at once what is wrong, so
 /// once is enough for any that means well.

@@ -15,9 +15,9 @@ use super::predict::{Target, parse_selector};
 use super::{Edge, Policy};
 use crate::config::Sticky;
 use guesthouse_control::keys::Caller;
-use guesthouse_model::{ModelName, Selector};
 use guesthouse_control::rollout::WHOLE;
 use guesthouse_control::router::{self, Draw, Role, Route};
+use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::CallerId;
 use guesthouse_runtime::version::admission::{Admitted, Class, Knock};
 

@@ -21,8 +21,8 @@ use super::observe::Account;
 use super::partial::{self, Inputs, Results};
 use super::passage::{Asked, Passage};
 use super::{Edge, Policy, Shared, shadowed};
-use guesthouse_model::{ModelName, Selector};
 use guesthouse_control::router::{Route, RouteError};
+use guesthouse_model::{ModelName, Selector};
 
 /// The endpoints of one form, whose paths end in `name`.
 pub(super) fn endpoints(name: &str, form: Form) -> Router<Arc<Edge>> {

@@ -32,8 +32,8 @@ use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
 use super::passage::{Asked, Passage};
 use super::{Edge, Policy, Shared, catalogue, shadowed};
-use guesthouse_model::ModelName;
 use crate::typed::{self, Class, Service};
+use guesthouse_model::ModelName;
 
 /// What a service does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,10 +4,10 @@ use semver::Version;
 use serde_json::{Map, Value};
 
 use super::bytes::Bytes;
-use guesthouse_model::contract::{self, SignatureSnapshot};
 use crate::edge::fuzzing::{self as edge, Parsed};
-use guesthouse_model::{Constraint, Signature, Tensor, VersionId};
+use guesthouse_model::contract::{self, SignatureSnapshot};
 use guesthouse_model::record::{self, RecordError};
+use guesthouse_model::{Constraint, Signature, Tensor, VersionId};
 
 /// The longest input of which no value can be one too many: an empty object costs as much as six
 /// values, and takes three bytes.

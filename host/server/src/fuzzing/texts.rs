@@ -7,15 +7,15 @@ use semver::Version;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use guesthouse_artifact::Digest;
 use crate::config::{ConfigFile, Override};
 use crate::edge::fuzzing as edge;
+use guesthouse_artifact::Digest;
 use guesthouse_control::keys::{Scope, StoredKey, Time};
 use guesthouse_control::ledger::{self, Entry};
-use guesthouse_model::{ModelName, Selector};
-use guesthouse_runtime::preinit::{PreinitError, PreinitReport};
 use guesthouse_control::rate::Bucket;
 use guesthouse_control::rollout::ModelState;
+use guesthouse_model::{ModelName, Selector};
+use guesthouse_runtime::preinit::{PreinitError, PreinitReport};
 
 /// Lines of a configuration file that begin like this are said beside it.
 const BESIDE: &str = "#set ";

@@ -8,8 +8,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::config::{Limits, Settings};
-use guesthouse_control::control::Control;
 use crate::edge::{Edge, Policy};
+use guesthouse_control::control::Control;
 
 /// What the operator has written now, or why it cannot be used.
 pub type Reread = Box<dyn Fn() -> Result<Settings, String> + Send + Sync>;

@@ -11,8 +11,8 @@ use super::names::{
     self, BATCH_REQUEST, BATCH_RESPONSE, ERROR, REQUEST, RESPONSE, STREAM_RESPONSE,
 };
 use super::{Class, Form, MODEL_VERSION, Member, Scalar, Service};
-use guesthouse_model::{Constraint, Field, ModelName, Signature};
 use guesthouse_model::terminal;
+use guesthouse_model::{Constraint, Field, ModelName, Signature};
 
 pub(super) const MODEL_VERSION_NAME: &str = "model_version";
 

@@ -7,8 +7,8 @@ use half::{bf16, f16};
 
 use super::wire::{Reader, Wire, WireError};
 use super::{Form, Member, Scalar, Service};
-use guesthouse_model::{Datatype, Tensor};
 use guesthouse_model::record::{RecordError, RowIssue};
+use guesthouse_model::{Datatype, Tensor};
 
 /// A message is not one of a row.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -386,7 +386,10 @@ fn numbers_that_do_not_fit_are_refused() {
         bytes
     };
     let is_unacceptable = |outcome: Result<Vec<Tensor>, ReadError>| {
-        matches!(outcome, Err(ReadError::Row(guesthouse_model::record::RecordError::Unacceptable(_))))
+        matches!(
+            outcome,
+            Err(ReadError::Row(guesthouse_model::record::RecordError::Unacceptable(_)))
+        )
     };
     for (datatype, good, bad) in [
         (Datatype::Uint8, vec![0, 255], vec![256, -1]),

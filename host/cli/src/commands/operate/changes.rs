@@ -2,8 +2,8 @@
 
 use anyhow::Context as _;
 use clap::Args;
-use guesthouse_model::ModelName;
 use guesthouse_control::rollout::Share;
+use guesthouse_model::ModelName;
 use semver::Version;
 use serde_json::{Value, json};
 

@@ -4,11 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Read, Stamp, stamps};
-use guesthouse_artifact::Artifact;
 use crate::control::Control;
+use crate::registry::{Slot, guarded};
+use guesthouse_artifact::Artifact;
 use guesthouse_model::ModelName;
 use guesthouse_runtime::preinit::queue::Urgency;
-use crate::registry::{Slot, guarded};
 
 impl Control {
     /// Deploy what the folder has of a model by now and the last look has not found, or what failed then.

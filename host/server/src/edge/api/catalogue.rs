@@ -11,8 +11,8 @@ use super::Word;
 use super::schema;
 use super::status::VersionState;
 use guesthouse_artifact::{Digest, Metadata};
-use guesthouse_model::{ModelName, Signature};
 use guesthouse_control::rollout::Share;
+use guesthouse_model::{ModelName, Signature};
 
 /// The response of `GET /models`.
 #[derive(Debug, Clone, Serialize, JsonSchema)]

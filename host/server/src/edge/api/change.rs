@@ -9,9 +9,9 @@ use super::Word;
 use super::schema;
 use super::status::{Routing, Shadow};
 use guesthouse_control::control;
-use guesthouse_model::ModelName;
 use guesthouse_control::rollout::{self, Share};
 use guesthouse_control::shadow::PairReport;
+use guesthouse_model::ModelName;
 
 /// The query of every change.
 // Its JSON form is part of the fingerprints of idempotent requests, which the ledger keeps.

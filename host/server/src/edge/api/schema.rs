@@ -7,8 +7,8 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value};
 
-use guesthouse_model::Datatype as DatatypeOfModel;
 use guesthouse_control::router::Reason;
+use guesthouse_model::Datatype as DatatypeOfModel;
 
 /// The pattern of semantic versions. `[0-9]` and not `\d`, which in some implementations of patterns
 /// matches the digits of other scripts.

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::Word;
 use super::schema;
 use guesthouse_artifact::Digest;
-use guesthouse_model::ModelName;
 use guesthouse_control::rollout::{self, Share};
+use guesthouse_model::ModelName;
 
 /// The response of `GET /admin/v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

@@ -18,17 +18,17 @@ pub(in crate::edge) use self::told::{
     ServerMetadata, TensorMetadata,
 };
 use super::{Parameter, Parameters, in_protocol_words, named};
-use guesthouse_control::control::{Ask, Control, ControlError};
 use crate::edge::Edge;
 use crate::edge::access;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
 use crate::edge::pages::Scope;
 use crate::edge::refused::broken;
+use guesthouse_control::control::{Ask, Control, ControlError};
 use guesthouse_control::ledger::Author;
-use guesthouse_model::{ModelName, Selector};
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_control::router::{self, RouteError};
+use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::ServableVersion;
 
 /// What works here beyond the protocol itself. Load tools switch features on by these.

@@ -9,10 +9,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::{Labels, families, gauge, write};
 use crate::edge::Edge;
-use guesthouse_runtime::measure::Counter;
 use crate::observe::logs;
 use crate::observe::meters::{Listener, Meters};
 use guesthouse_control::registry::meters::DeploymentMeters;
+use guesthouse_runtime::measure::Counter;
 
 pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];

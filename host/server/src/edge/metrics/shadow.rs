@@ -7,8 +7,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 
 use super::families::{self, Family};
 use super::write;
-use guesthouse_model::ModelName;
 use guesthouse_control::shadow::{Kind, OutputCounts, PairCounts};
+use guesthouse_model::ModelName;
 
 /// The counters of the pairs, with their models.
 #[derive(Debug)]

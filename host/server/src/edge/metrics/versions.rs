@@ -12,11 +12,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use super::families::{self, Family};
 use super::{Labels, Times, gauge, write};
 use crate::edge::Edge;
-use guesthouse_runtime::measure::{self, Counter, Histogram};
-use guesthouse_model::VersionId;
-use guesthouse_runtime::preinit::Start;
 use guesthouse_control::rollout::WHOLE;
 use guesthouse_control::traffic::{Counts, Requests};
+use guesthouse_model::VersionId;
+use guesthouse_runtime::measure::{self, Counter, Histogram};
+use guesthouse_runtime::preinit::Start;
 use guesthouse_runtime::version::{Measured, ServableVersion};
 
 /// The loaded versions, and the counters of what was routed to them.

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::Document;
 use crate::edge::Policy;
-use guesthouse_model::ModelName;
 use guesthouse_control::registry::Snapshot;
+use guesthouse_model::ModelName;
 
 /// The most bytes of parts that are kept: those of a few thousand models. What is over it is rendered for
 /// each document.

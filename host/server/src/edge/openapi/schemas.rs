@@ -7,8 +7,8 @@ use crate::edge::api::catalogue::{Model, Resolution, VersionDetails, VersionSche
 use crate::edge::api::error::{ErrorBody, Problem, ProtocolError, RowError};
 use crate::edge::api::schema as api_schema;
 use crate::edge::idempotency::KEY_FIELD;
-use guesthouse_model::{Datatype, Field, Signature};
 use guesthouse_model::record::schema;
+use guesthouse_model::{Datatype, Field, Signature};
 use guesthouse_runtime::version::ServableVersion;
 
 /// The schemas of one version.

@@ -7,10 +7,10 @@ use crate::edge::call::Call;
 use crate::edge::error::{ApiError, Detail, ErrorCode};
 use crate::edge::observe::Account;
 use crate::edge::passage::Passage;
-use guesthouse_model::{Datatype, Signature, Tensor, bytes_elements};
-use guesthouse_model::record::conform;
-use guesthouse_control::shadow::Comparison;
 use crate::typed::{self, ReadError, Service, TooLarge};
+use guesthouse_control::shadow::Comparison;
+use guesthouse_model::record::conform;
+use guesthouse_model::{Datatype, Signature, Tensor, bytes_elements};
 
 /// An answer.
 pub(super) struct Answered {

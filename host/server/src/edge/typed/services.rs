@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use arc_swap::ArcSwap;
 
 use crate::edge::Edge;
-use guesthouse_model::ModelName;
-use guesthouse_control::registry::{Registry, Snapshot, VersionState};
 use crate::typed::{Class, Service};
+use guesthouse_control::registry::{Registry, Snapshot, VersionState};
+use guesthouse_model::ModelName;
 use guesthouse_runtime::version::ServableVersion;
 
 /// The services of what is loaded.

@@ -28,8 +28,8 @@ use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::grpc::{Call, Serving};
 use crate::edge::observe::{Account, Endpoint, Line, Way};
 use crate::edge::passage::Passage;
-use guesthouse_control::shadow::Comparison;
 use crate::typed;
+use guesthouse_control::shadow::Comparison;
 
 /// The rows of a stream that are under way at once: as many as a batch of most models has, so that one
 /// stream can fill batches. A message of each may be in memory.

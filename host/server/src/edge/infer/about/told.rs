@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use guesthouse_runtime::inference::{DEFAULT_LEVEL, LEVELS};
 use guesthouse_model::{Datatype, Field};
+use guesthouse_runtime::inference::{DEFAULT_LEVEL, LEVELS};
 use guesthouse_runtime::version::ServableVersion;
 use guesthouse_runtime::version::statistics::{StatisticsTaken, TimesTaken};
 
