@@ -1,4 +1,4 @@
-//! The fuzzer: libFuzzer around one of [`guesthouse::fuzzing::TARGETS`], named by the environment.
+//! The fuzzer: libFuzzer around one of [`guesthouse_server::fuzzing::TARGETS`], named by the environment.
 //!
 //! Beside what the targets promise themselves, no input may take more memory than its target says.
 
@@ -9,7 +9,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use guesthouse::fuzzing::{TARGETS, Target};
+use guesthouse_server::fuzzing::{TARGETS, Target};
 use libfuzzer_sys::fuzz_target;
 
 /// Names the target.

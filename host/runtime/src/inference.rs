@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-pub(crate) use self::queue::{DEFAULT_LEVEL, LEVELS};
+pub use self::queue::{DEFAULT_LEVEL, LEVELS};
 use self::queue::{FairQueue, Level, Place, Rules, Turn};
 use self::run::{BeginBy, Job};
 use crate::guest::{Fault, Stop};

@@ -8,7 +8,7 @@ use super::fault::{Fault, Rejection};
 use guesthouse_model::{Constraint, Datatype, Field, Signature, Tensor};
 
 /// The most rejected rows that are kept; a caller mends those first.
-pub(crate) const MAX_REJECTIONS: usize = 20;
+pub const MAX_REJECTIONS: usize = 20;
 
 /// What a caller is told of a row whose input and output are not finite.
 const NON_FINITE_REASON: &str =
@@ -23,7 +23,8 @@ const MAX_SHOWN_DIMENSIONS: usize = 9;
 /// The longest reason of a rejection that a caller is shown, in characters; the contract's limit.
 const MAX_REASON_CHARACTERS: usize = 200;
 
-pub(crate) fn signature_from_wit(signature: exported::Signature) -> Signature {
+/// The signature that a guest declares, unchecked.
+pub fn signature_from_wit(signature: exported::Signature) -> Signature {
     Signature {
         inputs: signature.inputs.into_iter().map(field_from_wit).collect(),
         outputs: signature.outputs.into_iter().map(field_from_wit).collect(),

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 pub(super) type LaneKey = u64;
 
 /// How many levels of urgency there are: 1, the most urgent, to this one.
-pub(crate) const LEVELS: u64 = 9;
+pub const LEVELS: u64 = 9;
 
 /// The level of whoever says nothing: in the middle, so that others can be more and less urgent.
-pub(crate) const DEFAULT_LEVEL: u8 = 5;
+pub const DEFAULT_LEVEL: u8 = 5;
 
 /// Each so-manieth turn of a lane begins with the job that has waited longest, however urgent others
 /// are: whoever calls all of its work urgent takes most of a version, and not all of it.
