@@ -29,11 +29,11 @@ use tokio::sync::watch;
 use self::artifact_memory::ArtifactMemory;
 pub use self::openapi::document as openapi;
 use self::operations::Operations;
-use crate::config::MetricsListener;
-use crate::edge::api::change::{
+use crate::api::change::{
     CanaryRequest, ChangeQuery, EmptyRequest, ModelChange, PromoteRequest, RollbackRequest,
     ShadowRequest, WithRequestId, parse_stored,
 };
+use crate::config::MetricsListener;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
 use crate::edge::observe::{Account, Around};

@@ -6,7 +6,6 @@
 //! body is read; health and readiness need none.
 
 pub(crate) mod access;
-pub mod api;
 mod body;
 mod call;
 pub(crate) mod catalogue;
@@ -58,6 +57,7 @@ pub use body::Bodies;
 use body::Form;
 pub(crate) use body::media_type;
 use error::ApiError;
+pub use error::reference as error_reference;
 pub use grpc::endpoints as grpc_endpoints;
 pub use idempotency::Answers;
 pub use listener::{Entrance, serve};

@@ -4,9 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use anyhow::Context as _;
-use guesthouse_server::admin;
-use guesthouse_server::config;
-use guesthouse_server::edge;
+use guesthouse_server::{admin, config, edge};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReferenceArguments {
@@ -33,7 +31,7 @@ enum Part {
 pub(crate) fn run(arguments: &ReferenceArguments, program: clap::Command) -> anyhow::Result<()> {
     let text = match arguments.part {
         Part::Configuration => config::reference(),
-        Part::Errors => edge::api::error::reference(),
+        Part::Errors => edge::error_reference(),
         Part::Metrics => edge::metrics_reference(),
         Part::CommandLine => command_line(program),
         Part::AdminOpenapi => format!("{:#}\n", admin::openapi("/")),

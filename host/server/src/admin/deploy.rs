@@ -17,7 +17,7 @@ use tokio::time::{Duration, Instant};
 
 use super::operations::{FailOnDrop, OperationHandle};
 use super::{Admin, ChangeContext, Shared, error, stored, with_account};
-use crate::edge::api::operation::Deployment;
+use crate::api::operation::Deployment;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
 use crate::edge::{forwarded, media_type};

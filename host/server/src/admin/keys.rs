@@ -14,7 +14,7 @@ use super::{
     Admin, ChangeContext, EmptyRequest, Shared, change_response, error, read_json, stored,
     with_account,
 };
-use crate::edge::api::keys::{CreateKeyRequest, KeyChange, KeyList};
+use crate::api::keys::{CreateKeyRequest, KeyChange, KeyList};
 use crate::edge::error::ApiError;
 use crate::edge::observe::Account;
 use guesthouse_control::control::{Ask, Control, ControlError, KeyAnswer, NewKey};

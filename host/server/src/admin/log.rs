@@ -5,8 +5,8 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 
 use super::{Admin, Shared, read_json, with_account};
+use crate::api::status::LogFilter;
 use crate::edge::access;
-use crate::edge::api::status::LogFilter;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
 use crate::observe::logs::{self, FilterError};

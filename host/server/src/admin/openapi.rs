@@ -1,7 +1,7 @@
 //! `GET /openapi.json` of the admin listener: the admin API as OpenAPI 3.1.
 //!
 //! Unlike the document of the public listener it does not depend on what is served. Bodies and queries
-//! come from the types of [`api`](crate::edge::api).
+//! come from the types of [`api`](crate::api).
 
 use axum::Json;
 use axum::extract::State;
@@ -10,17 +10,17 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::{Shared, error};
-use crate::edge::api::catalogue::{Resolution, ResolveQuery};
-use crate::edge::api::change::{
+use crate::api::catalogue::{Resolution, ResolveQuery};
+use crate::api::change::{
     CanaryRequest, ChangeQuery, ModelChange, PromoteRequest, RollbackRequest, ShadowReport,
     ShadowRequest, WithRequestId,
 };
-use crate::edge::api::error::{ErrorBody, ErrorCode, Problem};
-use crate::edge::api::history::{History, HistoryQuery};
-use crate::edge::api::keys::{CreateKeyRequest, KeyChange, KeyList};
-use crate::edge::api::operation::{Operation, OperationQuery};
-use crate::edge::api::schema;
-use crate::edge::api::status::{LogFilter, ModelStatus, Status};
+use crate::api::error::{ErrorBody, ErrorCode, Problem};
+use crate::api::history::{History, HistoryQuery};
+use crate::api::keys::{CreateKeyRequest, KeyChange, KeyList};
+use crate::api::operation::{Operation, OperationQuery};
+use crate::api::schema;
+use crate::api::status::{LogFilter, ModelStatus, Status};
 use crate::edge::error::ApiError;
 use crate::edge::forwarded;
 use crate::edge::idempotency::MAX_KEY_LENGTH;

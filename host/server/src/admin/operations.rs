@@ -11,8 +11,8 @@ use axum::http::HeaderMap;
 use tokio::sync::watch;
 
 use super::Shared;
-use crate::edge::api::error::ErrorBody;
-use crate::edge::api::operation::{Deployment, Operation, OperationQuery, OperationState, Step};
+use crate::api::error::ErrorBody;
+use crate::api::operation::{Deployment, Operation, OperationQuery, OperationState, Step};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::query;
 use guesthouse_runtime::clock;

@@ -7,10 +7,10 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::HeaderMap;
 
 use super::{Admin, Shared, error, model_name, unknown_model};
-use crate::edge::api::catalogue::Resolution;
-use crate::edge::api::change::ShadowReport;
-use crate::edge::api::history::{History, HistoryEntry, HistoryQuery};
-use crate::edge::api::status::{ModelStatus, Status, VersionStatus};
+use crate::api::catalogue::Resolution;
+use crate::api::change::ShadowReport;
+use crate::api::history::{History, HistoryEntry, HistoryQuery};
+use crate::api::status::{ModelStatus, Status, VersionStatus};
 use crate::edge::catalogue;
 use crate::edge::error::ApiError;
 use crate::edge::query;
@@ -76,7 +76,7 @@ fn model_status(name: &ModelName, model: &ModelVersions, state: &ModelState) -> 
         VersionStatus {
             version: version.clone(),
             digest: state.versions.get(version).map(|deployed| deployed.digest),
-            state: crate::edge::api::status::VersionState::from(shown).into(),
+            state: crate::api::status::VersionState::from(shown).into(),
             suspended: shown.servable().is_some_and(|version| !version.breaker().allows(now)),
             failed_step: failure.map(|failure| failure.step.to_owned()),
             reason: failure.map(|failure| failure.reason.to_string()),

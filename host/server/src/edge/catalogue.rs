@@ -9,15 +9,15 @@ use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 
-use super::api::catalogue::{
-    Choice, Match, Model, ModelList, ModelVersion, Resolution, ResolveQuery, VersionDetails,
-};
-use super::api::status::shares;
 use super::error::ApiError;
 use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
 use super::predict::target;
 use super::{Edge, Shared, query};
+use crate::api::catalogue::{
+    Choice, Match, Model, ModelList, ModelVersion, Resolution, ResolveQuery, VersionDetails,
+};
+use crate::api::status::shares;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_control::rollout::{Share, WHOLE};
 use guesthouse_control::router::{self, Draw, RouteError};
@@ -165,7 +165,7 @@ fn describe(name: &ModelName, model: &ModelVersions) -> Model {
     let now = Instant::now();
     let versions = model.versions.iter().map(|(version, state)| ModelVersion {
         version: version.clone(),
-        state: super::api::status::VersionState::from(state).into(),
+        state: crate::api::status::VersionState::from(state).into(),
         failed_step: match state {
             VersionState::Failed(failure) => Some(failure.step.to_owned()),
             _ => None,

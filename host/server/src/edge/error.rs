@@ -1,8 +1,9 @@
 //! Decides the status, code and message of every error that a client receives, over HTTP and gRPC.
 //!
 //! The codes are listed with their meaning in [`ErrorCode`], and with their statuses in the reference that
-//! is printed from it ([`reference`](super::api::error::reference)).
+//! is printed from it ([`reference`](reference())).
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
@@ -10,8 +11,8 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tonic::Code;
 
-use super::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError};
-pub(crate) use super::api::error::{ErrorCode, ValueDetail as Detail};
+use crate::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError};
+pub(crate) use crate::api::error::{ErrorCode, ValueDetail as Detail};
 use guesthouse_control::router::RouteError;
 use guesthouse_model::contract::Change;
 use guesthouse_model::record::{RecordError, TooLarge};
@@ -315,5 +316,49 @@ impl From<PredictError> for ApiError {
                 Self::new(ErrorCode::Internal, "the server failed on this request")
             }
         }
+    }
+}
+
+/// The reference of error codes as a Markdown table, ordered by status.
+pub fn reference() -> String {
+    let mut codes = ErrorCode::ALL;
+    codes.sort_by_key(|code| code.status());
+    let mut text =
+        "| error_code | HTTP status | gRPC status | meaning |\n|---|---|---|---|\n".to_owned();
+    for code in codes {
+        let (status, grpc, meaning) = (code.status().as_u16(), code.grpc(), code.meaning());
+        // The variants are named after the words of the specification.
+        let grpc = screaming_snake_case(&format!("{grpc:?}"));
+        writeln!(text, "| `{}` | {status} | `{grpc}` | {meaning} |", code.as_str())
+            .expect("a string takes it");
+    }
+    text
+}
+
+fn screaming_snake_case(camel_case: &str) -> String {
+    let mut snake = String::new();
+    for letter in camel_case.chars() {
+        if letter.is_ascii_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_uppercase());
+    }
+    snake
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_has_statuses_of_both_protocols() {
+        let text = reference();
+        for row in [
+            "| `malformed_request` | 400 | `INVALID_ARGUMENT` | The request is not valid",
+            "| `deadline_exceeded` | 504 | `DEADLINE_EXCEEDED` |",
+        ] {
+            assert!(text.contains(row), "{row} is not in\n{text}");
+        }
+        assert_eq!(text.lines().count(), 2 + ErrorCode::ALL.len());
     }
 }

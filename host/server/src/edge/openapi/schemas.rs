@@ -2,10 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::api::catalogue::{Model, Resolution, VersionDetails, VersionSchemas};
+use crate::api::error::{ErrorBody, Problem, ProtocolError, RowError};
+use crate::api::schema as api_schema;
 use crate::edge::Policy;
-use crate::edge::api::catalogue::{Model, Resolution, VersionDetails, VersionSchemas};
-use crate::edge::api::error::{ErrorBody, Problem, ProtocolError, RowError};
-use crate::edge::api::schema as api_schema;
 use crate::edge::idempotency::KEY_FIELD;
 use guesthouse_model::record::schema;
 use guesthouse_model::{Datatype, Field, Signature};

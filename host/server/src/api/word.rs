@@ -65,7 +65,7 @@ impl<T: JsonSchema> JsonSchema for Word<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::edge::api::status::VersionState;
+    use crate::api::status::VersionState;
 
     #[test]
     fn an_unknown_word_is_kept_as_it_is() {

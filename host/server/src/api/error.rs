@@ -1,7 +1,5 @@
 //! The error codes, and the bodies of error responses.
 
-use std::fmt::Write as _;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -162,33 +160,6 @@ impl ErrorCode {
     ];
 }
 
-/// The reference of error codes as a Markdown table, ordered by status.
-pub fn reference() -> String {
-    let mut codes = ErrorCode::ALL;
-    codes.sort_by_key(|code| code.status());
-    let mut text =
-        "| error_code | HTTP status | gRPC status | meaning |\n|---|---|---|---|\n".to_owned();
-    for code in codes {
-        let (status, grpc, meaning) = (code.status().as_u16(), code.grpc(), code.meaning());
-        // The variants are named after the words of the specification.
-        let grpc = screaming_snake_case(&format!("{grpc:?}"));
-        writeln!(text, "| `{}` | {status} | `{grpc}` | {meaning} |", code.as_str())
-            .expect("a string takes it");
-    }
-    text
-}
-
-fn screaming_snake_case(camel_case: &str) -> String {
-    let mut snake = String::new();
-    for letter in camel_case.chars() {
-        if letter.is_ascii_uppercase() && !snake.is_empty() {
-            snake.push('_');
-        }
-        snake.push(letter.to_ascii_uppercase());
-    }
-    snake
-}
-
 /// The body of an error response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Error")]
@@ -305,17 +276,5 @@ mod tests {
         for code in ErrorCode::ALL {
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
         }
-    }
-
-    #[test]
-    fn the_reference_has_statuses_of_both_protocols() {
-        let text = reference();
-        for row in [
-            "| `malformed_request` | 400 | `INVALID_ARGUMENT` | The request is not valid",
-            "| `deadline_exceeded` | 504 | `DEADLINE_EXCEEDED` |",
-        ] {
-            assert!(text.contains(row), "{row} is not in\n{text}");
-        }
-        assert_eq!(text.lines().count(), 2 + ErrorCode::ALL.len());
     }
 }
