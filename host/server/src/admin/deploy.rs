@@ -24,7 +24,7 @@ use crate::edge::{forwarded, media_type};
 use guesthouse_artifact::{Artifact, MAX_ARTIFACT_BYTES};
 use guesthouse_control::control::{Answer, ControlError, DEPLOY_STEPS};
 use guesthouse_control::rollout::Promotion;
-use guesthouse_runtime::durable::{self, Step};
+use guesthouse_runtime::durable::{self, FileOperation};
 use guesthouse_runtime::store::StoreError;
 
 /// The longest time to receive an artifact, however steadily it arrives: 1 GiB over 2.5 Mbit/s. A slow
@@ -136,7 +136,8 @@ fn write(
     mut chunks: mpsc::Receiver<Bytes>,
 ) -> Result<NamedTempFile, StoreError> {
     while let Some(chunk) = chunks.blocking_recv() {
-        let written = durable::before(Step::Write).and_then(|()| file.write_all(&chunk));
+        let written =
+            durable::failpoint(FileOperation::Write).and_then(|()| file.write_all(&chunk));
         written.map_err(StoreError::new("cannot receive an artifact"))?;
     }
     Ok(file)

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::Word;
 use super::schema;
 use super::status::VersionState;
-use guesthouse_artifact::{Digest, Metadata};
+use guesthouse_artifact::{ArtifactMetadata, Digest};
 use guesthouse_control::rollout::Share;
 use guesthouse_model::{ModelName, Signature};
 
@@ -71,13 +71,13 @@ pub struct VersionDetails {
     pub snapshot: bool,
     /// The metadata of the component.
     #[schemars(with = "MetadataSchema")]
-    pub metadata: Metadata,
+    pub metadata: ArtifactMetadata,
     /// The inputs and outputs.
     #[schemars(with = "SignatureSchema")]
     pub signature: Signature,
 }
 
-/// Stands for [`Metadata`].
+/// Stands for [`ArtifactMetadata`].
 #[derive(JsonSchema)]
 #[schemars(inline)]
 #[expect(dead_code, reason = "a schema")]

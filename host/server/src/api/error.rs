@@ -213,8 +213,8 @@ pub struct ContractDetail {
     pub what: String,
 }
 
-impl From<&contract::Change> for ContractDetail {
-    fn from(change: &contract::Change) -> Self {
+impl From<&contract::SignatureChange> for ContractDetail {
+    fn from(change: &contract::SignatureChange) -> Self {
         Self { bump: change.bump.to_string(), what: change.what.clone() }
     }
 }

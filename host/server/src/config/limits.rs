@@ -10,7 +10,7 @@ use guesthouse_runtime::guest::{DEFAULT_START_TIME, EngineLimits, InstanceLimits
 use guesthouse_runtime::inference::InferenceLimits;
 use guesthouse_runtime::machine;
 use guesthouse_runtime::pool::{Isolation, ReuseLimits};
-use guesthouse_runtime::preinit::{PreinitLimits, Priority};
+use guesthouse_runtime::preinit::{ChildPriority, PreinitLimits};
 use guesthouse_runtime::version::{Batching, ModelLimits};
 
 /// The bounds of the server. Each has a default; a value of 0 is an error unless it says otherwise.
@@ -75,7 +75,7 @@ pub struct LimitsSection {
     /// The scheduling priority of that child process: `idle` uses only time that nothing else wants,
     /// `low` also makes progress on a machine that is always busy.
     #[schemars(schema_with = "super::schema::priority")]
-    pub preinit_priority: Option<Priority>,
+    pub preinit_priority: Option<ChildPriority>,
     /// How long `start` functions of a guest may run: CPU time in the child process, wall time in each
     /// instance.
     pub start_seconds: Option<u64>,
@@ -141,7 +141,7 @@ impl LimitsSection {
             wall_time: cpu_time * 15,
             memory_bytes: memory_mib.saturating_mul(MIB),
             // A deployment must not slow down requests.
-            priority: self.preinit_priority.unwrap_or(Priority::Idle),
+            priority: self.preinit_priority.unwrap_or(ChildPriority::Idle),
             guest_memory_bytes: instance_memory_mib << 20,
             ..PreinitLimits::default()
         })

@@ -14,7 +14,7 @@ pub(super) struct Rate {
     burst: Option<u32>,
 }
 
-/// `guesthouse_runtime::preinit::Priority`.
+/// `guesthouse_runtime::preinit::ChildPriority`.
 pub(super) fn priority(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "enum": ["idle", "low"]})
 }

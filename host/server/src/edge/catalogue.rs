@@ -22,7 +22,7 @@ use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_control::rollout::{Share, WHOLE};
 use guesthouse_control::router::{self, Draw, RouteError};
 use guesthouse_model::ModelName;
-use guesthouse_runtime::preinit::Start;
+use guesthouse_runtime::preinit::InstanceStart;
 use guesthouse_runtime::version::ServableVersion;
 
 /// `GET /models`
@@ -111,7 +111,7 @@ pub(super) async fn version(
             model: id.name.clone(),
             version: id.version.clone(),
             digest: version.digest(),
-            snapshot: report.start == Start::Snapshot,
+            snapshot: report.start == InstanceStart::Snapshot,
             metadata: version.metadata().clone(),
             signature: version.signature().clone(),
         })

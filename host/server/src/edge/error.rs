@@ -14,12 +14,12 @@ use tonic::Code;
 use crate::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError};
 pub(crate) use crate::api::error::{ErrorCode, ValueDetail as Detail};
 use guesthouse_control::router::RouteError;
-use guesthouse_model::contract::Change;
-use guesthouse_model::record::{RecordError, TooLarge};
+use guesthouse_model::contract::SignatureChange;
+use guesthouse_model::record::{RecordError, TooManyValues};
 use guesthouse_runtime::guest::{Fault, MAX_REJECTIONS};
 use guesthouse_runtime::inference::PredictError;
-use guesthouse_runtime::version::Refusal;
-use guesthouse_runtime::version::admission::Refused;
+use guesthouse_runtime::version::BreakerRefusal;
+use guesthouse_runtime::version::admission::ShedReason;
 
 impl ErrorCode {
     /// Whether its answers say when to come back.
@@ -91,7 +91,7 @@ pub(crate) struct ApiError {
     pub(crate) message: String,
     pub(crate) details: Vec<Detail>,
     /// What callers of a model would notice of a change.
-    pub(crate) violations: Vec<Change>,
+    pub(crate) violations: Vec<SignatureChange>,
     /// When the caller may come back, in seconds, if the code is one that says so.
     pub(crate) retry_seconds: u64,
 }
@@ -241,8 +241,8 @@ impl From<RecordError> for ApiError {
     }
 }
 
-impl From<TooLarge> for ApiError {
-    fn from(_too_large: TooLarge) -> Self {
+impl From<TooManyValues> for ApiError {
+    fn from(_too_large: TooManyValues) -> Self {
         Self::new(ErrorCode::ModelFailure, "the model's answer is too large for JSON")
     }
 }
@@ -267,13 +267,15 @@ impl From<RouteError> for ApiError {
     }
 }
 
-impl From<Refused> for ApiError {
-    fn from(reason: Refused) -> Self {
+impl From<ShedReason> for ApiError {
+    fn from(reason: ShedReason) -> Self {
         let why = match reason {
-            Refused::Limit => "the model's version has as many requests as it can answer in time",
-            Refused::Batch => "there is room for single requests only",
-            Refused::Candidate => "the model's stable version needs the room",
-            Refused::Late => "there would be no answer in the time that is given",
+            ShedReason::Limit => {
+                "the model's version has as many requests as it can answer in time"
+            }
+            ShedReason::Batch => "there is room for single requests only",
+            ShedReason::Candidate => "the model's stable version needs the room",
+            ShedReason::Late => "there would be no answer in the time that is given",
         };
         Self::new(ErrorCode::Overloaded, why)
     }
@@ -288,8 +290,8 @@ impl From<PredictError> for ApiError {
                 Self::new(ErrorCode::Overloaded, message)
             }
             PredictError::Stopped => Self::not_ready(),
-            PredictError::Suspended(Refusal::Version(time)) => Self::suspended(time),
-            PredictError::Suspended(Refusal::Caller(time)) => Self::caller_suspended(time),
+            PredictError::Suspended(BreakerRefusal::Version(time)) => Self::suspended(time),
+            PredictError::Suspended(BreakerRefusal::Caller(time)) => Self::caller_suspended(time),
             PredictError::Quarantined => {
                 let message = "the model has failed on this input several times; it is not run again \
                                for a while";

@@ -10,8 +10,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use super::{Labels, families, gauge, write};
 use crate::edge::Edge;
 use crate::observe::logs;
-use crate::observe::meters::{Listener, Meters};
-use guesthouse_control::registry::meters::DeploymentMeters;
+use crate::observe::server_metrics::{ListenerMetrics, ServerMetrics};
+use guesthouse_control::registry::metrics::DeploymentMetrics;
 use guesthouse_runtime::measure::Counter;
 
 pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -33,12 +33,12 @@ pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::R
     lost(edge, encoder)
 }
 
-fn listeners(meters: &Meters) -> [(Labels, &Listener); 3] {
+fn listeners(meters: &ServerMetrics) -> [(Labels, &ListenerMetrics); 3] {
     let of = |name: &str| vec![("listener", name.to_owned())];
     [(of("public"), &meters.public), (of("grpc"), &meters.grpc), (of("admin"), &meters.admin)]
 }
 
-fn requests(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+fn requests(meters: &ServerMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let counter = |count: &Counter| ConstCounter::new(count.total());
     let with = |labels: &Labels, more: &[(&'static str, String)]| [labels, more].concat();
     let listeners = listeners(meters);
@@ -66,17 +66,17 @@ fn requests(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result
         })
     });
     write(encoder, &families::HTTP_ERRORS, errors)?;
-    let now = |(labels, listener): &(Labels, &Listener)| {
-        (labels.clone(), ConstGauge::new(listener.in_flight.now()))
+    let now = |(labels, listener): &(Labels, &ListenerMetrics)| {
+        (labels.clone(), ConstGauge::new(listener.in_flight.get()))
     };
     write(encoder, &families::HTTP_REQUESTS_IN_FLIGHT, listeners.iter().map(now))
 }
 
-fn connections(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+fn connections(meters: &ServerMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let listeners = listeners(meters);
     let open = listeners
         .iter()
-        .map(|(labels, listener)| (labels.clone(), ConstGauge::new(listener.open.now())));
+        .map(|(labels, listener)| (labels.clone(), ConstGauge::new(listener.open.get())));
     write(encoder, &families::CONNECTIONS_OPEN, open)?;
     let accepted = listeners
         .iter()
@@ -84,7 +84,7 @@ fn connections(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
     write(encoder, &families::CONNECTIONS_ACCEPTED, accepted)
 }
 
-fn deployments(meters: &DeploymentMeters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+fn deployments(meters: &DeploymentMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let outcome =
         |is_good: bool| ("outcome", if is_good { "succeeded" } else { "failed" }.to_owned());
     let deployments = meters
@@ -112,7 +112,7 @@ fn lost(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     };
     write(encoder, &families::CAPTURED_REQUESTS, edge.capture.counts().map(outcome))?;
     let Some(tracer) = &edge.tracer else { return Ok(()) };
-    let sent = tracer.sent();
+    let sent = tracer.span_counts();
     let spans = [
         ("exported", sent.exported.total()),
         ("failed", sent.failed.total()),

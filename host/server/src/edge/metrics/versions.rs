@@ -13,24 +13,24 @@ use super::families::{self, Family};
 use super::{Labels, Times, gauge, write};
 use crate::edge::Edge;
 use guesthouse_control::rollout::WHOLE;
-use guesthouse_control::traffic::{Counts, Requests};
+use guesthouse_control::traffic::{RequestCounts, TrafficCounts};
 use guesthouse_model::VersionId;
-use guesthouse_runtime::measure::{self, Counter, Histogram};
-use guesthouse_runtime::preinit::Start;
-use guesthouse_runtime::version::{Measured, ServableVersion};
+use guesthouse_runtime::measure::{self, Counter, DurationHistogram};
+use guesthouse_runtime::preinit::InstanceStart;
+use guesthouse_runtime::version::{ServableVersion, VersionMetrics};
 
 /// The loaded versions, and the counters of what was routed to them.
 pub(super) struct Versions<'a> {
     edge: &'a Edge,
     versions: Vec<Arc<ServableVersion>>,
-    routed: Counts,
+    routed: TrafficCounts,
 }
 
 /// Selects the times of one stage.
-type SelectTimes = fn(&Measured) -> &Histogram;
+type SelectTimes = fn(&VersionMetrics) -> &DurationHistogram;
 
 /// Responses by role and status.
-type ByStatus = measure::Series<(&'static str, u16), Counter>;
+type ByStatus = measure::MetricFamily<(&'static str, u16), Counter>;
 
 /// A series: its labels after `model` and `version`, and its value.
 type Series<T> = (Labels, T);
@@ -86,13 +86,13 @@ impl<'a> Versions<'a> {
                     (labels, ConstCounter::new(count.total()))
                 })
             };
-            version.measured().requests.map(of_route).into_iter().flatten().collect()
+            version.metrics().requests.map(of_route).into_iter().flatten().collect()
         })?;
         self.family(encoder, &families::REQUEST_DURATION, |version| {
-            let times = |role: &&str, times: &Histogram| {
+            let times = |role: &&str, times: &DurationHistogram| {
                 (vec![("role", (*role).to_owned())], Times(times.snapshot()))
             };
-            version.measured().total.map(times)
+            version.metrics().total.map(times)
         })?;
         let stages: [(&Family, SelectTimes); 4] = [
             (&families::QUEUE_DURATION, |measured| &measured.queue),
@@ -101,11 +101,11 @@ impl<'a> Versions<'a> {
             (&families::ENCODE_DURATION, |measured| &measured.encode),
         ];
         self.family(encoder, &families::BATCH_SIZE_ROWS, |version| {
-            vec![(vec![], Times(version.measured().batch_rows.snapshot()))]
+            vec![(vec![], Times(version.metrics().batch_rows.snapshot()))]
         })?;
         for (family, select) in stages {
             self.family(encoder, family, |version| {
-                vec![(vec![], Times(select(version.measured()).snapshot()))]
+                vec![(vec![], Times(select(version.metrics()).snapshot()))]
             })?;
         }
         Ok(())
@@ -128,7 +128,7 @@ impl<'a> Versions<'a> {
             };
             let refusals = version.admission().refusals();
             let refusals = refusals.map(|(reason, count)| series(reason.as_str(), count));
-            let rejections = &version.measured().rejections;
+            let rejections = &version.metrics().rejections;
             let later = rejections.map(|reason, count| series(reason, count.total()));
             refusals.into_iter().chain(later).collect()
         })
@@ -152,7 +152,7 @@ impl<'a> Versions<'a> {
     fn routing(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         self.family(encoder, &families::ROUTED_REQUESTS, |version| {
             let of_version = self.routed.iter().filter(|((other, _), _)| other == version.id());
-            let series = |((_, reason), requests): (&(_, &str), &Requests)| {
+            let series = |((_, reason), requests): (&(_, &str), &RequestCounts)| {
                 (vec![("reason", (*reason).to_owned())], ConstCounter::new(requests.all))
             };
             of_version.map(series).collect()
@@ -178,22 +178,22 @@ impl<'a> Versions<'a> {
         self.family(encoder, &families::INSTANCES, |version| {
             let counts = version.pool().counts();
             let series = |(state, count)| (vec![("state", String::from(state))], gauge(count));
-            [("idle", counts.idle), ("busy", counts.out)].map(series).into()
+            [("idle", counts.idle), ("busy", counts.in_use)].map(series).into()
         })?;
         self.family(encoder, &families::INSTANCES_MADE, |version| {
-            vec![(vec![], ConstCounter::new(version.pool().counts().made))]
+            vec![(vec![], ConstCounter::new(version.pool().counts().created))]
         })?;
         self.family(encoder, &families::INSTANCE_MEMORY, |version| {
             let counts = version.pool().counts();
             let series = |(state, bytes)| (vec![("state", String::from(state))], gauge(bytes));
-            [("idle", counts.idle_bytes), ("busy", counts.out_bytes)].map(series).into()
+            [("idle", counts.idle_bytes), ("busy", counts.in_use_bytes)].map(series).into()
         })
     }
 
     /// The cost of making a version servable, when it was compiled.
     fn preinit(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         self.family(encoder, &families::VERSION_SNAPSHOT, |version| {
-            let is_snapshot = version.report().start == Start::Snapshot;
+            let is_snapshot = version.report().start == InstanceStart::Snapshot;
             vec![(vec![], ConstGauge::new(i64::from(is_snapshot)))]
         })?;
         self.family(encoder, &families::PREINIT_STEP, |version| {

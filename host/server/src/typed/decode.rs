@@ -6,13 +6,13 @@
 use half::{bf16, f16};
 
 use super::wire::{Reader, Wire, WireError};
-use super::{Form, Member, Scalar, Service};
+use super::{FieldEncoding, MessageField, ModelService, Scalar};
 use guesthouse_model::record::{RecordError, RowIssue};
 use guesthouse_model::{Datatype, Tensor};
 
 /// A message is not one of a row.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
+pub enum DecodeError {
     /// It is not one of its type at all.
     #[error("the message is malformed: {0}")]
     Wire(#[from] WireError),
@@ -38,12 +38,12 @@ struct OutOfRange;
 
 type Read = Result<Result<(), OutOfRange>, WireError>;
 
-impl Service {
+impl ModelService {
     /// The inputs that a `PredictRequest` sets, as tensors of one row.
     ///
     /// # Errors
-    /// [`ReadError`], if the bytes are no such message.
-    pub fn read(&self, message: &[u8]) -> Result<Vec<Tensor>, ReadError> {
+    /// [`DecodeError`], if the bytes are no such message.
+    pub fn read(&self, message: &[u8]) -> Result<Vec<Tensor>, DecodeError> {
         let mut values: Vec<Value> = self.inputs.iter().map(|_| Value::default()).collect();
         let mut reader = Reader(message);
         while !reader.is_empty() {
@@ -68,8 +68,8 @@ impl Service {
 /// The messages in a `BatchPredictRequest` of any service.
 ///
 /// # Errors
-/// [`ReadError`], if the bytes are no such message, or more than so many.
-pub fn read_batch(batch: &[u8], most: usize) -> Result<Vec<&[u8]>, ReadError> {
+/// [`DecodeError`], if the bytes are no such message, or more than so many.
+pub fn decode_batch(batch: &[u8], most: usize) -> Result<Vec<&[u8]>, DecodeError> {
     let (mut reader, mut messages) = (Reader(batch), Vec::new());
     while !reader.is_empty() {
         let (number, wire) = reader.key()?;
@@ -79,7 +79,7 @@ pub fn read_batch(batch: &[u8], most: usize) -> Result<Vec<&[u8]>, ReadError> {
         }
         wire.expect(Wire::Delimited)?;
         if messages.len() == most {
-            return Err(ReadError::TooManyRows);
+            return Err(DecodeError::TooManyRows);
         }
         messages.push(reader.delimited()?);
     }
@@ -87,24 +87,24 @@ pub fn read_batch(batch: &[u8], most: usize) -> Result<Vec<&[u8]>, ReadError> {
 }
 
 impl Value {
-    fn read(&mut self, member: &Member, wire: Wire, reader: &mut Reader<'_>) -> Read {
+    fn read(&mut self, member: &MessageField, wire: Wire, reader: &mut Reader<'_>) -> Read {
         self.is_set = true;
         match member.form {
-            Form::Single => {
+            FieldEncoding::Single => {
                 // The last one counts.
                 self.data.clear();
                 self.elements = 0;
                 self.element(member, wire, reader)
             }
-            Form::Flat(_) => self.elements(member, wire, reader),
-            Form::Shaped => {
+            FieldEncoding::Flat(_) => self.elements(member, wire, reader),
+            FieldEncoding::Shaped => {
                 wire.expect(Wire::Delimited)?;
                 self.shaped(member, Reader(reader.delimited()?))
             }
         }
     }
 
-    fn shaped(&mut self, member: &Member, mut reader: Reader<'_>) -> Read {
+    fn shaped(&mut self, member: &MessageField, mut reader: Reader<'_>) -> Read {
         while !reader.is_empty() {
             let (number, wire) = reader.key()?;
             match number {
@@ -130,7 +130,7 @@ impl Value {
     }
 
     /// One, or as many as are packed.
-    fn elements(&mut self, member: &Member, wire: Wire, reader: &mut Reader<'_>) -> Read {
+    fn elements(&mut self, member: &MessageField, wire: Wire, reader: &mut Reader<'_>) -> Read {
         if !member.scalar.is_packed() || wire != Wire::Delimited {
             return self.element(member, wire, reader);
         }
@@ -143,7 +143,7 @@ impl Value {
         Ok(Ok(()))
     }
 
-    fn element(&mut self, member: &Member, wire: Wire, reader: &mut Reader<'_>) -> Read {
+    fn element(&mut self, member: &MessageField, wire: Wire, reader: &mut Reader<'_>) -> Read {
         wire.expect(member.scalar.wire())?;
         self.elements += 1;
         let data = &mut self.data;
@@ -164,12 +164,12 @@ impl Value {
         }
     }
 
-    fn into_tensor(self, member: &Member) -> Result<Option<Tensor>, ReadError> {
+    fn into_tensor(self, member: &MessageField) -> Result<Option<Tensor>, DecodeError> {
         let mut shape = vec![1];
         match &member.form {
-            Form::Single if !self.is_set => return Ok(None),
-            Form::Single => {}
-            Form::Flat(sizes) => {
+            FieldEncoding::Single if !self.is_set => return Ok(None),
+            FieldEncoding::Single => {}
+            FieldEncoding::Flat(sizes) => {
                 // Nothing at all is nothing where it cannot be a value.
                 if self.elements == 0 && !sizes.contains(&None) && !sizes.contains(&Some(0)) {
                     return Ok(None);
@@ -180,8 +180,8 @@ impl Value {
                 };
                 shape.extend(sizes);
             }
-            Form::Shaped if !self.is_set => return Ok(None),
-            Form::Shaped => {
+            FieldEncoding::Shaped if !self.is_set => return Ok(None),
+            FieldEncoding::Shaped => {
                 let mut product = Some(1_u64);
                 for size in &self.shape {
                     product = product.and_then(|product| product.checked_mul(*size));
@@ -197,9 +197,9 @@ impl Value {
     }
 }
 
-fn unacceptable(member: &Member, reason: &str) -> ReadError {
+fn unacceptable(member: &MessageField, reason: &str) -> DecodeError {
     let (field, reason) = (member.of.clone(), reason.to_owned());
-    ReadError::Row(RecordError::Unacceptable(vec![RowIssue { row: 0, field, reason }]))
+    DecodeError::Row(RecordError::Unacceptable(vec![RowIssue { row: 0, field, reason }]))
 }
 
 /// The shape of a row with so many elements, if there is one.

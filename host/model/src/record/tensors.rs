@@ -10,7 +10,7 @@ const MAX_SHOWN: usize = 64;
 
 /// Tensors do not fit a signature.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConformError {
+pub enum TensorInputError {
     /// An input is missing, unknown or there twice, or is of another datatype, shape or length.
     #[error("{0}")]
     Malformed(String),
@@ -19,9 +19,9 @@ pub enum ConformError {
     Values(#[from] RecordError),
 }
 
-fn wrong<T>(name: &str, what: impl std::fmt::Display) -> Result<T, ConformError> {
+fn wrong<T>(name: &str, what: impl std::fmt::Display) -> Result<T, TensorInputError> {
     let name: String = name.chars().take(MAX_SHOWN).collect();
-    Err(ConformError::Malformed(format!("input `{name}` {what}")))
+    Err(TensorInputError::Malformed(format!("input `{name}` {what}")))
 }
 
 /// One tensor for each input of the signature, in its order, all with the same number of rows, which
@@ -29,8 +29,11 @@ fn wrong<T>(name: &str, what: impl std::fmt::Display) -> Result<T, ConformError>
 /// have a last dimension of 1, as several clients send it.
 ///
 /// # Errors
-/// [`ConformError`], form before content.
-pub fn conform(signature: &Signature, mut given: Vec<Tensor>) -> Result<Vec<Tensor>, ConformError> {
+/// [`TensorInputError`], form before content.
+pub fn validate_tensors(
+    signature: &Signature,
+    mut given: Vec<Tensor>,
+) -> Result<Vec<Tensor>, TensorInputError> {
     let mut rows = None;
     for (index, tensor) in given.iter_mut().enumerate() {
         let Some(field) = signature.inputs.iter().find(|field| field.name == tensor.name) else {
@@ -70,7 +73,7 @@ pub fn conform(signature: &Signature, mut given: Vec<Tensor>) -> Result<Vec<Tens
     Ok(inputs)
 }
 
-fn shape(field: &Field, tensor: &mut Tensor) -> Result<(), ConformError> {
+fn shape(field: &Field, tensor: &mut Tensor) -> Result<(), TensorInputError> {
     if tensor.datatype != field.datatype {
         let (is, wanted) = (tensor.datatype.as_str(), field.datatype.as_str());
         return wrong(&field.name, format!("is {is}, and the model takes {wanted}"));
@@ -93,7 +96,7 @@ fn shape(field: &Field, tensor: &mut Tensor) -> Result<(), ConformError> {
     })
 }
 
-fn default(field: &Field, rows: u64) -> Result<Tensor, ConformError> {
+fn default(field: &Field, rows: u64) -> Result<Tensor, TensorInputError> {
     let Some(default) = &field.default else {
         return wrong(&field.name, "is missing");
     };
@@ -165,7 +168,7 @@ fn byte_string(field: &Field, bytes: &[u8], data: &mut Vec<u8>) -> Result<(), Is
     append(data, bytes)
 }
 
-impl ConformError {
+impl TensorInputError {
     /// What is wrong with single rows, if that is what is wrong.
     pub fn issues(&self) -> &[RowIssue] {
         match self {
@@ -219,11 +222,14 @@ mod tests {
             tensor("b", Datatype::Uint8, &[2, 2], &[1, 2, 3, 4]),
         );
         let both = vec![a.clone(), b.clone()];
-        assert_eq!(conform(&signature, vec![b.clone(), a.clone()]), Ok(both));
+        assert_eq!(validate_tensors(&signature, vec![b.clone(), a.clone()]), Ok(both));
         let filled = tensor("b", Datatype::Uint8, &[2, 2], &[7, 8, 7, 8]);
-        assert_eq!(conform(&signature, vec![a.clone()]), Ok(vec![a.clone(), filled.clone()]));
+        assert_eq!(
+            validate_tensors(&signature, vec![a.clone()]),
+            Ok(vec![a.clone(), filled.clone()])
+        );
         let column = tensor("a", Datatype::Int8, &[2, 1], &[1, 2]);
-        assert_eq!(conform(&signature, vec![column]), Ok(vec![a, filled]));
+        assert_eq!(validate_tensors(&signature, vec![column]), Ok(vec![a, filled]));
     }
 
     #[test]
@@ -234,7 +240,7 @@ mod tests {
         ]);
         let a = || tensor("a", Datatype::Int8, &[1], &[1]);
         let b = || tensor("b", Datatype::Int16, &[1, 2], &[0; 4]);
-        assert!(conform(&signature, vec![a(), b()]).is_ok());
+        assert!(validate_tensors(&signature, vec![a(), b()]).is_ok());
         let bad = [
             vec![a()],
             vec![],
@@ -254,8 +260,11 @@ mod tests {
             vec![tensor("a", Datatype::Int8, &[u64::MAX], &[1]), b()],
         ];
         for given in bad {
-            let outcome = conform(&signature, given.clone());
-            assert!(matches!(outcome, Err(ConformError::Malformed(_))), "{given:?} {outcome:?}");
+            let outcome = validate_tensors(&signature, given.clone());
+            assert!(
+                matches!(outcome, Err(TensorInputError::Malformed(_))),
+                "{given:?} {outcome:?}"
+            );
         }
     }
 
@@ -269,18 +278,18 @@ mod tests {
             let rows = texts.len() as u64;
             vec![tensor("t", Datatype::Bytes, &[rows], &strings(texts))]
         };
-        let outcome = conform(&texts, given(&[b" ab ", "äöü".as_bytes()]));
+        let outcome = validate_tensors(&texts, given(&[b" ab ", "äöü".as_bytes()]));
         assert_eq!(outcome, Ok(given(&[b"ab", "äöü".as_bytes()])));
-        let rows = |outcome: Result<_, ConformError>| {
+        let rows = |outcome: Result<_, TensorInputError>| {
             let error = outcome.unwrap_err();
             error.issues().iter().map(|issue| issue.row).collect::<Vec<_>>()
         };
-        assert_eq!(rows(conform(&texts, given(&[b"a", b" ", b"abcd"]))), [1, 2]);
-        assert_eq!(rows(conform(&texts, given(&[b"a", b"\xff"]))), [1]);
+        assert_eq!(rows(validate_tensors(&texts, given(&[b"a", b" ", b"abcd"]))), [1, 2]);
+        assert_eq!(rows(validate_tensors(&texts, given(&[b"a", b"\xff"]))), [1]);
 
         let flags = signature(vec![field("f", Datatype::Bool, vec![Some(2)])]);
         let given = vec![tensor("f", Datatype::Bool, &[2, 2], &[0, 1, 1, 2])];
-        assert_eq!(rows(conform(&flags, given)), [1]);
+        assert_eq!(rows(validate_tensors(&flags, given)), [1]);
 
         for (datatype, good, bad) in [
             (Datatype::Fp16, 0x3c00_u16, [0xbc00_u16, 0x7c00, 0x7e00, 0x4001]),
@@ -290,9 +299,9 @@ mod tests {
             number.constraints = vec![Constraint::Range { minimum: Some(0.0), maximum: Some(2.0) }];
             let numbers = signature(vec![number]);
             let given = |bits: u16| vec![tensor("n", datatype, &[1], &bits.to_le_bytes())];
-            assert!(conform(&numbers, given(good)).is_ok());
+            assert!(validate_tensors(&numbers, given(good)).is_ok());
             for bits in bad {
-                assert_eq!(rows(conform(&numbers, given(bits))), [0], "{bits:x}");
+                assert_eq!(rows(validate_tensors(&numbers, given(bits))), [0], "{bits:x}");
             }
         }
     }
@@ -315,8 +324,8 @@ mod tests {
             let records: Vec<_> = values.iter().map(record).collect();
             let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             let tensor = tensor("n", Datatype::Int32, &[values.len() as u64], &data);
-            let as_records = decode(&signature, &records).map_err(ConformError::Values);
-            prop_assert_eq!(conform(&signature, vec![tensor]), as_records);
+            let as_records = decode(&signature, &records).map_err(TensorInputError::Values);
+            prop_assert_eq!(validate_tensors(&signature, vec![tensor]), as_records);
         }
     }
 }

@@ -22,7 +22,7 @@ const MIN_KEPT_UNUSED: usize = 8;
 
 /// Files that belong together.
 #[derive(Default)]
-struct Form {
+struct StoredFiles {
     paths: Vec<PathBuf>,
     bytes: u64,
     used: Option<SystemTime>,
@@ -30,7 +30,7 @@ struct Form {
 
 /// What a name says.
 #[derive(Debug, PartialEq)]
-enum Kind {
+enum StoredKind {
     /// The compiled form of an artifact with this digest.
     Version(String),
     /// What children share.
@@ -56,16 +56,17 @@ impl Store {
         &self,
         named: &BTreeSet<Digest>,
         now: SystemTime,
-    ) -> io::Result<Vec<(String, Form)>> {
+    ) -> io::Result<Vec<(String, StoredFiles)>> {
         let named: BTreeSet<_> = named.iter().map(Digest::hex).collect();
         let (mut unneeded, mut unused) = (Vec::new(), Vec::new());
         for (name, form) in self.forms()? {
             let Some((kind, engine)) = parse(&name) else { continue };
             match kind {
-                Kind::Shared if engine == self.fingerprint => {}
-                Kind::Shared => unneeded.push((name, form)),
-                Kind::Version(digest) if engine == self.fingerprint && named.contains(&digest) => {}
-                Kind::Version(_) => unused.push((name, form)),
+                StoredKind::Shared if engine == self.fingerprint => {}
+                StoredKind::Shared => unneeded.push((name, form)),
+                StoredKind::Version(digest)
+                    if engine == self.fingerprint && named.contains(&digest) => {}
+                StoredKind::Version(_) => unused.push((name, form)),
             }
         }
         unneeded.extend(too_old_or_many(unused, named.len(), now));
@@ -76,29 +77,30 @@ impl Store {
         &self,
         deployed: &BTreeSet<Digest>,
         now: SystemTime,
-    ) -> io::Result<Vec<(String, Form)>> {
+    ) -> io::Result<Vec<(String, StoredFiles)>> {
         let deployed: BTreeSet<_> = deployed.iter().map(Digest::hex).collect();
-        let is_unused =
-            |(name, _): &(String, Form)| is_hex(name, 64) && !deployed.contains(name.as_str());
+        let is_unused = |(name, _): &(String, StoredFiles)| {
+            is_hex(name, 64) && !deployed.contains(name.as_str())
+        };
         let unused = forms(&self.artifacts, &["wasm"])?.into_iter().filter(is_unused).collect();
         Ok(too_old_or_many(unused, deployed.len(), now))
     }
 
     /// Files of compiled code by their names without the extension.
-    fn forms(&self) -> io::Result<BTreeMap<String, Form>> {
+    fn forms(&self) -> io::Result<BTreeMap<String, StoredFiles>> {
         forms(&self.compiled, &["cwasm", "json", "bin", "mac"])
     }
 }
 
 /// Which of these to remove, where so many others are used.
 fn too_old_or_many(
-    mut unused: Vec<(String, Form)>,
+    mut unused: Vec<(String, StoredFiles)>,
     used: usize,
     now: SystemTime,
-) -> Vec<(String, Form)> {
+) -> Vec<(String, StoredFiles)> {
     unused.sort_by_key(|(_, form)| std::cmp::Reverse(form.used));
     let most = used.max(MIN_KEPT_UNUSED);
-    let goes = |(index, (_, form)): &(usize, (String, Form))| {
+    let goes = |(index, (_, form)): &(usize, (String, StoredFiles))| {
         // A time in the future is no age.
         let age = form.used.and_then(|used| now.duration_since(used).ok());
         *index >= most || age.is_some_and(|age| age > KEPT_UNUSED)
@@ -106,8 +108,8 @@ fn too_old_or_many(
     unused.into_iter().enumerate().filter(goes).map(|(_, form)| form).collect()
 }
 
-fn forms(folder: &Path, extensions: &[&str]) -> io::Result<BTreeMap<String, Form>> {
-    let mut forms = BTreeMap::<String, Form>::new();
+fn forms(folder: &Path, extensions: &[&str]) -> io::Result<BTreeMap<String, StoredFiles>> {
+    let mut forms = BTreeMap::<String, StoredFiles>::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let metadata = fs::symlink_metadata(&path)?;
@@ -129,7 +131,7 @@ fn is_hex(text: &str, length: usize) -> bool {
 }
 
 /// Which form a file of this name, without its extension, belongs to, and to which engine.
-fn parse(name: &str) -> Option<(Kind, &str)> {
+fn parse(name: &str) -> Option<(StoredKind, &str)> {
     let (front, engine) = name.rsplit_once('-')?;
     let front_is_ours = match front.strip_prefix("init-") {
         Some(component) => is_hex(component, 64),
@@ -138,12 +140,13 @@ fn parse(name: &str) -> Option<(Kind, &str)> {
     if !front_is_ours || !is_hex(engine, 16) {
         return None;
     }
-    let kind = if is_hex(front, 64) { Kind::Version(front.to_owned()) } else { Kind::Shared };
+    let kind =
+        if is_hex(front, 64) { StoredKind::Version(front.to_owned()) } else { StoredKind::Shared };
     Some((kind, engine))
 }
 
 /// If this stops half-way, what is left is no whole form and goes the next time.
-fn remove(name: &str, form: &Form) {
+fn remove(name: &str, form: &StoredFiles) {
     let mut removed = Ok(());
     for path in &form.paths {
         removed = removed.and(fs::remove_file(path));
@@ -167,7 +170,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
     fn digest(name: u32) -> Digest {
-        Digest::of(&name.to_le_bytes())
+        Digest::from_content(&name.to_le_bytes())
     }
 
     /// Keep the forms, each used a minute after the one before.

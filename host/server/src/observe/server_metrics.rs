@@ -1,49 +1,49 @@
 //! The meters of the listeners: connections, requests and errors. Meters of a version live with it.
 
-use guesthouse_runtime::measure::{Counter, Level, Series};
+use guesthouse_runtime::measure::{Counter, Gauge, MetricFamily};
 
 /// Everything that belongs to no version.
 #[derive(Debug, Default)]
-pub struct Meters {
+pub struct ServerMetrics {
     /// The endpoints of callers.
-    pub public: Listener,
+    pub public: ListenerMetrics,
     /// The same for those that speak gRPC.
-    pub grpc: Listener,
+    pub grpc: ListenerMetrics,
     /// The endpoints of operators.
-    pub admin: Listener,
+    pub admin: ListenerMetrics,
 }
 
 /// One address and what comes in there.
 #[derive(Debug, Default)]
-pub struct Listener {
+pub struct ListenerMetrics {
     /// Connections that are open.
-    pub open: Level,
+    pub open: Gauge,
     /// Connections since the start.
     pub accepted: Counter,
     /// Requests that are under way.
-    pub in_flight: Level,
+    pub in_flight: Gauge,
     /// Answers, by the endpoint's pattern, and by status.
-    pub answers: Series<String, Series<u16, Counter>>,
+    pub answers: MetricFamily<String, MetricFamily<u16, Counter>>,
     /// Calls of gRPC that are over, by the method, and by the name of their status.
-    pub calls: Series<String, Series<&'static str, Counter>>,
+    pub calls: MetricFamily<String, MetricFamily<&'static str, Counter>>,
     /// Answers that are errors, by their code.
-    pub errors: Series<&'static str, Counter>,
+    pub errors: MetricFamily<&'static str, Counter>,
 }
 
 /// A thing that is counted among others while this is there.
 #[derive(Debug)]
-pub struct Counted<'a>(&'a Level);
+pub struct GaugeGuard<'a>(&'a Gauge);
 
-impl<'a> Counted<'a> {
+impl<'a> GaugeGuard<'a> {
     /// One more.
-    pub fn on(level: &'a Level) -> Self {
-        level.rise();
+    pub fn new(level: &'a Gauge) -> Self {
+        level.increment();
         Self(level)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for GaugeGuard<'_> {
     fn drop(&mut self) {
-        self.0.fall();
+        self.0.decrement();
     }
 }

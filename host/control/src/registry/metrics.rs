@@ -2,32 +2,32 @@
 
 use std::time::{Duration, Instant};
 
-use guesthouse_runtime::measure::{Counter, Series};
+use guesthouse_runtime::measure::{Counter, MetricFamily};
 
 /// What is measured of all deployments.
 #[derive(Debug, Default)]
-pub struct DeploymentMeters {
+pub struct DeploymentMetrics {
     /// The steps of deployments, by name and whether they succeeded.
-    pub steps: Series<(&'static str, bool), Step>,
+    pub steps: MetricFamily<(&'static str, bool), StepMetrics>,
     /// Deployments by whether they succeeded.
-    pub outcomes: Series<bool, Counter>,
+    pub outcomes: MetricFamily<bool, Counter>,
 }
 
 /// How often a step was done, and all the time that it took.
 #[derive(Debug, Default)]
-pub struct Step {
+pub struct StepMetrics {
     /// How often.
     pub times: Counter,
     /// How long together, in microseconds.
     pub micros: Counter,
 }
 
-impl DeploymentMeters {
+impl DeploymentMetrics {
     /// Do a step of a deployment and count it.
     ///
     /// # Errors
     /// Those of the step.
-    pub fn step<T, E>(
+    pub fn time_step<T, E>(
         &self,
         name: &'static str,
         step: impl FnOnce() -> Result<T, E>,
@@ -39,7 +39,7 @@ impl DeploymentMeters {
     }
 }
 
-impl Step {
+impl StepMetrics {
     fn record(&self, time: Duration) {
         self.times.count();
         self.micros.add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));

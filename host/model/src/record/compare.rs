@@ -10,13 +10,13 @@ pub type Tolerances = BTreeMap<String, f64>;
 
 /// The first thing in which an answer differs from the golden one.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Difference {
+pub struct GoldenMismatch {
     output: String,
     wanted: Value,
     is: Option<Value>,
 }
 
-impl fmt::Display for Difference {
+impl fmt::Display for GoldenMismatch {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { output, wanted, is } = self;
         match is {
@@ -27,17 +27,17 @@ impl fmt::Display for Difference {
 }
 
 /// The first output that is not within its tolerance of the golden one.
-pub fn difference(
+pub fn compare_golden(
     golden: &Map<String, Value>,
     answer: &Map<String, Value>,
     tolerances: &Tolerances,
-) -> Option<Difference> {
+) -> Option<GoldenMismatch> {
     golden.iter().find_map(|(output, wanted)| {
         let tolerance = tolerances.get(output).copied().unwrap_or(0.0);
         let is = answer.get(output);
         let good = is.is_some_and(|is| is_close(wanted, is, tolerance));
         let difference =
-            || Difference { output: output.clone(), wanted: wanted.clone(), is: is.cloned() };
+            || GoldenMismatch { output: output.clone(), wanted: wanted.clone(), is: is.cloned() };
         (!good).then(difference)
     })
 }
@@ -71,7 +71,7 @@ mod tests {
     fn differs(golden: Value, answer: Value) -> bool {
         let tolerances = Tolerances::from([("score".to_owned(), 0.01)]);
         let (golden, answer) = (golden.as_object().unwrap(), answer.as_object().unwrap());
-        difference(golden, answer, &tolerances).is_some()
+        compare_golden(golden, answer, &tolerances).is_some()
     }
 
     #[test]

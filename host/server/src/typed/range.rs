@@ -9,7 +9,7 @@ use guesthouse_model::Selector;
 /// Versions that go on from each other: `^1`, `^0.1`, `^0.0.3`. Within a class, fields keep their
 /// numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Class {
+pub struct CompatibleRange {
     major: u64,
     /// In `0.y.z`, where the minor is what the major is elsewhere.
     minor: Option<u64>,
@@ -17,9 +17,9 @@ pub struct Class {
     patch: Option<u64>,
 }
 
-impl Class {
+impl CompatibleRange {
     /// The one that a version is in, or leads to as a pre-release.
-    pub fn of(version: &Version) -> Self {
+    pub fn from_version(version: &Version) -> Self {
         let minor = (version.major == 0).then_some(version.minor);
         let patch = (minor == Some(0)).then_some(version.patch);
         Self { major: version.major, minor, patch }
@@ -43,7 +43,7 @@ impl Class {
     }
 }
 
-impl fmt::Display for Class {
+impl fmt::Display for CompatibleRange {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let numbers: Vec<_> = self.numbers().map(|number| number.to_string()).collect();
         write!(formatter, "^{}", numbers.join("."))
@@ -65,10 +65,15 @@ mod tests {
         });
         let releases: Vec<_> = releases.collect();
         for one in &releases {
-            assert!(Class::of(one).selector().matches(one), "{one}");
+            assert!(CompatibleRange::from_version(one).selector().matches(one), "{one}");
             for other in &releases {
-                let same = Class::of(one) == Class::of(other);
-                assert_eq!(Class::of(one).selector().matches(other), same, "{one} {other}");
+                let same =
+                    CompatibleRange::from_version(one) == CompatibleRange::from_version(other);
+                assert_eq!(
+                    CompatibleRange::from_version(one).selector().matches(other),
+                    same,
+                    "{one} {other}"
+                );
                 if let Some(bump) = Bump::between(one, other) {
                     assert_eq!(bump < Bump::Major, same, "{one} {other}");
                 }
@@ -84,7 +89,7 @@ mod tests {
             ("0.1.7", "v0_1", "^0.1"),
             ("0.0.3", "v0_0_3", "^0.0.3"),
         ] {
-            let class = Class::of(&version.parse().unwrap());
+            let class = CompatibleRange::from_version(&version.parse().unwrap());
             assert_eq!((class.segment().as_str(), class.to_string().as_str()), (segment, range));
         }
     }

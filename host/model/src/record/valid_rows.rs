@@ -1,12 +1,12 @@
 //! The rows of a batch that fit a signature, whatever the others are.
 
 use super::decode::OTHER_SHAPE;
-use super::{RecordError, Row, RowIssue, decode};
+use super::{InputRow, RecordError, RowIssue, decode};
 use crate::{Signature, Tensor};
 
 /// The rows that fit a signature, and why the others do not.
 #[derive(Debug, Default)]
-pub struct Fitting {
+pub struct ValidRows {
     /// The tensors of those that fit, one for each input; none, if no row fits.
     pub inputs: Vec<Tensor>,
     /// Which those are, in their order.
@@ -17,22 +17,22 @@ pub struct Fitting {
 
 /// Tensors of the rows that fit, whatever the others are. Where rows of different shapes would fit,
 /// the first one decides.
-pub fn decode_fitting<R: Row>(
+pub fn decode_valid_rows<R: InputRow>(
     signature: &Signature,
     rows: impl IntoIterator<Item = (usize, R)>,
-) -> Fitting {
-    let mut fitting = Fitting::default();
+) -> ValidRows {
+    let mut fitting = ValidRows::default();
     for (row, record) in rows {
         // By itself, so that it cannot depend on others.
         match decode(signature, &[record]).and_then(|tensors| fitting.append(tensors)) {
             Ok(()) => fitting.rows.push(row),
-            Err(error) => fitting.refused.push((row, error.of_row(row))),
+            Err(error) => fitting.refused.push((row, error.with_row(row))),
         }
     }
     fitting
 }
 
-impl Fitting {
+impl ValidRows {
     /// Add the tensors of one row, if they have the shape of those before.
     fn append(&mut self, tensors: Vec<Tensor>) -> Result<(), RecordError> {
         if self.inputs.is_empty() {
@@ -119,7 +119,7 @@ mod tests {
                 bad().prop_map(|row| (false, row)),
             ], 0..20),
         ) {
-            let fitting = decode_fitting(&signature(), rows.iter().map(|(_, row)| row).enumerate());
+            let fitting = decode_valid_rows(&signature(), rows.iter().map(|(_, row)| row).enumerate());
             let places = |wanted: bool| {
                 let places = rows.iter().enumerate().filter(move |(_, (good, _))| *good == wanted);
                 places.map(|(place, _)| place).collect::<Vec<_>>()
@@ -133,7 +133,7 @@ mod tests {
             prop_assert_eq!(refused, places(false));
             for (place, error) in &fitting.refused {
                 let alone = decode(&signature(), &[&rows[*place].1]).unwrap_err();
-                prop_assert_eq!(error, &alone.of_row(*place));
+                prop_assert_eq!(error, &alone.with_row(*place));
             }
         }
     }
@@ -147,7 +147,7 @@ mod tests {
             json!({"text": "c", "pixels": [3, 4]}),
         ]
         .map(object);
-        let fitting = decode_fitting(&signature(), rows.iter().enumerate());
+        let fitting = decode_valid_rows(&signature(), rows.iter().enumerate());
         assert_eq!(fitting.rows, [1, 3]);
         let shapes: Vec<_> = fitting.inputs.iter().map(|input| input.shape.clone()).collect();
         assert_eq!(shapes, [vec![2], vec![2, 2], vec![2]]);

@@ -1,7 +1,7 @@
-//! A limit on the CPU time of a part of the child's work, within the limit of the whole process.
+//! A limit of CPU time for a part of the child's work, within the limit of the whole process.
 //!
-//! It works by a thread, and not by an interruption of the guest, because the guest may be in a
-//! function of the host, and because code that can be interrupted is slower code.
+//! A thread enforces it instead of epoch interruption of the guest, because the guest may be in a
+//! host function, and because interruptible code is slower.
 
 use std::io;
 use std::sync::Arc;
@@ -11,33 +11,33 @@ use std::time::Duration;
 
 use crate::priority;
 
-/// How often the time is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the CPU time is checked.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The work is limited until [`TimeLimit::end`].
+/// A limit that is in force until [`CpuTimeLimit::end`].
 #[must_use]
-pub(super) struct TimeLimit {
-    /// Set by whoever is first: the end of the work, or the end of the time.
+pub(super) struct CpuTimeLimit {
+    /// Set when the work ends or the time is up, whichever comes first.
     is_over: Arc<AtomicBool>,
     thread: Thread,
 }
 
-impl TimeLimit {
-    /// Begin to count. When the process has had that much time on its processors, call `report` and
-    /// end the process.
+impl CpuTimeLimit {
+    /// Start the limit. When the process has used this much more CPU time, call `report` and exit
+    /// the process.
     pub(super) fn begin(
         time: Duration,
         report: impl FnOnce(Duration) + Send + 'static,
     ) -> io::Result<Self> {
         let is_over = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&is_over);
-        let latest = priority::process_time().saturating_add(time);
+        let latest = priority::process_cpu_time().saturating_add(time);
         let thread = thread::Builder::new().name("time-limit".to_owned()).spawn(move || {
-            while priority::process_time() < latest {
+            while priority::process_cpu_time() < latest {
                 if seen.load(Ordering::SeqCst) {
                     return;
                 }
-                thread::park_timeout(LOOK_INTERVAL);
+                thread::park_timeout(CHECK_INTERVAL);
             }
             if !seen.swap(true, Ordering::SeqCst) {
                 report(time);
@@ -47,11 +47,11 @@ impl TimeLimit {
         Ok(Self { is_over, thread: thread.thread().clone() })
     }
 
-    /// The work is done. Does not return if the time was over before.
+    /// End the limit. Does not return if the time was already up.
     pub(super) fn end(self) {
         if self.is_over.swap(true, Ordering::SeqCst) {
             loop {
-                // The process is about to end.
+                // The process is about to exit.
                 thread::park();
             }
         }
@@ -66,11 +66,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_that_ends_in_time_goes_on() {
+    fn work_within_the_limit_continues() {
         let (sender, receiver) = mpsc::channel::<()>();
-        let limit = TimeLimit::begin(Duration::from_secs(3600), move |_time| drop(sender)).unwrap();
+        let limit =
+            CpuTimeLimit::begin(Duration::from_secs(3600), move |_time| drop(sender)).unwrap();
         limit.end();
-        // The thread has ended without a report.
+        // The thread ended without calling `report`.
         assert!(receiver.recv().is_err());
     }
 }

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use semver::Version;
 
 use super::wire::{put_delimited, put_key, put_varint};
-use super::{Form, MODEL_VERSION, Member, Scalar, Service};
+use super::{FieldEncoding, MODEL_VERSION, MessageField, ModelService, Scalar};
 use guesthouse_model::{Datatype, Tensor};
 
 /// The most bytes of one message that answers. Numbers take up to ten times what they take in a tensor,
@@ -14,10 +14,10 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// The outputs are more than a message may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the outputs take over {MAX_MESSAGE_BYTES} bytes")]
-pub struct TooLarge;
+pub struct MessageTooLarge;
 
 /// The rows of outputs, one message after the other.
-pub struct Rows<'a> {
+pub struct EncodedRows<'a> {
     outputs: Vec<Output<'a>>,
     version: String,
     left: u64,
@@ -26,19 +26,19 @@ pub struct Rows<'a> {
 /// What is left of an output.
 struct Output<'a> {
     number: u32,
-    member: &'a Member,
+    member: &'a MessageField,
     shape: &'a [u64],
     /// In a row.
     elements: u64,
     data: &'a [u8],
 }
 
-impl Service {
+impl ModelService {
     /// The rows of what a version has answered: of any of the service's, with the outputs that it has.
     /// The outputs must have been checked.
-    pub fn rows<'a>(&'a self, version: &Version, outputs: &'a [Tensor]) -> Rows<'a> {
+    pub fn rows<'a>(&'a self, version: &Version, outputs: &'a [Tensor]) -> EncodedRows<'a> {
         let left = outputs.first().map_or(0, Tensor::rows);
-        let of = |(number, member): (u32, &'a Member)| {
+        let of = |(number, member): (u32, &'a MessageField)| {
             let output = outputs
                 .iter()
                 .find(|output| output.name == member.of && output.datatype == member.datatype)?;
@@ -47,12 +47,12 @@ impl Service {
             Some(Output { number, member, shape, elements, data: &output.data })
         };
         let outputs = (1..).zip(&self.outputs).filter_map(of).collect();
-        Rows { outputs, version: version.to_string(), left }
+        EncodedRows { outputs, version: version.to_string(), left }
     }
 }
 
-impl Iterator for Rows<'_> {
-    type Item = Result<Vec<u8>, TooLarge>;
+impl Iterator for EncodedRows<'_> {
+    type Item = Result<Vec<u8>, MessageTooLarge>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
@@ -69,10 +69,10 @@ impl Iterator for Rows<'_> {
 }
 
 impl Output<'_> {
-    fn put_row(&mut self, message: &mut Vec<u8>) -> Result<(), TooLarge> {
+    fn put_row(&mut self, message: &mut Vec<u8>) -> Result<(), MessageTooLarge> {
         match self.member.form {
-            Form::Single => self.put_elements(self.number, message)?,
-            Form::Flat(_) if self.member.scalar.is_packed() => {
+            FieldEncoding::Single => self.put_elements(self.number, message)?,
+            FieldEncoding::Flat(_) if self.member.scalar.is_packed() => {
                 let mut packed = Vec::new();
                 self.put_packed(&mut packed)?;
                 // Nothing is written where nothing is.
@@ -80,8 +80,8 @@ impl Output<'_> {
                     put_delimited(self.number, &packed, message);
                 }
             }
-            Form::Flat(_) => self.put_elements(self.number, message)?,
-            Form::Shaped => {
+            FieldEncoding::Flat(_) => self.put_elements(self.number, message)?,
+            FieldEncoding::Shaped => {
                 let (mut shape, mut inside) = (Vec::new(), Vec::new());
                 self.shape.iter().for_each(|size| put_varint(*size, &mut shape));
                 put_delimited(1, &shape, &mut inside);
@@ -101,7 +101,7 @@ impl Output<'_> {
     }
 
     /// Each of the row's with a key.
-    fn put_elements(&mut self, number: u32, out: &mut Vec<u8>) -> Result<(), TooLarge> {
+    fn put_elements(&mut self, number: u32, out: &mut Vec<u8>) -> Result<(), MessageTooLarge> {
         for _ in 0..self.elements {
             put_key(number, self.member.scalar.wire(), out);
             self.put_element(out);
@@ -110,7 +110,7 @@ impl Output<'_> {
         Ok(())
     }
 
-    fn put_packed(&mut self, out: &mut Vec<u8>) -> Result<(), TooLarge> {
+    fn put_packed(&mut self, out: &mut Vec<u8>) -> Result<(), MessageTooLarge> {
         for _ in 0..self.elements {
             self.put_element(out);
             check(out)?;
@@ -171,15 +171,15 @@ fn put_text(text: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(text.as_bytes());
 }
 
-fn check(message: &[u8]) -> Result<(), TooLarge> {
-    if message.len() > MAX_MESSAGE_BYTES { Err(TooLarge) } else { Ok(()) }
+fn check(message: &[u8]) -> Result<(), MessageTooLarge> {
+    if message.len() > MAX_MESSAGE_BYTES { Err(MessageTooLarge) } else { Ok(()) }
 }
 
 /// A `BatchPredictResponse` of any service.
 ///
 /// # Errors
-/// [`TooLarge`].
-pub fn batch(rows: Rows<'_>) -> Result<Vec<u8>, TooLarge> {
+/// [`MessageTooLarge`].
+pub fn encode_batch(rows: EncodedRows<'_>) -> Result<Vec<u8>, MessageTooLarge> {
     let mut message = Vec::new();
     for row in rows {
         put_delimited(1, &row?, &mut message);
@@ -189,14 +189,14 @@ pub fn batch(rows: Rows<'_>) -> Result<Vec<u8>, TooLarge> {
 }
 
 /// A `PredictStreamResponse` of any service with that `PredictResponse`.
-pub fn stream_answer(response: &[u8]) -> Vec<u8> {
+pub fn encode_stream_response(response: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(response.len() + 11);
     put_delimited(1, response, &mut message);
     message
 }
 
 /// A `PredictStreamResponse` of any service with that error.
-pub fn stream_error(code: &str, message: &str) -> Vec<u8> {
+pub fn encode_stream_error(code: &str, message: &str) -> Vec<u8> {
     let (mut error, mut answer) = (Vec::new(), Vec::new());
     put_delimited(1, code.as_bytes(), &mut error);
     put_delimited(2, message.as_bytes(), &mut error);
