@@ -86,6 +86,8 @@ mod partial;
 mod pictures;
 /// Nobody asks more often than the operator lets them.
 mod rates;
+/// The program prints its own documentation, and the admin API describes itself.
+mod references;
 /// What is compiled once is found again, and only what this host wrote is loaded.
 mod restart;
 /// A server that is told to stop loses no request, and waits for none for ever.
