@@ -11,7 +11,7 @@ pub(crate) mod catalogue;
 mod codec;
 mod compare;
 mod cors;
-mod docs;
+pub(crate) mod docs;
 mod encoding;
 pub(crate) mod error;
 pub(crate) mod forwarded;
@@ -58,16 +58,18 @@ pub use body::Bodies;
 pub(crate) use body::media_type;
 use codec::Multiplicity;
 use error::ApiError;
+pub use error::reference as error_reference;
 pub use grpc::endpoints as grpc_endpoints;
 pub use grpc::services::Services;
 pub use idempotency::Answers;
 pub use listener::{Entrance, serve};
+pub use metrics::reference as metrics_reference;
 use observe::Around;
 pub use observe::Way;
 pub use pages::Pages;
 pub use tls::{Tls, TlsError};
 
-use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerWords, Sticky};
+use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerIdentity, Sticky};
 use crate::observe::capture::CaptureWriter;
 use crate::observe::server_metrics::ServerMetrics;
 use crate::observe::trace::Tracer;
@@ -135,7 +137,7 @@ pub struct Policy {
     /// Where Prometheus reads, and whether it needs a key.
     pub metrics: MetricsAccess,
     /// What the server says of itself, and whether it may be changed by who calls it.
-    pub server: ServerWords,
+    pub server: ServerIdentity,
 }
 
 type Shared = State<Arc<Edge>>;

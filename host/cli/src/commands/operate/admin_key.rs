@@ -1,5 +1,5 @@
-//! The admin key: from the environment or a private file, never from the command line, which
-//! everybody on the machine can read.
+//! The admin key, read from the environment or a private file, and never from the command line, which
+//! every user of the machine can read.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 
 use ureq::http::HeaderValue;
 
-/// Where the key is, if no file is named.
+/// The variable with the key, if no file is named.
 const KEY_VARIABLE: &str = "GUESTHOUSE_ADMIN_KEY";
 
-/// No file with a longer one is read on, in bytes: it is another file.
+/// The longest key, in bytes. A longer file is not a key file.
 const MAX_KEY_BYTES: u64 = 4096;
 
-/// What everybody may do with a file.
-const EVERYBODY: u32 = 0o007;
+/// The permission bits of users who neither own the file nor belong to its group.
+const OTHERS: u32 = 0o007;
 
-/// There is no key to ask the server with.
+/// There is no valid admin key.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum KeyError {
     #[error("there is no admin key: set {KEY_VARIABLE}, or name a private file by --key-file")]
@@ -25,16 +25,18 @@ pub(super) enum KeyError {
     #[error("the admin key is in {}, which cannot be read", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error(
-        "the admin key is in {}, which everybody on this machine may use: \
+        "the admin key is in {}, which every user of this machine can access: \
          make it private (chmod 600)",
         path.display()
     )]
     Open { path: PathBuf },
-    #[error("the admin key in {place} is empty, too long or has letters that a header cannot have")]
+    #[error(
+        "the admin key in {place} is empty, too long or has characters that a header cannot have"
+    )]
     Malformed { place: String },
 }
 
-/// The key that the command was given; a file is preferred to the environment.
+/// Read the key. A file takes precedence over the environment.
 pub(super) fn find(file: Option<&Path>) -> Result<HeaderValue, KeyError> {
     match file {
         Some(path) => {
@@ -57,8 +59,8 @@ fn malformed_variable() -> KeyError {
 fn read(path: &Path) -> Result<String, KeyError> {
     let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
-    // Of the file that is read, whatever has its name a moment later.
-    if file.metadata().map_err(unreadable)?.mode() & EVERYBODY != 0 {
+    // The metadata of the open file: another file may get its name at any time.
+    if file.metadata().map_err(unreadable)?.mode() & OTHERS != 0 {
         return Err(KeyError::Open { path: path.to_owned() });
     }
     let mut key = String::new();
@@ -66,7 +68,7 @@ fn read(path: &Path) -> Result<String, KeyError> {
     Ok(key)
 }
 
-/// Editors and `echo` end a file with a line end, which is no part of a key.
+/// The key as a header, without the line end that editors and `echo` add.
 fn header(key: &str) -> Option<HeaderValue> {
     let key = key.trim();
     let visible = key.bytes().all(|byte| byte.is_ascii_graphic());
@@ -94,19 +96,19 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_everybody_may_read_holds_no_secret() {
+    fn a_file_that_others_can_read_is_rejected() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"secret-key").unwrap();
         file.as_file().set_permissions(Permissions::from_mode(0o644)).unwrap();
         let error = find(Some(file.path())).unwrap_err();
         assert!(matches!(error, KeyError::Open { .. }), "{error}");
-        // A group may be whom the key is for.
+        // A group of operators may share the key.
         file.as_file().set_permissions(Permissions::from_mode(0o440)).unwrap();
         find(Some(file.path())).unwrap();
     }
 
     #[test]
-    fn what_is_no_key_is_refused_without_being_shown() {
+    fn a_malformed_key_is_rejected_and_not_shown() {
         let long = "k".repeat(5000);
         for bad in ["", "\n", "two words", "two\nlines", "schlüssel", long.as_str()] {
             let mut file = tempfile::NamedTempFile::new().unwrap();

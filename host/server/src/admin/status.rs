@@ -1,14 +1,16 @@
-//! What operators see: what is served, what was changed, what a shadow found.
+//! What operators see: what is served, what was changed, and what a shadow found.
 
 use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::HeaderMap;
-use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::{Admin, Shared, error, model_name, unknown_model};
+use crate::api::catalogue::Resolution;
+use crate::api::change::ShadowReport;
+use crate::api::history::{History, HistoryEntry, HistoryQuery};
+use crate::api::status::{ModelStatus, Status, VersionStatus};
 use crate::edge::catalogue;
 use crate::edge::error::ApiError;
 use crate::edge::query;
@@ -16,36 +18,39 @@ use guesthouse_control::registry::{ModelVersions, VersionState};
 use guesthouse_control::rollout::ModelState;
 use guesthouse_model::ModelName;
 
-/// The most entries of the history that are told at once.
+/// The number of history entries in a response, unless the query sets it.
+const DEFAULT_ENTRIES: usize = 50;
+
+/// The most history entries in a response.
 const MAX_ENTRIES: usize = 1000;
 
 /// `GET /admin/v1/status`
 pub(super) async fn status(
     State(admin): Shared,
     headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Status>, ApiError> {
     admin.authorize(&headers)?;
     let render = move || Json(all_models(&admin));
-    // It grows with the number of models.
+    // The time grows with the number of models.
     tokio::task::spawn_blocking(render).await.map_err(|_panic| error::broken())
 }
 
-fn all_models(admin: &Admin) -> Value {
+fn all_models(admin: &Admin) -> Status {
     let registry = admin.control.registry();
-    // In this order, a revision is never newer than what is shown beside it.
+    // In this order, a revision is never newer than the versions beside it.
     let (states, snapshot) = (registry.states(), registry.snapshot());
     let models = snapshot.models.iter().map(|(name, versions)| {
-        of_model(name, versions, &states.get(name).cloned().unwrap_or_default())
+        model_status(name, versions, &states.get(name).cloned().unwrap_or_default())
     });
-    let models: Value = models.collect();
+    let models = models.collect();
     let head = admin.control.head();
     let (revision, audit_head) = &*head;
-    json!({
-        "revision": revision,
-        "audit_head": audit_head,
-        "loading": snapshot.loading,
-        "models": models,
-    })
+    Status {
+        revision: *revision,
+        audit_head: Some(audit_head.clone()),
+        loading: snapshot.loading,
+        models,
+    }
 }
 
 /// `GET /admin/v1/models/{model}`
@@ -53,47 +58,40 @@ pub(super) async fn model(
     State(admin): Shared,
     Path(model): Path<String>,
     headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<ModelStatus>, ApiError> {
     admin.authorize(&headers)?;
     let (name, registry) = (model_name(&model)?, admin.control.registry());
     let (state, snapshot) = (registry.state(&name), registry.snapshot());
     let versions = snapshot.models.get(&name).ok_or_else(unknown_model)?;
-    Ok(Json(of_model(&name, versions, &state)))
+    Ok(Json(model_status(&name, versions, &state)))
 }
 
-fn of_model(name: &ModelName, model: &ModelVersions, state: &ModelState) -> Value {
+fn model_status(name: &ModelName, model: &ModelVersions, state: &ModelState) -> ModelStatus {
     let now = Instant::now();
     let versions = model.versions.iter().map(|(version, shown)| {
-        let digest = state.versions.get(version).map(|deployed| deployed.digest);
-        let suspended = shown.servable().is_some_and(|version| !version.breaker().allows(now));
         let failure = match shown {
             VersionState::Failed(failure) => Some(failure),
             _ => None,
         };
-        json!({
-            "version": version,
-            "digest": digest,
-            "state": shown.as_str(),
-            "suspended": suspended,
-            "failed_step": failure.map(|failure| failure.step),
-            "reason": failure.map(|failure| &*failure.reason),
-            "retry_in_seconds": failure.and_then(|failure| failure.retry_at).map(in_seconds),
-        })
+        VersionStatus {
+            version: version.clone(),
+            digest: state.versions.get(version).map(|deployed| deployed.digest),
+            state: crate::api::status::VersionState::from(shown).into(),
+            suspended: shown.servable().is_some_and(|version| !version.breaker().allows(now)),
+            failed_step: failure.map(|failure| failure.step.to_owned()),
+            reason: failure.map(|failure| failure.reason.to_string()),
+            retry_in_seconds: failure.and_then(|failure| failure.retry_at).map(in_seconds),
+        }
     });
-    let versions: Value = versions.collect();
-    let routing = &model.routing;
-    json!({
-        "model": name,
-        "revision": state.revision,
-        "stable": routing.stable,
-        "candidates": routing.candidates,
-        "shadow": routing.shadow,
-        "promoted": routing.promoted,
-        "versions": versions,
-    })
+    ModelStatus {
+        model: name.clone(),
+        revision: state.revision,
+        routing: model.routing.clone().into(),
+        versions: versions.collect(),
+    }
 }
 
-/// How far away it is, rounded up; 0 if it is past.
+/// The time until the instant, rounded up; 0 if it is past.
 fn in_seconds(time: Instant) -> u64 {
     time.saturating_duration_since(Instant::now())
         .as_millis()
@@ -108,17 +106,9 @@ pub(super) async fn resolve(
     Path(model): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Resolution>, ApiError> {
     admin.authorize(&headers)?;
-    catalogue::resolution(&admin.control.registry().snapshot(), &model, query.as_deref())
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Which {
-    model: Option<ModelName>,
-    limit: Option<usize>,
-    before: Option<u64>,
+    catalogue::resolution(&admin.control.registry().snapshot(), &model, query.as_deref()).map(Json)
 }
 
 /// `GET /admin/v1/history`
@@ -126,14 +116,14 @@ pub(super) async fn history(
     State(admin): Shared,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<History>, ApiError> {
     admin.authorize(&headers)?;
-    let Which { model, limit, before } = query::parse(query.as_deref())?;
-    let limit = limit.unwrap_or(50).min(MAX_ENTRIES);
+    let HistoryQuery { model, limit, before } = query::parse(query.as_deref())?;
+    let limit = limit.unwrap_or(DEFAULT_ENTRIES).min(MAX_ENTRIES);
     let control = std::sync::Arc::clone(&admin.control);
     let read = move || control.ledger().history(model.as_ref(), before, limit);
     let entries = tokio::task::spawn_blocking(read).await.map_err(|_panic| error::broken())??;
-    Ok(Json(json!({ "entries": entries })))
+    Ok(Json(History { entries: entries.into_iter().map(HistoryEntry::from).collect() }))
 }
 
 /// `GET /admin/v1/models/{model}/shadow`
@@ -141,15 +131,12 @@ pub(super) async fn shadow(
     State(admin): Shared,
     Path(model): Path<String>,
     headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<ShadowReport>, ApiError> {
     admin.authorize(&headers)?;
     let name = model_name(&model)?;
     let snapshot = admin.control.registry().snapshot();
     let versions = snapshot.models.get(&name).ok_or_else(unknown_model)?;
     let comparisons = admin.shadows.report(&name).comparisons;
-    Ok(Json(json!({
-        "model": name,
-        "shadow": versions.routing.shadow,
-        "comparisons": comparisons,
-    })))
+    let shadow = versions.routing.shadow.clone().map(Into::into);
+    Ok(Json(ShadowReport { model: name, shadow, comparisons }))
 }
