@@ -18,6 +18,8 @@ mod configuration;
 mod connections;
 /// Every endpoint is described by schemas and by OpenAPI.
 mod description;
+/// The book has no broken link, and its commands do what it shows.
+mod documentation;
 /// A replaced version drains, and can be rolled back to.
 mod draining;
 /// An acknowledged change survives any crash, and a full disk changes nothing.
@@ -50,6 +52,8 @@ mod http2;
 mod idempotency;
 /// The image model agrees with RapidOCR and rejects invalid images.
 mod image_model;
+/// Modules do not import each other in a circle, and libraries belong to one crate.
+mod imports;
 /// Guests that cannot be snapshotted after `init` are reported and served.
 mod init_snapshots;
 /// Isolation between requests follows the configuration, and limits are enforced.
@@ -68,6 +72,7 @@ mod logs;
 mod metrics;
 /// A server without its repository folder serves deployed versions and picks the folder up later.
 mod missing_repository;
+/// Random mixes of requests get the same responses in batches as alone.
 mod mixed_batches;
 /// Each model has its own gRPC service, whose fields stay compatible across versions.
 mod model_grpc;

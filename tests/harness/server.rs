@@ -578,7 +578,7 @@ fn send_signal(child: &Child, signal: Signal) {
 
 /// Links the compiled code of all packed artifacts into a new state folder. The first call of a
 /// test run compiles it.
-fn copy_warm_state(to: &Path) {
+pub(crate) fn copy_warm_state(to: &Path) {
     static WARM: OnceLock<PathBuf> = OnceLock::new();
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");

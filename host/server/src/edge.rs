@@ -67,8 +67,8 @@ pub use tls::{Tls, TlsError};
 pub use typed::Services;
 
 use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerWords, Sticky};
-use crate::observe::capture::Capture;
-use crate::observe::meters::Meters;
+use crate::observe::capture::CaptureWriter;
+use crate::observe::server_metrics::ServerMetrics;
 use crate::observe::trace::Tracer;
 use guesthouse_control::control::Control;
 use guesthouse_control::keys::Keys;
@@ -76,7 +76,7 @@ use guesthouse_control::registry::Registry;
 use guesthouse_control::shadow::Shadows;
 use guesthouse_control::traffic::Traffic;
 use guesthouse_model::ModelName;
-use guesthouse_runtime::inference::Inference;
+use guesthouse_runtime::inference::InferenceThreads;
 
 /// Everything that a request needs.
 pub struct Edge {
@@ -85,7 +85,7 @@ pub struct Edge {
     /// Where that is changed.
     pub control: Arc<Control>,
     /// Where guests run.
-    pub inference: Inference,
+    pub inference: InferenceThreads,
     /// What was answered, for who asks again.
     pub answers: Arc<Answers>,
     /// Where answers are compared with those of other versions.
@@ -105,11 +105,11 @@ pub struct Edge {
     /// Answers about many models.
     pub pages: Pages,
     /// What is measured of the server as a whole.
-    pub meters: Arc<Meters>,
+    pub meters: Arc<ServerMetrics>,
     /// Where spans come from, if there is a collector.
     pub tracer: Option<Arc<Tracer>>,
     /// Where requests are kept, if any are.
-    pub capture: Capture,
+    pub capture: CaptureWriter,
     /// Set when the server is going down: not ready any more, but still answering.
     pub draining: AtomicBool,
     /// Says when requests that are still under way are not finished any more.
@@ -150,9 +150,9 @@ impl Edge {
     pub fn finish(&self, time: Duration) {
         std::thread::scope(|scope| {
             if let Some(tracer) = &self.tracer {
-                scope.spawn(move || tracer.finish(time));
+                scope.spawn(move || tracer.shutdown(time));
             }
-            self.capture.finish(time);
+            self.capture.shutdown(time);
         });
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! This file is the command line and the steps of each command. The modules, in the order in which
 //! to read them: [`run`] (child processes), [`workspace`] (folders and packages), [`toolchain`] (the
-//! guests' compilation target), [`guests`], [`pack`], [`lint`], [`fuzz`], [`conformance`], [`bench`].
+//! guests' compilation target), [`guests`], [`pack`], [`lint`], [`docs`], [`fuzz`], [`conformance`],
+//! [`bench`].
 
 #![allow(
     clippy::print_stdout,
@@ -12,6 +13,7 @@
 
 mod bench;
 mod conformance;
+mod docs;
 mod fuzz;
 mod guests;
 mod lint;
@@ -75,6 +77,8 @@ enum Task {
     },
     /// Check formatting, lints and licences.
     Lint,
+    /// Check the documentation, run the commands of its tutorials, and build the book.
+    Docs(docs::Options),
     /// Fuzz every parser of bytes from outside.
     Fuzz(fuzz::Options),
     /// Check the server and its packaging with third-party tools.
@@ -104,8 +108,9 @@ fn perform(task: Task) -> Result<()> {
         Task::Guests => build_guests(&Workspace::load()?),
         Task::Pack => build_and_pack(&Workspace::load()?),
         Task::Demo { listen } => demo(&Workspace::load()?, &listen),
-        Task::Test { extra } => test(&Workspace::load()?, &extra),
+        Task::Test { extra } => test(&Workspace::load()?, &extra, None),
         Task::Lint => lint::check(&Workspace::load()?),
+        Task::Docs(options) => docs(&Workspace::load()?, &options),
         Task::Conformance(options) => conform(&Workspace::load()?, &options),
         Task::Fuzz(options) => fuzz::run(&Workspace::load()?, &options),
         Task::Bench { benchmark } => benchmark.run(),
@@ -155,7 +160,13 @@ fn conform(workspace: &Workspace, options: &conformance::Options) -> Result<()> 
     conformance::check(workspace, &host, options)
 }
 
-fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
+fn docs(workspace: &Workspace, options: &docs::Options) -> Result<()> {
+    test(workspace, &docs::tests(), options.variables())?;
+    docs::build(workspace)
+}
+
+/// Builds everything and runs the tests, with `variable` in their environment.
+fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)>) -> Result<()> {
     let host = build_for_tests(workspace)?;
 
     run::shown(
@@ -163,6 +174,7 @@ fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
             .args(["test", "--locked"])
             .args(FAILPOINTS)
             .args(extra)
+            .envs(variable)
             .env(environment::BIN, host)
             .env(environment::GUESTS, workspace.components())
             .env(environment::MODELS, workspace.models())

@@ -23,7 +23,7 @@ use crate::edge::{forwarded, media_type};
 use guesthouse_artifact::{Artifact, MAX_ARTIFACT_BYTES};
 use guesthouse_control::control::{ControlError, DEPLOY_STEPS};
 use guesthouse_control::rollout::Promotion;
-use guesthouse_runtime::durable::{self, Step};
+use guesthouse_runtime::durable::{self, FileOperation};
 use guesthouse_runtime::store::StoreError;
 
 /// How long an artifact may take to arrive, however steadily it does: 1 GiB over 2.5 Mbit/s. It holds
@@ -135,7 +135,8 @@ fn write(
     mut pieces: mpsc::Receiver<Bytes>,
 ) -> Result<NamedTempFile, StoreError> {
     while let Some(piece) = pieces.blocking_recv() {
-        let written = durable::before(Step::Write).and_then(|()| file.write_all(&piece));
+        let written =
+            durable::failpoint(FileOperation::Write).and_then(|()| file.write_all(&piece));
         written.map_err(StoreError::new("cannot receive an artifact"))?;
     }
     Ok(file)

@@ -19,7 +19,7 @@ use super::json::{self, Refusal};
 use super::observe::RequestId;
 use crate::config::Limits;
 use guesthouse_model::Signature;
-use guesthouse_model::record::{Given, Row};
+use guesthouse_model::record::{InputRow, InputValue};
 
 /// A body that has been taken apart, but not yet for one version.
 pub(super) enum Record {
@@ -73,17 +73,20 @@ impl BodyRow {
     }
 }
 
-impl Row for BodyRow {
+impl InputRow for BodyRow {
     fn names(&self) -> impl Iterator<Item = &str> {
         let (object, cells) = match self {
             Self::Object(object) => (Some(object), None),
             Self::Cells(cells) => (None, Some(cells)),
             Self::Other(_) => (None, None),
         };
-        object.into_iter().flat_map(Row::names).chain(cells.into_iter().flat_map(Row::names))
+        object
+            .into_iter()
+            .flat_map(InputRow::names)
+            .chain(cells.into_iter().flat_map(InputRow::names))
     }
 
-    fn value(&self, name: &str) -> Option<Given<'_>> {
+    fn value(&self, name: &str) -> Option<InputValue<'_>> {
         match self {
             Self::Object(object) => object.value(name),
             Self::Cells(cells) => cells.value(name),

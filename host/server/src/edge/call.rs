@@ -12,19 +12,19 @@ use guesthouse_control::router::Route;
 use guesthouse_control::shadow::{Batch, Comparison};
 use guesthouse_model::Tensor;
 use guesthouse_model::record;
-use guesthouse_runtime::inference::{Inference, Urgency, Work};
+use guesthouse_runtime::inference::{InferenceThreads, PredictJob, QueueOptions};
 use guesthouse_runtime::stages::{Stage, StageTimer};
 use guesthouse_runtime::version::CallerId;
 
 /// Validated inputs on their way through one version.
 pub(super) struct Call<'a> {
-    inference: &'a Inference,
+    inference: &'a InferenceThreads,
     pub(super) route: &'a Route,
     caller: CallerId,
     deadline: Instant,
     timer: StageTimer,
     /// How urgent it is.
-    pub(super) urgency: Urgency,
+    pub(super) urgency: QueueOptions,
     /// What has been run, if another version is to be asked as well.
     batches: Vec<Batch>,
     /// How long outputs have taken to become what the caller is sent.
@@ -44,7 +44,7 @@ impl<'a> Call<'a> {
         let (batches, encoding) = (Vec::new(), Duration::ZERO);
         let (inference, route, deadline) =
             (&passage.edge.inference, &entered.route, entered.deadline);
-        let (caller, urgency) = (passage.caller_id(), Urgency::default());
+        let (caller, urgency) = (passage.caller_id(), QueueOptions::default());
         Self { inference, route, caller, deadline, timer, urgency, batches, encoding }
     }
 
@@ -126,7 +126,14 @@ impl<'a> Call<'a> {
     async fn outputs(&self, inputs: Arc<Vec<Tensor>>) -> Result<Vec<Tensor>, ApiError> {
         let (version, timer) = (Arc::clone(&self.route.version), self.timer.clone());
         let (deadline, urgency) = (self.deadline, self.urgency);
-        let work = Work { version, caller: self.caller, inputs, deadline, timer, urgency };
+        let work = PredictJob {
+            version,
+            caller: self.caller,
+            inputs,
+            deadline,
+            timer,
+            queue_options: urgency,
+        };
         Ok(self.inference.predict(work).await?)
     }
 
@@ -163,7 +170,7 @@ impl Called {
     /// The response is encoded: record the time for that and for converting the records.
     pub(super) fn encoded(&self, route: &Route, begin: Instant) {
         let (since, now) = (begin.checked_sub(self.encoding).unwrap_or(begin), Instant::now());
-        self.timer.record(Stage::Encode, since, now, &route.version.measured().encode);
-        route.version.statistics().outputs_converted(now.saturating_duration_since(since));
+        self.timer.record(Stage::Encode, since, now, &route.version.metrics().encode);
+        route.version.statistics().record_output_conversion(now.saturating_duration_since(since));
     }
 }

@@ -20,7 +20,7 @@ use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_control::rollout::WHOLE;
 use guesthouse_control::router::{self, Draw, RouteError};
 use guesthouse_model::ModelName;
-use guesthouse_runtime::preinit::Start;
+use guesthouse_runtime::preinit::InstanceStart;
 use guesthouse_runtime::version::ServableVersion;
 
 /// `GET /models`
@@ -109,7 +109,7 @@ pub(super) async fn version(
             "model": id.name.as_str(),
             "version": id.version.to_string(),
             "digest": version.digest().to_string(),
-            "snapshot": report.start == Start::Snapshot,
+            "snapshot": report.start == InstanceStart::Snapshot,
             "metadata": version.metadata(),
             "signature": version.signature(),
         }))

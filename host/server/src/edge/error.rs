@@ -35,12 +35,12 @@ use serde::Serialize;
 use tonic::Code;
 
 use guesthouse_control::router::RouteError;
-use guesthouse_model::contract::Change;
-use guesthouse_model::record::{RecordError, TooLarge};
+use guesthouse_model::contract::SignatureChange;
+use guesthouse_model::record::{RecordError, TooManyValues};
 use guesthouse_runtime::guest::{Fault, MAX_REJECTIONS};
 use guesthouse_runtime::inference::PredictError;
-use guesthouse_runtime::version::Refusal;
-use guesthouse_runtime::version::admission::Refused;
+use guesthouse_runtime::version::BreakerRefusal;
+use guesthouse_runtime::version::admission::ShedReason;
 
 /// What an error is, for callers. The words are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,7 +204,7 @@ pub(crate) struct ApiError {
     pub(crate) message: String,
     pub(crate) details: Vec<Detail>,
     /// What callers of a model would notice of a change.
-    pub(crate) violations: Vec<Change>,
+    pub(crate) violations: Vec<SignatureChange>,
     /// When the caller may come back, in seconds, if the code is one that says so.
     pub(crate) retry_seconds: u64,
 }
@@ -366,8 +366,8 @@ impl From<RecordError> for ApiError {
     }
 }
 
-impl From<TooLarge> for ApiError {
-    fn from(_too_large: TooLarge) -> Self {
+impl From<TooManyValues> for ApiError {
+    fn from(_too_large: TooManyValues) -> Self {
         Self::new(ErrorCode::ModelFailure, "the model's answer is too large for JSON")
     }
 }
@@ -392,13 +392,15 @@ impl From<RouteError> for ApiError {
     }
 }
 
-impl From<Refused> for ApiError {
-    fn from(reason: Refused) -> Self {
+impl From<ShedReason> for ApiError {
+    fn from(reason: ShedReason) -> Self {
         let why = match reason {
-            Refused::Limit => "the model's version has as many requests as it can answer in time",
-            Refused::Batch => "there is room for single requests only",
-            Refused::Candidate => "the model's stable version needs the room",
-            Refused::Late => "there would be no answer in the time that is given",
+            ShedReason::Limit => {
+                "the model's version has as many requests as it can answer in time"
+            }
+            ShedReason::Batch => "there is room for single requests only",
+            ShedReason::Candidate => "the model's stable version needs the room",
+            ShedReason::Late => "there would be no answer in the time that is given",
         };
         Self::new(ErrorCode::Overloaded, why)
     }
@@ -413,8 +415,8 @@ impl From<PredictError> for ApiError {
                 Self::new(ErrorCode::Overloaded, message)
             }
             PredictError::Stopped => Self::not_ready(),
-            PredictError::Suspended(Refusal::Version(time)) => Self::suspended(time),
-            PredictError::Suspended(Refusal::Caller(time)) => Self::caller_suspended(time),
+            PredictError::Suspended(BreakerRefusal::Version(time)) => Self::suspended(time),
+            PredictError::Suspended(BreakerRefusal::Caller(time)) => Self::caller_suspended(time),
             PredictError::Quarantined => {
                 let message = "the model has failed on this input several times; it is not run again \
                                for a while";

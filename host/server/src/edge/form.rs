@@ -17,7 +17,7 @@ use super::error::{ApiError, ErrorCode};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
 use crate::config::Limits;
-use guesthouse_model::record::{Given, Row};
+use guesthouse_model::record::{InputRow, InputValue};
 use guesthouse_model::{Datatype, Field, Signature};
 
 /// The longest boundary, by RFC 2046.
@@ -125,16 +125,16 @@ enum Cell {
     Json(Value),
 }
 
-impl Row for Cells {
+impl InputRow for Cells {
     fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
-    fn value(&self, name: &str) -> Option<Given<'_>> {
+    fn value(&self, name: &str) -> Option<InputValue<'_>> {
         let (_, cell) = self.0.iter().find(|(other, _)| other == name)?;
         Some(match cell {
-            Cell::Raw(bytes) => Given::Raw(bytes),
-            Cell::Json(value) => Given::Json(value),
+            Cell::Raw(bytes) => InputValue::Raw(bytes),
+            Cell::Json(value) => InputValue::Json(value),
         })
     }
 }

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::error::{ApiError, ErrorCode};
 use crate::config::AnswerLimits;
-use crate::observe::capture::Captured;
+use crate::observe::capture::CapturedRequest;
 use guesthouse_control::router::Reason;
 use guesthouse_model::VersionId;
 
@@ -106,8 +106,8 @@ pub(super) fn hash(parts: &[&[u8]]) -> Hash {
 
 impl Answer {
     /// What is kept of it, beside the body that it answers.
-    pub(super) fn captured(&self, request: Vec<u8>, request_id: &str) -> Captured {
-        Captured {
+    pub(super) fn captured(&self, request: Vec<u8>, request_id: &str) -> CapturedRequest {
+        CapturedRequest {
             request_id: request_id.to_owned(),
             model: self.version.name.to_string(),
             version: self.version.version.to_string(),

@@ -17,9 +17,9 @@ use super::predict::{Target, target};
 use super::{Edge, Policy};
 use guesthouse_control::router::Route;
 use guesthouse_control::shadow::Comparison;
-use guesthouse_model::record::{ConformError, conform};
+use guesthouse_model::record::{TensorInputError, validate_tensors};
 use guesthouse_model::{Datatype, Signature, Tensor, VersionId};
-use guesthouse_runtime::inference::Urgency;
+use guesthouse_runtime::inference::QueueOptions;
 
 /// The most parameters of a request, of a tensor and of an output: each is a few dozen bytes, and no
 /// client sends more than ten.
@@ -113,10 +113,10 @@ pub(super) async fn infer_with(
     prepare(signature, &mut request)?;
     let InferRequest { id, parameters: _, inputs, outputs: wanted } = request;
     let wanted = Wanted::of(signature, wanted)?;
-    let inputs = conform(signature, inputs)?;
+    let inputs = validate_tensors(signature, inputs)?;
     let rows = rows_of(&inputs, passage.policy.limits.batch_rows)?;
     account.rows = rows;
-    entered.route.version.statistics().inputs_converted(complete.elapsed());
+    entered.route.version.statistics().record_input_conversion(complete.elapsed());
     passage.count(&entered.route);
     let mut call = Call::new(passage, &entered, account.timer());
     call.urgency = urgency;
@@ -162,7 +162,7 @@ fn sticky_key(name: &str, parameters: &Parameters) -> Result<Option<Vec<u8>>, Ap
 }
 
 /// Triton's schedule policy, as far as a request may have one.
-fn urgency(parameters: &Parameters) -> Result<Urgency, ApiError> {
+fn urgency(parameters: &Parameters) -> Result<QueueOptions, ApiError> {
     let number = |name: &str| {
         let number = match parameters.get(name) {
             None => return Ok(None),
@@ -183,8 +183,8 @@ fn urgency(parameters: &Parameters) -> Result<Urgency, ApiError> {
         }
     }
     let priority = number("priority")?.unwrap_or(0);
-    let queue_time = number("timeout")?.filter(|time| *time > 0).map(Duration::from_micros);
-    Ok(Urgency { priority, queue_time })
+    let queue_timeout = number("timeout")?.filter(|time| *time > 0).map(Duration::from_micros);
+    Ok(QueueOptions { priority, queue_timeout })
 }
 
 /// Which outputs go back, and as what.
@@ -277,11 +277,11 @@ fn classify(output: &Tensor, count: u64) -> Tensor {
     Tensor { name, datatype: Datatype::Bytes, shape, data }
 }
 
-impl From<ConformError> for ApiError {
-    fn from(error: ConformError) -> Self {
+impl From<TensorInputError> for ApiError {
+    fn from(error: TensorInputError) -> Self {
         match error {
-            ConformError::Malformed(message) => Self::malformed(message),
-            ConformError::Values(error) => error.into(),
+            TensorInputError::Malformed(message) => Self::malformed(message),
+            TensorInputError::Values(error) => error.into(),
         }
     }
 }
@@ -309,8 +309,8 @@ mod tests {
     fn a_schedule_is_of_whole_numbers() {
         let of = |name: &str, value| urgency(&Parameters::from([(name.to_owned(), value)]));
         let two = of("timeout", Parameter::Int(2000)).unwrap();
-        assert_eq!(two.queue_time, Some(Duration::from_millis(2)));
-        assert_eq!(of("timeout", Parameter::Uint(0)).unwrap(), Urgency::default());
+        assert_eq!(two.queue_timeout, Some(Duration::from_millis(2)));
+        assert_eq!(of("timeout", Parameter::Uint(0)).unwrap(), QueueOptions::default());
         assert_eq!(of("priority", Parameter::Text("3".to_owned())).unwrap().priority, 3);
         assert!(of("priority", Parameter::Int(-1)).is_err());
         assert!(of("timeout", Parameter::Double(1.5)).is_err());

@@ -15,7 +15,7 @@ use super::body::{BodyRow, Form};
 use super::call::Call;
 use super::error::{ApiError, Detail, ErrorCode};
 use super::query;
-use guesthouse_model::record::{self, Fitting};
+use guesthouse_model::record::{self, ValidRows};
 use guesthouse_model::{Signature, Tensor};
 
 /// How often the rest of a batch is asked for again. Guests say of all rows at once what is wrong, so
@@ -116,7 +116,8 @@ impl Partial {
                 Err(error) => _ = failed.insert(place, error),
             }
         }
-        let Fitting { inputs, rows: places, refused } = record::decode_fitting(signature, objects);
+        let ValidRows { inputs, rows: places, refused } =
+            record::decode_valid_rows(signature, objects);
         let refused = refused.into_iter().map(|(place, error)| (place, ApiError::from(error)));
         failed.extend(refused);
         let partial = Self { inputs, places, rows: rows.len(), failed };

@@ -19,7 +19,7 @@ use guesthouse_control::rollout::WHOLE;
 use guesthouse_control::router::{self, Draw, Role, Route};
 use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::CallerId;
-use guesthouse_runtime::version::admission::{Admitted, Class, Knock};
+use guesthouse_runtime::version::admission::{AdmissionGuard, AdmissionRequest, RequestClass};
 
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
@@ -57,14 +57,14 @@ struct Found {
     route: Route,
     /// How long the caller waits.
     time: Duration,
-    class: Class,
+    class: RequestClass,
 }
 
 /// The version that answers a request.
 pub(super) struct Entered {
     pub(super) route: Route,
     pub(super) deadline: Instant,
-    _admitted: Admitted,
+    _admitted: AdmissionGuard,
 }
 
 impl<'a> Passage<'a> {
@@ -136,7 +136,7 @@ impl<'a> Passage<'a> {
     ) -> Result<Entered, ApiError> {
         let found = self.find(complete)?;
         account.route_to(&found.route);
-        let admitted = found.knock().enter()?;
+        let admitted = found.knock().admit()?;
         let Found { route, time, .. } = found;
         Ok(Entered { route, deadline: complete + time, _admitted: admitted })
     }
@@ -166,19 +166,19 @@ impl<'a> Passage<'a> {
         let time = self.wanted_time.unwrap_or(route.version.limits().predict_time);
         let time = time.min(self.policy.limits.max_predict_time);
         let class = match (self.form, route.role) {
-            (Form::Batch, _) => Class::Batch,
-            (Form::Single, Role::Candidate) => Class::Candidate,
-            (Form::Single, Role::Stable | Role::Other) => Class::Stable,
+            (Form::Batch, _) => RequestClass::Batch,
+            (Form::Single, Role::Candidate) => RequestClass::Candidate,
+            (Form::Single, Role::Stable | Role::Other) => RequestClass::Stable,
         };
         Ok(Found { route, time, class })
     }
 }
 
 impl Found {
-    fn knock(&self) -> Knock<'_> {
+    fn knock(&self) -> AdmissionRequest<'_> {
         let Self { route, time, class } = self;
         let stable = route.stable.as_ref();
-        Knock { version: &route.version, stable, class: *class, time: *time }
+        AdmissionRequest { version: &route.version, stable, class: *class, time: *time }
     }
 }
 

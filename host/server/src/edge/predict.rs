@@ -107,7 +107,7 @@ async fn answer(
             let captured = prediction.captured.take();
             let answer = prediction.into_answer(form, account.request_id.as_str());
             if let Some(request) = captured {
-                edge.capture.offer(answer.captured(request, account.request_id.as_str()));
+                edge.capture.enqueue(answer.captured(request, account.request_id.as_str()));
             }
             let response = respond(&answer);
             if let Some(ticket) = ticket {
@@ -191,7 +191,7 @@ async fn predict(
     let rows = body::rows(object, form, signature, limits.batch_rows)?;
     account.rows = rows.len();
     let inputs = Inputs::of(signature, rows, is_partial)?;
-    entered.route.version.statistics().inputs_converted(now.elapsed());
+    entered.route.version.statistics().record_input_conversion(now.elapsed());
     passage.count(&entered.route);
     let mut call = Call::new(&passage, &entered, account.timer());
     let results = inputs.run(&mut call, account.rows).await?;

@@ -32,7 +32,7 @@ use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
 use super::passage::{Asked, Passage};
 use super::{Edge, Policy, Shared, catalogue, shadowed};
-use crate::typed::{self, Class, Service};
+use crate::typed::{self, CompatibleRange, ModelService};
 use guesthouse_model::ModelName;
 
 /// What a service does.
@@ -115,7 +115,7 @@ pub(super) fn files(edge: &Edge, scope: &Scope) -> Vec<FileDescriptorProto> {
 fn may_know(edge: &Edge, service: &str, headers: &HeaderMap) -> Result<(), ApiError> {
     let caller = edge.authorize(headers)?;
     let is_of = |model: &ModelName| {
-        let inside = service.strip_prefix(&typed::root(model));
+        let inside = service.strip_prefix(&typed::package_root(model));
         inside.is_some_and(|inside| inside.starts_with('.'))
     };
     let snapshot = edge.registry.snapshot();
@@ -214,7 +214,11 @@ pub(super) async fn proto(
         let key = Key::new(Kind::Proto(id.clone()), Scope::only(&id.name), &parts.headers);
         let make = move |_: &Edge, _: &Key| {
             let id = version.id();
-            let service = Service::new(&id.name, Class::of(&id.version), version.signature());
+            let service = ModelService::new(
+                &id.name,
+                CompatibleRange::from_version(&id.version),
+                version.signature(),
+            );
             let content_type = "text/plain; charset=utf-8";
             Ok(Content { content_type, bytes: service.proto().into_bytes() })
         };

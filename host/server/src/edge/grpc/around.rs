@@ -41,7 +41,7 @@ pub(super) async fn each_call(
     let method = Method::find(path).or_else(|| typed::method(edge, path));
     let endpoint = method.as_ref().map(|method| Endpoint::Method(Arc::clone(&method.path)));
     let meters = Arc::clone(&edge.meters);
-    meters.grpc.in_flight.rise();
+    meters.grpc.in_flight.increment();
     let way = Way::Grpc(Arc::clone(&meters));
     let line = Line::begin(&mut request, endpoint, way, edge.tracer.as_deref());
     let mut log = Log { line, call: None, error: None, meters };

@@ -7,9 +7,9 @@ use crate::edge::call::Call;
 use crate::edge::error::{ApiError, Detail, ErrorCode};
 use crate::edge::observe::Account;
 use crate::edge::passage::Passage;
-use crate::typed::{self, ReadError, Service, TooLarge};
+use crate::typed::{self, DecodeError, MessageTooLarge, ModelService};
 use guesthouse_control::shadow::Comparison;
-use guesthouse_model::record::conform;
+use guesthouse_model::record::validate_tensors;
 use guesthouse_model::{Datatype, Signature, Tensor, bytes_elements};
 
 /// An answer.
@@ -22,14 +22,14 @@ pub(super) struct Answered {
 /// The answer to a message that was complete at that time.
 pub(super) async fn answer(
     passage: &mut Passage<'_>,
-    service: &Service,
+    service: &ModelService,
     message: &[u8],
     complete: Instant,
     account: &mut Account,
 ) -> Result<Answered, ApiError> {
     let messages = match passage.form {
         Form::Single => vec![message],
-        Form::Batch => typed::read_batch(message, passage.policy.limits.batch_rows)?,
+        Form::Batch => typed::decode_batch(message, passage.policy.limits.batch_rows)?,
     };
     if let (Form::Single, true, Some(field)) =
         (passage.form, passage.is_told_by_body(), passage.field())
@@ -48,7 +48,7 @@ pub(super) async fn answer(
     let mut rows = service.rows(version, &outputs);
     let message = match passage.form {
         Form::Single => rows.next().transpose()?.unwrap_or_default(),
-        Form::Batch => typed::batch(rows)?,
+        Form::Batch => typed::encode_batch(rows)?,
     };
     called.encoded(&entered.route, begin);
     let request_id = account.request_id.as_str();
@@ -58,14 +58,14 @@ pub(super) async fn answer(
 
 /// The tensors of all rows. What one leaves out is filled by the version that answers.
 fn inputs(
-    service: &Service,
+    service: &ModelService,
     signature: &Signature,
     messages: &[&[u8]],
 ) -> Result<Vec<Tensor>, ApiError> {
     let mut inputs: Vec<Tensor> = Vec::new();
     for (row, message) in messages.iter().enumerate() {
         let read = service.read(message).map_err(ApiError::from);
-        let conformed = read.and_then(|tensors| Ok(conform(signature, tensors)?));
+        let conformed = read.and_then(|tensors| Ok(validate_tensors(signature, tensors)?));
         let tensors = conformed.map_err(|error| error.shift_rows(row))?;
         if inputs.is_empty() {
             inputs = tensors;
@@ -115,18 +115,20 @@ fn of_number<const N: usize, T: ToString>(data: &[u8], read: fn([u8; N]) -> T) -
     data.first_chunk().map(|bytes| read(*bytes).to_string().into_bytes())
 }
 
-impl From<ReadError> for ApiError {
-    fn from(error: ReadError) -> Self {
+impl From<DecodeError> for ApiError {
+    fn from(error: DecodeError) -> Self {
         match error {
-            ReadError::Wire(error) => Self::malformed(format!("the message is malformed: {error}")),
-            ReadError::TooManyRows => Self::new(ErrorCode::UnacceptableInput, error.to_string()),
-            ReadError::Row(error) => error.into(),
+            DecodeError::Wire(error) => {
+                Self::malformed(format!("the message is malformed: {error}"))
+            }
+            DecodeError::TooManyRows => Self::new(ErrorCode::UnacceptableInput, error.to_string()),
+            DecodeError::Row(error) => error.into(),
         }
     }
 }
 
-impl From<TooLarge> for ApiError {
-    fn from(_too_large: TooLarge) -> Self {
+impl From<MessageTooLarge> for ApiError {
+    fn from(_too_large: MessageTooLarge) -> Self {
         Self::new(ErrorCode::ModelFailure, "the model's answer is too large for a message")
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use arc_swap::ArcSwap;
 
 use crate::edge::Edge;
-use crate::typed::{Class, Service};
+use crate::typed::{CompatibleRange, ModelService};
 use guesthouse_control::registry::{Registry, Snapshot, VersionState};
 use guesthouse_model::ModelName;
 use guesthouse_runtime::version::ServableVersion;
@@ -36,8 +36,8 @@ pub(crate) struct Known {
 /// A service, and what it stands for.
 pub(crate) struct Offered {
     pub(crate) model: ModelName,
-    pub(crate) class: Class,
-    pub(crate) service: Service,
+    pub(crate) class: CompatibleRange,
+    pub(crate) service: ModelService,
     /// The version from whose signature it is made.
     made_of: u64,
 }
@@ -75,8 +75,9 @@ impl Known {
             let releases = versions.versions.iter().filter(|(version, _)| version.pre.is_empty());
             let servable = releases.filter_map(|(_, state)| VersionState::servable(state));
             // In ascending order: the newest of each class stays.
-            let newest: BTreeMap<Class, &Arc<ServableVersion>> =
-                servable.map(|version| (Class::of(&version.id().version), version)).collect();
+            let newest: BTreeMap<CompatibleRange, &Arc<ServableVersion>> = servable
+                .map(|version| (CompatibleRange::from_version(&version.id().version), version))
+                .collect();
             for (class, version) in newest {
                 known.add(model, class, version, &made);
             }
@@ -92,7 +93,7 @@ impl Known {
     fn add(
         &mut self,
         model: &ModelName,
-        class: Class,
+        class: CompatibleRange,
         version: &ServableVersion,
         made: &BTreeMap<u64, &Arc<Offered>>,
     ) {
@@ -101,7 +102,7 @@ impl Known {
                 Arc::clone(offered)
             }
             _ => {
-                let service = Service::new(model, class, version.signature());
+                let service = ModelService::new(model, class, version.signature());
                 let (model, made_of) = (model.clone(), version.key());
                 Arc::new(Offered { model, class, service, made_of })
             }

@@ -149,12 +149,14 @@ impl Rows {
         line.error_code = error.map(|error| error.code.as_str());
         match outcome {
             Ok(Answered { message, comparison }) => {
-                Ok((typed::stream_answer(&message), comparison))
+                Ok((typed::encode_stream_response(&message), comparison))
             }
             Err(error) if matches!(error.code, ErrorCode::Unauthorized | ErrorCode::Forbidden) => {
                 Err(self.call.fail(&error))
             }
-            Err(error) => Ok((typed::stream_error(error.code.as_str(), &error.message), None)),
+            Err(error) => {
+                Ok((typed::encode_stream_error(error.code.as_str(), &error.message), None))
+            }
         }
     }
 

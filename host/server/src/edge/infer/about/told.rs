@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use guesthouse_model::{Datatype, Field};
-use guesthouse_runtime::inference::{DEFAULT_LEVEL, LEVELS};
+use guesthouse_runtime::inference::{DEFAULT_PRIORITY, PRIORITY_LEVELS};
 use guesthouse_runtime::version::ServableVersion;
-use guesthouse_runtime::version::statistics::{StatisticsTaken, TimesTaken};
+use guesthouse_runtime::version::statistics::{DurationCount, StatisticsSnapshot};
 
 /// What runs every model here.
 pub(super) const PLATFORM: &str = "guesthouse_wasm";
@@ -206,8 +206,8 @@ impl DynamicBatching {
         let delay = version.limits().batching.max_queue_delay.as_micros();
         Self {
             max_queue_delay_microseconds: u64::try_from(delay).unwrap_or(u64::MAX),
-            priority_levels: LEVELS,
-            default_priority_level: DEFAULT_LEVEL.into(),
+            priority_levels: PRIORITY_LEVELS,
+            default_priority_level: DEFAULT_PRIORITY.into(),
         }
     }
 }
@@ -233,14 +233,14 @@ fn config_type(datatype: Datatype) -> &'static str {
 }
 
 impl Duration {
-    fn of(taken: TimesTaken) -> Self {
+    fn of(taken: DurationCount) -> Self {
         Self { count: taken.count, ns: taken.nanoseconds }
     }
 }
 
 impl ModelStatistics {
     pub(super) fn of(version: &ServableVersion) -> Self {
-        let StatisticsTaken {
+        let StatisticsSnapshot {
             last_inference_ms,
             inference_count,
             execution_count,
@@ -251,7 +251,7 @@ impl ModelStatistics {
             compute_infer,
             compute_output,
             batches,
-        } = version.statistics().taken();
+        } = version.statistics().snapshot();
         let batches = batches.into_iter().map(|batch| BatchStatistics {
             batch_size: batch.batch_size,
             compute_input: Duration::of(batch.compute_input),
