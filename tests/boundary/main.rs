@@ -42,6 +42,8 @@ mod grpc_limits;
 mod grpc_streams;
 /// gRPC tensors round-trip, and malformed ones are rejected.
 mod grpc_tensors;
+/// Tests have short names, and wait for conditions instead of sleeping.
+mod house_style;
 /// HTTP/1.1 clients that half-close, wait or withhold bodies are handled.
 mod http1;
 /// HTTP/2 is served like HTTP/1.1, including rejections and limits.
