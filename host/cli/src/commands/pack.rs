@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     let watch = PreinitHooks {
         is_serving: &|| false,
         must_yield: &|| false,
-        environment: &logs::environment,
+        environment: &logs::child_environment,
     };
     let report =
         preinit::run(file.path(), PreinitGoal::Signature, &PreinitLimits::default(), &watch)

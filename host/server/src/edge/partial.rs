@@ -116,9 +116,9 @@ impl Partial {
                 Err(error) => _ = failed.insert(place, error),
             }
         }
-        let ValidRows { inputs, rows: places, refused } =
+        let ValidRows { inputs, rows: places, invalid } =
             record::decode_valid_rows(signature, objects);
-        let refused = refused.into_iter().map(|(place, error)| (place, ApiError::from(error)));
+        let refused = invalid.into_iter().map(|(place, error)| (place, ApiError::from(error)));
         failed.extend(refused);
         let partial = Self { inputs, places, rows: rows.len(), failed };
         if partial.places.is_empty() { Err(partial.all_failed()) } else { Ok(partial) }
