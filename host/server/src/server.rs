@@ -358,7 +358,7 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         general: settings.limits.model,
         models: settings.models.clone(),
         meters: Arc::default(),
-        child_environment: logs::environment,
+        child_environment: logs::child_environment,
         traffic: Arc::default(),
         queue: CompileQueue::new(settings.limits.preinit.memory_bytes),
         budget: ResourceBudget::new(

@@ -42,9 +42,10 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     file.write_all(&draft).context("failed to write the draft")?;
 
     let watch = PreinitHooks {
+        program: ChildProgram::Current,
         is_serving: &|| false,
         must_yield: &|| false,
-        environment: &logs::environment,
+        environment: &logs::child_environment,
     };
     let report =
         preinit::run(file.path(), PreinitGoal::Signature, &PreinitLimits::default(), &watch)
