@@ -130,9 +130,9 @@ fn imports(one: &Crate) -> BTreeMap<Module, BTreeMap<String, BTreeSet<String>>> 
     for (module, text) in &one.modules {
         for path in named_paths(module, text) {
             let lengths = (0..=path.len()).rev();
-            let target = lengths.map(|length| &path[..length]).find(|path| {
-                path.is_empty() || one.modules.contains_key(*path)
-            });
+            let target = lengths
+                .map(|length| &path[..length])
+                .find(|path| path.is_empty() || one.modules.contains_key(*path));
             let target = target.unwrap_or_default();
             let common = module.iter().zip(target).take_while(|(one, other)| one == other).count();
             if let (Some(from), Some(to)) = (module.get(common), target.get(common)) {
@@ -185,8 +185,17 @@ const OWNED: [(&str, &[&str]); 2] = [
     (
         "server",
         &[
-            "axum", "hyper", "hyper-util", "multer", "opentelemetry", "prometheus-client",
-            "tokio-rustls", "tonic", "tonic-health", "tonic-reflection", "tower-http",
+            "axum",
+            "hyper",
+            "hyper-util",
+            "multer",
+            "opentelemetry",
+            "prometheus-client",
+            "tokio-rustls",
+            "tonic",
+            "tonic-health",
+            "tonic-reflection",
+            "tower-http",
         ],
     ),
 ];

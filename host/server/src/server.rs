@@ -25,7 +25,7 @@ use crate::config::{GrpcListen, ListenAddress, MetricsListener, Settings};
 use crate::edge::{
     self, Answers, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls, TlsError,
 };
-use crate::observe::capture::Capture;
+use crate::observe::capture::CaptureWriter;
 use crate::observe::logs;
 use crate::observe::trace::Tracer;
 use guesthouse_artifact::{ArtifactError, CONTRACT_VERSION};
@@ -38,11 +38,11 @@ use guesthouse_control::rollout::ModelState;
 use guesthouse_control::shadow::{ShadowLimits, Shadows};
 use guesthouse_control::traffic::Traffic;
 use guesthouse_runtime::guest::{EngineError, Engines};
-use guesthouse_runtime::inference::Inference;
+use guesthouse_runtime::inference::InferenceThreads;
 use guesthouse_runtime::machine;
 use guesthouse_runtime::preinit::queue::CompileQueue;
 use guesthouse_runtime::store::{Store, StoreError};
-use guesthouse_runtime::version::Budget;
+use guesthouse_runtime::version::ResourceBudget;
 
 /// Files that are not for connections: artifacts, compiled code, pipes to children, timers.
 const RESERVED_FILES: usize = 128;
@@ -214,7 +214,8 @@ fn edge(
 ) -> Result<Edge, ServeError> {
     let mut limits = settings.limits;
     limits.connections = limits.connections.min(files_for_connections());
-    let inference = Inference::start(limits.inference, stack_bytes).map_err(ServeError::Start)?;
+    let inference =
+        InferenceThreads::start(limits.inference, stack_bytes).map_err(ServeError::Start)?;
     let shadows = Shadows::start(ShadowLimits::default(), stack_bytes);
     let tracer = Tracer::start(&settings.tracing);
     let tracer = tracer.map_err(|error| ServeError::Start(io::Error::other(error)))?;
@@ -237,7 +238,7 @@ fn edge(
         pages: Pages::start().map_err(ServeError::Start)?,
         meters: Arc::default(),
         tracer: tracer.map(Arc::new),
-        capture: Capture::start(settings.capture.clone()).map_err(ServeError::Start)?,
+        capture: CaptureWriter::start(settings.capture.clone()).map_err(ServeError::Start)?,
         draining: AtomicBool::new(false),
         interrupted,
     })
@@ -357,10 +358,13 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         general: settings.limits.model,
         models: settings.models.clone(),
         meters: Arc::default(),
-        child_environment: logs::environment,
+        child_environment: logs::child_environment,
         traffic: Arc::default(),
         queue: CompileQueue::new(settings.limits.preinit.memory_bytes),
-        budget: Budget::new(settings.limits.engine.max_instances, settings.limits.memory_bytes),
+        budget: ResourceBudget::new(
+            settings.limits.engine.max_instances,
+            settings.limits.memory_bytes,
+        ),
     })
 }
 
@@ -395,8 +399,8 @@ async fn load(
         let upkeep = std::thread::Builder::new().name("upkeep".to_owned());
         upkeep
             .stack_size(control.loader().engines.thread_stack_bytes())
-            .spawn(move || control::keep_up(&kept_up))?;
-        control::keep(&control, &folder, interval, || say(true))
+            .spawn(move || control::run_maintenance(&kept_up))?;
+        control::watch_folder(&control, &folder, interval, || say(true))
     });
     match work.await {
         Ok(Ok(never)) => Ok(never),

@@ -1,21 +1,23 @@
 //! From an artifact to a version that can serve: find its compiled form or make it, map it, prove it.
 
-use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use super::Failure;
-use super::meters::DeploymentMeters;
+use super::metrics::DeploymentMetrics;
 use crate::traffic::Traffic;
 use guesthouse_artifact::{Artifact, ArtifactError};
 use guesthouse_model::ModelName;
 use guesthouse_model::terminal;
-use guesthouse_runtime::guest::{EngineError, Engines, Fault, LoadedComponent};
-use guesthouse_runtime::preinit::queue::{CompileQueue, Job, Urgency};
-use guesthouse_runtime::preinit::{self, Goal, PreinitError, PreinitLimits, Start, Watch};
+use guesthouse_runtime::guest::{EngineError, Engines, Fault};
+use guesthouse_runtime::load::{self, SignatureMismatch};
+use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority, CompileQueue};
+use guesthouse_runtime::preinit::{self, ChildProgram, PreinitError, PreinitHooks, PreinitLimits};
 use guesthouse_runtime::store::{CompiledVersion, Store, StoreError};
-use guesthouse_runtime::version::{Budget, DoesNotFit, ModelLimits, ProofError, ServableVersion};
+use guesthouse_runtime::version::{
+    BudgetExceeded, ModelLimits, ProofError, ResourceBudget, ServableVersion,
+};
 
 /// A version cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -25,16 +27,16 @@ pub enum LoadError {
     Artifact(#[from] ArtifactError),
     /// The host has not got what the version may come to use.
     #[error(transparent)]
-    DoesNotFit(#[from] DoesNotFit),
+    BudgetExceeded(#[from] BudgetExceeded),
     /// A bug of the host.
     #[error("the host panicked: {0}")]
     Panicked(String),
     /// Pre-initialising failed.
     #[error(transparent)]
     Preinit(#[from] PreinitError),
-    /// The guest declares another signature than the artifact says.
-    #[error("init declares another signature than the one in the artifact")]
-    Signature,
+    /// The guest declares another signature than the artifact.
+    #[error(transparent)]
+    Signature(#[from] SignatureMismatch),
     /// The compiled form cannot be kept or found.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -77,8 +79,8 @@ impl LoadError {
         match self {
             Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) => Cause::Accident,
             // Other versions may be unloaded.
-            Self::DoesNotFit(_) => Cause::Accident,
-            Self::Artifact(_) | Self::Signature => Cause::Artifact,
+            Self::BudgetExceeded(_) => Cause::Accident,
+            Self::Artifact(_) | Self::Signature(_) => Cause::Artifact,
             Self::Panicked(_) | Self::Engine(_) => Cause::Unclear,
             Self::Preinit(error) => preinit_cause(error),
             Self::Proof(ProofError::Fault { fault: Fault::Host(_), .. }) => Cause::Accident,
@@ -94,9 +96,9 @@ impl LoadError {
         match self {
             Self::Artifact(_) => "artifact",
             Self::Panicked(_) => "host",
-            Self::DoesNotFit(_) => "admission",
+            Self::BudgetExceeded(_) => "admission",
             Self::Preinit(_) => "preinit",
-            Self::Signature => "signature",
+            Self::Signature(_) => "signature",
             Self::Store(_) => "store",
             Self::Engine(_) => "engine",
             Self::Proof(ProofError::Instance(_)) => "instance",
@@ -107,7 +109,7 @@ impl LoadError {
     /// Whether compiling failed because the artifact was taken for a small one: it was slow while others
     /// waited, or its child wanted more than those of small ones have. Among the large ones it may not
     /// fail.
-    pub fn is_not_small(&self, job: Job) -> bool {
+    pub fn is_not_small(&self, job: CompileJob) -> bool {
         use PreinitError::{Crashed, Limit, Yielded};
         job.is_small() && matches!(self, Self::Preinit(Yielded | Limit(_) | Crashed(_)))
     }
@@ -134,9 +136,9 @@ pub struct Loader {
     /// Whose turn it is to be compiled.
     pub queue: CompileQueue,
     /// What is left for further versions.
-    pub budget: Budget,
+    pub budget: ResourceBudget,
     /// Where it is counted.
-    pub meters: Arc<DeploymentMeters>,
+    pub meters: Arc<DeploymentMetrics>,
     /// The environment of the child processes, which makes them log like this one.
     pub child_environment: fn() -> Vec<(&'static str, String)>,
     /// Whom compiling might disturb.
@@ -154,54 +156,43 @@ impl Loader {
     /// # Errors
     /// The state folder cannot be read.
     pub fn find(&self, artifact: &Artifact) -> Result<Option<CompiledVersion>, LoadError> {
-        self.meters.step("find", || guarded(|| Ok(self.store.find(artifact.digest())?)))
+        self.meters.time_step("find", || guarded(|| Ok(self.store.find(artifact.digest())?)))
     }
 
-    /// What compiling an artifact of that size comes to.
-    pub fn job(&self, model: &ModelName, artifact_bytes: u64, urgency: Urgency) -> Job {
-        let guest_bytes = self.limits_of(model).instance.memory_bytes as u64;
-        Job::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes)
+    /// The job of compiling an artifact of that size.
+    ///
+    /// # Errors
+    /// The version will not fit, so it need not wait for the compiler.
+    pub fn job(
+        &self,
+        model: &ModelName,
+        artifact_bytes: u64,
+        urgency: CompilePriority,
+    ) -> Result<CompileJob, LoadError> {
+        let limits = self.limits_of(model);
+        drop(self.budget.reserve(limits)?);
+        let guest_bytes = limits.instance.memory_bytes as u64;
+        Ok(CompileJob::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes))
     }
 
     /// The same, once it has turned out not to be a small one.
-    pub fn as_large(&self, job: Job) -> Job {
+    pub fn as_large(&self, job: CompileJob) -> CompileJob {
         job.as_large(self.limits.memory_bytes)
     }
 
-    /// Make the compiled form of an artifact, which takes seconds, after waiting for a turn.
-    ///
-    /// # Errors
-    /// [`LoadError`].
-    pub fn compile(
-        &self,
-        artifact: &Artifact,
-        urgency: Urgency,
-    ) -> Result<CompiledVersion, LoadError> {
-        let model = &artifact.id().name;
-        // What will not fit need not wait.
-        drop(self.budget.reserve(self.limits_of(model))?);
-        let job = self.job(model, artifact.size_bytes() as u64, urgency);
-        match self.compile_once(|| Ok(artifact), job) {
-            Err(error) if error.is_not_small(job) => {
-                self.compile_once(|| Ok(artifact), self.as_large(job))
-            }
-            outcome => outcome,
-        }
-        .map(|(compiled, _)| compiled)
-    }
-
-    /// Wait for a turn, read the artifact, and compile it. What waits is not in memory.
+    /// Make the compiled form of an artifact, which takes seconds, after waiting for a turn. `read` is
+    /// called when the turn comes: an artifact that waits need not be in memory.
     ///
     /// # Errors
     /// [`LoadError`]; see [`LoadError::is_not_small`].
-    pub fn compile_once<A: Borrow<Artifact>>(
+    pub fn compile(
         &self,
-        read: impl FnOnce() -> Result<A, LoadError>,
-        job: Job,
-    ) -> Result<(CompiledVersion, A), LoadError> {
-        let turn = self.queue.enter(job);
+        read: impl FnOnce() -> Result<Arc<Artifact>, LoadError>,
+        job: CompileJob,
+    ) -> Result<(CompiledVersion, Arc<Artifact>), LoadError> {
+        let permit = self.queue.acquire(job);
         let artifact = read()?;
-        let id = artifact.borrow().id();
+        let id = artifact.id();
         let limits = self.limits_of(&id.name);
         drop(self.budget.reserve(limits)?);
         let (model, version, is_small) = (&id.name, &id.version, job.is_small());
@@ -212,13 +203,14 @@ impl Loader {
             guest_stack_bytes: limits.instance.stack_bytes,
             ..self.limits
         };
-        let watch = Watch {
-            is_serving: &|| self.traffic.is_flowing(),
-            must_yield: &|| turn.must_yield(),
+        let watch = PreinitHooks {
+            program: ChildProgram::Current,
+            is_serving: &|| self.traffic.is_active(),
+            must_yield: &|| permit.must_yield(),
             environment: &self.child_environment,
         };
-        let compile = || guarded(|| self.run_compiler(artifact.borrow(), &limits, &watch));
-        let compiled = self.meters.step("compile", compile)?;
+        let compile = || guarded(|| self.run_compiler(&artifact, &limits, &watch));
+        let compiled = self.meters.time_step("compile", compile)?;
         Ok((compiled, artifact))
     }
 
@@ -228,74 +220,31 @@ impl Loader {
     /// [`LoadError`]; what was set aside for it is given back.
     pub fn activate(
         &self,
-        artifact: Artifact,
+        artifact: &Arc<Artifact>,
         compiled: &CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
-        self.meters.step("prove", || guarded(|| self.map_and_prove(artifact, compiled)))
+        self.meters.time_step("prove", || guarded(|| self.map_and_prove(artifact, compiled)))
     }
 
     fn run_compiler(
         &self,
         artifact: &Artifact,
         limits: &PreinitLimits,
-        watch: &Watch<'_>,
+        watch: &PreinitHooks<'_>,
     ) -> Result<CompiledVersion, LoadError> {
-        let component = artifact.component_digest().map_err(ArtifactError::Read)?;
-        self.store.keep(artifact.digest(), component, |files| {
-            // The child reads these very bytes, whatever becomes of the file in the meantime.
-            let bytes =
-                tempfile::NamedTempFile::new_in(files.compiled.parent().unwrap_or(&files.compiled));
-            let bytes = bytes.and_then(|mut file| {
-                artifact.copy_to(file.as_file_mut())?;
-                Ok(file)
-            });
-            let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
-            let report = preinit::run(bytes.path(), Goal::Compiled(files), limits, watch)?;
-            if report.fingerprint.as_deref() != Some(&self.engines.fingerprint()) {
-                let what = "the child's engine is not this host's".to_owned();
-                return Err(PreinitError::Host(what).into());
-            }
-            let (model, version) = (&artifact.id().name, &artifact.id().version);
-            let steps = report.steps_ms.iter().map(|(step, time)| format!("{step} {time} ms"));
-            let steps = steps.collect::<Vec<_>>().join(", ");
-            let peak_memory_mib = report.peak_memory_bytes >> 20;
-            tracing::info!(%model, %version, steps, peak_memory_mib, "compiled");
-            Ok(report)
+        load::compile(&self.store, &self.engines, artifact, |path, goal| {
+            preinit::run(path, goal, limits, watch)
         })
     }
 
     fn map_and_prove(
         &self,
-        artifact: Artifact,
+        artifact: &Arc<Artifact>,
         compiled: &CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
         let limits = self.limits_of(&artifact.id().name);
         let reservation = self.budget.reserve(limits)?;
-        let report = &compiled.report;
-        if artifact.signature() != Some(&report.signature) {
-            return Err(LoadError::Signature);
-        }
-        let id = artifact.id().clone();
-        // SAFETY: the store has just checked the file against its MAC or has just written it, and the
-        // path is that very file's; it never changes a file in place, and its folder is this host's
-        // alone.
-        #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
-        let mut component = unsafe {
-            LoadedComponent::map(
-                self.engines.with_stack(limits.instance.stack_bytes),
-                &compiled.path(),
-                id,
-                report.signature.clone(),
-                limits.instance,
-            )
-        }?;
-        let artifact = Arc::new(artifact);
-        if let Start::Init(reason) = &report.start {
-            let (model, version) = (&artifact.id().name, &artifact.id().version);
-            tracing::warn!(%model, %version, reason, "no snapshot: init runs in each instance");
-            component = component.running_init(Arc::clone(&artifact));
-        }
-        Ok(ServableVersion::prove(&artifact, report, component, *limits, reservation)?)
+        load::activate(&self.engines, artifact, compiled, *limits, reservation)
     }
 }
 

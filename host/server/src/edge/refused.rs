@@ -45,7 +45,7 @@ fn of_artifact(error: &ArtifactError) -> ErrorCode {
 fn of_load(error: &LoadError) -> ErrorCode {
     match error {
         LoadError::Artifact(error) => of_artifact(error),
-        LoadError::DoesNotFit(_) => ErrorCode::Conflict,
+        LoadError::BudgetExceeded(_) => ErrorCode::Conflict,
         LoadError::Preinit(_) | LoadError::Proof(_) if error.cause() == Cause::Accident => {
             ErrorCode::Internal
         }
