@@ -21,6 +21,8 @@ mod catalogues;
 mod configuration;
 /// Callers that connect and say nothing take nothing from others, nor from the stop.
 mod connections;
+/// Whatever brings an artifact, it is deployed by the same steps.
+mod deployments;
 /// What can be asked is described, as schemas and as OpenAPI.
 mod description;
 /// What is replaced ends with its last request, and can be had back.
