@@ -16,6 +16,8 @@ mod catalogue;
 mod configuration;
 /// Idle connections neither block other callers nor delay the shutdown.
 mod connections;
+/// Every way to deploy an artifact goes through the same steps.
+mod deployments;
 /// Every endpoint is described by schemas and by OpenAPI.
 mod description;
 /// The book has no broken link, and its commands do what it shows.
