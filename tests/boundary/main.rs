@@ -84,6 +84,8 @@ mod pages;
 mod partial;
 /// Pictures are judged as RapidOCR judges them, and what is none is refused.
 mod pictures;
+/// Predictions keep the same promises over each of the four protocols.
+mod protocols;
 /// Nobody asks more often than the operator lets them.
 mod rates;
 /// What is compiled once is found again, and only what this host wrote is loaded.
