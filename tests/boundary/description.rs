@@ -65,7 +65,7 @@ fn the_description_is_whole() {
 fn every_endpoint_is_described() {
     let server = Server::start(&Setup::toxicity());
     let document = document(&server, "/openapi.json");
-    let edge = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("host/src");
+    let edge = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("host/server/src");
     let read = |file| fs::read_to_string(edge.join(file)).unwrap();
     let source = read("edge.rs") + &read("edge/oip.rs");
     let routes: Vec<_> = source

@@ -1,4 +1,4 @@
-//! The fuzzer: libFuzzer around one of [`guesthouse::fuzzing::TARGETS`], named by the environment.
+//! The fuzzer: libFuzzer around one of [`guesthouse_server::fuzzing::TARGETS`], named by the environment.
 //!
 //! Beside what the targets promise themselves, no input may take more memory than its target says.
 
@@ -9,7 +9,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+<<<<<<< HEAD
 use guesthouse::fuzzing::{FuzzTarget, TARGETS};
+||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
+use guesthouse::fuzzing::{TARGETS, Target};
+=======
+use guesthouse_server::fuzzing::{TARGETS, Target};
+>>>>>>> origin/main
 use libfuzzer_sys::fuzz_target;
 
 /// Names the target.

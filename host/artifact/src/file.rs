@@ -20,7 +20,7 @@ pub(super) const PIECE_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// It cannot be opened, or it is a folder, a pipe, a device or a socket.
-pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+pub fn open_regular(path: &Path) -> io::Result<File> {
     // Opening a pipe waits for somebody who writes to it, which may be for ever, unless it is told
     // not to; regular files do not care. A terminal must not become the one of this process.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -39,7 +39,7 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// [`ArtifactError`] for the file; `write` says itself what is wrong with where it goes.
-pub(crate) fn copy_limited<E: From<ArtifactError>>(
+pub fn copy_limited<E: From<ArtifactError>>(
     path: &Path,
     mut write: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), E> {

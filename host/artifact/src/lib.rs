@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub use file::MAX_ARTIFACT_BYTES;
-pub(crate) use file::{copy_limited, open_regular};
+pub use file::{copy_limited, open_regular};
 pub use golden::GoldenExample;
 pub use guesthouse_model::record::Tolerances;
 pub use manifest::{Descriptor, Manifest};
@@ -78,7 +78,13 @@ impl Digest {
     ///
     /// # Errors
     /// [`ArtifactError::Read`] or [`ArtifactError::TooLarge`].
+<<<<<<< HEAD
     pub(crate) fn from_file(path: &Path) -> Result<Self, ArtifactError> {
+||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
+    pub(crate) fn of_file(path: &Path) -> Result<Self, ArtifactError> {
+=======
+    pub fn of_file(path: &Path) -> Result<Self, ArtifactError> {
+>>>>>>> origin/main
         let mut hasher = Sha256::new();
         copy_limited(path, |piece| {
             hasher.update(piece);
@@ -203,8 +209,14 @@ impl Artifact {
         Self::read(Source::open(path)?)
     }
 
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<Self, ArtifactError> {
+    /// Read an artifact that is in memory, such as one that was just downloaded.
+    ///
+    /// # Errors
+    /// [`ArtifactError`] with the first thing that is wrong.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, ArtifactError> {
+        if bytes.len() as u64 > MAX_ARTIFACT_BYTES {
+            return Err(ArtifactError::TooLarge);
+        }
         Self::read(Source::Memory(bytes))
     }
 

@@ -74,7 +74,7 @@ impl Manifest {
     }
 
     /// The manifest that a file of these bytes is.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(bytes).map_err(|_error| "it is not UTF-8")?;
         let manifest: Self = toml::from_str(text).map_err(|error| place(&error, text))?;
         if let Some(name) = manifest.assets.keys().find(|name| !is_asset_name(name)) {

@@ -71,7 +71,7 @@ impl ReadAt for [u8] {
 
 /// The bytes of one artifact.
 pub(super) enum Source {
-    #[cfg(any(test, feature = "fuzzing"))]
+    /// All of it is in memory.
     Memory(Vec<u8>),
     /// Nobody changes it while it is read; if somebody does, a digest tells.
     File { file: File, length: usize },
@@ -98,7 +98,6 @@ impl Source {
 impl ReadAt for Source {
     fn length(&self) -> usize {
         match self {
-            #[cfg(any(test, feature = "fuzzing"))]
             Self::Memory(bytes) => bytes.len(),
             Self::File { length, .. } => *length,
         }
@@ -106,7 +105,6 @@ impl ReadAt for Source {
 
     fn read_at(&self, offset: usize, buffer: &mut [u8]) -> io::Result<()> {
         match self {
-            #[cfg(any(test, feature = "fuzzing"))]
             Self::Memory(bytes) => bytes[..].read_at(offset, buffer),
             Self::File { file, .. } => file.read_exact_at(buffer, offset as u64),
         }

@@ -19,7 +19,7 @@ use semver::Version;
 #[cfg(test)]
 pub(crate) use desk::{Desk as TestDesk, Slot as TestSlot};
 pub use load::{Cause, LoadError, Loader};
-pub(crate) use load::{chain, guarded};
+pub use load::{chain, guarded};
 
 use self::desk::Desk;
 use crate::rollout::{ModelState, Routing, Stage};

@@ -15,7 +15,7 @@ const RESERVED_NAMES: [&str; 3] = ["request_id", "model", "model_version"];
 const MAX_NAME_LENGTH: usize = 64;
 
 /// The most fields on either side of a signature: a limit on what a guest can make the host keep.
-pub(crate) const MAX_FIELDS: usize = 1024;
+pub const MAX_FIELDS: usize = 1024;
 
 /// The longest text in a signature, in bytes.
 const MAX_TEXT_LENGTH: usize = 4096;

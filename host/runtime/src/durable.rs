@@ -20,7 +20,13 @@ use tempfile::NamedTempFile;
 
 /// What is about to be done to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+<<<<<<< HEAD
 pub(crate) enum FileOperation {
+||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
+pub(crate) enum Step {
+=======
+pub enum Step {
+>>>>>>> origin/main
     /// Bytes are written, or the file gets another length.
     Write,
     /// Bytes are written to where the file has room already, which a full disk still does.
@@ -31,16 +37,37 @@ pub(crate) enum FileOperation {
     Rename,
 }
 
-/// The place before a step; what a test makes of it.
+/// Called before each step. Does nothing in a build without the feature `failpoints`.
+///
+/// # Errors
+/// The failure that a test injects here.
 #[cfg(not(feature = "failpoints"))]
 #[expect(clippy::unnecessary_wraps, reason = "with the feature, it can fail")]
+<<<<<<< HEAD
 pub(crate) fn failpoint(_operation: FileOperation) -> io::Result<()> {
+||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
+pub(crate) fn before(_step: Step) -> io::Result<()> {
+=======
+pub fn before(_step: Step) -> io::Result<()> {
+>>>>>>> origin/main
     Ok(())
 }
 
+/// Called before each step: it ends the process or fails, if a test asks for it.
+///
+/// # Errors
+/// The failure that a test injects here.
 #[cfg(feature = "failpoints")]
+<<<<<<< HEAD
 pub(crate) fn failpoint(operation: FileOperation) -> io::Result<()> {
     failpoints::reached(operation)
+||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
+pub(crate) fn before(step: Step) -> io::Result<()> {
+    failpoints::reached(step)
+=======
+pub fn before(step: Step) -> io::Result<()> {
+    failpoints::reached(step)
+>>>>>>> origin/main
 }
 
 /// Write a file under a temporary name, sync it, and give it its name for good. Whoever looks sees all
@@ -48,7 +75,7 @@ pub(crate) fn failpoint(operation: FileOperation) -> io::Result<()> {
 ///
 /// # Errors
 /// The folder cannot be written to; then there is no such file, or the one that was there before.
-pub(crate) fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(folder)?;
     failpoint(FileOperation::Write)?;
     file.write_all(bytes)?;
@@ -73,26 +100,58 @@ pub(crate) fn sync(file: &File) -> io::Result<()> {
 }
 
 /// Give a file another name in the same folder. It lasts after [`sync_folder`].
+<<<<<<< HEAD
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     failpoint(FileOperation::Rename)?;
+||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    before(Step::Rename)?;
+=======
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    before(Step::Rename)?;
+>>>>>>> origin/main
     fs::rename(from, to)
 }
 
 /// Wait until names that were given are on the disk.
+<<<<<<< HEAD
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     failpoint(FileOperation::Sync)?;
+||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    before(Step::Sync)?;
+=======
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    before(Step::Sync)?;
+>>>>>>> origin/main
     File::open(folder)?.sync_all()
 }
 
 /// Append bytes to a file, which needs new room on the disk.
+<<<<<<< HEAD
 pub(crate) fn extend(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     failpoint(FileOperation::Write)?;
+||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
+pub(crate) fn extend(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    before(Step::Write)?;
+=======
+pub fn extend(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    before(Step::Write)?;
+>>>>>>> origin/main
     file.write_all_at(bytes, at)
 }
 
 /// Replace bytes of a file, and wait until they are on the disk.
+<<<<<<< HEAD
 pub(crate) fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     failpoint(FileOperation::Overwrite)?;
+||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
+pub(crate) fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    before(Step::Overwrite)?;
+=======
+pub fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    before(Step::Overwrite)?;
+>>>>>>> origin/main
     file.write_all_at(bytes, at)?;
     failpoint(FileOperation::Sync)?;
     file.sync_data()
@@ -100,11 +159,11 @@ pub(crate) fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
 
 /// The file of a database.
 #[derive(Debug)]
-pub(crate) struct DatabaseFile(FileBackend);
+pub struct DatabaseFile(FileBackend);
 
 impl DatabaseFile {
     /// Open the file, or make it. It is for its owner alone, also if it was not before.
-    pub(crate) fn open(path: &Path) -> Result<Self, redb::DatabaseError> {
+    pub fn open(path: &Path) -> Result<Self, redb::DatabaseError> {
         let open = || {
             let mut options = File::options();
             options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -155,7 +214,7 @@ const PIECE: usize = 4096;
 /// A copy of a database's file on which a trial may write: the file is only read, and what is written
 /// stays in memory.
 #[derive(Debug)]
-pub(crate) struct ScratchCopy {
+pub struct ScratchCopy {
     file: File,
     changes: Mutex<Overlay>,
 }
@@ -171,7 +230,11 @@ struct Overlay {
 }
 
 impl ScratchCopy {
-    pub(crate) fn new(file: File) -> io::Result<Self> {
+    /// A copy of the file that exists in memory only.
+    ///
+    /// # Errors
+    /// The length of the file cannot be read.
+    pub fn new(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
         let changes = Overlay { length, kept: length, pieces: BTreeMap::new() };
         Ok(Self { file, changes: Mutex::new(changes) })

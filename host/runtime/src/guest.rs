@@ -19,7 +19,7 @@ mod stop;
 mod ticker;
 
 pub(crate) use bindings::Model;
-pub(crate) use convert::{MAX_REJECTIONS, signature_from_wit};
+pub use convert::{MAX_REJECTIONS, signature_from_wit};
 pub use engine::{Engine, EngineError, EngineLimits, Engines};
 pub use fault::{Fault, Rejection, TrapKind};
 pub use instance::{Instance, LoadedComponent};

@@ -106,7 +106,8 @@ impl StoreError {
         matches!(self.source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
     }
 
-    pub(crate) fn new(what: &'static str) -> impl Fn(io::Error) -> Self {
+    /// Makes errors of one action on the state folder out of those of the system.
+    pub fn new(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self { what, source }
     }
 }

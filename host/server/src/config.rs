@@ -464,7 +464,7 @@ mod tests {
 
     #[test]
     fn the_readme_documents_every_key() {
-        let readme = include_str!("../../README.md");
+        let readme = include_str!("../../../README.md");
         let (_, block) = readme.split_once("```toml\n").unwrap();
         let (block, _) = block.split_once("```").unwrap();
         let file: ConfigFile = toml::from_str(&block.replace('…', &"0".repeat(64))).unwrap();

@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn every_input_of_the_corpus_passes_its_target() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus");
         for target in &TARGETS {
             let mut inputs = 0;
             for entry in fs::read_dir(corpus.join(target.name)).unwrap() {

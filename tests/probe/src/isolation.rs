@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use guesthouse::guest::Instance;
+use guesthouse_runtime::guest::Instance;
 use serde_json::{Value, json};
 
 use crate::loaded::Loaded;

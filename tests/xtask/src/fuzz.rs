@@ -4,7 +4,7 @@
 //! around rustc that cargo calls for them alone (`tests/fuzz/instrument.sh`); everything below them is
 //! what the tests have built already. The inputs in the repository are where it begins, and are
 //! kept few by hand; what it finds on the way stays in the target folder, for the next time. What the
-//! targets promise stands in the host (`guesthouse::fuzzing`).
+//! targets promise stands in the host (`guesthouse_server::fuzzing`).
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use guesthouse_artifact::{self, Artifact};
+use guesthouse_artifact::{self as artifact, Artifact};
 use guesthouse_model::terminal;
 use guesthouse_runtime::preinit::{self, InstanceStart, PreinitGoal, PreinitHooks, PreinitLimits};
 use guesthouse_server::observe::logs;

@@ -61,18 +61,17 @@ pub enum Cause {
     Unclear,
 }
 
-impl PreinitError {
-    fn cause(&self) -> Cause {
-        match self {
-            Self::Init(_)
-            | Self::StartTrap(_)
-            | Self::Trap(_)
-            | Self::OutOfMemory
-            | Self::Component(_)
-            | Self::Limit(_) => Cause::Artifact,
-            Self::Killed(_) | Self::Host(_) | Self::Yielded => Cause::Accident,
-            Self::WallTime(_) | Self::Crashed(_) => Cause::Unclear,
-        }
+/// What kind of failure keeps an artifact from being pre-initialised.
+fn preinit_cause(error: &PreinitError) -> Cause {
+    match error {
+        PreinitError::Init(_)
+        | PreinitError::StartTrap(_)
+        | PreinitError::Trap(_)
+        | PreinitError::OutOfMemory
+        | PreinitError::Component(_)
+        | PreinitError::Limit(_) => Cause::Artifact,
+        PreinitError::Killed(_) | PreinitError::Host(_) | PreinitError::Yielded => Cause::Accident,
+        PreinitError::WallTime(_) | PreinitError::Crashed(_) => Cause::Unclear,
     }
 }
 
@@ -85,7 +84,7 @@ impl LoadError {
             Self::BudgetExceeded(_) => Cause::Accident,
             Self::Artifact(_) | Self::Signature => Cause::Artifact,
             Self::Panicked(_) | Self::Engine(_) => Cause::Unclear,
-            Self::Preinit(error) => error.cause(),
+            Self::Preinit(error) => preinit_cause(error),
             Self::Proof(ProofError::Fault { fault: Fault::Host(_), .. }) => Cause::Accident,
             Self::Proof(ProofError::Fault {
                 fault: Fault::Deadline | Fault::Cancelled, ..
@@ -311,7 +310,7 @@ impl Loader {
 
 /// Let a bug of the host that one file brings to light cost that file and nothing else. What the
 /// work shares with others is immutable, or behind locks that are free of half-made changes.
-pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
+pub fn guarded<T>(work: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
     std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -320,7 +319,7 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, LoadError>) -> Result<
 }
 
 /// An error with its causes in one line; what it quotes may be of strangers.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

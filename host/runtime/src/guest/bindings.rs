@@ -9,7 +9,7 @@
 )]
 
 wasmtime::component::bindgen!({
-    path: "../wit",
+    path: "../../wit",
     world: "model",
     imports: { default: trappable },
 });

@@ -7,8 +7,16 @@ use super::bindings::guesthouse::model::types as wit;
 use super::fault::{Fault, Rejection};
 use guesthouse_model::{Constraint, Datatype, Field, Signature, Tensor};
 
+<<<<<<< HEAD
 /// The most rejections that are kept for one batch.
 pub(crate) const MAX_REJECTIONS: usize = 20;
+||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
+/// The most rejected rows that are kept; a caller mends those first.
+pub(crate) const MAX_REJECTIONS: usize = 20;
+=======
+/// The most rejected rows that are kept; a caller mends those first.
+pub const MAX_REJECTIONS: usize = 20;
+>>>>>>> origin/main
 
 /// The reason that a caller sees for a row whose inputs and outputs are not finite.
 const NON_FINITE_REASON: &str =
@@ -23,7 +31,8 @@ const MAX_SHOWN_DIMENSIONS: usize = 9;
 /// The longest reason of a rejection that a caller sees, in characters; part of the contract.
 const MAX_REASON_CHARACTERS: usize = 200;
 
-pub(crate) fn signature_from_wit(signature: exported::Signature) -> Signature {
+/// The signature that a guest declares, unchecked.
+pub fn signature_from_wit(signature: exported::Signature) -> Signature {
     Signature {
         inputs: signature.inputs.into_iter().map(field_from_wit).collect(),
         outputs: signature.outputs.into_iter().map(field_from_wit).collect(),

@@ -62,6 +62,16 @@ pub enum WriteMode {
 /// The targets of lines that are ours, beside the modules of this crate.
 const TARGETS: [&str; 5] = ["request", "fault", "guest", "traffic", "change"];
 
+/// The crates of this program, whose modules are the targets of all other lines.
+const CRATES: [&str; 6] = [
+    "guesthouse",
+    "guesthouse_artifact",
+    "guesthouse_control",
+    "guesthouse_model",
+    "guesthouse_runtime",
+    "guesthouse_server",
+];
+
 static CHOSEN: OnceLock<Chosen> = OnceLock::new();
 
 /// How this process logs.
@@ -152,7 +162,7 @@ fn quiet_libraries() -> FilterFn {
 }
 
 fn is_ours(target: &str) -> bool {
-    TARGETS.contains(&target) || target.split("::").next() == Some(env!("CARGO_PKG_NAME"))
+    TARGETS.contains(&target) || CRATES.contains(&target.split("::").next().unwrap_or_default())
 }
 
 fn is_error(metadata: &Metadata<'_>) -> bool {
@@ -212,7 +222,8 @@ mod tests {
 
     #[test]
     fn libraries_are_not_ours() {
-        for ours in ["guesthouse", "guesthouse::edge::predict", "request", "fault", "guest"] {
+        for ours in ["guesthouse", "guesthouse_server::edge::predict", "request", "fault", "guest"]
+        {
             assert!(is_ours(ours), "{ours}");
         }
         for other in ["hyper::proto::h1", "h2", "guesthouse_guest", "requests", "rustls::conn", ""]

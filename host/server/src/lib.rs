@@ -1,0 +1,14 @@
+//! The server of Guesthouse: HTTP, gRPC, the operators' API, configuration and observability.
+//!
+//! The modules stand in the order in which a reader should meet them. Only this crate knows axum,
+//! hyper and tonic.
+#![cfg_attr(rustfmt, rustfmt_skip)]
+
+pub mod observe;
+pub mod typed;
+pub mod config;
+pub mod edge;
+pub mod admin;
+pub mod server;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
