@@ -151,6 +151,10 @@ impl Clients {
         Outcome::from_http(&answer)
     }
 
+    fn get(&self, path: &str) -> Answer {
+        self.server.send("GET", path, &[], b"")
+    }
+
     /// The version that answers.
     fn version(&self, protocol: Protocol, asked: Asked<'_>) -> String {
         let outcome = self.ask(protocol, asked);
@@ -160,13 +164,13 @@ impl Clients {
 
     /// The version to which a caller with this key is routed.
     fn resolve(&self, key: &str) -> String {
-        let answer = self.server.get(&format!("/models/misbehave/resolve?key={key}"));
+        let answer = self.get(&format!("/models/misbehave/resolve?key={key}"));
         answer.body["version"].as_str().unwrap().to_owned()
     }
 
     /// How often something was done by all versions, by the statistics of the Open Inference Protocol.
     fn counted(&self, what: &str) -> u64 {
-        let body = self.server.get("/v2/models/misbehave/stats").body;
+        let body = self.get("/v2/models/misbehave/stats").body;
         let versions = body["model_stats"].as_array().unwrap();
         let count = |version: &Value| match what {
             "executions" => version["execution_count"].as_u64().unwrap(),

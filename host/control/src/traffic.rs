@@ -14,20 +14,20 @@ const MOMENT: Duration = Duration::from_secs(1);
 
 /// Requests by version and the reason why the version was chosen.
 #[derive(Debug, Default)]
-pub struct Traffic(Mutex<Counted>);
+pub struct Traffic(Mutex<TrafficState>);
 
 #[derive(Debug, Default)]
-struct Counted {
-    counts: Counts,
+struct TrafficState {
+    counts: TrafficCounts,
     last: Option<Instant>,
 }
 
 /// Requests by version and reason.
-pub type Counts = BTreeMap<(VersionId, &'static str), Requests>;
+pub type TrafficCounts = BTreeMap<(VersionId, &'static str), RequestCounts>;
 
 /// How many requests went somewhere.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Requests {
+pub struct RequestCounts {
     /// All of them.
     pub all: u64,
     /// Those that fell there by chance, for want of a key that tells callers apart.
@@ -47,17 +47,17 @@ impl Traffic {
     }
 
     /// Whether anybody was served a moment ago.
-    pub fn is_flowing(&self) -> bool {
+    pub fn is_active(&self) -> bool {
         self.lock().last.is_some_and(|last| last.elapsed() < MOMENT)
     }
 
     /// The counts since the start.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> TrafficCounts {
         self.lock().counts.clone()
     }
 
     /// Log the counts if they differ from the last ones, which become the new ones.
-    pub fn log(&self, last: &mut Counts) {
+    pub fn log(&self, last: &mut TrafficCounts) {
         let counts = self.counts();
         if counts == *last {
             return;
@@ -65,20 +65,20 @@ impl Traffic {
         for ((version, reason), requests) in &counts {
             let share = share_percent(&counts, version, reason, requests.all);
             let (model, version) = (&version.name, &version.version);
-            let Requests { all: requests, random } = requests;
+            let RequestCounts { all: requests, random } = requests;
             tracing::info!(target: "traffic", %model, %version, reason, requests, random, share_percent = share);
         }
         *last = counts;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Counted> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, TrafficState> {
         // A count is never left half done, so a panic elsewhere does not spoil the map.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 /// The version's share of the model's requests that were routed for the same reason.
-fn share_percent(counts: &Counts, version: &VersionId, reason: &str, requests: u64) -> f64 {
+fn share_percent(counts: &TrafficCounts, version: &VersionId, reason: &str, requests: u64) -> f64 {
     let total: u64 = counts
         .iter()
         .filter(|((other, why), _)| other.name == version.name && *why == reason)
@@ -105,8 +105,8 @@ mod tests {
         traffic.count(&version("2.0.0"), "split", true);
         traffic.count(&version("2.0.0"), "pin", false);
         let counts = traffic.counts();
-        assert_eq!(counts[&(version("1.0.0"), "split")], Requests { all: 9, random: 0 });
-        assert_eq!(counts[&(version("2.0.0"), "split")], Requests { all: 1, random: 1 });
+        assert_eq!(counts[&(version("1.0.0"), "split")], RequestCounts { all: 9, random: 0 });
+        assert_eq!(counts[&(version("2.0.0"), "split")], RequestCounts { all: 1, random: 1 });
         assert!((share_percent(&counts, &version("2.0.0"), "split", 1) - 10.0).abs() < 1e-9);
         assert!((share_percent(&counts, &version("2.0.0"), "pin", 1) - 100.0).abs() < 1e-9);
     }

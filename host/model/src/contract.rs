@@ -81,7 +81,7 @@ impl Bump {
 
 /// One thing that callers may notice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Change {
+pub struct SignatureChange {
     /// What it takes at least.
     pub bump: Bump,
     /// What it is, for people.
@@ -90,7 +90,7 @@ pub struct Change {
 
 /// Everything that callers may notice, in the order of the old signature; empty where a patch will
 /// do.
-pub fn changes(old: &Signature, new: &Signature) -> Vec<Change> {
+pub fn changes(old: &Signature, new: &Signature) -> Vec<SignatureChange> {
     let mut changes = Changes(Vec::new());
     for (side, old, new) in
         [(Side::Input, &old.inputs, &new.inputs), (Side::Output, &old.outputs, &new.outputs)]
@@ -116,7 +116,7 @@ pub fn changes(old: &Signature, new: &Signature) -> Vec<Change> {
 }
 
 /// The least bump that covers all changes.
-pub fn least_bump(changes: &[Change]) -> Bump {
+pub fn required_bump(changes: &[SignatureChange]) -> Bump {
     changes.iter().map(|change| change.bump).max().unwrap_or(Bump::Patch)
 }
 
@@ -155,11 +155,11 @@ impl Relation {
     }
 }
 
-struct Changes(Vec<Change>);
+struct Changes(Vec<SignatureChange>);
 
 impl Changes {
     fn add(&mut self, bump: Bump, what: String) {
-        self.0.push(Change { bump, what });
+        self.0.push(SignatureChange { bump, what });
     }
 
     fn of_new_field(&mut self, side: Side, field: &Field) {
@@ -199,9 +199,9 @@ impl Changes {
         }
         self.of_relation(side, name, "shapes", shapes(old, new));
         if old.row_shape.len() == new.row_shape.len()
-            && old.count_tells_shape() != new.count_tells_shape()
+            && old.shape_follows_from_count() != new.shape_follows_from_count()
         {
-            let not = if new.count_tells_shape() { "" } else { "not " };
+            let not = if new.shape_follows_from_count() { "" } else { "not " };
             let what = format!("the shape of {side} `{name}` does {not}follow from its length now");
             self.add(Bump::Major, what);
         }
@@ -365,7 +365,7 @@ mod tests {
         change(&mut new);
         let changes = changes(&signature(), &new);
         assert!(changes.iter().all(|change| change.bump > Bump::Patch), "{changes:?}");
-        least_bump(&changes)
+        required_bump(&changes)
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl Signature {
     /// what the row itself gives.
     fn check_padding(&self) -> Result<(), SignatureError> {
         let padded = self.inputs.iter().any(|input| input.padding().is_some());
-        match self.outputs.iter().find(|output| output.has_any_size()) {
+        match self.outputs.iter().find(|output| output.has_variable_dimension()) {
             Some(output) if padded => {
                 let name = &output.name;
                 Err(SignatureError(format!("an input is padded, but output {name:?} has any size")))
@@ -147,7 +147,7 @@ impl Field {
 
     /// Whether the number of a row's elements says which shape it has: at most one dimension is of any
     /// size, and the others leave something of it.
-    pub fn count_tells_shape(&self) -> bool {
+    pub fn shape_follows_from_count(&self) -> bool {
         match self.row_shape.iter().filter(|size| size.is_none()).count() {
             0 => true,
             1 => !self.row_shape.contains(&Some(0)),
@@ -156,7 +156,7 @@ impl Field {
     }
 
     /// Whether a dimension of its rows may have any size.
-    pub fn has_any_size(&self) -> bool {
+    pub fn has_variable_dimension(&self) -> bool {
         self.row_shape.contains(&None)
     }
 
@@ -222,7 +222,7 @@ impl Field {
                 let is_padded = |other: &&Constraint| matches!(other, Constraint::Padded(_));
                 let once = self.constraints.iter().filter(is_padded).count() == 1;
                 let short = element.len() <= MAX_TEXT_LENGTH;
-                once && self.has_any_size() && short && self.is_one_element(element)
+                once && self.has_variable_dimension() && short && self.is_one_element(element)
             }
         };
         if fits { Ok(()) } else { Err(format!("a constraint does not fit: {constraint:?}")) }

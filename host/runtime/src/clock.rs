@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::{NoContext, Timestamp, Uuid};
 
 /// The first second that RFC 3339 cannot write, after 1970: the year 10000.
-pub const END_OF_TIME: u64 = 253_402_300_800;
+pub const MAX_UNIX_SECONDS: u64 = 253_402_300_800;
 
 /// The clock of the machine is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +44,7 @@ pub fn new_id() -> Uuid {
 }
 
 fn bounded(time: SystemTime) -> SystemTime {
-    time.clamp(UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(END_OF_TIME - 1))
+    time.clamp(UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(MAX_UNIX_SECONDS - 1))
 }
 
 #[cfg(test)]

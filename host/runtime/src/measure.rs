@@ -1,7 +1,7 @@
 //! What is counted and timed: cheap to write from many threads, read only when somebody scrapes.
 //!
 //! Nothing here has a name; that is for the page of metrics. Nothing grows with what callers send: the
-//! keys of a [`Series`] are words of the program, and its routes.
+//! keys of a [`MetricFamily`] are words of the program, and its routes.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -32,26 +32,26 @@ impl Counter {
 
 /// How many there are of something now.
 #[derive(Debug, Default)]
-pub struct Level(AtomicI64);
+pub struct Gauge(AtomicI64);
 
-impl Level {
+impl Gauge {
     /// One more came.
-    pub fn rise(&self) {
+    pub fn increment(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// One left.
-    pub fn fall(&self) {
+    pub fn decrement(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// How many there are.
-    pub fn now(&self) -> i64 {
+    pub fn get(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// The upper bounds of a [`Histogram`], in microseconds. From 100 µs, which is less than any call of a
+/// The upper bounds of a [`DurationHistogram`], in microseconds. From 100 µs, which is less than any call of a
 /// guest over HTTP takes, to 30 s, the longest that a request may take; two or three a decade, so that a
 /// quantile is off by a factor of two at most and a version has a few hundred series.
 pub const BOUNDS_US: [u64; 17] = [
@@ -61,13 +61,13 @@ pub const BOUNDS_US: [u64; 17] = [
 
 /// How long something took, by ranges. Writing is two additions without a lock.
 #[derive(Debug, Default)]
-pub struct Histogram {
+pub struct DurationHistogram {
     /// One for each bound, and what is over the last one.
     counts: [AtomicU64; BOUNDS_US.len() + 1],
     sum_ns: AtomicU64,
 }
 
-impl Histogram {
+impl DurationHistogram {
     /// It took that long.
     pub fn record(&self, time: Duration) {
         let micros = time.as_nanos().div_ceil(1000);
@@ -86,19 +86,19 @@ impl Histogram {
     }
 }
 
-/// The upper bounds of [`Sizes`]: powers of two, as sizes of batches are chosen, up to the most rows that a
+/// The upper bounds of [`SizeHistogram`]: powers of two, as sizes of batches are chosen, up to the most rows that a
 /// request may have by default.
 pub const SIZE_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
 /// How large something was, by ranges.
 #[derive(Debug, Default)]
-pub struct Sizes {
+pub struct SizeHistogram {
     /// One for each bound, and what is over the last one.
     counts: [AtomicU64; SIZE_BOUNDS.len() + 1],
     sum: AtomicU64,
 }
 
-impl Sizes {
+impl SizeHistogram {
     /// It was that large.
     pub fn record(&self, size: u64) {
         let place = SIZE_BOUNDS.partition_point(|bound| *bound < size);
@@ -117,15 +117,15 @@ impl Sizes {
 /// Values by key, each made when it is first needed. Whoever comes later shares the lock with everybody
 /// else, so that nobody waits.
 #[derive(Debug)]
-pub struct Series<K, V>(RwLock<BTreeMap<K, V>>);
+pub struct MetricFamily<K, V>(RwLock<BTreeMap<K, V>>);
 
-impl<K, V> Default for Series<K, V> {
+impl<K, V> Default for MetricFamily<K, V> {
     fn default() -> Self {
         Self(RwLock::default())
     }
 }
 
-impl<K: Ord, V: Default> Series<K, V> {
+impl<K: Ord, V: Default> MetricFamily<K, V> {
     /// Do something with the value of the key.
     pub fn with<Q>(&self, key: &Q, work: impl FnOnce(&V))
     where
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_time_falls_below_its_bound_or_on_it() {
-        let histogram = Histogram::default();
+        let histogram = DurationHistogram::default();
         for micros in [0, 100, 101, 30_000_000, 30_000_001] {
             histogram.record(Duration::from_micros(micros));
         }
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_size_falls_below_its_bound_or_on_it() {
-        let sizes = Sizes::default();
+        let sizes = SizeHistogram::default();
         [1, 2, 3, 4, 1024, 1025].into_iter().for_each(|size| sizes.record(size));
         let (sum, buckets) = sizes.snapshot();
         let counts: Vec<_> = buckets.iter().map(|(_, count)| *count).collect();
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn values_are_made_once_and_shared_by_all_threads() {
-        let series = Series::<String, Counter>::default();
+        let series = MetricFamily::<String, Counter>::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..1000).for_each(|_| series.with("a", Counter::count)));

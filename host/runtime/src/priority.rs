@@ -8,7 +8,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// The system does not let it.
-pub fn give_way_to_all() -> std::io::Result<()> {
+pub fn use_idle_scheduling() -> std::io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameters live as long as the call, which reads them and nothing else.
     #[expect(unsafe_code, reason = "no safe library knows this call")]
@@ -24,18 +24,18 @@ const NICE: i32 = 10;
 ///
 /// # Errors
 /// The system does not let it.
-pub fn give_way() -> std::io::Result<()> {
+pub fn lower_priority() -> std::io::Result<()> {
     // Of the calling thread, on Linux.
     Ok(rustix::process::setpriority_process(None, NICE)?)
 }
 
 /// The time that the calling thread has had on a processor.
-pub fn thread_time() -> Duration {
+pub fn thread_cpu_time() -> Duration {
     time_of(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
 /// The time that all threads of the process have had on processors.
-pub fn process_time() -> Duration {
+pub fn process_cpu_time() -> Duration {
     time_of(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
@@ -59,11 +59,11 @@ mod tests {
 
     #[test]
     fn the_time_of_a_thread_is_the_time_in_which_it_ran() {
-        let (begun, before) = (Instant::now(), thread_time());
-        while thread_time() == before {
+        let (begun, before) = (Instant::now(), thread_cpu_time());
+        while thread_cpu_time() == before {
             std::hint::spin_loop();
         }
-        assert!(thread_time() - before <= begun.elapsed());
-        assert!(process_time() >= thread_time());
+        assert!(thread_cpu_time() - before <= begun.elapsed());
+        assert!(process_cpu_time() >= thread_cpu_time());
     }
 }

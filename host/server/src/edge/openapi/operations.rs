@@ -5,9 +5,9 @@ use serde_json::{Map, Value, json};
 use super::Document;
 use super::schemas::{Schemas, reference};
 use crate::config::MetricsListener;
-use crate::edge::Policy;
 use crate::edge::error::ErrorCode;
 use crate::edge::idempotency::MAX_KEY_LENGTH;
+use crate::edge::policy::Policy;
 use guesthouse_model::{Field, ModelName};
 
 /// What any request can be answered with, whatever it asks for.
