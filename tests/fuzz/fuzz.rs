@@ -9,13 +9,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-<<<<<<< HEAD
-use guesthouse::fuzzing::{FuzzTarget, TARGETS};
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-use guesthouse::fuzzing::{TARGETS, Target};
-=======
-use guesthouse_server::fuzzing::{TARGETS, Target};
->>>>>>> origin/main
+use guesthouse_server::fuzzing::{FuzzTarget, TARGETS};
 use libfuzzer_sys::fuzz_target;
 
 /// Names the target.

@@ -78,13 +78,7 @@ impl Digest {
     ///
     /// # Errors
     /// [`ArtifactError::Read`] or [`ArtifactError::TooLarge`].
-<<<<<<< HEAD
-    pub(crate) fn from_file(path: &Path) -> Result<Self, ArtifactError> {
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-    pub(crate) fn of_file(path: &Path) -> Result<Self, ArtifactError> {
-=======
-    pub fn of_file(path: &Path) -> Result<Self, ArtifactError> {
->>>>>>> origin/main
+    pub fn from_file(path: &Path) -> Result<Self, ArtifactError> {
         let mut hasher = Sha256::new();
         copy_limited(path, |piece| {
             hasher.update(piece);

@@ -1,7 +1,8 @@
-//! How many requests each version answered, and by which route: the evidence of a split.
+//! Counts the requests of each version by the reason for which it was chosen: the evidence of a
+//! traffic split.
 //!
-//! Counts are kept for versions that have been chosen at least once, and logged as one line a
-//! version whenever they have changed since the last time.
+//! The counts of each version that has been chosen are logged whenever they have changed since the
+//! last time.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -9,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use guesthouse_model::VersionId;
 
-/// Traffic that pauses for longer has stopped, for whoever would rather not disturb it.
+/// Traffic counts as active until it has paused for this long.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// Requests by version and the reason why the version was chosen.
+/// Counters of requests by version and reason.
 #[derive(Debug, Default)]
 pub struct Traffic(Mutex<TrafficState>);
 
@@ -22,22 +23,22 @@ struct TrafficState {
     last: Option<Instant>,
 }
 
-/// Requests by version and reason.
+/// The number of requests by version and reason.
 pub type TrafficCounts = BTreeMap<(VersionId, &'static str), RequestCounts>;
 
-/// How many requests went somewhere.
+/// A number of requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RequestCounts {
-    /// All of them.
+    /// All requests.
     pub all: u64,
-    /// Those that fell there by chance, for want of a key that tells callers apart.
+    /// The requests that were assigned at random, because they had no sticky key.
     pub random: u64,
 }
 
 impl Traffic {
-    /// One more request went to the version; by chance, if another caller might have gone elsewhere.
+    /// Count a request. `is_random` says that it was assigned at random by a traffic split.
     pub fn count(&self, version: &VersionId, reason: &'static str, is_random: bool) {
-        // Made before the lock is taken.
+        // Allocated before the lock is taken.
         let key = (version.clone(), reason);
         let mut counted = self.lock();
         let requests = counted.counts.entry(key).or_default();
@@ -46,17 +47,17 @@ impl Traffic {
         counted.last = Some(Instant::now());
     }
 
-    /// Whether anybody was served a moment ago.
+    /// Whether a request was counted within the last second.
     pub fn is_active(&self) -> bool {
         self.lock().last.is_some_and(|last| last.elapsed() < MOMENT)
     }
 
-    /// The counts since the start.
+    /// The counts since the server started.
     pub fn counts(&self) -> TrafficCounts {
         self.lock().counts.clone()
     }
 
-    /// Log the counts if they differ from the last ones, which become the new ones.
+    /// Log the counts if they differ from `last`, and update `last`.
     pub fn log(&self, last: &mut TrafficCounts) {
         let counts = self.counts();
         if counts == *last {
@@ -72,7 +73,7 @@ impl Traffic {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, TrafficState> {
-        // A count is never left half done, so a panic elsewhere does not spoil the map.
+        // The map is consistent at any time, so a poisoned lock is harmless.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_of_the_same_model_and_reason() {
+    fn shares_are_relative_to_the_model_and_reason() {
         let traffic = Traffic::default();
         let version = |text: &str| VersionId {
             name: "toxicity".parse().unwrap(),

@@ -20,13 +20,7 @@ use tempfile::NamedTempFile;
 
 /// What is about to be done to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-<<<<<<< HEAD
-pub(crate) enum FileOperation {
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-pub(crate) enum Step {
-=======
-pub enum Step {
->>>>>>> origin/main
+pub enum FileOperation {
     /// Bytes are written, or the file gets another length.
     Write,
     /// Bytes are written to where the file has room already, which a full disk still does.
@@ -43,13 +37,7 @@ pub enum Step {
 /// The failure that a test injects here.
 #[cfg(not(feature = "failpoints"))]
 #[expect(clippy::unnecessary_wraps, reason = "with the feature, it can fail")]
-<<<<<<< HEAD
-pub(crate) fn failpoint(_operation: FileOperation) -> io::Result<()> {
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-pub(crate) fn before(_step: Step) -> io::Result<()> {
-=======
-pub fn before(_step: Step) -> io::Result<()> {
->>>>>>> origin/main
+pub fn failpoint(_operation: FileOperation) -> io::Result<()> {
     Ok(())
 }
 
@@ -58,16 +46,8 @@ pub fn before(_step: Step) -> io::Result<()> {
 /// # Errors
 /// The failure that a test injects here.
 #[cfg(feature = "failpoints")]
-<<<<<<< HEAD
-pub(crate) fn failpoint(operation: FileOperation) -> io::Result<()> {
+pub fn failpoint(operation: FileOperation) -> io::Result<()> {
     failpoints::reached(operation)
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-pub(crate) fn before(step: Step) -> io::Result<()> {
-    failpoints::reached(step)
-=======
-pub fn before(step: Step) -> io::Result<()> {
-    failpoints::reached(step)
->>>>>>> origin/main
 }
 
 /// Write a file under a temporary name, sync it, and give it its name for good. Whoever looks sees all
@@ -100,58 +80,26 @@ pub(crate) fn sync(file: &File) -> io::Result<()> {
 }
 
 /// Give a file another name in the same folder. It lasts after [`sync_folder`].
-<<<<<<< HEAD
-pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    failpoint(FileOperation::Rename)?;
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    before(Step::Rename)?;
-=======
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    before(Step::Rename)?;
->>>>>>> origin/main
+    failpoint(FileOperation::Rename)?;
     fs::rename(from, to)
 }
 
 /// Wait until names that were given are on the disk.
-<<<<<<< HEAD
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    failpoint(FileOperation::Sync)?;
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    before(Step::Sync)?;
-=======
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    before(Step::Sync)?;
->>>>>>> origin/main
+    failpoint(FileOperation::Sync)?;
     File::open(folder)?.sync_all()
 }
 
 /// Append bytes to a file, which needs new room on the disk.
-<<<<<<< HEAD
-pub(crate) fn extend(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    failpoint(FileOperation::Write)?;
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-pub(crate) fn extend(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    before(Step::Write)?;
-=======
 pub fn extend(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    before(Step::Write)?;
->>>>>>> origin/main
+    failpoint(FileOperation::Write)?;
     file.write_all_at(bytes, at)
 }
 
 /// Replace bytes of a file, and wait until they are on the disk.
-<<<<<<< HEAD
-pub(crate) fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    failpoint(FileOperation::Overwrite)?;
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-pub(crate) fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    before(Step::Overwrite)?;
-=======
 pub fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    before(Step::Overwrite)?;
->>>>>>> origin/main
+    failpoint(FileOperation::Overwrite)?;
     file.write_all_at(bytes, at)?;
     failpoint(FileOperation::Sync)?;
     file.sync_data()

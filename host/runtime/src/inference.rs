@@ -17,22 +17,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-<<<<<<< HEAD
-pub(crate) use self::queue::{DEFAULT_PRIORITY, PRIORITY_LEVELS};
+pub use self::queue::{DEFAULT_PRIORITY, PRIORITY_LEVELS};
 use self::queue::{FairQueue, LaneLimits, LaneTurn, PriorityLevel, QueueEntry};
 use self::run::{PendingJob, StartDeadline};
 use crate::guest::{Fault, StopSignal};
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-pub(crate) use self::queue::{DEFAULT_LEVEL, LEVELS};
-use self::queue::{FairQueue, Level, Place, Rules, Turn};
-use self::run::{BeginBy, Job};
-use crate::guest::{Fault, Stop};
-=======
-pub use self::queue::{DEFAULT_LEVEL, LEVELS};
-use self::queue::{FairQueue, Level, Place, Rules, Turn};
-use self::run::{BeginBy, Job};
-use crate::guest::{Fault, Stop};
->>>>>>> origin/main
 use crate::measure::Counter;
 use crate::stages::StageTimer;
 use crate::version::{BreakerRefusal, CallerId, ServableVersion};

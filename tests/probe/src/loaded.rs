@@ -4,28 +4,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-<<<<<<< HEAD
-use guesthouse::artifact::Artifact;
-use guesthouse::config::ConfigFile;
-use guesthouse::guest::{Engine, EngineLimits, Instance, LoadedComponent, StopSignal};
-use guesthouse::model::Tensor;
-use guesthouse::record;
-use guesthouse::store::Store;
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-use guesthouse::artifact::Artifact;
-use guesthouse::config::ConfigFile;
-use guesthouse::guest::{Engine, EngineLimits, Instance, LoadedComponent, Stop};
-use guesthouse::model::Tensor;
-use guesthouse::record;
-use guesthouse::store::Store;
-=======
 use guesthouse_artifact::Artifact;
 use guesthouse_model::Tensor;
 use guesthouse_model::record;
-use guesthouse_runtime::guest::{Engine, EngineLimits, Instance, LoadedComponent, Stop};
+use guesthouse_runtime::guest::{Engine, EngineLimits, Instance, LoadedComponent, StopSignal};
 use guesthouse_runtime::store::Store;
 use guesthouse_server::config::ConfigFile;
->>>>>>> origin/main
 
 /// The longest that one call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(60);

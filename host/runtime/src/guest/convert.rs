@@ -7,16 +7,8 @@ use super::bindings::guesthouse::model::types as wit;
 use super::fault::{Fault, Rejection};
 use guesthouse_model::{Constraint, Datatype, Field, Signature, Tensor};
 
-<<<<<<< HEAD
 /// The most rejections that are kept for one batch.
-pub(crate) const MAX_REJECTIONS: usize = 20;
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-/// The most rejected rows that are kept; a caller mends those first.
-pub(crate) const MAX_REJECTIONS: usize = 20;
-=======
-/// The most rejected rows that are kept; a caller mends those first.
 pub const MAX_REJECTIONS: usize = 20;
->>>>>>> origin/main
 
 /// The reason that a caller sees for a row whose inputs and outputs are not finite.
 const NON_FINITE_REASON: &str =

@@ -11,28 +11,12 @@ use std::time::{Duration, Instant};
 /// Identifies a lane: the key of the loaded version.
 pub(super) type LaneKey = u64;
 
-<<<<<<< HEAD
 /// The number of priority levels, from 1 (most urgent) to this one.
-pub(crate) const PRIORITY_LEVELS: u64 = 9;
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-/// How many levels of urgency there are: 1, the most urgent, to this one.
-pub(crate) const LEVELS: u64 = 9;
-=======
-/// How many levels of urgency there are: 1, the most urgent, to this one.
-pub const LEVELS: u64 = 9;
->>>>>>> origin/main
+pub const PRIORITY_LEVELS: u64 = 9;
 
-<<<<<<< HEAD
 /// The priority of requests that do not set one: in the middle, so that others can be more or less
 /// urgent.
-pub(crate) const DEFAULT_PRIORITY: u8 = 5;
-||||||| b5af68b6afaa612289659dd3f1685571cdcdf259
-/// The level of whoever says nothing: in the middle, so that others can be more and less urgent.
-pub(crate) const DEFAULT_LEVEL: u8 = 5;
-=======
-/// The level of whoever says nothing: in the middle, so that others can be more and less urgent.
-pub const DEFAULT_LEVEL: u8 = 5;
->>>>>>> origin/main
+pub const DEFAULT_PRIORITY: u8 = 5;
 
 /// Every n-th turn of a lane starts with the job that has waited longest, whatever its priority. A
 /// caller that marks all of its jobs as urgent gets most of a version's capacity, but not all of

@@ -232,7 +232,7 @@ impl InfoRequest<'_> {
         let (name, _) = named(model, "")?;
         let reason = Some("model repository API".to_owned());
         let ask = Ask { author: Author { actor, reason }, ..Ask::default() };
-        let (control, changed) = (Arc::clmain_version(&self.edge.control), name.clone());
+        let (control, changed) = (Arc::clone(&self.edge.control), name.clone());
         let work = tokio::task::spawn_blocking(move || change(&control, &changed, &ask));
         work.await.map_err(|_panic| ApiError::internal())??;
         Ok(name)

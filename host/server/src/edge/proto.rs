@@ -8,7 +8,7 @@ use super::catalogue;
 use super::pages::{Content, Key, Kind, Scope};
 use super::request_log::RequestLog;
 use super::state::{Edge, EdgeState};
-use crate::typed::{Class, Service};
+use crate::typed::{CompatibleRange, ModelService};
 
 /// `GET /models/{model}/versions/{selector}/proto`
 pub(super) async fn proto(
@@ -24,7 +24,11 @@ pub(super) async fn proto(
         let key = Key::new(Kind::Proto(id.clone()), Scope::only(&id.name), &parts.headers);
         let make = move |_: &Edge, _: &Key| {
             let id = version.id();
-            let service = Service::new(&id.name, Class::of(&id.version), version.signature());
+            let service = ModelService::new(
+                &id.name,
+                CompatibleRange::from_version(&id.version),
+                version.signature(),
+            );
             let content_type = "text/plain; charset=utf-8";
             Ok(Content { content_type, bytes: service.proto().into_bytes() })
         };

@@ -15,8 +15,8 @@ use guesthouse_runtime::inference::InferenceThreads;
 use tokio::sync::watch;
 
 use super::body::Bodies;
-use super::grpc::services::Services;
-use super::idempotency::Answers;
+use super::grpc::model_services::Services;
+use super::idempotency::AnswerStore;
 use super::pages::Pages;
 use super::policy::Policy;
 use super::rate_limits::ModelRates;
@@ -33,7 +33,7 @@ pub struct Edge {
     /// The threads on which guests run.
     pub inference: InferenceThreads,
     /// Answers to requests with an idempotency key.
-    pub answers: Arc<Answers>,
+    pub answers: Arc<AnswerStore>,
     /// Compares answers with those of shadows.
     pub shadows: Arc<Shadows>,
     /// The keys of callers.

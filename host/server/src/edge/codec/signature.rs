@@ -8,9 +8,9 @@ use super::{Codec, Encoded, FieldValue, Inputs, Multiplicity, Outputs};
 use crate::config::Limits;
 use crate::edge::body::RequestBody;
 use crate::edge::error::{ApiError, Detail, ErrorCode};
-use crate::edge::grpc::model_services::ModelService;
+use crate::edge::grpc::model_services::RoutedService;
 use crate::edge::request_id::RequestId;
-use crate::typed::{self, ReadError, Service, TooLarge};
+use crate::typed::{self, DecodeError, MessageTooLarge, ModelService};
 use guesthouse_model::record::validate_tensors;
 use guesthouse_model::{Datatype, Signature, Tensor, bytes_elements};
 use guesthouse_runtime::inference::QueueOptions;
@@ -18,7 +18,7 @@ use guesthouse_runtime::version::ServableVersion;
 
 /// A message of `Predict`, `PredictStream` or `BatchPredict`.
 pub(in crate::edge) struct SignatureCodec {
-    service: Arc<ModelService>,
+    service: Arc<RoutedService>,
     multiplicity: Multiplicity,
     /// The messages of a batch.
     messages: Vec<Bytes>,
@@ -28,7 +28,7 @@ pub(in crate::edge) struct SignatureCodec {
 
 impl SignatureCodec {
     /// Of a message to this service.
-    pub(in crate::edge) fn new(service: Arc<ModelService>, multiplicity: Multiplicity) -> Self {
+    pub(in crate::edge) fn new(service: Arc<RoutedService>, multiplicity: Multiplicity) -> Self {
         Self { service, multiplicity, messages: Vec::new(), row: None }
     }
 }
@@ -52,7 +52,7 @@ impl Codec for SignatureCodec {
         match self.multiplicity {
             Multiplicity::Single => self.row = Some(self.service.service.read(&body.bytes)?),
             Multiplicity::Batch => {
-                let messages = typed::read_batch(&body.bytes, limits.batch_rows)?;
+                let messages = typed::decode_batch(&body.bytes, limits.batch_rows)?;
                 let share = |message: &[u8]| body.bytes.slice_ref(message);
                 self.messages = messages.into_iter().map(share).collect();
             }
@@ -90,7 +90,7 @@ impl Codec for SignatureCodec {
         let mut rows = self.service.service.rows(&version.id().version, &outputs);
         let message = match self.multiplicity {
             Multiplicity::Single => rows.next().transpose()?.unwrap_or_default(),
-            Multiplicity::Batch => typed::batch(rows)?,
+            Multiplicity::Batch => typed::encode_batch(rows)?,
         };
         Ok(Encoded::message(message))
     }
@@ -98,7 +98,7 @@ impl Codec for SignatureCodec {
 
 /// The tensors of all rows. What one leaves out is filled by the version that answers.
 fn batch(
-    service: &Service,
+    service: &ModelService,
     signature: &Signature,
     messages: &[Bytes],
 ) -> Result<Vec<Tensor>, ApiError> {
@@ -153,18 +153,20 @@ fn integer<const N: usize, T: ToString>(data: &[u8], read: fn([u8; N]) -> T) -> 
     data.first_chunk().map(|bytes| read(*bytes).to_string())
 }
 
-impl From<ReadError> for ApiError {
-    fn from(error: ReadError) -> Self {
+impl From<DecodeError> for ApiError {
+    fn from(error: DecodeError) -> Self {
         match error {
-            ReadError::Wire(error) => Self::malformed(format!("the message is malformed: {error}")),
-            ReadError::TooManyRows => Self::new(ErrorCode::UnacceptableInput, error.to_string()),
-            ReadError::Row(error) => error.into(),
+            DecodeError::Wire(error) => {
+                Self::malformed(format!("the message is malformed: {error}"))
+            }
+            DecodeError::TooManyRows => Self::new(ErrorCode::UnacceptableInput, error.to_string()),
+            DecodeError::Row(error) => error.into(),
         }
     }
 }
 
-impl From<TooLarge> for ApiError {
-    fn from(_too_large: TooLarge) -> Self {
+impl From<MessageTooLarge> for ApiError {
+    fn from(_too_large: MessageTooLarge) -> Self {
         Self::new(ErrorCode::ModelFailure, "the model's answer is too large for a message")
     }
 }

@@ -102,7 +102,7 @@ impl<U: RequestMessage> Decoder for Codec<(), U> {
 /// Decode a message of a method that receives bytes.
 pub(super) fn decode<M: RequestMessage>(bytes: Bytes) -> Result<M, ApiError> {
     let message = POOL.get_message_by_name(M::NAME).ok_or_else(ApiError::internal)?;
-    let refused =
+    let to_error =
         |status: Status| status::library_error(status.code()).unwrap_or_else(ApiError::internal);
     count(&bytes, &message).map_err(to_error)?;
     M::decode(bytes).map_err(|_error| to_error(malformed()))

@@ -15,7 +15,7 @@ use prost_types::FileDescriptorProto;
 
 use super::call::Call;
 use super::method::{Method, RequiredKey};
-use super::model_services::ModelService;
+use super::model_services::RoutedService;
 use super::model_stream;
 use super::predict::{read_message, unary};
 use super::serving::Serving;
@@ -63,7 +63,7 @@ pub(super) struct ModelMethod {
     snapshot: Arc<Snapshot>,
     service: String,
     /// None if there is no such service or method.
-    found: Option<(Arc<ModelService>, MethodName)>,
+    found: Option<(Arc<RoutedService>, MethodName)>,
 }
 
 impl ModelMethod {
@@ -147,7 +147,7 @@ fn check_absent(
 ) -> Result<(), ApiError> {
     let caller = edge.authenticate(headers)?;
     let is_of = |model: &ModelName| {
-        let inside = service.strip_prefix(&typed::root(model));
+        let inside = service.strip_prefix(&typed::package_root(model));
         inside.is_some_and(|inside| inside.starts_with('.'))
     };
     let mut models = snapshot.models.keys().filter(|model| caller.scopes().predicts(model));

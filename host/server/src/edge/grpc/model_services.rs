@@ -12,7 +12,7 @@ use guesthouse_control::registry::{Snapshot, VersionState};
 use guesthouse_model::ModelName;
 use guesthouse_runtime::version::ServableVersion;
 
-use crate::typed::{Class, Service};
+use crate::typed::{CompatibleRange, ModelService};
 
 /// The services of the loaded models.
 #[derive(Default)]
@@ -27,16 +27,16 @@ pub struct Services {
 pub(in crate::edge) struct ServiceIndex {
     /// Weak, because a strong reference would keep the versions of the snapshot loaded.
     snapshot: Weak<Snapshot>,
-    by_name: BTreeMap<String, Arc<ModelService>>,
+    by_name: BTreeMap<String, Arc<RoutedService>>,
     /// Names that several models would have.
     ambiguous: BTreeSet<String>,
 }
 
-/// The service of a class of versions of a model.
-pub(in crate::edge) struct ModelService {
+/// A service, and the class of versions that its requests are routed to.
+pub(in crate::edge) struct RoutedService {
     pub(in crate::edge) model: ModelName,
-    pub(in crate::edge) class: Class,
-    pub(in crate::edge) service: Service,
+    pub(in crate::edge) class: CompatibleRange,
+    pub(in crate::edge) service: ModelService,
     /// The key of the version whose signature the service is made from.
     source: u64,
 }
@@ -47,7 +47,7 @@ impl Services {
         &self,
         snapshot: &Arc<Snapshot>,
         name: &str,
-    ) -> Option<Arc<ModelService>> {
+    ) -> Option<Arc<RoutedService>> {
         self.index(snapshot).by_name.get(name).map(Arc::clone)
     }
 
@@ -73,13 +73,14 @@ impl ServiceIndex {
     fn new(snapshot: &Arc<Snapshot>, old: &Self) -> Self {
         let mut index = Self { snapshot: Arc::downgrade(snapshot), ..Self::default() };
         let by_source = old.by_name.values().map(|service| (service.source, service));
-        let by_source: BTreeMap<u64, &Arc<ModelService>> = by_source.collect();
+        let by_source: BTreeMap<u64, &Arc<RoutedService>> = by_source.collect();
         for (model, versions) in &snapshot.models {
             let releases = versions.versions.iter().filter(|(version, _)| version.pre.is_empty());
             let servable = releases.filter_map(|(_, state)| VersionState::servable(state));
             // Versions are in ascending order, so the newest of each class remains.
-            let newest: BTreeMap<Class, &Arc<ServableVersion>> =
-                servable.map(|version| (Class::of(&version.id().version), version)).collect();
+            let newest: BTreeMap<CompatibleRange, &Arc<ServableVersion>> = servable
+                .map(|version| (CompatibleRange::from_version(&version.id().version), version))
+                .collect();
             for (class, version) in newest {
                 index.add(model, class, version, &by_source);
             }
@@ -95,18 +96,18 @@ impl ServiceIndex {
     fn add(
         &mut self,
         model: &ModelName,
-        class: Class,
+        class: CompatibleRange,
         version: &ServableVersion,
-        by_source: &BTreeMap<u64, &Arc<ModelService>>,
+        by_source: &BTreeMap<u64, &Arc<RoutedService>>,
     ) {
         let service = match by_source.get(&version.key()) {
             Some(service) if service.model == *model && service.class == class => {
                 Arc::clone(service)
             }
             _ => {
-                let service = Service::new(model, class, version.signature());
+                let service = ModelService::new(model, class, version.signature());
                 let (model, source) = (model.clone(), version.key());
-                Arc::new(ModelService { model, class, service, source })
+                Arc::new(RoutedService { model, class, service, source })
             }
         };
         let name = service.service.full_name();
@@ -123,7 +124,7 @@ impl ServiceIndex {
     }
 
     /// All services, ordered by their names.
-    pub(in crate::edge) fn all(&self) -> impl Iterator<Item = &Arc<ModelService>> {
+    pub(in crate::edge) fn all(&self) -> impl Iterator<Item = &Arc<RoutedService>> {
         self.by_name.values()
     }
 }

@@ -19,7 +19,7 @@ use tonic::server::StreamingService;
 use tonic::{Status, Streaming};
 
 use super::call::Call;
-use super::model_services::ModelService;
+use super::model_services::RoutedService;
 use super::predict::grpc;
 use super::serving::Serving;
 use crate::edge::body::RequestBody;
@@ -41,7 +41,7 @@ const MAX_IN_PROGRESS: usize = 64;
 /// Answer `PredictStream`.
 pub(super) async fn predict_stream(
     serving: &Serving,
-    service: &ModelService,
+    service: &RoutedService,
     call: Arc<Call>,
     request: Request,
 ) -> Response {
@@ -154,13 +154,13 @@ impl Rows {
         guard.error_code = error.map(|error| error.code.as_str());
         match outcome {
             Ok(Reply { answer, comparison, .. }) => {
-                Ok((typed::stream_answer(&answer.encoded.body).into(), comparison))
+                Ok((typed::encode_stream_response(&answer.encoded.body).into(), comparison))
             }
             Err(error) if matches!(error.code, ErrorCode::Unauthorized | ErrorCode::Forbidden) => {
                 Err(self.call.fail(&error))
             }
             Err(error) => {
-                let message = typed::stream_error(error.code.as_str(), &error.message);
+                let message = typed::encode_stream_error(error.code.as_str(), &error.message);
                 Ok((message.into(), None))
             }
         }

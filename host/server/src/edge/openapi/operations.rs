@@ -363,7 +363,7 @@ fn response_name(codes: &[ErrorCode], form: Errors) -> String {
 
 fn error_response(codes: &[ErrorCode], form: Errors) -> Value {
     let words: Vec<_> = codes.iter().map(|code| code.as_str()).collect();
-    let tells_when = codes.iter().any(|code| code.tells_when());
+    let tells_when = codes.iter().any(|code| code.has_retry_delay());
     let content = match form {
         Errors::Own => json!({
             "application/json": {"schema": reference("Error")},
