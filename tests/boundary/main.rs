@@ -23,6 +23,8 @@ mod configuration;
 mod connections;
 /// What can be asked is described, as schemas and as OpenAPI.
 mod description;
+/// The book has no broken link, and its commands do what it shows.
+mod documentation;
 /// What is replaced ends with its last request, and can be had back.
 mod draining;
 /// An acknowledged change is there after any crash, and a full disk changes nothing.
@@ -49,6 +51,8 @@ mod http1;
 mod http2;
 /// A prediction that is asked for again is answered once.
 mod idempotency;
+/// Modules do not import each other in a circle, and libraries belong to one crate.
+mod imports;
 /// Requests are kept apart as strictly as the operator asks, and end when they must.
 mod isolation;
 /// Who has a key may do what it is good for, until it is taken back.

@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
 use std::net::TcpStream;
-use std::path::Path;
 
 use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
+use guesthouse_tests::book::{self, Page};
 use guesthouse_tests::client::{send, send_raw};
 use guesthouse_tests::{Server, Setup};
 use serde_json::json;
@@ -163,11 +163,8 @@ fn every_metric_is_documented_and_every_documented_one_is_there() {
     wait_for(&server, "guesthouse_grpc_calls_total", &[r#"grpc_status="OK""#], 1.0);
     let page = server.metrics();
     let there = families(&page);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    let (_, table) = readme.split_once("### Metrics").unwrap();
-    let (table, _) = table.split_once("\n### ").unwrap();
-    let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+    let page = Page::open(book::book().join("reference/metrics.md")).text;
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
     let documented: BTreeSet<_> = rows.filter_map(|row| row.split('`').next()).collect();
     // They take a candidate and a shadow; the tests of operations look at them.
     let shadow: BTreeSet<_> =

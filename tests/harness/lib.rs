@@ -5,8 +5,10 @@
 //! [`environment`] reads.
 
 pub mod artifacts;
+pub mod book;
 pub mod client;
 pub mod collector;
+pub mod console;
 pub mod dynamic;
 pub mod encoding;
 pub mod entries;

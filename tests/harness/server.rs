@@ -577,7 +577,7 @@ fn send_signal(child: &Child, signal: Signal) {
 }
 
 /// Link the state in which every packed artifact is compiled; make it first, once a run.
-fn copy_warm_state(to: &Path) {
+pub(crate) fn copy_warm_state(to: &Path) {
     static WARM: OnceLock<PathBuf> = OnceLock::new();
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");

@@ -29,7 +29,7 @@ pub use file::{copy_limited, open_regular};
 pub use golden::GoldenExample;
 pub use guesthouse_model::record::Tolerances;
 pub use manifest::{Descriptor, Manifest};
-pub use pack::{PackError, add_signature, draft};
+pub use pack::{PackError, add_signature, pack_draft};
 pub use sections::CONTRACT_VERSION;
 
 use guesthouse_model::{Signature, SignatureError, VersionId};
@@ -70,7 +70,7 @@ impl From<Digest> for String {
 
 impl Digest {
     /// The digest of these bytes.
-    pub fn of(bytes: &[u8]) -> Self {
+    pub fn from_content(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
@@ -78,7 +78,7 @@ impl Digest {
     ///
     /// # Errors
     /// [`ArtifactError::Read`] or [`ArtifactError::TooLarge`].
-    pub fn of_file(path: &Path) -> Result<Self, ArtifactError> {
+    pub fn from_file(path: &Path) -> Result<Self, ArtifactError> {
         let mut hasher = Sha256::new();
         copy_limited(path, |piece| {
             hasher.update(piece);
@@ -108,7 +108,7 @@ impl fmt::Debug for Digest {
 /// What the component's own metadata says, besides name and version.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields of the component's metadata, by their names")]
-pub struct Metadata {
+pub struct ArtifactMetadata {
     pub description: Option<String>,
     pub licenses: Option<String>,
     pub authors: Option<String>,
@@ -165,7 +165,7 @@ pub struct Artifact {
     /// Where in the file the component is, without the sections around it.
     code: Vec<Range<usize>>,
     id: VersionId,
-    metadata: Metadata,
+    metadata: ArtifactMetadata,
     descriptor: Descriptor,
     signature: Option<Signature>,
     golden: Vec<GoldenExample>,
@@ -291,7 +291,7 @@ impl Artifact {
     }
 
     /// Description, licence and the like.
-    pub fn metadata(&self) -> &Metadata {
+    pub fn metadata(&self) -> &ArtifactMetadata {
         &self.metadata
     }
 

@@ -44,7 +44,7 @@ pub enum PackError {
 ///
 /// # Errors
 /// [`PackError`] with the first thing that is wrong.
-pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, PackError> {
+pub fn pack_draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, PackError> {
     let manifest = Manifest::open(manifest_path).map_err(PackError::Manifest)?;
     let component = read_limited(component_path)?;
     let sections = Sections::scan(&component[..])?;
@@ -68,7 +68,7 @@ pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, Pac
         if (artifact.len() + bytes.len()) as u64 > MAX_ARTIFACT_BYTES {
             return Err(PackError::TooLarge);
         }
-        digests.insert(name.clone(), Digest::of(&bytes).to_string());
+        digests.insert(name.clone(), Digest::from_content(&bytes).to_string());
         append(&mut artifact, &format!("{ASSET_SECTION_PREFIX}{name}"), &bytes);
     }
     let examples = read(&manifest.golden.file)?;

@@ -15,7 +15,7 @@ use wasmparser::{
 
 use super::source::{Cursor, ReadAt};
 use super::{
-    ASSET_SECTION_PREFIX, ArtifactError, DESCRIPTOR_SECTION, GOLDEN_SECTION, Metadata,
+    ASSET_SECTION_PREFIX, ArtifactError, ArtifactMetadata, DESCRIPTOR_SECTION, GOLDEN_SECTION,
     SIGNATURE_SECTION, golden,
 };
 use guesthouse_model::VersionId;
@@ -205,7 +205,7 @@ impl Sections {
     pub(super) fn identity<R: ReadAt + ?Sized>(
         &self,
         file: &R,
-    ) -> Result<(VersionId, Metadata), ArtifactError> {
+    ) -> Result<(VersionId, ArtifactMetadata), ArtifactError> {
         let not_packed = |what: String| ArtifactError::NotPacked(what);
         let name = self.name.as_deref().unwrap_or_default();
         let name = name.parse().map_err(|error| {
@@ -218,7 +218,7 @@ impl Sections {
         let version = version.parse().map_err(|error| {
             not_packed(format!("the version {version:?} is not semver: {error}"))
         })?;
-        let metadata = Metadata {
+        let metadata = ArtifactMetadata {
             description: self.text(file, "description")?,
             licenses: self.text(file, "licenses")?,
             authors: self.text(file, "authors")?,

@@ -184,9 +184,9 @@ mod tests {
         let (file, memory) = (Source::open(&path).unwrap(), Source::Memory(bytes.clone()));
         let ranges = [5..PIECE_BYTES + 9, 0..0, 3..4];
         for source in [&file, &memory] {
-            assert_eq!(source.digest(once(0..bytes.len())).unwrap(), Digest::of(&bytes));
+            assert_eq!(source.digest(once(0..bytes.len())).unwrap(), Digest::from_content(&bytes));
             let joined = ranges.clone().map(|range| bytes[range].to_vec()).concat();
-            assert_eq!(source.digest(ranges.clone()).unwrap(), Digest::of(&joined));
+            assert_eq!(source.digest(ranges.clone()).unwrap(), Digest::from_content(&joined));
             let mut copy = Vec::new();
             source.copy_to(&mut copy).unwrap();
             assert!(copy == bytes);

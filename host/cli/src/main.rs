@@ -10,7 +10,7 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 use guesthouse_model::terminal;
 use guesthouse_runtime::preinit::child;
-use guesthouse_server::observe::logs::{self, Writing};
+use guesthouse_server::observe::logs::{self, WriteMode};
 
 /// Each request is a line at `info`.
 const DEFAULT_FILTER: &str = "info";
@@ -24,7 +24,7 @@ struct Arguments {
     log: String,
     /// How to log; text on a terminal and JSON elsewhere, if left out.
     #[arg(long, global = true, env = logs::FORMAT_VARIABLE)]
-    log_format: Option<logs::Format>,
+    log_format: Option<logs::LogFormat>,
     #[command(subcommand)]
     command: Command,
 }
@@ -55,19 +55,19 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let arguments = Arguments::parse();
     let writing = match arguments.command {
-        Command::Serve(_) => Writing::Queued,
+        Command::Serve(_) => WriteMode::Queued,
         Command::Config(_)
         | Command::Pack(_)
         | Command::Inspect(_)
         | Command::Proto(_)
         | Command::Check(_)
         | Command::Operate(_)
-        | Command::PreinitChild(_) => Writing::Direct,
+        | Command::PreinitChild(_) => WriteMode::Direct,
     };
     // A variable that is set to nothing counts as one that is not set.
     let filter = Some(arguments.log.trim()).filter(|filter| !filter.is_empty());
     let filter = filter.unwrap_or(DEFAULT_FILTER);
-    let logs = match logs::start(filter, arguments.log_format, writing) {
+    let logs = match logs::init(filter, arguments.log_format, writing) {
         Ok(logs) => logs,
         Err(error) => {
             let variable = logs::FILTER_VARIABLE;

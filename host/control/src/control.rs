@@ -43,7 +43,7 @@ use crate::ledger::{Before, Ledger, LedgerError};
 use crate::registry::{LoadError, Loader, Registry, Slot};
 use crate::rollout::{ModelState, Operation, Rules};
 use guesthouse_model::{ModelName, VersionId};
-use guesthouse_runtime::preinit::queue::Urgency;
+use guesthouse_runtime::preinit::queue::CompilePriority;
 use guesthouse_runtime::version::ServableVersion;
 
 /// How many replaced versions of a model stay loaded: the one before, and the one before that. Each
@@ -261,7 +261,8 @@ impl Control {
         let stack = self.loader.engines.thread_stack_bytes();
         let thread = thread::Builder::new().name("load".to_owned()).stack_size(stack);
         let version = thread::scope(|scope| {
-            let loading = thread.spawn_scoped(scope, || self.load_item(&item, Urgency::Operator));
+            let loading =
+                thread.spawn_scoped(scope, || self.load_item(&item, CompilePriority::Operator));
             let panicked = || LoadError::Panicked("it does not say why".to_owned());
             match loading.map(ScopedJoinHandle::join) {
                 Ok(Ok(outcome)) => outcome,

@@ -7,7 +7,7 @@
 
 mod desk;
 mod load;
-pub mod meters;
+pub mod metrics;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_shows_what_was_decided_and_how_far_it_has_come() {
-        let digest = Digest::of(b"artifact");
+        let digest = Digest::from_content(b"artifact");
         let deployed = |stage| Deployed { digest, stage };
         let mut state = ModelState::default();
         state.versions.insert(id("1.0.0").version, deployed(Stage::Retired(1)));

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::registry::{ModelVersions, Snapshot, VersionState};
 use crate::rollout::{Routing, WHOLE};
 use guesthouse_model::{ModelName, Selector};
-use guesthouse_runtime::version::{CallerId, Refusal, ServableVersion};
+use guesthouse_runtime::version::{BreakerRefusal, CallerId, ServableVersion};
 
 /// The draw of a caller: the same for the same model and key, on every host and for ever. SHA-256
 /// of the model's name, a zero byte and the key; the first eight bytes are a fraction, big-endian.
@@ -141,11 +141,11 @@ pub enum RouteError {
     CallerSuspended(Duration),
 }
 
-impl From<Refusal> for RouteError {
-    fn from(refusal: Refusal) -> Self {
+impl From<BreakerRefusal> for RouteError {
+    fn from(refusal: BreakerRefusal) -> Self {
         match refusal {
-            Refusal::Version(time) => Self::Suspended(time),
-            Refusal::Caller(time) => Self::CallerSuspended(time),
+            BreakerRefusal::Version(time) => Self::Suspended(time),
+            BreakerRefusal::Caller(time) => Self::CallerSuspended(time),
         }
     }
 }
@@ -280,13 +280,17 @@ fn first_available<'a>(
     }
     let (why, refused) = why.unwrap_or((RouteError::NoSuchVersion, None));
     if let (Some((version, refusal)), Some(_)) = (refused, caller) {
-        version.measured().count_refusal(refusal);
+        version.metrics().count_refusal(refusal);
     }
     Err(why)
 }
 
 /// Why the version does not take a request of this caller, or of one that is not known.
-fn refusal(version: &ServableVersion, caller: Option<CallerId>, now: Instant) -> Option<Refusal> {
+fn refusal(
+    version: &ServableVersion,
+    caller: Option<CallerId>,
+    now: Instant,
+) -> Option<BreakerRefusal> {
     match caller {
         Some(caller) => version.breaker().check(caller, now).err(),
         None => version.breaker().refusal(now),

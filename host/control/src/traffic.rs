@@ -1,7 +1,8 @@
-//! How many requests each version answered, and by which route: the evidence of a split.
+//! Counts the requests of each version by the reason for which it was chosen: the evidence of a
+//! traffic split.
 //!
-//! Counts are kept for versions that have been chosen at least once, and logged as one line a
-//! version whenever they have changed since the last time.
+//! The counts of each version that has been chosen are logged whenever they have changed since the
+//! last time.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -9,35 +10,35 @@ use std::time::{Duration, Instant};
 
 use guesthouse_model::VersionId;
 
-/// Traffic that pauses for longer has stopped, for whoever would rather not disturb it.
+/// Traffic counts as active until it has paused for this long.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// Requests by version and the reason why the version was chosen.
+/// Counters of requests by version and reason.
 #[derive(Debug, Default)]
-pub struct Traffic(Mutex<Counted>);
+pub struct Traffic(Mutex<TrafficState>);
 
 #[derive(Debug, Default)]
-struct Counted {
-    counts: Counts,
+struct TrafficState {
+    counts: TrafficCounts,
     last: Option<Instant>,
 }
 
-/// Requests by version and reason.
-pub type Counts = BTreeMap<(VersionId, &'static str), Requests>;
+/// The number of requests by version and reason.
+pub type TrafficCounts = BTreeMap<(VersionId, &'static str), RequestCounts>;
 
-/// How many requests went somewhere.
+/// A number of requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Requests {
-    /// All of them.
+pub struct RequestCounts {
+    /// All requests.
     pub all: u64,
-    /// Those that fell there by chance, for want of a key that tells callers apart.
+    /// The requests that were assigned at random, because they had no sticky key.
     pub random: u64,
 }
 
 impl Traffic {
-    /// One more request went to the version; by chance, if another caller might have gone elsewhere.
+    /// Count a request. `is_random` says that it was assigned at random by a traffic split.
     pub fn count(&self, version: &VersionId, reason: &'static str, is_random: bool) {
-        // Made before the lock is taken.
+        // Allocated before the lock is taken.
         let key = (version.clone(), reason);
         let mut counted = self.lock();
         let requests = counted.counts.entry(key).or_default();
@@ -46,18 +47,18 @@ impl Traffic {
         counted.last = Some(Instant::now());
     }
 
-    /// Whether anybody was served a moment ago.
-    pub fn is_flowing(&self) -> bool {
+    /// Whether a request was counted within the last second.
+    pub fn is_active(&self) -> bool {
         self.lock().last.is_some_and(|last| last.elapsed() < MOMENT)
     }
 
-    /// The counts since the start.
-    pub fn counts(&self) -> Counts {
+    /// The counts since the server started.
+    pub fn counts(&self) -> TrafficCounts {
         self.lock().counts.clone()
     }
 
-    /// Log the counts if they differ from the last ones, which become the new ones.
-    pub fn log(&self, last: &mut Counts) {
+    /// Log the counts if they differ from `last`, and update `last`.
+    pub fn log(&self, last: &mut TrafficCounts) {
         let counts = self.counts();
         if counts == *last {
             return;
@@ -65,20 +66,20 @@ impl Traffic {
         for ((version, reason), requests) in &counts {
             let share = share_percent(&counts, version, reason, requests.all);
             let (model, version) = (&version.name, &version.version);
-            let Requests { all: requests, random } = requests;
+            let RequestCounts { all: requests, random } = requests;
             tracing::info!(target: "traffic", %model, %version, reason, requests, random, share_percent = share);
         }
         *last = counts;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Counted> {
-        // A count is never left half done, so a panic elsewhere does not spoil the map.
+    fn lock(&self) -> std::sync::MutexGuard<'_, TrafficState> {
+        // The map is consistent at any time, so a poisoned lock is harmless.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 /// The version's share of the model's requests that were routed for the same reason.
-fn share_percent(counts: &Counts, version: &VersionId, reason: &str, requests: u64) -> f64 {
+fn share_percent(counts: &TrafficCounts, version: &VersionId, reason: &str, requests: u64) -> f64 {
     let total: u64 = counts
         .iter()
         .filter(|((other, why), _)| other.name == version.name && *why == reason)
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_of_the_same_model_and_reason() {
+    fn shares_are_relative_to_the_model_and_reason() {
         let traffic = Traffic::default();
         let version = |text: &str| VersionId {
             name: "toxicity".parse().unwrap(),
@@ -105,8 +106,8 @@ mod tests {
         traffic.count(&version("2.0.0"), "split", true);
         traffic.count(&version("2.0.0"), "pin", false);
         let counts = traffic.counts();
-        assert_eq!(counts[&(version("1.0.0"), "split")], Requests { all: 9, random: 0 });
-        assert_eq!(counts[&(version("2.0.0"), "split")], Requests { all: 1, random: 1 });
+        assert_eq!(counts[&(version("1.0.0"), "split")], RequestCounts { all: 9, random: 0 });
+        assert_eq!(counts[&(version("2.0.0"), "split")], RequestCounts { all: 1, random: 1 });
         assert!((share_percent(&counts, &version("2.0.0"), "split", 1) - 10.0).abs() < 1e-9);
         assert!((share_percent(&counts, &version("2.0.0"), "pin", 1) - 100.0).abs() < 1e-9);
     }

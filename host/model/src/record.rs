@@ -7,15 +7,15 @@
 //! another way than JSON has them taken as they are. Tensors that come as such are checked here as
 //! well, so that a guest sees the same whatever the protocol was.
 
-mod conform;
+mod compare;
 mod decode;
 mod encode;
-mod fitting;
-mod golden;
 pub mod schema;
+mod tensors;
+mod valid_rows;
 
-pub use conform::{ConformError, conform};
-pub use decode::{Given, RecordError, Row, RowIssue, decode};
-pub use encode::{TooLarge, encode};
-pub use fitting::{Fitting, decode_fitting};
-pub use golden::{Difference, Tolerances, difference};
+pub use compare::{GoldenMismatch, Tolerances, compare_golden};
+pub use decode::{InputRow, InputValue, RecordError, RowIssue, decode};
+pub use encode::{TooManyValues, encode};
+pub use tensors::{TensorInputError, validate_tensors};
+pub use valid_rows::{ValidRows, decode_valid_rows};

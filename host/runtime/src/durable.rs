@@ -1,4 +1,4 @@
-//! Changes of files that survive a crash: each is a write, a sync or a rename, and each of these is a
+//! Overlay of files that survive a crash: each is a write, a sync or a rename, and each of these is a
 //! place at which a test can end the process or fill the disk.
 //!
 //! With the feature `failpoints`, `GUESTHOUSE_FAILPOINT=kill:N` ends the process by SIGKILL at the
@@ -20,7 +20,7 @@ use tempfile::NamedTempFile;
 
 /// What is about to be done to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum FileOperation {
     /// Bytes are written, or the file gets another length.
     Write,
     /// Bytes are written to where the file has room already, which a full disk still does.
@@ -31,16 +31,23 @@ pub enum Step {
     Rename,
 }
 
-/// The place before a step; what a test makes of it.
+/// Called before each step. Does nothing in a build without the feature `failpoints`.
+///
+/// # Errors
+/// The failure that a test injects here.
 #[cfg(not(feature = "failpoints"))]
 #[expect(clippy::unnecessary_wraps, reason = "with the feature, it can fail")]
-pub(crate) fn before(_step: Step) -> io::Result<()> {
+pub fn failpoint(_operation: FileOperation) -> io::Result<()> {
     Ok(())
 }
 
+/// Called before each step: it ends the process or fails, if a test asks for it.
+///
+/// # Errors
+/// The failure that a test injects here.
 #[cfg(feature = "failpoints")]
-pub fn before(step: Step) -> io::Result<()> {
-    failpoints::reached(step)
+pub fn failpoint(operation: FileOperation) -> io::Result<()> {
+    failpoints::reached(operation)
 }
 
 /// Write a file under a temporary name, sync it, and give it its name for good. Whoever looks sees all
@@ -50,7 +57,7 @@ pub fn before(step: Step) -> io::Result<()> {
 /// The folder cannot be written to; then there is no such file, or the one that was there before.
 pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(folder)?;
-    before(Step::Write)?;
+    failpoint(FileOperation::Write)?;
     file.write_all(bytes)?;
     publish(file, folder, name)
 }
@@ -61,40 +68,40 @@ pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
 /// The folder cannot be written to; the file is gone.
 pub(crate) fn publish(file: NamedTempFile, folder: &Path, name: &str) -> io::Result<()> {
     sync(file.as_file())?;
-    before(Step::Rename)?;
+    failpoint(FileOperation::Rename)?;
     file.persist(folder.join(name))?;
     sync_folder(folder)
 }
 
 /// Wait until what was written is on the disk.
 pub(crate) fn sync(file: &File) -> io::Result<()> {
-    before(Step::Sync)?;
+    failpoint(FileOperation::Sync)?;
     file.sync_all()
 }
 
 /// Give a file another name in the same folder. It lasts after [`sync_folder`].
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    before(Step::Rename)?;
+    failpoint(FileOperation::Rename)?;
     fs::rename(from, to)
 }
 
 /// Wait until names that were given are on the disk.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    before(Step::Sync)?;
+    failpoint(FileOperation::Sync)?;
     File::open(folder)?.sync_all()
 }
 
 /// Append bytes to a file, which needs new room on the disk.
 pub fn extend(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    before(Step::Write)?;
+    failpoint(FileOperation::Write)?;
     file.write_all_at(bytes, at)
 }
 
 /// Replace bytes of a file, and wait until they are on the disk.
 pub fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    before(Step::Overwrite)?;
+    failpoint(FileOperation::Overwrite)?;
     file.write_all_at(bytes, at)?;
-    before(Step::Sync)?;
+    failpoint(FileOperation::Sync)?;
     file.sync_data()
 }
 
@@ -130,17 +137,17 @@ impl StorageBackend for DatabaseFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        before(Step::Write)?;
+        failpoint(FileOperation::Write)?;
         self.0.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        before(Step::Sync)?;
+        failpoint(FileOperation::Sync)?;
         self.0.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        before(Step::Write)?;
+        failpoint(FileOperation::Write)?;
         self.0.write(offset, data)
     }
 
@@ -157,12 +164,12 @@ const PIECE: usize = 4096;
 #[derive(Debug)]
 pub struct ScratchCopy {
     file: File,
-    changes: Mutex<Changes>,
+    changes: Mutex<Overlay>,
 }
 
 /// How a copy differs from its file.
 #[derive(Debug)]
-struct Changes {
+struct Overlay {
     length: u64,
     /// How much of the file is a part of the copy: it may have been cut off and extended again.
     kept: u64,
@@ -171,18 +178,22 @@ struct Changes {
 }
 
 impl ScratchCopy {
+    /// A copy of the file that exists in memory only.
+    ///
+    /// # Errors
+    /// The length of the file cannot be read.
     pub fn new(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        let changes = Changes { length, kept: length, pieces: BTreeMap::new() };
+        let changes = Overlay { length, kept: length, pieces: BTreeMap::new() };
         Ok(Self { file, changes: Mutex::new(changes) })
     }
 
-    fn changes(&self) -> MutexGuard<'_, Changes> {
+    fn changes(&self) -> MutexGuard<'_, Overlay> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Changes {
+impl Overlay {
     /// Call `visit` with each piece that a range touches, where in it that begins, and how much it is.
     fn visit(
         &self,
@@ -271,7 +282,7 @@ mod failpoints {
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    use super::Step;
+    use super::FileOperation;
 
     enum Failure {
         Kill(u64),
@@ -279,7 +290,7 @@ mod failpoints {
         Once(u64),
     }
 
-    pub(super) fn reached(step: Step) -> io::Result<()> {
+    pub(super) fn reached(operation: FileOperation) -> io::Result<()> {
         static FAILURE: LazyLock<Option<Failure>> = LazyLock::new(wanted);
         static REACHED: AtomicU64 = AtomicU64::new(0);
         let number = REACHED.fetch_add(1, Ordering::SeqCst) + 1;
@@ -291,7 +302,7 @@ mod failpoints {
                     std::thread::park();
                 }
             }
-            Some(Failure::Full(from)) if number >= from && step == Step::Write => {
+            Some(Failure::Full(from)) if number >= from && operation == FileOperation::Write => {
                 Err(io::Error::from(io::ErrorKind::StorageFull))
             }
             Some(Failure::Once(at)) if number == at => Err(io::Error::other("told to fail")),

@@ -31,9 +31,9 @@ use operations::Operations;
 use crate::config::MetricsListener;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
-use crate::edge::observe::{Account, Around};
+use crate::edge::request_log::RequestLog;
 use crate::edge::{
-    Edge, access, media_type, metrics_at, observed, query, refused as error, target,
+    Edge, access, admin_middleware, media_type, metrics_at, query, target, with_middleware,
 };
 use guesthouse_control::control::{Answer, Ask, Control};
 use guesthouse_control::keys::Caller;
@@ -78,7 +78,7 @@ impl Admin {
 
     /// Who asks.
     fn authorize(&self, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
-        access::administrator(self.control.keys(), headers)
+        access::authenticate_admin(self.control.keys(), headers)
     }
 }
 
@@ -101,7 +101,7 @@ pub fn endpoints(admin: Arc<Admin>, edge: &Arc<Edge>) -> Router {
         .route(&format!("{model}/rollback"), post(rollback))
         .route(&format!("{model}/versions/{{version}}"), delete(undeploy));
     let endpoints = endpoints.merge(metrics_at(MetricsListener::Admin, edge));
-    observed(endpoints, Around { largest: MAX_BODY, ..edge.around_admin() }).with_state(admin)
+    with_middleware(endpoints, admin_middleware(edge, MAX_BODY)).with_state(admin)
 }
 
 /// What every change can be asked with.
@@ -128,15 +128,15 @@ impl Asked {
         admin: &Admin,
         headers: &HeaderMap,
         query: Option<&str>,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Self, ApiError> {
         let actor = admin.authorize(headers)?.name().to_owned();
-        account.caller = Some(actor.clone());
+        log.caller = Some(actor.clone());
         let conditions: Conditions = query::parse(query)?;
         if conditions.reason.as_ref().is_some_and(|reason| reason.len() > MAX_WORDS) {
             return Err(ApiError::malformed(format!("the reason is over {MAX_WORDS} bytes")));
         }
-        let key = idempotency::key_of(headers)?;
+        let key = idempotency::key_from_headers(headers)?;
         Ok(Self { actor, conditions, key })
     }
 
@@ -262,10 +262,10 @@ async fn change<T: DeserializeOwned>(
     request: Request,
     operation: impl FnOnce(T) -> Result<Operation, ApiError>,
 ) -> Response {
-    let mut account = Account::of(&request);
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
     let make = async {
-        let asked = Asked::of(&admin, &parts.headers, query.as_deref(), &mut account)?;
+        let asked = Asked::of(&admin, &parts.headers, query.as_deref(), &mut log)?;
         if asked.conditions.promote.is_some() {
             return Err(ApiError::malformed("`promote` is for deployments"));
         }
@@ -277,7 +277,7 @@ async fn change<T: DeserializeOwned>(
         let control = Arc::clone(&admin.control);
         // Waits for the disk, and perhaps for a version to be loaded; goes on if the caller leaves.
         let work = tokio::task::spawn_blocking(move || control.change(&name, &operation, &ask));
-        let answer = work.await.map_err(|_panic| error::broken())??;
+        let answer = work.await.map_err(|_panic| ApiError::internal())??;
         if begins_shadow
             && matches!(&answer, Answer::Now(changed) if changed.changed && !changed.dry_run)
         {
@@ -288,14 +288,14 @@ async fn change<T: DeserializeOwned>(
     };
     let outcome = make.await;
     let response = match outcome {
-        Ok(answer) => answered(answer, account.request_id.as_str()),
+        Ok(answer) => answered(answer, log.request_id.as_str()),
         Err(error) => error.into_response(),
     };
-    with_account(response, account)
+    with_log(response, log)
 }
 
-fn with_account(mut response: Response, account: Account) -> Response {
-    response.extensions_mut().insert(account);
+fn with_log(mut response: Response, log: RequestLog) -> Response {
+    response.extensions_mut().insert(log);
     response
 }
 

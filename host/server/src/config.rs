@@ -440,35 +440,35 @@ mod tests {
         let (CorsFile { origins: Some(_) }, ProxyFile { trusted: Some(_) }) =
             (&file.cors, &file.proxy)
         else {
-            panic!("a key of cors or proxy is not in the README");
+            panic!("a key of cors or proxy is not in the book");
         };
         let RateLimitFile { requests_per_second: Some(_), burst: Some(_) } = &file.rate_limit
         else {
-            panic!("a key of rate_limit is not in the README");
+            panic!("a key of rate_limit is not in the book");
         };
         let IdempotencyFile { seconds: Some(_), memory_mib: Some(_) } = &file.idempotency else {
-            panic!("a key of idempotency is not in the README");
+            panic!("a key of idempotency is not in the book");
         };
         let ServerFile { name: Some(_), repository_changes: Some(_) } = &file.server else {
-            panic!("a key of server is not in the README");
+            panic!("a key of server is not in the book");
         };
         let TracingFile { endpoint: Some(_), sample: Some(_), service: Some(_) } = &file.tracing
         else {
-            panic!("a key of tracing is not in the README");
+            panic!("a key of tracing is not in the book");
         };
         let CaptureFile { folder: Some(_), file_mib: Some(_), files: Some(_) } = &file.capture
         else {
-            panic!("a key of capture is not in the README");
+            panic!("a key of capture is not in the book");
         };
     }
 
     #[test]
-    fn the_readme_documents_every_key() {
-        let readme = include_str!("../../../README.md");
-        let (_, block) = readme.split_once("```toml\n").unwrap();
+    fn the_book_documents_every_key() {
+        let page = include_str!("../../docs/src/reference/configuration.md");
+        let (_, block) = page.split_once("```toml\n").unwrap();
         let (block, _) = block.split_once("```").unwrap();
         let file: ConfigFile = toml::from_str(&block.replace('…', &"0".repeat(64))).unwrap();
-        // Whoever adds a key has to name it here, and then in the README.
+        // Whoever adds a key has to name it here, and then in the book.
         let LimitsFile {
             body_bytes: Some(_),
             bodies_in_flight_bytes: Some(_),
@@ -495,9 +495,9 @@ mod tests {
             repository_seconds: Some(_),
         } = file.limits
         else {
-            panic!("a limit is not in the README");
+            panic!("a limit is not in the book");
         };
-        assert!(file.tls.is_some(), "TLS is not in the README");
+        assert!(file.tls.is_some(), "TLS is not in the book");
         let [model] = file.models.values().collect::<Vec<_>>()[..] else { panic!("one model") };
         let ModelFile {
             split: Some(_),
@@ -524,12 +524,12 @@ mod tests {
                 },
         } = model
         else {
-            panic!("a key of models is not in the README");
+            panic!("a key of models is not in the book");
         };
         let [key] = &file.keys[..] else { panic!("one key") };
         let KeyFile { name: _, sha256: _, scopes: Some(_), expires: Some(_), rate: Some(_) } = key
         else {
-            panic!("a key of keys is not in the README");
+            panic!("a key of keys is not in the book");
         };
         assert_watching(&file);
         assert!(file.settle().is_ok());

@@ -2,5 +2,5 @@
 
 pub mod capture;
 pub mod logs;
-pub mod meters;
+pub mod server_metrics;
 pub mod trace;

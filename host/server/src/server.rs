@@ -23,9 +23,9 @@ pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::{GrpcListen, ListenAddress, MetricsListener, Settings};
 use crate::edge::{
-    self, Answers, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls, TlsError,
+    self, AnswerStore, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls, TlsError,
 };
-use crate::observe::capture::Capture;
+use crate::observe::capture::CaptureWriter;
 use crate::observe::logs;
 use crate::observe::trace::Tracer;
 use guesthouse_artifact::{ArtifactError, CONTRACT_VERSION};
@@ -38,11 +38,11 @@ use guesthouse_control::rollout::ModelState;
 use guesthouse_control::shadow::{ShadowLimits, Shadows};
 use guesthouse_control::traffic::Traffic;
 use guesthouse_runtime::guest::{EngineError, Engines};
-use guesthouse_runtime::inference::Inference;
+use guesthouse_runtime::inference::InferenceThreads;
 use guesthouse_runtime::machine;
 use guesthouse_runtime::preinit::queue::CompileQueue;
 use guesthouse_runtime::store::{Store, StoreError};
-use guesthouse_runtime::version::Budget;
+use guesthouse_runtime::version::ResourceBudget;
 
 /// Files that are not for connections: artifacts, compiled code, pipes to children, timers.
 const RESERVED_FILES: usize = 128;
@@ -80,7 +80,7 @@ pub enum ServeError {
     /// The certificate cannot be used.
     #[error("set up TLS")]
     Tls(#[from] TlsError),
-    /// Requests were still under way when the time to drain was over.
+    /// Requests were still under kind when the time to drain was over.
     #[error("drain within {} s: requests were cut off", .0.as_secs())]
     Drain(Duration),
 }
@@ -98,7 +98,7 @@ pub fn run(settings: Settings, reread: Reread, started: Instant) -> Result<(), S
     }
     let runtime = runtime.enable_all().build().map_err(ServeError::Start)?;
     let outcome = runtime.block_on(serve(settings, reread, started));
-    // Loading may still be under way on a thread of its own; it dies with the process.
+    // Loading may still be under kind on a thread of its own; it dies with the process.
     runtime.shutdown_background();
     outcome
 }
@@ -126,13 +126,15 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     let mut servers = JoinSet::new();
     if let Some((listeners, admin)) = admin(&settings, &control, &edge, &stopping).await? {
         let endpoints = admin::endpoints(admin, &edge);
-        let way = edge::Way::Admin(Arc::clone(&edge.meters));
-        let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
+        let kind = edge::ListenerKind::Admin(Arc::clone(&edge.meters));
+        let entrance =
+            Entrance { listeners, tls: tls.clone(), kind, trusted: Arc::clone(&trusted) };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
-    if let Some((listeners, way)) = grpc(&settings, &edge).await? {
+    if let Some((listeners, kind)) = grpc(&settings, &edge).await? {
         let endpoints = edge::grpc_endpoints(Arc::clone(&edge), stopping.clone());
-        let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
+        let entrance =
+            Entrance { listeners, tls: tls.clone(), kind, trusted: Arc::clone(&trusted) };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
     for address in bind::addresses(&listeners) {
@@ -141,8 +143,8 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     let repository = settings.repository.clone();
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
-    let way = edge::Way::Public(Arc::clone(&edge.meters));
-    let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
+    let kind = edge::ListenerKind::Public(Arc::clone(&edge.meters));
+    let entrance = Entrance { listeners, tls: tls.clone(), kind, trusted: Arc::clone(&trusted) };
     servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     if let Some(tls) = tls {
         tokio::spawn(tls.follow(stopping.clone()));
@@ -214,7 +216,8 @@ fn edge(
 ) -> Result<Edge, ServeError> {
     let mut limits = settings.limits;
     limits.connections = limits.connections.min(files_for_connections());
-    let inference = Inference::start(limits.inference, stack_bytes).map_err(ServeError::Start)?;
+    let inference =
+        InferenceThreads::start(limits.inference, stack_bytes).map_err(ServeError::Start)?;
     let shadows = Shadows::start(ShadowLimits::default(), stack_bytes);
     let tracer = Tracer::start(&settings.tracing);
     let tracer = tracer.map_err(|error| ServeError::Start(io::Error::other(error)))?;
@@ -226,10 +229,10 @@ fn edge(
         registry: Arc::clone(control.registry()),
         control: Arc::clone(control),
         inference,
-        answers: Arc::new(Answers::new(settings.answers)),
+        answers: Arc::new(AnswerStore::new(settings.answers)),
         shadows: Arc::new(shadows.map_err(ServeError::Start)?),
         keys,
-        model_rates: ModelRates::of(&settings.model_rates),
+        model_rates: ModelRates::new(&settings.model_rates),
         policy: ArcSwap::from_pointee(reload::policy(settings, limits)),
         bodies: Bodies::new(limits.bodies_in_flight_bytes),
         traffic,
@@ -237,7 +240,7 @@ fn edge(
         pages: Pages::start().map_err(ServeError::Start)?,
         meters: Arc::default(),
         tracer: tracer.map(Arc::new),
-        capture: Capture::start(settings.capture.clone()).map_err(ServeError::Start)?,
+        capture: CaptureWriter::start(settings.capture.clone()).map_err(ServeError::Start)?,
         draining: AtomicBool::new(false),
         interrupted,
     })
@@ -273,16 +276,16 @@ async fn admin(
 async fn grpc(
     settings: &Settings,
     edge: &Edge,
-) -> Result<Option<(Vec<TcpListener>, edge::Way)>, ServeError> {
+) -> Result<Option<(Vec<TcpListener>, edge::ListenerKind)>, ServeError> {
     let GrpcListen::At(wanted) = &settings.grpc_listen else { return Ok(None) };
     let listeners = bind::listen(wanted).await?;
     for address in bind::addresses(&listeners) {
         tracing::info!(%address, "grpc listening");
     }
-    Ok(Some((listeners, edge::Way::Grpc(Arc::clone(&edge.meters)))))
+    Ok(Some((listeners, edge::ListenerKind::Grpc(Arc::clone(&edge.meters)))))
 }
 
-/// Wait until requests under way are over; those that are not in time are interrupted, which their
+/// Wait until requests under kind are over; those that are not in time are interrupted, which their
 /// callers are told. Whether there were none.
 async fn drain(mut servers: JoinSet<()>, time: Duration, interrupt: &watch::Sender<bool>) -> bool {
     let mut over = pin!(async { while servers.join_next().await.is_some() {} });
@@ -360,7 +363,10 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         child_environment: logs::environment,
         traffic: Arc::default(),
         queue: CompileQueue::new(settings.limits.preinit.memory_bytes),
-        budget: Budget::new(settings.limits.engine.max_instances, settings.limits.memory_bytes),
+        budget: ResourceBudget::new(
+            settings.limits.engine.max_instances,
+            settings.limits.memory_bytes,
+        ),
     })
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use guesthouse_artifact::Artifact;
 use guesthouse_model::Tensor;
 use guesthouse_model::record;
-use guesthouse_runtime::guest::{Engine, EngineLimits, Instance, LoadedComponent, Stop};
+use guesthouse_runtime::guest::{Engine, EngineLimits, Instance, LoadedComponent, StopSignal};
 use guesthouse_runtime::store::Store;
 use guesthouse_server::config::ConfigFile;
 
@@ -53,7 +53,7 @@ impl Loaded {
 
     /// A new instance.
     pub(crate) fn instantiate(&self) -> Result<Instance> {
-        let stop = Stop::at(Instant::now() + CALL_LIMIT);
+        let stop = StopSignal::at_deadline(Instant::now() + CALL_LIMIT);
         self.component.instantiate(&stop).context("failed to make an instance")
     }
 
@@ -62,7 +62,8 @@ impl Loaded {
         let Some(inputs) = self.examples.get(number % self.examples.len()) else {
             bail!("there are no golden examples")
         };
-        let outputs = instance.predict(inputs, &Stop::at(Instant::now() + CALL_LIMIT));
+        let outputs =
+            instance.predict(inputs, &StopSignal::at_deadline(Instant::now() + CALL_LIMIT));
         let outputs = outputs.context("failed to predict")?;
         ensure!(!outputs.is_empty(), "a prediction has no outputs");
         Ok(())

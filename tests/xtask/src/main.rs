@@ -3,7 +3,7 @@
 //! This file is the table of contents: the command line and what each command does, step by step.
 //! How a step works is in the modules, in the order a reader should meet them: [`run`] (child
 //! processes), [`workspace`] (where things are), [`toolchain`] (the guests' compilation target),
-//! [`guests`], [`pack`], [`lint`], [`fuzz`], [`conformance`], [`bench`]. What the built programs do is none of its business, except
+//! [`guests`], [`pack`], [`lint`], [`docs`], [`fuzz`], [`conformance`], [`bench`]. What the built programs do is none of its business, except
 //! for how fast they do it.
 
 #![allow(
@@ -14,6 +14,7 @@
 
 mod bench;
 mod conformance;
+mod docs;
 mod fuzz;
 mod guests;
 mod lint;
@@ -77,6 +78,8 @@ enum Task {
     },
     /// Check formatting, lints and licences.
     Lint,
+    /// Check the documentation, run the commands of its tutorials, and build the book.
+    Docs(docs::Options),
     /// Run every reader of bytes from outside on inputs that are made up, and look for those that break it.
     Fuzz(fuzz::Options),
     /// Ask others' tools, which are installed for it, about the server and what comes with it.
@@ -120,8 +123,9 @@ fn perform(task: Task) -> Result<()> {
         Task::Guests => build_guests(&Workspace::load()?),
         Task::Pack => build_and_pack(&Workspace::load()?),
         Task::Demo { listen } => demo(&Workspace::load()?, &listen),
-        Task::Test { extra } => test(&Workspace::load()?, &extra),
+        Task::Test { extra } => test(&Workspace::load()?, &extra, None),
         Task::Lint => lint::check(&Workspace::load()?),
+        Task::Docs(options) => docs(&Workspace::load()?, &options),
         Task::Conformance(options) => conform(&Workspace::load()?, &options),
         Task::Fuzz(options) => fuzz::run(&Workspace::load()?, &options),
         Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
@@ -175,7 +179,13 @@ fn conform(workspace: &Workspace, options: &conformance::Options) -> Result<()> 
     conformance::check(workspace, &host, options)
 }
 
-fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
+fn docs(workspace: &Workspace, options: &docs::Options) -> Result<()> {
+    test(workspace, &docs::tests(), options.variables())?;
+    docs::build(workspace)
+}
+
+/// Builds everything and runs the tests, with a further variable in their environment if one is given.
+fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)>) -> Result<()> {
     let host = build_for_tests(workspace)?;
 
     run::shown(
@@ -183,6 +193,7 @@ fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
             .args(["test", "--locked"])
             .args(FAILPOINTS)
             .args(extra)
+            .envs(variable)
             .env(environment::BIN, host)
             .env(environment::GUESTS, workspace.components())
             .env(environment::MODELS, workspace.models())

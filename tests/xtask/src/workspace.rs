@@ -108,6 +108,11 @@ impl Workspace {
         self.components().join(guest.replace('-', "_")).with_extension("wasm")
     }
 
+    /// The folder of the book.
+    pub(crate) fn book(&self) -> PathBuf {
+        self.root.join("host/docs")
+    }
+
     /// The folder with the models' sources.
     pub(crate) fn models(&self) -> PathBuf {
         self.root.join("models")

@@ -127,7 +127,7 @@ pub enum ControlError {
         /// The version after.
         new: Version,
         /// What callers would notice.
-        changes: Vec<contract::Change>,
+        changes: Vec<contract::SignatureChange>,
     },
     /// The rules for keys do not allow it.
     #[error(transparent)]

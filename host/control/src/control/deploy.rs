@@ -14,7 +14,7 @@ use guesthouse_artifact::{Artifact, Digest};
 use guesthouse_model::contract::{self, Bump};
 use guesthouse_model::{Signature, VersionId};
 use guesthouse_runtime::measure::Counter;
-use guesthouse_runtime::preinit::queue::Urgency;
+use guesthouse_runtime::preinit::queue::CompilePriority;
 use guesthouse_runtime::version::ServableVersion;
 
 /// Whom a deployment tells how far it is: the name of the step that begins.
@@ -117,7 +117,7 @@ impl Control {
             Some(compiled) => compiled,
             None => {
                 progress("compile");
-                self.loader.compile(&artifact, Urgency::Operator)?
+                self.loader.compile(&artifact, CompilePriority::Operator)?
             }
         };
         progress("prove");
@@ -224,7 +224,7 @@ fn check_step(
 ) -> Result<(), ControlError> {
     let changes = contract::changes(was, is);
     let promised = Bump::between(old, new);
-    if promised >= Some(contract::least_bump(&changes)) {
+    if promised >= Some(contract::required_bump(&changes)) {
         return Ok(());
     }
     let broken = changes.into_iter().filter(|change| Some(change.bump) > promised).collect();

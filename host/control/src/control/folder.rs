@@ -30,7 +30,7 @@ use guesthouse_artifact::{ArtifactError, Digest};
 use guesthouse_model::terminal;
 use guesthouse_model::{ModelName, Signature, VersionId};
 use guesthouse_runtime::clock;
-use guesthouse_runtime::preinit::queue::Urgency;
+use guesthouse_runtime::preinit::queue::CompilePriority;
 
 /// How often `look` is called, and time is compared with what is due.
 const TICK: Duration = Duration::from_millis(200);
@@ -219,7 +219,7 @@ impl Control {
                     known.insert(path.clone(), (stamp.clone(), ids.get(path).cloned()));
                 }
             }
-            self.deploy_found(found, Urgency::Folder)?;
+            self.deploy_found(found, CompilePriority::Folder)?;
             Ok((ids, unread, accidents))
         };
         let (ids, unread, accidents) = match deploy() {
@@ -263,7 +263,7 @@ impl Control {
 
     /// Deploy files that were read, as far as the rules allow. Where several claim a version, one after
     /// the other is tried, in the order of their names, until one is proved.
-    fn deploy_found(&self, found: Vec<Found>, urgency: Urgency) -> io::Result<()> {
+    fn deploy_found(&self, found: Vec<Found>, urgency: CompilePriority) -> io::Result<()> {
         let adoption = Adoption::new(found.iter().map(|file| &file.id));
         thread::scope(|scope| {
             let adopting = thread::Builder::new().name("adopt".to_owned());
@@ -277,7 +277,7 @@ impl Control {
     fn deploy_in_turn(
         &self,
         mut found: Vec<Found>,
-        urgency: Urgency,
+        urgency: CompilePriority,
         adoption: &Adoption,
     ) -> io::Result<()> {
         while !found.is_empty() {

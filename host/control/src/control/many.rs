@@ -14,7 +14,7 @@ use super::turns::Turn;
 use crate::registry::{Failure, LoadError, Slot};
 use guesthouse_artifact::Digest;
 use guesthouse_model::VersionId;
-use guesthouse_runtime::preinit::queue::{Job, Urgency};
+use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority};
 use guesthouse_runtime::version::ServableVersion;
 
 /// A version to load, whose artifact is in the store. Its bytes are read when its turn comes: a
@@ -88,7 +88,9 @@ impl Control {
             Item { id, digest, is_stable }
         };
         let items = self.registry.absent().into_iter().map(item).collect();
-        self.load_many(items, Urgency::Restore, &|item, tried| self.publish_loaded(item, tried))
+        self.load_many(items, CompilePriority::Restore, &|item, tried| {
+            self.publish_loaded(item, tried)
+        })
     }
 
     /// Load versions, and let `done` know what has become of each, on the thread that has loaded it.
@@ -97,7 +99,7 @@ impl Control {
     pub(super) fn load_many(
         &self,
         mut items: Vec<Item>,
-        urgency: Urgency,
+        urgency: CompilePriority,
         done: Done<'_>,
     ) -> io::Result<()> {
         if items.is_empty() {
@@ -135,19 +137,24 @@ impl Control {
 
     /// The turn of a version, unless there is nothing to load any more: somebody else has loaded it,
     /// tried to, or withdrawn it.
-    fn turn_of(&self, item: &Item, urgency: Urgency) -> Option<Turn<'_>> {
+    fn turn_of(&self, item: &Item, urgency: CompilePriority) -> Option<Turn<'_>> {
         let turn = self.turns.take(&item.id);
         let is_over = match self.registry.slot(&item.id) {
             Some(Slot::Loaded(_)) => true,
             // The folder's versions have failed before if they are tried again.
-            Some(Slot::Failed(_)) => urgency == Urgency::Restore,
+            Some(Slot::Failed(_)) => urgency == CompilePriority::Restore,
             Some(Slot::Loading) | None => false,
         };
         let is_withdrawn = self.registry.state(&item.id.name).withdrawn.contains(&item.digest);
         (!is_over && !is_withdrawn).then_some(turn)
     }
 
-    fn compile_many(&self, cold: Vec<Item>, urgency: Urgency, done: Done<'_>) -> io::Result<()> {
+    fn compile_many(
+        &self,
+        cold: Vec<Item>,
+        urgency: CompilePriority,
+        done: Done<'_>,
+    ) -> io::Result<()> {
         if cold.is_empty() {
             return Ok(());
         }
@@ -193,7 +200,7 @@ impl Control {
     }
 
     /// Compile and load a small artifact; whether it has turned out not to be one.
-    fn compile_small(&self, item: &Item, urgency: Urgency, done: Done<'_>) -> bool {
+    fn compile_small(&self, item: &Item, urgency: CompilePriority, done: Done<'_>) -> bool {
         let started = Instant::now();
         let Some(turn) = self.turn_of(item, urgency) else { return false };
         let job = self.job(item, urgency);
@@ -205,7 +212,7 @@ impl Control {
         false
     }
 
-    fn compile_large(&self, item: &Item, urgency: Urgency, done: Done<'_>) {
+    fn compile_large(&self, item: &Item, urgency: CompilePriority, done: Done<'_>) {
         let started = Instant::now();
         let Some(turn) = self.turn_of(item, urgency) else { return };
         let job = self.loader.as_large(self.job(item, urgency));
@@ -213,7 +220,7 @@ impl Control {
         done(item, Tried { version, from: "compiled", started, turn });
     }
 
-    fn job(&self, item: &Item, urgency: Urgency) -> Job {
+    fn job(&self, item: &Item, urgency: CompilePriority) -> CompileJob {
         // What is not there fails at once, wherever it waits.
         let length = self.loader.store.artifact_length(item.digest).unwrap_or_default();
         self.loader.job(&item.id.name, length, urgency)
@@ -223,7 +230,7 @@ impl Control {
     pub(super) fn load_item(
         &self,
         item: &Item,
-        urgency: Urgency,
+        urgency: CompilePriority,
     ) -> Result<ServableVersion, LoadError> {
         if let Some(version) = self.load_found(item)? {
             return Ok(version);
@@ -245,7 +252,7 @@ impl Control {
         }
     }
 
-    fn load_cold(&self, item: &Item, job: Job) -> Result<ServableVersion, LoadError> {
+    fn load_cold(&self, item: &Item, job: CompileJob) -> Result<ServableVersion, LoadError> {
         let read = || Ok(self.loader.store.artifact(item.digest)?);
         let (compiled, artifact) = self.loader.compile_once(read, job)?;
         self.loader.activate(artifact, &compiled)

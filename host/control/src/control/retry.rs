@@ -9,7 +9,7 @@ use super::Control;
 use super::many::Item;
 use crate::registry::{Cause, Slot};
 use guesthouse_model::VersionId;
-use guesthouse_runtime::preinit::queue::Urgency;
+use guesthouse_runtime::preinit::queue::CompilePriority;
 
 /// The pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -90,7 +90,9 @@ impl Control {
         let items = self.due_items();
         items.iter().for_each(|item| self.registry.set_slot(&item.id, Slot::Loading));
         let ids: Vec<_> = items.iter().map(|item| item.id.clone()).collect();
-        self.load_many(items, Urgency::Restore, &|item, tried| self.publish_loaded(item, tried))?;
+        self.load_many(items, CompilePriority::Restore, &|item, tried| {
+            self.publish_loaded(item, tried)
+        })?;
         // One that was undeployed meanwhile was left out.
         for id in ids {
             let is_deployed = self.registry.state(&id.name).versions.contains_key(&id.version);

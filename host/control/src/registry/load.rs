@@ -6,16 +6,20 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use super::Failure;
-use super::meters::DeploymentMeters;
+use super::metrics::DeploymentMetrics;
 use crate::traffic::Traffic;
 use guesthouse_artifact::{Artifact, ArtifactError};
 use guesthouse_model::ModelName;
 use guesthouse_model::terminal;
 use guesthouse_runtime::guest::{EngineError, Engines, Fault, LoadedComponent};
-use guesthouse_runtime::preinit::queue::{CompileQueue, Job, Urgency};
-use guesthouse_runtime::preinit::{self, Goal, PreinitError, PreinitLimits, Start, Watch};
+use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority, CompileQueue};
+use guesthouse_runtime::preinit::{
+    self, InstanceStart, PreinitError, PreinitGoal, PreinitHooks, PreinitLimits,
+};
 use guesthouse_runtime::store::{CompiledVersion, Store, StoreError};
-use guesthouse_runtime::version::{Budget, DoesNotFit, ModelLimits, ProofError, ServableVersion};
+use guesthouse_runtime::version::{
+    BudgetExceeded, ModelLimits, ProofError, ResourceBudget, ServableVersion,
+};
 
 /// A version cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +29,7 @@ pub enum LoadError {
     Artifact(#[from] ArtifactError),
     /// The host has not got what the version may come to use.
     #[error(transparent)]
-    DoesNotFit(#[from] DoesNotFit),
+    BudgetExceeded(#[from] BudgetExceeded),
     /// A bug of the host.
     #[error("the host panicked: {0}")]
     Panicked(String),
@@ -77,7 +81,7 @@ impl LoadError {
         match self {
             Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) => Cause::Accident,
             // Other versions may be unloaded.
-            Self::DoesNotFit(_) => Cause::Accident,
+            Self::BudgetExceeded(_) => Cause::Accident,
             Self::Artifact(_) | Self::Signature => Cause::Artifact,
             Self::Panicked(_) | Self::Engine(_) => Cause::Unclear,
             Self::Preinit(error) => preinit_cause(error),
@@ -94,7 +98,7 @@ impl LoadError {
         match self {
             Self::Artifact(_) => "artifact",
             Self::Panicked(_) => "host",
-            Self::DoesNotFit(_) => "admission",
+            Self::BudgetExceeded(_) => "admission",
             Self::Preinit(_) => "preinit",
             Self::Signature => "signature",
             Self::Store(_) => "store",
@@ -107,7 +111,7 @@ impl LoadError {
     /// Whether compiling failed because the artifact was taken for a small one: it was slow while others
     /// waited, or its child wanted more than those of small ones have. Among the large ones it may not
     /// fail.
-    pub fn is_not_small(&self, job: Job) -> bool {
+    pub fn is_not_small(&self, job: CompileJob) -> bool {
         use PreinitError::{Crashed, Limit, Yielded};
         job.is_small() && matches!(self, Self::Preinit(Yielded | Limit(_) | Crashed(_)))
     }
@@ -134,9 +138,9 @@ pub struct Loader {
     /// Whose turn it is to be compiled.
     pub queue: CompileQueue,
     /// What is left for further versions.
-    pub budget: Budget,
+    pub budget: ResourceBudget,
     /// Where it is counted.
-    pub meters: Arc<DeploymentMeters>,
+    pub meters: Arc<DeploymentMetrics>,
     /// The environment of the child processes, which makes them log like this one.
     pub child_environment: fn() -> Vec<(&'static str, String)>,
     /// Whom compiling might disturb.
@@ -154,17 +158,22 @@ impl Loader {
     /// # Errors
     /// The state folder cannot be read.
     pub fn find(&self, artifact: &Artifact) -> Result<Option<CompiledVersion>, LoadError> {
-        self.meters.step("find", || guarded(|| Ok(self.store.find(artifact.digest())?)))
+        self.meters.time_step("find", || guarded(|| Ok(self.store.find(artifact.digest())?)))
     }
 
     /// What compiling an artifact of that size comes to.
-    pub fn job(&self, model: &ModelName, artifact_bytes: u64, urgency: Urgency) -> Job {
+    pub fn job(
+        &self,
+        model: &ModelName,
+        artifact_bytes: u64,
+        urgency: CompilePriority,
+    ) -> CompileJob {
         let guest_bytes = self.limits_of(model).instance.memory_bytes as u64;
-        Job::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes)
+        CompileJob::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes)
     }
 
     /// The same, once it has turned out not to be a small one.
-    pub fn as_large(&self, job: Job) -> Job {
+    pub fn as_large(&self, job: CompileJob) -> CompileJob {
         job.as_large(self.limits.memory_bytes)
     }
 
@@ -175,7 +184,7 @@ impl Loader {
     pub fn compile(
         &self,
         artifact: &Artifact,
-        urgency: Urgency,
+        urgency: CompilePriority,
     ) -> Result<CompiledVersion, LoadError> {
         let model = &artifact.id().name;
         // What will not fit need not wait.
@@ -197,9 +206,9 @@ impl Loader {
     pub fn compile_once<A: Borrow<Artifact>>(
         &self,
         read: impl FnOnce() -> Result<A, LoadError>,
-        job: Job,
+        job: CompileJob,
     ) -> Result<(CompiledVersion, A), LoadError> {
-        let turn = self.queue.enter(job);
+        let permit = self.queue.acquire(job);
         let artifact = read()?;
         let id = artifact.borrow().id();
         let limits = self.limits_of(&id.name);
@@ -212,13 +221,13 @@ impl Loader {
             guest_stack_bytes: limits.instance.stack_bytes,
             ..self.limits
         };
-        let watch = Watch {
-            is_serving: &|| self.traffic.is_flowing(),
-            must_yield: &|| turn.must_yield(),
+        let watch = PreinitHooks {
+            is_serving: &|| self.traffic.is_active(),
+            must_yield: &|| permit.must_yield(),
             environment: &self.child_environment,
         };
         let compile = || guarded(|| self.run_compiler(artifact.borrow(), &limits, &watch));
-        let compiled = self.meters.step("compile", compile)?;
+        let compiled = self.meters.time_step("compile", compile)?;
         Ok((compiled, artifact))
     }
 
@@ -231,14 +240,14 @@ impl Loader {
         artifact: Artifact,
         compiled: &CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
-        self.meters.step("prove", || guarded(|| self.map_and_prove(artifact, compiled)))
+        self.meters.time_step("prove", || guarded(|| self.map_and_prove(artifact, compiled)))
     }
 
     fn run_compiler(
         &self,
         artifact: &Artifact,
         limits: &PreinitLimits,
-        watch: &Watch<'_>,
+        watch: &PreinitHooks<'_>,
     ) -> Result<CompiledVersion, LoadError> {
         let component = artifact.component_digest().map_err(ArtifactError::Read)?;
         self.store.keep(artifact.digest(), component, |files| {
@@ -250,7 +259,7 @@ impl Loader {
                 Ok(file)
             });
             let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
-            let report = preinit::run(bytes.path(), Goal::Compiled(files), limits, watch)?;
+            let report = preinit::run(bytes.path(), PreinitGoal::Compiled(files), limits, watch)?;
             if report.fingerprint.as_deref() != Some(&self.engines.fingerprint()) {
                 let what = "the child's engine is not this host's".to_owned();
                 return Err(PreinitError::Host(what).into());
@@ -290,10 +299,10 @@ impl Loader {
             )
         }?;
         let artifact = Arc::new(artifact);
-        if let Start::Init(reason) = &report.start {
+        if let InstanceStart::Init(reason) = &report.start {
             let (model, version) = (&artifact.id().name, &artifact.id().version);
             tracing::warn!(%model, %version, reason, "no snapshot: init runs in each instance");
-            component = component.running_init(Arc::clone(&artifact));
+            component = component.with_init_per_instance(Arc::clone(&artifact));
         }
         Ok(ServableVersion::prove(&artifact, report, component, *limits, reservation)?)
     }

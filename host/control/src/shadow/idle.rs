@@ -49,7 +49,7 @@ impl Idle {
 }
 
 fn obey(work: &Receiver<Work>) {
-    if let Err(error) = priority::give_way_to_all() {
+    if let Err(error) = priority::use_idle_scheduling() {
         tracing::warn!(%error, "cannot have idle priority, shadows run at the lowest other one");
         // Nothing else is left to try.
         let _ = rustix::process::nice(19);

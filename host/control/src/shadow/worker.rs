@@ -17,9 +17,9 @@ use super::worst::{Severity, Worst};
 use super::{Batch, Comparison};
 use guesthouse_model::record;
 use guesthouse_model::{Signature, Tensor};
-use guesthouse_runtime::guest::{Fault, Stop};
-use guesthouse_runtime::pool::Leased;
-use guesthouse_runtime::preinit::Start;
+use guesthouse_runtime::guest::{Fault, StopSignal};
+use guesthouse_runtime::pool::LeasedInstance;
+use guesthouse_runtime::preinit::InstanceStart;
 use guesthouse_runtime::priority;
 use guesthouse_runtime::version::ServableVersion;
 
@@ -44,9 +44,9 @@ impl Job {
         let (breaker, now) = (self.report.breaker(), Instant::now());
         let caller = self.comparison.caller;
         match fault {
-            None | Some(Fault::Rejected(_)) => breaker.succeeded(caller, now),
-            Some(fault) if fault.condemns_version() => {
-                if breaker.failed(caller, now).is_some() {
+            None | Some(Fault::Rejected(_)) => breaker.record_success(caller, now),
+            Some(fault) if fault.counts_against_version() => {
+                if breaker.record_failure(caller, now).is_some() {
                     let id = self.comparison.candidate.id();
                     let (model, version) = (&id.name, &id.version);
                     tracing::warn!(target: "fault", %model, %version, "shadow suspended");
@@ -88,7 +88,7 @@ enum Obstacle {
 
 /// What comes back from the idle thread.
 struct Examined {
-    leased: Option<Leased>,
+    leased: Option<LeasedInstance>,
     outcome: Result<Findings, Obstacle>,
     /// What it had of a processor.
     time: Duration,
@@ -144,7 +144,7 @@ impl Worker {
         let mut asking = Asking {
             idle: &self.idle,
             job,
-            stop: Stop::at(now + candidate.limits().predict_time),
+            stop: StopSignal::at_deadline(now + candidate.limits().predict_time),
             time: Duration::ZERO,
         };
         let mut findings = Findings::default();
@@ -182,7 +182,7 @@ fn forget(last: &mut Option<Arc<ServableVersion>>) {
 struct Asking<'a> {
     idle: &'a Idle,
     job: &'a Arc<Job>,
-    stop: Stop,
+    stop: StopSignal,
     /// What it has had of a processor so far.
     time: Duration,
 }
@@ -193,10 +193,10 @@ impl Asking<'_> {
         let pool = candidate.shadow_pool();
         // Where `init` has to run for it, that takes longer than any lock is held: there.
         let leased = match candidate.report().start {
-            Start::Snapshot => {
-                Some(pool.take(&self.stop).map_err(|fault| self.account(fault, None))?)
+            InstanceStart::Snapshot => {
+                Some(pool.acquire(&self.stop).map_err(|fault| self.account(fault, None))?)
             }
-            Start::Init(_) => None,
+            InstanceStart::Init(_) => None,
         };
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
         let examined = self.idle.run(move || examine(&job.comparison, piece, leased, &stop));
@@ -206,10 +206,10 @@ impl Asking<'_> {
         if let Some(leased) = leased {
             let spares = match &outcome {
                 Ok(_) | Err(Obstacle::Incompatible) => true,
-                Err(Obstacle::Fault(fault, _)) => fault.spares_instance(),
+                Err(Obstacle::Fault(fault, _)) => fault.leaves_instance_usable(),
                 Err(Obstacle::Shed) => false,
             };
-            pool.give_back(leased, spares);
+            pool.release(leased, spares);
         }
         outcome.map_err(|obstacle| match obstacle {
             Obstacle::Fault(fault, disagreement) => self.account(fault, disagreement),
@@ -226,7 +226,7 @@ impl Asking<'_> {
             return Obstacle::Shed;
         }
         candidate.faults().count(&fault);
-        if !fault.is_callers() {
+        if !fault.is_callers_fault() {
             let (id, request_id) = (candidate.id(), self.job.comparison.request_id.as_str());
             let (model, version) = (&id.name, &id.version);
             tracing::warn!(target: "fault", %model, %version, shadow = true, request_id,
@@ -298,24 +298,24 @@ fn inputs_for<'a>(
 fn examine(
     comparison: &Comparison,
     piece: Piece,
-    mut leased: Option<Leased>,
-    stop: &Stop,
+    mut leased: Option<LeasedInstance>,
+    stop: &StopSignal,
 ) -> Examined {
-    let before = priority::thread_time();
+    let before = priority::thread_cpu_time();
     let span = tracing::info_span!("shadow", request_id = comparison.request_id.as_str());
     let examine = || span.in_scope(|| ask(comparison, piece, &mut leased, stop));
     // A panic here is a bug of the host.
     let outcome = catch_unwind(AssertUnwindSafe(examine)).unwrap_or_else(|_panic| {
         Err(Obstacle::Fault(Fault::Host("a shadow's thread panicked".to_owned()), None))
     });
-    Examined { leased, outcome, time: priority::thread_time() - before }
+    Examined { leased, outcome, time: priority::thread_cpu_time() - before }
 }
 
 fn ask(
     comparison: &Comparison,
     piece: Piece,
-    leased: &mut Option<Leased>,
-    stop: &Stop,
+    leased: &mut Option<LeasedInstance>,
+    stop: &StopSignal,
 ) -> Result<Findings, Obstacle> {
     let Comparison { candidate, primary, batches, request_id, capture, .. } = comparison;
     let batch = &batches[piece.batch];
@@ -333,7 +333,7 @@ fn ask(
     let outputs = match leased {
         Some(leased) => leased.predict(&fitting, stop),
         None => {
-            let taken = candidate.shadow_pool().take(stop);
+            let taken = candidate.shadow_pool().acquire(stop);
             taken.and_then(|taken| leased.insert(taken).predict(&fitting, stop))
         }
     };

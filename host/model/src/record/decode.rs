@@ -46,7 +46,7 @@ impl RecordError {
 
 impl RecordError {
     /// The same, told of another row.
-    pub(super) fn of_row(mut self, row: usize) -> Self {
+    pub(super) fn with_row(mut self, row: usize) -> Self {
         let (Self::Malformed(issues) | Self::Unacceptable(issues)) = &mut self;
         for issue in issues {
             issue.row = row;
@@ -83,7 +83,7 @@ pub(super) fn unacceptable<T>(reason: impl Into<String>) -> Result<T, Issue> {
 
 /// A value that a row has for an input.
 #[derive(Debug, Clone, Copy)]
-pub enum Given<'a> {
+pub enum InputValue<'a> {
     /// In its JSON form.
     Json(&'a Value),
     /// The byte string itself, for an input of byte strings without a row shape.
@@ -91,30 +91,30 @@ pub enum Given<'a> {
 }
 
 /// Values by input.
-pub trait Row {
+pub trait InputRow {
     /// Everything that there is a value for.
     fn names(&self) -> impl Iterator<Item = &str>;
 
     /// The value for that input.
-    fn value(&self, name: &str) -> Option<Given<'_>>;
+    fn value(&self, name: &str) -> Option<InputValue<'_>>;
 }
 
-impl Row for Map<String, Value> {
+impl InputRow for Map<String, Value> {
     fn names(&self) -> impl Iterator<Item = &str> {
         self.keys().map(String::as_str)
     }
 
-    fn value(&self, name: &str) -> Option<Given<'_>> {
-        self.get(name).map(Given::Json)
+    fn value(&self, name: &str) -> Option<InputValue<'_>> {
+        self.get(name).map(InputValue::Json)
     }
 }
 
-impl<R: Row> Row for &R {
+impl<R: InputRow> InputRow for &R {
     fn names(&self) -> impl Iterator<Item = &str> {
         (*self).names()
     }
 
-    fn value(&self, name: &str) -> Option<Given<'_>> {
+    fn value(&self, name: &str) -> Option<InputValue<'_>> {
         (*self).value(name)
     }
 }
@@ -123,7 +123,7 @@ impl<R: Row> Row for &R {
 ///
 /// # Errors
 /// [`RecordError`] with every value that does not fit, form before content.
-pub fn decode(signature: &Signature, rows: &[impl Row]) -> Result<Vec<Tensor>, RecordError> {
+pub fn decode(signature: &Signature, rows: &[impl InputRow]) -> Result<Vec<Tensor>, RecordError> {
     let mut issues = Issues::default();
     for (row, record) in rows.iter().enumerate() {
         let known = |name: &str| signature.inputs.iter().any(|field| field.name == name);
@@ -169,7 +169,7 @@ impl Issues {
     }
 }
 
-fn column(field: &Field, rows: &[impl Row], issues: &mut Issues) -> Tensor {
+fn column(field: &Field, rows: &[impl InputRow], issues: &mut Issues) -> Tensor {
     let mut column = Column { field, data: Vec::new(), dimensions: None };
     for (row, record) in rows.iter().enumerate() {
         if let Err(issue) = column.add(record.value(&field.name)) {
@@ -190,7 +190,7 @@ struct Column<'a> {
 }
 
 impl Column<'_> {
-    fn add(&mut self, value: Option<Given<'_>>) -> Result<(), Issue> {
+    fn add(&mut self, value: Option<InputValue<'_>>) -> Result<(), Issue> {
         let Some(value) = value else {
             let Some(default) = &self.field.default else {
                 return malformed("is missing");
@@ -201,8 +201,8 @@ impl Column<'_> {
         };
         let mut dimensions = Vec::with_capacity(self.field.row_shape.len());
         match value {
-            Given::Json(value) => self.add_nested(value, 0, &mut dimensions)?,
-            Given::Raw(bytes) => self.add_raw(bytes)?,
+            InputValue::Json(value) => self.add_nested(value, 0, &mut dimensions)?,
+            InputValue::Raw(bytes) => self.add_raw(bytes)?,
         }
         // An empty array says nothing of the dimensions below it.
         let below = self.field.row_shape.iter().skip(dimensions.len());

@@ -14,19 +14,19 @@ const MAX_VALUES: u64 = 1 << 18;
 /// The outputs have more values than an answer in JSON may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the outputs have over {MAX_VALUES} values")]
-pub struct TooLarge;
+pub struct TooManyValues;
 
 /// One record for each row. The outputs must be those of the signature, in its order, checked.
 ///
 /// # Errors
-/// [`TooLarge`]; a guest decides how large its outputs are, and empty arrays count as well.
+/// [`TooManyValues`]; a guest decides how large its outputs are, and empty arrays count as well.
 pub fn encode(
     signature: &Signature,
     outputs: &[Tensor],
-) -> Result<Vec<Map<String, Value>>, TooLarge> {
+) -> Result<Vec<Map<String, Value>>, TooManyValues> {
     let values = outputs.iter().map(count_values).fold(0, u64::saturating_add);
     if values > MAX_VALUES {
-        return Err(TooLarge);
+        return Err(TooManyValues);
     }
     let count = outputs.first().map_or(0, Tensor::rows);
     let mut records: Vec<_> = (0..count).map(|_| Map::new()).collect();
@@ -174,7 +174,7 @@ mod tests {
         };
         let signature = Signature { inputs: vec![], outputs: vec![], max_batch_size: 8 };
         assert!(encode(&signature, &[tensor(&[1, 0, 4_000_000_000])]).is_ok());
-        assert_eq!(encode(&signature, &[tensor(&[1, 4_000_000_000, 0])]), Err(TooLarge));
-        assert_eq!(encode(&signature, &[tensor(&[u64::MAX, u64::MAX, 0])]), Err(TooLarge));
+        assert_eq!(encode(&signature, &[tensor(&[1, 4_000_000_000, 0])]), Err(TooManyValues));
+        assert_eq!(encode(&signature, &[tensor(&[u64::MAX, u64::MAX, 0])]), Err(TooManyValues));
     }
 }

@@ -16,14 +16,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant};
 
 use super::operations::{EndIfLost, Working};
-use super::{Admin, Asked, Shared, answer_value, with_account};
+use super::{Admin, Asked, Shared, answer_value, with_log};
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::observe::Account;
+use crate::edge::request_log::RequestLog;
 use crate::edge::{forwarded, media_type};
 use guesthouse_artifact::{Artifact, MAX_ARTIFACT_BYTES};
 use guesthouse_control::control::{ControlError, DEPLOY_STEPS};
 use guesthouse_control::rollout::Promotion;
-use guesthouse_runtime::durable::{self, Step};
+use guesthouse_runtime::durable::{self, FileOperation};
 use guesthouse_runtime::store::StoreError;
 
 /// How long an artifact may take to arrive, however steadily it does: 1 GiB over 2.5 Mbit/s. It holds
@@ -38,10 +38,10 @@ pub(super) async fn deploy(
     RawQuery(query): RawQuery,
     request: Request,
 ) -> Response {
-    let mut account = Account::of(&request);
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
     let start = async {
-        let asked = Asked::of(&admin, &parts.headers, query.as_deref(), &mut account)?;
+        let asked = Asked::of(&admin, &parts.headers, query.as_deref(), &mut log)?;
         media_type(&parts.headers, &["application/wasm", "application/octet-stream"])?;
         if body.size_hint().lower() > MAX_ARTIFACT_BYTES {
             return Err(too_large());
@@ -52,12 +52,12 @@ pub(super) async fn deploy(
         let file = match receive(&admin, body).await {
             Ok(file) => file,
             Err(error) => {
-                working.end(Err(error.body(account.request_id.as_str())));
+                working.end(Err(error.body(log.request_id.as_str())));
                 return Err(error);
             }
         };
         let progress = working.progress();
-        let (admin, request_id) = (Arc::clone(&admin), account.request_id.as_str().to_owned());
+        let (admin, request_id) = (Arc::clone(&admin), log.request_id.as_str().to_owned());
         // On a thread with the stack that guests may use: golden examples run on it.
         let stack = admin.control.loader().engines.thread_stack_bytes();
         let thread = std::thread::Builder::new().name("deploy".to_owned()).stack_size(stack);
@@ -69,7 +69,7 @@ pub(super) async fn deploy(
                 Err(error) => Err(ApiError::from(error).body(&request_id)),
             });
         };
-        thread.spawn(work).map_err(|_error| super::error::broken())?;
+        thread.spawn(work).map_err(|_error| ApiError::internal())?;
         Ok(progress)
     };
     let outcome = start.await;
@@ -83,7 +83,7 @@ pub(super) async fn deploy(
         }
         Err(error) => error.into_response(),
     };
-    with_account(response, account)
+    with_log(response, log)
 }
 
 /// The body in a file of the state folder.
@@ -121,7 +121,7 @@ async fn receive(admin: &Admin, mut body: Body) -> Result<NamedTempFile, ApiErro
         }
     };
     drop(pieces);
-    let written = writing.await.map_err(|_panic| super::error::broken())??;
+    let written = writing.await.map_err(|_panic| ApiError::internal())??;
     received.map(|()| written)
 }
 
@@ -135,7 +135,8 @@ fn write(
     mut pieces: mpsc::Receiver<Bytes>,
 ) -> Result<NamedTempFile, StoreError> {
     while let Some(piece) = pieces.blocking_recv() {
-        let written = durable::before(Step::Write).and_then(|()| file.write_all(&piece));
+        let written =
+            durable::failpoint(FileOperation::Write).and_then(|()| file.write_all(&piece));
         written.map_err(StoreError::new("cannot receive an artifact"))?;
     }
     Ok(file)

@@ -13,9 +13,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Admin, Asked, Nothing, REPLAYED_HEADER, Shared, error, read_json, with_account};
+use super::{Admin, Asked, Nothing, REPLAYED_HEADER, Shared, read_json, with_log};
 use crate::edge::error::ApiError;
-use crate::edge::observe::Account;
+use crate::edge::request_log::RequestLog;
 use guesthouse_control::control::{Ask, Control, ControlError, KeyAnswer, NewKey};
 use guesthouse_control::keys::{KeyName, Scope, Time};
 use guesthouse_control::rate::Rate;
@@ -88,11 +88,11 @@ async fn answer<T: DeserializeOwned, C>(
 where
     C: FnOnce(&Control, &Ask) -> Result<KeyAnswer, ControlError> + Send + 'static,
 {
-    let mut account = Account::of(&request);
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
     let make = async {
         let admin: &Arc<Admin> = &admin;
-        let asked = Asked::of(admin, &parts.headers, query.as_deref(), &mut account)?;
+        let asked = Asked::of(admin, &parts.headers, query.as_deref(), &mut log)?;
         let conditions = &asked.conditions;
         if conditions.promote.is_some() || conditions.expected_revision.is_some() {
             // Names and ids tell already whether somebody was faster.
@@ -103,14 +103,14 @@ where
         let control = Arc::clone(&admin.control);
         // Waits for the disk; goes on if the caller leaves.
         let work = tokio::task::spawn_blocking(move || change(&control, &ask));
-        Ok(work.await.map_err(|_panic| error::broken())??)
+        Ok(work.await.map_err(|_panic| ApiError::internal())??)
     };
     let outcome = make.await;
     let response = match outcome {
-        Ok(answer) => answered(answer, account.request_id.as_str()),
+        Ok(answer) => answered(answer, log.request_id.as_str()),
         Err(error) => error.into_response(),
     };
-    with_account(response, account)
+    with_log(response, log)
 }
 
 fn answered(answer: KeyAnswer, request_id: &str) -> Response {

@@ -167,7 +167,7 @@ pub(super) struct EndIfLost(pub(super) Arc<Working>);
 impl Drop for EndIfLost {
     fn drop(&mut self) {
         if self.0.progress().state == "running" {
-            self.0.end(Err(super::error::broken().body("")));
+            self.0.end(Err(ApiError::internal().body("")));
         }
     }
 }

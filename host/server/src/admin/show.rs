@@ -8,7 +8,7 @@ use axum::http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Shared, error, model_name, unknown_model};
+use super::{Admin, Shared, model_name, unknown_model};
 use crate::edge::catalogue;
 use crate::edge::error::ApiError;
 use crate::edge::query;
@@ -27,7 +27,7 @@ pub(super) async fn status(
     admin.authorize(&headers)?;
     let render = move || Json(all_models(&admin));
     // It grows with the number of models.
-    tokio::task::spawn_blocking(render).await.map_err(|_panic| error::broken())
+    tokio::task::spawn_blocking(render).await.map_err(|_panic| ApiError::internal())
 }
 
 fn all_models(admin: &Admin) -> Value {
@@ -132,7 +132,8 @@ pub(super) async fn history(
     let limit = limit.unwrap_or(50).min(MAX_ENTRIES);
     let control = std::sync::Arc::clone(&admin.control);
     let read = move || control.ledger().history(model.as_ref(), before, limit);
-    let entries = tokio::task::spawn_blocking(read).await.map_err(|_panic| error::broken())??;
+    let entries =
+        tokio::task::spawn_blocking(read).await.map_err(|_panic| ApiError::internal())??;
     Ok(Json(json!({ "entries": entries })))
 }
 

@@ -9,7 +9,7 @@ use guesthouse_runtime::guest::{DEFAULT_START_TIME, EngineLimits, InstanceLimits
 use guesthouse_runtime::inference::InferenceLimits;
 use guesthouse_runtime::machine;
 use guesthouse_runtime::pool::{Isolation, ReuseLimits};
-use guesthouse_runtime::preinit::{PreinitLimits, Priority};
+use guesthouse_runtime::preinit::{ChildPriority, PreinitLimits};
 use guesthouse_runtime::version::{Batching, ModelLimits};
 
 /// The limits of the file; those left out have the defaults of [`Limits`].
@@ -37,7 +37,7 @@ pub struct LimitsFile {
     pub memory_mib: Option<u64>,
     pub preinit_cpu_seconds: Option<u64>,
     pub preinit_memory_mib: Option<u64>,
-    pub preinit_priority: Option<Priority>,
+    pub preinit_priority: Option<ChildPriority>,
     pub start_seconds: Option<u64>,
     pub traffic_log_seconds: Option<u64>,
 }
@@ -114,7 +114,7 @@ impl LimitsFile {
             wall_time: cpu_time * 15,
             memory_bytes: memory_mib.saturating_mul(MIB),
             // Nobody who is served should notice a deploy.
-            priority: self.preinit_priority.unwrap_or(Priority::Idle),
+            priority: self.preinit_priority.unwrap_or(ChildPriority::Idle),
             guest_memory_bytes: instance_memory_mib << 20,
             ..PreinitLimits::default()
         })

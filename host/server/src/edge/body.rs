@@ -10,7 +10,7 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::encoding::{Encoding, Full, InflateError, Inflater};
+use super::decompress::{Encoding, Full, InflateError, Inflater};
 use super::error::{ApiError, ErrorCode};
 use crate::config::Limits;
 
@@ -135,7 +135,7 @@ pub(super) async fn read(
     limits: &Limits,
     bodies: &Bodies,
 ) -> Result<RequestBody, ApiError> {
-    let encoding = Encoding::of(headers)?;
+    let encoding = Encoding::from_headers(headers)?;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = length.and_then(|length| length.parse().ok()).unwrap_or(0_u64);
     let announced = usize::try_from(announced).unwrap_or(usize::MAX);

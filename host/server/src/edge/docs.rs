@@ -13,7 +13,7 @@ use axum::http::header::{
 };
 use axum::routing::get;
 
-use super::Edge;
+use super::state::Edge;
 
 /// What the page may do: load its own files, and ask this server. Strings never become markup or
 /// scripts, where browsers can see to it.

@@ -36,12 +36,12 @@ use serde::Serialize;
 use tonic::Code;
 
 use guesthouse_control::router::RouteError;
-use guesthouse_model::contract::Change;
-use guesthouse_model::record::{RecordError, TooLarge};
+use guesthouse_model::contract::SignatureChange;
+use guesthouse_model::record::{RecordError, TooManyValues};
 use guesthouse_runtime::guest::{Fault, MAX_REJECTIONS};
 use guesthouse_runtime::inference::PredictError;
-use guesthouse_runtime::version::Refusal;
-use guesthouse_runtime::version::admission::Refused;
+use guesthouse_runtime::version::BreakerRefusal;
+use guesthouse_runtime::version::admission::ShedReason;
 
 /// The most details of a request of which every row failed.
 const MAX_DETAILS: usize = 20;
@@ -132,7 +132,7 @@ impl ErrorCode {
     ];
 
     /// Whether its answers say when to come back.
-    pub(crate) fn tells_when(self) -> bool {
+    pub(crate) fn has_retry_delay(self) -> bool {
         self.is_temporary() || self == Self::RateLimited
     }
 
@@ -208,7 +208,7 @@ pub(crate) struct ApiError {
     pub(crate) message: String,
     pub(crate) details: Vec<Detail>,
     /// What callers of a model would notice of a change.
-    pub(crate) violations: Vec<Change>,
+    pub(crate) violations: Vec<SignatureChange>,
     /// When the caller may come back, in seconds, if the code is one that says so.
     pub(crate) retry_seconds: u64,
     /// Whether there is no such model, which some protocols have their own words for.
@@ -273,8 +273,8 @@ impl ApiError {
         Self::new(ErrorCode::Unauthorized, "a valid key is needed in X-API-Key or Authorization")
     }
 
-    /// For an answer that the HTTP library gave by itself: to a path that is not UTF-8.
-    pub(crate) fn of_library(status: StatusCode) -> Option<Self> {
+    /// For a response that the HTTP library made by itself, as for a path that is not UTF-8.
+    pub(crate) fn from_library(status: StatusCode) -> Option<Self> {
         if status.is_client_error() {
             Some(Self::malformed("the request is malformed"))
         } else if status.is_server_error() {
@@ -340,7 +340,7 @@ impl ApiError {
 
 impl ApiError {
     /// The same as the Open Inference Protocol has it: the words in `error`.
-    pub(crate) fn in_protocol_form(&self, request_id: &str) -> serde_json::Value {
+    pub(crate) fn oip_body(&self, request_id: &str) -> serde_json::Value {
         let mut body = self.body(request_id);
         if let Some(fields) = body.as_object_mut()
             && let Some(message) = fields.remove("message")
@@ -398,8 +398,8 @@ impl From<RecordError> for ApiError {
     }
 }
 
-impl From<TooLarge> for ApiError {
-    fn from(_too_large: TooLarge) -> Self {
+impl From<TooManyValues> for ApiError {
+    fn from(_too_large: TooManyValues) -> Self {
         Self::new(ErrorCode::ModelFailure, "the model's answer is too large for JSON")
     }
 }
@@ -427,13 +427,15 @@ impl From<RouteError> for ApiError {
     }
 }
 
-impl From<Refused> for ApiError {
-    fn from(reason: Refused) -> Self {
+impl From<ShedReason> for ApiError {
+    fn from(reason: ShedReason) -> Self {
         let why = match reason {
-            Refused::Limit => "the model's version has as many requests as it can answer in time",
-            Refused::Batch => "there is room for single requests only",
-            Refused::Candidate => "the model's stable version needs the room",
-            Refused::Late => "there would be no answer in the time that is given",
+            ShedReason::Limit => {
+                "the model's version has as many requests as it can answer in time"
+            }
+            ShedReason::Batch => "there is room for single requests only",
+            ShedReason::Candidate => "the model's stable version needs the room",
+            ShedReason::Late => "there would be no answer in the time that is given",
         };
         Self::new(ErrorCode::Overloaded, why)
     }
@@ -448,8 +450,8 @@ impl From<PredictError> for ApiError {
                 Self::new(ErrorCode::Overloaded, message)
             }
             PredictError::Stopped => Self::not_ready(),
-            PredictError::Suspended(Refusal::Version(time)) => Self::suspended(time),
-            PredictError::Suspended(Refusal::Caller(time)) => Self::caller_suspended(time),
+            PredictError::Suspended(BreakerRefusal::Version(time)) => Self::suspended(time),
+            PredictError::Suspended(BreakerRefusal::Caller(time)) => Self::caller_suspended(time),
             PredictError::Quarantined => {
                 let message = "the model has failed on this input several times; it is not run again \
                                for a while";

@@ -13,7 +13,7 @@ use super::codec::rest::record::{self as body_record, Media};
 use super::codec::rest::{BodyRow, field_value};
 use super::codec::{Multiplicity, oip};
 use super::json::{self, Refusal};
-use super::observe::RequestId;
+use super::request_id::RequestId;
 use super::{access, idempotency, query, request_headers, target};
 use crate::config::{ConfigFile, Limits};
 use guesthouse_control::keys::Keys;
@@ -93,7 +93,7 @@ fn rows_of(
         multiplicity,
         signature,
     );
-    if let Some(Ok(key)) = key.map(|key| idempotency::key_in(field_value(&key))) {
+    if let Some(Ok(key)) = key.map(|key| idempotency::key_from_field(field_value(&key))) {
         assert!(!key.is_empty() && key.is_ascii());
     }
     let rows = body_record::rows(record, multiplicity, signature, LIMITS.batch_rows).ok()?;
@@ -130,7 +130,7 @@ pub(crate) fn request(bytes: &[u8]) {
     let headers = headers(head);
     request_headers::fuzz(&headers);
     assert!(access::authenticate(&Keys::default(), &headers).is_err(), "nobody has a key");
-    if let Ok(Some(key)) = idempotency::key_of(&headers) {
+    if let Ok(Some(key)) = idempotency::key_from_headers(&headers) {
         assert!(!key.is_empty() && key.is_ascii());
     }
     let bodies = Bodies::new(LIMITS.bodies_in_flight_bytes);

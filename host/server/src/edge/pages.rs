@@ -27,10 +27,11 @@ use serde::Serialize;
 pub(super) use self::coding::Coding;
 pub(super) use self::table::Weigh;
 use self::table::{Table, Threads};
-use super::encoding::Plain;
+use super::compress::Uncompressed;
 use super::error::ApiError;
 use super::openapi::Fragments;
-use super::{Edge, Policy};
+use super::policy::Policy;
+use super::state::Edge;
 use guesthouse_control::keys::Caller;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_model::{ModelName, VersionId};
@@ -269,7 +270,7 @@ impl Page {
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
         }
         // What is compressed, is compressed once and elsewhere.
-        response.extensions_mut().insert(Plain);
+        response.extensions_mut().insert(Uncompressed);
         response
     }
 }

@@ -20,22 +20,24 @@ use super::body::{self, RequestBody};
 use super::codec::{Codec, Encoded, FieldValue, JSON_LENGTH_HEADER};
 use super::compare::CompareOnDrop;
 use super::error::ApiError;
-use super::idempotency::{self, Answer, Before, REPLAYED_HEADER};
-use super::observe::{Account, answered};
+use super::idempotency::{self, Lookup, REPLAYED_HEADER, StoredAnswer};
+use super::policy::Policy;
+use super::request_headers;
+use super::request_log::RequestLog;
 use super::run::Runner;
+use super::state::Edge;
 use super::target::{self, Target};
-use super::{Edge, Policy, request_headers};
 use crate::config::Sticky;
-use crate::observe::capture::Captured;
+use crate::observe::capture::CapturedRequest;
 use guesthouse_control::keys::Caller;
 use guesthouse_control::registry::Snapshot;
 use guesthouse_control::rollout::WHOLE;
 use guesthouse_control::router::{self, Draw, Role, Route, RouteError};
 use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::CallerId;
-use guesthouse_runtime::version::admission::{Admitted, Class, Knock};
+use guesthouse_runtime::version::admission::{AdmissionGuard, AdmissionRequest, RequestClass};
 
-/// Of a model for which the configuration names neither a sticky header nor a sticky field.
+/// For a model without a sticky header and without a sticky field.
 const NO_STICKY: Sticky = Sticky { header: None, field: None };
 
 /// What is known of a request before its body is read.
@@ -65,9 +67,9 @@ pub(super) struct PredictRequest<'a> {
     routing: Routing,
 }
 
-/// Whether it is known which version answers.
+/// Whether the version is chosen.
 enum Routing {
-    /// A field of the body tells, once it is decoded.
+    /// The sticky key is in the body.
     Pending(Arc<Snapshot>),
     Done(Result<Routed, RouteError>),
 }
@@ -76,7 +78,7 @@ enum Routing {
 struct Routed {
     route: Route,
     caller: CallerId,
-    /// Whether the version was drawn by chance, and not by the caller's sticky key.
+    /// Whether the version was drawn at random, and not by a sticky key.
     is_random: bool,
 }
 
@@ -86,13 +88,13 @@ struct AdmittedRequest {
     caller: CallerId,
     is_random: bool,
     deadline: Instant,
-    _admitted: Admitted,
+    _admitted: AdmissionGuard,
 }
 
 /// The answer to a prediction request, and what happens once it has been sent.
 pub(super) struct Reply {
-    pub(super) answer: Arc<Answer>,
-    /// Whether it had been given before, to a request with the same idempotency key.
+    pub(super) answer: Arc<StoredAnswer>,
+    /// Whether it was stored, under the idempotency key of the request.
     pub(super) is_replay: bool,
     /// To be dropped when the answer has been sent.
     pub(super) comparison: Option<CompareOnDrop>,
@@ -103,15 +105,15 @@ pub(super) async fn predict<C: Codec>(
     head: RequestHead<'_>,
     codec: Result<C, ApiError>,
     body: impl Future<Output = Result<RequestBody, ApiError>>,
-    account: &mut Account,
+    log: &mut RequestLog,
 ) -> Result<Reply, ApiError> {
     let mut interrupted = head.edge.interrupted.clone();
     let answer = async {
-        let mut request = PredictRequest::authenticate(head, account)?;
+        let mut request = PredictRequest::authenticate(head, log)?;
         let codec = codec?;
-        request.check(&codec, account)?;
+        request.check(&codec, log)?;
         let body = body.await?;
-        request.answer(codec, body, account).await
+        request.answer(codec, body, log).await
     };
     tokio::select! {
         outcome = answer => outcome,
@@ -127,26 +129,26 @@ pub(super) async fn predict_over_http<C: Codec>(
     words: impl FnOnce(ApiError) -> ApiError,
     request: Request,
 ) -> Response {
-    let mut account = Account::of(&request);
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
     let (policy, snapshot) = (edge.policy.load_full(), Arc::clone(&edge.registry.snapshot()));
     let (target, headers) = (target(&policy, &snapshot), &parts.headers);
     let body = body::read(headers, body, &policy.limits, &edge.bodies);
     let head = RequestHead { edge, policy: &policy, snapshot, headers, target };
-    let outcome = predict(head, codec(&parts), body, &mut account).await;
-    answered(outcome.map(Reply::into_response).map_err(words), account)
+    let outcome = predict(head, codec(&parts), body, &mut log).await;
+    log.attach_to(outcome.map(Reply::into_response).map_err(words))
 }
 
 impl<'a> PredictRequest<'a> {
     /// Authenticate the caller, charge the rates, and choose the version if the headers decide it.
     pub(super) fn authenticate(
         head: RequestHead<'a>,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Self, ApiError> {
         let RequestHead { edge, policy, snapshot, headers, target } = head;
-        let caller = edge.identify(headers, account)?;
+        let caller = edge.identify(headers, log)?;
         let (model, selector) = target?;
-        edge.admit(&caller, &model, &mut account.allowance)?;
+        edge.admit_prediction(&caller, &model, log)?;
         let mut request = Self {
             edge,
             policy,
@@ -155,7 +157,7 @@ impl<'a> PredictRequest<'a> {
             is_batch: false,
             sticky: policy.sticky.get(&model).unwrap_or(&NO_STICKY),
             timeout: request_headers::timeout(headers)?,
-            idempotency_key: idempotency::key_of(headers)?,
+            idempotency_key: idempotency::key_from_headers(headers)?,
             routing: Routing::Pending(snapshot),
             model,
         };
@@ -186,14 +188,14 @@ impl<'a> PredictRequest<'a> {
 
     /// Shed a request that would not be admitted before its body is read. One with an idempotency key may
     /// have been answered already.
-    fn check(&mut self, codec: &impl Codec, account: &mut Account) -> Result<(), ApiError> {
+    fn check(&mut self, codec: &impl Codec, log: &mut RequestLog) -> Result<(), ApiError> {
         self.is_batch = codec.is_batch();
         let Routing::Done(routed) = &self.routing else { return Ok(()) };
         if self.idempotency_key.is_some() {
             return Ok(());
         }
         let Routed { route, .. } = routed.as_ref().map_err(|error| *error)?;
-        account.route_to(route);
+        log.set_route(route);
         Ok(self.admission(route).check()?)
     }
 
@@ -202,44 +204,44 @@ impl<'a> PredictRequest<'a> {
         &mut self,
         mut codec: C,
         body: RequestBody,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Reply, ApiError> {
         self.is_batch = codec.is_batch();
         let limits = &self.policy.limits;
-        let mut ticket = match self.idempotency_key.take() {
+        let mut pending = match self.idempotency_key.take() {
             None => None,
-            Some(key) => match self.remember(&key, &codec, &body)? {
-                Before::Answered(answer) => return Ok(Reply::replay(answer, account)),
-                Before::New(ticket) => Some(ticket),
+            Some(key) => match self.look_up(&key, &codec, &body)? {
+                Lookup::Answered(answer) => return Ok(Reply::replay(answer, log)),
+                Lookup::New(pending) => Some(pending),
             },
         };
         let is_parsed = matches!(self.routing, Routing::Pending(_));
         if is_parsed {
-            codec.parse(&body, limits, &mut account.request_id)?;
+            codec.parse(&body, limits, &mut log.request_id)?;
             let field = self.sticky.field.as_deref().unwrap_or_default();
             let key = sticky_key(field, codec.field(field))?;
             self.route(key.as_deref());
         }
-        let admitted = self.admit(body.complete, account)?;
+        let admitted = self.admit(body.complete, log)?;
         let (route, version) = (&admitted.route, &admitted.route.version);
         if !is_parsed {
-            codec.parse(&body, limits, &mut account.request_id)?;
+            codec.parse(&body, limits, &mut log.request_id)?;
         }
         if let Some(field) = &self.sticky.field {
             codec.take_field(field, version.signature());
         }
         let key = codec.take_field(idempotency::KEY_FIELD, version.signature());
-        // Checked even where the header's is taken: a malformed one is never let through.
-        let key = key.map(idempotency::key_in).transpose()?;
-        if let (Some(key), None) = (key, &ticket) {
-            match self.remember(&key, &codec, &body)? {
-                Before::Answered(answer) => return Ok(Reply::replay(answer, account)),
-                Before::New(new) => ticket = Some(new),
+        // Validated even if the header has a key, which takes precedence.
+        let key = key.map(idempotency::key_from_field).transpose()?;
+        if let (Some(key), None) = (key, &pending) {
+            match self.look_up(&key, &codec, &body)? {
+                Lookup::Answered(answer) => return Ok(Reply::replay(answer, log)),
+                Lookup::New(new) => pending = Some(new),
             }
         }
         let inputs = codec.decode(version.signature(), limits)?;
-        account.rows = inputs.rows;
-        version.statistics().inputs_converted(body.complete.elapsed());
+        log.rows = inputs.rows;
+        version.statistics().record_input_conversion(body.complete.elapsed());
         self.edge.traffic.count(version.id(), route.reason.as_str(), admitted.is_random);
         let captured = self.is_captured(route).then(|| body.bytes.clone());
         // The inputs are tensors now; the body counts among those in flight until it is answered.
@@ -249,25 +251,26 @@ impl<'a> PredictRequest<'a> {
             route,
             caller: admitted.caller,
             deadline: admitted.deadline,
-            timer: account.timer(),
-            urgency: inputs.urgency,
+            timer: log.stage_timer(),
+            queue_options: inputs.queue_options,
             compared: Vec::new(),
         };
         let outputs = runner.run(inputs).await?;
         let begin = Instant::now();
-        let encoded = codec.encode(version, outputs, account.request_id.as_str())?;
+        let encoded = codec.encode(version, outputs, log.request_id.as_str())?;
         runner.encoded(begin);
-        let (reason, rows) = (route.reason, account.rows);
-        let answer = Arc::new(Answer { encoded, version: version.id().clone(), reason, rows });
-        let request_id = account.request_id.as_str();
+        let (reason, rows) = (route.reason, log.rows);
+        let answer =
+            Arc::new(StoredAnswer { encoded, version: version.id().clone(), reason, rows });
+        let request_id = log.request_id.as_str();
         if let Some(request) = captured {
-            self.edge.capture.offer(capture(&answer, request.to_vec(), request_id));
+            self.edge.capture.enqueue(capture(&answer, request.to_vec(), request_id));
         }
         let comparison = runner.comparison(self.policy, request_id);
         let comparison =
             comparison.map(|comparison| CompareOnDrop::new(comparison, &self.edge.shadows));
-        if let Some(ticket) = ticket {
-            ticket.answered(Arc::clone(&answer));
+        if let Some(pending) = pending {
+            pending.complete(Arc::clone(&answer));
         }
         Ok(Reply { answer, is_replay: false, comparison })
     }
@@ -276,44 +279,44 @@ impl<'a> PredictRequest<'a> {
     fn admit(
         &mut self,
         complete: Instant,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<AdmittedRequest, ApiError> {
         let routed = match &self.routing {
             Routing::Done(routed) => routed.as_ref().map_err(|error| *error)?,
             Routing::Pending(_) => return Err(ApiError::from(RouteError::NotReady)),
         };
         let Routed { route, caller, is_random } = routed;
-        account.route_to(route);
+        log.set_route(route);
         let admission = self.admission(route);
         let deadline = complete + admission.time;
-        let _admitted = admission.enter()?;
+        let _admitted = admission.admit()?;
         let (route, caller, is_random) = (route.clone(), *caller, *is_random);
         Ok(AdmittedRequest { route, caller, is_random, deadline, _admitted })
     }
 
-    fn admission<'r>(&self, route: &'r Route) -> Knock<'r> {
+    fn admission<'r>(&self, route: &'r Route) -> AdmissionRequest<'r> {
         let time = self.timeout.unwrap_or(route.version.limits().predict_time);
         let time = time.min(self.policy.limits.max_predict_time);
         let class = match (self.is_batch, route.role) {
-            (true, _) => Class::Batch,
-            (false, Role::Candidate) => Class::Candidate,
-            (false, Role::Stable | Role::Other) => Class::Stable,
+            (true, _) => RequestClass::Batch,
+            (false, Role::Candidate) => RequestClass::Candidate,
+            (false, Role::Stable | Role::Other) => RequestClass::Stable,
         };
-        Knock { version: &route.version, stable: route.stable.as_ref(), class, time }
+        AdmissionRequest { version: &route.version, stable: route.stable.as_ref(), class, time }
     }
 
-    /// The answer that was given under this idempotency key, or the duty to give one.
-    fn remember(
+    /// Look up the idempotency key: either its answer is stored, or this request is to give it.
+    fn look_up(
         &self,
         key: &str,
         codec: &impl Codec,
         body: &RequestBody,
-    ) -> Result<Before, ApiError> {
+    ) -> Result<Lookup, ApiError> {
         let selector = target::selector_text(&self.selector);
         let (context, body) = (codec.context(), codec.canonical(&body.bytes));
         let parts =
             [self.model.as_str().as_bytes(), selector.as_bytes(), context.as_bytes(), &body];
-        self.edge.answers.begin(self.caller.name(), key, idempotency::hash(&parts))
+        self.edge.answers.look_up(self.caller.name(), key, idempotency::hash(&parts))
     }
 
     /// Whether the request is one of those that the operator wants to keep.
@@ -324,8 +327,8 @@ impl<'a> PredictRequest<'a> {
 }
 
 impl Reply {
-    fn replay(answer: Arc<Answer>, account: &mut Account) -> Self {
-        account.answered_before(&answer);
+    fn replay(answer: Arc<StoredAnswer>, log: &mut RequestLog) -> Self {
+        log.set_replay(&answer);
         Self { answer, is_replay: true, comparison: None }
     }
 
@@ -361,8 +364,8 @@ fn sticky_key(field: &str, value: Option<FieldValue>) -> Result<Option<Vec<u8>>,
     }
 }
 
-fn capture(answer: &Answer, request: Vec<u8>, request_id: &str) -> Captured {
-    Captured {
+fn capture(answer: &StoredAnswer, request: Vec<u8>, request_id: &str) -> CapturedRequest {
+    CapturedRequest {
         request_id: request_id.to_owned(),
         model: answer.version.name.to_string(),
         version: answer.version.version.to_string(),

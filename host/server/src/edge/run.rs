@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Policy;
 use super::codec::{Inputs, Outputs, PartialRows};
 use super::error::{ApiError, Detail, ErrorCode};
+use super::policy::Policy;
 use guesthouse_control::router::Route;
 use guesthouse_control::shadow::{Batch, Comparison};
 use guesthouse_model::Tensor;
-use guesthouse_runtime::inference::{Inference, Urgency, Work};
+use guesthouse_runtime::inference::{InferenceThreads, PredictJob, QueueOptions};
 use guesthouse_runtime::stages::{Stage, StageTimer};
 use guesthouse_runtime::version::CallerId;
 
@@ -24,12 +24,12 @@ const MAX_ATTEMPTS: usize = 4;
 
 /// Runs the inputs of one request.
 pub(super) struct Runner<'a> {
-    pub(super) inference: &'a Inference,
+    pub(super) inference: &'a InferenceThreads,
     pub(super) route: &'a Route,
     pub(super) caller: CallerId,
     pub(super) deadline: Instant,
     pub(super) timer: StageTimer,
-    pub(super) urgency: Urgency,
+    pub(super) queue_options: QueueOptions,
     /// The calls that a shadow is to run as well.
     pub(super) compared: Vec<Batch>,
 }
@@ -37,7 +37,7 @@ pub(super) struct Runner<'a> {
 impl Runner<'_> {
     /// The outputs of all rows, or of those that did not fail where that is accepted.
     pub(super) async fn run(&mut self, inputs: Inputs) -> Result<Outputs, ApiError> {
-        let Inputs { tensors, rows, partial, urgency: _ } = inputs;
+        let Inputs { tensors, rows, partial, queue_options: _ } = inputs;
         match partial {
             None => self.run_whole(tensors, rows).await,
             Some(partial) => self.run_partial(tensors, partial).await,
@@ -125,9 +125,9 @@ impl Runner<'_> {
     async fn call(&mut self, inputs: Arc<Vec<Tensor>>) -> Result<Vec<Tensor>, ApiError> {
         let compared = self.route.shadow.as_ref().map(|_| Arc::clone(&inputs));
         let (version, timer) = (Arc::clone(&self.route.version), self.timer.clone());
-        let (caller, deadline, urgency) = (self.caller, self.deadline, self.urgency);
-        let work = Work { version, caller, inputs, deadline, timer, urgency };
-        let outputs = self.inference.predict(work).await?;
+        let (caller, deadline, queue_options) = (self.caller, self.deadline, self.queue_options);
+        let job = PredictJob { version, caller, inputs, deadline, timer, queue_options };
+        let outputs = self.inference.predict(job).await?;
         if let Some(inputs) = compared {
             self.compared.push(Batch { inputs, outputs: outputs.clone() });
         }
@@ -137,8 +137,8 @@ impl Runner<'_> {
     /// Record how long the answer took to encode, which began at `begin`.
     pub(super) fn encoded(&self, begin: Instant) {
         let (version, now) = (&self.route.version, Instant::now());
-        self.timer.record(Stage::Encode, begin, now, &version.measured().encode);
-        version.statistics().outputs_converted(now.saturating_duration_since(begin));
+        self.timer.record(Stage::Encode, begin, now, &version.metrics().encode);
+        version.statistics().record_output_conversion(now.saturating_duration_since(begin));
     }
 
     /// What the route's shadow is to be compared with, if it has one.

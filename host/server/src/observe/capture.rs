@@ -46,7 +46,7 @@ pub struct CaptureSettings {
 
 /// A request and its answer.
 #[derive(Debug)]
-pub struct Captured {
+pub struct CapturedRequest {
     /// The request's id.
     pub request_id: String,
     /// The model that answered.
@@ -59,7 +59,7 @@ pub struct Captured {
     pub response: Vec<u8>,
 }
 
-impl Captured {
+impl CapturedRequest {
     fn bytes(&self) -> usize {
         self.request.len() + self.response.len()
     }
@@ -83,23 +83,23 @@ impl Captured {
 
 /// The way to the files.
 #[derive(Debug)]
-pub struct Capture {
+pub struct CaptureWriter {
     /// Until the end.
-    queue: Mutex<Option<SyncSender<Captured>>>,
-    shared: Arc<Shared>,
+    queue: Mutex<Option<SyncSender<CapturedRequest>>>,
+    shared: Arc<CaptureShared>,
     /// Hears nothing, and ends with the thread.
     over: Mutex<Receiver<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct CaptureShared {
     waiting_bytes: AtomicUsize,
     written: Counter,
     dropped: Counter,
     failed: Counter,
 }
 
-impl Capture {
+impl CaptureWriter {
     /// Start the thread. Nothing is written before there is something.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ impl Capture {
     pub fn start(settings: CaptureSettings) -> io::Result<Self> {
         let (queue, entries) = mpsc::sync_channel(QUEUED);
         let (alive, over) = mpsc::channel();
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<CaptureShared>::default();
         let of_thread = Arc::clone(&shared);
         thread::Builder::new().name("capture".to_owned()).spawn(move || {
             write(&entries, &of_thread, &settings);
@@ -117,7 +117,7 @@ impl Capture {
     }
 
     /// Keep it, if there is room.
-    pub fn offer(&self, entry: Captured) {
+    pub fn enqueue(&self, entry: CapturedRequest) {
         let (shared, bytes) = (&self.shared, entry.bytes());
         let before = shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,12 +131,12 @@ impl Capture {
 
     /// How many were written, dropped for want of room, and lost to the disk.
     pub fn counts(&self) -> [(&'static str, u64); 3] {
-        let Shared { written, dropped, failed, .. } = &*self.shared;
+        let CaptureShared { written, dropped, failed, .. } = &*self.shared;
         [("written", written.total()), ("dropped", dropped.total()), ("failed", failed.total())]
     }
 
     /// Write what waits, for that long at most.
-    pub fn finish(&self, time: Duration) {
+    pub fn shutdown(&self, time: Duration) {
         drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
         let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
         // An error is the end that is waited for, or the end of patience.
@@ -144,7 +144,7 @@ impl Capture {
     }
 }
 
-fn write(entries: &Receiver<Captured>, shared: &Shared, settings: &CaptureSettings) {
+fn write(entries: &Receiver<CapturedRequest>, shared: &CaptureShared, settings: &CaptureSettings) {
     let mut file = None;
     let mut was_failing = false;
     for entry in entries {
@@ -240,9 +240,15 @@ fn rotate(settings: &CaptureSettings) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn entry(request: &[u8]) -> Captured {
+    fn entry(request: &[u8]) -> CapturedRequest {
         let (request_id, model, version) = ("a".to_owned(), "m".to_owned(), "1.0.0".to_owned());
-        Captured { request_id, model, version, request: request.to_vec(), response: b"{}".to_vec() }
+        CapturedRequest {
+            request_id,
+            model,
+            version,
+            request: request.to_vec(),
+            response: b"{}".to_vec(),
+        }
     }
 
     #[test]
@@ -250,11 +256,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let settings =
             CaptureSettings { folder: folder.path().join("new"), file_bytes: 500, files: 3 };
-        let capture = Capture::start(settings.clone()).unwrap();
+        let capture = CaptureWriter::start(settings.clone()).unwrap();
         for number in 0..50 {
-            capture.offer(entry(format!("{{\"number\":{number}}}").as_bytes()));
+            capture.enqueue(entry(format!("{{\"number\":{number}}}").as_bytes()));
         }
-        capture.finish(Duration::from_secs(60));
+        capture.shutdown(Duration::from_secs(60));
         assert_eq!(capture.counts(), [("written", 50), ("dropped", 0), ("failed", 0)]);
         let mut names: Vec<_> = std::fs::read_dir(&settings.folder).unwrap().collect();
         assert_eq!(names.len(), 3);
@@ -266,7 +272,7 @@ mod tests {
         let last = std::fs::read_to_string(settings.folder.join(FILE)).unwrap();
         let last: Value = serde_json::from_str(last.lines().last().unwrap()).unwrap();
         assert_eq!(last["request"]["number"], 49);
-        capture.offer(entry(b"{}"));
+        capture.enqueue(entry(b"{}"));
         assert_eq!(capture.counts()[1], ("dropped", 1));
     }
 
@@ -279,9 +285,9 @@ mod tests {
         let cut = "x".repeat(100_000);
         for (before, kept) in [(format!("{{}}\n{cut}"), 1), (cut.clone(), 0), (String::new(), 0)] {
             std::fs::write(&file, before).unwrap();
-            let capture = Capture::start(settings.clone()).unwrap();
-            capture.offer(entry(b"{}"));
-            capture.finish(Duration::from_secs(60));
+            let capture = CaptureWriter::start(settings.clone()).unwrap();
+            capture.enqueue(entry(b"{}"));
+            capture.shutdown(Duration::from_secs(60));
             let text = std::fs::read_to_string(&file).unwrap();
             let lines = text.lines().map(serde_json::from_str::<Value>);
             assert_eq!(lines.collect::<Result<Vec<_>, _>>().unwrap().len(), kept + 1);
@@ -301,9 +307,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let settings =
             CaptureSettings { folder: file.path().join("below"), file_bytes: 500, files: 3 };
-        let capture = Capture::start(settings).unwrap();
-        capture.offer(entry(b"{}"));
-        capture.finish(Duration::from_secs(60));
+        let capture = CaptureWriter::start(settings).unwrap();
+        capture.enqueue(entry(b"{}"));
+        capture.shutdown(Duration::from_secs(60));
         assert_eq!(capture.counts(), [("written", 0), ("dropped", 0), ("failed", 1)]);
     }
 }

@@ -43,7 +43,7 @@ const QUEUED_LINES: usize = 8192;
 
 /// The form of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+pub enum LogFormat {
     /// One JSON object a line.
     Json,
     /// For people.
@@ -52,7 +52,7 @@ pub enum Format {
 
 /// Who writes a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Writing {
+pub enum WriteMode {
     /// The thread that logs it, at once.
     Direct,
     /// A thread of its own, soon.
@@ -77,7 +77,7 @@ static CHOSEN: OnceLock<Chosen> = OnceLock::new();
 /// How this process logs.
 struct Chosen {
     filter: Mutex<String>,
-    format: Format,
+    format: LogFormat,
     levels: reload::Handle<Targets, Registry>,
 }
 
@@ -90,9 +90,9 @@ const LAST_LINES_TIME: Duration = Duration::from_secs(2);
 /// [`LAST_LINES_TIME`].
 #[derive(Debug)]
 #[must_use]
-pub struct Logs(Option<(NonBlocking, WorkerGuard)>);
+pub struct LogGuard(Option<(NonBlocking, WorkerGuard)>);
 
-impl Logs {
+impl LogGuard {
     /// Where the last words of a command go: behind what it has logged.
     pub fn writer(&self) -> Box<dyn Write> {
         match &self.0 {
@@ -102,7 +102,7 @@ impl Logs {
     }
 }
 
-impl Drop for Logs {
+impl Drop for LogGuard {
     fn drop(&mut self) {
         let Some((_, guard)) = self.0.take() else {
             return;
@@ -123,27 +123,31 @@ impl Drop for Logs {
 ///
 /// # Errors
 /// [`FilterError`], if the filter is refused.
-pub fn start(filter: &str, format: Option<Format>, writing: Writing) -> Result<Logs, FilterError> {
+pub fn init(
+    filter: &str,
+    format: Option<LogFormat>,
+    writing: WriteMode,
+) -> Result<LogGuard, FilterError> {
     let (levels, handle) = reload::Layer::new(filter::parse(filter)?);
     let terminal = io::stderr().is_terminal();
-    let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
+    let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let (logs, writer) = match writing {
-        Writing::Direct => (Logs(None), BoxMakeWriter::new(io::stderr)),
-        Writing::Queued => {
+        WriteMode::Direct => (LogGuard(None), BoxMakeWriter::new(io::stderr)),
+        WriteMode::Queued => {
             let builder = NonBlockingBuilder::default().lossy(true);
             let builder = builder.buffered_lines_limit(QUEUED_LINES).thread_name("log");
             let (queue, guard) = builder.finish(io::stderr());
             let _ = DROPPED.set(queue.error_counter());
-            (Logs(Some((queue.clone(), guard))), BoxMakeWriter::new(queue))
+            (LogGuard(Some((queue.clone(), guard))), BoxMakeWriter::new(queue))
         }
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = match format {
-        Format::Json => {
+        LogFormat::Json => {
             let lines = lines.json().flatten_event(true).with_span_list(false);
             lines.map_event_format(EscapedJson).boxed()
         }
-        Format::Text => lines.with_ansi(terminal).fmt_fields(escaped_fields()).boxed(),
+        LogFormat::Text => lines.with_ansi(terminal).fmt_fields(escaped_fields()).boxed(),
     };
     tracing_subscriber::registry().with(lines.with_filter(levels.and(quiet_libraries()))).init();
     // A second start would have panicked in `init`.
@@ -206,8 +210,8 @@ pub fn environment() -> Vec<(&'static str, String)> {
         return Vec::new();
     };
     let format = match chosen.format {
-        Format::Json => "json",
-        Format::Text => "text",
+        LogFormat::Json => "json",
+        LogFormat::Text => "text",
     };
     vec![(FILTER_VARIABLE, filter), (FORMAT_VARIABLE, format.to_owned())]
 }

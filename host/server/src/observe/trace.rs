@@ -59,12 +59,12 @@ pub struct TraceSettings {
 pub struct Tracer {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
-    sent: Arc<Sent>,
+    sent: Arc<SpanCounts>,
 }
 
 /// What became of spans.
 #[derive(Debug, Default)]
-pub struct Sent {
+pub struct SpanCounts {
     /// The collector has taken them.
     pub exported: Counter,
     /// It has not.
@@ -85,7 +85,7 @@ impl Tracer {
         let Some(endpoint) = &settings.endpoint else { return Ok(None) };
         let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic();
         let exporter = exporter.with_endpoint(endpoint).with_timeout(SEND_TIME).build()?;
-        let sent = Arc::<Sent>::default();
+        let sent = Arc::<SpanCounts>::default();
         let exporter = Counting { exporter, sent: Arc::clone(&sent) };
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(QUEUED_SPANS)
@@ -106,12 +106,12 @@ impl Tracer {
     }
 
     /// What became of spans.
-    pub fn sent(&self) -> &Sent {
+    pub fn span_counts(&self) -> &SpanCounts {
         &self.sent
     }
 
     /// Send what waits, for that long at most. Blocks.
-    pub fn finish(&self, time: Duration) {
+    pub fn shutdown(&self, time: Duration) {
         // Counted where it fails.
         let _ = self.provider.shutdown_with_timeout(time);
     }
@@ -121,7 +121,7 @@ impl Tracer {
 #[derive(Debug)]
 struct Bounded {
     queue: BatchSpanProcessor,
-    sent: Arc<Sent>,
+    sent: Arc<SpanCounts>,
 }
 
 impl SpanProcessor for Bounded {
@@ -155,7 +155,7 @@ impl SpanProcessor for Bounded {
 #[derive(Debug)]
 struct Counting {
     exporter: opentelemetry_otlp::SpanExporter,
-    sent: Arc<Sent>,
+    sent: Arc<SpanCounts>,
 }
 
 impl SpanExporter for Counting {
@@ -179,17 +179,17 @@ impl SpanExporter for Counting {
 
 /// What a request belongs to, as its caller or the tracer says.
 #[derive(Debug, Clone)]
-pub struct Traced {
+pub struct TraceContext {
     context: SpanContext,
     /// Whether the context is that of a span of ours, rather than the caller's.
     is_ours: bool,
-    trace: Option<Arc<Trace>>,
+    trace: Option<Arc<RequestSpans>>,
 }
 
-impl Traced {
+impl TraceContext {
     /// What the headers `traceparent` and `tracestate` say, and the tracer makes of it. Nothing, if
     /// neither knows of a trace; what is no trace context counts as not there.
-    pub fn begin(
+    pub fn start(
         tracer: Option<&Tracer>,
         parent: Option<&str>,
         state: Option<&str>,
@@ -208,7 +208,7 @@ impl Traced {
         let context = root.span_context().clone();
         let trace = root.is_recording().then(|| {
             let (tracer, root) = (tracer.clone(), Mutex::new(Some(root)));
-            Arc::new(Trace { tracer, context: context.clone(), root, started, began })
+            Arc::new(RequestSpans { tracer, context: context.clone(), root, started, began })
         });
         Some(Self { context, is_ours: true, trace })
     }
@@ -219,7 +219,7 @@ impl Traced {
     }
 
     /// Where the spans of the request go, if it is sampled.
-    pub fn trace(&self) -> Option<Arc<Trace>> {
+    pub fn spans(&self) -> Option<Arc<RequestSpans>> {
         self.trace.clone()
     }
 
@@ -229,7 +229,7 @@ impl Traced {
     }
 
     /// The value of the header that tells the caller of the server's place in the trace, if it has one.
-    pub fn response(&self) -> Option<String> {
+    pub fn response_header(&self) -> Option<String> {
         let (trace, span) = (self.context.trace_id(), self.context.span_id());
         let flags = self.context.trace_flags() & TraceFlags::SAMPLED;
         self.is_ours.then(|| format!("00-{trace}-{span}-{flags:02x}"))
@@ -256,7 +256,7 @@ fn parse(parent: &str, state: Option<&str>) -> Option<SpanContext> {
 }
 
 /// The spans of one sampled request.
-pub struct Trace {
+pub struct RequestSpans {
     tracer: SdkTracer,
     context: SpanContext,
     /// Until the request is over.
@@ -265,7 +265,7 @@ pub struct Trace {
     began: SystemTime,
 }
 
-impl fmt::Debug for Trace {
+impl fmt::Debug for RequestSpans {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_tuple("Trace").field(&self.context.trace_id()).finish()
     }
@@ -273,7 +273,7 @@ impl fmt::Debug for Trace {
 
 /// What the line of a request says, for its span.
 #[derive(Debug)]
-pub struct Summary<'a> {
+pub struct RequestSummary<'a> {
     /// A known one.
     pub method: &'static str,
     /// The endpoint's pattern.
@@ -288,9 +288,9 @@ pub struct Summary<'a> {
     pub reason: Option<&'static str>,
 }
 
-impl Trace {
+impl RequestSpans {
     /// The request is over.
-    pub fn end(&self, summary: &Summary<'_>) {
+    pub fn finish(&self, summary: &RequestSummary<'_>) {
         let root = self.root.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut root) = root else { return };
         root.update_name(format!("{} {}", summary.method, summary.route.unwrap_or("none")));
@@ -318,7 +318,7 @@ impl Trace {
     }
 }
 
-impl RecordStage for Trace {
+impl RecordStage for RequestSpans {
     fn record(&self, stage: Stage, since: Instant, until: Instant) {
         let around = Context::new().with_remote_span_context(self.context.clone());
         let time = |at: Instant| self.began + at.saturating_duration_since(self.started);
@@ -344,8 +344,11 @@ mod tests {
         assert!(context.is_sampled());
         let later = parse(&format!("01-{TRACE}-{SPAN}-00-more"), None).unwrap();
         assert!(!later.is_sampled());
-        let traced = Traced::begin(None, Some(&parent), None).unwrap();
-        assert_eq!((traced.trace_id().to_string(), traced.response()), (TRACE.to_owned(), None));
+        let traced = TraceContext::start(None, Some(&parent), None).unwrap();
+        assert_eq!(
+            (traced.trace_id().to_string(), traced.response_header()),
+            (TRACE.to_owned(), None)
+        );
     }
 
     #[test]
@@ -364,7 +367,7 @@ mod tests {
             format!("00-{}é-{SPAN}-01", &TRACE[..30]),
         ] {
             assert!(parse(&garbage, None).is_none(), "{garbage}");
-            assert!(Traced::begin(None, Some(&garbage), None).is_none(), "{garbage}");
+            assert!(TraceContext::start(None, Some(&garbage), None).is_none(), "{garbage}");
         }
         let state = format!("a={}", "b".repeat(600));
         let context = parse(&format!("00-{TRACE}-{SPAN}-01"), Some(&state)).unwrap();

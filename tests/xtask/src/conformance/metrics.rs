@@ -262,7 +262,7 @@ impl Prometheus {
 fn check_dashboard(agent: &Agent, prometheus: &Prometheus, dashboard: &Path) -> Result<()> {
     let text = fs::read_to_string(dashboard).context("cannot read the dashboard")?;
     let dashboard: Value = serde_json::from_str(&text).context("the dashboard is no JSON")?;
-    let documented = documented(&fs::read_to_string("README.md")?)?;
+    let documented = documented(&fs::read_to_string("host/docs/src/reference/metrics.md")?);
     let panels = dashboard["panels"].as_array().into_iter().flatten();
     let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
     let mut queries = 0;
@@ -288,12 +288,11 @@ fn check_dashboard(agent: &Agent, prometheus: &Prometheus, dashboard: &Path) -> 
     Ok(())
 }
 
-/// The names of metrics in the README's table.
-fn documented(readme: &str) -> Result<BTreeSet<String>> {
-    let (_, table) = readme.split_once("### Metrics").context("the README has no metrics")?;
-    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+/// The names of metrics in the table of the book's page.
+fn documented(page: &str) -> BTreeSet<String> {
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     let names = rows.filter(|name| name.starts_with("guesthouse_") || name.starts_with("process_"));
-    Ok(names.map(str::to_owned).collect())
+    names.map(str::to_owned).collect()
 }
 
 /// The metrics that a query reads, histograms by the name of their family.

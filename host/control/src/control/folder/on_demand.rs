@@ -8,7 +8,7 @@ use crate::control::Control;
 use crate::registry::{Slot, guarded};
 use guesthouse_artifact::Artifact;
 use guesthouse_model::ModelName;
-use guesthouse_runtime::preinit::queue::Urgency;
+use guesthouse_runtime::preinit::queue::CompilePriority;
 
 impl Control {
     /// Deploy what the folder has of a model by now and the last look has not found, or what failed then.
@@ -40,7 +40,7 @@ impl Control {
         let _loading = self.begin_loading();
         let Read { mut found, .. } = self.read_files(paths)?;
         found.retain(|file| file.id.name == *model);
-        self.deploy_found(found, Urgency::Operator)
+        self.deploy_found(found, CompilePriority::Operator)
     }
 }
 

@@ -17,7 +17,7 @@ use super::{Codec, Encoded, FieldValue, Inputs, Outputs};
 use crate::config::Limits;
 use crate::edge::body::{RequestBody, media_type};
 use crate::edge::error::ApiError;
-use crate::edge::observe::RequestId;
+use crate::edge::request_id::RequestId;
 use guesthouse_model::{Datatype, Signature, Tensor};
 use guesthouse_runtime::version::ServableVersion;
 

@@ -19,7 +19,7 @@ use crate::edge::body::RequestBody;
 use crate::edge::error::ApiError;
 use crate::edge::grpc::pb;
 use crate::edge::idempotency::KEY_FIELD;
-use crate::edge::observe::RequestId;
+use crate::edge::request_id::RequestId;
 use guesthouse_model::{Datatype, Signature, Tensor, VersionId, bytes_elements};
 use guesthouse_runtime::version::ServableVersion;
 use pb::infer_parameter::ParameterChoice;
@@ -126,8 +126,8 @@ impl Codec for OipGrpcCodec {
     }
 }
 
-/// Bytes that a message holds.
-pub(in crate::edge) fn size(message: &pb::ModelInferRequest) -> usize {
+/// The memory that the tensors of a decoded message take, in bytes.
+pub(in crate::edge) fn message_size(message: &pb::ModelInferRequest) -> usize {
     let raw: usize = message.raw_input_contents.iter().map(Bytes::len).sum();
     let contents = message.inputs.iter().filter_map(|input| input.contents.as_ref());
     let typed = contents.map(|contents| {

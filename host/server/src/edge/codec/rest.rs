@@ -21,11 +21,11 @@ use super::{Codec, Encoded, FieldValue, Inputs, Multiplicity, Outputs, PartialRo
 use crate::config::Limits;
 use crate::edge::body::RequestBody;
 use crate::edge::error::ApiError;
-use crate::edge::observe::RequestId;
 use crate::edge::query;
+use crate::edge::request_id::RequestId;
 use guesthouse_model::Signature;
-use guesthouse_model::record::{Fitting, decode, decode_fitting, encode};
-use guesthouse_runtime::inference::Urgency;
+use guesthouse_model::record::{ValidRows, decode, decode_valid_rows, encode};
+use guesthouse_runtime::inference::QueueOptions;
 use guesthouse_runtime::version::ServableVersion;
 
 /// The query of a batch.
@@ -114,8 +114,8 @@ impl Codec for RestCodec {
             return decode_partial(signature, &rows);
         }
         rows.iter().try_for_each(BodyRow::check)?;
-        let (tensors, urgency) = (decode(signature, &rows)?, Urgency::default());
-        Ok(Inputs { tensors, rows: rows.len(), partial: None, urgency })
+        let (tensors, queue_options) = (decode(signature, &rows)?, QueueOptions::default());
+        Ok(Inputs { tensors, rows: rows.len(), partial: None, queue_options })
     }
 
     fn encode(
@@ -175,13 +175,13 @@ fn decode_partial(signature: &Signature, rows: &[BodyRow]) -> Result<Inputs, Api
             Err(error) => _ = failed.insert(place, error),
         }
     }
-    let Fitting { inputs, rows: places, refused } = decode_fitting(signature, objects);
+    let ValidRows { inputs, rows: places, refused } = decode_valid_rows(signature, objects);
     failed.extend(refused.into_iter().map(|(place, error)| (place, ApiError::from(error))));
     if places.is_empty() {
         return Err(ApiError::all_rows_failed(&failed));
     }
-    let (partial, urgency) = (Some(PartialRows { places, failed }), Urgency::default());
-    Ok(Inputs { tensors: inputs, rows: rows.len(), partial, urgency })
+    let (partial, queue_options) = (Some(PartialRows { places, failed }), QueueOptions::default());
+    Ok(Inputs { tensors: inputs, rows: rows.len(), partial, queue_options })
 }
 
 /// What stands in the place of a row that has failed.

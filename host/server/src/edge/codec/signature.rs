@@ -8,17 +8,17 @@ use super::{Codec, Encoded, FieldValue, Inputs, Multiplicity, Outputs};
 use crate::config::Limits;
 use crate::edge::body::RequestBody;
 use crate::edge::error::{ApiError, Detail, ErrorCode};
-use crate::edge::grpc::services::Offered;
-use crate::edge::observe::RequestId;
-use crate::typed::{self, ReadError, Service, TooLarge};
-use guesthouse_model::record::conform;
+use crate::edge::grpc::model_services::RoutedService;
+use crate::edge::request_id::RequestId;
+use crate::typed::{self, DecodeError, MessageTooLarge, ModelService};
+use guesthouse_model::record::validate_tensors;
 use guesthouse_model::{Datatype, Signature, Tensor, bytes_elements};
-use guesthouse_runtime::inference::Urgency;
+use guesthouse_runtime::inference::QueueOptions;
 use guesthouse_runtime::version::ServableVersion;
 
 /// A message of `Predict`, `PredictStream` or `BatchPredict`.
 pub(in crate::edge) struct SignatureCodec {
-    offered: Arc<Offered>,
+    service: Arc<RoutedService>,
     multiplicity: Multiplicity,
     /// The messages of a batch.
     messages: Vec<Bytes>,
@@ -28,8 +28,8 @@ pub(in crate::edge) struct SignatureCodec {
 
 impl SignatureCodec {
     /// Of a message to this service.
-    pub(in crate::edge) fn new(offered: Arc<Offered>, multiplicity: Multiplicity) -> Self {
-        Self { offered, multiplicity, messages: Vec::new(), row: None }
+    pub(in crate::edge) fn new(service: Arc<RoutedService>, multiplicity: Multiplicity) -> Self {
+        Self { service, multiplicity, messages: Vec::new(), row: None }
     }
 }
 
@@ -39,7 +39,7 @@ impl Codec for SignatureCodec {
     }
 
     fn context(&self) -> String {
-        let service = self.offered.service.full_name();
+        let service = self.service.service.full_name();
         format!("{service} {:?}", self.multiplicity)
     }
 
@@ -50,9 +50,9 @@ impl Codec for SignatureCodec {
         _: &mut RequestId,
     ) -> Result<(), ApiError> {
         match self.multiplicity {
-            Multiplicity::Single => self.row = Some(self.offered.service.read(&body.bytes)?),
+            Multiplicity::Single => self.row = Some(self.service.service.read(&body.bytes)?),
             Multiplicity::Batch => {
-                let messages = typed::read_batch(&body.bytes, limits.batch_rows)?;
+                let messages = typed::decode_batch(&body.bytes, limits.batch_rows)?;
                 let share = |message: &[u8]| body.bytes.slice_ref(message);
                 self.messages = messages.into_iter().map(share).collect();
             }
@@ -71,13 +71,13 @@ impl Codec for SignatureCodec {
 
     fn decode(&mut self, signature: &Signature, _: &Limits) -> Result<Inputs, ApiError> {
         let (tensors, rows) = match self.row.take() {
-            Some(row) => (conform(signature, row)?, 1),
+            Some(row) => (validate_tensors(signature, row)?, 1),
             None => {
                 let messages = std::mem::take(&mut self.messages);
-                (batch(&self.offered.service, signature, &messages)?, messages.len())
+                (batch(&self.service.service, signature, &messages)?, messages.len())
             }
         };
-        Ok(Inputs { tensors, rows, partial: None, urgency: Urgency::default() })
+        Ok(Inputs { tensors, rows, partial: None, queue_options: QueueOptions::default() })
     }
 
     fn encode(
@@ -87,10 +87,10 @@ impl Codec for SignatureCodec {
         _request_id: &str,
     ) -> Result<Encoded, ApiError> {
         let outputs = outputs.into_tensors()?;
-        let mut rows = self.offered.service.rows(&version.id().version, &outputs);
+        let mut rows = self.service.service.rows(&version.id().version, &outputs);
         let message = match self.multiplicity {
             Multiplicity::Single => rows.next().transpose()?.unwrap_or_default(),
-            Multiplicity::Batch => typed::batch(rows)?,
+            Multiplicity::Batch => typed::encode_batch(rows)?,
         };
         Ok(Encoded::message(message))
     }
@@ -98,14 +98,14 @@ impl Codec for SignatureCodec {
 
 /// The tensors of all rows. What one leaves out is filled by the version that answers.
 fn batch(
-    service: &Service,
+    service: &ModelService,
     signature: &Signature,
     messages: &[Bytes],
 ) -> Result<Vec<Tensor>, ApiError> {
     let mut inputs: Vec<Tensor> = Vec::new();
     for (row, message) in messages.iter().enumerate() {
         let read = service.read(message).map_err(ApiError::from);
-        let conformed = read.and_then(|tensors| Ok(conform(signature, tensors)?));
+        let conformed = read.and_then(|tensors| Ok(validate_tensors(signature, tensors)?));
         let tensors = conformed.map_err(|error| error.shift_rows(row))?;
         if inputs.is_empty() {
             inputs = tensors;
@@ -153,18 +153,20 @@ fn integer<const N: usize, T: ToString>(data: &[u8], read: fn([u8; N]) -> T) -> 
     data.first_chunk().map(|bytes| read(*bytes).to_string())
 }
 
-impl From<ReadError> for ApiError {
-    fn from(error: ReadError) -> Self {
+impl From<DecodeError> for ApiError {
+    fn from(error: DecodeError) -> Self {
         match error {
-            ReadError::Wire(error) => Self::malformed(format!("the message is malformed: {error}")),
-            ReadError::TooManyRows => Self::new(ErrorCode::UnacceptableInput, error.to_string()),
-            ReadError::Row(error) => error.into(),
+            DecodeError::Wire(error) => {
+                Self::malformed(format!("the message is malformed: {error}"))
+            }
+            DecodeError::TooManyRows => Self::new(ErrorCode::UnacceptableInput, error.to_string()),
+            DecodeError::Row(error) => error.into(),
         }
     }
 }
 
-impl From<TooLarge> for ApiError {
-    fn from(_too_large: TooLarge) -> Self {
+impl From<MessageTooLarge> for ApiError {
+    fn from(_too_large: MessageTooLarge) -> Self {
         Self::new(ErrorCode::ModelFailure, "the model's answer is too large for a message")
     }
 }

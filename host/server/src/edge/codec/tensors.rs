@@ -11,9 +11,9 @@ use super::{FieldValue, Inputs};
 use crate::config::Limits;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::target::{Target, target};
-use guesthouse_model::record::{ConformError, conform};
+use guesthouse_model::record::{TensorInputError, validate_tensors};
 use guesthouse_model::{Datatype, Signature, Tensor};
-use guesthouse_runtime::inference::Urgency;
+use guesthouse_runtime::inference::QueueOptions;
 
 /// The most parameters of a request, of a tensor and of an output: each is a few dozen bytes, and no
 /// client sends more than ten.
@@ -83,11 +83,11 @@ impl TensorRequest {
         signature: &Signature,
         limits: &Limits,
     ) -> Result<(Inputs, WantedOutputs), ApiError> {
-        let urgency = urgency(&self.parameters)?;
+        let queue_options = queue_options(&self.parameters)?;
         let wanted = WantedOutputs::new(signature, self.outputs)?;
-        let tensors = conform(signature, self.inputs)?;
+        let tensors = validate_tensors(signature, self.inputs)?;
         let rows = rows_of(&tensors, limits.batch_rows)?;
-        Ok((Inputs { tensors, rows, partial: None, urgency }, wanted))
+        Ok((Inputs { tensors, rows, partial: None, queue_options }, wanted))
     }
 }
 
@@ -108,7 +108,7 @@ fn rows_of(inputs: &[Tensor], most: usize) -> Result<usize, ApiError> {
 }
 
 /// Triton's schedule policy, as far as a request may have one.
-fn urgency(parameters: &Parameters) -> Result<Urgency, ApiError> {
+fn queue_options(parameters: &Parameters) -> Result<QueueOptions, ApiError> {
     let number = |name: &str| {
         let number = match parameters.get(name) {
             None => return Ok(None),
@@ -129,8 +129,8 @@ fn urgency(parameters: &Parameters) -> Result<Urgency, ApiError> {
         }
     }
     let priority = number("priority")?.unwrap_or(0);
-    let queue_time = number("timeout")?.filter(|time| *time > 0).map(Duration::from_micros);
-    Ok(Urgency { priority, queue_time })
+    let queue_timeout = number("timeout")?.filter(|time| *time > 0).map(Duration::from_micros);
+    Ok(QueueOptions { priority, queue_timeout })
 }
 
 /// The places of the outputs that are asked for, and of how many classes each is to consist.
@@ -225,11 +225,11 @@ fn classify(output: &Tensor, count: u64) -> Tensor {
     Tensor { name, datatype: Datatype::Bytes, shape, data }
 }
 
-impl From<ConformError> for ApiError {
-    fn from(error: ConformError) -> Self {
+impl From<TensorInputError> for ApiError {
+    fn from(error: TensorInputError) -> Self {
         match error {
-            ConformError::Malformed(message) => Self::malformed(message),
-            ConformError::Values(error) => error.into(),
+            TensorInputError::Malformed(message) => Self::malformed(message),
+            TensorInputError::Values(error) => error.into(),
         }
     }
 }
@@ -255,10 +255,10 @@ mod tests {
 
     #[test]
     fn a_schedule_is_of_whole_numbers() {
-        let of = |name: &str, value| urgency(&Parameters::from([(name.to_owned(), value)]));
+        let of = |name: &str, value| queue_options(&Parameters::from([(name.to_owned(), value)]));
         let two = of("timeout", Parameter::Int(2000)).unwrap();
-        assert_eq!(two.queue_time, Some(Duration::from_millis(2)));
-        assert_eq!(of("timeout", Parameter::Uint(0)).unwrap(), Urgency::default());
+        assert_eq!(two.queue_timeout, Some(Duration::from_millis(2)));
+        assert_eq!(of("timeout", Parameter::Uint(0)).unwrap(), QueueOptions::default());
         assert_eq!(of("priority", Parameter::Text("3".to_owned())).unwrap().priority, 3);
         assert!(of("priority", Parameter::Int(-1)).is_err());
         assert!(of("timeout", Parameter::Double(1.5)).is_err());

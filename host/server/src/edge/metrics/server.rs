@@ -9,10 +9,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
 use super::{Labels, gauge, write};
-use crate::edge::Edge;
+use crate::edge::state::Edge;
 use crate::observe::logs;
-use crate::observe::meters::{Listener, Meters};
-use guesthouse_control::registry::meters::DeploymentMeters;
+use crate::observe::server_metrics::{ListenerMetrics, ServerMetrics};
+use guesthouse_control::registry::metrics::DeploymentMetrics;
 use guesthouse_runtime::measure::Counter;
 
 pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -39,12 +39,12 @@ pub(super) fn encode(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::R
     lost(edge, encoder)
 }
 
-fn listeners(meters: &Meters) -> [(Labels, &Listener); 3] {
+fn listeners(meters: &ServerMetrics) -> [(Labels, &ListenerMetrics); 3] {
     let of = |name: &str| vec![("listener", name.to_owned())];
     [(of("public"), &meters.public), (of("grpc"), &meters.grpc), (of("admin"), &meters.admin)]
 }
 
-fn requests(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+fn requests(meters: &ServerMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let counter = |count: &Counter| ConstCounter::new(count.total());
     let with = |labels: &Labels, more: &[(&'static str, String)]| [labels, more].concat();
     let listeners = listeners(meters);
@@ -74,18 +74,18 @@ fn requests(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result
         })
     });
     write(encoder, ("http_errors", "Answers that are errors, by their code", None), errors)?;
-    let now = |(labels, listener): &(Labels, &Listener)| {
-        (labels.clone(), ConstGauge::new(listener.in_flight.now()))
+    let now = |(labels, listener): &(Labels, &ListenerMetrics)| {
+        (labels.clone(), ConstGauge::new(listener.in_flight.get()))
     };
     let in_flight = ("http_requests_in_flight", "Requests that are not answered yet", None);
     write(encoder, in_flight, listeners.iter().map(now))
 }
 
-fn connections(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+fn connections(meters: &ServerMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let listeners = listeners(meters);
     let open = listeners
         .iter()
-        .map(|(labels, listener)| (labels.clone(), ConstGauge::new(listener.open.now())));
+        .map(|(labels, listener)| (labels.clone(), ConstGauge::new(listener.open.get())));
     write(encoder, ("connections_open", "Connections that are open", None), open)?;
     let accepted = listeners
         .iter()
@@ -93,7 +93,7 @@ fn connections(meters: &Meters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
     write(encoder, ("connections_accepted", "Connections since the start", None), accepted)
 }
 
-fn deployments(meters: &DeploymentMeters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+fn deployments(meters: &DeploymentMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let outcome =
         |is_good: bool| ("outcome", if is_good { "succeeded" } else { "failed" }.to_owned());
     let deployments = meters
@@ -123,7 +123,7 @@ fn lost(edge: &Edge, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let captured = ("captured_requests", "Requests to be kept, by what became of them", None);
     write(encoder, captured, edge.capture.counts().map(outcome))?;
     let Some(tracer) = &edge.tracer else { return Ok(()) };
-    let sent = tracer.sent();
+    let sent = tracer.span_counts();
     let spans = [
         ("exported", sent.exported.total()),
         ("failed", sent.failed.total()),

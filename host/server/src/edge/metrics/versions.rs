@@ -11,26 +11,26 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
 use super::{Labels, Name, Times, gauge, write};
-use crate::edge::Edge;
+use crate::edge::state::Edge;
 use guesthouse_control::rollout::WHOLE;
-use guesthouse_control::traffic::{Counts, Requests};
+use guesthouse_control::traffic::{RequestCounts, TrafficCounts};
 use guesthouse_model::VersionId;
-use guesthouse_runtime::measure::{self, Counter, Histogram};
-use guesthouse_runtime::preinit::Start;
-use guesthouse_runtime::version::{Measured, ServableVersion};
+use guesthouse_runtime::measure::{self, Counter, DurationHistogram};
+use guesthouse_runtime::preinit::InstanceStart;
+use guesthouse_runtime::version::{ServableVersion, VersionMetrics};
 
 /// The versions that are loaded, and what went to them.
 pub(super) struct Versions<'a> {
     edge: &'a Edge,
     versions: Vec<Arc<ServableVersion>>,
-    routed: Counts,
+    routed: TrafficCounts,
 }
 
 /// The times of one stage.
-type OfVersion = fn(&Measured) -> &Histogram;
+type OfVersion = fn(&VersionMetrics) -> &DurationHistogram;
 
 /// Answers by role and status.
-type ByStatus = measure::Series<(&'static str, u16), Counter>;
+type ByStatus = measure::MetricFamily<(&'static str, u16), Counter>;
 
 /// A series: the labels after model and version, and the value.
 type Series<T> = (Labels, T);
@@ -87,15 +87,15 @@ impl<'a> Versions<'a> {
                     (labels, ConstCounter::new(count.total()))
                 })
             };
-            version.measured().requests.map(of_route).into_iter().flatten().collect()
+            version.metrics().requests.map(of_route).into_iter().flatten().collect()
         })?;
         let seconds = Some(&Unit::Seconds);
         let total = ("request_duration", "From the head of a request to its answer", seconds);
         self.family(encoder, total, |version| {
-            let times = |role: &&str, times: &Histogram| {
+            let times = |role: &&str, times: &DurationHistogram| {
                 (vec![("role", (*role).to_owned())], Times(times.snapshot()))
             };
-            version.measured().total.map(times)
+            version.metrics().total.map(times)
         })?;
         let stages: [(Name<'_>, OfVersion); 4] = [
             (("queue_duration", "A batch's wait for a thread", seconds), |of| &of.queue),
@@ -107,11 +107,11 @@ impl<'a> Versions<'a> {
         ];
         let rows = ("batch_size_rows", "Rows with which a guest was called", None);
         self.family(encoder, rows, |version| {
-            vec![(vec![], Times(version.measured().batch_rows.snapshot()))]
+            vec![(vec![], Times(version.metrics().batch_rows.snapshot()))]
         })?;
         for (name, of) in stages {
             self.family(encoder, name, |version| {
-                vec![(vec![], Times(of(version.measured()).snapshot()))]
+                vec![(vec![], Times(of(version.metrics()).snapshot()))]
             })?;
         }
         Ok(())
@@ -136,7 +136,7 @@ impl<'a> Versions<'a> {
             };
             let refusals = version.admission().refusals();
             let refusals = refusals.map(|(reason, count)| series(reason.as_str(), count));
-            let rejections = &version.measured().rejections;
+            let rejections = &version.metrics().rejections;
             let later = rejections.map(|reason, count| series(reason, count.total()));
             refusals.into_iter().chain(later).collect()
         })
@@ -163,7 +163,7 @@ impl<'a> Versions<'a> {
         let routed = ("routed_requests", "Requests that were sent to a version, and why", None);
         self.family(encoder, routed, |version| {
             let of_version = self.routed.iter().filter(|((other, _), _)| other == version.id());
-            let series = |((_, reason), requests): (&(_, &str), &Requests)| {
+            let series = |((_, reason), requests): (&(_, &str), &RequestCounts)| {
                 (vec![("reason", (*reason).to_owned())], ConstCounter::new(requests.all))
             };
             of_version.map(series).collect()
@@ -192,17 +192,17 @@ impl<'a> Versions<'a> {
         self.family(encoder, instances, |version| {
             let counts = version.pool().counts();
             let series = |(state, count)| (vec![("state", String::from(state))], gauge(count));
-            [("idle", counts.idle), ("busy", counts.out)].map(series).into()
+            [("idle", counts.idle), ("busy", counts.in_use)].map(series).into()
         })?;
         let made = ("instances_made", "Instances made since the version was loaded", None);
         self.family(encoder, made, |version| {
-            vec![(vec![], ConstCounter::new(version.pool().counts().made))]
+            vec![(vec![], ConstCounter::new(version.pool().counts().created))]
         })?;
         let memory = ("instance_memory", "Linear memory of instances", Some(&Unit::Bytes));
         self.family(encoder, memory, |version| {
             let counts = version.pool().counts();
             let series = |(state, bytes)| (vec![("state", String::from(state))], gauge(bytes));
-            [("idle", counts.idle_bytes), ("busy", counts.out_bytes)].map(series).into()
+            [("idle", counts.idle_bytes), ("busy", counts.in_use_bytes)].map(series).into()
         })
     }
 
@@ -210,7 +210,7 @@ impl<'a> Versions<'a> {
     fn preinit(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let snapshot = ("version_snapshot", "Whether instances begin in a snapshot", None);
         self.family(encoder, snapshot, |version| {
-            let is_snapshot = version.report().start == Start::Snapshot;
+            let is_snapshot = version.report().start == InstanceStart::Snapshot;
             vec![(vec![], ConstGauge::new(i64::from(is_snapshot)))]
         })?;
         let steps = ("preinit_step", "Time of a step of pre-initialising", Some(&Unit::Seconds));

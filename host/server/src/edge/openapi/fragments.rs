@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Map, Value};
 
 use super::Document;
-use crate::edge::Policy;
+use crate::edge::policy::Policy;
 use guesthouse_control::registry::Snapshot;
 use guesthouse_model::ModelName;
 

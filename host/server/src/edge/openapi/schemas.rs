@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::edge::Policy;
 use crate::edge::error::ErrorCode;
 use crate::edge::idempotency::KEY_FIELD;
+use crate::edge::policy::Policy;
 use guesthouse_model::record::schema;
 use guesthouse_model::{Datatype, Field, Signature};
 use guesthouse_runtime::version::ServableVersion;

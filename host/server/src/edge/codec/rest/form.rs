@@ -16,8 +16,8 @@ use crate::config::Limits;
 use crate::edge::codec::Multiplicity;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::json::{self, Refusal};
-use crate::edge::observe::RequestId;
-use guesthouse_model::record::{Given, Row};
+use crate::edge::request_id::RequestId;
+use guesthouse_model::record::{InputRow, InputValue};
 use guesthouse_model::{Datatype, Field, Signature};
 
 /// The longest boundary, by RFC 2046.
@@ -125,16 +125,16 @@ enum Cell {
     Json(Value),
 }
 
-impl Row for Cells {
+impl InputRow for Cells {
     fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
-    fn value(&self, name: &str) -> Option<Given<'_>> {
+    fn value(&self, name: &str) -> Option<InputValue<'_>> {
         let (_, cell) = self.0.iter().find(|(other, _)| other == name)?;
         Some(match cell {
-            Cell::Raw(bytes) => Given::Raw(bytes),
-            Cell::Json(value) => Given::Json(value),
+            Cell::Raw(bytes) => InputValue::Raw(bytes),
+            Cell::Json(value) => InputValue::Json(value),
         })
     }
 }

@@ -13,9 +13,9 @@ use crate::edge::body::media_type;
 use crate::edge::codec::Multiplicity;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::json::{self, Refusal};
-use crate::edge::observe::RequestId;
+use crate::edge::request_id::RequestId;
 use guesthouse_model::Signature;
-use guesthouse_model::record::{Given, Row};
+use guesthouse_model::record::{InputRow, InputValue};
 
 /// What a body is, by its content type.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,17 +90,20 @@ impl BodyRow {
     }
 }
 
-impl Row for BodyRow {
+impl InputRow for BodyRow {
     fn names(&self) -> impl Iterator<Item = &str> {
         let (object, cells) = match self {
             Self::Object(object) => (Some(object), None),
             Self::Cells(cells) => (None, Some(cells)),
             Self::Other(_) => (None, None),
         };
-        object.into_iter().flat_map(Row::names).chain(cells.into_iter().flat_map(Row::names))
+        object
+            .into_iter()
+            .flat_map(InputRow::names)
+            .chain(cells.into_iter().flat_map(InputRow::names))
     }
 
-    fn value(&self, name: &str) -> Option<Given<'_>> {
+    fn value(&self, name: &str) -> Option<InputValue<'_>> {
         match self {
             Self::Object(object) => object.value(name),
             Self::Cells(cells) => cells.value(name),
