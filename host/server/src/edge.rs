@@ -39,6 +39,7 @@ mod problem;
 mod proto;
 pub(crate) mod query;
 mod rate_limits;
+mod render;
 mod request_headers;
 mod request_id;
 pub(crate) mod request_log;

@@ -1,11 +1,13 @@
-//! Compressed bodies: of requests, inflated while they arrive, into a place that has an end; and of
-//! answers, as their callers understand them.
+//! Decompression of request bodies while they arrive, into a buffer with a limit.
 //!
-//! A few bytes can stand for gigabytes, so nothing is inflated further than there is room for: the
-//! decoders work in steps of some ten kilobytes, and the first one over the limit is the last.
-//! Between steps, others have their turn. What is inside is bounded by the bytes that come out; what
-//! is sent, by the same number, because empty pieces go on for ever, too. Members of gzip and frames of
-//! zstd are counted, because to begin one takes as long as to inflate kilobytes.
+//! A few bytes can stand for gigabytes, so the decoders work in steps of some ten kilobytes, and the step
+//! that exceeds the limit is the last. Between steps, other tasks get their turn. The compressed bytes have the
+//! same limit, because empty blocks can be repeated forever. Members of gzip and frames of zstd are counted,
+//! because each of them costs as much as kilobytes of data.
+//!
+//! `async-compression`, which compresses our responses, has the same decoders, but neither counts members and
+//! frames nor yields between them: it decodes them in a loop until there is output. A body of 8 MiB can have
+//! 400,000 empty members of gzip, which are decoded in one poll that blocks a thread for seconds.
 
 use std::io::{self, Write};
 
@@ -20,21 +22,21 @@ use super::error::{ApiError, ErrorCode};
 /// The largest window of a zstd frame, as a power of two: what RFC 9659 lets every sender use.
 const MAX_WINDOW_LOG: u32 = 23;
 
-/// Bytes that a step of the decoders of zstd and of deflate gives.
+/// The most bytes that a step of the decoders of zstd and deflate writes.
 const STEP: usize = 32 << 10;
 
-/// Bytes that a step takes: blocks can be empty, and a thousand such blocks take a millisecond or two.
+/// The most bytes that a step reads: a thousand empty blocks take a millisecond or two.
 const STEP_INPUT: usize = 4 << 10;
 
-/// Members or frames of a body, and one more for so many bytes that are inflated. Tools that cut a file
-/// into pieces make them of 64 KiB and more; 1024 empty members take seven milliseconds.
-const MAX_PARTS: u64 = 1024;
-const BYTES_OF_A_PART: u64 = 8 << 10;
+/// The most members or frames of a body, and the bytes of output that allow one more. Tools that split a file
+/// write members of 64 KiB or more; to decode 1024 empty members takes seven milliseconds.
+const MAX_MEMBERS: u64 = 1024;
+const BYTES_PER_MEMBER: u64 = 8 << 10;
 
-/// Steps until others have their turn: half a megabyte, in about half a millisecond.
-const STEPS_IN_A_ROW: usize = 16;
+/// The steps after which other tasks get their turn: half a megabyte, in about half a millisecond.
+const STEPS_PER_POLL: usize = 16;
 
-/// How a body is encoded.
+/// The encoding of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
     Identity,
@@ -58,7 +60,7 @@ impl Encoding {
         for (name, known) in [
             ("identity", Self::Identity),
             ("gzip", Self::Gzip),
-            // The same, in RFC 9110's words.
+            // An alias in RFC 9110.
             ("x-gzip", Self::Gzip),
             ("deflate", Self::Deflate),
             ("zstd", Self::Zstd),
@@ -71,7 +73,7 @@ impl Encoding {
         Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
     }
 
-    /// Whether decoding takes megabytes beside what comes out.
+    /// Whether the decoder needs megabytes of memory in addition to its output.
     pub(super) fn needs_window(self) -> bool {
         match self {
             Self::Identity | Self::Gzip | Self::Deflate => false,
@@ -80,77 +82,77 @@ impl Encoding {
     }
 }
 
-/// Takes what arrives, gives what it stands for.
-pub(super) enum Inflater<W: Write> {
+/// Decompresses a body into a writer.
+pub(super) enum Decompressor<W: Write> {
     Identity(W),
     Gzip(Box<Gzip<W>>),
     Deflate(Box<Deflate<W>>),
     Zstd(Box<Zstd<W>>),
 }
 
-/// Why there is no more to inflate.
+/// Why a body cannot be decompressed.
 #[derive(Debug)]
-pub(super) enum InflateError {
-    /// The place into which it goes takes no more.
-    Full,
-    /// It is not what its header says, or it ends too early.
-    Garbage,
-    /// It has too many members or frames.
-    TooManyParts,
+pub(super) enum DecompressError {
+    /// The writer is full.
+    BufferFull,
+    /// The body is not valid in its encoding, or truncated.
+    Malformed,
+    /// The body has too many members or frames.
+    TooManyMembers,
 }
 
-/// What a place that is full says.
+/// The error of a writer that is full.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no more room")]
-pub(super) struct Full;
+#[error("the buffer is full")]
+pub(super) struct BufferFull;
 
-impl From<io::Error> for InflateError {
+impl From<io::Error> for DecompressError {
     fn from(error: io::Error) -> Self {
-        let is_full = error.get_ref().is_some_and(|inner| inner.is::<Full>());
-        if is_full { Self::Full } else { Self::Garbage }
+        let is_full = error.get_ref().is_some_and(|inner| inner.is::<BufferFull>());
+        if is_full { Self::BufferFull } else { Self::Malformed }
     }
 }
 
-impl<W: Write> Inflater<W> {
-    /// Into that place, which answers with [`Full`] when it takes no more.
-    pub(super) fn new(encoding: Encoding, place: W) -> Result<Self, InflateError> {
+impl<W: Write> Decompressor<W> {
+    /// For a writer that fails with [`BufferFull`] when its limit is exceeded.
+    pub(super) fn new(encoding: Encoding, writer: W) -> Result<Self, DecompressError> {
         Ok(match encoding {
-            Encoding::Identity => Self::Identity(place),
-            Encoding::Gzip => Self::Gzip(Box::new(Gzip::new(place))),
-            Encoding::Deflate => Self::Deflate(Box::new(Deflate::new(place))),
-            Encoding::Zstd => Self::Zstd(Box::new(Zstd::new(place)?)),
+            Encoding::Identity => Self::Identity(writer),
+            Encoding::Gzip => Self::Gzip(Box::new(Gzip::new(writer))),
+            Encoding::Deflate => Self::Deflate(Box::new(Deflate::new(writer))),
+            Encoding::Zstd => Self::Zstd(Box::new(Zstd::new(writer)?)),
         })
     }
 
-    /// Inflate what has arrived.
-    pub(super) async fn push(&mut self, mut data: &[u8]) -> Result<(), InflateError> {
+    /// Decompress bytes that have arrived.
+    pub(super) async fn push(&mut self, mut data: &[u8]) -> Result<(), DecompressError> {
         let mut steps = 0;
         loop {
             let piece = &data[..data.len().min(STEP_INPUT)];
-            let (taken, goes_on) = match self {
-                Self::Identity(place) => {
-                    place.write_all(data)?;
+            let (read, has_more) = match self {
+                Self::Identity(writer) => {
+                    writer.write_all(data)?;
                     return Ok(());
                 }
                 Self::Gzip(decoder) => decoder.step(piece)?,
                 Self::Deflate(decoder) => decoder.step(piece)?,
                 Self::Zstd(decoder) => decoder.step(piece)?,
             };
-            data = &data[taken..];
-            if !goes_on && data.is_empty() {
+            data = &data[read..];
+            if !has_more && data.is_empty() {
                 return Ok(());
             }
             steps += 1;
-            if steps % STEPS_IN_A_ROW == 0 {
+            if steps % STEPS_PER_POLL == 0 {
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// The place, if that was all of it.
-    pub(super) fn finish(self) -> Result<W, InflateError> {
+    /// Finish a body that is complete; the writer.
+    pub(super) fn finish(self) -> Result<W, DecompressError> {
         match self {
-            Self::Identity(place) => Ok(place),
+            Self::Identity(writer) => Ok(writer),
             Self::Gzip(decoder) => decoder.finish(),
             Self::Deflate(decoder) => decoder.finish(),
             Self::Zstd(decoder) => decoder.finish(),
@@ -158,23 +160,23 @@ impl<W: Write> Inflater<W> {
     }
 }
 
-/// How many members or frames there were.
+/// The number of members or frames so far.
 #[derive(Default)]
-struct Parts(u64);
+struct Members(u64);
 
-impl Parts {
-    /// One is over, and so many bytes are inflated.
-    fn count(&mut self, inflated: u64) -> Result<(), InflateError> {
+impl Members {
+    /// Count one that has ended, after so many bytes of output.
+    fn count(&mut self, output: u64) -> Result<(), DecompressError> {
         self.0 += 1;
-        let most = MAX_PARTS.saturating_add(inflated / BYTES_OF_A_PART);
-        if self.0 > most { Err(InflateError::TooManyParts) } else { Ok(()) }
+        let most = MAX_MEMBERS.saturating_add(output / BYTES_PER_MEMBER);
+        if self.0 > most { Err(DecompressError::TooManyMembers) } else { Ok(()) }
     }
 }
 
-/// A place, and how many bytes it was given.
-struct Counted<W>(W, u64);
+/// A writer, and how many bytes were written to it.
+struct CountingWriter<W>(W, u64);
 
-impl<W: Write> Write for Counted<W> {
+impl<W: Write> Write for CountingWriter<W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let written = self.0.write(data)?;
         self.1 += written as u64;
@@ -186,131 +188,134 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// Members of gzip, one after the other.
+/// A sequence of gzip members.
 pub(super) struct Gzip<W: Write> {
-    /// None after a member that was not whole.
-    decoder: Option<GzDecoder<Counted<W>>>,
-    parts: Parts,
+    /// None after a malformed member.
+    decoder: Option<GzDecoder<CountingWriter<W>>>,
+    members: Members,
 }
 
 impl<W: Write> Gzip<W> {
-    fn new(place: W) -> Self {
-        Self { decoder: Some(GzDecoder::new(Counted(place, 0))), parts: Parts::default() }
+    fn new(writer: W) -> Self {
+        Self {
+            decoder: Some(GzDecoder::new(CountingWriter(writer, 0))),
+            members: Members::default(),
+        }
     }
 
-    /// One step: how many bytes it has taken, and whether there is more to do.
-    fn step(&mut self, data: &[u8]) -> Result<(usize, bool), InflateError> {
+    /// Do one step: how many bytes were read, and whether there is more to do.
+    fn step(&mut self, data: &[u8]) -> Result<(usize, bool), DecompressError> {
         if data.is_empty() {
             return Ok((0, false));
         }
-        let decoder = self.decoder.as_mut().ok_or(InflateError::Garbage)?;
-        let mut taken = decoder.write(data)?;
-        if taken == 0 {
-            // The member is over, and another one begins.
-            self.parts.count(decoder.get_ref().1)?;
-            let place = self.decoder.take().ok_or(InflateError::Garbage)?.finish()?;
-            taken = self.decoder.insert(GzDecoder::new(place)).write(data)?;
+        let decoder = self.decoder.as_mut().ok_or(DecompressError::Malformed)?;
+        let mut read = decoder.write(data)?;
+        if read == 0 {
+            // The member has ended, and the next one begins.
+            self.members.count(decoder.get_ref().1)?;
+            let writer = self.decoder.take().ok_or(DecompressError::Malformed)?.finish()?;
+            read = self.decoder.insert(GzDecoder::new(writer)).write(data)?;
         }
-        if taken == 0 { Err(InflateError::Garbage) } else { Ok((taken, taken < data.len())) }
+        if read == 0 { Err(DecompressError::Malformed) } else { Ok((read, read < data.len())) }
     }
 
-    fn finish(self) -> Result<W, InflateError> {
-        let decoder = self.decoder.ok_or(InflateError::Garbage)?;
+    fn finish(self) -> Result<W, DecompressError> {
+        let decoder = self.decoder.ok_or(DecompressError::Malformed)?;
         Ok(decoder.finish()?.0)
     }
 }
 
-/// One stream of deflate, in the envelope of zlib, as RFC 9110 has it, or without, as some send it.
+/// A deflate stream with a zlib header, as RFC 9110 requires, or without, as some clients send it.
 pub(super) struct Deflate<W> {
-    /// None before the first byte, which tells the two apart.
+    /// None before the first byte, which decides between the two.
     decoder: Option<Decompress>,
-    place: W,
+    writer: W,
     buffer: Box<[u8]>,
-    is_whole: bool,
+    is_complete: bool,
 }
 
 impl<W: Write> Deflate<W> {
-    fn new(place: W) -> Self {
-        Self { decoder: None, place, buffer: vec![0; STEP].into_boxed_slice(), is_whole: false }
+    fn new(writer: W) -> Self {
+        Self { decoder: None, writer, buffer: vec![0; STEP].into_boxed_slice(), is_complete: false }
     }
 
-    /// One step: how many bytes it has taken, and whether there is more to do.
-    fn step(&mut self, data: &[u8]) -> Result<(usize, bool), InflateError> {
-        // An envelope begins with the method, which is 8. Without one, that would be a stored block whose
-        // padding is not zero.
+    /// Do one step: how many bytes were read, and whether there is more to do.
+    fn step(&mut self, data: &[u8]) -> Result<(usize, bool), DecompressError> {
+        // A zlib header begins with the method 8. Without a header, this would be a stored block with
+        // non-zero padding.
         let decoder = match (&mut self.decoder, data.first()) {
             (Some(decoder), _) => decoder,
             (none, Some(first)) => none.insert(Decompress::new(first & 0x0f == 8)),
             (None, None) => return Ok((0, false)),
         };
-        if self.is_whole {
-            return if data.is_empty() { Ok((0, false)) } else { Err(InflateError::Garbage) };
+        if self.is_complete {
+            return if data.is_empty() { Ok((0, false)) } else { Err(DecompressError::Malformed) };
         }
-        let (before, given_before) = (decoder.total_in(), decoder.total_out());
+        let (before, output_before) = (decoder.total_in(), decoder.total_out());
         let status = decoder.decompress(data, &mut self.buffer, FlushDecompress::None);
-        let status = status.map_err(|_error| InflateError::Garbage)?;
-        // No more than a step.
+        let status = status.map_err(|_error| DecompressError::Malformed)?;
+        // These are at most a step.
         let count = |now: u64, before: u64| usize::try_from(now - before).unwrap_or(usize::MAX);
-        let taken = count(decoder.total_in(), before);
-        let given = count(decoder.total_out(), given_before);
-        self.place.write_all(&self.buffer[..given])?;
-        self.is_whole = status == Status::StreamEnd;
-        if taken == 0 && given == 0 && !self.is_whole {
-            return if data.is_empty() { Ok((0, false)) } else { Err(InflateError::Garbage) };
+        let read = count(decoder.total_in(), before);
+        let written = count(decoder.total_out(), output_before);
+        self.writer.write_all(&self.buffer[..written])?;
+        self.is_complete = status == Status::StreamEnd;
+        if read == 0 && written == 0 && !self.is_complete {
+            return if data.is_empty() { Ok((0, false)) } else { Err(DecompressError::Malformed) };
         }
-        // A buffer that is not full shows that nothing waits inside.
-        let is_over = taken == data.len() && (given < STEP || self.is_whole);
-        Ok((taken, !is_over))
+        // If the buffer is not full, the decoder holds no more output.
+        let is_done = read == data.len() && (written < STEP || self.is_complete);
+        Ok((read, !is_done))
     }
 
-    fn finish(self) -> Result<W, InflateError> {
-        if self.is_whole { Ok(self.place) } else { Err(InflateError::Garbage) }
+    fn finish(self) -> Result<W, DecompressError> {
+        if self.is_complete { Ok(self.writer) } else { Err(DecompressError::Malformed) }
     }
 }
 
-/// Frames of zstd, one after the other.
+/// A sequence of zstd frames.
 pub(super) struct Zstd<W> {
     decoder: Decoder<'static>,
-    place: W,
+    writer: W,
     buffer: Box<[u8]>,
-    /// Whether what came so far ends with a frame.
-    is_whole: bool,
-    parts: Parts,
-    inflated: u64,
+    /// Whether the input so far ends with a complete frame.
+    is_complete: bool,
+    members: Members,
+    output: u64,
 }
 
 impl<W: Write> Zstd<W> {
-    fn new(place: W) -> io::Result<Self> {
+    fn new(writer: W) -> io::Result<Self> {
         let mut decoder = Decoder::new()?;
         decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))?;
         let buffer = vec![0; STEP].into_boxed_slice();
-        let (parts, inflated) = (Parts::default(), 0);
-        Ok(Self { decoder, place, buffer, is_whole: false, parts, inflated })
+        let (members, output) = (Members::default(), 0);
+        Ok(Self { decoder, writer, buffer, is_complete: false, members, output })
     }
 
-    /// One step: how many bytes it has taken, and whether there is more to do.
-    fn step(&mut self, data: &[u8]) -> Result<(usize, bool), InflateError> {
-        if data.is_empty() && self.is_whole {
+    /// Do one step: how many bytes were read, and whether there is more to do.
+    fn step(&mut self, data: &[u8]) -> Result<(usize, bool), DecompressError> {
+        if data.is_empty() && self.is_complete {
             return Ok((0, false));
         }
         let mut input = InBuffer::around(data);
         let mut output = OutBuffer::around(&mut self.buffer[..]);
-        // It begins the next frame by itself.
+        // The decoder begins the next frame by itself.
         let wanted = self.decoder.run(&mut input, &mut output)?;
-        let (taken, given) = (input.pos(), output.pos());
-        self.place.write_all(&self.buffer[..given])?;
-        self.inflated += given as u64;
-        self.is_whole = wanted == 0;
-        if self.is_whole {
-            self.parts.count(self.inflated)?;
+        let (read, written) = (input.pos(), output.pos());
+        self.writer.write_all(&self.buffer[..written])?;
+        self.output += written as u64;
+        self.is_complete = wanted == 0;
+        if self.is_complete {
+            self.members.count(self.output)?;
         }
-        // A buffer that is not full shows that nothing waits inside.
-        let is_over = taken == data.len() && (given < STEP || self.is_whole);
-        Ok((taken, !is_over))
+        // If the buffer is not full, the decoder holds no more output.
+        let is_done = read == data.len() && (written < STEP || self.is_complete);
+        Ok((read, !is_done))
     }
 
-    fn finish(self) -> Result<W, InflateError> {
-        if self.is_whole { Ok(self.place) } else { Err(InflateError::Garbage) }
+    fn finish(self) -> Result<W, DecompressError> {
+        if self.is_complete { Ok(self.writer) } else { Err(DecompressError::Malformed) }
     }
 }
 
@@ -332,7 +337,7 @@ mod tests {
     impl Write for Place {
         fn write(&mut self, data: &[u8]) -> io::Result<usize> {
             if self.0.len() + data.len() > self.1 {
-                return Err(io::Error::other(Full));
+                return Err(io::Error::other(BufferFull));
             }
             self.0.extend_from_slice(data);
             Ok(data.len())
@@ -365,12 +370,12 @@ mod tests {
         zstd::encode_all(data, 3).unwrap()
     }
 
-    fn inflate(
+    fn decompress(
         encoding: Encoding,
         pieces: &[&[u8]],
         limit: usize,
-    ) -> Result<Vec<u8>, InflateError> {
-        let mut inflater = Inflater::new(encoding, Place(Vec::new(), limit))?;
+    ) -> Result<Vec<u8>, DecompressError> {
+        let mut inflater = Decompressor::new(encoding, Place(Vec::new(), limit))?;
         for piece in pieces {
             let mut push = pin!(inflater.push(piece));
             let mut context = Context::from_waker(Waker::noop());
@@ -398,9 +403,9 @@ mod tests {
         for (encoding, encode) in ALL {
             let bomb = encode(&data);
             assert!(bomb.len() < 8 << 10);
-            assert_eq!(inflate(encoding, &[&bomb], data.len()).unwrap(), data);
-            let refused = inflate(encoding, &[&bomb], data.len() - 1);
-            assert!(matches!(refused, Err(InflateError::Full)), "{refused:?}");
+            assert_eq!(decompress(encoding, &[&bomb], data.len()).unwrap(), data);
+            let refused = decompress(encoding, &[&bomb], data.len() - 1);
+            assert!(matches!(refused, Err(DecompressError::BufferFull)), "{refused:?}");
         }
     }
 
@@ -409,12 +414,18 @@ mod tests {
         for (encoding, encode) in ALL {
             let whole = encode(b"You are nice, and so is everybody else here");
             for end in 0..whole.len() {
-                let cut = inflate(encoding, &[&whole[..end]], 1000);
-                assert!(matches!(cut, Err(InflateError::Garbage)), "{encoding:?} {end}");
+                let cut = decompress(encoding, &[&whole[..end]], 1000);
+                assert!(matches!(cut, Err(DecompressError::Malformed)), "{encoding:?} {end}");
             }
             let behind = [&whole[..], b"behind"].concat();
-            assert!(matches!(inflate(encoding, &[&behind], 1000), Err(InflateError::Garbage)));
-            assert!(matches!(inflate(encoding, &[b"{}"], 1000), Err(InflateError::Garbage)));
+            assert!(matches!(
+                decompress(encoding, &[&behind], 1000),
+                Err(DecompressError::Malformed)
+            ));
+            assert!(matches!(
+                decompress(encoding, &[b"{}"], 1000),
+                Err(DecompressError::Malformed)
+            ));
         }
     }
 
@@ -425,7 +436,7 @@ mod tests {
             let length = u32::try_from(data.len()).unwrap().to_le_bytes();
             [&[0x50, 0x2a, 0x4d, 0x18], &length[..], data].concat()
         };
-        let most = usize::try_from(MAX_PARTS).unwrap();
+        let most = usize::try_from(MAX_MEMBERS).unwrap();
         for (encoding, part) in [
             (Encoding::Gzip, gzip(b"")),
             (Encoding::Zstd, zstd(b"")),
@@ -437,15 +448,18 @@ mod tests {
                 &if encoding == Encoding::Gzip { gzip(b"a") } else { zstd(b"a") },
             ]
             .concat();
-            assert_eq!(inflate(encoding, &[&whole], 10).unwrap(), b"a", "{encoding:?}");
-            let refused = inflate(encoding, &[&part.repeat(most + 2)], 10);
-            assert!(matches!(refused, Err(InflateError::TooManyParts)), "{refused:?}");
+            assert_eq!(decompress(encoding, &[&whole], 10).unwrap(), b"a", "{encoding:?}");
+            let refused = decompress(encoding, &[&part.repeat(most + 2)], 10);
+            assert!(matches!(refused, Err(DecompressError::TooManyMembers)), "{refused:?}");
         }
         // As many as they are of a usual size.
-        let piece = vec![7; usize::try_from(BYTES_OF_A_PART).unwrap()];
+        let piece = vec![7; usize::try_from(BYTES_PER_MEMBER).unwrap()];
         for (encoding, encode) in BOTH {
             let whole = encode(&piece).repeat(2 * most);
-            assert!(inflate(encoding, &[&whole], 2 * most * piece.len()).is_ok(), "{encoding:?}");
+            assert!(
+                decompress(encoding, &[&whole], 2 * most * piece.len()).is_ok(),
+                "{encoding:?}"
+            );
         }
     }
 
@@ -456,7 +470,10 @@ mod tests {
         encoder.long_distance_matching(true).unwrap();
         encoder.write_all(&vec![7; 1 << 20]).unwrap();
         let frame = encoder.finish().unwrap();
-        assert!(matches!(inflate(Encoding::Zstd, &[&frame], 2 << 20), Err(InflateError::Garbage)));
+        assert!(matches!(
+            decompress(Encoding::Zstd, &[&frame], 2 << 20),
+            Err(DecompressError::Malformed)
+        ));
     }
 
     proptest! {
@@ -470,14 +487,14 @@ mod tests {
             for (encoding, encode) in BOTH {
                 let sent: Vec<u8> = data.iter().flat_map(|member| encode(member)).collect();
                 let pieces: Vec<&[u8]> = sent.chunks(size).collect();
-                let inflated = inflate(encoding, &pieces, whole.len());
+                let inflated = decompress(encoding, &pieces, whole.len());
                 prop_assert_eq!(inflated.unwrap(), &whole[..]);
             }
             // There is only one stream of deflate.
             for encode in [zlib, raw_deflate] {
                 let sent = encode(&whole);
                 let pieces: Vec<&[u8]> = sent.chunks(size).collect();
-                let inflated = inflate(Encoding::Deflate, &pieces, whole.len());
+                let inflated = decompress(Encoding::Deflate, &pieces, whole.len());
                 prop_assert_eq!(inflated.unwrap(), &whole[..]);
             }
         }

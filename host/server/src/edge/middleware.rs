@@ -19,7 +19,7 @@ use crate::observe::trace::Tracer;
 
 /// The state of the middleware of a listener.
 #[derive(Debug, Clone)]
-pub struct Middleware {
+pub(crate) struct Middleware {
     /// Which listener it is.
     pub listener: ListenerKind,
     /// The largest body that is accepted, in bytes.

@@ -4,7 +4,8 @@
 //! The part about one model is rendered once for each set of its versions and kept; a document is such
 //! parts, one after the other, so that a change of one model among a thousand costs little.
 
-mod fragments;
+mod document;
+pub(super) mod fragments;
 mod operations;
 mod protocol;
 mod schemas;
@@ -16,9 +17,9 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::response::Response;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-pub(super) use self::fragments::Fragments;
+use self::document::Document;
 use self::fragments::{Fragment, join, members};
 use self::operations::Operations;
 use self::schemas::Schemas;
@@ -179,14 +180,6 @@ fn document(title: &str, server: &str, general: &Document, fragments: &[Arc<Frag
         r#"{{"openapi":"3.1.0","info":{info},"servers":{servers},"security":{security},"tags":[{tags}],"paths":{{{paths}}},"components":{{"schemas":{{{schemas}}},"responses":{responses},"securitySchemes":{security_schemes}}}}}"#
     );
     Content { content_type: "application/json", bytes: text.into_bytes() }
-}
-
-/// A document on its way.
-#[derive(Default)]
-struct Document {
-    paths: Map<String, Value>,
-    schemas: Map<String, Value>,
-    tags: Vec<Value>,
 }
 
 impl Document {

@@ -1,10 +1,10 @@
-//! What has not been read of a request that is answered: read on and thrown away after the answer, so that
-//! the answer arrives, and the connection can be used again.
+//! The rest of a request body that was not read: it is read and discarded after the response, so that the
+//! response arrives and the connection can be used again.
 //!
-//! Many callers send all of a body before they look for an answer; others send nothing more until they
-//! have one. So the answer does not wait for the body. If the connection were closed on what is still
-//! being sent, the callers of the first kind would never see the answer. Both the bytes and the time for
-//! reading on are bounded.
+//! Many callers send a whole body before they read the response; others wait for the response before they send
+//! more. The response therefore does not wait for the body. If the connection were closed while the body is
+//! still being sent, callers of the first kind would not receive the response. The bytes and the time for
+//! discarding are limited.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,84 +18,84 @@ use axum::http::header::EXPECT;
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 
-/// What is read on of a body, in multiples of the largest one that is accepted.
+/// The most bytes that are discarded, in multiples of the largest accepted body.
 const DISCARD_FACTOR: usize = 8;
 
-/// How long a caller that has its answer may go on sending. 5 s carry eight times 8 MiB over 100 Mbit/s,
-/// and are over before a stopping server has to cut it off.
+/// How long a caller may continue to send after the response. 5 s are enough for eight times 8 MiB over
+/// 100 Mbit/s, and less than the drain time of a stopping server.
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 
-/// The body of a request after everybody else is done with it.
+/// The body of a request, which is lent to its handler.
 pub(super) struct LentBody {
     rest: Rest,
-    /// Whether the caller sends nothing until the body is asked for.
-    asks_first: bool,
+    /// Whether the caller waits for `100 Continue` before it sends the body.
+    expects_continue: bool,
 }
 
-/// Where a [`Lent`] body leaves what is left of it.
-type Rest = Arc<Mutex<Option<Left>>>;
+/// Where a [`TrackedBody`] puts its rest.
+type Rest = Arc<Mutex<Option<UnreadRest>>>;
 
-/// What is left of a body that has not come to its end.
-struct Left {
-    /// None, if it cannot come to its end any more.
+/// The rest of a body that was not read to its end.
+struct UnreadRest {
+    /// None if the body was cut off.
     body: Option<Body>,
-    /// Whether anything was asked of it.
+    /// Whether the handler has polled it.
     polled: bool,
 }
 
 impl LentBody {
-    /// Lend the body of the request to its handler.
+    /// Replace the body of the request by one that returns its rest.
     pub(super) fn lend(request: &mut Request) -> Self {
         let rest = Rest::default();
-        let asks_first =
+        let expects_continue =
             request.headers().contains_key(EXPECT) && request.version() != Version::HTTP_10;
         let body = std::mem::take(request.body_mut());
-        let state = LentState::Reading;
-        let lent = Lent { body, polled: false, state, rest: Arc::clone(&rest) };
+        let state = BodyState::Reading;
+        let lent = TrackedBody { body, polled: false, state, rest: Arc::clone(&rest) };
         *request.body_mut() = Body::new(lent);
-        Self { rest, asks_first }
+        Self { rest, expects_continue }
     }
 
-    /// What is left after the answer; `largest` is the most bytes of a body that is accepted. Who was too
-    /// slow for it has had its time.
-    pub(super) fn leftover(self, largest: usize, was_too_slow: bool) -> Option<Leftover> {
+    /// What is left after the handler; `largest` is the most bytes of an accepted body. After a timeout,
+    /// nothing more is read.
+    pub(super) fn leftover(self, largest: usize, timed_out: bool) -> Option<Leftover> {
         let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Left { body, polled } = rest?;
+        let UnreadRest { body, polled } = rest?;
         let most = largest.saturating_mul(DISCARD_FACTOR);
-        let body = body.filter(|_| !was_too_slow);
+        let body = body.filter(|_| !timed_out);
         let remainder = body.map(|body| Remainder { body, most });
-        // A caller that waits for a word takes the answer for it, and sends nothing. In HTTP/1 it cannot
-        // make another request, because the body of this one would be in front of it.
-        let is_promised = self.asks_first && !polled;
-        Some(Leftover { remainder: Arc::new(Mutex::new(remainder)), is_promised })
+        // A caller that waits for `100 Continue` gets the response instead, and sends no body. Over HTTP/1 it
+        // cannot send another request, because the body of this one is expected first.
+        let body_withheld = self.expects_continue && !polled;
+        Some(Leftover { remainder: Arc::new(Mutex::new(remainder)), body_withheld })
     }
 }
 
-/// On an answer: what is left to read of its request.
+/// An extension of a response: the rest of the request's body.
 #[derive(Clone)]
 pub(super) struct Leftover {
     remainder: Arc<Mutex<Option<Remainder>>>,
-    /// Whether the caller has promised to send nothing after such an answer.
-    is_promised: bool,
+    /// Whether the caller does not send the body after such a response.
+    body_withheld: bool,
 }
 
 impl Leftover {
-    /// What is to be read on; if none, the connection cannot be used again.
+    /// The rest to discard; if there is none, the connection cannot be used again.
     pub(super) fn take(&self, is_http1: bool) -> Option<Remainder> {
         let remainder = self.remainder.lock().unwrap_or_else(PoisonError::into_inner).take();
-        remainder.filter(|_| !(is_http1 && self.is_promised))
+        remainder.filter(|_| !(is_http1 && self.body_withheld))
     }
 }
 
-/// The rest of a body that nobody needs.
+/// The rest of a body, to be discarded.
 pub(super) struct Remainder {
     body: Body,
     most: usize,
 }
 
 impl Remainder {
-    /// Read and throw it away. A caller that sends too much, or takes too long, sees the connection close,
-    /// or in HTTP/2 the stream.
+    /// Read and discard it. If the caller sends too much or takes too long, its connection is closed, or its
+    /// stream over HTTP/2.
     pub(super) async fn discard(mut self) {
         let mut left = self.most;
         let discarded = async {
@@ -110,25 +110,25 @@ impl Remainder {
     }
 }
 
-/// A body that goes back when it is dropped.
-struct Lent {
+/// A body that returns its rest when it is dropped.
+struct TrackedBody {
     body: Body,
     polled: bool,
-    state: LentState,
+    state: BodyState,
     rest: Rest,
 }
 
 /// How far a body has been read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum LentState {
+enum BodyState {
     Reading,
-    /// To its end.
-    Over,
-    /// To where it was cut off.
-    Broken,
+    /// Read to its end.
+    Done,
+    /// The connection was cut off.
+    CutOff,
 }
 
-impl HttpBody for Lent {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -139,8 +139,8 @@ impl HttpBody for Lent {
         self.polled = true;
         let frame = Pin::new(&mut self.body).poll_frame(context);
         match frame {
-            Poll::Ready(None) => self.state = LentState::Over,
-            Poll::Ready(Some(Err(_))) => self.state = LentState::Broken,
+            Poll::Ready(None) => self.state = BodyState::Done,
+            Poll::Ready(Some(Err(_))) => self.state = BodyState::CutOff,
             Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
         }
         frame
@@ -155,15 +155,15 @@ impl HttpBody for Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
         let body = match self.state {
-            LentState::Over => return,
-            LentState::Reading if self.body.is_end_stream() => return,
-            LentState::Reading => Some(std::mem::take(&mut self.body)),
-            LentState::Broken => None,
+            BodyState::Done => return,
+            BodyState::Reading if self.body.is_end_stream() => return,
+            BodyState::Reading => Some(std::mem::take(&mut self.body)),
+            BodyState::CutOff => None,
         };
-        let left = Left { body, polled: self.polled };
+        let left = UnreadRest { body, polled: self.polled };
         *self.rest.lock().unwrap_or_else(PoisonError::into_inner) = Some(left);
     }
 }

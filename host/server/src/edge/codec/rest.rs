@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 pub(crate) use self::record::BodyRow;
-use self::record::{Media, Record};
+use self::record::{Media, ParsedBody};
 use super::{Codec, Encoded, FieldValue, Inputs, Multiplicity, Outputs, PartialRows};
 use crate::config::Limits;
 use crate::edge::body::RequestBody;
@@ -49,8 +49,8 @@ pub(in crate::edge) struct RestCodec {
     is_partial: bool,
     /// Query and content type, as they came.
     context: String,
-    /// Taken when it is decoded.
-    record: Option<Record>,
+    /// None before it is parsed, and after it is decoded.
+    record: Option<ParsedBody>,
 }
 
 impl RestCodec {

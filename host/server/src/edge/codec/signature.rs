@@ -96,7 +96,7 @@ impl Codec for SignatureCodec {
     }
 }
 
-/// The tensors of all rows. What one leaves out is filled by the version that answers.
+/// The tensors of all rows. Inputs that a row omits have the defaults of the version that answers.
 fn batch(
     service: &ModelService,
     signature: &Signature,

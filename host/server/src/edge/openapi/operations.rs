@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Document;
+use super::document::Document;
 use super::schemas::{Schemas, reference};
 use crate::config::MetricsListener;
 use crate::edge::error::ErrorCode;
