@@ -24,7 +24,7 @@ pub(crate) const MAX_VALUES: usize = json::MAX_VALUES;
 
 /// Small limits, so that the fuzzer's inputs reach them.
 static LIMITS: LazyLock<Limits> = LazyLock::new(|| {
-    let settings = ConfigFile::default().settle().expect("the defaults make sense");
+    let settings = ConfigFile::default().validate().expect("the defaults make sense");
     Limits {
         body_bytes: 1 << 14,
         bodies_in_flight_bytes: 1 << 15,

@@ -29,7 +29,7 @@ pub(crate) const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempote
 pub(super) const KEY_FIELD: &str = "idempotency_key";
 
 /// The longest key, in bytes: room for two UUIDs and words between them.
-pub(super) const MAX_KEY_LENGTH: usize = 128;
+pub(crate) const MAX_KEY_LENGTH: usize = 128;
 
 /// The memory that an answer takes in addition to its body, in bytes.
 const ANSWER_OVERHEAD: usize = 512;

@@ -61,13 +61,13 @@ pub(super) async fn handle(
     if let Some(error) = &error {
         let id = guard.log.request_id.as_str();
         let (body, media_type) = if wants_problem {
-            (error.problem(id), "application/problem+json")
+            (to_json(&error.problem(id)), "application/problem+json")
         } else if is_oip {
-            (error.oip_body(id), "application/json")
+            (to_json(&error.protocol_body(id)), "application/json")
         } else {
-            (error.body(id), "application/json")
+            (to_json(&error.body(id)), "application/json")
         };
-        *response.body_mut() = body.to_string().into();
+        *response.body_mut() = body.into();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     }
     let endpoint = guard.endpoint.as_ref().map_or("", Endpoint::as_str);
@@ -78,4 +78,8 @@ pub(super) async fn handle(
     guard.status = Some(response.status().as_u16());
     guard.error_code = error.map(|error| error.code.as_str());
     response
+}
+
+fn to_json(body: &impl serde::Serialize) -> String {
+    serde_json::to_string(body).expect("bodies of errors are strings and numbers")
 }

@@ -4,8 +4,7 @@
 //! The part about one model is rendered once for each set of its versions and kept; a document is such
 //! parts, one after the other, so that a change of one model among a thousand costs little.
 
-mod document;
-pub(super) mod fragments;
+mod fragments;
 mod operations;
 mod protocol;
 mod schemas;
@@ -17,9 +16,9 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::response::Response;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use self::document::Document;
+pub(super) use self::fragments::Fragments;
 use self::fragments::{Fragment, join, members};
 use self::operations::Operations;
 use self::schemas::Schemas;
@@ -29,6 +28,7 @@ use super::pages::{Content, Key, Kind, Scope};
 use super::policy::Policy;
 use super::request_log::RequestLog;
 use super::state::{Edge, EdgeState};
+use crate::api::catalogue::VersionSchemas;
 use guesthouse_control::registry::{Snapshot, VersionState};
 use guesthouse_control::router;
 use guesthouse_model::{ModelName, Selector};
@@ -99,14 +99,14 @@ fn schemas_of(policy: &Policy, version: &ServableVersion) -> Content {
         schema["$schema"] = json!(dialect);
         schema
     };
-    Content::json(&json!({
-        "model": version.id().name.as_str(),
-        "version": version.id().version.to_string(),
-        "request": whole(schemas.request()),
-        "response": whole(schemas.response()),
-        "batch_request": whole(schemas.batch_request()),
-        "batch_response": whole(schemas.batch_response()),
-    }))
+    Content::json(&VersionSchemas {
+        model: version.id().name.clone(),
+        version: version.id().version.clone(),
+        request: whole(schemas.request()),
+        response: whole(schemas.response()),
+        batch_request: whole(schemas.batch_request()),
+        batch_response: whole(schemas.batch_response()),
+    })
 }
 
 /// Where the paths begin: under the path at which a proxy says that it serves them, for tools that cannot
@@ -180,6 +180,14 @@ fn document(title: &str, server: &str, general: &Document, fragments: &[Arc<Frag
         r#"{{"openapi":"3.1.0","info":{info},"servers":{servers},"security":{security},"tags":[{tags}],"paths":{{{paths}}},"components":{{"schemas":{{{schemas}}},"responses":{responses},"securitySchemes":{security_schemes}}}}}"#
     );
     Content { content_type: "application/json", bytes: text.into_bytes() }
+}
+
+/// A document on its way.
+#[derive(Default)]
+struct Document {
+    paths: Map<String, Value>,
+    schemas: Map<String, Value>,
+    tags: Vec<Value>,
 }
 
 impl Document {

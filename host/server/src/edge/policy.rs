@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use guesthouse_model::ModelName;
 
-use crate::config::{Limits, MetricsAccess, Origins, ServerWords, Sticky};
+use crate::config::{Limits, MetricsAccess, Origins, ServerIdentity, Sticky};
 
 /// The configuration of requests.
 #[derive(Debug, Clone)]
@@ -24,5 +24,5 @@ pub struct Policy {
     /// The listener of `/metrics`, and whether it requires a key.
     pub metrics: MetricsAccess,
     /// The server's name, and whether callers may load and unload models.
-    pub server: ServerWords,
+    pub server: ServerIdentity,
 }
