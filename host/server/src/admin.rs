@@ -290,12 +290,12 @@ async fn read_json<T: DeserializeOwned>(
     media_type(headers, &["application/json"])?;
     let too_large =
         |_| ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {MAX_BODY} bytes"));
-    let too_slow = |_| ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time");
+    let too_slow = |_| ApiError::new(ErrorCode::RequestTimeout, "the body did not arrive in time");
     let mut stopping = admin.stopping.clone();
     let bytes = tokio::select! {
         bytes = tokio::time::timeout(admin.body_time, to_bytes(body, MAX_BODY)) => bytes,
         // An error means that the sender was dropped, which is a stop as well.
-        _ = stopping.wait_for(|stopping| *stopping) => return Err(ApiError::going_down()),
+        _ = stopping.wait_for(|stopping| *stopping) => return Err(ApiError::stopping()),
     };
     let bytes = bytes.map_err(too_slow)?.map_err(too_large)?;
     let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };

@@ -100,7 +100,7 @@ async fn receive(admin: &Admin, mut body: Body) -> Result<NamedTempFile, ApiErro
         let deadline = latest.min(Instant::now() + admin.body_time);
         let frame = tokio::select! {
             frame = tokio::time::timeout_at(deadline, body.frame()) => frame,
-            Ok(_) = stopping.wait_for(|stopping| *stopping) => break Err(ApiError::going_down()),
+            Ok(_) = stopping.wait_for(|stopping| *stopping) => break Err(ApiError::stopping()),
         };
         let frame = match frame {
             Err(_elapsed) => {

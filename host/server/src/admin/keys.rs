@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Admin, ChangeContext, EmptyRequest, Shared, change_response, error, read_json, stored, with_log,
+    Admin, ChangeContext, EmptyRequest, Shared, change_response, read_json, stored, with_log,
 };
 use crate::api::keys::{CreateKeyRequest, KeyChange, KeyList};
 use crate::edge::error::ApiError;

@@ -39,7 +39,7 @@ fn check_scope(keys: &Keys, is_in_scope: bool) -> Result<(), ApiError> {
         return Ok(());
     }
     keys.failures().count(AuthFailure::Forbidden);
-    Err(ApiError::new(ErrorCode::Forbidden, "the key is not good for this"))
+    Err(ApiError::new(ErrorCode::Forbidden, "the key has no scope for this"))
 }
 
 /// The key in the headers. Two different keys are an error: a proxy in front of this server may have

@@ -156,7 +156,7 @@ pub(super) async fn read(
         Ok(Ok(())) => Ok(RequestBody::new(buffer.bytes, Some(buffer.permit))),
         Ok(Err(error)) => Err(buffer.error.unwrap_or(error)),
         Err(_elapsed) => {
-            Err(ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time"))
+            Err(ApiError::new(ErrorCode::RequestTimeout, "the body did not arrive in time"))
         }
     }
 }
@@ -201,7 +201,9 @@ async fn collect(
     // The buffer knows which of its limits was exceeded.
     let to_error = |error| match error {
         DecompressError::BufferFull => too_large(max_bytes),
-        DecompressError::Malformed => ApiError::malformed("the body is not what its encoding says"),
+        DecompressError::Malformed => {
+            ApiError::malformed("the body is not valid in its Content-Encoding")
+        }
         DecompressError::TooManyMembers => {
             let message = "the body has too many compressed members for what is in them";
             ApiError::new(ErrorCode::PayloadTooLarge, message)

@@ -198,7 +198,9 @@ impl InfoRequest<'_> {
                 None => Ok(()),
                 Some((key, _)) => {
                     let key: String = key.chars().take(MAX_SHOWN).collect();
-                    Err(ApiError::malformed(format!("`{key}` of its configuration is not that")))
+                    Err(ApiError::malformed(format!(
+                        "`{key}` differs from the model's configuration"
+                    )))
                 }
             }
         };
@@ -244,7 +246,7 @@ impl InfoRequest<'_> {
         if self.edge.policy.load().server.repository_changes {
             return Ok(caller.name().to_owned());
         }
-        let message = "models are not loaded and unloaded here, but by the admin API";
+        let message = "models are loaded and unloaded by the admin API only";
         Err(ApiError::new(ErrorCode::Forbidden, message))
     }
 

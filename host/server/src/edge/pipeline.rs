@@ -117,7 +117,7 @@ pub(super) async fn predict<C: Codec>(
     };
     tokio::select! {
         outcome = answer => outcome,
-        Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::going_down()),
+        Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::stopping()),
     }
 }
 

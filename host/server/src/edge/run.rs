@@ -115,7 +115,7 @@ impl Runner<'_> {
             inputs = Arc::new(inputs.iter().map(|input| input.select_rows(&left)).collect());
             places = left.into_iter().map(|row| places[row]).collect();
         }
-        let message = "the model rejects other rows each time it is asked";
+        let message = "the model rejects different rows each time it runs";
         let error = ApiError::new(ErrorCode::ModelFailure, message);
         failed.extend(places.into_iter().map(|place| (place, error.clone())));
         Ok(None)

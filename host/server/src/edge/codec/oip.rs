@@ -120,7 +120,7 @@ fn raw_input(signature: &Signature, body: &[u8]) -> Result<Tensor, ApiError> {
     };
     let Some(size) = field.datatype.element_size() else {
         if field.row_shape.iter().any(|size| size.is_some_and(|size| size != 1)) {
-            return Err(ApiError::malformed("a body without JSON is for one byte string alone"));
+            return Err(ApiError::malformed("a body without JSON must be a single byte string"));
         }
         let length = u32::try_from(body.len());
         let length = length.map_err(|_error| ApiError::malformed("the byte string is too long"))?;
@@ -136,7 +136,7 @@ fn raw_input(signature: &Signature, body: &[u8]) -> Result<Tensor, ApiError> {
         (Some(known), 0) if known == length => 1,
         (Some(known), 1) if known > 0 && length.is_multiple_of(known) => length / known,
         _ => {
-            let message = "the body is not as long as the one input of the model";
+            let message = "the length of the body is not that of the model's one input";
             return Err(ApiError::malformed(message));
         }
     };

@@ -151,11 +151,11 @@ impl WantedOutputs {
                 return Err(ApiError::malformed(message));
             };
             if parameters.keys().any(|key| key.starts_with("shared_memory_")) {
-                let message = format!("output `{name}`: there is no shared memory here");
+                let message = format!("output `{name}`: shared memory is not supported");
                 return Err(ApiError::malformed(message));
             }
             if wanted.iter().any(|(other, _)| *other == place) {
-                return Err(ApiError::malformed(format!("output `{name}` is asked for twice")));
+                return Err(ApiError::malformed(format!("output `{name}` is requested twice")));
             }
             wanted.push((place, classes(signature, place, &parameters)?));
         }
@@ -193,7 +193,7 @@ fn classes(
         // Clients send 0 if they do not ask for classes.
         Some(0) => Ok(None),
         Some(_) if matches!(output.datatype, Datatype::Bytes | Datatype::Bool) => {
-            let message = format!("output `{}` has no numbers to be classified by", output.name);
+            let message = format!("output `{}` has no numbers to classify by", output.name);
             Err(ApiError::malformed(message))
         }
         Some(count) => Ok(Some(count.min(MAX_CLASSES))),

@@ -150,7 +150,7 @@ impl Stream for Watch {
             }
             if is_stopped {
                 this.is_done = true;
-                return Poll::Ready(Some(Err(this.call.fail(&ApiError::going_down()))));
+                return Poll::Ready(Some(Err(this.call.fail(&ApiError::stopping()))));
             }
             ready!(this.checks.poll_tick(context));
         }

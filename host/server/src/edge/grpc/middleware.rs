@@ -157,7 +157,7 @@ async fn run(
     let outcome = tokio::select! {
         outcome = response => outcome,
         // Dropping the response interrupts the guest that works for it.
-        Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::going_down()),
+        Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::stopping()),
     };
     outcome.unwrap_or_else(|error| {
         call.fail(&error);

@@ -24,7 +24,7 @@ pub(super) fn repository_parameters(
             Some(ParameterChoice::StringParam(value)) => Parameter::Text(value),
             Some(ParameterChoice::BytesParam(_)) => {
                 return Err(ApiError::malformed(
-                    "files are not taken here: a version is an artifact",
+                    "files are not supported: a version is an artifact",
                 ));
             }
             None => return Err(ApiError::malformed("a parameter has no value")),

@@ -154,5 +154,5 @@ fn check_absent(
     if caller.scopes().predicts_all() || models.any(is_of) {
         return Ok(());
     }
-    Err(ApiError::new(ErrorCode::Forbidden, "the key is not good for this"))
+    Err(ApiError::new(ErrorCode::Forbidden, "the key has no scope for this"))
 }

@@ -119,7 +119,7 @@ impl Rows {
                 message = messages.next() => message,
                 // Rows that arrived before are answered.
                 _ = stopping.wait_for(|stopping| *stopping) => {
-                    let status = self.call.fail(&ApiError::going_down());
+                    let status = self.call.fail(&ApiError::stopping());
                     return room.send(Next::End(status));
                 }
             };

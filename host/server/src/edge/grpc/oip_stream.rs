@@ -108,7 +108,7 @@ impl<M> Stream for MessageStream<M> {
             Poll::Ready(message) => message,
             Poll::Pending => {
                 ready_or_pending!(self.stopped.as_mut().poll(context));
-                Some(Err(self.call.fail(&ApiError::going_down())))
+                Some(Err(self.call.fail(&ApiError::stopping())))
             }
         };
         let message = message.map(|message| {

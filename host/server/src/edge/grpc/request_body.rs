@@ -132,7 +132,7 @@ impl HttpBody for CallBody {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         if let (Poll::Pending, Some(deadline)) = (&frame, &mut self.deadline) {
             ready!(deadline.as_mut().poll(context));
-            let message = "the message did not come in time";
+            let message = "the message did not arrive in time";
             let error = ApiError::new(ErrorCode::RequestTimeout, message);
             return Poll::Ready(self.fail(&error));
         }

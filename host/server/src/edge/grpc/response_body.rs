@@ -47,7 +47,7 @@ impl StreamCutoff {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<ApiError> {
         if self.interrupted.as_mut().poll(context).is_ready() {
-            return Poll::Ready(ApiError::going_down());
+            return Poll::Ready(ApiError::stopping());
         }
         match &mut self.deadline {
             Some(deadline) => deadline.as_mut().poll(context).map(|()| deadline_exceeded()),
@@ -58,7 +58,7 @@ impl StreamCutoff {
 
 /// The error for a call whose own deadline has passed.
 pub(super) fn deadline_exceeded() -> ApiError {
-    ApiError::new(ErrorCode::DeadlineExceeded, "there was no answer in time")
+    ApiError::new(ErrorCode::DeadlineExceeded, "the deadline passed before there was an answer")
 }
 
 /// Logs and counts a call when it is dropped.

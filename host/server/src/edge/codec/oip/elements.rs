@@ -117,7 +117,7 @@ fn element(reader: &mut Reader<'_>, datatype: Datatype, data: &mut Vec<u8>) -> R
 
 fn parsed<T: FromStr>(reader: &mut Reader<'_>, datatype: Datatype) -> Read<T> {
     let number = reader.number()?.parse();
-    number.map_err(|_error| reader.error(format!("that is no {}", datatype.as_str())))
+    number.map_err(|_error| reader.error(format!("that is not a valid {}", datatype.as_str())))
 }
 
 fn integer<T: FromStr>(reader: &mut Reader<'_>, datatype: Datatype) -> Read<T> {
@@ -126,7 +126,7 @@ fn integer<T: FromStr>(reader: &mut Reader<'_>, datatype: Datatype) -> Read<T> {
         Some(text) => text.parse(),
         None => Err(error),
     });
-    number.map_err(|_error| reader.error(format!("that is no {}", datatype.as_str())))
+    number.map_err(|_error| reader.error(format!("that is not a valid {}", datatype.as_str())))
 }
 
 /// The number without a fraction that is zero.

@@ -170,7 +170,7 @@ fn shown(name: &str) -> String {
 fn reject_shared_memory(name: &str, parameters: &Parameters) -> Result<(), ApiError> {
     if parameters.keys().any(|key| key.starts_with("shared_memory_")) {
         let name = shown(name);
-        return Err(ApiError::malformed(format!("`{name}`: there is no shared memory here")));
+        return Err(ApiError::malformed(format!("`{name}`: shared memory is not supported")));
     }
     Ok(())
 }
@@ -198,7 +198,7 @@ fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, A
             (true, true) => return Err(wrong("has both `data` and `binary_data_size`")),
             (false, false) => return Err(wrong("has no data")),
             (true, false) => {
-                let size = size.ok_or_else(|| wrong("has a binary_data_size that is none"))?;
+                let size = size.ok_or_else(|| wrong("has a malformed binary_data_size"))?;
                 let split = tensors.split_at_checked(size);
                 let (own, others) =
                     split.ok_or_else(|| wrong("has a binary_data_size beyond the body's end"))?;
@@ -208,9 +208,7 @@ fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, A
             (false, true) => {
                 let (data, nesting) = data.unwrap_or_default();
                 if !nesting.fits(&shape) {
-                    return Err(wrong(
-                        "has data that is nested in another way than its shape says",
-                    ));
+                    return Err(wrong("has data that is not nested like its shape"));
                 }
                 data
             }

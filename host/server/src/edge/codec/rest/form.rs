@@ -81,7 +81,7 @@ fn parse_id(data: &[u8]) -> Result<RequestId, ApiError> {
 }
 
 fn malformed() -> ApiError {
-    ApiError::malformed("the body is no whole form, by the boundary of its Content-Type")
+    ApiError::malformed("the body is not a complete form with the boundary of its Content-Type")
 }
 
 async fn read(bytes: Bytes, boundary: &str, most: usize) -> Result<Vec<Part>, ApiError> {
@@ -198,7 +198,7 @@ pub(super) fn octets(
 ) -> Result<FormRow, ApiError> {
     let unsupported = |message| Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     if multiplicity == Multiplicity::Batch {
-        return unsupported("application/octet-stream is one row, and no batch");
+        return unsupported("application/octet-stream is one row and cannot be a batch");
     }
     match only_input(signature) {
         Some(field) if is_byte_string(field) => {
