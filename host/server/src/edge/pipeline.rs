@@ -20,7 +20,7 @@ use super::body::{self, RequestBody};
 use super::codec::{Codec, Encoded, FieldValue, JSON_LENGTH_HEADER};
 use super::compare::CompareOnDrop;
 use super::error::ApiError;
-use super::idempotency::{self, Lookup, REPLAYED_HEADER, StoredAnswer};
+use super::idempotency::{self, Lookup, PendingAnswer, REPLAYED_HEADER, StoredAnswer};
 use super::policy::Policy;
 use super::request_headers;
 use super::request_log::RequestLog;
@@ -44,24 +44,24 @@ const NO_STICKY: Sticky = Sticky { header: None, field: None };
 pub(super) struct RequestHead<'a> {
     pub(super) edge: &'a Edge,
     pub(super) policy: &'a Policy,
-    /// What is loaded at the moment at which the request arrives.
+    /// The loaded versions when the request arrives.
     pub(super) snapshot: Arc<Snapshot>,
     /// The headers, or the metadata of a gRPC call.
     pub(super) headers: &'a HeaderMap,
     pub(super) target: Target,
 }
 
-/// A request whose caller may ask for predictions of its model.
+/// A request whose caller is authorized to use its model.
 pub(super) struct PredictRequest<'a> {
     edge: &'a Edge,
     policy: &'a Policy,
     caller: Arc<Caller>,
     model: ModelName,
     selector: Selector,
-    /// Whether it is a batch, which is the first to be shed.
+    /// Whether it is a batch: batches are shed first.
     is_batch: bool,
     sticky: &'a Sticky,
-    /// How long the caller waits for the answer, if it says so.
+    /// The caller's timeout, if it has set one.
     timeout: Option<Duration>,
     idempotency_key: Option<String>,
     routing: Routing,
@@ -91,6 +91,14 @@ struct AdmittedRequest {
     _admitted: AdmissionGuard,
 }
 
+/// A request whose body was parsed.
+enum Parsed {
+    /// It is to run, and its answer to be stored if it has an idempotency key.
+    Admitted(AdmittedRequest, Option<PendingAnswer>),
+    /// Its answer is stored.
+    Answered(Arc<StoredAnswer>),
+}
+
 /// The answer to a prediction request, and what happens once it has been sent.
 pub(super) struct Reply {
     pub(super) answer: Arc<StoredAnswer>,
@@ -100,7 +108,8 @@ pub(super) struct Reply {
     pub(super) comparison: Option<CompareOnDrop>,
 }
 
-/// Answer a prediction request. A stopping server interrupts it, and with it the guest that works for it.
+/// Answer a prediction request: the head, then the body, which `body` reads. A stopping server interrupts the
+/// request and its guest.
 pub(super) async fn predict<C: Codec>(
     head: RequestHead<'_>,
     codec: Result<C, ApiError>,
@@ -199,53 +208,28 @@ impl<'a> PredictRequest<'a> {
         Ok(self.admission(route).check()?)
     }
 
-    /// Answer the request, whose body was complete when it was read.
+    /// Answer the request, after its body was read.
     pub(super) async fn answer<C: Codec>(
         &mut self,
         mut codec: C,
         body: RequestBody,
         log: &mut RequestLog,
     ) -> Result<Reply, ApiError> {
-        self.is_batch = codec.is_batch();
-        let limits = &self.policy.limits;
-        let mut pending = match self.idempotency_key.take() {
-            None => None,
-            Some(key) => match self.look_up(&key, &codec, &body)? {
-                Lookup::Answered(answer) => return Ok(Reply::replay(answer, log)),
-                Lookup::New(pending) => Some(pending),
-            },
-        };
-        let is_parsed = matches!(self.routing, Routing::Pending(_));
-        if is_parsed {
-            codec.parse(&body, limits, &mut log.request_id)?;
-            let field = self.sticky.field.as_deref().unwrap_or_default();
-            let key = sticky_key(field, codec.field(field))?;
-            self.route(key.as_deref());
-        }
-        let admitted = self.admit(body.complete, log)?;
-        let (route, version) = (&admitted.route, &admitted.route.version);
-        if !is_parsed {
-            codec.parse(&body, limits, &mut log.request_id)?;
-        }
-        if let Some(field) = &self.sticky.field {
-            codec.take_field(field, version.signature());
-        }
-        let key = codec.take_field(idempotency::KEY_FIELD, version.signature());
-        // Validated even if the header has a key, which takes precedence.
-        let key = key.map(idempotency::key_from_field).transpose()?;
-        if let (Some(key), None) = (key, &pending) {
-            match self.look_up(&key, &codec, &body)? {
-                Lookup::Answered(answer) => return Ok(Reply::replay(answer, log)),
-                Lookup::New(new) => pending = Some(new),
+        let (admitted, pending) = match self.parse(&mut codec, &body, log)? {
+            Parsed::Admitted(admitted, pending) => (admitted, pending),
+            Parsed::Answered(answer) => {
+                log.set_replay(&answer);
+                return Ok(Reply { answer, is_replay: true, comparison: None });
             }
-        }
-        let inputs = codec.decode(version.signature(), limits)?;
+        };
+        let (route, version) = (&admitted.route, &admitted.route.version);
+        let inputs = codec.decode(version.signature(), &self.policy.limits)?;
         log.rows = inputs.rows;
         version.statistics().record_input_conversion(body.complete.elapsed());
         self.edge.traffic.count(version.id(), route.reason.as_str(), admitted.is_random);
         let captured = self.is_captured(route).then(|| body.bytes.clone());
-        // The inputs are tensors now; the body counts among those in flight until it is answered.
-        let _held = body.into_permit();
+        // Drops the bytes: the inputs are tensors now. The body still counts among those in flight.
+        let _permit = body.into_permit();
         let mut runner = Runner {
             inference: &self.edge.inference,
             route,
@@ -256,26 +240,68 @@ impl<'a> PredictRequest<'a> {
             compared: Vec::new(),
         };
         let outputs = runner.run(inputs).await?;
-        let begin = Instant::now();
-        let encoded = codec.encode(version, outputs, log.request_id.as_str())?;
+        let (begin, request_id) = (Instant::now(), log.request_id.as_str());
+        let encoded = codec.encode(version, outputs, request_id)?;
         runner.encoded(begin);
-        let (reason, rows) = (route.reason, log.rows);
-        let answer =
-            Arc::new(StoredAnswer { encoded, version: version.id().clone(), reason, rows });
-        let request_id = log.request_id.as_str();
+        let (version, reason, rows) = (version.id().clone(), route.reason, log.rows);
+        let answer = Arc::new(StoredAnswer { encoded, version, reason, rows });
         if let Some(request) = captured {
             self.edge.capture.enqueue(capture(&answer, request.to_vec(), request_id));
+        }
+        if let Some(pending) = pending {
+            pending.complete(Arc::clone(&answer));
         }
         let comparison = runner.comparison(self.policy, request_id);
         let comparison =
             comparison.map(|comparison| CompareOnDrop::new(comparison, &self.edge.shadows));
-        if let Some(pending) = pending {
-            pending.complete(Arc::clone(&answer));
-        }
         Ok(Reply { answer, is_replay: false, comparison })
     }
 
-    /// Admit the request, which was complete at that time.
+    /// Look up the idempotency key, choose the version if the body has the sticky key, and admit the request.
+    /// The body is parsed after that if possible, so that shedding a request is cheap.
+    fn parse<C: Codec>(
+        &mut self,
+        codec: &mut C,
+        body: &RequestBody,
+        log: &mut RequestLog,
+    ) -> Result<Parsed, ApiError> {
+        self.is_batch = codec.is_batch();
+        let limits = &self.policy.limits;
+        let mut pending = None;
+        if let Some(key) = self.idempotency_key.take() {
+            match self.look_up(&key, codec, body)? {
+                Lookup::Answered(answer) => return Ok(Parsed::Answered(answer)),
+                Lookup::New(new) => pending = Some(new),
+            }
+        }
+        let needs_body = matches!(self.routing, Routing::Pending(_));
+        if needs_body {
+            codec.parse(body, limits, &mut log.request_id)?;
+            let field = self.sticky.field.as_deref().unwrap_or_default();
+            let key = sticky_key(field, codec.field(field))?;
+            self.route(key.as_deref());
+        }
+        let admitted = self.admit(body.complete, log)?;
+        if !needs_body {
+            codec.parse(body, limits, &mut log.request_id)?;
+        }
+        let signature = admitted.route.version.signature();
+        if let Some(field) = &self.sticky.field {
+            codec.take_field(field, signature);
+        }
+        let key = codec.take_field(idempotency::KEY_FIELD, signature);
+        // Validated even if the header has a key, which takes precedence.
+        let key = key.map(idempotency::key_from_field).transpose()?;
+        if let (Some(key), None) = (key, &pending) {
+            match self.look_up(&key, codec, body)? {
+                Lookup::Answered(answer) => return Ok(Parsed::Answered(answer)),
+                Lookup::New(new) => pending = Some(new),
+            }
+        }
+        Ok(Parsed::Admitted(admitted, pending))
+    }
+
+    /// Admit the request, whose deadline counts from when it was complete.
     fn admit(
         &mut self,
         complete: Instant,
@@ -305,7 +331,7 @@ impl<'a> PredictRequest<'a> {
         AdmissionRequest { version: &route.version, stable: route.stable.as_ref(), class, time }
     }
 
-    /// Look up the idempotency key: either its answer is stored, or this request is to give it.
+    /// Look up an idempotency key.
     fn look_up(
         &self,
         key: &str,
@@ -319,7 +345,7 @@ impl<'a> PredictRequest<'a> {
         self.edge.answers.look_up(self.caller.name(), key, idempotency::hash(&parts))
     }
 
-    /// Whether the request is one of those that the operator wants to keep.
+    /// Whether the request is in the share of the model's requests that are captured.
     fn is_captured(&self, route: &Route) -> bool {
         let share = self.policy.capture_shares.get(&route.version.id().name).copied();
         share.is_some_and(|share| share > 0.0 && rand::rng().random_bool(share))
@@ -327,12 +353,7 @@ impl<'a> PredictRequest<'a> {
 }
 
 impl Reply {
-    fn replay(answer: Arc<StoredAnswer>, log: &mut RequestLog) -> Self {
-        log.set_replay(&answer);
-        Self { answer, is_replay: true, comparison: None }
-    }
-
-    /// The answer over HTTP.
+    /// The response over HTTP.
     fn into_response(self) -> Response {
         let Encoded { status, content_type, json_length, body } = &self.answer.encoded;
         let mut response = (*status, body.clone()).into_response();
