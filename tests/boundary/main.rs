@@ -16,6 +16,8 @@ mod catalogue;
 mod configuration;
 /// Idle connections neither block other callers nor delay the shutdown.
 mod connections;
+/// Every way to deploy an artifact goes through the same steps.
+mod deployments;
 /// Every endpoint is described by schemas and by OpenAPI.
 mod description;
 /// The book has no broken link, and its commands do what it shows.
@@ -92,6 +94,8 @@ mod partial_batches;
 mod rates;
 /// Scores equal scikit-learn's on texts that were not used for training.
 mod reference_scores;
+/// The program prints its own documentation, and the admin API describes itself.
+mod references;
 /// Files in the repository folder are deployed, and nothing else in it has an effect.
 mod repository_folder;
 /// Compressed bodies, multipart forms and raw bytes are equivalent to JSON, within the same limits.

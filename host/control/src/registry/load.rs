@@ -1,6 +1,5 @@
 //! From an artifact to a version that can serve: find its compiled form or make it, map it, prove it.
 
-use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,11 +10,10 @@ use crate::traffic::Traffic;
 use guesthouse_artifact::{Artifact, ArtifactError};
 use guesthouse_model::ModelName;
 use guesthouse_model::terminal;
-use guesthouse_runtime::guest::{EngineError, Engines, Fault, LoadedComponent};
+use guesthouse_runtime::guest::{EngineError, Engines, Fault};
+use guesthouse_runtime::load::{self, SignatureMismatch};
 use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority, CompileQueue};
-use guesthouse_runtime::preinit::{
-    self, InstanceStart, PreinitError, PreinitGoal, PreinitHooks, PreinitLimits,
-};
+use guesthouse_runtime::preinit::{self, ChildProgram, PreinitError, PreinitHooks, PreinitLimits};
 use guesthouse_runtime::store::{CompiledVersion, Store, StoreError};
 use guesthouse_runtime::version::{
     BudgetExceeded, ModelLimits, ProofError, ResourceBudget, ServableVersion,
@@ -36,9 +34,9 @@ pub enum LoadError {
     /// Pre-initialising failed.
     #[error(transparent)]
     Preinit(#[from] PreinitError),
-    /// The guest declares another signature than the artifact says.
-    #[error("init declares another signature than the one in the artifact")]
-    Signature,
+    /// The guest declares another signature than the artifact.
+    #[error(transparent)]
+    Signature(#[from] SignatureMismatch),
     /// The compiled form cannot be kept or found.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -82,7 +80,7 @@ impl LoadError {
             Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) => Cause::Accident,
             // Other versions may be unloaded.
             Self::BudgetExceeded(_) => Cause::Accident,
-            Self::Artifact(_) | Self::Signature => Cause::Artifact,
+            Self::Artifact(_) | Self::Signature(_) => Cause::Artifact,
             Self::Panicked(_) | Self::Engine(_) => Cause::Unclear,
             Self::Preinit(error) => preinit_cause(error),
             Self::Proof(ProofError::Fault { fault: Fault::Host(_), .. }) => Cause::Accident,
@@ -100,7 +98,7 @@ impl LoadError {
             Self::Panicked(_) => "host",
             Self::BudgetExceeded(_) => "admission",
             Self::Preinit(_) => "preinit",
-            Self::Signature => "signature",
+            Self::Signature(_) => "signature",
             Self::Store(_) => "store",
             Self::Engine(_) => "engine",
             Self::Proof(ProofError::Instance(_)) => "instance",
@@ -161,15 +159,20 @@ impl Loader {
         self.meters.time_step("find", || guarded(|| Ok(self.store.find(artifact.digest())?)))
     }
 
-    /// What compiling an artifact of that size comes to.
+    /// The job of compiling an artifact of that size.
+    ///
+    /// # Errors
+    /// The version will not fit, so it need not wait for the compiler.
     pub fn job(
         &self,
         model: &ModelName,
         artifact_bytes: u64,
         urgency: CompilePriority,
-    ) -> CompileJob {
-        let guest_bytes = self.limits_of(model).instance.memory_bytes as u64;
-        CompileJob::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes)
+    ) -> Result<CompileJob, LoadError> {
+        let limits = self.limits_of(model);
+        drop(self.budget.reserve(limits)?);
+        let guest_bytes = limits.instance.memory_bytes as u64;
+        Ok(CompileJob::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes))
     }
 
     /// The same, once it has turned out not to be a small one.
@@ -177,40 +180,19 @@ impl Loader {
         job.as_large(self.limits.memory_bytes)
     }
 
-    /// Make the compiled form of an artifact, which takes seconds, after waiting for a turn.
-    ///
-    /// # Errors
-    /// [`LoadError`].
-    pub fn compile(
-        &self,
-        artifact: &Artifact,
-        urgency: CompilePriority,
-    ) -> Result<CompiledVersion, LoadError> {
-        let model = &artifact.id().name;
-        // What will not fit need not wait.
-        drop(self.budget.reserve(self.limits_of(model))?);
-        let job = self.job(model, artifact.size_bytes() as u64, urgency);
-        match self.compile_once(|| Ok(artifact), job) {
-            Err(error) if error.is_not_small(job) => {
-                self.compile_once(|| Ok(artifact), self.as_large(job))
-            }
-            outcome => outcome,
-        }
-        .map(|(compiled, _)| compiled)
-    }
-
-    /// Wait for a turn, read the artifact, and compile it. What waits is not in memory.
+    /// Make the compiled form of an artifact, which takes seconds, after waiting for a turn. `read` is
+    /// called when the turn comes: an artifact that waits need not be in memory.
     ///
     /// # Errors
     /// [`LoadError`]; see [`LoadError::is_not_small`].
-    pub fn compile_once<A: Borrow<Artifact>>(
+    pub fn compile(
         &self,
-        read: impl FnOnce() -> Result<A, LoadError>,
+        read: impl FnOnce() -> Result<Arc<Artifact>, LoadError>,
         job: CompileJob,
-    ) -> Result<(CompiledVersion, A), LoadError> {
+    ) -> Result<(CompiledVersion, Arc<Artifact>), LoadError> {
         let permit = self.queue.acquire(job);
         let artifact = read()?;
-        let id = artifact.borrow().id();
+        let id = artifact.id();
         let limits = self.limits_of(&id.name);
         drop(self.budget.reserve(limits)?);
         let (model, version, is_small) = (&id.name, &id.version, job.is_small());
@@ -222,11 +204,12 @@ impl Loader {
             ..self.limits
         };
         let watch = PreinitHooks {
+            program: ChildProgram::Current,
             is_serving: &|| self.traffic.is_active(),
             must_yield: &|| permit.must_yield(),
             environment: &self.child_environment,
         };
-        let compile = || guarded(|| self.run_compiler(artifact.borrow(), &limits, &watch));
+        let compile = || guarded(|| self.run_compiler(&artifact, &limits, &watch));
         let compiled = self.meters.time_step("compile", compile)?;
         Ok((compiled, artifact))
     }
@@ -237,7 +220,7 @@ impl Loader {
     /// [`LoadError`]; what was set aside for it is given back.
     pub fn activate(
         &self,
-        artifact: Artifact,
+        artifact: &Arc<Artifact>,
         compiled: &CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
         self.meters.time_step("prove", || guarded(|| self.map_and_prove(artifact, compiled)))
@@ -249,62 +232,19 @@ impl Loader {
         limits: &PreinitLimits,
         watch: &PreinitHooks<'_>,
     ) -> Result<CompiledVersion, LoadError> {
-        let component = artifact.component_digest().map_err(ArtifactError::Read)?;
-        self.store.keep(artifact.digest(), component, |files| {
-            // The child reads these very bytes, whatever becomes of the file in the meantime.
-            let bytes =
-                tempfile::NamedTempFile::new_in(files.compiled.parent().unwrap_or(&files.compiled));
-            let bytes = bytes.and_then(|mut file| {
-                artifact.copy_to(file.as_file_mut())?;
-                Ok(file)
-            });
-            let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
-            let report = preinit::run(bytes.path(), PreinitGoal::Compiled(files), limits, watch)?;
-            if report.fingerprint.as_deref() != Some(&self.engines.fingerprint()) {
-                let what = "the child's engine is not this host's".to_owned();
-                return Err(PreinitError::Host(what).into());
-            }
-            let (model, version) = (&artifact.id().name, &artifact.id().version);
-            let steps = report.steps_ms.iter().map(|(step, time)| format!("{step} {time} ms"));
-            let steps = steps.collect::<Vec<_>>().join(", ");
-            let peak_memory_mib = report.peak_memory_bytes >> 20;
-            tracing::info!(%model, %version, steps, peak_memory_mib, "compiled");
-            Ok(report)
+        load::compile(&self.store, &self.engines, artifact, |path, goal| {
+            preinit::run(path, goal, limits, watch)
         })
     }
 
     fn map_and_prove(
         &self,
-        artifact: Artifact,
+        artifact: &Arc<Artifact>,
         compiled: &CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
         let limits = self.limits_of(&artifact.id().name);
         let reservation = self.budget.reserve(limits)?;
-        let report = &compiled.report;
-        if artifact.signature() != Some(&report.signature) {
-            return Err(LoadError::Signature);
-        }
-        let id = artifact.id().clone();
-        // SAFETY: the store has just checked the file against its MAC or has just written it, and the
-        // path is that very file's; it never changes a file in place, and its folder is this host's
-        // alone.
-        #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
-        let mut component = unsafe {
-            LoadedComponent::map(
-                self.engines.with_stack(limits.instance.stack_bytes),
-                &compiled.path(),
-                id,
-                report.signature.clone(),
-                limits.instance,
-            )
-        }?;
-        let artifact = Arc::new(artifact);
-        if let InstanceStart::Init(reason) = &report.start {
-            let (model, version) = (&artifact.id().name, &artifact.id().version);
-            tracing::warn!(%model, %version, reason, "no snapshot: init runs in each instance");
-            component = component.with_init_per_instance(Arc::clone(&artifact));
-        }
-        Ok(ServableVersion::prove(&artifact, report, component, *limits, reservation)?)
+        load::activate(&self.engines, artifact, compiled, *limits, reservation)
     }
 }
 

@@ -232,13 +232,13 @@ pub(crate) async fn each_request(
     }
     if let Some(error) = &error {
         let (body, media_type) = if wants_problem {
-            (error.problem(id.as_str()), "application/problem+json")
+            (to_json(&error.problem(id.as_str())), "application/problem+json")
         } else if is_of_oip {
-            (error.in_protocol_form(id.as_str()), "application/json")
+            (to_json(&error.protocol_body(id.as_str())), "application/json")
         } else {
-            (error.body(id.as_str()), "application/json")
+            (to_json(&error.body(id.as_str())), "application/json")
         };
-        *response.body_mut() = body.to_string().into();
+        *response.body_mut() = body.into();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     }
     let endpoint = line.endpoint.as_ref().map_or("", Endpoint::as_str);
@@ -249,6 +249,10 @@ pub(crate) async fn each_request(
     line.status = Some(response.status().as_u16());
     line.error_code = error.map(|error| error.code.as_str());
     response
+}
+
+fn to_json(body: &impl serde::Serialize) -> String {
+    serde_json::to_string(body).expect("bodies of errors are texts and numbers")
 }
 
 /// What stands in the log for a request whose caller left before it was answered: nginx's word.
