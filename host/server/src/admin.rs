@@ -38,7 +38,7 @@ use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
 use crate::edge::observe::{Account, Around};
 use crate::edge::{
-    Edge, access, docs, media_type, metrics_at, observed, predict, query, refused as error,
+    Edge, access, docs, media_type, metrics_at, observed, query, refused as error, target,
 };
 use guesthouse_control::control::{Answer, Ask, Control};
 use guesthouse_control::keys::Caller;
@@ -305,7 +305,7 @@ async fn read_json<T: DeserializeOwned>(
 
 /// The model of a path. A malformed name is the name of no model.
 fn model_name(text: &str) -> Result<ModelName, ApiError> {
-    predict::target(text, None).map(|(model, _)| model)
+    target::target(text, None).map(|(model, _)| model)
 }
 
 /// The error for a model that does not exist.

@@ -7,36 +7,37 @@
 
 pub(crate) mod access;
 mod body;
-mod call;
 pub(crate) mod catalogue;
+mod codec;
+mod compare;
 mod cors;
 pub(crate) mod docs;
 mod encoding;
 pub(crate) mod error;
-mod form;
 pub(crate) mod forwarded;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 pub(crate) mod grpc;
 mod host;
 pub(crate) mod idempotency;
-mod infer;
 mod json;
 mod listener;
 mod metrics;
+mod model_info;
 pub(crate) mod observe;
 mod oip;
 mod openapi;
 mod pages;
-mod partial;
-mod passage;
-pub(crate) mod predict;
+mod pipeline;
 mod problem;
+mod proto;
 pub(crate) mod query;
 pub(crate) mod refused;
-mod shadowed;
+mod request_headers;
+mod rest;
+mod run;
+pub(crate) mod target;
 mod tls;
-mod typed;
 mod unread;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,11 +55,12 @@ use tokio::sync::watch;
 
 pub use access::ModelRates;
 pub use body::Bodies;
-use body::Form;
 pub(crate) use body::media_type;
+use codec::Multiplicity;
 use error::ApiError;
 pub use error::reference as error_reference;
 pub use grpc::endpoints as grpc_endpoints;
+pub use grpc::services::Services;
 pub use idempotency::Answers;
 pub use listener::{Entrance, serve};
 pub use metrics::reference as metrics_reference;
@@ -66,7 +68,6 @@ use observe::Around;
 pub use observe::Way;
 pub use pages::Pages;
 pub use tls::{Tls, TlsError};
-pub use typed::Services;
 
 use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerIdentity, Sticky};
 use crate::observe::capture::CaptureWriter;
@@ -165,8 +166,8 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .merge(metrics_at(MetricsListener::Public, &edge))
-        .merge(predict::endpoints("predict", Form::Single))
-        .merge(predict::endpoints("batch_predict", Form::Batch))
+        .merge(rest::endpoints("predict", Multiplicity::Single))
+        .merge(rest::endpoints("batch_predict", Multiplicity::Batch))
         .merge(docs::endpoints())
         .merge(oip::endpoints())
         .route("/models", get(catalogue::models))
@@ -174,7 +175,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}/resolve", get(catalogue::resolve))
         .route("/models/{model}/versions/{selector}", get(catalogue::version))
         .route("/models/{model}/versions/{selector}/schema", get(openapi::schema))
-        .route("/models/{model}/versions/{selector}/proto", get(typed::proto))
+        .route("/models/{model}/versions/{selector}/proto", get(proto::proto))
         .route("/models/{model}/openapi.json", get(openapi::model))
         .route("/openapi.json", get(openapi::server));
     let (way, tracer) = (Way::Public(Arc::clone(&edge.meters)), edge.tracer.clone());

@@ -399,8 +399,8 @@ async fn load(
         let upkeep = std::thread::Builder::new().name("upkeep".to_owned());
         upkeep
             .stack_size(control.loader().engines.thread_stack_bytes())
-            .spawn(move || control::keep_up(&kept_up))?;
-        control::keep(&control, &folder, interval, || say(true))
+            .spawn(move || control::run_maintenance(&kept_up))?;
+        control::watch_folder(&control, &folder, interval, || say(true))
     });
     match work.await {
         Ok(Ok(never)) => Ok(never),

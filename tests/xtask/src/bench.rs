@@ -1,10 +1,9 @@
-//! Benchmarks: measured figures, each with the bar it is held to.
+//! Benchmarks: measured figures, each compared with its bar.
 //!
-//! A benchmark is a module below and returns [`Figure`]s; here is what is done with them. A figure
-//! that misses its bar is reported and does not fail the command: how busy the machine is decides
-//! as much as the code. A request that fails makes [`serve`] fail, because then its figures are of
-//! something else; [`runtime`], [`versions`] and [`edge`] count such requests, in figures of their own that
-//! have to be 0.
+//! A benchmark is a module below that returns [`Figure`]s. A figure that misses its bar is reported
+//! and does not fail the command, because it depends on the load of the machine as much as on the
+//! code. [`serve`] fails if a request fails, because then its figures mean something else; the
+//! others report failed requests in figures that must be 0.
 
 pub(crate) mod admin;
 mod artifacts;
@@ -30,26 +29,25 @@ use std::path::{self, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 
-/// What every benchmark is told.
+/// The options of every benchmark.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Where to write the figures as JSON, as an array of objects.
+    /// Write the figures to this file, as a JSON array of objects.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// How long each measurement under load takes, in seconds.
+    /// The duration of each measurement under load, in seconds.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) seconds: u64,
 }
 
 impl Options {
-    /// The same for any current folder.
     pub(crate) fn absolute(self) -> Result<Self> {
         let json = self.json.map(path::absolute).transpose();
         Ok(Self { json: json.context("cannot tell the current folder")?, ..self })
     }
 }
 
-/// What a value has to be.
+/// The condition that a value must satisfy.
 #[derive(Clone, Copy)]
 pub(crate) enum Bar {
     Below(f64),
@@ -77,7 +75,7 @@ impl Figure {
         self.value
     }
 
-    /// Whether the value is what it has to be, if it has to be anything.
+    /// Whether the value satisfies its bar; none if it has no bar.
     fn holds(&self) -> Option<bool> {
         self.bar.map(|bar| match bar {
             Bar::Below(bar) => self.value < bar,
@@ -124,8 +122,8 @@ impl Figure {
     }
 }
 
-/// Measures every section, or those that were asked for. A section that cannot be measured does not
-/// take the figures of the others away; it is in the second result.
+/// Measures all sections, or those in `only`. The second result names the sections that failed;
+/// they do not discard the figures of the others.
 fn sections<S: Copy + PartialEq + Debug>(
     all: &[S],
     only: &[S],
@@ -142,7 +140,7 @@ fn sections<S: Copy + PartialEq + Debug>(
     (figures, outcome)
 }
 
-/// Prints the figures and writes them where the options say.
+/// Prints the figures and writes them to the file that the options name.
 pub(crate) fn finish(figures: &[Figure], options: &Options) -> Result<()> {
     println!("{}", line(["figure", "value", "unit", "bar", ""]));
     for figure in figures {
@@ -165,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_figure_says_whether_its_bar_holds() {
+    fn a_figure_reports_whether_its_bar_holds() {
         let figure = |bar| Figure::new("start_ms", 5.0, "ms", bar).to_json();
         let judged = |bar, holds| json!({"name": "start_ms", "value": 5.0, "unit": "ms", "bar": bar, "holds": holds});
         assert_eq!(figure(None), judged(json!(null), json!(null)));

@@ -3,7 +3,7 @@
 //! This file is the table of contents: the command line and what each command does, step by step.
 //! How a step works is in the modules, in the order a reader should meet them: [`run`] (child
 //! processes), [`workspace`] (where things are), [`toolchain`] (the guests' compilation target),
-//! [`guests`], [`pack`], [`lint`], [`fuzz`], [`conformance`], [`bench`]. What the built programs do is none of its business, except
+//! [`guests`], [`pack`], [`lint`], [`docs`], [`fuzz`], [`conformance`], [`bench`]. What the built programs do is none of its business, except
 //! for how fast they do it.
 
 #![allow(
@@ -14,6 +14,7 @@
 
 mod bench;
 mod conformance;
+mod docs;
 mod fuzz;
 mod guests;
 mod lint;
@@ -32,22 +33,22 @@ use clap::{Parser, Subcommand};
 
 use crate::workspace::{Profile, Workspace};
 
-/// What integration tests read to find the programs and files built for them.
+/// The environment variables through which tests find programs and files.
 mod environment {
-    /// The host program, built in the dev profile.
+    /// The host program in the dev profile.
     pub(crate) const BIN: &str = "GUESTHOUSE_BIN";
-    /// The folder with every guest component, one `<plugin>.wasm` each.
+    /// The folder of the guest components, named `<plugin>.wasm`.
     pub(crate) const GUESTS: &str = "GUESTHOUSE_GUESTS";
-    /// The folder with the models' sources.
+    /// The folder of the models' sources.
     pub(crate) const MODELS: &str = "GUESTHOUSE_MODELS";
-    /// The folder with the packed artifacts, one `<model>-<version>.wasm` each.
+    /// The folder of the packed artifacts, named `<model>-<version>.wasm`.
     pub(crate) const REPOSITORY: &str = "GUESTHOUSE_REPOSITORY";
 }
 
-/// Tests end the host, or fill its disk, at any change of a file.
+/// Tests kill the host or fail its writes at any file operation.
 const FAILPOINTS: [&str; 2] = ["--features", "guesthouse/failpoints"];
 
-/// The project's own commands.
+/// Builds, tests, checks and measures this repository.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -57,31 +58,33 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Make sure that the compilation target of the guests is installed.
+    /// Install the compilation target of the guests.
     Setup,
-    /// Build every guest.
+    /// Build all guests.
     Guests,
-    /// Build the host and the models' guests, and pack every model version into an artifact.
+    /// Build the host and the guests of the models, and pack all models.
     Pack,
-    /// Build and pack everything, then serve the demonstration models.
+    /// Build and pack everything, and serve the demo models.
     Demo {
-        /// The address to serve on.
+        /// The address of the public listener.
         #[arg(long, default_value = "127.0.0.1:8000")]
         listen: String,
     },
-    /// Build and pack everything, then run the tests.
+    /// Build and pack everything, and run the tests.
     Test {
-        /// Arguments for `cargo test`.
+        /// Arguments of `cargo test`.
         #[arg(last = true)]
         extra: Vec<OsString>,
     },
     /// Check formatting, lints and licences.
     Lint,
-    /// Run every reader of bytes from outside on inputs that are made up, and look for those that break it.
+    /// Check the documentation, run the commands of its tutorials, and build the book.
+    Docs(docs::Options),
+    /// Fuzz every parser of bytes from outside.
     Fuzz(fuzz::Options),
-    /// Ask others' tools, which are installed for it, about the server and what comes with it.
+    /// Check the server and its packaging with third-party tools.
     Conformance(conformance::Options),
-    /// Build everything in release mode, measure it and compare the figures with their bars.
+    /// Build in release mode, measure, and compare the figures with their bars.
     Bench {
         #[command(subcommand)]
         bench: Bench,
@@ -90,15 +93,15 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// The server: how fast it starts, answers, and how much it does in a second.
+    /// Measure startup, latency and throughput of the server.
     Serve(bench::Options),
-    /// The runtime: instances, isolation, deadlines, deployments, and what bystanders feel.
+    /// Measure the cost of instances and isolation, deadlines, deployments, faults and crashes.
     Runtime(bench::runtime::Options),
-    /// Versions that change while they are asked: swaps, rollbacks, shares, shadows, crashes.
+    /// Measure swaps, rollbacks, splits, shadows and crashes under load.
     Versions(bench::versions::Options),
-    /// The public edge: too many requests, and callers that are slow, silent or never stay.
+    /// Measure overload, and slow, silent and failing clients.
     Edge(bench::edge::Options),
-    /// What protocols cost, and what it brings that requests share calls of a guest.
+    /// Measure the overhead of each protocol, batching and cancellation.
     Protocols(bench::protocols::Options),
 }
 
@@ -113,15 +116,16 @@ fn main() -> ExitCode {
 }
 
 fn perform(task: Task) -> Result<()> {
-    // Every task needs the target, and nothing else is of use without it.
+    // Every task needs the target.
     toolchain::ensure_target()?;
     match task {
         Task::Setup => Ok(()),
         Task::Guests => build_guests(&Workspace::load()?),
         Task::Pack => build_and_pack(&Workspace::load()?),
         Task::Demo { listen } => demo(&Workspace::load()?, &listen),
-        Task::Test { extra } => test(&Workspace::load()?, &extra),
+        Task::Test { extra } => test(&Workspace::load()?, &extra, None),
         Task::Lint => lint::check(&Workspace::load()?),
+        Task::Docs(options) => docs(&Workspace::load()?, &options),
         Task::Conformance(options) => conform(&Workspace::load()?, &options),
         Task::Fuzz(options) => fuzz::run(&Workspace::load()?, &options),
         Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
@@ -153,14 +157,14 @@ fn demo(workspace: &Workspace, listen: &str) -> Result<()> {
         .arg("--state")
         .arg(workspace.state())
         .args(["--listen", listen]);
-    // Replacing this process hands signals and the exit status over without any code of ours.
+    // Replacing this process passes on signals and the exit status.
     Err(serve.exec()).context("failed to start the server")
 }
 
-/// Builds and packs what tests and outside tools look at; the host program.
+/// Builds and packs everything for tests and conformance checks; returns the host program.
 fn build_for_tests(workspace: &Workspace) -> Result<PathBuf> {
-    // The same selection of packages and targets as `cargo test` below, so that both agree on the
-    // features of every dependency and none is compiled twice.
+    // The same packages and targets as `cargo test`, so that both builds select the same features
+    // of all dependencies and nothing is compiled twice.
     run::shown(
         run::cargo().args(["build", "--locked", "--bin", "guesthouse", "--tests"]).args(FAILPOINTS),
     )?;
@@ -175,7 +179,13 @@ fn conform(workspace: &Workspace, options: &conformance::Options) -> Result<()> 
     conformance::check(workspace, &host, options)
 }
 
-fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
+fn docs(workspace: &Workspace, options: &docs::Options) -> Result<()> {
+    test(workspace, &docs::tests(), options.variables())?;
+    docs::build(workspace)
+}
+
+/// Builds everything and runs the tests, with a further variable in their environment if one is given.
+fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)>) -> Result<()> {
     let host = build_for_tests(workspace)?;
 
     run::shown(
@@ -183,6 +193,7 @@ fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
             .args(["test", "--locked"])
             .args(FAILPOINTS)
             .args(extra)
+            .envs(variable)
             .env(environment::BIN, host)
             .env(environment::GUESTS, workspace.components())
             .env(environment::MODELS, workspace.models())
@@ -227,7 +238,7 @@ fn bench_protocols(options: &bench::protocols::Options) -> Result<()> {
     outcome
 }
 
-/// Builds what benchmarks need that disturb servers.
+/// Builds everything for the benchmarks that use the misbehaving guest.
 fn build_for_bench() -> Result<Workspace> {
     let workspace = Workspace::load()?;
     build_and_pack(&workspace)?;

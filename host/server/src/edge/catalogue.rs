@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use super::error::ApiError;
 use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
-use super::predict::target;
+use super::target::target;
 use super::{Edge, Shared, query};
 use crate::api::catalogue::{
     Choice, Match, Model, ModelList, ModelVersion, Resolution, ResolveQuery, VersionDetails,

@@ -3,6 +3,7 @@
 //! The codes are listed with their meaning in [`ErrorCode`], and with their statuses in the reference that
 //! is printed from it ([`reference`](reference())).
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tonic::Code;
 
-use crate::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError};
+use crate::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError, RowError};
 pub(crate) use crate::api::error::{ErrorCode, ValueDetail as Detail};
 use guesthouse_control::router::RouteError;
 use guesthouse_model::contract::SignatureChange;
@@ -20,6 +21,9 @@ use guesthouse_runtime::guest::{Fault, MAX_REJECTIONS};
 use guesthouse_runtime::inference::PredictError;
 use guesthouse_runtime::version::BreakerRefusal;
 use guesthouse_runtime::version::admission::ShedReason;
+
+/// The most details of a request of which every row failed.
+const MAX_DETAILS: usize = 20;
 
 impl ErrorCode {
     /// Whether its answers say when to come back.
@@ -94,12 +98,15 @@ pub(crate) struct ApiError {
     pub(crate) violations: Vec<SignatureChange>,
     /// When the caller may come back, in seconds, if the code is one that says so.
     pub(crate) retry_seconds: u64,
+    /// Whether there is no such model, which some protocols have their own words for.
+    pub(crate) is_unknown_model: bool,
 }
 
 impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let (details, violations, retry_seconds) = (Vec::new(), Vec::new(), 1);
-        Self { code, message: message.into(), details, violations, retry_seconds }
+        let message = message.into();
+        Self { code, message, details, violations, retry_seconds, is_unknown_model: false }
     }
 
     pub(crate) fn malformed(message: impl Into<String>) -> Self {
@@ -112,6 +119,11 @@ impl ApiError {
 
     pub(crate) fn method_not_allowed() -> Self {
         Self::new(ErrorCode::MethodNotAllowed, "this endpoint does not take this method")
+    }
+
+    /// For a gRPC method that there is not.
+    pub(super) fn no_such_method() -> Self {
+        Self::new(ErrorCode::MethodNotAllowed, "there is no such method")
     }
 
     pub(crate) fn not_ready() -> Self {
@@ -153,7 +165,7 @@ impl ApiError {
         if status.is_client_error() {
             Some(Self::malformed("the request is malformed"))
         } else if status.is_server_error() {
-            Some(Self::new(ErrorCode::Internal, "the server failed on this request"))
+            Some(Self::internal())
         } else {
             None
         }
@@ -164,6 +176,26 @@ impl ApiError {
             format!("row {}: `{}` {}", first.row, first.field, first.reason)
         });
         Self { details, ..Self::new(code, message) }
+    }
+
+    /// A bug of the host.
+    pub(crate) fn internal() -> Self {
+        Self::new(ErrorCode::Internal, "the server failed on this request")
+    }
+
+    /// The error of a request of which every row failed by itself.
+    pub(super) fn all_rows_failed(failed: &BTreeMap<usize, Self>) -> Self {
+        let all = |code| failed.values().all(|error| error.code == code);
+        let code = [ErrorCode::MalformedRequest, ErrorCode::ModelFailure]
+            .into_iter()
+            .find(|code| all(*code))
+            .unwrap_or(ErrorCode::UnacceptableInput);
+        let details = failed.values().flat_map(|error| error.details.iter().cloned());
+        let details: Vec<Detail> = details.take(MAX_DETAILS).collect();
+        match (details.is_empty(), failed.values().next()) {
+            (true, Some(first)) => Self::new(code, first.message.clone()),
+            _ => Self::with_details(code, details),
+        }
     }
 
     /// The same error, told of the rows of a request rather than of a batch.
@@ -190,6 +222,12 @@ impl ApiError {
             request_id: request_id.to_owned(),
             details,
         }
+    }
+
+    /// The error of one row of a batch, whose other rows may have succeeded.
+    pub(crate) fn row_body(&self) -> RowError {
+        let ErrorBody { error_code, message, details, .. } = self.body("");
+        RowError { error_code, message, details }
     }
 
     /// The body in the form of the Open Inference Protocol.
@@ -250,7 +288,10 @@ impl From<TooManyValues> for ApiError {
 impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> Self {
         match error {
-            RouteError::UnknownModel => Self::new(ErrorCode::NotFound, "there is no such model"),
+            RouteError::UnknownModel => {
+                let error = Self::new(ErrorCode::NotFound, "there is no such model");
+                Self { is_unknown_model: true, ..error }
+            }
             RouteError::NoSuchVersion => {
                 Self::new(ErrorCode::NotFound, "the model has no version that matches")
             }
@@ -314,24 +355,19 @@ impl From<PredictError> for ApiError {
             PredictError::Guest(
                 Fault::Failed(_) | Fault::Trap { .. } | Fault::OutOfMemory | Fault::BadOutput(_),
             ) => Self::new(ErrorCode::ModelFailure, "the model failed on this request"),
-            PredictError::Guest(Fault::Host(_)) => {
-                Self::new(ErrorCode::Internal, "the server failed on this request")
-            }
+            PredictError::Guest(Fault::Host(_)) => Self::internal(),
         }
     }
 }
 
-/// The reference of error codes as a Markdown table, ordered by status.
+/// The reference of error codes as a Markdown table.
 pub fn reference() -> String {
-    let mut codes = ErrorCode::ALL;
-    codes.sort_by_key(|code| code.status());
-    let mut text =
-        "| error_code | HTTP status | gRPC status | meaning |\n|---|---|---|---|\n".to_owned();
-    for code in codes {
-        let (status, grpc, meaning) = (code.status().as_u16(), code.grpc(), code.meaning());
+    let mut text = "| Code | HTTP | gRPC | Cause | Retry |\n|---|---|---|---|---|\n".to_owned();
+    for code in ErrorCode::ALL {
+        let (status, cause, retry) = (code.status().as_u16(), code.cause(), code.retry());
         // The variants are named after the words of the specification.
-        let grpc = screaming_snake_case(&format!("{grpc:?}"));
-        writeln!(text, "| `{}` | {status} | `{grpc}` | {meaning} |", code.as_str())
+        let grpc = screaming_snake_case(&format!("{:?}", code.grpc()));
+        writeln!(text, "| `{}` | {status} | {grpc} | {cause} | {retry} |", code.as_str())
             .expect("a string takes it");
     }
     text
@@ -356,8 +392,8 @@ mod tests {
     fn the_reference_has_statuses_of_both_protocols() {
         let text = reference();
         for row in [
-            "| `malformed_request` | 400 | `INVALID_ARGUMENT` | The request is not valid",
-            "| `deadline_exceeded` | 504 | `DEADLINE_EXCEEDED` |",
+            "| `malformed_request` | 400 | INVALID_ARGUMENT | The body is not valid JSON",
+            "| `deadline_exceeded` | 504 | DEADLINE_EXCEEDED |",
         ] {
             assert!(text.contains(row), "{row} is not in\n{text}");
         }

@@ -1,4 +1,4 @@
-//! The artifacts that are measured: packed models, and the guest that misbehaves.
+//! The artifacts under measurement: packed models, and the misbehaving guest.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::workspace::{Profile, Workspace};
 use crate::{pack, run};
 
-/// One version of a model, with requests that it answers.
+/// A version of a model, with requests for it.
 pub(super) struct Model {
     pub(super) name: String,
     pub(super) version: String,
@@ -19,12 +19,12 @@ pub(super) struct Model {
     pub(super) digest: String,
     /// The inputs of its golden examples.
     pub(super) bodies: Vec<Value>,
-    /// What is in every right answer.
+    /// Text that every correct response contains.
     pub(super) contains: String,
 }
 
 impl Model {
-    /// What an artifact says of itself.
+    /// Reads an artifact with `guesthouse inspect`.
     pub(super) fn inspect(workspace: &Workspace, artifact: &Path) -> Result<Self> {
         let mut inspect = Command::new(workspace.host_binary(Profile::Release));
         let text = run::output(inspect.args(["inspect", "--json"]).arg(artifact))?;
@@ -44,14 +44,14 @@ impl Model {
         Ok(Self { name, version, artifact, digest, bodies, contains })
     }
 
-    /// The path of predictions by this very version.
+    /// The path for predictions with exactly this version.
     pub(super) fn path(&self) -> String {
         format!("/models/{}/versions/{}/predict", self.name, self.version)
     }
 }
 
-/// Packs a version of a model again with other numbers; they differ in nothing else. What is packed
-/// and has not changed is left as it is.
+/// Packs a version of a model again under other version numbers. Artifacts that are up to date are
+/// kept.
 pub(super) fn pack_renumbered(
     workspace: &Workspace,
     (model, version): (&str, &str),
@@ -76,7 +76,7 @@ pub(super) fn pack_renumbered(
     artifacts.iter().map(|artifact| Model::inspect(workspace, artifact)).collect()
 }
 
-/// A manifest of another version, for any folder.
+/// Changes the version of a manifest and makes its paths absolute.
 fn renumber(manifest: &str, number: &str, folder: &Path) -> Result<String> {
     let mut manifest: toml::Table = manifest.parse().context("a manifest is not TOML")?;
     let place = |file: &mut toml::Value| -> Option<()> {
@@ -92,7 +92,7 @@ fn renumber(manifest: &str, number: &str, folder: &Path) -> Result<String> {
     Ok(manifest.to_string())
 }
 
-/// Packs the guest that misbehaves; its `init` behaves well.
+/// Packs the misbehaving guest with an `init` that succeeds.
 pub(super) fn pack_misbehave(
     workspace: &Workspace,
     folder: &Path,
@@ -115,7 +115,7 @@ pub(super) fn pack_misbehave(
     Ok(output)
 }
 
-/// Changes the mind of a packed artifact's `init`, which no packer would let through: it would run.
+/// Changes what `init` of a packed artifact does. `pack` would run it and fail.
 pub(super) fn make_init(artifact: &Path, word: &str) -> Result<()> {
     let bytes = fs::read(artifact).context("cannot read the artifact")?;
     let bytes = with_init(bytes, word)?;
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_number_of_a_manifest_changes_and_where_files_are() {
+    fn renumbering_changes_the_version_and_the_file_paths() {
         let manifest = "name = \"a\"\nversion = \"1.0.0\"\n[assets]\n\"x.bin\" = \"../x.bin\"\n\
                         [golden]\nfile = \"golden.jsonl\"\n[golden.tolerance]\ny = 1e-4\n";
         let renumbered = renumber(manifest, "1.0.7", Path::new("/m/1.0.0")).unwrap();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_word_of_init_is_changed() {
+    fn patching_changes_only_the_init_parameter() {
         let with = |bytes: &[u8]| with_init(bytes.to_vec(), "spin");
         assert_eq!(with(br#"a{"init":"well"}"well"b"#).unwrap(), br#"a{"init":"spin"}"well"b"#);
         assert!(with(b"well").is_err());

@@ -1,4 +1,4 @@
-//! Asks a server one thing at a time, where a load would be too much.
+//! An HTTP client for single requests.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,16 +9,16 @@ use serde_json::Value;
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-/// How long an answer may take. The longest that a server is asked to wait are thirty seconds.
+/// The time limit of a request. The longest long poll takes thirty seconds.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long an idle connection is used again; shorter than a server keeps one.
+/// How long an idle connection is reused, which is shorter than the server keeps it.
 const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
-/// The largest answer that is read.
+/// The limit of a response body.
 const MAX_ANSWER_BYTES: u64 = 128 << 20;
 
-/// A caller with a key.
+/// A client with an API key.
 #[derive(Clone)]
 pub(super) struct Client {
     agent: Agent,
@@ -26,10 +26,10 @@ pub(super) struct Client {
     key: &'static str,
 }
 
-/// Whatever the server said.
+/// A response.
 pub(super) struct Answer {
     pub(super) status: u16,
-    /// The version that answered, if it was one.
+    /// The version of the model that answered, if any.
     pub(super) version: Option<String>,
     pub(super) text: String,
 }
@@ -48,7 +48,7 @@ impl Client {
         self.send("GET", path, &[], Vec::new())
     }
 
-    /// Sends a body, which is JSON unless a header says something else.
+    /// Posts a body, as JSON unless a header says otherwise.
     pub(super) fn post(
         &self,
         path: &str,
@@ -62,8 +62,8 @@ impl Client {
         self.send("DELETE", path, &[], Vec::new())
     }
 
-    /// Reads an answer to its last byte without keeping it, so that only the server's time counts where
-    /// answers have megabytes. Returns the status.
+    /// Reads a response without storing it, so that only the server's time is measured if responses
+    /// have megabytes. Returns the status.
     pub(super) fn drain(&self, method: &str, path: &str) -> Result<u16> {
         let mut response = self.respond(method, path, &[], Vec::new())?;
         let mut body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).reader();

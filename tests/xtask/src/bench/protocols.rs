@@ -1,8 +1,8 @@
-//! Measures what protocols cost, what it brings that requests which meet share a call of the guest, and
-//! how soon a caller that leaves frees what worked for it.
+//! Measures the overhead of each protocol, the effect of batching, and how soon a disconnect frees
+//! the guest.
 //!
-//! The load generator shares the processors with the server, and what it uses is in the figures. Each
-//! module below that has a `measure` is a section.
+//! The load generator shares the processors with the server, and the figures include what it uses.
+//! Each module below with a `measure` is a section.
 
 mod batching;
 mod cancellation;
@@ -16,31 +16,30 @@ use super::rig::Rig;
 use crate::pack;
 use crate::workspace::{Profile, Workspace};
 
-/// What this benchmark is told.
+/// The options of this benchmark.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) general: super::Options,
-    /// Measure only this section. Can be given again for more.
+    /// Measure only this section. Can be repeated.
     #[arg(long, value_enum)]
     only: Vec<Section>,
 }
 
 impl Options {
-    /// The same for any current folder.
     pub(crate) fn absolute(self) -> Result<Self> {
         Ok(Self { general: self.general.absolute()?, ..self })
     }
 }
 
-/// A part of the benchmark that can be measured by itself.
+/// A section of the benchmark.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 enum Section {
-    /// Throughput and latency with batching on against off.
+    /// Throughput and latency with batching against without.
     Batching,
-    /// What each protocol costs, by stage.
+    /// The latency of each protocol, by stage.
     Overhead,
-    /// How soon a caller that leaves frees its guest.
+    /// How soon a disconnect frees the guest.
     Cancellation,
 }
 
@@ -49,17 +48,15 @@ const SECTIONS: [Section; 3] = [Section::Batching, Section::Overhead, Section::C
 /// What all sections share.
 struct Bench<'a> {
     rig: Rig<'a>,
-    /// A model whose calls are short, so that most of each is the call itself.
+    /// A model with short calls, which are mostly overhead.
     short: Model,
-    /// A model whose calls are long, and as long for each row.
+    /// A model with long calls, whose duration is proportional to the rows.
     long: Model,
-    /// A model that says what it is told.
+    /// A model that returns its input.
     identity: Model,
     misbehave: Model,
 }
 
-/// Measures every section, or those that were asked for. A section that cannot be measured does not
-/// take the figures of the others away; it is in the second result.
 pub(crate) fn measure(
     workspace: &Workspace,
     options: &Options,

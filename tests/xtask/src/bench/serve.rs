@@ -1,7 +1,7 @@
-//! Measures the server as users run it: the release build, the demonstration models, its own log.
+//! Measures the server as users run it: the release build with the demo models and its normal log.
 //!
-//! The load generator shares the processors with the server, and there is no network between
-//! them: the figures compare builds on one machine and promise nothing about another.
+//! The load generator shares the processors with the server, and there is no network: the figures
+//! compare builds on one machine.
 
 use std::fs;
 
@@ -14,38 +14,38 @@ use super::{Bar, Figure};
 use crate::run;
 use crate::workspace::Workspace;
 
-/// Where single texts go.
+/// The path for single texts.
 const PREDICT: &str = "/v1/predict";
 
-/// Where batches go.
+/// The path for batches.
 const BATCH_PREDICT: &str = "/v1/batch_predict";
 
-/// How many starts the median is of. Odd, so that it is one of them.
+/// The number of starts. Odd, so that the median is a measured value.
 const STARTS: usize = 5;
 
-/// A low load: requests that arrive one by one, with the server idle in between.
+/// A low load: single requests, with an idle server in between.
 const LOW_LOAD_PER_SECOND: u32 = 100;
 
-/// Enough that no arrival waits for a connection.
+/// Enough connections that no request waits for one.
 const LOW_LOAD_CONNECTIONS: usize = 4;
 
-/// How many texts a batch has.
+/// The number of texts in a batch.
 const BATCH_ROWS: usize = 64;
 
-/// How many connections send batches.
+/// The number of connections that send batches.
 const BATCH_CONNECTIONS: usize = 2;
 
-/// A restart should not be noticed: below a second.
+/// A restart should not be noticeable.
 const WARM_START_MS: Bar = Bar::Below(1000.0);
 
-/// A prediction should cost its caller nothing that matters: below five milliseconds.
+/// The overhead of a prediction should not matter to its caller.
 const SINGLE_PREDICTION_P95_MS: Bar = Bar::Below(5.0);
 
-/// What FastAPI with scikit-learn does on such a machine: a sandbox must not cost more than Python.
-/// A figure from elsewhere, which this benchmark does not measure again.
+/// The throughput of FastAPI with scikit-learn on such a machine, which this benchmark does not
+/// measure: a sandbox must not cost more than Python.
 const REQUESTS_PER_SECOND_1_CONNECTION: Bar = Bar::Above(250.0);
 
-/// The same for 8 connections.
+/// The same with 8 connections.
 const REQUESTS_PER_SECOND_8_CONNECTIONS: Bar = Bar::Above(520.0);
 
 /// Measures everything, with `seconds` for each load.
@@ -59,7 +59,7 @@ pub(crate) fn measure(workspace: &Workspace, seconds: u64) -> Result<Vec<Figure>
     Ok(figures)
 }
 
-/// The median of some starts with everything compiled, and the server that started last.
+/// The median of several starts with everything compiled, and the last server.
 fn warm_start_ms(workspace: &Workspace) -> Result<(f64, Server)> {
     let setup = server::demonstration(workspace);
     let start = || Server::start(workspace, &setup);
@@ -75,7 +75,7 @@ fn warm_start_ms(workspace: &Workspace) -> Result<(f64, Server)> {
     Ok((times[STARTS / 2], server))
 }
 
-/// Single texts: now and then, by one caller without a pause, and by eight.
+/// Single texts: at a low rate, by one caller without a pause, and by eight.
 fn single_predictions(
     workspace: &Workspace,
     server: &Server,
@@ -119,7 +119,7 @@ fn single_predictions(
     ])
 }
 
-/// Batches of texts, by enough callers to keep every processor busy.
+/// Batches from enough callers to keep every processor busy.
 fn batches(
     workspace: &Workspace,
     server: &Server,
@@ -149,7 +149,7 @@ fn measured(workspace: &Workspace, what: &str, load: &Load<'_>) -> Result<Measur
     run::step(&format!("{what}, {pace}"), || load::make(workspace, load))
 }
 
-/// The texts that the model's oracle has scores for: as long and as odd as what people write.
+/// The texts of the model's oracle, which are as long and as odd as what people write.
 fn texts(workspace: &Workspace) -> Result<Vec<String>> {
     let path = workspace.toxicity_oracle();
     let lines =

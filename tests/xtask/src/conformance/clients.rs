@@ -1,8 +1,8 @@
-//! Published clients of the Open Inference Protocol, unmodified: each does all that it can with a server
-//! of the models that are there for it, and what it is answered is exact.
+//! Published clients of the Open Inference Protocol, unmodified, against a server of the test
+//! models. Each uses all of its functions, and all responses are exact.
 //!
-//! Clients whose libraries disagree have environments of their own. Their programs are the files beside
-//! this one; what each checks is told by the program itself.
+//! Clients with incompatible dependencies have separate environments. Their programs are the files
+//! beside this one, which print what they check.
 
 use std::path::Path;
 
@@ -51,7 +51,7 @@ const CLIENTS: [Clients; 4] = [
     },
 ];
 
-/// Every program of every client, whatever came of the others.
+/// Runs all programs, whether others fail or not.
 pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
     let programs = workspace.client_programs();
     let mut failed = Vec::new();
@@ -75,7 +75,7 @@ pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Ask a server of the models that are there for tests alone, and end it.
+/// Starts a server with the test models, runs `check` on it, and stops it.
 pub(super) fn with_fixtures(
     workspace: &Workspace,
     host: &Path,
@@ -89,7 +89,8 @@ pub(super) fn with_fixtures(
 
 fn serve(workspace: &Workspace, host: &Path) -> Result<Server> {
     let state = workspace.output().join("clients");
-    // What is compiled is found again by its bytes; what was deployed may have been packed anew.
+    // The compiled code is found by the artifacts' digests; the artifacts may have been packed
+    // again since.
     super::forget_deployed(&state).context("cannot remove what the run before had deployed")?;
     let setup = Setup {
         config: workspace.fixtures().join("fixtures.toml"),

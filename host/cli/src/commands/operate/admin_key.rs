@@ -30,7 +30,9 @@ pub(super) enum KeyError {
         path.display()
     )]
     Open { path: PathBuf },
-    #[error("the admin key in {place} is empty, too long or has characters that a header cannot have")]
+    #[error(
+        "the admin key in {place} is empty, too long or has characters that a header cannot have"
+    )]
     Malformed { place: String },
 }
 

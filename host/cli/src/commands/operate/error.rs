@@ -52,7 +52,9 @@ pub(super) enum OperateError {
     )]
     ShownBefore { id: String },
     /// The response is not one of an admin API, or of another release.
-    #[error("{server} responded {status} with a body that this command does not understand: {problem}")]
+    #[error(
+        "{server} responded {status} with a body that this command does not understand: {problem}"
+    )]
     Unexpected { server: ServerUrl, status: u16, problem: String },
     #[error(transparent)]
     Rejected(#[from] ServerError),
@@ -173,7 +175,11 @@ mod tests {
             (507, FAILURE),
         ];
         for (status, code) in table {
-            assert_eq!(ServerError::from_response(status, &Value::Null).exit_code, code, "{status}");
+            assert_eq!(
+                ServerError::from_response(status, &Value::Null).exit_code,
+                code,
+                "{status}"
+            );
         }
     }
 

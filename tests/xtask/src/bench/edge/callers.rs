@@ -1,4 +1,4 @@
-//! Callers that are slow, silent or never stay, beside good ones.
+//! Good callers beside callers that are slow, silent or disconnect at once.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
@@ -16,22 +16,22 @@ use crate::bench::statistics::{Pair, median_ratio};
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How many callers say nothing.
+/// The number of silent connections.
 const SILENT: usize = 5000;
 
-/// How many callers send a byte now and then.
+/// The number of connections that send a byte at a time.
 const SLOW: usize = 500;
 
-/// How often they do.
+/// The interval between those bytes.
 const DRIP_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How many callers in a second connect, ask for nothing and go.
+/// How many connections per second are opened and closed without a request.
 const CHURN_RATE: f64 = 500.0;
 
-/// Pairs of blocks, one with and one without the bad callers.
+/// Pairs of blocks, without and with the misbehaving callers.
 const BLOCKS: u32 = 5;
 
-/// In which way callers are bad.
+/// How callers misbehave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Way {
     Silent,
@@ -52,11 +52,11 @@ impl Way {
 }
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    // A file for each caller.
+    // Each connection takes a file descriptor.
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;
     setrlimit(Resource::Nofile, files).context("cannot have more open files")?;
-    // Longer than a block: who is silent stays for all of it.
+    // Longer than a block, so that slow connections last for all of it.
     let config = "[limits]\nhead_seconds = 120\nbody_seconds = 120\n";
     let setup = bench.rig.setup("state-callers", config, &[&bench.short.artifact])?;
     let server = run::step("callers: start", || bench.rig.warm_server(&setup))?;
@@ -88,8 +88,8 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// What is measured while the bad callers are there, and how many connections they had at the end, or
-/// had made.
+/// Runs `measure` beside misbehaving callers; returns its value and the number of their connections
+/// at the end, or the number of connections made.
 fn beside(way: Way, server: &Server, measure: impl Fn() -> Result<f64>) -> Result<(f64, u64)> {
     let (over, ready, count) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -145,14 +145,14 @@ fn misbehave(
             streams.retain_mut(|stream| stream.write_all(b"a").is_ok());
         }
     }
-    // Those that the server has not thrown out.
+    // The connections that the server has not closed.
     let held = streams.iter().filter(|stream| is_open(stream)).count();
     count.store(held as u64, Ordering::Relaxed);
     Ok(())
 }
 
 fn is_open(stream: &TcpStream) -> bool {
-    // Nothing to read is what is expected of a server that waits.
+    // An open connection has nothing to read.
     let nothing = |error: std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
     stream.set_nonblocking(true).is_ok() && stream.peek(&mut [0]).is_err_and(nothing)
 }

@@ -1,8 +1,8 @@
-//! Whether a server that is killed while it compiles starts again as if nothing had been.
+//! Restart of a server that was killed while it compiled.
 //!
-//! Each start is from nothing and is killed at a random moment between listening and ready. How many
-//! of them had left something unfinished is shown beside, because a kill that leaves nothing proves
-//! nothing.
+//! Each server starts with an empty state folder and is killed at a random moment between listening
+//! and ready. The number of kills that left temporary files is reported, because a kill that leaves
+//! nothing proves nothing.
 
 use std::fs;
 use std::path::Path;
@@ -18,15 +18,15 @@ use crate::bench::server::{Server, Setup};
 use crate::bench::{Bar, Figure, random};
 use crate::run;
 
-/// How many servers are killed.
+/// The number of kills.
 const KILLS: u32 = 10;
 
-/// How many servers are started for that at most: some are ready before their moment has come.
+/// The maximum number of starts: some servers are ready before they are killed.
 const MOST_STARTS: u32 = 3 * KILLS;
 
 const STATE: &str = "state-crash";
 
-/// Begin the names of what is not finished.
+/// Prefixes of temporary files.
 const LEFTOVERS: [&str; 2] = [".new-", ".tmp"];
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
@@ -54,7 +54,7 @@ struct Outcome {
     left_something: bool,
 }
 
-/// The time from listening to ready, from nothing.
+/// The time from listening to ready with an empty state folder.
 fn window(bench: &Bench<'_>, setup: &Setup) -> Result<Duration> {
     empty(&setup.state)?;
     let mut server = Server::launch(bench.rig.workspace, setup)?;
@@ -65,7 +65,7 @@ fn window(bench: &Bench<'_>, setup: &Setup) -> Result<Duration> {
     Ok(window)
 }
 
-/// None, if the server was ready before the moment came.
+/// None if the server was ready before the moment.
 fn kill_and_start(bench: &Bench<'_>, setup: &Setup, moment: Duration) -> Result<Option<Outcome>> {
     empty(&setup.state)?;
     let mut server = Server::launch(bench.rig.workspace, setup)?;
@@ -94,7 +94,7 @@ fn check_clean_start(bench: &Bench<'_>, setup: &Setup) -> Result<()> {
     server.stop()
 }
 
-/// Asks the misbehaving version for something that it answers.
+/// Sends a request that the misbehaving guest answers.
 pub(super) fn check_answer(bench: &Bench<'_>, server: &Server) -> Result<()> {
     let load = Load {
         url: &server.url(&bench.misbehave.path()),
@@ -114,11 +114,11 @@ fn empty(state: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What is unfinished in a state folder.
+/// The temporary files in a state folder.
 fn leftovers(state: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for folder in [state.to_owned(), state.join("compiled")] {
-        // The host may have been killed before it made the folder.
+        // The host may have been killed before it created the folder.
         for entry in fs::read_dir(&folder).into_iter().flatten() {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if LEFTOVERS.iter().any(|prefix| name.starts_with(prefix)) {
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leftovers_are_found_in_both_folders() {
+    fn temporary_files_are_found_in_both_folders() {
         let state = tempfile::tempdir().unwrap();
         assert!(leftovers(state.path()).unwrap().is_empty());
         fs::create_dir_all(state.path().join("compiled/.new-abc")).unwrap();
