@@ -186,9 +186,5 @@ fn decode_partial(signature: &Signature, rows: &[BodyRow]) -> Result<Inputs, Api
 
 /// What stands in the place of a row that has failed.
 fn failed_row(error: &ApiError) -> Map<String, Value> {
-    let mut body = json!({"error_code": error.code.as_str(), "message": error.message});
-    if !error.details.is_empty() {
-        body["details"] = json!(error.details);
-    }
-    Map::from_iter([("error".to_owned(), body)])
+    Map::from_iter([("error".to_owned(), json!(error.row_body()))])
 }
