@@ -10,6 +10,7 @@
 
 mod activity;
 mod socket;
+pub(super) mod tls;
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -36,11 +37,10 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use self::activity::{Activity, Silence, Stream, Untaken, Working};
-pub(super) use self::socket::Socket;
-use self::socket::Wire;
+use self::socket::{Socket, Wire};
+use self::tls::Tls;
 use super::forwarded::FORWARDED_PREFIX;
 use super::listener_kind::ListenerKind;
-use super::tls::{self, Tls};
 use super::unread_body::Leftover;
 use crate::config::{Limits, TrustedProxies};
 use crate::observe::server_metrics::GaugeGuard;

@@ -8,7 +8,7 @@ use super::{Codec, Encoded, FieldValue, Inputs, Multiplicity, Outputs};
 use crate::config::Limits;
 use crate::edge::body::RequestBody;
 use crate::edge::error::{ApiError, Detail, ErrorCode};
-use crate::edge::grpc::model_services::RoutedService;
+use crate::edge::model_services::RoutedService;
 use crate::edge::request_id::RequestId;
 use crate::typed::{self, DecodeError, MessageTooLarge, ModelService};
 use guesthouse_model::record::validate_tensors;
