@@ -90,12 +90,14 @@ mod overload;
 mod packaging;
 /// A batch with `partial=true` succeeds and fails row by row.
 mod partial_batches;
+/// Predictions keep the same promises over each of the four protocols.
+mod protocols;
 /// Rate limits of keys and models.
 mod rates;
+/// The program prints its own reference, and the admin API describes itself.
+mod reference;
 /// Scores equal scikit-learn's on texts that were not used for training.
 mod reference_scores;
-/// The program prints its own documentation, and the admin API describes itself.
-mod references;
 /// Files in the repository folder are deployed, and nothing else in it has an effect.
 mod repository_folder;
 /// Compressed bodies, multipart forms and raw bytes are equivalent to JSON, within the same limits.

@@ -21,7 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 pub use self::pem::TlsError;
-use super::listener::{Socket, stopped};
+use super::socket::Socket;
+use super::stopped;
 use crate::config::TlsSection;
 
 /// How often the files are looked at: certificates are renewed days before they end.
