@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use guesthouse_artifact::{self as artifact, Artifact};
 use guesthouse_model::terminal;
-use guesthouse_runtime::preinit::{self, InstanceStart, PreinitGoal, PreinitHooks, PreinitLimits};
+use guesthouse_runtime::preinit::{
+    self, ChildProgram, InstanceStart, PreinitGoal, PreinitHooks, PreinitLimits,
+};
 use guesthouse_server::observe::logs;
 
 #[derive(Debug, clap::Args)]

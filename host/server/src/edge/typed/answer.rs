@@ -34,7 +34,7 @@ pub(super) async fn answer(
     if let (Form::Single, true, Some(field)) =
         (passage.form, passage.is_told_by_body(), passage.field())
     {
-        passage.tell(sticky_key(field, &service.read(message)?)?.as_deref());
+        passage.tell(sticky_key(field, &service.decode_request(message)?)?.as_deref());
     }
     let entered = passage.enter(complete, account)?;
     let inputs = inputs(service, entered.route.version.signature(), &messages)?;
@@ -45,7 +45,7 @@ pub(super) async fn answer(
     let mut called = call.over();
     let begin = Instant::now();
     let version = &entered.route.version.id().version;
-    let mut rows = service.rows(version, &outputs);
+    let mut rows = service.encode_rows(version, &outputs);
     let message = match passage.form {
         Form::Single => rows.next().transpose()?.unwrap_or_default(),
         Form::Batch => typed::encode_batch(rows)?,
@@ -64,7 +64,7 @@ fn inputs(
 ) -> Result<Vec<Tensor>, ApiError> {
     let mut inputs: Vec<Tensor> = Vec::new();
     for (row, message) in messages.iter().enumerate() {
-        let read = service.read(message).map_err(ApiError::from);
+        let read = service.decode_request(message).map_err(ApiError::from);
         let conformed = read.and_then(|tensors| Ok(validate_tensors(signature, tensors)?));
         let tensors = conformed.map_err(|error| error.shift_rows(row))?;
         if inputs.is_empty() {
