@@ -65,6 +65,16 @@ impl Rate {
         Ok(Self { per_second, burst: burst.ok_or(RateError)? })
     }
 
+    /// Requests per second in the long run.
+    pub fn per_second(self) -> f64 {
+        self.per_second
+    }
+
+    /// Requests at once.
+    pub fn burst(self) -> u32 {
+        self.burst.get()
+    }
+
     /// As a value of the configuration.
     pub fn toml(self) -> String {
         format!("{{ per_second = {:?}, burst = {} }}", self.per_second, self.burst)

@@ -180,8 +180,13 @@ impl Runtime {
             None => self.compile(&artifact)?,
         };
         let limits = self.options.model;
-        let version =
-            load::activate::<LoadError>(&self.engines, artifact, &compiled, limits, reservation)?;
+        let version = load::activate::<LoadError>(
+            &self.engines,
+            &Arc::new(artifact),
+            &compiled,
+            limits,
+            reservation,
+        )?;
         Ok(Model { version: Arc::new(version), threads: Arc::clone(&self.threads) })
     }
 

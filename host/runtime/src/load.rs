@@ -59,7 +59,7 @@ where
 /// The code cannot be mapped, the signatures differ, or a golden example fails.
 pub fn activate<E>(
     engines: &Engines,
-    artifact: Artifact,
+    artifact: &Arc<Artifact>,
     compiled: &CompiledVersion,
     limits: ModelLimits,
     reservation: Reservation,
@@ -84,11 +84,10 @@ where
             limits.instance,
         )
     }?;
-    let artifact = Arc::new(artifact);
     if let InstanceStart::Init(reason) = &report.start {
         let (model, version) = (&artifact.id().name, &artifact.id().version);
         tracing::warn!(%model, %version, reason, "no snapshot: init runs in each instance");
-        component = component.with_init_per_instance(Arc::clone(&artifact));
+        component = component.with_init_per_instance(Arc::clone(artifact));
     }
-    Ok(ServableVersion::prove(&artifact, report, component, limits, reservation)?)
+    Ok(ServableVersion::prove(artifact, report, component, limits, reservation)?)
 }

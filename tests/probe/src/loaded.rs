@@ -26,7 +26,7 @@ pub(crate) struct Loaded {
 impl Loaded {
     /// Maps the compiled code of an artifact, with room for more instances than a server has.
     pub(crate) fn open(artifact: &Path, state: &Path, instances: u32) -> Result<Self> {
-        let limits = ConfigFile::default().settle()?.limits;
+        let limits = ConfigFile::default().validate()?.limits;
         let max_instances = limits.engine.max_instances.max(instances.saturating_add(1));
         let of_engine = EngineLimits { max_instances, ..limits.engine };
         let engine = Engine::serving(of_engine, limits.model.instance.stack_bytes)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use semver::Version;
 
-use super::Control;
+use super::state::Control;
 use guesthouse_model::{ModelName, VersionId};
 
 /// How long a version that is ready waits for a higher one that was found with it. Small ones, which

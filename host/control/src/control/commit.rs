@@ -1,17 +1,22 @@
-//! The one place where what is served changes.
+//! Changes of what is served, other than the loading that they may need: the one place where the
+//! registry and the ledger change together.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use semver::Version;
 
-use super::ask::{Answer, Ask, Changed, ControlError, DeployReport};
-use super::turns::Turn;
-use super::{Control, Head};
-use crate::ledger::{Author, Change};
+use super::change::{Answer, Ask, Changed, DeployReport};
+use super::error::ControlError;
+use super::state::{Control, Writer};
+use super::version_locks::VersionLock;
+use crate::ledger::{Author, Before, Change};
 use crate::rollout::{self, Decision, ModelState, Operation, Outcome, Refusal, Rules};
 use guesthouse_model::{ModelName, VersionId};
 use guesthouse_runtime::version::ServableVersion;
 
-/// How often a change is decided again because a version that it needs was not loaded. Each time,
-/// somebody else has made another change meanwhile.
+/// How often a change is decided again because a version that it needs was not loaded. Each repetition
+/// means that somebody else has made another change meanwhile.
 const MAX_ATTEMPTS: usize = 16;
 
 /// A change that may be made.
@@ -19,44 +24,44 @@ pub(super) struct Proposal<'a> {
     pub(super) model: &'a ModelName,
     pub(super) operation: &'a Operation,
     pub(super) ask: &'a Ask,
-    /// Whether it may bring into use what is not loaded, because that is loaded later.
+    /// Whether it may use versions that are not loaded, because they are loaded later.
     pub(super) may_lack: bool,
 }
 
-/// What has been loaded for a change, to be published together with it.
+/// Versions that have been loaded for a change, to be published together with it.
 #[derive(Default)]
 pub(super) struct Loaded {
-    /// None for a trial that is not to change anything.
+    /// The version that is deployed. None in a dry run.
     pub(super) version: Option<ServableVersion>,
-    /// What a deployment has found out.
+    /// What its deployment has found out.
     pub(super) report: Option<DeployReport>,
-    /// Further versions that are brought into use.
+    /// Further versions that the change uses.
     pub(super) others: Vec<ServableVersion>,
 }
 
-/// A change that is about to be written down.
+/// A change that is about to become durable.
 struct Decided {
     change: Change,
     next: ModelState,
-    /// For who asks for the same again.
+    /// The answer that is stored for a repetition of the request.
     answer: String,
 }
 
-/// What came of trying to make a change.
+/// The outcome of an attempt to make a change.
 pub(super) enum Attempt {
     /// It is made, or there was nothing to do.
     Made(Answer),
-    /// This version has to be loaded before.
+    /// This version has to be loaded first.
     Load(Version),
 }
 
 impl Loaded {
-    /// A version that was deployed.
+    /// A version that was just deployed.
     pub(super) fn new(version: Option<ServableVersion>, report: DeployReport) -> Self {
         Self { version, report: Some(report), others: Vec::new() }
     }
 
-    fn has(&self, version: &Version) -> bool {
+    fn contains(&self, version: &Version) -> bool {
         self.version.iter().chain(&self.others).any(|loaded| loaded.id().version == *version)
     }
 
@@ -66,8 +71,87 @@ impl Loaded {
 }
 
 impl Control {
-    /// Make a change, and load what it brings into use and is not loaded. `loaded` is the version that
-    /// it is about, if that has just been loaded.
+    /// Apply the splits of the configuration file, if they are not those of the last time.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn configure(
+        &self,
+        splits: BTreeMap<ModelName, BTreeMap<Version, u32>>,
+    ) -> Result<(), ControlError> {
+        let known = self.registry.states().into_iter();
+        let removed =
+            known.filter(|(name, state)| state.configured.is_some() && !splits.contains_key(name));
+        let removed: Vec<_> = removed.map(|(name, _)| (name, None)).collect();
+        let configured = splits.into_iter().map(|(name, split)| (name, Some(split)));
+        for (model, split) in configured.chain(removed) {
+            self.configure_model(&model, &Operation::Configure { split })?;
+        }
+        Ok(())
+    }
+
+    /// The versions of the split are loaded first, unless the server is still starting. A version that
+    /// cannot be loaded is left to the router, which gives its share to others.
+    fn configure_model(
+        &self,
+        model: &ModelName,
+        operation: &Operation,
+    ) -> Result<(), ControlError> {
+        let ask = Ask::of_host("configuration");
+        if !self.registry.snapshot().loading {
+            match self.commit(model, operation, &ask, None) {
+                Err(ControlError::Load(error)) => {
+                    let reason = error.failure().reason;
+                    tracing::error!(%model, %reason, "a split names a version that cannot be loaded");
+                }
+                outcome => return outcome.map(drop),
+            }
+        }
+        let proposal = Proposal { model, operation, ask: &ask, may_lack: true };
+        self.try_commit(&proposal, &mut Loaded::default())?;
+        self.is_load_due.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Make a change. The versions that it uses are loaded first, if they are not.
+    ///
+    /// # Errors
+    /// [`ControlError`]; then nothing has changed.
+    pub fn change(
+        &self,
+        model: &ModelName,
+        operation: &Operation,
+        ask: &Ask,
+    ) -> Result<Answer, ControlError> {
+        if let Some(answer) = self.stored_answer(ask)? {
+            return Ok(answer);
+        }
+        if self.registry.state(model).versions.is_empty() {
+            return Err(ControlError::UnknownModel);
+        }
+        self.commit(model, operation, ask, None)
+    }
+
+    /// The answer to the same request, if it was made before. The change that it reports has taken
+    /// effect.
+    pub(super) fn stored_answer(&self, ask: &Ask) -> Result<Option<Answer>, ControlError> {
+        if ask.request.is_some() {
+            self.reconcile(&mut self.lock_writer())?;
+        }
+        self.look_up_answer(ask)
+    }
+
+    fn look_up_answer(&self, ask: &Ask) -> Result<Option<Answer>, ControlError> {
+        let Some(request) = &ask.request else { return Ok(None) };
+        match self.ledger.asked_before(request)? {
+            Before::Unknown => Ok(None),
+            Before::Answered(answer) => Ok(Some(Answer::Before(answer))),
+            Before::Mismatch => Err(ControlError::KeyMismatch),
+        }
+    }
+
+    /// Make a change, and load the versions that it uses and that are not loaded. `loaded` is the version
+    /// that it deploys.
     pub(super) fn commit(
         &self,
         model: &ModelName,
@@ -78,7 +162,7 @@ impl Control {
         let proposal = Proposal { model, operation, ask, may_lack: false };
         let mut loaded = loaded.unwrap_or_default();
         let outcome = self.commit_or_load(&proposal, &mut loaded);
-        // What was loaded and is to be is not thrown away because the change was refused.
+        // A version that should be loaded is kept, even if the change was refused.
         loaded.take().into_iter().for_each(|version| self.registry.offer(version));
         outcome
     }
@@ -88,9 +172,9 @@ impl Control {
         proposal: &Proposal<'_>,
         loaded: &mut Loaded,
     ) -> Result<Answer, ControlError> {
-        // Nobody else loads these versions until the change is made, or removes their files.
-        let mut turns: Vec<Turn<'_>> = Vec::new();
-        let mut loading = None;
+        // Until the change is made, nobody else loads these versions or removes their files.
+        let mut locks: Vec<VersionLock<'_>> = Vec::new();
+        let mut files = None;
         let mut missing = None;
         for _ in 0..MAX_ATTEMPTS {
             let version = match self.try_commit(proposal, loaded)? {
@@ -98,44 +182,44 @@ impl Control {
                 Attempt::Load(version) => version,
             };
             let id = VersionId { name: proposal.model.clone(), version };
-            loading.get_or_insert_with(|| self.begin_loading());
-            match self.turns.try_take(&id) {
-                Some(turn) => turns.push(turn),
+            files.get_or_insert_with(|| self.hold_files());
+            match self.locks.try_lock(&id) {
+                Some(lock) => locks.push(lock),
                 None => {
-                    // Somebody loads it, and may wait for one of those: all over again.
+                    // Whoever loads it may wait for one of those that are locked here: start over.
                     loaded.others.clear();
-                    turns.clear();
-                    turns.push(self.turns.take(&id));
+                    locks.clear();
+                    locks.push(self.locks.lock(&id));
                 }
             }
-            loaded.others.extend(self.load_deployed(&id)?);
+            loaded.others.extend(self.load_for_change(&id)?);
             missing = Some(id.version);
         }
         Err(missing.map_or(ControlError::UnknownModel, |version| Refusal::NotReady(version).into()))
     }
 
-    /// Make a change, if everything that it brings into use is loaded. Whether it is allowed and what
-    /// it needs is decided under the lock, whatever was seen before.
+    /// Make a change, if every version that it uses is loaded. Whether it is allowed, and which versions
+    /// it needs, is decided under the lock of the writer, whatever was seen before.
     pub(super) fn try_commit(
         &self,
         proposal: &Proposal<'_>,
         loaded: &mut Loaded,
     ) -> Result<Attempt, ControlError> {
         let Proposal { model, operation, ask, may_lack } = *proposal;
-        let mut head = self.lock_head();
-        self.make_sure(&mut head)?;
-        // Whoever asks twice at once has been answered by now.
-        if let Some(answer) = self.answer_of(ask)? {
+        let mut writer = self.lock_writer();
+        self.reconcile(&mut writer)?;
+        // The same request may have been answered while this one waited for the lock.
+        if let Some(answer) = self.look_up_answer(ask)? {
             return Ok(Attempt::Made(answer));
         }
         let state = self.registry.state(model);
         ask.check_revision(&state)?;
         let is_ready = |version: &Version| {
             let id = VersionId { name: model.clone(), version: version.clone() };
-            // A trial says what would be: what is missing would be loaded.
-            ask.dry_run || may_lack || loaded.has(version) || self.is_loaded(&id)
+            // A dry run reports what would be, and a missing version would be loaded.
+            ask.dry_run || may_lack || loaded.contains(version) || self.is_loaded(&id)
         };
-        let rules = Rules { revision: head.revision + 1, ..self.rules(model, &state, &is_ready) };
+        let rules = Rules { revision: writer.revision + 1, ..self.rules(model, &state, &is_ready) };
         let outcome = match rollout::decide(&state, operation, &rules)? {
             Decision::Apply(outcome) => outcome,
             Decision::Load(version) => return Ok(Attempt::Load(version)),
@@ -153,21 +237,21 @@ impl Control {
         };
         let answer = serde_json::to_string(&changed).expect("an answer is JSON");
         if !is_changed && let Some(request) = &ask.request {
-            // Asked again later, when there is something to do, it is still the same request.
+            // A repetition gets the same answer, even if there is something to do by then.
             self.ledger.remember(request, &answer)?;
         }
         if !ask.dry_run && is_changed {
             let change = describe(proposal, &state, &outcome);
             let decided = Decided { change, next: outcome.state, answer };
-            self.write_down(&mut head, proposal, decided, loaded)?;
+            self.apply(&mut writer, proposal, decided, loaded)?;
         }
         Ok(Attempt::Made(Answer::Now(Box::new(changed))))
     }
 
-    /// Make a change durable, and then let it hold.
-    fn write_down(
+    /// Make a change durable, and then effective.
+    fn apply(
         &self,
-        head: &mut Head,
+        writer: &mut Writer,
         proposal: &Proposal<'_>,
         decided: Decided,
         loaded: &mut Loaded,
@@ -177,16 +261,16 @@ impl Control {
         let entry = match self.ledger.commit(&change, &next, request, &answer) {
             Ok(entry) => entry,
             Err(error) => {
-                // It may be in the ledger all the same; then it has to hold, version included.
-                head.is_unsure = true;
+                // The ledger may have it all the same; then it takes effect with its version.
+                writer.is_uncertain = true;
                 if self.ledger.models().is_ok_and(|held| held.get(model) == Some(&next)) {
                     self.registry.decide(model, next, loaded.take());
                 }
                 return Err(error.into());
             }
         };
-        head.revision = entry.revision;
-        self.show_head(entry.revision, entry.hash);
+        writer.revision = entry.revision;
+        self.publish_head(entry.revision, entry.hash);
         self.registry.decide(model, next, loaded.take());
         log(&change, entry.revision);
         Ok(())
@@ -200,7 +284,7 @@ fn log(change: &Change, revision: u64) {
     tracing::info!(target: "change", revision, %actor, operation, %model, version, status, "changed");
 }
 
-/// A change for the history.
+/// The change as the history records it.
 fn describe(proposal: &Proposal<'_>, state: &ModelState, outcome: &Outcome) -> Change {
     let Proposal { model, operation, ask, .. } = *proposal;
     let version = match operation {

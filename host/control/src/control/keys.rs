@@ -5,11 +5,13 @@ use std::time::SystemTime;
 use rand::RngExt as _;
 use serde::Serialize;
 
-use super::{Ask, Before, Control, ControlError, Head};
+use super::change::Ask;
+use super::error::{ControlError, KeyRefusal};
+use super::state::{Control, Writer};
 use crate::keys::{
     self, Key, KeyHash, KeyName, MAX_KEYS, MAX_REVOKED, Scopes, ShownKey, StoredKey, Time,
 };
-use crate::ledger::{Entry, KeyChange, LedgerError};
+use crate::ledger::{Before, Entry, KeyChange, LedgerError};
 use crate::rate::Rate;
 
 /// A key that is asked for.
@@ -23,20 +25,6 @@ pub struct NewKey {
     pub expires: Option<Time>,
     /// How often it may ask for predictions, if not as often as others.
     pub rate: Option<Rate>,
-}
-
-/// A key cannot be made or revoked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KeyRefusal {
-    /// Another one that is not revoked has the name.
-    #[error("there is a key with the name {0}")]
-    NameTaken(KeyName),
-    /// There are as many as there may be.
-    #[error("there are {MAX_KEYS} keys: revoke one that nobody uses")]
-    TooMany,
-    /// Nobody has made one with this id, or it was revoked long ago.
-    #[error("there is no key with this id; those of the configuration are revoked there")]
-    Unknown,
 }
 
 /// The answer to a request for a change of keys.
@@ -77,7 +65,7 @@ impl Control {
         general: Option<Rate>,
     ) -> Result<(), ControlError> {
         // So that nobody makes a key of the same name meanwhile.
-        let _head = self.lock_head();
+        let _writer = self.lock_writer();
         Ok(self.keys.replace_configured(configured, general)?)
     }
 
@@ -86,8 +74,8 @@ impl Control {
     /// # Errors
     /// [`ControlError`]; then there is none.
     pub fn create_key(&self, new: NewKey, ask: &Ask) -> Result<KeyAnswer, ControlError> {
-        let mut head = self.lock_head();
-        self.make_sure(&mut head)?;
+        let mut writer = self.lock_writer();
+        self.reconcile(&mut writer)?;
         if let Some(answer) = self.key_answer_of(ask)? {
             return Ok(answer);
         }
@@ -106,7 +94,7 @@ impl Control {
         };
         let mut changed = KeyChanged {
             key: new.shown(now),
-            revision: head.revision,
+            revision: writer.revision,
             changed: true,
             dry_run: ask.dry_run,
             status: "KeyCreated",
@@ -123,7 +111,7 @@ impl Control {
             status: changed.status,
             forgotten: Vec::new(),
         };
-        self.commit_key(&mut head, &change, ask, &mut changed)?;
+        self.commit_key(&mut writer, &change, ask, &mut changed)?;
         changed.secret = Some(secret);
         Ok(KeyAnswer::Now(Box::new(changed)))
     }
@@ -133,8 +121,8 @@ impl Control {
     /// # Errors
     /// [`ControlError`]; then it is as good as before.
     pub fn revoke_key(&self, id: &str, ask: &Ask) -> Result<KeyAnswer, ControlError> {
-        let mut head = self.lock_head();
-        self.make_sure(&mut head)?;
+        let mut writer = self.lock_writer();
+        self.reconcile(&mut writer)?;
         if let Some(answer) = self.key_answer_of(ask)? {
             return Ok(answer);
         }
@@ -146,7 +134,7 @@ impl Control {
         let key = StoredKey { revoked: held.revoked.or(Some(end)), ..held.clone() };
         let mut changed = KeyChanged {
             key: key.shown(now),
-            revision: head.revision,
+            revision: writer.revision,
             changed: is_new,
             dry_run: ask.dry_run,
             status: "KeyRevoked",
@@ -168,7 +156,7 @@ impl Control {
             status: changed.status,
             forgotten: to_forget(&stored),
         };
-        self.commit_key(&mut head, &change, ask, &mut changed)?;
+        self.commit_key(&mut writer, &change, ask, &mut changed)?;
         Ok(KeyAnswer::Now(Box::new(changed)))
     }
 
@@ -194,12 +182,12 @@ impl Control {
     /// Write the change down, and only then let it hold.
     fn commit_key(
         &self,
-        head: &mut Head,
+        writer: &mut Writer,
         change: &KeyChange,
         ask: &Ask,
         changed: &mut KeyChanged,
     ) -> Result<(), LedgerError> {
-        let revision = head.revision + 1;
+        let revision = writer.revision + 1;
         changed.revision = revision;
         let request = ask.request.as_ref();
         let committed = self.ledger.commit_key(change, revision, request, &to_json(changed));
@@ -207,7 +195,7 @@ impl Control {
             Ok(entry) => entry,
             Err(error) => {
                 // It may be in the ledger all the same; then it has to hold.
-                head.is_unsure = true;
+                writer.is_uncertain = true;
                 if let Ok(stored) = self.ledger.keys() {
                     self.keys.replace_stored(stored);
                 }
@@ -218,8 +206,8 @@ impl Control {
         stored.retain(|held| held.id != change.key.id && !change.forgotten.contains(&held.id));
         stored.push(change.key.clone());
         self.keys.replace_stored(stored);
-        head.revision = revision;
-        self.show_head(revision, hash);
+        writer.revision = revision;
+        self.publish_head(revision, hash);
         let StoredKey { id, key, .. } = &change.key;
         let actor = guesthouse_model::terminal::printable(&change.author.actor);
         let (operation, status) = (change.operation, change.status);

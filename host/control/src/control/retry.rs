@@ -1,15 +1,12 @@
-//! Trying again what failed by accident, with pauses that grow, and not what is wrong with the artifact.
+//! When a deployment that failed is tried again: with pauses that grow, if it may succeed later, and
+//! never if something is wrong with its artifact.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Control;
-use super::many::Item;
-use crate::registry::{Cause, Slot};
+use crate::registry::Cause;
 use guesthouse_model::VersionId;
-use guesthouse_runtime::preinit::queue::CompilePriority;
 
 /// The pause after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -17,21 +14,20 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause: an attempt can take half a minute of both cores.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10 * 60);
 
-/// The part of a pause that is up to chance, so that what failed together is not tried together.
+/// The random part of a pause, so that versions that failed together are not tried together.
 const JITTER: f64 = 0.25;
 
-/// How often a version is tried whose failure can be the artifact's own fault.
+/// How often a version is tried whose failure may be the fault of its artifact.
 const UNCLEAR_ATTEMPTS: u32 = 5;
 
-/// The pause after so many failures; `chance` is between 0 and 1.
+/// The pause after this many failures; `chance` is a random number between 0 and 1.
 pub(super) fn pause(failures: u32, chance: f64) -> Duration {
     let doublings = failures.saturating_sub(1).min(31);
     let pause = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
     pause.mul_f64(1.0 - JITTER * chance)
 }
 
-/// When versions that failed are tried again. There is an entry for each version that is shown as
-/// failed, and none for others.
+/// When versions that failed are tried again. Only versions that are shown as failed have an entry.
 #[derive(Debug, Default)]
 pub(super) struct Retries(Mutex<BTreeMap<VersionId, Attempts>>);
 
@@ -42,7 +38,7 @@ struct Attempts {
 }
 
 impl Retries {
-    /// A version has failed: when it is tried again, if it is.
+    /// Note that a version has failed; returns when it is tried again, if it is.
     pub(super) fn note(&self, id: &VersionId, cause: Cause, now: Instant) -> Option<Instant> {
         let mut all = self.lock();
         let failures = all.get(id).map_or(0, |attempts| attempts.failures).saturating_add(1);
@@ -61,61 +57,17 @@ impl Retries {
     }
 
     /// Forget those that are not to be tried again.
-    fn retain(&self, is_wanted: impl Fn(&VersionId) -> bool) {
+    pub(super) fn retain(&self, is_wanted: impl Fn(&VersionId) -> bool) {
         self.lock().retain(|id, _| is_wanted(id));
     }
 
-    fn due(&self, now: Instant) -> Vec<VersionId> {
+    pub(super) fn due(&self, now: Instant) -> Vec<VersionId> {
         let all = self.lock();
         all.iter().filter(|(_, attempts)| attempts.next <= now).map(|(id, _)| id.clone()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<VersionId, Attempts>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Control {
-    /// Load deployed versions again whose pause is over. Those that were never deployed are tried again
-    /// with their files.
-    ///
-    /// # Errors
-    /// The machine gives no more threads.
-    pub(super) fn retry_deployed(&self) -> io::Result<()> {
-        if self.due_items().is_empty() {
-            return Ok(());
-        }
-        let _loading = self.begin_loading();
-        // Somebody may have loaded or undeployed them while this waited.
-        let items = self.due_items();
-        items.iter().for_each(|item| self.registry.set_slot(&item.id, Slot::Loading));
-        let ids: Vec<_> = items.iter().map(|item| item.id.clone()).collect();
-        self.load_many(items, CompilePriority::Restore, &|item, tried| {
-            self.publish_loaded(item, tried)
-        })?;
-        // One that was undeployed meanwhile was left out.
-        for id in ids {
-            let is_deployed = self.registry.state(&id.name).versions.contains_key(&id.version);
-            if !is_deployed && matches!(self.registry.slot(&id), Some(Slot::Loading)) {
-                self.registry.reset_slot(&id, None);
-            }
-        }
-        Ok(())
-    }
-
-    /// Deployed versions whose pause is over.
-    fn due_items(&self) -> Vec<Item> {
-        self.retries
-            .retain(|id| matches!(self.registry.slot(id), Some(Slot::Failed(_) | Slot::Loading)));
-        let due = self.retries.due(Instant::now()).into_iter();
-        due.filter_map(|id| {
-            let is_failed = matches!(self.registry.slot(&id), Some(Slot::Failed(_)));
-            let state = self.registry.state(&id.name);
-            let digest = state.loaded().find(|(version, _)| **version == id.version)?.1;
-            let is_stable = state.routing.stable.as_ref() == Some(&id.version);
-            is_failed.then_some(Item { id, digest, is_stable })
-        })
-        .collect()
     }
 }
 

@@ -1,6 +1,5 @@
 //! From an artifact to a version that can serve: find its compiled form or make it, map it, prove it.
 
-use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -166,15 +165,20 @@ impl Loader {
         self.meters.time_step("find", || guarded(|| Ok(self.store.find(artifact.digest())?)))
     }
 
-    /// What compiling an artifact of that size comes to.
+    /// The job of compiling an artifact of that size.
+    ///
+    /// # Errors
+    /// The version will not fit, so it need not wait for the compiler.
     pub fn job(
         &self,
         model: &ModelName,
         artifact_bytes: u64,
         urgency: CompilePriority,
-    ) -> CompileJob {
-        let guest_bytes = self.limits_of(model).instance.memory_bytes as u64;
-        CompileJob::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes)
+    ) -> Result<CompileJob, LoadError> {
+        let limits = self.limits_of(model);
+        drop(self.budget.reserve(limits)?);
+        let guest_bytes = limits.instance.memory_bytes as u64;
+        Ok(CompileJob::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes))
     }
 
     /// The same, once it has turned out not to be a small one.
@@ -182,40 +186,19 @@ impl Loader {
         job.as_large(self.limits.memory_bytes)
     }
 
-    /// Make the compiled form of an artifact, which takes seconds, after waiting for a turn.
-    ///
-    /// # Errors
-    /// [`LoadError`].
-    pub fn compile(
-        &self,
-        artifact: &Artifact,
-        urgency: CompilePriority,
-    ) -> Result<CompiledVersion, LoadError> {
-        let model = &artifact.id().name;
-        // What will not fit need not wait.
-        drop(self.budget.reserve(self.limits_of(model))?);
-        let job = self.job(model, artifact.size_bytes() as u64, urgency);
-        match self.compile_once(|| Ok(artifact), job) {
-            Err(error) if error.is_not_small(job) => {
-                self.compile_once(|| Ok(artifact), self.as_large(job))
-            }
-            outcome => outcome,
-        }
-        .map(|(compiled, _)| compiled)
-    }
-
-    /// Wait for a turn, read the artifact, and compile it. What waits is not in memory.
+    /// Make the compiled form of an artifact, which takes seconds, after waiting for a turn. `read` is
+    /// called when the turn comes: an artifact that waits need not be in memory.
     ///
     /// # Errors
     /// [`LoadError`]; see [`LoadError::is_not_small`].
-    pub fn compile_once<A: Borrow<Artifact>>(
+    pub fn compile(
         &self,
-        read: impl FnOnce() -> Result<A, LoadError>,
+        read: impl FnOnce() -> Result<Arc<Artifact>, LoadError>,
         job: CompileJob,
-    ) -> Result<(CompiledVersion, A), LoadError> {
+    ) -> Result<(CompiledVersion, Arc<Artifact>), LoadError> {
         let permit = self.queue.acquire(job);
         let artifact = read()?;
-        let id = artifact.borrow().id();
+        let id = artifact.id();
         let limits = self.limits_of(&id.name);
         drop(self.budget.reserve(limits)?);
         let (model, version, is_small) = (&id.name, &id.version, job.is_small());
@@ -232,7 +215,7 @@ impl Loader {
             must_yield: &|| permit.must_yield(),
             environment: &self.child_environment,
         };
-        let compile = || guarded(|| self.run_compiler(artifact.borrow(), &limits, &watch));
+        let compile = || guarded(|| self.run_compiler(&artifact, &limits, &watch));
         let compiled = self.meters.time_step("compile", compile)?;
         Ok((compiled, artifact))
     }
@@ -243,7 +226,7 @@ impl Loader {
     /// [`LoadError`]; what was set aside for it is given back.
     pub fn activate(
         &self,
-        artifact: Artifact,
+        artifact: &Arc<Artifact>,
         compiled: &CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
         self.meters.time_step("prove", || guarded(|| self.map_and_prove(artifact, compiled)))
@@ -262,7 +245,7 @@ impl Loader {
 
     fn map_and_prove(
         &self,
-        artifact: Artifact,
+        artifact: &Arc<Artifact>,
         compiled: &CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
         let limits = self.limits_of(&artifact.id().name);

@@ -31,6 +31,11 @@ impl Share {
     /// All requests.
     pub const ALL: Self = Self(WHOLE);
 
+    /// A share of parts per million, which are not checked.
+    pub fn from_parts(parts: u32) -> Self {
+        Self(parts)
+    }
+
     /// Parts per million.
     pub fn parts(self) -> u32 {
         self.0

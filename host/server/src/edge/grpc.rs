@@ -1,28 +1,31 @@
-//! gRPC: the same models, keys, limits and errors as over HTTP, on a listener of its own.
+//! The gRPC API: the same models, keys, limits and errors as over HTTP, on a listener of its own.
 //!
-//! What is done around every call is in `around`: its id, its key, its time and its size are seen to
-//! before tonic reads a message. Which methods there are, and what they need, says `method`.
+//! The middleware checks a call's key, deadline and size before tonic reads a message. [`method`] lists the
+//! methods that do not depend on models; [`model_methods`] has the others.
 
-mod around;
-mod arriving;
 mod call;
-mod codec;
-mod describe;
 mod health;
-mod inference;
-mod leaving;
+mod message_permits;
 mod method;
-mod pb;
+mod middleware;
+mod model_messages;
+mod model_methods;
+mod model_stream;
+mod oip_predict;
+mod oip_service;
+mod oip_stream;
+mod predict;
 mod reflection;
+mod request_body;
+mod response_body;
+mod serving;
 mod status;
-mod stream;
-mod tensors;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
-
 use axum::routing::any;
 use tokio::sync::watch;
 use tonic::codec::CompressionEncoding::{Deflate, Gzip};
@@ -31,45 +34,44 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::pb::{v1, v1alpha};
 
-pub(crate) use call::Call;
-pub(crate) use codec::Codec;
-pub(crate) use method::{Method, Needs};
-use pb::grpc_inference_service_server::{self as inference_service, GrpcInferenceServiceServer};
+use super::pb::grpc_inference_service_server::{
+    self as inference_service, GrpcInferenceServiceServer,
+};
 
-use super::error::{ApiError, ErrorCode};
-use super::{Edge, typed};
+use self::serving::Serving;
+use super::error::ApiError;
+use super::state::Edge;
 
-/// The largest message of those who ask for health or for types: a name, and a host to say it to.
-const MAX_QUESTION: usize = 4 << 10;
+/// The largest message to the health and reflection services, in bytes: it has a name and a host.
+const MAX_SMALL_MESSAGE: usize = 4 << 10;
 
-/// What every method needs.
-#[derive(Clone)]
-pub(crate) struct Serving {
-    pub(crate) edge: Arc<Edge>,
-    /// Says when calls that have no end of their own have to come to one.
-    pub(crate) stopping: watch::Receiver<bool>,
-}
-
-/// Every method.
+/// The router of all methods.
 pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
     let serving = Serving { edge, stopping };
-    let around = axum::middleware::from_fn_with_state(serving.clone(), around::each_call);
+    let middleware = axum::middleware::from_fn_with_state(serving.clone(), middleware::handle);
     let inference = GrpcInferenceServiceServer::new(serving.clone())
         .accept_compressed(Gzip)
         .accept_compressed(Deflate)
         .send_compressed(Gzip)
         .send_compressed(Deflate);
-    let edge = Arc::clone(&serving.edge);
-    let inference = async move |request: Request| {
-        // What holds now, also of what a message becomes when it is inflated.
-        let most = edge.policy.load().limits.body_bytes;
-        let mut inference = inference.clone().max_decoding_message_size(most);
-        inference.call(request).await
+    let shared = serving.clone();
+    let inference = async move |request: Request| match request.uri().path() {
+        oip_predict::MODEL_INFER => oip_predict::model_infer(&shared, request).await,
+        oip_predict::MODEL_STREAM_INFER => oip_stream::model_stream_infer(&shared, request).await,
+        _ => {
+            // The limit may have been reloaded. It applies to decompressed messages.
+            let most = shared.edge.policy.load().limits.body_bytes;
+            let mut inference = inference.clone().max_decoding_message_size(most);
+            match inference.call(request).await {
+                Ok(response) => response.map(Body::new),
+                Err(never) => match never {},
+            }
+        }
     };
     let inference_path = format!("/{}/{{*method}}", inference_service::SERVICE_NAME);
     let health = health::Checks::new(serving.clone());
-    let health = HealthServer::new(health).max_decoding_message_size(MAX_QUESTION);
-    // Clients that compress everything compress these as well.
+    let health = HealthServer::new(health).max_decoding_message_size(MAX_SMALL_MESSAGE);
+    // Some clients compress every message.
     let health = health.accept_compressed(Gzip).accept_compressed(Deflate);
     let reflection = v1::server_reflection_server::ServerReflectionServer::new(serving.clone());
     let older = v1alpha::server_reflection_server::ServerReflectionServer::new(serving.clone());
@@ -77,17 +79,12 @@ pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
     let older = older.accept_compressed(Gzip).accept_compressed(Deflate);
     let routes = Routes::from(Router::new())
         .add_service(health)
-        .add_service(reflection.max_decoding_message_size(MAX_QUESTION))
-        .add_service(older.max_decoding_message_size(MAX_QUESTION));
-    let typed = async move |request: Request| {
-        let answer = typed::call(&serving, request).await;
-        answer.unwrap_or_else(|| status::refusal(&no_such_method()))
+        .add_service(reflection.max_decoding_message_size(MAX_SMALL_MESSAGE))
+        .add_service(older.max_decoding_message_size(MAX_SMALL_MESSAGE));
+    let of_models = async move |request: Request| {
+        let answer = model_methods::call(&serving, request).await;
+        answer.unwrap_or_else(|| status::rejection(&ApiError::no_such_method()))
     };
     let routes = routes.into_axum_router().route(&inference_path, any(inference));
-    routes.fallback(typed).layer(around)
-}
-
-/// What the caller of a method is told that there is not.
-fn no_such_method() -> ApiError {
-    ApiError::new(ErrorCode::MethodNotAllowed, "there is no such method")
+    routes.fallback(of_models).layer(middleware)
 }

@@ -4,7 +4,6 @@
 //! The part about one model is rendered once for each set of its versions and kept; a document is such
 //! parts, one after the other, so that a change of one model among a thousand costs little.
 
-mod fragments;
 mod operations;
 mod protocol;
 mod schemas;
@@ -16,26 +15,28 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::response::Response;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-pub(super) use self::fragments::Fragments;
-use self::fragments::{Fragment, join, members};
 use self::operations::Operations;
 use self::schemas::Schemas;
 use super::catalogue::{known_model, known_version};
-use super::observe::{Account, answered};
+use super::forwarded;
+use super::pages::fragments::{Document, Fragment, join, members};
 use super::pages::{Content, Key, Kind, Scope};
-use super::{Edge, Policy, Shared, forwarded};
+use super::policy::Policy;
+use super::request_log::RequestLog;
+use super::state::{Edge, EdgeState};
+use crate::api::catalogue::VersionSchemas;
 use guesthouse_control::registry::{Snapshot, VersionState};
 use guesthouse_control::router;
 use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::ServableVersion;
 
 /// `GET /openapi.json`
-pub(super) async fn server(State(edge): Shared, parts: Parts) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+pub(super) async fn server(State(edge): EdgeState, parts: Parts) -> Response {
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
-        let caller = edge.admit_reader_of_all(&parts.headers, &mut account)?;
+        let caller = edge.admit_reader_of_all(&parts.headers, &mut log)?;
         let server = server_url(&parts.headers, ".");
         let kind = Kind::OpenApi { server: server.clone() };
         let key = Key::new(kind, Scope::of(&caller), &parts.headers);
@@ -43,18 +44,18 @@ pub(super) async fn server(State(edge): Shared, parts: Parts) -> Response {
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 /// `GET /models/{model}/openapi.json`
 pub(super) async fn model(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path(model): Path<String>,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
-        let model = known_model(&edge, &model, &parts.headers, &mut account)?;
+        let model = known_model(&edge, &model, &parts.headers, &mut log)?;
         let server = server_url(&parts.headers, "../..");
         let kind = Kind::ModelOpenApi { model: model.clone(), server: server.clone() };
         let key = Key::new(kind, Scope::only(&model), &parts.headers);
@@ -67,26 +68,26 @@ pub(super) async fn model(
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 /// `GET /models/{model}/versions/{selector}/schema`
 pub(super) async fn schema(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path((model, selector)): Path<(String, String)>,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
         let path = (&*model, &*selector);
-        let version = known_version(&edge, path, &parts.headers, &mut account)?;
+        let version = known_version(&edge, path, &parts.headers, &mut log)?;
         let id = version.id();
         let key = Key::new(Kind::Schema(id.clone()), Scope::only(&id.name), &parts.headers);
         let make = move |edge: &Edge, _: &Key| Ok(schemas_of(&edge.policy.load(), &version));
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 fn schemas_of(policy: &Policy, version: &ServableVersion) -> Content {
@@ -96,14 +97,14 @@ fn schemas_of(policy: &Policy, version: &ServableVersion) -> Content {
         schema["$schema"] = json!(dialect);
         schema
     };
-    Content::json(&json!({
-        "model": version.id().name.as_str(),
-        "version": version.id().version.to_string(),
-        "request": whole(schemas.request()),
-        "response": whole(schemas.response()),
-        "batch_request": whole(schemas.batch_request()),
-        "batch_response": whole(schemas.batch_response()),
-    }))
+    Content::json(&VersionSchemas {
+        model: version.id().name.clone(),
+        version: version.id().version.clone(),
+        request: whole(schemas.request()),
+        response: whole(schemas.response()),
+        batch_request: whole(schemas.batch_request()),
+        batch_response: whole(schemas.batch_response()),
+    })
 }
 
 /// Where the paths begin: under the path at which a proxy says that it serves them, for tools that cannot
@@ -169,7 +170,10 @@ fn document(title: &str, server: &str, general: &Document, fragments: &[Arc<Frag
     let security = json!([{"key": []}, {"bearer": []}]);
     let general = Fragment::new(general);
     let all = || std::iter::once(&general).chain(fragments.iter().map(|it| &**it));
-    let common = members(&schemas::common());
+    let mut common = schemas::common();
+    let protocol = protocol::schemas().into_iter();
+    common.extend(protocol.map(|(name, schema)| (name.to_owned(), schema)));
+    let common = members(&common);
     let schemas = join(std::iter::once(&*common).chain(all().map(|part| &*part.schemas)));
     let responses = Value::Object(operations::responses());
     let (tags, paths) = (join(all().map(|part| &*part.tags)), join(all().map(|part| &*part.paths)));
@@ -177,14 +181,6 @@ fn document(title: &str, server: &str, general: &Document, fragments: &[Arc<Frag
         r#"{{"openapi":"3.1.0","info":{info},"servers":{servers},"security":{security},"tags":[{tags}],"paths":{{{paths}}},"components":{{"schemas":{{{schemas}}},"responses":{responses},"securitySchemes":{security_schemes}}}}}"#
     );
     Content { content_type: "application/json", bytes: text.into_bytes() }
-}
-
-/// A document on its way.
-#[derive(Default)]
-struct Document {
-    paths: Map<String, Value>,
-    schemas: Map<String, Value>,
-    tags: Vec<Value>,
 }
 
 impl Document {

@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Document;
 use super::schemas::{Schemas, reference};
 use crate::config::MetricsListener;
-use crate::edge::Policy;
 use crate::edge::error::ErrorCode;
 use crate::edge::idempotency::MAX_KEY_LENGTH;
+use crate::edge::pages::fragments::Document;
+use crate::edge::policy::Policy;
 use guesthouse_model::{Field, ModelName};
 
 /// What any request can be answered with, whatever it asks for.
@@ -203,10 +203,18 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName, is_loaded: b
             "/resolve",
             "resolve",
             "Which versions answer",
-            object_of("the versions with their shares"),
+            content_of("the versions with their shares", &reference("Resolution")),
             vec![
-                asked("selector", "what would be asked for", selector_schema()),
-                asked("key", "what would tell the caller apart", json!({"type": "string"})),
+                asked(
+                    "selector",
+                    "the selector in the path or header of a request",
+                    selector_schema(),
+                ),
+                asked(
+                    "key",
+                    "the caller's value of the sticky header or field",
+                    json!({"type": "string"}),
+                ),
             ],
         ),
         (
@@ -220,14 +228,14 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName, is_loaded: b
             "/versions/{selector}",
             "version",
             "What a version is",
-            object_of("the version with its signature"),
+            content_of("the version with its signature", &reference("VersionDetails")),
             vec![selector.clone()],
         ),
         (
             "/versions/{selector}/schema",
             "schema",
             "JSON Schemas of its bodies",
-            object_of("the schemas"),
+            content_of("the schemas", &reference("VersionSchemas")),
             vec![selector.clone()],
         ),
         (
@@ -363,7 +371,7 @@ fn response_name(codes: &[ErrorCode], form: Errors) -> String {
 
 fn error_response(codes: &[ErrorCode], form: Errors) -> Value {
     let words: Vec<_> = codes.iter().map(|code| code.as_str()).collect();
-    let tells_when = codes.iter().any(|code| code.tells_when());
+    let tells_when = codes.iter().any(|code| code.has_retry_delay());
     let content = match form {
         Errors::Own => json!({
             "application/json": {"schema": reference("Error")},

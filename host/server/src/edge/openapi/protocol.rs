@@ -3,12 +3,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Document;
 use super::operations::{
     CHANGES, Errors, GENERAL, KEYED, PREDICTION, content_of, errors, headers, read_in,
     selector_schema,
 };
 use super::schemas::reference;
+use crate::edge::pages::fragments::Document;
 use guesthouse_model::{Datatype, ModelName};
 
 const TAG: &str = "open inference protocol";
@@ -135,18 +135,6 @@ pub(super) fn schemas() -> [(&'static str, Value); 4] {
         ("ModelMetadata", metadata()),
         ("ModelStatistics", statistics()),
     ]
-}
-
-/// What every document has.
-pub(super) fn error_schema(error: &Value) -> Value {
-    let mut schema = error.clone();
-    if let Some(properties) = schema["properties"].as_object_mut()
-        && let Some(message) = properties.remove("message")
-    {
-        properties.insert("error".to_owned(), message);
-    }
-    schema["required"] = json!(["error", "error_code", "request_id"]);
-    schema
 }
 
 fn get(

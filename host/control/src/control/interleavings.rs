@@ -1,0 +1,423 @@
+//! Every order of events: changes that are asked for at the same time, step by step, as [`Control`]
+//! makes them. What is decided ([`rollout::decide`]) and what is published ([`TestDesk`]) is the code
+//! that serves; a version is nothing but its number here, so that all orders can be gone through.
+//!
+//! A step is what happens without anybody else in between: what is done under one lock, and each
+//! beginning and end of loading.
+//!
+//! [`Control`]: super::state::Control
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use semver::Version;
+
+use crate::registry::{TestDesk, TestSlot};
+use crate::rollout::{
+    self, Decision, ModelState, Operation, Promotion, Refusal, Rules, ShadowShare,
+};
+use guesthouse_artifact::Digest;
+use guesthouse_model::{ModelName, VersionId};
+
+type Decide = fn(&ModelState, &Operation, &Rules<'_>) -> Result<Decision, Refusal>;
+
+/// Somebody who wants something.
+#[derive(Debug, Clone)]
+enum Task {
+    Deploy(Version, Promotion),
+    Change(Operation),
+    /// Load the model by its name.
+    Load,
+    /// A start: load what the ledger says.
+    Restore,
+}
+
+/// How far somebody has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum At {
+    Start,
+    /// A deployment has seen that its version is loaded.
+    SeenLoaded,
+    /// A change was told that this version is missing.
+    Told(Version),
+    /// Somebody else loads it.
+    Waiting(Version),
+    Loading(Version),
+    Commit,
+    Done,
+}
+
+#[derive(Debug, Clone)]
+struct Process {
+    task: Task,
+    at: At,
+    turns: BTreeSet<Version>,
+    /// Loaded, and not published.
+    in_hand: Vec<Version>,
+    /// What a start has still to load.
+    left: Vec<Version>,
+}
+
+#[derive(Clone)]
+struct World {
+    desk: TestDesk<Version>,
+    processes: Vec<Process>,
+    decide: Decide,
+}
+
+fn version(text: &str) -> Version {
+    text.parse().unwrap()
+}
+
+fn model() -> ModelName {
+    "model".parse().unwrap()
+}
+
+fn id(version: &Version) -> VersionId {
+    VersionId { name: model(), version: version.clone() }
+}
+
+fn digest(version: &Version) -> Digest {
+    Digest::from_content(version.to_string().as_bytes())
+}
+
+impl Process {
+    fn new(task: Task) -> Self {
+        let (turns, in_hand, left) = (BTreeSet::new(), Vec::new(), Vec::new());
+        Self { task, at: At::Start, turns, in_hand, left }
+    }
+
+    fn operation(&self) -> Option<Operation> {
+        match &self.task {
+            Task::Deploy(version, promotion) => Some(Operation::Deploy {
+                version: version.clone(),
+                digest: digest(version),
+                promotion: *promotion,
+            }),
+            Task::Change(operation) => Some(operation.clone()),
+            Task::Load | Task::Restore => None,
+        }
+    }
+}
+
+impl World {
+    fn state(&self) -> ModelState {
+        self.desk.states.get(&model()).cloned().unwrap_or_default()
+    }
+
+    fn is_loaded(&self, version: &Version) -> bool {
+        self.desk.is_loaded(&id(version))
+    }
+
+    fn is_free(&self, version: &Version) -> bool {
+        !self.processes.iter().any(|process| process.turns.contains(version))
+    }
+
+    /// The next step of a process; none if it waits or is done.
+    fn after(&self, index: usize) -> Option<Self> {
+        let mut world = self.clone();
+        let mut process = world.processes[index].clone();
+        let at = world.step(&mut process)?;
+        if at == At::Done {
+            world.finish(&mut process);
+        }
+        process.at = at;
+        world.processes[index] = process;
+        Some(world)
+    }
+
+    fn step(&mut self, process: &mut Process) -> Option<At> {
+        match (process.at.clone(), process.task.clone()) {
+            (At::Start, Task::Deploy(version, _)) => {
+                self.take(process, &version)?;
+                Some(if self.is_loaded(&version) {
+                    At::SeenLoaded
+                } else {
+                    self.begin_deploying(&version)
+                })
+            }
+            (At::SeenLoaded, Task::Deploy(version, _)) => Some(match self.commit(process) {
+                Some(_missing) => self.begin_deploying(&version),
+                None => At::Done,
+            }),
+            (At::Start, Task::Change(_)) | (At::Commit, _) => Some(match self.commit(process) {
+                Some(missing) => At::Told(missing),
+                None => At::Done,
+            }),
+            (At::Told(version), _) => Some(if self.take(process, &version).is_some() {
+                At::Loading(version)
+            } else {
+                if matches!(process.task, Task::Change(_)) {
+                    process.in_hand.clear();
+                    process.turns.clear();
+                }
+                At::Waiting(version)
+            }),
+            (At::Waiting(version), _) => {
+                self.take(process, &version)?;
+                Some(At::Loading(version))
+            }
+            (At::Start, Task::Load) => {
+                let state = self.state();
+                let stable = state.routing.stable.clone();
+                let Some(version) = stable.or(state.versions.keys().next_back().cloned()) else {
+                    return Some(At::Done);
+                };
+                Some(At::Waiting(version))
+            }
+            (At::Start, Task::Restore) => {
+                process.left = self.desk.absent().into_iter().map(|(id, _)| id.version).collect();
+                Some(self.next_to_restore(process))
+            }
+            (At::Loading(version), task) => {
+                let is_deploying = matches!(task, Task::Deploy(..));
+                let is_there = self.state().versions.contains_key(&version) || is_deploying;
+                if is_there && !self.is_loaded(&version) {
+                    process.in_hand.push(version);
+                }
+                match task {
+                    Task::Deploy(..) | Task::Change(_) => Some(At::Commit),
+                    Task::Load => Some(At::Done),
+                    Task::Restore => {
+                        self.offer(process);
+                        process.turns.clear();
+                        Some(self.next_to_restore(process))
+                    }
+                }
+            }
+            (At::SeenLoaded | At::Done, _) => None,
+        }
+    }
+
+    /// The turn of a version, unless somebody else has it.
+    fn take(&self, process: &mut Process, version: &Version) -> Option<()> {
+        self.is_free(version).then(|| process.turns.insert(version.clone())).map(drop)
+    }
+
+    fn begin_deploying(&mut self, version: &Version) -> At {
+        self.desk.mark(&id(version), Some(TestSlot::Loading));
+        At::Loading(version.clone())
+    }
+
+    fn next_to_restore(&mut self, process: &mut Process) -> At {
+        match process.left.pop() {
+            Some(version) => At::Waiting(version),
+            None => {
+                self.desk.loading = false;
+                At::Done
+            }
+        }
+    }
+
+    /// Decide and publish; the version that is missing, if one is.
+    fn commit(&mut self, process: &mut Process) -> Option<Version> {
+        let (state, operation) = (self.state(), process.operation()?);
+        let is_ready =
+            |version: &Version| process.in_hand.contains(version) || self.is_loaded(version);
+        let rules = Rules { is_ready: &is_ready, max_parked: 0, revision: state.revision + 1 };
+        let next = match (self.decide)(&state, &operation, &rules) {
+            Ok(Decision::Load(missing)) => return Some(missing),
+            Ok(Decision::Apply(outcome)) if outcome.state != state => outcome.state,
+            Ok(Decision::Apply(_)) | Err(_) => return None,
+        };
+        let loaded = std::mem::take(&mut process.in_hand).into_iter();
+        let loaded = loaded.map(|version| (id(&version), Arc::new(version)));
+        drop(self.desk.decide(&model(), next, loaded.collect()));
+        None
+    }
+
+    fn offer(&mut self, process: &mut Process) {
+        for version in process.in_hand.drain(..) {
+            drop(self.desk.offer(id(&version), digest(&version), Arc::new(version)));
+        }
+    }
+
+    fn finish(&mut self, process: &mut Process) {
+        self.offer(process);
+        process.turns.clear();
+        if let Task::Deploy(version, _) = &process.task
+            && matches!(self.desk.slots.get(&id(version)), Some(TestSlot::Loading))
+        {
+            self.desk.mark(&id(version), None);
+        }
+    }
+
+    /// What must hold at any moment, and what must hold when nobody wants anything any more.
+    fn violation(&self, is_over: bool) -> Option<String> {
+        let state = self.state();
+        let is_loaded = |version: &&Version| self.is_loaded(version);
+        let routed = state.versions.keys().filter(|version| state.routing.points_to(version));
+        // A split of the configuration may name what is not deployed, and its share goes to others.
+        let is_configured =
+            |it: &Version| state.configured.as_ref().is_some_and(|split| split.contains_key(it));
+        let is_lost = |it: &Version| !state.versions.contains_key(it) && !is_configured(it);
+        let lost = state.routing.shares().find(|(it, _)| is_lost(it));
+        if !self.desk.loading {
+            if let Some(version) = routed.clone().find(|version| !is_loaded(version)) {
+                return Some(format!("{version} is routed to and not loaded"));
+            }
+            if self.desk.is_awaited() {
+                return Some("a stable version is not loaded".to_owned());
+            }
+        }
+        if let Some((version, _)) = lost {
+            return Some(format!("{version} is routed to and not deployed"));
+        }
+        if !is_over {
+            return None;
+        }
+        let wanted: BTreeSet<_> = state.loaded().map(|(version, _)| version.clone()).collect();
+        let slots: BTreeSet<_> = self.desk.slots.keys().map(|id| id.version.clone()).collect();
+        let all_loaded = slots.iter().all(|version| self.is_loaded(version));
+        let is_good = wanted == slots && all_loaded;
+        (!is_good).then(|| format!("to be loaded: {wanted:?}; loaded: {slots:?}"))
+    }
+
+    fn key(&self) -> String {
+        let Self { desk, processes, .. } = self;
+        let loaded: Vec<_> = desk.slots.iter().map(|(id, slot)| (&id.version, slot)).collect();
+        format!("{:?} {loaded:?} {} {processes:?}", self.state(), desk.loading)
+    }
+}
+
+/// Go through all orders; the first one that leads to something wrong.
+fn search(world: &World) -> Result<usize, String> {
+    let mut seen = HashSet::from([world.key()]);
+    let mut left = vec![world.clone()];
+    while let Some(world) = left.pop() {
+        let next: Vec<_> =
+            (0..world.processes.len()).filter_map(|index| world.after(index)).collect();
+        let is_over = world.processes.iter().all(|process| process.at == At::Done);
+        let stuck = (next.is_empty() && !is_over).then(|| "everybody waits".to_owned());
+        if let Some(what) = stuck.or(world.violation(is_over)) {
+            return Err(format!("{what}: {}", world.key()));
+        }
+        left.extend(next.into_iter().filter(|world| seen.insert(world.key())));
+    }
+    Ok(seen.len())
+}
+
+fn deploy(text: &str, promotion: Promotion) -> Task {
+    Task::Deploy(version(text), promotion)
+}
+
+fn promote(text: &str) -> Task {
+    Task::Change(Operation::Promote { version: version(text), supersede: true })
+}
+
+fn undeploy(text: &str) -> Task {
+    Task::Change(Operation::Undeploy { version: version(text) })
+}
+
+fn rollback(to: Option<&str>) -> Task {
+    Task::Change(Operation::Rollback { to: to.map(version) })
+}
+
+/// A world in which these were done one after the other.
+fn world_after(tasks: &[Task]) -> World {
+    let desk = TestDesk::new(BTreeMap::new());
+    let mut world = World { desk, processes: Vec::new(), decide: rollout::decide };
+    world.desk.loading = false;
+    for task in tasks {
+        world.processes = vec![Process::new(task.clone())];
+        while let Some(next) = world.after(0) {
+            world = next;
+        }
+    }
+    world.processes.clear();
+    world
+}
+
+/// What operators and tools ask for.
+fn tasks() -> Vec<Task> {
+    let candidate =
+        |text| Operation::Canary { version: version(text), weight: 100_000, supersede: true };
+    let shadow = ShadowShare { version: version("1.0.0"), share: 1 };
+    let split = BTreeMap::from([(version("1.0.0"), 400_000), (version("1.1.0"), 600_000)]);
+    let operations = [
+        candidate("1.0.0"),
+        candidate("1.1.0"),
+        Operation::Shadow(Some(shadow)),
+        Operation::Configure { split: Some(split) },
+        Operation::Adopt { ready: vec![version("1.0.0"), version("1.1.0")] },
+    ];
+    let mut tasks = vec![
+        deploy("1.0.0", Promotion::IfFirst),
+        deploy("1.1.0", Promotion::Yes),
+        deploy("1.2.0", Promotion::No),
+        promote("1.1.0"),
+        promote("1.2.0"),
+        rollback(None),
+        rollback(Some("1.0.0")),
+        undeploy("1.0.0"),
+        undeploy("1.1.0"),
+        undeploy("1.2.0"),
+        Task::Load,
+    ];
+    tasks.extend(operations.map(Task::Change));
+    tasks
+}
+
+/// Where it begins: one version of two is stable; three, of which two are retired.
+fn beginnings() -> [World; 2] {
+    let first = deploy("1.0.0", Promotion::IfFirst);
+    let two = [first.clone(), deploy("1.1.0", Promotion::No)];
+    let three = [first, deploy("1.1.0", Promotion::Yes), deploy("1.2.0", Promotion::Yes)];
+    [world_after(&two), world_after(&three)]
+}
+
+/// Any three at once, with repetition.
+fn every_three(world: &World, more: &[Task]) -> Result<usize, String> {
+    let (tasks, mut count) = (tasks(), 0);
+    for (one, first) in tasks.iter().enumerate() {
+        for (two, second) in tasks.iter().enumerate().skip(one) {
+            for third in tasks.iter().skip(two) {
+                let all = [first, second, third].into_iter().chain(more);
+                let processes = all.cloned().map(Process::new).collect();
+                count += search(&World { processes, ..world.clone() })?;
+            }
+        }
+    }
+    Ok(count)
+}
+
+#[test]
+fn no_order_of_changes_ends_with_routing_to_what_is_not_loaded() {
+    for world in beginnings() {
+        assert!(world.violation(true).is_none());
+        let count = every_three(&world, &[]).unwrap_or_else(|what| panic!("{what}"));
+        assert!(count > 10_000, "{count}");
+    }
+}
+
+#[test]
+fn nor_while_a_start_loads_what_the_ledger_says() {
+    for world in beginnings() {
+        let desk = TestDesk::new(world.desk.states.clone());
+        let tasks = tasks();
+        for (index, one) in tasks.iter().enumerate() {
+            for other in &tasks[index..] {
+                let all = [one.clone(), other.clone(), Task::Restore];
+                let processes = all.map(Process::new).into();
+                let world = World { desk: desk.clone(), processes, decide: rollout::decide };
+                search(&world).unwrap_or_else(|what| panic!("{what}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_search_notices_a_decision_that_does_not_look_again() {
+    fn careless(
+        state: &ModelState,
+        operation: &Operation,
+        rules: &Rules<'_>,
+    ) -> Result<Decision, Refusal> {
+        rollout::apply(state, operation, rules).map(Decision::Apply)
+    }
+    let [mut world, _] = beginnings();
+    world.decide = careless;
+    world.processes = [deploy("1.1.0", Promotion::Yes), undeploy("1.1.0")].map(Process::new).into();
+    let wrong = search(&world).unwrap_err();
+    assert!(wrong.starts_with("1.1.0 is routed to and not loaded"), "{wrong}");
+}
