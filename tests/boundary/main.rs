@@ -26,6 +26,8 @@ mod documentation;
 mod draining;
 /// An acknowledged change survives any crash, and a full disk changes nothing.
 mod durability;
+/// A program that embeds the runtime gets the same outputs as a client of the server.
+mod embedding;
 /// The public endpoints: versions, headers, request ids and the traffic split.
 mod endpoints;
 /// Every entry point into a guest is interrupted at the deadline or when the caller disconnects.
