@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_32_bits() {
+    fn leb128_numbers_over_32_bits_are_rejected() {
         let number = |bytes: &[u8]| Cursor::new(bytes, 0..bytes.len()).number().ok();
         assert_eq!(number(&[0x7f]), Some(127));
         assert_eq!(number(&[0x80, 0x80, 0x00]), Some(0));

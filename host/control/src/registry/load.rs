@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bug_that_one_file_brings_to_light_is_that_files_failure() {
+    fn a_panic_while_loading_fails_only_that_version() {
         assert_eq!(guarded(|| Ok(1)).unwrap(), 1);
         let index = 1;
         let error = guarded(|| Ok([0][index..].len() / usize::from(index == 0))).unwrap_err();

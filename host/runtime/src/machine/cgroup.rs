@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_has_a_hierarchy_for_each_controller() {
+    fn version_1_reads_a_hierarchy_per_controller() {
         let groups = "5:cpu,cpuacct:/a\n4:memory:/a/b\n1:name=systemd:/\n0::/\n";
         let mounts = format!("{CPU}{MEMORY}{UNIFIED}");
         let read = |files: &[(&str, &str)]| limits(groups, &mounts, files);

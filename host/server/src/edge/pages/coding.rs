@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_coding_that_the_caller_takes_is_chosen() {
+    fn the_preferred_accepted_encoding_is_chosen() {
         for (accepted, coding) in [
             ("", Coding::Identity),
             ("gzip", Coding::Gzip),
