@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_changed_is_garbage() {
+    fn a_truncated_or_altered_body_is_malformed() {
         for (encoding, encode) in ALL {
             let whole = encode(b"You are nice, and so is everybody else here");
             for end in 0..whole.len() {
@@ -431,7 +431,7 @@ mod tests {
 
     /// Skippable frames are frames as well.
     #[test]
-    fn members_and_frames_are_bounded_by_what_is_in_them() {
+    fn members_and_frames_are_limited_by_their_output() {
         let skippable = |data: &[u8]| {
             let length = u32::try_from(data.len()).unwrap().to_le_bytes();
             [&[0x50, 0x2a, 0x4d, 0x18], &length[..], data].concat()
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_beyond_the_standard_is_refused() {
+    fn a_window_over_the_standard_is_rejected() {
         let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
         encoder.window_log(MAX_WINDOW_LOG + 1).unwrap();
         encoder.long_distance_matching(true).unwrap();
@@ -479,7 +479,7 @@ mod tests {
     proptest! {
         /// However it is cut into pieces and into members or frames, it is what it was.
         #[test]
-        fn pieces_and_members_make_no_difference(
+        fn pieces_and_members_do_not_change_the_data(
             data in prop::collection::vec(prop::collection::vec(0..4_u8, 0..90_000), 1..4),
             size in 1..5000_usize,
         ) {

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_go_when_they_are_old_or_too_many() {
+    fn answers_are_evicted_by_age_and_by_size() {
         let time = Duration::from_millis(1);
         let answers = Arc::new(AnswerStore::new(AnswerLimits { time, ..AnswerLimits::default() }));
         is_new(answers.look_up("ci", "a", hash(&[]))).unwrap().complete(answer(1));
@@ -249,13 +249,13 @@ mod tests {
     }
 
     #[test]
-    fn parts_do_not_run_into_each_other() {
+    fn the_hash_depends_on_where_parts_end() {
         assert_ne!(hash(&[b"ab", b"c"]), hash(&[b"a", b"bc"]));
         assert_ne!(hash(&[b"", b"a"]), hash(&[b"a", b""]));
     }
 
     #[test]
-    fn keys_are_short_visible_words() {
+    fn a_key_is_short_visible_ascii() {
         let header = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(KEY_HEADER, value.parse().unwrap());
