@@ -12,7 +12,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tonic::Code;
 
-use crate::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError};
+use crate::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError, RowError};
 pub(crate) use crate::api::error::{ErrorCode, ValueDetail as Detail};
 use guesthouse_control::router::RouteError;
 use guesthouse_model::contract::SignatureChange;
@@ -224,6 +224,12 @@ impl ApiError {
         }
     }
 
+    /// The error of one row of a batch, whose other rows may have succeeded.
+    pub(crate) fn row_body(&self) -> RowError {
+        let ErrorBody { error_code, message, details, .. } = self.body("");
+        RowError { error_code, message, details }
+    }
+
     /// The body in the form of the Open Inference Protocol.
     pub(crate) fn protocol_body(&self, request_id: &str) -> ProtocolError {
         let ErrorBody { error_code, message: error, request_id, details } = self.body(request_id);
@@ -357,17 +363,14 @@ impl From<PredictError> for ApiError {
     }
 }
 
-/// The reference of error codes as a Markdown table, ordered by status.
+/// The reference of error codes as a Markdown table.
 pub fn reference() -> String {
-    let mut codes = ErrorCode::ALL;
-    codes.sort_by_key(|code| code.status());
-    let mut text =
-        "| error_code | HTTP status | gRPC status | meaning |\n|---|---|---|---|\n".to_owned();
-    for code in codes {
-        let (status, grpc, meaning) = (code.status().as_u16(), code.grpc(), code.meaning());
+    let mut text = "| Code | HTTP | gRPC | Cause | Retry |\n|---|---|---|---|---|\n".to_owned();
+    for code in ErrorCode::ALL {
+        let (status, cause, retry) = (code.status().as_u16(), code.cause(), code.retry());
         // The variants are named after the words of the specification.
-        let grpc = screaming_snake_case(&format!("{grpc:?}"));
-        writeln!(text, "| `{}` | {status} | `{grpc}` | {meaning} |", code.as_str())
+        let grpc = screaming_snake_case(&format!("{:?}", code.grpc()));
+        writeln!(text, "| `{}` | {status} | {grpc} | {cause} | {retry} |", code.as_str())
             .expect("a string takes it");
     }
     text
@@ -392,8 +395,8 @@ mod tests {
     fn the_reference_has_statuses_of_both_protocols() {
         let text = reference();
         for row in [
-            "| `malformed_request` | 400 | `INVALID_ARGUMENT` | The request is not valid",
-            "| `deadline_exceeded` | 504 | `DEADLINE_EXCEEDED` |",
+            "| `malformed_request` | 400 | INVALID_ARGUMENT | The body is not valid JSON",
+            "| `deadline_exceeded` | 504 | DEADLINE_EXCEEDED |",
         ] {
             assert!(text.contains(row), "{row} is not in\n{text}");
         }

@@ -138,7 +138,9 @@ fn write<M: EncodeMetric>(
     let metric_type = first.metric_type();
     debug_assert!(family.kind.matches(metric_type), "{family:?} has series of another type");
     let Family { name, unit, help, labels: family_labels, .. } = family;
-    let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), metric_type)?;
+    // A scrape is plain text.
+    let help = help.replace('`', "");
+    let mut family = encoder.encode_descriptor(name, &help, unit.as_ref(), metric_type)?;
     for (labels, metric) in series {
         debug_assert!(
             labels.iter().map(|(name, _)| *name).eq(family_labels.iter().copied()),

@@ -175,8 +175,8 @@ fn decode_partial(signature: &Signature, rows: &[BodyRow]) -> Result<Inputs, Api
             Err(error) => _ = failed.insert(place, error),
         }
     }
-    let ValidRows { inputs, rows: places, refused } = decode_valid_rows(signature, objects);
-    failed.extend(refused.into_iter().map(|(place, error)| (place, ApiError::from(error))));
+    let ValidRows { inputs, rows: places, invalid } = decode_valid_rows(signature, objects);
+    failed.extend(invalid.into_iter().map(|(place, error)| (place, ApiError::from(error))));
     if places.is_empty() {
         return Err(ApiError::all_rows_failed(&failed));
     }
@@ -186,9 +186,5 @@ fn decode_partial(signature: &Signature, rows: &[BodyRow]) -> Result<Inputs, Api
 
 /// What stands in the place of a row that has failed.
 fn failed_row(error: &ApiError) -> Map<String, Value> {
-    let mut body = json!({"error_code": error.code.as_str(), "message": error.message});
-    if !error.details.is_empty() {
-        body["details"] = json!(error.details);
-    }
-    Map::from_iter([("error".to_owned(), body)])
+    Map::from_iter([("error".to_owned(), json!(error.row_body()))])
 }

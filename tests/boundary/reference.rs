@@ -18,7 +18,7 @@ fn guesthouse(arguments: &[&str]) -> String {
 fn every_part_of_the_reference_is_printed() {
     for (part, rows) in [
         ("configuration", &["| `body_bytes` | integer, bytes | `8388608` |", "## `[[keys]]`"][..]),
-        ("errors", &["| `overloaded` | 503 | `UNAVAILABLE` |"]),
+        ("errors", &["| `overloaded` | 503 | UNAVAILABLE |"]),
         ("metrics", &["| `guesthouse_requests_total` | counter |"]),
         ("command-line", &["## `guesthouse keys create`", "--accept-ledger-loss"]),
         ("admin-openapi", &["\"/admin/v1/models/{model}/promote\""]),
