@@ -30,7 +30,6 @@ use self::fragments::Fragments;
 pub(super) use self::table::Weigh;
 use self::table::{Table, Threads};
 use super::compress::Uncompressed;
-use super::error::ApiError;
 use super::policy::Policy;
 use guesthouse_control::keys::Caller;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
