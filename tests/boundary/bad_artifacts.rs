@@ -163,7 +163,7 @@ fn serve_reports_each_invalid_file_and_serves_the_others() {
     let strange = strange_files(folder.path());
     setup.artifacts.extend(strange.iter().map(|(path, _)| path.clone()));
     // `pack` runs `init`, so artifacts whose `init` fails are made by changing good ones.
-    let doctored = |version, golden, from: &str, to: &str| {
+    let changed = |version, golden, from: &str, to: &str| {
         let file = Misbehave { version, golden, ..Misbehave::default() }.pack(folder.path());
         replace_bytes(&file, from, to);
         file
@@ -173,9 +173,9 @@ fn serve_reports_each_invalid_file_and_serves_the_others() {
     let stray = r#"{"inputs": {"nothing": "echo"}, "outputs": {"done": "echo"}}"#;
     let trap = r#"{"inputs": {"action": "panic"}, "outputs": {"done": "panic"}}"#;
     setup.artifacts.extend([
-        doctored("2.0.0", golden, r#""init":"well""#, r#""init":"fail""#),
-        doctored("3.0.0", golden, r#""init":"well""#, r#""init":"trap""#),
-        doctored("4.0.0", golden, r#""max_batch_size":8"#, r#""max_batch_size":9"#),
+        changed("2.0.0", golden, r#""init":"well""#, r#""init":"fail""#),
+        changed("3.0.0", golden, r#""init":"well""#, r#""init":"trap""#),
+        changed("4.0.0", golden, r#""max_batch_size":8"#, r#""max_batch_size":9"#),
         Misbehave { version: "5.0.0", golden: wrong, ..Misbehave::default() }.pack(folder.path()),
         Misbehave { version: "6.0.0", golden: stray, ..Misbehave::default() }.pack(folder.path()),
         Misbehave { version: "7.0.0", golden: trap, ..Misbehave::default() }.pack(folder.path()),

@@ -16,6 +16,8 @@ mod catalogue;
 mod configuration;
 /// Idle connections neither block other callers nor delay the shutdown.
 mod connections;
+/// Every way to deploy an artifact goes through the same steps.
+mod deployments;
 /// Every endpoint is described by schemas and by OpenAPI.
 mod description;
 /// The book has no broken link, and its commands do what it shows.
@@ -42,6 +44,8 @@ mod grpc_limits;
 mod grpc_streams;
 /// gRPC tensors round-trip, and malformed ones are rejected.
 mod grpc_tensors;
+/// Tests have short names, and wait for conditions instead of sleeping.
+mod house_style;
 /// HTTP/1.1 clients that half-close, wait or withhold bodies are handled.
 mod http1;
 /// HTTP/2 is served like HTTP/1.1, including rejections and limits.
@@ -86,12 +90,14 @@ mod overload;
 mod packaging;
 /// A batch with `partial=true` succeeds and fails row by row.
 mod partial_batches;
+/// Predictions keep the same promises over each of the four protocols.
+mod protocols;
 /// Rate limits of keys and models.
 mod rates;
-/// The program prints its own reference, and the admin API describes itself.
-mod reference;
 /// Scores equal scikit-learn's on texts that were not used for training.
 mod reference_scores;
+/// The program prints its own documentation, and the admin API describes itself.
+mod references;
 /// Files in the repository folder are deployed, and nothing else in it has an effect.
 mod repository_folder;
 /// Compressed bodies, multipart forms and raw bytes are equivalent to JSON, within the same limits.

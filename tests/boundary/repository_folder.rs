@@ -302,9 +302,9 @@ fn a_broken_files_signature_does_not_bind_a_good_one() {
 #[test]
 fn a_patch_that_changes_the_signature_is_rejected() {
     let (server, folder) = start();
-    let doctored = pack(folder.path(), "1.0.1");
-    replace_bytes(&doctored, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
-    put(&server, &doctored, "patch.wasm");
+    let changed = pack(folder.path(), "1.0.1");
+    replace_bytes(&changed, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+    put(&server, &changed, "patch.wasm");
     let line = wait_until_refused(&server, "1.0.1", "contract");
     assert!(line["reason"].as_str().unwrap().contains("minor"), "{line}");
     let version = version_status(&server, "1.0.1");

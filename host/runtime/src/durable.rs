@@ -1,11 +1,10 @@
-//! Overlay of files that survive a crash: each is a write, a sync or a rename, and each of these is a
-//! place at which a test can end the process or fill the disk.
+//! Durable file operations: every change is a write, a sync or a rename, and each of them is a failpoint,
+//! at which a test can kill the process or simulate a full disk.
 //!
 //! With the feature `failpoints`, `GUESTHOUSE_FAILPOINT=kill:N` ends the process by SIGKILL at the
-//! N-th of them since the start, and `full:N` lets every one from the N-th on fail as on a full disk,
-//! except for syncs, renames and what needs no new room, which a full disk still does; `once:N` lets the
-//! N-th fail and no other.
-//! Without it, nothing is counted.
+//! N-th operation since the start. `full:N` makes all operations from the N-th on fail as on a full
+//! disk, except for syncs, renames and overwrites, for which a full disk has room. `once:N` makes
+//! only the N-th operation fail.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,20 +17,20 @@ use redb::StorageBackend;
 use redb::backends::FileBackend;
 use tempfile::NamedTempFile;
 
-/// What is about to be done to a file.
+/// An operation on a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileOperation {
-    /// Bytes are written, or the file gets another length.
+    /// Bytes are appended, or the length of the file changes.
     Write,
-    /// Bytes are written to where the file has room already, which a full disk still does.
+    /// Bytes are written within the file's allocated length, which also works on a full disk.
     Overwrite,
-    /// What was written reaches the disk.
+    /// Written bytes are flushed to the disk.
     Sync,
-    /// A file gets its name.
+    /// A file is renamed.
     Rename,
 }
 
-/// Called before each step. Does nothing in a build without the feature `failpoints`.
+/// Called before each operation. Does nothing in a build without the feature `failpoints`.
 ///
 /// # Errors
 /// The failure that a test injects here.
@@ -41,7 +40,7 @@ pub fn failpoint(_operation: FileOperation) -> io::Result<()> {
     Ok(())
 }
 
-/// Called before each step: it ends the process or fails, if a test asks for it.
+/// Called before each operation. Ends the process or fails if a test has requested it.
 ///
 /// # Errors
 /// The failure that a test injects here.
@@ -50,11 +49,11 @@ pub fn failpoint(operation: FileOperation) -> io::Result<()> {
     failpoints::reached(operation)
 }
 
-/// Write a file under a temporary name, sync it, and give it its name for good. Whoever looks sees all
-/// of it or nothing.
+/// Write a file atomically: under a temporary name, which is synced and renamed. Readers see all of
+/// it or nothing.
 ///
 /// # Errors
-/// The folder cannot be written to; then there is no such file, or the one that was there before.
+/// The folder cannot be written to. The file is unchanged, or still absent.
 pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(folder)?;
     failpoint(FileOperation::Write)?;
@@ -62,10 +61,10 @@ pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     publish(file, folder, name)
 }
 
-/// Give a file that is written its name for good.
+/// Sync a temporary file and rename it.
 ///
 /// # Errors
-/// The folder cannot be written to; the file is gone.
+/// The folder cannot be written to. The temporary file is removed.
 pub(crate) fn publish(file: NamedTempFile, folder: &Path, name: &str) -> io::Result<()> {
     sync(file.as_file())?;
     failpoint(FileOperation::Rename)?;
@@ -91,7 +90,7 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Append bytes to a file, which needs new room on the disk.
+/// Append bytes to a file.
 pub fn extend(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     failpoint(FileOperation::Write)?;
     file.write_all_at(bytes, at)
@@ -105,12 +104,12 @@ pub fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     file.sync_data()
 }
 
-/// The file of a database.
+/// The file of a database, with failpoints.
 #[derive(Debug)]
 pub struct DatabaseFile(FileBackend);
 
 impl DatabaseFile {
-    /// Open the file, or make it. It is for its owner alone, also if it was not before.
+    /// Open or create the file. Removes the permissions of other users.
     pub fn open(path: &Path) -> Result<Self, redb::DatabaseError> {
         let open = || {
             let mut options = File::options();
@@ -156,24 +155,24 @@ impl StorageBackend for DatabaseFile {
     }
 }
 
-/// The length of a piece of a [`ScratchCopy`].
+/// The size of the pieces of a [`ScratchCopy`].
 const PIECE: usize = 4096;
 
-/// A copy of a database's file on which a trial may write: the file is only read, and what is written
-/// stays in memory.
+/// A copy-on-write view of a database file, for trial writes: the file is only read, and changes
+/// stay in memory.
 #[derive(Debug)]
 pub struct ScratchCopy {
     file: File,
     changes: Mutex<Overlay>,
 }
 
-/// How a copy differs from its file.
+/// The difference between a copy and its file.
 #[derive(Debug)]
 struct Overlay {
     length: u64,
-    /// How much of the file is a part of the copy: it may have been cut off and extended again.
+    /// How much of the file is visible: the copy may have been truncated and extended again.
     kept: u64,
-    /// By their places in the file, divided by their length.
+    /// The changed pieces by index.
     pieces: BTreeMap<u64, Box<[u8; PIECE]>>,
 }
 
@@ -194,7 +193,8 @@ impl ScratchCopy {
 }
 
 impl Overlay {
-    /// Call `visit` with each piece that a range touches, where in it that begins, and how much it is.
+    /// Call `visit` for each piece that a range overlaps, with its index, the offset within it, and
+    /// the length.
     fn visit(
         &self,
         offset: u64,
@@ -213,7 +213,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// A piece as it is now.
+    /// The current content of a piece.
     fn piece(&self, file: &File, number: u64) -> io::Result<Box<[u8; PIECE]>> {
         if let Some(piece) = self.pieces.get(&number) {
             return Ok(piece.clone());
@@ -296,7 +296,7 @@ mod failpoints {
         let number = REACHED.fetch_add(1, Ordering::SeqCst) + 1;
         match *FAILURE {
             Some(Failure::Kill(at)) if number == at => {
-                // Nothing may happen between this step and the end.
+                // Nothing may happen between this operation and the end.
                 let _ = kill_process(getpid(), Signal::KILL);
                 loop {
                     std::thread::park();
@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_there_as_a_whole_under_its_name() {
+    fn a_file_is_written_atomically() {
         let folder = tempfile::tempdir().unwrap();
         write_file(folder.path(), "name", b"one").unwrap();
         write_file(folder.path(), "name", b"two").unwrap();
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scratch_copy_is_written_and_its_file_is_not() {
+    fn writes_to_a_scratch_copy_do_not_change_its_file() {
         let mut file = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = (0..10_000_u32).map(|at| (at % 251).to_le_bytes()[0]).collect();
         file.write_all(&bytes).unwrap();
@@ -352,7 +352,7 @@ mod tests {
         copy.write(4000, &[7; 5000]).unwrap();
         expected[4000..9000].fill(7);
         assert_eq!(read(&copy, 10_000).unwrap(), expected);
-        // What is cut off does not come back.
+        // Truncated content does not reappear.
         copy.set_len(5000).unwrap();
         assert!(read(&copy, 5001).is_err() && copy.write(4999, b"ab").is_err());
         copy.set_len(12_000).unwrap();
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_a_database_is_for_its_owner_alone() {
+    fn a_database_file_is_accessible_to_its_owner_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("database");
         let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;

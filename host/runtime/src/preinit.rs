@@ -11,6 +11,7 @@ mod core_limit;
 mod cpu_time_limit;
 mod function_cache;
 mod init_cache;
+mod initialise;
 pub mod queue;
 
 use std::io::Read;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use self::core_limit::CoreLimit;
+use self::initialise::Task;
 use crate::guest::DEFAULT_START_TIME;
 use guesthouse_model::Signature;
 
@@ -182,8 +184,19 @@ pub struct CompileFiles {
     pub init_code_output: PathBuf,
 }
 
-/// The conditions that the parent checks while a child runs.
+/// The program of a child.
+#[derive(Debug, Clone, Copy)]
+pub enum ChildProgram<'a> {
+    /// The running program, which handles [`child::SUBCOMMAND`].
+    Current,
+    /// A program `guesthouse` of the same release.
+    At(&'a Path),
+}
+
+/// The program and the environment of a child, and the conditions that the parent checks while it runs.
 pub struct PreinitHooks<'a> {
+    /// The program of the child.
+    pub program: ChildProgram<'a>,
     /// Whether requests are being served: then a child of idle priority is restricted to half of
     /// the cores.
     pub is_serving: &'a dyn Fn() -> bool,
@@ -207,15 +220,12 @@ pub fn run(
     artifact: &Path,
     goal: PreinitGoal<'_>,
     limits: &PreinitLimits,
-    watch: &PreinitHooks<'_>,
+    hooks: &PreinitHooks<'_>,
 ) -> Result<PreinitReport, PreinitError> {
     let host = |error: std::io::Error| PreinitError::Host(error.to_string());
-    let mut child = command(artifact, goal, limits, (watch.environment)())
-        .map_err(host)?
-        .spawn()
-        .map_err(host)?;
-    let hold_back = || limits.priority == ChildPriority::Idle && (watch.is_serving)();
-    let report = read_report(&mut child, limits.wall_time, &hold_back, watch.must_yield);
+    let mut child = command(artifact, goal, limits, hooks).map_err(host)?.spawn().map_err(host)?;
+    let hold_back = || limits.priority == ChildPriority::Idle && (hooks.is_serving)();
+    let report = read_report(&mut child, limits.wall_time, &hold_back, hooks.must_yield);
     if report.is_err() {
         child.kill().map_err(host)?;
     }
@@ -230,17 +240,56 @@ pub fn run(
     }
 }
 
+/// The stack of the thread on which [`run_in_process`] works, in bytes: that of a process's main thread on
+/// Linux, on which the compiler otherwise runs, besides the guest's own.
+const COMPILER_STACK_BYTES: usize = 8 << 20;
+
+/// Run `init` of the artifact in this process.
+///
+/// Only the limits of the guest's memory and call stack apply. Nothing bounds the time and the memory that the
+/// compiler and `init` take, so the artifact must be trusted not to exhaust them; use [`run`] otherwise.
+///
+/// # Errors
+/// [`PreinitError`]; output files may have been written partly.
+pub fn run_in_process(
+    artifact: &Path,
+    goal: PreinitGoal<'_>,
+    limits: &PreinitLimits,
+) -> Result<PreinitReport, PreinitError> {
+    let files = match goal {
+        PreinitGoal::Signature => None,
+        PreinitGoal::Compiled(files) => Some(files),
+    };
+    let (guest_memory_bytes, guest_stack_bytes) =
+        (limits.guest_memory_bytes, limits.guest_stack_bytes);
+    let task = Task { artifact, files, guest_memory_bytes, guest_stack_bytes, start_limit: None };
+    // On a thread of its own, because the caller's may have a small stack, or be a worker of tokio.
+    let thread = std::thread::Builder::new().name("preinit".to_owned());
+    let thread = thread.stack_size(COMPILER_STACK_BYTES.saturating_add(guest_stack_bytes));
+    std::thread::scope(|scope| {
+        let work = thread.spawn_scoped(scope, || initialise::run(&task));
+        let work = work.map_err(|error| PreinitError::Host(error.to_string()))?;
+        work.join().unwrap_or_else(|_panic| Err(PreinitError::Crashed("a panic".to_owned())))
+    })
+}
+
 fn command(
     artifact: &Path,
     goal: PreinitGoal<'_>,
     limits: &PreinitLimits,
-    environment: Vec<(&'static str, String)>,
+    hooks: &PreinitHooks<'_>,
 ) -> std::io::Result<Command> {
-    // The running program, even if an upgrade has replaced or removed its file: another version
-    // might compile for a different engine.
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0(std::env::current_exe()?);
-    command.env_clear().envs(environment);
+    let mut command = match hooks.program {
+        ChildProgram::Current => {
+            // Even if an upgrade has replaced or removed its file: another version might compile for
+            // a different engine.
+            let mut command = Command::new("/proc/self/exe");
+            command.arg0(std::env::current_exe()?);
+            command
+        }
+        ChildProgram::At(program) => Command::new(program),
+    };
+    command.env_clear().envs((hooks.environment)());
     command.arg(child::SUBCOMMAND).arg("--artifact").arg(artifact);
     if let PreinitGoal::Compiled(files) = goal {
         command.arg("--output").arg(&files.compiled);

@@ -25,7 +25,8 @@ pub use quarantine::{InputFingerprint, Quarantine};
 pub use statistics::Statistics;
 
 use crate::guest::{Fault, InstanceLimits, LoadedComponent, StopSignal};
-use crate::pool::{Isolation, Pool};
+use crate::machine;
+use crate::pool::{Isolation, Pool, ReuseLimits};
 use crate::preinit::PreinitReport;
 use guesthouse_artifact::{Artifact, ArtifactMetadata, Digest, GoldenExample, Tolerances};
 use guesthouse_model::record;
@@ -49,6 +50,25 @@ pub struct ModelLimits {
     pub predict_time: Duration,
     /// How rows of several requests are batched.
     pub batching: Batching,
+}
+
+/// How long a request may wait and run by default. 2 s are longer than any small model takes.
+const DEFAULT_PREDICT_TIME: Duration = Duration::from_secs(2);
+
+/// The most jobs of a version that wait by default: on two cores an eighth of a second of jobs that take 1 ms.
+const DEFAULT_QUEUED: usize = 256;
+
+impl Default for ModelLimits {
+    fn default() -> Self {
+        Self {
+            instance: InstanceLimits::default(),
+            isolation: Isolation::Reuse(ReuseLimits::default()),
+            concurrency: machine::cores(),
+            queued: DEFAULT_QUEUED,
+            predict_time: DEFAULT_PREDICT_TIME,
+            batching: Batching::default(),
+        }
+    }
 }
 
 /// How rows of several requests are joined for one call of the guest.

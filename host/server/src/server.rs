@@ -23,7 +23,7 @@ pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::{GrpcListen, ListenAddress, MetricsListener, Settings};
 use crate::edge::{
-    self, Answers, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls, TlsError,
+    self, AnswerStore, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls, TlsError,
 };
 use crate::observe::capture::CaptureWriter;
 use crate::observe::logs;
@@ -80,7 +80,7 @@ pub enum ServeError {
     /// The certificate cannot be used.
     #[error("set up TLS")]
     Tls(#[from] TlsError),
-    /// Requests were still under way when the time to drain was over.
+    /// Requests were still under kind when the time to drain was over.
     #[error("drain within {} s: requests were cut off", .0.as_secs())]
     Drain(Duration),
 }
@@ -98,7 +98,7 @@ pub fn run(settings: Settings, reread: Reread, started: Instant) -> Result<(), S
     }
     let runtime = runtime.enable_all().build().map_err(ServeError::Start)?;
     let outcome = runtime.block_on(serve(settings, reread, started));
-    // Loading may still be under way on a thread of its own; it dies with the process.
+    // Loading may still be under kind on a thread of its own; it dies with the process.
     runtime.shutdown_background();
     outcome
 }
@@ -126,13 +126,15 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     let mut servers = JoinSet::new();
     if let Some((listeners, admin)) = admin(&settings, &control, &edge, &stopping).await? {
         let endpoints = admin::endpoints(admin, &edge);
-        let way = edge::Way::Admin(Arc::clone(&edge.meters));
-        let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
+        let kind = edge::ListenerKind::Admin(Arc::clone(&edge.meters));
+        let entrance =
+            Entrance { listeners, tls: tls.clone(), kind, trusted: Arc::clone(&trusted) };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
-    if let Some((listeners, way)) = grpc(&settings, &edge).await? {
+    if let Some((listeners, kind)) = grpc(&settings, &edge).await? {
         let endpoints = edge::grpc_endpoints(Arc::clone(&edge), stopping.clone());
-        let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
+        let entrance =
+            Entrance { listeners, tls: tls.clone(), kind, trusted: Arc::clone(&trusted) };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
     for address in bind::addresses(&listeners) {
@@ -141,8 +143,8 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     let repository = settings.repository.clone();
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
-    let way = edge::Way::Public(Arc::clone(&edge.meters));
-    let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
+    let kind = edge::ListenerKind::Public(Arc::clone(&edge.meters));
+    let entrance = Entrance { listeners, tls: tls.clone(), kind, trusted: Arc::clone(&trusted) };
     servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     if let Some(tls) = tls {
         tokio::spawn(tls.follow(stopping.clone()));
@@ -227,10 +229,10 @@ fn edge(
         registry: Arc::clone(control.registry()),
         control: Arc::clone(control),
         inference,
-        answers: Arc::new(Answers::new(settings.answers)),
+        answers: Arc::new(AnswerStore::new(settings.answers)),
         shadows: Arc::new(shadows.map_err(ServeError::Start)?),
         keys,
-        model_rates: ModelRates::of(&settings.model_rates),
+        model_rates: ModelRates::new(&settings.model_rates),
         policy: ArcSwap::from_pointee(reload::policy(settings, limits)),
         bodies: Bodies::new(limits.bodies_in_flight_bytes),
         traffic,
@@ -274,16 +276,16 @@ async fn admin(
 async fn grpc(
     settings: &Settings,
     edge: &Edge,
-) -> Result<Option<(Vec<TcpListener>, edge::Way)>, ServeError> {
+) -> Result<Option<(Vec<TcpListener>, edge::ListenerKind)>, ServeError> {
     let GrpcListen::At(wanted) = &settings.grpc_listen else { return Ok(None) };
     let listeners = bind::listen(wanted).await?;
     for address in bind::addresses(&listeners) {
         tracing::info!(%address, "grpc listening");
     }
-    Ok(Some((listeners, edge::Way::Grpc(Arc::clone(&edge.meters)))))
+    Ok(Some((listeners, edge::ListenerKind::Grpc(Arc::clone(&edge.meters)))))
 }
 
-/// Wait until requests under way are over; those that are not in time are interrupted, which their
+/// Wait until requests under kind are over; those that are not in time are interrupted, which their
 /// callers are told. Whether there were none.
 async fn drain(mut servers: JoinSet<()>, time: Duration, interrupt: &watch::Sender<bool>) -> bool {
     let mut over = pin!(async { while servers.join_next().await.is_some() {} });
@@ -358,7 +360,7 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
         general: settings.limits.model,
         models: settings.models.clone(),
         meters: Arc::default(),
-        child_environment: logs::environment,
+        child_environment: logs::child_environment,
         traffic: Arc::default(),
         queue: CompileQueue::new(settings.limits.preinit.memory_bytes),
         budget: ResourceBudget::new(

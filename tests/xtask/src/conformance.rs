@@ -93,14 +93,14 @@ pub(crate) fn check(workspace: &Workspace, host: &Path, options: &Options) -> Re
     print(&results);
     let failed: Vec<_> = results.iter().filter(|(_, outcome, _)| outcome.is_err()).collect();
     let names: Vec<_> = failed.iter().map(|(step, ..)| step.name).collect();
-    ensure!(names.is_empty(), "these do not conform: {}", names.join(", "));
+    ensure!(names.is_empty(), "failed: {}", names.join(", "));
     Ok(())
 }
 
 fn print(results: &[(&Step, Result<(), Error>, Duration)]) {
     println!();
     for (step, outcome, took) in results {
-        let verdict = if outcome.is_ok() { "conforms" } else { "FAILS" };
+        let verdict = if outcome.is_ok() { "passed" } else { "FAILED" };
         let seconds = took.as_secs_f32();
         println!("{:<14} {verdict:<9} {seconds:>7.1} s  {}", step.name, step.about);
     }
@@ -120,11 +120,11 @@ fn forget_deployed(state: &Path) -> std::io::Result<()> {
 /// Starts a server with the demo models, runs `check` on it, and stops it.
 fn with_server(workspace: &Workspace, ask: impl FnOnce(&Server) -> Result<()>) -> Result<()> {
     let mut setup = demonstration(workspace);
-    setup.host = Profile::Dev;
+    setup.program = workspace.host_binary(Profile::Dev);
     setup.state = workspace.output().join("conformance");
     // The compiled code is kept. Deployments are not: a model that was packed again has another
     // digest and would conflict with the deployed version.
-    forget_deployed(&setup.state).context("cannot remove what the last server had deployed")?;
+    forget_deployed(&setup.state).context("cannot remove the deployments of the last server")?;
     let server = Server::start(workspace, &setup)?;
     let outcome = ask(&server);
     let end = server.stop();

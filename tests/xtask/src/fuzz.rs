@@ -52,7 +52,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             })
         );
     }
-    ensure!(failed.is_empty(), "inputs were found that fail: {}", failed.join(", "));
+    ensure!(failed.is_empty(), "failing inputs were found: {}", failed.join(", "));
     Ok(())
 }
 
@@ -77,7 +77,7 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
     let path = messages
         .filter(|message| message["target"]["name"] == "fuzz")
         .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    path.context("cargo does not say where the fuzzer is")
+    path.context("cargo does not print the path of the fuzzer")
 }
 
 /// The names of the targets are the folders of the corpus; a test of the host compares both.
@@ -135,7 +135,7 @@ impl Fuzz<'_> {
         if !output.status.success() {
             let lines: Vec<_> = log.lines().collect();
             let last = &lines[lines.len().saturating_sub(60)..];
-            bail!("{}\nthe input is in {}…", last.join("\n"), prefix.display());
+            bail!("{}\nthe input is in {}*", last.join("\n"), prefix.display());
         }
         let done = log.lines().rev().find(|line| line.contains("DONE")).unwrap_or_default();
         let coverage = done.split("exec/s").next().unwrap_or_default();

@@ -1,10 +1,9 @@
-//! `cargo xtask`: the project's own commands, and the only ones a contributor or CI needs.
+//! `cargo xtask`: the commands that contributors and CI use.
 //!
-//! This file is the table of contents: the command line and what each command does, step by step.
-//! How a step works is in the modules, in the order a reader should meet them: [`run`] (child
-//! processes), [`workspace`] (where things are), [`toolchain`] (the guests' compilation target),
-//! [`guests`], [`pack`], [`lint`], [`docs`], [`fuzz`], [`conformance`], [`bench`]. What the built programs do is none of its business, except
-//! for how fast they do it.
+//! This file is the command line and the steps of each command. The modules, in the order in which
+//! to read them: [`run`] (child processes), [`workspace`] (folders and packages), [`toolchain`] (the
+//! guests' compilation target), [`guests`], [`pack`], [`lint`], [`docs`], [`fuzz`], [`conformance`],
+//! [`bench`].
 
 #![allow(
     clippy::print_stdout,
@@ -87,22 +86,8 @@ enum Task {
     /// Build in release mode, measure, and compare the figures with their bars.
     Bench {
         #[command(subcommand)]
-        bench: Bench,
+        benchmark: bench::Benchmark,
     },
-}
-
-#[derive(Subcommand)]
-enum Bench {
-    /// Measure startup, latency and throughput of the server.
-    Serve(bench::Options),
-    /// Measure the cost of instances and isolation, deadlines, deployments, faults and crashes.
-    Runtime(bench::runtime::Options),
-    /// Measure swaps, rollbacks, splits, shadows and crashes under load.
-    Versions(bench::versions::Options),
-    /// Measure overload, and slow, silent and failing clients.
-    Edge(bench::edge::Options),
-    /// Measure the overhead of each protocol, batching and cancellation.
-    Protocols(bench::protocols::Options),
 }
 
 fn main() -> ExitCode {
@@ -128,11 +113,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Docs(options) => docs(&Workspace::load()?, &options),
         Task::Conformance(options) => conform(&Workspace::load()?, &options),
         Task::Fuzz(options) => fuzz::run(&Workspace::load()?, &options),
-        Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
-        Task::Bench { bench: Bench::Runtime(options) } => bench_runtime(&options.absolute()?),
-        Task::Bench { bench: Bench::Versions(options) } => bench_versions(&options.absolute()?),
-        Task::Bench { bench: Bench::Edge(options) } => bench_edge(&options.absolute()?),
-        Task::Bench { bench: Bench::Protocols(options) } => bench_protocols(&options.absolute()?),
+        Task::Bench { benchmark } => benchmark.run(),
     }
 }
 
@@ -184,7 +165,7 @@ fn docs(workspace: &Workspace, options: &docs::Options) -> Result<()> {
     docs::build(workspace)
 }
 
-/// Builds everything and runs the tests, with a further variable in their environment if one is given.
+/// Builds everything and runs the tests, with `variable` in their environment.
 fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)>) -> Result<()> {
     let host = build_for_tests(workspace)?;
 
@@ -199,52 +180,4 @@ fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)
             .env(environment::MODELS, workspace.models())
             .env(environment::REPOSITORY, workspace.repository()),
     )
-}
-
-fn bench_serve(options: &bench::Options) -> Result<()> {
-    let workspace = Workspace::load()?;
-    build_and_pack(&workspace)?;
-    run::shown(run::cargo().args(["build", "--locked", "--release", "--package", "load"]))?;
-    bench::finish(&bench::serve::measure(&workspace, options.seconds)?, options)
-}
-
-fn bench_runtime(options: &bench::runtime::Options) -> Result<()> {
-    let workspace = build_for_bench()?;
-    let (figures, outcome) = bench::runtime::measure(&workspace, options)?;
-    bench::finish(&figures, &options.general)?;
-    outcome
-}
-
-fn bench_versions(options: &bench::versions::Options) -> Result<()> {
-    let workspace = build_for_bench()?;
-    let (figures, outcome) = bench::versions::measure(&workspace, options)?;
-    bench::finish(&figures, &options.general)?;
-    outcome
-}
-
-fn bench_edge(options: &bench::edge::Options) -> Result<()> {
-    let workspace = build_for_bench()?;
-    guests::build(&workspace, &["identity".to_owned()])?;
-    let (figures, outcome) = bench::edge::measure(&workspace, options)?;
-    bench::finish(&figures, &options.general)?;
-    outcome
-}
-
-fn bench_protocols(options: &bench::protocols::Options) -> Result<()> {
-    let workspace = build_for_bench()?;
-    build_guests(&workspace)?;
-    let (figures, outcome) = bench::protocols::measure(&workspace, options)?;
-    bench::finish(&figures, &options.general)?;
-    outcome
-}
-
-/// Builds everything for the benchmarks that use the misbehaving guest.
-fn build_for_bench() -> Result<Workspace> {
-    let workspace = Workspace::load()?;
-    build_and_pack(&workspace)?;
-    guests::build(&workspace, &["misbehave".to_owned()])?;
-    for package in ["load", "probe"] {
-        run::shown(run::cargo().args(["build", "--locked", "--release", "--package", package]))?;
-    }
-    Ok(workspace)
 }

@@ -147,7 +147,7 @@ fn newest(path: &Path) -> Result<SystemTime> {
 fn modified(path: &Path) -> Result<SystemTime> {
     fs::metadata(path)
         .and_then(|metadata| metadata.modified())
-        .with_context(|| format!("cannot look at {}", path.display()))
+        .with_context(|| format!("cannot read the modification time of {}", path.display()))
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {

@@ -39,7 +39,9 @@ pub(crate) fn ensure_target() -> Result<()> {
     for (name, install) in ways {
         match install() {
             Ok(()) if sysroot.has_target() => return Ok(()),
-            Ok(()) => reasons.push_str(&format!("\n- {name}: it ended well but left no library")),
+            Ok(()) => {
+                reasons.push_str(&format!("\n- {name}: it succeeded but installed no library"))
+            }
             Err(error) => reasons.push_str(&format!("\n- {name}: {error:#}")),
         }
     }
@@ -89,8 +91,10 @@ fn install_with_rustup(sysroot: &Sysroot) -> Result<()> {
     let managed = run::output(Command::new("rustup").args(["which", "rustc"]))?;
     // rustup may manage another toolchain, whose targets this compiler does not see.
     let managed = Path::new(managed.trim_end()).ancestors().nth(2).map(Path::canonicalize);
-    let managed = managed.context("rustup names no compiler")?.context("rustup's compiler")?;
-    let used = sysroot.0.canonicalize().context("the compiler's own folder")?;
+    let managed = managed
+        .context("rustup prints no path of a compiler")?
+        .context("cannot resolve the path of rustup's compiler")?;
+    let used = sysroot.0.canonicalize().context("cannot resolve the sysroot")?;
     ensure!(managed == used, "the compiler in use is not the one rustup manages");
 
     let mut add = Command::new("rustup");

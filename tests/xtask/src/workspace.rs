@@ -29,6 +29,8 @@ pub(crate) struct Workspace {
     /// All packages under `plugins/`: the guests and what they share.
     pub(crate) plugins: Vec<String>,
     target: PathBuf,
+    /// A release build of the host program in another place.
+    release_host: Option<PathBuf>,
 }
 
 impl Workspace {
@@ -69,16 +71,21 @@ impl Workspace {
                 guests.push(name.to_owned());
             }
         }
-        Ok(Self { root, guests, default_packages, plugins, target })
+        Ok(Self { root, guests, default_packages, plugins, target, release_host: None })
     }
 
     /// The host program.
     pub(crate) fn host_binary(&self, profile: Profile) -> PathBuf {
-        let folder = match profile {
-            Profile::Dev => "debug",
-            Profile::Release => "release",
-        };
-        self.target.join(folder).join("guesthouse")
+        match (profile, &self.release_host) {
+            (Profile::Dev, _) => self.target.join("debug/guesthouse"),
+            (Profile::Release, None) => self.target.join("release/guesthouse"),
+            (Profile::Release, Some(program)) => program.clone(),
+        }
+    }
+
+    /// Uses another program as the release build of the host.
+    pub(crate) fn use_release_host(&mut self, program: PathBuf) {
+        self.release_host = Some(program);
     }
 
     /// The load generator.

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use guesthouse_artifact::{self as artifact, Artifact};
 use guesthouse_model::terminal;
-use guesthouse_runtime::preinit::{self, InstanceStart, PreinitGoal, PreinitHooks, PreinitLimits};
+use guesthouse_runtime::preinit::{
+    self, ChildProgram, InstanceStart, PreinitGoal, PreinitHooks, PreinitLimits,
+};
 use guesthouse_server::observe::logs;
 
 #[derive(Debug, clap::Args)]
@@ -42,9 +44,10 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     file.write_all(&draft).context("failed to write the draft")?;
 
     let watch = PreinitHooks {
+        program: ChildProgram::Current,
         is_serving: &|| false,
         must_yield: &|| false,
-        environment: &logs::environment,
+        environment: &logs::child_environment,
     };
     let report =
         preinit::run(file.path(), PreinitGoal::Signature, &PreinitLimits::default(), &watch)

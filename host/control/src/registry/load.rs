@@ -10,11 +10,10 @@ use crate::traffic::Traffic;
 use guesthouse_artifact::{Artifact, ArtifactError};
 use guesthouse_model::ModelName;
 use guesthouse_model::terminal;
-use guesthouse_runtime::guest::{EngineError, Engines, Fault, LoadedComponent};
+use guesthouse_runtime::guest::{EngineError, Engines, Fault};
+use guesthouse_runtime::load::{self, SignatureMismatch};
 use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority, CompileQueue};
-use guesthouse_runtime::preinit::{
-    self, InstanceStart, PreinitError, PreinitGoal, PreinitHooks, PreinitLimits,
-};
+use guesthouse_runtime::preinit::{self, ChildProgram, PreinitError, PreinitHooks, PreinitLimits};
 use guesthouse_runtime::store::{CompiledVersion, Store, StoreError};
 use guesthouse_runtime::version::{
     BudgetExceeded, ModelLimits, ProofError, ResourceBudget, ServableVersion,
@@ -35,9 +34,9 @@ pub enum LoadError {
     /// Pre-initialising failed.
     #[error(transparent)]
     Preinit(#[from] PreinitError),
-    /// The guest declares another signature than the artifact says.
-    #[error("init declares another signature than the one in the artifact")]
-    Signature,
+    /// The guest declares another signature than the artifact.
+    #[error(transparent)]
+    Signature(#[from] SignatureMismatch),
     /// The compiled form cannot be kept or found.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -81,7 +80,7 @@ impl LoadError {
             Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) => Cause::Accident,
             // Other versions may be unloaded.
             Self::BudgetExceeded(_) => Cause::Accident,
-            Self::Artifact(_) | Self::Signature => Cause::Artifact,
+            Self::Artifact(_) | Self::Signature(_) => Cause::Artifact,
             Self::Panicked(_) | Self::Engine(_) => Cause::Unclear,
             Self::Preinit(error) => preinit_cause(error),
             Self::Proof(ProofError::Fault { fault: Fault::Host(_), .. }) => Cause::Accident,
@@ -99,7 +98,7 @@ impl LoadError {
             Self::Panicked(_) => "host",
             Self::BudgetExceeded(_) => "admission",
             Self::Preinit(_) => "preinit",
-            Self::Signature => "signature",
+            Self::Signature(_) => "signature",
             Self::Store(_) => "store",
             Self::Engine(_) => "engine",
             Self::Proof(ProofError::Instance(_)) => "instance",
@@ -205,6 +204,7 @@ impl Loader {
             ..self.limits
         };
         let watch = PreinitHooks {
+            program: ChildProgram::Current,
             is_serving: &|| self.traffic.is_active(),
             must_yield: &|| permit.must_yield(),
             environment: &self.child_environment,
@@ -232,27 +232,8 @@ impl Loader {
         limits: &PreinitLimits,
         watch: &PreinitHooks<'_>,
     ) -> Result<CompiledVersion, LoadError> {
-        let component = artifact.component_digest().map_err(ArtifactError::Read)?;
-        self.store.keep(artifact.digest(), component, |files| {
-            // The child reads these very bytes, whatever becomes of the file in the meantime.
-            let bytes =
-                tempfile::NamedTempFile::new_in(files.compiled.parent().unwrap_or(&files.compiled));
-            let bytes = bytes.and_then(|mut file| {
-                artifact.copy_to(file.as_file_mut())?;
-                Ok(file)
-            });
-            let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
-            let report = preinit::run(bytes.path(), PreinitGoal::Compiled(files), limits, watch)?;
-            if report.fingerprint.as_deref() != Some(&self.engines.fingerprint()) {
-                let what = "the child's engine is not this host's".to_owned();
-                return Err(PreinitError::Host(what).into());
-            }
-            let (model, version) = (&artifact.id().name, &artifact.id().version);
-            let steps = report.steps_ms.iter().map(|(step, time)| format!("{step} {time} ms"));
-            let steps = steps.collect::<Vec<_>>().join(", ");
-            let peak_memory_mib = report.peak_memory_bytes >> 20;
-            tracing::info!(%model, %version, steps, peak_memory_mib, "compiled");
-            Ok(report)
+        load::compile(&self.store, &self.engines, artifact, |path, goal| {
+            preinit::run(path, goal, limits, watch)
         })
     }
 
@@ -263,30 +244,7 @@ impl Loader {
     ) -> Result<ServableVersion, LoadError> {
         let limits = self.limits_of(&artifact.id().name);
         let reservation = self.budget.reserve(limits)?;
-        let report = &compiled.report;
-        if artifact.signature() != Some(&report.signature) {
-            return Err(LoadError::Signature);
-        }
-        let id = artifact.id().clone();
-        // SAFETY: the store has just checked the file against its MAC or has just written it, and the
-        // path is that very file's; it never changes a file in place, and its folder is this host's
-        // alone.
-        #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
-        let mut component = unsafe {
-            LoadedComponent::map(
-                self.engines.with_stack(limits.instance.stack_bytes),
-                &compiled.path(),
-                id,
-                report.signature.clone(),
-                limits.instance,
-            )
-        }?;
-        if let InstanceStart::Init(reason) = &report.start {
-            let (model, version) = (&artifact.id().name, &artifact.id().version);
-            tracing::warn!(%model, %version, reason, "no snapshot: init runs in each instance");
-            component = component.with_init_per_instance(Arc::clone(artifact));
-        }
-        Ok(ServableVersion::prove(artifact, report, component, *limits, reservation)?)
+        load::activate(&self.engines, artifact, compiled, *limits, reservation)
     }
 }
 

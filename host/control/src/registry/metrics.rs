@@ -1,10 +1,10 @@
-//! The meters of deployments: how they ended, and what their steps took.
+//! The metrics of deployments: their outcomes, and the durations of their steps.
 
 use std::time::{Duration, Instant};
 
 use guesthouse_runtime::measure::{Counter, MetricFamily};
 
-/// What is measured of all deployments.
+/// The metrics of all deployments.
 #[derive(Debug, Default)]
 pub struct DeploymentMetrics {
     /// The steps of deployments, by name and whether they succeeded.
@@ -13,20 +13,20 @@ pub struct DeploymentMetrics {
     pub outcomes: MetricFamily<bool, Counter>,
 }
 
-/// How often a step was done, and all the time that it took.
+/// The number and the total duration of a step.
 #[derive(Debug, Default)]
 pub struct StepMetrics {
-    /// How often.
+    /// How often the step ran.
     pub times: Counter,
-    /// How long together, in microseconds.
+    /// The total duration, in microseconds.
     pub micros: Counter,
 }
 
 impl DeploymentMetrics {
-    /// Do a step of a deployment and count it.
+    /// Run a step of a deployment and record its duration.
     ///
     /// # Errors
-    /// Those of the step.
+    /// The error of the step.
     pub fn time_step<T, E>(
         &self,
         name: &'static str,

@@ -1,4 +1,4 @@
-//! Comparing an answer with the golden one.
+//! Compares outputs with golden outputs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 /// How far a number may be from the golden one, by output. Outputs that are not named must be equal.
 pub type Tolerances = BTreeMap<String, f64>;
 
-/// The first thing in which an answer differs from the golden one.
+/// The first output that differs from the golden one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GoldenMismatch {
     output: String,
@@ -26,7 +26,7 @@ impl fmt::Display for GoldenMismatch {
     }
 }
 
-/// The first output that is not within its tolerance of the golden one.
+/// Find the first output that is not within its tolerance of the golden output.
 pub fn compare_golden(
     golden: &Map<String, Value>,
     answer: &Map<String, Value>,
@@ -48,7 +48,7 @@ fn is_close(wanted: &Value, is: &Value, tolerance: f64) -> bool {
             if let (Some(wanted), Some(is)) = (wanted.as_i128(), is.as_i128())
                 && tolerance < 1.0
             {
-                // Large integers are equal as floats when they are not.
+                // Different large integers may be equal as floats.
                 return wanted == is;
             }
             let distance = wanted.as_f64().zip(is.as_f64()).map(|(a, b)| (a - b).abs());
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_has_a_tolerance_may_differ() {
+    fn outputs_may_only_differ_within_their_tolerance() {
         assert!(!differs(json!({"score": 0.5}), json!({"score": 0.509, "other": 1})));
         assert!(differs(json!({"score": 0.5}), json!({"score": 0.52})));
         assert!(differs(json!({"score": 0.5}), json!({"score": null})));

@@ -1,35 +1,35 @@
-//! Tensors that a caller has named, held against the signature: what the protocols have that carry
-//! tensors and not records. A guest sees what it would have seen of the same values in JSON.
+//! Validates tensors that a caller has sent, for protocols that carry tensors instead of records.
+//! Guests see the same values as for equivalent JSON.
 
 use super::decode::{Issue, Issues, append, check_length, check_text, malformed, unacceptable};
 use super::{RecordError, RowIssue};
 use crate::{Constraint, Datatype, Field, Signature, Tensor, TensorError, bytes_elements};
 
-/// The longest part of a caller's own words in an answer, in characters.
+/// The most characters of a caller's input that an error message quotes.
 const MAX_SHOWN: usize = 64;
 
-/// Tensors do not fit a signature.
+/// Tensors that do not match a signature.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TensorInputError {
-    /// An input is missing, unknown or there twice, or is of another datatype, shape or length.
+    /// An input is missing, unknown or repeated, or has another datatype, shape or length.
     #[error("{0}")]
     Malformed(String),
-    /// A value is none, or none that the model accepts.
+    /// A value is invalid or violates a constraint.
     #[error(transparent)]
     Values(#[from] RecordError),
 }
 
-fn wrong<T>(name: &str, what: impl std::fmt::Display) -> Result<T, TensorInputError> {
+fn malformed_input<T>(name: &str, what: impl std::fmt::Display) -> Result<T, TensorInputError> {
     let name: String = name.chars().take(MAX_SHOWN).collect();
     Err(TensorInputError::Malformed(format!("input `{name}` {what}")))
 }
 
-/// One tensor for each input of the signature, in its order, all with the same number of rows, which
-/// is at least 1. What is left out is filled from the signature; an input of one element a row may
-/// have a last dimension of 1, as several clients send it.
+/// Validate tensors and return one for each input of the signature, in its order, all with the same
+/// number of rows, which is at least 1. Omitted inputs get their defaults. An input without a row
+/// shape may have a last dimension of 1, as several clients send it.
 ///
 /// # Errors
-/// [`TensorInputError`], form before content.
+/// [`TensorInputError`]. Wrong types are reported before violated constraints.
 pub fn validate_tensors(
     signature: &Signature,
     mut given: Vec<Tensor>,
@@ -37,20 +37,20 @@ pub fn validate_tensors(
     let mut rows = None;
     for (index, tensor) in given.iter_mut().enumerate() {
         let Some(field) = signature.inputs.iter().find(|field| field.name == tensor.name) else {
-            return wrong(&tensor.name, "is not an input of this model");
+            return malformed_input(&tensor.name, "is not an input of this model");
         };
         shape(field, tensor)?;
         match (tensor.rows(), *rows.get_or_insert(tensor.rows())) {
-            (0, _) => return wrong(&field.name, "has no rows"),
+            (0, _) => return malformed_input(&field.name, "has no rows"),
             (rows, first) if rows == first => {}
             (rows, first) => {
                 let what = format!("has {rows} rows, and the inputs before it have {first}");
-                return wrong(&field.name, what);
+                return malformed_input(&field.name, what);
             }
         }
         if signature.inputs.len() <= index {
-            // Of so many, one is there twice.
-            return wrong(&field.name, "is there twice, or another is");
+            // With this many tensors, one must be repeated.
+            return malformed_input(&field.name, "is there twice, or another is");
         }
     }
     let rows = rows.unwrap_or(1);
@@ -63,7 +63,7 @@ pub fn validate_tensors(
         inputs.push(input);
     }
     if let Some(second) = given.first() {
-        return wrong(&second.name, "is there twice");
+        return malformed_input(&second.name, "is there twice");
     }
     let mut issues = Issues::default();
     for (field, input) in signature.inputs.iter().zip(&mut inputs) {
@@ -76,7 +76,7 @@ pub fn validate_tensors(
 fn shape(field: &Field, tensor: &mut Tensor) -> Result<(), TensorInputError> {
     if tensor.datatype != field.datatype {
         let (is, wanted) = (tensor.datatype.as_str(), field.datatype.as_str());
-        return wrong(&field.name, format!("is {is}, and the model takes {wanted}"));
+        return malformed_input(&field.name, format!("is {is}, and the model takes {wanted}"));
     }
     if field.row_shape.is_empty() && tensor.shape.len() == 2 && tensor.shape[1] == 1 {
         tensor.shape.truncate(1);
@@ -87,28 +87,33 @@ fn shape(field: &Field, tensor: &mut Tensor) -> Result<(), TensorInputError> {
             wanted += &size.map_or(", -1".to_owned(), |size| format!(", {size}"));
         }
         let is = &tensor.shape[..tensor.shape.len().min(16)];
-        return wrong(&field.name, format!("has the shape {is:?}, and the model takes {wanted}]"));
+        return malformed_input(
+            &field.name,
+            format!("has the shape {is:?}, and the model takes {wanted}]"),
+        );
     }
     tensor.check().or_else(|error| match error {
-        TensorError::Length => wrong(&field.name, "has more or fewer bytes than its shape"),
-        TensorError::TooLarge => wrong(&field.name, "has a shape that is too large"),
-        TensorError::NoBatch => wrong(&field.name, "has no batch dimension"),
+        TensorError::Length => {
+            malformed_input(&field.name, "has more or fewer bytes than its shape")
+        }
+        TensorError::TooLarge => malformed_input(&field.name, "has a shape that is too large"),
+        TensorError::NoBatch => malformed_input(&field.name, "has no batch dimension"),
     })
 }
 
 fn default(field: &Field, rows: u64) -> Result<Tensor, TensorInputError> {
     let Some(default) = &field.default else {
-        return wrong(&field.name, "is missing");
+        return malformed_input(&field.name, "is missing");
     };
     let count = usize::try_from(rows).unwrap_or(usize::MAX);
     let mut shape = vec![rows];
-    // What has a default has a fixed shape.
+    // Inputs with a default have a fixed shape.
     shape.extend(field.row_shape.iter().flatten().map(|size| u64::from(*size)));
     let (name, data) = (field.name.clone(), default.repeat(count));
     Ok(Tensor { name, datatype: field.datatype, shape, data })
 }
 
-/// Look at every element, where there is anything that one may not be.
+/// Validate every element, if the datatype or the constraints exclude any value.
 fn values(field: &Field, tensor: &mut Tensor, issues: &mut Issues) {
     let per_row = tensor.shape[1..].iter().product::<u64>().max(1);
     let per_row = usize::try_from(per_row).unwrap_or(usize::MAX);
@@ -152,7 +157,7 @@ fn values(field: &Field, tensor: &mut Tensor, issues: &mut Issues) {
     }
 }
 
-/// The element as the guest is to see it.
+/// Append the element in the form that the guest receives.
 fn byte_string(field: &Field, bytes: &[u8], data: &mut Vec<u8>) -> Result<(), Issue> {
     if field.is_text() {
         let Ok(text) = str::from_utf8(bytes) else {
@@ -169,7 +174,7 @@ fn byte_string(field: &Field, bytes: &[u8], data: &mut Vec<u8>) -> Result<(), Is
 }
 
 impl TensorInputError {
-    /// What is wrong with single rows, if that is what is wrong.
+    /// The issues of single rows, if that is the problem.
     pub fn issues(&self) -> &[RowIssue] {
         match self {
             Self::Malformed(_) => &[],
@@ -233,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn mismatched_tensors_are_rejected() {
         let signature = signature(vec![
             field("a", Datatype::Int8, vec![]),
             field("b", Datatype::Int16, vec![Some(2)]),
@@ -307,7 +312,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever sends numbers as tensors is answered as who sends them as records.
+        /// Numbers in tensors are validated like numbers in records.
         #[test]
         fn tensors_and_records_are_the_same(
             values in prop::collection::vec(-2000_i32..2000, 1..20),

@@ -1,39 +1,39 @@
-//! The rows of a batch that fit a signature, whatever the others are.
+//! Decodes the valid rows of a batch independently of invalid ones.
 
 use super::decode::OTHER_SHAPE;
 use super::{InputRow, RecordError, RowIssue, decode};
 use crate::{Signature, Tensor};
 
-/// The rows that fit a signature, and why the others do not.
+/// The valid rows of a batch, and the errors of the others.
 #[derive(Debug, Default)]
 pub struct ValidRows {
-    /// The tensors of those that fit, one for each input; none, if no row fits.
+    /// The tensors of the valid rows, one for each input; empty if no row is valid.
     pub inputs: Vec<Tensor>,
-    /// Which those are, in their order.
+    /// The indexes of the valid rows, in order.
     pub rows: Vec<usize>,
-    /// All others.
-    pub refused: Vec<(usize, RecordError)>,
+    /// The indexes and the errors of the invalid rows.
+    pub invalid: Vec<(usize, RecordError)>,
 }
 
-/// Tensors of the rows that fit, whatever the others are. Where rows of different shapes would fit,
-/// the first one decides.
+/// Decode the valid rows of a batch. If valid rows have different shapes, those with the shape of
+/// the first one are used.
 pub fn decode_valid_rows<R: InputRow>(
     signature: &Signature,
     rows: impl IntoIterator<Item = (usize, R)>,
 ) -> ValidRows {
-    let mut fitting = ValidRows::default();
+    let mut batch = ValidRows::default();
     for (row, record) in rows {
-        // By itself, so that it cannot depend on others.
-        match decode(signature, &[record]).and_then(|tensors| fitting.append(tensors)) {
-            Ok(()) => fitting.rows.push(row),
-            Err(error) => fitting.refused.push((row, error.with_row(row))),
+        // Each row separately, so that it does not depend on others.
+        match decode(signature, &[record]).and_then(|tensors| batch.append(tensors)) {
+            Ok(()) => batch.rows.push(row),
+            Err(error) => batch.invalid.push((row, error.with_row(row))),
         }
     }
-    fitting
+    batch
 }
 
 impl ValidRows {
-    /// Add the tensors of one row, if they have the shape of those before.
+    /// Append the tensors of a row, if they have the same shape.
     fn append(&mut self, tensors: Vec<Tensor>) -> Result<(), RecordError> {
         if self.inputs.is_empty() {
             self.inputs = tensors;
@@ -110,28 +110,28 @@ mod tests {
     }
 
     proptest! {
-        /// Good rows are what they are without bad ones around them, and bad ones are told by their
-        /// places.
+        /// Invalid rows do not affect the tensors of valid ones, and are reported with their
+        /// indexes.
         #[test]
-        fn bad_rows_change_nothing_of_good_ones(
+        fn invalid_rows_do_not_affect_valid_ones(
             rows in prop::collection::vec(prop_oneof![
                 good().prop_map(|row| (true, row)),
                 bad().prop_map(|row| (false, row)),
             ], 0..20),
         ) {
-            let fitting = decode_valid_rows(&signature(), rows.iter().map(|(_, row)| row).enumerate());
+            let batch = decode_valid_rows(&signature(), rows.iter().map(|(_, row)| row).enumerate());
             let places = |wanted: bool| {
                 let places = rows.iter().enumerate().filter(move |(_, (good, _))| *good == wanted);
                 places.map(|(place, _)| place).collect::<Vec<_>>()
             };
-            prop_assert_eq!(&fitting.rows, &places(true));
+            prop_assert_eq!(&batch.rows, &places(true));
             let alone: Vec<_> = rows.iter().filter(|(good, _)| *good).map(|(_, row)| row).collect();
             if !alone.is_empty() {
-                prop_assert_eq!(&fitting.inputs, &decode(&signature(), &alone).unwrap());
+                prop_assert_eq!(&batch.inputs, &decode(&signature(), &alone).unwrap());
             }
-            let refused: Vec<_> = fitting.refused.iter().map(|(place, _)| *place).collect();
-            prop_assert_eq!(refused, places(false));
-            for (place, error) in &fitting.refused {
+            let invalid: Vec<_> = batch.invalid.iter().map(|(place, _)| *place).collect();
+            prop_assert_eq!(invalid, places(false));
+            for (place, error) in &batch.invalid {
                 let alone = decode(&signature(), &[&rows[*place].1]).unwrap_err();
                 prop_assert_eq!(error, &alone.with_row(*place));
             }
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_row_that_fits_decides_about_shapes() {
+    fn the_first_valid_row_decides_the_shape() {
         let rows = [
             json!({"text": "", "pixels": [1]}),
             json!({"text": "a", "pixels": [1, 2]}),
@@ -147,10 +147,10 @@ mod tests {
             json!({"text": "c", "pixels": [3, 4]}),
         ]
         .map(object);
-        let fitting = decode_valid_rows(&signature(), rows.iter().enumerate());
-        assert_eq!(fitting.rows, [1, 3]);
-        let shapes: Vec<_> = fitting.inputs.iter().map(|input| input.shape.clone()).collect();
+        let batch = decode_valid_rows(&signature(), rows.iter().enumerate());
+        assert_eq!(batch.rows, [1, 3]);
+        let shapes: Vec<_> = batch.inputs.iter().map(|input| input.shape.clone()).collect();
         assert_eq!(shapes, [vec![2], vec![2, 2], vec![2]]);
-        assert!(fitting.inputs.iter().all(|input| input.check().is_ok()));
+        assert!(batch.inputs.iter().all(|input| input.check().is_ok()));
     }
 }

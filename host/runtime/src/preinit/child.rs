@@ -1,28 +1,15 @@
 //! The child process: sets its own limits, runs `init`, takes the snapshot, compiles it, and
 //! reports.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, Signal};
-use wasmtime::Store;
-use wasmtime::component::{Component, Instance};
-use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
-use super::cpu_time_limit::CpuTimeLimit;
-use super::function_cache::FunctionCache;
-use super::init_cache::InitCode;
-use super::{ChildPriority, InstanceStart, PreinitError, PreinitReport};
-use crate::guest::{
-    self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot, Phase,
-};
+use super::initialise::{self, StartLimit, Task};
+use super::{ChildPriority, CompileFiles, PreinitError, PreinitReport};
 use crate::priority;
-use guesthouse_artifact::Artifact;
-use guesthouse_model::Signature;
-use guesthouse_model::terminal;
 
 /// The hidden subcommand of the program that runs the child.
 pub const SUBCOMMAND: &str = "preinit-child";
@@ -36,7 +23,7 @@ pub struct ChildArguments {
     /// The artifact; it may be a draft without a signature
     #[arg(long)]
     artifact: PathBuf,
-    /// Where to write the compiled code; without this, nothing is compiled
+    /// Where to write the compiled code; with the four files below, or none of them
     #[arg(long)]
     output: Option<PathBuf>,
     /// Cached functions; the file need not exist
@@ -74,6 +61,19 @@ pub struct ChildArguments {
     priority: ChildPriority,
 }
 
+impl ChildArguments {
+    /// The files of a compilation, if all of them are given.
+    fn files(&self) -> Option<CompileFiles> {
+        Some(CompileFiles {
+            compiled: self.output.clone()?,
+            functions: self.functions.clone()?,
+            functions_output: self.functions_output.clone()?,
+            init_code: self.init_code.clone()?,
+            init_code_output: self.init_code_output.clone()?,
+        })
+    }
+}
+
 /// Pre-initialise the artifact and write the report to standard output.
 ///
 /// # Errors
@@ -81,7 +81,7 @@ pub struct ChildArguments {
 pub fn run(arguments: &ChildArguments) -> std::io::Result<()> {
     let outcome = limit_self(arguments)
         .map_err(|error| PreinitError::Host(format!("limits: {error}")))
-        .and_then(|()| preinitialise(arguments));
+        .and_then(|()| initialise(arguments));
     write_report(&outcome)
 }
 
@@ -115,289 +115,17 @@ fn limit_self(arguments: &ChildArguments) -> rustix::io::Result<()> {
     Ok(())
 }
 
-fn preinitialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitError> {
-    let mut steps = StepTimes { last: Instant::now(), milliseconds: Vec::new() };
-    let artifact = Artifact::open_draft(&arguments.artifact);
-    let artifact = artifact.map_err(|error| PreinitError::Component(error.to_string()))?;
-    steps.done("read");
-    let (initialised, cache) = std::thread::scope(|scope| {
-        // In parallel with `init`.
-        let cache = scope.spawn(|| read_functions(arguments));
-        let initialised = initialise(&Arc::new(artifact), arguments, &mut steps);
-        (initialised, Arc::new(cache.join().unwrap_or_default()))
-    });
-    let Initialised { signature, component, start } = initialised?;
-    let mut fingerprint = None;
-    if let Some(output) = &arguments.output {
-        fingerprint = Some(compile(&component, output, &cache, &mut steps)?);
-    }
-    if let Some(output) = &arguments.functions_output
-        && cache.is_worth_writing()
-    {
-        write_functions(&cache, output);
-        steps.done("keep functions");
-    }
-    let (steps_ms, peak_memory_bytes) = (steps.milliseconds, peak_memory_bytes());
-    Ok(PreinitReport { signature, start, fingerprint, steps_ms, peak_memory_bytes })
-}
-
-/// The result of running `init`.
-struct Initialised {
-    signature: Signature,
-    /// The component to compile.
-    component: Vec<u8>,
-    start: InstanceStart,
-}
-
-fn initialise(
-    artifact: &Arc<Artifact>,
-    arguments: &ChildArguments,
-    steps: &mut StepTimes,
-) -> Result<Initialised, PreinitError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
-    match runtime.block_on(snapshot(artifact, arguments, steps)) {
-        Ok((signature, component)) => {
-            Ok(Initialised { signature, component, start: InstanceStart::Snapshot })
-        }
-        Err(SnapshotFailure::Artifact(error)) => Err(error),
-        Err(SnapshotFailure::Impossible(reason)) => {
-            // Outside of the runtime, because the linked imports start one of their own.
-            let signature = init_without_snapshot(artifact, arguments, steps)?;
-            let (component, start) = (component_bytes(artifact)?, InstanceStart::Init(reason));
-            Ok(Initialised { signature, component, start })
-        }
-    }
-}
-
-/// Read the cached functions. A cache that cannot be read only costs time.
-fn read_functions(arguments: &ChildArguments) -> FunctionCache {
-    let Some(path) = &arguments.functions else { return FunctionCache::default() };
-    FunctionCache::read(path).unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot read compiled functions");
-        FunctionCache::default()
+fn initialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitError> {
+    let files = arguments.files();
+    initialise::run(&Task {
+        artifact: &arguments.artifact,
+        files: files.as_ref(),
+        guest_memory_bytes: arguments.guest_memory_bytes,
+        guest_stack_bytes: arguments.guest_stack_bytes,
+        start_limit: Some(StartLimit {
+            time: Duration::from_secs(arguments.start_seconds),
+            // If this fails, the parent has exited.
+            report: |error| drop(write_report(&Err(error))),
+        }),
     })
-}
-
-/// Write the functions to cache. A cache that cannot be written only costs time later.
-fn write_functions(cache: &FunctionCache, output: &Path) {
-    if let Err(error) = cache.write(output) {
-        tracing::warn!(%error, "cannot keep compiled functions");
-        // Remove an incomplete file; the parent ignores one that cannot be removed, because it does
-        // not parse.
-        let _ = std::fs::remove_file(output);
-    }
-}
-
-/// Why no snapshot was taken.
-enum SnapshotFailure {
-    /// No snapshot of this component is possible, but it may work without one.
-    Impossible(String),
-    /// The artifact is unusable.
-    Artifact(PreinitError),
-}
-
-impl From<PreinitError> for SnapshotFailure {
-    fn from(error: PreinitError) -> Self {
-        Self::Artifact(error)
-    }
-}
-
-/// Run `init`. Returns the signature and, if it is to be compiled, the component with the memory
-/// that `init` left.
-async fn snapshot(
-    artifact: &Arc<Artifact>,
-    arguments: &ChildArguments,
-    steps: &mut StepTimes,
-) -> Result<(Signature, Vec<u8>), SnapshotFailure> {
-    let none = |error: wasmtime::Error| SnapshotFailure::Impossible(one_line(&error));
-    let engine = Engine::snapshotting(arguments.guest_stack_bytes).map_err(host_error)?;
-    let mut wizer = Wizer::new();
-    // Rust guests reference `init` in a table, so it cannot be removed.
-    wizer.keep_init_func(true);
-    let bare = component_bytes(artifact)?;
-    let (context, instrumented) = wizer.instrument_component(&bare).map_err(none)?;
-    steps.done("instrument");
-    let code = InitCode {
-        cached: arguments.init_code.as_deref(),
-        output: arguments.init_code_output.as_deref(),
-    };
-    let component = code.load(&engine, &instrumented).map_err(unusable)?;
-    drop(instrumented);
-    steps.done("compile for init");
-    let linker = guest::linker(&engine, &component, Phase::Snapshot).map_err(unusable)?;
-    let mut store = init_store(&engine, artifact, arguments);
-    let limit = limit_start(arguments)?;
-    let instance = linker.instantiate_async(&mut store, &component).await;
-    limit.end();
-    let instance = instance.map_err(|error| instantiation_failure(&store, &error))?;
-    let signature = init(&mut store, &instance)?;
-    steps.done("init");
-    if arguments.output.is_none() {
-        return Ok((signature, Vec::new()));
-    }
-    let mut access = WasmtimeWizerComponent { store: &mut store, instance };
-    let snapshot = wizer.snapshot_component(&context, &mut access).await.map_err(none)?;
-    steps.done("snapshot");
-    Ok((signature, snapshot))
-}
-
-/// Run `init` as each instance will run it. Returns the signature.
-fn init_without_snapshot(
-    artifact: &Arc<Artifact>,
-    arguments: &ChildArguments,
-    steps: &mut StepTimes,
-) -> Result<Signature, PreinitError> {
-    let engine = Engine::snapshotting(arguments.guest_stack_bytes).map_err(host_error)?;
-    let component =
-        Component::new(engine.wasmtime(), component_bytes(artifact)?).map_err(unusable)?;
-    steps.done("compile for init alone");
-    let linker = guest::linker(&engine, &component, Phase::Serve).map_err(unusable)?;
-    let mut store = init_store(&engine, artifact, arguments);
-    let limit = limit_start(arguments)?;
-    let instance = linker.instantiate(&mut store, &component);
-    limit.end();
-    let instance = instance.map_err(|error| instantiation_failure(&store, &error));
-    let outcome = instance.and_then(|instance| init(&mut store, &instance));
-    steps.done("init alone");
-    match outcome {
-        Ok(signature) => Ok(signature),
-        Err(SnapshotFailure::Artifact(error)) => Err(error),
-        Err(SnapshotFailure::Impossible(reason)) => Err(PreinitError::Trap(reason)),
-    }
-}
-
-fn component_bytes(artifact: &Artifact) -> Result<Vec<u8>, PreinitError> {
-    artifact.component().map_err(|error| file_error("reading the artifact", &error))
-}
-
-fn init_store(
-    engine: &Engine,
-    artifact: &Arc<Artifact>,
-    arguments: &ChildArguments,
-) -> Store<HostState> {
-    let version = Arc::new(artifact.id().clone());
-    let memory_bytes = arguments.guest_memory_bytes;
-    let limits = InstanceLimits { memory_bytes, ..InstanceLimits::default() };
-    let state = HostState::new(version, &limits, Some(Arc::clone(artifact)));
-    let mut store = Store::new(engine.wasmtime(), state);
-    store.limiter(HostState::limiter);
-    // Taking a snapshot transfers whole memories as lists.
-    store.set_hostcall_fuel(usize::MAX);
-    store
-}
-
-/// Limit the CPU time of `start` functions, which run during instantiation.
-fn limit_start(arguments: &ChildArguments) -> Result<CpuTimeLimit, PreinitError> {
-    let limit = CpuTimeLimit::begin(Duration::from_secs(arguments.start_seconds), |time| {
-        let what = format!("{} s of CPU time for `start` functions", time.as_secs());
-        // If this fails, the parent has exited.
-        let _ = write_report(&Err(PreinitError::Limit(what)));
-    });
-    limit.map_err(|error| PreinitError::Host(format!("limits: {error}")))
-}
-
-/// Classify the error of an instantiation, in which `start` functions may fail like `init`.
-fn instantiation_failure(store: &Store<HostState>, error: &wasmtime::Error) -> SnapshotFailure {
-    if let Some(called) = error.downcast_ref::<NotInSnapshot>() {
-        let called = shorten(&called.0);
-        return SnapshotFailure::Impossible(format!("a `start` function calls `{called}`"));
-    }
-    match Fault::from_instantiation(error, store.data().memory_was_denied(), None) {
-        Fault::OutOfMemory => PreinitError::OutOfMemory.into(),
-        Fault::Host(_) => PreinitError::Component(one_line(error)).into(),
-        _ => PreinitError::StartTrap(one_line(error)).into(),
-    }
-}
-
-fn init(store: &mut Store<HostState>, instance: &Instance) -> Result<Signature, SnapshotFailure> {
-    let guest = Model::new(&mut *store, instance).map_err(unusable)?;
-    let declared = match guest.guesthouse_model_lifecycle().call_init(&mut *store) {
-        Ok(Ok(signature)) => signature,
-        Ok(Err(reason)) => return Err(PreinitError::Init(shorten(&reason)).into()),
-        Err(error) => {
-            if let Some(called) = error.downcast_ref::<NotInSnapshot>() {
-                return Err(SnapshotFailure::Impossible(format!(
-                    "init calls `{}`",
-                    shorten(&called.0)
-                )));
-            }
-            return Err(match Fault::from_call(&error, store.data().memory_was_denied(), None) {
-                Fault::OutOfMemory => PreinitError::OutOfMemory.into(),
-                _ => PreinitError::Trap(one_line(&error)).into(),
-            });
-        }
-    };
-    let signature = guest::signature_from_wit(declared);
-    signature.check().map_err(|error| PreinitError::Component(error.to_string()))?;
-    Ok(signature)
-}
-
-fn unusable(error: wasmtime::Error) -> PreinitError {
-    PreinitError::Component(one_line(&error))
-}
-
-fn compile(
-    component: &[u8],
-    output: &Path,
-    cache: &Arc<FunctionCache>,
-    steps: &mut StepTimes,
-) -> Result<String, PreinitError> {
-    let engine = Engine::compiling(Arc::clone(cache) as _).map_err(host_error)?;
-    let compiled = engine.wasmtime().precompile_component(component);
-    let compiled = compiled.map_err(unusable)?;
-    steps.done("compile");
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(output)?;
-        file.write_all(&compiled)?;
-        file.sync_all()
-    };
-    write().map_err(|error: std::io::Error| file_error("writing the compiled form", &error))?;
-    steps.done("write");
-    Ok(engine.fingerprint())
-}
-
-fn host_error(error: EngineError) -> PreinitError {
-    PreinitError::Host(error.to_string())
-}
-
-fn file_error(what: &str, error: &std::io::Error) -> PreinitError {
-    PreinitError::Host(format!("{what}: {error}"))
-}
-
-struct StepTimes {
-    last: Instant,
-    milliseconds: Vec<(String, u64)>,
-}
-
-impl StepTimes {
-    fn done(&mut self, step: &str) {
-        let taken = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.milliseconds.push((step.to_owned(), taken));
-        self.last = Instant::now();
-    }
-}
-
-/// The chain of causes of an error in one line, without the backtrace.
-fn one_line(error: &wasmtime::Error) -> String {
-    let causes: Vec<_> = error
-        .chain()
-        .map(ToString::to_string)
-        .filter(|cause| !cause.starts_with("error while executing at wasm backtrace"))
-        .collect();
-    shorten(&causes.join(": "))
-}
-
-/// Truncate and escape a text of the guest for logs and reports.
-fn shorten(text: &str) -> String {
-    let line: String = text.chars().take(500).collect();
-    terminal::printable(&line.lines().map(str::trim).collect::<Vec<_>>().join(" "))
-}
-
-/// The peak memory according to the kernel; 0 if it is not known.
-fn peak_memory_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kibibytes.unwrap_or(0) << 10
 }

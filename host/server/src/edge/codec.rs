@@ -18,7 +18,7 @@ use axum::http::{HeaderName, StatusCode};
 
 use super::body::RequestBody;
 use super::error::{ApiError, ErrorCode};
-use super::observe::RequestId;
+use super::request_id::RequestId;
 use crate::config::Limits;
 use guesthouse_model::{Signature, Tensor};
 use guesthouse_runtime::inference::QueueOptions;
@@ -110,7 +110,7 @@ pub(super) struct Inputs {
     pub(super) rows: usize,
     /// Where the caller accepts that some rows fail: which ones are in the tensors.
     pub(super) partial: Option<PartialRows>,
-    pub(super) urgency: QueueOptions,
+    pub(super) queue_options: QueueOptions,
 }
 
 /// The rows of a request whose caller accepts that some of them fail.

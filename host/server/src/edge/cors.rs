@@ -22,7 +22,8 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-use super::{Edge, Policy};
+use super::policy::Policy;
+use super::state::Edge;
 use crate::config::Origins;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");

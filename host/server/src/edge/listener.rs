@@ -39,9 +39,9 @@ use self::activity::{Activity, Silence, Stream, Untaken, Working};
 pub(super) use self::socket::Socket;
 use self::socket::Wire;
 use super::forwarded::FORWARDED_PREFIX;
-use super::observe::Way;
+use super::listener_kind::ListenerKind;
 use super::tls::{self, Tls};
-use super::unread::Leftover;
+use super::unread_body::Leftover;
 use crate::config::{Limits, TrustedProxies};
 use crate::observe::server_metrics::GaugeGuard;
 
@@ -96,7 +96,7 @@ pub struct Entrance {
     /// How connections are made private, if they are.
     pub tls: Option<Arc<Tls>>,
     /// Whom it is for.
-    pub way: Way,
+    pub kind: ListenerKind,
     /// Whose word is taken for what they were asked for.
     pub trusted: Arc<TrustedProxies>,
 }
@@ -171,13 +171,13 @@ pub async fn serve(
         match accepted {
             Ok((stream, peer)) => {
                 refusing = false;
-                let (server, way) = (Arc::clone(&server), entrance.way.clone());
+                let (server, kind) = (Arc::clone(&server), entrance.kind.clone());
                 let (stopping, activity) = (stopping.clone(), Arc::new(Activity::new()));
                 let is_trusted = server.trusted.contains(peer.ip());
                 let connection = Connection { activity: Arc::clone(&activity), is_trusted };
                 let task = connections.tasks.spawn(async move {
-                    way.meters().accepted.count();
-                    let _open = GaugeGuard::new(&way.meters().open);
+                    kind.metrics().accepted.count();
+                    let _open = GaugeGuard::new(&kind.metrics().open);
                     server.connection(stream, &connection, stopping).await;
                 });
                 connections.activities.insert(task.id(), activity);

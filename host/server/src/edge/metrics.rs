@@ -38,9 +38,9 @@ use prometheus_client::registry::Registry;
 pub use self::families::reference;
 use self::families::{Family, PREFIX};
 use self::versions::Versions;
-use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
-use super::{Edge, Shared};
+use super::request_log::RequestLog;
+use super::state::{Edge, EdgeState};
 use guesthouse_model::VersionId;
 
 /// The content type of OpenMetrics.
@@ -50,11 +50,11 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `GET /metrics`
-pub(super) async fn metrics(State(edge): Shared, parts: Parts) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+pub(super) async fn metrics(State(edge): EdgeState, parts: Parts) -> Response {
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
         if edge.policy.load().metrics.needs_key {
-            edge.admit_scraper(&parts.headers, &mut account)?;
+            edge.admit_scraper(&parts.headers, &mut log)?;
         }
         let accept = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let is_open_metrics = wants_open_metrics(&accept.collect::<Vec<_>>().join(","));
@@ -66,7 +66,7 @@ pub(super) async fn metrics(State(edge): Shared, parts: Parts) -> Response {
         Ok(response)
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 fn content(edge: Arc<Edge>, is_open_metrics: bool) -> Content {

@@ -23,9 +23,11 @@ use self::fragments::{Fragment, join, members};
 use self::operations::Operations;
 use self::schemas::Schemas;
 use super::catalogue::{known_model, known_version};
-use super::observe::{Account, answered};
+use super::forwarded;
 use super::pages::{Content, Key, Kind, Scope};
-use super::{Edge, Policy, Shared, forwarded};
+use super::policy::Policy;
+use super::request_log::RequestLog;
+use super::state::{Edge, EdgeState};
 use crate::api::catalogue::VersionSchemas;
 use guesthouse_control::registry::{Snapshot, VersionState};
 use guesthouse_control::router;
@@ -33,10 +35,10 @@ use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::ServableVersion;
 
 /// `GET /openapi.json`
-pub(super) async fn server(State(edge): Shared, parts: Parts) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+pub(super) async fn server(State(edge): EdgeState, parts: Parts) -> Response {
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
-        let caller = edge.admit_reader_of_all(&parts.headers, &mut account)?;
+        let caller = edge.admit_reader_of_all(&parts.headers, &mut log)?;
         let server = server_url(&parts.headers, ".");
         let kind = Kind::OpenApi { server: server.clone() };
         let key = Key::new(kind, Scope::of(&caller), &parts.headers);
@@ -44,18 +46,18 @@ pub(super) async fn server(State(edge): Shared, parts: Parts) -> Response {
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 /// `GET /models/{model}/openapi.json`
 pub(super) async fn model(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path(model): Path<String>,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
-        let model = known_model(&edge, &model, &parts.headers, &mut account)?;
+        let model = known_model(&edge, &model, &parts.headers, &mut log)?;
         let server = server_url(&parts.headers, "../..");
         let kind = Kind::ModelOpenApi { model: model.clone(), server: server.clone() };
         let key = Key::new(kind, Scope::only(&model), &parts.headers);
@@ -68,26 +70,26 @@ pub(super) async fn model(
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 /// `GET /models/{model}/versions/{selector}/schema`
 pub(super) async fn schema(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path((model, selector)): Path<(String, String)>,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
         let path = (&*model, &*selector);
-        let version = known_version(&edge, path, &parts.headers, &mut account)?;
+        let version = known_version(&edge, path, &parts.headers, &mut log)?;
         let id = version.id();
         let key = Key::new(Kind::Schema(id.clone()), Scope::only(&id.name), &parts.headers);
         let make = move |edge: &Edge, _: &Key| Ok(schemas_of(&edge.policy.load(), &version));
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 fn schemas_of(policy: &Policy, version: &ServableVersion) -> Content {

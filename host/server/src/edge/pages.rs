@@ -27,18 +27,18 @@ use serde::Serialize;
 pub(super) use self::coding::Coding;
 pub(super) use self::table::Weigh;
 use self::table::{Table, Threads};
-use super::encoding::Plain;
+use super::compress::Uncompressed;
 use super::error::ApiError;
-use super::openapi::Fragments;
-use super::{Edge, Policy};
+use super::openapi::fragments::Fragments;
+use super::policy::Policy;
 use guesthouse_control::keys::Caller;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_model::{ModelName, VersionId};
 
 /// What is kept of answers about many models.
 pub struct Pages {
-    bodies: Arc<Table<Key, State, Page>>,
-    types: Arc<Table<Key, State, Types>>,
+    pub(super) bodies: Arc<Table<Key, State, Page>>,
+    pub(super) types: Arc<Table<Key, State, Types>>,
     /// The parts of the OpenAPI document, by model.
     pub(super) fragments: Fragments,
 }
@@ -139,22 +139,6 @@ impl Key {
     pub(super) fn plain(kind: Kind, scope: Scope) -> Self {
         Self { kind, scope, coding: Coding::Identity }
     }
-
-    /// What the page is a function of, if that is all.
-    fn state(&self, edge: &Edge) -> Option<State> {
-        match self.kind {
-            Kind::Statistics(_) | Kind::StatisticsMessage(_) | Kind::Metrics { .. } => None,
-            Kind::OpenApi { .. }
-            | Kind::ModelOpenApi { .. }
-            | Kind::Schema(_)
-            | Kind::Proto(_)
-            | Kind::Models
-            | Kind::Model(_)
-            | Kind::Index { .. }
-            | Kind::IndexMessage { .. }
-            | Kind::Types => Some(State::new(edge, &self.scope)),
-        }
-    }
 }
 
 /// What most pages are a function of.
@@ -175,17 +159,16 @@ impl PartialEq for State {
 }
 
 impl State {
-    fn new(edge: &Edge, scope: &Scope) -> Self {
-        let (snapshot, now) = (edge.registry.snapshot(), Instant::now());
+    pub(super) fn new(snapshot: &Snapshot, policy: Arc<Policy>, scope: &Scope) -> Self {
+        let now = Instant::now();
         let mut hasher = DefaultHasher::new();
-        let versions = scope.models(&snapshot).flat_map(|(_, model)| model.versions.values());
+        let versions = scope.models(snapshot).flat_map(|(_, model)| model.versions.values());
         for version in versions.filter_map(VersionState::servable) {
             if !version.breaker().allows(now) {
                 version.key().hash(&mut hasher);
             }
         }
-        let (generation, suspended) = (snapshot.generation, hasher.finish());
-        Self { generation, policy: edge.policy.load_full(), suspended }
+        Self { generation: snapshot.generation, policy, suspended: hasher.finish() }
     }
 }
 
@@ -219,7 +202,7 @@ impl Content {
 }
 
 impl Page {
-    fn new(content: Content, key: &Key) -> Self {
+    pub(super) fn new(content: Content, key: &Key) -> Self {
         let Content { content_type, bytes } = content;
         let (bytes, coding) = key.coding.encode(bytes);
         let has_tag = match key.kind {
@@ -269,7 +252,7 @@ impl Page {
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
         }
         // What is compressed, is compressed once and elsewhere.
-        response.extensions_mut().insert(Plain);
+        response.extensions_mut().insert(Uncompressed);
         response
     }
 }
@@ -292,37 +275,6 @@ pub(super) struct Types {
 impl Weigh for Types {
     fn bytes(&self) -> usize {
         self.bytes
-    }
-}
-
-impl Edge {
-    /// The page, rendered by `make` if there is none that shows what holds now.
-    pub(super) async fn page(
-        self: &Arc<Self>,
-        key: Key,
-        make: impl FnOnce(&Self, &Key) -> Result<Content, ApiError> + Send + 'static,
-    ) -> Result<Arc<Page>, ApiError> {
-        let state = self.state_of(&key);
-        let (edge, same) = (Arc::clone(self), key.clone());
-        let make = move || make(&edge, &same).map(|content| Page::new(content, &same));
-        self.pages.bodies.get(key, state, make).await
-    }
-
-    /// The types of the services of the models in the scope.
-    pub(super) async fn types(
-        self: &Arc<Self>,
-        scope: Scope,
-        make: impl FnOnce(&Self, &Scope) -> Types + Send + 'static,
-    ) -> Result<Arc<Types>, ApiError> {
-        let key = Key::plain(Kind::Types, scope);
-        let state = self.state_of(&key);
-        let (edge, scope) = (Arc::clone(self), key.scope.clone());
-        self.pages.types.get(key, state, move || Ok(make(&edge, &scope))).await
-    }
-
-    fn state_of(self: &Arc<Self>, key: &Key) -> impl Fn() -> Option<State> + Send + use<> {
-        let (edge, key) = (Arc::clone(self), key.clone());
-        move || key.state(&edge)
     }
 }
 

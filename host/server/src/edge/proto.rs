@@ -4,21 +4,22 @@ use axum::extract::{Path, State};
 use axum::http::request::Parts;
 use axum::response::Response;
 
-use super::observe::{Account, answered};
+use super::catalogue;
 use super::pages::{Content, Key, Kind, Scope};
-use super::{Edge, Shared, catalogue};
+use super::request_log::RequestLog;
+use super::state::{Edge, EdgeState};
 use crate::typed::{CompatibleRange, ModelService};
 
 /// `GET /models/{model}/versions/{selector}/proto`
 pub(super) async fn proto(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path((model, selector)): Path<(String, String)>,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
         let path = (&*model, &*selector);
-        let version = catalogue::known_version(&edge, path, &parts.headers, &mut account)?;
+        let version = catalogue::known_version(&edge, path, &parts.headers, &mut log)?;
         let id = version.id();
         let key = Key::new(Kind::Proto(id.clone()), Scope::only(&id.name), &parts.headers);
         let make = move |_: &Edge, _: &Key| {
@@ -34,5 +35,5 @@ pub(super) async fn proto(
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }

@@ -1,41 +1,42 @@
-//! The meters of the listeners: connections, requests and errors. Meters of a version live with it.
+//! The metrics of the listeners: connections, requests and errors. The metrics of a version live in
+//! the version.
 
 use guesthouse_runtime::measure::{Counter, Gauge, MetricFamily};
 
-/// Everything that belongs to no version.
+/// The metrics of all listeners.
 #[derive(Debug, Default)]
 pub struct ServerMetrics {
-    /// The endpoints of callers.
+    /// The public listener.
     pub public: ListenerMetrics,
-    /// The same for those that speak gRPC.
+    /// The gRPC listener.
     pub grpc: ListenerMetrics,
-    /// The endpoints of operators.
+    /// The admin listener.
     pub admin: ListenerMetrics,
 }
 
-/// One address and what comes in there.
+/// The metrics of one listener.
 #[derive(Debug, Default)]
 pub struct ListenerMetrics {
-    /// Connections that are open.
+    /// Open connections.
     pub open: Gauge,
-    /// Connections since the start.
+    /// Accepted connections.
     pub accepted: Counter,
-    /// Requests that are under way.
+    /// Requests in flight.
     pub in_flight: Gauge,
-    /// Answers, by the endpoint's pattern, and by status.
+    /// Responses by the endpoint's pattern and by status.
     pub answers: MetricFamily<String, MetricFamily<u16, Counter>>,
-    /// Calls of gRPC that are over, by the method, and by the name of their status.
+    /// Completed gRPC calls by method and by the name of their status.
     pub calls: MetricFamily<String, MetricFamily<&'static str, Counter>>,
-    /// Answers that are errors, by their code.
+    /// Error responses by error code.
     pub errors: MetricFamily<&'static str, Counter>,
 }
 
-/// A thing that is counted among others while this is there.
+/// Increments a gauge until it is dropped.
 #[derive(Debug)]
 pub struct GaugeGuard<'a>(&'a Gauge);
 
 impl<'a> GaugeGuard<'a> {
-    /// One more.
+    /// Increment the gauge.
     pub fn new(level: &'a Gauge) -> Self {
         level.increment();
         Self(level)

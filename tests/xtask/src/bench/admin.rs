@@ -14,7 +14,7 @@ use semver::Version;
 use serde_json::{Value, json};
 
 use super::artifacts::Model;
-use super::client::{Answer, Client};
+use super::client::{Client, TextResponse};
 
 /// The admin key of `guesthouse serve --demo`.
 pub(crate) const KEY: &str = "local-demo-admin-key";
@@ -75,7 +75,7 @@ impl Mutation {
 pub(super) enum Reply {
     /// With the response body.
     Acknowledged(Value),
-    Refused(String),
+    Rejected(String),
     Lost(Error),
 }
 
@@ -101,7 +101,7 @@ impl Admin {
     pub(super) fn make(&self, model: &str, mutation: &Mutation) -> Result<Value> {
         match self.apply(model, mutation) {
             Reply::Acknowledged(change) => Ok(change),
-            Reply::Refused(why) => bail!("{mutation:?} was refused: {why}"),
+            Reply::Rejected(why) => bail!("{mutation:?} was rejected: {why}"),
             Reply::Lost(error) => Err(error.context(format!("{mutation:?} was lost"))),
         }
     }
@@ -142,32 +142,32 @@ impl Admin {
             return reply(&answer);
         }
         let mut operation = answer.json()?;
-        let id = operation["operation"].as_str().context("an operation has no name")?;
+        let id = operation["operation"].as_str().context("an operation has no id")?;
         let path = format!("/admin/v1/operations/{id}?wait_seconds={WAIT_SECONDS}");
         let start = Instant::now();
         while start.elapsed() < DEPLOY_LIMIT {
             match operation["state"].as_str() {
                 Some("done") => return Ok(Reply::Acknowledged(operation["result"].take())),
-                Some("failed") => return Ok(Reply::Refused(operation["error"].to_string())),
+                Some("failed") => return Ok(Reply::Rejected(operation["error"].to_string())),
                 _ => {}
             }
             thread::sleep(DEPLOY_PAUSE);
             let answer = self.0.get(&path)?;
-            ensure!(answer.is_success(), "the operation is gone: {}", answer.text);
+            ensure!(answer.is_success(), "the operation is unknown: {}", answer.text);
             operation = answer.json()?;
         }
-        bail!("the deployment has not ended")
+        bail!("the deployment did not end in time")
     }
 }
 
 /// Parses a version.
 pub(super) fn parse_version(text: &str) -> Result<Version> {
-    text.parse().with_context(|| format!("`{text}` is no version"))
+    text.parse().with_context(|| format!("`{text}` is not a version"))
 }
 
-fn reply(answer: &Answer) -> Result<Reply> {
+fn reply(answer: &TextResponse) -> Result<Reply> {
     if answer.is_success() {
         return Ok(Reply::Acknowledged(answer.json()?));
     }
-    Ok(Reply::Refused(format!("{} {}", answer.status, answer.text)))
+    Ok(Reply::Rejected(format!("{} {}", answer.status, answer.text)))
 }

@@ -28,7 +28,8 @@ impl Model {
     pub(super) fn inspect(workspace: &Workspace, artifact: &Path) -> Result<Self> {
         let mut inspect = Command::new(workspace.host_binary(Profile::Release));
         let text = run::output(inspect.args(["inspect", "--json"]).arg(artifact))?;
-        let report: Value = serde_json::from_str(&text).context("a report is not JSON")?;
+        let report: Value =
+            serde_json::from_str(&text).context("the output of `inspect` is not JSON")?;
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let parts = || {
             let digest = text(&report["digest"])?.strip_prefix("sha256:")?.to_owned();
@@ -36,7 +37,7 @@ impl Model {
             Some((text(&report["model"])?, text(&report["version"])?, digest, output))
         };
         let (name, version, digest, output) =
-            parts().with_context(|| format!("cannot understand the report: {report}"))?;
+            parts().with_context(|| format!("cannot parse the report: {report}"))?;
         let examples = report["golden_examples"].as_array().into_iter().flatten();
         let bodies: Vec<Value> = examples.map(|example| example["inputs"].clone()).collect();
         ensure!(!bodies.is_empty(), "{} has no golden examples", artifact.display());
@@ -88,7 +89,7 @@ fn renumber(manifest: &str, number: &str, folder: &Path) -> Result<String> {
     let assets = manifest.get_mut("assets").and_then(toml::Value::as_table_mut);
     let mut placed: Vec<_> = assets.into_iter().flatten().map(|(_, file)| place(file)).collect();
     placed.push(manifest.get_mut("golden").and_then(|golden| place(golden.get_mut("file")?)));
-    ensure!(placed.iter().all(Option::is_some), "a manifest names no files");
+    ensure!(placed.iter().all(Option::is_some), "a manifest has no file names");
     Ok(manifest.to_string())
 }
 
@@ -116,20 +117,22 @@ pub(super) fn pack_misbehave(
 }
 
 /// Changes what `init` of a packed artifact does. `pack` would run it and fail.
-pub(super) fn make_init(artifact: &Path, word: &str) -> Result<()> {
+pub(super) fn set_init(artifact: &Path, word: &str) -> Result<()> {
     let bytes = fs::read(artifact).context("cannot read the artifact")?;
     let bytes = with_init(bytes, word)?;
-    fs::remove_file(artifact).and_then(|()| fs::write(artifact, bytes)).context("cannot write it")
+    fs::remove_file(artifact)
+        .and_then(|()| fs::write(artifact, bytes))
+        .context("cannot write the artifact")
 }
 
 fn with_init(mut bytes: Vec<u8>, word: &str) -> Result<Vec<u8>> {
     let from = br#""init":"well""#;
     let to = format!(r#""init":"{word}""#);
-    ensure!(from.len() == to.len(), "the artifact's sections keep their sizes");
+    ensure!(from.len() == to.len(), "the section sizes must not change");
     let mut places = bytes.windows(from.len()).enumerate().filter(|(_, part)| part == from);
     let (first, second) = (places.next().map(|(place, _)| place), places.next());
     let (Some(place), None) = (first, second) else {
-        anyhow::bail!("the artifact does not say once what its init is to do")
+        anyhow::bail!("the artifact does not contain the init parameter exactly once")
     };
     bytes[place..place + to.len()].copy_from_slice(to.as_bytes());
     Ok(bytes)

@@ -11,30 +11,13 @@ mod overload;
 
 use anyhow::Result;
 
-use super::Figure;
 use super::artifacts::Model;
 use super::rig::Rig;
-use crate::workspace::Workspace;
-
-/// The options of this benchmark.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    pub(crate) general: super::Options,
-    /// Measure only this section. Can be repeated.
-    #[arg(long, value_enum)]
-    only: Vec<Section>,
-}
-
-impl Options {
-    pub(crate) fn absolute(self) -> Result<Self> {
-        Ok(Self { general: self.general.absolute()?, ..self })
-    }
-}
+use super::{Figure, Subject};
 
 /// A section of the benchmark.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Section {
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Section {
     /// Half to ten times the requests that the server has capacity for, and the recovery
     /// afterwards.
     Overload,
@@ -44,10 +27,8 @@ enum Section {
     Catalogues,
 }
 
-const SECTIONS: [Section; 3] = [Section::Overload, Section::Callers, Section::Catalogues];
-
 /// What all sections share.
-struct Bench<'a> {
+pub(super) struct Bench<'a> {
     rig: Rig<'a>,
     /// A model with short calls.
     short: Model,
@@ -55,20 +36,26 @@ struct Bench<'a> {
     long: Model,
 }
 
-pub(crate) fn measure(
-    workspace: &Workspace,
-    options: &Options,
-) -> Result<(Vec<Figure>, Result<()>)> {
-    let rig = Rig::new(workspace, "edge", options.general.seconds as f64)?;
-    let packed = |name: &str| Model::inspect(workspace, &workspace.repository().join(name));
-    let (short, long) = (packed("toxicity-1.0.0.wasm")?, packed("text-direction-1.0.0.wasm")?);
-    let bench = Bench { rig, short, long };
-    Ok(super::sections(&SECTIONS, &options.only, |section| match section {
-        Section::Overload => overload::measure(&bench),
-        Section::Catalogues => catalogues::measure(&bench),
-        Section::Callers => callers::measure(&bench).and_then(|mut figures| {
-            figures.extend(failing::measure(&bench)?);
-            Ok(figures)
-        }),
-    }))
+impl<'a> Bench<'a> {
+    pub(super) fn prepare(subject: &Subject<'a>) -> Result<Self> {
+        let rig = Rig::new(subject, "edge")?;
+        let packed =
+            |name: &str| Model::inspect(rig.workspace, &rig.workspace.repository().join(name));
+        let (short, long) = (packed("toxicity-1.0.0.wasm")?, packed("text-direction-1.0.0.wasm")?);
+        Ok(Self { rig, short, long })
+    }
+}
+
+impl Section {
+    pub(super) fn measure(&self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
+        match self {
+            Self::Overload => overload::measure(bench),
+            Self::Catalogues => catalogues::measure(bench),
+            Self::Callers => {
+                let mut figures = callers::measure(bench)?;
+                figures.extend(failing::measure(bench)?);
+                Ok(figures)
+            }
+        }
+    }
 }

@@ -38,7 +38,7 @@ pub(crate) struct Load<'a> {
     /// The status of a success.
     pub(crate) status: u16,
     /// Statuses that are counted separately, neither as successes nor as errors.
-    pub(crate) also: &'a [u16],
+    pub(crate) tolerated: &'a [u16],
     /// A single body instead of `bodies`.
     pub(crate) body: Option<&'a [u8]>,
     /// Whether the requests are gRPC calls with the body as their message.
@@ -63,7 +63,7 @@ impl Default for Load<'_> {
             bodies: &[],
             contains: "",
             status: 200,
-            also: &[],
+            tolerated: &[],
             body: None,
             grpc: false,
             headers: &[],
@@ -78,12 +78,12 @@ pub(crate) struct Measured {
     pub(crate) requests: u64,
     pub(crate) successes: u64,
     /// Responses with a tolerated status.
-    pub(crate) also: BTreeMap<String, u64>,
+    pub(crate) tolerated: BTreeMap<String, u64>,
     pub(crate) errors: BTreeMap<String, u64>,
     pub(crate) requests_per_second: f64,
     pub(crate) latencies: Latencies,
     /// Latencies of responses with a tolerated status.
-    pub(crate) also_latencies: Latencies,
+    pub(crate) tolerated_latencies: Latencies,
 }
 
 impl Measured {
@@ -150,21 +150,21 @@ pub(crate) struct Running {
 }
 
 /// Runs a load; fails if a request fails, because then the figures mean something else.
-pub(crate) fn make(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
-    let measured = tolerate(workspace, load)?;
+pub(crate) fn run_without_errors(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
+    let measured = run(workspace, load)?;
     ensure!(measured.errors.is_empty(), "requests failed: {:?}", measured.errors);
     ensure!(measured.successes > 0, "no request was answered in time");
     Ok(measured)
 }
 
 /// Runs a load, whether requests fail or not.
-pub(crate) fn tolerate(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
+pub(crate) fn run(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
     start(workspace, load)?.finish()
 }
 
 /// Starts a load.
 pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
-    let folder = TempDir::new_in(bench_folder(workspace)?).context("cannot make a folder")?;
+    let folder = TempDir::new_in(bench_folder(workspace)?).context("cannot create a folder")?;
     let bodies = folder.path().join("bodies");
     let lines: String = load.bodies.iter().map(|body| format!("{body}\n")).collect();
     let (option, content) = match load.body {
@@ -187,11 +187,11 @@ pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
         .args(["--contains", load.contains])
         .arg(option)
         .arg(&bodies)
-        .arg("--json")
+        .arg("--report")
         .arg(report_file(&folder))
         .stdout(Stdio::null());
-    for status in load.also {
-        command.args(["--also-status", &status.to_string()]);
+    for status in load.tolerated {
+        command.args(["--tolerated-status", &status.to_string()]);
     }
     for header in load.headers {
         command.args(["--header", header]);
@@ -221,7 +221,7 @@ impl Running {
         let status = self.process.wait(self.limit)?;
         ensure!(status.success(), "the load generator failed ({status})");
         let json = fs::read_to_string(report_file(&self.folder));
-        let json = json.context("the load generator has left no report")?;
+        let json = json.context("the load generator wrote no report")?;
         measured(&serde_json::from_str(&json).context("the load generator's report is not JSON")?)
     }
 }
@@ -258,11 +258,11 @@ fn measured(report: &Value) -> Result<Measured> {
     Ok(Measured {
         requests: count("requests")?,
         successes: count("successes")?,
-        also: counts("also")?,
+        tolerated: counts("tolerated")?,
         errors: counts("errors")?,
         requests_per_second: report["requests_per_second"].as_f64().with_context(|| no("rate"))?,
         latencies: latencies("latency_counts")?,
-        also_latencies: latencies("also_latency_counts")?,
+        tolerated_latencies: latencies("tolerated_latency_counts")?,
     })
 }
 
@@ -275,12 +275,12 @@ mod tests {
     #[test]
     fn a_report_is_parsed() {
         let report = json!({
-            "requests": 14, "successes": 10, "also": {"500": 1}, "errors": {"503": 2, "timeout": 1},
+            "requests": 14, "successes": 10, "tolerated": {"500": 1}, "errors": {"503": 2, "timeout": 1},
             "requests_per_second": 3.0, "latency_counts": [[1500, 5], [2500, 5]],
-            "also_latency_counts": [[700, 1]],
+            "tolerated_latency_counts": [[700, 1]],
         });
         let measured = measured(&report).unwrap();
-        assert_eq!((measured.also["500"], measured.error_count()), (1, 3));
+        assert_eq!((measured.tolerated["500"], measured.error_count()), (1, 3));
         assert!((measured.latencies.p50_ms() - 1.5).abs() < 1e-9);
         assert!((measured.latencies.p95_ms() - 2.5).abs() < 1e-9);
         assert!(super::measured(&json!({"requests": 1})).is_err());

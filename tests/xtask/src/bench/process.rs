@@ -32,13 +32,13 @@ impl Process {
 
     pub(super) fn signal(&self, signal: Signal) -> Result<()> {
         let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
-        let id = id.with_context(|| format!("the {} has no number", self.name))?;
+        let id = id.with_context(|| format!("the {} has no process id", self.name))?;
         kill_process(id, signal).with_context(|| format!("cannot signal the {}", self.name))
     }
 
     /// The exit status, if the process has exited.
     pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().with_context(|| format!("the {} is lost", self.name))
+        self.child.try_wait().with_context(|| format!("cannot wait for the {}", self.name))
     }
 
     pub(super) fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
@@ -49,22 +49,22 @@ impl Process {
             }
             thread::sleep(POLL_INTERVAL);
         }
-        bail!("the {} has not ended after {} s", self.name, limit.as_secs())
+        bail!("the {} has not exited within {} s", self.name, limit.as_secs())
     }
 
     /// The processor time on all cores in seconds, without that of its children.
     pub(super) fn cpu_seconds(&self) -> Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.id()));
-        let stat = stat.with_context(|| format!("the {} is gone", self.name))?;
+        let stat = stat.with_context(|| format!("the {} has exited", self.name))?;
         let ticks = find_cpu_ticks(&stat);
-        Ok(ticks.context("the kernel does not say the processor time")? as f64 / TICKS_PER_SECOND)
+        Ok(ticks.context("/proc has no processor time")? as f64 / TICKS_PER_SECOND)
     }
 
     /// The resident memory in KiB.
     pub(super) fn resident_kib(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id()));
-        let status = status.with_context(|| format!("the {} is gone", self.name))?;
-        find_resident_kib(&status).context("the kernel does not say the memory")
+        let status = status.with_context(|| format!("the {} has exited", self.name))?;
+        find_resident_kib(&status).context("/proc has no resident memory")
     }
 }
 

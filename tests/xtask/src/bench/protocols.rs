@@ -10,31 +10,15 @@ mod overhead;
 
 use anyhow::Result;
 
-use super::Figure;
 use super::artifacts::{Model, pack_misbehave};
 use super::rig::Rig;
+use super::{Figure, Subject};
 use crate::pack;
-use crate::workspace::{Profile, Workspace};
-
-/// The options of this benchmark.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    pub(crate) general: super::Options,
-    /// Measure only this section. Can be repeated.
-    #[arg(long, value_enum)]
-    only: Vec<Section>,
-}
-
-impl Options {
-    pub(crate) fn absolute(self) -> Result<Self> {
-        Ok(Self { general: self.general.absolute()?, ..self })
-    }
-}
+use crate::workspace::Profile;
 
 /// A section of the benchmark.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Section {
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Section {
     /// Throughput and latency with batching against without.
     Batching,
     /// The latency of each protocol, by stage.
@@ -43,10 +27,8 @@ enum Section {
     Cancellation,
 }
 
-const SECTIONS: [Section; 3] = [Section::Batching, Section::Overhead, Section::Cancellation];
-
 /// What all sections share.
-struct Bench<'a> {
+pub(super) struct Bench<'a> {
     rig: Rig<'a>,
     /// A model with short calls, which are mostly overhead.
     short: Model,
@@ -57,21 +39,26 @@ struct Bench<'a> {
     misbehave: Model,
 }
 
-pub(crate) fn measure(
-    workspace: &Workspace,
-    options: &Options,
-) -> Result<(Vec<Figure>, Result<()>)> {
-    let rig = Rig::new(workspace, "protocols", options.general.seconds as f64)?;
-    let packed = |name: &str| Model::inspect(workspace, &workspace.repository().join(name));
-    let (short, long) = (packed("toxicity-1.0.0.wasm")?, packed("text-direction-1.0.0.wasm")?);
-    let fixtures = pack::pack_fixtures(workspace, &workspace.host_binary(Profile::Release))?;
-    let identity = Model::inspect(workspace, &fixtures.join("identity_fp32-1.0.0.wasm"))?;
-    let misbehave = pack_misbehave(workspace, &rig.folder("."), "1.0.0")?;
-    let misbehave = Model::inspect(workspace, &misbehave)?;
-    let bench = Bench { rig, short, long, identity, misbehave };
-    Ok(super::sections(&SECTIONS, &options.only, |section| match section {
-        Section::Batching => batching::measure(&bench),
-        Section::Overhead => overhead::measure(&bench),
-        Section::Cancellation => cancellation::measure(&bench),
-    }))
+impl<'a> Bench<'a> {
+    pub(super) fn prepare(subject: &Subject<'a>) -> Result<Self> {
+        let rig = Rig::new(subject, "protocols")?;
+        let workspace = rig.workspace;
+        let packed = |name: &str| Model::inspect(workspace, &workspace.repository().join(name));
+        let (short, long) = (packed("toxicity-1.0.0.wasm")?, packed("text-direction-1.0.0.wasm")?);
+        let fixtures = pack::pack_fixtures(workspace, &workspace.host_binary(Profile::Release))?;
+        let identity = Model::inspect(workspace, &fixtures.join("identity_fp32-1.0.0.wasm"))?;
+        let misbehave = pack_misbehave(workspace, &rig.folder("."), "1.0.0")?;
+        let misbehave = Model::inspect(workspace, &misbehave)?;
+        Ok(Self { rig, short, long, identity, misbehave })
+    }
+}
+
+impl Section {
+    pub(super) fn measure(&self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
+        match self {
+            Self::Batching => batching::measure(bench),
+            Self::Overhead => overhead::measure(bench),
+            Self::Cancellation => cancellation::measure(bench),
+        }
+    }
 }

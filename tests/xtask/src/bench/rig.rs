@@ -8,12 +8,13 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::Subject;
 use super::artifacts::Model;
 use super::load::{self, Load, Measured, work_file};
 use super::process::Process;
 use super::server::{START_LIMIT, Server, Setup};
 use crate::run;
-use crate::workspace::{Profile, Workspace};
+use crate::workspace::Workspace;
 
 /// Enough connections to keep every processor busy.
 pub(super) const CAPACITY_CONNECTIONS: usize = 8;
@@ -41,16 +42,19 @@ pub(super) struct Rig<'a> {
     pub(super) workspace: &'a Workspace,
     /// The duration of each measurement under load, all of its blocks together.
     pub(super) seconds: f64,
+    /// The server under measurement.
+    program: PathBuf,
     folder: PathBuf,
 }
 
 impl<'a> Rig<'a> {
     /// Creates the working folder of this name.
-    pub(super) fn new(workspace: &'a Workspace, name: &str, seconds: f64) -> Result<Self> {
-        let folder = work_file(workspace, name)?;
+    pub(super) fn new(subject: &Subject<'a>, name: &str) -> Result<Self> {
+        let Subject { workspace, program, folder_suffix, seconds } = subject.clone();
+        let folder = work_file(workspace, &format!("{name}{folder_suffix}"))?;
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
-        Ok(Self { workspace, seconds, folder })
+        Ok(Self { workspace, program, seconds, folder })
     }
 
     /// A path in the working folder.
@@ -81,7 +85,7 @@ impl<'a> Rig<'a> {
             repository,
             state: self.folder(state),
             starter,
-            host: Profile::Release,
+            program: self.program.clone(),
             limit: START_LIMIT,
             environment: Vec::new(),
         })
@@ -103,7 +107,8 @@ impl<'a> Rig<'a> {
     pub(super) fn probe(&self, task: &str, model: &Model, state: &Path) -> Result<Value> {
         let mut command = Command::new(self.workspace.probe_binary());
         command.arg(task).arg("--artifact").arg(&model.artifact).arg("--state").arg(state);
-        serde_json::from_str(&run::output(&mut command)?).context("the probe says no JSON")
+        serde_json::from_str(&run::output(&mut command)?)
+            .context("the output of the probe is not JSON")
     }
 
     /// A process that keeps one core busy at normal priority until it is dropped.
@@ -124,7 +129,7 @@ impl<'a> Rig<'a> {
             contains: &model.contains,
             ..Load::default()
         };
-        let capacity = load::make(self.workspace, &load)?.requests_per_second;
+        let capacity = load::run_without_errors(self.workspace, &load)?.requests_per_second;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
         Ok((capacity / 2.0).max(1.0) as u32)
     }
@@ -146,6 +151,6 @@ impl<'a> Rig<'a> {
             contains: &model.contains,
             ..Load::default()
         };
-        load::tolerate(self.workspace, &load)
+        load::run(self.workspace, &load)
     }
 }

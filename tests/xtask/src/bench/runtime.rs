@@ -13,34 +13,17 @@ mod deadline;
 mod deploy;
 mod instances;
 mod isolation;
-mod setup;
+pub(super) mod setup;
 mod traps;
 
 use anyhow::Result;
 
 use self::setup::Bench;
 use super::Figure;
-use crate::workspace::Workspace;
-
-/// The options of this benchmark.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    pub(crate) general: super::Options,
-    /// Measure only this section. Can be repeated.
-    #[arg(long, value_enum)]
-    only: Vec<Section>,
-}
-
-impl Options {
-    pub(crate) fn absolute(self) -> Result<Self> {
-        Ok(Self { general: self.general.absolute()?, ..self })
-    }
-}
 
 /// A section of the benchmark.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Section {
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Section {
     /// The cost of creating, keeping and dropping instances.
     Instances,
     /// A new instance for every request against reused instances.
@@ -59,27 +42,8 @@ enum Section {
     Damage,
 }
 
-const SECTIONS: [Section; 8] = [
-    Section::Instances,
-    Section::Isolation,
-    Section::Bystander,
-    Section::Deploy,
-    Section::Deadline,
-    Section::Traps,
-    Section::Crash,
-    Section::Damage,
-];
-
-pub(crate) fn measure(
-    workspace: &Workspace,
-    options: &Options,
-) -> Result<(Vec<Figure>, Result<()>)> {
-    let bench = Bench::prepare(workspace, options.general.seconds as f64)?;
-    Ok(super::sections(&SECTIONS, &options.only, |section| section.measure(&bench)))
-}
-
 impl Section {
-    fn measure(self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    pub(super) fn measure(&self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
         match self {
             Self::Instances => instances::measure(bench),
             Self::Isolation => isolation::measure(bench),

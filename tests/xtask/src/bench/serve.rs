@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::load::{self, Load, Measured};
 use super::server::{self, Server};
-use super::{Bar, Figure};
+use super::{Bar, Figure, Subject};
 use crate::run;
 use crate::workspace::Workspace;
 
@@ -49,9 +49,10 @@ const REQUESTS_PER_SECOND_1_CONNECTION: Bar = Bar::Above(250.0);
 const REQUESTS_PER_SECOND_8_CONNECTIONS: Bar = Bar::Above(520.0);
 
 /// Measures everything, with `seconds` for each load.
-pub(crate) fn measure(workspace: &Workspace, seconds: u64) -> Result<Vec<Figure>> {
+pub(super) fn measure(subject: &Subject<'_>) -> Result<Vec<Figure>> {
+    let Subject { workspace, seconds, .. } = subject.clone();
     let texts = texts(workspace)?;
-    let (start_ms, server) = warm_start_ms(workspace)?;
+    let (start_ms, server) = warm_start_ms(subject)?;
     let mut figures = vec![Figure::new("warm_start_ms", start_ms, "ms", Some(WARM_START_MS))];
     figures.extend(single_predictions(workspace, &server, &texts, seconds)?);
     figures.push(batches(workspace, &server, &texts, seconds)?);
@@ -60,10 +61,14 @@ pub(crate) fn measure(workspace: &Workspace, seconds: u64) -> Result<Vec<Figure>
 }
 
 /// The median of several starts with everything compiled, and the last server.
-fn warm_start_ms(workspace: &Workspace) -> Result<(f64, Server)> {
-    let setup = server::demonstration(workspace);
-    let start = || Server::start(workspace, &setup);
-    let mut server = run::step("first start, which compiles what is new", start)?;
+fn warm_start_ms(subject: &Subject<'_>) -> Result<(f64, Server)> {
+    let mut setup = server::demonstration(subject.workspace);
+    setup.program.clone_from(&subject.program);
+    if !subject.folder_suffix.is_empty() {
+        setup.state = subject.workspace.output().join(format!("state{}", subject.folder_suffix));
+    }
+    let start = || Server::start(subject.workspace, &setup);
+    let mut server = run::step("first start, which compiles", start)?;
     let mut times = Vec::with_capacity(STARTS);
     for number in 1..=STARTS {
         // One at a time: two would share the state folder and the processors.
@@ -80,13 +85,13 @@ fn single_predictions(
     workspace: &Workspace,
     server: &Server,
     texts: &[String],
-    seconds: u64,
+    seconds: f64,
 ) -> Result<Vec<Figure>> {
     let bodies: Vec<Value> = texts.iter().map(|text| json!({"text": text})).collect();
     let url = server.url(PREDICT);
     let ask = |connections, rate| {
         let contains = "\"score\":";
-        let (bodies, seconds) = (bodies.as_slice(), seconds as f64);
+        let bodies = bodies.as_slice();
         let load =
             Load { url: &url, connections, rate, seconds, bodies, contains, ..Load::default() };
         measured(workspace, "single texts", &load)
@@ -124,14 +129,14 @@ fn batches(
     workspace: &Workspace,
     server: &Server,
     texts: &[String],
-    seconds: u64,
+    seconds: f64,
 ) -> Result<Figure> {
     let batches = texts.chunks_exact(BATCH_ROWS);
     let bodies: Vec<Value> = batches.map(|texts| json!({"texts": texts})).collect();
     let load = Load {
         url: &server.url(BATCH_PREDICT),
         connections: BATCH_CONNECTIONS,
-        seconds: seconds as f64,
+        seconds,
         bodies: &bodies,
         contains: "\"results\":",
         ..Load::default()
@@ -146,7 +151,7 @@ fn measured(workspace: &Workspace, what: &str, load: &Load<'_>) -> Result<Measur
         Some(rate) => format!("{rate} a second"),
         None => format!("{} at a time", load.connections),
     };
-    run::step(&format!("{what}, {pace}"), || load::make(workspace, load))
+    run::step(&format!("{what}, {pace}"), || load::run_without_errors(workspace, load))
 }
 
 /// The texts of the model's oracle, which are as long and as odd as what people write.

@@ -39,8 +39,8 @@ pub(crate) struct Setup {
     pub(crate) state: PathBuf,
     /// A program that executes the server, with its arguments; may be empty.
     pub(crate) starter: Vec<PathBuf>,
-    /// The build of the server.
-    pub(crate) host: Profile,
+    /// The server.
+    pub(crate) program: PathBuf,
     /// The time limit for each awaited log line.
     pub(crate) limit: Duration,
     /// Additional environment variables.
@@ -75,8 +75,8 @@ impl Server {
             .and_then(|()| File::create(&log))
             .with_context(|| format!("cannot write {}", log.display()))?;
         let mut program = setup.starter.clone();
-        program.push(workspace.host_binary(setup.host));
-        let (first, rest) = program.split_first().context("there is no program")?;
+        program.push(setup.program.clone());
+        let (first, rest) = program.split_first().context("the command is empty")?;
         let mut command = Command::new(first);
         command
             .args(rest)
@@ -154,7 +154,7 @@ impl Server {
         let status = self.process.wait(STOP_LIMIT)?;
         ensure!(
             status.success(),
-            "the server failed to end ({status}); the end of its log:\n{}",
+            "the server failed to stop ({status}); the end of its log:\n{}",
             self.log.tail()
         );
         Ok(())
@@ -182,12 +182,15 @@ fn wait_for(
             return Ok(line);
         }
         if let Some(status) = ended {
-            bail!("the server ended ({status}); the end of its log:\n{}", log.tail());
+            bail!("the server exited ({status}); the end of its log:\n{}", log.tail());
         }
         thread::sleep(POLL_INTERVAL);
     }
     let seconds = limit.as_secs();
-    bail!("the server has not said `{message}` in {seconds} s; its log:\n{}", log.tail())
+    bail!(
+        "the server has not logged `{message}` within {seconds} s; the end of its log:\n{}",
+        log.tail()
+    )
 }
 
 /// The demo models with the state folder that users have.
@@ -197,7 +200,7 @@ pub(crate) fn demonstration(workspace: &Workspace) -> Setup {
         repository: workspace.repository(),
         state: workspace.state(),
         starter: Vec::new(),
-        host: Profile::Release,
+        program: workspace.host_binary(Profile::Release),
         limit: START_LIMIT,
         environment: Vec::new(),
     }

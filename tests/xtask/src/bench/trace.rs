@@ -33,7 +33,8 @@ pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for line in file.lines() {
         let line = line.with_context(cannot_read)?;
-        records.push(parse(&line).with_context(|| format!("a trace has no line `{line}`"))?);
+        records
+            .push(parse(&line).with_context(|| format!("the trace has an invalid line `{line}`"))?);
     }
     Ok(records)
 }

@@ -14,7 +14,7 @@ mod liveness;
 mod loads;
 mod restart;
 mod rollback;
-mod setup;
+pub(super) mod setup;
 mod shadow;
 mod split;
 mod swaps;
@@ -23,30 +23,10 @@ use anyhow::Result;
 
 use self::setup::Bench;
 use super::Figure;
-use crate::workspace::Workspace;
-
-/// The options of this benchmark.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    pub(crate) general: super::Options,
-    /// Swap versions 1000 times in each configuration, under a million requests.
-    #[arg(long)]
-    long: bool,
-    /// Measure only this section. Can be repeated.
-    #[arg(long, value_enum)]
-    only: Vec<Section>,
-}
-
-impl Options {
-    pub(crate) fn absolute(self) -> Result<Self> {
-        Ok(Self { general: self.general.absolute()?, ..self })
-    }
-}
 
 /// A section of the benchmark.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Section {
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Section {
     /// Hundreds of swaps under load, as callers and the server's memory see them.
     Swaps,
     /// How long callers get a version after its rollback.
@@ -67,28 +47,8 @@ enum Section {
     Check,
 }
 
-const SECTIONS: [Section; 9] = [
-    Section::Swaps,
-    Section::Rollback,
-    Section::Restart,
-    Section::Loads,
-    Section::Split,
-    Section::Shadow,
-    Section::Crash,
-    Section::Failpoints,
-    Section::Check,
-];
-
-pub(crate) fn measure(
-    workspace: &Workspace,
-    options: &Options,
-) -> Result<(Vec<Figure>, Result<()>)> {
-    let bench = Bench::prepare(workspace, options.general.seconds as f64, options.long)?;
-    Ok(super::sections(&SECTIONS, &options.only, |section| section.measure(&bench)))
-}
-
 impl Section {
-    fn measure(self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    pub(super) fn measure(&self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
         match self {
             Self::Swaps => swaps::measure(bench),
             Self::Rollback => rollback::measure(bench),

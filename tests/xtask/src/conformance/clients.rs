@@ -13,7 +13,7 @@ use crate::bench::admin::KEY as ADMIN_KEY;
 use crate::bench::server::{KEY, START_LIMIT, Server, Setup};
 use crate::pack;
 use crate::run;
-use crate::workspace::{Profile, Workspace};
+use crate::workspace::Workspace;
 
 /// Programs that share an environment.
 struct Clients {
@@ -71,7 +71,7 @@ pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
         }
         Ok(())
     })?;
-    ensure!(failed.is_empty(), "these fail: {}", failed.join(", "));
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
 }
 
@@ -91,13 +91,13 @@ fn serve(workspace: &Workspace, host: &Path) -> Result<Server> {
     let state = workspace.output().join("clients");
     // The compiled code is found by the artifacts' digests; the artifacts may have been packed
     // again since.
-    super::forget_deployed(&state).context("cannot remove what the run before had deployed")?;
+    super::forget_deployed(&state).context("cannot remove the deployments of the last run")?;
     let setup = Setup {
         config: workspace.fixtures().join("fixtures.toml"),
         repository: pack::pack_fixtures(workspace, host)?,
         state,
         starter: Vec::new(),
-        host: Profile::Dev,
+        program: host.to_owned(),
         limit: START_LIMIT,
         environment: Vec::new(),
     };

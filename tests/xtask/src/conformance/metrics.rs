@@ -81,7 +81,7 @@ impl Tools {
                 let mut packages = packages.filter_map(|entry| Some(entry.ok()?.path()));
                 let package = packages
                     .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-                let package = package.context("apt-get has downloaded nothing")?;
+                let package = package.context("apt-get downloaded no package")?;
                 run::output(Command::new("dpkg-deb").arg("-x").arg(package).arg(&place))
             })?;
         }
@@ -137,13 +137,13 @@ impl Server {
         let started = Instant::now();
         let mut wait_for = |message: &str| -> Result<Value> {
             while started.elapsed() < START_LIMIT {
-                let line = lines.next().context("the server has ended")??;
+                let line = lines.next().context("the server has exited")??;
                 let line: Value = serde_json::from_str(&line).unwrap_or_default();
                 if line["message"] == message {
                     return Ok(line);
                 }
             }
-            bail!("the server has not said `{message}`")
+            bail!("the server has not logged `{message}`")
         };
         let address = |line: Value| {
             let address = line["address"].as_str().and_then(|address| address.parse().ok());
@@ -210,7 +210,7 @@ fn check_page(tools: &Tools, page: &str) -> Result<()> {
     let mut check = tools.promtool();
     check.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut check = check.stderr(Stdio::piped()).spawn().context("cannot start promtool")?;
-    check.stdin.take().context("promtool takes nothing")?.write_all(page.as_bytes())?;
+    check.stdin.take().context("promtool has no standard input")?.write_all(page.as_bytes())?;
     let output = check.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && said.trim().is_empty(), "promtool: {said}");
@@ -262,7 +262,7 @@ impl Prometheus {
 
 fn check_dashboard(agent: &Agent, prometheus: &Prometheus, dashboard: &Path) -> Result<()> {
     let text = fs::read_to_string(dashboard).context("cannot read the dashboard")?;
-    let dashboard: Value = serde_json::from_str(&text).context("the dashboard is no JSON")?;
+    let dashboard: Value = serde_json::from_str(&text).context("the dashboard is not JSON")?;
     let documented = documented(&fs::read_to_string("host/docs/src/reference/metrics.md")?);
     let panels = dashboard["panels"].as_array().into_iter().flatten();
     let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
@@ -278,14 +278,14 @@ fn check_dashboard(agent: &Agent, prometheus: &Prometheus, dashboard: &Path) -> 
             .fold(query.to_owned(), |query, (name, value)| query.replace(name, value));
         let begun = Instant::now();
         while prometheus.query(agent, &filled)?.is_empty() && !may_be_empty {
-            ensure!(begun.elapsed() < ANSWER_LIMIT, "there is no answer to {filled}");
+            ensure!(begun.elapsed() < ANSWER_LIMIT, "no result for {filled}");
             thread::sleep(Duration::from_millis(200));
         }
     }
     ensure!(queries > 30, "the dashboard has {queries} queries");
     let up = prometheus.query(agent, "min_over_time(up{job=\"guesthouse\"}[1m])")?;
-    ensure!(up == [1.0], "Prometheus cannot read everything: {up:?}");
-    println!("metrics: {queries} queries of the dashboard have answers");
+    ensure!(up == [1.0], "a scrape failed: {up:?}");
+    println!("metrics: {queries} queries of the dashboard have results");
     Ok(())
 }
 

@@ -63,7 +63,7 @@ fn install(workspace: &Workspace) -> Result<Tools> {
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(tools);
     }
-    run::step("installing what checks the packaging", || {
+    run::step("installing tools for packaging", || {
         run::output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&tools.0))?;
         let pip = || {
             let mut pip = Command::new(tools.program("python"));
@@ -112,7 +112,7 @@ impl Tools {
                 manifests.push(path);
             }
         }
-        ensure!(manifests.len() >= 5, "{} has few manifests", folder.display());
+        ensure!(manifests.len() >= 5, "{} has too few manifests", folder.display());
         manifests.sort();
         Ok(manifests)
     }
@@ -121,7 +121,7 @@ impl Tools {
 /// Checks the unit with systemd, if it is installed.
 fn check_unit(unit: &Path) -> Result<()> {
     if run::output(Command::new("systemd-analyze").arg("--version")).is_err() {
-        println!("the unit is not checked: there is no systemd-analyze");
+        println!("the unit is not checked: systemd-analyze is missing");
         return Ok(());
     }
     let output = Command::new("systemd-analyze").arg("verify").arg(unit).output()?;
@@ -132,6 +132,6 @@ fn check_unit(unit: &Path) -> Result<()> {
     security.args(["security", "--offline=true", "--no-pager", "--threshold", MAX_EXPOSURE]);
     let said = run::output(security.arg(unit))?;
     let line = said.lines().rev().find(|line| line.contains("exposure level"));
-    println!("{}", line.context("systemd-analyze security says nothing")?.trim());
+    println!("{}", line.context("systemd-analyze security printed no exposure level")?.trim());
     Ok(())
 }

@@ -45,7 +45,7 @@ const RUNS: [(bool, &[&str]); 8] = [
 /// Checks that it measures the server in each mode.
 pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
     if std::env::consts::ARCH != "x86_64" {
-        println!("there is no {PACKAGE} for this machine");
+        println!("{PACKAGE} does not support this machine");
         return Ok(());
     }
     let tool = Tool::install(workspace)?;
@@ -61,9 +61,9 @@ pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
             ask.args(["--concurrency-range", "4", "--request-count", REQUESTS]);
             let told = run::output(&mut ask)?;
             let said = |word: &str| told.lines().find(|line| line.trim().starts_with(word));
-            let throughput = said("Throughput:").context("it tells of no throughput")?;
-            let count = said("Request count:").context("it tells of no requests")?;
-            ensure!(count.trim().ends_with(REQUESTS), "not all are answered: {count}");
+            let throughput = said("Throughput:").context("the output has no throughput")?;
+            let count = said("Request count:").context("the output has no request count")?;
+            ensure!(count.trim().ends_with(REQUESTS), "not all requests were answered: {count}");
             println!("{protocol} {}: {}", what.join(" "), throughput.trim());
         }
         Ok(())

@@ -42,7 +42,7 @@ pub(super) fn install(sysroot: &Sysroot) -> Result<()> {
         run::step(&format!("setup: building the standard library for {TARGET}"), || {
             build(&compiler, &sources, &work.path().join("build"))
         })?;
-    put_in_place(sysroot, &sources, &libraries)
+    install_folder(sysroot, &sources, &libraries)
 }
 
 /// The version of the compiler in use.
@@ -57,7 +57,7 @@ impl Compiler {
         let text = run::output(rustc().arg("-vV"))?;
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
-            line.map(str::to_owned).with_context(|| format!("rustc tells no {name}"))
+            line.map(str::to_owned).with_context(|| format!("rustc prints no {name}"))
         };
         Ok(Self { release: field("release: ")?, commit: field("commit-hash: ")? })
     }
@@ -104,7 +104,7 @@ fn download(release: &str, work: &Path) -> Result<Sources> {
             extract(&package, release, &root)?;
         }
         Sources::below(&root, release, origin.clone())
-            .context("the packages do not contain the files they did when this was written")
+            .context("the packages do not contain the expected files")
     })
 }
 
@@ -131,7 +131,7 @@ fn extract(package: &Path, release: &str, root: &Path) -> Result<()> {
             .arg(wanted)
             .stdin(archive),
     )?;
-    let status = unpack.wait().context("dpkg-deb is lost")?;
+    let status = unpack.wait().context("cannot wait for dpkg-deb")?;
     ensure!(status.success(), "dpkg-deb cannot read {name} ({status})");
     Ok(())
 }
@@ -261,7 +261,8 @@ impl Apt {
         // Lines of `package | version | source`, newest first.
         let mut versions = table.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim);
         let version = versions.find(|version| wanted(version));
-        let version = version.with_context(|| format!("{SUITE} has no fitting {package}"))?;
+        let version =
+            version.with_context(|| format!("{SUITE} has no matching version of {package}"))?;
         Ok(format!("{package}={version}"))
     }
 }
@@ -331,7 +332,7 @@ fn clean_cargo() -> Command {
 }
 
 /// Assembles the target's folder beside its final place in the sysroot and renames it.
-fn put_in_place(sysroot: &Sysroot, sources: &Sources, libraries: &[PathBuf]) -> Result<()> {
+fn install_folder(sysroot: &Sysroot, sources: &Sources, libraries: &[PathBuf]) -> Result<()> {
     let staging = staging(sysroot)?;
     let new = staging.path().join(TARGET);
     let self_contained = new.join("lib").join("self-contained");
@@ -354,7 +355,8 @@ fn put_in_place(sysroot: &Sysroot, sources: &Sources, libraries: &[PathBuf]) -> 
     let place = sysroot.targets().join(TARGET);
     if place.exists() && !sysroot.has_target() {
         // An incomplete folder is moved away and removed with the staging folder.
-        fs::rename(&place, staging.path().join("incomplete")).context("cannot clear the place")?;
+        fs::rename(&place, staging.path().join("incomplete"))
+            .context("cannot move the incomplete folder away")?;
     }
     match fs::rename(&new, &place) {
         // Another process was faster, with the same result.

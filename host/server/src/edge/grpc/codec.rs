@@ -1,8 +1,8 @@
-//! Messages to values, within bounds on what they take in memory.
+//! Decoding of messages, with a limit on the memory that the decoded message takes.
 //!
-//! Two bytes can stand for a whole empty message inside another, and a byte for a number of eight: a
-//! message within its limit could otherwise fill gigabytes before anybody looks at it. So its fields are
-//! counted first, by what the type says of them.
+//! Two bytes can encode an empty message inside another, and one byte a number of eight, so that a message
+//! within its size limit could fill gigabytes of memory. The values are therefore counted before the message is
+//! decoded.
 
 use std::marker::PhantomData;
 use std::sync::LazyLock;
@@ -17,40 +17,40 @@ use super::{pb, status};
 use crate::edge::error::ApiError;
 use crate::edge::json::MAX_VALUES;
 
-/// What a message costs beside its own fields, in values: a tensor without anything in it takes some
-/// two hundred bytes, and a value of JSON, of which there may be as many, 72.
+/// The cost of a message in addition to its fields, in values: an empty tensor takes some 200 bytes, and a
+/// JSON value, of which there may be as many, 72.
 const MESSAGE_COST: usize = 4;
 
-/// How deep messages may be in each other. Ours are four deep, and no signature makes deeper ones.
+/// The deepest nesting of messages. No type of ours is nested more than four deep.
 const MAX_DEPTH: usize = 16;
 
 /// The types of `proto/inference.proto`.
 pub(crate) static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     let files = &include_bytes!(concat!(env!("OUT_DIR"), "/inference.bin"))[..];
-    DescriptorPool::decode(files).expect("the build has made them")
+    DescriptorPool::decode(files).expect("the build script encodes it")
 });
 
-/// Messages that callers send to services of ours.
-pub(crate) trait Asked: Message + Default + 'static {
+/// The type of a request.
+pub(crate) trait RequestMessage: Message + Default + 'static {
     /// The type's full name.
     const NAME: &'static str;
 }
 
-macro_rules! asked {
+macro_rules! request_messages {
     ($($name:ident)*) => {
-        $(impl Asked for pb::$name {
+        $(impl RequestMessage for pb::$name {
             const NAME: &'static str = concat!("inference.", stringify!($name));
         })*
     };
 }
 
-asked! {
+request_messages! {
     ServerLiveRequest ServerReadyRequest ModelReadyRequest ServerMetadataRequest ModelMetadataRequest
     ModelInferRequest ModelConfigRequest ModelStatisticsRequest RepositoryIndexRequest
     RepositoryModelLoadRequest RepositoryModelUnloadRequest
 }
 
-/// What turns messages into bytes and back.
+/// The codec of the generated services.
 pub(crate) struct Codec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for Codec<T, U> {
@@ -62,7 +62,7 @@ impl<T, U> Default for Codec<T, U> {
 impl<T, U> tonic::codec::Codec for Codec<T, U>
 where
     T: Message + Send + 'static,
-    U: Asked + Send,
+    U: RequestMessage + Send,
 {
     type Encode = T;
     type Decode = U;
@@ -83,11 +83,11 @@ impl<T: Message> Encoder for Codec<T, ()> {
     type Error = Status;
 
     fn encode(&mut self, item: T, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.encode(buffer).map_err(|_full| Status::internal("the answer does not fit"))
+        item.encode(buffer).map_err(|_full| Status::internal("the response does not fit"))
     }
 }
 
-impl<U: Asked> Decoder for Codec<(), U> {
+impl<U: RequestMessage> Decoder for Codec<(), U> {
     type Item = U;
     type Error = Status;
 
@@ -99,26 +99,26 @@ impl<U: Asked> Decoder for Codec<(), U> {
     }
 }
 
-/// A message of a prediction, which the generated service does not read.
-pub(super) fn decode<M: Asked>(bytes: Bytes) -> Result<M, ApiError> {
+/// Decode a message of a method that receives bytes.
+pub(super) fn decode<M: RequestMessage>(bytes: Bytes) -> Result<M, ApiError> {
     let message = POOL.get_message_by_name(M::NAME).ok_or_else(ApiError::internal)?;
-    let refused =
-        |status: Status| status::of_library(status.code()).unwrap_or_else(ApiError::internal);
-    count(&bytes, &message).map_err(refused)?;
-    M::decode(bytes).map_err(|_error| refused(malformed()))
+    let to_error =
+        |status: Status| status::library_error(status.code()).unwrap_or_else(ApiError::internal);
+    count(&bytes, &message).map_err(to_error)?;
+    M::decode(bytes).map_err(|_error| to_error(malformed()))
 }
 
 fn malformed() -> Status {
     Status::new(Code::InvalidArgument, "the message is malformed")
 }
 
-/// Whether a message has at most [`MAX_VALUES`].
+/// Check that a message has at most [`MAX_VALUES`].
 pub(crate) fn count(bytes: &[u8], message: &MessageDescriptor) -> Result<(), Status> {
     Counter { left: MAX_VALUES }.message(bytes, message, MAX_DEPTH)
 }
 
 struct Counter {
-    /// How many more values there may be.
+    /// How many more values are allowed.
     left: usize,
 }
 
@@ -136,7 +136,7 @@ impl Counter {
         depth: usize,
     ) -> Result<(), Status> {
         let depth = depth.checked_sub(1).ok_or_else(malformed)?;
-        // Fields of a kind come one after the other.
+        // Equal fields usually follow each other, so the last one is remembered.
         let mut last: Option<(u32, Option<Kind>)> = None;
         while !bytes.is_empty() {
             let key = u32::try_from(varint(&mut bytes)?).map_err(|_error| malformed())?;
@@ -164,7 +164,7 @@ impl Counter {
                     self.take(MESSAGE_COST)?;
                     self.message(content, inner, depth)?;
                 }
-                // Raw contents are as long as what they stand for, and so are numbers of one length.
+                // These are not larger when they are decoded.
                 None
                 | Some(
                     Kind::Bytes
@@ -204,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn every_type_is_known() {
+    fn the_pool_has_every_request_type() {
         for name in [pb::ServerLiveRequest::NAME, pb::RepositoryModelUnloadRequest::NAME] {
             assert!(POOL.get_message_by_name(name).is_some(), "{name}");
         }
     }
 
     #[test]
-    fn what_would_swell_is_not_read() {
+    fn a_message_with_too_many_values_is_rejected() {
         let empty = pb::model_infer_request::InferInputTensor::default();
         let with = |inputs: usize| pb::ModelInferRequest {
             inputs: vec![empty.clone(); inputs],
@@ -249,7 +249,7 @@ mod tests {
                 "{bad:?}"
             );
         }
-        // What this server does not know yet is left unread.
+        // Unknown fields are ignored.
         assert!(count(b"\xfa\x07\x03abc", &descriptor).is_ok());
     }
 }

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Limits;
-use crate::edge::unread::Remainder;
+use crate::edge::unread_body::Remainder;
 
 /// What is under way on a connection.
 pub(super) struct Activity {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 
-use super::Document;
-use crate::edge::Policy;
+use super::document::Document;
+use crate::edge::policy::Policy;
 use guesthouse_control::registry::Snapshot;
 use guesthouse_model::ModelName;
 

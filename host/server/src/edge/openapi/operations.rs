@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Document;
+use super::document::Document;
 use super::schemas::{Schemas, reference};
 use crate::config::MetricsListener;
-use crate::edge::Policy;
 use crate::edge::error::ErrorCode;
 use crate::edge::idempotency::MAX_KEY_LENGTH;
+use crate::edge::policy::Policy;
 use guesthouse_model::{Field, ModelName};
 
 /// What any request can be answered with, whatever it asks for.
@@ -371,7 +371,7 @@ fn response_name(codes: &[ErrorCode], form: Errors) -> String {
 
 fn error_response(codes: &[ErrorCode], form: Errors) -> Value {
     let words: Vec<_> = codes.iter().map(|code| code.as_str()).collect();
-    let tells_when = codes.iter().any(|code| code.tells_when());
+    let tells_when = codes.iter().any(|code| code.has_retry_delay());
     let content = match form {
         Errors::Own => json!({
             "application/json": {"schema": reference("Error")},

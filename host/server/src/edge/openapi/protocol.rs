@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Document;
+use super::document::Document;
 use super::operations::{
     CHANGES, Errors, GENERAL, KEYED, PREDICTION, content_of, errors, headers, read_in,
     selector_schema,

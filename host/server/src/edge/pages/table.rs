@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::refused::broken;
 
 /// Threads that compute values: two, so that a small value does not wait for a large one.
 const THREADS: usize = 2;
@@ -147,8 +146,9 @@ where
                 waiting
             }
         };
-        let outcome = waiting.wait_for(Option::is_some).await.map_err(|_dropped| broken())?;
-        outcome.clone().unwrap_or_else(|| Err(broken()))
+        let outcome =
+            waiting.wait_for(Option::is_some).await.map_err(|_dropped| ApiError::internal())?;
+        outcome.clone().unwrap_or_else(|| Err(ApiError::internal()))
     }
 
     fn find(&self, key: &K, state: Option<S>) -> Found<T> {
@@ -196,7 +196,7 @@ where
             let (started, before) = table.start(&key, state());
             let outcome = catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|_panic| {
                 tracing::error!("a page could not be rendered");
-                Err(broken())
+                Err(ApiError::internal())
             });
             let outcome = outcome.map(Arc::new);
             let valid = match before {
@@ -211,7 +211,7 @@ where
                 TrySendError::Full(_) => {
                     ApiError::new(ErrorCode::Overloaded, "too many pages are being rendered")
                 }
-                TrySendError::Disconnected(_) => broken(),
+                TrySendError::Disconnected(_) => ApiError::internal(),
             };
             let mut inner = self.lock();
             if let Some(entry) = inner.entries.get_mut(&queued) {

@@ -33,14 +33,14 @@ const BLOCKS: u32 = 5;
 
 /// How callers misbehave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Way {
+enum Misbehaviour {
     Silent,
     SlowHeads,
     SlowBodies,
     Churn,
 }
 
-impl Way {
+impl Misbehaviour {
     fn name(self) -> &'static str {
         match self {
             Self::Silent => "beside_5000_silent_callers",
@@ -55,7 +55,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     // Each connection takes a file descriptor.
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;
-    setrlimit(Resource::Nofile, files).context("cannot have more open files")?;
+    setrlimit(Resource::Nofile, files).context("cannot raise the limit of open files")?;
     // Longer than a block, so that slow connections last for all of it.
     let config = "[limits]\nhead_seconds = 120\nbody_seconds = 120\n";
     let setup = bench.rig.setup("state-callers", config, &[&bench.short.artifact])?;
@@ -67,21 +67,26 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         Ok(bench.rig.arrivals(&server, &bench.short, arrivals)?.successes as f64)
     };
     let mut figures = Vec::new();
-    for way in [Way::Silent, Way::SlowHeads, Way::SlowBodies, Way::Churn] {
-        let what = format!("callers: {}", way.name());
+    for kind in [
+        Misbehaviour::Silent,
+        Misbehaviour::SlowHeads,
+        Misbehaviour::SlowBodies,
+        Misbehaviour::Churn,
+    ] {
+        let what = format!("callers: {}", kind.name());
         let (pairs, held) = run::step(&what, || -> Result<_> {
             let (mut pairs, mut held) = (Vec::new(), u64::MAX);
             for _ in 0..BLOCKS {
                 let baseline = goodput()?;
-                let (value, connected) = beside(way, &server, goodput)?;
+                let (value, connected) = measure_beside(kind, &server, goodput)?;
                 pairs.push(Pair { baseline, value });
                 held = held.min(connected);
             }
             Ok((pairs, held))
         })?;
         let kept = 100.0 * median_ratio(&pairs);
-        figures.push(Figure::new(way.name(), kept, "% goodput", Some(Bar::AtLeast(95.0))));
-        let connections = format!("{}_connections", way.name());
+        figures.push(Figure::new(kind.name(), kept, "% goodput", Some(Bar::AtLeast(95.0))));
+        let connections = format!("{}_connections", kind.name());
         figures.push(Figure::new(&connections, held as f64, "", None));
     }
     server.stop()?;
@@ -90,29 +95,34 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
 
 /// Runs `measure` beside misbehaving callers; returns its value and the number of their connections
 /// at the end, or the number of connections made.
-fn beside(way: Way, server: &Server, measure: impl Fn() -> Result<f64>) -> Result<(f64, u64)> {
+fn measure_beside(
+    kind: Misbehaviour,
+    server: &Server,
+    measure: impl Fn() -> Result<f64>,
+) -> Result<(f64, u64)> {
     let (over, ready, count) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
-        let bad = scope.spawn(|| misbehave(way, server.address(), (&ready, &over), &count));
+        let bad = scope.spawn(|| misbehave(kind, server.address(), (&ready, &over), &count));
         while !ready.load(Ordering::Relaxed) && !bad.is_finished() {
             thread::sleep(Duration::from_millis(10));
         }
         let measured = measure();
         over.store(true, Ordering::Relaxed);
-        let outcome = bad.join().map_err(|_panic| anyhow::anyhow!("the bad callers broke down"))?;
-        outcome.context("the bad callers cannot connect")?;
+        let outcome =
+            bad.join().map_err(|_panic| anyhow::anyhow!("the misbehaving callers panicked"))?;
+        outcome.context("the misbehaving callers cannot connect")?;
         Ok((measured?, count.load(Ordering::Relaxed)))
     })
 }
 
 fn misbehave(
-    way: Way,
+    kind: Misbehaviour,
     address: SocketAddr,
     (ready, over): (&AtomicBool, &AtomicBool),
     count: &AtomicU64,
 ) -> std::io::Result<()> {
     let is_over = || over.load(Ordering::Relaxed);
-    if way == Way::Churn {
+    if kind == Misbehaviour::Churn {
         ready.store(true, Ordering::Relaxed);
         let start = Instant::now();
         while !is_over() {
@@ -123,10 +133,10 @@ fn misbehave(
         }
         return Ok(());
     }
-    let (callers, start) = match way {
-        Way::Silent | Way::Churn => (SILENT, ""),
-        Way::SlowHeads => (SLOW, "POST /v1/predict HTTP/1.1\r\nHost: a\r\nX-Slow: "),
-        Way::SlowBodies => (
+    let (callers, start) = match kind {
+        Misbehaviour::Silent | Misbehaviour::Churn => (SILENT, ""),
+        Misbehaviour::SlowHeads => (SLOW, "POST /v1/predict HTTP/1.1\r\nHost: a\r\nX-Slow: "),
+        Misbehaviour::SlowBodies => (
             SLOW,
             "POST /models/toxicity/predict HTTP/1.1\r\nHost: a\r\nX-API-Key: local-demo-key\r\n\
              Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n{\"text\": \"",
@@ -141,7 +151,7 @@ fn misbehave(
     ready.store(true, Ordering::Relaxed);
     while !is_over() {
         thread::sleep(DRIP_INTERVAL);
-        if way != Way::Silent {
+        if kind != Misbehaviour::Silent {
             streams.retain_mut(|stream| stream.write_all(b"a").is_ok());
         }
     }

@@ -22,7 +22,7 @@ use crate::workspace::Profile;
 const MODELS: usize = 1000;
 
 /// The time limit for compiling all of them.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const COMPILE_LIMIT: Duration = Duration::from_secs(3600);
 
 /// The number of measured requests of each kind.
 const REQUESTS: usize = 200;
@@ -69,7 +69,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     artifacts.push(bench.short.artifact.clone());
     let paths: Vec<&Path> = artifacts.iter().map(PathBuf::as_path).collect();
     let mut setup = bench.rig.setup("state-catalogues", &config(), &paths)?;
-    setup.limit = PATIENCE;
+    setup.limit = COMPILE_LIMIT;
     let server = run::step("catalogues: start", || bench.rig.warm_server(&setup))?;
     let mut figures = Vec::new();
     for kind in &KINDS {
@@ -149,7 +149,7 @@ fn times(client: &Client, kind: &Kind) -> Result<Vec<f64>> {
     let ask = || -> Result<f64> {
         let begin = Instant::now();
         let status = send(client, kind)?;
-        ensure!(status == 200, "{} is answered {status}", kind.path);
+        ensure!(status == 200, "{} has the status {status}", kind.path);
         Ok(begin.elapsed().as_secs_f64() * 1e3)
     };
     ask()?;
@@ -169,7 +169,7 @@ fn beside(kind: &Kind, server: &Server, measure: impl Fn() -> Result<f64>) -> Re
             let client = Client::new(server.address(), LIMITED_KEY);
             while !over.load(Ordering::Relaxed) {
                 let status = send(&client, kind)?;
-                ensure!([200, 429].contains(&status), "{} is answered {status}", kind.path);
+                ensure!([200, 429].contains(&status), "{} has the status {status}", kind.path);
                 thread::sleep(kind.pause);
             }
             Ok(())
@@ -179,7 +179,7 @@ fn beside(kind: &Kind, server: &Server, measure: impl Fn() -> Result<f64>) -> Re
         over.store(true, Ordering::Relaxed);
         for caller in callers {
             let outcome = caller.join();
-            outcome.map_err(|_panic| anyhow::anyhow!("a caller broke down"))??;
+            outcome.map_err(|_panic| anyhow::anyhow!("a caller panicked"))??;
         }
         measured
     })

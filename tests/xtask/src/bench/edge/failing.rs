@@ -100,7 +100,7 @@ fn send(client: &Client, (path, headers, body): Sent) -> Result<u16> {
 }
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    let server = run::step("callers: start, for callers that fail", || start(bench))?;
+    let server = run::step("callers: start for failing callers", || start(bench))?;
     let mut figures = Vec::new();
     for kind in KINDS {
         let what = format!("callers: {}", kind.name());
@@ -148,8 +148,8 @@ fn beside(kind: Kind, server: &Server, seconds: f64) -> Result<f64> {
         over.store(true, Ordering::Relaxed);
         for bad in bad {
             let outcome =
-                bad.join().map_err(|_panic| anyhow::anyhow!("a bad caller broke down"))?;
-            outcome.context("a bad caller got no answer")?;
+                bad.join().map_err(|_panic| anyhow::anyhow!("a failing caller panicked"))?;
+            outcome.context("a failing caller got no response")?;
         }
         kept
     })

@@ -22,7 +22,7 @@ const CONNECTIONS: usize = 1000;
 const DEADLINE_MS: f64 = 2000.0;
 
 /// Statuses that are expected under overload.
-const REFUSED: [u16; 1] = [503];
+const REJECTED: [u16; 1] = [503];
 
 /// How many pairs of peak and flood are measured.
 const PAIRS: u32 = 3;
@@ -85,7 +85,7 @@ struct All {
 impl All {
     fn add(&mut self, measured: &Measured) {
         self.accepted_p99_ms = self.accepted_p99_ms.max(measured.latencies.p99_ms());
-        self.rejected.add(&measured.also_latencies);
+        self.rejected.add(&measured.tolerated_latencies);
         self.failed += measured.error_count() as f64;
     }
 }
@@ -112,11 +112,11 @@ fn arrive(
         seconds: bench.rig.seconds,
         bodies: &bench.long.bodies,
         contains: &bench.long.contains,
-        also: &REFUSED,
+        tolerated: &REJECTED,
         trace,
         ..Load::default()
     };
-    load::tolerate(bench.rig.workspace, &load)
+    load::run(bench.rig.workspace, &load)
 }
 
 /// The time in seconds from the end of a flood until requests are neither rejected, failed nor
@@ -127,7 +127,7 @@ fn recover(bench: &Bench<'_>, server: &Server, capacity: f64, calm_p99_ms: f64) 
     let ended = trace::now_ns();
     arrive(bench, server, capacity / 2.0, Some(&file))?;
     let records = trace::read(&file)?;
-    records.first().context("nobody came after the flood")?;
+    records.first().context("there were no requests after the flood")?;
     // One request in a hundred exceeds the calm p99.
     let slow_ns = 2.0 * calm_p99_ms.max(10.0) * 1e6;
     let is_bad =

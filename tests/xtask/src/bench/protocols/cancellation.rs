@@ -19,7 +19,7 @@ use crate::bench::statistics::median;
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How often each kind of disconnect is measured. Odd, so that the median is a measured value.
+/// How often each kind of abort is measured. Odd, so that the median is a measured value.
 const TIMES: usize = 51;
 
 /// The time limit until the second request is queued.
@@ -28,9 +28,9 @@ const WAIT_LIMIT: Duration = Duration::from_secs(30);
 /// The tick of the clock at which guests check for cancellation.
 const TICK_MS: Bar = Bar::AtMost(1.0);
 
-/// How a caller disconnects.
+/// How a caller abandons its request.
 #[derive(Clone, Copy)]
-enum Leaving {
+enum Abort {
     /// It closes its HTTP/1.1 connection.
     HttpDisconnect,
     /// It closes its gRPC connection.
@@ -43,17 +43,17 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let config = "[limits]\nthreads_per_version = 1\npredict_milliseconds = 60000\n";
     let setup = bench.rig.setup("state-cancellation", config, &[&bench.misbehave.artifact])?;
     let server = run::step("cancellation: start", || bench.rig.warm_server(&setup))?;
-    let alone = run::step("cancellation: answers alone", || -> Result<f64> {
+    let alone = run::step("cancellation: responses without contention", || -> Result<f64> {
         let times = (0..TIMES).map(|_| timed_echo(bench, &server));
         Ok(median(&times.collect::<Result<Vec<_>>>()?))
     })?;
     let mut figures = vec![Figure::new("cancellation_answer_alone_ms", alone, "ms", None)];
-    for (name, leaving) in [
-        ("http_disconnect", Leaving::HttpDisconnect),
-        ("grpc_disconnect", Leaving::GrpcDisconnect),
-        ("grpc_cancel", Leaving::GrpcCancel),
+    for (name, disconnect) in [
+        ("http_disconnect", Abort::HttpDisconnect),
+        ("grpc_disconnect", Abort::GrpcDisconnect),
+        ("grpc_cancel", Abort::GrpcCancel),
     ] {
-        let leave = || (0..TIMES).map(|_| freed_after(bench, &server, leaving)).collect();
+        let leave = || (0..TIMES).map(|_| freed_after(bench, &server, disconnect)).collect();
         let times: Vec<f64> = run::step(&format!("cancellation: {name}"), leave)?;
         let worst = times.iter().copied().fold(0.0, f64::max);
         let name = format!("cancellation_{name}");
@@ -70,16 +70,16 @@ fn timed_echo(bench: &Bench<'_>, server: &Server) -> Result<f64> {
     let start = Instant::now();
     let body = json!({"action": "echo"}).to_string().into_bytes();
     let answer = server.client().post(&bench.misbehave.path(), &[], body)?;
-    ensure!(answer.is_success(), "the second request was answered {}", answer.status);
+    ensure!(answer.is_success(), "the second request got {}", answer.status);
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 
 /// The time from the disconnect of the first caller to the response of the second request, in
 /// milliseconds.
-fn freed_after(bench: &Bench<'_>, server: &Server, leaving: Leaving) -> Result<f64> {
-    let mut first = match leaving {
-        Leaving::HttpDisconnect => spin_by_http(bench, server.address()),
-        Leaving::GrpcDisconnect | Leaving::GrpcCancel => {
+fn freed_after(bench: &Bench<'_>, server: &Server, disconnect: Abort) -> Result<f64> {
+    let mut first = match disconnect {
+        Abort::HttpDisconnect => spin_by_http(bench, server.address()),
+        Abort::GrpcDisconnect | Abort::GrpcCancel => {
             spin_by_grpc(&bench.misbehave.name, server.grpc_address())
         }
     }?;
@@ -91,12 +91,12 @@ fn freed_after(bench: &Bench<'_>, server: &Server, leaving: Leaving) -> Result<f
         });
         wait_until(server, "guesthouse_queue_depth", "")?;
         let left = Instant::now();
-        match leaving {
-            Leaving::HttpDisconnect | Leaving::GrpcDisconnect => first.shutdown(Shutdown::Both)?,
+        match disconnect {
+            Abort::HttpDisconnect | Abort::GrpcDisconnect => first.shutdown(Shutdown::Both)?,
             // RST_STREAM with the error code CANCEL.
-            Leaving::GrpcCancel => first.write_all(&frame(3, 0, 1, &8_u32.to_be_bytes()))?,
+            Abort::GrpcCancel => first.write_all(&frame(3, 0, 1, &8_u32.to_be_bytes()))?,
         }
-        let answered = second.join().map_err(|_panic| anyhow!("the second caller failed"))??;
+        let answered = second.join().map_err(|_panic| anyhow!("the second caller panicked"))??;
         Ok((answered - left).as_secs_f64() * 1e3)
     })
 }
@@ -148,7 +148,7 @@ fn spin_by_grpc(model: &str, address: SocketAddr) -> Result<TcpStream> {
     let header = |(name, value): (&str, &str)| [vec![0], literal(name), literal(value)].concat();
     let headers: Vec<u8> = headers.into_iter().flat_map(header).collect();
     let message = spin_message(model);
-    let length = u32::try_from(message.len()).context("the message is long")?.to_be_bytes();
+    let length = u32::try_from(message.len()).context("the message is too long")?.to_be_bytes();
     let message = [&[0], &length[..], &message].concat();
     let bytes = [
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),

@@ -53,7 +53,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         || bench.rig.probe("isolation", &bench.identity, &bench.rig.folder("state-overhead"));
     let report = run::step("overhead: probe", probe)?;
     let call = report.pointer("/reused/call_us/p50").and_then(serde_json::Value::as_f64);
-    let call = call.context("the probe has not said what a call takes")?;
+    let call = call.context("the probe reports no call time")?;
     figures.push(Figure::new("overhead_in_process_call_us", call, "us", None));
     Ok(figures)
 }
@@ -106,7 +106,7 @@ impl Total {
             headers: &headers,
             ..Load::default()
         };
-        let measured = load::make(bench.rig.workspace, &load)?;
+        let measured = load::run_without_errors(bench.rig.workspace, &load)?;
         self.latencies.add(&measured.latencies);
         let after = scrape(server)?;
         for (total, stage) in self.stages.iter_mut().zip(STAGES) {

@@ -17,7 +17,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::setup::Bench;
-use crate::bench::artifacts::{make_init, pack_misbehave};
+use crate::bench::artifacts::{pack_misbehave, set_init};
 use crate::bench::load::{self, Load, Measured};
 use crate::bench::rig::{Arrivals, BLOCK_WARM_UP_SECONDS};
 use crate::bench::server::Server;
@@ -173,12 +173,12 @@ fn block_beside(
         seconds: BLOCK_WARM_UP_SECONDS + block_seconds(bench) + OVERLAP_SECONDS,
         bodies: &bodies,
         // Any response is accepted, but there must be one.
-        also: &[500, 503, 504],
+        tolerated: &[500, 503, 504],
         ..Load::default()
     };
     let mut misbehaving = load::start(bench.rig.workspace, &load)?;
     let p99 = healthy_block(bench, server, tally)?;
-    ensure!(!misbehaving.is_over()?, "the misbehaving calls were over before the healthy ones");
+    ensure!(!misbehaving.is_over()?, "the faulting calls ended before the healthy ones");
     let measured = misbehaving.finish()?;
     tally.errors += measured.error_count();
     Ok((p99, measured))
@@ -186,7 +186,7 @@ fn block_beside(
 
 /// The number of calls that faulted, without those that succeed and those that were rejected.
 fn executed(measured: &Measured) -> f64 {
-    let refused = measured.also.get("503").copied().unwrap_or(0);
+    let refused = measured.tolerated.get("503").copied().unwrap_or(0);
     (measured.requests.saturating_sub(refused) as f64 * MISBEHAVING_OF_FOUR).floor()
 }
 
@@ -196,14 +196,14 @@ fn init_pairs(bench: &Bench<'_>, tally: &mut Tally) -> Result<Figure> {
     let folder = bench.rig.folder("init");
     fs::create_dir_all(&folder)?;
     let artifact = pack_misbehave(bench.rig.workspace, &folder, "2.0.0")?;
-    make_init(&artifact, "spin")?;
+    set_init(&artifact, "spin")?;
     let mut pairs = Vec::new();
     for _ in 0..PAIRS {
         let mut server = start(bench, &[&artifact])?;
         server.wait_for("compiling, which takes some seconds", Some("2.0.0"))?;
         let value = healthy_block(bench, &server, tally)?;
         let failed = server.log.find("failed to load a version", Some("2.0.0"))?;
-        ensure!(failed.is_none(), "the deployment was over before the block: {failed:?}");
+        ensure!(failed.is_none(), "the deployment ended before the block: {failed:?}");
         server.wait_for("failed to load a version", Some("2.0.0"))?;
         let baseline = block_alone(bench, &server, tally)?;
         server.stop()?;
@@ -218,8 +218,8 @@ mod tests {
 
     #[test]
     fn rejected_and_good_calls_are_not_counted() {
-        let also = [("500".to_owned(), 30), ("503".to_owned(), 60)].into();
-        let measured = Measured { requests: 100, successes: 10, also, ..Measured::default() };
+        let tolerated = [("500".to_owned(), 30), ("503".to_owned(), 60)].into();
+        let measured = Measured { requests: 100, successes: 10, tolerated, ..Measured::default() };
         assert!((executed(&measured) - 30.0).abs() < 1e-9);
     }
 }

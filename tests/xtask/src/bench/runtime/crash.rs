@@ -27,11 +27,11 @@ const MOST_STARTS: u32 = 3 * KILLS;
 const STATE: &str = "state-crash";
 
 /// Prefixes of temporary files.
-const LEFTOVERS: [&str; 2] = [".new-", ".tmp"];
+const TEMPORARY_PREFIXES: [&str; 2] = [".new-", ".tmp"];
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let setup = bench.rig.setup(STATE, "", &[&bench.misbehave.artifact])?;
-    let window = run::step("crash: how long a deployment takes", || window(bench, &setup))?;
+    let window = run::step("crash: the duration of a deployment", || window(bench, &setup))?;
     let mut outcomes = Vec::new();
     for _ in 0..MOST_STARTS {
         if outcomes.len() == KILLS as usize {
@@ -75,11 +75,11 @@ fn kill_and_start(bench: &Bench<'_>, setup: &Setup, moment: Duration) -> Result<
         return Ok(None);
     }
     server.kill()?;
-    let left_something = !leftovers(&setup.state)?.is_empty();
+    let left_something = !temporary_files(&setup.state)?.is_empty();
     let is_clean = match check_clean_start(bench, setup) {
         Ok(()) => true,
         Err(error) => {
-            eprintln!("not a clean start: {error:#}");
+            eprintln!("the start failed: {error:#}");
             false
         }
     };
@@ -89,8 +89,8 @@ fn kill_and_start(bench: &Bench<'_>, setup: &Setup, moment: Duration) -> Result<
 fn check_clean_start(bench: &Bench<'_>, setup: &Setup) -> Result<()> {
     let server = Server::start(bench.rig.workspace, setup)?;
     check_answer(bench, &server)?;
-    let left = leftovers(&setup.state)?;
-    ensure!(left.is_empty(), "there are leftovers: {left:?}");
+    let left = temporary_files(&setup.state)?;
+    ensure!(left.is_empty(), "temporary files remain: {left:?}");
     server.stop()
 }
 
@@ -104,7 +104,7 @@ pub(super) fn check_answer(bench: &Bench<'_>, server: &Server) -> Result<()> {
         contains: "\"done\":\"echo\"",
         ..Load::default()
     };
-    load::make(bench.rig.workspace, &load).map(drop)
+    load::run_without_errors(bench.rig.workspace, &load).map(drop)
 }
 
 fn empty(state: &Path) -> Result<()> {
@@ -115,13 +115,13 @@ fn empty(state: &Path) -> Result<()> {
 }
 
 /// The temporary files in a state folder.
-fn leftovers(state: &Path) -> Result<Vec<String>> {
+fn temporary_files(state: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for folder in [state.to_owned(), state.join("compiled")] {
         // The host may have been killed before it created the folder.
         for entry in fs::read_dir(&folder).into_iter().flatten() {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            if LEFTOVERS.iter().any(|prefix| name.starts_with(prefix)) {
+            if TEMPORARY_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
                 found.push(name);
             }
         }
@@ -136,11 +136,11 @@ mod tests {
     #[test]
     fn temporary_files_are_found_in_both_folders() {
         let state = tempfile::tempdir().unwrap();
-        assert!(leftovers(state.path()).unwrap().is_empty());
+        assert!(temporary_files(state.path()).unwrap().is_empty());
         fs::create_dir_all(state.path().join("compiled/.new-abc")).unwrap();
         for name in ["key", ".tmpXYZ", "compiled/x.cwasm"] {
             fs::write(state.path().join(name), "").unwrap();
         }
-        assert_eq!(leftovers(state.path()).unwrap(), [".tmpXYZ", ".new-abc"]);
+        assert_eq!(temporary_files(state.path()).unwrap(), [".tmpXYZ", ".new-abc"]);
     }
 }

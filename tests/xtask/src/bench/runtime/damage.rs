@@ -45,9 +45,9 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
                 Ok(check_noticed(bench, &setup, &known).and_then(|()| check_gone(file, &damaged)))
             };
             flips += 1;
-            match run::step(&format!("damage: a bit of a .{ending} file"), flip)? {
+            match run::step(&format!("damage: a bit in a .{ending} file"), flip)? {
                 Ok(()) => noticed += 1,
-                Err(error) => eprintln!("not noticed: {error:#}"),
+                Err(error) => eprintln!("not detected: {error:#}"),
             }
         }
     }
@@ -65,12 +65,12 @@ fn check_noticed(bench: &Bench<'_>, setup: &Setup, known: &BTreeSet<String>) -> 
     check_answer(bench, &server)?;
     server.stop()?;
     ensure!(ready["from"] == "compiled", "the damaged version was loaded: {ready}");
-    ensure!(!warnings.is_subset(known), "the log does not warn: {warnings:?}");
+    ensure!(!warnings.is_subset(known), "the log has no new warning: {warnings:?}");
     Ok(())
 }
 
 fn check_gone(file: &Path, damaged: &[u8]) -> Result<()> {
-    let now = fs::read(file).with_context(|| format!("{} is gone", file.display()))?;
+    let now = fs::read(file).with_context(|| format!("{} is missing", file.display()))?;
     ensure!(now != damaged, "{} is still damaged", file.display());
     Ok(())
 }

@@ -46,7 +46,9 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let artifacts = [bench.healthy.artifact.as_path(), &bench.sibling.artifact];
     let setup = bench.rig.setup(STATE, "", &artifacts)?;
     let (mut figures, server) =
-        run::step("deploy: two versions from nothing", || shared_code(bench, &setup))?;
+        run::step("deploy: two versions with an empty state folder", || {
+            shared_code(bench, &setup)
+        })?;
     let rate = run::step("deploy: capacity", || bench.rig.half_capacity(&server, &bench.healthy))?;
     server.stop()?;
     let mut rounds = Vec::new();
@@ -95,7 +97,7 @@ struct Round {
 }
 
 fn deploy_under_load(bench: &Bench<'_>, setup: &Setup, rate: u32) -> Result<Round> {
-    forget_all_but_the_healthy(bench)?;
+    remove_all_but_the_healthy(bench)?;
     let mut server = Server::launch(bench.rig.workspace, setup)?;
     let ready = server.wait_for(VERSION_READY, Some(&bench.healthy.version))?;
     ensure!(ready["from"] == "store", "the healthy version was compiled: {ready}");
@@ -128,7 +130,7 @@ fn deploy_under_load(bench: &Bench<'_>, setup: &Setup, rate: u32) -> Result<Roun
 }
 
 /// Removes the stored code of all other versions, and all functions.
-fn forget_all_but_the_healthy(bench: &Bench<'_>) -> Result<()> {
+fn remove_all_but_the_healthy(bench: &Bench<'_>) -> Result<()> {
     for entry in fs::read_dir(bench.rig.folder(STATE).join("compiled"))? {
         let entry = entry?;
         if !entry.file_name().to_string_lossy().starts_with(&bench.healthy.digest) {

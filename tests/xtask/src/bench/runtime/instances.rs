@@ -24,7 +24,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let artifacts: Vec<_> = bench.models().map(|model| model.artifact.as_path()).collect();
     let setup = bench.rig.setup(STATE, "", &artifacts)?;
     // The probe needs the compiled code and the folder's lock.
-    run::step("instances: compile what is new", || bench.rig.warm_server(&setup)?.stop())?;
+    run::step("instances: compile", || bench.rig.warm_server(&setup)?.stop())?;
     let mut figures = Vec::new();
     for model in bench.models() {
         let name = &model.name;

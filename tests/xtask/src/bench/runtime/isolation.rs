@@ -55,7 +55,7 @@ fn measure_pairs(
             contains: &model.contains,
             ..Load::default()
         };
-        load::tolerate(bench.rig.workspace, &load)
+        load::run(bench.rig.workspace, &load)
     };
     let p50 = |measured: &Measured| measured.latencies.p50_ms();
     let (mut pairs, mut errors) = (Vec::new(), 0);

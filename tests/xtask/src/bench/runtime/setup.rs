@@ -3,15 +3,15 @@
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::bench::Subject;
 use crate::bench::artifacts::{Model, pack_misbehave};
 use crate::bench::rig::Rig;
-use crate::workspace::Workspace;
 
 /// The model with the larger weights and the longer calls, if the repository has it.
 const LARGE_ARTIFACT: &str = "text-direction-1.0.0.wasm";
 
 /// What all sections share.
-pub(super) struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     pub(super) rig: Rig<'a>,
     /// The healthy model, with short calls.
     pub(super) healthy: Model,
@@ -24,8 +24,9 @@ pub(super) struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     /// Finds and packs the artifacts. Programs and guests have been built.
-    pub(super) fn prepare(workspace: &'a Workspace, seconds: f64) -> Result<Self> {
-        let rig = Rig::new(workspace, "runtime", seconds)?;
+    pub(crate) fn prepare(subject: &Subject<'a>) -> Result<Self> {
+        let rig = Rig::new(subject, "runtime")?;
+        let workspace = rig.workspace;
         let packed = |name: &str| Model::inspect(workspace, &workspace.repository().join(name));
         let has_large = workspace.repository().join(LARGE_ARTIFACT).exists();
         let misbehave = pack_misbehave(workspace, &rig.folder("."), "1.0.0")?;
@@ -47,5 +48,5 @@ impl<'a> Bench<'a> {
 /// A value in the report of the probe.
 pub(super) fn value(report: &Value, pointer: &str) -> Result<f64> {
     let value = report.pointer(pointer).and_then(Value::as_f64);
-    value.with_context(|| format!("the probe says no {pointer}: {report}"))
+    value.with_context(|| format!("the probe does not report {pointer}: {report}"))
 }

@@ -44,7 +44,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let setup = bench.rig.setup("state-misbehave", "", &[&bench.misbehave.artifact])?;
     let mut server = run::step("traps: start", || bench.rig.warm_server(&setup))?;
     let at_first = server.process.resident_kib()?;
-    run::step("traps: until the process has its size", || trap(bench, &server))?;
+    run::step("traps: until the memory has settled", || trap(bench, &server))?;
     let settled = server.process.resident_kib()?;
     let logged_at_first = count_traps(&mut server)?;
     let measure = || trap(bench, &server);
@@ -53,7 +53,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     server.stop()?;
 
     let traps = (REQUESTS / TRAP_EVERY) as f64;
-    let answered = measured.also.get("500").copied().unwrap_or(0) as f64;
+    let answered = measured.tolerated.get("500").copied().unwrap_or(0) as f64;
     let lost = REQUESTS as f64 - measured.successes as f64 - answered;
     let exactly = |name: &str, value, wanted| {
         Figure::new(name, value, "requests", Some(Bar::Exactly(wanted)))
@@ -91,7 +91,7 @@ fn trap(bench: &Bench<'_>, server: &Server) -> Result<(Measured, Vec<(f64, f64)>
         requests: Some(REQUESTS),
         bodies: &bodies,
         contains: "\"done\":\"echo\"",
-        also: &[500],
+        tolerated: &[500],
         ..Load::default()
     };
     let mut samples = Vec::new();

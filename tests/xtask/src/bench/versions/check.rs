@@ -143,7 +143,10 @@ impl Verdict {
         let output = check.args(["check", "--json"]).args([old, new]).output();
         let output = output.context("cannot start the host")?;
         let report = serde_json::from_slice(&output.stdout).with_context(|| {
-            format!("check says no JSON: {}", String::from_utf8_lossy(&output.stderr))
+            format!(
+                "the output of `check` is not JSON: {}",
+                String::from_utf8_lossy(&output.stderr)
+            )
         })?;
         Ok(Self { is_success: output.status.success(), report })
     }

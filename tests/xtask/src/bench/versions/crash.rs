@@ -65,13 +65,13 @@ impl Tally {
     fn count(&mut self, reply: &Reply, verdict: Verdict, is_changed: bool) {
         match reply {
             Reply::Acknowledged(_) => self.acknowledged += 1,
-            Reply::Refused(_) => self.refused += 1,
+            Reply::Rejected(_) => self.refused += 1,
             Reply::Lost(_) => self.interrupted += 1,
         }
         match verdict {
             Verdict::Kept => {}
             Verdict::Lost => self.lost += 1,
-            Verdict::Half => self.half += 1,
+            Verdict::Partial => self.half += 1,
         }
         self.applied += u32::from(matches!(reply, Reply::Lost(_)) && is_changed);
     }
@@ -106,13 +106,13 @@ impl Work<'_> {
         let mut server = server;
         let mut state = State::default();
         for _ in 0..MUTATIONS {
-            let mutation = choose(&state, pool, random).context("there is nothing to do")?;
+            let mutation = choose(&state, pool, random).context("no change is possible")?;
             let moment = self.duration(&mutation).mul_f64(random.fraction() * LATEST);
             let reply = self.kill_during(server, &mutation, moment)?;
             server = self.restart()?;
             let is = State::from_model(server.admin().model(MISBEHAVE)?.as_ref())?;
             let verdict = state.judge(&mutation, &reply, &is);
-            if verdict != Verdict::Kept || matches!(reply, Reply::Refused(_)) {
+            if verdict != Verdict::Kept || matches!(reply, Reply::Rejected(_)) {
                 eprintln!("{verdict:?}: {mutation:?}, {reply:?}\nbefore {state:?}\nafter {is:?}");
             }
             self.tally.count(&reply, verdict, is != state);
@@ -204,7 +204,7 @@ mod tests {
     fn outcomes_are_counted() {
         let mut tally = Tally::default();
         tally.count(&Reply::Lost(anyhow!("killed")), Verdict::Kept, true);
-        tally.count(&Reply::Lost(anyhow!("killed")), Verdict::Half, false);
+        tally.count(&Reply::Lost(anyhow!("killed")), Verdict::Partial, false);
         tally.count(&Reply::Acknowledged(serde_json::json!({})), Verdict::Lost, false);
         assert_eq!((tally.interrupted, tally.applied, tally.half), (2, 1, 1));
         assert_eq!((tally.acknowledged, tally.lost), (1, 1));

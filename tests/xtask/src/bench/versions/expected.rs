@@ -39,7 +39,7 @@ pub(super) enum Verdict {
     /// The change was acknowledged and is not there.
     Lost,
     /// The state is neither that before nor that after the change, or a rejected change was made.
-    Half,
+    Partial,
 }
 
 impl State {
@@ -48,7 +48,7 @@ impl State {
         let Some(model) = model else {
             return Ok(Self::default());
         };
-        Self::parse(model).with_context(|| format!("cannot understand the state: {model}"))
+        Self::parse(model).with_context(|| format!("cannot parse the state: {model}"))
     }
 
     fn parse(model: &Value) -> Result<Self> {
@@ -166,9 +166,9 @@ impl State {
         match reply {
             Reply::Acknowledged(_) if *is == after => Verdict::Kept,
             Reply::Acknowledged(_) if is == self => Verdict::Lost,
-            Reply::Refused(_) if is == self => Verdict::Kept,
+            Reply::Rejected(_) if is == self => Verdict::Kept,
             Reply::Lost(_) if is == self || *is == after => Verdict::Kept,
-            Reply::Acknowledged(_) | Reply::Refused(_) | Reply::Lost(_) => Verdict::Half,
+            Reply::Acknowledged(_) | Reply::Rejected(_) | Reply::Lost(_) => Verdict::Partial,
         }
     }
 }
@@ -284,17 +284,17 @@ mod tests {
         let (mutation, other) = (promote(1), before.after(&deploy(2)));
         let changed = before.after(&mutation);
         let done = Reply::Acknowledged(json!({}));
-        let refused = Reply::Refused(String::new());
+        let refused = Reply::Rejected(String::new());
         let lost = Reply::Lost(anyhow!("killed"));
         for (reply, is, verdict) in [
             (&done, &changed, Verdict::Kept),
             (&done, &before, Verdict::Lost),
-            (&done, &other, Verdict::Half),
+            (&done, &other, Verdict::Partial),
             (&refused, &before, Verdict::Kept),
-            (&refused, &changed, Verdict::Half),
+            (&refused, &changed, Verdict::Partial),
             (&lost, &before, Verdict::Kept),
             (&lost, &changed, Verdict::Kept),
-            (&lost, &other, Verdict::Half),
+            (&lost, &other, Verdict::Partial),
         ] {
             assert_eq!(before.judge(&mutation, reply, is), verdict, "{reply:?} {is:?}");
         }

@@ -67,7 +67,7 @@ struct Tally {
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     build()?;
     let pool = run::step("failpoints: pack", || bench.misbehave(5))?;
-    let template = run::step("failpoints: the state to begin with", || template(bench, &pool))?;
+    let template = run::step("failpoints: the initial state", || template(bench, &pool))?;
     let version = |minor| Version::new(1, minor, 0);
     let new = pool.last().context("nothing was packed")?.clone();
     let mutations = [
@@ -112,14 +112,15 @@ fn template(bench: &Bench<'_>, pool: &[Mutation]) -> Result<State> {
     server.stop()?;
     let server = Server::start(bench.rig.workspace, &setup)?;
     let state = state(&server)?;
-    ensure!(state == expected, "the state to begin with is {state:?}, not {expected:?}");
+    ensure!(state == expected, "the initial state is {state:?}, not {expected:?}");
     server.stop()?;
     Ok(state)
 }
 
 fn setup(bench: &Bench<'_>, state: &str) -> Result<Setup> {
     let setup = bench.rig.setup(state, "", &[])?;
-    Ok(Setup { host: Profile::Dev, limit: START_LIMIT, ..setup })
+    let program = bench.rig.workspace.host_binary(Profile::Dev);
+    Ok(Setup { program, limit: START_LIMIT, ..setup })
 }
 
 fn state(server: &Server) -> Result<State> {
@@ -148,7 +149,7 @@ impl Sweep<'_> {
                 return Ok(started.unwrap_or(first));
             }
         }
-        bail!("{mutation:?} is not made without a failure")
+        bail!("{mutation:?} fails at every failpoint")
     }
 
     fn fail_at(&mut self, mutation: &Mutation, point: u32) -> Result<Progress> {
@@ -179,7 +180,7 @@ impl Sweep<'_> {
         match verdict {
             Verdict::Kept => {}
             Verdict::Lost => self.tally.lost += 1,
-            Verdict::Half => self.tally.half += 1,
+            Verdict::Partial => self.tally.half += 1,
         }
         if verdict != Verdict::Kept {
             eprintln!("{failure}:{point}, {mutation:?}: {verdict:?} after {reply:?}, it is {is:?}");
@@ -191,18 +192,18 @@ impl Sweep<'_> {
     fn change(&mut self, server: Server, mutation: &Mutation) -> Result<(Reply, Progress)> {
         let reply = server.admin().apply(MISBEHAVE, mutation);
         let is_done = matches!(reply, Reply::Acknowledged(_));
-        self.tally.refused += u32::from(matches!(reply, Reply::Refused(_)));
+        self.tally.refused += u32::from(matches!(reply, Reply::Rejected(_)));
         let is_well = match self.failure {
             // A failpoint may be reached during the shutdown.
             Failure::Kill => server.stop().is_ok(),
             Failure::Full => {
-                let goes_on = self.goes_on(&server, &reply);
-                if let Err(error) = &goes_on {
+                let keeps_serving = self.keeps_serving(&server, &reply);
+                if let Err(error) = &keeps_serving {
                     eprintln!("{mutation:?} on a full disk: {error:#}");
                     self.tally.broken += 1;
                 }
                 server.kill()?;
-                goes_on.is_ok()
+                keeps_serving.is_ok()
             }
         };
         let progress = if is_done && is_well { Progress::Done } else { Progress::Failed };
@@ -210,13 +211,13 @@ impl Sweep<'_> {
     }
 
     /// Whether a server with a full disk answers as before and has not made a rejected change.
-    fn goes_on(&self, server: &Server, reply: &Reply) -> Result<()> {
+    fn keeps_serving(&self, server: &Server, reply: &Reply) -> Result<()> {
         let body = br#"{"action":"echo"}"#.to_vec();
         let answer = server.client().post(&predict_path(MISBEHAVE), &[], body)?;
         ensure!(answer.status == 200, "a prediction failed: {} {}", answer.status, answer.text);
-        if matches!(reply, Reply::Refused(_)) {
+        if matches!(reply, Reply::Rejected(_)) {
             let is = state(server)?;
-            ensure!(is == *self.template, "it was refused ({reply:?}) and made: {is:?}");
+            ensure!(is == *self.template, "it was rejected ({reply:?}) and made: {is:?}");
         }
         Ok(())
     }

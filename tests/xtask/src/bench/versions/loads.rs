@@ -62,8 +62,10 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
 fn round(rig: &Rig<'_>, setup: &Setup, large: &[Model], small: &[Mutation]) -> Result<Times> {
     let server = Server::start(rig.workspace, setup)?;
     let admin = server.admin();
-    let [first, second, third] = small else { anyhow::bail!("there are to be three versions") };
-    let Mutation::Deploy { version, .. } = second else { anyhow::bail!("no deployment") };
+    let [first, second, third] = small else { anyhow::bail!("three versions are needed") };
+    let Mutation::Deploy { version, .. } = second else {
+        anyhow::bail!("the second change is not a deployment")
+    };
     admin.make(MISBEHAVE, first)?;
     admin.make(MISBEHAVE, second)?;
     let client = Client::new(server.address(), admin::KEY);
@@ -93,7 +95,7 @@ fn act(admin: &Admin, client: &Client, third: &Mutation) -> Result<Times> {
     let change = |what: &str| -> Result<()> {
         let path = format!("/v2/repository/models/{MISBEHAVE}/{what}");
         let answer = client.post(&path, &[], b"{}".to_vec())?;
-        ensure!(answer.is_success(), "{what} was refused: {} {}", answer.status, answer.text);
+        ensure!(answer.is_success(), "{what} was rejected: {} {}", answer.status, answer.text);
         Ok(())
     };
     let reload = time(&|| {

@@ -76,7 +76,7 @@ fn roll_back(admin: &Admin, load: &mut Running) -> Result<Vec<u64>> {
         admin.make(TOXICITY, &Mutation::Rollback(None))?;
         pause();
     }
-    ensure!(!load.is_over()?, "the load was over before the last version was taken back");
+    ensure!(!load.is_over()?, "the load ended before the last rollback");
     Ok(sent)
 }
 
@@ -87,7 +87,7 @@ fn times_ms(records: &[Record], sent: &[u64]) -> Result<Vec<f64>> {
         let (before, after) =
             records.split_at(records.partition_point(|record| record.answered < *sent));
         let was_new = before.last().is_some_and(|record| record.version.as_ref() == Some(&new));
-        ensure!(was_new, "the caller did not see the new version before it was taken back");
+        ensure!(was_new, "the caller did not see the new version before its rollback");
         let first = after.iter().find(|record| record.version.as_ref() == Some(&old));
         let first = first.context("the caller never saw the old version again")?;
         Ok((first.answered - sent) as f64 / 1e6)

@@ -9,13 +9,13 @@ use anyhow::{Context, Result, ensure};
 use semver::Version;
 
 use super::expected::State;
+use crate::bench::Subject;
 use crate::bench::admin::{Admin, Mutation, parse_version};
 use crate::bench::artifacts::{Model, pack_misbehave, pack_renumbered};
 use crate::bench::load::Load;
 use crate::bench::rig::Rig;
 use crate::bench::server::{Server, Setup};
 use crate::run;
-use crate::workspace::Workspace;
 
 /// The model that answers requests.
 pub(super) const TOXICITY: &str = "toxicity";
@@ -30,7 +30,7 @@ pub(super) const MISBEHAVE: &str = "misbehave";
 const STATE: &str = "state-versions";
 
 /// What all sections share.
-pub(super) struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     pub(super) rig: Rig<'a>,
     pub(super) is_long: bool,
     /// Set when the state folder has been emptied: an earlier build may have left an incompatible
@@ -40,9 +40,8 @@ pub(super) struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     /// Programs and guests have been built.
-    pub(super) fn prepare(workspace: &'a Workspace, seconds: f64, is_long: bool) -> Result<Self> {
-        let rig = Rig::new(workspace, "versions", seconds)?;
-        Ok(Self { rig, is_long, emptied: OnceCell::new() })
+    pub(crate) fn prepare(subject: &Subject<'a>, is_long: bool) -> Result<Self> {
+        Ok(Self { rig: Rig::new(subject, "versions")?, is_long, emptied: OnceCell::new() })
     }
 
     /// Versions of the model that answers requests, with equal signatures, weights and responses.
@@ -84,7 +83,7 @@ impl<'a> Bench<'a> {
 
     /// The same as a step with progress.
     pub(super) fn start(&self, section: &str, config: &str, models: &[Model]) -> Result<Server> {
-        let what = format!("{section}: start, and deploy what is not deployed");
+        let what = format!("{section}: start and deploy");
         run::step(&what, || self.server(config, models))
     }
 }
@@ -118,7 +117,7 @@ fn reset(admin: &Admin, models: &[Model]) -> Result<()> {
     }
     let is = state()?;
     let is_reset = is.stable == Some(version) && is.candidates.is_empty() && is.shadow.is_none();
-    ensure!(is_reset, "the server cannot be brought back to where it began: {is:?}");
+    ensure!(is_reset, "the server cannot be reset: {is:?}");
     Ok(())
 }
 

@@ -116,10 +116,10 @@ impl Work<'_> {
         let shadow = |shadow| admin.make(TOXICITY, &Mutation::Shadow(shadow));
         let (mut pairs, mut counts) = (Vec::new(), Comparisons::default());
         for _ in 0..count {
-            let baseline = load::tolerate(workspace, &load)?;
+            let baseline = load::run(workspace, &load)?;
             shadow(Some((CANDIDATE, WHOLE)))?;
             let before = comparisons(self.server)?;
-            let beside = load::tolerate(workspace, &load)?;
+            let beside = load::run(workspace, &load)?;
             let after = comparisons(self.server)?;
             shadow(None)?;
             counts.all += after.all - before.all;
@@ -152,7 +152,7 @@ fn parse_comparisons(metrics: &str) -> Result<Comparisons> {
         else {
             continue;
         };
-        let wrong = || format!("the metrics have a line `{line}`");
+        let wrong = || format!("the metrics have an invalid line `{line}`");
         let (labels, value) = rest.split_once("} ").with_context(wrong)?;
         // A timestamp may follow.
         let value = value.split(' ').next().unwrap_or_default();

@@ -97,7 +97,7 @@ fn share(bench: &Bench<'_>, server: &Server, model: &Model) -> Result<Vec<Figure
         trace: Some(&file),
         ..unpinned(&url, model)
     };
-    let measured = load::make(bench.rig.workspace, &load)?;
+    let measured = load::run_without_errors(bench.rig.workspace, &load)?;
     ensure!(measured.requests == u64::from(REQUESTS), "there was no time for all requests");
     let records = trace::read(&file)?;
     let part = f64::from(WEIGHTS[0]) / 1e6;
@@ -125,7 +125,7 @@ fn ask_all(server: &Server, model: &Model) -> Result<Vec<String>> {
         let key = format!("user-{caller}");
         let answer = client.post(&predict_path(TOXICITY), &[(HEADER, &key)], body.clone())?;
         ensure!(answer.status == 200, "a caller got {}: {}", answer.status, answer.text);
-        answer.version.context("an answer names no version")
+        answer.version.context("a response names no version")
     };
     (0..CALLERS).map(ask).collect()
 }

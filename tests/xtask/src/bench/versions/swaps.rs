@@ -38,7 +38,7 @@ const P99_RATIO: Bar = Bar::AtMost(1.3);
 const MEMORY_RATIO: Bar = Bar::AtMost(1.05);
 
 /// How many more blocks than planned may be needed if swaps do not fit into their block.
-const PATIENCE: u32 = 10;
+const MOST_EXTRA_BLOCKS: u32 = 10;
 
 /// The time limit for unloading versions that are not live.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
@@ -197,7 +197,7 @@ impl<'a> Work<'a> {
         let seconds = (self.bench.rig.seconds / 5.0).max(needed);
         let mut blocks = 0;
         while self.swapper.done() < plan.swaps || self.requests < u64::from(plan.requests) {
-            ensure!(blocks < PATIENCE * plan.blocks(), "the server swaps too slowly");
+            ensure!(blocks < MOST_EXTRA_BLOCKS * plan.blocks(), "the server swaps too slowly");
             blocks += 1;
             let is_first = self.memory.is_empty();
             let goal = if is_first { plan.first_memory } else { plan.swaps };
@@ -251,7 +251,7 @@ impl<'a> Work<'a> {
     fn measure_memory(&mut self) -> Result<()> {
         let start = Instant::now();
         while is_changing(&self.swapper.admin)? {
-            ensure!(start.elapsed() < SETTLE_LIMIT, "the server does not settle");
+            ensure!(start.elapsed() < SETTLE_LIMIT, "a version is still being loaded or unloaded");
             thread::sleep(MEMORY_INTERVAL);
         }
         let mut samples = Vec::new();

@@ -1,8 +1,8 @@
-//! Streams: each message is a request of its own, answered in its place, whatever becomes of the others.
+//! `PredictStream` of models' services: each message of the stream is a row, answered in its order.
 //!
-//! So many are under way at once for each stream; beyond them nothing is read, and the caller waits.
-//! Where a version takes no more requests, a stream waits for its own earlier ones before it says so: it
-//! is one caller, who has said that it sends as much as there is room for.
+//! The number of rows in progress is limited; beyond it nothing is read, and the caller waits. A row that is
+//! not admitted waits for the rows before it and is tried again: the caller of a stream expects that it sends
+//! as fast as there is capacity.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,44 +19,46 @@ use tonic::server::StreamingService;
 use tonic::{Status, Streaming};
 
 use super::call::Call;
-use super::raw::grpc;
-use super::services::Offered;
+use super::model_services::RoutedService;
+use super::predict::grpc;
 use super::serving::Serving;
-use crate::edge::Edge;
 use crate::edge::body::RequestBody;
 use crate::edge::codec::Multiplicity;
 use crate::edge::codec::signature::SignatureCodec;
 use crate::edge::compare::CompareOnDrop;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency;
-use crate::edge::observe::{Account, Endpoint, Line, Way};
+use crate::edge::listener_kind::ListenerKind;
 use crate::edge::pipeline::{PredictRequest, Reply, RequestHead};
+use crate::edge::request_log::{Endpoint, RequestLog, RequestLogGuard};
+use crate::edge::state::Edge;
 use crate::typed;
 
-/// The rows of a stream that are under way at once: as many as a batch of most models has, so that one
-/// stream can fill batches. A message of each may be in memory.
-const MAX_UNDER_WAY: usize = 64;
+/// The most rows of a stream in progress: as many as a batch of most models, so that one stream can fill
+/// batches. The message of each may be in memory.
+const MAX_IN_PROGRESS: usize = 64;
 
-pub(super) async fn stream(
+/// Answer `PredictStream`.
+pub(super) async fn predict_stream(
     serving: &Serving,
-    offered: &Offered,
+    service: &RoutedService,
     call: Arc<Call>,
     request: Request,
 ) -> Response {
     let edge = &serving.edge;
-    // Whoever may not ask need not begin.
-    let allowed = edge
-        .authorize(request.headers())
-        .and_then(|caller| edge.permit(&caller, &offered.model))
-        .and_then(|()| idempotency::refuse_on_stream(request.headers()));
-    if let Err(error) = allowed {
+    // A caller that may not use the model is rejected at once, and not at the first message.
+    let checked = edge
+        .authenticate(request.headers())
+        .and_then(|caller| edge.check_model(&caller, &service.model))
+        .and_then(|()| idempotency::reject_on_stream(request.headers()));
+    if let Err(error) = checked {
         return call.fail(&error).into_http();
     }
     let rows = Rows {
         serving: serving.clone(),
-        service: offered.service.full_name().into(),
+        service: service.service.full_name().into(),
         headers: Arc::new(request.headers().clone()),
-        account: call.account(),
+        log: call.log(),
         call,
     };
     let response = grpc(&edge.policy.load()).streaming(rows, request).await;
@@ -69,22 +71,22 @@ struct Rows {
     serving: Serving,
     service: Arc<str>,
     headers: Arc<HeaderMap>,
-    account: Account,
+    log: RequestLog,
     call: Arc<Call>,
 }
 
-/// What comes next in a stream of answers.
+/// What comes next in the stream of responses.
 enum Next {
-    /// The answer to a row, when it is there.
-    Row(Task<RowAnswer>),
-    /// Nothing any more.
+    /// The response to a row.
+    Row(Task<RowResponse>),
+    /// The end of the stream.
     End(Status),
 }
 
-/// A message of the stream, and what is to be compared once it has been sent.
-type RowAnswer = Result<(Bytes, Option<CompareOnDrop>), Status>;
+/// A message, and the comparison that follows when it has been sent; or the error that ends the stream.
+type RowResponse = Result<(Bytes, Option<CompareOnDrop>), Status>;
 
-/// Work that ends with whoever waits for it.
+/// A task that is aborted when this is dropped.
 struct Task<T>(JoinHandle<T>);
 
 impl<T> Drop for Task<T> {
@@ -95,29 +97,29 @@ impl<T> Drop for Task<T> {
 
 impl StreamingService<Bytes> for Rows {
     type Response = Bytes;
-    type ResponseStream = Answers;
-    type Future = std::future::Ready<Result<tonic::Response<Answers>, Status>>;
+    type ResponseStream = ResponseStream;
+    type Future = std::future::Ready<Result<tonic::Response<ResponseStream>, Status>>;
 
     fn call(&mut self, request: tonic::Request<Streaming<Bytes>>) -> Self::Future {
-        let (sender, queue) = mpsc::channel(MAX_UNDER_WAY);
+        let (sender, queue) = mpsc::channel(MAX_IN_PROGRESS);
         let reader = Task(tokio::spawn(self.clone().read(request.into_inner(), sender)));
         let (current, comparison, call) = (None, None, Arc::clone(&self.call));
-        let answers = Answers { queue, current, comparison, call, _reader: reader };
-        std::future::ready(Ok(tonic::Response::new(answers)))
+        let responses = ResponseStream { queue, current, comparison, call, _reader: reader };
+        std::future::ready(Ok(tonic::Response::new(responses)))
     }
 }
 
 impl Rows {
-    /// Begin with each row as soon as there is room for it.
+    /// Read rows and start a task for each, up to the most that may be in progress.
     async fn read(self, mut messages: Streaming<Bytes>, sender: mpsc::Sender<Next>) {
         let mut stopping = self.serving.stopping.clone();
-        let mut before = None;
+        let mut previous = None;
         while let Ok(room) = sender.reserve().await {
             let message = tokio::select! {
                 message = messages.next() => message,
-                // What has come is answered.
+                // Rows that arrived before are answered.
                 _ = stopping.wait_for(|stopping| *stopping) => {
-                    let status = self.call.fail(&ApiError::going_down());
+                    let status = self.call.fail(&ApiError::stopping());
                     return room.send(Next::End(status));
                 }
             };
@@ -126,30 +128,30 @@ impl Rows {
                 Some(Ok(message)) => message,
                 Some(Err(status)) => return room.send(Next::End(status)),
             };
-            let held = match self.call.take_message(message.len()) {
-                Ok(held) => held,
+            let permit = match self.call.take_permit(message.len()) {
+                Ok(permit) => permit,
                 Err(error) => return room.send(Next::End(self.call.fail(&error))),
             };
             let (done, after) = oneshot::channel();
-            let row = Row { message, _held: held, before: before.replace(after), _done: done };
+            let row =
+                Row { message, _permit: permit, previous: previous.replace(after), _done: done };
             room.send(Next::Row(Task(tokio::spawn(self.clone().answer(row)))));
         }
     }
 
-    /// The answer to a row, in whose place there may be an error. What is wrong with the caller itself
-    /// ends the stream.
-    async fn answer(self, mut row: Row) -> RowAnswer {
+    /// Answer a row. An error is the response to its row; an error about the caller's key ends the stream.
+    async fn answer(self, mut row: Row) -> RowResponse {
         let edge = Arc::clone(&self.serving.edge);
         let endpoint = Endpoint::Method(Arc::clone(&self.call.method.path));
-        let way = Way::Grpc(Arc::clone(&edge.meters));
-        let mut account = self.account.clone();
-        // The trace is the stream's, and has an end of its own.
-        account.traced = None;
-        let mut line = Line::part(account, endpoint, way);
-        let outcome = self.predict(&edge, &mut row, &mut line.account).await;
+        let listener = ListenerKind::Grpc(Arc::clone(&edge.meters));
+        let mut log = self.log.clone();
+        // The trace belongs to the stream, and would grow with each row.
+        log.trace = None;
+        let mut guard = RequestLogGuard::for_stream_message(log, endpoint, listener);
+        let outcome = self.predict(&edge, &mut row, &mut guard.log).await;
         let error = outcome.as_ref().err();
-        line.status = Some(error.map_or(200, |error| error.code.status().as_u16()));
-        line.error_code = error.map(|error| error.code.as_str());
+        guard.status = Some(error.map_or(200, |error| error.code.status().as_u16()));
+        guard.error_code = error.map(|error| error.code.as_str());
         match outcome {
             Ok(Reply { answer, comparison, .. }) => {
                 Ok((typed::encode_stream_response(&answer.encoded.body).into(), comparison))
@@ -168,22 +170,22 @@ impl Rows {
         &self,
         edge: &Edge,
         row: &mut Row,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Reply, ApiError> {
         let (policy, snapshot) = (edge.policy.load_full(), Arc::clone(&edge.registry.snapshot()));
         let gone = || ApiError::new(ErrorCode::NotFound, "the model has no such version any more");
-        let offered = edge.services.find(&snapshot, &self.service).ok_or_else(gone)?;
-        let target = Ok((offered.model.clone(), offered.class.selector()));
+        let service = edge.services.find(&snapshot, &self.service).ok_or_else(gone)?;
+        let target = Ok((service.model.clone(), service.class.selector()));
         let headers = &*self.headers;
         let head = RequestHead { edge, policy: &policy, snapshot, headers, target };
         let body = RequestBody::new(row.message.clone(), None);
-        let mut request = PredictRequest::authenticate(head, account)?;
+        let mut request = PredictRequest::authenticate(head, log)?;
         loop {
-            let codec = SignatureCodec::new(Arc::clone(&offered), Multiplicity::Single);
-            match (request.answer(codec, body.share(), account).await, row.before.take()) {
-                (Err(error), Some(before)) if error.code == ErrorCode::Overloaded => {
-                    // Nothing is ever sent: it ends with the row before.
-                    let _ = before.await;
+            let codec = SignatureCodec::new(Arc::clone(&service), Multiplicity::Single);
+            match (request.answer(codec, body.share(), log).await, row.previous.take()) {
+                (Err(error), Some(previous)) if error.code == ErrorCode::Overloaded => {
+                    // The sender is dropped with the previous row, and never sends.
+                    let _ = previous.await;
                 }
                 (outcome, _) => return outcome,
             }
@@ -194,24 +196,24 @@ impl Rows {
 /// One row of a stream.
 struct Row {
     message: Bytes,
-    _held: OwnedSemaphorePermit,
-    /// Says when the row before has been answered.
-    before: Option<oneshot::Receiver<()>>,
-    /// Says the same of this one.
+    _permit: OwnedSemaphorePermit,
+    /// Completes when the previous row has been answered.
+    previous: Option<oneshot::Receiver<()>>,
+    /// Completes the receiver of the next row when it is dropped.
     _done: oneshot::Sender<()>,
 }
 
-/// The answers in the order of their rows.
-struct Answers {
+/// The responses, in the order of their rows.
+struct ResponseStream {
     queue: mpsc::Receiver<Next>,
-    current: Option<Task<RowAnswer>>,
-    /// Of the last answer, which is on its way when the next one is asked for.
+    current: Option<Task<RowResponse>>,
+    /// Of the last response; dropped when that has been sent.
     comparison: Option<CompareOnDrop>,
     call: Arc<Call>,
     _reader: Task<()>,
 }
 
-impl Stream for Answers {
+impl Stream for ResponseStream {
     type Item = Result<Bytes, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -221,10 +223,8 @@ impl Stream for Answers {
             if let Some(current) = &mut this.current {
                 let outcome = ready!(Pin::new(&mut current.0).poll(context));
                 this.current = None;
-                let answer = outcome.unwrap_or_else(|_panic| {
-                    let message = "the server failed on this request";
-                    Err(this.call.fail(&ApiError::new(ErrorCode::Internal, message)))
-                });
+                let answer =
+                    outcome.unwrap_or_else(|_panic| Err(this.call.fail(&ApiError::internal())));
                 return Poll::Ready(Some(answer.map(|(message, comparison)| {
                     this.comparison = comparison;
                     message

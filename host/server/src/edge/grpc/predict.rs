@@ -12,10 +12,10 @@ use tonic::metadata::MetadataValue;
 use tonic::server::{ClientStreamingService, Grpc};
 
 use super::call::Call;
-use crate::edge::Policy;
 use crate::edge::error::ApiError;
-use crate::edge::observe::Account;
 use crate::edge::pipeline::Reply;
+use crate::edge::policy::Policy;
+use crate::edge::request_log::RequestLog;
 
 /// The sizes of answers that are compressed if their requests were: a smaller one is one packet anyhow, and
 /// compressing a larger one would hold up others.
@@ -33,8 +33,8 @@ pub(super) fn grpc(policy: &Policy) -> Grpc<Raw> {
     grpc.max_encoding_message_size(usize::MAX)
 }
 
-/// Answer a call that has one message and one answer. `predict` reads the message itself, after it has
-/// looked at the head.
+/// Answer a call that has one request and one response. `predict` reads the request's message, so that it
+/// can reject the call before.
 pub(super) async fn unary<P>(
     policy: &Policy,
     call: &Arc<Call>,
@@ -42,12 +42,12 @@ pub(super) async fn unary<P>(
     predict: P,
 ) -> Response
 where
-    P: AsyncFnOnce(Streaming<Bytes>, &mut Account) -> Result<Reply, ApiError>,
+    P: AsyncFnOnce(Streaming<Bytes>, &mut RequestLog) -> Result<Reply, ApiError>,
 {
     let answer = async |request: tonic::Request<Streaming<Bytes>>| {
-        let mut work = call.work();
-        let outcome = predict(request.into_inner(), &mut work).await;
-        let Reply { answer, is_replay, comparison } = work.end(outcome)?.into_inner();
+        let mut log = call.log_guard();
+        let outcome = predict(request.into_inner(), &mut log).await;
+        let Reply { answer, is_replay, comparison } = log.respond(outcome)?.into_inner();
         call.compare_when_sent(comparison);
         let mut response = tonic::Response::new(answer.encoded.body.clone());
         if is_replay {
@@ -62,21 +62,21 @@ where
     grpc(policy).client_streaming(Once(Some(answer)), request).await.map(Body::new)
 }
 
-/// The one message of a call.
+/// The only message of a call.
 pub(super) async fn read_message(
     call: &Call,
     mut messages: Streaming<Bytes>,
 ) -> Result<Bytes, ApiError> {
-    let refused = |status| call.read_error(&status);
-    let message = messages.message().await.map_err(refused)?;
+    let read_error = |status| call.read_error(&status);
+    let message = messages.message().await.map_err(read_error)?;
     let message = message.ok_or_else(|| ApiError::malformed("the message is malformed"))?;
-    match messages.message().await.map_err(refused)? {
+    match messages.message().await.map_err(read_error)? {
         None => Ok(message),
         Some(_) => Err(ApiError::malformed("the method takes one message")),
     }
 }
 
-/// A function that answers the one call that there is.
+/// Adapts a function to tonic's trait for a method, which is called once.
 struct Once<F>(Option<F>);
 
 impl<F, A> ClientStreamingService<Bytes> for Once<F>
@@ -93,7 +93,7 @@ where
     }
 }
 
-/// Leaves messages as they are.
+/// Does not decode messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Raw;
 

@@ -1,34 +1,35 @@
-//! `inference.GRPCInferenceService`, but for its predictions, which are in `oip`.
+//! `inference.GRPCInferenceService` except for predictions, which are in [`super::oip_predict`] and
+//! [`super::oip_stream`].
 
 use tonic::{Request, Response, Status};
 
 use super::call::Call;
 use super::pb::grpc_inference_service_server::GrpcInferenceService;
 use super::serving::Serving;
-use super::{describe, pb};
-use crate::edge::Edge;
+use super::{model_messages, pb};
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::model_info::{self as about, Asker};
+use crate::edge::model_info::{self, InfoRequest};
 use crate::edge::pages::{Content, Key, Kind, Page, Scope};
+use crate::edge::state::Edge;
 
 impl Serving {
-    /// Answer a question about models.
-    fn about<Q, A>(
+    /// Answer a request for information about models.
+    fn inform<Q, A>(
         &self,
         request: Request<Q>,
-        answer: impl FnOnce(&mut Asker<'_>, Q) -> Result<A, ApiError>,
+        answer: impl FnOnce(&mut InfoRequest<'_>, Q) -> Result<A, ApiError>,
     ) -> Result<Response<A>, Status> {
-        let call = Call::of(request.extensions())?;
-        let mut work = call.work();
+        let call = Call::from_extensions(request.extensions())?;
+        let mut log = call.log_guard();
         let (edge, headers) = (&*self.edge, &call.headers);
-        let mut asker = Asker { edge, headers, account: &mut work };
-        let outcome = answer(&mut asker, request.into_inner());
-        work.end(outcome)
+        let mut info = InfoRequest { edge, headers, log: &mut log };
+        let outcome = answer(&mut info, request.into_inner());
+        log.respond(outcome)
     }
 }
 
 /// A message as a page.
-fn message(message: &impl prost::Message) -> Content {
+fn content(message: &impl prost::Message) -> Content {
     Content { content_type: "application/grpc", bytes: message.encode_to_vec() }
 }
 
@@ -49,16 +50,16 @@ impl GrpcInferenceService for Serving {
         &self,
         _request: Request<pb::ServerReadyRequest>,
     ) -> Result<Response<pb::ServerReadyResponse>, Status> {
-        Ok(Response::new(pb::ServerReadyResponse { ready: about::is_ready(&self.edge) }))
+        Ok(Response::new(pb::ServerReadyResponse { ready: model_info::is_ready(&self.edge) }))
     }
 
     async fn model_ready(
         &self,
         request: Request<pb::ModelReadyRequest>,
     ) -> Result<Response<pb::ModelReadyResponse>, Status> {
-        self.about(request, |asker, asked| {
-            let ready = match asker.model_is_ready(&asked.name, &asked.version) {
-                // As other servers of the protocol do: clients wait for models that are not there yet.
+        self.inform(request, |info, message| {
+            let ready = match info.model_is_ready(&message.name, &message.version) {
+                // As in other servers of the protocol: clients wait for models that do not exist yet.
                 Err(error) if error.code == ErrorCode::NotFound => false,
                 outcome => outcome?,
             };
@@ -70,7 +71,8 @@ impl GrpcInferenceService for Serving {
         &self,
         _request: Request<pb::ServerMetadataRequest>,
     ) -> Result<Response<pb::ServerMetadataResponse>, Status> {
-        let about::ServerMetadata { name, version, extensions } = about::server(&self.edge);
+        let model_info::ServerMetadata { name, version, extensions } =
+            model_info::server(&self.edge);
         let extensions = extensions.into_iter().map(str::to_owned).collect();
         let version = version.to_owned();
         Ok(Response::new(pb::ServerMetadataResponse { name, version, extensions }))
@@ -80,8 +82,8 @@ impl GrpcInferenceService for Serving {
         &self,
         request: Request<pb::ModelMetadataRequest>,
     ) -> Result<Response<pb::ModelMetadataResponse>, Status> {
-        self.about(request, |asker, asked| {
-            asker.metadata(&asked.name, &asked.version).map(Into::into)
+        self.inform(request, |info, message| {
+            info.metadata(&message.name, &message.version).map(Into::into)
         })
     }
 
@@ -89,8 +91,8 @@ impl GrpcInferenceService for Serving {
         &self,
         request: Request<pb::ModelConfigRequest>,
     ) -> Result<Response<pb::ModelConfigResponse>, Status> {
-        self.about(request, |asker, asked| {
-            let config = asker.config(&asked.name, &asked.version)?;
+        self.inform(request, |info, message| {
+            let config = info.config(&message.name, &message.version)?;
             Ok(pb::ModelConfigResponse { config: Some(config.into()) })
         })
     }
@@ -99,82 +101,83 @@ impl GrpcInferenceService for Serving {
         &self,
         request: Request<pb::ModelStatisticsRequest>,
     ) -> Result<Response<pb::ModelStatisticsResponse>, Status> {
-        let call = Call::of(request.extensions())?;
-        let (mut work, asked) = (call.work(), request.into_inner());
+        let call = Call::from_extensions(request.extensions())?;
+        let (mut log, message) = (call.log_guard(), request.into_inner());
         let outcome = async {
             let (edge, headers) = (&self.edge, &call.headers);
-            let mut asker = Asker { edge, headers, account: &mut work };
-            if !asked.version.is_empty() {
-                let statistics = asker.version_statistics(&asked.name, &asked.version)?;
+            let mut info = InfoRequest { edge, headers, log: &mut log };
+            if !message.version.is_empty() {
+                let statistics = info.version_statistics(&message.name, &message.version)?;
                 return Ok(pb::ModelStatisticsResponse { model_stats: vec![statistics.into()] });
             }
-            let (model, scope) = if asked.name.is_empty() {
-                (None, Scope::of(&*edge.admit_reader_of_all(headers, &mut work)?))
+            let (model, scope) = if message.name.is_empty() {
+                (None, Scope::of(&*edge.admit_reader_of_all(headers, &mut log)?))
             } else {
-                let name = asker.reader_of(&asked.name)?;
+                let name = info.reader_of(&message.name)?;
                 (Some(name.clone()), Scope::only(&name))
             };
             let key = Key::plain(Kind::StatisticsMessage(model), scope);
             let make = |edge: &Edge, key: &Key| {
-                let model_stats = about::statistics(edge, &key.scope);
+                let model_stats = model_info::statistics(edge, &key.scope);
                 let model_stats = model_stats.into_iter().map(Into::into).collect();
-                Ok(message(&pb::ModelStatisticsResponse { model_stats }))
+                Ok(content(&pb::ModelStatisticsResponse { model_stats }))
             };
             decoded(&*edge.page(key, make).await?)
         };
         let outcome = outcome.await;
-        work.end(outcome)
+        log.respond(outcome)
     }
 
     async fn repository_index(
         &self,
         request: Request<pb::RepositoryIndexRequest>,
     ) -> Result<Response<pb::RepositoryIndexResponse>, Status> {
-        let call = Call::of(request.extensions())?;
-        let (mut work, only_ready) = (call.work(), request.into_inner().ready);
+        let call = Call::from_extensions(request.extensions())?;
+        let (mut log, only_ready) = (call.log_guard(), request.into_inner().ready);
         let outcome = async {
             let (edge, headers) = (&self.edge, &call.headers);
-            Asker { edge, headers, account: &mut work }.reader_of_index()?;
+            InfoRequest { edge, headers, log: &mut log }.reader_of_index()?;
             let make = move |edge: &Edge, _: &Key| {
-                let models = about::index(edge, only_ready).into_iter().map(Into::into).collect();
-                Ok(message(&pb::RepositoryIndexResponse { models }))
+                let models =
+                    model_info::index(edge, only_ready).into_iter().map(Into::into).collect();
+                Ok(content(&pb::RepositoryIndexResponse { models }))
             };
             let key = Key::plain(Kind::IndexMessage { only_ready }, Scope::All);
             decoded(&*edge.page(key, make).await?)
         };
         let outcome = outcome.await;
-        work.end(outcome)
+        log.respond(outcome)
     }
 
     async fn repository_model_load(
         &self,
         request: Request<pb::RepositoryModelLoadRequest>,
     ) -> Result<Response<pb::RepositoryModelLoadResponse>, Status> {
-        let call = Call::of(request.extensions())?;
-        let (mut work, asked) = (call.work(), request.into_inner());
+        let call = Call::from_extensions(request.extensions())?;
+        let (mut log, message) = (call.log_guard(), request.into_inner());
         let outcome = async {
-            let parameters = describe::repository_parameters(asked.parameters)?;
+            let parameters = model_messages::repository_parameters(message.parameters)?;
             let (edge, headers) = (&*self.edge, &call.headers);
-            let mut asker = Asker { edge, headers, account: &mut work };
-            asker.load(&asked.model_name, &parameters).await
+            let mut info = InfoRequest { edge, headers, log: &mut log };
+            info.load(&message.model_name, &parameters).await
         };
         let outcome = outcome.await;
-        work.end(outcome.map(|()| pb::RepositoryModelLoadResponse {}))
+        log.respond(outcome.map(|()| pb::RepositoryModelLoadResponse {}))
     }
 
     async fn repository_model_unload(
         &self,
         request: Request<pb::RepositoryModelUnloadRequest>,
     ) -> Result<Response<pb::RepositoryModelUnloadResponse>, Status> {
-        let call = Call::of(request.extensions())?;
-        let (mut work, asked) = (call.work(), request.into_inner());
+        let call = Call::from_extensions(request.extensions())?;
+        let (mut log, message) = (call.log_guard(), request.into_inner());
         let outcome = async {
-            let parameters = describe::repository_parameters(asked.parameters)?;
+            let parameters = model_messages::repository_parameters(message.parameters)?;
             let (edge, headers) = (&*self.edge, &call.headers);
-            let mut asker = Asker { edge, headers, account: &mut work };
-            asker.unload(&asked.model_name, &parameters).await
+            let mut info = InfoRequest { edge, headers, log: &mut log };
+            info.unload(&message.model_name, &parameters).await
         };
         let outcome = outcome.await;
-        work.end(outcome.map(|()| pb::RepositoryModelUnloadResponse {}))
+        log.respond(outcome.map(|()| pb::RepositoryModelUnloadResponse {}))
     }
 }

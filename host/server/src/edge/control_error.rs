@@ -1,4 +1,4 @@
-//! What a change that was not made is for callers.
+//! Errors of changes, for callers.
 
 use super::error::{ApiError, ErrorCode};
 use guesthouse_artifact::ArtifactError;
@@ -26,30 +26,30 @@ impl From<ControlError> for ApiError {
             ControlError::Contract { changes, .. } => {
                 Self { violations: changes, ..with(ErrorCode::ContractViolation) }
             }
-            ControlError::Artifact(error) => with(of_artifact(&error)),
-            ControlError::Load(error) => with(of_load(&error)),
-            ControlError::NotLoaded(failure) => with(of_failure(&failure)),
-            ControlError::Store(error) => of_disk(error.is_full(), &error),
-            ControlError::Ledger(error) => of_disk(error.is_full(), &error),
+            ControlError::Artifact(error) => with(artifact_code(&error)),
+            ControlError::Load(error) => with(load_code(&error)),
+            ControlError::NotLoaded(failure) => with(failure_code(&failure)),
+            ControlError::Store(error) => storage_error(error.is_full(), &error),
+            ControlError::Ledger(error) => storage_error(error.is_full(), &error),
         }
     }
 }
 
-fn of_artifact(error: &ArtifactError) -> ErrorCode {
+fn artifact_code(error: &ArtifactError) -> ErrorCode {
     match error {
         ArtifactError::Read(_) => ErrorCode::Internal,
         _ => ErrorCode::UnacceptableArtifact,
     }
 }
 
-fn of_load(error: &LoadError) -> ErrorCode {
+fn load_code(error: &LoadError) -> ErrorCode {
     match error {
-        LoadError::Artifact(error) => of_artifact(error),
+        LoadError::Artifact(error) => artifact_code(error),
         LoadError::BudgetExceeded(_) => ErrorCode::Conflict,
         LoadError::Preinit(_) | LoadError::Proof(_) if error.cause() == Cause::Accident => {
             ErrorCode::Internal
         }
-        LoadError::Preinit(_) | LoadError::Signature | LoadError::Proof(_) => {
+        LoadError::Preinit(_) | LoadError::Signature(_) | LoadError::Proof(_) => {
             ErrorCode::UnacceptableArtifact
         }
         LoadError::Store(error) if error.is_full() => ErrorCode::InsufficientStorage,
@@ -57,8 +57,8 @@ fn of_load(error: &LoadError) -> ErrorCode {
     }
 }
 
-/// The same of a failure that was written down.
-fn of_failure(failure: &Failure) -> ErrorCode {
+/// The code of a failure in the history.
+fn failure_code(failure: &Failure) -> ErrorCode {
     match (failure.cause, failure.step) {
         (_, "admission") => ErrorCode::Conflict,
         (Cause::Accident, _) => ErrorCode::Internal,
@@ -66,27 +66,22 @@ fn of_failure(failure: &Failure) -> ErrorCode {
     }
 }
 
-/// Operators need the reason; it names no secret.
-fn of_disk(is_full: bool, error: &(dyn std::error::Error + 'static)) -> ApiError {
+/// The error for a failure of the disk. Operators need the reason, which contains no secrets.
+fn storage_error(is_full: bool, error: &(dyn std::error::Error + 'static)) -> ApiError {
     let reason = guesthouse_control::registry::chain(error);
-    tracing::error!(reason, "a change was not made");
+    tracing::error!(reason, "a change failed");
     let code = if is_full { ErrorCode::InsufficientStorage } else { ErrorCode::Internal };
     ApiError::new(code, reason)
 }
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        of_disk(error.is_full(), &error)
+        storage_error(error.is_full(), &error)
     }
 }
 
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
-        of_disk(error.is_full(), &error)
+        storage_error(error.is_full(), &error)
     }
-}
-
-/// A bug of the host.
-pub(crate) fn broken() -> ApiError {
-    ApiError::new(ErrorCode::Internal, "the server failed on this request")
 }

@@ -11,16 +11,16 @@ use axum::response::Response;
 use super::call::Call;
 use super::codec::decode;
 use super::pb;
-use super::raw::{read_message, unary};
+use super::predict::{read_message, unary};
 use super::serving::Serving;
-use crate::edge::Edge;
 use crate::edge::body::RequestBody;
-use crate::edge::codec::oip_grpc::{OipGrpcCodec, size};
+use crate::edge::codec::oip_grpc::{OipGrpcCodec, message_size};
 use crate::edge::codec::tensors::{in_protocol_words, named};
 use crate::edge::error::ApiError;
 use crate::edge::idempotency;
-use crate::edge::observe::Account;
 use crate::edge::pipeline::{Reply, RequestHead, predict};
+use crate::edge::request_log::RequestLog;
+use crate::edge::state::Edge;
 
 /// The paths of the two methods.
 pub(super) const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
@@ -28,20 +28,20 @@ pub(super) const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/Mod
 
 /// Answer `ModelInfer`.
 pub(super) async fn model_infer(serving: &Serving, request: Request) -> Response {
-    let call = match Call::of(request.extensions()) {
+    let call = match Call::from_extensions(request.extensions()) {
         Ok(call) => call,
         Err(status) => return status.into_http(),
     };
     let policy = serving.edge.policy.load_full();
-    unary(&policy, &call, request, async |messages, account| {
+    unary(&policy, &call, request, async |messages, log| {
         let bytes = read_message(&call, messages).await?;
         let message = Message::decode(bytes)?;
-        infer(&serving.edge, &call, message, account).await
+        infer(&serving.edge, &call, message, log).await
     })
     .await
 }
 
-/// A `ModelInferRequest`, and the bytes that it was decoded from.
+/// A `ModelInferRequest`, and the bytes that it is decoded from.
 pub(super) struct Message {
     pub(super) request: pb::ModelInferRequest,
     bytes: Bytes,
@@ -58,10 +58,10 @@ pub(super) async fn infer(
     edge: &Edge,
     call: &Call,
     message: Message,
-    account: &mut Account,
+    log: &mut RequestLog,
 ) -> Result<Reply, ApiError> {
     let Message { request, bytes } = message;
-    let permit = call.take_message(bytes.len().max(size(&request)))?;
+    let permit = call.take_permit(bytes.len().max(message_size(&request)))?;
     let (policy, snapshot) = (edge.policy.load_full(), Arc::clone(&edge.registry.snapshot()));
     let (model, headers) = (request.model_name.clone(), &call.headers);
     let target = named(&model, &request.model_version);
@@ -69,6 +69,6 @@ pub(super) async fn infer(
     let codec = OipGrpcCodec::new(request, headers.contains_key(idempotency::KEY_HEADER));
     let codec = if call.method.is_stream { codec.mark_last() } else { codec };
     let body = RequestBody::new(bytes, Some(permit));
-    let outcome = predict(head, Ok(codec), ready(Ok(body)), account).await;
+    let outcome = predict(head, Ok(codec), ready(Ok(body)), log).await;
     outcome.map_err(|error| in_protocol_words(error, &model))
 }

@@ -1,5 +1,5 @@
-//! Which server a request is for: said once and well, as RFC 9112 (3.2) and RFC 9113 (8.3.1) want it. What
-//! stands in front of this server may have looked at another of two names.
+//! Validation of a request's host, as RFC 9112 (3.2) and RFC 9113 (8.3.1) require it: if a request named two
+//! hosts, a proxy could have used the other one.
 
 use axum::extract::Request;
 use axum::http::Version;
@@ -8,7 +8,7 @@ use axum::http::uri::Authority;
 
 use super::error::ApiError;
 
-/// Whether the request names its host as its protocol says.
+/// Check that the request names one valid host.
 pub(super) fn check<B>(request: &Request<B>) -> Result<(), ApiError> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let (host, second) = (hosts.next(), hosts.next());
@@ -28,13 +28,13 @@ pub(super) fn check<B>(request: &Request<B>) -> Result<(), ApiError> {
         {
             Err(ApiError::malformed(":authority and Host differ"))
         }
-        // An address in the first line of HTTP/1.1 counts more than the header, which has to be there.
+        // In HTTP/1.1, an absolute target takes precedence over the header, which is required even so.
         (Version::HTTP_11, None, _) => Err(ApiError::malformed("the request has no Host")),
         _ => Ok(()),
     }
 }
 
-/// A name or an address, and a port if need be; or nothing, where there is no such thing.
+/// Whether this is a name or an address with an optional port, or empty.
 fn is_host(host: &str) -> bool {
     host.is_empty() || !host.contains('@') && host.parse::<Authority>().is_ok()
 }
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn each_version_wants_its_host() {
+    fn each_http_version_has_its_rule() {
         let (one, first, second) = (Version::HTTP_10, Version::HTTP_11, Version::HTTP_2);
         for (version, uri, hosts, expected) in [
             (one, "/", &[][..], true),
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_a_name_and_a_port() {
+    fn a_host_is_a_name_with_an_optional_port() {
         for good in ["example.org", "example.org:8000", "127.0.0.1:1", "[::1]:8000", "a_b", "A"] {
             assert!(is_good(Version::HTTP_11, "/", &[good]), "{good}");
         }

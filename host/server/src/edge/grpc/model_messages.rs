@@ -1,16 +1,16 @@
-//! What is told of models, as messages.
+//! Information about models, as messages of `inference.GRPCInferenceService`.
 
 use std::collections::BTreeMap;
 
 use super::pb;
 use crate::edge::codec::tensors::{MAX_PARAMETERS, Parameter, Parameters};
 use crate::edge::error::ApiError;
-use crate::edge::model_info as about;
+use crate::edge::model_info;
 use pb::model_metadata_response::TensorMetadata;
 use pb::model_repository_parameter::ParameterChoice;
 use pb::repository_index_response::ModelIndex;
 
-/// What a model is to be loaded or unloaded with.
+/// The parameters of a request to load or unload a model.
 pub(super) fn repository_parameters(
     given: BTreeMap<String, pb::ModelRepositoryParameter>,
 ) -> Result<Parameters, ApiError> {
@@ -24,7 +24,7 @@ pub(super) fn repository_parameters(
             Some(ParameterChoice::StringParam(value)) => Parameter::Text(value),
             Some(ParameterChoice::BytesParam(_)) => {
                 return Err(ApiError::malformed(
-                    "files are not taken here: a version is an artifact",
+                    "files are not supported: a version is an artifact",
                 ));
             }
             None => return Err(ApiError::malformed("a parameter has no value")),
@@ -34,9 +34,10 @@ pub(super) fn repository_parameters(
     given.into_iter().map(parameter).collect()
 }
 
-impl From<about::ModelMetadata> for pb::ModelMetadataResponse {
-    fn from(about: about::ModelMetadata) -> Self {
-        let about::ModelMetadata { name, versions, platform, inputs, outputs, properties } = about;
+impl From<model_info::ModelMetadata> for pb::ModelMetadataResponse {
+    fn from(info: model_info::ModelMetadata) -> Self {
+        let model_info::ModelMetadata { name, versions, platform, inputs, outputs, properties } =
+            info;
         let properties = properties.into_iter().map(|(name, value)| (name.to_owned(), value));
         Self {
             name,
@@ -49,31 +50,31 @@ impl From<about::ModelMetadata> for pb::ModelMetadataResponse {
     }
 }
 
-impl From<about::TensorMetadata> for TensorMetadata {
-    fn from(about: about::TensorMetadata) -> Self {
-        let about::TensorMetadata { name, datatype, shape } = about;
+impl From<model_info::TensorMetadata> for TensorMetadata {
+    fn from(info: model_info::TensorMetadata) -> Self {
+        let model_info::TensorMetadata { name, datatype, shape } = info;
         Self { name, datatype: datatype.to_owned(), shape }
     }
 }
 
-impl From<about::ModelConfig> for pb::ModelConfig {
-    fn from(about: about::ModelConfig) -> Self {
-        let batching = about.dynamic_batching.map(|about| {
+impl From<model_info::ModelConfig> for pb::ModelConfig {
+    fn from(info: model_info::ModelConfig) -> Self {
+        let batching = info.dynamic_batching.map(|info| {
             pb::model_config::SchedulingChoice::DynamicBatching(pb::ModelDynamicBatching {
-                max_queue_delay_microseconds: about.max_queue_delay_microseconds,
-                priority_levels: about.priority_levels,
-                default_priority_level: about.default_priority_level,
+                max_queue_delay_microseconds: info.max_queue_delay_microseconds,
+                priority_levels: info.priority_levels,
+                default_priority_level: info.default_priority_level,
                 ..Default::default()
             })
         });
         Self {
-            name: about.name,
-            platform: about.platform.to_owned(),
-            max_batch_size: i32::try_from(about.max_batch_size).unwrap_or(i32::MAX),
-            input: about.input.into_iter().map(Into::into).collect(),
-            output: about.output.into_iter().map(Into::into).collect(),
+            name: info.name,
+            platform: info.platform.to_owned(),
+            max_batch_size: i32::try_from(info.max_batch_size).unwrap_or(i32::MAX),
+            input: info.input.into_iter().map(Into::into).collect(),
+            output: info.output.into_iter().map(Into::into).collect(),
             scheduling_choice: batching,
-            backend: about.backend.to_owned(),
+            backend: info.backend.to_owned(),
         }
     }
 }
@@ -82,29 +83,29 @@ fn data_type(name: &str) -> i32 {
     pb::DataType::from_str_name(name).unwrap_or(pb::DataType::TypeInvalid).into()
 }
 
-impl From<about::ConfigInput> for pb::ModelInput {
-    fn from(about: about::ConfigInput) -> Self {
-        let about::ConfigInput { name, data_type, dims, optional } = about;
+impl From<model_info::ConfigInput> for pb::ModelInput {
+    fn from(info: model_info::ConfigInput) -> Self {
+        let model_info::ConfigInput { name, data_type, dims, optional } = info;
         Self { name, data_type: self::data_type(data_type), dims, optional }
     }
 }
 
-impl From<about::ConfigOutput> for pb::ModelOutput {
-    fn from(about: about::ConfigOutput) -> Self {
-        let about::ConfigOutput { name, data_type, dims } = about;
+impl From<model_info::ConfigOutput> for pb::ModelOutput {
+    fn from(info: model_info::ConfigOutput) -> Self {
+        let model_info::ConfigOutput { name, data_type, dims } = info;
         Self { name, data_type: self::data_type(data_type), dims }
     }
 }
 
-impl From<about::Duration> for pb::StatisticDuration {
-    fn from(about::Duration { count, ns }: about::Duration) -> Self {
+impl From<model_info::Duration> for pb::StatisticDuration {
+    fn from(model_info::Duration { count, ns }: model_info::Duration) -> Self {
         Self { count, ns }
     }
 }
 
-impl From<about::ModelStatistics> for pb::ModelStatistics {
-    fn from(about: about::ModelStatistics) -> Self {
-        let stats = about.inference_stats;
+impl From<model_info::ModelStatistics> for pb::ModelStatistics {
+    fn from(info: model_info::ModelStatistics) -> Self {
+        let stats = info.inference_stats;
         let inference_stats = pb::InferStatistics {
             success: Some(stats.success.into()),
             fail: Some(stats.fail.into()),
@@ -113,27 +114,27 @@ impl From<about::ModelStatistics> for pb::ModelStatistics {
             compute_infer: Some(stats.compute_infer.into()),
             compute_output: Some(stats.compute_output.into()),
         };
-        let batches = about.batch_stats.into_iter().map(|batch| pb::InferBatchStatistics {
+        let batches = info.batch_stats.into_iter().map(|batch| pb::InferBatchStatistics {
             batch_size: batch.batch_size,
             compute_input: Some(batch.compute_input.into()),
             compute_infer: Some(batch.compute_infer.into()),
             compute_output: Some(batch.compute_output.into()),
         });
         Self {
-            name: about.name,
-            version: about.version,
-            last_inference: about.last_inference,
-            inference_count: about.inference_count,
-            execution_count: about.execution_count,
+            name: info.name,
+            version: info.version,
+            last_inference: info.last_inference,
+            inference_count: info.inference_count,
+            execution_count: info.execution_count,
             inference_stats: Some(inference_stats),
             batch_stats: batches.collect(),
         }
     }
 }
 
-impl From<about::IndexEntry> for ModelIndex {
-    fn from(about: about::IndexEntry) -> Self {
-        let about::IndexEntry { name, version, state, reason } = about;
+impl From<model_info::IndexEntry> for ModelIndex {
+    fn from(info: model_info::IndexEntry) -> Self {
+        let model_info::IndexEntry { name, version, state, reason } = info;
         Self { name, version, state: state.to_owned(), reason }
     }
 }
