@@ -8,7 +8,7 @@ use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
 use guesthouse_tests::dynamic::{self, Service};
 use guesthouse_tests::grpc::infer_parameter::ParameterChoice;
 use guesthouse_tests::grpc::{InferParameter, ModelInferRequest};
-use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use guesthouse_tests::{DEMO_KEY, HttpResponse, Server, Setup};
 use prost_reflect::Value as Field;
 use prost_reflect::prost::Message as _;
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn from_http(answer: &Answer) -> Self {
+    fn from_http(answer: &HttpResponse) -> Self {
         let header = |name| answer.header(name).map(str::to_owned);
         Self {
             error: answer.error_code().map(str::to_owned),
@@ -151,7 +151,7 @@ impl Clients {
         Outcome::from_http(&answer)
     }
 
-    fn get(&self, path: &str) -> Answer {
+    fn get(&self, path: &str) -> HttpResponse {
         self.server.send("GET", path, &[], b"")
     }
 
@@ -364,7 +364,7 @@ fn statistics_count_every_step_over_every_protocol() {
         let before = steps.map(|step| clients.counted(step));
         assert_eq!(clients.ask(protocol, asked("echo")).error, None, "{protocol:?}");
         let counted = || steps.map(|step| clients.counted(step));
-        clients.server.until("the request is counted", |_| counted()[0] > before[0]);
+        clients.server.eventually("the request is counted", |_| counted()[0] > before[0]);
         assert_eq!(counted(), before.map(|count| count + 1), "{protocol:?}: {steps:?}");
     }
 }

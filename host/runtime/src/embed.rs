@@ -32,7 +32,7 @@ use crate::version::{
     BudgetExceeded, CallerId, ModelLimits, ProofError, ResourceBudget, ServableVersion,
 };
 
-/// Batches of one version that are set aside instances for, by default.
+/// The number of versions with room for all their instances, by default.
 const DEFAULT_VERSIONS: u32 = 32;
 
 /// The settings of a [`Runtime`]. The defaults suit a program that owns its machine.

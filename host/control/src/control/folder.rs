@@ -29,7 +29,6 @@ use crate::rollout::{Deployed, ModelState, Operation, Refusal, Stage};
 use guesthouse_artifact::{ArtifactError, Digest};
 use guesthouse_model::terminal;
 use guesthouse_model::{ModelName, Signature, VersionId};
-use guesthouse_runtime::load::SignatureMismatch;
 use guesthouse_runtime::preinit::queue::CompilePriority;
 
 /// How often the folder's timers are compared with the clock.
@@ -325,8 +324,7 @@ impl Control {
         guarded(|| {
             let (artifact, received) = self.loader.store.receive_file::<LoadError>(path)?;
             let (id, digest) = (artifact.id().clone(), artifact.digest());
-            let signature =
-                artifact.signature().cloned().ok_or(LoadError::Signature(SignatureMismatch))?;
+            let signature = artifact.signature().cloned().ok_or(LoadError::Signature)?;
             let state = self.registry.state(&id.name);
             if let Some(received) = received
                 && !state.withdrawn.contains(&digest)

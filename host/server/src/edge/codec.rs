@@ -24,6 +24,9 @@ use guesthouse_model::{Signature, Tensor};
 use guesthouse_runtime::inference::QueueOptions;
 use guesthouse_runtime::version::ServableVersion;
 
+/// Carries the idempotency key beside the inputs, for callers that cannot set headers.
+pub(super) const IDEMPOTENCY_FIELD: &str = "idempotency_key";
+
 /// How many bytes of a body are JSON, where tensors follow: of requests and of answers.
 pub(super) const JSON_LENGTH_HEADER: HeaderName =
     HeaderName::from_static("inference-header-content-length");

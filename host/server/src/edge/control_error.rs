@@ -49,7 +49,7 @@ fn load_code(error: &LoadError) -> ErrorCode {
         LoadError::Preinit(_) | LoadError::Proof(_) if error.cause() == Cause::Accident => {
             ErrorCode::Internal
         }
-        LoadError::Preinit(_) | LoadError::Signature(_) | LoadError::Proof(_) => {
+        LoadError::Preinit(_) | LoadError::Signature | LoadError::Proof(_) => {
             ErrorCode::UnacceptableArtifact
         }
         LoadError::Store(error) if error.is_full() => ErrorCode::InsufficientStorage,

@@ -4,19 +4,16 @@
 //! methods that do not depend on models; [`model_methods`] has the others.
 
 mod call;
-mod codec;
 mod health;
 mod message_permits;
 mod method;
 mod middleware;
 mod model_messages;
 mod model_methods;
-pub(in crate::edge) mod model_services;
 mod model_stream;
 mod oip_predict;
 mod oip_service;
 mod oip_stream;
-pub(in crate::edge) mod pb;
 mod predict;
 mod reflection;
 mod request_body;
@@ -37,8 +34,9 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::pb::{v1, v1alpha};
 
-pub(crate) use codec::Codec;
-use pb::grpc_inference_service_server::{self as inference_service, GrpcInferenceServiceServer};
+use super::pb::grpc_inference_service_server::{
+    self as inference_service, GrpcInferenceServiceServer,
+};
 
 use self::serving::Serving;
 use super::error::ApiError;

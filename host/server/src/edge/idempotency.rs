@@ -15,6 +15,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use sha2::{Digest as _, Sha256};
 
+pub(super) use super::codec::IDEMPOTENCY_FIELD as KEY_FIELD;
 use super::codec::{Encoded, FieldValue};
 use super::error::{ApiError, ErrorCode};
 use crate::config::AnswerLimits;
@@ -24,9 +25,6 @@ pub(crate) const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-k
 
 /// Marks a response that was stored; also the metadata of a gRPC response.
 pub(crate) const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotency-replayed");
-
-/// Carries the idempotency key beside the inputs, for callers that cannot set headers.
-pub(super) const KEY_FIELD: &str = "idempotency_key";
 
 /// The longest key, in bytes: room for two UUIDs and words between them.
 pub(crate) const MAX_KEY_LENGTH: usize = 128;

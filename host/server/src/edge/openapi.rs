@@ -4,7 +4,6 @@
 //! The part about one model is rendered once for each set of its versions and kept; a document is such
 //! parts, one after the other, so that a change of one model among a thousand costs little.
 
-mod fragments;
 mod operations;
 mod protocol;
 mod schemas;
@@ -16,14 +15,13 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::response::Response;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-pub(super) use self::fragments::Fragments;
-use self::fragments::{Fragment, join, members};
 use self::operations::Operations;
 use self::schemas::Schemas;
 use super::catalogue::{known_model, known_version};
 use super::forwarded;
+use super::pages::fragments::{Document, Fragment, join, members};
 use super::pages::{Content, Key, Kind, Scope};
 use super::policy::Policy;
 use super::request_log::RequestLog;
@@ -172,7 +170,10 @@ fn document(title: &str, server: &str, general: &Document, fragments: &[Arc<Frag
     let security = json!([{"key": []}, {"bearer": []}]);
     let general = Fragment::new(general);
     let all = || std::iter::once(&general).chain(fragments.iter().map(|it| &**it));
-    let common = members(&schemas::common());
+    let mut common = schemas::common();
+    let protocol = protocol::schemas().into_iter();
+    common.extend(protocol.map(|(name, schema)| (name.to_owned(), schema)));
+    let common = members(&common);
     let schemas = join(std::iter::once(&*common).chain(all().map(|part| &*part.schemas)));
     let responses = Value::Object(operations::responses());
     let (tags, paths) = (join(all().map(|part| &*part.tags)), join(all().map(|part| &*part.paths)));
@@ -180,14 +181,6 @@ fn document(title: &str, server: &str, general: &Document, fragments: &[Arc<Frag
         r#"{{"openapi":"3.1.0","info":{info},"servers":{servers},"security":{security},"tags":[{tags}],"paths":{{{paths}}},"components":{{"schemas":{{{schemas}}},"responses":{responses},"securitySchemes":{security_schemes}}}}}"#
     );
     Content { content_type: "application/json", bytes: text.into_bytes() }
-}
-
-/// A document on its way.
-#[derive(Default)]
-struct Document {
-    paths: Map<String, Value>,
-    schemas: Map<String, Value>,
-    tags: Vec<Value>,
 }
 
 impl Document {

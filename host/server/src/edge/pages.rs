@@ -8,6 +8,7 @@
 //! still there.
 
 mod coding;
+pub(super) mod fragments;
 mod table;
 
 use std::collections::BTreeSet;
@@ -25,11 +26,10 @@ use prost_reflect::DescriptorPool;
 use serde::Serialize;
 
 pub(super) use self::coding::Coding;
+use self::fragments::Fragments;
 pub(super) use self::table::Weigh;
 use self::table::{Table, Threads};
 use super::compress::Uncompressed;
-use super::error::ApiError;
-use super::openapi::fragments::Fragments;
 use super::policy::Policy;
 use guesthouse_control::keys::Caller;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};

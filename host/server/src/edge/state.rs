@@ -15,8 +15,8 @@ use guesthouse_runtime::inference::InferenceThreads;
 use tokio::sync::watch;
 
 use super::body::Bodies;
-use super::grpc::model_services::Services;
 use super::idempotency::AnswerStore;
+use super::model_services::Services;
 use super::pages::Pages;
 use super::policy::Policy;
 use super::rate_limits::ModelRates;

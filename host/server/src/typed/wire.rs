@@ -1,32 +1,37 @@
-//! Protobuf on the wire: keys, varints, and what is skipped.
+//! The wire format of protobuf: keys, varints, length-delimited fields, and skipping unknown fields.
+//!
+//! The service's messages are only known at run time, so there are no generated types for prost. Its module
+//! `prost::encoding` has the same functions, but it is documented as internal to prost and hidden from its
+//! documentation, and its errors do not distinguish what is wrong with a message. `prost-reflect` builds a
+//! tree of values, which may be dozens of times as large as the message.
 
-/// How deep groups that nobody knows may lie in each other: as in other implementations.
+/// The most nested groups in unknown fields, as in other implementations.
 const MAX_DEPTH: u32 = 100;
 
-/// The bytes are no message of the type.
+/// Why a message is malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// They end in the middle of a field.
+    /// It ends in the middle of a field.
     #[error("it ends in the middle of a field")]
     Cut,
     /// A number takes more than 64 bits.
     #[error("a number takes more than 64 bits")]
     Varint,
-    /// A field has no number, or one that there cannot be, or a type that there is not.
+    /// A key has an invalid field number or wire type.
     #[error("there is no such key")]
     Key,
-    /// A known field has another type.
+    /// A known field has the wrong wire type.
     #[error("a field has another type")]
     Type,
-    /// A group ends that has not begun, or does not end.
+    /// A group is not closed, or is closed without being open.
     #[error("a group is broken")]
     Group,
-    /// Groups lie in groups without end.
+    /// Groups are nested too deeply.
     #[error("it is nested too deep")]
     Depth,
 }
 
-/// How the value of a field is written.
+/// The wire types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wire {
     Varint,
@@ -38,13 +43,13 @@ pub(super) enum Wire {
 }
 
 impl Wire {
-    /// This type and no other.
+    /// Check that this is the wanted wire type.
     pub(super) fn expect(self, wanted: Self) -> Result<(), WireError> {
         if self == wanted { Ok(()) } else { Err(WireError::Type) }
     }
 }
 
-/// The bytes of a message that have not been read.
+/// The remaining bytes of a message.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
@@ -70,7 +75,7 @@ impl<'a> Reader<'a> {
         Err(if self.0.len() < 10 { WireError::Cut } else { WireError::Varint })
     }
 
-    /// The number of the next field, and how its value is written.
+    /// Read the key of the next field: its number and its wire type.
     pub(super) fn key(&mut self) -> Result<(u32, Wire), WireError> {
         let key = u32::try_from(self.varint()?).map_err(|_error| WireError::Key)?;
         let wire = match key & 7 {
@@ -98,7 +103,7 @@ impl<'a> Reader<'a> {
         Ok(*bytes)
     }
 
-    /// Pass over the value of a field that is not known.
+    /// Skip the value of an unknown field.
     pub(super) fn skip(&mut self, number: u32, wire: Wire) -> Result<(), WireError> {
         self.skip_at(number, wire, 0)
     }
@@ -155,7 +160,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_come_back(value in any::<u64>(), shift in 0_u32..64) {
+        fn varints_round_trip(value in any::<u64>(), shift in 0_u32..64) {
             let mut bytes = Vec::new();
             put_varint(value >> shift, &mut bytes);
             bytes.push(7);
@@ -166,14 +171,14 @@ mod tests {
     }
 
     #[test]
-    fn broken_bytes_are_told_apart() {
+    fn malformed_messages_are_distinguished() {
         let varint = |bytes: &[u8]| Reader(bytes).varint();
         assert_eq!(varint(&[]), Err(WireError::Cut));
         assert_eq!(varint(&[0xff]), Err(WireError::Cut));
         assert_eq!(varint(&[0xff; 10]), Err(WireError::Varint));
         assert_eq!(varint(&[&[0xff; 9][..], &[2]].concat()), Err(WireError::Varint));
         assert_eq!(varint(&[&[0xff; 9][..], &[1]].concat()), Ok(u64::MAX));
-        // A number may be longer than it has to be.
+        // An overlong encoding is valid.
         assert_eq!(varint(&[0x81, 0x80, 0]), Ok(1));
         let key = |bytes: &[u8]| Reader(bytes).key().map(|(number, _)| number);
         assert_eq!(key(&[0]), Err(WireError::Key));

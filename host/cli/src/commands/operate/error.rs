@@ -17,7 +17,8 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::admin_key::KeyError;
-use super::client::{IdempotencyKey, ServerUrl};
+use super::idempotency_key::IdempotencyKey;
+use super::server_url::ServerUrl;
 use super::trust::TrustError;
 use super::upload::UploadError;
 

@@ -13,12 +13,11 @@ use prost::bytes::Bytes;
 use super::tensors::{
     MAX_PARAMETERS, Parameter, Parameters, RequestedOutput, TensorRequest, WantedOutputs,
 };
-use super::{Codec, Encoded, FieldValue, Inputs, Outputs};
+use super::{Codec, Encoded, FieldValue, IDEMPOTENCY_FIELD, Inputs, Outputs};
 use crate::config::Limits;
 use crate::edge::body::RequestBody;
 use crate::edge::error::ApiError;
-use crate::edge::grpc::pb;
-use crate::edge::idempotency::KEY_FIELD;
+use crate::edge::pb;
 use crate::edge::request_id::RequestId;
 use guesthouse_model::{Datatype, Signature, Tensor, VersionId, bytes_elements};
 use guesthouse_runtime::version::ServableVersion;
@@ -59,7 +58,7 @@ pub(in crate::edge) struct OipGrpcCodec {
 impl OipGrpcCodec {
     /// For a message; `has_key` tells whether its metadata has an idempotency key.
     pub(in crate::edge) fn new(message: pb::ModelInferRequest, has_key: bool) -> Self {
-        let has_key = has_key || message.parameters.contains_key(KEY_FIELD);
+        let has_key = has_key || message.parameters.contains_key(IDEMPOTENCY_FIELD);
         let canonical = has_key.then(|| message.encode_to_vec());
         let (request, wanted) = (TensorRequest::default(), WantedOutputs::default());
         let (id, contents, marks_last) = (None, Contents::Both, false);

@@ -175,8 +175,8 @@ fn decode_partial(signature: &Signature, rows: &[BodyRow]) -> Result<Inputs, Api
             Err(error) => _ = failed.insert(place, error),
         }
     }
-    let ValidRows { inputs, rows: places, refused } = decode_valid_rows(signature, objects);
-    failed.extend(refused.into_iter().map(|(place, error)| (place, ApiError::from(error))));
+    let ValidRows { inputs, rows: places, invalid } = decode_valid_rows(signature, objects);
+    failed.extend(invalid.into_iter().map(|(place, error)| (place, ApiError::from(error))));
     if places.is_empty() {
         return Err(ApiError::all_rows_failed(&failed));
     }

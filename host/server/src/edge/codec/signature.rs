@@ -8,7 +8,7 @@ use super::{Codec, Encoded, FieldValue, Inputs, Multiplicity, Outputs};
 use crate::config::Limits;
 use crate::edge::body::RequestBody;
 use crate::edge::error::{ApiError, Detail, ErrorCode};
-use crate::edge::grpc::model_services::RoutedService;
+use crate::edge::model_services::RoutedService;
 use crate::edge::request_id::RequestId;
 use crate::typed::{self, DecodeError, MessageTooLarge, ModelService};
 use guesthouse_model::record::validate_tensors;
@@ -50,7 +50,9 @@ impl Codec for SignatureCodec {
         _: &mut RequestId,
     ) -> Result<(), ApiError> {
         match self.multiplicity {
-            Multiplicity::Single => self.row = Some(self.service.service.read(&body.bytes)?),
+            Multiplicity::Single => {
+                self.row = Some(self.service.service.decode_request(&body.bytes)?)
+            }
             Multiplicity::Batch => {
                 let messages = typed::decode_batch(&body.bytes, limits.batch_rows)?;
                 let share = |message: &[u8]| body.bytes.slice_ref(message);
@@ -87,7 +89,7 @@ impl Codec for SignatureCodec {
         _request_id: &str,
     ) -> Result<Encoded, ApiError> {
         let outputs = outputs.into_tensors()?;
-        let mut rows = self.service.service.rows(&version.id().version, &outputs);
+        let mut rows = self.service.service.encode_rows(&version.id().version, &outputs);
         let message = match self.multiplicity {
             Multiplicity::Single => rows.next().transpose()?.unwrap_or_default(),
             Multiplicity::Batch => typed::encode_batch(rows)?,
@@ -104,7 +106,7 @@ fn batch(
 ) -> Result<Vec<Tensor>, ApiError> {
     let mut inputs: Vec<Tensor> = Vec::new();
     for (row, message) in messages.iter().enumerate() {
-        let read = service.read(message).map_err(ApiError::from);
+        let read = service.decode_request(message).map_err(ApiError::from);
         let conformed = read.and_then(|tensors| Ok(validate_tensors(signature, tensors)?));
         let tensors = conformed.map_err(|error| error.shift_rows(row))?;
         if inputs.is_empty() {

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::pb;
 use crate::edge::codec::tensors::{MAX_PARAMETERS, Parameter, Parameters};
 use crate::edge::error::ApiError;
-use crate::edge::model_info;
+use crate::edge::{model_info, pb};
 use pb::model_metadata_response::TensorMetadata;
 use pb::model_repository_parameter::ParameterChoice;
 use pb::repository_index_response::ModelIndex;

@@ -15,7 +15,6 @@ use prost_types::FileDescriptorProto;
 
 use super::call::Call;
 use super::method::{Method, RequiredKey};
-use super::model_services::RoutedService;
 use super::model_stream;
 use super::predict::{read_message, unary};
 use super::serving::Serving;
@@ -23,6 +22,7 @@ use crate::edge::body::RequestBody;
 use crate::edge::codec::Multiplicity;
 use crate::edge::codec::signature::SignatureCodec;
 use crate::edge::error::{ApiError, ErrorCode};
+use crate::edge::model_services::RoutedService;
 use crate::edge::pages::Scope;
 use crate::edge::pipeline::{RequestHead, predict};
 use crate::edge::state::Edge;

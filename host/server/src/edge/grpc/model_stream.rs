@@ -19,7 +19,6 @@ use tonic::server::StreamingService;
 use tonic::{Status, Streaming};
 
 use super::call::Call;
-use super::model_services::RoutedService;
 use super::predict::grpc;
 use super::serving::Serving;
 use crate::edge::body::RequestBody;
@@ -29,6 +28,7 @@ use crate::edge::compare::CompareOnDrop;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency;
 use crate::edge::listener_kind::ListenerKind;
+use crate::edge::model_services::RoutedService;
 use crate::edge::pipeline::{PredictRequest, Reply, RequestHead};
 use crate::edge::request_log::{Endpoint, RequestLog, RequestLogGuard};
 use crate::edge::state::Edge;

@@ -7,17 +7,18 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::Request;
 use axum::response::Response;
+use prost::Message as _;
 
 use super::call::Call;
-use super::codec::decode;
-use super::pb;
 use super::predict::{read_message, unary};
 use super::serving::Serving;
+use super::status;
 use crate::edge::body::RequestBody;
 use crate::edge::codec::oip_grpc::{OipGrpcCodec, message_size};
 use crate::edge::codec::tensors::{in_protocol_words, named};
 use crate::edge::error::ApiError;
 use crate::edge::idempotency;
+use crate::edge::pb::{self, RequestMessage as _};
 use crate::edge::pipeline::{Reply, RequestHead, predict};
 use crate::edge::request_log::RequestLog;
 use crate::edge::state::Edge;
@@ -35,21 +36,28 @@ pub(super) async fn model_infer(serving: &Serving, request: Request) -> Response
     let policy = serving.edge.policy.load_full();
     unary(&policy, &call, request, async |messages, log| {
         let bytes = read_message(&call, messages).await?;
-        let message = Message::decode(bytes)?;
+        let message = InferMessage::decode(bytes)?;
         infer(&serving.edge, &call, message, log).await
     })
     .await
 }
 
 /// A `ModelInferRequest`, and the bytes that it is decoded from.
-pub(super) struct Message {
+pub(super) struct InferMessage {
     pub(super) request: pb::ModelInferRequest,
     bytes: Bytes,
 }
 
-impl Message {
+impl InferMessage {
     pub(super) fn decode(bytes: Bytes) -> Result<Self, ApiError> {
-        Ok(Self { request: decode(bytes.clone())?, bytes })
+        let descriptor = pb::POOL.get_message_by_name(pb::ModelInferRequest::NAME);
+        let descriptor = descriptor.ok_or_else(ApiError::internal)?;
+        pb::count(&bytes, &descriptor).map_err(|status| {
+            status::library_error(status.code()).unwrap_or_else(ApiError::internal)
+        })?;
+        let request = pb::ModelInferRequest::decode(bytes.clone())
+            .map_err(|_error| ApiError::malformed("the message is malformed"))?;
+        Ok(Self { request, bytes })
     }
 }
 
@@ -57,10 +65,10 @@ impl Message {
 pub(super) async fn infer(
     edge: &Edge,
     call: &Call,
-    message: Message,
+    message: InferMessage,
     log: &mut RequestLog,
 ) -> Result<Reply, ApiError> {
-    let Message { request, bytes } = message;
+    let InferMessage { request, bytes } = message;
     let permit = call.take_permit(bytes.len().max(message_size(&request)))?;
     let (policy, snapshot) = (edge.policy.load_full(), Arc::clone(&edge.registry.snapshot()));
     let (model, headers) = (request.model_name.clone(), &call.headers);

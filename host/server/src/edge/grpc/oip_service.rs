@@ -4,12 +4,13 @@
 use tonic::{Request, Response, Status};
 
 use super::call::Call;
-use super::pb::grpc_inference_service_server::GrpcInferenceService;
+use super::model_messages;
 use super::serving::Serving;
-use super::{model_messages, pb};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::model_info::{self, InfoRequest};
 use crate::edge::pages::{Content, Key, Kind, Page, Scope};
+use crate::edge::pb;
+use crate::edge::pb::grpc_inference_service_server::GrpcInferenceService;
 use crate::edge::state::Edge;
 
 impl Serving {

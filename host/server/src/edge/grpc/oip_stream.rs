@@ -20,14 +20,15 @@ use tonic::server::StreamingService;
 use tonic::{Code, Status, Streaming};
 
 use super::call::Call;
-use super::oip_predict::{Message, infer};
+use super::oip_predict::{InferMessage, infer};
 use super::predict::grpc;
 use super::serving::{Serving, stopped};
-use super::{pb, status};
+use super::status;
 use crate::edge::compare::CompareOnDrop;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency;
 use crate::edge::listener_kind::ListenerKind;
+use crate::edge::pb;
 use crate::edge::pipeline::Reply;
 use crate::edge::request_log::{Endpoint, RequestLogGuard};
 
@@ -148,7 +149,7 @@ impl ResponseStream {
         while self.end.is_none() && self.pending.len() < MAX_IN_PROGRESS {
             match Pin::new(&mut self.messages).poll_next(context) {
                 Poll::Pending => break,
-                Poll::Ready(Some(Ok(message))) => match Message::decode(message) {
+                Poll::Ready(Some(Ok(message))) => match InferMessage::decode(message) {
                     Ok(message) => {
                         let work = answer(self.serving.clone(), Arc::clone(&self.call), message);
                         self.pending.push_back(Pending::InProgress(Box::pin(work)));
@@ -203,7 +204,7 @@ impl Stream for ResponseStream {
 }
 
 /// Answer one message.
-async fn answer(serving: Serving, call: Arc<Call>, message: Message) -> MessageResponse {
+async fn answer(serving: Serving, call: Arc<Call>, message: InferMessage) -> MessageResponse {
     let mut log = call.log();
     // The trace belongs to the stream, and would grow with each message.
     log.trace = None;

@@ -13,12 +13,12 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_reflection::pb::{v1, v1alpha};
 
 use super::call::Call;
-use super::codec::POOL;
 use super::model_methods;
 use super::oip_stream::MessageStream;
 use super::serving::Serving;
 use crate::edge::error::ApiError;
 use crate::edge::pages::{Scope, Types};
+use crate::edge::pb::POOL;
 use crate::edge::state::Edge;
 
 /// The types of the services that do not depend on what is served.

@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::document::Document;
 use super::schemas::{Schemas, reference};
 use crate::config::MetricsListener;
 use crate::edge::error::ErrorCode;
 use crate::edge::idempotency::MAX_KEY_LENGTH;
+use crate::edge::pages::fragments::Document;
 use crate::edge::policy::Policy;
 use guesthouse_model::{Field, ModelName};
 

@@ -3,12 +3,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::document::Document;
 use super::operations::{
     CHANGES, Errors, GENERAL, KEYED, PREDICTION, content_of, errors, headers, read_in,
     selector_schema,
 };
 use super::schemas::reference;
+use crate::edge::pages::fragments::Document;
 use guesthouse_model::{Datatype, ModelName};
 
 const TAG: &str = "open inference protocol";

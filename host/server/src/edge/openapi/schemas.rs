@@ -168,8 +168,5 @@ pub(super) fn common() -> Map<String, Value> {
     generator.subschema_for::<VersionDetails>();
     generator.subschema_for::<VersionSchemas>();
     generator.subschema_for::<Resolution>();
-    let mut all = api_schema::definitions(generator);
-    let protocol = super::protocol::schemas().into_iter();
-    all.extend(protocol.map(|(name, schema)| (name.to_owned(), schema)));
-    all
+    api_schema::definitions(generator)
 }

@@ -75,7 +75,7 @@ type Outcome<T> = Result<Arc<T>, ApiError>;
 type Waiting<T> = watch::Receiver<Option<Outcome<T>>>;
 
 /// The values of all keys.
-pub(super) struct Table<K, S, T> {
+pub(in crate::edge) struct Table<K, S, T> {
     threads: Threads,
     inner: Mutex<Inner<K, S, T>>,
 }
@@ -132,7 +132,7 @@ where
     /// function of, or none if it depends on more than can be compared. It is called again before and
     /// after `make`: a value during whose computation the state has changed is handed to those who wait
     /// for it and not kept.
-    pub(super) async fn get(
+    pub(in crate::edge) async fn get(
         self: &Arc<Self>,
         key: K,
         state: impl Fn() -> Option<S> + Send + 'static,

@@ -75,7 +75,7 @@ impl ParsedBody {
 /// A row, before it is validated.
 pub(crate) enum BodyRow {
     Object(Map<String, Value>),
-    FormRow(FormRow),
+    Form(FormRow),
     /// An element of `instances` that is not an object, and its place.
     Other(usize),
 }
@@ -84,7 +84,7 @@ impl BodyRow {
     /// Check that the row is one.
     pub(in crate::edge) fn check(&self) -> Result<(), ApiError> {
         match self {
-            Self::Object(_) | Self::FormRow(_) => Ok(()),
+            Self::Object(_) | Self::Form(_) => Ok(()),
             Self::Other(row) => Err(ApiError::malformed(format!("row {row} must be an object"))),
         }
     }
@@ -94,7 +94,7 @@ impl InputRow for BodyRow {
     fn names(&self) -> impl Iterator<Item = &str> {
         let (object, cells) = match self {
             Self::Object(object) => (Some(object), None),
-            Self::Form(row) => (None, Some(cells)),
+            Self::Form(form) => (None, Some(form)),
             Self::Other(_) => (None, None),
         };
         object
@@ -106,7 +106,7 @@ impl InputRow for BodyRow {
     fn value(&self, name: &str) -> Option<InputValue<'_>> {
         match self {
             Self::Object(object) => object.value(name),
-            Self::Form(row) => cells.value(name),
+            Self::Form(form) => form.value(name),
             Self::Other(_) => None,
         }
     }
@@ -221,10 +221,10 @@ fn all_rows(
         (ParsedBody::Object(object), Multiplicity::Batch) => batch_rows(object, signature),
         (ParsedBody::Parts(parts), multiplicity) => {
             let rows = form::rows(parts, multiplicity, signature)?;
-            Ok(rows.into_iter().map(BodyRow::FormRow).collect())
+            Ok(rows.into_iter().map(BodyRow::Form).collect())
         }
         (ParsedBody::Octets(data), multiplicity) => {
-            form::octets(data, multiplicity, signature).map(|row| vec![BodyRow::FormRow(row)])
+            form::octets(data, multiplicity, signature).map(|row| vec![BodyRow::Form(row)])
         }
     }
 }

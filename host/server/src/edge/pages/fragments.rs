@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 
-use super::document::Document;
 use crate::edge::policy::Policy;
 use guesthouse_control::registry::Snapshot;
 use guesthouse_model::ModelName;
@@ -14,22 +13,30 @@ use guesthouse_model::ModelName;
 /// each document.
 const MAX_BYTES: usize = 64 << 20;
 
+/// The members of an OpenAPI document that describe models.
+#[derive(Default)]
+pub(in crate::edge) struct Document {
+    pub(in crate::edge) paths: Map<String, Value>,
+    pub(in crate::edge) schemas: Map<String, Value>,
+    pub(in crate::edge) tags: Vec<Value>,
+}
+
 /// A part of the document: members of objects and arrays, without what stands around them.
-pub(super) struct Fragment {
-    pub(super) tags: String,
-    pub(super) paths: String,
-    pub(super) schemas: String,
+pub(in crate::edge) struct Fragment {
+    pub(in crate::edge) tags: String,
+    pub(in crate::edge) paths: String,
+    pub(in crate::edge) schemas: String,
 }
 
 impl Fragment {
-    pub(super) fn new(document: &Document) -> Self {
+    pub(in crate::edge) fn new(document: &Document) -> Self {
         let tags: Vec<_> = document.tags.iter().map(Value::to_string).collect();
         let (paths, schemas) = (members(&document.paths), members(&document.schemas));
         Self { tags: tags.join(","), paths, schemas }
     }
 
     /// Whether it describes this path.
-    pub(super) fn has_path(&self, path: &str) -> bool {
+    pub(in crate::edge) fn has_path(&self, path: &str) -> bool {
         self.paths.contains(&format!("{}:{{\"get\"", Value::from(path)))
     }
 
@@ -39,13 +46,13 @@ impl Fragment {
 }
 
 /// The members of a JSON object, without its braces.
-pub(super) fn members(object: &Map<String, Value>) -> String {
+pub(in crate::edge) fn members(object: &Map<String, Value>) -> String {
     let members = object.iter().map(|(name, value)| format!("{}:{value}", Value::from(&**name)));
     members.collect::<Vec<_>>().join(",")
 }
 
 /// Lists of members as one list.
-pub(super) fn join<'a>(parts: impl Iterator<Item = &'a str>) -> String {
+pub(in crate::edge) fn join<'a>(parts: impl Iterator<Item = &'a str>) -> String {
     let mut all = String::new();
     for part in parts.filter(|part| !part.is_empty()) {
         if !all.is_empty() {
@@ -74,7 +81,7 @@ struct Source {
 
 impl Fragments {
     /// The part about a model, rendered by `describe` if it is not kept.
-    pub(super) fn get(
+    pub(in crate::edge) fn get(
         &self,
         model: &ModelName,
         policy: &Arc<Policy>,
@@ -102,7 +109,7 @@ impl Fragments {
     }
 
     /// Forget the parts about models that there are no more.
-    pub(super) fn forget_others(&self, snapshot: &Snapshot) {
+    pub(in crate::edge) fn forget_others(&self, snapshot: &Snapshot) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let gone = kept.by_model.keys().filter(|model| !snapshot.models.contains_key(*model));
         let gone: Vec<_> = gone.cloned().collect();

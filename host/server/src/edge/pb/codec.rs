@@ -8,13 +8,11 @@ use std::marker::PhantomData;
 use std::sync::LazyLock;
 
 use prost::Message;
-use prost::bytes::{Buf as _, Bytes};
+use prost::bytes::Buf as _;
 use prost_reflect::{DescriptorPool, Kind, MessageDescriptor};
 use tonic::codec::{DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 
-use super::{pb, status};
-use crate::edge::error::ApiError;
 use crate::edge::json::MAX_VALUES;
 
 /// The cost of a message in addition to its fields, in values: an empty tensor takes some 200 bytes, and a
@@ -34,20 +32,6 @@ pub(crate) static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 pub(crate) trait RequestMessage: Message + Default + 'static {
     /// The type's full name.
     const NAME: &'static str;
-}
-
-macro_rules! request_messages {
-    ($($name:ident)*) => {
-        $(impl RequestMessage for pb::$name {
-            const NAME: &'static str = concat!("inference.", stringify!($name));
-        })*
-    };
-}
-
-request_messages! {
-    ServerLiveRequest ServerReadyRequest ModelReadyRequest ServerMetadataRequest ModelMetadataRequest
-    ModelInferRequest ModelConfigRequest ModelStatisticsRequest RepositoryIndexRequest
-    RepositoryModelLoadRequest RepositoryModelUnloadRequest
 }
 
 /// The codec of the generated services.
@@ -97,15 +81,6 @@ impl<U: RequestMessage> Decoder for Codec<(), U> {
         count(&bytes, &message)?;
         U::decode(bytes).map(Some).map_err(|_error| malformed())
     }
-}
-
-/// Decode a message of a method that receives bytes.
-pub(super) fn decode<M: RequestMessage>(bytes: Bytes) -> Result<M, ApiError> {
-    let message = POOL.get_message_by_name(M::NAME).ok_or_else(ApiError::internal)?;
-    let to_error =
-        |status: Status| status::library_error(status.code()).unwrap_or_else(ApiError::internal);
-    count(&bytes, &message).map_err(to_error)?;
-    M::decode(bytes).map_err(|_error| to_error(malformed()))
 }
 
 fn malformed() -> Status {
@@ -197,6 +172,7 @@ fn split<'a>(bytes: &mut &'a [u8], length: usize) -> Result<&'a [u8], Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edge::pb;
 
     fn check(message: &pb::ModelInferRequest) -> Result<(), Code> {
         let descriptor = POOL.get_message_by_name(pb::ModelInferRequest::NAME).unwrap();
