@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use guesthouse_runtime::embed::{Compiler, LoadError, RowsError, Runtime, RuntimeOptions};
+use guesthouse_runtime::embed::{Compiler, OpenError, RowsError, Runtime, RuntimeOptions};
 use guesthouse_tests::artifacts::{self, temporary_folder};
 use guesthouse_tests::{Server, Setup, environment};
 use serde_json::{Map, Value, json};
@@ -56,5 +56,5 @@ fn an_embedded_runtime_reuses_compiled_code_and_reports_errors() {
     let many = model.predict(&rows(&many));
     assert!(matches!(many, Err(RowsError::TooManyRows { rows: 65, most: 64 })), "{many:?}");
     std::fs::write(&artifact, b"no artifact").unwrap();
-    assert!(matches!(runtime.load(&artifact), Err(LoadError::Artifact(_))));
+    assert!(matches!(runtime.load(&artifact), Err(OpenError::Artifact(_))));
 }

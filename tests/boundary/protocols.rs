@@ -313,7 +313,7 @@ fn a_sampled_request_is_captured_over_every_protocol() {
 }
 
 #[test]
-fn a_sticky_header_keeps_a_caller_with_a_version_over_every_protocol() {
+fn a_sticky_header_keeps_a_version_over_every_protocol() {
     let folder = temporary_folder();
     let clients = Clients::start(&halves(folder.path(), "sticky_header = \"X-User-Id\"\n"));
     let mut seen = BTreeSet::new();
@@ -336,7 +336,7 @@ fn a_sticky_header_keeps_a_caller_with_a_version_over_every_protocol() {
 
 /// The field is an input here, because a row of a model's own service has nothing else.
 #[test]
-fn a_sticky_field_keeps_a_caller_with_a_version_over_every_protocol() {
+fn a_sticky_field_keeps_a_version_over_every_protocol() {
     let folder = temporary_folder();
     let clients = Clients::start(&halves(folder.path(), "sticky_field = \"action\"\n"));
     for action in ["echo", "print"] {

@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn only_known_keys_are_allowed() {
+    fn unknown_keys_are_rejected() {
         // The SHA-256 of "secret", by sha256sum.
         let sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
         let ci = Key { sha256: sha256.to_owned().try_into().unwrap(), ..key("ci", "") };
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_revoked_or_over_is_refused_whoever_else_has_it() {
+    fn revoked_and_expired_keys_are_rejected() {
         let keys = Keys::default();
         let now = SystemTime::now();
         let past = Time::at(now - std::time::Duration::from_secs(1)).unwrap();
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_keys_are_taken_for_each_other() {
+    fn keys_with_equal_hash_prefixes_are_distinguished() {
         let keys = Keys::default();
         keys.replace_stored(vec![stored("ann", "a")]);
         for same in [
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_rate_outlives_changes_of_other_things() {
+    fn unrelated_changes_keep_the_rate_limit_state() {
         let keys = Keys::default();
         let rate = Rate::new(0.001, Some(1)).ok();
         let take = |secret: &str| {

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_passes_then_nothing_then_one_at_a_time() {
+    fn a_burst_is_admitted_then_the_sustained_rate() {
         let clock = FakeRelativeClock::default();
         let bucket = Bucket::with_clock(rate(0.5, 3), clock.clone());
         let take = || {
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_whole_seconds_and_promise_no_more_than_there_is() {
+    fn windows_are_rounded_up_to_whole_seconds() {
         let window = |per_second, burst| rate(per_second, burst).window();
         assert_eq!(window(100.0, 100), 1);
         assert_eq!(window(100.0, 200), 2);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_no_rate() {
+    fn invalid_rates_are_rejected() {
         assert_eq!(Rate::new(2.5, None).unwrap(), rate(2.5, 3));
         assert_eq!(Rate::new(0.01, None).unwrap(), rate(0.01, 1));
         for (per_second, burst) in
@@ -265,7 +265,7 @@ mod tests {
         /// Whatever the rate and however callers come: who waits as long as it is told is let in, and no
         /// more than the burst and what has come since pass.
         #[test]
-        fn who_waits_as_told_is_let_in(
+        fn a_request_after_the_announced_delay_is_admitted(
             per_second in 0.001..100_000_f64,
             burst in 1..1000_u32,
             pauses in prop::collection::vec(0..5000_u64, 1..60),

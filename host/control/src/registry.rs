@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_shows_what_was_decided_and_how_far_it_has_come() {
+    fn a_snapshot_shows_routing_and_load_states() {
         let digest = Digest::from_content(b"artifact");
         let deployed = |stage| Deployed { digest, stage };
         let mut state = ModelState::default();

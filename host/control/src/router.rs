@@ -345,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_caller_falls_to_the_same_place_everywhere() {
+    fn a_sticky_key_hashes_to_the_published_place() {
         // Computed with another implementation of SHA-256; published in the README.
         for (model, key, place) in [
             ("toxicity", "", 920_811),

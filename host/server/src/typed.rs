@@ -31,7 +31,7 @@ mod wire;
 
 use prost_types::FileDescriptorProto;
 use prost_types::field_descriptor_proto::Type;
-use wire::Wire;
+use wire::WireType;
 
 pub use decode::{DecodeError, decode_batch};
 pub use encode::{
@@ -210,12 +210,14 @@ impl Scalar {
         }
     }
 
-    fn wire(self) -> Wire {
+    fn wire(self) -> WireType {
         match self {
-            Self::Bool | Self::Uint32 | Self::Uint64 | Self::Int32 | Self::Int64 => Wire::Varint,
-            Self::Float => Wire::Fixed32,
-            Self::Double => Wire::Fixed64,
-            Self::String | Self::Bytes => Wire::Delimited,
+            Self::Bool | Self::Uint32 | Self::Uint64 | Self::Int32 | Self::Int64 => {
+                WireType::Varint
+            }
+            Self::Float => WireType::Fixed32,
+            Self::Double => WireType::Fixed64,
+            Self::String | Self::Bytes => WireType::Delimited,
         }
     }
 

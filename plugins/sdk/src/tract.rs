@@ -25,7 +25,7 @@ enum Dimension {
 impl ModelInput {
     /// Create an input of elements of type `T` without dimensions. Add dimensions beginning with
     /// the outermost.
-    pub fn of<T: Datum>() -> Self {
+    pub fn new<T: Datum>() -> Self {
         Self { datum_type: T::datum_type(), shape: Vec::new() }
     }
 

@@ -38,7 +38,7 @@ struct TextDirection {
 impl Guest for TextDirection {
     fn init(assets: &Assets) -> Result<(Self, Signature), Error> {
         // One row per run: with a variable number of rows, tract took six times as long for each.
-        let pixels = ModelInput::of::<f32>().fixed(1).fixed(CHANNELS).fixed(HEIGHT).fixed(WIDTH);
+        let pixels = ModelInput::new::<f32>().fixed(1).fixed(CHANNELS).fixed(HEIGHT).fixed(WIDTH);
         let model = Model::builder().input(pixels).load_onnx(assets, "model.onnx")?;
         let text_direction = Self { model };
         // Run once before the snapshot, so that every instance has the memory for a run.

@@ -23,8 +23,8 @@ impl Guest for Toxicity {
         let toxicity = Self {
             vocabulary: Vocabulary::parse(&assets.read_text("vocabulary.tsv")?)?,
             model: Model::builder()
-                .input(ModelInput::of::<i64>().named("rows").named("terms"))
-                .input(ModelInput::of::<f32>().named("rows").named("terms"))
+                .input(ModelInput::new::<i64>().named("rows").named("terms"))
+                .input(ModelInput::new::<f32>().named("rows").named("terms"))
                 .load_onnx(assets, "model.onnx")?,
             threshold: assets.parameter("threshold")?,
         };

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_release_waits_for_a_higher_one_but_not_for_ever() {
+    fn a_release_waits_for_a_higher_one_with_a_limit() {
         let version = |text: &str| text.parse::<Version>().unwrap();
         let start = Instant::now();
         let mut found = Found::default();
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn every_model_is_adopted_once_and_those_without_a_release_never() {
+    fn models_are_adopted_once_and_only_with_a_release() {
         let id = |name: &str, version: &str| VersionId {
             name: name.parse().unwrap(),
             version: version.parse().unwrap(),

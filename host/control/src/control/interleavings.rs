@@ -382,7 +382,7 @@ fn every_three(world: &World, more: &[Task]) -> Result<usize, String> {
 }
 
 #[test]
-fn no_order_of_changes_ends_with_routing_to_what_is_not_loaded() {
+fn no_interleaving_routes_to_an_unloaded_version() {
     for world in beginnings() {
         assert!(world.violation(true).is_none());
         let count = every_three(&world, &[]).unwrap_or_else(|what| panic!("{what}"));
@@ -391,7 +391,7 @@ fn no_order_of_changes_ends_with_routing_to_what_is_not_loaded() {
 }
 
 #[test]
-fn nor_while_a_start_loads_what_the_ledger_says() {
+fn no_interleaving_with_a_start_routes_to_an_unloaded_version() {
     for world in beginnings() {
         let desk = TestDesk::new(world.desk.states.clone());
         let tasks = tasks();
@@ -407,7 +407,7 @@ fn nor_while_a_start_loads_what_the_ledger_says() {
 }
 
 #[test]
-fn the_search_notices_a_decision_that_does_not_look_again() {
+fn the_search_detects_a_stale_decision() {
     fn careless(
         state: &ModelState,
         operation: &Operation,

@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_that_were_revoked_first_are_forgotten_first() {
+    fn the_oldest_revoked_keys_are_dropped_first() {
         let stored = |number: u64| StoredKey {
             id: number.to_string(),
             key: Key::demo(),

@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_to_come_are_absolute_or_relative() {
+    fn expiry_times_are_absolute_or_relative() {
         let now = humantime::parse_rfc3339("2026-11-23T01:00:00.5Z").unwrap();
         let to_come = |text: &str| Time::to_come(text, now).map(|time| time.to_string());
         assert_eq!(to_come("90d").unwrap(), "2027-02-21T01:00:00Z");
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_fit_for_a_line_of_the_log() {
+    fn key_names_are_validated() {
         for good in ["a", "ci", "ann@example.org", "team-a_2.1", &"n".repeat(64)] {
             assert_eq!(good.parse::<KeyName>().unwrap().as_str(), good);
         }
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_key_comes_back_and_shows_no_hash_to_who_debugs() {
+    fn a_stored_key_round_trips_and_hides_its_hash() {
         let stored = StoredKey {
             id: "0123".to_owned(),
             key: Key { rate: Some(Rate::new(1.5, None).unwrap()), ..Key::demo() },

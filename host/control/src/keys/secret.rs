@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_different_and_recognisable() {
+    fn generated_keys_are_unique_and_recognisable() {
         let (one, other) = (generate().unwrap(), generate().unwrap());
         assert_ne!(one, other);
         for key in [&one, &other] {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_whole() {
+    fn keys_encode_all_leading_zeros() {
         // Python: divmod of the integer by 62, again and again.
         assert_eq!(base62::<6>(&[255; 4]), "4gfFC3");
         assert_eq!(base62::<3>(&[1, 0]), "048");
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_a_key_is_noticed() {
+    fn the_checksum_detects_a_mistyped_key() {
         let key = of_bytes([7; 32]);
         assert!(!is_mutilated(b"a key of the operator's own"));
         assert!(is_mutilated(b"guesthouse_"));

@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_is_read_again() {
+    fn appended_records_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Noted::read(folder.path()).unwrap(), None);
         let mut file = HeadFile::create(folder.path(), head(0), Vec::new()).unwrap();
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_was_not_finished_is_no_record() {
+    fn an_incomplete_record_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(NAME);
         let mut file = HeadFile::create(folder.path(), head(1), vec![hash(1)]).unwrap();
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_never_changes_what_a_record_says() {
+    fn a_flipped_bit_never_yields_another_record() {
         let folder = tempfile::tempdir().unwrap();
         let mut file = HeadFile::create(folder.path(), head(1), vec![hash(1)]).unwrap();
         file.reserve().unwrap();
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn revoked_keys_are_bounded() {
+    fn the_number_of_revoked_keys_is_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let hashes: Vec<_> = (0..MAX_REVOKED + 5).map(hash).collect();
         HeadFile::create(folder.path(), head(1), hashes.clone()).unwrap();

@@ -43,7 +43,7 @@ pub(super) fn request(asked: &str) -> Request {
 }
 
 #[test]
-fn what_was_committed_is_there_after_a_start() {
+fn committed_changes_survive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     assert_eq!(ledger.head().unwrap(), (0, no_hash()));
@@ -64,7 +64,7 @@ fn what_was_committed_is_there_after_a_start() {
 }
 
 #[test]
-fn who_asks_again_is_told_the_same() {
+fn a_repeated_request_gets_the_stored_response() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     assert_eq!(ledger.asked_before(&request("a")).unwrap(), Before::Unknown);
@@ -79,7 +79,7 @@ fn who_asks_again_is_told_the_same() {
 /// The ledger keeps fingerprints across upgrades: if one of these changes, a request that is retried
 /// after an upgrade is no longer recognised.
 #[test]
-fn fingerprints_stay_what_they_are() {
+fn fingerprints_are_stable() {
     let version = Version::new(1, 2, 0);
     let shadow = ShadowShare { version: version.clone(), share: 7 };
     let digest = Digest::from_content(b"artifact");
@@ -104,7 +104,7 @@ fn fingerprints_stay_what_they_are() {
 }
 
 #[test]
-fn answers_do_not_pile_up() {
+fn stored_responses_are_bounded() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     ledger
@@ -120,7 +120,7 @@ fn answers_do_not_pile_up() {
 }
 
 #[test]
-fn what_was_altered_or_taken_out_is_noticed() {
+fn altered_and_removed_entries_are_detected() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     for revision in 1..=4 {
@@ -150,7 +150,7 @@ fn what_was_altered_or_taken_out_is_noticed() {
 }
 
 #[test]
-fn a_file_that_is_no_ledger_is_refused() {
+fn a_file_that_is_not_a_ledger_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     std::fs::write(&path, b"something else that somebody put here").unwrap();
@@ -175,7 +175,7 @@ pub(super) fn key_change(name: &str) -> KeyChange {
 }
 
 #[test]
-fn keys_last_with_their_entries_and_without_their_hashes_in_the_log() {
+fn keys_survive_a_restart_and_entries_hide_their_hashes() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     ledger.commit(&change("promote"), &state(1), None, "").unwrap();
@@ -206,7 +206,7 @@ const OLD_ENTRIES: [&str; 2] = [
 ];
 
 #[test]
-fn entries_from_before_there_were_keys_have_the_hashes_that_they_had() {
+fn entries_of_format_1_keep_their_hashes() {
     let parse = |json: &str| serde_json::from_str::<Entry>(json).unwrap();
     let entries = OLD_ENTRIES.map(parse);
     assert_eq!(check_chain(&entries), Ok(()));
@@ -216,7 +216,7 @@ fn entries_from_before_there_were_keys_have_the_hashes_that_they_had() {
 }
 
 #[test]
-fn a_ledger_from_before_there_were_keys_goes_on() {
+fn a_ledger_of_format_1_is_upgraded() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let database = Database::builder().create_with_backend(DatabaseFile::open(&path).unwrap());
@@ -260,7 +260,7 @@ fn accept(folder: &Path) -> Ledger {
 }
 
 #[test]
-fn a_ledger_that_is_deleted_emptied_or_cut_off_is_missed() {
+fn a_deleted_or_truncated_ledger_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let hash = revoked_last(folder.path());
@@ -287,7 +287,7 @@ fn a_ledger_that_is_deleted_emptied_or_cut_off_is_missed() {
 }
 
 #[test]
-fn a_copy_from_before_the_last_change_is_noticed() {
+fn an_outdated_copy_of_the_ledger_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let ledger = open(folder.path());
@@ -315,7 +315,7 @@ fn a_copy_from_before_the_last_change_is_noticed() {
 }
 
 #[test]
-fn an_answer_that_was_given_is_missed_as_well() {
+fn a_lost_stored_response_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let ledger = open(folder.path());
@@ -328,7 +328,7 @@ fn an_answer_that_was_given_is_missed_as_well() {
 }
 
 #[test]
-fn a_state_that_was_altered_is_noticed() {
+fn an_altered_state_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     revoked_last(folder.path());
     let path = folder.path().join("ledger.redb");
@@ -346,7 +346,7 @@ fn a_state_that_was_altered_is_noticed() {
 }
 
 #[test]
-fn a_head_file_that_is_missing_or_damaged_is_noticed() {
+fn a_missing_or_damaged_head_file_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.head");
     revoked_last(folder.path());
@@ -367,7 +367,7 @@ fn a_head_file_that_is_missing_or_damaged_is_noticed() {
 }
 
 #[test]
-fn a_change_that_was_committed_and_not_noted_is_no_loss() {
+fn a_commit_missing_from_the_head_file_is_accepted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.head");
     let hash = revoked_last(folder.path());
@@ -384,7 +384,7 @@ fn a_change_that_was_committed_and_not_noted_is_no_loss() {
 }
 
 #[test]
-fn a_folder_with_artifacts_and_without_a_ledger_is_not_new() {
+fn artifacts_without_a_ledger_are_a_lost_ledger() {
     let folder = tempfile::tempdir().unwrap();
     assert!(is_lost(folder.path(), true));
     assert_eq!(accept(folder.path()).head().unwrap().0, 1);
@@ -412,7 +412,7 @@ fn telling_bits(bytes: &[u8]) -> Vec<usize> {
 }
 
 #[test]
-fn every_flipped_bit_is_noticed_or_harmless() {
+fn every_flipped_bit_is_detected_or_harmless() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     ledger.commit(&change("promote"), &state(1), Some(&request("a")), "answer").unwrap();
@@ -449,7 +449,7 @@ fn every_flipped_bit_is_noticed_or_harmless() {
 }
 
 #[test]
-fn a_ledger_from_before_there_was_a_head_file_goes_on() {
+fn a_ledger_without_a_head_file_is_upgraded() {
     let folder = tempfile::tempdir().unwrap();
     revoked_last(folder.path());
     fs::remove_file(folder.path().join("ledger.head")).unwrap();

@@ -35,8 +35,8 @@ pub enum LoadError {
     #[error(transparent)]
     Preinit(#[from] PreinitError),
     /// The guest declares another signature than the artifact.
-    #[error("init declares another signature than the one in the artifact")]
-    Signature,
+    #[error(transparent)]
+    Signature(#[from] SignatureMismatch),
     /// The compiled form cannot be kept or found.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -46,12 +46,6 @@ pub enum LoadError {
     /// The version does not do what its artifact promises.
     #[error(transparent)]
     Proof(#[from] ProofError),
-}
-
-impl From<SignatureMismatch> for LoadError {
-    fn from(_mismatch: SignatureMismatch) -> Self {
-        Self::Signature
-    }
 }
 
 /// What kind of failure keeps a version from being loaded, which decides whether trying again helps.
@@ -86,7 +80,7 @@ impl LoadError {
             Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) => Cause::Accident,
             // Other versions may be unloaded.
             Self::BudgetExceeded(_) => Cause::Accident,
-            Self::Artifact(_) | Self::Signature => Cause::Artifact,
+            Self::Artifact(_) | Self::Signature(_) => Cause::Artifact,
             Self::Panicked(_) | Self::Engine(_) => Cause::Unclear,
             Self::Preinit(error) => preinit_cause(error),
             Self::Proof(ProofError::Fault { fault: Fault::Host(_), .. }) => Cause::Accident,
@@ -104,7 +98,7 @@ impl LoadError {
             Self::Panicked(_) => "host",
             Self::BudgetExceeded(_) => "admission",
             Self::Preinit(_) => "preinit",
-            Self::Signature => "signature",
+            Self::Signature(_) => "signature",
             Self::Store(_) => "store",
             Self::Engine(_) => "engine",
             Self::Proof(ProofError::Instance(_)) => "instance",
@@ -283,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bug_that_one_file_brings_to_light_is_that_files_failure() {
+    fn a_panic_while_loading_fails_only_that_version() {
         assert_eq!(guarded(|| Ok(1)).unwrap(), 1);
         let index = 1;
         let error = guarded(|| Ok([0][index..].len() / usize::from(index == 0))).unwrap_err();

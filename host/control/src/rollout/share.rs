@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_exact() {
+    fn shares_are_parsed_exactly() {
         let good = [
             ("0", 0, "0 %"),
             ("0%", 0, "0 %"),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_without_a_unit_are_refused_with_what_they_could_mean() {
+    fn bare_numbers_are_rejected_with_both_readings() {
         assert_eq!("1.000001".parse::<Share>(), Err(ShareError::TooLarge), "finer than percents");
         for (text, wanted) in [
             ("1", "`1%` or `1.0` for 100 % or `1ppm` for 0.0001 %"),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn every_share_is_read_back_as_it_is_shown() {
+    fn shares_round_trip_through_their_text() {
         for parts in (0..=WHOLE).step_by(7) {
             let share = Share(parts);
             assert_eq!(share.to_string().parse(), Ok(share));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_share_is_refused() {
+    fn invalid_shares_are_rejected() {
         use ShareError::{Malformed, TooFine, TooLarge};
         let huge = "9".repeat(40);
         let bad = [
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn stable_gets_what_is_left() {
+    fn the_stable_version_gets_the_remaining_share() {
         assert_eq!(Share::rest([Share(100_000), Share(1)].into_iter()), Share(899_999));
         assert_eq!(Share::rest([Share::ALL, Share(1)].into_iter()), Share(0));
     }

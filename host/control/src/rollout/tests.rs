@@ -62,7 +62,7 @@ fn stages(state: &ModelState) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_rollback_goes_to_what_was_promoted_last_however_many_candidates_came() {
+fn a_rollback_restores_the_previously_promoted_version() {
     let mut state = state(&["1.0.0", "1.1.0", "2.0.0", "3.0.0"]);
     state = applied(&state, promote("1.1.0"));
     state = applied(&state, canary("2.0.0", 10));
@@ -77,7 +77,7 @@ fn a_rollback_goes_to_what_was_promoted_last_however_many_candidates_came() {
 }
 
 #[test]
-fn one_rollout_at_a_time_unless_it_supersedes() {
+fn a_second_rollout_must_supersede_the_first() {
     let state = applied(&state(&["1.0.0", "1.1.0", "2.0.0"]), canary("1.1.0", 100));
     let active = Err(Refusal::RolloutActive(version("1.1.0")));
     assert_eq!(try_apply(&state, canary("2.0.0", 5)), active);
@@ -92,7 +92,7 @@ fn one_rollout_at_a_time_unless_it_supersedes() {
 }
 
 #[test]
-fn what_the_rules_refuse_changes_nothing_and_says_why() {
+fn rejected_changes_have_a_reason_and_no_effect() {
     let state = applied(&state(&["1.0.0", "1.1.0", "2.0.0"]), promote("1.1.0"));
     let refused = |operation| try_apply(&state, operation).unwrap_err();
     let v = version;
@@ -121,7 +121,7 @@ fn what_the_rules_refuse_changes_nothing_and_says_why() {
 }
 
 #[test]
-fn replaced_versions_are_parked_then_retired_and_the_way_back_stays_warm() {
+fn replaced_versions_are_parked_before_they_are_retired() {
     let mut state = state(&["1.0.0", "1.1.0", "1.2.0", "1.3.0"]);
     assert_eq!(stages(&state), ["deployed"; 4]);
     state = applied(&state, promote("1.1.0"));
@@ -139,7 +139,7 @@ fn replaced_versions_are_parked_then_retired_and_the_way_back_stays_warm() {
 }
 
 #[test]
-fn a_models_last_version_may_go_and_is_not_brought_back() {
+fn the_last_version_can_be_undeployed_for_good() {
     let mut state = state(&["1.0.0", "2.0.0"]);
     state = applied(&state, Operation::Undeploy { version: version("2.0.0") });
     state = applied(&state, Operation::Undeploy { version: version("1.0.0") });
@@ -148,7 +148,7 @@ fn a_models_last_version_may_go_and_is_not_brought_back() {
 }
 
 #[test]
-fn a_configured_split_is_put_into_force_when_it_changes() {
+fn a_changed_split_of_the_configuration_is_applied() {
     let both = |one, two| Some(BTreeMap::from([(version("1.0.0"), one), (version("2.0.0"), two)]));
     let configure = |split| Operation::Configure { split };
     let mut state = applied(&ModelState::default(), configure(both(900_000, 100_000)));
@@ -169,7 +169,7 @@ fn a_configured_split_is_put_into_force_when_it_changes() {
 }
 
 #[test]
-fn nothing_of_weight_zero_has_a_place() {
+fn a_weight_of_zero_gets_no_callers() {
     let state = applied(&state(&["1.0.0", "2.0.0"]), canary("2.0.0", 0));
     assert_eq!(state.routing.at(0), Some(&version("1.0.0")));
     assert_eq!(state.routing.channel(Channel::Canary), Some(&version("2.0.0")));
@@ -202,7 +202,7 @@ proptest! {
     /// Whatever operators do: what is pointed to is deployed and loaded, shares are the whole, the
     /// bounds hold, and a refusal or a repetition changes nothing.
     #[test]
-    fn every_state_that_can_be_reached_can_be_served(
+    fn every_reachable_state_is_servable(
         operations in prop::collection::vec(any_operation(), 1..60),
         max_parked in 0_usize..3,
     ) {
@@ -240,7 +240,7 @@ proptest! {
     /// Of any number of candidates, one gets more at the cost of the stable version alone, or of older
     /// candidates that move up; nobody falls back to the stable version.
     #[test]
-    fn raising_a_weight_sends_nobody_back_to_stable(
+    fn raising_a_weight_moves_no_caller_back_to_stable(
         weights in prop::collection::vec(0..300_000_u32, 1..4),
         raised in 0_usize..4,
         by in 0..100_000_u32,

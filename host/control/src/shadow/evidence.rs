@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn without_capture_no_content_is_kept_but_listed_labels() {
+    fn without_capture_only_listed_labels_are_kept() {
         let kept = kept(false, SECRET);
         let label = |label: &str| Some(label.to_owned());
         let listed = Labels { primary: label("clean"), candidate: label("toxic") };
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn with_capture_the_row_is_kept_as_records() {
+    fn with_capture_rows_are_kept_as_records() {
         let kept = serde_json::to_value(kept(true, SECRET)).unwrap();
         let captured = &kept[0]["captured"];
         assert_eq!(captured["input"], serde_json::json!({"text": SECRET}));
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_captured_is_cut_off() {
+    fn captured_rows_are_truncated() {
         let long = "ü".repeat(MAX_RECORD_BYTES);
         let kept = kept(true, &long);
         let Excerpt(input) = &kept[0].captured.as_ref().unwrap().input;
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_have_a_hash_that_others_can_compute() {
+    fn input_hashes_are_reproducible() {
         // Computed with Python's hashlib and struct.
         let wanted = "1759edebc77930a9ec8a57deb270f3caf9fb212d709ec09a9033070ca03b5b7f";
         assert_eq!(hash(&[texts("text", &["a"])]), wanted);

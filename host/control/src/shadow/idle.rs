@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_comes_back_and_a_panic_is_no_end() {
+    fn work_is_returned_even_after_a_panic() {
         let idle = Idle::start("idle-test".to_owned(), 1 << 20).unwrap();
         let name = idle.run(|| thread::current().name().map(str::to_owned));
         assert_eq!(name.flatten().as_deref(), Some("idle-test"));

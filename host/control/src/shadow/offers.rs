@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_queue_refuses_at_once_whatever_is_going_on_behind_it() {
+    fn a_full_queue_rejects_without_blocking() {
         let (offers, taken) = offers(2, 100, []);
         assert!(offers.offer("a", 10));
         // A worker that holds everything that a worker can hold, and does not move.
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_counted_until_the_work_is_done() {
+    fn queued_bytes_are_released_when_the_work_ends() {
         let (offers, taken) = offers(10, 100, []);
         assert!(!offers.offer("more than fits at all", 101) && !offers.offer("", usize::MAX));
         assert!(offers.offer("a", 60));
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_offered_is_taken_by_one_of_those_who_wait() {
+    fn every_item_is_received_by_one_worker() {
         const THINGS: usize = 2000;
         let (send, parked) = std::sync::mpsc::channel();
         let sleepers = (0..3).map(|index| {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn patience_ends_and_so_does_the_queue() {
+    fn items_expire_and_the_queue_closes() {
         let (offers, taken) = offers(1, 1, [thread::current()]);
         let bell = taken.bell();
         assert_eq!(bell.wait(0, Some(Duration::ZERO)), Call::Patience);

@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_one_result_however_many_rows_it_has() {
+    fn a_request_counts_as_one_result() {
         let reports = Reports::default();
         let report = report_of(&reports, "2.0.0");
         report.count(Outcome::Compared(findings(0, None)));
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_of_one_request_add_up() {
+    fn differences_of_a_request_add_up() {
         let mut all = Findings::default();
         all.add(findings(1, None));
         all.add(findings(2, None));
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded_whatever_is_found() {
+    fn kept_examples_are_bounded() {
         let reports = Reports::default();
         for candidate in 0..2 * MAX_PAIRS {
             let report = report_of(&reports, &format!("2.{candidate}.0"));
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn another_artifact_of_the_same_version_begins_anew_and_so_does_what_was_forgotten() {
+    fn a_new_artifact_or_a_reset_starts_a_new_report() {
         let reports = Reports::default();
         let report = report_of(&reports, "2.0.0");
         report.count_dropped();
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn counting_drops_waits_for_nobody() {
+    fn counting_drops_does_not_block() {
         let reports = Reports::default();
         let report = report_of(&reports, "2.0.0");
         let _somebody_reads = report.lock();
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_is_written_as_documented() {
+    fn a_report_has_the_documented_fields() {
         let reports = Reports::default();
         report_of(&reports, "2.0.0").count(Outcome::Compared(findings(1, None)));
         let report = serde_json::to_value(reports.of_model(&"toxicity".parse().unwrap())).unwrap();

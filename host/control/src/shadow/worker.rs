@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_candidate_gets_what_the_same_caller_would_have_sent_to_it() {
+    fn inputs_are_converted_to_the_candidates_signature() {
         let number = field("number", Datatype::Fp32, &[]);
         let optional = Field { default: Some(2_f32.to_le_bytes().to_vec()), ..number.clone() };
         let tensors = pass(&[text(9)], &[optional, text(20)], json!({"text": "ab"})).unwrap();
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_candidate_cannot_take_is_never_given_to_it() {
+    fn incompatible_inputs_are_not_run() {
         let row = || json!({"text": "abc"});
         let renamed = Field { name: "words".to_owned(), ..text(9) };
         let retyped = field("text", Datatype::Fp32, &[]);
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_a_batch_are_its_rows() {
+    fn a_batch_is_split_into_its_rows() {
         let data: Vec<u8> = (0..6).collect();
         let name = "x".to_owned();
         let tensor = Tensor { name, datatype: Datatype::Uint8, shape: vec![6], data };
@@ -455,7 +455,7 @@ mod tests {
     proptest! {
         /// Each row of each batch is in one piece, in order, and no piece is too large.
         #[test]
-        fn every_row_is_in_one_piece(
+        fn every_row_is_in_exactly_one_piece(
             batches in prop::collection::vec(1_usize..40, 0..6),
             most in 1_usize..10,
         ) {

@@ -60,7 +60,7 @@ mod tests {
     const ORDER: [Kind; 5] = [Kind::Error, Kind::Shape, Kind::Nan, Kind::Label, Kind::Score];
 
     #[test]
-    fn errors_come_first_and_scores_last_by_their_size() {
+    fn errors_rank_before_score_differences() {
         let mut worst = Worst::default();
         for kind in [Kind::Score, Kind::Nan, Kind::Error, Kind::Label, Kind::Shape] {
             worst.push(Severity { kind, distance: 0.5 }, (kind, 0));
@@ -76,7 +76,7 @@ mod tests {
     proptest! {
         /// Never more than the bound, and just those that sorting all of them would leave.
         #[test]
-        fn the_worst_of_any_sequence_are_kept(
+        fn the_worst_differences_are_kept(
             all in prop::collection::vec((0_usize..5, 0_u8..20), 0..100),
         ) {
             let severity = |(kind, distance): (usize, u8)| {

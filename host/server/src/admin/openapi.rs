@@ -322,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_of_the_document_lead_somewhere() {
+    fn references_of_the_document_resolve() {
         fn references(value: &Value, found: &mut Vec<String>) {
             match value {
                 Value::Object(fields) => {

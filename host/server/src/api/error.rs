@@ -312,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_words_are_those_of_the_json() {
+    fn codes_are_written_as_in_json() {
         for code in ErrorCode::ALL {
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
         }

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_comes_in_one_of_two_headers() {
+    fn a_key_is_in_one_of_two_headers() {
         let keys = Keys::default();
         let parse = |lines: &[(&'static str, &'static str)]| {
             let headers = headers(lines);

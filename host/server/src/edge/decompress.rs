@@ -398,7 +398,7 @@ mod tests {
         [BOTH[0], BOTH[1], (Encoding::Deflate, zlib), (Encoding::Deflate, raw_deflate)];
 
     #[test]
-    fn bombs_stop_at_the_limit_and_what_just_fits_passes() {
+    fn decompression_stops_exactly_at_the_limit() {
         let data = vec![0; 3 << 20];
         for (encoding, encode) in ALL {
             let bomb = encode(&data);
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_changed_is_garbage() {
+    fn truncated_and_corrupted_data_is_rejected() {
         for (encoding, encode) in ALL {
             let whole = encode(b"You are nice, and so is everybody else here");
             for end in 0..whole.len() {
@@ -431,7 +431,7 @@ mod tests {
 
     /// Skippable frames are frames as well.
     #[test]
-    fn members_and_frames_are_bounded_by_what_is_in_them() {
+    fn the_number_of_members_and_frames_is_bounded() {
         let skippable = |data: &[u8]| {
             let length = u32::try_from(data.len()).unwrap().to_le_bytes();
             [&[0x50, 0x2a, 0x4d, 0x18], &length[..], data].concat()
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_beyond_the_standard_is_refused() {
+    fn an_oversized_zstd_window_is_rejected() {
         let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
         encoder.window_log(MAX_WINDOW_LOG + 1).unwrap();
         encoder.long_distance_matching(true).unwrap();
@@ -479,7 +479,7 @@ mod tests {
     proptest! {
         /// However it is cut into pieces and into members or frames, it is what it was.
         #[test]
-        fn pieces_and_members_make_no_difference(
+        fn chunking_and_members_do_not_change_the_result(
             data in prop::collection::vec(prop::collection::vec(0..4_u8, 0..90_000), 1..4),
             size in 1..5000_usize,
         ) {

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_answered_once_for_each_caller() {
+    fn a_key_is_answered_once_for_each_caller() {
         let answers = Arc::new(AnswerStore::new(AnswerLimits::default()));
         let (one, two) = (hash(&[b"one"]), hash(&[b"two"]));
         let pending = is_new(answers.look_up("ci", "a", one)).unwrap();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_go_when_they_are_old_or_too_many() {
+    fn responses_are_removed_when_old_or_too_many() {
         let time = Duration::from_millis(1);
         let answers = Arc::new(AnswerStore::new(AnswerLimits { time, ..AnswerLimits::default() }));
         is_new(answers.look_up("ci", "a", hash(&[]))).unwrap().complete(answer(1));
@@ -249,13 +249,13 @@ mod tests {
     }
 
     #[test]
-    fn parts_do_not_run_into_each_other() {
+    fn fingerprint_parts_are_separated() {
         assert_ne!(hash(&[b"ab", b"c"]), hash(&[b"a", b"bc"]));
         assert_ne!(hash(&[b"", b"a"]), hash(&[b"a", b""]));
     }
 
     #[test]
-    fn keys_are_short_visible_words() {
+    fn idempotency_keys_are_short_and_printable() {
         let header = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(KEY_HEADER, value.parse().unwrap());

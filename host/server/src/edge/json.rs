@@ -268,7 +268,7 @@ mod tests {
 
         /// The same for values of every kind, nested.
         #[test]
-        fn values_come_back(value in values()) {
+        fn values_round_trip(value in values()) {
             prop_assert_eq!(parse(value.to_string().as_bytes(), None).unwrap(), value);
         }
     }

@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_that_the_client_has_is_not_sent_again() {
+    fn an_unchanged_body_is_not_sent_again() {
         let request = |value: &str| {
             HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::try_from(value).unwrap())])
         };

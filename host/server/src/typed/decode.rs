@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 
-use super::wire::{Reader, Wire, WireError};
+use super::wire::{WireError, WireReader, WireType};
 use super::{FieldEncoding, MessageField, ModelService, Scalar};
 use guesthouse_model::record::{RecordError, RowIssue};
 use guesthouse_model::{Datatype, Tensor};
@@ -45,7 +45,7 @@ impl ModelService {
     /// [`DecodeError`], if the message is malformed or too large.
     pub fn decode_request(&self, message: &[u8]) -> Result<Vec<Tensor>, DecodeError> {
         let mut values: Vec<Value> = self.inputs.iter().map(|_| Value::default()).collect();
-        let mut reader = Reader(message);
+        let mut reader = WireReader(message);
         while !reader.is_empty() {
             let (number, wire) = reader.key()?;
             let place = usize::try_from(number - 1).unwrap_or(usize::MAX);
@@ -70,14 +70,14 @@ impl ModelService {
 /// # Errors
 /// [`DecodeError`], if the message is malformed or too large.
 pub fn decode_batch(batch: &[u8], most: usize) -> Result<Vec<&[u8]>, DecodeError> {
-    let (mut reader, mut messages) = (Reader(batch), Vec::new());
+    let (mut reader, mut messages) = (WireReader(batch), Vec::new());
     while !reader.is_empty() {
         let (number, wire) = reader.key()?;
         if number != 1 {
             reader.skip(number, wire)?;
             continue;
         }
-        wire.expect(Wire::Delimited)?;
+        wire.expect(WireType::Delimited)?;
         if messages.len() == most {
             return Err(DecodeError::TooManyRows);
         }
@@ -87,7 +87,7 @@ pub fn decode_batch(batch: &[u8], most: usize) -> Result<Vec<&[u8]>, DecodeError
 }
 
 impl Value {
-    fn read(&mut self, member: &MessageField, wire: Wire, reader: &mut Reader<'_>) -> Read {
+    fn read(&mut self, member: &MessageField, wire: WireType, reader: &mut WireReader<'_>) -> Read {
         self.is_set = true;
         match member.form {
             FieldEncoding::Single => {
@@ -98,24 +98,24 @@ impl Value {
             }
             FieldEncoding::Flat(_) => self.elements(member, wire, reader),
             FieldEncoding::Shaped => {
-                wire.expect(Wire::Delimited)?;
-                self.shaped(member, Reader(reader.delimited()?))
+                wire.expect(WireType::Delimited)?;
+                self.shaped(member, WireReader(reader.delimited()?))
             }
         }
     }
 
-    fn shaped(&mut self, member: &MessageField, mut reader: Reader<'_>) -> Read {
+    fn shaped(&mut self, member: &MessageField, mut reader: WireReader<'_>) -> Read {
         while !reader.is_empty() {
             let (number, wire) = reader.key()?;
             match number {
-                1 if wire == Wire::Delimited => {
-                    let mut sizes = Reader(reader.delimited()?);
+                1 if wire == WireType::Delimited => {
+                    let mut sizes = WireReader(reader.delimited()?);
                     while !sizes.is_empty() {
                         self.shape.push(sizes.varint()?);
                     }
                 }
                 1 => {
-                    wire.expect(Wire::Varint)?;
+                    wire.expect(WireType::Varint)?;
                     self.shape.push(reader.varint()?);
                 }
                 2 => {
@@ -130,11 +130,16 @@ impl Value {
     }
 
     /// Decode one element, or packed elements.
-    fn elements(&mut self, member: &MessageField, wire: Wire, reader: &mut Reader<'_>) -> Read {
-        if !member.scalar.is_packed() || wire != Wire::Delimited {
+    fn elements(
+        &mut self,
+        member: &MessageField,
+        wire: WireType,
+        reader: &mut WireReader<'_>,
+    ) -> Read {
+        if !member.scalar.is_packed() || wire != WireType::Delimited {
             return self.element(member, wire, reader);
         }
-        let mut packed = Reader(reader.delimited()?);
+        let mut packed = WireReader(reader.delimited()?);
         while !packed.is_empty() {
             if let Err(OutOfRange) = self.element(member, member.scalar.wire(), &mut packed)? {
                 return Ok(Err(OutOfRange));
@@ -143,7 +148,12 @@ impl Value {
         Ok(Ok(()))
     }
 
-    fn element(&mut self, member: &MessageField, wire: Wire, reader: &mut Reader<'_>) -> Read {
+    fn element(
+        &mut self,
+        member: &MessageField,
+        wire: WireType,
+        reader: &mut WireReader<'_>,
+    ) -> Read {
         wire.expect(member.scalar.wire())?;
         self.elements += 1;
         let data = &mut self.data;

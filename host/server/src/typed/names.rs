@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_models_become_packages_and_services() {
+    fn model_names_become_packages_and_services() {
         let class = CompatibleRange::from_version(&semver::Version::new(1, 0, 0));
         for (model, package_name, service_name) in [
             ("toxicity", "guesthouse.toxicity.v1", "Toxicity"),

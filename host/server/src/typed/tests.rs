@@ -153,7 +153,7 @@ fn message(service: &ModelService, name: &str) -> MessageDescriptor {
 proptest! {
     /// Compiling the text results in the descriptor.
     #[test]
-    fn the_text_compiles_to_the_descriptor(
+    fn the_proto_text_compiles_to_the_descriptor(
         signature in signature(),
         model in model_name(),
         version in prop::sample::select(&["1.2.3", "0.1.0", "0.0.7", "12.0.0-rc.1"][..]),

@@ -33,7 +33,7 @@ pub enum WireError {
 
 /// The wire types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wire {
+pub(super) enum WireType {
     Varint,
     Fixed64,
     Delimited,
@@ -42,7 +42,7 @@ pub(super) enum Wire {
     Fixed32,
 }
 
-impl Wire {
+impl WireType {
     /// Check that this is the wanted wire type.
     pub(super) fn expect(self, wanted: Self) -> Result<(), WireError> {
         if self == wanted { Ok(()) } else { Err(WireError::Type) }
@@ -51,9 +51,9 @@ impl Wire {
 
 /// The remaining bytes of a message.
 #[derive(Clone, Copy)]
-pub(super) struct Reader<'a>(pub(super) &'a [u8]);
+pub(super) struct WireReader<'a>(pub(super) &'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> WireReader<'a> {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -76,15 +76,15 @@ impl<'a> Reader<'a> {
     }
 
     /// Read the key of the next field: its number and its wire type.
-    pub(super) fn key(&mut self) -> Result<(u32, Wire), WireError> {
+    pub(super) fn key(&mut self) -> Result<(u32, WireType), WireError> {
         let key = u32::try_from(self.varint()?).map_err(|_error| WireError::Key)?;
         let wire = match key & 7 {
-            0 => Wire::Varint,
-            1 => Wire::Fixed64,
-            2 => Wire::Delimited,
-            3 => Wire::GroupStart,
-            4 => Wire::GroupEnd,
-            5 => Wire::Fixed32,
+            0 => WireType::Varint,
+            1 => WireType::Fixed64,
+            2 => WireType::Delimited,
+            3 => WireType::GroupStart,
+            4 => WireType::GroupEnd,
+            5 => WireType::Fixed32,
             _ => return Err(WireError::Key),
         };
         if key >> 3 == 0 { Err(WireError::Key) } else { Ok((key >> 3, wire)) }
@@ -104,21 +104,21 @@ impl<'a> Reader<'a> {
     }
 
     /// Skip the value of an unknown field.
-    pub(super) fn skip(&mut self, number: u32, wire: Wire) -> Result<(), WireError> {
+    pub(super) fn skip(&mut self, number: u32, wire: WireType) -> Result<(), WireError> {
         self.skip_at(number, wire, 0)
     }
 
-    fn skip_at(&mut self, number: u32, wire: Wire, depth: u32) -> Result<(), WireError> {
+    fn skip_at(&mut self, number: u32, wire: WireType, depth: u32) -> Result<(), WireError> {
         match wire {
-            Wire::Varint => self.varint().map(drop),
-            Wire::Fixed64 => self.fixed::<8>().map(drop),
-            Wire::Delimited => self.delimited().map(drop),
-            Wire::Fixed32 => self.fixed::<4>().map(drop),
-            Wire::GroupEnd => Err(WireError::Group),
-            Wire::GroupStart if depth == MAX_DEPTH => Err(WireError::Depth),
-            Wire::GroupStart => loop {
+            WireType::Varint => self.varint().map(drop),
+            WireType::Fixed64 => self.fixed::<8>().map(drop),
+            WireType::Delimited => self.delimited().map(drop),
+            WireType::Fixed32 => self.fixed::<4>().map(drop),
+            WireType::GroupEnd => Err(WireError::Group),
+            WireType::GroupStart if depth == MAX_DEPTH => Err(WireError::Depth),
+            WireType::GroupStart => loop {
                 match self.key()? {
-                    (end, Wire::GroupEnd) if end == number => return Ok(()),
+                    (end, WireType::GroupEnd) if end == number => return Ok(()),
                     (inner, wire) => self.skip_at(inner, wire, depth + 1)?,
                 }
             },
@@ -134,20 +134,20 @@ pub(super) fn put_varint(mut value: u64, out: &mut Vec<u8>) {
     out.push(value.to_le_bytes()[0]);
 }
 
-pub(super) fn put_key(number: u32, wire: Wire, out: &mut Vec<u8>) {
+pub(super) fn put_key(number: u32, wire: WireType, out: &mut Vec<u8>) {
     let wire = match wire {
-        Wire::Varint => 0,
-        Wire::Fixed64 => 1,
-        Wire::Delimited => 2,
-        Wire::GroupStart => 3,
-        Wire::GroupEnd => 4,
-        Wire::Fixed32 => 5,
+        WireType::Varint => 0,
+        WireType::Fixed64 => 1,
+        WireType::Delimited => 2,
+        WireType::GroupStart => 3,
+        WireType::GroupEnd => 4,
+        WireType::Fixed32 => 5,
     };
     put_varint(u64::from(number) << 3 | wire, out);
 }
 
 pub(super) fn put_delimited(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
-    put_key(number, Wire::Delimited, out);
+    put_key(number, WireType::Delimited, out);
     put_varint(bytes.len() as u64, out);
     out.extend_from_slice(bytes);
 }
@@ -164,7 +164,7 @@ mod tests {
             let mut bytes = Vec::new();
             put_varint(value >> shift, &mut bytes);
             bytes.push(7);
-            let mut reader = Reader(&bytes);
+            let mut reader = WireReader(&bytes);
             prop_assert_eq!(reader.varint(), Ok(value >> shift));
             prop_assert_eq!(reader.0, &[7]);
         }
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn malformed_messages_are_distinguished() {
-        let varint = |bytes: &[u8]| Reader(bytes).varint();
+        let varint = |bytes: &[u8]| WireReader(bytes).varint();
         assert_eq!(varint(&[]), Err(WireError::Cut));
         assert_eq!(varint(&[0xff]), Err(WireError::Cut));
         assert_eq!(varint(&[0xff; 10]), Err(WireError::Varint));
@@ -180,18 +180,18 @@ mod tests {
         assert_eq!(varint(&[&[0xff; 9][..], &[1]].concat()), Ok(u64::MAX));
         // An overlong encoding is valid.
         assert_eq!(varint(&[0x81, 0x80, 0]), Ok(1));
-        let key = |bytes: &[u8]| Reader(bytes).key().map(|(number, _)| number);
+        let key = |bytes: &[u8]| WireReader(bytes).key().map(|(number, _)| number);
         assert_eq!(key(&[0]), Err(WireError::Key));
         assert_eq!(key(&[0x0e]), Err(WireError::Key));
         assert_eq!(key(&[&[0xff; 9][..], &[1]].concat()), Err(WireError::Key));
         assert_eq!(key(&[0x0a]), Ok(1));
-        assert_eq!(Reader(&[2, 0]).delimited(), Err(WireError::Cut));
+        assert_eq!(WireReader(&[2, 0]).delimited(), Err(WireError::Cut));
     }
 
     #[test]
     fn groups_are_skipped_as_a_whole() {
         let skip = |bytes: &[u8]| {
-            let mut reader = Reader(bytes);
+            let mut reader = WireReader(bytes);
             let (number, wire) = reader.key()?;
             reader.skip(number, wire).map(|()| reader.0.len())
         };

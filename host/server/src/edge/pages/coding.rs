@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_preferred_accepted_coding_is_chosen() {
+    fn the_preferred_accepted_encoding_is_chosen() {
         for (accepted, coding) in [
             ("", Coding::Identity),
             ("gzip", Coding::Gzip),

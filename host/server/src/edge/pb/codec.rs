@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_malformed() {
+    fn invalid_messages_are_malformed() {
         let descriptor = POOL.get_message_by_name(pb::ModelInferRequest::NAME).unwrap();
         for bad in [&b"\x0a\x05abc"[..], b"\xff", b"\x0b", b"\x2a\x03\x22\x05a", b"\x08"] {
             assert_eq!(

@@ -430,7 +430,7 @@ pub(super) mod tests {
     proptest! {
         /// Whatever can be written is read as the same bits, also by clients that read doubles.
         #[test]
-        fn elements_come_back_bit_by_bit(tensor in tensors(true)) {
+        fn elements_round_trip_bit_for_bit(tensor in tensors(true)) {
             let mut json = Vec::new();
             prop_assert_eq!(write(&tensor, &mut json), Ok(()));
             let text = str::from_utf8(&json).unwrap();

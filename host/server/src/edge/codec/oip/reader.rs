@@ -375,7 +375,7 @@ mod tests {
         }
 
         #[test]
-        fn strings_come_back(text in ".{0,20}", escaped in prop::collection::vec(any::<char>(), 0..8)) {
+        fn strings_round_trip(text in ".{0,20}", escaped in prop::collection::vec(any::<char>(), 0..8)) {
             let written = Value::from(text.as_str()).to_string();
             prop_assert_eq!(whole(&written, Reader::string).unwrap(), text);
             let units: String = escaped.iter().collect::<String>().encode_utf16()

@@ -47,14 +47,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn raw_tensors_come_back_bit_by_bit(
+        fn raw_tensors_round_trip_bit_for_bit(
             tensors in prop::collection::vec(tensors(false), 0..4),
         ) {
             prop_assert!(round_trip(&tensors, true).is_ok());
         }
 
         #[test]
-        fn tensors_in_json_come_back_bit_by_bit(
+        fn json_tensors_round_trip_bit_for_bit(
             tensors in prop::collection::vec(tensors(true), 0..4),
         ) {
             prop_assert!(round_trip(&tensors, false).is_ok());
@@ -72,7 +72,7 @@ mod tests {
 
         /// The datatype may come before or after the data.
         #[test]
-        fn fields_come_in_any_order(
+        fn fields_are_accepted_in_any_order(
             tensor in tensors(true),
             order in Just(vec![0, 1, 2, 3]).prop_shuffle(),
         ) {

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_listed_once_and_up_to_a_limit() {
+    fn section_names_are_listed_once_and_bounded() {
         let file =
             "-----BEGIN A-----\r\nx\r\n-----END A-----\r\n-----BEGIN B C-----\n-----BEGIN A-----";
         assert_eq!(Sections::find(file.as_bytes()), Sections(vec!["A".into(), "B C".into()]));
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn both_formats_of_encrypted_keys_are_detected() {
+    fn both_forms_of_encrypted_keys_are_detected() {
         for encrypted in [
             "-----BEGIN ENCRYPTED PRIVATE KEY-----\r\nAAAA\r\n",
             "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n",

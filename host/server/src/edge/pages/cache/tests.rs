@@ -62,7 +62,7 @@ async fn begin(asked: &mut Asked) {
 }
 
 #[tokio::test]
-async fn a_value_is_kept_while_its_state_is_the_same() {
+async fn a_value_is_cached_while_its_state_is_unchanged() {
     let rig = Rig::new();
     assert_eq!(*rig.get(0, vec![1]).await, [1]);
     assert_eq!(*rig.get(0, vec![2]).await, [1]);
@@ -77,7 +77,7 @@ async fn a_value_is_kept_while_its_state_is_the_same() {
 }
 
 #[tokio::test]
-async fn a_value_during_whose_computation_the_state_changed_is_not_kept() {
+async fn a_value_of_a_changed_state_is_not_cached() {
     let rig = Rig::new();
     let state = Arc::clone(&rig.state);
     let make = move || {
@@ -89,7 +89,7 @@ async fn a_value_during_whose_computation_the_state_changed_is_not_kept() {
 }
 
 #[tokio::test]
-async fn callers_share_computations_that_show_what_holds_when_they_ask() {
+async fn callers_share_sufficiently_recent_computations() {
     let rig = Rig::new();
     let (mut gates, mut blocked) = (Vec::new(), Vec::new());
     // Every thread is busy, one of them with the value of key 0.
@@ -128,7 +128,7 @@ async fn callers_share_computations_that_show_what_holds_when_they_ask() {
 }
 
 #[tokio::test]
-async fn a_panic_is_an_error_of_those_who_wait_and_is_not_kept() {
+async fn a_panic_fails_its_waiters_and_is_not_cached() {
     let rig = Rig::new();
     let outcome = rig.ask(0, false, || panic!("on purpose")).await;
     assert_eq!(outcome.unwrap_err().code, ErrorCode::Internal);
@@ -136,7 +136,7 @@ async fn a_panic_is_an_error_of_those_who_wait_and_is_not_kept() {
 }
 
 #[tokio::test]
-async fn what_waits_is_bounded() {
+async fn the_number_of_waiting_callers_is_bounded() {
     let rig = Rig::new();
     let (mut gates, mut asked) = (Vec::new(), Vec::new());
     for key in 0..THREADS {
@@ -167,7 +167,7 @@ async fn what_waits_is_bounded() {
 }
 
 #[tokio::test]
-async fn what_is_kept_is_bounded() {
+async fn the_cache_is_bounded() {
     let rig = Rig::new();
     for number in 0..2 * MAX_VALUES {
         rig.get(number, vec![0; 10]).await;
