@@ -68,7 +68,7 @@ pub use error::reference as error_reference;
 pub use grpc::endpoints as grpc_endpoints;
 pub use idempotency::AnswerStore;
 pub use listener::tls::{Tls, TlsError};
-pub use listener::{Entrance, serve};
+pub use listener::{Listener, serve};
 pub use listener_kind::ListenerKind;
 pub use metrics::reference as metrics_reference;
 use middleware::Middleware;

@@ -23,7 +23,7 @@ pub use self::reload::Reread;
 use crate::admin::{self, Admin};
 use crate::config::{GrpcListen, ListenAddress, MetricsListener, Settings};
 use crate::edge::{
-    self, AnswerStore, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls, TlsError,
+    self, AnswerStore, Bodies, Edge, Listener, ModelRates, Pages, Services, Tls, TlsError,
 };
 use crate::observe::capture::CaptureWriter;
 use crate::observe::logs;
@@ -127,14 +127,22 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     if let Some((listeners, admin)) = admin(&settings, &control, &edge, &stopping).await? {
         let endpoints = admin::endpoints(admin, &edge);
         let kind = edge::ListenerKind::Admin(Arc::clone(&edge.meters));
-        let entrance =
-            Entrance { listeners, tls: tls.clone(), kind, trusted: Arc::clone(&trusted) };
+        let entrance = Listener {
+            sockets: listeners,
+            tls: tls.clone(),
+            kind,
+            trusted_proxies: Arc::clone(&trusted),
+        };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
     if let Some((listeners, kind)) = grpc(&settings, &edge).await? {
         let endpoints = edge::grpc_endpoints(Arc::clone(&edge), stopping.clone());
-        let entrance =
-            Entrance { listeners, tls: tls.clone(), kind, trusted: Arc::clone(&trusted) };
+        let entrance = Listener {
+            sockets: listeners,
+            tls: tls.clone(),
+            kind,
+            trusted_proxies: Arc::clone(&trusted),
+        };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
     for address in bind::addresses(&listeners) {
@@ -144,7 +152,12 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
     let endpoints = edge::endpoints(Arc::clone(&edge));
     let kind = edge::ListenerKind::Public(Arc::clone(&edge.meters));
-    let entrance = Entrance { listeners, tls: tls.clone(), kind, trusted: Arc::clone(&trusted) };
+    let entrance = Listener {
+        sockets: listeners,
+        tls: tls.clone(),
+        kind,
+        trusted_proxies: Arc::clone(&trusted),
+    };
     servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     if let Some(tls) = tls {
         tokio::spawn(tls.follow(stopping.clone()));

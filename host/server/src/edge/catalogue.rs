@@ -10,7 +10,7 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 
 use super::error::ApiError;
-use super::pages::{Content, Key, Kind, Scope};
+use super::pages::{ModelScope, PageContent, PageKey, PageKind};
 use super::query;
 use super::request_log::RequestLog;
 use super::state::{Edge, EdgeState};
@@ -31,13 +31,13 @@ pub(super) async fn models(State(edge): EdgeState, parts: Parts) -> Response {
     let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
         let caller = edge.admit_reader_of_all(&parts.headers, &mut log)?;
-        let make = |edge: &Edge, key: &Key| {
+        let make = |edge: &Edge, key: &PageKey| {
             let snapshot = edge.registry.snapshot();
             let models = key.scope.models(&snapshot);
             let models = models.map(|(name, model)| describe(name, model)).collect();
-            Ok(Content::json(&ModelList { models }))
+            Ok(PageContent::json(&ModelList { models }))
         };
-        let key = Key::new(Kind::Models, Scope::of(&caller), &parts.headers);
+        let key = PageKey::new(PageKind::Models, ModelScope::from_caller(&caller), &parts.headers);
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
@@ -53,11 +53,12 @@ pub(super) async fn model(
     let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
         let model = known_model(&edge, &model, &parts.headers, &mut log)?;
-        let key = Key::new(Kind::Model(model.clone()), Scope::only(&model), &parts.headers);
-        let make = move |edge: &Edge, _: &Key| {
+        let key =
+            PageKey::new(PageKind::Model(model.clone()), ModelScope::only(&model), &parts.headers);
+        let make = move |edge: &Edge, _: &PageKey| {
             let snapshot = edge.registry.snapshot();
             let versions = snapshot.models.get(&model).ok_or(RouteError::UnknownModel)?;
-            Ok(Content::json(&describe(&model, versions)))
+            Ok(PageContent::json(&describe(&model, versions)))
         };
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };

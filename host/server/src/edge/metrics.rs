@@ -38,7 +38,7 @@ use prometheus_client::registry::Registry;
 pub use self::families::reference;
 use self::families::{Family, PREFIX};
 use self::versions::Versions;
-use super::pages::{Content, Key, Kind, Scope};
+use super::pages::{ModelScope, PageContent, PageKey, PageKind};
 use super::request_log::RequestLog;
 use super::state::{Edge, EdgeState};
 use guesthouse_model::VersionId;
@@ -58,7 +58,8 @@ pub(super) async fn metrics(State(edge): EdgeState, parts: Parts) -> Response {
         }
         let accept = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let is_open_metrics = wants_open_metrics(&accept.collect::<Vec<_>>().join(","));
-        let key = Key::new(Kind::Metrics { is_open_metrics }, Scope::All, &parts.headers);
+        let key =
+            PageKey::new(PageKind::Metrics { is_open_metrics }, ModelScope::All, &parts.headers);
         let of_edge = Arc::clone(&edge);
         let page = edge.page(key, move |_, _| Ok(content(of_edge, is_open_metrics))).await?;
         let mut response = page.respond(&parts.headers);
@@ -69,7 +70,7 @@ pub(super) async fn metrics(State(edge): EdgeState, parts: Parts) -> Response {
     log.attach_to(outcome)
 }
 
-fn content(edge: Arc<Edge>, is_open_metrics: bool) -> Content {
+fn content(edge: Arc<Edge>, is_open_metrics: bool) -> PageContent {
     let mut of_server = Registry::with_prefix(PREFIX);
     of_server.register_collector(Box::new(Page(edge)));
     // The names of process metrics have no prefix in any program.
@@ -83,7 +84,7 @@ fn content(edge: Arc<Edge>, is_open_metrics: bool) -> Content {
     } else {
         (TEXT, text_format::from_open_metrics(&page))
     };
-    Content { content_type, bytes: page.into_bytes() }
+    PageContent { content_type, bytes: page.into_bytes() }
 }
 
 /// Whether a client accepts OpenMetrics and does not prefer the older format, which is the default.

@@ -19,7 +19,7 @@ pub(in crate::edge) use self::messages::{
 };
 use crate::edge::codec::tensors::{Parameter, Parameters, in_protocol_words, named};
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::pages::Scope;
+use crate::edge::pages::ModelScope;
 use crate::edge::request_log::RequestLog;
 use crate::edge::state::Edge;
 use guesthouse_control::control::{Ask, Control, ControlError};
@@ -56,7 +56,7 @@ pub(in crate::edge) fn server(edge: &Edge) -> ServerMetadata {
 }
 
 /// The statistics of all loaded versions of the models in the scope.
-pub(in crate::edge) fn statistics(edge: &Edge, scope: &Scope) -> Vec<ModelStatistics> {
+pub(in crate::edge) fn statistics(edge: &Edge, scope: &ModelScope) -> Vec<ModelStatistics> {
     let snapshot = edge.registry.snapshot();
     let versions = scope.models(&snapshot).flat_map(|(_, model)| model.versions.values());
     let loaded = versions.filter_map(VersionState::servable);
@@ -67,7 +67,7 @@ pub(in crate::edge) fn statistics(edge: &Edge, scope: &Scope) -> Vec<ModelStatis
 const STATS: &str = "stats";
 
 /// The metadata of the model with that name, if the scope has it: it is part of the statistics' response.
-pub(in crate::edge) fn metadata_of_stats(edge: &Edge, scope: &Scope) -> Map<String, Value> {
+pub(in crate::edge) fn metadata_of_stats(edge: &Edge, scope: &ModelScope) -> Map<String, Value> {
     let snapshot = edge.registry.snapshot();
     let answering = || {
         let name: ModelName = STATS.parse().ok().filter(|name| scope.has(name))?;

@@ -21,7 +21,7 @@ use super::codec::oip::{OipCodec, check_media_type, request};
 use super::codec::tensors::{Parameters, in_protocol_words, named};
 use super::error::{ApiError, ErrorCode};
 use super::model_info::{self, InfoRequest};
-use super::pages::{Content, Key, Kind, Scope};
+use super::pages::{ModelScope, PageContent, PageKey, PageKind};
 use super::pipeline::predict_over_http;
 use super::policy::Policy;
 use super::request_log::RequestLog;
@@ -117,9 +117,11 @@ async fn statistics(State(edge): EdgeState, path: NamedPath, parts: Parts) -> Re
         }
         let name = info.reader_of(model)?;
         let page = edge.page(
-            Key::plain(Kind::Statistics(Some(name.clone())), Scope::only(&name)),
+            PageKey::plain(PageKind::Statistics(Some(name.clone())), ModelScope::only(&name)),
             |edge, key| {
-                Ok(Content::json(&json!({"model_stats": model_info::statistics(edge, &key.scope)})))
+                Ok(PageContent::json(
+                    &json!({"model_stats": model_info::statistics(edge, &key.scope)}),
+                ))
             },
         );
         Ok(page.await?.respond(&parts.headers))
@@ -134,13 +136,18 @@ async fn all_statistics(State(edge): EdgeState, parts: Parts) -> Response {
     let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
         let caller = edge.admit_reader_of_all(&parts.headers, &mut log)?;
-        let make = |edge: &Edge, key: &Key| {
+        let make = |edge: &Edge, key: &PageKey| {
             let mut answer = model_info::metadata_of_stats(edge, &key.scope);
             answer
                 .insert("model_stats".to_owned(), json!(model_info::statistics(edge, &key.scope)));
-            Ok(Content::json(&answer))
+            Ok(PageContent::json(&answer))
         };
-        let page = edge.page(Key::plain(Kind::Statistics(None), Scope::of(&caller)), make).await?;
+        let page = edge
+            .page(
+                PageKey::plain(PageKind::Statistics(None), ModelScope::from_caller(&caller)),
+                make,
+            )
+            .await?;
         Ok(page.respond(&parts.headers))
     };
     let outcome = outcome.await;
@@ -175,9 +182,12 @@ async fn index(State(edge): EdgeState, request: Request) -> Response {
         info.reader_of_index()?;
         let body = read_small(&edge, &parts.headers, body).await?;
         let only_ready = request::parse_only_ready(&body)?;
-        let make =
-            move |edge: &Edge, _: &Key| Ok(Content::json(&model_info::index(edge, only_ready)));
-        let page = edge.page(Key::plain(Kind::Index { only_ready }, Scope::All), make).await?;
+        let make = move |edge: &Edge, _: &PageKey| {
+            Ok(PageContent::json(&model_info::index(edge, only_ready)))
+        };
+        let page = edge
+            .page(PageKey::plain(PageKind::Index { only_ready }, ModelScope::All), make)
+            .await?;
         Ok(page.respond(&parts.headers))
     };
     let outcome = outcome.await;

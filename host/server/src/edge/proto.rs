@@ -5,7 +5,7 @@ use axum::http::request::Parts;
 use axum::response::Response;
 
 use super::catalogue;
-use super::pages::{Content, Key, Kind, Scope};
+use super::pages::{ModelScope, PageContent, PageKey, PageKind};
 use super::request_log::RequestLog;
 use super::state::{Edge, EdgeState};
 use crate::typed::{CompatibleRange, ModelService};
@@ -21,8 +21,9 @@ pub(super) async fn proto(
         let path = (&*model, &*selector);
         let version = catalogue::known_version(&edge, path, &parts.headers, &mut log)?;
         let id = version.id();
-        let key = Key::new(Kind::Proto(id.clone()), Scope::only(&id.name), &parts.headers);
-        let make = move |_: &Edge, _: &Key| {
+        let key =
+            PageKey::new(PageKind::Proto(id.clone()), ModelScope::only(&id.name), &parts.headers);
+        let make = move |_: &Edge, _: &PageKey| {
             let id = version.id();
             let service = ModelService::new(
                 &id.name,
@@ -30,7 +31,7 @@ pub(super) async fn proto(
                 version.signature(),
             );
             let content_type = "text/plain; charset=utf-8";
-            Ok(Content { content_type, bytes: service.proto().into_bytes() })
+            Ok(PageContent { content_type, bytes: service.proto().into_bytes() })
         };
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };

@@ -23,7 +23,7 @@ use crate::edge::codec::Multiplicity;
 use crate::edge::codec::signature::SignatureCodec;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::model_services::RoutedService;
-use crate::edge::pages::Scope;
+use crate::edge::pages::ModelScope;
 use crate::edge::pipeline::{RequestHead, predict};
 use crate::edge::state::Edge;
 use crate::typed;
@@ -131,7 +131,7 @@ pub(super) fn model_of(edge: &Edge, service: &str) -> Option<ModelName> {
 }
 
 /// The file descriptors of the services of all models in the scope.
-pub(super) fn file_descriptors(edge: &Edge, scope: &Scope) -> Vec<FileDescriptorProto> {
+pub(super) fn file_descriptors(edge: &Edge, scope: &ModelScope) -> Vec<FileDescriptorProto> {
     let index = edge.services.index(&edge.registry.snapshot());
     let services = index.all().filter(|service| scope.has(&service.model));
     services.map(|service| service.service.descriptor().clone()).collect()

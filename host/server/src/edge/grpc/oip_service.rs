@@ -8,7 +8,7 @@ use super::model_messages;
 use super::serving::Serving;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::model_info::{self, InfoRequest};
-use crate::edge::pages::{Content, Key, Kind, Page, Scope};
+use crate::edge::pages::{ModelScope, Page, PageContent, PageKey, PageKind};
 use crate::edge::pb;
 use crate::edge::pb::grpc_inference_service_server::GrpcInferenceService;
 use crate::edge::state::Edge;
@@ -30,8 +30,8 @@ impl Serving {
 }
 
 /// A message as a page.
-fn content(message: &impl prost::Message) -> Content {
-    Content { content_type: "application/grpc", bytes: message.encode_to_vec() }
+fn content(message: &impl prost::Message) -> PageContent {
+    PageContent { content_type: "application/grpc", bytes: message.encode_to_vec() }
 }
 
 fn decoded<M: prost::Message + Default>(page: &Page) -> Result<M, ApiError> {
@@ -112,13 +112,13 @@ impl GrpcInferenceService for Serving {
                 return Ok(pb::ModelStatisticsResponse { model_stats: vec![statistics.into()] });
             }
             let (model, scope) = if message.name.is_empty() {
-                (None, Scope::of(&*edge.admit_reader_of_all(headers, &mut log)?))
+                (None, ModelScope::from_caller(&*edge.admit_reader_of_all(headers, &mut log)?))
             } else {
                 let name = info.reader_of(&message.name)?;
-                (Some(name.clone()), Scope::only(&name))
+                (Some(name.clone()), ModelScope::only(&name))
             };
-            let key = Key::plain(Kind::StatisticsMessage(model), scope);
-            let make = |edge: &Edge, key: &Key| {
+            let key = PageKey::plain(PageKind::StatisticsMessage(model), scope);
+            let make = |edge: &Edge, key: &PageKey| {
                 let model_stats = model_info::statistics(edge, &key.scope);
                 let model_stats = model_stats.into_iter().map(Into::into).collect();
                 Ok(content(&pb::ModelStatisticsResponse { model_stats }))
@@ -138,12 +138,12 @@ impl GrpcInferenceService for Serving {
         let outcome = async {
             let (edge, headers) = (&self.edge, &call.headers);
             InfoRequest { edge, headers, log: &mut log }.reader_of_index()?;
-            let make = move |edge: &Edge, _: &Key| {
+            let make = move |edge: &Edge, _: &PageKey| {
                 let models =
                     model_info::index(edge, only_ready).into_iter().map(Into::into).collect();
                 Ok(content(&pb::RepositoryIndexResponse { models }))
             };
-            let key = Key::plain(Kind::IndexMessage { only_ready }, Scope::All);
+            let key = PageKey::plain(PageKind::IndexMessage { only_ready }, ModelScope::All);
             decoded(&*edge.page(key, make).await?)
         };
         let outcome = outcome.await;

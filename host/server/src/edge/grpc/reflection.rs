@@ -17,7 +17,7 @@ use super::model_methods;
 use super::oip_stream::MessageStream;
 use super::serving::Serving;
 use crate::edge::error::ApiError;
-use crate::edge::pages::{Scope, Types};
+use crate::edge::pages::{GrpcTypes, ModelScope};
 use crate::edge::pb::POOL;
 use crate::edge::state::Edge;
 
@@ -82,7 +82,7 @@ fn symbol(pool: &DescriptorPool, name: &str) -> Option<FileDescriptor> {
 }
 
 /// The types of the services of the models in the scope.
-fn types(edge: &Edge, scope: &Scope) -> Types {
+fn types(edge: &Edge, scope: &ModelScope) -> GrpcTypes {
     let (mut pool, mut bytes) = (OWN.clone(), 0);
     for file in model_methods::file_descriptors(edge, scope) {
         bytes += file.encoded_len() * MEMORY_FACTOR;
@@ -91,7 +91,7 @@ fn types(edge: &Edge, scope: &Scope) -> Types {
             tracing::error!(%error, "a model's service cannot be described");
         }
     }
-    Types { pool, bytes }
+    GrpcTypes { pool, bytes }
 }
 
 async fn answer(
@@ -102,7 +102,7 @@ async fn answer(
     let edge = &serving.edge;
     // For each request, because a key can be revoked while the stream is open.
     let caller = edge.admit_reader_of_all(&call.headers, &mut call.log_guard())?;
-    let types = edge.types(Scope::of(&caller), types).await?;
+    let types = edge.types(ModelScope::from_caller(&caller), types).await?;
     let pool = &types.pool;
     Ok(match request {
         ReflectionRequest::File(name) => file(pool.get_file_by_name(&name)),

@@ -1,9 +1,9 @@
-//! TLS: the certificate of the listeners, and another one when its files change.
+//! TLS: the certificate of the listeners, which is replaced when its files change.
 //!
-//! Both files are looked at every few seconds, as the repository folder is, and not watched by the
-//! kernel: so it works on mounted volumes, where whole folders are replaced. A pair that cannot be
-//! used (yet: the two files do not change at the same moment) is logged, and the one before stays.
-//! Connections keep the certificate with which they began.
+//! Both files are checked every few seconds rather than watched by the kernel, which also works on mounted
+//! volumes, where whole folders are replaced. A pair that cannot be used (the two files do not change at
+//! the same moment) is logged, and the previous one stays in use. Open connections keep their
+//! certificate.
 
 mod pem;
 
@@ -25,88 +25,88 @@ use super::socket::Socket;
 use super::stopped;
 use crate::config::TlsSection;
 
-/// How often the files are looked at: certificates are renewed days before they end.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the files are checked. Certificates are renewed days before they expire.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What is offered to clients, the first first.
+/// The protocols that are offered to clients, in the order of preference.
 const PROTOCOLS: [&[u8]; 2] = [H2, b"http/1.1"];
 
-/// HTTP/2, in the words of the handshake.
+/// The ALPN name of HTTP/2.
 const H2: &[u8] = b"h2";
 
-/// The certificate that new connections get.
+/// The certificate for new connections.
 pub struct Tls {
     files: TlsSection,
     current: ArcSwap<ServerConfig>,
-    /// What the files were when that was made of them.
-    seen: Option<Seen>,
+    /// The identities of the files from which it was loaded.
+    loaded: Option<Identities>,
 }
 
-/// What tells a file from another one, or from what it was before.
+/// Device, inode, size and modification time, which differ if a file was changed or replaced.
 type Identity = (u64, u64, u64, i64, i64);
 
-type Seen = [Identity; 2];
+type Identities = [Identity; 2];
 
 impl Tls {
-    /// The certificate of these files.
+    /// Load the certificate from the files.
     ///
     /// # Errors
-    /// [`TlsError`], if there is none that could be used.
+    /// [`TlsError`], if the files have no usable certificate.
     pub fn open(files: TlsSection) -> Result<Self, TlsError> {
-        // Before the files are read: a change in between is found at the next look.
-        let seen = look(&files).ok();
+        // Before the files are read, so that a change in between is detected by the next check.
+        let loaded = identities(&files).ok();
         let current = ArcSwap::from_pointee(load(&files)?);
-        Ok(Self { files, current, seen })
+        Ok(Self { files, current, loaded })
     }
 
-    /// The handshake with a caller, which need not come to an end.
+    /// Perform the handshake. The caller bounds its time.
     pub(super) async fn accept(&self, stream: Socket) -> io::Result<TlsStream<Socket>> {
         TlsAcceptor::from(self.current.load_full()).accept(stream).await
     }
 
-    /// Use other files as soon as they are there, until it is time to stop.
+    /// Replace the certificate whenever its files change, until the server stops.
     pub async fn follow(self: Arc<Self>, mut stopping: watch::Receiver<bool>) {
-        let (mut used, mut refused) = (self.seen, None);
+        let (mut loaded, mut rejected) = (self.loaded, None);
         loop {
             tokio::select! {
                 () = stopped(&mut stopping) => return,
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
             }
             let this = Arc::clone(&self);
-            // Disks can be slow, and this thread serves others.
-            let looked = tokio::task::spawn_blocking(move || {
-                let seen = look(&this.files);
-                match &seen {
-                    Ok(seen) if Some(*seen) == used => None,
-                    _ => Some((seen.ok(), load(&this.files))),
+            // A slow disk must not block this thread, which serves requests.
+            let checked = tokio::task::spawn_blocking(move || {
+                let found = identities(&this.files);
+                match &found {
+                    Ok(found) if Some(*found) == loaded => None,
+                    _ => Some((found.ok(), load(&this.files))),
                 }
             });
-            match looked.await {
+            match checked.await {
                 Ok(None) | Err(_) => {}
-                Ok(Some((seen, Ok(config)))) => {
+                Ok(Some((found, Ok(config)))) => {
                     self.current.store(Arc::new(config));
-                    (used, refused) = (seen, None);
+                    (loaded, rejected) = (found, None);
                     tracing::info!(certificate = ?self.files.certificate, "certificate replaced");
                 }
-                // Tried again at each look, because a disk may recover, but told once.
-                Ok(Some((seen, Err(error)))) => {
-                    if refused != Some(seen) {
+                // Retried at each check, because a disk may recover, but logged once.
+                Ok(Some((found, Err(error)))) => {
+                    if rejected != Some(found) {
                         let cause = std::error::Error::source(&error).map(ToString::to_string);
-                        tracing::error!(%error, cause, "the new certificate cannot be used, the old one stays");
+                        tracing::error!(%error, cause, "the new certificate cannot be used, the previous one stays in use");
                     }
-                    refused = Some(seen);
+                    rejected = Some(found);
                 }
             }
         }
     }
 }
 
-/// Whether both sides have agreed on HTTP/2.
+/// Whether the handshake has negotiated HTTP/2.
 pub(super) fn is_http2(stream: &TlsStream<Socket>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(H2)
 }
 
-fn look(files: &TlsSection) -> io::Result<Seen> {
+fn identities(files: &TlsSection) -> io::Result<Identities> {
     let identity = |path: &Path| -> io::Result<Identity> {
         let file = fs::metadata(path)?;
         Ok((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))

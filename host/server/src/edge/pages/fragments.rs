@@ -1,4 +1,4 @@
-//! The parts of the document about single models, as text, kept while they say what holds.
+//! Cached text fragments of the OpenAPI document, one for each model.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,8 +9,8 @@ use crate::edge::policy::Policy;
 use guesthouse_control::registry::Snapshot;
 use guesthouse_model::ModelName;
 
-/// The most bytes of parts that are kept: those of a few thousand models. What is over it is rendered for
-/// each document.
+/// The most bytes of cached fragments: those of a few thousand models. Further ones are rendered for each
+/// document.
 const MAX_BYTES: usize = 64 << 20;
 
 /// The members of an OpenAPI document that describe models.
@@ -21,7 +21,7 @@ pub(in crate::edge) struct Document {
     pub(in crate::edge) tags: Vec<Value>,
 }
 
-/// A part of the document: members of objects and arrays, without what stands around them.
+/// A fragment of the document: members of its objects and arrays, without the enclosing brackets.
 pub(in crate::edge) struct Fragment {
     pub(in crate::edge) tags: String,
     pub(in crate::edge) paths: String,
@@ -35,7 +35,7 @@ impl Fragment {
         Self { tags: tags.join(","), paths, schemas }
     }
 
-    /// Whether it describes this path.
+    /// Whether the fragment describes the path.
     pub(in crate::edge) fn has_path(&self, path: &str) -> bool {
         self.paths.contains(&format!("{}:{{\"get\"", Value::from(path)))
     }
@@ -51,7 +51,7 @@ pub(in crate::edge) fn members(object: &Map<String, Value>) -> String {
     members.collect::<Vec<_>>().join(",")
 }
 
-/// Lists of members as one list.
+/// Join lists of members with commas.
 pub(in crate::edge) fn join<'a>(parts: impl Iterator<Item = &'a str>) -> String {
     let mut all = String::new();
     for part in parts.filter(|part| !part.is_empty()) {
@@ -63,7 +63,7 @@ pub(in crate::edge) fn join<'a>(parts: impl Iterator<Item = &'a str>) -> String 
     all
 }
 
-/// The parts by model.
+/// The cached fragments by model.
 #[derive(Default)]
 pub(in crate::edge) struct Fragments(Mutex<Kept>);
 
@@ -73,14 +73,14 @@ struct Kept {
     bytes: usize,
 }
 
-/// What a part was rendered from: the policy, and the keys of versions.
+/// The inputs of a fragment: the policy, and the keys of versions.
 struct Source {
     policy: Arc<Policy>,
     made_of: Vec<u64>,
 }
 
 impl Fragments {
-    /// The part about a model, rendered by `describe` if it is not kept.
+    /// The fragment of a model, rendered by `describe` unless it is cached.
     pub(in crate::edge) fn get(
         &self,
         model: &ModelName,
@@ -108,7 +108,7 @@ impl Fragments {
         fragment
     }
 
-    /// Forget the parts about models that there are no more.
+    /// Drop the fragments of models that do not exist any more.
     pub(in crate::edge) fn forget_others(&self, snapshot: &Snapshot) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let gone = kept.by_model.keys().filter(|model| !snapshot.models.contains_key(*model));

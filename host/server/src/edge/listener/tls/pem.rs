@@ -1,7 +1,7 @@
-//! The certificate and the key in PEM files, and why they cannot be used.
+//! Reads the certificate and the key from PEM files.
 //!
-//! Files of keys come in many forms of which the server takes three. The error says which form was
-//! found, because "no key" helps nobody who looks at a file with a key.
+//! Private keys have many file formats, of which the server supports three. Errors name the format that
+//! was found, because "no key" does not help somebody who looks at a file with a key.
 
 use std::fmt;
 use std::fs::File;
@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The largest file that is read: a chain of certificates has some ten kilobytes.
+/// The largest file that is read. A chain of certificates has some ten kilobytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The most kinds of sections that an error names.
+/// The most PEM labels that an error names.
 const MAX_NAMED_SECTIONS: usize = 8;
 
 /// The certificate cannot be used.
@@ -23,7 +23,7 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("read {0:?}")]
     Read(PathBuf, #[source] io::Error),
-    /// A file is not PEM, or not what it should be.
+    /// A file is not valid PEM.
     #[error("understand {0:?}")]
     Pem(PathBuf, #[source] pem::Error),
     /// There is no certificate in the file.
@@ -32,13 +32,13 @@ pub enum TlsError {
     /// There is no private key in the file.
     #[error("find a private key in {0:?}: {1}")]
     NoKey(PathBuf, Sections),
-    /// The key is encrypted, and nobody can be asked for the password.
+    /// The key is encrypted, and there is no password.
     #[error(
         "use the key in {0:?}: it is encrypted; write a decrypted one for the server alone, as \
          `openssl pkey -in encrypted.key -out server.key` does"
     )]
     EncryptedKey(PathBuf),
-    /// The key is of a kind that is not known, or damaged.
+    /// The key is of an unsupported kind, or damaged.
     #[error(
         "use the key in {0:?}: it takes an RSA key of 2048 bits or more, an ECDSA key of P-256 or \
          P-384, or an Ed25519 key"
@@ -47,7 +47,7 @@ pub enum TlsError {
     /// The certificate is damaged.
     #[error("use the certificate in {0:?}")]
     UnusableCertificate(PathBuf, #[source] rustls::Error),
-    /// The key belongs to another certificate.
+    /// The key does not belong to the certificate.
     #[error(
         "use {certificate:?} with {key:?}: the key is not that of the first certificate in the file"
     )]
@@ -62,7 +62,7 @@ pub enum TlsError {
     Versions(#[source] rustls::Error),
 }
 
-/// The kinds of sections in a file, by their names.
+/// The PEM labels of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sections(Vec<String>);
 
@@ -89,7 +89,7 @@ impl fmt::Display for Sections {
     }
 }
 
-/// The certificates, at least one.
+/// Read the certificates, at least one.
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let file = read(path)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&file).collect();
@@ -100,7 +100,7 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     Ok(chain)
 }
 
-/// The first private key.
+/// Read the first private key.
 pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let file = read(path)?;
     let key = PrivateKeyDer::from_pem_slice(&file);
@@ -111,7 +111,7 @@ pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsErro
     })
 }
 
-/// Why rustls does not take a certificate with its key.
+/// The error for a certificate and key that rustls rejects.
 pub(super) fn unusable(certificate: &Path, key: &Path, error: rustls::Error) -> TlsError {
     let (certificate, key) = (certificate.to_owned(), key.to_owned());
     match error {
@@ -121,7 +121,7 @@ pub(super) fn unusable(certificate: &Path, key: &Path, error: rustls::Error) -> 
     }
 }
 
-/// As PKCS#8 and as OpenSSL's older form have it.
+/// Whether the key is encrypted, in PKCS#8 or in OpenSSL's older format.
 fn is_encrypted(file: &[u8]) -> bool {
     lines(file).any(|line| {
         line == "-----BEGIN ENCRYPTED PRIVATE KEY-----"
@@ -129,7 +129,7 @@ fn is_encrypted(file: &[u8]) -> bool {
     })
 }
 
-/// Lines that are text, without white space around them.
+/// The lines that are UTF-8, without surrounding white space.
 fn lines(file: &[u8]) -> impl Iterator<Item = &str> {
     let lines = file.split(|byte| matches!(byte, b'\n' | b'\r'));
     lines.filter_map(|line| std::str::from_utf8(line).ok()).map(str::trim)

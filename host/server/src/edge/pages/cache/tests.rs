@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use super::*;
 
-impl Weigh for Vec<u8> {
+impl MemorySize for Vec<u8> {
     fn bytes(&self) -> usize {
         self.len()
     }
@@ -16,7 +16,7 @@ impl Weigh for Vec<u8> {
 /// A table, and the state that its values are a function of.
 #[derive(Clone)]
 struct Rig {
-    table: Arc<Table<usize, u64, Vec<u8>>>,
+    table: Arc<RenderCache<usize, u64, Vec<u8>>>,
     state: Arc<AtomicU64>,
     computed: Arc<AtomicUsize>,
 }
@@ -25,7 +25,7 @@ type Asked = Pin<Box<dyn Future<Output = Outcome<Vec<u8>>> + Send>>;
 
 impl Rig {
     fn new() -> Self {
-        let table = Arc::new(Table::new(Threads::start().unwrap()));
+        let table = Arc::new(RenderCache::new(RenderThreads::start().unwrap()));
         Self { table, state: Arc::default(), computed: Arc::default() }
     }
 

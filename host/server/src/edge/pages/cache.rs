@@ -1,8 +1,8 @@
-//! A bounded cache of values that take long to make, filled by a few threads of its own.
+//! A bounded cache of expensive values, which are computed by a few threads of its own.
 //!
-//! Requests for one key share one value. A request joins a computation only if what that computation
-//! returns is at least as new as the request: one that has not started yet, or one that started from the
-//! state that holds now. Waiting requests cost no thread.
+//! Concurrent requests for a key share one computation. A request joins a computation only if its result
+//! is at least as new as the request: one that has not started yet, or one that started from the current
+//! state. Waiting requests occupy no thread.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,34 +15,34 @@ use tokio::sync::watch;
 
 use crate::edge::error::{ApiError, ErrorCode};
 
-/// Threads that compute values: two, so that a small value does not wait for a large one.
+/// The threads that compute values: two, so that a small value does not wait for a large one.
 const THREADS: usize = 2;
 
-/// Values that wait for a thread at the same time. Each belongs to another key, so that there are more
-/// only if many callers with different scopes ask for different things at once.
+/// The most queued computations. Each is for another key, so there are more only if many clients with
+/// different scopes request different pages at once.
 const MAX_QUEUED: usize = 64;
 
-/// The most values that one cache keeps.
+/// The most values of one cache.
 const MAX_VALUES: usize = 256;
 
-/// The most bytes of values that one cache keeps: a few documents about thousands of models.
+/// The most bytes of values of one cache: a few documents about thousands of models.
 const MAX_BYTES: usize = 128 << 20;
 
-/// The largest value that depends on more than the state and is still computed for each request. Larger
-/// ones, about hundreds of models, are kept for [`MAX_AGE`].
+/// The largest value that is computed for each request because it depends on more than the state. Larger
+/// ones, about hundreds of models, are cached for [`MAX_AGE`].
 const MAX_FRESH_BYTES: usize = 1 << 20;
 
-/// How old a large value that depends on more than the state may be.
+/// The maximum age of a cached value that depends on more than the state.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// The threads.
 #[derive(Clone)]
-pub(super) struct Threads(SyncSender<Job>);
+pub(super) struct RenderThreads(SyncSender<Job>);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-impl Threads {
-    /// Start them. They end when the last clone of this is gone.
+impl RenderThreads {
+    /// Start the threads. They end when the last clone of this is dropped.
     pub(super) fn start() -> std::io::Result<Self> {
         let (sender, receiver) = sync_channel(MAX_QUEUED);
         let receiver = Arc::new(Mutex::new(receiver));
@@ -56,7 +56,7 @@ impl Threads {
 
 fn work(jobs: &Mutex<Receiver<Job>>) {
     if let Err(error) = guesthouse_runtime::priority::lower_priority() {
-        tracing::warn!(%error, "threads that render pages run with the usual priority");
+        tracing::warn!(%error, "threads that render pages run with normal priority");
     }
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -65,41 +65,41 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
     }
 }
 
-/// A value that takes up memory.
-pub(in crate::edge) trait Weigh {
-    /// In bytes.
+/// A value whose size in memory is known.
+pub(in crate::edge) trait MemorySize {
+    /// The size in bytes.
     fn bytes(&self) -> usize;
 }
 
 type Outcome<T> = Result<Arc<T>, ApiError>;
 type Waiting<T> = watch::Receiver<Option<Outcome<T>>>;
 
-/// The values of all keys.
-pub(in crate::edge) struct Table<K, S, T> {
-    threads: Threads,
+/// The cache.
+pub(in crate::edge) struct RenderCache<K, S, T> {
+    threads: RenderThreads,
     inner: Mutex<Inner<K, S, T>>,
 }
 
 struct Inner<K, S, T> {
     entries: BTreeMap<K, Entry<S, T>>,
-    /// Of the values that are kept.
+    /// The size of all cached values.
     bytes: usize,
-    /// Counts requests and computations: tells which of two was later.
+    /// A logical clock of requests and computations.
     clock: u64,
 }
 
 struct Entry<S, T> {
     kept: Option<Kept<S, T>>,
-    /// The computation that has started last, and the state at that time.
+    /// The computation that started last, and the state at that time.
     running: Option<(u64, Option<S>, Waiting<T>)>,
     /// The computation that has not started yet.
     queued: Option<Waiting<T>>,
-    /// When it was last asked for.
+    /// The time of the last request.
     used: u64,
 }
 
 struct Kept<S, T> {
-    /// When its computation started.
+    /// The time at which its computation started.
     started: u64,
     valid: Valid<S>,
     value: Arc<T>,
@@ -113,25 +113,24 @@ enum Valid<S> {
 enum Found<T> {
     Kept(Arc<T>),
     Waiting(Waiting<T>),
-    /// The caller has to see to it that the value is computed.
+    /// There is neither a value nor a computation; the caller submits one.
     Absent(watch::Sender<Option<Outcome<T>>>, Waiting<T>),
 }
 
-impl<K, S, T> Table<K, S, T>
+impl<K, S, T> RenderCache<K, S, T>
 where
     K: Ord + Clone + Send + 'static,
     S: PartialEq + Clone + Send + Sync + 'static,
-    T: Weigh + Send + Sync + 'static,
+    T: MemorySize + Send + Sync + 'static,
 {
-    pub(super) fn new(threads: Threads) -> Self {
+    pub(super) fn new(threads: RenderThreads) -> Self {
         let inner = Inner { entries: BTreeMap::new(), bytes: 0, clock: 0 };
         Self { threads, inner: Mutex::new(inner) }
     }
 
-    /// The value, computed by `make` unless there is one that is as good. `state` is what the value is a
-    /// function of, or none if it depends on more than can be compared. It is called again before and
-    /// after `make`: a value during whose computation the state has changed is handed to those who wait
-    /// for it and not kept.
+    /// The value, computed by `make` unless a current one is cached. `state` returns the state that the
+    /// value depends on, or `None` if it depends on more. It is called again before and after `make`: if
+    /// the state has changed meanwhile, the value goes to the waiting requests and is not cached.
     pub(in crate::edge) async fn get(
         self: &Arc<Self>,
         key: K,
@@ -188,7 +187,7 @@ where
         make: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<(), ApiError> {
         let (table, queued) = (Arc::clone(self), key.clone());
-        // Whoever has joined meanwhile waits for this sender.
+        // Requests that have joined meanwhile wait for this sender.
         let shared = Arc::new(sender);
         let answer = Arc::clone(&shared);
         let job = move || {
@@ -224,7 +223,7 @@ where
         })
     }
 
-    /// A computation begins in this state.
+    /// Record that a computation begins in this state.
     fn start(&self, key: &K, state: Option<S>) -> (u64, Option<S>) {
         let mut inner = self.lock();
         inner.clock += 1;
@@ -237,7 +236,7 @@ where
         (started, state)
     }
 
-    /// A computation has ended.
+    /// Record that a computation has ended.
     fn finish(&self, key: &K, started: u64, valid: Option<Valid<S>>, value: Option<&Arc<T>>) {
         let mut inner = self.lock();
         let Inner { entries, bytes, .. } = &mut *inner;
@@ -277,9 +276,8 @@ impl<S, T> Entry<S, T> {
     }
 }
 
-impl<K: Ord + Clone, S, T: Weigh> Inner<K, S, T> {
-    /// Forget what nobody waits for and what is over the limits: the values that were asked for longest
-    /// ago.
+impl<K: Ord + Clone, S, T: MemorySize> Inner<K, S, T> {
+    /// Drop empty entries, and evict the least recently used values while the cache exceeds its limits.
     fn trim(&mut self) {
         self.entries.retain(|_, entry| entry.is_busy() || entry.kept.is_some());
         loop {
