@@ -1,7 +1,7 @@
-//! How many requests each version answered, and by which route: the evidence of a split.
+//! Request counters by version and by the reason why the router chose it.
 //!
-//! Counts are kept for versions that have been chosen at least once, and logged as one line a
-//! version whenever they have changed since the last time.
+//! A version has a counter once it has been chosen. The counters are logged, one line for each version,
+//! when they have changed since they were last logged.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use guesthouse_model::VersionId;
 
-/// Traffic that pauses for longer has stopped, for whoever would rather not disturb it.
-const MOMENT: Duration = Duration::from_secs(1);
+/// After a pause of this length, traffic counts as stopped, and compiling need not spare it.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Requests by version and the reason why the version was chosen.
 #[derive(Debug, Default)]
@@ -25,17 +25,17 @@ struct Counted {
 /// Requests by version and reason.
 pub type Counts = BTreeMap<(VersionId, &'static str), Requests>;
 
-/// How many requests went somewhere.
+/// A number of requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Requests {
-    /// All of them.
+    /// All requests.
     pub all: u64,
-    /// Those that fell there by chance, for want of a key that tells callers apart.
+    /// Requests that were routed by a random draw, because they had no sticky key.
     pub random: u64,
 }
 
 impl Traffic {
-    /// One more request went to the version; by chance, if another caller might have gone elsewhere.
+    /// Count a request to the version. `is_random` says whether a random draw chose it.
     pub fn count(&self, version: &VersionId, reason: &'static str, is_random: bool) {
         // Made before the lock is taken.
         let key = (version.clone(), reason);
@@ -46,9 +46,9 @@ impl Traffic {
         counted.last = Some(Instant::now());
     }
 
-    /// Whether anybody was served a moment ago.
+    /// Whether a request was served within the last second.
     pub fn is_flowing(&self) -> bool {
-        self.lock().last.is_some_and(|last| last.elapsed() < MOMENT)
+        self.lock().last.is_some_and(|last| last.elapsed() < PAUSE)
     }
 
     /// The counts since the start.
@@ -56,7 +56,7 @@ impl Traffic {
         self.lock().counts.clone()
     }
 
-    /// Log the counts if they differ from the last ones, which become the new ones.
+    /// Log the counters if they differ from `last`, and update `last`.
     pub fn log(&self, last: &mut Counts) {
         let counts = self.counts();
         if counts == *last {
@@ -72,7 +72,7 @@ impl Traffic {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Counted> {
-        // A count is never left half done, so a panic elsewhere does not spoil the map.
+        // A panic cannot leave a counter inconsistent.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

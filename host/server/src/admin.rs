@@ -35,7 +35,7 @@ use crate::edge::observe::{Account, Around};
 use crate::edge::{
     Edge, access, media_type, metrics_at, observed, predict, query, refused as error,
 };
-use guesthouse_control::control::{Answer, Ask, Control};
+use guesthouse_control::control::{ChangeOptions, ChangeOutcome, Control};
 use guesthouse_control::keys::Caller;
 use guesthouse_control::ledger::{self, Author};
 use guesthouse_control::rollout::{Operation, ShadowShare, Share};
@@ -142,13 +142,12 @@ impl Asked {
 
     /// `change` is everything that distinguishes this change from others under the same
     /// idempotency key, besides the conditions.
-    fn ask(&self, change: &impl Serialize) -> Ask {
+    fn ask(&self, change: &impl Serialize) -> ChangeOptions {
         let Conditions { expected_revision, dry_run, reason, .. } = &self.conditions;
-        let request = self
-            .key
-            .as_ref()
-            .map(|key| ledger::Request::new(&self.actor, key, &(change, &self.conditions)));
-        Ask {
+        let request = self.key.as_ref().map(|key| {
+            ledger::IdempotentRequest::new(&self.actor, key, &(change, &self.conditions))
+        });
+        ChangeOptions {
             author: Author { actor: self.actor.clone(), reason: reason.clone() },
             expected_revision: *expected_revision,
             dry_run: *dry_run,
@@ -254,7 +253,7 @@ async fn undeploy(
 #[serde(deny_unknown_fields)]
 struct Nothing {}
 
-/// Ask for the change that the request describes.
+/// ChangeOptions for the change that the request describes.
 async fn change<T: DeserializeOwned>(
     State(admin): Shared,
     Path(model): Path<String>,
@@ -279,10 +278,10 @@ async fn change<T: DeserializeOwned>(
         let work = tokio::task::spawn_blocking(move || control.change(&name, &operation, &ask));
         let answer = work.await.map_err(|_panic| error::broken())??;
         if begins_shadow
-            && matches!(&answer, Answer::Now(changed) if changed.changed && !changed.dry_run)
+            && matches!(&answer, ChangeOutcome::Made(changed) if changed.changed && !changed.dry_run)
         {
             // What another shadow has found is not about this one.
-            admin.shadows.forget(&shadowed);
+            admin.shadows.reset(&shadowed);
         }
         Ok::<_, ApiError>(answer)
     };
@@ -300,7 +299,7 @@ fn with_account(mut response: Response, account: Account) -> Response {
 }
 
 /// The answer to a change, now or as it was given before.
-fn answered(answer: Answer, request_id: &str) -> Response {
+fn answered(answer: ChangeOutcome, request_id: &str) -> Response {
     let (mut value, is_replayed) = answer_value(answer);
     value["request_id"] = request_id.into();
     let mut response = Json(value).into_response();
@@ -311,10 +310,10 @@ fn answered(answer: Answer, request_id: &str) -> Response {
 }
 
 /// The answer in JSON, and whether it was given before.
-fn answer_value(answer: Answer) -> (Value, bool) {
+fn answer_value(answer: ChangeOutcome) -> (Value, bool) {
     match answer {
-        Answer::Now(changed) => (serde_json::json!(changed), false),
-        Answer::Before(text) => (serde_json::from_str(&text).unwrap_or_default(), true),
+        ChangeOutcome::Made(changed) => (serde_json::json!(changed), false),
+        ChangeOutcome::Replayed(text) => (serde_json::from_str(&text).unwrap_or_default(), true),
     }
 }
 

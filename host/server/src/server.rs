@@ -30,7 +30,7 @@ use crate::observe::logs;
 use crate::observe::trace::Tracer;
 use guesthouse_artifact::{ArtifactError, CONTRACT_VERSION};
 use guesthouse_control::control::{self, Control, ControlError};
-use guesthouse_control::keys::SameKey;
+use guesthouse_control::keys::DuplicateKey;
 use guesthouse_control::keys::Scopes;
 use guesthouse_control::ledger::{Ledger, LedgerError};
 use guesthouse_control::registry::Loader;
@@ -174,7 +174,7 @@ fn configure_keys(control: &Control, settings: &Settings) -> Result<(), ControlE
     let mut keys = settings.keys.clone();
     loop {
         match control.configure_keys(keys.clone(), settings.key_rate) {
-            Err(ControlError::SameKey(SameKey(name))) => {
+            Err(ControlError::DuplicateKey(DuplicateKey(name))) => {
                 tracing::error!(%name, "a configured key is left out: there is another of its name");
                 keys.retain(|key| key.name != name);
             }
@@ -219,7 +219,7 @@ fn edge(
     let tracer = Tracer::start(&settings.tracing);
     let tracer = tracer.map_err(|error| ServeError::Start(io::Error::other(error)))?;
     let keys = Arc::clone(control.keys());
-    if !keys.any(Scopes::predicts_something) {
+    if !keys.any_scopes(Scopes::predicts_something) {
         tracing::warn!("there are no keys: every prediction will be refused");
     }
     Ok(Edge {
@@ -250,7 +250,7 @@ async fn admin(
     edge: &Edge,
     stopping: &watch::Receiver<bool>,
 ) -> Result<Option<(Vec<TcpListener>, Arc<Admin>)>, ServeError> {
-    if !control.keys().any(Scopes::administers) {
+    if !control.keys().any_scopes(Scopes::administers) {
         tracing::info!(
             "there are no admin keys: what is served cannot be changed over the network"
         );
@@ -353,9 +353,9 @@ fn loader(settings: &Settings) -> Result<Loader, ServeError> {
     Ok(Loader {
         engines,
         store,
-        limits: settings.limits.preinit,
-        general: settings.limits.model,
-        models: settings.models.clone(),
+        preinit_limits: settings.limits.preinit,
+        default_limits: settings.limits.model,
+        model_limits: settings.models.clone(),
         meters: Arc::default(),
         child_environment: logs::environment,
         traffic: Arc::default(),

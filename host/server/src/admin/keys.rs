@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use super::{Admin, Asked, Nothing, REPLAYED_HEADER, Shared, error, read_json, with_account};
 use crate::edge::error::ApiError;
 use crate::edge::observe::Account;
-use guesthouse_control::control::{Ask, Control, ControlError, KeyAnswer, NewKey};
-use guesthouse_control::keys::{KeyName, Scope, Time};
+use guesthouse_control::control::{ChangeOptions, Control, ControlError, KeyChangeOutcome, NewKey};
+use guesthouse_control::keys::{KeyName, Scope, Timestamp};
 use guesthouse_control::rate::Rate;
 use guesthouse_runtime::clock;
 
@@ -38,8 +38,8 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, ApiError> {
     admin.authorize(&headers)?;
     let (keys, now) = (admin.control.keys(), clock::now());
-    let configured = keys.configured().into_iter().map(|key| key.shown(now));
-    let stored = keys.stored().into_iter().map(|stored| stored.shown(now));
+    let configured = keys.configured().into_iter().map(|key| key.view(now));
+    let stored = keys.stored().into_iter().map(|stored| stored.view(now));
     let shown: Vec<_> = configured.chain(stored).collect();
     Ok(Json(json!({ "keys": shown })))
 }
@@ -54,12 +54,12 @@ pub(super) async fn create(admin: Shared, query: RawQuery, request: Request) -> 
         let scopes = scopes.try_into();
         let scopes = scopes
             .map_err(|error: guesthouse_control::keys::ScopesError| malformed(error.to_string()))?;
-        let expires = expires.map(|text| Time::to_come(&text, clock::now())).transpose();
+        let expires = expires.map(|text| Timestamp::parse_expiry(&text, clock::now())).transpose();
         let expires = expires.map_err(|_error| {
             malformed("`expires` is a time to come, like 2027-01-01T00:00:00Z or 90d".to_owned())
         })?;
         let new = NewKey { name, scopes, expires, rate };
-        Ok((ask, move |control: &Control, ask: &Ask| control.create_key(new, ask)))
+        Ok((ask, move |control: &Control, ask: &ChangeOptions| control.create_key(new, ask)))
     };
     answer(admin, query, request, change).await
 }
@@ -73,20 +73,20 @@ pub(super) async fn revoke(
 ) -> Response {
     let change = |_: Nothing, asked: &Asked| {
         let ask = asked.ask(&("revoke_key", &id));
-        Ok((ask, move |control: &Control, ask: &Ask| control.revoke_key(&id, ask)))
+        Ok((ask, move |control: &Control, ask: &ChangeOptions| control.revoke_key(&id, ask)))
     };
     answer(admin, query, request, change).await
 }
 
-/// Ask for the change that the request describes.
+/// ChangeOptions for the change that the request describes.
 async fn answer<T: DeserializeOwned, C>(
     State(admin): Shared,
     RawQuery(query): RawQuery,
     request: Request,
-    change: impl FnOnce(T, &Asked) -> Result<(Ask, C), ApiError>,
+    change: impl FnOnce(T, &Asked) -> Result<(ChangeOptions, C), ApiError>,
 ) -> Response
 where
-    C: FnOnce(&Control, &Ask) -> Result<KeyAnswer, ControlError> + Send + 'static,
+    C: FnOnce(&Control, &ChangeOptions) -> Result<KeyChangeOutcome, ControlError> + Send + 'static,
 {
     let mut account = Account::of(&request);
     let (parts, body) = request.into_parts();
@@ -113,10 +113,10 @@ where
     with_account(response, account)
 }
 
-fn answered(answer: KeyAnswer, request_id: &str) -> Response {
+fn answered(answer: KeyChangeOutcome, request_id: &str) -> Response {
     let (mut value, is_replayed) = match answer {
-        KeyAnswer::Now(changed) => (json!(changed), false),
-        KeyAnswer::Before(text) => (serde_json::from_str(&text).unwrap_or_default(), true),
+        KeyChangeOutcome::Made(changed) => (json!(changed), false),
+        KeyChangeOutcome::Replayed(text) => (serde_json::from_str(&text).unwrap_or_default(), true),
     };
     value["request_id"] = request_id.into();
     let mut response = Json(value).into_response();

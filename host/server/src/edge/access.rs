@@ -14,7 +14,7 @@ use super::Edge;
 use super::error::{ApiError, ErrorCode};
 use super::observe::Account;
 use guesthouse_control::keys::{AuthFailure, Caller, Keys};
-use guesthouse_control::rate::{Bucket, Rate, Taken};
+use guesthouse_control::rate::{Bucket, Rate, RateDecision};
 use guesthouse_model::ModelName;
 use guesthouse_runtime::clock;
 
@@ -189,10 +189,10 @@ impl ModelRates {
 
 /// What the limits that a request met say of it: the key's, then the model's.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Allowance(Vec<(&'static str, Taken)>);
+pub(crate) struct Allowance(Vec<(&'static str, RateDecision)>);
 
 impl Allowance {
-    fn note(&mut self, limit: &'static str, taken: Taken) -> Result<(), ApiError> {
+    fn note(&mut self, limit: &'static str, taken: RateDecision) -> Result<(), ApiError> {
         self.0.push((limit, taken));
         if taken.retry_after().is_none() {
             return Ok(());
@@ -203,7 +203,7 @@ impl Allowance {
 
     /// Tell the caller.
     pub(super) fn tell(&self, headers: &mut HeaderMap) {
-        let list = |member: &dyn Fn(&(&'static str, Taken)) -> String| {
+        let list = |member: &dyn Fn(&(&'static str, RateDecision)) -> String| {
             let members: Vec<_> = self.0.iter().map(member).collect();
             HeaderValue::try_from(members.join(", ")).ok().filter(|value| !value.is_empty())
         };

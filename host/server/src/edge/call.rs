@@ -9,7 +9,7 @@ use super::Policy;
 use super::error::{ApiError, ErrorCode};
 use super::passage::{Entered, Passage};
 use guesthouse_control::router::Route;
-use guesthouse_control::shadow::{Batch, Comparison};
+use guesthouse_control::shadow::{ComparedBatch, Comparison};
 use guesthouse_model::Tensor;
 use guesthouse_model::record;
 use guesthouse_runtime::inference::{Inference, Urgency, Work};
@@ -26,7 +26,7 @@ pub(super) struct Call<'a> {
     /// How urgent it is.
     pub(super) urgency: Urgency,
     /// What has been run, if another version is to be asked as well.
-    batches: Vec<Batch>,
+    batches: Vec<ComparedBatch>,
     /// How long outputs have taken to become what the caller is sent.
     encoding: Duration,
 }
@@ -35,7 +35,7 @@ pub(super) struct Call<'a> {
 pub(super) struct Called {
     timer: StageTimer,
     caller: CallerId,
-    batches: Vec<Batch>,
+    batches: Vec<ComparedBatch>,
     encoding: Duration,
 }
 
@@ -73,7 +73,7 @@ impl<'a> Call<'a> {
         let records = record::encode(self.route.version.signature(), &outputs)?;
         self.encoding += begin.elapsed();
         if let Some(inputs) = again {
-            self.batches.push(Batch { inputs, outputs });
+            self.batches.push(ComparedBatch { inputs, outputs });
         }
         Ok(records)
     }
@@ -89,7 +89,7 @@ impl<'a> Call<'a> {
             let again = self.route.shadow.as_ref().map(|_| Arc::clone(&batch));
             let outputs = self.outputs(batch).await.map_err(|error| error.shift_rows(start))?;
             if let Some(inputs) = again {
-                self.batches.push(Batch { inputs, outputs: outputs.clone() });
+                self.batches.push(ComparedBatch { inputs, outputs: outputs.clone() });
             }
             match &mut all {
                 None => all = Some(outputs),

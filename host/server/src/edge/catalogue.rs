@@ -160,7 +160,7 @@ pub(crate) fn resolution(
     });
     let place = question.key.map(|key| router::bucket(&model, key.as_bytes()));
     if place.is_some() || matches.len() == 1 {
-        let draw = Draw { place: place.unwrap_or(0), shadow: WHOLE, caller: None };
+        let draw = Draw { split: place.unwrap_or(0), shadow: WHOLE, caller: None };
         let route = router::route(snapshot, &model, &selector, draw, now)?;
         answer["version"] = json!(route.version.id().version.to_string());
         answer["reason"] = json!(route.reason.as_str());

@@ -206,7 +206,7 @@ fn draw(model: &ModelName, caller: &Caller, key: Option<&[u8]>) -> Draw {
         None => rand::rng().random_range(0..WHOLE),
     };
     let caller = CallerId::new(caller.name(), key);
-    Draw { place, shadow: rand::rng().random_range(0..WHOLE), caller: Some(caller) }
+    Draw { split: place, shadow: rand::rng().random_range(0..WHOLE), caller: Some(caller) }
 }
 
 /// How long the caller is going to wait, if it says so.

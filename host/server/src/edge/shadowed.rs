@@ -43,7 +43,7 @@ impl Drop for Then {
         let Some((comparison, shadows)) = self.0.take() else { return };
         // Where there is no runtime any more, there is nobody who waits either.
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(async move { shadows.offer(comparison) });
+            runtime.spawn(async move { shadows.submit(comparison) });
         }
     }
 }

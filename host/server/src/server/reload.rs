@@ -64,7 +64,8 @@ impl Reloader {
         let settings = (self.reread)()?;
         let held = self.edge.policy.load().limits;
         let limits = reloaded(&held, &settings.limits);
-        let words = |error: &dyn std::error::Error| guesthouse_control::registry::chain(error);
+        let words =
+            |error: &dyn std::error::Error| guesthouse_control::registry::error_chain(error);
         let keys = self.control.keys();
         keys.check_configured(&settings.keys).map_err(|error| words(&error))?;
         // The one step that can fail on a good configuration comes first.

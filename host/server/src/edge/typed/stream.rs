@@ -213,7 +213,7 @@ impl Stream for Answers {
         let this = &mut *self;
         if let Some(comparison) = this.comparison.take() {
             let edge = Arc::clone(&this.edge);
-            tokio::spawn(async move { edge.shadows.offer(comparison) });
+            tokio::spawn(async move { edge.shadows.submit(comparison) });
         }
         loop {
             if let Some(current) = &mut this.current {
