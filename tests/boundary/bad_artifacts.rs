@@ -4,12 +4,12 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use guesthouse_tests::artifacts::{
-    Misbehave, append_section, doctor, make_pipe, run_host, temporary_folder, toxicity,
+    Misbehave, append_section, make_pipe, replace_bytes, run_host, temporary_folder, toxicity,
 };
 use guesthouse_tests::{Server, Setup, environment};
 use serde_json::json;
 
-/// The one line that a command printed when it failed.
+/// Runs a command that must fail, and returns its one line of error.
 fn refusal(arguments: &[&str]) -> String {
     let output = run_host(arguments);
     let text = String::from_utf8(output.stderr).unwrap();
@@ -40,12 +40,12 @@ fn pack(folder: &Path, component: &Path) -> String {
     ])
 }
 
-/// A file of each kind that is not an artifact, with a word of the reason.
+/// Files that are not artifacts, each with a part of the expected reason.
 fn strange_files(folder: &Path) -> Vec<(PathBuf, &'static str)> {
     let component = fs::read(environment::guests().join("misbehave.wasm")).unwrap();
     let core_module = b"\0asm\x01\0\0\0";
     let empty_component = b"\0asm\x0d\0\x01\0";
-    // The magic of an ELF file, which is what compiled components are.
+    // The magic number of ELF, the format of compiled components.
     let files: [(&str, &[u8], &str); 6] = [
         ("empty", b"", "not a WebAssembly file"),
         ("text", b"#!/bin/sh\necho hello\n", "not a WebAssembly file"),
@@ -63,7 +63,7 @@ fn strange_files(folder: &Path) -> Vec<(PathBuf, &'static str)> {
 }
 
 #[test]
-fn pack_and_inspect_refuse_strange_files_in_one_line() {
+fn pack_and_inspect_reject_invalid_files_in_one_line() {
     let folder = temporary_folder();
     for (path, reason) in strange_files(folder.path()) {
         for line in [inspect(&path), pack(folder.path(), &path)] {
@@ -71,7 +71,7 @@ fn pack_and_inspect_refuse_strange_files_in_one_line() {
         }
     }
     assert!(inspect(&folder.path().join("absent.wasm")).contains("cannot read"));
-    // A component that was built but not packed, and one that is packed twice.
+    // A component that was not packed, and one that is packed twice.
     let built = environment::guests().join("misbehave.wasm");
     assert!(inspect(&built).contains("not a packed artifact"));
     let packed = Misbehave::default().pack(folder.path());
@@ -80,7 +80,7 @@ fn pack_and_inspect_refuse_strange_files_in_one_line() {
 }
 
 #[test]
-fn pack_says_which_file_it_cannot_read_or_write_and_leaves_nothing_behind() {
+fn pack_names_an_unusable_file_and_leaves_no_output() {
     let folder = temporary_folder();
     let component = environment::guests().join("misbehave.wasm");
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
@@ -92,7 +92,7 @@ fn pack_says_which_file_it_cannot_read_or_write_and_leaves_nothing_behind() {
         write("manifest.toml", &format!("{text}{asset}"));
     };
     make_pipe(&folder.path().join("pipe"));
-    // Larger than any artifact, and nothing on the disk.
+    // A sparse file larger than any artifact.
     let huge = fs::File::create(folder.path().join("huge")).unwrap();
     huge.set_len(2 << 30).unwrap();
     let before = fs::read_dir(folder.path()).unwrap().count() + 1;
@@ -121,12 +121,13 @@ fn pack_says_which_file_it_cannot_read_or_write_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn pack_on_a_full_disk_leaves_nothing_behind() {
+fn pack_on_a_full_disk_leaves_no_output() {
     let folder = temporary_folder();
     let output = folder.path().join("new/never.wasm");
-    // A limit on the size of files stands for the end of the disk: writing fails half-way.
+    // A limit of the file size stands for a full disk: a write fails half-way.
     let full = "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\"";
-    let outcome = Misbehave::default().try_pack_by(&["sh", "-c", full], folder.path(), &output);
+    let outcome =
+        Misbehave::default().try_pack_through(&["sh", "-c", full], folder.path(), &output);
     let text = String::from_utf8(outcome.stderr).unwrap();
     assert_eq!(outcome.status.code(), Some(1), "{text}");
     assert!(text.contains("failed to write the draft: File too large"), "{text}");
@@ -137,7 +138,7 @@ fn pack_on_a_full_disk_leaves_nothing_behind() {
 }
 
 #[test]
-fn pack_refuses_guests_that_cannot_start() {
+fn pack_rejects_guests_whose_init_fails() {
     let folder = temporary_folder();
     let output = folder.path().join("never.wasm");
     for (init, reason) in [
@@ -156,15 +157,15 @@ fn pack_refuses_guests_that_cannot_start() {
 }
 
 #[test]
-fn serve_says_what_is_wrong_with_each_file_and_serves_the_others() {
+fn serve_reports_each_invalid_file_and_serves_the_others() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 5000);
     let strange = strange_files(folder.path());
     setup.artifacts.extend(strange.iter().map(|(path, _)| path.clone()));
-    // What `init` does is decided at deploy; these were packed well and doctored afterwards.
-    let doctored = |version, golden, from: &str, to: &str| {
+    // `pack` runs `init`, so artifacts whose `init` fails are made by changing good ones.
+    let changed = |version, golden, from: &str, to: &str| {
         let file = Misbehave { version, golden, ..Misbehave::default() }.pack(folder.path());
-        doctor(&file, from, to);
+        replace_bytes(&file, from, to);
         file
     };
     let golden = Misbehave::default().golden;
@@ -172,9 +173,9 @@ fn serve_says_what_is_wrong_with_each_file_and_serves_the_others() {
     let stray = r#"{"inputs": {"nothing": "echo"}, "outputs": {"done": "echo"}}"#;
     let trap = r#"{"inputs": {"action": "panic"}, "outputs": {"done": "panic"}}"#;
     setup.artifacts.extend([
-        doctored("2.0.0", golden, r#""init":"well""#, r#""init":"fail""#),
-        doctored("3.0.0", golden, r#""init":"well""#, r#""init":"trap""#),
-        doctored("4.0.0", golden, r#""max_batch_size":8"#, r#""max_batch_size":9"#),
+        changed("2.0.0", golden, r#""init":"well""#, r#""init":"fail""#),
+        changed("3.0.0", golden, r#""init":"well""#, r#""init":"trap""#),
+        changed("4.0.0", golden, r#""max_batch_size":8"#, r#""max_batch_size":9"#),
         Misbehave { version: "5.0.0", golden: wrong, ..Misbehave::default() }.pack(folder.path()),
         Misbehave { version: "6.0.0", golden: stray, ..Misbehave::default() }.pack(folder.path()),
         Misbehave { version: "7.0.0", golden: trap, ..Misbehave::default() }.pack(folder.path()),
@@ -210,7 +211,7 @@ fn serve_says_what_is_wrong_with_each_file_and_serves_the_others() {
 }
 
 #[test]
-fn a_golden_example_may_use_all_of_a_large_call_stack_and_no_more() {
+fn a_golden_example_is_limited_to_the_configured_stack() {
     let folder = temporary_folder();
     let golden = r#"{"inputs": {"action": "recurse"}, "outputs": {"done": "recurse"}}"#;
     let deep = Misbehave { version: "2.0.0", golden, ..Misbehave::default() };
@@ -218,10 +219,10 @@ fn a_golden_example_may_use_all_of_a_large_call_stack_and_no_more() {
     setup.config.push_str("[models.misbehave]\nstack_kib = 4096\n");
     setup.state = Some(folder.path().join("state"));
     setup.artifacts = vec![Misbehave::default().pack(folder.path()), deep.pack(folder.path())];
-    // The first time it is compiled, the second time it comes from the store.
+    // Compiled in the first round, loaded from the store in the second.
     for _ in 0..2 {
         let server = Server::start(&setup);
-        let line = server.wait_for("the refusal", |line| line["step"] == "golden");
+        let line = server.wait_for("the rejection", |line| line["step"] == "golden");
         assert!(line["reason"].as_str().unwrap().contains("the guest trapped"), "{line}");
         let echo = server.post("/models/misbehave/predict", &json!({"action": "echo"}));
         assert_eq!(echo.body["model_version"], "1.0.0", "{echo:?}");
@@ -230,28 +231,28 @@ fn a_golden_example_may_use_all_of_a_large_call_stack_and_no_more() {
 }
 
 #[test]
-fn a_version_that_does_not_fit_is_refused_with_the_numbers() {
+fn a_version_over_the_instance_limit_is_rejected() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 5000);
     setup.config.push_str("threads_per_version = 2\ninstances = 3\n");
     let server = Server::start(&setup);
-    let line = server.wait_for("the refusal", |line| line["step"] == "admission");
+    let line = server.wait_for("the rejection", |line| line["step"] == "admission");
     let reason = line["reason"].as_str().unwrap();
     assert!(reason.contains("2 instances") && reason.contains("1 instances"), "{reason}");
     assert_eq!(server.get("/readyz").status, 200);
 }
 
 #[test]
-fn an_init_that_never_ends_is_killed_and_stops_nothing_else() {
+fn an_endless_init_is_killed_and_others_are_served() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 5000);
     setup.config.push_str("preinit_cpu_seconds = 10\n");
     let spinning = Misbehave { version: "2.0.0", ..Misbehave::default() }.pack(folder.path());
-    doctor(&spinning, r#""init":"well""#, r#""init":"spin""#);
+    replace_bytes(&spinning, r#""init":"well""#, r#""init":"spin""#);
     setup.artifacts.push(spinning);
     let server = Server::start(&setup);
-    let line = server.wait_for("the limit", |line| line["step"] == "preinit");
-    // Of CPU time; on a busy machine, where it gets a fraction of a core, of real time.
+    let line = server.wait_for("a failure of the compiler", |line| line["step"] == "preinit");
+    // The limit is on CPU time, or on wall time if the process gets only a fraction of a core.
     assert!(line["reason"].as_str().unwrap().contains("exceeded its limit"), "{line}");
     let answer = server.post("/models/misbehave/predict", &serde_json::json!({"action": "echo"}));
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -259,7 +260,7 @@ fn an_init_that_never_ends_is_killed_and_stops_nothing_else() {
 }
 
 #[test]
-fn the_same_version_with_other_bytes_is_a_conflict() {
+fn a_version_with_other_bytes_is_a_conflict() {
     let (one, two) = (temporary_folder(), temporary_folder());
     let first = Misbehave::default().pack(one.path());
     let golden = "{\"inputs\": {\"action\": \"echo\"}, \"outputs\": {\"done\": \"echo\"}}\n\n";
@@ -268,12 +269,12 @@ fn the_same_version_with_other_bytes_is_a_conflict() {
     fs::rename(other, &renamed).unwrap();
     let artifacts = vec![first, renamed];
     let server = Server::start(&Setup { artifacts, ..Setup::default() });
-    let line = server.wait_for("the conflict", |line| line["step"] == "conflict");
+    let line = server.wait_for("a conflict", |line| line["step"] == "conflict");
     assert_eq!(line["level"], "ERROR");
 }
 
 #[test]
-fn what_is_no_file_is_reported_and_skipped() {
+fn pipes_folders_and_sockets_are_reported_and_skipped() {
     let folder = temporary_folder();
     let server = Server::start_with(&Setup::misbehave(folder.path(), 5000), |repository| {
         let path = |name: &str| repository.join(name);
@@ -281,7 +282,7 @@ fn what_is_no_file_is_reported_and_skipped() {
         fs::create_dir(path("a-folder.wasm")).unwrap();
         symlink(path("absent"), path("a-dangling.wasm")).unwrap();
         symlink(path("a-pipe.wasm"), path("a-link.wasm")).unwrap();
-        // The socket outlives its listener.
+        // The socket file outlives its listener.
         drop(UnixListener::bind(path("a-socket.wasm")).unwrap());
     });
     for (file, reason) in [
@@ -300,10 +301,10 @@ fn what_is_no_file_is_reported_and_skipped() {
 }
 
 #[test]
-fn nothing_in_an_artifact_reaches_the_terminal_as_it_is() {
+fn text_from_an_artifact_is_escaped_for_terminals() {
     let folder = temporary_folder();
     let file = Misbehave::default().pack(folder.path());
-    // Retitle the terminal, and go on in a line that looks like another error.
+    // An escape sequence that sets the terminal's title, and a line that looks like another error.
     append_section(&file, "description", "x\x1b]0;y\x07\nerror: z\u{202e}".as_bytes());
     let shown = |arguments: &[&str]| {
         let output = run_host(arguments);
@@ -324,21 +325,21 @@ fn nothing_in_an_artifact_reaches_the_terminal_as_it_is() {
     let name = b"\x00\x02\x01x";
     append_section(&foreign, "component-name", name);
     assert!(!inspect(&foreign).contains('\x1b'));
-    // And by the name of the file.
+    // The same for the name of the file.
     let strange = folder.path().join("\x1b[2J\nerror: forged.wasm");
     fs::write(&strange, b"").unwrap();
     assert!(!inspect(&strange).contains('\x1b'));
 }
 
 #[test]
-fn the_same_artifact_under_two_names_is_loaded_once() {
+fn an_artifact_under_two_names_is_loaded_once() {
     let artifacts = vec![toxicity("1.0.0")];
     let server = Server::start_with(&Setup { artifacts, ..Setup::default() }, |repository| {
         fs::copy(toxicity("1.0.0"), repository.join("copy.wasm")).unwrap();
     });
     let message =
         |line: &serde_json::Value| line["message"].as_str().unwrap_or_default().to_owned();
-    let line = server.wait_for("the copy", |line| message(line).starts_with("skipped"));
+    let line = server.wait_for("the skipped copy", |line| message(line).starts_with("skipped"));
     assert_eq!((&line["level"], &line["model"]), (&"INFO".into(), &"toxicity".into()));
     let ready = server.lines().iter().filter(|line| message(line) == "version ready").count();
     assert_eq!(ready, 1);
@@ -346,7 +347,7 @@ fn the_same_artifact_under_two_names_is_loaded_once() {
 }
 
 #[test]
-fn a_split_of_what_never_came_is_warned_about_and_is_no_model() {
+fn a_split_of_an_absent_version_is_warned_about() {
     let config = "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000, \"1.0.1\" = 100_000 }\n\
                   [models.toxicty]\nsplit = { \"2.0.0\" = 1_000_000 }\n";
     let artifacts = vec![toxicity("1.0.0")];
@@ -359,13 +360,13 @@ fn a_split_of_what_never_came_is_warned_about_and_is_no_model() {
     let body = json!({"text": "You are nice"});
     let answer = server.post("/models/toxicty/predict", &body);
     assert_eq!((answer.status, answer.error_code()), (404, Some("not_found")));
-    // The one model that is there is the default one, and its split still holds.
+    // The only model is the default model, and its split applies.
     let answer = server.post("/predict", &body);
     assert_eq!((answer.status, answer.header("x-route-reason")), (200, Some("split")));
 }
 
 #[test]
-fn a_server_without_any_version_lives_but_is_not_ready() {
+fn a_server_without_versions_is_live_but_not_ready() {
     let folder = temporary_folder();
     let artifacts = strange_files(folder.path()).into_iter().map(|(path, _)| path).collect();
     let server = Server::start_loading(&Setup { artifacts, ..Setup::default() });
@@ -379,7 +380,7 @@ fn a_server_without_any_version_lives_but_is_not_ready() {
 }
 
 #[test]
-fn check_holds_a_versions_number_against_its_signature() {
+fn check_compares_the_version_step_with_the_signature() {
     let folder = temporary_folder();
     let pack = |version| Misbehave { version, ..Misbehave::default() }.pack(folder.path());
     let check = |old: &Path, new: &Path| {
@@ -393,17 +394,17 @@ fn check_holds_a_versions_number_against_its_signature() {
     assert_eq!(check(&old, &patch), ("patch".into(), "patch".into(), true.into()));
     assert_eq!(check(&old, &major), ("major".into(), "patch".into(), true.into()));
     assert_eq!(check(&patch, &old), (().into(), "patch".into(), false.into()));
-    // The length of its one text: 1 to 100 before, then 1 to 999, then 2 to 100.
-    doctor(&patch, r#""maximum":100"#, r#""maximum":999"#);
+    // The length of its text: 1 to 100 at first, then 1 to 999, then 2 to 100.
+    replace_bytes(&patch, r#""maximum":100"#, r#""maximum":999"#);
     assert_eq!(check(&old, &patch), ("patch".into(), "minor".into(), false.into()));
-    doctor(&major, r#""minimum":1,"#, r#""minimum":2,"#);
+    replace_bytes(&major, r#""minimum":1,"#, r#""minimum":2,"#);
     assert_eq!(check(&old, &major), ("major".into(), "major".into(), true.into()));
     let refused = refusal(&["check", &old.to_string_lossy(), &patch.to_string_lossy()]);
     assert!(
         refused.contains("1.0.1 after 1.0.0 is a patch step, but it takes a minor one"),
         "{refused}"
     );
-    // The signature alone says the same.
+    // A snapshot of the signature gives the same result.
     let snapshot = folder.path().join("old.json");
     let signature = run_host(&["inspect", "--signature", &old.to_string_lossy()]).stdout;
     std::fs::write(&snapshot, &signature).unwrap();
@@ -417,7 +418,7 @@ fn check_holds_a_versions_number_against_its_signature() {
 }
 
 #[test]
-fn inspect_names_everything_about_the_real_artifact() {
+fn inspect_shows_metadata_assets_and_signature() {
     let output = run_host(&["inspect", "--json", &toxicity("1.0.0").to_string_lossy()]);
     assert!(output.status.success());
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -1,13 +1,12 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
 
 use guesthouse_tests::client::{send, send_raw};
-use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use guesthouse_tests::{DEMO_KEY, HttpResponse, Server, Setup, eventually};
 use serde_json::{Value, json};
 
-/// Every error has the same three fields, and says nothing of the server's insides.
-fn assert_error(answer: &Answer, status: u16, code: &str) {
+/// Asserts that an error has the three common fields and reveals nothing internal.
+fn assert_error(answer: &HttpResponse, status: u16, code: &str) {
     assert_eq!((answer.status, answer.error_code()), (status, Some(code)), "{answer:?}");
     assert_eq!(answer.header("content-type"), Some("application/json"), "{answer:?}");
     let message = answer.body["message"].as_str().unwrap();
@@ -20,7 +19,7 @@ fn assert_error(answer: &Answer, status: u16, code: &str) {
 }
 
 #[test]
-fn malformed_bodies_are_400() {
+fn malformed_bodies_get_400() {
     let server = Server::start(&Setup::toxicity());
     let deep = format!("{}{}", r#"{"text":"#.repeat(10_000), "}".repeat(10_000));
     let deep_array = "[".repeat(1_000_000);
@@ -71,7 +70,7 @@ fn malformed_bodies_are_400() {
 }
 
 #[test]
-fn unacceptable_values_are_422_and_say_which_row() {
+fn unacceptable_values_get_422_with_their_rows() {
     let server = Server::start(&Setup::toxicity());
     for text in ["", " \n\t ", "\u{3000}", &"a".repeat(2001)] {
         let answer = server.post("/v1/predict", &json!({ "text": text }));
@@ -89,14 +88,14 @@ fn unacceptable_values_are_422_and_say_which_row() {
     let answer = server.post("/v1/batch_predict", &json!({"texts": vec!["a"; 1025]}));
     assert_error(&answer, 422, "unacceptable_input");
     assert_eq!(server.post("/v1/batch_predict", &json!({"texts": vec!["a"; 1024]})).status, 200);
-    // A wrong type outranks a wrong value, and its row is told as well.
+    // A wrong type takes precedence over a wrong value, and its row is reported as well.
     let answer = server.post("/v1/batch_predict", &json!({"texts": ["", "a", 1]}));
     assert_error(&answer, 400, "malformed_request");
     assert_eq!(answer.body["details"][0]["row"], 2);
 }
 
 #[test]
-fn without_a_valid_key_nothing_is_looked_at() {
+fn a_request_without_a_valid_key_gets_401_first() {
     let server = Server::start(&Setup::toxicity());
     let url = server.url("/v1/predict");
     let json = ("Content-Type", "application/json");
@@ -114,7 +113,7 @@ fn without_a_valid_key_nothing_is_looked_at() {
 }
 
 #[test]
-fn what_is_not_there_is_404_and_other_methods_are_405() {
+fn unknown_paths_get_404_and_other_methods_405() {
     let server = Server::start(&Setup::toxicity());
     let body = json!({"text": "a"});
     for path in [
@@ -153,7 +152,7 @@ fn what_is_not_there_is_404_and_other_methods_are_405() {
 }
 
 #[test]
-fn other_media_types_are_415() {
+fn unsupported_media_types_get_415() {
     let server = Server::start(&Setup::toxicity());
     let body = br#"{"text": "You are nice"}"#;
     for media_type in ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"] {
@@ -176,7 +175,7 @@ fn head(server: &Server, headers: &str) -> String {
     )
 }
 
-/// The status and the JSON body of a raw answer.
+/// The status and the JSON body of a raw response.
 fn parse_raw(answer: &str) -> (u16, Value) {
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
     let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
@@ -184,13 +183,13 @@ fn parse_raw(answer: &str) -> (u16, Value) {
 }
 
 #[test]
-fn huge_bodies_are_413_and_the_answer_arrives() {
+fn huge_bodies_get_413_and_the_client_receives_it() {
     let server = Server::start(&Setup::toxicity());
-    // All of it is sent before the answer is read, as simple clients do.
+    // The whole body is sent before the response is read, as simple clients do.
     let huge = format!(r#"{{"text": "{}"}}"#, "a".repeat(20 << 20));
     let answer = server.send("POST", "/v1/predict", &[], huge.as_bytes());
     assert_error(&answer, 413, "payload_too_large");
-    // Without a length, and by a caller that asks first.
+    // A chunked body, and a client that sends `Expect: 100-continue`.
     let mut chunked = head(&server, "Transfer-Encoding: chunked\r\n").into_bytes();
     for _ in 0..20 {
         chunked.extend_from_slice(b"100000\r\n");
@@ -207,7 +206,7 @@ fn huge_bodies_are_413_and_the_answer_arrives() {
 }
 
 #[test]
-fn an_early_refusal_arrives_at_callers_that_send_everything_first() {
+fn a_client_that_sends_first_receives_an_early_rejection() {
     let server = Server::start(&Setup::toxicity());
     let body = vec![b'a'; 6 << 20];
     let (json, key) = (("Content-Type", "application/json"), ("X-API-Key", DEMO_KEY));
@@ -227,7 +226,7 @@ fn an_early_refusal_arrives_at_callers_that_send_everything_first() {
         let answer = send(method, &server.url(path), &headers, &body);
         assert_error(&answer, status, code);
     }
-    // Who asks first is told at once, and nothing is waited for.
+    // A client that sends `Expect: 100-continue` is rejected without waiting for the body.
     let asking = b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
         Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n";
     let (status, _) = parse_raw(&send_raw(server.address(), asking));
@@ -236,7 +235,7 @@ fn an_early_refusal_arrives_at_callers_that_send_everything_first() {
 }
 
 #[test]
-fn a_body_within_its_limit_does_not_fill_the_memory() {
+fn a_body_within_the_limit_takes_bounded_memory() {
     const ROOM: usize = (8 << 20) - 64;
     let server = Server::start(&Setup::toxicity());
     let fill = |value: &str| format!("{value},").repeat(ROOM / (value.len() + 1));
@@ -258,26 +257,26 @@ fn a_body_within_its_limit_does_not_fill_the_memory() {
 }
 
 #[test]
-fn bodies_in_flight_are_bounded_together() {
+fn bodies_in_flight_share_one_limit() {
     let mut setup = Setup::toxicity();
-    // More time for a body than the test takes on any machine.
+    // Longer than the test runs.
     setup.config.push_str("\n[limits]\nbody_seconds = 600\nbody_bytes = 1000000\n");
     setup.config.push_str("bodies_in_flight_bytes = 1500000\n");
     let server = Server::start(&setup);
-    // White space around the JSON fills a body that the model accepts.
+    // White space around the JSON makes a body of this size that the model accepts.
     let body = format!("{}{}", json!({"text": "You are nice"}), " ".repeat(900_000));
     let length = format!("Content-Length: {}\r\nExpect: 100-continue\r\n", body.len());
     let mut first = TcpStream::connect(server.address()).unwrap();
     first.write_all(head(&server, &length).as_bytes()).unwrap();
-    // It has room for what it has sent, and no more.
+    // The server reserves room for what has arrived, and no more.
     let mut asked = [0; 25];
     first.read_exact(&mut asked).unwrap();
     assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
     let (sent, rest) = body.as_bytes().split_at(body.len() - 1000);
     first.write_all(sent).unwrap();
     let send = || server.send("POST", "/v1/predict", &[], body.as_bytes());
-    // Whoever sends a whole body meanwhile may take the room that the first one needs.
-    server.until("all that was sent is read", |server| {
+    // A whole body sent now might take the room that the first request needs.
+    server.eventually("all that was sent is read", |server| {
         let metrics = server.metrics();
         let line =
             metrics.lines().find(|line| line.starts_with("guesthouse_bodies_in_flight_bytes"));
@@ -287,35 +286,24 @@ fn bodies_in_flight_are_bounded_together() {
     let refused = send();
     assert_error(&refused, 503, "overloaded");
     assert_eq!(refused.header("retry-after"), Some("1"));
-    // In pieces, without a length.
+    // The same body in chunks, without a length.
     let chunk = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     let chunked = head(&server, "Transfer-Encoding: chunked\r\n") + &chunk;
     let (status, _) = parse_raw(&send_raw(server.address(), chunked.as_bytes()));
     assert_eq!(status, 503);
     server.assert_healthy();
-    // The first one is not harmed, and makes room.
+    // The first request completes and releases its room.
     first.write_all(rest).unwrap();
     let mut answer = String::new();
     first.read_to_string(&mut answer).unwrap();
     assert_eq!(parse_raw(&answer).0, 200);
-    until("there is room again", || Some(send()).filter(|it| it.status == 200));
+    eventually("there is room again", || send().status == 200);
     let (status, _) = parse_raw(&send_raw(server.address(), chunked.as_bytes()));
     assert_eq!(status, 200);
 }
 
-/// What comes of trying again and again.
-fn until<T>(what: &str, attempt: impl Fn() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(result) = attempt() {
-            return result;
-        }
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-    }
-}
-
 #[test]
-fn a_caller_that_vanishes_leaves_nothing_behind() {
+fn half_sent_bodies_do_not_delay_the_shutdown() {
     let server = Server::start(&Setup::toxicity());
     for _ in 0..50 {
         let mut stream = TcpStream::connect(server.address()).unwrap();
@@ -325,5 +313,5 @@ fn a_caller_that_vanishes_leaves_nothing_behind() {
     }
     server.assert_healthy();
     let (status, _) = server.stop();
-    assert!(status.success(), "nothing is left to drain");
+    assert!(status.success(), "requests were left to drain");
 }

@@ -3,13 +3,10 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::temporary_folder;
-use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use guesthouse_tests::{DEMO_KEY, HttpResponse, Server, Setup, eventually};
 use serde_json::{Value, json};
 
-/// How long callers try to meet in a batch: it is for the machine to say when they come.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A server of the misbehaving guest, with more for its section on batching.
+/// A server of the misbehaving guest with these settings for batching.
 fn misbehave(predict_milliseconds: u32, batching: &str) -> (Server, tempfile::TempDir) {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), predict_milliseconds);
@@ -17,13 +14,13 @@ fn misbehave(predict_milliseconds: u32, batching: &str) -> (Server, tempfile::Te
     (Server::start(&setup), folder)
 }
 
-/// Batches begin when they are full, or after a second.
-fn full_at(rows: usize) -> String {
+/// Settings with which a batch starts when it is full, or after a second.
+fn wait_for_rows(rows: usize) -> String {
     format!("max_batch_size = {rows}\nmax_queue_delay_microseconds = 1_000_000\n")
 }
 
-/// Ask with all of the bodies at once.
-fn ask_at_once(server: &Server, path: &str, bodies: &[Value]) -> Vec<Answer> {
+/// Posts all bodies concurrently.
+fn post_concurrently(server: &Server, path: &str, bodies: &[Value]) -> Vec<HttpResponse> {
     std::thread::scope(|scope| {
         let asking: Vec<_> =
             bodies.iter().map(|body| scope.spawn(move || server.post(path, body))).collect();
@@ -31,41 +28,42 @@ fn ask_at_once(server: &Server, path: &str, bodies: &[Value]) -> Vec<Answer> {
     })
 }
 
-fn act_at_once(server: &Server, actions: &[&str]) -> Vec<Answer> {
+fn predict_concurrently(server: &Server, actions: &[&str]) -> Vec<HttpResponse> {
     let bodies: Vec<_> = actions.iter().map(|action| json!({ "action": action })).collect();
-    ask_at_once(server, "/models/misbehave/predict", &bodies)
+    post_concurrently(server, "/models/misbehave/predict", &bodies)
 }
 
-/// The values of a series of a model, added up.
-fn value(server: &Server, name: &str, labels: &[&str]) -> Option<f64> {
+/// The sum of a metric over all series with these labels; none if there is no such series.
+fn metric_sum(server: &Server, name: &str, labels: &[&str]) -> Option<f64> {
     let page = server.metrics();
     let is_it = |line: &&str| {
         let rest = line.strip_prefix(name).filter(|rest| rest.starts_with('{'));
         rest.is_some_and(|rest| labels.iter().all(|label| rest.contains(label)))
     };
     let values = page.lines().filter(is_it).filter_map(|line| line.rsplit_once(' '));
-    let values: Vec<f64> = values.filter_map(|(_, value)| value.parse().ok()).collect();
-    // Of all versions together: tests say which of them is asked by configuration alone.
+    let values: Vec<f64> = values.filter_map(|(_, metric_sum)| metric_sum.parse().ok()).collect();
+    // Sums over versions: the configuration alone decides which version is asked.
     (!values.is_empty()).then(|| values.iter().sum())
 }
 
-/// How many calls of a model's guests had more rows than that.
+/// How many guest calls of a model had more than `rows` rows.
 fn larger_calls(server: &Server, model: &str, rows: &str) -> f64 {
     let (model, bound) = (format!("model=\"{model}\""), format!("le=\"{rows}.0\""));
     let name = "guesthouse_batch_size_rows_bucket";
-    let counted = |bound| value(server, name, &[&model, bound]).expect("there is such a bound");
+    let counted =
+        |bound| metric_sum(server, name, &[&model, bound]).expect("the histogram has this bucket");
     counted("le=\"+Inf\"") - counted(&bound)
 }
 
 #[test]
-fn callers_that_meet_get_what_they_would_get_alone() {
+fn batched_requests_get_the_same_results_as_alone() {
     let folder = temporary_folder();
     let mut setup = Setup::fixtures(folder.path(), &["row_sum", "simple"]);
     setup.artifacts.extend(Setup::toxicity().artifacts);
-    // With as much time, nobody is refused for what others wait.
+    // A time limit that no queueing delay reaches.
     setup.config = setup.config.replace("[limits]\n", "[limits]\npredict_milliseconds = 30_000\n");
     let server = Server::start(&setup);
-    // Sums of floats depend on their order, and rows are of many lengths.
+    // Sums of floats depend on their order, and the rows differ in length.
     let numbers = |caller: usize| -> Vec<f64> {
         (0..2 * caller).map(|index| f64::from(1_u32 << (index % 24)) / 3.0).collect()
     };
@@ -75,7 +73,7 @@ fn callers_that_meet_get_what_they_would_get_alone() {
         .collect();
     for (model, bodies) in [("row_sum", &sums), ("toxicity", &texts)] {
         let path = format!("/models/{model}/predict");
-        let say = |answer: &Answer| -> Value {
+        let result_of = |answer: &HttpResponse| -> Value {
             assert_eq!(answer.status, 200, "{answer:?}");
             let mut body = answer.body.clone();
             let record = body.as_object_mut().unwrap();
@@ -83,22 +81,21 @@ fn callers_that_meet_get_what_they_would_get_alone() {
             record.remove("model_version");
             body
         };
-        let alone: Vec<_> = bodies.iter().map(|body| say(&server.post(&path, body))).collect();
-        let (before, begin) = (larger_calls(&server, model, "1"), Instant::now());
-        loop {
-            for (answer, alone) in ask_at_once(&server, &path, bodies).iter().zip(&alone) {
-                same(&say(answer), alone);
+        let alone: Vec<_> =
+            bodies.iter().map(|body| result_of(&server.post(&path, body))).collect();
+        let before = larger_calls(&server, model, "1");
+        eventually(&format!("requests of {model} share a batch"), || {
+            for (answer, alone) in post_concurrently(&server, &path, bodies).iter().zip(&alone) {
+                assert_same_result(&result_of(answer), alone);
             }
-            if larger_calls(&server, model, "1") > before {
-                break;
-            }
-            assert!(begin.elapsed() < PATIENCE, "nobody meets anybody at {model}");
-        }
+            larger_calls(&server, model, "1") > before
+        });
     }
 }
 
-/// Floating-point numbers may differ in their last bits: kernels for one row add up in another order.
-fn same(is: &Value, wanted: &Value) {
+/// Compares scores with a tolerance: kernels for one row add in another order than kernels for
+/// many.
+fn assert_same_result(is: &Value, wanted: &Value) {
     match (is["score"].as_f64(), wanted["score"].as_f64()) {
         (Some(score), Some(other)) => {
             assert!((score - other).abs() < 1e-6, "{is} {wanted}");
@@ -109,68 +106,65 @@ fn same(is: &Value, wanted: &Value) {
 }
 
 #[test]
-fn only_the_culprit_of_a_batch_fails_and_counts_once() {
-    let (server, _folder) = misbehave(30_000, &full_at(8));
+fn only_the_faulting_request_of_a_batch_fails() {
+    let (server, _folder) = misbehave(30_000, &wait_for_rows(8));
     let faults = |kind: &str| {
-        // There is a series as soon as there is one.
+        // The series exists only after the first fault.
         let labels = [r#"model="misbehave""#, kind];
-        value(&server, "guesthouse_faults_total", &labels).unwrap_or(0.0)
+        metric_sum(&server, "guesthouse_faults_total", &labels).unwrap_or(0.0)
     };
-    for (way, kind) in [
+    for (action, kind) in [
         ("panic", "kind=\"trap\""),
         ("fail", "kind=\"failed\""),
         ("no-output", "kind=\"bad_output\""),
         ("allocate", "kind=\"out_of_memory\""),
     ] {
-        let begin = Instant::now();
-        for round in 0.. {
-            // Other bytes each time: the same ones are not run a fourth time.
-            let bad = format!("{way} {round}");
+        let mut rounds = 0..;
+        eventually(&format!("{action} shares a batch"), || {
+            let round = rounds.next().expect("the range is unbounded");
+            // The input differs in each round: a repeated one is quarantined after three failures.
+            let bad = format!("{action} {round}");
             let before = faults(kind);
-            let met = larger_calls(&server, "misbehave", "4");
+            let before_calls = larger_calls(&server, "misbehave", "4");
             let actions = ["echo", "echo", "echo", &bad, "echo", "echo", "echo", "echo"];
-            let answers = act_at_once(&server, &actions);
-            for (action, answer) in actions.iter().zip(&answers) {
-                if *action == bad {
+            let answers = predict_concurrently(&server, &actions);
+            for (sent, answer) in actions.iter().zip(&answers) {
+                if *sent == bad {
                     let is = (answer.status, answer.error_code());
-                    assert_eq!(is, (500, Some("model_failure")), "{way}");
+                    assert_eq!(is, (500, Some("model_failure")), "{action}");
                 } else {
                     assert_eq!(
                         (answer.status, &answer.body["done"]),
                         (200, &json!("echo")),
-                        "{way}"
+                        "{action}"
                     );
                 }
             }
             let counted = faults(kind) - before;
-            assert!((counted - 1.0).abs() < 0.5, "{way}: {counted}");
-            if larger_calls(&server, "misbehave", "4") > met {
-                break;
-            }
-            assert!(begin.elapsed() < PATIENCE, "nobody meets {way}");
-        }
+            assert!((counted - 1.0).abs() < 0.5, "{action}: {counted}");
+            larger_calls(&server, "misbehave", "4") > before_calls
+        });
     }
-    let suspended = value(&server, "guesthouse_version_suspended", &[r#"model="misbehave""#]);
+    let suspended = metric_sum(&server, "guesthouse_version_suspended", &[r#"model="misbehave""#]);
     assert_eq!(suspended, Some(0.0));
 }
 
 #[test]
-fn a_poisonous_caller_never_suspends_a_version_that_works_for_others() {
-    let (server, _folder) = misbehave(30_000, &full_at(4));
+fn one_failing_caller_does_not_suspend_a_version() {
+    let (server, _folder) = misbehave(30_000, &wait_for_rows(4));
     for _ in 0..12 {
-        let answers = act_at_once(&server, &["echo", "panic", "echo", "echo"]);
+        let answers = predict_concurrently(&server, &["echo", "panic", "echo", "echo"]);
         let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
         assert_eq!(statuses, [200, 500, 200, 200]);
     }
 }
 
 #[test]
-fn rejected_rows_are_told_to_their_callers_alone() {
-    let (server, _folder) = misbehave(30_000, &full_at(8));
-    let begin = Instant::now();
-    while larger_calls(&server, "misbehave", "4") < 0.5 {
-        assert!(begin.elapsed() < PATIENCE, "nobody meets anybody");
-        let answers = act_at_once(&server, &["echo", "reject", "echo", "echo", "reject", "echo"]);
+fn rejected_rows_are_reported_to_their_own_callers() {
+    let (server, _folder) = misbehave(30_000, &wait_for_rows(8));
+    eventually("requests share a batch", || {
+        let answers =
+            predict_concurrently(&server, &["echo", "reject", "echo", "echo", "reject", "echo"]);
         for (index, answer) in answers.iter().enumerate() {
             if [1, 4].contains(&index) {
                 assert_eq!((answer.status, answer.error_code()), (422, Some("unacceptable_input")));
@@ -180,30 +174,30 @@ fn rejected_rows_are_told_to_their_callers_alone() {
                 assert_eq!(answer.status, 200, "{answer:?}");
             }
         }
-    }
+        larger_calls(&server, "misbehave", "4") > 0.5
+    });
 }
 
 #[test]
-fn a_row_that_never_ends_leaves_its_neighbours_their_time() {
-    let (server, _folder) = misbehave(8_000, &full_at(4));
-    let begin = Instant::now();
-    while larger_calls(&server, "misbehave", "2") < 0.5 {
-        assert!(begin.elapsed() < PATIENCE, "nobody meets anybody");
-        let answers = act_at_once(&server, &["echo", "spin", "echo"]);
+fn an_endless_row_does_not_time_out_its_batch() {
+    let (server, _folder) = misbehave(8_000, &wait_for_rows(4));
+    eventually("requests share a batch", || {
+        let answers = predict_concurrently(&server, &["echo", "spin", "echo"]);
         let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
         assert_eq!(statuses, [200, 504, 200]);
-    }
+        larger_calls(&server, "misbehave", "2") > 0.5
+    });
 }
 
 #[test]
-fn a_batch_of_which_all_callers_have_gone_ends() {
+fn a_batch_whose_callers_disconnected_is_cancelled() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 600_000);
     setup.config.push_str(
         "inference_threads = 1\nthreads_per_version = 1\npredict_milliseconds_at_most = 600000\n",
     );
     setup.config.push_str("[models.misbehave.batching]\n");
-    setup.config.push_str(&full_at(2));
+    setup.config.push_str(&wait_for_rows(2));
     let server = Server::start(&setup);
     let connect = || {
         let body = json!({"action": "spin"}).to_string();
@@ -214,29 +208,26 @@ fn a_batch_of_which_all_callers_have_gone_ends() {
         stream
     };
     let (first, second) = (connect(), connect());
-    let busy = || value(&server, "guesthouse_instances", &["\"misbehave\"", "state=\"busy\""]);
-    let begin = Instant::now();
-    while busy() != Some(1.0) {
-        assert!(begin.elapsed() < PATIENCE, "it never runs");
-    }
+    let busy = || metric_sum(&server, "guesthouse_instances", &["\"misbehave\"", "state=\"busy\""]);
+    eventually("the guest runs", || busy() == Some(1.0));
     drop(first);
     drop(second);
-    // The only thread serves others again.
-    server.wait_for("the interruption", |line| line["kind"] == "cancelled");
+    // The only inference thread is free again.
+    server.wait_for("the cancellation", |line| line["kind"] == "cancelled");
     let echo = server.post("/models/misbehave/predict", &json!({"action": "echo"}));
     assert_eq!(echo.status, 200);
 }
 
 #[test]
-fn a_request_is_held_back_for_others_as_long_as_it_is_said() {
+fn a_request_waits_for_the_maximum_queue_delay() {
     let (server, _folder) = misbehave(30_000, "max_queue_delay_microseconds = 300_000\n");
     let begin = Instant::now();
-    assert_eq!(act_at_once(&server, &["echo"])[0].status, 200);
+    assert_eq!(predict_concurrently(&server, &["echo"])[0].status, 200);
     assert!(begin.elapsed() >= Duration::from_millis(300), "{:?}", begin.elapsed());
 }
 
 #[test]
-fn where_requests_are_kept_apart_nobody_meets_anybody() {
+fn isolated_requests_are_never_batched() {
     for config in [
         "[models.misbehave.batching]\nenabled = false\n",
         "[models.misbehave]\nisolation = \"fresh\"\n",
@@ -246,10 +237,10 @@ fn where_requests_are_kept_apart_nobody_meets_anybody() {
         setup.config.push_str("inference_threads = 1\nthreads_per_version = 1\n");
         setup.config.push_str(config);
         let server = Server::start(&setup);
-        let answers = act_at_once(&server, &["echo"; 16]);
+        let answers = predict_concurrently(&server, &["echo"; 16]);
         assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
         assert!(larger_calls(&server, "misbehave", "1") < 0.5, "{config}");
-        // The rows of one caller still share a call.
+        // The rows of one request still share a call.
         let rows = json!({"actions": vec!["echo"; 8]});
         assert_eq!(server.post("/models/misbehave/batch_predict", &rows).status, 200);
         assert!(larger_calls(&server, "misbehave", "4") > 0.5, "{config}");
@@ -257,7 +248,7 @@ fn where_requests_are_kept_apart_nobody_meets_anybody() {
 }
 
 #[test]
-fn a_request_that_is_not_begun_in_its_time_is_refused() {
+fn a_request_that_waits_past_its_timeout_is_rejected() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 20_000);
     setup.config.push_str("threads_per_version = 1\n");
@@ -272,11 +263,12 @@ fn a_request_that_is_not_begun_in_its_time_is_refused() {
         server.wait_for_metric(r#"model="misbehave",version="1.0.0",state="busy"} 1"#);
         let late = infer("echo", 1000);
         assert_eq!((late.status, late.error_code()), (503, Some("overloaded")), "{late:?}");
-        assert!(!spinning.is_finished(), "it was refused while the thread was busy");
+        assert!(!spinning.is_finished(), "rejected after the thread became free");
         assert_eq!(spinning.join().unwrap().status, 504);
     });
-    let refused = value(server, "guesthouse_rejections_total", &["queue_timeout", "misbehave"]);
+    let refused =
+        metric_sum(server, "guesthouse_rejections_total", &["queue_timeout", "misbehave"]);
     assert_eq!(refused, Some(1.0));
-    // What has no time, or enough of it, is answered.
+    // Requests without a timeout, or with a sufficient one, are answered.
     assert_eq!((infer("echo", 0).status, infer("echo", 60_000_000).status), (200, 200));
 }

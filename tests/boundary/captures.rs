@@ -11,7 +11,7 @@ fn ask(server: &Server) {
 }
 
 #[test]
-fn nothing_is_kept_unless_somebody_wants_it() {
+fn requests_are_not_captured_by_default() {
     let server = Server::start(&Setup::toxicity());
     ask(&server);
     let folder = server.state().join("captures");
@@ -20,7 +20,7 @@ fn nothing_is_kept_unless_somebody_wants_it() {
 }
 
 #[test]
-fn what_is_kept_is_the_request_and_its_answer_for_the_owner_alone() {
+fn captured_requests_are_readable_by_the_owner_only() {
     let setup = with_share(Setup::toxicity(), 1.0);
     let server = Server::start(&setup);
     ask(&server);
@@ -40,7 +40,7 @@ fn what_is_kept_is_the_request_and_its_answer_for_the_owner_alone() {
     assert!(!log.iter().any(|line| line.to_string().contains(CANARY)));
 }
 
-/// The demonstration, with a share of the requests kept.
+/// Adds `capture_share` to the demo configuration.
 fn with_share(mut setup: Setup, share: f64) -> Setup {
     let section = "[models.toxicity]\n";
     assert!(setup.config.contains(section), "{}", setup.config);

@@ -17,13 +17,13 @@ fn check(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
 }
 
 #[test]
-fn a_configuration_is_checked_without_being_served() {
+fn config_check_validates_without_serving() {
     let folder = temporary_folder();
     let file = folder.path().join("guesthouse.toml");
     let path = file.to_str().unwrap();
     fs::write(&file, "listen = \"127.0.0.1:1\"\n[limits]\nbatch_rows = 5\n").unwrap();
     assert!(check(&["--config", path], &[]).status.success());
-    assert!(check(&[], &[]).status.success(), "no file is a good one");
+    assert!(check(&[], &[]).status.success(), "the configuration file is optional");
     for (arguments, variables, word) in [
         (&["--config", path, "--set", "limits.batch_rows=0"][..], &[][..], "limits.batch_rows"),
         (&["--config", path, "--set", "limits.rows=1"], &[], "rows"),
@@ -42,7 +42,7 @@ fn a_configuration_is_checked_without_being_served() {
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(error.contains(word), "{error}");
     }
-    // The command line has the last word.
+    // The command line takes precedence.
     let good = check(&["--set", "limits.batch_rows=7"], &[("GUESTHOUSE__LIMITS__BATCH_ROWS", "0")]);
     assert!(good.status.success());
     let listen = [("GUESTHOUSE_LISTEN", "nowhere")];
@@ -55,7 +55,7 @@ fn a_configuration_is_checked_without_being_served() {
 }
 
 #[test]
-fn a_running_server_takes_what_is_good_and_keeps_it_otherwise() {
+fn a_reload_applies_valid_and_ignores_invalid_files() {
     let setup = Setup::toxicity();
     let server = Server::start(&setup);
     let batch = json!({"texts": ["a", "b", "c"]});
@@ -72,7 +72,7 @@ fn a_running_server_takes_what_is_good_and_keeps_it_otherwise() {
         server.signal(Signal::HUP);
         server.wait_for_after(before, message, |line| line["message"] == message)
     };
-    let bad = "configuration not reloaded: the last good one holds";
+    let bad = "configuration not reloaded: the last valid one stays";
     for text in ["nonsense", "[limits]\nbatch_rows = 0\n"] {
         reload(text, bad);
         assert_eq!((status(), share("")), (200, json!(900_000)));
@@ -97,7 +97,7 @@ const LISTENERS: [(&str, &str, &str); 3] = [
 ];
 
 #[test]
-fn a_listener_may_have_a_name_wherever_it_is_configured() {
+fn a_listener_address_may_contain_a_host_name() {
     let folder = temporary_folder();
     let file = folder.path().join("guesthouse.toml");
     for (flag, variable, key) in LISTENERS {
@@ -118,7 +118,7 @@ fn a_listener_may_have_a_name_wherever_it_is_configured() {
             for output in [&from_file, &from_variable] {
                 assert_eq!(output.status.code(), code, "{key} {address}: {output:?}");
             }
-            // A flag of the wrong form is a wrong command line.
+            // A malformed flag is a usage error, with another exit code.
             let is_good = from_flag.status.success();
             assert_eq!(is_good, code == Some(0), "{flag} {address}: {from_flag:?}");
         }
@@ -126,7 +126,7 @@ fn a_listener_may_have_a_name_wherever_it_is_configured() {
 }
 
 #[test]
-fn a_server_listens_at_every_address_of_its_name() {
+fn a_listener_binds_every_address_of_its_host_name() {
     let host = Some("localhost:0".to_owned());
     let server = Server::start(&Setup { host, ..Setup::toxicity() });
     for (message, logged) in [
@@ -138,7 +138,7 @@ fn a_server_listens_at_every_address_of_its_name() {
         let lines = lines.iter().filter(|line| line["message"] == message);
         let bound: BTreeSet<SocketAddr> =
             lines.map(|line| line["address"].as_str().unwrap().parse().unwrap()).collect();
-        // Those that this machine has; a name may have more.
+        // The name may resolve to addresses that this machine does not have.
         let ours = |address: &SocketAddr| TcpListener::bind((address.ip(), 0)).is_ok();
         let named = ("localhost", logged.port()).to_socket_addrs().unwrap();
         let named: BTreeSet<_> = named.filter(ours).collect();
@@ -154,7 +154,7 @@ fn a_server_listens_at_every_address_of_its_name() {
 }
 
 #[test]
-fn two_listeners_at_one_port_are_refused_before_anything_is_bound() {
+fn listeners_that_share_a_port_are_rejected() {
     let free = "127.0.0.1:0";
     for (listen, grpc, admin, named) in [
         ("127.0.0.1:9000", "127.0.0.1:9001", "127.0.0.1:9002", None),
@@ -171,22 +171,23 @@ fn two_listeners_at_one_port_are_refused_before_anything_is_bound() {
             ["--listen", listen, "--grpc-listen", grpc, "--admin-listen", admin].map(str::to_owned);
         let flags: Vec<_> = flags.iter().map(String::as_str).collect();
         let output = check(&flags, &[]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.success(), named.is_none(), "{flags:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), named.is_none(), "{flags:?}: {stderr}");
         let Some(named) = named else { continue };
-        assert!(said.contains(named), "{flags:?}: {said}");
+        assert!(stderr.contains(named), "{flags:?}: {stderr}");
         let output = run_host(&[&["serve"][..], &flags].concat());
         assert_eq!(output.status.code(), Some(1));
         assert!(!String::from_utf8_lossy(&output.stderr).contains("listening"), "{output:?}");
     }
-    // A default that is not opened is in nobody's way; with keys for it, it is.
+    // The admin listener's default address conflicts only if the listener is opened, which takes an
+    // admin key.
     assert!(check(&["--listen", "127.0.0.1:8002"], &[]).status.success());
     assert!(!check(&["--listen", "127.0.0.1:8002", "--demo"], &[]).status.success());
     assert!(!check(&["--listen", "127.0.0.1:8001"], &[]).status.success());
 }
 
 #[test]
-fn a_split_may_have_units_and_percentages_without_one_are_refused() {
+fn a_split_accepts_units_and_rejects_bare_percentages() {
     let folder = temporary_folder();
     let file = folder.path().join("guesthouse.toml");
     for (stable, canary, is_good) in [
@@ -206,11 +207,11 @@ fn a_split_may_have_units_and_percentages_without_one_are_refused() {
     }
 }
 
-/// A control group that ends with the test.
+/// A control group that is removed when it is dropped.
 struct ControlGroup(PathBuf);
 
 impl ControlGroup {
-    /// None, if the machine lets nobody here make one, or limit it like that.
+    /// Creates a group with these limits; none if this process may not.
     fn make(folder: PathBuf, limits: &[(&str, &str)]) -> Option<Self> {
         fs::create_dir(&folder).ok()?;
         let group = Self(folder);
@@ -218,8 +219,8 @@ impl ControlGroup {
         set.all(|done| done.is_ok()).then_some(group)
     }
 
-    /// Groups within groups: the memory of the outer one is 300 MiB, that of the inner one more; and
-    /// half of the time of two processors.
+    /// Nested groups: the outer one is limited to 300 MiB, the inner one to more, and together they
+    /// may use one of two processors.
     fn nested() -> Option<Vec<Self>> {
         let name = format!("guesthouse-test-{}", std::process::id());
         let at = |hierarchy: &str| Path::new("/sys/fs/cgroup").join(hierarchy).join(&name);
@@ -238,22 +239,22 @@ impl ControlGroup {
     }
 }
 
-/// What is no file of a control group is not made.
+/// Writes to a file of a control group, and fails if there is none of that name.
 fn write_existing(path: &Path, text: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }
 
 impl Drop for ControlGroup {
     fn drop(&mut self) {
-        // Fails only where it could not be made.
+        // Removal fails only if creation failed.
         let _ = fs::remove_dir(&self.0);
     }
 }
 
-/// What a server without any configuration says that it may use, started in these groups.
+/// The resources that a server without a configuration reports when it runs in these groups.
 fn resources(groups: &[ControlGroup]) -> Value {
     let folder = temporary_folder();
-    // The outermost group of a tree takes no processes in version 2, and need not in version 1.
+    // In version 2, a group with subgroups contains no processes; in version 1 it need not.
     let is_inner = |group: &&ControlGroup| {
         !groups.iter().any(|other| other.0 != group.0 && other.0.starts_with(&group.0))
     };
@@ -271,15 +272,15 @@ fn resources(groups: &[ControlGroup]) -> Value {
     let found = lines.into_iter().find(|line: &Value| line["message"] == "resources");
     server.kill().unwrap();
     server.wait().unwrap();
-    found.expect("the server says so")
+    found.expect("the server logs its resources")
 }
 
 #[test]
-fn a_server_in_a_container_takes_its_limits_for_the_machine() {
+fn a_server_respects_the_limits_of_its_control_group() {
     let free = resources(&[]);
     assert!(free["cores"].as_u64() >= Some(1) && free["memory_mib"].as_u64() > Some(300), "{free}");
     let Some(groups) = ControlGroup::nested() else {
-        eprintln!("this machine lets nobody here make control groups: not tried");
+        eprintln!("skipped: this process may not create control groups");
         return;
     };
     let limited = resources(&groups);

@@ -1,12 +1,12 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use guesthouse_tests::{DEMO_KEY, Server, Setup};
+use guesthouse_tests::{DEADLINE, DEMO_KEY, Server, Setup};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
-/// Connections that begin a request and do not end it.
+/// Connections that send half of a request head.
 fn half_sent_heads(server: &Server, count: usize) -> Vec<TcpStream> {
     let open = |_| {
         let mut stream = TcpStream::connect(server.address()).unwrap();
@@ -16,7 +16,7 @@ fn half_sent_heads(server: &Server, count: usize) -> Vec<TcpStream> {
     (0..count).map(open).collect()
 }
 
-/// A connection that has had one answer and is kept open.
+/// A connection that is idle after one response.
 fn idle(server: &Server) -> TcpStream {
     let mut stream = TcpStream::connect(server.address()).unwrap();
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: idle\r\n\r\n").unwrap();
@@ -37,14 +37,14 @@ fn setup(limits: &str) -> Setup {
 }
 
 #[test]
-fn callers_that_say_nothing_do_not_keep_others_out() {
+fn silent_connections_time_out_and_make_room() {
     let server = Server::start(&setup("connections = 8\nhead_seconds = 1\nidle_seconds = 1"));
     let silent = half_sent_heads(&server, 32);
-    // Answered as soon as the time of those before it is over.
+    // Answered when the connections before it have timed out.
     assert_eq!(server.get("/healthz").status, 200);
     for mut stream in silent {
         let mut rest = Vec::new();
-        // Closed with or without a word.
+        // The server closes the connection normally or with a reset.
         let _ = stream.read_to_end(&mut rest);
         assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
     }
@@ -53,13 +53,13 @@ fn callers_that_say_nothing_do_not_keep_others_out() {
     server.assert_healthy();
 }
 
-/// Send a byte now and then until something comes back; what that is.
+/// Sends one byte at a time until the server responds or closes; returns the response.
 fn drip(stream: &mut TcpStream, bytes: &[u8]) -> String {
-    // The pause between two bytes.
+    // The read timeout is the pause between two bytes.
     stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     let mut answer = Vec::new();
     for byte in bytes.iter().cycle() {
-        // The connection may be closed already, which reading tells.
+        // Writing fails if the server has closed the connection, which reading reports.
         let _ = stream.write_all(&[*byte]);
         match stream.read_to_end(&mut answer) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -70,7 +70,7 @@ fn drip(stream: &mut TcpStream, bytes: &[u8]) -> String {
 }
 
 #[test]
-fn heads_and_bodies_that_drip_have_an_end_and_hold_up_nobody() {
+fn slow_heads_and_bodies_time_out_and_block_nobody() {
     let server = Server::start(&setup("head_seconds = 1\nbody_seconds = 2"));
     let connect = || TcpStream::connect(server.address()).unwrap();
     let head = format!(
@@ -109,7 +109,7 @@ fn heads_and_bodies_that_drip_have_an_end_and_hold_up_nobody() {
 }
 
 #[test]
-fn connections_that_come_and_go_leave_nothing_behind() {
+fn closed_connections_leak_no_file_descriptors() {
     let server = Server::start(&setup("connections = 64\nhead_seconds = 60"));
     let files = server.open_files();
     for round in 0..3000 {
@@ -118,25 +118,22 @@ fn connections_that_come_and_go_leave_nothing_behind() {
             0 => b"",
             1 => b"GET /healthz HTTP/1.1\r\nHost: half",
             2 => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            // Gone before the answer.
+            // Closed before the response arrives.
             _ => b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n",
         };
         stream.write_all(sent).unwrap();
     }
     server.assert_healthy();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while server.open_files() > files + 4 {
-        assert!(Instant::now() < deadline, "{} open files, {files} before", server.open_files());
-    }
-    assert!(server.stop().0.success(), "nothing is left to drain");
+    server.eventually("the files are closed", |server| server.open_files() <= files + 4);
+    assert!(server.stop().0.success(), "requests were left to drain");
 }
 
 #[test]
-fn a_caller_that_takes_no_answer_is_cut_off() {
+fn a_client_that_reads_no_responses_is_disconnected() {
     let server = Server::start(&setup("body_seconds = 1"));
     let mut caller = TcpStream::connect(server.address()).unwrap();
-    caller.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
-    // Requests are read as long as there is room for their answers.
+    caller.set_write_timeout(Some(DEADLINE)).unwrap();
+    // The server reads requests as long as it has room for their responses.
     let requests = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
     let error = loop {
         if let Err(error) = caller.write_all(&requests) {
@@ -146,17 +143,17 @@ fn a_caller_that_takes_no_answer_is_cut_off() {
     let cut_off = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
     assert!(cut_off.contains(&error.kind()), "{error}");
     server.assert_healthy();
-    assert!(server.stop().0.success(), "nothing is left to drain");
+    assert!(server.stop().0.success(), "requests were left to drain");
 }
 
 #[test]
-fn a_want_of_open_files_is_logged_once_and_gets_over() {
+fn a_lack_of_file_descriptors_is_logged_once() {
     let server = Server::start(&Setup::toxicity());
     server.limit_open_files(Some(3));
     let mut caller = TcpStream::connect(server.address()).unwrap();
     caller.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
     let refused = |line: &Value| line["message"] == "cannot accept connections";
-    server.wait_for("the refusal", refused);
+    server.wait_for("the log line", refused);
     server.limit_open_files(None);
     let mut answer = String::new();
     caller.read_to_string(&mut answer).unwrap();
@@ -165,7 +162,7 @@ fn a_want_of_open_files_is_logged_once_and_gets_over() {
 }
 
 #[test]
-fn more_connections_than_open_files_at_the_start_are_served() {
+fn more_connections_than_the_soft_file_limit_are_served() {
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;
     setrlimit(Resource::Nofile, files).unwrap();
@@ -175,16 +172,14 @@ fn more_connections_than_open_files_at_the_start_are_served() {
 }
 
 #[test]
-fn connections_without_a_request_do_not_hold_up_the_stop() {
-    // Longer than the test may take: nothing here may wait for either.
-    let server = Server::start(&setup("drain_seconds = 300\nhead_seconds = 300"));
+fn idle_connections_do_not_delay_the_shutdown() {
+    // Longer than `DEADLINE`: a stop that waits for either fails the test.
+    let server = Server::start(&setup("drain_seconds = 3600\nhead_seconds = 3600"));
     let _half_sent = half_sent_heads(&server, 8);
     let _silent = TcpStream::connect(server.address()).unwrap();
     let mut half_sent_second = idle(&server);
     half_sent_second.write_all(b"GET /healthz HTTP/1.1\r\nHost: half").unwrap();
     let _idle = idle(&server);
-    let begun = Instant::now();
     let (status, _) = server.stop();
-    assert!(status.success(), "nothing is left to drain");
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(status.success(), "requests were left to drain");
 }

@@ -120,7 +120,7 @@ fn every_way_counts_and_compares_with_the_next_lower_version() {
         let answer = case.deploy();
         let ready = |line: &Value| line["message"] == "version ready" && line["version"] == "1.1.0";
         case.server.wait_for("1.1.0", ready);
-        case.server.until("the count", |_| case.count("succeeded") == expected);
+        case.server.eventually("the count", |_| case.count("succeeded") == expected);
         assert_eq!(case.count("failed"), 0, "{way:?}");
 
         let replay = case.server.wait_for("the comparison", |line| {
@@ -154,7 +154,7 @@ fn every_way_refuses_a_version_whose_golden_example_fails() {
             line["level"] == "ERROR" && line["version"] == "1.1.0" && line["step"] == "golden"
         };
         case.server.wait_for("the refusal", refused);
-        case.server.until("the count", |_| case.count("failed") == before + 1);
+        case.server.eventually("the count", |_| case.count("failed") == before + 1);
         if way == Way::Upload {
             assert_eq!(answer["error"]["error_code"], "unacceptable_artifact", "{answer}");
         }

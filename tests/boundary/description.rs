@@ -11,7 +11,7 @@ fn document(server: &Server, path: &str) -> Value {
     answer.body
 }
 
-/// Every reference in it.
+/// Collects every `$ref` in a document.
 fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
     match value {
         Value::Object(fields) => {
@@ -30,7 +30,7 @@ fn operations(document: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 #[test]
-fn the_description_is_whole() {
+fn the_openapi_document_is_complete() {
     let server = Server::start(&Setup::text_direction());
     let document = document(&server, "/openapi.json");
     assert_eq!(document["openapi"], "3.1.0");
@@ -60,9 +60,9 @@ fn the_description_is_whole() {
     }
 }
 
-/// Whoever adds an endpoint has to describe it.
+/// A new endpoint must be described in the OpenAPI document.
 #[test]
-fn every_endpoint_is_described() {
+fn every_route_is_in_the_openapi_document() {
     let server = Server::start(&Setup::toxicity());
     let document = document(&server, "/openapi.json");
     let edge = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("host/server/src");
@@ -72,7 +72,7 @@ fn every_endpoint_is_described() {
         .split(".route(")
         .skip(1)
         .filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next())
-        // The parts of the page.
+        // The files of the documentation page.
         .filter(|route| !route.starts_with("/docs/"))
         .collect();
     assert!(routes.len() >= 27, "{routes:?}");
@@ -84,7 +84,7 @@ fn every_endpoint_is_described() {
 }
 
 #[test]
-fn a_model_has_a_description_of_its_own() {
+fn a_model_has_its_own_openapi_document() {
     let server = Server::start(&Setup::text_direction());
     let document = document(&server, "/models/toxicity/openapi.json");
     for (path, _) in operations(&document) {
@@ -95,12 +95,12 @@ fn a_model_has_a_description_of_its_own() {
     let missing = server.send("GET", "/models/absent/openapi.json", &[], b"");
     assert_eq!(missing.error_code(), Some("not_found"));
     for path in ["/openapi.json", "/models/toxicity/openapi.json"] {
-        assert_eq!(server.get(path).status, 401, "names say something, too");
+        assert_eq!(server.get(path).status, 401, "the document contains model names");
     }
 }
 
 #[test]
-fn bodies_have_schemas() {
+fn request_and_response_bodies_have_schemas() {
     let server = Server::start(&Setup::toxicity());
     let schema = document(&server, "/models/toxicity/versions/^1/schema");
     assert_eq!(schema["version"], "1.0.0");
@@ -110,16 +110,17 @@ fn bodies_have_schemas() {
     assert_eq!(schema["request"]["additionalProperties"], false);
     assert_eq!(schema["response"]["properties"]["label"]["enum"], json!(["clean", "toxic"]));
     let answer = server.post("/v1/predict", &json!({"text": "You are nice"})).body;
-    let told: BTreeSet<_> = answer.as_object().unwrap().keys().collect();
-    let said: BTreeSet<_> = schema["response"]["properties"].as_object().unwrap().keys().collect();
-    assert_eq!(told, said);
+    let actual: BTreeSet<_> = answer.as_object().unwrap().keys().collect();
+    let documented: BTreeSet<_> =
+        schema["response"]["properties"].as_object().unwrap().keys().collect();
+    assert_eq!(actual, documented);
     for what in ["request", "response", "batch_request", "batch_response"] {
         assert_eq!(schema[what]["$schema"], "https://json-schema.org/draft/2020-12/schema");
     }
 }
 
 #[test]
-fn errors_are_problems_for_who_asks_for_them() {
+fn errors_are_problem_json_on_request() {
     let server = Server::start(&Setup::toxicity());
     let accept = |value| [("Accept", value)];
     for (method, path, body, status, code) in [

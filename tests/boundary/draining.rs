@@ -3,17 +3,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
-use guesthouse_tests::{Answer, Server, Setup};
+use guesthouse_tests::{HttpResponse, Server, Setup};
 use serde_json::{Value, json};
 
-/// How long the request runs that is under way when its version is replaced.
+/// The duration of the request that is running when its version is replaced.
 const LONG: Duration = Duration::from_secs(20);
 
-fn ask(server: &Server, path: &str) -> Answer {
+fn ask(server: &Server, path: &str) -> HttpResponse {
     server.post(&format!("/models/misbehave/{path}"), &json!({"action": "echo"}))
 }
 
-/// The word for the state of a version.
+/// The state of a version as the admin API shows it.
 fn state(server: &Server, version: &str) -> Value {
     let model = server.model("misbehave");
     let versions = model["versions"].as_array().unwrap();
@@ -25,7 +25,7 @@ fn unloaded(line: &Value) -> bool {
     line["message"] == "unloaded" && line["version"] == "1.0.0"
 }
 
-/// A server without room for what is replaced, on which 1.1.0 is to follow 1.0.0.
+/// A server that keeps no replaced versions loaded, with versions 1.0.0 and 1.1.0.
 fn server(folder: &Path) -> Server {
     let mut setup = Setup::misbehave(folder, 5000);
     setup.config.push_str("[models.misbehave]\nparked_versions = 0\n");
@@ -36,7 +36,7 @@ fn server(folder: &Path) -> Server {
 }
 
 #[test]
-fn a_replaced_version_ends_with_its_last_request_and_can_be_had_back() {
+fn a_replaced_version_drains_and_can_be_rolled_back_to() {
     let folder = temporary_folder();
     let server = server(folder.path());
     assert_eq!(ask(&server, "predict").body["model_version"], "1.0.0");
@@ -69,7 +69,7 @@ fn a_replaced_version_ends_with_its_last_request_and_can_be_had_back() {
         assert_eq!(answer.header("x-model-version"), Some("1.0.0"));
         assert!(took >= LONG, "{took:?}");
     });
-    server.wait_for("the end of 1.0.0", unloaded);
+    server.wait_for("1.0.0 being unloaded", unloaded);
     assert_eq!(state(&server, "1.0.0"), "retired");
     let answer = ask(&server, "versions/1.0.0/predict");
     assert_eq!((answer.status, answer.error_code()), (404, Some("not_found")));
@@ -82,7 +82,7 @@ fn a_replaced_version_ends_with_its_last_request_and_can_be_had_back() {
 }
 
 #[test]
-fn a_version_that_still_drains_can_be_gone_back_to() {
+fn a_draining_version_can_be_rolled_back_to() {
     let folder = temporary_folder();
     let server = server(folder.path());
     thread::scope(|scope| {
@@ -103,8 +103,8 @@ fn a_version_that_still_drains_can_be_gone_back_to() {
         assert_eq!(state(&server, "1.0.0"), "ready");
         assert_eq!(long.join().unwrap().status, 504);
     });
-    // The one that drained is gone, the one that was loaded meanwhile is not.
-    server.wait_for("the end of the first", unloaded);
+    // The drained version is unloaded; the one that was loaded meanwhile stays.
+    server.wait_for("the drained 1.0.0 being unloaded", unloaded);
     assert_eq!(state(&server, "1.0.0"), "ready");
     assert_eq!(ask(&server, "versions/1.0.0/predict").status, 200);
 }

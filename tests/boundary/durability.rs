@@ -24,14 +24,14 @@ fn assert_serves(server: &Server, version: &str) {
     assert_eq!((answer.status, answer.header("x-model-version")), (200, Some(version)));
 }
 
-/// The status of an answer, or none if the server has ended before there was one.
+/// The status of a change; none if the server exits before it responds.
 fn try_change(server: &Server, path: &str, body: &Value) -> Option<u16> {
     let url = format!("http://{}/admin/v1/models/misbehave/{path}", server.admin_address());
     client::try_send("POST", &url, &[("X-API-Key", DEMO_ADMIN_KEY)], body.to_string().as_bytes())
 }
 
 #[test]
-fn a_host_killed_at_any_step_of_a_change_has_made_it_or_not() {
+fn a_change_is_atomic_when_the_host_is_killed_at_any_step() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
@@ -68,12 +68,12 @@ fn a_host_killed_at_any_step_of_a_change_has_made_it_or_not() {
             break;
         }
     }
-    // Writes and syncs of one transaction at least.
+    // A transaction has at least that many writes and syncs.
     assert!(unacknowledged >= 3, "{unacknowledged}");
 }
 
 #[test]
-fn a_full_disk_refuses_changes_and_stops_nothing() {
+fn a_full_disk_rejects_changes_and_keeps_serving() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
@@ -102,7 +102,7 @@ fn a_full_disk_refuses_changes_and_stops_nothing() {
         }
         let is = stable(&server);
         drop(server);
-        // There is room again.
+        // The disk has space again.
         setup.failpoint = None;
         let server = Server::start(&setup);
         assert_eq!(stable(&server), is, "step {step}");
@@ -115,7 +115,7 @@ fn a_full_disk_refuses_changes_and_stops_nothing() {
 }
 
 #[test]
-fn what_is_served_after_a_failure_of_the_disk_is_what_is_served_after_a_restart() {
+fn the_state_after_a_disk_error_survives_a_restart() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
@@ -142,7 +142,7 @@ fn what_is_served_after_a_failure_of_the_disk_is_what_is_served_after_a_restart(
                 "step {step}"
             );
             failed += 1;
-            // The disk is well again, and so are changes.
+            // The disk works again, and so do changes.
             let again = change(&server);
             assert_eq!(again.status, 200, "step {step}: {again:?}");
         }
@@ -161,13 +161,13 @@ fn what_is_served_after_a_failure_of_the_disk_is_what_is_served_after_a_restart(
 }
 
 #[test]
-fn a_ledger_that_was_tampered_with_is_refused() {
+fn a_tampered_ledger_is_rejected() {
     let folder = temporary_folder();
     let setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
     let path = folder.path().join("state/ledger.redb");
     let mut bytes = std::fs::read(&path).unwrap();
-    // Every copy of the name that the entries say.
+    // Change every copy of the actor's name in the entries.
     let (from, to) = (b"\"actor\":\"repository\"", b"\"actor\":\"repositorY\"");
     let mut found = 0;
     for place in 0..bytes.len() - from.len() {

@@ -5,7 +5,7 @@ use guesthouse_tests::{Server, Setup};
 use serde_json::json;
 
 #[test]
-fn the_curl_of_the_readme_is_answered_word_for_word() {
+fn the_curl_command_of_the_readme_works() {
     let server = Server::start(&Setup::toxicity());
     let headers = [("Content-Type", "application/json"), ("X-API-Key", "local-demo-key")];
     let url = server.url("/v1/predict");
@@ -20,9 +20,9 @@ fn the_curl_of_the_readme_is_answered_word_for_word() {
 }
 
 #[test]
-fn versions_are_chosen_by_major_range_and_name() {
+fn versions_are_selected_by_major_range_and_number() {
     let server = Server::start(&Setup::toxicity());
-    // 0.59 for scikit-learn: between the thresholds of the two versions.
+    // Its score is 0.59, between the thresholds of the two versions.
     let body = json!({"text": "Most of this page is boring nonsense"});
     for (path, version, label, reason) in [
         ("/v1/predict", "1.0.0", "toxic", "range"),
@@ -54,7 +54,7 @@ fn versions_are_chosen_by_major_range_and_name() {
 }
 
 #[test]
-fn nine_tenths_go_to_the_first_version_and_the_log_counts_them() {
+fn a_split_of_nine_to_one_is_kept_and_logged() {
     const REQUESTS: u32 = 4000;
     let server = Server::start(&Setup::toxicity());
     let body = json!({"text": "You are nice"});
@@ -65,7 +65,7 @@ fn nine_tenths_go_to_the_first_version_and_the_log_counts_them() {
         assert_eq!(answer.header("x-route-reason"), Some("split"));
         second += u32::from(answer.body["model_version"] == "2.0.0");
     }
-    // Four standard deviations of a binomial with 10 %.
+    // Four standard deviations of a binomial distribution with p = 0.1.
     let (mean, deviation) = (f64::from(REQUESTS) * 0.1, (f64::from(REQUESTS) * 0.09).sqrt());
     assert!((f64::from(second) - mean).abs() <= 4.0 * deviation, "{second} of {REQUESTS}");
     let (status, lines) = server.stop();
@@ -81,7 +81,7 @@ fn nine_tenths_go_to_the_first_version_and_the_log_counts_them() {
 }
 
 #[test]
-fn a_caller_stays_with_a_version_and_raising_a_weight_moves_nobody_back() {
+fn raising_a_weight_moves_no_sticky_caller_back() {
     let keys: Vec<String> = (0..300).map(|index| format!("user-{index}")).collect();
     let versions = |second: u32| {
         let mut setup = Setup::toxicity();
@@ -99,14 +99,14 @@ fn a_caller_stays_with_a_version_and_raising_a_weight_moves_nobody_back() {
         first
     };
     let (tenth, third) = (versions(100_000), versions(300_000));
-    // Counted with another implementation of the published rule.
+    // The counts come from another implementation of the published rule.
     let count = |all: &[String]| all.iter().filter(|version| *version == "2.0.0").count();
     assert_eq!((count(&tenth), count(&third)), (32, 88));
     assert!(tenth.iter().zip(&third).all(|(before, after)| before == after || after == "2.0.0"));
 }
 
 #[test]
-fn a_callers_request_id_comes_back_and_others_get_one_each() {
+fn a_request_id_is_returned_or_generated() {
     let server = Server::start(&Setup::toxicity());
     let text = json!({"text": "You are nice"});
     let body = text.to_string();
@@ -128,21 +128,21 @@ fn a_callers_request_id_comes_back_and_others_get_one_each() {
         .map(|_| server.post("/v1/predict", &text).body["request_id"].to_string())
         .collect();
     assert_eq!(made.len(), 100);
-    // One that could break a header or a log line is replaced.
+    // An id that could break a header or a log line is replaced.
     let answer =
         server.send("POST", "/v1/predict", &[("X-Request-Id", "with space")], body.as_bytes());
     assert_ne!(answer.body["request_id"], "with space");
 }
 
 #[test]
-fn white_space_around_a_text_does_not_matter() {
+fn white_space_around_a_text_is_ignored() {
     let server = Server::start(&Setup::toxicity());
     let bare = server.post("/v1/predict", &json!({"text": "You are nice"}));
     for padded in ["  You are nice\n", "\u{3000}You are nice\u{a0}\t"] {
         let answer = server.post("/v1/predict", &json!({ "text": padded }));
         assert_eq!(answer.body["score"], bare.body["score"], "{padded:?}");
     }
-    // 2000 characters after stripping, of four bytes each.
+    // 2000 characters of four bytes each, after white space is stripped.
     let longest = format!("   {}   ", "😀".repeat(2000));
     assert_eq!(server.post("/v1/predict", &json!({ "text": longest })).status, 200);
     let too_long = "😀".repeat(2001);
@@ -150,11 +150,11 @@ fn white_space_around_a_text_does_not_matter() {
 }
 
 #[test]
-fn health_and_readiness_need_no_key_and_the_catalogue_does() {
+fn health_needs_no_key_and_the_catalogue_does() {
     let server = Server::start(&Setup::toxicity());
     assert_eq!(server.get("/healthz").status, 200);
     let ready = server.get("/readyz");
-    // Names need a key: this one says none.
+    // Model names need a key, so this response contains none.
     assert_eq!((ready.status, &ready.body), (200, &json!({"status": "ready"})));
     assert_eq!(server.get("/models").status, 401);
     let models = server.send("GET", "/models", &[], b"");

@@ -2,40 +2,41 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::temporary_folder;
-use guesthouse_tests::{Answer, Server, Setup};
+use guesthouse_tests::{HttpResponse, Server, Setup};
 use serde_json::json;
 
-/// More than any fault takes to happen, even in a guest that fills its memory first.
-const AMPLE: u32 = 20_000;
+/// A time limit that no fault reaches, in milliseconds.
+const LONG_LIMIT: u32 = 20_000;
 
-/// Little, for guests that would use any time they get.
-const SCARCE: u32 = 500;
+/// A short time limit, for guests that never return.
+const SHORT_LIMIT: u32 = 500;
 
 fn server(predict_milliseconds: u32) -> (Server, tempfile::TempDir) {
     let folder = temporary_folder();
     (Server::start(&Setup::misbehave(folder.path(), predict_milliseconds)), folder)
 }
 
-/// A server on which the misbehaving model has little time, and nobody else.
-fn scarce(limits: &str) -> (Server, tempfile::TempDir) {
+/// A server on which only the misbehaving model has a short time limit.
+fn server_with_short_limit(limits: &str) -> (Server, tempfile::TempDir) {
     let folder = temporary_folder();
-    let mut setup = Setup::misbehave(folder.path(), AMPLE);
-    let own = format!("[models.misbehave]\npredict_milliseconds = {SCARCE}\n");
+    let mut setup = Setup::misbehave(folder.path(), LONG_LIMIT);
+    let own = format!("[models.misbehave]\npredict_milliseconds = {SHORT_LIMIT}\n");
     setup.config.push_str(&(limits.to_owned() + &own));
     (Server::start(&setup), folder)
 }
 
-/// Guests that answer have the time that they take on any machine.
-fn ask(server: &Server, action: &str) -> Answer {
+/// Requests that should succeed have the long time limit.
+fn ask(server: &Server, action: &str) -> HttpResponse {
     let body = json!({ "action": action }).to_string();
-    let ample = AMPLE.to_string();
+    let ample = LONG_LIMIT.to_string();
     let time = [("X-Request-Timeout-Ms", ample.as_str())];
     let time = if action == "echo" { &time[..] } else { &[] };
     server.send("POST", "/models/misbehave/predict", time, body.as_bytes())
 }
 
-/// The fault costs its request; the next request of the same model and of another are answered.
-fn assert_costs_one_request(server: &Server, action: &str, status: u16, code: &str, kind: &str) {
+/// Asserts that a fault fails its own request, and that the next requests of the same and of
+/// another model succeed.
+fn assert_fails_one_request(server: &Server, action: &str, status: u16, code: &str, kind: &str) {
     let answer = ask(server, action);
     assert_eq!((answer.status, answer.error_code()), (status, Some(code)), "{action}: {answer:?}");
     let line = server.wait_for(kind, |line| line["target"] == "fault" && line["kind"] == kind);
@@ -46,8 +47,8 @@ fn assert_costs_one_request(server: &Server, action: &str, status: u16, code: &s
 }
 
 #[test]
-fn a_guest_that_breaks_down_costs_one_request() {
-    let (server, _folder) = server(AMPLE);
+fn a_faulting_guest_fails_one_request() {
+    let (server, _folder) = server(LONG_LIMIT);
     for (action, kind) in [
         ("panic", "trap"),
         ("recurse", "trap"),
@@ -64,20 +65,20 @@ fn a_guest_that_breaks_down_costs_one_request() {
         ("exit", "trap"),
         ("sleep", "trap"),
     ] {
-        assert_costs_one_request(&server, action, 500, "model_failure", kind);
+        assert_fails_one_request(&server, action, 500, "model_failure", kind);
     }
 }
 
 #[test]
-fn a_healthy_version_under_load_notices_none_of_it() {
-    /// Ends the load however the test ends.
-    struct End<'a>(&'a AtomicBool);
-    impl Drop for End<'_> {
+fn a_healthy_version_is_unaffected_by_faults_of_another() {
+    /// Stops the load however the test ends.
+    struct StopLoad<'a>(&'a AtomicBool);
+    impl Drop for StopLoad<'_> {
         fn drop(&mut self) {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    let (server, _folder) = scarce("");
+    let (server, _folder) = server_with_short_limit("");
     let (server, over) = (&server, &AtomicBool::new(false));
     let ways = [
         "reject",
@@ -115,20 +116,20 @@ fn a_healthy_version_under_load_notices_none_of_it() {
             answers
         };
         let load = [scope.spawn(load), scope.spawn(load)];
-        let end = End(over);
+        let end = StopLoad(over);
         for way in ways.iter().cycle().take(2 * ways.len()) {
             ask(server, way);
             assert_eq!(ask(server, "echo").status, 200, "after {way}");
         }
         drop(end);
         let answers: usize = load.map(|load| load.join().unwrap()).iter().sum();
-        assert!(answers > 4 * ways.len(), "there was a load: {answers}");
+        assert!(answers > 4 * ways.len(), "only {answers} requests succeeded");
     });
 }
 
 #[test]
-fn faults_are_counted_by_class_and_version() {
-    let (server, _folder) = server(AMPLE);
+fn faults_are_counted_by_kind_and_version() {
+    let (server, _folder) = server(LONG_LIMIT);
     for (action, times) in [("panic", 3), ("recurse", 2), ("wrong-rows", 1), ("echo", 4)] {
         (0..times).for_each(|_| drop(ask(&server, action)));
     }
@@ -155,8 +156,8 @@ fn faults_are_counted_by_class_and_version() {
 }
 
 #[test]
-fn a_guest_that_spins_is_interrupted_and_its_neighbours_are_served_meanwhile() {
-    let (server, _folder) = scarce("");
+fn a_spinning_guest_is_interrupted_while_others_are_served() {
+    let (server, _folder) = server_with_short_limit("");
     let server = &server;
     std::thread::scope(|scope| {
         let spinning = scope.spawn(move || {
@@ -170,16 +171,16 @@ fn a_guest_that_spins_is_interrupted_and_its_neighbours_are_served_meanwhile() {
         let (answer, took) = spinning.join().unwrap();
         let error = (answer.status, answer.error_code());
         assert_eq!(error, (504, Some("deadline_exceeded")), "{answer:?}");
-        assert!(took >= Duration::from_millis(500), "the guest had its time: {took:?}");
+        assert!(took >= Duration::from_millis(500), "interrupted before its deadline: {took:?}");
     });
     for action in ["spin", "spin-memory", "spin-host-call"] {
-        assert_costs_one_request(server, action, 504, "deadline_exceeded", "deadline");
+        assert_fails_one_request(server, action, 504, "deadline_exceeded", "deadline");
     }
 }
 
 #[test]
-fn more_spinning_than_threads_is_answered_in_time_and_then_over() {
-    let (server, _folder) = scarce("");
+fn more_spinning_requests_than_threads_all_time_out() {
+    let (server, _folder) = server_with_short_limit("");
     let server = &server;
     std::thread::scope(|scope| {
         let spinning: Vec<_> = (0..16).map(|_| scope.spawn(move || ask(server, "spin"))).collect();
@@ -193,15 +194,15 @@ fn more_spinning_than_threads_is_answered_in_time_and_then_over() {
 }
 
 #[test]
-fn a_full_queue_is_answered_at_once() {
-    let (server, _folder) = scarce("inference_threads = 1\nqueued_batches = 1\n");
+fn a_full_queue_rejects_with_503() {
+    let (server, _folder) = server_with_short_limit("inference_threads = 1\nqueued_batches = 1\n");
     let server = &server;
-    let answers: Vec<Answer> = std::thread::scope(|scope| {
+    let answers: Vec<HttpResponse> = std::thread::scope(|scope| {
         let asking: Vec<_> = (0..16).map(|_| scope.spawn(move || ask(server, "spin"))).collect();
         asking.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let overloaded: Vec<_> = answers.iter().filter(|answer| answer.status == 503).collect();
-    assert!(overloaded.len() >= 16 - 4, "one runs, one waits: {answers:?}");
+    assert!(overloaded.len() >= 16 - 4, "one request runs and one is queued: {answers:?}");
     for answer in overloaded {
         assert_eq!(answer.error_code(), Some("overloaded"));
         assert_eq!(answer.header("retry-after"), Some("1"));
@@ -210,10 +211,10 @@ fn a_full_queue_is_answered_at_once() {
 }
 
 #[test]
-fn rejected_rows_are_the_callers_fault_and_named() {
-    let (server, _folder) = server(AMPLE);
+fn rejected_rows_get_422_with_their_indices() {
+    let (server, _folder) = server(LONG_LIMIT);
     let mut actions = vec!["echo"; 20];
-    // The guest takes 8 rows at once: row 17 is row 1 of the third batch.
+    // The guest takes 8 rows per call: row 17 is row 1 of the third call.
     actions[17] = "reject";
     let answer = server.post("/models/misbehave/batch_predict", &json!({ "actions": actions }));
     assert_eq!((answer.status, answer.error_code()), (422, Some("unacceptable_input")));
@@ -223,8 +224,8 @@ fn rejected_rows_are_the_callers_fault_and_named() {
 }
 
 #[test]
-fn the_sandbox_has_no_files_no_network_no_environment_and_no_time() {
-    let (server, _folder) = server(AMPLE);
+fn the_sandbox_has_no_files_network_environment_or_clock() {
+    let (server, _folder) = server(LONG_LIMIT);
     for (action, wanted) in [
         ("read-file", "Err("),
         ("list-folder", "Err("),
@@ -234,23 +235,23 @@ fn the_sandbox_has_no_files_no_network_no_environment_and_no_time() {
     ] {
         let answer = ask(&server, action);
         assert_eq!((answer.status, answer.error_code()), (500, Some("model_failure")));
-        // What the guest saw is in the log, not in the answer.
+        // What the guest observed is in the log, not in the response.
         let line = server.wait_for(action, |line| {
             let message = line["message"].as_str().unwrap_or_default();
             line["target"] == "fault" && message.contains(wanted)
         });
         assert_eq!(line["kind"], "failed", "{action}");
     }
-    // Standard output leads nowhere, and harms nobody.
+    // Standard output is discarded.
     assert_eq!(ask(&server, "print").status, 200);
 }
 
 #[test]
-fn a_flood_of_log_lines_is_cut_off_and_counted() {
-    let (server, _folder) = server(AMPLE);
+fn excess_log_lines_of_a_guest_are_dropped_and_counted() {
+    let (server, _folder) = server(LONG_LIMIT);
     let answer = ask(&server, "flood-log");
     assert!(matches!(answer.status, 200 | 504), "{answer:?}");
-    let dropped = server.wait_for("the count", |line| {
+    let dropped = server.wait_for("the number of dropped lines", |line| {
         line["message"].as_str().is_some_and(|message| message.contains("over the log budget"))
     });
     assert!(dropped["lines"].as_u64().unwrap() > 1000, "{dropped}");
@@ -259,6 +260,6 @@ fn a_flood_of_log_lines_is_cut_off_and_counted() {
         .iter()
         .filter(|line| line["message"].as_str().is_some_and(|message| message.starts_with("flood")))
         .count();
-    assert!(floods <= 8, "{floods} lines came through");
+    assert!(floods <= 8, "{floods} lines were logged");
     server.assert_healthy();
 }

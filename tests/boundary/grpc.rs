@@ -32,12 +32,12 @@ pub(crate) async fn client(server: &Server) -> Client {
     GrpcInferenceServiceClient::new(channel(server).await)
 }
 
-/// The message with a key.
+/// A request with an API key.
 pub(crate) fn with_key<T>(message: T, key: &str) -> Request<T> {
     with(message, &[("x-api-key", key)])
 }
 
-/// The message with metadata.
+/// A request with metadata.
 pub(crate) fn with<T>(message: T, metadata: &[(&'static str, &str)]) -> Request<T> {
     let mut request = Request::new(message);
     for (name, value) in metadata {
@@ -46,12 +46,12 @@ pub(crate) fn with<T>(message: T, metadata: &[(&'static str, &str)]) -> Request<
     request
 }
 
-/// The message with the demo key.
+/// A request with the demo key.
 pub(crate) fn keyed<T>(message: T) -> Request<T> {
     with_key(message, DEMO_KEY)
 }
 
-/// Byte strings in their raw form.
+/// Byte strings in the raw form of tensors.
 pub(crate) fn raw_texts(texts: &[&str]) -> Vec<u8> {
     let raw = texts.iter().flat_map(|text| {
         [&u32::try_from(text.len()).unwrap().to_le_bytes()[..], text.as_bytes()].concat()
@@ -59,7 +59,7 @@ pub(crate) fn raw_texts(texts: &[&str]) -> Vec<u8> {
     raw.collect()
 }
 
-/// Ask a model whose one input is of texts.
+/// A request for a model whose only input is a text.
 pub(crate) fn texts(model: &str, input: &str, texts: &[&str]) -> ModelInferRequest {
     ModelInferRequest {
         model_name: model.to_owned(),
@@ -78,7 +78,7 @@ pub(crate) fn nice() -> ModelInferRequest {
     texts("toxicity", "text", &["You are nice"])
 }
 
-/// The word that the details of a status have for it.
+/// The machine-readable reason in the details of a status.
 pub(crate) fn reason(status: &Status) -> String {
     let details = status.get_error_details();
     let info = details.error_info().unwrap_or_else(|| panic!("no details: {status:?}"));
@@ -86,7 +86,7 @@ pub(crate) fn reason(status: &Status) -> String {
     info.reason.clone()
 }
 
-/// Assert what a refusal is in both languages.
+/// Asserts the code and the reason of a failed call.
 pub(crate) fn assert_refused<T: std::fmt::Debug>(
     outcome: Result<T, Status>,
     code: Code,
@@ -97,30 +97,30 @@ pub(crate) fn assert_refused<T: std::fmt::Debug>(
     status
 }
 
-/// A key with these scopes.
+/// Creates a key with these scopes.
 pub(crate) fn make_key(server: &Server, scopes: &[&str]) -> String {
     let name = format!("key-{}", scopes.join("-").replace(':', "."));
     let answer = server.admin("POST", "keys", &json!({"name": name, "scopes": scopes}));
     answer.body["secret"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned()
 }
 
-/// Make a call, for tests that are about something else.
+/// Makes one call, for tests of other modules.
 pub(crate) fn call(server: &Server) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let live = async { client(server).await.server_live(ServerLiveRequest {}).await };
     assert!(runtime.block_on(live).unwrap().into_inner().live);
 }
 
-/// The line in the log of a call.
-fn line_of(server: &Server, method: &str, request_id: &str) -> Value {
-    server.wait_for("the line", |line| {
+/// The log line of a call.
+fn log_line(server: &Server, method: &str, request_id: &str) -> Value {
+    server.wait_for("the log line", |line| {
         line["route"].as_str().is_some_and(|route| route.ends_with(method))
             && line["request_id"] == request_id
     })
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_answers_as_over_http_and_its_metadata_say_who_did() {
+async fn a_prediction_equals_http_and_names_its_version() {
     let server = Server::start(&Setup::toxicity());
     let over_http = server.post("/models/toxicity/predict", &json!({"text": "You are nice"}));
     let mut client = client(&server).await;
@@ -142,7 +142,7 @@ async fn a_model_answers_as_over_http_and_its_metadata_say_who_did() {
         let score = f32::from_le_bytes(answer.raw_output_contents[score][..].try_into().unwrap());
         assert!((f64::from(score) - over_http.body["score"].as_f64().unwrap()).abs() < 1e-6);
     }
-    let line = line_of(&server, "/ModelInfer", "request-1");
+    let line = log_line(&server, "/ModelInfer", "request-1");
     let is = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
     assert_eq!(
         (is("model"), is("version"), is("caller")),
@@ -161,7 +161,7 @@ async fn a_model_answers_as_over_http_and_its_metadata_say_who_did() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_no_good_key_is_told_health_and_nothing_of_models() {
+async fn without_a_valid_key_only_health_is_visible() {
     let server = Server::start(&Setup::toxicity());
     let mut client = client(&server).await;
     assert!(client.server_live(ServerLiveRequest {}).await.unwrap().into_inner().live);
@@ -188,7 +188,7 @@ async fn who_has_no_good_key_is_told_health_and_nothing_of_models() {
         let message = ModelStatisticsRequest { name, version };
         assert_refused(client.model_statistics(with(message, &headers)).await, code, word);
     }
-    // What a proxy adds is no key; a key that is one may come in either of two ways.
+    // A bearer token in the `authorization` header works as well, unless both headers disagree.
     let bearer = format!("Bearer {DEMO_KEY}");
     client.model_infer(with(nice(), &[("authorization", &bearer)])).await.unwrap();
     let two = [("authorization", &*bearer), ("x-api-key", "other")];
@@ -200,7 +200,7 @@ async fn who_has_no_good_key_is_told_health_and_nothing_of_models() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_operators_load_and_unload() {
+async fn only_admin_keys_load_and_unload() {
     let artifacts = vec![guesthouse_tests::artifacts::toxicity("1.0.0")];
     let server = Server::start(&Setup { artifacts, ..Setup::default() });
     let mut client = client(&server).await;
@@ -230,7 +230,7 @@ async fn only_operators_load_and_unload() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_told_of_models_is_what_clients_look_for() {
+async fn metadata_configuration_and_statistics_are_served() {
     let server = Server::start(&Setup::toxicity());
     let mut client = client(&server).await;
     let (name, version) = ("toxicity".to_owned(), "1".to_owned());
@@ -255,7 +255,7 @@ async fn what_is_told_of_models_is_what_clients_look_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_say_what_they_are_to_programs_and_to_people() {
+async fn errors_have_codes_reasons_and_messages() {
     let server = Server::start(&Setup::toxicity());
     let mut client = client(&server).await;
     let mut infer = async |message: ModelInferRequest| client.model_infer(keyed(message)).await;
@@ -271,13 +271,13 @@ async fn errors_say_what_they_are_to_programs_and_to_people() {
     let details = status.get_error_details();
     let fields = details.bad_request().unwrap().field_violations.iter();
     assert_eq!(fields.map(|it| &*it.field).collect::<Vec<_>>(), ["rows[1].text", "rows[3].text"]);
-    assert!(details.retry_info().is_none(), "it would be the same again");
+    assert!(details.retry_info().is_none(), "a retry would fail in the same way");
     let metadata = status.metadata();
     assert!(metadata.get("x-request-id").is_some() && metadata.get("x-model-version").is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_too_often_is_told_when_to_come_back() {
+async fn a_rate_limited_call_gets_a_retry_delay() {
     let server = Server::start(&Setup::toxicity());
     let body =
         json!({"name": "slow", "scopes": ["predict:*"], "rate": {"per_second": 0.001, "burst": 1}});
@@ -292,7 +292,7 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_callers_make_up_is_unimplemented_and_nowhere_to_be_read() {
+async fn unknown_methods_are_unimplemented_and_not_labels() {
     let server = Server::start(&Setup::toxicity());
     let mut grpc = tonic::client::Grpc::new(channel(&server).await);
     for path in ["/inference.GRPCInferenceService/MadeUp", "/made.Up/MadeUp", "/"] {
@@ -302,17 +302,17 @@ async fn what_callers_make_up_is_unimplemented_and_nowhere_to_be_read() {
         let answer = grpc.unary(request, path.parse().unwrap(), codec).await;
         assert_refused(answer, Code::Unimplemented, "method_not_allowed");
     }
-    // What is no gRPC is told so, in both versions of HTTP.
+    // A request that is not gRPC gets 415.
     let url = format!("http://{}/healthz", server.grpc_address());
     let answer = guesthouse_tests::client::try_send("GET", &url, &[], b"");
     assert_eq!(answer, Some(415));
-    server.wait_for("the line", |line| line["status"] == 415);
-    let said = format!("{}{:?}", server.metrics(), server.lines());
-    assert!(!said.contains("MadeUp"), "{said}");
+    server.wait_for("the log line", |line| line["status"] == 415);
+    let logged = format!("{}{:?}", server.metrics(), server.lines());
+    assert!(!logged.contains("MadeUp"), "{logged}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_a_caller_sends_is_logged_whatever_the_level() {
+async fn caller_data_is_not_logged_at_any_level() {
     const WORD: &str = "canary9f3a";
     let server = Server::start(&Setup { log: Some("trace".to_owned()), ..Setup::toxicity() });
     let mut client = client(&server).await;
@@ -343,12 +343,12 @@ async fn nothing_that_a_caller_sends_is_logged_whatever_the_level() {
     let _ = health.check(keyed(HealthCheckRequest { service: word() })).await;
     let (_, lines) = server.stop();
     assert!(lines.len() > 20, "{lines:?}");
-    let said = lines.iter().find(|line| line.to_string().contains(WORD));
-    assert!(said.is_none(), "{said:?}");
+    let logged = lines.iter().find(|line| line.to_string().contains(WORD));
+    assert!(logged.is_none(), "{logged:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_told_without_a_key_and_of_models_with_one() {
+async fn server_health_needs_no_key_and_model_health_does() {
     let server = Server::start(&Setup::toxicity());
     let mut client = HealthClient::new(channel(&server).await);
     let mut check = async |service: &str, key: Option<&str>| {
@@ -368,7 +368,7 @@ async fn health_is_told_without_a_key_and_of_models_with_one() {
     }
 }
 
-/// Everything that can be learnt of the services, from their names on.
+/// Queries everything that reflection offers; returns the names of the services.
 async fn reflect(server: &Server, key: &str) -> BTreeSet<String> {
     let mut client = ServerReflectionClient::new(channel(server).await);
     let ask = |question: MessageRequest| v1::ServerReflectionRequest {
@@ -404,7 +404,7 @@ async fn reflect(server: &Server, key: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tools_can_ask_what_there_is() {
+async fn reflection_describes_all_services() {
     let server = Server::start(&Setup::toxicity());
     let services = reflect(&server, DEMO_KEY).await;
     for service in [
@@ -432,7 +432,7 @@ async fn tools_can_ask_what_there_is() {
 }
 
 #[test]
-fn it_can_be_switched_off() {
+fn grpc_can_be_disabled() {
     let folder = guesthouse_tests::artifacts::temporary_folder();
     let config = folder.path().join("guesthouse.toml");
     std::fs::write(&config, "grpc_listen = \"off\"\n").unwrap();

@@ -1,10 +1,9 @@
 use std::future::poll_fn;
-use std::time::Duration;
 
 use guesthouse_tests::artifacts::temporary_folder;
 use guesthouse_tests::grpc::model_infer_request::InferInputTensor;
 use guesthouse_tests::grpc::{ModelInferRequest, ServerLiveRequest};
-use guesthouse_tests::{DEMO_KEY, Server, Setup};
+use guesthouse_tests::{DEADLINE, DEMO_KEY, Server, Setup};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use prost::Message as _;
@@ -16,10 +15,10 @@ use tonic_types::StatusExt as _;
 
 use crate::grpc::{Client, assert_refused, client, keyed, nice, texts};
 
-/// A caller that sends what it likes, when it likes.
+/// A client that controls each frame that it sends.
 pub(crate) struct Caller(SendRequest<Bytes>);
 
-/// A call whose message is still being sent.
+/// A call whose request is still being sent.
 pub(crate) struct Call {
     answer: ResponseFuture,
     body: SendStream<Bytes>,
@@ -48,21 +47,21 @@ impl Caller {
 }
 
 impl Call {
-    /// A whole message, perhaps the last one.
+    /// Sends a complete message, which may be the last one.
     pub(crate) fn send(&mut self, message: &[u8], is_last: bool) {
         self.send_part(message, message.len(), is_last);
     }
 
-    /// The beginning of a message that is announced to be so long.
+    /// Sends the beginning of a message with this announced length.
     fn send_part(&mut self, part: &[u8], length: usize, is_last: bool) {
         let length = u32::try_from(length).unwrap().to_be_bytes();
         let bytes = [&[0][..], &length, part].concat();
         self.body.send_data(bytes.into(), is_last).unwrap();
     }
 
-    /// How the call ends, and the word for it.
+    /// Waits for the end of the call; returns its code and its reason.
     pub(crate) async fn end(self) -> (Code, Option<String>) {
-        let answer = tokio::time::timeout(Duration::from_secs(60), self.answer).await;
+        let answer = tokio::time::timeout(DEADLINE, self.answer).await;
         let (parts, mut body) = answer.unwrap().unwrap().into_parts();
         let mut headers = parts.headers;
         if !headers.contains_key("grpc-status") {
@@ -93,7 +92,7 @@ fn refused(code: Code, word: &str) -> (Code, Option<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_up_to_the_limit_are_taken_however_they_are_packed() {
+async fn the_message_limit_applies_to_compressed_messages() {
     let folder = temporary_folder();
     let mut setup = Setup::fixtures(folder.path(), &["identity_bytes"]);
     setup.config = setup.config.replace("[limits]", "[limits]\nbody_bytes = 100000");
@@ -109,7 +108,7 @@ async fn messages_up_to_the_limit_are_taken_however_they_are_packed() {
     };
     for (number, client) in clients.iter_mut().enumerate() {
         let answer = client.model_infer(keyed(message(90_000))).await.unwrap();
-        // Who packs gets it packed.
+        // Clients that compress requests get compressed responses.
         let encoding =
             answer.metadata().get("grpc-encoding").map(|it| it.to_str().unwrap().to_owned());
         assert_eq!(encoding.as_deref(), [None, Some("gzip"), Some("deflate")][number]);
@@ -119,11 +118,11 @@ async fn messages_up_to_the_limit_are_taken_however_they_are_packed() {
             assert_refused(outcome, Code::ResourceExhausted, "payload_too_large");
         }
     }
-    // What clients say that take packed answers, and pack nothing: nothing is packed.
+    // A client that only accepts compression gets an uncompressed response.
     let mut taking = plain.clone().accept_compressed(CompressionEncoding::Gzip);
     let answer = taking.model_infer(keyed(message(90_000))).await.unwrap();
     assert!(answer.metadata().get("grpc-encoding").is_none());
-    // What nobody unpacks.
+    // An encoding that the server does not support.
     let mut unknown = keyed(message(1));
     unknown.metadata_mut().insert("grpc-encoding", "br".parse().unwrap());
     let outcome = taking.model_infer(unknown).await;
@@ -131,12 +130,12 @@ async fn messages_up_to_the_limit_are_taken_however_they_are_packed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_that_would_swell_are_refused() {
+async fn messages_that_decode_to_many_values_are_rejected() {
     let server = Server::start(&Setup::toxicity());
     let mut client = client(&server).await;
     client.model_infer(keyed(nice())).await.unwrap();
     let before = server.peak_memory_bytes();
-    // Two bytes each, and hundreds in memory.
+    // Two bytes each on the wire, and hundreds in memory.
     let empty = ModelInferRequest { inputs: vec![InferInputTensor::default(); 3 << 20], ..nice() };
     assert!(empty.encoded_len() < 8 << 20);
     let outcome = client.model_infer(keyed(empty)).await;
@@ -150,7 +149,7 @@ async fn messages_that_would_swell_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_is_told_so_and_costs_one_call() {
+async fn malformed_messages_fail_their_own_call() {
     let server = Server::start(&Setup::toxicity());
     let mut caller = Caller::connect(&server).await;
     let headers = [("x-api-key", DEMO_KEY)];
@@ -179,8 +178,8 @@ async fn garbage_is_told_so_and_costs_one_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_may_not_ask_need_not_send_anything_to_be_told() {
-    let server = Server::start(&setup("body_seconds = 300"));
+async fn unauthorized_calls_fail_before_the_message_arrives() {
+    let server = Server::start(&setup("body_seconds = 3600"));
     let mut caller = Caller::connect(&server).await;
     for method in ["ModelInfer", "ModelStreamInfer", "ModelReady"] {
         let call = caller.begin(method, &[]);
@@ -192,7 +191,7 @@ async fn who_may_not_ask_need_not_send_anything_to_be_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_has_to_come_in_time() {
+async fn slow_messages_time_out() {
     let server = Server::start(&setup("body_seconds = 1"));
     let mut caller = Caller::connect(&server).await;
     let headers = [("x-api-key", DEMO_KEY)];
@@ -209,28 +208,19 @@ async fn a_message_has_to_come_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_flight_counts_with_all_other_bodies() {
-    let limits = "body_bytes = 200000\nbodies_in_flight_bytes = 200000\nbody_seconds = 300";
+async fn messages_count_as_bodies_in_flight() {
+    let limits = "body_bytes = 200000\nbodies_in_flight_bytes = 200000\nbody_seconds = 3600";
     let server = Server::start(&setup(limits));
     let mut caller = Caller::connect(&server).await;
     let mut large = caller.begin("ModelStreamInfer", &[("x-api-key", DEMO_KEY)]);
     large.send_part(&[0; 50_000], 190_000, false);
-    // The rest waits for the window that the first part has left.
+    // Fills the rest of the flow-control window.
     large.body.send_data(Bytes::from(vec![0; 139_000]), false).unwrap();
-    let held = |bytes: usize| {
-        move |metrics: &str| {
-            let line = format!("guesthouse_bodies_in_flight_bytes{{}} {bytes}");
-            metrics.lines().any(|is| is == line)
-        }
+    let wait_until_held = |bytes: usize| {
+        let wanted = format!("guesthouse_bodies_in_flight_bytes{{}} {bytes}");
+        server.eventually(&wanted, |server| server.metrics().lines().any(|line| line == wanted));
     };
-    let wait = |what: &str, is_so: &dyn Fn(&str) -> bool| {
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        while !is_so(&server.metrics()) {
-            assert!(std::time::Instant::now() < deadline, "{what}: {}", server.metrics());
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-    };
-    tokio::task::block_in_place(|| wait("it is held", &held(189_000)));
+    tokio::task::block_in_place(|| wait_until_held(189_000));
     let mut client = client(&server).await;
     let message = texts("toxicity", "text", &[&"a".repeat(20_000)]);
     let outcome = client.model_infer(keyed(message)).await;
@@ -238,12 +228,12 @@ async fn what_is_in_flight_counts_with_all_other_bodies() {
     assert!(status.get_error_details().retry_info().is_some());
     client.server_live(ServerLiveRequest {}).await.unwrap();
     drop((large, caller));
-    tokio::task::block_in_place(|| wait("it is let go", &held(0)));
+    tokio::task::block_in_place(|| wait_until_held(0));
     client.model_infer(keyed(nice())).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_are_private_where_the_server_has_a_certificate() {
+async fn calls_use_tls_if_a_certificate_is_configured() {
     let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
     let pair = rcgen::generate_simple_self_signed(names).unwrap();
     let folder = temporary_folder();

@@ -34,7 +34,8 @@ async fn ask(client: &mut Client, message: ModelInferRequest) -> ModelInferRespo
     client.model_infer(keyed(message)).await.unwrap().into_inner()
 }
 
-/// Elements of each datatype, with its extremes: in their raw form and, if there is one, by their type.
+/// Elements of a datatype with its extreme values: in raw form, and in the typed form if there is
+/// one.
 fn samples(datatype: &str) -> (Vec<u8>, Option<InferTensorContents>) {
     let mut contents = InferTensorContents::default();
     macro_rules! numbers {
@@ -65,7 +66,7 @@ fn samples(datatype: &str) -> (Vec<u8>, Option<InferTensorContents>) {
             let length = |element: &[u8]| u32::try_from(element.len()).unwrap().to_le_bytes();
             elements.iter().flat_map(|it| [&length(it)[..], it].concat()).collect()
         }
-        // A number, the smallest one, an infinity, and something that is no number, with its bits.
+        // One, the smallest subnormal, infinity, and a NaN with a payload.
         "FP16" => return (vec![0x00, 0x3c, 0x01, 0x00, 0x00, 0x7c, 0x55, 0x7e], None),
         "BF16" => return (vec![0x80, 0x3f, 0x01, 0x00, 0x80, 0x7f, 0x55, 0x7f], None),
         other => panic!("{other} is no datatype"),
@@ -74,7 +75,7 @@ fn samples(datatype: &str) -> (Vec<u8>, Option<InferTensorContents>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_datatype_comes_out_as_it_went_in_raw_and_by_type() {
+async fn every_datatype_round_trips_in_raw_and_typed_form() {
     let (server, _folder) = server(&[]);
     let mut client = client(&server).await;
     let names = fixture_names().into_iter().filter(|name| name.starts_with("identity_"));
@@ -96,7 +97,7 @@ async fn every_datatype_comes_out_as_it_went_in_raw_and_by_type() {
             let mut message = one(&model, &datatype, &shape);
             message.inputs[0].contents = Some(contents.clone());
             let answer = ask(&mut client, message).await;
-            // Some clients read the ones, and some the others.
+            // Some clients read the typed contents, others the raw ones.
             assert_eq!(answer.outputs[0].contents.as_ref(), Some(contents), "{datatype}");
             assert_eq!(
                 answer.raw_output_contents.as_slice(),
@@ -115,7 +116,7 @@ async fn every_datatype_comes_out_as_it_went_in_raw_and_by_type() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn outputs_come_in_the_order_and_the_form_that_is_asked_for() {
+async fn outputs_have_the_requested_order_and_form() {
     let (server, _folder) = server(&["simple"]);
     let mut client = client(&server).await;
     let input = |name: &str, value: i32| InferInputTensor {
@@ -171,7 +172,7 @@ fn raw(model: &str, datatype: &str, shape: &[i64], raw: &[&[u8]]) -> ModelInferR
     message
 }
 
-/// A request with one INT8 whose contents are by type.
+/// A request with one INT8 input of typed contents.
 fn typed(contents: InferTensorContents) -> ModelInferRequest {
     let mut message = one("identity_int8", "INT8", &[1, 1]);
     message.inputs[0].contents = Some(contents);
@@ -184,7 +185,7 @@ fn ints(int_contents: Vec<i32>) -> InferTensorContents {
 
 type Bad = Vec<(&'static str, ModelInferRequest)>;
 
-/// What does not go together, or is not there.
+/// Requests whose parts contradict each other or are missing.
 fn ill_composed() -> Bad {
     let (model, kind) = ("identity_int8", "INT8");
     let mut both = raw(model, kind, &[1, 1], &[b"a"]);
@@ -218,7 +219,7 @@ fn ill_composed() -> Bad {
     ]
 }
 
-/// Bytes, shapes and numbers that are none.
+/// Requests with invalid bytes, shapes or numbers.
 fn ill_formed() -> Bad {
     let (model, kind) = ("identity_int8", "INT8");
     vec![
@@ -248,9 +249,9 @@ fn ill_formed() -> Bad {
     ]
 }
 
-/// Each of these, and the server is as it was.
+/// The server keeps serving after each of them.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_tensor_is_refused() {
+async fn malformed_tensors_are_rejected() {
     let (server, _folder) = server(&["identity_int8", "identity_bytes", "identity_bool"]);
     let mut client = client(&server).await;
     for (what, message) in ill_composed().into_iter().chain(ill_formed()) {

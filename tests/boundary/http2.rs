@@ -3,14 +3,14 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use guesthouse_tests::{DEMO_KEY, Server, Setup, Signal, client};
+use guesthouse_tests::{DEADLINE, DEMO_KEY, Server, Setup, Signal, client};
 use reqwest::blocking::Client;
 use reqwest::{StatusCode, Version};
 use serde_json::{Value, json};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A frame: its type, its flags, its stream.
+/// A frame of this type with these flags on this stream.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
@@ -20,13 +20,14 @@ fn settings() -> Vec<u8> {
     frame(4, 0, 0, b"")
 }
 
-/// `GET /healthz`, as the only frame of its stream.
+/// `GET /healthz` as the only frame of its stream.
 fn healthz(stream: u32) -> Vec<u8> {
-    // By RFC 7541's table: GET, http; a path and an authority by their names' numbers.
+    // From the static table of RFC 7541: method GET and scheme http; `:path` and `:authority` with
+    // literal values.
     frame(1, 0x5, stream, b"\x82\x86\x04\x08/healthz\x41\x01a")
 }
 
-/// `POST /v1/predict` with a key; its body is to follow.
+/// `POST /v1/predict` with a key; the body follows.
 fn predict(stream: u32) -> Vec<u8> {
     let head = &b"\x83\x86\x04\x0b/v1/predict\x41\x01a\x00\x09x-api-key"[..];
     let length = u8::try_from(DEMO_KEY.len()).unwrap();
@@ -41,41 +42,41 @@ fn setup(limits: &str) -> Setup {
 
 fn open(server: &Server, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(server.address()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(bytes).unwrap();
     stream
 }
 
-/// What comes until the server closes the connection, however it does.
-fn rest(mut stream: TcpStream) -> Vec<u8> {
-    let mut rest = Vec::new();
-    if let Err(error) = stream.read_to_end(&mut rest) {
+/// Everything until the server closes the connection, normally or with a reset.
+fn read_to_end(mut stream: TcpStream) -> Vec<u8> {
+    let mut read_to_end = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut read_to_end) {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "the connection is not closed");
     }
-    rest
+    read_to_end
 }
 
-/// What comes until it is as wanted.
+/// Reads until `wanted` accepts the bytes read so far.
 fn read_until(stream: &mut TcpStream, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let mut seen = Vec::new();
     while !wanted(&seen) {
         let mut piece = [0; 4096];
         let count = stream.read(&mut piece).unwrap();
-        assert_ne!(count, 0, "the connection is closed: {:?}", kinds(&seen));
+        assert_ne!(count, 0, "the connection is closed: {:?}", frame_types(&seen));
         seen.extend_from_slice(&piece[..count]);
     }
     seen
 }
 
-/// The types of the frames in what came.
-fn kinds(mut bytes: &[u8]) -> Vec<u8> {
-    let mut kinds = Vec::new();
+/// The types of the frames in these bytes.
+fn frame_types(mut bytes: &[u8]) -> Vec<u8> {
+    let mut frame_types = Vec::new();
     while let [a, b, c, kind, ..] = bytes {
         let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
-        kinds.push(*kind);
+        frame_types.push(*kind);
         bytes = bytes.get(9 + length..).unwrap_or_default();
     }
-    kinds
+    frame_types
 }
 
 fn client() -> Client {
@@ -83,7 +84,7 @@ fn client() -> Client {
 }
 
 #[test]
-fn clients_that_know_it_are_served_many_requests_at_once() {
+fn concurrent_requests_on_one_connection_succeed() {
     let server = Server::start(&setup(""));
     let client = client();
     let ask = |text: &str| {
@@ -91,7 +92,8 @@ fn clients_that_know_it_are_served_many_requests_at_once() {
         request.json(&json!({ "text": text })).send().unwrap()
     };
     let score = |text: &str| {
-        // A server that has answered nothing yet takes only so many at once, and says so.
+        // A server without measurements admits few concurrent requests and rejects the others with
+        // 503.
         let response = std::iter::repeat_with(|| ask(text))
             .find(|response| response.status() != StatusCode::SERVICE_UNAVAILABLE)
             .unwrap();
@@ -109,7 +111,7 @@ fn clients_that_know_it_are_served_many_requests_at_once() {
     for (score, wanted) in scores.iter().zip(wanted) {
         assert!((score.as_f64().unwrap() - wanted["score"].as_f64().unwrap()).abs() < 1e-6);
     }
-    // Errors are what they are elsewhere.
+    // Errors are the same as over HTTP/1.1.
     let response = client.post(server.url("/v1/predict")).body("{").send().unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     let huge = client.post(server.url("/v1/predict")).header("X-API-Key", DEMO_KEY);
@@ -125,14 +127,14 @@ fn clients_that_know_it_are_served_many_requests_at_once() {
 }
 
 #[test]
-fn connections_that_ask_nothing_are_closed() {
+fn connections_without_requests_are_closed() {
     let server = Server::start(&setup("connections = 8\nhead_seconds = 1\nidle_seconds = 1"));
     let greeting = [PREFACE, &settings()].concat();
     let half_head = frame(1, 0x1, 1, b"\x82\x86");
     let silent: Vec<_> = (0..4)
         .flat_map(|_| {
             [
-                // A half word, and one that could be either.
+                // A part of the preface, which could still become HTTP/1.1.
                 open(&server, &PREFACE[..10]),
                 open(&server, PREFACE),
                 open(&server, &greeting),
@@ -142,49 +144,51 @@ fn connections_that_ask_nothing_are_closed() {
         .collect();
     assert_eq!(server.get("/healthz").status, 200);
     for stream in silent {
-        rest(stream);
+        read_to_end(stream);
     }
-    // One that has had its answer is told that it is over.
-    let idle = rest(open(&server, &[&greeting[..], &healthz(1)].concat()));
-    let kinds = kinds(&idle);
-    assert!(kinds.contains(&1) && kinds.contains(&7), "an answer and a farewell: {kinds:?}");
+    // A connection that had a response receives GOAWAY.
+    let idle = read_to_end(open(&server, &[&greeting[..], &healthz(1)].concat()));
+    let frame_types = frame_types(&idle);
+    assert!(
+        frame_types.contains(&1) && frame_types.contains(&7),
+        "HEADERS and GOAWAY: {frame_types:?}"
+    );
     server.assert_healthy();
 }
 
 #[test]
-fn connections_without_a_request_do_not_hold_up_the_stop() {
-    let server = Server::start(&setup("drain_seconds = 300\nhead_seconds = 300"));
+fn idle_connections_do_not_delay_the_shutdown() {
+    let server = Server::start(&setup("drain_seconds = 3600\nhead_seconds = 3600"));
     let greeting = [PREFACE, &settings()].concat();
     let _silent = open(&server, &PREFACE[..5]);
     let _greeted = open(&server, &greeting);
-    // It answers no ping, and so does not say that it has understood.
+    // It acknowledges no ping of the graceful shutdown.
     let mut answered = open(&server, &[&greeting[..], &healthz(1)].concat());
     read_until(&mut answered, |seen| seen.windows(5).any(|part| part == b"alive"));
     let kept = client();
     assert_eq!(kept.get(server.url("/healthz")).send().unwrap().status(), StatusCode::OK);
-    let begun = Instant::now();
     let (status, _) = server.stop();
-    assert!(status.success(), "nothing is left to drain");
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(status.success(), "requests were left to drain");
 }
 
 #[test]
-fn requests_under_way_are_answered_by_a_server_that_stops() {
+fn requests_in_progress_complete_during_the_shutdown() {
     let server = Server::start(&setup("drain_seconds = 300"));
     let begin = [PREFACE, &settings(), &predict(1), &healthz(3)].concat();
     let mut stream = open(&server, &begin);
-    // Frames are looked at in their order, so the first one is under way when the second is over.
+    // Frames are processed in order, so the first request is in progress when the second is
+    // answered.
     let mut seen = read_until(&mut stream, |seen| seen.windows(5).any(|part| part == b"alive"));
     server.signal(Signal::INT);
-    server.wait_for("the stop", |line| line["message"] == "draining");
+    server.wait_for("the drain", |line| line["message"] == "draining");
     stream.write_all(&frame(0, 1, 1, br#"{"text": "You are nice"}"#)).unwrap();
-    seen.extend(rest(stream));
+    seen.extend(read_to_end(stream));
     assert!(seen.windows(5).any(|part| part == b"clean"), "{}", String::from_utf8_lossy(&seen));
     assert!(server.wait_for_end().0.success());
 }
 
 #[test]
-fn heads_that_are_too_long_are_refused() {
+fn oversized_heads_are_rejected() {
     let server = Server::start(&setup(""));
     let client = client();
     let long = client.get(server.url("/healthz")).header("X-Long", "a".repeat(15_000));
@@ -199,7 +203,7 @@ fn heads_that_are_too_long_are_refused() {
 }
 
 #[test]
-fn a_flood_of_requests_taken_back_is_cut_off() {
+fn a_rapid_reset_flood_is_disconnected() {
     let server = Server::start(&setup(""));
     let mut flood = [PREFACE, &settings()].concat();
     for stream in (1..40_000).step_by(2) {
@@ -208,31 +212,32 @@ fn a_flood_of_requests_taken_back_is_cut_off() {
         flood.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
     }
     let mut stream = TcpStream::connect(server.address()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
-    // The connection may be closed before all of it is sent.
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    // The connection may be closed before everything is sent.
     let _ = stream.write_all(&flood);
-    let kinds = kinds(&rest(stream));
-    let answers = kinds.iter().filter(|kind| **kind == 1).count();
+    let frame_types = frame_types(&read_to_end(stream));
+    let answers = frame_types.iter().filter(|kind| **kind == 1).count();
     assert!(answers < 10_000, "{answers} answers");
     server.assert_healthy();
 }
 
 #[test]
-fn more_streams_than_allowed_are_refused_one_by_one() {
+fn streams_over_the_limit_are_reset_one_by_one() {
     let server = Server::start(&setup("body_seconds = 10"));
-    // Bodies that never come.
+    // Requests whose bodies never arrive.
     let mut bytes = [PREFACE, &settings()].concat();
     (1..300).step_by(2).for_each(|stream| bytes.extend(predict(stream)));
     let mut stream = open(&server, &bytes);
-    let count = |seen: &[u8], wanted| kinds(seen).iter().filter(|kind| **kind == wanted).count();
-    // 150 streams: 100 that time out, and 50 that are reset.
+    let count =
+        |seen: &[u8], wanted| frame_types(seen).iter().filter(|kind| **kind == wanted).count();
+    // Of 150 streams, 100 time out and 50 are reset.
     let seen = read_until(&mut stream, |seen| count(seen, 1) >= 100);
-    assert!(count(&seen, 3) >= 50, "{:?}", kinds(&seen));
+    assert!(count(&seen, 3) >= 50, "{:?}", frame_types(&seen));
     server.assert_healthy();
 }
 
-/// A request for `/healthz` with such headers as literals without an index.
+/// A request for `/healthz` with these headers as literals without indexing.
 fn healthz_with(stream: u32, headers: &[(&str, &str)]) -> Vec<u8> {
     let mut head = b"\x82\x86\x04\x08/healthz".to_vec();
     let literal = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
@@ -243,7 +248,7 @@ fn healthz_with(stream: u32, headers: &[(&str, &str)]) -> Vec<u8> {
 }
 
 #[test]
-fn a_request_names_its_host_once() {
+fn a_missing_or_contradictory_host_gets_400() {
     let server = Server::start(&setup(""));
     for (headers, is_good) in [
         (&[(":authority", "a")][..], true),
@@ -263,34 +268,32 @@ fn a_request_names_its_host_once() {
 }
 
 #[test]
-fn a_refusal_does_not_wait_for_the_body() {
-    let server = Server::start(&setup(""));
+fn a_rejection_does_not_wait_for_the_body() {
+    let server = Server::start(&setup("body_seconds = 3600"));
     let mut other = predict(1);
-    // Another key than the one that is known.
+    // A key that is not known.
     *other.last_mut().unwrap() ^= 1;
     let mut stream = open(&server, &[PREFACE, &settings(), &other].concat());
-    let begun = Instant::now();
     let mut seen =
         read_until(&mut stream, |seen| seen.windows(12).any(|part| part == b"unauthorized"));
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
-    // Who sends its body after all is not told to stop, and can ask again.
+    // A client that sends its body nevertheless is not reset, and can use the connection again.
     stream.write_all(&frame(0, 1, 1, &[b' '; 1000])).unwrap();
     stream.write_all(&healthz(3)).unwrap();
     seen.extend(read_until(&mut stream, |seen| seen.windows(5).any(|part| part == b"alive")));
-    assert!(!kinds(&seen).contains(&3), "no stream is reset: {:?}", kinds(&seen));
+    assert!(!frame_types(&seen).contains(&3), "a stream is reset: {:?}", frame_types(&seen));
 }
 
 #[test]
-fn an_idle_connection_is_kept_for_longer_than_a_head_may_take() {
+fn an_idle_connection_outlives_the_head_limit() {
     let server = Server::start(&setup("head_seconds = 1\nidle_seconds = 4"));
     let begun = Instant::now();
     let greeting = [PREFACE, &settings()].concat();
     let silent = std::thread::scope(|scope| {
         let silent = scope.spawn(|| {
-            rest(open(&server, &greeting));
+            read_to_end(open(&server, &greeting));
             begun.elapsed()
         });
-        rest(open(&server, &[&greeting[..], &healthz(1)].concat()));
+        read_to_end(open(&server, &[&greeting[..], &healthz(1)].concat()));
         silent.join().unwrap()
     });
     let idle = begun.elapsed();

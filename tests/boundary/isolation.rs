@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::temporary_folder;
-use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use guesthouse_tests::{DEMO_KEY, HttpResponse, Server, Setup};
 use serde_json::json;
 
-/// More than anything here takes.
-const AMPLE: u32 = 20_000;
+/// A time limit that nothing here reaches, in milliseconds.
+const LONG_LIMIT: u32 = 20_000;
 
 fn server(predict_milliseconds: u32, more: &str) -> (Server, tempfile::TempDir) {
     let folder = temporary_folder();
@@ -17,7 +17,7 @@ fn server(predict_milliseconds: u32, more: &str) -> (Server, tempfile::TempDir) 
     (Server::start(&setup), folder)
 }
 
-fn ask(server: &Server, action: &str) -> Answer {
+fn ask(server: &Server, action: &str) -> HttpResponse {
     server.post("/models/misbehave/predict", &json!({ "action": action }))
 }
 
@@ -28,37 +28,38 @@ fn count(server: &Server) -> u32 {
 }
 
 #[test]
-fn fresh_instances_remember_nothing_and_reused_ones_do() {
-    let (server, _folder) = server(AMPLE, "[models.misbehave]\nisolation = \"fresh\"\n");
+fn fresh_instances_have_no_state_and_reused_ones_do() {
+    let (server, _folder) = server(LONG_LIMIT, "[models.misbehave]\nisolation = \"fresh\"\n");
     assert!((0..50).all(|_| count(&server) == 1));
-    let (server, _folder) = self::server(AMPLE, "threads_per_version = 1\n");
-    // The golden example ran in the same instance, but is no count.
+    let (server, _folder) = self::server(LONG_LIMIT, "threads_per_version = 1\n");
+    // The golden example ran in the same instance but did not count.
     let counts: Vec<_> = (0..50).map(|_| count(&server)).collect();
     assert_eq!(counts, (1..=50).collect::<Vec<_>>());
 }
 
 #[test]
-fn a_reused_instance_is_replaced_after_its_batches_and_after_growing() {
+fn a_reused_instance_is_replaced_at_its_limits() {
     let few = "threads_per_version = 1\n[models.misbehave]\n\
                isolation = { reuse = { max_batches = 5 } }\n";
-    let (server, _folder) = server(AMPLE, few);
+    let (server, _folder) = server(LONG_LIMIT, few);
     let counts: Vec<_> = (0..20).map(|_| count(&server)).collect();
     assert!(counts.iter().all(|count| *count <= 5), "{counts:?}");
     assert!(counts.iter().filter(|count| **count == 1).count() >= 4, "{counts:?}");
-    // 256 MiB are the limit; 1000 calls that leak one each pass, because instances are replaced.
+    // The limit is 256 MiB: 1000 calls that leak 1 MiB each succeed only if instances are replaced.
     let growing = "[models.misbehave]\nisolation = { reuse = { max_memory_growth_mib = 16 } }\n";
-    let (server, _folder) = self::server(AMPLE, growing);
+    let (server, _folder) = self::server(LONG_LIMIT, growing);
     assert!((0..1000).all(|_| ask(&server, "grow").status == 200));
 }
 
 #[test]
-fn a_version_never_has_more_instances_than_were_set_aside_for_it() {
-    // Room for these two versions and not one instance more. One of the two that misbehave is busy
-    // while the other breaks down and is replaced again and again; the healthy version makes a new
-    // instance for every request, and must find room for both of its callers.
+fn a_version_never_exceeds_its_reserved_instances() {
+    // The limit leaves room for these two versions and not one instance more. One of the two
+    // misbehaving instances is busy while the other traps and is replaced again and again. The
+    // healthy version makes a new instance for every request and must find room for both of its
+    // callers.
     let config = "threads_per_version = 2\ninference_threads = 8\ninstances = 4\n\
                   [models.toxicity]\nisolation = \"fresh\"\n";
-    let (server, _folder) = server(AMPLE, config);
+    let (server, _folder) = server(LONG_LIMIT, config);
     let server = &server;
     let spin = json!({"action": "spin"}).to_string();
     let over = &AtomicBool::new(false);
@@ -83,19 +84,20 @@ fn a_version_never_has_more_instances_than_were_set_aside_for_it() {
 }
 
 #[test]
-fn a_models_own_limits_hold_for_it_and_not_for_others() {
-    // Deep enough for a call of the guest, and a hundredth of what it would take to use 4 MiB.
+fn the_limits_of_a_model_apply_to_it_alone() {
+    // Enough stack for a call of the guest, and a hundredth of what this recursion needs to fill 4
+    // MiB.
     let small = "[models.misbehave]\nstack_kib = 64\ninstances = 1\naccept_non_finite = true\n";
-    let (server, _folder) = server(AMPLE, small);
+    let (server, _folder) = server(LONG_LIMIT, small);
     let answer = ask(&server, "not-a-number");
     assert_eq!((answer.status, &answer.body["score"]), (200, &json!(null)), "{answer:?}");
     assert_eq!(ask(&server, "recurse").error_code(), Some("model_failure"));
     let line = server.wait_for("the trap", |line| line["kind"] == "trap");
     assert_eq!(line["trap"], "stack_overflow");
-    // The one that trapped is replaced when its caller has the answer.
+    // The instance that trapped is replaced after its caller has the response.
     server.wait_for_metric(r#"model="misbehave",version="1.0.0",state="idle"} 1"#);
     server.assert_healthy();
-    // One instance, so one at a time: the second waits for the first.
+    // With one instance, the second request waits for the first.
     let server = &server;
     std::thread::scope(|scope| {
         let spinning = scope.spawn(move || {
@@ -115,7 +117,7 @@ fn a_models_own_limits_hold_for_it_and_not_for_others() {
 }
 
 #[test]
-fn both_policies_and_every_instance_give_the_same_bits() {
+fn all_instances_give_bit_identical_results() {
     let bodies = |server: &Server| {
         let texts = ["You are nice", "what a load of rubbish", "idiot", "Beyoncé 見学"];
         let answers = texts.map(|text| server.post("/v1/predict", &json!({ "text": text })));
@@ -131,7 +133,7 @@ fn both_policies_and_every_instance_give_the_same_bits() {
 }
 
 #[test]
-fn without_address_space_for_a_pool_instances_are_mapped_one_by_one() {
+fn without_address_space_for_a_pool_instances_still_work() {
     // 40 GiB: a fraction of what the pool reserves, and plenty for everything else.
     let mut setup = Setup { address_space_kib: Some(40 << 20), ..Setup::toxicity() };
     setup.config.push_str("isolation = \"fresh\"\n");
@@ -144,32 +146,42 @@ fn without_address_space_for_a_pool_instances_are_mapped_one_by_one() {
 }
 
 #[test]
-fn a_callers_own_deadline_counts_up_to_the_servers() {
-    let (server, _folder) = server(AMPLE, "predict_milliseconds_at_most = 4000\n");
+fn a_request_timeout_is_capped_by_the_servers_limit() {
     let body = json!({"action": "spin-memory"}).to_string();
-    let ask = |milliseconds: &str| {
+    let path = "/models/misbehave/predict";
+    let ask = |server: &Server, milliseconds: &str| {
         let started = Instant::now();
         let headers = [("X-Request-Timeout-Ms", milliseconds)];
-        let path = "/models/misbehave/predict";
         (server.send("POST", path, &headers, body.as_bytes()), started.elapsed())
     };
-    let (answer, took) = ask("100");
+    // The limits of model and server are beyond `DEADLINE`, so the response shows that the request's
+    // own timeout applies.
+    let (patient, _folder) = server(
+        600_000,
+        "predict_milliseconds_at_most = 600000
+",
+    );
+    let (answer, took) = ask(&patient, "100");
     assert_eq!((answer.status, answer.error_code()), (504, Some("deadline_exceeded")));
-    // Before the server's own limit, however busy the machine is.
-    assert!(took >= Duration::from_millis(100) && took < Duration::from_secs(4), "{took:?}");
-    let (answer, took) = ask("100000");
-    assert_eq!(answer.status, 504);
-    // Before what the caller, and the model's own limit, would allow.
-    assert!(took >= Duration::from_secs(4) && took < Duration::from_secs(20), "{took:?}");
+    assert!(took >= Duration::from_millis(100), "{took:?}");
     for bad in ["0", "-1", "1.5", "soon", ""] {
-        let (answer, _) = ask(bad);
+        let (answer, _) = ask(&patient, bad);
         assert_eq!((answer.status, answer.error_code()), (400, Some("malformed_request")), "{bad}");
     }
+    // Here the request's timeout and the model's limit are, so the server's limit applies.
+    let (capping, _folder) = server(
+        600_000,
+        "predict_milliseconds_at_most = 2000
+",
+    );
+    let (answer, took) = ask(&capping, "600000");
+    assert_eq!(answer.status, 504);
+    assert!(took >= Duration::from_secs(2), "{took:?}");
 }
 
 #[test]
-fn a_caller_that_leaves_frees_its_guest_and_has_a_line_in_the_log() {
-    // One thread, and more time than the test has patience for.
+fn a_disconnect_frees_the_guest_and_is_logged() {
+    // One thread, and a time limit far beyond `DEADLINE`.
     let config = "inference_threads = 1\nthreads_per_version = 1\n\
                   predict_milliseconds_at_most = 600000\n";
     let (server, _folder) = server(600_000, config);
@@ -182,14 +194,14 @@ fn a_caller_that_leaves_frees_its_guest_and_has_a_line_in_the_log() {
         body.len()
     )
     .unwrap();
-    // The only thread is taken once another request has to wait for it.
+    // The only thread is busy once another request has to wait for it.
     let path = "/models/misbehave/predict";
     let echo = json!({"action": "echo"}).to_string();
     let soon = [("X-Request-Timeout-Ms", "200")];
     while server.send("POST", path, &soon, echo.as_bytes()).status != 504 {}
     drop(stream);
     assert_eq!(ask(&server, "echo").status, 200);
-    server.wait_for("the interruption", |line| line["kind"] == "cancelled");
+    server.wait_for("the cancellation", |line| line["kind"] == "cancelled");
     let line = server
         .wait_for("gone-1", |line| line["target"] == "request" && line["request_id"] == "gone-1");
     assert_eq!(line["status"], 499);
@@ -197,7 +209,7 @@ fn a_caller_that_leaves_frees_its_guest_and_has_a_line_in_the_log() {
 }
 
 #[test]
-fn a_version_that_computes_for_ever_leaves_threads_to_the_others() {
+fn an_endless_version_leaves_threads_to_others() {
     let (server, _folder) = server(3000, "");
     let server = &server;
     std::thread::scope(|scope| {
@@ -209,10 +221,10 @@ fn a_version_that_computes_for_ever_leaves_threads_to_the_others() {
 }
 
 #[test]
-fn a_version_that_keeps_breaking_down_is_suspended_and_tried_again() {
-    // By several callers, who are told apart, each with other bytes each time.
+fn a_failing_version_is_suspended_for_the_key_and_probed() {
+    // Several callers fail, with another input each time.
     let sticky = "[models.misbehave]\nsticky_header = \"X-User-Id\"\n";
-    let (server, _folder) = server(AMPLE, sticky);
+    let (server, _folder) = server(LONG_LIMIT, sticky);
     let ask_as = |user: &str, action: &str| {
         let body = json!({ "action": action }).to_string();
         let headers = [("X-User-Id", user)];
@@ -222,16 +234,13 @@ fn a_version_that_keeps_breaking_down_is_suspended_and_tried_again() {
     for turn in 0..10 {
         users.iter().for_each(|user| _ = ask_as(user, &format!("unknown {turn}")));
     }
-    let line =
-        server.wait_for("the word", |line| line["message"] == "version suspended for an API key");
+    let line = server
+        .wait_for("the log line", |line| line["message"] == "version suspended for an API key");
     assert_eq!((&line["model"], &line["level"]), (&json!("misbehave"), &json!("WARN")));
     assert_eq!(ask_as("one", "echo"), 429);
     let model = server.send("GET", "/models/misbehave", &[], b"");
-    assert_eq!(model.body["versions"][0]["suspended"], false, "other keys are served");
+    assert_eq!(model.body["versions"][0]["suspended"], false, "suspended for all keys");
     server.assert_healthy();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while ask(&server, "echo").status != 200 {
-        assert!(Instant::now() < deadline, "it is never tried again");
-    }
+    server.eventually("the key is admitted again", |server| ask(server, "echo").status == 200);
     assert!((0..20).all(|_| ask(&server, "echo").status == 200));
 }

@@ -4,20 +4,19 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
-use guesthouse_tests::client::{self, Answer, DEMO_ADMIN_KEY, DEMO_KEY};
-use guesthouse_tests::{Server, Setup, environment};
+use guesthouse_tests::client::{self, DEMO_ADMIN_KEY, DEMO_KEY, HttpResponse};
+use guesthouse_tests::{DEADLINE, Server, Setup, environment};
 use serde_json::{Value, json};
 
 /// One small model, and a state folder that outlives its servers.
-fn lasting(folder: &Path) -> Setup {
+fn setup(folder: &Path) -> Setup {
     let artifacts = vec![Misbehave::default().pack(folder)];
     Setup { artifacts, state: Some(folder.join("state")), ..Setup::default() }
 }
 
-/// A key that was made; its id and itself.
+/// Creates a key; returns its id and its secret.
 fn create(server: &Server, body: &Value) -> (String, String) {
     let answer = server.admin("POST", "keys", body);
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("KeyCreated")), "{answer:?}");
@@ -26,21 +25,21 @@ fn create(server: &Server, body: &Value) -> (String, String) {
     (text(&answer.body["key"]["id"]), text(&answer.body["secret"]))
 }
 
-fn revoke(server: &Server, id: &str) -> Answer {
+fn revoke(server: &Server, id: &str) -> HttpResponse {
     server.admin("DELETE", &format!("keys/{id}"), &Value::Null)
 }
 
-fn ask_with(server: &Server, path: &str, headers: &[(&str, &str)]) -> Answer {
+fn ask_with(server: &Server, path: &str, headers: &[(&str, &str)]) -> HttpResponse {
     client::send("POST", &server.url(path), headers, br#"{"text": "You are nice"}"#)
 }
 
-/// The status and code of an answer, and of no answer but an error.
-fn refusal(answer: &Answer) -> (u16, &str) {
+/// The status and the code of an error.
+fn refusal(answer: &HttpResponse) -> (u16, &str) {
     (answer.status, answer.error_code().unwrap_or_else(|| panic!("{answer:?}")))
 }
 
-/// Ask on a connection that stays open; the status.
-fn ask_on(connection: &mut BufReader<TcpStream>, key: &str) -> u16 {
+/// Sends a request on a keep-alive connection; returns the status.
+fn predict_on(connection: &mut BufReader<TcpStream>, key: &str) -> u16 {
     let body = r#"{"action": "echo"}"#;
     let head = format!(
         "POST /predict HTTP/1.1\r\nHost: h\r\nX-API-Key: {key}\r\nContent-Length: {}\r\n\r\n",
@@ -64,38 +63,38 @@ fn ask_on(connection: &mut BufReader<TcpStream>, key: &str) -> u16 {
 }
 
 #[test]
-fn a_key_is_good_until_it_is_revoked_whatever_happens_to_the_server() {
+fn a_key_is_valid_across_crashes_until_revoked() {
     let folder = temporary_folder();
-    let setup = lasting(folder.path());
+    let setup = setup(folder.path());
     let server = Server::start(&setup);
     let (id, key) = create(&server, &json!({"name": "ann", "scopes": ["predict:*"]}));
     let (_, other) = create(&server, &json!({"name": "bob", "scopes": ["predict:*"]}));
     let stream = TcpStream::connect(server.address()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut connection = BufReader::new(stream);
-    assert_eq!(ask_on(&mut connection, &key), 200);
-    let line = server.wait_for("the line", |line| line["route"] == "/predict");
+    assert_eq!(predict_on(&mut connection, &key), 200);
+    let line = server.wait_for("the log line", |line| line["route"] == "/predict");
     assert_eq!(line["caller"], "ann");
-    // As if the power had failed.
+    // The server is killed, as in a power failure.
     drop(server);
     let server = Server::start(&setup);
     let stream = TcpStream::connect(server.address()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut connection = BufReader::new(stream);
-    assert_eq!(ask_on(&mut connection, &key), 200);
+    assert_eq!(predict_on(&mut connection, &key), 200);
     let answer = revoke(&server, &id);
     assert_eq!((answer.status, &answer.body["changed"]), (200, &json!(true)), "{answer:?}");
-    // The next request, on the connection on which the key was good.
-    assert_eq!(ask_on(&mut connection, &key), 401);
-    assert_eq!(ask_on(&mut connection, &other), 200);
+    // The next request on the connection on which the key was valid.
+    assert_eq!(predict_on(&mut connection, &key), 401);
+    assert_eq!(predict_on(&mut connection, &other), 200);
     assert_eq!(revoke(&server, &id).body["changed"], false);
     drop(server);
     let server = Server::start(&setup);
     let status = |key: &str| ask_with(&server, "/predict", &[("X-API-Key", key)]).status;
-    // The text is not what this model wants, which it finds out after the key.
+    // This model expects another input, which is checked after the key.
     assert_eq!((status(&key), status(&other)), (401, 400));
 
-    // Neither the disk nor the log has ever had a key, and nobody is shown a hash.
+    // Neither the disk nor the log contains a key, and no response contains a hash.
     let listed = server.admin("GET", "keys", &Value::Null).body;
     let state = |name: &str| {
         let keys = listed["keys"].as_array().unwrap();
@@ -122,7 +121,7 @@ fn a_key_is_good_until_it_is_revoked_whatever_happens_to_the_server() {
             assert!(!text.contains(&key[11..]) && !text.contains(&hash[..16]), "{what}: {text}");
         }
         assert!(!any_file_contains(&folder.path().join("state"), &key.as_bytes()[11..]));
-        // What is looked for would be found.
+        // The search finds what is there: the hash.
         assert!(any_file_contains(&folder.path().join("state"), hash.as_bytes()));
     }
 }
@@ -145,7 +144,7 @@ fn any_file_contains(folder: &Path, wanted: &[u8]) -> bool {
 }
 
 #[test]
-fn a_key_is_good_for_its_scopes_alone() {
+fn a_key_is_limited_to_its_scopes() {
     let server = Server::start(&Setup::text_direction());
     let make =
         |name: &str, scopes: &[&str]| create(&server, &json!({"name": name, "scopes": scopes})).1;
@@ -159,7 +158,7 @@ fn a_key_is_good_for_its_scopes_alone() {
         (&toxicity, "/models/toxicity/predict", 200),
         (&toxicity, "/predict", 200),
         (&toxicity, "/models/text-direction/predict", 403),
-        // Who may not know of a model does not learn that there is none.
+        // A key without access to a model does not learn whether the model exists.
         (&toxicity, "/models/absent/predict", 403),
         (&all, "/models/toxicity/predict", 200),
         (&all, "/models/absent/predict", 404),
@@ -201,29 +200,28 @@ fn a_key_is_good_for_its_scopes_alone() {
 }
 
 #[test]
-fn whoever_has_no_good_key_is_told_only_that() {
+fn all_invalid_keys_get_the_same_401() {
     let server = Server::start(&Setup::toxicity());
     let (id, revoked) = create(&server, &json!({"name": "gone", "scopes": ["predict:*"]}));
     assert_eq!(revoke(&server, &id).status, 200);
     let (_, short) =
         create(&server, &json!({"name": "short", "scopes": ["predict:*"], "expires": "1s"}));
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while ask_with(&server, "/predict", &[("X-API-Key", &short)]).status == 200 {
-        assert!(Instant::now() < deadline, "the key does not expire");
-    }
+    server.eventually("the key expires", |server| {
+        ask_with(server, "/predict", &[("X-API-Key", &short)]).status != 200
+    });
     let mistyped = format!("{}x", &revoked[..revoked.len() - 1]);
-    let mut said = Vec::new();
+    let mut messages = Vec::new();
     for key in [revoked.as_str(), &short, &mistyped, "unknown", ""] {
         let bearer = format!("Bearer {key}");
         for header in [("X-API-Key", key), ("Authorization", bearer.as_str())] {
             let answer = ask_with(&server, "/predict", &[header]);
             assert_eq!(refusal(&answer), (401, "unauthorized"), "{header:?}");
             assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
-            said.push(answer.body["message"].clone());
+            messages.push(answer.body["message"].clone());
         }
     }
-    said.dedup();
-    assert_eq!(said.len(), 1, "{said:?}");
+    messages.dedup();
+    assert_eq!(messages.len(), 1, "{messages:?}");
     assert_eq!(refusal(&ask_with(&server, "/predict", &[])), (401, "unauthorized"));
     // Either header, or both if they agree.
     let bearer = format!("bearer {DEMO_KEY}");
@@ -236,7 +234,7 @@ fn whoever_has_no_good_key_is_told_only_that() {
 }
 
 #[test]
-fn keys_are_made_once_on_conditions_and_only_if_they_make_sense() {
+fn creating_a_key_is_idempotent_and_validated() {
     let server = Server::start(&Setup::toxicity());
     let body = json!({"name": "ann", "scopes": ["predict:toxicity"], "expires": "90d",
         "rate": {"per_second": 5, "burst": 10}});
@@ -258,7 +256,7 @@ fn keys_are_made_once_on_conditions_and_only_if_they_make_sense() {
     assert_eq!(refusal(&server.admin("POST", "keys", &body)), (409, "conflict"));
     for name in ["demo", "demo-admin"] {
         let taken = server.admin("POST", "keys", &json!({"name": name, "scopes": ["admin"]}));
-        assert_eq!(refusal(&taken), (409, "conflict"), "a name of the configuration");
+        assert_eq!(refusal(&taken), (409, "conflict"), "the configuration has a key of that name");
     }
     for bad in [
         json!({"name": "c"}),
@@ -293,7 +291,7 @@ fn keys_are_made_once_on_conditions_and_only_if_they_make_sense() {
 }
 
 #[test]
-fn of_two_who_make_a_key_of_the_same_name_one_does() {
+fn of_concurrent_keys_of_one_name_one_is_created() {
     let server = Server::start(&Setup::toxicity());
     for round in 0..5 {
         let body = json!({"name": format!("key-{round}"), "scopes": ["predict:*"]});
@@ -308,16 +306,16 @@ fn of_two_who_make_a_key_of_the_same_name_one_does() {
 }
 
 #[test]
-fn whatever_fails_at_any_step_of_a_revocation_a_key_is_good_or_not() {
+fn a_revocation_is_atomic_under_any_failure() {
     let folder = temporary_folder();
-    let mut setup = lasting(folder.path());
+    let mut setup = setup(folder.path());
     let make = |server: &Server, name: &str| {
         create(server, &json!({"name": name, "scopes": ["predict:*"]}))
     };
     let is_good = |server: &Server, key: &str| {
         match ask_with(server, "/predict", &[("X-API-Key", key)]).status {
             401 => false,
-            // The text is not what this model wants, which it finds out after the key.
+            // This model expects another input, which is checked after the key.
             _ => true,
         }
     };
@@ -355,7 +353,7 @@ fn whatever_fails_at_any_step_of_a_revocation_a_key_is_good_or_not() {
     }
 }
 
-/// A command of an operator with the demo's admin key.
+/// Runs `guesthouse keys` with the demo's admin key.
 fn operator(server: SocketAddr, arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(environment::host());
     command.env_clear().env("GUESTHOUSE_ADMIN_KEY", DEMO_ADMIN_KEY);
@@ -366,32 +364,32 @@ fn operator(server: SocketAddr, arguments: &[&str]) -> (Option<i32>, String, Str
 }
 
 #[test]
-fn operators_make_list_and_revoke_keys_by_commands() {
+fn commands_create_list_and_revoke_keys() {
     let server = Server::start(&Setup::toxicity());
     let run = |arguments: &[&str]| operator(server.admin_address(), arguments);
     let make =
         ["create", "ann", "--scope", "predict:toxicity", "--expires", "90d", "--rate", "100"];
-    let (code, key, said) = run(&make);
-    assert_eq!((code, key.lines().count()), (Some(0), 1), "{said}");
+    let (code, key, stderr) = run(&make);
+    assert_eq!((code, key.lines().count()), (Some(0), 1), "{stderr}");
     let key = key.trim();
-    assert!(said.contains("ann") && !said.contains(key), "{said}");
+    assert!(stderr.contains("ann") && !stderr.contains(key), "{stderr}");
     assert_eq!(ask_with(&server, "/predict", &[("X-API-Key", key)]).status, 200);
-    assert_eq!(run(&make).0, Some(4), "the name is taken");
+    assert_eq!(run(&make).0, Some(4), "the name exists already");
     let (code, list, _) = run(&["list"]);
     assert_eq!(code, Some(0));
     let line = list.lines().find(|line| line.contains("ann")).unwrap();
     assert!(line.contains("active") && line.contains("predict:toxicity"), "{line}");
     assert!(!list.contains(&key[11..]) && !list.contains(&sha256(key)[..16]));
     let id = line.split(' ').next().unwrap();
-    let (code, _, said) = run(&["revoke", id, "--reason", "lost"]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, _, stderr) = run(&["revoke", id, "--reason", "lost"]);
+    assert_eq!(code, Some(0), "{stderr}");
     assert_eq!(ask_with(&server, "/predict", &[("X-API-Key", key)]).status, 401);
     assert_eq!(run(&["revoke", "0123"]).0, Some(3));
     let once = ["create", "bob", "--idempotency-key", "once"];
     let (code, first, _) = run(&once);
     assert!(code == Some(0) && first.starts_with("guesthouse_"), "{first}");
-    let (code, again, said) = run(&once);
-    assert_eq!((code, again.as_str()), (Some(4), ""), "{said}");
+    let (code, again, stderr) = run(&once);
+    assert_eq!((code, again.as_str()), (Some(4), ""), "{stderr}");
     let (code, json, _) = run(&["create", "eve", "--scope", "admin", "--dry-run", "--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(
@@ -413,7 +411,7 @@ fn operators_make_list_and_revoke_keys_by_commands() {
 }
 
 #[test]
-fn a_first_key_is_made_without_a_server_and_opens_the_admin_api() {
+fn a_first_admin_key_is_generated_without_a_server() {
     let generate = |name: &str, more: &[&str]| {
         let arguments = [&["generate", name], more].concat();
         let (code, key, entry) = operator("127.0.0.1:1".parse().unwrap(), &arguments);

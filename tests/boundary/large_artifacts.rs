@@ -2,20 +2,20 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use guesthouse_tests::artifacts::{
-    Misbehave, append_section, doctor, run_host, temporary_folder, toxicity,
+    Misbehave, append_section, replace_bytes, run_host, temporary_folder, toxicity,
 };
-use guesthouse_tests::entries::replace_section;
+use guesthouse_tests::entry_points::replace_section;
 use guesthouse_tests::{Server, Setup, environment};
 use serde_json::{Value, json};
 
-/// The size of the large asset, and what the server may take more than before, in bytes: a fifth,
-/// which is what instances and the allocator come to.
+/// The size of the large asset, and by how much the server's memory may grow: a fifth of it, which
+/// covers the instances and the allocator.
 const ASSET_BYTES: u64 = 250 << 20;
 const MAX_MORE_BYTES: u64 = 50 << 20;
 
 fn pack_with_asset(folder: &Path, version: &str) -> PathBuf {
     let asset = File::create(folder.join("asset.bin")).unwrap();
-    // Nothing of it is on the disk.
+    // A sparse file.
     asset.set_len(ASSET_BYTES).unwrap();
     let golden = folder.join("golden.jsonl");
     std::fs::write(golden, Misbehave::default().golden).unwrap();
@@ -43,7 +43,7 @@ fn pack_with_asset(folder: &Path, version: &str) -> PathBuf {
 }
 
 #[test]
-fn a_large_artifact_is_deployed_and_loaded_again_in_little_memory() {
+fn a_large_artifact_is_loaded_in_bounded_memory() {
     let folder = temporary_folder();
     let state = Some(folder.path().join("state"));
     let artifacts = vec![toxicity("1.0.0"), Misbehave::default().pack(folder.path())];
@@ -61,7 +61,7 @@ fn a_large_artifact_is_deployed_and_loaded_again_in_little_memory() {
     assert!(more < MAX_MORE_BYTES, "deploying took {} MiB", more >> 20);
     server.stop();
 
-    // From the state folder, and found in the folder of artifacts besides.
+    // Loaded from the state folder, and found in the repository folder as well.
     setup.artifacts.push(large);
     let server = Server::start(&setup);
     let peak = server.peak_memory_bytes();
@@ -70,7 +70,7 @@ fn a_large_artifact_is_deployed_and_loaded_again_in_little_memory() {
 }
 
 #[test]
-fn what_pack_would_not_write_is_refused_by_deploy_and_in_the_folder() {
+fn artifacts_that_pack_would_not_write_are_rejected() {
     let folder = temporary_folder();
     let altered = |version: &'static str, alter: &dyn Fn(&Path)| {
         let artifact = Misbehave { version, ..Misbehave::default() }.pack(folder.path());
@@ -103,7 +103,7 @@ fn what_pack_would_not_write_is_refused_by_deploy_and_in_the_folder() {
         }),
         altered("7.0.0", &with_tolerance(json!(-0.5))),
         altered("8.0.0", &|artifact| {
-            doctor(artifact, r#""tolerances":{}"#, r#""tolerances":[]"#);
+            replace_bytes(artifact, r#""tolerances":{}"#, r#""tolerances":[]"#);
         }),
     ];
     let mut setup = Setup::misbehave(folder.path(), 5000);

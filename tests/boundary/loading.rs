@@ -2,16 +2,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 
-use guesthouse_tests::artifacts::{Misbehave, doctor, growing, temporary_folder};
-use guesthouse_tests::client::{self, Answer, DEMO_ADMIN_KEY};
+use guesthouse_tests::artifacts::{Misbehave, growing, replace_bytes, temporary_folder};
+use guesthouse_tests::client::{self, DEMO_ADMIN_KEY, HttpResponse};
 use guesthouse_tests::{Server, Setup};
 use serde_json::{Value, json};
 
-/// Versions of the misbehaving guest beside a model that does not misbehave, in a new state folder.
+/// Versions of the misbehaving guest beside a small model, in a new state folder.
 fn setup(folder: &Path, versions: &[&'static str]) -> Setup {
     let mut artifacts: Vec<_> = versions.iter().map(|version| pack(folder, version)).collect();
     artifacts.push(growing("small", "1.0.0", 1, folder));
-    // Of idle priority, the children would get nowhere beside other tests.
+    // At idle priority, compilers would make no progress beside other tests.
     let config = "[limits]\npreinit_priority = \"low\"\n[models.misbehave]\nparked_versions = 0\n";
     let config = config.to_owned();
     Setup { artifacts, config, state: Some(folder.join("state")), ..Setup::default() }
@@ -21,10 +21,10 @@ fn pack(folder: &Path, version: &'static str) -> PathBuf {
     Misbehave { version, ..Misbehave::default() }.pack(folder)
 }
 
-/// A version whose `init` goes on until the limit of CPU time, which is minutes.
+/// A version whose `init` runs until its limit of CPU time, which is minutes.
 fn slow(folder: &Path, version: &'static str) -> PathBuf {
     let file = pack(folder, version);
-    doctor(&file, r#""init":"well""#, r#""init":"spin""#);
+    replace_bytes(&file, r#""init":"well""#, r#""init":"spin""#);
     file
 }
 
@@ -36,7 +36,7 @@ fn deploy(server: &Server, file: &Path, query: &str) -> Value {
     answer.body
 }
 
-/// How far a deployment is, by what the server says of it.
+/// The state of an operation.
 fn progress(server: &Server, operation: &Value, wait_seconds: u32) -> Value {
     let operation = operation["operation"].as_str().unwrap();
     let path = format!("operations/{operation}?wait_seconds={wait_seconds}");
@@ -52,10 +52,10 @@ fn ended(server: &Server, operation: &Value) -> Value {
     }
 }
 
-/// Begin to deploy a version and wait until it is being compiled.
+/// Starts a deployment and waits until it compiles.
 fn begin(server: &Server, file: &Path) -> Value {
     let operation = deploy(server, file, "");
-    server.until("compiling", |server| {
+    server.eventually("the version is being compiled", |server| {
         let progress = progress(server, &operation, 0);
         let steps = progress["steps"].as_array().unwrap();
         assert_eq!(progress["state"], "running", "{progress}");
@@ -70,12 +70,12 @@ fn assert_still_compiles(server: &Server, operation: &Value) {
     assert_eq!((&progress["state"], &step["step"]), (&json!("running"), &json!("compile")));
 }
 
-fn by_name(server: &Server, change: &str) -> Answer {
+fn change_by_name(server: &Server, change: &str) -> HttpResponse {
     let url = server.url(&format!("/v2/repository/models/small/{change}"));
     client::send("POST", &url, &[("X-API-Key", DEMO_ADMIN_KEY)], b"{}")
 }
 
-fn operate(server: &Server, what: &str, body: &Value) -> Answer {
+fn operate(server: &Server, what: &str, body: &Value) -> HttpResponse {
     server.admin("POST", &format!("models/misbehave/{what}"), body)
 }
 
@@ -83,23 +83,23 @@ fn small(server: &Server) -> u16 {
     server.post("/models/small/predict", &json!({"text": "four"})).status
 }
 
-fn echo(server: &Server) -> Answer {
+fn echo(server: &Server) -> HttpResponse {
     server.post("/models/misbehave/predict", &json!({"action": "echo"}))
 }
 
 #[test]
-fn what_is_compiled_and_what_is_small_does_not_wait_for_what_compiles() {
+fn compiled_and_small_versions_load_during_a_compilation() {
     let folder = temporary_folder();
     let server = Server::start(&setup(folder.path(), &["1.0.0"]));
     let next = server.deploy(&pack(folder.path(), "1.1.0"));
     assert_eq!(next["state"], "done", "{next}");
     assert_eq!(operate(&server, "promote", &json!({"version": "1.1.0"})).status, 200);
     let first = |server: &Server| server.model("misbehave")["versions"][0]["state"].clone();
-    server.until("retired", |server| first(server) == "retired");
+    server.eventually("1.0.0 is retired", |server| first(server) == "retired");
     let compiling = begin(&server, &slow(folder.path(), "1.9.0"));
 
-    assert_eq!((by_name(&server, "unload").status, small(&server)), (200, 404));
-    assert_eq!((by_name(&server, "load").status, small(&server)), (200, 200));
+    assert_eq!((change_by_name(&server, "unload").status, small(&server)), (200, 404));
+    assert_eq!((change_by_name(&server, "load").status, small(&server)), (200, 200));
     assert_eq!(operate(&server, "rollback", &json!({})).status, 200);
     assert_eq!(echo(&server).body["model_version"], "1.0.0");
     let deployed = server.deploy(&growing("small", "1.1.0", 2, folder.path()));
@@ -108,7 +108,7 @@ fn what_is_compiled_and_what_is_small_does_not_wait_for_what_compiles() {
 }
 
 #[test]
-fn small_ones_that_are_slow_do_not_hold_up_a_small_one_that_is_not() {
+fn slow_small_artifacts_do_not_delay_a_quick_one() {
     let folder = temporary_folder();
     let server = Server::start(&setup(folder.path(), &["1.0.0"]));
     let versions = ["1.9.0", "1.9.1", "1.9.2", "1.9.3", "1.9.4", "1.9.5"];
@@ -120,14 +120,16 @@ fn small_ones_that_are_slow_do_not_hold_up_a_small_one_that_is_not() {
 }
 
 #[test]
-fn a_version_of_the_folder_is_adopted_when_it_is_ready() {
+fn a_version_is_adopted_as_soon_as_it_is_ready() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path(), &["1.0.0"]);
     setup.artifacts.extend(["1.8.0", "1.9.0"].map(|version| slow(folder.path(), version)));
     let server = Server::start_loading(&setup);
-    server.until("another model's version", |server| small(server) == 200);
-    // Nor does a model wait for its own higher versions for ever.
-    server.until("the lower version", |server| server.model("misbehave")["stable"] == "1.0.0");
+    server.eventually("the other model predicts", |server| small(server) == 200);
+    // Nor does a model wait for its own higher versions.
+    server.eventually("the lower version is stable", |server| {
+        server.model("misbehave")["stable"] == "1.0.0"
+    });
     assert_eq!(echo(&server).body["model_version"], "1.0.0");
     let model = server.model("misbehave");
     let states: Vec<_> =
@@ -135,12 +137,12 @@ fn a_version_of_the_folder_is_adopted_when_it_is_ready() {
     assert_eq!(states, ["ready", "loading", "loading"]);
     let is_read = |line: &Value| line["message"] == "repository folder read";
     assert!(!server.lines().iter().any(is_read));
-    // Everything has not been tried yet.
+    // Not all files have been tried yet.
     assert_eq!(server.get("/readyz").status, 503);
 }
 
 #[test]
-fn a_version_that_many_deploy_at_once_is_loaded_once() {
+fn concurrent_deployments_of_a_version_load_it_once() {
     let folder = temporary_folder();
     let server = Server::start(&setup(folder.path(), &["1.0.0"]));
     let file = pack(folder.path(), "1.1.0");
@@ -152,10 +154,10 @@ fn a_version_that_many_deploy_at_once_is_loaded_once() {
     assert_eq!(server.lines().iter().filter(is_compiled).count(), 1);
 }
 
-/// How often each operator of a storm does the same.
+/// How often each operator repeats its change.
 const ROUNDS: usize = 25;
 
-fn storm<'scope>(
+fn repeat_concurrently<'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl Fn() + Send + 'scope,
 ) -> ScopedJoinHandle<'scope, ()> {
@@ -163,7 +165,7 @@ fn storm<'scope>(
 }
 
 #[test]
-fn storms_of_operators_never_route_to_what_is_not_loaded() {
+fn concurrent_changes_route_only_to_loaded_versions() {
     let folder = temporary_folder();
     let server = Server::start(&setup(folder.path(), &["1.0.0"]));
     let files = ["1.1.0", "1.2.0"].map(|version| pack(folder.path(), version));
@@ -179,17 +181,19 @@ fn storms_of_operators_never_route_to_what_is_not_loaded() {
             }
             seen
         });
-        // What is refused changes nothing; who is refused does not matter.
-        let mut storms = Vec::new();
+        // Some changes are rejected; which ones does not matter.
+        let mut operators = Vec::new();
         for file in &files {
-            storms.push(storm(scope, || {
+            operators.push(repeat_concurrently(scope, || {
                 drop(ended(&server, &deploy(&server, file, "?promote=true")))
             }));
         }
         for version in ["1.1.0", "1.2.0"] {
             let path = format!("models/misbehave/versions/{version}");
             let server = &server;
-            storms.push(storm(scope, move || drop(server.admin("DELETE", &path, &Value::Null))));
+            operators.push(repeat_concurrently(scope, move || {
+                drop(server.admin("DELETE", &path, &Value::Null))
+            }));
         }
         let weight = json!({"version": "1.1.0", "weight": 300_000, "supersede": true});
         for (what, body) in [
@@ -199,9 +203,9 @@ fn storms_of_operators_never_route_to_what_is_not_loaded() {
             ("canary", weight),
         ] {
             let server = &server;
-            storms.push(storm(scope, move || drop(operate(server, what, &body))));
+            operators.push(repeat_concurrently(scope, move || drop(operate(server, what, &body))));
         }
-        storms.into_iter().for_each(|storm| storm.join().unwrap());
+        operators.into_iter().for_each(|repeat_concurrently| repeat_concurrently.join().unwrap());
         is_over.store(true, Ordering::Relaxed);
         asking.join().unwrap()
     });

@@ -3,15 +3,15 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use guesthouse_tests::artifacts::{Misbehave, run_host, temporary_folder};
 use guesthouse_tests::client::{DEMO_KEY, send, send_raw};
-use guesthouse_tests::{Server, Setup, environment};
+use guesthouse_tests::{DEADLINE, Server, Setup, environment};
 use serde_json::{Value, json};
 
 #[test]
-fn every_request_is_one_line_with_its_id() {
+fn each_request_is_one_line_with_its_id() {
     let server = Server::start(&Setup::toxicity());
     let body = json!({"text": "You are nice", "request_id": "log-1"});
     assert_eq!(server.post("/v1/predict", &body).status, 200);
@@ -31,7 +31,7 @@ fn every_request_is_one_line_with_its_id() {
 }
 
 #[test]
-fn what_a_guest_logs_and_its_faults_carry_the_request_id() {
+fn guest_logs_and_faults_carry_the_request_id() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::misbehave(folder.path(), 5000));
     let body = json!({"action": "panic", "request_id": "fault-1"});
@@ -46,8 +46,8 @@ fn what_a_guest_logs_and_its_faults_carry_the_request_id() {
 
 const CANARY: &str = "canary9f3a";
 
-/// Whatever a server logs at all.
-fn chatty() -> Setup {
+/// A server that logs at the most verbose level.
+fn verbose() -> Setup {
     Setup { log: Some("trace".to_owned()), ..Setup::toxicity() }
 }
 
@@ -60,7 +60,7 @@ fn assert_no_canary(lines: &[Value]) {
     }
 }
 
-/// Headers that somebody may look at, and one that nobody does.
+/// Headers that the server reads, and one that it does not.
 const HEADERS: [&str; 16] = [
     "User-Agent",
     "Cookie",
@@ -80,7 +80,7 @@ const HEADERS: [&str; 16] = [
     CANARY,
 ];
 
-/// What is no request, to both listeners.
+/// Sends malformed requests to both listeners.
 fn send_garbage(server: &Server) {
     for garbage in [
         format!("{CANARY}\r\n\r\n"),
@@ -102,8 +102,8 @@ fn send_garbage(server: &Server) {
 }
 
 #[test]
-fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
-    let server = Server::start(&chatty());
+fn caller_data_is_not_logged_except_the_request_id() {
+    let server = Server::start(&verbose());
     let text = json!({ "text": CANARY }).to_string();
     let json = ("Content-Type", "application/json");
     let key = ("X-API-Key", "local-demo-key");
@@ -153,8 +153,8 @@ fn nothing_that_a_caller_sends_reaches_the_log_but_its_request_id() {
 }
 
 #[test]
-fn nor_does_anything_that_is_sent_to_the_admin_listener() {
-    let server = Server::start(&chatty());
+fn operator_data_is_not_logged() {
+    let server = Server::start(&verbose());
     let (body, bearer) = (json!({ CANARY: CANARY }).to_string(), format!("Bearer {CANARY}"));
     let url = |path: &str| format!("http://{}/admin/v1/{path}", server.admin_address());
     let key = ("X-API-Key", "local-demo-admin-key");
@@ -184,7 +184,7 @@ fn nor_does_anything_that_is_sent_to_the_admin_listener() {
 }
 
 #[test]
-fn levels_change_while_the_server_runs() {
+fn the_filter_can_be_changed_at_run_time() {
     let server = Server::start(&Setup::toxicity());
     let ask = |id: &str| {
         let body = json!({"text": "You are nice", "request_id": id});
@@ -194,7 +194,7 @@ fn levels_change_while_the_server_runs() {
     assert_eq!((shown.status, &shown.body["filter"]), (200, &json!("info")));
     let set = server.admin("PUT", "log", &json!({"filter": "info,request=warn"}));
     assert_eq!((set.status, &set.body["filter"]), (200, &json!("info,request=warn")), "{set:?}");
-    server.wait_for("the change", |line| line["message"] == "log levels changed");
+    server.wait_for("the log line", |line| line["message"] == "log levels changed");
     ask("silent");
     let bad = server.admin("PUT", "log", &json!({"filter": "info,request=loud"}));
     assert_eq!((bad.status, bad.error_code()), (422, Some("unacceptable_input")));
@@ -208,10 +208,10 @@ fn levels_change_while_the_server_runs() {
     assert_eq!(send("GET", &stranger, &[], b"").status, 401);
 }
 
-/// More lines than wait anywhere: in the server, in the pipe, in the test.
+/// More lines than the buffers of the server, the pipe and the test hold.
 const FLOOD: usize = 12_000;
 
-/// Refused requests over one connection, each one line of the log.
+/// Sends unauthorized requests, each of which writes one log line.
 fn flood(server: &Server) {
     let request = format!("GET /models HTTP/1.1\r\nHost: {}\r\n\r\n", server.address());
     let last = request.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
@@ -223,24 +223,24 @@ fn flood(server: &Server) {
 }
 
 #[test]
-fn a_log_that_nobody_reads_stalls_nothing() {
+fn an_unread_log_does_not_block_requests_or_shutdown() {
     let server = Server::start(&Setup::toxicity());
-    server.stall_log(true);
+    server.pause_log_reader(true);
     flood(&server);
     server.assert_healthy();
     assert!(server.stop_unread().success());
 }
 
 #[test]
-fn lines_that_nobody_read_in_time_are_counted() {
+fn dropped_log_lines_are_counted() {
     let server = Server::start(&Setup::toxicity());
-    server.stall_log(true);
+    server.pause_log_reader(true);
     flood(&server);
-    server.stall_log(false);
+    server.pause_log_reader(false);
     let wanted = json!({"text": "You are nice", "request_id": "after-the-stall"});
     let written = |line: &Value| line["request_id"] == "after-the-stall";
-    // Lines are still dropped until the queue has been read.
-    server.until("the log is written again", |server| {
+    // Lines are dropped until the queue has been drained.
+    server.eventually("the log is written again", |server| {
         assert_eq!(server.post("/v1/predict", &wanted).status, 200);
         server.lines().iter().any(written)
     });
@@ -255,7 +255,7 @@ fn lines_that_nobody_read_in_time_are_counted() {
     assert!(requests < FLOOD);
 }
 
-/// Filters that name nothing, or that would have the server run expressions of whoever sends them.
+/// Filters that are malformed, or that contain regular expressions.
 fn bad_filters() -> [String; 12] {
     let field = |value: &str| format!("info,[{{request_id={value}}}]=trace");
     [
@@ -269,14 +269,14 @@ fn bad_filters() -> [String; 12] {
         "info,[predict]=trace".to_owned(),
         "info,request[{status}]=trace".to_owned(),
         field("a"),
-        // An automaton of gigabytes.
+        // A regular expression whose automaton needs gigabytes.
         field("~\"(((((\\\\w{9}){9}){9}){9}){9}){9}\""),
         "info,".repeat(300),
     ]
 }
 
 #[test]
-fn a_filter_with_a_mistake_is_refused_and_the_one_before_holds() {
+fn an_invalid_filter_is_rejected_by_the_admin_api() {
     let server = Server::start(&Setup::toxicity());
     for filter in bad_filters().iter().chain([&String::new()]) {
         let bad = server.admin("PUT", "log", &json!({"filter": filter}));
@@ -288,15 +288,15 @@ fn a_filter_with_a_mistake_is_refused_and_the_one_before_holds() {
         let set = server.admin("PUT", "log", &json!({"filter": filter}));
         assert_eq!((set.status, &set.body["filter"]), (200, &json!(filter)), "{set:?}");
     }
-    let body = json!({"text": "You are nice", "request_id": "heard"});
+    let body = json!({"text": "You are nice", "request_id": "logged"});
     assert_eq!(server.post("/v1/predict", &body).status, 200);
-    server.wait_for("heard", |line| line["request_id"] == "heard");
-    // A state machine of gigabytes would show.
+    server.wait_for("logged", |line| line["request_id"] == "logged");
+    // Compiling that expression would show here.
     assert!(server.peak_memory_bytes() < 1 << 30);
 }
 
 #[test]
-fn a_command_line_with_a_mistake_in_its_filter_is_refused() {
+fn an_invalid_filter_is_rejected_by_the_command_line() {
     for filter in bad_filters() {
         let output = run_host(&["config", "check", "--log", &filter]);
         assert_eq!(output.status.code(), Some(1), "{filter}: {output:?}");
@@ -312,14 +312,14 @@ fn a_command_line_with_a_mistake_in_its_filter_is_refused() {
     assert!(unset.status.success(), "{unset:?}");
 }
 
-/// A server whose log is read as lines of bytes, whatever their form.
-struct Plain {
+/// A server whose log is read as raw lines.
+struct RawLog {
     child: Child,
     lines: mpsc::Receiver<Vec<u8>>,
     seen: VecDeque<String>,
 }
 
-impl Plain {
+impl RawLog {
     fn start(format: &str, folder: &std::path::Path) -> Self {
         let repository = folder.join("repository");
         std::fs::create_dir_all(&repository).unwrap();
@@ -342,9 +342,9 @@ impl Plain {
         Self { child, lines, seen: VecDeque::new() }
     }
 
-    /// The next line with that in it.
+    /// Waits for the next line that contains this text.
     fn wait_for(&mut self, wanted: &str) -> String {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + DEADLINE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = self.lines.recv_timeout(left);
@@ -358,24 +358,24 @@ impl Plain {
     }
 }
 
-impl Drop for Plain {
+impl Drop for RawLog {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Line ends and what terminals obey, as the guest sends them.
-fn is_obeyed(letter: char) -> bool {
+/// Line separators and other characters that terminals interpret, which the guest sends.
+fn controls_terminal(letter: char) -> bool {
     letter.is_control()
         || ['\u{200f}', '\u{2028}', '\u{2029}', '\u{202e}', '\u{2066}'].contains(&letter)
 }
 
 #[test]
-fn nothing_that_a_guest_says_begins_a_line_of_the_log_or_commands_a_terminal() {
+fn guest_messages_cannot_forge_lines_or_control_terminals() {
     for format in ["text", "json"] {
         let folder = temporary_folder();
-        let mut server = Plain::start(format, folder.path());
+        let mut server = RawLog::start(format, folder.path());
         let listening = server.wait_for(" listening");
         assert!(listening.contains("admin listening"), "{listening}");
         let public = server.wait_for("listening");
@@ -389,14 +389,14 @@ fn nothing_that_a_guest_says_begins_a_line_of_the_log_or_commands_a_terminal() {
         for action in ["forge", "panic"] {
             let body = json!({"action": action, "request_id": format!("id-{action}")}).to_string();
             assert_eq!(send("POST", &url, &headers, body.as_bytes()).status, 500);
-            // The last line of a request is its own.
+            // The access log's line comes last.
             while !server.wait_for(&format!("id-{action}")).contains("latency_ms") {}
         }
         let forged = server.seen.iter().filter(|line| line.contains("cleared")).count();
-        assert!(forged >= 2, "the guest's line and its fault: {:#?}", server.seen);
+        assert!(forged >= 2, "fewer than two lines of the guest: {:#?}", server.seen);
         for line in &server.seen {
             let line = line.strip_suffix('\n').unwrap();
-            assert!(!line.contains(is_obeyed), "{line:?}");
+            assert!(!line.contains(controls_terminal), "{line:?}");
             let begins =
                 if format == "json" { line.starts_with('{') } else { line.starts_with("20") };
             assert!(begins, "{line:?}");

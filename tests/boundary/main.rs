@@ -1,106 +1,118 @@
-//! Tests at the process boundary. This is their table of contents: each module is one promise.
+//! Tests at the process boundary: real servers, real guests, real sockets. This file is the table
+//! of contents; each module states one promise.
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected fails")]
 
-/// What fails by accident is tried again, and what is wrong with an artifact is not.
-mod accidents;
-/// Whatever a file holds, it is refused with a reason and stops nothing else.
+/// A file that is not a valid artifact is rejected with a reason and affects nothing else.
 mod bad_artifacts;
-/// Whatever a caller sends, it gets an answer that says what is wrong.
+/// Every malformed request gets a response that says what is wrong.
 mod bad_requests;
-/// Requests that meet in a batch get what they would get alone.
+/// Requests that share a batch get the same responses as alone.
 mod batching;
-/// Compressed bodies, forms and plain bytes are what they stand for, within the same limits.
-mod bodies;
-/// Whatever one caller sends, others keep the model.
-mod callers;
-/// What callers send is kept where an operator wants it, and nowhere else.
+/// Requests are captured where the operator asks for it, and nowhere else.
 mod captures;
-/// Answers about many models are made once, shown to nobody else and never older than the last change.
-mod catalogues;
-/// The configuration is checked before it holds, and can be read again.
+/// Cached pages about many models respect scopes and are never older than the last change.
+mod catalogue;
+/// The configuration is validated before it applies, and can be reloaded.
 mod configuration;
-/// Callers that connect and say nothing take nothing from others, nor from the stop.
+/// Idle connections neither block other callers nor delay the shutdown.
 mod connections;
-/// Whatever brings an artifact, it is deployed by the same steps.
+/// Every way to deploy an artifact goes through the same steps.
 mod deployments;
-/// What can be asked is described, as schemas and as OpenAPI.
+/// Every endpoint is described by schemas and by OpenAPI.
 mod description;
-/// What is replaced ends with its last request, and can be had back.
+/// The book has no broken link, and its commands do what it shows.
+mod documentation;
+/// A replaced version drains, and can be rolled back to.
 mod draining;
-/// An acknowledged change is there after any crash, and a full disk changes nothing.
+/// An acknowledged change survives any crash, and a full disk changes nothing.
 mod durability;
-/// What clients are promised: endpoints, forms, headers, the split.
+/// The public endpoints: versions, headers, request ids and the traffic split.
 mod endpoints;
-/// Every entry into a guest ends at a deadline or with its caller, and means the same wherever it runs.
-mod entries;
-/// A guest that misbehaves costs its own request and nothing else.
+/// Every entry point into a guest is interrupted at the deadline or when the caller disconnects.
+mod entry_points;
+/// A failing caller does not take a model from other callers.
+mod failing_callers;
+/// A guest that faults fails its own request and nothing else.
 mod faults;
-/// What is put into the repository folder is deployed, and nothing else of it changes anything.
-mod folder;
-/// gRPC asks the same models, with the same keys, and is told the same errors.
+/// The test models return exactly what was sent, in every datatype.
+mod fixture_models;
+/// gRPC serves the same models with the same keys and the same errors.
 mod grpc;
-/// Messages of gRPC take no more memory or time than they may, however they come.
+/// gRPC messages stay within limits of memory and time.
 mod grpc_limits;
-/// Streams of gRPC keep their order, go on after errors, and end when they must.
+/// gRPC streams keep their order, survive errors, and end when they must.
 mod grpc_streams;
-/// Tensors of gRPC are what they were, and what is none is refused.
+/// gRPC tensors round-trip, and malformed ones are rejected.
 mod grpc_tensors;
-/// Clients of HTTP/1.1 are answered however they end, wait, or hold their bodies back.
+/// Tests have short names, and wait for conditions instead of sleeping.
+mod house_style;
+/// HTTP/1.1 clients that half-close, wait or withhold bodies are handled.
 mod http1;
-/// HTTP/2 is served like HTTP/1.1, and costs no more to refuse.
+/// HTTP/2 is served like HTTP/1.1, including rejections and limits.
 mod http2;
-/// A prediction that is asked for again is answered once.
+/// A prediction that is retried with its idempotency key is computed once.
 mod idempotency;
-/// Requests are kept apart as strictly as the operator asks, and end when they must.
+/// The image model agrees with RapidOCR and rejects invalid images.
+mod image_model;
+/// Modules do not import each other in a circle, and libraries belong to one crate.
+mod imports;
+/// Guests that cannot be snapshotted after `init` are reported and served.
+mod init_snapshots;
+/// Isolation between requests follows the configuration, and limits are enforced.
 mod isolation;
-/// Who has a key may do what it is good for, until it is taken back.
+/// API keys grant their scopes until they expire or are revoked.
 mod keys;
-/// A large artifact takes no memory of the server.
+/// Large artifacts are not loaded into the server's memory.
 mod large_artifacts;
-/// What can be loaded is loaded at once, whatever is compiled meanwhile, and nothing else is routed to.
+/// A damaged or lost ledger is detected, and nothing that was revoked returns.
+mod ledger_loss;
+/// Loading does not wait for unrelated compilations, and traffic goes only to loaded versions.
 mod loading;
-/// One line a request, and nothing of what callers sent.
+/// Each request is one log line, and the log contains nothing that callers sent.
 mod logs;
-/// What the state folder lost is noticed, and nothing that was taken back comes back.
-mod losses;
-/// What is measured is what has happened, and ends with the version it is about.
-mod meeting;
+/// Metrics count what happened, and disappear with their version.
 mod metrics;
-/// A server without its repository folder serves what was deployed, and finds it again.
-mod missing_folder;
-/// Clients of the Open Inference Protocol are answered as it says, and refused what it has no sense for.
+/// A server without its repository folder serves deployed versions and picks the folder up later.
+mod missing_repository;
+/// Random mixes of requests get the same responses in batches as alone.
+mod mixed_batches;
+/// Each model has its own gRPC service, whose fields stay compatible across versions.
+mod model_grpc;
+/// The Open Inference Protocol over REST.
 mod oip;
-/// Operators deploy, split, promote and go back, and what is wrong is refused.
+/// Operators deploy, split, promote and roll back; invalid changes are rejected.
 mod operations;
-/// The commands that operate a server say what went wrong, to people and by their exit code.
-mod operations_cli;
-/// Scores are scikit-learn's, on texts that nobody here scored.
-mod oracle;
-/// Too many requests are told so at once, the least urgent first.
+/// The operators' commands report errors as text and by their exit codes.
+mod operator_commands;
+/// Overload is rejected at once, the least important requests first.
 mod overload;
-/// What the examples for operators say of the server is so.
+/// The examples for operators match the server.
 mod packaging;
-/// Web pages may ask where the operator says so, and are told nothing elsewhere.
-mod pages;
-/// A batch that asks for it gets what there is, row by row.
-mod partial;
-/// Pictures are judged as RapidOCR judges them, and what is none is refused.
-mod pictures;
-/// Nobody asks more often than the operator lets them.
+/// A batch with `partial=true` succeeds and fails row by row.
+mod partial_batches;
+/// Rate limits of keys and models.
 mod rates;
-/// What is compiled once is found again, and only what this host wrote is loaded.
+/// Scores equal scikit-learn's on texts that were not used for training.
+mod reference_scores;
+/// The program prints its own documentation, and the admin API describes itself.
+mod references;
+/// Files in the repository folder are deployed, and nothing else in it has an effect.
+mod repository_folder;
+/// Compressed bodies, multipart forms and raw bytes are equivalent to JSON, within the same limits.
+mod request_bodies;
+/// Compiled code is reused after a restart, and only code that this host wrote is loaded.
 mod restart;
-/// A server that is told to stop loses no request, and waits for none for ever.
+/// The service manager learns when the server is ready, reloads, stops, and that it is alive.
+mod service_manager;
+/// A stopping server completes its requests, and stops in bounded time.
 mod shutdown;
-/// What is asked of models that do next to nothing is what they answer, whatever its type.
-mod small_guests;
-/// What cannot be snapshot after `init` is said to be so, and works all the same.
-mod snapshots;
-/// The architecture holds: who may know what, and every module says what it is for.
+/// The rules of the architecture and of the documentation.
 mod tidy;
-/// Clients are served over TLS, and certificates are renewed without a stop.
+/// TLS, and certificates that are renewed without a restart.
 mod tls;
-/// Requests can be followed from caller to collector, and a collector that is not there harms nobody.
+/// Traces and their propagation; an unreachable collector has no effect on requests.
 mod traces;
-/// Each model is a gRPC service of its own, whose fields stay where they are while versions come and go.
-mod typed;
+/// Transient failures are retried; a broken artifact is not.
+mod transient_failures;
+/// CORS and the documentation page.
+mod web_pages;

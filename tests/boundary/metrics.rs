@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
 use std::net::TcpStream;
-use std::path::Path;
 
 use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
+use guesthouse_tests::book::{self, Page};
 use guesthouse_tests::client::{send, send_raw};
 use guesthouse_tests::{Server, Setup};
 use serde_json::json;
@@ -16,10 +16,10 @@ fn value(page: &str, name: &str, labels: &[&str]) -> Option<f64> {
     line.rsplit_once(' ')?.1.parse().ok()
 }
 
-/// Wait until a series has a value.
+/// Waits until a series has this value; returns the page.
 fn wait_for(server: &Server, name: &str, labels: &[&str], wanted: f64) -> String {
     let mut page = String::new();
-    server.until(name, |server| {
+    server.eventually(name, |server| {
         page = server.metrics();
         value(&page, name, labels) == Some(wanted)
     });
@@ -27,7 +27,7 @@ fn wait_for(server: &Server, name: &str, labels: &[&str], wanted: f64) -> String
 }
 
 #[test]
-fn requests_are_counted_and_timed_by_version_role_and_status() {
+fn requests_are_counted_and_timed_by_version_and_status() {
     let server = Server::start(&Setup::toxicity());
     for _ in 0..3 {
         assert_eq!(server.post("/v1/predict", &json!({"text": "You are nice"})).status, 200);
@@ -51,11 +51,11 @@ fn requests_are_counted_and_timed_by_version_role_and_status() {
 }
 
 #[test]
-fn loads_limits_shares_and_the_process_are_shown() {
+fn gauges_show_connections_limits_and_the_process() {
     let server = Server::start(&Setup::toxicity());
     let idle = TcpStream::connect(server.address()).unwrap();
     let open = [r#"listener="public""#];
-    // The idle one and the one that asks.
+    // The idle connection and the one of the request.
     let page = wait_for(&server, "guesthouse_connections_open", &open, 2.0);
     drop(idle);
     wait_for(&server, "guesthouse_connections_open", &open, 1.0);
@@ -77,7 +77,7 @@ fn loads_limits_shares_and_the_process_are_shown() {
 }
 
 #[test]
-fn callers_without_a_good_key_are_counted_by_reason() {
+fn authentication_failures_are_counted_by_reason() {
     let server = Server::start(&Setup::toxicity());
     send("GET", &server.url("/models"), &[], b"");
     send("GET", &server.url("/models"), &[("X-API-Key", "canary9f3a")], b"");
@@ -90,7 +90,7 @@ fn callers_without_a_good_key_are_counted_by_reason() {
 }
 
 #[test]
-fn the_format_is_the_one_that_is_asked_for() {
+fn the_format_follows_the_accept_header() {
     let server = Server::start(&Setup::toxicity());
     server.assert_healthy();
     let agent: ureq::Agent = ureq::Agent::config_builder().build().into();
@@ -110,7 +110,7 @@ fn the_format_is_the_one_that_is_asked_for() {
 }
 
 #[test]
-fn a_version_that_is_gone_leaves_no_series() {
+fn an_unloaded_version_leaves_no_series() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::misbehave(folder.path(), 5000));
     let next = Misbehave { version: "1.1.0", ..Misbehave::default() }.pack(folder.path());
@@ -123,14 +123,16 @@ fn a_version_that_is_gone_leaves_no_series() {
     let path = "models/misbehave/versions/1.1.0";
     let undeployed = server.admin("DELETE", path, &serde_json::Value::Null);
     assert_eq!(undeployed.status, 200, "{undeployed:?}");
-    server.wait_for("the end", |line| line["message"] == "unloaded" && line["version"] == "1.1.0");
+    server.wait_for("1.1.0 being unloaded", |line| {
+        line["message"] == "unloaded" && line["version"] == "1.1.0"
+    });
     let page = server.metrics();
     assert!(!page.contains(gone), "{page}");
     assert!(page.contains(r#"model="misbehave",version="1.0.0""#));
 }
 
 #[test]
-fn nothing_that_a_caller_sends_is_a_label() {
+fn caller_data_is_not_a_label() {
     let server = Server::start(&Setup::toxicity());
     for path in ["/canary9f3a", "/models/canary9f3a/predict", "/canary9f3a/predict?canary9f3a"] {
         let headers = [("X-Model-Version", "canary9f3a"), ("X-Request-Id", "canary9f3a")];
@@ -141,14 +143,14 @@ fn nothing_that_a_caller_sends_is_a_label() {
     assert!(!server.metrics().to_lowercase().contains("canary9f3a"));
 }
 
-/// The families of a page, as it declares them.
+/// The families that a page declares.
 fn families(page: &str) -> BTreeSet<&str> {
     let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     types.filter_map(|family| family.split(' ').next()).collect()
 }
 
 #[test]
-fn every_metric_is_documented_and_every_documented_one_is_there() {
+fn metrics_and_their_documentation_are_the_same_set() {
     let folder = temporary_folder();
     let mut setup = Setup::misbehave(folder.path(), 5000);
     setup.config.push_str("[tracing]\nendpoint = \"http://127.0.0.1:9\"\n");
@@ -163,13 +165,10 @@ fn every_metric_is_documented_and_every_documented_one_is_there() {
     wait_for(&server, "guesthouse_grpc_calls_total", &[r#"grpc_status="OK""#], 1.0);
     let page = server.metrics();
     let there = families(&page);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    let (_, table) = readme.split_once("### Metrics").unwrap();
-    let (table, _) = table.split_once("\n### ").unwrap();
-    let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+    let page = Page::open(book::book().join("reference/metrics.md")).text;
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
     let documented: BTreeSet<_> = rows.filter_map(|row| row.split('`').next()).collect();
-    // They take a candidate and a shadow; the tests of operations look at them.
+    // These need a candidate and a shadow, and are covered by the tests of operations.
     let shadow: BTreeSet<_> =
         ["guesthouse_shadow_comparisons_total", "guesthouse_shadow_differences_total"].into();
     assert_eq!(&there | &shadow, documented);

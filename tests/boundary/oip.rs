@@ -1,6 +1,6 @@
-mod answers;
+mod infer;
+mod invalid_requests;
 mod models;
-mod refusals;
 mod repository;
 
 use guesthouse_tests::{DEMO_KEY, Server, client};
@@ -8,10 +8,10 @@ use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
-/// The header that says how much of a body is JSON.
+/// The header with the length of the JSON in a body.
 const LENGTH: &str = "Inference-Header-Content-Length";
 
-/// What came back.
+/// An HTTP response.
 #[derive(Debug)]
 struct Reply {
     status: u16,
@@ -24,14 +24,14 @@ impl Reply {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    /// The JSON, whatever follows it.
+    /// The JSON part of the body.
     fn json(&self) -> Value {
         let length = self.header(LENGTH).map_or(self.body.len(), |length| length.parse().unwrap());
         serde_json::from_slice(&self.body[..length])
             .unwrap_or_else(|_| panic!("not JSON: {}", String::from_utf8_lossy(&self.body)))
     }
 
-    /// Status and error code of an error as the protocol has them.
+    /// The status and the error code of an error in the protocol's form.
     fn refusal(&self) -> (u16, String) {
         let body = self.json();
         assert_eq!(self.header("content-type"), Some("application/json"));
@@ -40,7 +40,7 @@ impl Reply {
         (self.status, body["error_code"].as_str().unwrap().to_owned())
     }
 
-    /// The bytes of the outputs that are in their raw form, by name.
+    /// The bytes of an output in raw form.
     fn raw(&self, name: &str) -> Vec<u8> {
         let (json, length) = (self.json(), self.header(LENGTH).unwrap().parse::<usize>().unwrap());
         let mut rest = &self.body[length..];
@@ -86,7 +86,7 @@ fn post(server: &Server, path: &str, body: &Value) -> Reply {
     send(server, Method::POST, path, &json, body.to_string().into_bytes())
 }
 
-/// JSON, and tensors behind it.
+/// Posts JSON followed by raw tensors.
 fn post_raw(server: &Server, path: &str, json: &Value, tensors: &[u8]) -> Reply {
     let json = json.to_string();
     let length = json.len().to_string();
@@ -98,7 +98,7 @@ fn post_with_length(server: &Server, path: &str, length: &str, body: &[u8]) -> R
     send(server, Method::POST, path, &headers, body.to_vec())
 }
 
-/// A byte string as tensors have it.
+/// A byte string in the raw form of tensors.
 fn element(bytes: &[u8]) -> Vec<u8> {
     [&u32::try_from(bytes.len()).unwrap().to_le_bytes()[..], bytes].concat()
 }

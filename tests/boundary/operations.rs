@@ -1,28 +1,28 @@
 use std::path::Path;
 
-use guesthouse_tests::artifacts::{Misbehave, doctor, temporary_folder, toxicity};
-use guesthouse_tests::client::{self, Answer, DEMO_ADMIN_KEY, DEMO_KEY};
+use guesthouse_tests::artifacts::{Misbehave, replace_bytes, temporary_folder, toxicity};
+use guesthouse_tests::client::{self, DEMO_ADMIN_KEY, DEMO_KEY, HttpResponse};
 use guesthouse_tests::{Server, Setup};
 use serde_json::{Value, json};
 
-/// Versions of the misbehaving guest, in a state folder of their own.
+/// Versions of the misbehaving guest, with a state folder of the test's own.
 fn setup(folder: &Path, versions: &[&'static str]) -> Setup {
     let pack = |version: &&'static str| Misbehave { version, ..Misbehave::default() }.pack(folder);
     let artifacts = versions.iter().map(pack).collect();
     Setup { artifacts, state: Some(folder.join("state")), ..Setup::default() }
 }
 
-fn post(server: &Server, path: &str, body: Value) -> Answer {
+fn post(server: &Server, path: &str, body: Value) -> HttpResponse {
     server.admin("POST", &format!("models/misbehave/{path}"), &body)
 }
 
-/// The change has been made.
-fn made(answer: &Answer) -> &Value {
+/// Asserts that a change was made; returns the body.
+fn assert_changed(answer: &HttpResponse) -> &Value {
     assert_eq!((answer.status, &answer.body["changed"]), (200, &json!(true)), "{answer:?}");
     &answer.body
 }
 
-fn refused(answer: &Answer) -> (u16, &str) {
+fn refused(answer: &HttpResponse) -> (u16, &str) {
     (answer.status, answer.error_code().unwrap_or_default())
 }
 
@@ -32,13 +32,13 @@ fn model(server: &Server) -> Value {
     answer.body
 }
 
-/// The state of every version.
+/// The states of all versions.
 fn states(server: &Server) -> Vec<String> {
     let versions = model(server)["versions"].as_array().unwrap().clone();
     versions.iter().map(|version| version["state"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Which version answers, and why.
+/// Which version answered, and why it was chosen.
 fn served(server: &Server, path: &str, headers: &[(&str, &str)]) -> (String, String) {
     let answer = server.send("POST", path, headers, br#"{"action": "echo"}"#);
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -50,7 +50,7 @@ fn words((version, reason): &(String, String)) -> (&str, &str) {
     (version, reason)
 }
 
-/// Deploy a file and wait until it is over.
+/// Uploads an artifact and waits until the deployment has ended.
 fn deploy(server: &Server, file: &Path, query: &str, headers: &[(&str, &str)]) -> Value {
     let url = format!("http://{}/admin/v1/deploy{query}", server.admin_address());
     let mut all = vec![("X-API-Key", DEMO_ADMIN_KEY)];
@@ -68,7 +68,7 @@ fn deploy(server: &Server, file: &Path, query: &str, headers: &[(&str, &str)]) -
 }
 
 #[test]
-fn a_version_goes_from_deployed_over_canary_to_stable_and_back() {
+fn a_version_is_deployed_canaried_promoted_rolled_back() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path(), &["1.0.0"]);
     setup.config = "[models.misbehave]\nsticky_header = \"X-User-Id\"\n".to_owned();
@@ -89,14 +89,14 @@ fn a_version_goes_from_deployed_over_canary_to_stable_and_back() {
     );
     let replay = &deployed["result"]["replay"];
     assert_eq!((&replay["of"], &replay["examples"]), (&json!("1.0.0"), &json!(1)));
-    // Deployed, it is there for who asks for it, and for nobody else.
+    // A deployed version answers only requests that select it.
     assert_eq!(words(&served(&server, "/v1/predict", &[])), ("1.0.0", "range"));
     let pin = "/models/misbehave/versions/1.1.0/predict";
     assert_eq!(words(&served(&server, pin, &[])), ("1.1.0", "pin"));
 
     let canary = post(&server, "canary", json!({"version": "1.1.0", "weight": 100_000}));
-    assert_eq!(made(&canary)["after"]["candidates"], json!({"1.1.0": 100_000}));
-    // Places of callers, by the published function: below 100,000 is the candidate's.
+    assert_eq!(assert_changed(&canary)["after"]["candidates"], json!({"1.1.0": 100_000}));
+    // The published hash places a caller; places below 100,000 belong to the candidate.
     let places = ["user-0", "alice"].map(|user| {
         let path = format!("models/misbehave/resolve?key={user}");
         let resolved = server.admin("GET", &path, &Value::Null).body;
@@ -114,10 +114,14 @@ fn a_version_goes_from_deployed_over_canary_to_stable_and_back() {
     assert_eq!(words(&served(&server, channel, &[])), ("1.1.0", "channel"));
     for (weight, parts) in [(json!("25%"), 250_000), (json!("0.2"), 200_000), (json!(10), 10)] {
         let canary = post(&server, "canary", json!({"version": "1.1.0", "weight": weight}));
-        assert_eq!(made(&canary)["after"]["candidates"], json!({"1.1.0": parts}), "{weight}");
+        assert_eq!(
+            assert_changed(&canary)["after"]["candidates"],
+            json!({"1.1.0": parts}),
+            "{weight}"
+        );
     }
-    // Weight 0 beats stickiness; only who asks for it gets it.
-    made(&post(&server, "canary", json!({"version": "1.1.0", "weight": 0})));
+    // Weight 0 overrides stickiness; only explicit requests reach the candidate.
+    assert_changed(&post(&server, "canary", json!({"version": "1.1.0", "weight": 0})));
     for user in 0..20 {
         let user = format!("user-{user}");
         let split = served(&server, "/predict", &[("X-User-Id", &user)]);
@@ -126,19 +130,19 @@ fn a_version_goes_from_deployed_over_canary_to_stable_and_back() {
     assert_eq!(words(&served(&server, channel, &[])), ("1.1.0", "channel"));
 
     let promoted = post(&server, "promote", json!({"version": "1.1.0"}));
-    assert_eq!(made(&promoted)["status"], "Promoted");
+    assert_eq!(assert_changed(&promoted)["status"], "Promoted");
     assert_eq!(words(&served(&server, "/predict", &[])), ("1.1.0", "default"));
     assert_eq!(refused(&server.send("POST", channel, &[], b"{}")), (404, "not_found"));
     assert_eq!(states(&server), ["parked", "ready"]);
     let back = post(&server, "rollback", json!({}));
-    assert_eq!(made(&back)["status"], "RolledBack");
+    assert_eq!(assert_changed(&back)["status"], "RolledBack");
     assert_eq!(words(&served(&server, "/predict", &[])), ("1.0.0", "default"));
     let stable = "/models/misbehave/versions/stable/predict";
     assert_eq!(words(&served(&server, stable, &[])), ("1.0.0", "channel"));
 }
 
 #[test]
-fn a_restart_serves_exactly_what_was_served() {
+fn a_restart_restores_the_routing_and_the_history() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path(), &["1.0.0", "1.1.0", "1.2.0"]);
     setup.config = "[models.misbehave]\nparked_versions = 1\n".to_owned();
@@ -148,29 +152,29 @@ fn a_restart_serves_exactly_what_was_served() {
         deploy(&server, &file, "", &[])
     });
     assert!(next.iter().all(|operation| operation["state"] == "done"), "{next:?}");
-    made(&post(&server, "promote", json!({"version": "1.3.0"})));
-    made(&post(&server, "canary", json!({"version": "1.4.0", "weight": 250_000})));
-    made(&post(&server, "shadow", json!({"version": "1.1.0", "share": 500_000})));
+    assert_changed(&post(&server, "promote", json!({"version": "1.3.0"})));
+    assert_changed(&post(&server, "canary", json!({"version": "1.4.0", "weight": 250_000})));
+    assert_changed(&post(&server, "shadow", json!({"version": "1.1.0", "share": 500_000})));
     let before = (model(&server), server.admin("GET", "history", &Value::Null).body);
     assert!(server.stop().0.success());
-    // Nothing in the folder any more: what is deployed does not depend on it.
+    // The folder is empty: a deployed version does not depend on it.
     setup.artifacts.clear();
     let server = Server::start(&setup);
     assert_eq!((model(&server), server.admin("GET", "history", &Value::Null).body), before);
     assert_eq!(states(&server), ["ready", "ready", "parked", "ready", "ready"]);
-    made(&post(&server, "rollback", json!({})));
-    made(&post(&server, "rollback", json!({})));
+    assert_changed(&post(&server, "rollback", json!({})));
+    assert_changed(&post(&server, "rollback", json!({})));
     assert_eq!(words(&served(&server, "/predict", &[])), ("1.2.0", "default"));
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_and_changes_nothing() {
+fn invalid_changes_are_rejected_without_effect() {
     let folder = temporary_folder();
     let server = Server::start(&setup(folder.path(), &["1.0.0", "1.1.0", "2.0.0-rc.1"]));
     let other = Misbehave { version: "1.1.0", init: "slow", ..Misbehave::default() };
     let other = other.pack(folder.path());
     let before = model(&server);
-    assert_eq!(before["stable"], "1.1.0", "a pre-release is nobody's default");
+    assert_eq!(before["stable"], "1.1.0", "a pre-release became the default");
     for (path, body, error) in [
         ("promote", json!({"version": "9.9.9"}), (404, "not_found")),
         ("promote", json!({"version": "1.0.0"}), (409, "conflict")),
@@ -209,7 +213,7 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
     let unknown = server.admin("POST", "models/nobody/promote", &json!({"version": "1.0.0"}));
     assert_eq!(refused(&unknown), (404, "not_found"));
 
-    // The same version with other bytes, and bytes that are no artifact.
+    // The same version with other bytes, and a file that is not an artifact.
     let failed = deploy(&server, &other, "", &[]);
     assert_eq!(
         (&failed["state"], &failed["error"]["error_code"]),
@@ -226,15 +230,15 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_version_whose_init_or_golden_examples_fail_is_not_deployed() {
+fn a_version_that_fails_its_checks_is_not_deployed() {
     let folder = temporary_folder();
     let server = Server::start(&setup(folder.path(), &["1.0.0"]));
     let wrong = Misbehave { version: "1.0.1", ..Misbehave::default() }.pack(folder.path());
-    doctor(&wrong, r#""done": "echo""#, r#""done": "ecco""#);
+    replace_bytes(&wrong, r#""done": "echo""#, r#""done": "ecco""#);
     let failed = deploy(&server, &wrong, "?promote=true", &[]);
     assert_eq!(failed["error"]["error_code"], "unacceptable_artifact", "{failed}");
     let failing = Misbehave { version: "1.0.2", ..Misbehave::default() }.pack(folder.path());
-    doctor(&failing, r#""init":"well""#, r#""init":"fail""#);
+    replace_bytes(&failing, r#""init":"well""#, r#""init":"fail""#);
     let failed = deploy(&server, &failing, "", &[]);
     assert_eq!(failed["error"]["error_code"], "unacceptable_artifact", "{failed}");
     assert_eq!(states(&server), ["ready"]);
@@ -242,11 +246,11 @@ fn a_version_whose_init_or_golden_examples_fail_is_not_deployed() {
 }
 
 #[test]
-fn a_step_in_numbers_too_small_for_the_signature_is_refused() {
+fn too_small_a_version_step_is_a_contract_violation() {
     let folder = temporary_folder();
     let server = Server::start(&setup(folder.path(), &["1.0.0"]));
     let more = Misbehave { version: "1.0.1", ..Misbehave::default() }.pack(folder.path());
-    doctor(&more, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
+    replace_bytes(&more, r#""max_batch_size":8"#, r#""max_batch_size":9"#);
     let failed = deploy(&server, &more, "", &[]);
     assert_eq!(failed["error"]["error_code"], "contract_violation", "{failed}");
     assert_eq!(failed["error"]["details"][0]["bump"], "minor", "{failed}");
@@ -254,7 +258,7 @@ fn a_step_in_numbers_too_small_for_the_signature_is_refused() {
 }
 
 #[test]
-fn who_asks_twice_changes_once_and_a_trial_changes_nothing() {
+fn repeated_changes_apply_once_and_dry_runs_never() {
     let folder = temporary_folder();
     let server = Server::start(&setup(folder.path(), &["1.0.0"]));
     let next = Misbehave { version: "1.1.0", ..Misbehave::default() }.pack(folder.path());
@@ -282,12 +286,16 @@ fn who_asks_twice_changes_once_and_a_trial_changes_nothing() {
     assert_eq!((trial.status, &trial.body["after"]["stable"]), (200, &json!("1.1.0")));
     assert_eq!(model(&server)["stable"], "1.0.0");
     let expected = format!("?expected_revision={revision}&reason=because");
-    let made = promote(&expected, "key-2", &body);
-    assert_eq!((made.status, made.header("idempotency-replayed")), (200, None), "{made:?}");
-    // By now the expectation is wrong, but this was answered before.
+    let changed = promote(&expected, "key-2", &body);
+    assert_eq!(
+        (changed.status, changed.header("idempotency-replayed")),
+        (200, None),
+        "{changed:?}"
+    );
+    // The expected revision is outdated by now, but this request was answered before.
     let again = promote(&expected, "key-2", &body);
     assert_eq!((again.status, again.header("idempotency-replayed")), (200, Some("true")));
-    assert_eq!(again.body["revision"], made.body["revision"]);
+    assert_eq!(again.body["revision"], changed.body["revision"]);
     let other = promote(&expected, "key-2", &json!({"version": "1.0.0"}));
     assert_eq!(refused(&other), (422, "idempotency_mismatch"));
     let bad = promote("", &"k".repeat(129), &body);
@@ -303,7 +311,7 @@ fn who_asks_twice_changes_once_and_a_trial_changes_nothing() {
     assert_eq!(promotion["before"]["stable"], "1.0.0");
     assert_eq!(promotion["after"]["stable"], "1.1.0");
     assert!(promotion["digest"].as_str().unwrap().starts_with("sha256:"));
-    // Each entry carries the hash of the one before.
+    // Each entry contains the hash of the entry before it.
     for pair in entries.windows(2) {
         assert_eq!(pair[0]["previous_hash"], pair[1]["hash"]);
     }
@@ -312,7 +320,7 @@ fn who_asks_twice_changes_once_and_a_trial_changes_nothing() {
 }
 
 #[test]
-fn only_operators_keys_open_the_admin_api_and_only_its_own_port_has_it() {
+fn the_admin_api_needs_an_admin_key_and_its_own_listener() {
     let folder = temporary_folder();
     let server = Server::start(&setup(folder.path(), &["1.0.0"]));
     let ask = |url: String, key: Option<&str>| {
@@ -341,9 +349,9 @@ fn only_operators_keys_open_the_admin_api_and_only_its_own_port_has_it() {
     );
 }
 
-/// A caller of whom its client knows nothing is no caller of its own.
+/// A null or empty sticky field does not identify a caller.
 #[test]
-fn a_field_that_is_null_or_empty_goes_by_chance() {
+fn a_null_or_empty_sticky_field_is_routed_randomly() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path(), &["1.0.0", "1.1.0"]);
     setup.config = "[models.misbehave]\nsticky_field = \"user\"\nsplit = { \"1.0.0\" = 500_000, \
@@ -373,7 +381,7 @@ fn a_field_that_is_null_or_empty_goes_by_chance() {
 }
 
 #[test]
-fn versions_are_asked_for_in_paths_and_headers_and_callers_told_apart_by_fields() {
+fn requests_are_routed_by_selectors_and_sticky_fields() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path(), &["1.0.0", "1.1.0", "2.0.0"]);
     setup.config = "[models.misbehave]\nsticky_field = \"user\"\nsplit = { \"1.0.0\" = 500_000, \
@@ -395,7 +403,7 @@ fn versions_are_asked_for_in_paths_and_headers_and_callers_told_apart_by_fields(
     assert_eq!(refused(&malformed), (400, "malformed_request"));
     let absent = send("/predict", &[("X-Model-Version", "3")], echo);
     assert_eq!(refused(&absent), (404, "not_found"));
-    // A model's own error says which version it was.
+    // An error of a model names the version.
     let failed = send("/predict", &[("X-Model-Version", "2.0.0")], r#"{"action": "panic"}"#);
     assert_eq!((failed.status, failed.header("x-model-version")), (500, Some("2.0.0")));
     assert_eq!(failed.header("x-route-reason"), Some("pin"));
@@ -404,7 +412,7 @@ fn versions_are_asked_for_in_paths_and_headers_and_callers_told_apart_by_fields(
     for user in 0..20 {
         let resolve = format!("/models/misbehave/resolve?key={user}");
         let resolved = server.send("GET", &resolve, &[], b"").body["version"].clone();
-        // The same caller by a number and by a text, alone and in a batch, and within a range.
+        // The same caller as a number and as a text, alone, in a batch, and with a range.
         for (path, body) in [
             ("/predict", json!({"action": "echo", "user": user})),
             ("/predict", json!({"action": "echo", "user": user.to_string()})),
@@ -420,7 +428,7 @@ fn versions_are_asked_for_in_paths_and_headers_and_callers_told_apart_by_fields(
     assert_eq!(seen.len(), 2, "{seen:?}");
     let wrong = server.post("/predict", &json!({"action": "echo", "user": [1]}));
     assert_eq!(refused(&wrong), (400, "malformed_request"));
-    // Without the field, it is chance, and counted.
+    // Without the field, the choice is random and counted.
     for _ in 0..5 {
         served(&server, "/predict", &[]);
     }
@@ -432,13 +440,13 @@ fn versions_are_asked_for_in_paths_and_headers_and_callers_told_apart_by_fields(
 }
 
 #[test]
-fn nobody_is_sent_to_a_version_that_was_not_promoted_because_the_stable_one_breaks_down() {
+fn a_suspended_stable_version_has_no_parked_fallback() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path(), &["1.0.0", "1.1.0"]);
     setup.config =
         "[models.misbehave]\nsplit = { \"1.0.0\" = 1_000_000, \"1.1.0\" = 0 }\n".to_owned();
     let server = Server::start(&setup);
-    made(&post(&server, "rollback", json!({})));
+    assert_changed(&post(&server, "rollback", json!({})));
     assert_eq!(states(&server), ["ready", "parked"]);
     let pin = "/models/misbehave/versions/1.0.0/predict";
     for index in 0..10 {
@@ -447,12 +455,12 @@ fn nobody_is_sent_to_a_version_that_was_not_promoted_because_the_stable_one_brea
     }
     for path in ["/predict", "/v1/predict", "/models/misbehave/versions/~1.0/predict"] {
         let answer = server.post(path, &json!({"action": "echo"}));
-        // After a second, it is tried again.
+        // After a second, the version is probed again.
         let is_stable = (answer.status, answer.header("x-model-version")) == (200, Some("1.0.0"));
         let is_refused = || refused(&answer) == (429, "too_many_failures");
         assert!(is_stable || is_refused(), "{path}: {answer:?}");
     }
-    // Who names it gets it.
+    // A request that names the version gets it.
     assert_eq!(
         words(&served(&server, "/predict", &[("X-Model-Version", "1.1.0")])),
         ("1.1.0", "pin")
@@ -460,7 +468,7 @@ fn nobody_is_sent_to_a_version_that_was_not_promoted_because_the_stable_one_brea
 }
 
 #[test]
-fn a_configured_split_holds_until_an_operator_or_the_file_says_otherwise() {
+fn a_configured_split_holds_until_changed() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path(), &["1.0.0", "1.1.0"]);
     let config = |weight: u32| {
@@ -471,7 +479,7 @@ fn a_configured_split_holds_until_an_operator_or_the_file_says_otherwise() {
     setup.config = config(1);
     let server = Server::start(&setup);
     assert_eq!(candidates(&server), json!({"1.1.0": 1}));
-    made(&post(&server, "canary", json!({"version": "1.1.0", "weight": 2})));
+    assert_changed(&post(&server, "canary", json!({"version": "1.1.0", "weight": 2})));
     assert!(server.stop().0.success());
     let server = Server::start(&setup);
     assert_eq!(candidates(&server), json!({"1.1.0": 2}));
@@ -482,18 +490,18 @@ fn a_configured_split_holds_until_an_operator_or_the_file_says_otherwise() {
 }
 
 #[test]
-fn a_shadow_is_compared_and_costs_the_caller_nothing_but_the_truth() {
+fn a_shadow_is_compared_without_affecting_callers() {
     let artifacts = vec![toxicity("1.0.0"), toxicity("2.0.0")];
     let config = "[models.toxicity]\nsplit = { \"1.0.0\" = 1_000_000 }\n".to_owned();
     let server = Server::start(&Setup { artifacts, config, ..Setup::default() });
     let body = json!({"version": "2.0.0"});
     let answer = server.admin("POST", "models/toxicity/shadow", &body);
     assert_eq!(answer.status, 200, "{answer:?}");
-    // Between the thresholds of the two versions, and on one side of both.
+    // One text between the thresholds of the two versions, and one below both.
     let secret = "Most of this page is boring nonsense";
-    // On a busy machine comparisons are dropped, so it is asked until there is one of each kind.
+    // On a busy machine comparisons are dropped, so requests repeat until both results were seen.
     let mut report = Value::Null;
-    server.until("there is one of each kind", |server| {
+    server.eventually("both results are reported", |server| {
         for text in [secret, "You are nice"] {
             let answer = server.post("/predict", &json!({"text": text}));
             assert_eq!((answer.status, &answer.body["model_version"]), (200, &json!("1.0.0")));
@@ -507,7 +515,7 @@ fn a_shadow_is_compared_and_costs_the_caller_nothing_but_the_truth() {
     assert_eq!(pair["results"]["error"], 0, "{report}");
     let worst = &pair["worst"][0];
     assert_eq!((&worst["output"], &worst["kind"]), (&json!("label"), &json!("label")), "{report}");
-    // By its hash alone.
+    // Only the hash of the input is reported.
     assert!(!report.to_string().contains(secret), "{report}");
     let metrics = server.metrics();
     let differed = r#"primary="1.0.0",result="differed""#;

@@ -2,17 +2,15 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
-use guesthouse_tests::{Answer, DEMO_KEY, Server, Setup};
+use guesthouse_tests::{DEMO_KEY, HttpResponse, Server, Setup, eventually};
 use serde_json::{Value, json};
 
-/// How many requests a version takes at once in these tests, before it has measured anything: one
-/// thread's worth.
+/// The initial concurrency limit of a version with one thread.
 const LIMIT: usize = 16;
 
-/// Two versions of the misbehaving guest, the first of them stable, with one thread for each.
+/// Two versions of the misbehaving guest with one thread each; the first is stable.
 fn server(folder: &std::path::Path) -> Server {
     let pack = |version| Misbehave { version, ..Misbehave::default() }.pack(folder);
     let artifacts = vec![pack("1.0.0"), pack("1.1.0")];
@@ -21,7 +19,7 @@ fn server(folder: &std::path::Path) -> Server {
     Server::start(&Setup { artifacts, config: config.to_owned(), ..Setup::default() })
 }
 
-/// Requests for the stable version that do not end until they are dropped.
+/// Opens requests for the stable version that run until they are dropped.
 fn occupy(server: &Server, count: usize) -> Vec<TcpStream> {
     let body = r#"{"action": "spin"}"#;
     let request = format!(
@@ -37,20 +35,13 @@ fn occupy(server: &Server, count: usize) -> Vec<TcpStream> {
     (0..count).map(open).collect()
 }
 
-/// An answer within a moment, or a refusal at once.
-fn ask(server: &Server, path: &str, body: &Value) -> Answer {
+/// Sends a request with a timeout of one second.
+fn ask(server: &Server, path: &str, body: &Value) -> HttpResponse {
     let moment = [("X-Request-Timeout-Ms", "1000")];
     server.send("POST", path, &moment, body.to_string().as_bytes())
 }
 
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-    }
-}
-
-fn is_refused(answer: &Answer) -> bool {
+fn is_refused(answer: &HttpResponse) -> bool {
     let refused = answer.status == 503;
     if refused {
         assert_eq!(answer.error_code(), Some("overloaded"), "{answer:?}");
@@ -60,7 +51,7 @@ fn is_refused(answer: &Answer) -> bool {
 }
 
 #[test]
-fn what_is_least_urgent_is_refused_first() {
+fn the_least_important_requests_are_rejected_first() {
     let folder = temporary_folder();
     let server = server(folder.path());
     let (echo, many) = (json!({"action": "echo"}), json!({"instances": [{"action": "echo"}]}));
@@ -71,31 +62,32 @@ fn what_is_least_urgent_is_refused_first() {
     assert!(!stable() && !batch() && !candidate());
 
     let mut busy = occupy(&server, LIMIT * 6 / 10);
-    until("batches are refused", batch);
-    assert!(!candidate(), "there is room for a candidate");
+    eventually("batches are rejected", batch);
+    assert!(!candidate(), "the candidate was rejected");
     busy.extend(occupy(&server, LIMIT * 8 / 10 - busy.len()));
-    until("candidates are refused", candidate);
-    assert!(!stable(), "there is room for the stable version");
-    // More until there is room for nobody: one that was asked may have held a place meanwhile.
-    until("everything is refused", || {
+    eventually("candidates are rejected", candidate);
+    assert!(!stable(), "the stable version was rejected");
+    // Probing requests hold places for a moment, so more requests are added until everything is
+    // rejected.
+    eventually("everything is rejected", || {
         busy.extend(occupy(&server, LIMIT));
         stable()
             && batch()
             && candidate()
-            && !server.would_read("/models/misbehave/predict", 100_000)
+            && !server.admits_body("/models/misbehave/predict", 100_000)
     });
-    // What is not asked of the model is answered as ever.
+    // Requests that need no model are still answered.
     assert_eq!(server.get("/healthz").status, 200);
 
     drop(busy);
-    until("there is room again", || {
+    eventually("there is room again", || {
         let answer = server.post("/models/misbehave/batch_predict", &many);
         answer.status == 200 && server.post(path, &echo).status == 200
     });
 }
 
 #[test]
-fn a_flood_is_answered_in_time_or_refused() {
+fn every_request_of_a_flood_is_answered_or_rejected() {
     let folder = temporary_folder();
     let server = Arc::new(server(folder.path()));
     let threads: Vec<_> = (0..LIMIT * 3)
@@ -110,7 +102,7 @@ fn a_flood_is_answered_in_time_or_refused() {
     let answers: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
     let refused = answers.iter().filter(|answer| is_refused(answer)).count();
     let answered = answers.iter().filter(|answer| answer.status == 200).count();
-    assert_eq!(answered + refused, answers.len(), "nothing is late, lost or wrong");
+    assert_eq!(answered + refused, answers.len(), "a request was neither answered nor rejected");
     assert!(answered > 0 && refused > 0, "{answered} answered, {refused} refused");
     assert_eq!(server.post("/models/misbehave/predict", &json!({"action": "echo"})).status, 200);
 }

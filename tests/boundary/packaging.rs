@@ -1,5 +1,5 @@
-//! What the examples for operators say of this server is so. Whether they are what systemd, Kubernetes and
-//! others understand, their own tools say: `cargo xtask conformance`.
+//! The examples for operators match the server. Whether systemd, Kubernetes and others accept them
+//! is checked with their own tools by `cargo xtask conformance`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,11 +8,12 @@ use std::process::Command;
 
 use guesthouse_tests::{Server, Setup, artifacts, client, environment};
 
-/// What a server takes after its last request: interrupted requests' last words, and the log's.
-const LAST_WORDS_SECONDS: u64 = 5;
+/// The time that the server takes after its last request: responses to interrupted requests, and
+/// the rest of the log.
+const FINAL_LOG_SECONDS: u64 = 5;
 
-/// Memory beside what versions and children may use: the program, the bodies of requests, the kernel's.
-const BESIDE_MIB: u64 = 512;
+/// Memory besides versions and compilers: the program, request bodies, and the kernel's buffers.
+const OVERHEAD_MIB: u64 = 512;
 
 fn packaging() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../host/packaging")
@@ -22,7 +23,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(packaging().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
-/// Every file of the packaging, by its path in the folder.
+/// All files below the packaging folder.
 fn files() -> Vec<String> {
     let mut files = Vec::new();
     for folder in fs::read_dir(packaging()).unwrap() {
@@ -36,7 +37,7 @@ fn files() -> Vec<String> {
     files
 }
 
-/// The number after the first `key` of a file.
+/// The number after the first occurrence of `key`.
 fn number(text: &str, key: &str) -> Option<u64> {
     let (_, rest) = text.split_once(key)?;
     let rest = rest.trim_start_matches(['=', ':', ' ']);
@@ -50,11 +51,11 @@ fn guesthouse(arguments: &[String]) -> Result<String, String> {
         .env_clear()
         .output()
         .expect("the host program runs");
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(said(&output.stdout)) } else { Err(said(&output.stderr)) }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-/// The command lines that a file has for the program, without its name.
+/// The command lines of the program in a file, without the program's name.
 fn command_lines(text: &str) -> Vec<Vec<String>> {
     let words = |line: &str| {
         line.split([' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
@@ -82,7 +83,7 @@ fn command_lines(text: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn every_configuration_is_one_that_the_server_accepts() {
+fn every_configuration_file_is_valid() {
     let configurations: Vec<_> =
         files().into_iter().filter(|file| file.ends_with(".toml")).collect();
     assert!(configurations.len() >= 3, "{configurations:?}");
@@ -92,7 +93,7 @@ fn every_configuration_is_one_that_the_server_accepts() {
     };
     for file in &configurations {
         check(packaging().join(file)).unwrap_or_else(|why| panic!("{file}: {why}"));
-        // What is to be filled in has the right form, too.
+        // The placeholders have the right form, too.
         let text: Vec<_> = read(file)
             .lines()
             .map(|line| match line.strip_prefix("# ") {
@@ -100,7 +101,7 @@ fn every_configuration_is_one_that_the_server_accepts() {
                 _ => line.to_owned(),
             })
             .collect();
-        // Each key is another one.
+        // Each key is different.
         let mut digits = '0'..='9';
         let fill = |line: &String| match line.split_once('…') {
             Some((before, after)) => {
@@ -115,19 +116,19 @@ fn every_configuration_is_one_that_the_server_accepts() {
         fs::write(&path, &filled).unwrap();
         check(path.clone()).unwrap_or_else(|why| panic!("{file}: {why}\n{filled}"));
         fs::write(&path, filled + "\nno_such_key = 1\n").unwrap();
-        check(path).expect_err("a key that there is not");
+        check(path).expect_err("an unknown key is rejected");
     }
 }
 
 #[test]
-fn every_command_line_is_one_that_the_program_has() {
+fn every_command_line_is_valid() {
     let mut found = 0;
     for file in files() {
         for mut line in command_lines(&read(&file)) {
             line.push("--help".to_owned());
             guesthouse(&line).unwrap_or_else(|why| panic!("{file}: {line:?}: {why}"));
             line.insert(line.len() - 1, "--no-such-option".to_owned());
-            guesthouse(&line).expect_err("an option that there is not");
+            guesthouse(&line).expect_err("an unknown option is rejected");
             found += 1;
         }
     }
@@ -141,12 +142,12 @@ fn every_command_line_is_one_that_the_program_has() {
         .collect();
     assert!(variables.len() >= 4, "{variables:?}");
     for variable in variables {
-        assert!(help.contains(variable), "{variable} is no variable of the server");
+        assert!(help.contains(variable), "the server has no variable {variable}");
     }
 }
 
 #[test]
-fn ports_and_folders_are_those_of_the_configuration() {
+fn ports_and_folders_match_the_configuration() {
     let (configuration, stateful) =
         (read("kubernetes/guesthouse.toml"), read("kubernetes/statefulset.yaml"));
     assert_eq!(
@@ -185,17 +186,17 @@ fn ports_and_folders_are_those_of_the_configuration() {
     for line in read("systemd/guesthouse.toml").lines() {
         if let Some((_, folder)) = line.split_once("= \"/var/lib/") {
             let folder = folder.trim_end_matches('"');
-            assert!(unit.contains(&format!(" {folder}")), "{folder} is made by nobody");
+            assert!(unit.contains(&format!(" {folder}")), "the unit does not create {folder}");
         }
     }
 }
 
 #[test]
-fn whoever_stops_the_server_waits_for_it() {
+fn stop_timeouts_exceed_the_drain_time() {
     let time = |configuration: &str| {
         let of = |key, default| number(configuration, &format!("\n{key}")).unwrap_or(default);
-        // As long as the server itself, if the file says nothing; the README says how long.
-        of("linger_seconds", 3) + of("drain_seconds", 10) + LAST_WORDS_SECONDS
+        // The server's defaults, if the file does not set them.
+        of("linger_seconds", 3) + of("drain_seconds", 10) + FINAL_LOG_SECONDS
     };
     let grace = "terminationGracePeriodSeconds";
     for (file, key, configuration) in [
@@ -205,12 +206,12 @@ fn whoever_stops_the_server_waits_for_it() {
     ] {
         let allowed = number(&read(file), key).unwrap();
         let taken = time(&read(configuration));
-        assert!(allowed > taken, "{file} gives {allowed} s to what takes {taken} s");
+        assert!(allowed > taken, "{file} allows {allowed} s for a shutdown of up to {taken} s");
     }
 }
 
 #[test]
-fn what_may_be_used_fits_into_the_container() {
+fn memory_limits_fit_into_the_container() {
     for (file, configuration) in [
         ("kubernetes/statefulset.yaml", "kubernetes/guesthouse.toml"),
         ("kserve/cluster-serving-runtime.yaml", "kserve/guesthouse.toml"),
@@ -219,14 +220,14 @@ fn what_may_be_used_fits_into_the_container() {
         let (_, limits) = manifest.split_once("limits:").unwrap();
         let gibibytes = number(limits, "memory").unwrap();
         let of = |key: &str| number(&configuration, &format!("\n{key}")).unwrap();
-        let used = of("memory_mib") + of("preinit_memory_mib") + BESIDE_MIB;
+        let used = of("memory_mib") + of("preinit_memory_mib") + OVERHEAD_MIB;
         assert!(used <= gibibytes << 10, "{file}: {used} MiB");
         assert!(of("instances") * of("instance_memory_mib") <= of("memory_mib"), "{file}");
     }
 }
 
 #[test]
-fn probes_and_scrapes_ask_for_what_there_is() {
+fn probes_and_scrapes_request_existing_paths() {
     let server = Server::start(&Setup::toxicity());
     let mut asked = BTreeSet::new();
     for file in files() {
@@ -243,7 +244,7 @@ fn probes_and_scrapes_ask_for_what_there_is() {
 }
 
 #[test]
-fn the_container_is_built_by_the_compiler_of_the_repository() {
+fn the_container_uses_the_repositorys_compiler() {
     let toolchain = fs::read_to_string(packaging().join("../../rust-toolchain.toml")).unwrap();
     let version = toolchain.split("channel = \"").nth(1).unwrap().split('"').next().unwrap();
     let containerfile = read("container/Containerfile");

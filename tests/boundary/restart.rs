@@ -12,7 +12,7 @@ fn setup(folder: &Path) -> Setup {
     Setup { artifacts, state: Some(folder.join("state")), ..Setup::default() }
 }
 
-/// Where the version came from.
+/// Where the version was loaded from.
 fn from(server: &Server) -> Value {
     let line = server.wait_for("the version", |line| line["message"] == "version ready");
     line["from"].clone()
@@ -24,7 +24,7 @@ fn assert_serves(server: &Server) {
 }
 
 #[test]
-fn the_second_start_compiles_nothing() {
+fn a_second_start_compiles_nothing() {
     let folder = temporary_folder();
     let setup = setup(folder.path());
     let first = Server::start(&setup);
@@ -35,8 +35,8 @@ fn the_second_start_compiles_nothing() {
     assert_serves(&second);
 }
 
-/// The files of the compiled forms whose names begin and end like this.
-fn kept(folder: &Path, prefix: &str, suffix: &str) -> Vec<PathBuf> {
+/// The compiled files whose names begin and end like this.
+fn compiled_files(folder: &Path, prefix: &str, suffix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder.join("state/compiled")).unwrap();
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| {
@@ -54,8 +54,8 @@ fn flip_a_bit(path: &Path) {
     fs::write(path, bytes).unwrap();
 }
 
-/// How often something was not what this host had written.
-fn made_anew(server: &Server) -> usize {
+/// How many stored files were rejected and compiled again.
+fn recompilations(server: &Server) -> usize {
     let lines = server.lines();
     let anew = |line: &&Value| {
         line["level"] == "WARN" && line["message"].as_str().unwrap().contains("compiling anew")
@@ -64,33 +64,33 @@ fn made_anew(server: &Server) -> usize {
 }
 
 #[test]
-fn a_flipped_bit_in_any_kept_file_is_noticed_and_made_good() {
+fn a_flipped_bit_in_any_compiled_file_is_repaired() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
-    let files = kept(folder.path(), "", "");
+    let files = compiled_files(folder.path(), "", "");
     let versions = ["1.0.1", "1.0.2", "1.0.3", "1.0.4", "1.0.5", "1.0.6"];
     assert_eq!(files.len(), versions.len(), "{files:?}");
-    // Each time there is something to compile, for which all that is kept is wanted.
+    // A new version in each round, whose compilation reads all stored files.
     for (file, version) in files.iter().zip(versions) {
         flip_a_bit(file);
         let next = Misbehave { version, ..Misbehave::default() };
         setup.artifacts.truncate(1);
         setup.artifacts.push(next.pack(folder.path()));
         let server = Server::start(&setup);
-        assert_eq!(made_anew(&server), 1, "{file:?}");
+        assert_eq!(recompilations(&server), 1, "{file:?}");
         assert_serves(&server);
         assert!(server.stop().0.success());
     }
     let last = Misbehave { version: "1.1.0", ..Misbehave::default() };
     setup.artifacts.push(last.pack(folder.path()));
     let server = Server::start(&setup);
-    assert_eq!(made_anew(&server), 0);
+    assert_eq!(recompilations(&server), 0);
     assert_serves(&server);
 }
 
 #[test]
-fn a_version_that_comes_back_is_found_again() {
+fn a_version_that_returns_is_not_compiled_again() {
     let folder = temporary_folder();
     let setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
@@ -102,7 +102,7 @@ fn a_version_that_comes_back_is_found_again() {
 }
 
 #[test]
-fn what_nothing_needs_is_removed_once_all_is_known() {
+fn unneeded_compiled_files_are_removed() {
     let folder = temporary_folder();
     let setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
@@ -126,7 +126,7 @@ fn what_nothing_needs_is_removed_once_all_is_known() {
         put("somebody's notes.json".to_owned(), long_ago),
     ];
     let exist = |paths: &[PathBuf]| paths.iter().filter(|path| path.exists()).count();
-    // What cannot be read might need anything.
+    // While one file cannot be read, the server does not know what it needs.
     let server = Server::start_with(&setup, |repository| make_pipe(&repository.join("pipe.wasm")));
     assert!(server.stop().0.success());
     assert_eq!(exist(&unneeded), unneeded.len());
@@ -135,16 +135,17 @@ fn what_nothing_needs_is_removed_once_all_is_known() {
     assert_eq!(from(&server), "store");
     assert_eq!((exist(&unneeded), exist(&spared)), (0, spared.len()));
     let lines = server.lines();
-    let said = |line: &&Value| line["message"].as_str().unwrap().starts_with("removed a file");
-    assert_eq!(lines.iter().filter(said).count(), 3, "code and record are one");
+    let is_removal =
+        |line: &&Value| line["message"].as_str().unwrap().starts_with("removed a file");
+    assert_eq!(lines.iter().filter(is_removal).count(), 3, "code and report count as one file");
     assert_serves(&server);
 }
 
 #[test]
-fn a_host_killed_at_any_moment_of_a_deploy_starts_again() {
+fn a_host_killed_during_a_deployment_starts_again() {
     let folder = temporary_folder();
     let setup = setup(folder.path());
-    // Killed as soon as it listens: the child may be anywhere.
+    // Killed as soon as it listens, at any point of the compilation.
     for _ in 0..5 {
         drop(Server::start_loading(&setup));
     }
@@ -153,7 +154,7 @@ fn a_host_killed_at_any_moment_of_a_deploy_starts_again() {
 }
 
 #[test]
-fn what_compiling_took_is_shown_by_inspect() {
+fn inspect_shows_the_cost_of_compiling() {
     let folder = temporary_folder();
     let setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
@@ -175,7 +176,7 @@ fn what_compiling_took_is_shown_by_inspect() {
 }
 
 #[test]
-fn a_second_host_on_the_same_state_is_refused() {
+fn a_second_host_on_one_state_folder_is_rejected() {
     let folder = temporary_folder();
     let setup = setup(folder.path());
     let first = Server::start(&setup);
@@ -196,7 +197,7 @@ fn a_second_host_on_the_same_state_is_refused() {
 }
 
 #[test]
-fn a_configuration_that_makes_no_sense_is_refused_in_one_line() {
+fn an_invalid_configuration_is_rejected_in_one_line() {
     let folder = temporary_folder();
     let file = folder.path().join("guesthouse.toml");
     for (text, reason) in [
@@ -215,33 +216,33 @@ fn a_configuration_that_makes_no_sense_is_refused_in_one_line() {
 }
 
 #[test]
-fn a_second_version_of_a_guest_is_compiled_from_what_the_first_has_left() {
+fn a_second_version_reuses_the_compiled_functions() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
     let shared = |prefix: &str| {
-        let files = kept(folder.path(), prefix, "");
+        let files = compiled_files(folder.path(), prefix, "");
         files.into_iter().map(|path| (fs::metadata(&path).unwrap().ino(), path)).collect::<Vec<_>>()
     };
     let (functions, init) = (shared("functions-"), shared("init-"));
-    assert_eq!((functions.len(), init.len()), (2, 2), "each with its MAC");
+    assert_eq!((functions.len(), init.len()), (2, 2), "each file has a MAC");
     let second = Misbehave { version: "1.1.0", ..Misbehave::default() };
     setup.artifacts.push(second.pack(folder.path()));
     let server = Server::start(&setup);
     let body = json!({"action": "echo"});
     let answer = server.post("/models/misbehave/versions/1.1.0/predict", &body);
     assert_eq!(answer.status, 200, "{answer:?}");
-    // They were good enough: nothing was compiled that would be worth keeping beside them.
+    // The stored functions were reused: nothing new was stored beside them.
     assert_eq!((shared("functions-"), shared("init-")), (functions, init));
-    assert_eq!(made_anew(&server), 0);
+    assert_eq!(recompilations(&server), 0);
 }
 
 #[test]
-fn health_is_green_while_readiness_is_red() {
+fn a_loading_server_is_live_before_it_is_ready() {
     let folder = temporary_folder();
     let server = Server::start_loading(&setup(folder.path()));
     assert_eq!(server.get("/healthz").status, 200);
-    // It may be ready already; what must not happen is ready before the version is.
+    // It may be ready already, but not before the version is.
     let answer = server.get("/readyz");
     let published = server.lines().iter().any(|line| line["message"] == "version ready");
     assert!(answer.status == 503 || published, "{answer:?}");
@@ -250,7 +251,7 @@ fn health_is_green_while_readiness_is_red() {
 }
 
 #[test]
-fn the_same_input_gives_the_same_bits_after_a_restart() {
+fn scores_are_bit_identical_after_a_restart() {
     let scores = || {
         let server = Server::start(&Setup::toxicity());
         let texts = ["You are nice", "what a load of rubbish", "idiot"];

@@ -19,16 +19,32 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// The module of the host that a file belongs to: `guest` for `guest.rs` and `guest/fault.rs`.
-fn module(path: &Path) -> String {
-    let inside = path.strip_prefix(root().join("host/src")).unwrap();
-    inside.iter().next().unwrap().to_string_lossy().trim_end_matches(".rs").to_owned()
+/// The folders of the host's crates.
+fn crates() -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join("host")).unwrap().map(|entry| entry.unwrap().path());
+    let mut crates: Vec<_> = entries.filter(|path| path.join("Cargo.toml").exists()).collect();
+    crates.sort();
+    assert!(crates.len() >= 6, "{crates:?}");
+    crates
+}
+
+/// The sources of the host, each with its top-level module: `guest` for `guest.rs` and `guest/fault.rs`.
+fn host_sources() -> Vec<(PathBuf, String, String)> {
+    let mut found = Vec::new();
+    for one in crates() {
+        let folder = one.join("src");
+        for (path, text) in sources(&folder) {
+            let first = path.strip_prefix(&folder).unwrap().iter().next().unwrap();
+            let module = first.to_string_lossy().trim_end_matches(".rs").to_owned();
+            found.push((path, module, text));
+        }
+    }
+    found
 }
 
 #[test]
 fn only_some_modules_know_wasmtime_and_axum() {
-    for (path, text) in sources(&root().join("host/src")) {
-        let module = module(&path);
+    for (path, module, text) in host_sources() {
         for (library, allowed) in [
             ("wasmtime", &["guest", "preinit"][..]),
             ("wasmtime_wizer", &["preinit"]),
@@ -63,68 +79,13 @@ fn only_some_modules_know_wasmtime_and_axum() {
     }
 }
 
-/// The modules of the host in the order of the architecture's table: each may use those before it.
-fn order() -> Vec<String> {
-    let map = fs::read_to_string(root().join("host/ARCHITECTURE.md")).unwrap();
-    let (_, table) = map.split_once("| module | what it owns |").unwrap();
-    let rows = table.lines().skip(2).map_while(|row| row.strip_prefix("| `"));
-    rows.map(|row| row.split('`').next().unwrap().to_owned()).collect()
-}
-
-/// The modules that a file names: `crate::x`, and `crate::{x, y}`.
-fn used_modules(text: &str) -> Vec<String> {
-    let word = |text: &str| -> String {
-        text.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
-    };
-    let mut used = Vec::new();
-    for part in text.split("crate::").skip(1) {
-        match part.strip_prefix('{') {
-            None => used.push(word(part)),
-            Some(list) => used
-                .extend(list.split('}').next().unwrap().split(',').map(|item| word(item.trim()))),
-        }
-    }
-    used
-}
-
-#[test]
-fn dependencies_between_modules_point_one_way() {
-    let order = order();
-    assert!(order.len() >= 15, "{order:?}");
-    // Pairs that name each other's types, each with its reason.
-    let mutual = [
-        // A route is a function of a snapshot, and a snapshot holds splits.
-        ("router", "registry"),
-    ];
-    let place = |name: &str| order.iter().position(|module| module == name);
-    for (path, text) in sources(&root().join("host/src")) {
-        let from = module(&path);
-        if ["lib", "main", "commands"].contains(&from.as_str()) {
-            continue;
-        }
-        let at =
-            place(&from).unwrap_or_else(|| panic!("{from} is not in the architecture's table"));
-        for to in used_modules(&text) {
-            let Some(used) = place(&to) else { continue };
-            let (from, to) = (from.as_str(), to.as_str());
-            let known = mutual.contains(&(from, to)) || mutual.contains(&(to, from));
-            assert!(used <= at || known, "{} uses {to}", path.display());
-        }
-    }
-}
-
 #[test]
 fn every_module_says_what_it_is_for_and_stays_readable() {
-    for folder in [
-        "host/src",
-        "plugins",
-        "tests/fuzz",
-        "tests/harness",
-        "tests/load",
-        "tests/probe",
-        "tests/xtask/src",
-    ] {
-        let folder = root().join(folder);
+    let others =
+        ["plugins", "tests/fuzz", "tests/harness", "tests/load", "tests/probe", "tests/xtask/src"];
+    let others = others.map(|folder| root().join(folder));
+    let folders = crates().into_iter().map(|folder| folder.join("src")).chain(others);
+    for folder in folders {
         if !folder.exists() {
             continue;
         }
@@ -138,8 +99,8 @@ fn every_module_says_what_it_is_for_and_stays_readable() {
 
 #[test]
 fn every_error_code_is_documented() {
-    let source = fs::read_to_string(root().join("host/src/edge/error.rs")).unwrap();
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let source = fs::read_to_string(root().join("host/server/src/edge/error.rs")).unwrap();
+    let page = fs::read_to_string(root().join("host/docs/src/reference/errors.md")).unwrap();
     let (_, function) = source.split_once("fn as_str(self)").unwrap();
     let (function, _) = function.split_once("fn status(self)").unwrap();
     let codes: Vec<_> = function.lines().filter_map(|line| line.split('"').nth(1)).collect();
@@ -149,6 +110,6 @@ fn every_error_code_is_documented() {
             source.contains(&format!("//! | `{code}` |")),
             "{code} is not in its module's table"
         );
-        assert!(readme.contains(&format!("| `{code}` |")), "{code} is not in the README");
+        assert!(page.contains(&format!("| `{code}` |")), "{code} is not in the book");
     }
 }

@@ -3,17 +3,16 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use guesthouse_tests::artifacts::{run_host, temporary_folder};
 use guesthouse_tests::client::{self, DEMO_ADMIN_KEY};
-use guesthouse_tests::{DEMO_KEY, Server, Setup, environment};
+use guesthouse_tests::{DEADLINE, DEMO_KEY, Server, Setup, environment, eventually};
 use reqwest::blocking::Client;
 use reqwest::{StatusCode, Version, tls};
 use serde_json::json;
 use tempfile::TempDir;
 
-/// A certificate for this machine, and its key, in PEM.
+/// A self-signed certificate for this machine and its key, in PEM.
 struct Pair {
     certificate: String,
     key: String,
@@ -26,7 +25,7 @@ impl Pair {
         Self { certificate: pair.cert.pem(), key: pair.signing_key.serialize_pem() }
     }
 
-    /// A client that trusts nobody else.
+    /// A client that trusts this certificate only.
     fn client(&self) -> reqwest::blocking::ClientBuilder {
         let certificate = reqwest::Certificate::from_pem(self.certificate.as_bytes()).unwrap();
         client::http().tls_certs_only([certificate])
@@ -38,13 +37,13 @@ impl Pair {
     }
 }
 
-/// A server with TLS whose files can be replaced.
-struct Secured {
+/// A TLS server whose certificate files the test can replace.
+struct TlsServer {
     server: Server,
     folder: TempDir,
 }
 
-impl Secured {
+impl TlsServer {
     fn start(pair: &Pair, limits: &str) -> Self {
         let folder = temporary_folder();
         replace(folder.path(), "certificate.pem", &pair.certificate);
@@ -65,7 +64,7 @@ fn tls_section(folder: &Path) -> String {
     format!("\n[tls]\ncertificate = {:?}\nkey = {:?}\n", file("certificate.pem"), file("key.pem"))
 }
 
-/// Whole or not at all, as tools that renew certificates do it.
+/// Replaces a file atomically, as renewal tools do.
 fn replace(folder: &Path, name: &str, text: &str) {
     let temporary = folder.join("new");
     fs::write(&temporary, text).unwrap();
@@ -74,14 +73,6 @@ fn replace(folder: &Path, name: &str, text: &str) {
 
 fn count(server: &Server, message: &str) -> usize {
     server.lines().iter().filter(|line| line["message"] == message).count()
-}
-
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
 }
 
 fn https(server: &Server, path: &str) -> String {
@@ -95,20 +86,23 @@ fn predict(client: &Client, server: &Server) -> reqwest::blocking::Response {
     response
 }
 
-/// What curl says of a request: its exit code, the status and the version of HTTP.
-fn curl(secured: &Secured, arguments: &[&str]) -> (i32, String) {
+/// Runs curl; returns its exit code, and the status and version of HTTP.
+fn curl(tls_server: &TlsServer, arguments: &[&str]) -> (i32, String) {
     let mut command = Command::new("curl");
     command.args(["-sS", "-o", "/dev/null", "-w", "%{http_code} %{http_version}", "--cacert"]);
-    command.arg(secured.certificate()).args(arguments).arg(https(&secured.server, "/healthz"));
+    command
+        .arg(tls_server.certificate())
+        .args(arguments)
+        .arg(https(&tls_server.server, "/healthz"));
     let output = command.output().unwrap();
     (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
 }
 
 #[test]
-fn clients_and_server_agree_on_the_newest_they_both_know() {
+fn the_newest_common_protocol_versions_are_negotiated() {
     let pair = Pair::generate();
-    let secured = Secured::start(&pair, "");
-    let server = &secured.server;
+    let tls_server = TlsServer::start(&pair, "");
+    let server = &tls_server.server;
     for (client, version) in [
         (pair.client(), Version::HTTP_2),
         (pair.client().http1_only(), Version::HTTP_11),
@@ -118,27 +112,27 @@ fn clients_and_server_agree_on_the_newest_they_both_know() {
         assert_eq!(response.version(), version);
         assert_eq!(response.json::<serde_json::Value>().unwrap()["label"], "clean");
     }
-    assert_eq!(curl(&secured, &["--http2"]), (0, "200 2".to_owned()));
-    assert_eq!(curl(&secured, &["--http1.1"]), (0, "200 1.1".to_owned()));
-    assert_eq!(curl(&secured, &["--tls-max", "1.2"]).0, 0);
-    // 35: the handshake failed.
+    assert_eq!(curl(&tls_server, &["--http2"]), (0, "200 2".to_owned()));
+    assert_eq!(curl(&tls_server, &["--http1.1"]), (0, "200 1.1".to_owned()));
+    assert_eq!(curl(&tls_server, &["--tls-max", "1.2"]).0, 0);
+    // Exit code 35: the handshake failed.
     let old = ["--tls-max", "1.1", "--ciphers", "ALL:@SECLEVEL=0"];
-    assert_eq!(curl(&secured, &old).0, 35);
-    // The operators' listener has the same certificate.
+    assert_eq!(curl(&tls_server, &old).0, 35);
+    // The admin listener has the same certificate.
     let status = format!("https://{}/admin/v1/status", server.admin_address());
     let client = pair.client().build().unwrap();
     let status = client.get(status).header("X-API-Key", DEMO_ADMIN_KEY).send().unwrap();
     assert_eq!(status.status(), StatusCode::OK);
-    assert!(!Pair::generate().is_trusted_at(server), "a stranger's certificate");
+    assert!(!Pair::generate().is_trusted_at(server), "an unrelated certificate is trusted");
 }
 
 #[test]
-fn the_commands_that_operate_a_server_trust_whom_they_are_told() {
+fn commands_trust_the_given_certificate_authority() {
     let pair = Pair::generate();
-    let secured = Secured::start(&pair, "");
-    let stranger = secured.folder.path().join("stranger.pem");
+    let tls_server = TlsServer::start(&pair, "");
+    let stranger = tls_server.folder.path().join("stranger.pem");
     fs::write(&stranger, Pair::generate().certificate).unwrap();
-    let server = format!("https://{}", secured.server.admin_address());
+    let server = format!("https://{}", tls_server.server.admin_address());
     let status = |ca: Option<&Path>| {
         let mut command = Command::new(environment::host());
         command.args(["status", "--server", &server]);
@@ -146,26 +140,26 @@ fn the_commands_that_operate_a_server_trust_whom_they_are_told() {
         let output = command.env("GUESTHOUSE_ADMIN_KEY", DEMO_ADMIN_KEY).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let (code, said) = status(Some(&secured.certificate()));
-    assert!(code == Some(0) && said.contains("toxicity"), "{code:?} {said}");
-    for ca in [None, Some(stranger.as_path()), Some(&secured.folder.path().join("key.pem"))] {
-        let (code, said) = status(ca);
-        assert!(code != Some(0) && said.is_empty(), "{ca:?}: {code:?} {said}");
+    let (code, stdout) = status(Some(&tls_server.certificate()));
+    assert!(code == Some(0) && stdout.contains("toxicity"), "{code:?} {stdout}");
+    for ca in [None, Some(stranger.as_path()), Some(&tls_server.folder.path().join("key.pem"))] {
+        let (code, stdout) = status(ca);
+        assert!(code != Some(0) && stdout.is_empty(), "{ca:?}: {code:?} {stdout}");
     }
 }
 
 #[test]
-fn what_is_no_handshake_costs_its_own_connection_only() {
+fn failed_handshakes_affect_only_their_connection() {
     let pair = Pair::generate();
-    let secured = Secured::start(&pair, "head_seconds = 1\nconnections = 8");
-    let server = &secured.server;
+    let tls_server = TlsServer::start(&pair, "head_seconds = 1\nconnections = 8");
+    let server = &tls_server.server;
     let open = |bytes: &[u8]| {
         let mut stream = TcpStream::connect(server.address()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.write_all(bytes).unwrap();
         stream
     };
-    // Plain HTTP, garbage, and the beginning of a record that says it is long.
+    // Plain HTTP, random bytes, and the beginning of a long record.
     let mut connections: Vec<_> = [
         &b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"[..],
         &[0xff; 4096],
@@ -175,9 +169,9 @@ fn what_is_no_handshake_costs_its_own_connection_only() {
     .into_iter()
     .map(open)
     .collect();
-    // As many that say nothing as there may be connections.
+    // As many silent connections as the limit allows.
     connections.extend((0..8).map(|_| open(b"")));
-    // Served as soon as the time of those before is over.
+    // Served when the connections before it have timed out.
     assert!(pair.is_trusted_at(server));
     for mut stream in connections {
         let mut rest = Vec::new();
@@ -186,53 +180,54 @@ fn what_is_no_handshake_costs_its_own_connection_only() {
         assert!(!rest.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&rest));
     }
     assert!(pair.is_trusted_at(server));
-    assert!(secured.server.stop().0.success(), "nothing is left to drain");
+    assert!(tls_server.server.stop().0.success(), "requests were left to drain");
 }
 
 #[test]
-fn a_handshake_under_way_does_not_hold_up_the_stop() {
-    let secured = Secured::start(&Pair::generate(), "head_seconds = 300\ndrain_seconds = 300");
-    let mut stream = TcpStream::connect(secured.server.address()).unwrap();
+fn an_incomplete_handshake_does_not_delay_the_shutdown() {
+    let tls_server =
+        TlsServer::start(&Pair::generate(), "head_seconds = 3600\ndrain_seconds = 3600");
+    let mut stream = TcpStream::connect(tls_server.server.address()).unwrap();
     stream.write_all(b"\x16\x03\x01").unwrap();
-    let begun = Instant::now();
-    assert!(secured.server.stop().0.success(), "nothing is left to drain");
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(tls_server.server.stop().0.success(), "requests were left to drain");
 }
 
 #[test]
-fn a_renewed_certificate_is_used_and_a_bad_one_is_not() {
+fn a_valid_renewal_is_used_and_an_invalid_one_ignored() {
     let (first, second) = (Pair::generate(), Pair::generate());
-    let secured = Secured::start(&first, "");
-    let (server, folder) = (&secured.server, secured.folder.path());
+    let tls_server = TlsServer::start(&first, "");
+    let (server, folder) = (&tls_server.server, tls_server.folder.path());
     assert!(first.is_trusted_at(server) && !second.is_trusted_at(server));
     let lasting = first.client().build().unwrap();
     predict(&lasting, server);
-    // Half of a renewal: the certificate has another key.
+    // Half of a renewal: certificate and key do not match.
     replace(folder, "certificate.pem", &second.certificate);
     let refused = "the new certificate cannot be used, the old one stays";
-    server.wait_for("the refusal", |line| line["message"] == refused);
+    server.wait_for("the rejection", |line| line["message"] == refused);
     assert!(first.is_trusted_at(server) && !second.is_trusted_at(server));
     replace(folder, "key.pem", &second.key);
     server.wait_for("the renewal", |line| line["message"] == "certificate replaced");
     assert!(second.is_trusted_at(server) && !first.is_trusted_at(server));
-    // Connections that are there go on.
+    // Existing connections continue.
     predict(&lasting, server);
     for bad in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         let before = count(server, refused);
         replace(folder, "certificate.pem", bad);
-        wait_until("another refusal", || count(server, refused) > before);
+        eventually("another rejection", || count(server, refused) > before);
         assert!(second.is_trusted_at(server));
     }
     fs::remove_file(folder.join("key.pem")).unwrap();
     assert!(second.is_trusted_at(server));
     replace(folder, "certificate.pem", &first.certificate);
     replace(folder, "key.pem", &first.key);
-    wait_until("the first again", || count(server, "certificate replaced") == 2);
+    eventually("the first certificate is used again", || {
+        count(server, "certificate replaced") == 2
+    });
     assert!(first.is_trusted_at(server));
 }
 
 #[test]
-fn a_server_does_not_start_with_a_certificate_that_it_cannot_use() {
+fn an_unusable_certificate_fails_the_start() {
     let folder = temporary_folder();
     let config = folder.path().join("guesthouse.toml");
     fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{}", tls_section(folder.path())))
@@ -254,13 +249,13 @@ fn a_server_does_not_start_with_a_certificate_that_it_cannot_use() {
         let state = folder.path().join("state").display().to_string();
         let config = config.display().to_string();
         let output = run_host(&["serve", "--config", &config, "--state", &state]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("TLS") && !said.contains("listening"), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("TLS") && !stderr.contains("listening"), "{stderr}");
     }
 }
 
-/// A key that nobody uses, encrypted in both forms of OpenSSL; the password is `guesthouse`.
+/// An unused key, encrypted in both formats of OpenSSL; the password is `guesthouse`.
 const ENCRYPTED: &str = "\
 -----BEGIN ENCRYPTED PRIVATE KEY-----
 MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAj1zjN0N4oHnAICCAAw
@@ -281,7 +276,7 @@ vjtUr5O144/pfPsBsUaT0X0MjjqrhvXYh2jLMxZjgDw1SHjHb9jR31RRKNPxKW+F
 -----END EC PRIVATE KEY-----
 ";
 
-/// A key of Ed448, which is not supported.
+/// An Ed448 key, which is not supported.
 const UNSUPPORTED: &str = "\
 -----BEGIN PRIVATE KEY-----
 MEcCAQAwBQYDK2VxBDsEOU0CLC3tFEyLhEfOTz9gxGIicOlfCF9kQEqQzfwv4+Ep
@@ -290,7 +285,7 @@ pSIOfQrKjPLc4NCX1vWKPbIzybYVeQRnTg==
 ";
 
 #[test]
-fn a_key_that_cannot_be_used_is_refused_with_the_reason() {
+fn an_unusable_key_is_rejected_with_the_reason() {
     let folder = temporary_folder();
     let config = folder.path().join("guesthouse.toml");
     fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{}", tls_section(folder.path())))
@@ -326,26 +321,26 @@ fn a_key_that_cannot_be_used_is_refused_with_the_reason() {
         replace(folder.path(), "certificate.pem", certificate);
         replace(folder.path(), "key.pem", key);
         let checked = run_host(&["config", "check", "--config", &config]);
-        let said = String::from_utf8_lossy(&checked.stderr);
+        let stderr = String::from_utf8_lossy(&checked.stderr);
         let Some(word) = word else {
-            assert!(checked.status.success(), "{said}");
+            assert!(checked.status.success(), "{stderr}");
             continue;
         };
-        assert_eq!(checked.status.code(), Some(1), "{word}: {said}");
-        assert!(said.contains(word), "{word}: {said}");
+        assert_eq!(checked.status.code(), Some(1), "{word}: {stderr}");
+        assert!(stderr.contains(word), "{word}: {stderr}");
         let served = run_host(&["serve", "--config", &config, "--state", &state]);
-        let said = String::from_utf8_lossy(&served.stderr);
-        assert_eq!(served.status.code(), Some(1), "{word}: {said}");
-        assert!(said.contains(word) && !said.contains("listening"), "{word}: {said}");
+        let stderr = String::from_utf8_lossy(&served.stderr);
+        assert_eq!(served.status.code(), Some(1), "{word}: {stderr}");
+        assert!(stderr.contains(word) && !stderr.contains("listening"), "{word}: {stderr}");
     }
 }
 
-/// Over TLS, the two ends of a connection are ended apart as well; and a refusal waits for no body.
+/// A half-closed TLS connection is answered, and a rejection does not wait for the body.
 #[test]
-fn callers_that_send_nothing_more_are_answered_at_once() {
+fn half_closed_tls_connections_are_answered() {
     use rustls::pki_types::pem::PemObject as _;
     let pair = Pair::generate();
-    let secured = Secured::start(&pair, "");
+    let tls_server = TlsServer::start(&pair, "body_seconds = 3600");
     let mut roots = rustls::RootCertStore::empty();
     let certificate = pair.certificate.as_bytes();
     roots.add(rustls::pki_types::CertificateDer::from_pem_slice(certificate).unwrap()).unwrap();
@@ -362,10 +357,9 @@ fn callers_that_send_nothing_more_are_answered_at_once() {
     for (rest, expected) in [(whole.as_str(), "200"), ("Content-Length: 9\r\n\r\n", "401")] {
         let name = "localhost".try_into().unwrap();
         let session = rustls::ClientConnection::new(std::sync::Arc::clone(&config), name).unwrap();
-        let socket = TcpStream::connect(secured.server.address()).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let socket = TcpStream::connect(tls_server.server.address()).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut stream = rustls::StreamOwned::new(session, socket);
-        let begun = Instant::now();
         write!(stream, "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n{rest}").unwrap();
         if expected == "200" {
             stream.conn.send_close_notify();
@@ -375,6 +369,5 @@ fn callers_that_send_nothing_more_are_answered_at_once() {
         let mut line = [0; "HTTP/1.1 200".len()];
         stream.read_exact(&mut line).unwrap();
         assert_eq!(String::from_utf8_lossy(&line), format!("HTTP/1.1 {expected}"));
-        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     }
 }

@@ -9,13 +9,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use guesthouse_server::fuzzing::{TARGETS, Target};
+use guesthouse_server::fuzzing::{FuzzTarget, TARGETS};
 use libfuzzer_sys::fuzz_target;
 
 /// Names the target.
 const VARIABLE: &str = "GUESTHOUSE_FUZZ_TARGET";
 
-static TARGET: LazyLock<&Target> = LazyLock::new(|| {
+static TARGET: LazyLock<&FuzzTarget> = LazyLock::new(|| {
     let name = std::env::var(VARIABLE).unwrap_or_default();
     let target = TARGETS.iter().find(|target| target.name == name);
     target.unwrap_or_else(|| panic!("{VARIABLE} must name a target, and not {name:?}"))

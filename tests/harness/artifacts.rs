@@ -1,4 +1,5 @@
-//! Artifacts for tests: the real ones, and some that a packer would not make.
+//! Artifacts for tests: the packed models of the repository, and artifacts that `guesthouse pack`
+//! would refuse to write.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,7 +11,7 @@ use wac_graph::{CompositionGraph, EncodeOptions};
 
 use crate::environment;
 
-/// The packed artifact of a version of the toxicity model.
+/// The packed artifact of one version of the toxicity model.
 pub fn toxicity(version: &str) -> PathBuf {
     environment::repository().join(format!("toxicity-{version}.wasm"))
 }
@@ -20,30 +21,30 @@ pub fn text_direction() -> PathBuf {
     environment::repository().join("text-direction-1.0.0.wasm")
 }
 
-/// A folder that goes with the test.
+/// Creates a temporary folder that is removed when the returned guard is dropped.
 ///
 /// # Panics
-/// The disk is full or not writable.
+/// The scratch folder is not writable.
 pub fn temporary_folder() -> TempDir {
     let scratch = environment::scratch();
     std::fs::create_dir_all(&scratch).expect("the scratch folder can be made");
     tempfile::tempdir_in(scratch).expect("a temporary folder can be made")
 }
 
-/// Run the host program to its end.
+/// Runs the host program and waits for it to exit.
 ///
 /// # Panics
-/// It cannot be started.
+/// The program cannot be started.
 pub fn run_host(arguments: &[&str]) -> Output {
     let mut command = Command::new(environment::host());
     command.args(arguments).output().expect("the host program can be run")
 }
 
-/// A component that does nothing but hold another and pass on its imports and exports, made with the
-/// tool that people compose components with.
+/// Writes a component that contains `component` and forwards its imports and exports. It is built
+/// with `wac-graph`, the library behind the usual composition tool.
 ///
 /// # Panics
-/// It cannot be read, composed or written.
+/// The component cannot be read, composed or written.
 pub fn compose(component: &Path, output: &Path) {
     let compose = || -> Result<Vec<u8>, Box<dyn std::error::Error>> {
         let mut graph = CompositionGraph::new();
@@ -60,18 +61,18 @@ pub fn compose(component: &Path, output: &Path) {
     std::fs::write(output, composed).expect("the folder is writable");
 }
 
-/// The folder of the models that are there for tests alone: what `simple` and others of published
-/// programs are, `identity_fp32` and its like, `row_sum`.
+/// The folder of the models that exist only for tests: `simple` and `simple_string`, which
+/// published clients expect, the `identity_*` models, and `row_sum`.
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models")
 }
 
-/// The names of all of them.
+/// The names of all test models, sorted.
 ///
 /// # Panics
 /// The folder is not readable.
 pub fn fixture_names() -> Vec<String> {
-    let folder = std::fs::read_dir(fixtures()).expect("the sources are there");
+    let folder = std::fs::read_dir(fixtures()).expect("the test models are readable");
     let paths = folder.map(|entry| entry.expect("the folder is readable").path());
     let models = paths.filter(|path| path.is_dir());
     let mut names: Vec<_> =
@@ -80,10 +81,10 @@ pub fn fixture_names() -> Vec<String> {
     names
 }
 
-/// Pack one of them into `folder`.
+/// Packs the test model `model` into `folder` and returns the artifact.
 ///
 /// # Panics
-/// There is none of that name, or it cannot be packed.
+/// There is no such model, or packing fails.
 pub fn fixture(model: &str, folder: &Path) -> PathBuf {
     let manifest = fixtures().join(model).join("1.0.0/manifest.toml");
     let text = std::fs::read_to_string(&manifest).expect("there is such a model");
@@ -105,10 +106,11 @@ pub fn fixture(model: &str, folder: &Path) -> PathBuf {
     output
 }
 
-/// Pack the model `name` whose fields have come that far, into `folder`.
+/// Packs a version of the `growing` guest under the given name into `folder`. `stage` selects how
+/// many fields its signature has.
 ///
 /// # Panics
-/// It cannot be packed.
+/// Packing fails.
 pub fn growing(name: &str, version: &str, stage: u8, folder: &Path) -> PathBuf {
     let manifest = folder.join(format!("{name}-{version}.toml"));
     let text = format!(
@@ -134,16 +136,16 @@ pub fn growing(name: &str, version: &str, stage: u8, folder: &Path) -> PathBuf {
     output
 }
 
-/// What the misbehaving guest's artifact is to be like.
+/// Describes an artifact of the `misbehave` guest.
 #[derive(Debug, Clone)]
 pub struct Misbehave {
-    /// Its version.
+    /// The version of the artifact.
     pub version: &'static str,
-    /// The golden examples, a line each.
+    /// The golden examples, one JSON object per line.
     pub golden: &'static str,
-    /// What its `init` does.
+    /// What `init` does; one of the words that the guest knows.
     pub init: &'static str,
-    /// Whether its component is composed of others.
+    /// Whether the component is wrapped in another component.
     pub composed: bool,
 }
 
@@ -155,10 +157,10 @@ impl Default for Misbehave {
 }
 
 impl Misbehave {
-    /// Pack it into `folder`.
+    /// Packs the artifact into `folder`.
     ///
     /// # Panics
-    /// It cannot be packed.
+    /// Packing fails.
     pub fn pack(&self, folder: &Path) -> PathBuf {
         let output = folder.join(format!("misbehave-{}.wasm", self.version));
         let outcome = self.try_pack(folder, &output);
@@ -166,21 +168,21 @@ impl Misbehave {
         output
     }
 
-    /// Let the host program pack it.
+    /// Runs `guesthouse pack` and returns its output, whether it succeeded or not.
     ///
     /// # Panics
-    /// The disk is full or not writable.
+    /// The manifest or the golden examples cannot be written.
     pub fn try_pack(&self, folder: &Path, output: &Path) -> Output {
         let arguments = self.pack_arguments(folder, output);
         run_host(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Let the host program pack it, started by another command: the host program and its arguments
-    /// are the last arguments of that one.
+    /// Runs `guesthouse pack` through the command `starter`, which receives the host program and
+    /// its arguments as its last arguments.
     ///
     /// # Panics
     /// The command cannot be started.
-    pub fn try_pack_by(&self, starter: &[&str], folder: &Path, output: &Path) -> Output {
+    pub fn try_pack_through(&self, starter: &[&str], folder: &Path, output: &Path) -> Output {
         let mut command = Command::new(starter[0]);
         command.args(&starter[1..]).arg(environment::host());
         command.args(self.pack_arguments(folder, output));
@@ -211,11 +213,12 @@ impl Misbehave {
     }
 }
 
-/// Replace bytes of a file with as many others: what a packer would never write.
+/// Replaces the only occurrence of `from` in a file with `to`, which has the same length, so that
+/// all section sizes stay valid.
 ///
 /// # Panics
-/// The bytes are not there, exactly once, or the lengths differ.
-pub fn doctor(file: &Path, from: &str, to: &str) {
+/// `from` does not occur exactly once, or the lengths differ.
+pub fn replace_bytes(file: &Path, from: &str, to: &str) {
     assert_eq!(from.len(), to.len(), "the file's sections keep their sizes");
     let mut bytes = std::fs::read(file).expect("the file is readable");
     let places: Vec<_> = bytes
@@ -224,14 +227,14 @@ pub fn doctor(file: &Path, from: &str, to: &str) {
         .filter(|(_, window)| *window == from.as_bytes())
         .map(|(place, _)| place)
         .collect();
-    let [place] = places[..] else { panic!("{from:?} is there {} times", places.len()) };
+    let [place] = places[..] else { panic!("{from:?} occurs {} times", places.len()) };
     bytes[place..place + to.len()].copy_from_slice(to.as_bytes());
-    // A new file: the old one may be linked from elsewhere.
+    // Write a new file: the old one may be hard-linked from elsewhere.
     std::fs::remove_file(file).expect("the folder is writable");
     std::fs::write(file, bytes).expect("the folder is writable");
 }
 
-/// Make a named pipe, at which a careless reader waits for ever.
+/// Creates a named pipe. A reader that opens it without checking the file type blocks forever.
 ///
 /// # Panics
 /// The folder is not writable.
@@ -240,12 +243,12 @@ pub fn make_pipe(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, mode, 0).expect("the folder is writable");
 }
 
-/// Append a custom section to a component: what a packer would never write.
+/// Appends a custom section to a component.
 ///
 /// # Panics
 /// The file is not writable, or the section is larger than 2 MiB.
 pub fn append_section(file: &Path, name: &str, data: &[u8]) {
-    // Three bytes for any number below 2^21, which the format allows for smaller ones, too.
+    // LEB128 with a fixed width of three bytes, which the format permits for smaller numbers too.
     let number = |number: usize| {
         let bits = |shift: u32| u8::try_from(number >> shift & 0x7f).expect("seven bits");
         assert!(number < 1 << 21, "{number} takes more than three bytes");

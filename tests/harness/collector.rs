@@ -1,8 +1,9 @@
-//! A collector of traces: OTLP over gRPC, with the published messages over a published HTTP/2.
+//! An OpenTelemetry collector for tests: OTLP over gRPC, with the published message types on top of
+//! `h2`.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -10,10 +11,9 @@ use prost::Message as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
-/// The longest that a span may take to come.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::DEADLINE;
 
-/// Takes spans until it is dropped.
+/// Receives spans until it is dropped.
 #[derive(Debug)]
 pub struct Collector {
     address: SocketAddr,
@@ -28,10 +28,10 @@ struct Received {
 }
 
 impl Collector {
-    /// Listen on a port of its own.
+    /// Starts a collector on a free port.
     ///
     /// # Panics
-    /// The machine gives no port or no thread.
+    /// The system provides no port or no thread.
     pub fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -40,28 +40,28 @@ impl Collector {
             .expect("a runtime can be made");
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"));
         let listener = listener.expect("there is a free port");
-        let address = listener.local_addr().expect("it listens somewhere");
+        let address = listener.local_addr().expect("the listener has an address");
         let received = Arc::<Received>::default();
-        let to = Arc::clone(&received);
+        let destination = Arc::clone(&received);
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&to)));
+                tokio::spawn(serve(stream, Arc::clone(&destination)));
             }
         });
         Self { address, received, _runtime: runtime }
     }
 
-    /// For the configuration of a server.
+    /// The endpoint to put into a server's configuration.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// All spans, as soon as there is what is wanted of them.
+    /// Waits until `wanted` accepts the spans received so far and returns them.
     ///
     /// # Panics
-    /// It does not come.
+    /// That does not happen before the [deadline](crate::DEADLINE).
     pub fn wait_for(&self, wanted: impl Fn(&[Span]) -> bool) -> Vec<Span> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         let mut messages = self.received.messages.lock().expect("no test panics with the lock");
         loop {
             let resources = messages.iter().flat_map(|message| &message.resource_spans);
@@ -71,22 +71,22 @@ impl Collector {
                 return spans;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "waited in vain for spans: {spans:#?}");
+            assert!(!left.is_zero(), "not within {DEADLINE:?}: spans {spans:#?}");
             let waited = self.received.grown.wait_timeout(messages, left);
             (messages, _) = waited.expect("no test panics with the lock");
         }
     }
 
-    /// Everything that came, as text.
+    /// Everything received so far, in its debug form.
     ///
     /// # Panics
-    /// Another test has, with the lock.
+    /// Another thread panicked while it held the lock.
     pub fn everything(&self) -> String {
         format!("{:?}", self.received.messages.lock().expect("no test panics with the lock"))
     }
 }
 
-/// How a connection ends concerns the server under test only.
+/// Serves one connection. Errors are ignored: they are the concern of the server under test.
 async fn serve(stream: TcpStream, received: Arc<Received>) -> Option<()> {
     let mut connection = h2::server::handshake(stream).await.ok()?;
     while let Some(Ok((request, mut respond))) = connection.accept().await {
@@ -98,11 +98,11 @@ async fn serve(stream: TcpStream, received: Arc<Received>) -> Option<()> {
                 let _ = body.flow_control().release_capacity(data.len());
                 bytes.extend_from_slice(&data);
             }
-            // Five bytes of gRPC's own come first: not compressed, and the length.
+            // A gRPC message starts with five bytes: the compression flag and the length.
             let message = ExportTraceServiceRequest::decode(bytes.get(5..)?).ok()?;
             received.messages.lock().expect("no test panics with the lock").push(message);
             received.grown.notify_all();
-            // An empty message, and that all is well.
+            // Respond with an empty message and the status OK.
             let head = ureq::http::Response::builder().header("content-type", "application/grpc");
             let mut stream = respond.send_response(head.body(()).ok()?, false).ok()?;
             stream.send_data(vec![0; 5].into(), false).ok()?;

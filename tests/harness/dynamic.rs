@@ -1,4 +1,4 @@
-//! A gRPC client that knows nothing of a server but what reflection tells.
+//! A gRPC client that knows nothing about a server except what server reflection returns.
 
 use std::net::SocketAddr;
 
@@ -17,36 +17,36 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ErrorResponse, ServerReflectionRequest};
 
-/// A connection to a server, with a key.
+/// A connection to a server, with an API key.
 #[derive(Clone, Debug)]
 pub struct Client {
     channel: Channel,
     key: String,
 }
 
-/// A service as reflection has told it.
+/// A service as server reflection describes it.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// Everything that it is made of.
+    /// The descriptors of the service and of all its messages.
     pub pool: DescriptorPool,
     name: String,
 }
 
 impl Client {
-    /// To the server that listens there; without a key, if it is empty.
+    /// Connects to a server. An empty key means that requests carry none.
     ///
     /// # Panics
-    /// Nobody is there.
+    /// Nothing listens at the address.
     pub async fn connect(address: SocketAddr, key: &str) -> Self {
         let channel = Channel::from_shared(format!("http://{address}")).expect("an address");
         let channel = channel.connect().await.expect("the server listens");
         Self { channel, key: key.to_owned() }
     }
 
-    /// The names of all services that the key may know of.
+    /// The names of all services that the key may see.
     ///
     /// # Panics
-    /// The server does not say.
+    /// Reflection fails.
     pub async fn services(&self) -> Vec<String> {
         let answer = self.reflect(MessageRequest::ListServices(String::new())).await;
         match answer.expect("reflection is served") {
@@ -57,41 +57,40 @@ impl Client {
         }
     }
 
-    /// The service of that name.
+    /// Looks up a service by its full name.
     ///
     /// # Errors
-    /// What reflection says instead.
+    /// The error that reflection returns.
     ///
     /// # Panics
-    /// What it says is none of its answers, or does not fit together.
+    /// The response of reflection is of another kind, or its descriptors are inconsistent.
     pub async fn service(&self, name: &str) -> Result<Service, ErrorResponse> {
-        let question = MessageRequest::FileContainingSymbol(name.to_owned());
-        let files = match self.reflect(question).await.expect("reflection is served") {
+        let query = MessageRequest::FileContainingSymbol(name.to_owned());
+        let files = match self.reflect(query).await.expect("reflection is served") {
             MessageResponse::FileDescriptorResponse(files) => files.file_descriptor_proto,
             MessageResponse::ErrorResponse(error) => return Err(error),
             other => panic!("{other:?}"),
         };
         let mut pool = DescriptorPool::new();
         for file in files {
-            pool.decode_file_descriptor_proto(&file[..]).expect("the file is whole");
+            pool.decode_file_descriptor_proto(&file[..]).expect("the descriptor is valid");
         }
         Ok(Service { pool, name: name.to_owned() })
     }
 
-    async fn reflect(&self, question: MessageRequest) -> Result<MessageResponse, Status> {
+    async fn reflect(&self, query: MessageRequest) -> Result<MessageResponse, Status> {
         let mut client = ServerReflectionClient::new(self.channel.clone());
-        let request =
-            ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(query) };
         let request = self.with_key(Request::new(tokio_stream::once(request)));
         let mut answers = client.server_reflection_info(request).await?.into_inner();
-        let answer = answers.message().await?.expect("a question has an answer");
-        Ok(answer.message_response.expect("an answer says something"))
+        let answer = answers.message().await?.expect("reflection responds");
+        Ok(answer.message_response.expect("a response has a message"))
     }
 
-    /// Ask one thing.
+    /// Makes a unary call.
     ///
     /// # Errors
-    /// The status that it ends with.
+    /// The status of a failed call.
     pub async fn unary(
         &self,
         method: &MethodDescriptor,
@@ -101,13 +100,13 @@ impl Client {
         self.raw(&path, Request::new(message.encode_to_vec()), method.output()).await
     }
 
-    /// Send bytes to a path, and take what comes as a message of a type.
+    /// Sends raw bytes to a path and decodes the response as a message of type `output`.
     ///
     /// # Errors
-    /// The status that it ends with.
+    /// The status of a failed call.
     ///
     /// # Panics
-    /// It is no path.
+    /// `path` is not a valid path.
     pub async fn raw(
         &self,
         path: &str,
@@ -119,10 +118,10 @@ impl Client {
         grpc.unary(self.with_key(request), path, Dynamic(output)).await
     }
 
-    /// Ask as many things as there are, and take the answers as they come.
+    /// Makes a bidirectional streaming call.
     ///
     /// # Errors
-    /// The status that it ends with before there is an answer.
+    /// The status of a call that fails before the first response.
     pub async fn streaming(
         &self,
         method: &MethodDescriptor,
@@ -138,7 +137,7 @@ impl Client {
 
     async fn ready(&self) -> Grpc<Channel> {
         let mut grpc = Grpc::new(self.channel.clone());
-        grpc.ready().await.expect("the connection holds");
+        grpc.ready().await.expect("the connection is open");
         grpc
     }
 
@@ -156,29 +155,30 @@ fn path(method: &MethodDescriptor) -> String {
 }
 
 impl Service {
-    /// A method of it.
+    /// The descriptor of a method.
     ///
     /// # Panics
-    /// There is none of that name.
+    /// The service has no method of that name.
     pub fn method(&self, name: &str) -> MethodDescriptor {
-        let service = self.pool.get_service_by_name(&self.name).expect("it is its own file");
-        service.methods().find(|method| method.name() == name).expect("there is such a method")
+        let service =
+            self.pool.get_service_by_name(&self.name).expect("the descriptors contain the service");
+        service.methods().find(|method| method.name() == name).expect("the service has this method")
     }
 
-    /// What a method takes, with these fields set.
+    /// Builds the request message of a method with these fields set.
     ///
     /// # Panics
-    /// It has no such field, or one of another type.
+    /// The message has no such field, or the value has the wrong type.
     pub fn request(&self, method: &str, fields: &[(&str, Value)]) -> DynamicMessage {
         let mut message = DynamicMessage::new(self.method(method).input());
         for (name, value) in fields {
-            message.try_set_field_by_name(name, value.clone()).expect("there is such a field");
+            message.try_set_field_by_name(name, value.clone()).expect("the message has this field");
         }
         message
     }
 }
 
-/// Requests as bytes, answers as messages of a type.
+/// Encodes requests as raw bytes and decodes responses as messages of the given type.
 struct Dynamic(MessageDescriptor);
 
 impl Codec for Dynamic {
@@ -196,7 +196,7 @@ impl Codec for Dynamic {
     }
 }
 
-/// Bytes as they are.
+/// Encodes bytes unchanged.
 struct Plain;
 
 impl Encoder for Plain {

@@ -1,26 +1,26 @@
-//! Bodies as clients compress them.
+//! Compressed request bodies.
 
 use std::io::Write as _;
 
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 
-/// By gzip.
+/// Compresses with gzip.
 ///
 /// # Panics
-/// Never: memory takes everything.
+/// Never: writing to memory does not fail.
 pub fn gzip(data: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything")
+    encoder.write_all(data).expect("writing to memory does not fail");
+    encoder.finish().expect("writing to memory does not fail")
 }
 
-/// By deflate, as HTTP has it: in an envelope of zlib's.
+/// Compresses with the HTTP coding `deflate`, which is the zlib format.
 ///
 /// # Panics
-/// Never: memory takes everything.
+/// Never: writing to memory does not fail.
 pub fn zlib(data: &[u8]) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(data).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything")
+    encoder.write_all(data).expect("writing to memory does not fail");
+    encoder.finish().expect("writing to memory does not fail")
 }

@@ -1,4 +1,5 @@
-//! Where the things under test are.
+//! The locations of the programs and files under test, which `cargo xtask test` passes in
+//! environment variables.
 
 use std::path::PathBuf;
 
@@ -7,7 +8,7 @@ pub fn host() -> PathBuf {
     path("GUESTHOUSE_BIN")
 }
 
-/// The folder of the guests' components.
+/// The folder of the compiled guest components.
 pub fn guests() -> PathBuf {
     path("GUESTHOUSE_GUESTS")
 }
@@ -22,7 +23,8 @@ pub fn repository() -> PathBuf {
     path("GUESTHOUSE_REPOSITORY")
 }
 
-/// A folder for what tests write, on the same disk as the rest, so that files can be linked.
+/// The parent of temporary folders. It is on the same file system as the artifacts, so that they
+/// can be hard-linked.
 pub fn scratch() -> PathBuf {
     repository().with_file_name("test-scratch")
 }

@@ -1,4 +1,4 @@
-//! A client of the host's gRPC services, made from the file that the host makes its own from.
+//! A client of the Open Inference Protocol over gRPC, generated from the host's `.proto` file.
 
 #![allow(
     missing_docs,

@@ -1,4 +1,5 @@
-//! One server for one test: its own port, repository and state, ended with the test.
+//! A server for one test, with its own ports, repository and state folder. It is killed when the
+//! test ends.
 
 mod process;
 
@@ -9,50 +10,45 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::client::{self, Answer, DEMO_KEY};
-use crate::{artifacts, environment};
+use crate::client::{self, DEMO_KEY, HttpResponse};
+use crate::{DEADLINE, artifacts, environment, eventually, eventually_some};
 
-/// The longest that anything may take: compiling all guests on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(300);
-
-/// Between two looks at something that is waited for.
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// What a server is to serve, and how.
+/// What a server serves, and how it is started.
 #[derive(Debug, Default)]
 pub struct Setup {
-    /// Files that are put into the repository folder.
+    /// Artifacts that are linked into the repository folder.
     pub artifacts: Vec<PathBuf>,
-    /// The configuration file.
+    /// The text of the configuration file.
     pub config: String,
-    /// A state folder to use and keep; without one, a copy of the state in which the packed
-    /// artifacts are compiled.
+    /// The state folder to use and keep. Without one, the server gets a copy of a state folder in
+    /// which all packed artifacts are compiled.
     pub state: Option<PathBuf>,
-    /// KiB of address space that the server may use; as much as it likes, if none.
+    /// The limit of the server's address space in KiB, if any.
     pub address_space_kib: Option<u64>,
-    /// What is logged; `info`, if nothing is said.
+    /// The log filter; `info` by default.
     pub log: Option<String>,
-    /// Where all listeners are; `127.0.0.1:0`, if nothing is said.
+    /// The address of all listeners; `127.0.0.1:0` by default.
     pub host: Option<String>,
-    /// The change of a file at which the server ends, or its disk is full: `kill:3`, `full:3`.
+    /// The failpoint to trigger, as `ACTION:N`: at its N-th file operation the server kills itself
+    /// (`kill:3`) or fails as if the disk were full (`full:3`).
     pub failpoint: Option<String>,
-    /// Further arguments of `serve`.
+    /// Additional arguments of `serve`.
     pub arguments: Vec<String>,
-    /// Further variables of its environment.
+    /// Additional environment variables.
     pub environment: Vec<(String, String)>,
 }
 
 impl Setup {
-    /// Both versions of the toxicity model, with the configuration of the demonstration.
+    /// Both versions of the toxicity model with the demo configuration.
     ///
     /// # Panics
-    /// There is no such configuration.
+    /// The demo configuration is missing.
     pub fn toxicity() -> Self {
         let config = fs::read_to_string(environment::models().join("demo.toml"));
         let config = config.expect("the models have a demo.toml");
@@ -60,15 +56,14 @@ impl Setup {
         Self { artifacts, config, ..Self::default() }
     }
 
-    /// The text direction model beside a healthy one.
+    /// The text direction model beside the toxicity model.
     pub fn text_direction() -> Self {
         let config = "default_model = \"toxicity\"\n".to_owned();
         let artifacts = vec![artifacts::toxicity("1.0.0"), artifacts::text_direction()];
         Self { artifacts, config, ..Self::default() }
     }
 
-    /// Models that are there for tests alone, by their names; all of them, if none is named. They are
-    /// packed into `folder`.
+    /// The named test models, or all of them if `names` is empty, packed into `folder`.
     ///
     /// # Panics
     /// There is no such model.
@@ -83,7 +78,7 @@ impl Setup {
         Self { artifacts, config, ..Self::default() }
     }
 
-    /// The misbehaving guest beside a healthy model, with that much time for each prediction.
+    /// The `misbehave` guest, with this time limit for each prediction, beside the toxicity model.
     pub fn misbehave(folder: &Path, predict_milliseconds: u32) -> Self {
         let config = format!(
             "default_model = \"toxicity\"\n[limits]\ninstance_memory_mib = 256\n\
@@ -105,55 +100,58 @@ pub struct Server {
     folder: TempDir,
 }
 
-/// The lines that the server has logged so far, as far as they have been read.
+/// The log lines that the server has written so far.
 #[derive(Default)]
 struct Log {
     lines: Mutex<Vec<Value>>,
     grown: Condvar,
-    /// The server has ended: there will be no more lines.
+    /// Set when the server has closed its log: no more lines follow.
     ended: AtomicBool,
-    stalled: Mutex<bool>,
-    going_on: Condvar,
+    paused: Mutex<bool>,
+    resumed: Condvar,
 }
 
 impl Server {
-    /// Start a server and wait until it has loaded everything.
+    /// Starts a server and waits until it has loaded everything.
     ///
     /// # Panics
-    /// It does not get ready.
+    /// The server exits first.
     pub fn start(setup: &Setup) -> Self {
         Self::start_with(setup, |_repository| {})
     }
 
-    /// Start a server whose repository somebody else has had their hands in, and wait until it has
+    /// Starts a server after `prepare` has changed its repository folder, and waits until it has
     /// loaded everything.
     ///
     /// # Panics
-    /// It does not get ready.
-    pub fn start_with(setup: &Setup, meddle: impl FnOnce(&Path)) -> Self {
-        let server = Self::start_loading_with(setup, meddle);
+    /// The server exits first.
+    pub fn start_with(setup: &Setup, prepare: impl FnOnce(&Path)) -> Self {
+        let server = Self::start_loading_with(setup, prepare);
         server.wait_for("ready", |line| line["message"] == "ready");
-        server.wait_for("the folder", |line| line["message"] == "repository folder read");
+        server.wait_for("the repository folder being read", |line| {
+            line["message"] == "repository folder read"
+        });
         server
     }
 
-    /// Start a server and wait until it listens.
+    /// Starts a server and waits until it listens.
     ///
     /// # Panics
-    /// It does not listen.
+    /// The server exits first.
     pub fn start_loading(setup: &Setup) -> Self {
         Self::start_loading_with(setup, |_repository| {})
     }
 
-    /// Start a server whose repository somebody else has had their hands in, and wait until it listens.
+    /// Starts a server after `prepare` has changed its repository folder, and waits until it
+    /// listens.
     ///
     /// # Panics
-    /// It does not listen.
-    pub fn start_loading_with(setup: &Setup, meddle: impl FnOnce(&Path)) -> Self {
-        Self::launch(setup, meddle).unwrap_or_else(|why| panic!("{why}"))
+    /// The server exits first.
+    pub fn start_loading_with(setup: &Setup, prepare: impl FnOnce(&Path)) -> Self {
+        Self::launch(setup, prepare).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    pub(crate) fn launch(setup: &Setup, meddle: impl FnOnce(&Path)) -> Result<Self, String> {
+    pub(crate) fn launch(setup: &Setup, prepare: impl FnOnce(&Path)) -> Result<Self, String> {
         let folder = artifacts::temporary_folder();
         let repository = folder.path().join("repository");
         fs::create_dir(&repository).expect("the scratch folder is writable");
@@ -161,7 +159,7 @@ impl Server {
             let name = artifact.file_name().expect("an artifact is a file");
             fs::hard_link(artifact, repository.join(name)).expect("the artifact can be linked");
         }
-        meddle(&repository);
+        prepare(&repository);
         let config = folder.path().join("guesthouse.toml");
         fs::write(&config, &setup.config).expect("the scratch folder is writable");
         let state = setup.state.clone().unwrap_or_else(|| {
@@ -182,12 +180,12 @@ impl Server {
             }
             _ => {
                 child.wait().expect("the server is our child");
-                Err(format!("the server has ended: {:#?}", log.lines.lock()))
+                Err(format!("the server has exited: {:#?}", log.lines.lock()))
             }
         }
     }
 
-    /// Start a server and wait until it has loaded everything; none, if it ends before that.
+    /// Starts a server and waits until it has loaded everything; returns none if it exits first.
     pub fn try_start(setup: &Setup) -> Option<Self> {
         let server = Self::launch(setup, |_repository| {}).ok()?;
         for message in ["ready", "repository folder read"] {
@@ -196,34 +194,34 @@ impl Server {
         Some(server)
     }
 
-    /// Where it listens.
+    /// The address of the public HTTP listener.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it listens for gRPC.
+    /// The address of the gRPC listener.
     pub fn grpc_address(&self) -> SocketAddr {
         self.grpc
     }
 
-    /// Where its admin API listens.
+    /// The address of the admin listener.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin
     }
 
-    /// Ask the admin API, with the demo key; `body` is sent if it is not null.
-    pub fn admin(&self, method: &str, path: &str, body: &Value) -> Answer {
+    /// Sends a request to the admin API with the demo admin key. A null `body` is not sent.
+    pub fn admin(&self, method: &str, path: &str, body: &Value) -> HttpResponse {
         self.admin_with(method, path, &[], body)
     }
 
-    /// The same with headers on top.
+    /// The same with additional headers.
     pub fn admin_with(
         &self,
         method: &str,
         path: &str,
         headers: &[(&str, &str)],
         body: &Value,
-    ) -> Answer {
+    ) -> HttpResponse {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let mut all = vec![("X-API-Key", client::DEMO_ADMIN_KEY)];
         all.extend(headers);
@@ -231,21 +229,23 @@ impl Server {
         client::send(method, &url, &all, body.as_bytes())
     }
 
-    /// What operators are shown of a model.
+    /// The admin API's description of a model.
     pub fn model(&self, model: &str) -> Value {
         self.admin("GET", &format!("models/{model}"), &Value::Null).body
     }
 
-    /// Send an artifact to the admin API; what has become of it, as soon as that is known.
+    /// Uploads an artifact and waits until the deployment has ended; returns the operation.
     ///
     /// # Panics
-    /// The file cannot be read, it is not taken at all, or nothing becomes of it.
+    /// The file is not readable, the upload is rejected, or the deployment does not end before the
+    /// [deadline](crate::DEADLINE).
     pub fn deploy(&self, artifact: &Path) -> Value {
         let mut progress = self.begin_deploy(artifact);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         while progress["state"] == "running" {
             assert!(Instant::now() < deadline, "the deployment does not end: {progress}");
-            let operation = progress["operation"].as_str().expect("an operation has a name");
+            // The request itself waits for the operation to change.
+            let operation = progress["operation"].as_str().expect("an operation has an id");
             let path = format!("operations/{operation}?wait_seconds=30");
             progress = self.admin("GET", &path, &Value::Null).body;
         }
@@ -253,10 +253,10 @@ impl Server {
         progress
     }
 
-    /// Send an artifact to the admin API, and do not wait for what becomes of it.
+    /// Uploads an artifact and returns the running operation.
     ///
     /// # Panics
-    /// The file cannot be read, or it is not taken at all.
+    /// The file is not readable, or the upload is rejected.
     pub fn begin_deploy(&self, artifact: &Path) -> Value {
         let artifact = fs::read(artifact).expect("the artifact is readable");
         let key = [("X-API-Key", client::DEMO_ADMIN_KEY)];
@@ -266,28 +266,35 @@ impl Server {
         answer.body
     }
 
-    /// The folder of what it serves.
+    /// The state folder, if the server was started without one of the test's own.
     pub fn state(&self) -> PathBuf {
         self.folder.path().join("state")
     }
 
-    /// Its configuration file.
+    /// The configuration file.
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("guesthouse.toml")
     }
 
-    /// The folder of its artifacts.
+    /// The repository folder.
     pub fn repository(&self) -> PathBuf {
         self.folder.path().join("repository")
     }
 
-    /// Send JSON with the demo key.
-    pub fn post(&self, path: &str, body: &Value) -> Answer {
+    /// Posts JSON with the demo key.
+    pub fn post(&self, path: &str, body: &Value) -> HttpResponse {
         self.send("POST", path, &[], body.to_string().as_bytes())
     }
 
-    /// Send a body that need not be JSON, with the demo key; `headers` come on top.
-    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    /// Sends any body with the demo key and additional headers. The content type is JSON unless a
+    /// header says otherwise.
+    pub fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> HttpResponse {
         let mut all = vec![("X-API-Key", DEMO_KEY)];
         let typed = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"));
         if !typed {
@@ -297,12 +304,12 @@ impl Server {
         client::send(method, &self.url(path), &all, body)
     }
 
-    /// Whether a body of that length would be read now; it is announced, and not sent, so that whoever
-    /// asks takes no room from others.
+    /// Whether the server would read a body of this length now. The body is announced and not sent,
+    /// so the question takes no room from other requests.
     ///
     /// # Panics
-    /// The server does neither that nor answer 503.
-    pub fn would_read(&self, path: &str, length: usize) -> bool {
+    /// The server responds with neither 100 nor 503.
+    pub fn admits_body(&self, path: &str, length: usize) -> bool {
         match client::announce(self.address(), path, length) {
             100 => true,
             503 => false,
@@ -310,27 +317,27 @@ impl Server {
         }
     }
 
-    /// Get a page without a key.
-    pub fn get(&self, path: &str) -> Answer {
+    /// Gets a path without an API key.
+    pub fn get(&self, path: &str) -> HttpResponse {
         client::send("GET", &self.url(path), &[], b"")
     }
 
-    /// What Prometheus would read.
+    /// The metrics page in the text format of Prometheus.
     ///
     /// # Panics
-    /// It could not.
+    /// The page has another content type.
     pub fn metrics(&self) -> String {
         let (text, content_type) = client::page(&self.url("/metrics"));
         assert!(content_type.starts_with("text/plain; version=0.0.4"), "{content_type}");
         text
     }
 
-    /// The address of an endpoint.
+    /// The URL of a path on the public listener.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    /// Assert that the healthy model answers as it should.
+    /// Asserts that the toxicity model predicts correctly.
     ///
     /// # Panics
     /// It does not.
@@ -339,51 +346,45 @@ impl Server {
         assert_eq!((answer.status, &answer.body["label"]), (200, &json!("clean")), "{answer:?}");
     }
 
-    /// Ask again and again, until it is so. Leaves the processor to others in between: what is waited
-    /// for may be what runs only when nobody else wants it.
+    /// Polls until `condition` holds; see [`eventually`].
     ///
     /// # Panics
-    /// It never is.
-    pub fn until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !is_so(self) {
-            assert!(Instant::now() < deadline, "waited in vain: {what}");
-            std::thread::park_timeout(PAUSE);
-        }
+    /// It does not hold before the [deadline](crate::DEADLINE).
+    pub fn eventually(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        eventually(what, || condition(self));
     }
 
-    /// Wait until that text is in the metrics.
+    /// Waits until the metrics page contains this text.
     ///
     /// # Panics
-    /// It never is.
+    /// It does not before the [deadline](crate::DEADLINE).
     pub fn wait_for_metric(&self, text: &str) {
-        self.until(text, |server| server.metrics().contains(text));
+        self.eventually(text, |server| server.metrics().contains(text));
     }
 
-    /// Wait until the healthy model answers again.
+    /// Waits until the toxicity model predicts.
     ///
     /// # Panics
-    /// It does not.
+    /// It does not before the [deadline](crate::DEADLINE).
     pub fn wait_until_healthy(&self) {
-        let deadline = Instant::now() + PATIENCE;
         let body = json!({"text": "You are nice"});
-        while self.post("/models/toxicity/predict", &body).status != 200 {
-            assert!(Instant::now() < deadline, "the healthy model does not recover");
-        }
+        self.eventually("the toxicity model predicts", |server| {
+            server.post("/models/toxicity/predict", &body).status == 200
+        });
     }
 
-    /// The first line of the log that is as wanted, as soon as it is there.
+    /// Waits for the first log line that `wanted` accepts and returns it.
     ///
     /// # Panics
-    /// It does not come.
+    /// The server exits without it, or it does not come before the [deadline](crate::DEADLINE).
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.log.wait_for(what, 0, wanted)
     }
 
-    /// The first such line after so many others.
+    /// The same, ignoring the first `skipped` lines.
     ///
     /// # Panics
-    /// It does not come.
+    /// The server exits without it, or it does not come before the [deadline](crate::DEADLINE).
     pub fn wait_for_after(
         &self,
         skipped: usize,
@@ -393,78 +394,75 @@ impl Server {
         self.log.wait_for(what, skipped, wanted)
     }
 
-    /// Every line of the log so far.
+    /// All log lines so far.
     pub fn lines(&self) -> Vec<Value> {
         self.log.lines.lock().expect("no test panics with the lock").clone()
     }
 
-    /// The most memory that it has had in use so far, in bytes.
+    /// The peak resident memory of the server in bytes.
     ///
     /// # Panics
-    /// The system does not say.
+    /// `/proc` is not readable.
     pub fn peak_memory_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let status = status.expect("the server is running");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kilobytes.expect("the system counts memory") << 10
+        kilobytes.expect("/proc has the peak memory") << 10
     }
 
-    /// Let it have that many open files, or as many as it had at first.
+    /// Sets the server's soft limit of open files, or restores the hard limit.
     ///
     /// # Panics
     /// The system refuses.
     pub fn limit_open_files(&self, files: Option<u64>) {
-        // The server inherited the hard limit.
+        // The server inherited the hard limit of this process.
         let maximum = getrlimit(Resource::Nofile).maximum;
         let limit = Rlimit { current: files.or(maximum), maximum };
-        prlimit(Some(pid(&self.child)), Resource::Nofile, limit).expect("the server is ours");
+        prlimit(Some(pid(&self.child)), Resource::Nofile, limit)
+            .expect("the server belongs to this user");
     }
 
-    /// Read no more of its log but what is being read already, or go on.
-    pub fn stall_log(&self, stalled: bool) {
-        self.log.stall(stalled);
+    /// Pauses or resumes reading of the server's log. A read that has begun is completed.
+    pub fn pause_log_reader(&self, paused: bool) {
+        self.log.pause(paused);
     }
 
-    /// Ask it to stop, and wait for the end of the process without looking at its log.
+    /// Asks the server to stop with SIGINT and waits for the process to exit, without reading its
+    /// log.
     ///
     /// # Panics
-    /// It does not stop in time.
+    /// It does not exit before the [deadline](crate::DEADLINE).
     pub fn stop_unread(mut self) -> ExitStatus {
         self.signal(Signal::INT);
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("the server is our child") {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the server does not stop");
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
+        let child = &mut self.child;
+        eventually_some("the server exits", || child.try_wait().expect("the server is our child"))
     }
 
-    /// Ask it to stop by hand, and wait until it has.
+    /// Asks the server to stop with SIGINT and waits until it has; returns its exit status and its
+    /// log.
     ///
     /// # Panics
-    /// It does not stop.
+    /// It does not stop before the [deadline](crate::DEADLINE).
     pub fn stop(self) -> (ExitStatus, Vec<Value>) {
         self.signal(Signal::INT);
         self.wait_for_end()
     }
 
-    /// Send it a signal.
+    /// Sends a signal to the server.
     ///
     /// # Panics
-    /// It has ended, and somebody has noticed.
+    /// The process has exited and has been waited for.
     pub fn signal(&self, signal: Signal) {
         send_signal(&self.child, signal);
     }
 
-    /// Wait until it has stopped of its own accord, and has said so.
+    /// Waits until the server has stopped; returns its exit status and its log.
     ///
     /// # Panics
-    /// It does not stop, or says nothing.
+    /// It does not stop before the [deadline](crate::DEADLINE), or does not log that it stops.
     pub fn wait_for_end(mut self) -> (ExitStatus, Vec<Value>) {
-        self.wait_for("the end", |line| line["message"] == "stopped");
+        self.wait_for("the message `stopped`", |line| line["message"] == "stopped");
         let status = self.child.wait().expect("the server is our child");
         (status, self.lines())
     }
@@ -472,7 +470,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have been stopped before, which is fine.
+        // Both fail if the process has been stopped before, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -483,37 +481,39 @@ impl Log {
         let log = Arc::clone(self);
         std::thread::spawn(move || {
             let mut unread = BufReader::new(output).lines();
-            while let Some(Ok(line)) = log.wait_while_stalled(|| unread.next()) {
+            while let Some(Ok(line)) = log.wait_while_paused(|| unread.next()) {
                 let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 log.lines.lock().expect("no test panics with the lock").push(line);
                 log.grown.notify_all();
             }
-            // Under the lock, so that nobody misses it between a look and a wait.
+            // Under the lock: a waiter that has just looked at the lines is already waiting.
             let _lines = log.lines.lock().expect("no test panics with the lock");
             log.ended.store(true, Ordering::Relaxed);
             log.grown.notify_all();
         });
     }
 
-    /// What `read` reads, once reading is not stalled.
-    fn wait_while_stalled<T>(&self, read: impl FnOnce() -> T) -> T {
-        let stalled = self.stalled.lock().expect("no test panics with the lock");
-        let going_on = self.going_on.wait_while(stalled, |stalled| *stalled);
-        drop(going_on.expect("no test panics with the lock"));
+    /// Calls `read` as soon as reading is not paused.
+    fn wait_while_paused<T>(&self, read: impl FnOnce() -> T) -> T {
+        let paused = self.paused.lock().expect("no test panics with the lock");
+        let resumed = self.resumed.wait_while(paused, |paused| *paused);
+        drop(resumed.expect("no test panics with the lock"));
         read()
     }
 
-    fn stall(&self, stalled: bool) {
-        *self.stalled.lock().expect("no test panics with the lock") = stalled;
-        self.going_on.notify_all();
+    fn pause(&self, paused: bool) {
+        *self.paused.lock().expect("no test panics with the lock") = paused;
+        self.resumed.notify_all();
     }
 
     fn wait_for(&self, what: &str, skipped: usize, wanted: impl Fn(&Value) -> bool) -> Value {
         let found = self.find_after(skipped, what, wanted);
-        found.unwrap_or_else(|| panic!("waited in vain for {what}:\n{:#?}", self.lines.lock()))
+        found.unwrap_or_else(|| {
+            panic!("the server exited without {what}:\n{:#?}", self.lines.lock())
+        })
     }
 
-    /// The first line that is as wanted; none, if the server has ended without it.
+    /// The first line that `wanted` accepts; none if the server exits without it.
     fn find(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
         self.find_after(0, what, wanted)
     }
@@ -524,7 +524,7 @@ impl Log {
         what: &str,
         wanted: impl Fn(&Value) -> bool,
     ) -> Option<Value> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         let mut lines = self.lines.lock().expect("no test panics with the lock");
         loop {
             if let Some(line) = lines.iter().skip(skipped).find(|line| wanted(line)) {
@@ -534,7 +534,7 @@ impl Log {
                 return None;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "waited in vain for {what}:\n{lines:#?}");
+            assert!(!left.is_zero(), "not within {DEADLINE:?}: {what}\n{lines:#?}");
             let waited = self.grown.wait_timeout(lines, left);
             (lines, _) = waited.expect("no test panics with the lock");
         }
@@ -542,7 +542,7 @@ impl Log {
 }
 
 fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Child, Arc<Log>) {
-    // With as few open files as services usually may have until they ask for more.
+    // The usual soft limit of services; the server raises it itself.
     let mut command = Command::new("sh");
     let space = setup.address_space_kib.map_or("unlimited".to_owned(), |kib| kib.to_string());
     let script = format!(r#"ulimit -Sn 1024 && ulimit -v {space} && exec "$0" "$@""#);
@@ -557,7 +557,7 @@ fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Chil
         .envs(setup.environment.iter().map(|(name, value)| (name, value)));
     command.arg("--config").arg(config);
     command.arg("--repository").arg(repository).arg("--state").arg(state);
-    // Both to the same reader, as under most service managers.
+    // Standard output and standard error go to one reader, as under most service managers.
     let (reader, writer) = std::io::pipe().expect("a pipe can be made");
     let outputs = (writer.try_clone().expect("a pipe can be shared"), writer);
     let child = command.stdout(outputs.0).stderr(outputs.1).spawn();
@@ -576,13 +576,14 @@ fn send_signal(child: &Child, signal: Signal) {
     kill_process(pid(child), signal).expect("the server is running");
 }
 
-/// Link the state in which every packed artifact is compiled; make it first, once a run.
-fn copy_warm_state(to: &Path) {
+/// Links the compiled code of all packed artifacts into a new state folder. The first call of a
+/// test run compiles it.
+pub(crate) fn copy_warm_state(to: &Path) {
     static WARM: OnceLock<PathBuf> = OnceLock::new();
     let warm = WARM.get_or_init(|| {
         let state = environment::repository().with_file_name("test-state");
         let config = environment::models().join("demo.toml");
-        crate::state::forget_deployed(&state).expect("what was deployed can be removed");
+        crate::state::forget_deployed(&state).expect("the deployments can be removed");
         let (mut child, log) =
             spawn(&config, &environment::repository(), &state, &Setup::default());
         log.wait_for("ready", 0, |line| line["message"] == "ready");
@@ -592,8 +593,8 @@ fn copy_warm_state(to: &Path) {
     });
     fs::create_dir_all(to.join("compiled")).expect("the scratch folder is writable");
     fs::copy(warm.join("key"), to.join("key")).expect("the key can be copied");
-    for entry in fs::read_dir(warm.join("compiled")).expect("the warm state is there") {
-        let from = entry.expect("the warm state is there").path();
+    for entry in fs::read_dir(warm.join("compiled")).expect("the warm state folder is readable") {
+        let from = entry.expect("the warm state folder is readable").path();
         let name = from.file_name().expect("an entry has a name");
         fs::hard_link(&from, to.join("compiled").join(name)).expect("files can be linked");
     }

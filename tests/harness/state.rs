@@ -1,4 +1,4 @@
-//! State folders that a server is not to start with, or that it begins anew.
+//! State folders that a server refuses, and cleaning a state folder for reuse.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -7,20 +7,21 @@ use std::path::Path;
 use crate::{Server, Setup};
 
 impl Server {
-    /// What a server says that does not start.
+    /// The log of a server that exits during startup.
     ///
     /// # Panics
-    /// It starts.
-    pub fn refusal(setup: &Setup) -> String {
+    /// The server starts.
+    pub fn startup_failure(setup: &Setup) -> String {
         match Self::launch(setup, |_repository| {}) {
             Ok(_) => panic!("the server has started"),
-            Err(why) => why,
+            Err(error) => error,
         }
     }
 }
 
-/// Remove what is deployed from a state folder, and leave what is compiled: it is found by its
-/// bytes, and what was deployed may have been packed anew since.
+/// Removes all deployments from a state folder and keeps the compiled code. The code is found by
+/// the artifact's digest, but a version that was packed again has another digest and would conflict
+/// with the deployed one.
 pub(crate) fn forget_deployed(state: &Path) -> std::io::Result<()> {
     let ignore_absent = |outcome: std::io::Result<()>| match outcome {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),

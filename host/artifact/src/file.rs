@@ -1,5 +1,4 @@
-//! Reading files that strangers may have put there: nothing but regular ones, and never more of
-//! them than an artifact may be.
+//! Reads untrusted files: only regular files, and never more bytes than an artifact may have.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
@@ -10,35 +9,36 @@ use rustix::fs::OFlags;
 
 use super::ArtifactError;
 
-/// The largest artifact that is read: four times what one list of the component model may carry.
+/// The largest size of an artifact, in bytes.
 pub const MAX_ARTIFACT_BYTES: u64 = 1 << 30;
 
-/// How much is read at once where all of a file is read, in bytes: enough for the disk to be busy.
+/// The size of the pieces in which files are read, in bytes: large enough to keep a disk busy.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
 
-/// Open a regular file, or the one that a link points to.
+/// Open a regular file, or the one that a symbolic link points to.
 ///
 /// # Errors
-/// It cannot be opened, or it is a folder, a pipe, a device or a socket.
+/// The file cannot be opened, or it is a folder, a pipe, a device or a socket.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    // Opening a pipe waits for somebody who writes to it, which may be for ever, unless it is told
-    // not to; regular files do not care. A terminal must not become the one of this process.
+    // Without `NONBLOCK`, opening a pipe blocks until somebody opens it for writing; regular files
+    // ignore the flag. `NOCTTY` prevents a terminal from becoming the controlling one of this
+    // process.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
     let not_regular = || io::Error::other("it is not a regular file");
     match file {
         Ok(file) if file.metadata()?.is_file() => Ok(file),
         Ok(_) => Err(not_regular()),
-        // Sockets and devices without a driver cannot even be opened.
+        // Opening a socket, or a device without a driver, fails.
         Err(_) if path.metadata().is_ok_and(|metadata| !metadata.is_file()) => Err(not_regular()),
         Err(error) => Err(error),
     }
 }
 
-/// Copy a regular file that is no larger than an artifact, whoever writes to it meanwhile.
+/// Copy a regular file that is no larger than an artifact may be. Others may write to it meanwhile.
 ///
 /// # Errors
-/// [`ArtifactError`] for the file; `write` says itself what is wrong with where it goes.
+/// [`ArtifactError`] for the file, or the error of `write`.
 pub fn copy_limited<E: From<ArtifactError>>(
     path: &Path,
     mut write: impl FnMut(&[u8]) -> Result<(), E>,
@@ -62,7 +62,7 @@ pub fn copy_limited<E: From<ArtifactError>>(
     }
 }
 
-/// The whole of a regular file that is no larger than an artifact.
+/// Read a regular file that is no larger than an artifact may be.
 pub(super) fn read_limited(path: &Path) -> Result<Vec<u8>, ArtifactError> {
     read_at_most(path, MAX_ARTIFACT_BYTES).map_err(|error| match error.kind() {
         io::ErrorKind::FileTooLarge => ArtifactError::TooLarge,
@@ -70,10 +70,10 @@ pub(super) fn read_limited(path: &Path) -> Result<Vec<u8>, ArtifactError> {
     })
 }
 
-/// The whole of a regular file.
+/// Read a regular file of at most `most` bytes.
 ///
 /// # Errors
-/// It cannot be read, or [`io::ErrorKind::FileTooLarge`].
+/// The file cannot be read, or [`io::ErrorKind::FileTooLarge`].
 pub(super) fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let too_large = || {
         let what = format!("it is larger than {} MiB", most >> 20);
@@ -84,7 +84,7 @@ pub(super) fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     if length > most {
         return Err(too_large());
     }
-    // One more, so that the end is found without growing.
+    // One more byte, so that the end is found without reallocating.
     let mut bytes = Vec::with_capacity(usize::try_from(length + 1).unwrap_or_default());
     file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most { Err(too_large()) } else { Ok(bytes) }
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_regular_files_are_opened_and_nothing_is_waited_for() {
+    fn only_regular_files_are_opened_and_pipes_do_not_block() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         std::fs::write(path("file"), b"1").unwrap();

@@ -1,36 +1,36 @@
-//! Golden examples: records with the outputs that the version must give for them.
+//! Golden examples: inputs with the outputs that the version must return for them.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// The most examples an artifact may carry: they run at every deploy and every start.
+/// The most examples of an artifact. They run at every deployment and every start.
 const MAX_EXAMPLES: usize = 1000;
 
-/// The most bytes of golden examples that an artifact may carry: ten images of 224 × 224 × 3 numbers
-/// of ten digits.
+/// The largest size of the golden examples, in bytes: ten images of 224 × 224 × 3 numbers with ten
+/// digits each.
 pub(super) const MAX_BYTES: usize = 16 << 20;
 
 /// The most values in all golden examples together: three such images. A parsed value takes up to a
-/// hundred bytes and may have been two in the file, so the bytes alone bound too little.
+/// hundred bytes but may have had two in the file, so the size alone is no sufficient bound.
 const MAX_VALUES: usize = 1 << 19;
 
-/// One record and what it must give.
+/// Inputs and their golden outputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GoldenExample {
     /// Values by input.
     pub inputs: Map<String, Value>,
-    /// Values by output; outputs that are left out are not compared.
+    /// Values by output. Outputs that are omitted are not compared.
     pub outputs: Map<String, Value>,
 }
 
-/// Examples, one JSON object a line.
+/// Parse examples: one JSON object per line.
 pub(super) fn parse(lines: &[u8]) -> Result<Vec<GoldenExample>, String> {
     if lines.len() > MAX_BYTES {
         return Err(format!("golden examples are larger than {} MiB", MAX_BYTES >> 20));
     }
-    // Each of these stands before a value or a key. In texts they stand for nothing, so this counts
-    // too many rather than too few.
+    // Each value or key follows one of these bytes. Those within strings are counted as well, so
+    // the count may be too high but not too low.
     if lines.iter().filter(|byte| b",:[{".contains(byte)).count() > MAX_VALUES {
         return Err(format!("golden examples have more than {MAX_VALUES} values"));
     }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_example_that_checks_nothing_is_refused() {
+    fn an_example_without_outputs_is_rejected() {
         let good = br#"{"inputs":{"x":1},"outputs":{"y":2}}"#;
         assert_eq!(parse(good).unwrap().len(), 1);
         let empty_outputs = br#"{"inputs":{"x":1},"outputs":{}}"#;
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn examples_that_take_too_much_memory_are_refused() {
+    fn examples_with_too_many_values_are_rejected() {
         let example = |zeros: usize| {
             let zeros = "0,".repeat(zeros);
             format!(r#"{{"inputs":{{"x":[{zeros}0]}},"outputs":{{"y":2}}}}"#)

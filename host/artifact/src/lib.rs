@@ -1,11 +1,11 @@
-//! Artifacts: one `.wasm` file that holds a component and everything that travels with it.
+//! Artifacts: a `.wasm` file that contains a component and everything that belongs to it.
 //!
-//! Owns the file format: the component's own metadata (name, version, description, licence, as
-//! WebAssembly tools write and read them) and the `guesthouse:*` custom sections. Reading walks
-//! the sections and runs nothing; it is bounded by [`MAX_ARTIFACT_BYTES`] and the limits of
-//! `sections` and `golden`, because it happens in the host's own process. The component and the
-//! assets, which may be large, stay in the file and are read when they are needed. What the component does
-//! when it runs is left to `preinit`.
+//! This crate owns the file format: the component's metadata (name, version, description and
+//! licence, in the form that WebAssembly tools read and write) and the `guesthouse:*` custom
+//! sections. Reading walks the sections and runs nothing. It is bounded by [`MAX_ARTIFACT_BYTES`]
+//! and the limits of the modules `sections` and `golden`, because it happens in the host's own
+//! process. The component and the assets, which may be large, stay in the file and are read when
+//! they are needed. Running the component is left to the runtime's `preinit`.
 
 mod file;
 mod golden;
@@ -29,7 +29,7 @@ pub use file::{copy_limited, open_regular};
 pub use golden::GoldenExample;
 pub use guesthouse_model::record::Tolerances;
 pub use manifest::{Descriptor, Manifest};
-pub use pack::{PackError, add_signature, draft};
+pub use pack::{PackError, add_signature, pack_draft};
 pub use sections::CONTRACT_VERSION;
 
 use guesthouse_model::{Signature, SignatureError, VersionId};
@@ -46,7 +46,7 @@ const ASSET_SECTION_PREFIX: &str = "guesthouse:asset/";
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
 
-/// A text is not a [`Digest`].
+/// The text is not a valid [`Digest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a digest is `sha256:` and 64 hexadecimal digits")]
 pub struct DigestError;
@@ -56,7 +56,7 @@ impl TryFrom<String> for Digest {
 
     fn try_from(text: String) -> Result<Self, DigestError> {
         let hex = text.strip_prefix("sha256:").ok_or(DigestError)?;
-        // Any 32 bytes in hexadecimal, whatever they are a hash of.
+        // Used to decode 32 bytes of hexadecimal.
         let hash = blake3::Hash::from_hex(hex).map_err(|_error| DigestError)?;
         Ok(Self(hash.into()))
     }
@@ -69,16 +69,16 @@ impl From<Digest> for String {
 }
 
 impl Digest {
-    /// The digest of these bytes.
-    pub fn of(bytes: &[u8]) -> Self {
+    /// Compute the digest of bytes.
+    pub fn from_content(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// The digest of a regular file that is no larger than an artifact.
+    /// Compute the digest of a regular file that is no larger than an artifact may be.
     ///
     /// # Errors
     /// [`ArtifactError::Read`] or [`ArtifactError::TooLarge`].
-    pub fn of_file(path: &Path) -> Result<Self, ArtifactError> {
+    pub fn from_file(path: &Path) -> Result<Self, ArtifactError> {
         let mut hasher = Sha256::new();
         copy_limited(path, |piece| {
             hasher.update(piece);
@@ -105,10 +105,10 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// What the component's own metadata says, besides name and version.
+/// The component's metadata except for name and version.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields of the component's metadata, by their names")]
-pub struct Metadata {
+pub struct ArtifactMetadata {
     pub description: Option<String>,
     pub licenses: Option<String>,
     pub authors: Option<String>,
@@ -116,56 +116,58 @@ pub struct Metadata {
     pub revision: Option<String>,
 }
 
-/// A file does not hold an artifact that this host can serve.
+/// Why a file is not an artifact that this host can serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
     /// The file cannot be read.
     #[error("cannot read the file")]
     Read(#[source] io::Error),
-    /// The file is larger than any artifact.
+    /// The file is larger than [`MAX_ARTIFACT_BYTES`].
     #[error("it is larger than {} MiB", MAX_ARTIFACT_BYTES >> 20)]
     TooLarge,
-    /// Neither a component nor anything else that is known here.
+    /// The file is not WebAssembly.
     #[error("it is not a WebAssembly file")]
     NotWasm,
-    /// A core module, which has no typed interface.
+    /// The file is a core module, which has no typed interface.
     #[error("it is a core WebAssembly module, not a component")]
     CoreModule,
-    /// Native code, such as a `.cwasm` file: only the host itself makes those.
+    /// The file is native code, such as a `.cwasm` file, which the host only loads if it has
+    /// compiled it itself.
     #[error("it is precompiled native code, which is never loaded from outside")]
     Precompiled,
-    /// It begins like a component and ends or goes on like something else.
+    /// The file starts like a component but is malformed or truncated.
     #[error("it is not a whole component: {0}")]
     Malformed(String),
-    /// It has more of something than any guest needs.
+    /// The file exceeds a limit of the format.
     #[error("it is over a limit: {0}")]
     OverLimit(String),
-    /// It is a component, but not a guest.
+    /// The component does not implement the guest world.
     #[error("it is a component of another world: {0}")]
     WrongWorld(String),
-    /// It is a guest of a release with another contract.
+    /// The guest was built for another version of the contract.
     #[error(
         "it was made for the contract guesthouse:model@{version}, and this release has \
          guesthouse:model@{CONTRACT_VERSION}: build and pack it again with this release, and deploy it as \
          a new version, or under the same number after undeploying this one"
     )]
     OtherContract {
-        /// The contract's version that it says.
+        /// The version of the contract that the guest exports.
         version: String,
     },
-    /// It is a guest, but not packed: what `guesthouse pack` adds is missing or damaged.
+    /// The guest is not a packed artifact: a section that `guesthouse pack` adds is missing or
+    /// invalid.
     #[error("it is not a packed artifact: {0}")]
     NotPacked(String),
 }
 
-/// One artifact, read and checked, but not run.
+/// An artifact that has been read and validated, but not run.
 pub struct Artifact {
     source: Source,
     digest: Digest,
-    /// Where in the file the component is, without the sections around it.
+    /// The ranges of the component in the file, without its custom sections.
     code: Vec<Range<usize>>,
     id: VersionId,
-    metadata: Metadata,
+    metadata: ArtifactMetadata,
     descriptor: Descriptor,
     signature: Option<Signature>,
     golden: Vec<GoldenExample>,
@@ -181,8 +183,8 @@ impl fmt::Debug for Artifact {
 }
 
 impl Artifact {
-    /// Check the artifact in a file, of which large parts are read later: nobody should change it
-    /// while the artifact is in use.
+    /// Open and validate an artifact. Large parts of the file are read later, so it must not be
+    /// modified while the artifact is in use.
     ///
     /// # Errors
     /// [`ArtifactError`] with the first thing that is wrong.
@@ -194,8 +196,7 @@ impl Artifact {
         Ok(artifact)
     }
 
-    /// Like [`Artifact::open`], but the signature may be missing: `pack` adds it last, when the
-    /// guest has been asked for it.
+    /// Like [`Artifact::open`], but without requiring the signature, which `pack` adds last.
     ///
     /// # Errors
     /// [`ArtifactError`] with the first thing that is wrong.
@@ -249,26 +250,26 @@ impl Artifact {
         })
     }
 
-    /// The size of the file, in bytes.
+    /// The size of the artifact, in bytes.
     pub fn size_bytes(&self) -> usize {
         self.source.length()
     }
 
-    /// Write the whole file.
+    /// Write the whole artifact.
     ///
     /// # Errors
-    /// It cannot be read or written.
+    /// The artifact cannot be read, or `to` cannot be written.
     pub fn copy_to(&self, to: &mut impl io::Write) -> io::Result<()> {
         self.source.copy_to(to)
     }
 
-    /// What identifies these very bytes.
+    /// The digest of the artifact's bytes.
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// The component without its own custom sections: what versions of one guest have in common,
-    /// and all that is compiled. Sections of what is nested in it stay.
+    /// The component without its custom sections: the part that is compiled, and that versions of
+    /// one guest have in common. Custom sections of nested modules and components are kept.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -285,43 +286,43 @@ impl Artifact {
         self.source.digest(self.code.iter().cloned())
     }
 
-    /// The model and the version that it says it is.
+    /// The model and the version.
     pub fn id(&self) -> &VersionId {
         &self.id
     }
 
-    /// Description, licence and the like.
-    pub fn metadata(&self) -> &Metadata {
+    /// The metadata, such as description and licence.
+    pub fn metadata(&self) -> &ArtifactMetadata {
         &self.metadata
     }
 
-    /// What `pack` wrote down about the artifact.
+    /// The descriptor that `pack` has written.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }
 
-    /// What the guest said of itself when it was packed; `preinit` asks it again.
-    /// None in a draft.
+    /// The signature that the guest declared when it was packed. Pre-initialisation checks it
+    /// again.
     pub fn signature(&self) -> Option<&Signature> {
         self.signature.as_ref()
     }
 
-    /// Inputs with the outputs that they must give.
+    /// The golden examples.
     pub fn golden(&self) -> &[GoldenExample] {
         &self.golden
     }
 
-    /// Names and sizes in bytes of the assets.
+    /// The names of the assets and their sizes, in bytes.
     pub fn assets(&self) -> impl Iterator<Item = (&str, usize)> {
         self.assets.iter().map(|(name, range)| (name.as_str(), range.len()))
     }
 
-    /// The size of an asset, in bytes.
+    /// The size of an asset, in bytes; `None` if there is no such asset.
     pub fn asset_bytes(&self, name: &str) -> Option<usize> {
         self.assets.get(name).map(Range::len)
     }
 
-    /// At most `length` bytes of an asset from `offset` on; none at its end.
+    /// Read at most `length` bytes of an asset from `offset` on; empty at its end.
     ///
     /// # Errors
     /// The file cannot be read, or there is no such asset.
@@ -332,12 +333,12 @@ impl Artifact {
         self.source.bytes(start..end)
     }
 
-    /// The interfaces that the component asks for.
+    /// The interfaces that the component imports.
     pub fn imports(&self) -> &[String] {
         &self.imports
     }
 
-    /// The interfaces that the component offers.
+    /// The interfaces that the component exports.
     pub fn exports(&self) -> &[String] {
         &self.exports
     }

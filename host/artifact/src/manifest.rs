@@ -1,5 +1,5 @@
-//! What an author writes down about a version (`manifest.toml`), and what of it travels in the
-//! artifact (the descriptor).
+//! The manifest of a version (`manifest.toml`), and the descriptor: the part of it that the
+//! artifact contains.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,63 +20,65 @@ const MAX_ASSET_NAME_LENGTH: usize = 128;
 /// The largest manifest: it becomes the descriptor, which may not be larger.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
-/// `manifest.toml`: paths are relative to its folder, unknown keys are errors.
+/// A parsed `manifest.toml`. Paths are relative to its folder; unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The model.
+    /// The name of the model.
     pub name: ModelName,
-    /// Its version by semver.
+    /// The semantic version.
     pub version: Version,
-    /// One line on what it does.
+    /// A description of one line.
     pub description: Option<String>,
-    /// SPDX licence expression of the model.
+    /// The SPDX licence expression.
     pub licenses: Option<String>,
-    /// Who made it.
+    /// The authors.
     pub authors: Option<String>,
-    /// URL of where it comes from.
+    /// The URL of the source.
     pub source: Option<String>,
-    /// Revision of that source.
+    /// The revision of the source.
     pub revision: Option<String>,
-    /// How it came to be, in words.
+    /// A description of how the model was made.
     pub provenance: Option<String>,
-    /// The plugin whose component it uses; for build tools, the name of the model if left out.
+    /// For build tools: the plugin whose component is used; by default the one with the model's
+    /// name.
     pub guest: Option<String>,
-    /// Texts that the guest may ask for during `init`.
+    /// Parameters that the guest may read during `init`.
     #[serde(default)]
     pub parameters: BTreeMap<String, String>,
-    /// Files that the guest may read during `init`, by the name it knows them by.
+    /// Files that the guest may read during `init`, by asset name.
     #[serde(default)]
     pub assets: BTreeMap<String, PathBuf>,
-    /// Inputs with the outputs they must give.
+    /// The golden examples.
     pub golden: GoldenFile,
 }
 
-/// Where the golden examples are and how close is close enough.
+/// The golden examples and their tolerances.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GoldenFile {
     /// A file of JSON lines, `{"inputs": {…}, "outputs": {…}}` each.
     pub file: PathBuf,
-    /// By output.
+    /// The tolerance of each output.
     #[serde(default)]
     pub tolerance: Tolerances,
 }
 
 impl Manifest {
-    /// Read a manifest.
+    /// Read and validate a manifest.
     ///
     /// # Errors
-    /// What is wrong, with its place in the file.
+    /// A message with the line of the problem.
     pub fn open(path: &Path) -> Result<Self, String> {
         let bytes = read_at_most(path, MAX_MANIFEST_BYTES).map_err(|error| error.to_string())?;
         Self::parse(&bytes)
     }
 
-    /// The manifest that a file of these bytes is.
+    /// Parse and validate the bytes of a manifest.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(bytes).map_err(|_error| "it is not UTF-8")?;
-        let manifest: Self = toml::from_str(text).map_err(|error| place(&error, text))?;
+        let manifest: Self =
+            toml::from_str(text).map_err(|error| message_with_line(&error, text))?;
         if let Some(name) = manifest.assets.keys().find(|name| !is_asset_name(name)) {
             return Err(format!(
                 "asset {name:?}: a name is 1 to {MAX_ASSET_NAME_LENGTH} letters, digits, `.`, `-` \
@@ -88,8 +90,8 @@ impl Manifest {
     }
 }
 
-/// What is wrong and where, in one line.
-fn place(error: &toml::de::Error, text: &str) -> String {
+/// The message of an error with its line number, in one line.
+fn message_with_line(error: &toml::de::Error, text: &str) -> String {
     let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
         return error.message().to_owned();
     };
@@ -101,7 +103,7 @@ fn is_asset_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_ASSET_NAME_LENGTH && name.bytes().all(allowed)
 }
 
-/// A tolerance says how far outputs may be from others, which is at least not at all.
+/// Check that tolerances are finite and not negative.
 fn check_tolerances(tolerances: &Tolerances) -> Result<(), String> {
     let is_wrong = |limit: f64| !limit.is_finite() || limit.is_sign_negative();
     match tolerances.iter().find(|(_, limit)| is_wrong(**limit)) {
@@ -110,29 +112,28 @@ fn check_tolerances(tolerances: &Tolerances) -> Result<(), String> {
     }
 }
 
-/// The section that `pack` writes and the host reads: what WebAssembly's own metadata has no place
-/// for.
+/// The descriptor section of an artifact: everything for which WebAssembly's metadata has no place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Descriptor {
-    /// Version of this file format; 1.
+    /// The version of the artifact format.
     pub format: u32,
-    /// How the version came to be, in words.
+    /// A description of how the model was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<String>,
-    /// Texts that the guest may ask for during `init`.
+    /// Parameters that the guest may read during `init`.
     pub parameters: BTreeMap<String, String>,
     /// Digest (`sha256:…`) of every asset, so that a damaged or missing one is noticed.
     pub assets: BTreeMap<String, String>,
-    /// How close the golden examples' outputs must be met.
+    /// The tolerances of the golden examples.
     pub tolerances: Tolerances,
 }
 
 impl Descriptor {
-    /// The format that this host writes and reads.
+    /// The version of the artifact format that this host reads and writes.
     pub const FORMAT: u32 = 1;
 
-    /// Check what `pack` checks of a manifest.
+    /// Check the conditions that `pack` also checks in a manifest.
     pub(super) fn check(&self) -> Result<(), ArtifactError> {
         if self.format != Self::FORMAT {
             let what = format!("format {} is not known to this host", self.format);
@@ -141,7 +142,7 @@ impl Descriptor {
         check_tolerances(&self.tolerances).map_err(ArtifactError::NotPacked)
     }
 
-    /// Check that the assets are the ones that were packed.
+    /// Check that the assets are those that were packed.
     pub(super) fn check_assets(
         &self,
         file: &impl ReadAt,
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_pack_refuses_of_tolerances_a_descriptor_may_not_have_either() {
+    fn manifests_and_descriptors_reject_the_same_tolerances() {
         let descriptor = |tolerance: f64| Descriptor {
             format: Descriptor::FORMAT,
             provenance: None,

@@ -1,7 +1,7 @@
-//! Making an artifact of a component and a manifest.
+//! Packs a component and the files of a manifest into an artifact.
 //!
-//! Packing takes two steps, because the signature is the guest's to declare: a draft with
-//! everything else, then the signature that the guest's `init` gave when it was run on the draft.
+//! Packing takes two steps, because the guest declares the signature: first a draft without it is
+//! written, then the signature is added that the guest's `init` returned when it ran on the draft.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::{
 };
 use guesthouse_model::Signature;
 
-/// An artifact cannot be made.
+/// Why an artifact cannot be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// The manifest cannot be used.
@@ -32,7 +32,7 @@ pub enum PackError {
         #[source]
         source: io::Error,
     },
-    /// The assets are too much for one artifact.
+    /// The artifact would be too large.
     #[error("the artifact would be larger than {} MiB", MAX_ARTIFACT_BYTES >> 20)]
     TooLarge,
     /// The component cannot be used.
@@ -40,11 +40,11 @@ pub enum PackError {
     Component(#[from] ArtifactError),
 }
 
-/// Everything but the signature in one file.
+/// Pack everything except the signature.
 ///
 /// # Errors
 /// [`PackError`] with the first thing that is wrong.
-pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, PackError> {
+pub fn pack_draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, PackError> {
     let manifest = Manifest::open(manifest_path).map_err(PackError::Manifest)?;
     let component = read_limited(component_path)?;
     let sections = Sections::scan(&component[..])?;
@@ -68,7 +68,7 @@ pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, Pac
         if (artifact.len() + bytes.len()) as u64 > MAX_ARTIFACT_BYTES {
             return Err(PackError::TooLarge);
         }
-        digests.insert(name.clone(), Digest::of(&bytes).to_string());
+        digests.insert(name.clone(), Digest::from_content(&bytes).to_string());
         append(&mut artifact, &format!("{ASSET_SECTION_PREFIX}{name}"), &bytes);
     }
     let examples = read(&manifest.golden.file)?;
@@ -85,7 +85,7 @@ pub fn draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, Pac
     Ok(artifact)
 }
 
-/// Finish a draft with what its guest declared.
+/// Complete a draft with the signature that its guest has declared.
 pub fn add_signature(mut draft: Vec<u8>, signature: &Signature) -> Vec<u8> {
     append_json(&mut draft, SIGNATURE_SECTION, signature);
     draft
@@ -108,7 +108,7 @@ fn metadata(manifest: &Manifest) -> Result<AddMetadata, PackError> {
     Ok(metadata)
 }
 
-/// What the manifest leaves out stays as the component has it.
+/// Set a metadata field, or keep the component's own if the manifest omits it.
 fn keep_or<T: std::fmt::Debug + Clone>(
     value: Option<&str>,
     key: &str,

@@ -1,8 +1,8 @@
-//! The sections of a component's top level, in one pass that runs nothing.
+//! Scans the top-level sections of a component in one pass, without running anything.
 //!
-//! The file may be anybody's, and this is the host's own process: the time is linear in the number of
-//! sections, the memory is bounded by the limits below, whatever the size of the file, and what is
-//! nested is skipped. Whether the nested modules are valid is found out in the child.
+//! The file is untrusted and this runs in the host's own process: time is linear in the number of
+//! sections, memory is bounded by the limits below whatever the size of the file, and nested
+//! content is skipped. Whether nested modules are valid is checked in the child process.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,69 +15,70 @@ use wasmparser::{
 
 use super::source::{Cursor, ReadAt};
 use super::{
-    ASSET_SECTION_PREFIX, ArtifactError, DESCRIPTOR_SECTION, GOLDEN_SECTION, Metadata,
+    ASSET_SECTION_PREFIX, ArtifactError, ArtifactMetadata, DESCRIPTOR_SECTION, GOLDEN_SECTION,
     SIGNATURE_SECTION, golden,
 };
 use guesthouse_model::VersionId;
 
-/// What a component begins with: the magic number and the version of the format.
+/// The size of a component's header: the magic number and the version of the format.
 const HEADER_BYTES: usize = 8;
 
-/// The section that holds the names of the component and of everything in it.
+/// The section with the names of the component and of its items.
 const NAME_SECTION: &str = "component-name";
 
-/// The ids of the sections that are looked into.
+/// The ids of the sections that are parsed.
 const CUSTOM_ID: u8 = 0;
 const IMPORT_ID: u8 = 10;
 const EXPORT_ID: u8 = 11;
 
-/// The largest section of imports or exports, in bytes: as many as are allowed, with the longest
-/// names and their types.
+/// The largest section of imports or exports, in bytes: the allowed number, with the longest names
+/// and types.
 const MAX_INTERFACE_SECTION_BYTES: usize = MAX_INTERFACES * (MAX_NAME_BYTES + 64);
 
-/// The interfaces that make a component a guest, without their version.
+/// The interfaces that a guest must export, without their version.
 const REQUIRED_EXPORTS: [&str; 2] = ["guesthouse:model/lifecycle", "guesthouse:model/predict"];
 
-/// What a guest may import; anything else is another world's component.
+/// The prefixes of interfaces that a guest may import.
 const ALLOWED_IMPORTS: [&str; 2] = ["guesthouse:model/", "wasi:"];
 
-/// The version of the contract that this host speaks; see `wit/model.wit`.
+/// The version of the contract that this host implements; see `wit/model.wit`.
 pub const CONTRACT_VERSION: &str = "0.2.0";
 
-/// Begins the names of the sections that are this format's own.
+/// The prefix of the names of this format's own sections.
 const OWN_PREFIX: &str = "guesthouse:";
 
-/// What the component says of itself, as WebAssembly tools write it.
+/// The sections of the component's metadata, as WebAssembly tools write them.
 const METADATA_SECTIONS: [&str; 6] =
     ["version", "description", "licenses", "authors", "source", "revision"];
 
-/// The most sections of the top level. Linkers make some hundreds, and every asset is one.
+/// The most top-level sections. Linkers create some hundreds, and every asset is one.
 const MAX_SECTIONS: usize = 10_000;
 
 /// The most imports, and the most exports: the whole of WASI is about fifty interfaces.
 const MAX_INTERFACES: usize = 1000;
 
-/// The longest name of a section or an interface, in bytes: an asset's is at most 144.
+/// The longest name of a section or an interface, in bytes; that of an asset's section has at most
+/// 144.
 const MAX_NAME_BYTES: usize = 1024;
 
-/// The largest text of the component's metadata, in bytes: a long description is some hundreds.
+/// The largest metadata section, in bytes; a long description has some hundreds.
 const MAX_METADATA_BYTES: usize = 64 << 10;
 
-/// The longest version, in bytes: one that is deployed must fit into a selector, after its `=`.
+/// The longest version, in bytes: it must fit into a selector, after its `=`.
 const MAX_VERSION_BYTES: usize = 128;
 
-/// The largest descriptor or signature, in bytes: 1024 fields with a description of a line each.
+/// The largest descriptor or signature, in bytes: 1024 fields with a line of description each.
 const MAX_JSON_BYTES: usize = 1 << 20;
 
-/// The most parts of a `component-name` section that are looked at: there are 14 kinds of them.
+/// The most subsections of a `component-name` section that are read; there are 14 kinds.
 const MAX_NAME_PARTS: usize = 64;
 
-/// What a component's top level holds.
+/// The top-level sections of a component.
 #[derive(Default)]
 pub(super) struct Sections {
-    /// The custom sections that mean something here.
+    /// The metadata sections and this format's own sections.
     pub(super) custom: BTreeMap<String, Range<usize>>,
-    /// Everything but the custom sections, in order and as few ranges as possible.
+    /// Everything except custom sections, in order, as few ranges as possible.
     pub(super) code: Vec<Range<usize>>,
     pub(super) imports: Vec<String>,
     pub(super) exports: Vec<String>,
@@ -115,7 +116,7 @@ impl Sections {
                         add_interface(&mut sections.exports, name)?;
                     }
                 }
-                // Whether it is valid is found out in the child.
+                // Validated in the child process.
                 _ => {}
             }
             if id != CUSTOM_ID {
@@ -163,7 +164,7 @@ impl Sections {
             return Err(over(format!("the section {name:?} is larger than {} KiB", most >> 10)));
         }
         if self.custom.contains_key(&name) {
-            // Which of them holds would depend on who reads.
+            // Readers would disagree which one counts.
             return Err(match own {
                 true => ArtifactError::NotPacked(twice()),
                 false => ArtifactError::Malformed(twice()),
@@ -196,16 +197,16 @@ impl Sections {
         }
     }
 
-    /// Whether `pack` has been here before.
+    /// Whether the component was packed before.
     pub(super) fn is_packed(&self) -> bool {
         self.custom.keys().any(|name| name.starts_with(OWN_PREFIX))
     }
 
-    /// The model and version, and what else the component says of itself.
+    /// The model, the version and the metadata.
     pub(super) fn identity<R: ReadAt + ?Sized>(
         &self,
         file: &R,
-    ) -> Result<(VersionId, Metadata), ArtifactError> {
+    ) -> Result<(VersionId, ArtifactMetadata), ArtifactError> {
         let not_packed = |what: String| ArtifactError::NotPacked(what);
         let name = self.name.as_deref().unwrap_or_default();
         let name = name.parse().map_err(|error| {
@@ -218,7 +219,7 @@ impl Sections {
         let version = version.parse().map_err(|error| {
             not_packed(format!("the version {version:?} is not semver: {error}"))
         })?;
-        let metadata = Metadata {
+        let metadata = ArtifactMetadata {
             description: self.text(file, "description")?,
             licenses: self.text(file, "licenses")?,
             authors: self.text(file, "authors")?,
@@ -288,12 +289,12 @@ fn check_name(name: &str) -> Result<(), ArtifactError> {
     Ok(())
 }
 
-/// The name of the component itself; the names of everything in it are left alone.
+/// Read the component's own name; the names of its items are skipped.
 fn component_name<R: ReadAt + ?Sized>(
     file: &R,
     section: Range<usize>,
 ) -> Result<Option<String>, ArtifactError> {
-    /// The part that names the component itself.
+    /// The subsection with the component's own name.
     const COMPONENT: u8 = 0;
     let mut cursor = Cursor::new(file, section);
     let mut own = None;
@@ -312,7 +313,7 @@ fn component_name<R: ReadAt + ?Sized>(
     Ok(own)
 }
 
-/// A name in the file.
+/// Read a name.
 fn text<R: ReadAt + ?Sized>(file: &R, range: Range<usize>) -> Result<String, ArtifactError> {
     if range.len() > MAX_NAME_BYTES {
         return Err(over(format!("a name is longer than {MAX_NAME_BYTES} bytes")));
@@ -322,7 +323,7 @@ fn text<R: ReadAt + ?Sized>(file: &R, range: Range<usize>) -> Result<String, Art
         .map_err(|_error| ArtifactError::Malformed(format!("a name without UTF-8 at byte {start}")))
 }
 
-/// A section of imports or exports.
+/// Read a section of imports or exports.
 fn interfaces<R: ReadAt + ?Sized>(file: &R, body: Range<usize>) -> Result<Vec<u8>, ArtifactError> {
     if body.len() > MAX_INTERFACE_SECTION_BYTES {
         return Err(over(format!("more than {MAX_INTERFACES} imports or exports")));
@@ -356,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_worthless_is_not_kept_and_what_is_too_much_is_refused() {
+    fn unknown_sections_are_skipped_and_limits_enforced() {
         let mut many = Component::new();
         (0..MAX_SECTIONS - 2).for_each(|_| custom(&mut many, "", b""));
         let sections = Sections::scan(many.as_slice()).unwrap();
@@ -382,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn the_code_is_what_is_left_without_custom_sections() {
+    fn the_code_excludes_custom_sections() {
         let component = |version: Option<&str>| {
             let mut inner = Component::new();
             custom(&mut inner, "name", b"stays");
@@ -425,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nested_is_skipped_but_must_be_whole() {
+    fn nested_content_is_skipped_but_must_be_complete() {
         let mut inner = Component::new();
         custom(&mut inner, "version", b"9.9.9");
         let mut outer = Component::new();
@@ -438,7 +439,7 @@ mod tests {
         let cut = &bytes[..20];
         assert!(matches!(Sections::scan(cut), Err(ArtifactError::Malformed(_))));
 
-        // A component in a component in a component: every level takes a parser, if one enters.
+        // Deeply nested components, which would need a parser for every level if they were entered.
         let mut nested = Component::new().finish();
         for _ in 0..2000 {
             let mut outer = Component::new();
@@ -449,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_twice_what_it_is_is_refused() {
+    fn repeated_names_and_sections_are_rejected() {
         let name = |name: &str| {
             let mut part = vec![u8::try_from(name.len()).unwrap()];
             part.extend(name.as_bytes());

@@ -1,5 +1,5 @@
-//! Where an artifact's bytes are: in memory, or in a file that is read piece by piece, so that an
-//! artifact of a GiB does not take a GiB of memory.
+//! The bytes of an artifact: in memory, or in a file that is read in pieces, so that a large
+//! artifact does not take as much memory.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,22 +12,22 @@ use sha2::{Digest as _, Sha256};
 use super::file::{MAX_ARTIFACT_BYTES, PIECE_BYTES, open_regular};
 use super::{ArtifactError, Digest};
 
-/// Bytes that are read by their places.
+/// Bytes with random access.
 pub(super) trait ReadAt {
-    /// How many there are.
+    /// The number of bytes.
     fn length(&self) -> usize;
 
-    /// Fill the buffer from that place on.
+    /// Fill the buffer with the bytes from `offset` on.
     fn read_at(&self, offset: usize, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// The bytes of a range.
+    /// Read a range.
     fn bytes(&self, range: Range<usize>) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; range.len()];
         self.read_at(range.start, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// Give the bytes of a range to `take`, piece by piece.
+    /// Call `take` with the bytes of a range, in pieces.
     fn pieces(
         &self,
         range: Range<usize>,
@@ -43,7 +43,7 @@ pub(super) trait ReadAt {
         Ok(())
     }
 
-    /// The digest of ranges, one after the other.
+    /// Compute the digest of the concatenated ranges.
     fn digest(&self, ranges: impl IntoIterator<Item = Range<usize>>) -> io::Result<Digest> {
         let mut hasher = Sha256::new();
         for range in ranges {
@@ -73,12 +73,12 @@ impl ReadAt for [u8] {
 pub(super) enum Source {
     /// All of it is in memory.
     Memory(Vec<u8>),
-    /// Nobody changes it while it is read; if somebody does, a digest tells.
+    /// The file must not be modified while it is in use; digests detect it if it is.
     File { file: File, length: usize },
 }
 
 impl Source {
-    /// A regular file that is no larger than an artifact.
+    /// Open a regular file that is no larger than an artifact may be.
     pub(super) fn open(path: &Path) -> Result<Self, ArtifactError> {
         let file = open_regular(path).map_err(ArtifactError::Read)?;
         let length = file.metadata().map_err(ArtifactError::Read)?.len();
@@ -89,7 +89,7 @@ impl Source {
         Ok(Self::File { file, length })
     }
 
-    /// Write all of it.
+    /// Write all bytes.
     pub(super) fn copy_to(&self, to: &mut impl Write) -> io::Result<()> {
         self.pieces(0..self.length(), |piece| to.write_all(piece))
     }
@@ -111,7 +111,7 @@ impl ReadAt for Source {
     }
 }
 
-/// Reads the parts of a range in order, as WebAssembly writes them.
+/// Reads a range sequentially, in WebAssembly's encoding.
 pub(super) struct Cursor<'a, R: ?Sized> {
     source: &'a R,
     range: Range<usize>,
@@ -126,7 +126,7 @@ impl<'a, R: ReadAt + ?Sized> Cursor<'a, R> {
         self.range.start
     }
 
-    /// What has not been read.
+    /// The range that has not been read.
     pub(super) fn rest(&self) -> Range<usize> {
         self.range.clone()
     }
@@ -137,7 +137,7 @@ impl<'a, R: ReadAt + ?Sized> Cursor<'a, R> {
         Ok(bytes[0])
     }
 
-    /// A number of 32 bits in LEB128.
+    /// Read an unsigned 32-bit number in LEB128.
     pub(super) fn number(&mut self) -> Result<usize, ArtifactError> {
         let mut number = 0_u64;
         for shift in [0, 7, 14, 21, 28] {
@@ -150,7 +150,7 @@ impl<'a, R: ReadAt + ?Sized> Cursor<'a, R> {
         Err(self.malformed("a number of more than 32 bits"))
     }
 
-    /// A part that begins with its length.
+    /// Read a length and skip this many bytes; returns their range.
     pub(super) fn part(&mut self) -> Result<Range<usize>, ArtifactError> {
         let length = self.number()?;
         self.skip(length)
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_piece_by_piece_like_memory() {
+    fn a_file_reads_like_memory() {
         let bytes: Vec<u8> = (0..251).cycle().take(PIECE_BYTES * 2 + 7).collect();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
@@ -184,15 +184,15 @@ mod tests {
         let (file, memory) = (Source::open(&path).unwrap(), Source::Memory(bytes.clone()));
         let ranges = [5..PIECE_BYTES + 9, 0..0, 3..4];
         for source in [&file, &memory] {
-            assert_eq!(source.digest(once(0..bytes.len())).unwrap(), Digest::of(&bytes));
+            assert_eq!(source.digest(once(0..bytes.len())).unwrap(), Digest::from_content(&bytes));
             let joined = ranges.clone().map(|range| bytes[range].to_vec()).concat();
-            assert_eq!(source.digest(ranges.clone()).unwrap(), Digest::of(&joined));
+            assert_eq!(source.digest(ranges.clone()).unwrap(), Digest::from_content(&joined));
             let mut copy = Vec::new();
             source.copy_to(&mut copy).unwrap();
             assert!(copy == bytes);
             assert!(source.bytes(bytes.len() - 1..bytes.len() + 1).is_err());
         }
-        // Cut off while it is in use.
+        // Truncate the file while it is in use.
         File::options().write(true).open(&path).unwrap().set_len(9).unwrap();
         assert!(file.digest(once(0..bytes.len())).is_err());
     }

@@ -1,8 +1,11 @@
-//! The subcommands: each parses what it is told, calls the library and prints.
+//! The subcommands. Each parses its arguments, calls the library and prints the result.
 
 pub(crate) mod check;
+pub(crate) mod completions;
 pub(crate) mod inspect;
+pub(crate) mod man;
 pub(crate) mod operate;
 pub(crate) mod pack;
 pub(crate) mod proto;
+pub(crate) mod reference;
 pub(crate) mod serve;

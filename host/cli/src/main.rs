@@ -7,46 +7,53 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use guesthouse_model::terminal;
 use guesthouse_runtime::preinit::child;
-use guesthouse_server::observe::logs::{self, Writing};
+use guesthouse_server::observe::logs::{self, WriteMode};
 
-/// Each request is a line at `info`.
+/// Logs a line for each request.
 const DEFAULT_FILTER: &str = "info";
 
 /// A model server whose model versions are sandboxed WebAssembly components.
 #[derive(Debug, Parser)]
 #[command(name = "guesthouse", version, propagate_version = true)]
 struct Arguments {
-    /// What to log: a level, or levels by target, such as `info,request=warn`.
+    /// The log filter: a level, or levels by target, such as `info,request=warn`.
     #[arg(long, global = true, env = logs::FILTER_VARIABLE, default_value = DEFAULT_FILTER)]
     log: String,
-    /// How to log; text on a terminal and JSON elsewhere, if left out.
+    /// The format of the log. By default, text on a terminal and JSON elsewhere.
     #[arg(long, global = true, env = logs::FORMAT_VARIABLE)]
-    log_format: Option<logs::Format>,
+    log_format: Option<logs::LogFormat>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve every artifact of a repository folder over HTTP.
+    /// Serve models over HTTP and gRPC: those of a repository folder, and those that operators deploy.
     Serve(commands::serve::ServeArguments),
-    /// Look at a configuration.
+    /// Check a configuration.
     #[command(subcommand)]
     Config(commands::serve::ConfigCommand),
     /// Make an artifact: one `.wasm` file of a component, its assets and its golden examples.
     Pack(commands::pack::PackArguments),
-    /// Print everything about an artifact without serving it.
+    /// Print the contents of an artifact.
     Inspect(commands::inspect::InspectArguments),
-    /// Print the `.proto` of the gRPC service that a server makes of an artifact's signature.
+    /// Print the `.proto` of the gRPC service that a server derives from an artifact's signature.
     Proto(commands::proto::ProtoArguments),
-    /// Compare two versions of a model: is the step between their numbers as large as the one between
-    /// their signatures?
+    /// Compare two versions of a model: does the version number grow as much as the changes of the
+    /// signature require?
     Check(commands::check::CheckArguments),
     #[command(flatten)]
     Operate(commands::operate::OperateCommand),
+    /// Print a completion script for a shell.
+    Completions(commands::completions::CompletionsArguments),
+    /// Print the manual page.
+    Man(commands::man::ManArguments),
+    /// Print a part of the reference documentation.
+    #[command(hide = true)]
+    Reference(commands::reference::ReferenceArguments),
     #[command(name = child::SUBCOMMAND, hide = true)]
     PreinitChild(child::ChildArguments),
 }
@@ -55,19 +62,22 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let arguments = Arguments::parse();
     let writing = match arguments.command {
-        Command::Serve(_) => Writing::Queued,
+        Command::Serve(_) => WriteMode::Queued,
         Command::Config(_)
         | Command::Pack(_)
         | Command::Inspect(_)
         | Command::Proto(_)
         | Command::Check(_)
         | Command::Operate(_)
-        | Command::PreinitChild(_) => Writing::Direct,
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Reference(_)
+        | Command::PreinitChild(_) => WriteMode::Direct,
     };
-    // A variable that is set to nothing counts as one that is not set.
+    // An empty variable counts as unset.
     let filter = Some(arguments.log.trim()).filter(|filter| !filter.is_empty());
     let filter = filter.unwrap_or(DEFAULT_FILTER);
-    let logs = match logs::start(filter, arguments.log_format, writing) {
+    let logs = match logs::init(filter, arguments.log_format, writing) {
         Ok(logs) => logs,
         Err(error) => {
             let variable = logs::FILTER_VARIABLE;
@@ -79,7 +89,7 @@ fn main() -> ExitCode {
     match run(arguments.command, started) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Whoever should read it may be gone, and there is nobody else to tell.
+            // If standard error is closed, there is nowhere else to report it.
             let line = format!("error: {}\n", terminal::reason(&format!("{error:#}")));
             let _ = logs.writer().write_all(line.as_bytes());
             commands::operate::exit_code(&error)
@@ -96,6 +106,11 @@ fn run(command: Command, started: Instant) -> anyhow::Result<()> {
         Command::Proto(arguments) => commands::proto::run(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Operate(command) => commands::operate::run(&command),
+        Command::Completions(arguments) => {
+            commands::completions::run(&arguments, Arguments::command())
+        }
+        Command::Man(arguments) => commands::man::run(&arguments, Arguments::command()),
+        Command::Reference(arguments) => commands::reference::run(&arguments, Arguments::command()),
         Command::PreinitChild(arguments) => Ok(child::run(&arguments)?),
     }
 }

@@ -65,6 +65,16 @@ impl Rate {
         Ok(Self { per_second, burst: burst.ok_or(RateError)? })
     }
 
+    /// The average requests per second.
+    pub fn per_second(self) -> f64 {
+        self.per_second
+    }
+
+    /// How many requests may come at once.
+    pub fn burst(self) -> u32 {
+        self.burst.get()
+    }
+
     /// The rate as a value of the configuration file.
     pub fn to_toml(self) -> String {
         format!("{{ per_second = {:?}, burst = {} }}", self.per_second, self.burst)

@@ -7,7 +7,7 @@
 
 mod failure;
 mod loader;
-pub mod meters;
+pub mod metrics;
 mod snapshot;
 mod state;
 
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_shows_decisions_and_load_states() {
-        let digest = Digest::of(b"artifact");
+        let digest = Digest::from_content(b"artifact");
         let deployed = |stage| Deployed { digest, stage };
         let mut state = ModelState::default();
         state.versions.insert(id("1.0.0").version, deployed(Stage::Retired(1)));

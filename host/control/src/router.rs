@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::registry::{ModelVersions, Snapshot, VersionState};
 use crate::rollout::{Routing, WHOLE};
 use guesthouse_model::{ModelName, Selector};
-use guesthouse_runtime::version::{CallerId, Refusal, ServableVersion};
+use guesthouse_runtime::version::{BreakerRefusal, CallerId, ServableVersion};
 
 /// The draw of a sticky key: the same for the same model and key on every host. It is the first eight bytes
 /// of SHA-256 over the model's name, a zero byte and the key, as a big-endian fraction of a million.
@@ -141,11 +141,11 @@ pub enum RouteError {
     CallerSuspended(Duration),
 }
 
-impl From<Refusal> for RouteError {
-    fn from(refusal: Refusal) -> Self {
+impl From<BreakerRefusal> for RouteError {
+    fn from(refusal: BreakerRefusal) -> Self {
         match refusal {
-            Refusal::Version(time) => Self::Suspended(time),
-            Refusal::Caller(time) => Self::CallerSuspended(time),
+            BreakerRefusal::Version(time) => Self::Suspended(time),
+            BreakerRefusal::Caller(time) => Self::CallerSuspended(time),
         }
     }
 }
@@ -279,13 +279,17 @@ fn first_available<'a>(
     }
     let (why, refused) = why.unwrap_or((RouteError::NoSuchVersion, None));
     if let (Some((version, refusal)), Some(_)) = (refused, caller) {
-        version.measured().count_refusal(refusal);
+        version.metrics().count_refusal(refusal);
     }
     Err(why)
 }
 
 /// Why the breaker of the version refuses this caller, or any caller if none is given.
-fn refusal(version: &ServableVersion, caller: Option<CallerId>, now: Instant) -> Option<Refusal> {
+fn refusal(
+    version: &ServableVersion,
+    caller: Option<CallerId>,
+    now: Instant,
+) -> Option<BreakerRefusal> {
     match caller {
         Some(caller) => version.breaker().check(caller, now).err(),
         None => version.breaker().refusal(now),

@@ -1,7 +1,8 @@
-//! Request counters by version and by the reason why the router chose it.
+//! Counts the requests of each version by the reason for which it was chosen: the evidence of a
+//! traffic split.
 //!
-//! A version has a counter once it has been chosen. The counters are logged, one line for each version,
-//! when they have changed since they were last logged.
+//! The counts of each version that has been chosen are logged whenever they have changed since the
+//! last time.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -9,35 +10,35 @@ use std::time::{Duration, Instant};
 
 use guesthouse_model::VersionId;
 
-/// After a pause of this length, traffic counts as stopped, and compiling need not spare it.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Traffic counts as active until it has paused for this long.
+const MOMENT: Duration = Duration::from_secs(1);
 
-/// Requests by version and the reason why the version was chosen.
+/// Counters of requests by version and reason.
 #[derive(Debug, Default)]
-pub struct Traffic(Mutex<Counted>);
+pub struct Traffic(Mutex<TrafficState>);
 
 #[derive(Debug, Default)]
-struct Counted {
-    counts: Counts,
+struct TrafficState {
+    counts: TrafficCounts,
     last: Option<Instant>,
 }
 
-/// Requests by version and reason.
-pub type Counts = BTreeMap<(VersionId, &'static str), Requests>;
+/// The number of requests by version and reason.
+pub type TrafficCounts = BTreeMap<(VersionId, &'static str), RequestCounts>;
 
 /// A number of requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Requests {
+pub struct RequestCounts {
     /// All requests.
     pub all: u64,
-    /// Requests that were routed by a random draw, because they had no sticky key.
+    /// The requests that were assigned at random, because they had no sticky key.
     pub random: u64,
 }
 
 impl Traffic {
-    /// Count a request to the version. `is_random` says whether a random draw chose it.
+    /// Count a request. `is_random` says that it was assigned at random by a traffic split.
     pub fn count(&self, version: &VersionId, reason: &'static str, is_random: bool) {
-        // Made before the lock is taken.
+        // Allocated before the lock is taken.
         let key = (version.clone(), reason);
         let mut counted = self.lock();
         let requests = counted.counts.entry(key).or_default();
@@ -46,18 +47,18 @@ impl Traffic {
         counted.last = Some(Instant::now());
     }
 
-    /// Whether a request was served within the last second.
-    pub fn is_flowing(&self) -> bool {
-        self.lock().last.is_some_and(|last| last.elapsed() < PAUSE)
+    /// Whether a request was counted within the last second.
+    pub fn is_active(&self) -> bool {
+        self.lock().last.is_some_and(|last| last.elapsed() < MOMENT)
     }
 
-    /// The counts since the start.
-    pub fn counts(&self) -> Counts {
+    /// The counts since the server started.
+    pub fn counts(&self) -> TrafficCounts {
         self.lock().counts.clone()
     }
 
-    /// Log the counters if they differ from `last`, and update `last`.
-    pub fn log(&self, last: &mut Counts) {
+    /// Log the counts if they differ from `last`, and update `last`.
+    pub fn log(&self, last: &mut TrafficCounts) {
         let counts = self.counts();
         if counts == *last {
             return;
@@ -65,20 +66,20 @@ impl Traffic {
         for ((version, reason), requests) in &counts {
             let share = share_percent(&counts, version, reason, requests.all);
             let (model, version) = (&version.name, &version.version);
-            let Requests { all: requests, random } = requests;
+            let RequestCounts { all: requests, random } = requests;
             tracing::info!(target: "traffic", %model, %version, reason, requests, random, share_percent = share);
         }
         *last = counts;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Counted> {
-        // A panic cannot leave a counter inconsistent.
+    fn lock(&self) -> std::sync::MutexGuard<'_, TrafficState> {
+        // The map is consistent at any time, so a poisoned lock is harmless.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 /// The version's share of the model's requests that were routed for the same reason.
-fn share_percent(counts: &Counts, version: &VersionId, reason: &str, requests: u64) -> f64 {
+fn share_percent(counts: &TrafficCounts, version: &VersionId, reason: &str, requests: u64) -> f64 {
     let total: u64 = counts
         .iter()
         .filter(|((other, why), _)| other.name == version.name && *why == reason)
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_of_the_same_model_and_reason() {
+    fn shares_are_relative_to_the_model_and_reason() {
         let traffic = Traffic::default();
         let version = |text: &str| VersionId {
             name: "toxicity".parse().unwrap(),
@@ -105,8 +106,8 @@ mod tests {
         traffic.count(&version("2.0.0"), "split", true);
         traffic.count(&version("2.0.0"), "pin", false);
         let counts = traffic.counts();
-        assert_eq!(counts[&(version("1.0.0"), "split")], Requests { all: 9, random: 0 });
-        assert_eq!(counts[&(version("2.0.0"), "split")], Requests { all: 1, random: 1 });
+        assert_eq!(counts[&(version("1.0.0"), "split")], RequestCounts { all: 9, random: 0 });
+        assert_eq!(counts[&(version("2.0.0"), "split")], RequestCounts { all: 1, random: 1 });
         assert!((share_percent(&counts, &version("2.0.0"), "split", 1) - 10.0).abs() < 1e-9);
         assert!((share_percent(&counts, &version("2.0.0"), "pin", 1) - 100.0).abs() < 1e-9);
     }

@@ -1,5 +1,5 @@
-//! What a new signature means for callers of an old one: the least part of the version that has to
-//! grow (semver).
+//! Compares signatures: which part of the semantic version a change of the signature requires to
+//! increment.
 //!
 //! | change | least bump |
 //! |---|---|
@@ -13,11 +13,11 @@
 //! | a row whose shape the number of its elements has told and tells no more, or the other way round | major |
 //! | an input accepts less, an output promises less | major |
 //!
-//! Places matter because they are the numbers of fields in gRPC, and how a row tells its shape because it
-//! is how it is written there (the module `typed`). A place is therefore never given to another field while old
-//! callers are served: what is gone takes a new major along.
+//! Positions matter because they are the field numbers in gRPC, and the way a row's shape is
+//! determined matters because it decides the encoding there. A position is therefore never reused
+//! within a major version: removing a field requires a new one.
 //!
-//! What fills rows up that share a batch is nothing that callers send or get, so a change of it is none.
+//! Callers do not see padding, so a change of it is no change of the contract.
 
 mod snapshot;
 
@@ -31,15 +31,15 @@ use serde::Serialize;
 
 use crate::{Constraint, Field, Signature};
 
-/// Which part of a version grows.
+/// The part of a semantic version that is incremented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bump {
-    /// Nothing that callers rely on has changed.
+    /// No change that concerns callers.
     Patch,
     /// Callers of the old version can use the new one.
     Minor,
-    /// They may not be able to.
+    /// Callers of the old version may not be able to use the new one.
     Major,
 }
 
@@ -54,11 +54,11 @@ impl fmt::Display for Bump {
 }
 
 impl Bump {
-    /// What callers may expect of the step from one version to a later one, as Cargo reads it: in
-    /// `0.y.z` the minor is what the major is elsewhere, and in `0.0.z` the patch. Between
-    /// pre-releases of one version, and from them to it, nothing is promised.
+    /// The compatibility that the version numbers promise, as Cargo interprets them: in `0.y.z` the
+    /// minor version acts as the major version, and in `0.0.z` the patch version does. Pre-releases
+    /// of the same version promise nothing.
     ///
-    /// None, if the other version is not later.
+    /// Returns `None` if `new` is not later than `old`.
     pub fn between(old: &Version, new: &Version) -> Option<Self> {
         if new.cmp_precedence(old) != Ordering::Greater {
             return None;
@@ -79,18 +79,18 @@ impl Bump {
     }
 }
 
-/// One thing that callers may notice.
+/// A change of the signature that concerns callers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Change {
-    /// What it takes at least.
+pub struct SignatureChange {
+    /// The increment that it requires.
     pub bump: Bump,
-    /// What it is, for people.
+    /// A description for people.
     pub what: String,
 }
 
-/// Everything that callers may notice, in the order of the old signature; empty where a patch will
-/// do.
-pub fn changes(old: &Signature, new: &Signature) -> Vec<Change> {
+/// All changes that concern callers, in the order of the old signature; empty if a patch version
+/// suffices.
+pub fn changes(old: &Signature, new: &Signature) -> Vec<SignatureChange> {
     let mut changes = Changes(Vec::new());
     for (side, old, new) in
         [(Side::Input, &old.inputs, &new.inputs), (Side::Output, &old.outputs, &new.outputs)]
@@ -99,14 +99,14 @@ pub fn changes(old: &Signature, new: &Signature) -> Vec<Change> {
             |fields: &'_ [Field], name: &str| fields.iter().position(|field| field.name == name);
         for field in old {
             match find(new, &field.name) {
-                Some(index) => changes.of_field(side, field, &new[index]),
+                Some(index) => changes.compare_field(side, field, &new[index]),
                 None => changes.add(Bump::Major, format!("{side} `{}` is gone", field.name)),
             }
         }
         for field in new.iter().filter(|field| find(old, &field.name).is_none()) {
-            changes.of_new_field(side, field);
+            changes.compare_new_field(side, field);
         }
-        changes.of_places(side, old, new);
+        changes.compare_positions(side, old, new);
     }
     if old.max_batch_size != new.max_batch_size {
         let (was, is) = (old.max_batch_size, new.max_batch_size);
@@ -115,8 +115,8 @@ pub fn changes(old: &Signature, new: &Signature) -> Vec<Change> {
     changes.0
 }
 
-/// The least bump that covers all changes.
-pub fn least_bump(changes: &[Change]) -> Bump {
+/// The increment that all changes require.
+pub fn required_bump(changes: &[SignatureChange]) -> Bump {
     changes.iter().map(|change| change.bump).max().unwrap_or(Bump::Patch)
 }
 
@@ -135,7 +135,7 @@ impl fmt::Display for Side {
     }
 }
 
-/// How the values that are possible now relate to those that were.
+/// How the set of valid values has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Relation {
     Same,
@@ -155,22 +155,22 @@ impl Relation {
     }
 }
 
-struct Changes(Vec<Change>);
+struct Changes(Vec<SignatureChange>);
 
 impl Changes {
     fn add(&mut self, bump: Bump, what: String) {
-        self.0.push(Change { bump, what });
+        self.0.push(SignatureChange { bump, what });
     }
 
-    fn of_new_field(&mut self, side: Side, field: &Field) {
+    fn compare_new_field(&mut self, side: Side, field: &Field) {
         let required = side == Side::Input && field.default.is_none();
         let (bump, how) =
             if required { (Bump::Major, ", without a default") } else { (Bump::Minor, "") };
         self.add(bump, format!("{side} `{}` is new{how}", field.name));
     }
 
-    /// Where everything is still there, it has to be where it was. What is gone is told by itself.
-    fn of_places(&mut self, side: Side, old: &[Field], new: &[Field]) {
+    /// Compare the positions of fields. Removed fields are reported separately.
+    fn compare_positions(&mut self, side: Side, old: &[Field], new: &[Field]) {
         let is_there = |field: &Field| new.iter().any(|other| other.name == field.name);
         let mut pairs = old.iter().zip(new);
         if !old.iter().all(is_there) {
@@ -182,7 +182,7 @@ impl Changes {
         }
     }
 
-    fn of_field(&mut self, side: Side, old: &Field, new: &Field) {
+    fn compare_field(&mut self, side: Side, old: &Field, new: &Field) {
         let name = &old.name;
         if old.datatype != new.datatype {
             let (was, is) = (old.datatype, new.datatype);
@@ -197,17 +197,17 @@ impl Changes {
                 self.add(Bump::Major, format!("{side} `{name}` is {not}{what} now"));
             }
         }
-        self.of_relation(side, name, "shapes", shapes(old, new));
+        self.add_relation(side, name, "shapes", shapes(old, new));
         if old.row_shape.len() == new.row_shape.len()
-            && old.count_tells_shape() != new.count_tells_shape()
+            && old.shape_follows_from_count() != new.shape_follows_from_count()
         {
-            let not = if new.count_tells_shape() { "" } else { "not " };
+            let not = if new.shape_follows_from_count() { "" } else { "not " };
             let what = format!("the shape of {side} `{name}` does {not}follow from its length now");
             self.add(Bump::Major, what);
         }
-        self.of_relation(side, name, "lengths", lengths(old, new));
-        self.of_relation(side, name, "numbers", numbers(old, new));
-        self.of_relation(side, name, "labels", labels(old, new));
+        self.add_relation(side, name, "lengths", lengths(old, new));
+        self.add_relation(side, name, "numbers", numbers(old, new));
+        self.add_relation(side, name, "labels", labels(old, new));
         match (&old.default, &new.default) {
             (Some(_), None) => self.add(Bump::Major, format!("{side} `{name}` has no default now")),
             (None, Some(_)) => self.add(Bump::Minor, format!("{side} `{name}` has a default now")),
@@ -218,7 +218,7 @@ impl Changes {
         }
     }
 
-    fn of_relation(&mut self, side: Side, name: &str, of_what: &str, relation: Relation) {
+    fn add_relation(&mut self, side: Side, name: &str, of_what: &str, relation: Relation) {
         let how = match relation {
             Relation::Same => return,
             Relation::More => "more",
@@ -273,7 +273,7 @@ fn numbers(old: &Field, new: &Field) -> Relation {
     };
     match (bounds(old), bounds(new)) {
         (None, None) => Relation::Same,
-        // Without any range, numbers need not even be finite.
+        // A field without a range may have values that are not finite.
         (None, Some(_)) => Relation::Fewer,
         (Some(_), None) => Relation::More,
         (Some(was), Some(is)) => {
@@ -282,7 +282,7 @@ fn numbers(old: &Field, new: &Field) -> Relation {
     }
 }
 
-/// Of a bound that has moved outwards (greater), inwards or not at all.
+/// The relation of a bound that has moved outwards (`Greater`), inwards or not at all.
 fn bound(outwards: Ordering) -> Relation {
     match outwards {
         Ordering::Less => Relation::Fewer,
@@ -291,7 +291,8 @@ fn bound(outwards: Ordering) -> Relation {
     }
 }
 
-/// A label is known by its place as well as by its name, so only those at the end come and go.
+/// Labels are identified by position as well as by name, so they can only be added or removed at
+/// the end.
 fn labels(old: &Field, new: &Field) -> Relation {
     let labels = |field: &Field| {
         field.constraints.iter().find_map(|constraint| match constraint {
@@ -359,27 +360,27 @@ mod tests {
         Constraint::OneOf(all.iter().map(|label| (*label).to_owned()).collect())
     }
 
-    /// The least bump for a change of the signature.
+    /// The increment that a change of the signature requires.
     fn bump(change: impl Fn(&mut Signature)) -> Bump {
         let mut new = signature();
         change(&mut new);
         let changes = changes(&signature(), &new);
         assert!(changes.iter().all(|change| change.bump > Bump::Patch), "{changes:?}");
-        least_bump(&changes)
+        required_bump(&changes)
     }
 
     #[test]
-    fn what_callers_do_not_notice_is_a_patch() {
+    fn changes_callers_do_not_notice_are_patches() {
         assert_eq!(bump(|_| {}), Bump::Patch);
         assert_eq!(bump(|new| new.inputs[0].description = "after".to_owned()), Bump::Patch);
-        // The same said in another way.
+        // An equivalent constraint.
         assert_eq!(bump(|new| new.inputs[1].constraints.push(range(0.0, 200.0))), Bump::Patch);
         let padded = Constraint::Padded(vec![0; 4]);
         assert_eq!(bump(|new| new.inputs[1].constraints.push(padded.clone())), Bump::Patch);
     }
 
     #[test]
-    fn what_old_callers_can_live_with_is_minor() {
+    fn compatible_changes_are_minor() {
         let optional = Field { default: Some(vec![0; 4]), ..field("new", Datatype::Fp32, &[]) };
         assert_eq!(bump(|new| new.inputs.push(optional.clone())), Bump::Minor);
         assert_eq!(bump(|new| new.outputs.push(field("new", Datatype::Fp32, &[]))), Bump::Minor);
@@ -397,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_break_old_callers_is_major() {
+    fn breaking_changes_are_major() {
         assert_eq!(bump(|new| drop(new.inputs.pop())), Bump::Major);
         assert_eq!(bump(|new| drop(new.outputs.pop())), Bump::Major);
         assert_eq!(bump(|new| new.inputs[0].name = "txt".to_owned()), Bump::Major);
@@ -407,7 +408,7 @@ mod tests {
         assert_eq!(bump(|new| new.outputs[1].datatype = Datatype::Fp64), Bump::Major);
         assert_eq!(bump(|new| new.inputs.push(field("new", Datatype::Fp32, &[]))), Bump::Major);
         assert_eq!(bump(|new| new.inputs[2].default = None), Bump::Major);
-        // Numbers are places.
+        // Field numbers are positions.
         assert_eq!(bump(|new| new.inputs.reverse()), Bump::Major);
         assert_eq!(bump(|new| new.outputs.swap(0, 1)), Bump::Major);
         let optional = || Field { default: Some(vec![0; 4]), ..field("new", Datatype::Fp32, &[]) };
@@ -416,11 +417,11 @@ mod tests {
             bump(|new| new.outputs.insert(0, field("new", Datatype::Fp32, &[]))),
             Bump::Major
         );
-        // What was a list is a message now, or the other way round.
+        // The field changes between a list and a message in gRPC.
         assert_eq!(bump(|new| new.inputs[1].row_shape = vec![None, None]), Bump::Major);
         assert_eq!(bump(|new| new.inputs[3].row_shape = vec![None, None]), Bump::Major);
         assert_eq!(bump(|new| new.inputs[0].constraints[1] = length(2, 2000)), Bump::Major);
-        // More at one end, less at the other.
+        // A higher maximum, but also a higher minimum.
         assert_eq!(bump(|new| new.inputs[0].constraints[1] = length(2, 3000)), Bump::Major);
         assert_eq!(bump(|new| new.inputs[0].constraints.push(Constraint::Stripped)), Bump::Major);
         assert_eq!(bump(|new| drop(new.inputs[0].constraints.remove(0))), Bump::Major);
@@ -440,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_promise_what_cargo_reads_in_them() {
+    fn versions_promise_compatibility_as_in_cargo() {
         let between =
             |old: &str, new: &str| Bump::between(&old.parse().unwrap(), &new.parse().unwrap());
         for (old, new, promised) in [

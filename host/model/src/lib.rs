@@ -1,8 +1,8 @@
-//! The value types that everything else speaks in: names, versions, selectors, tensors,
-//! signatures.
+//! The value types of Guesthouse: names, versions, selectors, tensors, signatures, and the JSON
+//! form of rows.
 //!
-//! Pure data: no I/O, no clocks, no knowledge of wasmtime or HTTP. What is in here has been
-//! checked, so that the rest of the host need not.
+//! Pure data: no I/O, no clocks, no knowledge of wasmtime or HTTP. Values are validated when they
+//! are created or by a `check` method, so that other code can rely on them.
 
 pub mod contract;
 mod name;

@@ -1,4 +1,4 @@
-//! Names of models and the identity of a version.
+//! The names of models and the identifiers of versions.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-/// The longest name of a model, in bytes: it stands in URLs, file names and metric labels.
+/// The longest name of a model, in bytes: names are used in URLs, file names and metric labels.
 const MAX_NAME_LENGTH: usize = 64;
 
 /// The name of a model: 1 to 64 lower-case letters, digits, `-` and `_`, beginning with a letter.
@@ -15,13 +15,13 @@ const MAX_NAME_LENGTH: usize = 64;
 pub struct ModelName(String);
 
 impl ModelName {
-    /// The name as it stands in URLs.
+    /// The name as a string slice.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A text is not a [`ModelName`].
+/// The text is not a valid [`ModelName`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a model's name is 1 to 64 lower-case letters, digits, `-` and `_`, beginning with a letter"
@@ -62,12 +62,12 @@ impl fmt::Display for ModelName {
     }
 }
 
-/// One version of one model, written `name@1.2.3`.
+/// A version of a model, written `name@1.2.3`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct VersionId {
-    /// The model.
+    /// The name of the model.
     pub name: ModelName,
-    /// Its version by semver.
+    /// The semantic version.
     pub version: Version,
 }
 

@@ -1,21 +1,21 @@
-//! Records: the JSON form of rows, for callers and for golden examples.
+//! Records: the JSON form of rows, in requests, responses and golden examples.
 //!
-//! A record is an object with a value for each input. A text is a string, another byte string is
-//! base64 (RFC 4648, padded), a number is a number; a field with a row shape holds nested arrays.
-//! A number for a float is rounded to the nearest one that the datatype has. One that is not finite has
-//! no JSON form: it is `null` in an answer and cannot be sent. A caller that sends byte strings in
-//! another way than JSON has them taken as they are. Tensors that come as such are checked here as
-//! well, so that a guest sees the same whatever the protocol was.
+//! A record is an object with a value for each input. A text is a string, any other byte string is
+//! base64 (RFC 4648, padded), a number is a number, and a field with a row shape is a nested array.
+//! A number for a float is rounded to the nearest value of the datatype. Values that are not finite
+//! have no JSON form: they are `null` in responses and cannot be sent. Byte strings that a caller
+//! sends outside of JSON are used as they are. Tensors that a caller sends directly are validated
+//! here as well, so guests see the same values whatever the protocol.
 
-mod conform;
+mod compare;
 mod decode;
 mod encode;
-mod fitting;
-mod golden;
 pub mod schema;
+mod tensors;
+mod valid_rows;
 
-pub use conform::{ConformError, conform};
-pub use decode::{Given, RecordError, Row, RowIssue, decode};
-pub use encode::{TooLarge, encode};
-pub use fitting::{Fitting, decode_fitting};
-pub use golden::{Difference, Tolerances, difference};
+pub use compare::{GoldenMismatch, Tolerances, compare_golden};
+pub use decode::{InputRow, InputValue, RecordError, RowIssue, decode};
+pub use encode::{TooManyValues, encode};
+pub use tensors::{TensorInputError, validate_tensors};
+pub use valid_rows::{ValidRows, decode_valid_rows};

@@ -1,42 +1,43 @@
-//! Which version of a model a caller asks for.
+//! A selector, by which a caller chooses the version of a model.
 
 use std::cmp::Ordering;
 use std::str::FromStr;
 
 use semver::{Comparator, Op, Version, VersionReq};
 
-/// The longest selector that is looked at, in bytes.
+/// The longest selector that is parsed, in bytes.
 const MAX_SELECTOR_LENGTH: usize = 256;
 
-/// Which version of a model a caller asks for.
+/// A selector, by which a caller chooses the version of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selector {
-    /// Whatever the operator has decided: the traffic split.
+    /// The version that the operator's traffic split assigns.
     Default,
-    /// That version and no other: `=1.2.3` or `1.2.3`. Build metadata counts only if it is named.
+    /// This version only: `=1.2.3` or `1.2.3`. Build metadata is compared only if the selector has
+    /// it.
     Exact(Version),
-    /// What the operator calls by that name: `stable`, `canary`.
+    /// The version in this role: `stable` or `canary`.
     Channel(Channel),
-    /// A version that satisfies the requirement: `^1.2`, `~1.2`, `1`.
+    /// A version in this range: `^1.2`, `~1.2`, `1`.
     Range(VersionReq),
 }
 
-/// A name for whatever version has a part to play.
+/// A role of a version in a rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
-    /// The version that was promoted.
+    /// The promoted version.
     Stable,
-    /// The newest version that is a candidate for it.
+    /// The newest candidate.
     Canary,
 }
 
-/// A text is not a [`Selector`].
+/// The text is not a valid [`Selector`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a version is selected by `1.2.3`, `=1.2.3`, `^1.2`, `~1.2`, `1`, `stable` or `canary`")]
 pub struct SelectorError;
 
 impl Selector {
-    /// The highest version of a major: what `/v1` stands for.
+    /// The selector of a major version, as in the path `/v1`.
     pub fn major(major: u64) -> Self {
         let comparator = Comparator {
             op: Op::Caret,
@@ -48,8 +49,8 @@ impl Selector {
         Self::Range(VersionReq { comparators: vec![comparator] })
     }
 
-    /// Whether the version is one that the selector may choose, for those that choose by number. A
-    /// pre-release satisfies a range only if the range names a pre-release of the same version.
+    /// Whether the selector, if it selects by number, may choose this version. A pre-release only
+    /// matches a range that names a pre-release of the same version.
     pub fn matches(&self, version: &Version) -> bool {
         match self {
             Self::Default => version.pre.is_empty(),
@@ -120,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn channels_are_names_of_no_version() {
+    fn channels_match_no_version_number() {
         assert_eq!("stable".parse(), Ok(Selector::Channel(Channel::Stable)));
         assert_eq!("canary".parse(), Ok(Selector::Channel(Channel::Canary)));
         assert!("Stable".parse::<Selector>().is_err() && !matches("stable", "1.0.0"));
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_selectors_are_rejected() {
         let long = "1".repeat(300);
         for bad in ["", "*", "latest", "1.2.3.4", "v1", "-1", "^^1", "1..2", long.as_str()] {
             assert_eq!(bad.parse::<Selector>(), Err(SelectorError), "{bad}");

@@ -1,26 +1,27 @@
-//! What a version takes and gives. Declared by the guest, checked here once, relied on everywhere.
+//! The signature of a version: its inputs and outputs. It is declared by the guest and validated
+//! here once.
 //!
-//! The JSON form of these types is what `guesthouse inspect --json` prints and what the state
-//! folder keeps.
+//! The JSON form of these types is printed by `guesthouse inspect --json` and stored in the state
+//! folder.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Datatype, Tensor, bytes_elements};
 
-/// Names that answers use for themselves, beside a record's outputs; in upper or lower case, because
-/// names that are derived from those of fields may have either.
+/// The names of other members of responses, which fields must not have in upper or lower case,
+/// because names that are derived from those of fields may have either.
 const RESERVED_NAMES: [&str; 3] = ["request_id", "model", "model_version"];
 
 /// The longest name of a field, in bytes.
 const MAX_NAME_LENGTH: usize = 64;
 
-/// The most fields on either side of a signature: a limit on what a guest can make the host keep.
+/// The most inputs, and the most outputs: a bound on what a guest can make the host store.
 pub const MAX_FIELDS: usize = 1024;
 
-/// The longest text in a signature, in bytes.
+/// The longest description or label, in bytes.
 const MAX_TEXT_LENGTH: usize = 4096;
 
-/// What a version takes and gives.
+/// The inputs and outputs of a version.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signature {
@@ -28,46 +29,46 @@ pub struct Signature {
     pub inputs: Vec<Field>,
     /// At least one; names are unique, even if upper and lower case are the same.
     pub outputs: Vec<Field>,
-    /// The most rows of one call; at least 1.
+    /// The most rows of one call of the guest, at least 1.
     pub max_batch_size: u32,
 }
 
-/// One input or one output.
+/// An input or an output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Field {
-    /// ASCII letters, digits and `_`, beginning with a letter. What callers write has to have the
-    /// same case.
+    /// ASCII letters, digits and `_`, beginning with a letter. Callers have to use the same case.
     pub name: String,
-    /// What it means.
+    /// A description for people.
     pub description: String,
     /// The type of every element.
     pub datatype: Datatype,
-    /// The dimensions of one row, the batch dimension left out; none stands for any size.
+    /// The dimensions of one row, without the batch dimension; `None` is a variable size.
     pub row_shape: Vec<Option<u32>>,
-    /// What a value must satisfy (inputs) or promises (outputs).
+    /// What values of an input must satisfy, and what values of an output are promised to satisfy.
     pub constraints: Vec<Constraint>,
-    /// Inputs only: one row's elements in the raw form, used where a caller leaves the input out.
+    /// For inputs: the elements of one row in the tensor's encoding, used if a caller omits the
+    /// input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<Vec<u8>>,
 }
 
-/// What is checked of every element.
+/// A constraint on every element of a field.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Constraint {
-    /// A byte string is UTF-8.
+    /// The byte string is UTF-8.
     Text,
-    /// White space at both ends is removed before anything else is checked.
+    /// White space at both ends is removed before other constraints are checked.
     Stripped,
-    /// Number of characters of a text, of bytes of another byte string.
+    /// The number of characters of a text, or of bytes of any other byte string.
     Length {
         /// The least length.
         minimum: u32,
         /// The greatest length.
         maximum: u32,
     },
-    /// The number is finite and lies between the bounds.
+    /// The number is finite and within the bounds, inclusively.
     Range {
         /// The least value.
         minimum: Option<f64>,
@@ -76,21 +77,21 @@ pub enum Constraint {
     },
     /// The text is one of these.
     OneOf(Vec<String>),
-    /// The raw form of the element that fills shorter rows up along the dimensions of any size, so
-    /// that rows of different sizes can share a batch. Nothing that callers send.
+    /// The element, in the tensor's encoding, that pads shorter rows along variable dimensions, so
+    /// that rows of different sizes can share a batch. Callers do not see it.
     Padded(Vec<u8>),
 }
 
-/// A guest's signature is not one that the host can serve.
+/// A signature that the host cannot serve.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the signature is unusable: {0}")]
 pub struct SignatureError(String);
 
 impl Signature {
-    /// Check everything that the rest of the host relies on.
+    /// Validate everything that other code relies on.
     ///
     /// # Errors
-    /// [`SignatureError`] with the first thing that is wrong.
+    /// [`SignatureError`] for the first problem.
     pub fn check(&self) -> Result<(), SignatureError> {
         if self.max_batch_size == 0 {
             return Err(SignatureError("max-batch-size is 0".to_owned()));
@@ -120,11 +121,11 @@ impl Signature {
         self.check_padding()
     }
 
-    /// What padding adds to a row may not come out of it again, because nobody could tell it from
-    /// what the row itself gives.
+    /// Padding must not affect the size of an output, because it could not be distinguished from
+    /// real elements.
     fn check_padding(&self) -> Result<(), SignatureError> {
         let padded = self.inputs.iter().any(|input| input.padding().is_some());
-        match self.outputs.iter().find(|output| output.has_any_size()) {
+        match self.outputs.iter().find(|output| output.has_variable_dimension()) {
             Some(output) if padded => {
                 let name = &output.name;
                 Err(SignatureError(format!("an input is padded, but output {name:?} has any size")))
@@ -133,21 +134,21 @@ impl Signature {
         }
     }
 
-    /// The inputs that a caller must give.
+    /// The inputs without a default, which callers must provide.
     pub fn required_inputs(&self) -> impl Iterator<Item = &Field> {
         self.inputs.iter().filter(|field| field.default.is_none())
     }
 }
 
 impl Field {
-    /// Whether its elements are UTF-8 texts.
+    /// Whether the elements are UTF-8 texts.
     pub fn is_text(&self) -> bool {
         self.constraints.contains(&Constraint::Text)
     }
 
-    /// Whether the number of a row's elements says which shape it has: at most one dimension is of any
-    /// size, and the others leave something of it.
-    pub fn count_tells_shape(&self) -> bool {
+    /// Whether the number of elements determines the shape of a row: at most one dimension is
+    /// variable, and no other is 0.
+    pub fn shape_follows_from_count(&self) -> bool {
         match self.row_shape.iter().filter(|size| size.is_none()).count() {
             0 => true,
             1 => !self.row_shape.contains(&Some(0)),
@@ -155,13 +156,13 @@ impl Field {
         }
     }
 
-    /// Whether a dimension of its rows may have any size.
-    pub fn has_any_size(&self) -> bool {
+    /// Whether rows have a variable dimension.
+    pub fn has_variable_dimension(&self) -> bool {
         self.row_shape.contains(&None)
     }
 
-    /// The raw form of the element that fills shorter rows up; without one, rows of different sizes
-    /// do not share a batch.
+    /// The element that pads shorter rows, in the tensor's encoding. Without one, rows of different
+    /// sizes do not share a batch.
     pub fn padding(&self) -> Option<&[u8]> {
         self.constraints.iter().find_map(|constraint| match constraint {
             Constraint::Padded(element) => Some(element.as_slice()),
@@ -169,7 +170,7 @@ impl Field {
         })
     }
 
-    /// Whether the tensor has the datatype and the shape of this field.
+    /// Whether the tensor has the datatype and a matching shape.
     pub fn fits(&self, tensor: &Tensor) -> bool {
         let dimension_fits = |(wanted, is): (&Option<u32>, &u64)| {
             wanted.is_none_or(|wanted| u64::from(wanted) == *is)
@@ -208,7 +209,7 @@ impl Field {
             Constraint::Stripped => self.is_text(),
             Constraint::Length { minimum, maximum } => bytes && minimum <= maximum,
             Constraint::Range { minimum, maximum } => {
-                // What has no JSON form would not be the same any more where it is kept.
+                // JSON, in which signatures are stored, cannot represent other bounds.
                 let finite =
                     [minimum, maximum].into_iter().flatten().all(|bound| bound.is_finite());
                 let ordered = minimum.zip(*maximum).is_none_or(|(low, high)| low <= high);
@@ -222,7 +223,7 @@ impl Field {
                 let is_padded = |other: &&Constraint| matches!(other, Constraint::Padded(_));
                 let once = self.constraints.iter().filter(is_padded).count() == 1;
                 let short = element.len() <= MAX_TEXT_LENGTH;
-                once && self.has_any_size() && short && self.is_one_element(element)
+                once && self.has_variable_dimension() && short && self.is_one_element(element)
             }
         };
         if fits { Ok(()) } else { Err(format!("a constraint does not fit: {constraint:?}")) }
@@ -240,7 +241,7 @@ impl Field {
         let (datatype, data) = (self.datatype, default.clone());
         let row = Tensor { name: self.name.clone(), datatype, shape, data };
         row.check().map_err(|error| format!("the default does not fit: {error}"))?;
-        // What no caller can send, no default may be: guests rely on it.
+        // A default must be valid for callers, too, because guests rely on that.
         if self.holds_values(&row) && row.is_finite() {
             Ok(())
         } else {
@@ -254,7 +255,7 @@ impl Field {
         element.check().is_ok() && self.holds_values(&element)
     }
 
-    /// Whether all elements are values of this field's type, which not all bytes are.
+    /// Whether all elements are valid for the field's type.
     fn holds_values(&self, tensor: &Tensor) -> bool {
         let text = |element: &[u8]| std::str::from_utf8(element).is_ok();
         match self.datatype {
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_that_cannot_be_served_is_refused() {
+    fn an_unusable_signature_is_rejected() {
         assert_eq!(signature(vec![field("x", Datatype::Fp32)]).check(), Ok(()));
         let with = |constraint| {
             let mut text = field("x", Datatype::Bytes);
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_what_clients_publish() {
+    fn field_names_are_identifiers() {
         for good in ["x", "INPUT0", "text_2", "imageBytes", &"a".repeat(64)] {
             assert_eq!(signature(vec![field(good, Datatype::Fp32)]).check(), Ok(()), "{good}");
         }
@@ -347,10 +348,10 @@ mod tests {
             assert!(signature(vec![field(bad, Datatype::Fp32)]).check().is_err(), "{bad}");
         }
         let both = Signature { inputs: vec![field("Y", Datatype::Fp32)], ..signature(vec![]) };
-        assert_eq!(both.check(), Ok(()), "an input and an output are never confused");
+        assert_eq!(both.check(), Ok(()), "an input and an output may have the same name");
     }
 
-    /// A signature whose input takes rows of any size, filled up with that.
+    /// A signature whose input has a variable dimension and this padding.
     fn padded(datatype: Datatype, text: bool, elements: &[&[u8]]) -> Signature {
         let mut input = field("x", datatype);
         input.row_shape = vec![Some(2), None];
@@ -361,10 +362,11 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_one_element_for_rows_of_any_size() {
+    fn padding_is_one_element_for_variable_dimensions() {
         let good = [
             padded(Datatype::Fp32, false, &[&0_f32.to_le_bytes()]),
-            // Not what a caller could send where a range asks for what is finite, but no caller does.
+            // Padding may be infinite although inputs with a range may not, because callers do not
+            // send it.
             padded(Datatype::Fp32, false, &[&f32::NEG_INFINITY.to_le_bytes()]),
             padded(Datatype::Bool, false, &[&[1]]),
             padded(Datatype::Bytes, false, &[&[1, 0, 0, 0, 0xff]]),

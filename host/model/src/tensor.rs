@@ -1,4 +1,4 @@
-//! Named tensors whose first dimension is the batch: the one data shape of the whole host.
+//! Named tensors whose first dimension is the batch.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub enum Datatype {
     Fp16,
     Fp32,
     Fp64,
-    /// A byte string of any length: a text, a file.
+    /// A byte string of any length, such as a text or a file.
     Bytes,
     /// The upper half of an FP32.
     Bf16,
@@ -44,7 +44,7 @@ impl Datatype {
         Self::Bf16,
     ];
 
-    /// Its name in the Open Inference Protocol.
+    /// The name of the datatype in the Open Inference Protocol.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Bool => "BOOL",
@@ -64,12 +64,12 @@ impl Datatype {
         }
     }
 
-    /// The datatype of that name.
+    /// The datatype with this name in the Open Inference Protocol.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|datatype| datatype.as_str() == name)
     }
 
-    /// Bytes of one element; none for [`Datatype::Bytes`], whose elements differ.
+    /// The size of an element, in bytes; `None` for [`Datatype::Bytes`], whose elements vary.
     pub fn element_size(self) -> Option<usize> {
         match self {
             Self::Bool | Self::Uint8 | Self::Int8 => Some(1),
@@ -81,11 +81,11 @@ impl Datatype {
     }
 }
 
-/// A named array. `data` holds the elements in row-major order, little-endian, without padding; an
-/// element of [`Datatype::Bytes`] is a u32 length and the bytes.
+/// A named array. `data` holds the elements in row-major order, little-endian, without padding. An
+/// element of [`Datatype::Bytes`] is its length as a u32, followed by its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tensor {
-    /// The field of the signature that it fills.
+    /// The name of the signature's field.
     pub name: String,
     /// The type of every element.
     pub datatype: Datatype,
@@ -95,30 +95,30 @@ pub struct Tensor {
     pub data: Vec<u8>,
 }
 
-/// A tensor's bytes do not fit its datatype and shape.
+/// The data of a tensor does not match its datatype and shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TensorError {
     /// There is no batch dimension.
     #[error("the shape has no batch dimension")]
     NoBatch,
-    /// The product of the shape is too large to count.
+    /// The product of the dimensions overflows.
     #[error("the shape is too large")]
     TooLarge,
-    /// There are more or fewer bytes than the shape asks for.
+    /// The data is longer or shorter than the shape requires.
     #[error("the data is not as long as the shape asks for")]
     Length,
 }
 
 impl Tensor {
-    /// Number of rows: the first dimension.
+    /// The number of rows: the first dimension.
     pub fn rows(&self) -> u64 {
         self.shape.first().copied().unwrap_or(0)
     }
 
-    /// Check that the data has exactly the elements that the shape asks for.
+    /// Check that the data has exactly the elements that the shape requires.
     ///
     /// # Errors
-    /// [`TensorError`], if it has not.
+    /// [`TensorError`] otherwise.
     pub fn check(&self) -> Result<(), TensorError> {
         if self.shape.is_empty() {
             return Err(TensorError::NoBatch);
@@ -138,14 +138,14 @@ impl Tensor {
         if fits { Ok(()) } else { Err(TensorError::Length) }
     }
 
-    /// Whether every element is a number, where the datatype knows others: NaN and the infinities.
+    /// Whether no element is NaN or infinite.
     ///
     /// The tensor must have passed [`Tensor::check`].
     pub fn is_finite(&self) -> bool {
         self.are_finite(&self.data)
     }
 
-    /// The rows of which an element is not [finite](Tensor::is_finite).
+    /// The rows with an element that is not [finite](Tensor::is_finite).
     ///
     /// The tensor must have passed [`Tensor::check`].
     pub fn non_finite_rows(&self) -> Vec<usize> {
@@ -153,13 +153,13 @@ impl Tensor {
         if self.data.is_empty() || self.are_finite(&self.data) {
             return Vec::new();
         }
-        // What is not finite has elements of one size.
+        // Only datatypes with a fixed element size have elements that are not finite.
         let chunks = self.data.chunks(self.data.len() / rows).enumerate();
         chunks.filter(|(_, row)| !self.are_finite(row)).map(|(index, _)| index).collect()
     }
 
     fn are_finite(&self, data: &[u8]) -> bool {
-        /// All bits of the exponent are set in what is not finite, and in nothing else.
+        /// Exactly the floats that are not finite have all bits of the exponent set.
         fn all<const N: usize>(data: &[u8], exponent: u16) -> bool {
             data.as_chunks::<N>().0.iter().all(|element| {
                 let upper = u16::from_le_bytes([element[N - 2], element[N - 1]]);
@@ -175,7 +175,7 @@ impl Tensor {
         }
     }
 
-    /// How many bytes so many elements take, of which `rest` begins with the first.
+    /// The number of bytes that the first `elements` elements of `rest` take.
     ///
     /// The tensor must have passed [`Tensor::check`] and must have these elements.
     pub fn bytes_of_elements(&self, rest: &[u8], elements: u64) -> usize {
@@ -186,8 +186,8 @@ impl Tensor {
         }
     }
 
-    /// The elements as numbers, rounded where they are integers of over 53 bits; none of what has no
-    /// numbers.
+    /// The elements as floats; integers of more than 53 bits are rounded. Empty for datatypes
+    /// without numbers.
     ///
     /// The tensor must have passed [`Tensor::check`].
     pub fn numbers(&self) -> Box<dyn Iterator<Item = f64> + '_> {
@@ -220,7 +220,8 @@ impl Tensor {
         }
     }
 
-    /// Take the rows of another, if they have the same datatype and shape; whether they have.
+    /// Append the rows of another tensor. Returns false, and appends nothing, if its datatype or
+    /// row shape differs.
     #[must_use]
     pub fn append(&mut self, other: &Self) -> bool {
         let (Some((rows, row)), Some((more, other_row))) =
@@ -236,7 +237,7 @@ impl Tensor {
         true
     }
 
-    /// The rows `[start, start + count)` as a tensor of their own.
+    /// Copy the rows `[start, start + count)` into a new tensor.
     ///
     /// The tensor must have passed [`Tensor::check`] and must have these rows.
     pub fn slice_rows(&self, start: usize, count: usize) -> Self {
@@ -260,12 +261,12 @@ impl Tensor {
         Self { name: self.name.clone(), datatype: self.datatype, shape, data }
     }
 
-    /// These rows, in this order, as a tensor of their own.
+    /// Copy these rows, in this order, into a new tensor.
     ///
     /// The tensor must have passed [`Tensor::check`] and must have these rows.
     pub fn select_rows(&self, rows: &[usize]) -> Self {
         let mut selected = self.slice_rows(0, 0);
-        // Neighbours are copied together.
+        // Consecutive rows are copied together.
         for run in rows.chunk_by(|row, next| *next == row + 1) {
             selected.data.extend_from_slice(&self.slice_rows(run[0], run.len()).data);
         }
@@ -274,7 +275,7 @@ impl Tensor {
     }
 }
 
-/// What the bits of IEEE 754's binary16 stand for.
+/// Convert from IEEE 754 binary16.
 fn half_precision(bits: u16) -> f64 {
     let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
     let (exponent, fraction) = (i32::from((bits >> 10) & 0x1f), f64::from(bits & 0x3ff));
@@ -286,7 +287,8 @@ fn half_precision(bits: u16) -> f64 {
     }
 }
 
-/// The elements of the data of a [`Datatype::Bytes`] tensor; ends early where the data is cut.
+/// The elements of the data of a [`Datatype::Bytes`] tensor. Stops before an element that is
+/// truncated.
 pub fn bytes_elements(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = data;
     std::iter::from_fn(move || {
@@ -301,7 +303,7 @@ fn split_element(data: &[u8]) -> Option<(&[u8], &[u8])> {
     after.split_at_checked(u32::from_le_bytes(*length) as usize)
 }
 
-/// Number of elements, or none where the last one is cut.
+/// The number of elements; `None` if the last one is truncated.
 fn count_bytes_elements(data: &[u8]) -> Option<usize> {
     let (mut count, mut rest) = (0, data);
     while !rest.is_empty() {
@@ -348,7 +350,7 @@ mod tests {
         }
 
         #[test]
-        fn chosen_rows_of_byte_strings_are_those(
+        fn selected_rows_of_byte_strings_are_copied(
             rows in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..20),
             chosen in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
         ) {
@@ -381,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_found_in_every_float() {
+    fn non_finite_elements_of_every_float_are_found() {
         let is_finite = |datatype, data: &[u8]| {
             let (name, shape, data) = (String::new(), vec![1], data.to_vec());
             Tensor { name, datatype, shape, data }.is_finite()
@@ -405,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_do_not_fit_are_found() {
+    fn data_of_the_wrong_length_is_rejected() {
         let tensor = |datatype, shape: &[u64], data: &[u8]| {
             let (shape, data) = (shape.to_vec(), data.to_vec());
             Tensor { name: String::new(), datatype, shape, data }.check()

@@ -1,11 +1,10 @@
-//! Changes of files that survive a crash: each is a write, a sync or a rename, and each of these is a
-//! place at which a test can end the process or fill the disk.
+//! Durable file operations: every change is a write, a sync or a rename, and each of them is a failpoint,
+//! at which a test can kill the process or simulate a full disk.
 //!
 //! With the feature `failpoints`, `GUESTHOUSE_FAILPOINT=kill:N` ends the process by SIGKILL at the
-//! N-th of them since the start, and `full:N` lets every one from the N-th on fail as on a full disk,
-//! except for syncs, renames and what needs no new room, which a full disk still does; `once:N` lets the
-//! N-th fail and no other.
-//! Without it, nothing is counted.
+//! N-th operation since the start. `full:N` makes all operations from the N-th on fail as on a full
+//! disk, except for syncs, renames and overwrites, for which a full disk has room. `once:N` makes
+//! only the N-th operation fail.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,92 +17,99 @@ use redb::StorageBackend;
 use redb::backends::FileBackend;
 use tempfile::NamedTempFile;
 
-/// What is about to be done to a file.
+/// An operation on a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Bytes are written, or the file gets another length.
+pub enum FileOperation {
+    /// Bytes are appended, or the length of the file changes.
     Write,
-    /// Bytes are written to where the file has room already, which a full disk still does.
+    /// Bytes are written within the file's allocated length, which also works on a full disk.
     Overwrite,
-    /// What was written reaches the disk.
+    /// Written bytes are flushed to the disk.
     Sync,
-    /// A file gets its name.
+    /// A file is renamed.
     Rename,
 }
 
-/// The place before a step; what a test makes of it.
+/// Called before each operation. Does nothing in a build without the feature `failpoints`.
+///
+/// # Errors
+/// The failure that a test injects here.
 #[cfg(not(feature = "failpoints"))]
 #[expect(clippy::unnecessary_wraps, reason = "with the feature, it can fail")]
-pub(crate) fn before(_step: Step) -> io::Result<()> {
+pub fn failpoint(_operation: FileOperation) -> io::Result<()> {
     Ok(())
 }
 
-#[cfg(feature = "failpoints")]
-pub fn before(step: Step) -> io::Result<()> {
-    failpoints::reached(step)
-}
-
-/// Write a file under a temporary name, sync it, and give it its name for good. Whoever looks sees all
-/// of it or nothing.
+/// Called before each operation. Ends the process or fails if a test has requested it.
 ///
 /// # Errors
-/// The folder cannot be written to; then there is no such file, or the one that was there before.
+/// The failure that a test injects here.
+#[cfg(feature = "failpoints")]
+pub fn failpoint(operation: FileOperation) -> io::Result<()> {
+    failpoints::reached(operation)
+}
+
+/// Write a file atomically: under a temporary name, which is synced and renamed. Readers see all of
+/// it or nothing.
+///
+/// # Errors
+/// The folder cannot be written to. The file is unchanged, or still absent.
 pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(folder)?;
-    before(Step::Write)?;
+    failpoint(FileOperation::Write)?;
     file.write_all(bytes)?;
     publish(file, folder, name)
 }
 
-/// Give a file that is written its name for good.
+/// Sync a temporary file and rename it.
 ///
 /// # Errors
-/// The folder cannot be written to; the file is gone.
+/// The folder cannot be written to. The temporary file is removed.
 pub(crate) fn publish(file: NamedTempFile, folder: &Path, name: &str) -> io::Result<()> {
     sync(file.as_file())?;
-    before(Step::Rename)?;
+    failpoint(FileOperation::Rename)?;
     file.persist(folder.join(name))?;
     sync_folder(folder)
 }
 
 /// Wait until what was written is on the disk.
 pub(crate) fn sync(file: &File) -> io::Result<()> {
-    before(Step::Sync)?;
+    failpoint(FileOperation::Sync)?;
     file.sync_all()
 }
 
 /// Give a file another name in the same folder. It lasts after [`sync_folder`].
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    before(Step::Rename)?;
+    failpoint(FileOperation::Rename)?;
     fs::rename(from, to)
 }
 
 /// Wait until names that were given are on the disk.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    before(Step::Sync)?;
+    failpoint(FileOperation::Sync)?;
     File::open(folder)?.sync_all()
 }
 
-/// Append bytes to a file, which needs new room on the disk.
+/// Append bytes to a file.
 pub fn extend(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    before(Step::Write)?;
+    failpoint(FileOperation::Write)?;
     file.write_all_at(bytes, at)
 }
 
 /// Replace bytes of a file, and wait until they are on the disk.
 pub fn overwrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    before(Step::Overwrite)?;
+    failpoint(FileOperation::Overwrite)?;
     file.write_all_at(bytes, at)?;
-    before(Step::Sync)?;
+    failpoint(FileOperation::Sync)?;
     file.sync_data()
 }
 
-/// The file of a database.
+/// The file of a database, with failpoints.
 #[derive(Debug)]
 pub struct DatabaseFile(FileBackend);
 
 impl DatabaseFile {
-    /// Open the file, or make it. It is for its owner alone, also if it was not before.
+    /// Open or create the file. Removes the permissions of other users.
     pub fn open(path: &Path) -> Result<Self, redb::DatabaseError> {
         let open = || {
             let mut options = File::options();
@@ -130,17 +136,17 @@ impl StorageBackend for DatabaseFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        before(Step::Write)?;
+        failpoint(FileOperation::Write)?;
         self.0.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        before(Step::Sync)?;
+        failpoint(FileOperation::Sync)?;
         self.0.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        before(Step::Write)?;
+        failpoint(FileOperation::Write)?;
         self.0.write(offset, data)
     }
 
@@ -149,41 +155,46 @@ impl StorageBackend for DatabaseFile {
     }
 }
 
-/// The length of a piece of a [`ScratchCopy`].
+/// The size of the pieces of a [`ScratchCopy`].
 const PIECE: usize = 4096;
 
-/// A copy of a database's file on which a trial may write: the file is only read, and what is written
-/// stays in memory.
+/// A copy-on-write view of a database file, for trial writes: the file is only read, and changes
+/// stay in memory.
 #[derive(Debug)]
 pub struct ScratchCopy {
     file: File,
-    changes: Mutex<Changes>,
+    changes: Mutex<Overlay>,
 }
 
-/// How a copy differs from its file.
+/// The difference between a copy and its file.
 #[derive(Debug)]
-struct Changes {
+struct Overlay {
     length: u64,
-    /// How much of the file is a part of the copy: it may have been cut off and extended again.
+    /// How much of the file is visible: the copy may have been truncated and extended again.
     kept: u64,
-    /// By their places in the file, divided by their length.
+    /// The changed pieces by index.
     pieces: BTreeMap<u64, Box<[u8; PIECE]>>,
 }
 
 impl ScratchCopy {
+    /// A copy of the file that exists in memory only.
+    ///
+    /// # Errors
+    /// The length of the file cannot be read.
     pub fn new(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        let changes = Changes { length, kept: length, pieces: BTreeMap::new() };
+        let changes = Overlay { length, kept: length, pieces: BTreeMap::new() };
         Ok(Self { file, changes: Mutex::new(changes) })
     }
 
-    fn changes(&self) -> MutexGuard<'_, Changes> {
+    fn changes(&self) -> MutexGuard<'_, Overlay> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Changes {
-    /// Call `visit` with each piece that a range touches, where in it that begins, and how much it is.
+impl Overlay {
+    /// Call `visit` for each piece that a range overlaps, with its index, the offset within it, and
+    /// the length.
     fn visit(
         &self,
         offset: u64,
@@ -202,7 +213,7 @@ impl Changes {
         Ok(())
     }
 
-    /// A piece as it is now.
+    /// The current content of a piece.
     fn piece(&self, file: &File, number: u64) -> io::Result<Box<[u8; PIECE]>> {
         if let Some(piece) = self.pieces.get(&number) {
             return Ok(piece.clone());
@@ -271,7 +282,7 @@ mod failpoints {
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    use super::Step;
+    use super::FileOperation;
 
     enum Failure {
         Kill(u64),
@@ -279,19 +290,19 @@ mod failpoints {
         Once(u64),
     }
 
-    pub(super) fn reached(step: Step) -> io::Result<()> {
+    pub(super) fn reached(operation: FileOperation) -> io::Result<()> {
         static FAILURE: LazyLock<Option<Failure>> = LazyLock::new(wanted);
         static REACHED: AtomicU64 = AtomicU64::new(0);
         let number = REACHED.fetch_add(1, Ordering::SeqCst) + 1;
         match *FAILURE {
             Some(Failure::Kill(at)) if number == at => {
-                // Nothing may happen between this step and the end.
+                // Nothing may happen between this operation and the end.
                 let _ = kill_process(getpid(), Signal::KILL);
                 loop {
                     std::thread::park();
                 }
             }
-            Some(Failure::Full(from)) if number >= from && step == Step::Write => {
+            Some(Failure::Full(from)) if number >= from && operation == FileOperation::Write => {
                 Err(io::Error::from(io::ErrorKind::StorageFull))
             }
             Some(Failure::Once(at)) if number == at => Err(io::Error::other("told to fail")),
@@ -317,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_there_as_a_whole_under_its_name() {
+    fn a_file_is_written_atomically() {
         let folder = tempfile::tempdir().unwrap();
         write_file(folder.path(), "name", b"one").unwrap();
         write_file(folder.path(), "name", b"two").unwrap();
@@ -327,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scratch_copy_is_written_and_its_file_is_not() {
+    fn writes_to_a_scratch_copy_do_not_change_its_file() {
         let mut file = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = (0..10_000_u32).map(|at| (at % 251).to_le_bytes()[0]).collect();
         file.write_all(&bytes).unwrap();
@@ -341,7 +352,7 @@ mod tests {
         copy.write(4000, &[7; 5000]).unwrap();
         expected[4000..9000].fill(7);
         assert_eq!(read(&copy, 10_000).unwrap(), expected);
-        // What is cut off does not come back.
+        // Truncated content does not reappear.
         copy.set_len(5000).unwrap();
         assert!(read(&copy, 5001).is_err() && copy.write(4999, b"ab").is_err());
         copy.set_len(12_000).unwrap();
@@ -354,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_a_database_is_for_its_owner_alone() {
+    fn a_database_file_is_accessible_to_its_owner_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("database");
         let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;

@@ -1,10 +1,11 @@
-//! Guests as wasmtime sees them: the engine, what a guest is linked to, one instance and its calls,
-//! and what can go wrong in one.
+//! Guests on wasmtime: the engines, the linked imports, instances and their calls, and the faults
+//! of a call.
 //!
-//! Only this module and `preinit` know wasmtime. Every entry into guest code (instantiation, with the
-//! `start` functions that run in it, `init`, `predict`, and what the canonical ABI calls around them)
-//! is bounded by an epoch deadline, a memory limit and a log budget; after any fault the instance must be dropped, because a trap poisons its
-//! store. How many instances there are is left to `pool`.
+//! Only this module and `preinit` know wasmtime. Every entry into guest code (instantiation with
+//! its `start` functions, `init`, `predict`, and the calls of the canonical ABI around them) is
+//! bounded by an epoch deadline, a memory limit and a log budget. After most faults the instance
+//! must be dropped, because a trap leaves its store in an undefined state. How many instances there
+//! are is left to `pool`.
 
 mod bindings;
 mod convert;
@@ -25,4 +26,4 @@ pub use instance::{Instance, LoadedComponent};
 pub use limits::{DEFAULT_START_TIME, InstanceLimits};
 pub(crate) use linker::{NotInSnapshot, Phase, linker};
 pub(crate) use state::HostState;
-pub use stop::{CancelOnDrop, Stop, StopReason};
+pub use stop::{CancelOnDrop, StopReason, StopSignal};

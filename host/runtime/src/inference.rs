@@ -1,10 +1,11 @@
-//! The inference threads: where requests meet guests.
+//! The inference threads, which run guests for requests.
 //!
-//! There are more threads than cores, but no version may use more than its share of them, so that a
-//! version that computes for ever leaves threads to the others and the kernel divides the cores.
-//! Tokio's workers never run a guest and never wait for a lock that a running guest holds; they
-//! submit and await. Each version has a bounded queue of its own, and versions take turns. A job
-//! whose deadline has passed or whose caller has gone is dropped before it costs anything.
+//! There are more threads than cores, but no version may occupy more than its share of them. A
+//! guest that never returns therefore leaves threads to other versions, and the kernel divides the
+//! cores. Tokio's workers never run a guest and never wait for a lock that a running guest holds:
+//! they submit a job and await its result. Each version has its own bounded queue, and versions
+//! take turns. A job whose deadline has passed, or whose caller has disconnected, is dropped before
+//! it costs anything.
 
 mod batch;
 mod queue;
@@ -16,109 +17,110 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-pub use self::queue::{DEFAULT_LEVEL, LEVELS};
-use self::queue::{FairQueue, Level, Place, Rules, Turn};
-use self::run::{BeginBy, Job};
-use crate::guest::{Fault, Stop};
+pub use self::queue::{DEFAULT_PRIORITY, PRIORITY_LEVELS};
+use self::queue::{FairQueue, LaneLimits, LaneTurn, PriorityLevel, QueueEntry};
+use self::run::{PendingJob, StartDeadline};
+use crate::guest::{Fault, StopSignal};
 use crate::measure::Counter;
 use crate::stages::StageTimer;
-use crate::version::{CallerId, Refusal, ServableVersion};
+use crate::version::{BreakerRefusal, CallerId, ServableVersion};
 use guesthouse_model::Tensor;
 
-/// How long after the deadline the word of an interrupted guest is waited for: a few epoch ticks.
+/// How long past the deadline the result of an interrupted guest is awaited: a few epoch ticks.
 const INTERRUPTION_GRACE: Duration = Duration::from_millis(20);
 
-/// Why a batch has no outputs.
+/// Why a job has no outputs.
 #[derive(Debug, thiserror::Error)]
 pub enum PredictError {
-    /// The guest was asked and gave none.
+    /// The guest was called and returned no outputs.
     #[error(transparent)]
     Guest(#[from] Fault),
     /// The version's queue is full.
     #[error("the version's queue is full")]
     Overloaded,
-    /// The version keeps breaking down, for everybody or for this caller, and is not asked for a while.
+    /// The version keeps failing, for all callers or for this one, and is suspended for a while.
     #[error("the version is suspended, at least for this caller")]
-    Suspended(Refusal),
-    /// The version has broken down on these inputs several times.
+    Suspended(BreakerRefusal),
+    /// The version has failed on these inputs several times.
     #[error("the version keeps breaking down on these inputs")]
     Quarantined,
-    /// The deadline passed before the guest was asked.
+    /// The deadline passed before the guest was called.
     #[error("the deadline passed in the queue")]
     Expired,
-    /// The work was not begun in the time that it may wait.
-    #[error("the work was not begun in the time that it may wait")]
+    /// The job did not start within the queue timeout of its [`QueueOptions`].
+    #[error("the job did not start within its queue timeout")]
     QueueTimeout,
-    /// The server is going down.
+    /// The server is shutting down.
     #[error("the inference threads are gone")]
     Stopped,
 }
 
-/// Rows that have been validated against the signature of a version, to be predicted for.
-pub struct Work {
-    /// Who is to predict.
+/// A request to run a version on rows that have been validated against its signature.
+pub struct PredictJob {
+    /// The version to run.
     pub version: Arc<ServableVersion>,
-    /// Who asks for it.
+    /// The caller, whose failures the version's breaker counts.
     pub caller: CallerId,
-    /// Shared with whoever wants to compare the answer with another version's.
+    /// The inputs; shared, because a shadow comparison may need them after the response.
     pub inputs: Arc<Vec<Tensor>>,
-    /// When nobody waits for the answer any more.
+    /// When the caller stops waiting for the outputs.
     pub deadline: Instant,
-    /// Measures the stages that it goes through.
+    /// Measures the stages of the job.
     pub timer: StageTimer,
-    /// Its place among others that wait for the same version.
-    pub urgency: Urgency,
+    /// How the job is ordered among others that wait for the same version.
+    pub queue_options: QueueOptions,
 }
 
-/// How urgent work is beside other work for the same version. By default it is as urgent as most,
+/// How a job is ordered and bounded in its version's queue. By default it has the middle priority
 /// and may wait until its deadline.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Urgency {
-    /// From 1, the most urgent, downwards; 0 stands for the level of whoever says nothing.
+pub struct QueueOptions {
+    /// The priority, from 1 (most urgent) to 9; 0 selects the default, and larger values count as
+    /// 9.
     pub priority: u64,
-    /// How long it may wait before it is begun; if that is longer, it is refused.
-    pub queue_time: Option<Duration>,
+    /// How long the job may wait in the queue. If it has not started by then, it is rejected.
+    pub queue_timeout: Option<Duration>,
 }
 
-/// How many threads there are, and what waits before them.
+/// The number of threads and the bound of each queue.
 #[derive(Debug, Clone, Copy)]
 pub struct InferenceLimits {
-    /// All threads.
+    /// Threads in total.
     pub threads: usize,
-    /// Batches of one version that wait for a thread.
+    /// Jobs of one version that may wait for a thread.
     pub queued_per_version: usize,
 }
 
-/// The way to the inference threads, which end when it is dropped.
-pub struct Inference(Arc<Shared>);
+/// A handle to the inference threads, which end when it is dropped.
+pub struct InferenceThreads(Arc<ThreadsShared>);
 
-struct Shared {
-    state: Mutex<State>,
+struct ThreadsShared {
+    state: Mutex<QueueState>,
     changed: Condvar,
 }
 
-struct State {
-    queue: FairQueue<Job>,
+struct QueueState {
+    queue: FairQueue<PendingJob>,
     stopped: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics between two changes that belong together.
+impl ThreadsShared {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        // No code panics in the middle of an update, so a poisoned state is consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next turn, as soon as there is one; none when it is time to stop.
-    fn next(&self) -> Option<Turn<Job>> {
+    /// Wait for the next batch; `None` when the threads are to stop.
+    fn next(&self) -> Option<LaneTurn<PendingJob>> {
         let mut state = self.lock();
         loop {
             if state.stopped {
                 return None;
             }
             let now = Instant::now();
-            if let Some(turn) = state.queue.pop(now, |job| job.is_over(now)) {
+            if let Some(turn) = state.queue.pop(now, |job| job.is_expired(now)) {
                 if state.queue.next_release().is_some() {
-                    // Somebody has to look at the clock meanwhile.
+                    // Another thread has to wait for the release of the jobs that are held back.
                     self.changed.notify_one();
                 }
                 return Some(turn);
@@ -135,141 +137,145 @@ impl Shared {
     }
 }
 
-impl Inference {
-    /// Start the threads, with a stack of that many bytes each.
+impl InferenceThreads {
+    /// Start the threads, each with a stack of `stack_bytes`.
     ///
     /// # Errors
-    /// The machine gives no more threads.
+    /// The system cannot create the threads.
     pub fn start(limits: InferenceLimits, stack_bytes: usize) -> std::io::Result<Self> {
         let queue = FairQueue::new(limits.queued_per_version);
-        let state = Mutex::new(State { queue, stopped: false });
-        let inference = Self(Arc::new(Shared { state, changed: Condvar::new() }));
+        let state = Mutex::new(QueueState { queue, stopped: false });
+        let inference = Self(Arc::new(ThreadsShared { state, changed: Condvar::new() }));
         for index in 0..limits.threads {
             let shared = Arc::clone(&inference.0);
             let thread = thread::Builder::new().name(format!("inference-{index}"));
             let thread = thread.stack_size(stack_bytes);
-            thread.spawn(move || work(&shared))?;
+            thread.spawn(move || run_jobs(&shared))?;
         }
         Ok(inference)
     }
 
-    /// Outputs for a batch that has been validated against the version's signature. A caller that
-    /// drops the future has gone: the batch is dropped, or interrupted if it runs.
+    /// Run a job and return its outputs. Dropping the future cancels the job: it is removed from
+    /// the queue, or its guest is interrupted.
     ///
     /// # Errors
-    /// [`PredictError`], at once if the version is suspended or its queue is full, else by the
-    /// deadline.
-    pub async fn predict(&self, work: Work) -> Result<Vec<Tensor>, PredictError> {
-        let version = Arc::clone(&work.version);
-        if let Err(refusal) = version.breaker().admit(work.caller, Instant::now()) {
-            version.measured().count_refusal(refusal);
+    /// [`PredictError`]: immediately if the version is suspended or its queue is full, otherwise no
+    /// later than shortly after the deadline.
+    pub async fn predict(&self, job: PredictJob) -> Result<Vec<Tensor>, PredictError> {
+        let version = Arc::clone(&job.version);
+        if let Err(refusal) = version.breaker().admit(job.caller, Instant::now()) {
+            version.metrics().count_refusal(refusal);
             return Err(PredictError::Suspended(refusal));
         }
-        let (answer, mut answered) = oneshot::channel();
-        let (stop, _cancel_if_dropped) = Stop::with_guard(work.deadline);
+        let (answer, mut received) = oneshot::channel();
+        let (stop, _cancel_if_dropped) = StopSignal::with_guard(job.deadline);
         let since = Instant::now();
-        let place = place_of(&work, since);
-        let rules = Rules {
+        let entry = queue_entry(&job, since);
+        let limits = LaneLimits {
             max_running: version.limits().concurrency,
             max_rows: version.max_batch_size() as u64,
         };
-        let Work { inputs, caller, deadline, timer, urgency, .. } = work;
-        let latest = urgency.queue_time.and_then(|time| since.checked_add(time));
-        let begin = latest.map(|latest| BeginBy { latest, is_decided: Arc::default() });
-        let (tries, suspicion, fingerprint) = (0, None, None);
-        let job = Job {
+        let PredictJob { inputs, caller, deadline, timer, queue_options, .. } = job;
+        let latest = queue_options.queue_timeout.and_then(|time| since.checked_add(time));
+        let start_deadline =
+            latest.map(|latest| StartDeadline { latest, is_claimed: Arc::default() });
+        let (attempts, pending_fault, fingerprint) = (0, None, None);
+        let job = PendingJob {
             version: Arc::clone(&version),
             caller,
             inputs,
             fingerprint,
             deadline,
             since,
-            begin: begin.clone(),
+            start_deadline: start_deadline.clone(),
             stop,
             timer,
             answer,
-            tries,
-            suspicion,
+            attempts,
+            pending_fault,
         };
         {
             let mut state = self.0.lock();
             if state.stopped {
                 return Err(PredictError::Stopped);
             }
-            if state.queue.push(version.key(), rules, place, job).is_err() {
-                version.measured().rejections.with(&"queue_full", Counter::count);
+            if state.queue.push(version.key(), limits, entry, job).is_err() {
+                version.metrics().rejections.with(&"queue_full", Counter::count);
                 return Err(PredictError::Overloaded);
             }
         }
         self.0.changed.notify_one();
-        if let Some(begin) = begin.filter(|begin| begin.latest < deadline) {
-            let answered = tokio::time::timeout_at(begin.latest.into(), &mut answered).await;
-            match answered {
+        if let Some(start_deadline) = start_deadline.filter(|start| start.latest < deadline) {
+            let received =
+                tokio::time::timeout_at(start_deadline.latest.into(), &mut received).await;
+            match received {
                 Ok(outcome) => return outcome.unwrap_or(Err(PredictError::Stopped)),
-                Err(_elapsed) if begin.decide() => {
-                    version.measured().rejections.with(&"queue_timeout", Counter::count);
+                Err(_elapsed) if start_deadline.claim() => {
+                    version.metrics().rejections.with(&"queue_timeout", Counter::count);
                     return Err(PredictError::QueueTimeout);
                 }
-                // It has been begun.
+                // The job has started, so it runs until its deadline.
                 Err(_elapsed) => {}
             }
         }
-        // A running guest is interrupted at the deadline and says so; this is for jobs that wait, and
-        // for those whose batch goes on for others.
+        // A running guest is interrupted at the deadline and reports that. This timeout is for jobs
+        // that still wait, and for those whose batch continues for other callers.
         let latest = deadline + INTERRUPTION_GRACE;
-        match tokio::time::timeout_at(latest.into(), answered).await {
+        match tokio::time::timeout_at(latest.into(), received).await {
             Ok(outcome) => outcome.unwrap_or(Err(PredictError::Stopped)),
             Err(_elapsed) => Err(PredictError::Expired),
         }
     }
 }
 
-/// Where the work stands in the queue.
-fn place_of(work: &Work, since: Instant) -> Place {
-    let Work { version, inputs, deadline, urgency, .. } = work;
+/// The position of the job in its queue, and the key of the batches that it can join.
+fn queue_entry(job: &PredictJob, since: Instant) -> QueueEntry {
+    let PredictJob { version, inputs, deadline, queue_options, .. } = job;
     let time = deadline.saturating_duration_since(since);
-    // Whoever made a call fail lately would make its neighbours run twice.
-    let is_alone = !version.is_batched() || version.breaker().is_isolated(work.caller, since);
-    let group = (!is_alone).then(|| batch::group(version.signature(), inputs, time)).flatten();
+    // A caller that failed recently runs alone, because a failing batch has to run again.
+    let is_alone = !version.is_batched() || version.breaker().is_isolated(job.caller, since);
+    let batch_key =
+        (!is_alone).then(|| batch::batch_key(version.signature(), inputs, time)).flatten();
     let mut held_for = Duration::ZERO;
-    if group.is_some() {
-        // Not so long that nothing is left of the time for which it may wait.
-        let longest = urgency.queue_time.map_or(time, |queue_time| queue_time.min(time)) / 2;
+    if batch_key.is_some() {
+        // At most half of the time it may wait, so that it can still start in time.
+        let longest =
+            queue_options.queue_timeout.map_or(time, |queue_timeout| queue_timeout.min(time)) / 2;
         held_for = version.limits().batching.max_queue_delay.min(longest);
     }
-    Place {
-        level: Level::of(urgency.priority),
-        group,
+    QueueEntry {
+        level: PriorityLevel::from_request(queue_options.priority),
+        batch_key,
         rows: inputs.first().map_or(0, Tensor::rows),
         since,
         hold_until: since + held_for,
     }
 }
 
-impl Inference {
-    /// How many batches of the version with this key wait for a thread.
+impl InferenceThreads {
+    /// How many jobs of the version with this key wait for a thread.
     pub fn waiting(&self, key: u64) -> usize {
         self.0.lock().queue.waiting(key)
     }
 }
 
-impl Drop for Inference {
+impl Drop for InferenceThreads {
     fn drop(&mut self) {
         self.0.lock().stopped = true;
         self.0.changed.notify_all();
     }
 }
 
-fn work(shared: &Shared) {
-    while let Some(Turn { lane, jobs, over, wait }) = shared.next() {
-        // Those for whom it is too late have waited as well.
-        if let Some(job) = jobs.first().map(|queued| &queued.job).or(over.first()) {
-            job.version.admission().waited(wait, Instant::now());
+fn run_jobs(shared: &ThreadsShared) {
+    while let Some(LaneTurn { lane, jobs, expired, wait }) = shared.next() {
+        // Expired jobs count as well: they have waited, too.
+        if let Some(job) = jobs.first().map(|queued| &queued.job).or(expired.first()) {
+            job.version.admission().record_wait(wait, Instant::now());
         }
-        let again = run::run(jobs, over);
-        let are_several = again.len() > 1;
-        shared.lock().queue.finish(lane, again, Instant::now());
-        // Another job of this lane may have waited for its share.
+        let retries = run::run(jobs, expired);
+        let are_several = retries.len() > 1;
+        shared.lock().queue.finish(lane, retries, Instant::now());
+        // Another job of this version may have waited for a free share of the threads.
         if are_several {
             shared.changed.notify_all();
         } else {

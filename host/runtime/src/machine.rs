@@ -1,8 +1,7 @@
-//! What this process may use of the machine: processors and memory, by the limits of its control
-//! groups.
+//! The processors and the memory that this process may use, by the limits of its control groups.
 //!
-//! A container sees the whole machine, but the kernel slows it down beyond its quota and ends it
-//! beyond its memory. Defaults that follow the machine follow these instead.
+//! A container sees the whole machine, but the kernel throttles it beyond its quota and kills it
+//! beyond its memory limit. Defaults that depend on the machine use these values instead.
 
 mod cgroup;
 
@@ -13,15 +12,15 @@ use self::cgroup::Limits;
 
 static LIMITS: LazyLock<Limits> = LazyLock::new(|| Limits::read(Path::new("/")));
 
-/// Threads that can compute at the same time, at least one: the processors that the process may run
-/// on or, if that is less, the whole processors of its quota.
+/// The number of threads that can run at the same time, at least one: the processors available to
+/// the process or, if that is less, the whole processors of its quota.
 pub fn cores() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     cores.min(LIMITS.cpus.unwrap_or(usize::MAX)).max(1)
 }
 
-/// Memory in MiB, at least one: that of the machine or, if that is less, the limit of the process's
-/// control groups. A guess of 8 GiB where the kernel says neither.
+/// The memory in MiB, at least one: that of the machine or, if that is less, the limit of the
+/// control groups. 8 GiB if the kernel reports neither.
 pub fn memory_mib() -> u64 {
     let limit = LIMITS.memory_bytes.map(|bytes| bytes >> 20);
     [machine_memory_mib(), limit].into_iter().flatten().min().unwrap_or(8192).max(1)

@@ -1,7 +1,8 @@
-//! What is counted and timed: cheap to write from many threads, read only when somebody scrapes.
+//! Counters, gauges and histograms: cheap to update from many threads, and read only when metrics
+//! are scraped.
 //!
-//! Nothing here has a name; that is for the page of metrics. Nothing grows with what callers send: the
-//! keys of a [`Series`] are words of the program, and its routes.
+//! Metrics have no names here; the metrics page adds them. Their number does not depend on what
+//! callers send: the keys of a [`MetricFamily`] are constants of the program, and its routes.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -9,66 +10,67 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-/// A number that only grows.
+/// A number that only increases.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// One more.
+    /// Add one.
     pub fn count(&self) {
         self.add(1);
     }
 
-    /// That many more.
+    /// Add a number.
     pub fn add(&self, more: u64) {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
-    /// How many there have been.
+    /// The current value.
     pub fn total(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// How many there are of something now.
+/// A number that increases and decreases.
 #[derive(Debug, Default)]
-pub struct Level(AtomicI64);
+pub struct Gauge(AtomicI64);
 
-impl Level {
-    /// One more came.
-    pub fn rise(&self) {
+impl Gauge {
+    /// Add one.
+    pub fn increment(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One left.
-    pub fn fall(&self) {
+    /// Subtract one.
+    pub fn decrement(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many there are.
-    pub fn now(&self) -> i64 {
+    /// The current value.
+    pub fn get(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// The upper bounds of a [`Histogram`], in microseconds. From 100 µs, which is less than any call of a
-/// guest over HTTP takes, to 30 s, the longest that a request may take; two or three a decade, so that a
-/// quantile is off by a factor of two at most and a version has a few hundred series.
+/// The upper bounds of a [`DurationHistogram`], in microseconds: from 100 µs, which is less than
+/// any guest call over HTTP takes, to 30 s, the longest time of a request; two or three per decade,
+/// so that a quantile is off by a factor of two at most and a version has a few hundred time
+/// series.
 pub const BOUNDS_US: [u64; 17] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000,
 ];
 
-/// How long something took, by ranges. Writing is two additions without a lock.
+/// A histogram of durations. An update is two atomic additions.
 #[derive(Debug, Default)]
-pub struct Histogram {
-    /// One for each bound, and what is over the last one.
+pub struct DurationHistogram {
+    /// A counter for each bound, and one for larger values.
     counts: [AtomicU64; BOUNDS_US.len() + 1],
     sum_ns: AtomicU64,
 }
 
-impl Histogram {
-    /// It took that long.
+impl DurationHistogram {
+    /// Record a duration.
     pub fn record(&self, time: Duration) {
         let micros = time.as_nanos().div_ceil(1000);
         let place = BOUNDS_US.partition_point(|bound| u128::from(*bound) < micros);
@@ -77,8 +79,8 @@ impl Histogram {
         self.sum_ns.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// All of it in seconds, and how many fell between each bound, in seconds, and the one before; the
-    /// last bound is [`f64::MAX`].
+    /// The sum in seconds, and for each upper bound in seconds the number of durations up to it and
+    /// above the previous one; the last bound is [`f64::MAX`].
     pub fn snapshot(&self) -> (f64, Vec<(f64, u64)>) {
         let bounds = BOUNDS_US.iter().map(|bound| *bound as f64 / 1e6).chain([f64::MAX]);
         let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
@@ -86,27 +88,28 @@ impl Histogram {
     }
 }
 
-/// The upper bounds of [`Sizes`]: powers of two, as sizes of batches are chosen, up to the most rows that a
-/// request may have by default.
+/// The upper bounds of a [`SizeHistogram`]: powers of two, up to the most rows of a request by
+/// default.
 pub const SIZE_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
-/// How large something was, by ranges.
+/// A histogram of sizes.
 #[derive(Debug, Default)]
-pub struct Sizes {
-    /// One for each bound, and what is over the last one.
+pub struct SizeHistogram {
+    /// A counter for each bound, and one for larger values.
     counts: [AtomicU64; SIZE_BOUNDS.len() + 1],
     sum: AtomicU64,
 }
 
-impl Sizes {
-    /// It was that large.
+impl SizeHistogram {
+    /// Record a size.
     pub fn record(&self, size: u64) {
         let place = SIZE_BOUNDS.partition_point(|bound| *bound < size);
         self.counts[place].fetch_add(1, Ordering::Relaxed);
         self.sum.fetch_add(size, Ordering::Relaxed);
     }
 
-    /// All of it, and how many fell between each bound and the one before; the last bound is [`f64::MAX`].
+    /// The sum, and for each upper bound the number of sizes up to it and above the previous one;
+    /// the last bound is [`f64::MAX`].
     pub fn snapshot(&self) -> (f64, Vec<(f64, u64)>) {
         let bounds = SIZE_BOUNDS.iter().map(|bound| *bound as f64).chain([f64::MAX]);
         let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
@@ -114,26 +117,25 @@ impl Sizes {
     }
 }
 
-/// Values by key, each made when it is first needed. Whoever comes later shares the lock with everybody
-/// else, so that nobody waits.
+/// Metrics by key, created on first use. Later uses only take a shared lock.
 #[derive(Debug)]
-pub struct Series<K, V>(RwLock<BTreeMap<K, V>>);
+pub struct MetricFamily<K, V>(RwLock<BTreeMap<K, V>>);
 
-impl<K, V> Default for Series<K, V> {
+impl<K, V> Default for MetricFamily<K, V> {
     fn default() -> Self {
         Self(RwLock::default())
     }
 }
 
-impl<K: Ord, V: Default> Series<K, V> {
-    /// Do something with the value of the key.
+impl<K: Ord, V: Default> MetricFamily<K, V> {
+    /// Call `work` with the metric of this key.
     pub fn with<Q>(&self, key: &Q, work: impl FnOnce(&V))
     where
         K: Borrow<Q>,
         Q: Ord + ToOwned<Owned = K> + ?Sized,
     {
         {
-            // Values are whole at any moment, so a panic elsewhere does not spoil them.
+            // Metrics are consistent at any time, so a poisoned lock is harmless.
             let values = self.0.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(value) = values.get(key) {
                 return work(value);
@@ -143,7 +145,7 @@ impl<K: Ord, V: Default> Series<K, V> {
         work(values.entry(key.to_owned()).or_default());
     }
 
-    /// What `read` makes of each key and its value, in the order of the keys.
+    /// Map each key and its metric with `read`, ordered by key.
     pub fn map<T>(&self, mut read: impl FnMut(&K, &V) -> T) -> Vec<T> {
         let values = self.0.read().unwrap_or_else(PoisonError::into_inner);
         values.iter().map(|(key, value)| read(key, value)).collect()
@@ -155,8 +157,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_falls_below_its_bound_or_on_it() {
-        let histogram = Histogram::default();
+    fn a_duration_counts_at_the_next_upper_bound() {
+        let histogram = DurationHistogram::default();
         for micros in [0, 100, 101, 30_000_000, 30_000_001] {
             histogram.record(Duration::from_micros(micros));
         }
@@ -169,8 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn a_size_falls_below_its_bound_or_on_it() {
-        let sizes = Sizes::default();
+    fn a_size_counts_at_the_next_upper_bound() {
+        let sizes = SizeHistogram::default();
         [1, 2, 3, 4, 1024, 1025].into_iter().for_each(|size| sizes.record(size));
         let (sum, buckets) = sizes.snapshot();
         let counts: Vec<_> = buckets.iter().map(|(_, count)| *count).collect();
@@ -179,8 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn values_are_made_once_and_shared_by_all_threads() {
-        let series = Series::<String, Counter>::default();
+    fn metrics_are_created_once_and_shared_by_threads() {
+        let series = MetricFamily::<String, Counter>::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..1000).for_each(|_| series.with("a", Counter::count)));

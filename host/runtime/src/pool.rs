@@ -1,38 +1,39 @@
-//! Instances of one version: taken for a batch, given back, and replaced when they are used up.
+//! The instances of one version: acquired for a batch, released, and replaced when they are used
+//! up.
 //!
-//! Making and dropping instances happens off the request path wherever it can: after the answer has
-//! been sent, [`Pool::give_back`] drops what is used up and makes what is missing. Where there is a
-//! snapshot, that takes microseconds. Where `init` runs in each instance, it may take a minute, so
-//! threads of the pool's own make them ([`makers`]), and whoever wants one waits for it until its
-//! deadline. How many instances may exist at all is the engine's limit.
+//! Instances are created and dropped off the request path if possible: [`Pool::release`] runs after
+//! the response was sent, drops instances that are used up and creates missing ones. With a
+//! snapshot, this takes microseconds. Without one, `init` runs in each instance and may take a
+//! minute, so threads of the pool create the instances ([`init_workers`]), and batches wait for one
+//! until their deadline. The total number of instances is bounded by the engine.
 
-mod makers;
+mod init_workers;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::guest::{CancelOnDrop, Fault, Instance, LoadedComponent, Stop};
+use crate::guest::{CancelOnDrop, Fault, Instance, LoadedComponent, StopSignal};
 use guesthouse_model::Tensor;
 
-/// How strictly requests of one version are kept apart. Every instance starts in the state that
-/// `init` left, and none is used again after a fault.
+/// How strictly requests of one version are isolated from each other. Every instance starts in the
+/// state that `init` left, and none is reused after a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isolation {
-    /// A new instance for every batch: no state can pass from one to the next.
+    /// A new instance for every batch, so that no state passes from one batch to the next.
     Fresh,
-    /// An instance serves until one of the limits is reached.
+    /// An instance serves batches until it reaches one of the limits.
     Reuse(ReuseLimits),
 }
 
 /// When a reused instance is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReuseLimits {
-    /// Batches it has served. 1000 by default: what a guest leaks with every call stays small, and
-    /// replacing costs tens of microseconds.
+    /// The batches that it may serve. 1000 by default: memory that a guest leaks per call stays
+    /// small, and a replacement costs tens of microseconds.
     pub max_batches: u32,
-    /// Bytes its memory has grown by. 64 MiB by default.
+    /// The bytes by which its memory may grow. 64 MiB by default.
     pub max_memory_growth: usize,
-    /// How long it lives. 10 minutes by default.
+    /// The age up to which it is used. 10 minutes by default.
     pub max_age: Duration,
 }
 
@@ -43,121 +44,122 @@ impl Default for ReuseLimits {
     }
 }
 
-/// How long it may take to make an instance that no request waits for: `start` functions, and `init`
-/// where there is no snapshot.
-pub const MAKE_TIME: Duration = Duration::from_secs(60);
+/// How long creating an instance may take if no request waits for it: running `start` functions,
+/// and `init` if there is no snapshot.
+pub const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The instances of one version.
 pub struct Pool {
-    shared: Arc<Shared>,
-    /// Interrupts the makers when the pool goes.
+    shared: Arc<PoolInner>,
+    /// Interrupts the init workers when the pool is dropped.
     closing: Option<CancelOnDrop>,
 }
 
-/// What the pool shares with its makers.
-struct Shared {
+/// The state that the pool shares with its init workers.
+struct PoolInner {
     component: LoadedComponent,
     isolation: Isolation,
     instances: Mutex<Instances>,
-    /// Notified when a maker has made an instance, has failed to, or has ended.
+    /// Notified when an init worker has created an instance, has failed, or has ended.
     changed: Condvar,
-    /// Cancelled when the pool goes.
-    open: Stop,
-    /// How many instances there are, idle or not: one for each batch that may run at once. It is
-    /// what has been set aside for the version, so there are never more.
+    /// Cancelled when the pool is dropped.
+    open: StopSignal,
+    /// The number of instances to keep, idle or in use: one for each batch that may run at once.
+    /// This many are reserved in the budget, so there are never more.
     target: usize,
 }
 
 #[derive(Default)]
 struct Instances {
-    idle: Vec<Leased>,
-    /// Leased, or being made.
-    out: usize,
-    /// Linear memory of the idle ones, and of the others when they were last looked at, in bytes.
+    idle: Vec<LeasedInstance>,
+    /// Leased, or being created.
+    in_use: usize,
+    /// The linear memory of the idle instances and of those in use, in bytes; of the latter as it
+    /// was before their batch.
     idle_bytes: usize,
-    out_bytes: usize,
-    made: u64,
-    /// Threads that make instances.
-    makers: usize,
-    /// Batches that wait for an instance.
+    in_use_bytes: usize,
+    created: u64,
+    /// The number of running init workers.
+    init_workers: usize,
+    /// The number of batches that wait for an instance.
     waiting: usize,
-    /// Why a maker failed, for one of those that wait.
+    /// The fault of an init worker, for one of the waiting batches.
     failure: Option<Fault>,
 }
 
 impl Instances {
-    /// An idle one, which is out from now on.
-    fn take_idle(&mut self) -> Option<Leased> {
+    /// Take an idle instance, which counts as in use from now on.
+    fn take_idle(&mut self) -> Option<LeasedInstance> {
         let taken = self.idle.pop()?;
-        self.out += 1;
+        self.in_use += 1;
         self.idle_bytes -= taken.counted_bytes;
-        self.out_bytes += taken.counted_bytes;
+        self.in_use_bytes += taken.counted_bytes;
         Some(taken)
     }
 
-    fn put_idle(&mut self, mut leased: Leased) {
-        self.out -= 1;
-        self.out_bytes -= leased.counted_bytes;
+    fn put_idle(&mut self, mut leased: LeasedInstance) {
+        self.in_use -= 1;
+        self.in_use_bytes -= leased.counted_bytes;
         leased.counted_bytes = leased.instance.memory_bytes();
         self.idle_bytes += leased.counted_bytes;
         self.idle.push(leased);
     }
 }
 
-/// How many instances of a version there are.
+/// The number of instances of a version, and their memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstanceCounts {
-    /// Ready for a batch.
+    /// Instances that are ready for a batch.
     pub idle: usize,
-    /// On their way through a batch, or being made.
-    pub out: usize,
-    /// Linear memory of those that are ready, in bytes.
+    /// Instances that run a batch or are being created.
+    pub in_use: usize,
+    /// The linear memory of idle instances, in bytes.
     pub idle_bytes: usize,
-    /// The same of the others, as it was before their batch.
-    pub out_bytes: usize,
-    /// Made since the version was loaded.
-    pub made: u64,
+    /// The linear memory of instances in use, as it was before their batch, in bytes.
+    pub in_use_bytes: usize,
+    /// The instances created since the version was loaded.
+    pub created: u64,
 }
 
-/// An instance on its way through a batch.
-pub struct Leased {
+/// An instance that was acquired for a batch.
+pub struct LeasedInstance {
     instance: Instance,
     batches: u32,
     memory_at_first: usize,
-    /// Its memory as it is counted in the pool.
+    /// The memory that the pool counts for it.
     counted_bytes: usize,
-    made: Instant,
+    created: Instant,
 }
 
-impl Leased {
-    /// Outputs for a batch that has been validated against the signature.
+impl LeasedInstance {
+    /// Run a batch that has been validated against the signature.
     ///
     /// # Errors
-    /// [`Fault`]; the instance is still to be given back, with the outcome.
-    pub fn predict(&mut self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Fault> {
+    /// [`Fault`]; the instance must be released all the same.
+    pub fn predict(&mut self, inputs: &[Tensor], stop: &StopSignal) -> Result<Vec<Tensor>, Fault> {
         self.batches += 1;
         self.instance.predict(inputs, stop)
     }
 }
 
 impl Pool {
-    /// A pool without instances, which keeps `target` of them once they have been made. At most as
-    /// many may be taken at once.
+    /// Create a pool without instances, which will keep `target` of them. At most this many may be
+    /// in use at once.
     pub fn new(component: LoadedComponent, isolation: Isolation, target: usize) -> Self {
-        // Each maker sets its own deadline.
-        let (open, closing) = Stop::with_guard(Instant::now());
+        // Each init worker sets its own deadline.
+        let (open, closing) = StopSignal::with_guard(Instant::now());
         let (instances, changed) = (Mutex::default(), Condvar::new());
-        let shared = Shared { component, isolation, instances, changed, open, target };
+        let shared = PoolInner { component, isolation, instances, changed, open, target };
         Self { shared: Arc::new(shared), closing: Some(closing) }
     }
 
-    /// An instance: an idle one, or a new one if there is none.
+    /// Acquire an idle instance, or a new one if none is idle.
     ///
     /// # Errors
-    /// [`Fault::Host`], when the engine has no more of them; where guest code has to run for a new
-    /// one any other.
-    pub fn take(&self, stop: &Stop) -> Result<Leased, Fault> {
-        if self.shared.has_makers() {
+    /// [`Fault::Host`], if the engine's pool is exhausted; any other fault if guest code has to run
+    /// for a new instance.
+    pub fn acquire(&self, stop: &StopSignal) -> Result<LeasedInstance, Fault> {
+        if self.shared.uses_init_workers() {
             return self.shared.wait_for_idle(stop);
         }
         {
@@ -165,111 +167,117 @@ impl Pool {
             if let Some(idle) = instances.take_idle() {
                 return Ok(idle);
             }
-            instances.out += 1;
+            instances.in_use += 1;
         }
-        let made = self.shared.make(stop);
-        if made.is_err() {
-            self.shared.lock().out -= 1;
+        let created = self.shared.create(stop);
+        if created.is_err() {
+            self.shared.lock().in_use -= 1;
         }
-        made
+        created
     }
 
-    /// Take an instance back, to be used again or to be replaced. `good` says whether its last
-    /// batch left it usable. Off the request path, because it may unmap and map memory.
-    pub fn give_back(&self, leased: Leased, good: bool) {
+    /// Return an instance, to be reused or replaced. `is_usable` says whether its last batch left
+    /// it usable. Call this off the request path, because it may map and unmap memory.
+    pub fn release(&self, leased: LeasedInstance, is_usable: bool) {
         let shared = &self.shared;
-        if good && !shared.is_used_up(&leased) {
+        if is_usable && !shared.is_used_up(&leased) {
             shared.lock().put_idle(leased);
             shared.changed.notify_one();
             return;
         }
         let bytes = leased.counted_bytes;
-        // Its place in the engine is free before it is counted as such.
+        // Free its slot in the engine before counting it as free.
         drop(leased);
         let mut instances = shared.lock();
-        instances.out -= 1;
-        instances.out_bytes -= bytes;
+        instances.in_use -= 1;
+        instances.in_use_bytes -= bytes;
         drop(instances);
-        if shared.has_makers() {
-            shared.start_maker();
+        if shared.uses_init_workers() {
+            shared.spawn_init_worker();
         } else {
-            // An engine that is full now has instances again when others are given back.
+            // If the engine is full now, it has room again when other instances are released.
             let _ = self.fill();
         }
     }
 
-    /// Make the instances that are missing, on this thread.
+    /// Create the missing instances on this thread.
     ///
     /// # Errors
-    /// The first one that cannot be made.
+    /// The fault of the first instance that cannot be created.
     pub fn fill(&self) -> Result<(), Fault> {
-        while self.shared.begin_missing() {
-            self.shared.make_missing()?;
+        while self.shared.reserve_missing() {
+            self.shared.create_reserved()?;
         }
         Ok(())
     }
 
-    /// Make one instance if there is none, on this thread.
+    /// Create an instance on this thread if none is idle.
     ///
     /// # Errors
-    /// It cannot be made.
-    pub fn make_first(&self) -> Result<(), Fault> {
-        if self.shared.is_empty() && self.shared.begin_missing() {
-            self.shared.make_missing()?;
+    /// The instance cannot be created.
+    pub fn create_first(&self) -> Result<(), Fault> {
+        if self.shared.is_empty() && self.shared.reserve_missing() {
+            self.shared.create_reserved()?;
         }
         Ok(())
     }
 
-    /// Drop the instances that wait for a batch.
+    /// Drop the idle instances.
     pub fn clear(&self) {
         let idle = {
             let mut instances = self.shared.lock();
             instances.idle_bytes = 0;
             std::mem::take(&mut instances.idle)
         };
-        // Without the lock, because it may unmap memory.
+        // Dropped without the lock, because this may unmap memory.
         drop(idle);
     }
 
-    /// How many instances there are.
+    /// The current counts.
     pub fn counts(&self) -> InstanceCounts {
         let instances = self.shared.lock();
-        let Instances { idle, out, idle_bytes, out_bytes, made, .. } = &*instances;
-        let (idle, out, made) = (idle.len(), *out, *made);
-        InstanceCounts { idle, out, idle_bytes: *idle_bytes, out_bytes: *out_bytes, made }
+        let Instances { idle, in_use, idle_bytes, in_use_bytes, created, .. } = &*instances;
+        let (idle, in_use, created) = (idle.len(), *in_use, *created);
+        InstanceCounts {
+            idle,
+            in_use,
+            idle_bytes: *idle_bytes,
+            in_use_bytes: *in_use_bytes,
+            created,
+        }
     }
 }
 
 impl Drop for Pool {
-    /// Nothing of what was set aside for the version is in use when the pool has gone. Makers look at
-    /// their cancellation once a tick.
+    /// Wait for the init workers, so that nothing of the version's reservation is in use
+    /// afterwards. They check for cancellation once per epoch tick.
     fn drop(&mut self) {
         self.closing = None;
-        self.shared.wait_for_makers();
+        self.shared.join_init_workers();
     }
 }
 
-impl Shared {
-    /// Count an instance as being made, if one is missing.
-    fn begin_missing(&self) -> bool {
+impl PoolInner {
+    /// Count an instance as being created, if one is missing.
+    fn reserve_missing(&self) -> bool {
         let mut instances = self.lock();
-        let is_missing = instances.idle.len() + instances.out < self.target;
-        instances.out += usize::from(is_missing);
+        let is_missing = instances.idle.len() + instances.in_use < self.target;
+        instances.in_use += usize::from(is_missing);
         is_missing
     }
 
-    /// Make an instance that has been counted.
-    fn make_missing(&self) -> Result<(), Fault> {
-        let stop = self.open.until(Instant::now() + MAKE_TIME);
-        let made = self.make(&stop);
+    /// Create an instance that has been counted.
+    fn create_reserved(&self) -> Result<(), Fault> {
+        let stop = self.open.until(Instant::now() + CREATE_TIMEOUT);
+        let created = self.create(&stop);
         let mut instances = self.lock();
-        match made {
-            Ok(made) => {
-                instances.put_idle(made);
+        match created {
+            Ok(leased) => {
+                instances.put_idle(leased);
                 Ok(())
             }
             Err(fault) => {
-                instances.out -= 1;
+                instances.in_use -= 1;
                 Err(fault)
             }
         }
@@ -279,23 +287,29 @@ impl Shared {
         self.lock().idle.is_empty()
     }
 
-    fn make(&self, stop: &Stop) -> Result<Leased, Fault> {
+    fn create(&self, stop: &StopSignal) -> Result<LeasedInstance, Fault> {
         let instance = self.component.instantiate(stop)?;
-        let (batches, bytes, made) = (0, instance.memory_bytes(), Instant::now());
+        let (batches, bytes, created) = (0, instance.memory_bytes(), Instant::now());
         let mut instances = self.lock();
-        instances.made += 1;
-        instances.out_bytes += bytes;
-        Ok(Leased { instance, batches, memory_at_first: bytes, counted_bytes: bytes, made })
+        instances.created += 1;
+        instances.in_use_bytes += bytes;
+        Ok(LeasedInstance {
+            instance,
+            batches,
+            memory_at_first: bytes,
+            counted_bytes: bytes,
+            created,
+        })
     }
 
-    fn is_used_up(&self, leased: &Leased) -> bool {
+    fn is_used_up(&self, leased: &LeasedInstance) -> bool {
         match self.isolation {
             Isolation::Fresh => leased.batches > 0,
             Isolation::Reuse(limits) => {
                 let growth = leased.instance.memory_bytes().saturating_sub(leased.memory_at_first);
                 leased.batches >= limits.max_batches
                     || growth > limits.max_memory_growth
-                    || leased.made.elapsed() >= limits.max_age
+                    || leased.created.elapsed() >= limits.max_age
             }
         }
     }

@@ -1,16 +1,18 @@
-//! From an artifact to compiled code with `init` already run.
+//! Pre-initialisation: compiles an artifact into native code in which `init` has already run.
 //!
-//! Everything that a hostile artifact could make expensive happens in a child process: validating,
-//! running `init`, taking the snapshot, compiling. The child has limits on memory, CPU time, file
-//! size and wall time, runs at low priority and dies with its parent. The parent takes nothing but
-//! the report and one file; who may load that file is left to `store`.
+//! Everything that a malicious artifact could make expensive happens in a child process:
+//! validation, running `init`, taking the snapshot, and compilation. The child has limits on
+//! memory, CPU time, file size and wall time, runs at low priority, and is killed when its parent
+//! dies. The parent only takes the report and the compiled files; which files may be loaded is
+//! decided by `store`.
 
 pub mod child;
+mod core_limit;
+mod cpu_time_limit;
 mod function_cache;
-mod governor;
 mod init_cache;
+mod initialise;
 pub mod queue;
-mod time_limit;
 
 use std::io::Read;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -21,50 +23,52 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use self::governor::Governor;
+use self::core_limit::CoreLimit;
+use self::initialise::Task;
 use crate::guest::DEFAULT_START_TIME;
 use guesthouse_model::Signature;
 
-/// The longest report that is read from a child, in bytes; a signature is far smaller.
+/// The longest report that is read from a child, in bytes; a signature is much smaller.
 const MAX_REPORT_BYTES: u64 = 16 << 20;
 
-/// What one child may use. The defaults hold for models up to a few hundred megabytes; a file limit
-/// of 4 GiB leaves room for the image of the largest memory.
+/// The limits of one child. The defaults suffice for models up to a few hundred megabytes; a file
+/// limit of 4 GiB leaves room for the image of the largest memory.
 #[derive(Debug, Clone, Copy)]
 pub struct PreinitLimits {
-    /// Time on all cores together until the child is killed. A guest with tract takes 25 s.
+    /// CPU time on all cores together. A guest with tract takes 25 s.
     pub cpu_time: Duration,
-    /// Part of that which the `start` functions of the guest's modules may take, before `init`.
+    /// The part of the CPU time that the guest's `start` functions may take, before `init`.
     pub start_time: Duration,
-    /// Real time until the child is killed. Longer than the CPU time by far, because the child gets
-    /// what a busy machine leaves.
+    /// Wall time. Much longer than the CPU time, because the child only gets what a busy machine
+    /// leaves.
     pub wall_time: Duration,
-    /// Private writable memory of the child, in bytes: Cranelift takes about 1 GiB for a guest
-    /// with tract, the guest's own memory comes on top.
+    /// Private writable memory, in bytes. Cranelift takes about 1 GiB for a guest with tract, and
+    /// the guest's own memory adds to it.
     pub memory_bytes: u64,
     /// Linear memory of the guest, in bytes.
     pub guest_memory_bytes: usize,
     /// Call stack of the guest, in bytes.
     pub guest_stack_bytes: usize,
-    /// The largest file that the child may write, in bytes.
+    /// The size of the largest file that the child may write, in bytes.
     pub file_bytes: u64,
-    /// Who goes first.
-    pub priority: Priority,
+    /// The scheduling priority of the child.
+    pub priority: ChildPriority,
 }
 
-/// How much less urgent than everything else the work of the child is.
+/// The scheduling priority of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Priority {
-    /// It has what nobody else wants, gives way at once, and has only half of the cores while requests
-    /// are served. A machine that is busy all the time never gets to it.
+pub enum ChildPriority {
+    /// The child only gets idle processor time and is preempted at once, and it is restricted to
+    /// half of the cores while requests are served. On a machine without idle time it never
+    /// finishes.
     Idle,
-    /// It has a tenth of what others have, and what they leave, on all cores; who wakes up may wait
-    /// for a few milliseconds.
+    /// The child gets about a tenth of the share of a normal process, and all idle time, on all
+    /// cores. A thread that wakes up may wait for it for a few milliseconds.
     Low,
 }
 
-impl Priority {
+impl ChildPriority {
     fn as_str(self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -83,110 +87,126 @@ impl Default for PreinitLimits {
             guest_memory_bytes: 1 << 30,
             guest_stack_bytes: 512 << 10,
             file_bytes: 4 << 30,
-            priority: Priority::Low,
+            priority: ChildPriority::Low,
         }
     }
 }
 
-/// How the instances of a version begin.
+/// How the instances of a version start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Start {
-    /// In the state of a snapshot that was taken after `init`: in microseconds, sharing its memory.
+pub enum InstanceStart {
+    /// From a snapshot that was taken after `init`: in microseconds, and sharing its memory.
     Snapshot,
-    /// By running `init`, each for itself, because there can be no snapshot; the text says why.
+    /// By running `init` in each instance, because no snapshot is possible; the text is the reason.
     Init(String),
 }
 
-/// What a child found out.
+/// The report of a child.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PreinitReport {
-    /// What the guest's `init` declared.
+    /// The signature that `init` returned.
     pub signature: Signature,
-    /// How instances begin.
-    pub start: Start,
-    /// Which engines can run the compiled form; none if none was asked for.
+    /// How instances start.
+    pub start: InstanceStart,
+    /// The fingerprint of the engines that can run the compiled code; `None` if only the signature
+    /// was requested.
     pub fingerprint: Option<String>,
-    /// Time of each step, in milliseconds.
+    /// The duration of each step, in milliseconds.
     pub steps_ms: Vec<(String, u64)>,
-    /// The most memory that the child had, in bytes.
+    /// The peak memory of the child, in bytes.
     pub peak_memory_bytes: u64,
 }
 
-/// An artifact could not be pre-initialised.
+/// Why an artifact could not be pre-initialised.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PreinitError {
-    /// The guest's `init` said no.
+    /// The guest's `init` returned an error.
     #[error("init failed: {0}")]
     Init(String),
-    /// The guest broke down before `init`.
+    /// A `start` function of the guest trapped, before `init`.
     #[error("a `start` function trapped: {0}")]
     StartTrap(String),
-    /// The guest broke down in `init`.
+    /// The guest's `init` trapped.
     #[error("init trapped: {0}")]
     Trap(String),
-    /// The guest wanted more memory, in `init` or before, than it may have.
+    /// The guest exceeded its memory limit in `init` or a `start` function.
     #[error("init ran out of memory")]
     OutOfMemory,
-    /// The component cannot be used: it does not validate, link or compile.
+    /// The component does not validate, link or compile.
     #[error("the component is unusable: {0}")]
     Component(String),
-    /// The child was ended so that others have their turn; it will have another one.
+    /// The child was stopped in favour of other artifacts, and will be started again.
     #[error("pre-initialisation gave way to others")]
     Yielded,
-    /// The child was over a limit on what the artifact may cost.
+    /// The child exceeded a limit.
     #[error("pre-initialisation exceeded its limit of {0}")]
     Limit(String),
-    /// The child did not end in time, which on a busy machine need not be the artifact's fault.
+    /// The child exceeded the limit of wall time, which on a busy machine may not be the artifact's
+    /// fault.
     #[error("pre-initialisation exceeded its limit of {0} s of real time")]
     WallTime(u64),
-    /// Somebody else than this host ended the child: a person, a supervisor, or the kernel.
+    /// The child was killed by someone other than this host: a person, a supervisor, or the kernel.
     #[error("pre-initialisation was killed by signal {0} from outside{hint}", hint = kill_hint(*.0))]
     Killed(i32),
-    /// The child broke down without saying why.
+    /// The child crashed without a report.
     #[error("pre-initialisation broke down: {0}")]
     Crashed(String),
-    /// The child could not be run: the host's own trouble.
+    /// The child could not be run: not the artifact's fault.
     #[error("pre-initialisation could not be run: {0}")]
     Host(String),
 }
 
-/// What the child is asked for.
+/// What the child has to produce.
 #[derive(Debug, Clone, Copy)]
-pub enum Goal<'a> {
-    /// The signature alone: `init` is run and forgotten. For `pack`.
+pub enum PreinitGoal<'a> {
+    /// Only the signature, for packing: the state after `init` is discarded.
     Signature,
-    /// The compiled form.
+    /// The compiled code, in these files.
     Compiled(&'a CompileFiles),
 }
 
-/// Where the child finds and leaves what it compiles.
+/// The files that a child reads and writes.
 #[derive(Debug, Clone)]
 pub struct CompileFiles {
-    /// Where the compiled form goes; there must be no such file.
+    /// Output: the compiled code. The file must not exist.
     pub compiled: PathBuf,
-    /// Functions that an earlier child compiled; there may be no such file.
+    /// Input: the functions that earlier children compiled. The file need not exist.
     pub functions: PathBuf,
-    /// Where those that are worth keeping go; there is no such file if that fails.
+    /// Output: the functions to keep. There is no such file if writing it fails or is not
+    /// worthwhile.
     pub functions_output: PathBuf,
-    /// The code for `init` that an earlier child compiled; there may be no such file.
+    /// Input: the code for `init` that an earlier child compiled. The file need not exist.
     pub init_code: PathBuf,
-    /// Where it goes if there was none; there is no such file if that fails.
+    /// Output: the code for `init`, if the input did not exist. There is no such file if writing it
+    /// fails.
     pub init_code_output: PathBuf,
 }
 
-/// What a child is watched by while it works.
-pub struct Watch<'a> {
-    /// Whether requests are served: then a child of idle priority leaves half of the cores to them.
+/// The program of a child.
+#[derive(Debug, Clone, Copy)]
+pub enum ChildProgram<'a> {
+    /// The running program, which handles [`child::SUBCOMMAND`].
+    Current,
+    /// A program `guesthouse` of the same release.
+    At(&'a Path),
+}
+
+/// The program and the environment of a child, and the conditions that the parent checks while it runs.
+pub struct PreinitHooks<'a> {
+    /// The program of the child.
+    pub program: ChildProgram<'a>,
+    /// Whether requests are being served: then a child of idle priority is restricted to half of
+    /// the cores.
     pub is_serving: &'a dyn Fn() -> bool,
-    /// Whether the child has to end for the sake of others.
+    /// Whether the child has to stop in favour of other artifacts.
     pub must_yield: &'a dyn Fn() -> bool,
-    /// The environment of the child, which inherits nothing else.
+    /// The environment variables of the child, which inherits no others.
     pub environment: &'a dyn Fn() -> Vec<(&'static str, String)>,
 }
 
-/// Why a child did not come to its end.
+/// Why the parent stopped a child.
 enum Stopped {
     TimeIsUp,
     Yielded,
@@ -195,20 +215,17 @@ enum Stopped {
 /// Run `init` of the artifact in a child process.
 ///
 /// # Errors
-/// [`PreinitError`]; nothing is left behind but perhaps a part of the output file.
+/// [`PreinitError`]; output files may have been written partly.
 pub fn run(
     artifact: &Path,
-    goal: Goal<'_>,
+    goal: PreinitGoal<'_>,
     limits: &PreinitLimits,
-    watch: &Watch<'_>,
+    hooks: &PreinitHooks<'_>,
 ) -> Result<PreinitReport, PreinitError> {
     let host = |error: std::io::Error| PreinitError::Host(error.to_string());
-    let mut child = command(artifact, goal, limits, (watch.environment)())
-        .map_err(host)?
-        .spawn()
-        .map_err(host)?;
-    let hold_back = || limits.priority == Priority::Idle && (watch.is_serving)();
-    let report = read_report(&mut child, limits.wall_time, &hold_back, watch.must_yield);
+    let mut child = command(artifact, goal, limits, hooks).map_err(host)?.spawn().map_err(host)?;
+    let hold_back = || limits.priority == ChildPriority::Idle && (hooks.is_serving)();
+    let report = read_report(&mut child, limits.wall_time, &hold_back, hooks.must_yield);
     if report.is_err() {
         child.kill().map_err(host)?;
     }
@@ -219,23 +236,62 @@ pub fn run(
     })?;
     match serde_json::from_slice::<Result<PreinitReport, PreinitError>>(&report) {
         Ok(outcome) => outcome,
-        Err(_) => Err(died(status, limits)),
+        Err(_) => Err(exit_error(status, limits)),
     }
+}
+
+/// The stack of the thread on which [`run_in_process`] works, in bytes: that of a process's main thread on
+/// Linux, on which the compiler otherwise runs, besides the guest's own.
+const COMPILER_STACK_BYTES: usize = 8 << 20;
+
+/// Run `init` of the artifact in this process.
+///
+/// Only the limits of the guest's memory and call stack apply. Nothing bounds the time and the memory that the
+/// compiler and `init` take, so the artifact must be trusted not to exhaust them; use [`run`] otherwise.
+///
+/// # Errors
+/// [`PreinitError`]; output files may have been written partly.
+pub fn run_in_process(
+    artifact: &Path,
+    goal: PreinitGoal<'_>,
+    limits: &PreinitLimits,
+) -> Result<PreinitReport, PreinitError> {
+    let files = match goal {
+        PreinitGoal::Signature => None,
+        PreinitGoal::Compiled(files) => Some(files),
+    };
+    let (guest_memory_bytes, guest_stack_bytes) =
+        (limits.guest_memory_bytes, limits.guest_stack_bytes);
+    let task = Task { artifact, files, guest_memory_bytes, guest_stack_bytes, start_limit: None };
+    // On a thread of its own, because the caller's may have a small stack, or be a worker of tokio.
+    let thread = std::thread::Builder::new().name("preinit".to_owned());
+    let thread = thread.stack_size(COMPILER_STACK_BYTES.saturating_add(guest_stack_bytes));
+    std::thread::scope(|scope| {
+        let work = thread.spawn_scoped(scope, || initialise::run(&task));
+        let work = work.map_err(|error| PreinitError::Host(error.to_string()))?;
+        work.join().unwrap_or_else(|_panic| Err(PreinitError::Crashed("a panic".to_owned())))
+    })
 }
 
 fn command(
     artifact: &Path,
-    goal: Goal<'_>,
+    goal: PreinitGoal<'_>,
     limits: &PreinitLimits,
-    environment: Vec<(&'static str, String)>,
+    hooks: &PreinitHooks<'_>,
 ) -> std::io::Result<Command> {
-    // The program that runs now, even if an upgrade has replaced or removed its file: another one would
-    // compile for another engine.
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0(std::env::current_exe()?);
-    command.env_clear().envs(environment);
+    let mut command = match hooks.program {
+        ChildProgram::Current => {
+            // Even if an upgrade has replaced or removed its file: another version might compile for
+            // a different engine.
+            let mut command = Command::new("/proc/self/exe");
+            command.arg0(std::env::current_exe()?);
+            command
+        }
+        ChildProgram::At(program) => Command::new(program),
+    };
+    command.env_clear().envs((hooks.environment)());
     command.arg(child::SUBCOMMAND).arg("--artifact").arg(artifact);
-    if let Goal::Compiled(files) = goal {
+    if let PreinitGoal::Compiled(files) = goal {
         command.arg("--output").arg(&files.compiled);
         command.arg("--functions").arg(&files.functions);
         command.arg("--functions-output").arg(&files.functions_output);
@@ -256,7 +312,7 @@ fn command(
     Ok(command)
 }
 
-/// What the child wrote until it closed its standard output, unless it has to be stopped.
+/// Read what the child writes to its standard output, unless it has to be stopped first.
 fn read_report(
     child: &mut Child,
     wall_time: Duration,
@@ -267,15 +323,15 @@ fn read_report(
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut report = Vec::new();
-        // A failed read leaves a report that does not parse, which the caller notices.
+        // A failed read results in a report that does not parse, which the caller notices.
         let _ = stdout.take(MAX_REPORT_BYTES).read_to_end(&mut report);
         let _ = sender.send(report);
     });
     let deadline = Instant::now() + wall_time;
-    let mut governor = Governor::new(child.id());
+    let mut core_limit = CoreLimit::new(child.id());
     loop {
-        governor.govern(hold_back());
-        match receiver.recv_timeout(governor::INTERVAL) {
+        core_limit.apply(hold_back());
+        match receiver.recv_timeout(core_limit::INTERVAL) {
             Ok(report) => return Ok(report),
             Err(RecvTimeoutError::Timeout) if must_yield() => return Err(Stopped::Yielded),
             Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
@@ -284,15 +340,15 @@ fn read_report(
     }
 }
 
-/// Signals by which a process is ended from outside: SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGPIPE, SIGALRM
-/// and SIGTERM on every Linux. The child sends itself none of them.
+/// Signals that are sent from outside: SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGPIPE, SIGALRM and
+/// SIGTERM on every Linux. The child never sends these to itself.
 const SENT_FROM_OUTSIDE: [i32; 7] = [1, 2, 3, SIGKILL, 13, 14, 15];
 
-/// What the kernel ends a process with when the machine runs out of memory.
+/// The signal with which the kernel kills a process when the machine runs out of memory.
 const SIGKILL: i32 = 9;
 
-/// Why a child ended without a report.
-fn died(status: ExitStatus, limits: &PreinitLimits) -> PreinitError {
+/// The error for a child that exited without a report.
+fn exit_error(status: ExitStatus, limits: &PreinitLimits) -> PreinitError {
     /// SIGABRT, SIGXCPU and SIGXFSZ on every Linux.
     const ABORT: i32 = 6;
     const CPU_TIME: i32 = 24;
@@ -303,7 +359,8 @@ fn died(status: ExitStatus, limits: &PreinitLimits) -> PreinitError {
         }
         Some(FILE_SIZE) => PreinitError::Limit(format!("a file of {} bytes", limits.file_bytes)),
         Some(signal) if SENT_FROM_OUTSIDE.contains(&signal) => PreinitError::Killed(signal),
-        // Rust aborts when an allocation fails, and for other reasons; the child cannot say which.
+        // Rust aborts when an allocation fails, but also for other reasons, and the child cannot
+        // tell which.
         Some(ABORT) => PreinitError::Crashed(format!(
             "the child aborted (signal {ABORT}), as it does when memory is refused to it: it may have {} MiB",
             limits.memory_bytes >> 20
@@ -321,22 +378,22 @@ fn kill_hint(signal: i32) -> &'static str {
 mod tests {
     use super::*;
 
-    /// What is said of a child that ended with this wait status.
-    fn said_of(status: i32) -> PreinitError {
-        died(ExitStatus::from_raw(status), &PreinitLimits::default())
+    /// The error for a child with this wait status.
+    fn error_for(status: i32) -> PreinitError {
+        exit_error(ExitStatus::from_raw(status), &PreinitLimits::default())
     }
 
     #[test]
-    fn a_limit_is_only_blamed_where_the_kernel_says_so() {
+    fn a_limit_is_only_blamed_if_its_signal_was_sent() {
         for signal in [1, 2, 9, 15] {
-            assert_eq!(said_of(signal), PreinitError::Killed(signal));
+            assert_eq!(error_for(signal), PreinitError::Killed(signal));
         }
         for signal in [24, 25] {
-            assert!(matches!(said_of(signal), PreinitError::Limit(_)), "{signal}");
+            assert!(matches!(error_for(signal), PreinitError::Limit(_)), "{signal}");
         }
-        // An abort, a crash of the compiler, and an exit by a panic.
+        // An abort, a crash of the compiler, and an exit because of a panic.
         for status in [6, 7, 11, 101 << 8] {
-            assert!(matches!(said_of(status), PreinitError::Crashed(_)), "{status}");
+            assert!(matches!(error_for(status), PreinitError::Crashed(_)), "{status}");
         }
     }
 }

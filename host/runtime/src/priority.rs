@@ -1,14 +1,14 @@
-//! How urgent the kernel takes a thread to be, and what it has given to it.
+//! The scheduling priority of threads, and the CPU time that they have used.
 
 use std::time::Duration;
 
-/// Run when nobody else wants to. Whoever wakes up runs at once, which no niceness has as its effect:
-/// the kernel lets a nice process finish its slice of a few milliseconds. Holds for the calling
-/// thread, and for the threads and processes that it starts.
+/// Use the idle scheduling policy for the calling thread, and for threads and processes that it
+/// starts: it only runs on idle processors and is preempted at once. Niceness does not do this,
+/// because the kernel lets a nice process finish its time slice of a few milliseconds.
 ///
 /// # Errors
-/// The system does not let it.
-pub fn give_way_to_all() -> std::io::Result<()> {
+/// The system denies it.
+pub fn use_idle_scheduling() -> std::io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameters live as long as the call, which reads them and nothing else.
     #[expect(unsafe_code, reason = "no safe library knows this call")]
@@ -16,30 +16,30 @@ pub fn give_way_to_all() -> std::io::Result<()> {
     if outcome == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
-/// The niceness of threads whose work may wait for that of others but has to be done while processors are
-/// busy, too: about a tenth of the share of a usual thread.
+/// The niceness of threads whose work may be delayed but has to make progress while all processors
+/// are busy: about a tenth of the share of a normal thread.
 const NICE: i32 = 10;
 
-/// Let the calling thread have a small share of a processor that others want as well.
+/// Lower the priority of the calling thread.
 ///
 /// # Errors
-/// The system does not let it.
-pub fn give_way() -> std::io::Result<()> {
-    // Of the calling thread, on Linux.
+/// The system denies it.
+pub fn lower_priority() -> std::io::Result<()> {
+    // On Linux, this only affects the calling thread.
     Ok(rustix::process::setpriority_process(None, NICE)?)
 }
 
-/// The time that the calling thread has had on a processor.
-pub fn thread_time() -> Duration {
-    time_of(libc::CLOCK_THREAD_CPUTIME_ID)
+/// The CPU time of the calling thread.
+pub fn thread_cpu_time() -> Duration {
+    cpu_time(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// The time that all threads of the process have had on processors.
-pub fn process_time() -> Duration {
-    time_of(libc::CLOCK_PROCESS_CPUTIME_ID)
+/// The CPU time of all threads of the process.
+pub fn process_cpu_time() -> Duration {
+    cpu_time(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
-fn time_of(clock: libc::clockid_t) -> Duration {
+fn cpu_time(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes to the structure, which is there until it returns, and nowhere else.
     #[expect(unsafe_code, reason = "the safe library's clocks are not built in for this alone")]
@@ -58,12 +58,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_of_a_thread_is_the_time_in_which_it_ran() {
-        let (begun, before) = (Instant::now(), thread_time());
-        while thread_time() == before {
+    fn the_cpu_time_of_a_thread_advances_while_it_runs() {
+        let (begun, before) = (Instant::now(), thread_cpu_time());
+        while thread_cpu_time() == before {
             std::hint::spin_loop();
         }
-        assert!(thread_time() - before <= begun.elapsed());
-        assert!(process_time() >= thread_time());
+        assert!(thread_cpu_time() - before <= begun.elapsed());
+        assert!(process_cpu_time() >= thread_cpu_time());
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::measure::Histogram;
+use crate::measure::DurationHistogram;
 
 /// A part of the work for one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl StageTimer {
     }
 
     /// Record a stage that this request went through alone, also in the version's histogram.
-    pub fn record(&self, stage: Stage, since: Instant, until: Instant, times: &Histogram) {
+    pub fn record(&self, stage: Stage, since: Instant, until: Instant, times: &DurationHistogram) {
         times.record(until.saturating_duration_since(since));
         self.record_shared(stage, since, until);
     }

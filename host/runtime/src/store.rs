@@ -1,9 +1,9 @@
-//! The state folder: compiled versions, content-addressed, each under a MAC.
+//! The state folder: artifacts and compiled versions, content-addressed, the latter under a MAC.
 //!
-//! A compiled form is native code, so a file is only loaded if this host wrote it: a key that never
-//! leaves the folder (mode 0600) authenticates the code together with the artifact, the engine and
-//! the signature that it belongs to. Files are written under a temporary name, synced and renamed,
-//! and never changed in place, because they stay mapped while they serve.
+//! Compiled versions are native code, so they are only loaded if this host wrote them: a key that
+//! never leaves the folder (mode 0600) authenticates the code together with the artifact, the
+//! engine and the signature that it belongs to. Files are written under a temporary name, synced
+//! and renamed, and never modified in place, because they stay mapped while they serve.
 //!
 //! ```text
 //! lock                                    held by the host that uses the folder
@@ -20,8 +20,8 @@
 //! ```
 
 mod artifacts;
-mod collect;
-mod shared;
+mod cleanup;
+mod shared_code;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -37,60 +37,60 @@ use serde::{Deserialize, Serialize};
 use crate::durable;
 use crate::preinit::{CompileFiles, PreinitReport};
 use guesthouse_artifact::{Digest, open_regular};
-use shared::note_use;
+use shared_code::touch;
 
 const KEY_BYTES: usize = 32;
 
-/// Begins the name of a folder in which a version is being compiled.
+/// The prefix of temporary folders in which versions are compiled.
 const SCRATCH_PREFIX: &str = ".new-";
 
-/// Begin the names of what is not finished: the above, and files that are about to be renamed.
+/// The prefixes of unfinished files and folders: the above, and files that are about to be renamed.
 const LEFTOVER_PREFIXES: [&str; 2] = [SCRATCH_PREFIX, ".tmp"];
 
 /// The state folder of one host.
 #[derive(Debug)]
 pub struct Store {
-    /// Two hosts in one folder would remove each other's unfinished work. The kernel lets go of the
-    /// lock when the process ends, however it does.
+    /// Two hosts in one folder would remove each other's temporary files. The kernel releases the
+    /// lock when the process ends in any way.
     _lock: File,
     folder: PathBuf,
     artifacts: PathBuf,
     compiled: PathBuf,
     key: [u8; KEY_BYTES],
     fingerprint: String,
-    /// Held while what children share is read or replaced: code and MAC are two files, and several
-    /// children may be at work.
+    /// Held while shared code is read or replaced: code and MAC are two files, and several children
+    /// may run at once.
     sharing: Mutex<()>,
 }
 
-/// A compiled version in the store, checked against its MAC.
+/// A compiled version that has passed its MAC.
 #[derive(Debug)]
 pub struct CompiledVersion {
-    /// The native code: the very file that was checked, whatever has its name now.
+    /// The file with the native code: the one that was checked, whatever file has its name now.
     code: File,
-    /// What pre-initialising found out.
+    /// The report of pre-initialisation.
     pub report: PreinitReport,
 }
 
 impl CompiledVersion {
-    /// A path of the file that was checked, good for as long as this lives. The path of the file in
-    /// the folder would not do: between the check and the mapping, somebody who can write there
-    /// could put another file in its place.
+    /// A path of the file that was checked, valid while this value lives. The file's own path would
+    /// not do: between the check and the mapping, somebody who can write to the folder could
+    /// replace the file.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.code.as_raw_fd()))
     }
 }
 
-/// What stands beside the native code.
+/// The record that accompanies the native code.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
-    /// Over the code, the artifact's digest, the engine's fingerprint and the report.
+    /// The MAC over the code, the artifact's digest, the engine's fingerprint and the report.
     mac: String,
     report: PreinitReport,
 }
 
-/// The state folder cannot be used.
+/// An error of the state folder.
 #[derive(Debug, thiserror::Error)]
 #[error("use the state folder: {what}")]
 pub struct StoreError {
@@ -100,22 +100,24 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    /// Whether the disk is full, or this user's part of it.
+    /// Whether the disk or the user's quota is full.
     pub fn is_full(&self) -> bool {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         matches!(self.source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
     }
 
+    /// Makes errors of one action on the state folder out of those of the system.
     pub fn new(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self { what, source }
     }
 }
 
 impl Store {
-    /// Open the state folder, or make it.
+    /// Open the state folder, or create it.
     ///
     /// # Errors
-    /// The folder or its key cannot be read or made, is open to others, or another host uses it.
+    /// The folder or its key cannot be read or created, is accessible to others, or is in use by
+    /// another host.
     pub fn open(folder: &Path, fingerprint: String) -> Result<Self, StoreError> {
         let (artifacts, compiled) = (folder.join("artifacts"), folder.join("compiled"));
         let mut builder = fs::DirBuilder::new();
@@ -123,7 +125,7 @@ impl Store {
         for made in [&artifacts, &compiled] {
             builder.create(made).map_err(StoreError::new("cannot make the folder"))?;
         }
-        // Whoever can write to the folders can make this host run anything.
+        // Anyone who can write to the folders can make this host run any code.
         let folders = [folder, &artifacts, &compiled].map(|path| (path, 0o022));
         let key = folder.join("key");
         let checked =
@@ -145,11 +147,11 @@ impl Store {
         &self.folder
     }
 
-    /// The compiled form of an artifact, if it is there and it is ours.
+    /// Find the compiled code of an artifact for this engine.
     ///
     /// # Errors
-    /// It is there, but cannot be read. One that does not pass its MAC counts as not there; the
-    /// log says so.
+    /// The file exists but cannot be read. A file that does not pass its MAC is logged and treated
+    /// as absent.
     pub fn find(&self, artifact: Digest) -> Result<Option<CompiledVersion>, StoreError> {
         let record = match fs::read(self.path(artifact, "json")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -164,27 +166,27 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(&unreadable)?,
         };
-        let is = self.mac_of_version(&code, artifact, &record.report).map_err(&unreadable)?;
-        // Comparing hashes takes the same time wherever they differ.
+        let is = self.version_mac(&code, artifact, &record.report).map_err(&unreadable)?;
+        // BLAKE3 hashes are compared in constant time.
         if blake3::Hash::from_hex(&record.mac).is_ok_and(|wanted| wanted == is) {
-            note_use(&code);
+            touch(&code);
             return Ok(Some(CompiledVersion { code, report: record.report }));
         }
         tracing::warn!(%artifact, "a compiled version does not pass its MAC, compiling anew");
         Ok(None)
     }
 
-    /// Let `make` write the compiled form of an artifact with this component into a file, and keep it.
+    /// Call `make` to write the compiled code of an artifact with this component, and keep it.
     ///
     /// # Errors
-    /// What `make` says, or the state folder.
+    /// The error of `make`, or [`StoreError`].
     pub fn keep<E: From<StoreError>>(
         &self,
         artifact: Digest,
         component: Digest,
         make: impl FnOnce(&CompileFiles) -> Result<PreinitReport, E>,
     ) -> Result<CompiledVersion, E> {
-        // In the same folder, so that it can be renamed; removed again if anything fails.
+        // In the same folder, so that files can be renamed; it is removed if anything fails.
         let scratch = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in(&self.compiled);
         let scratch = scratch.map_err(StoreError::new("cannot make a temporary folder"))?;
         let path = |name| scratch.path().join(name);
@@ -199,16 +201,16 @@ impl Store {
         let sharing = || self.sharing.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let _sharing = sharing();
-            self.lend(&functions, &files.functions);
-            self.lend(&init_code, &files.init_code);
+            self.provide(&functions, &files.functions);
+            self.provide(&init_code, &files.init_code);
         }
         let report = make(&files)?;
         let code = self.publish(&files.compiled, artifact, &report);
         let code = code.map_err(StoreError::new("cannot keep a compiled version"))?;
         let _sharing = sharing();
-        self.take(&functions, &files.functions_output);
-        self.take(&init_code, &files.init_code_output);
-        if let Err(error) = self.bound_init_codes() {
+        self.adopt(&functions, &files.functions_output);
+        self.adopt(&init_code, &files.init_code_output);
+        if let Err(error) = self.evict_init_codes() {
             tracing::warn!(%error, "cannot remove old code for init");
         }
         Ok(CompiledVersion { code, report })
@@ -216,7 +218,7 @@ impl Store {
 
     fn publish(&self, made: &Path, artifact: Digest, report: &PreinitReport) -> io::Result<File> {
         let code = open_regular(made)?;
-        let mac = self.mac_of_version(&code, artifact, report)?.to_hex().to_string();
+        let mac = self.version_mac(&code, artifact, report)?.to_hex().to_string();
         let to = self.path(artifact, "cwasm");
         durable::rename(made, &to)?;
         let record = serde_json::to_vec(&Record { mac, report: report.clone() })?;
@@ -226,7 +228,7 @@ impl Store {
         Ok(code)
     }
 
-    fn mac_of_version(
+    fn version_mac(
         &self,
         code: &File,
         artifact: Digest,
@@ -235,8 +237,9 @@ impl Store {
         self.mac(code, &[&artifact.to_string(), &serde_json::to_string(report)?])
     }
 
-    /// The MAC over code, the engine and what else the code is bound to; lengths keep the parts
-    /// apart, and no artifact's digest is a label of what children share.
+    /// The MAC over the code, the engine's fingerprint and the other values that the code is bound
+    /// to. Their lengths are included, so that values cannot run into each other, and no artifact's
+    /// digest equals a label of shared code.
     fn mac(&self, code: &File, bound_to: &[&str]) -> io::Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         for part in bound_to.iter().chain([&self.fingerprint.as_str()]) {
@@ -252,8 +255,8 @@ impl Store {
     }
 }
 
-/// What pre-initialising an artifact found out, for each engine that it was compiled for, by the
-/// engine's fingerprint. Only reads, and checks no MAC: for people to look at while a host runs.
+/// The reports of an artifact, by the fingerprint of the engine that it was compiled for. This only
+/// reads, and does not check MACs: it is for people to look at while a host runs.
 ///
 /// # Errors
 /// The state folder cannot be read.
@@ -271,7 +274,7 @@ pub fn reports(
                 .and_then(|rest| rest.strip_prefix('-'))
                 .and_then(|rest| rest.strip_suffix(".json"));
             let Some(engine) = engine else { continue };
-            // One that is damaged says nothing; the host compiles anew.
+            // A damaged record is skipped; the host will compile the artifact again.
             if let Ok(Record { report, .. }) = serde_json::from_slice(&fs::read(&path)?) {
                 reports.insert(engine.to_owned(), report);
             }
@@ -281,9 +284,9 @@ pub fn reports(
     read().map_err(StoreError::new("cannot read the reports of compiled versions"))
 }
 
-/// These belong to the user that this host runs as, and give others none of these permissions. The
-/// error names all that do not, and the command that mends them: a volume's `fsGroup`, for one, widens
-/// everything at once. What is not there is as good.
+/// Check that the paths belong to the user of this process and deny others these permissions. The
+/// error names all paths that fail, and the command that fixes them: a volume's `fsGroup`, for
+/// example, widens everything at once. Absent paths pass.
 fn check_private(paths: &[(&Path, u32)]) -> io::Result<()> {
     let user = rustix::process::geteuid().as_raw();
     let (mut foreign, mut open) = (Vec::new(), Vec::new());
@@ -319,14 +322,14 @@ fn check_private(paths: &[(&Path, u32)]) -> io::Result<()> {
     Ok(())
 }
 
-/// A path as a word of a shell.
+/// Quote a path for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+@".contains(&byte);
     if text.bytes().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
-/// The file is there for the lock alone, and stays: a new one would be another lock.
+/// Lock the folder. The file is never removed, because a new file would be a different lock.
 fn lock(folder: &Path) -> io::Result<File> {
     let path = folder.join("lock");
     let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
@@ -337,7 +340,7 @@ fn lock(folder: &Path) -> io::Result<File> {
     }
 }
 
-/// What a host that was killed while compiling has left.
+/// Remove the temporary files of a host that was killed.
 fn remove_leftovers(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -364,7 +367,7 @@ fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             rand::rngs::SysRng.try_fill_bytes(&mut key).map_err(io::Error::other)?;
-            // Readable by its owner alone, as every file of this kind.
+            // Temporary files are readable by their owner only.
             durable::write_file(folder, "key", &key)?;
         }
         Err(error) => return Err(error),
@@ -375,12 +378,12 @@ fn read_or_make_key(folder: &Path) -> io::Result<[u8; KEY_BYTES]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preinit::Start;
+    use crate::preinit::InstanceStart;
     use guesthouse_model::Signature;
 
     pub(super) fn report() -> PreinitReport {
         let signature = Signature { inputs: vec![], outputs: vec![], max_batch_size: 1 };
-        let start = Start::Snapshot;
+        let start = InstanceStart::Snapshot;
         PreinitReport {
             signature,
             start,
@@ -395,7 +398,7 @@ mod tests {
             fs::write(&files.compiled, code).map_err(StoreError::new("test"))?;
             Ok::<_, StoreError>(report())
         };
-        store.keep(artifact, Digest::of(b"component"), write).unwrap()
+        store.keep(artifact, Digest::from_content(b"component"), write).unwrap()
     }
 
     pub(super) fn open(folder: &Path, fingerprint: &str) -> Store {
@@ -403,10 +406,10 @@ mod tests {
     }
 
     #[test]
-    fn only_what_this_host_wrote_for_this_artifact_and_engine_is_found() {
+    fn only_code_of_this_host_artifact_and_engine_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
-        let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
+        let (one, two) = (Digest::from_content(b"one"), Digest::from_content(b"two"));
         assert!(store.find(one).unwrap().is_none());
         keep(&store, one, b"code");
         drop(store);
@@ -417,12 +420,12 @@ mod tests {
         assert!(store.find(one).unwrap().is_some());
         assert!(store.find(two).unwrap().is_none());
 
-        // Another artifact's code under this artifact's name.
+        // The code of another artifact under this artifact's name.
         let path = store.path(one, "cwasm");
         fs::copy(&path, store.path(two, "cwasm")).unwrap();
         fs::copy(store.path(one, "json"), store.path(two, "json")).unwrap();
         assert!(store.find(two).unwrap().is_none());
-        // Other code, and other code with a record of another key.
+        // Other code, and other code with a record under another key.
         fs::write(&path, b"evil").unwrap();
         assert!(store.find(one).unwrap().is_none());
         let elsewhere = tempfile::tempdir().unwrap();
@@ -439,13 +442,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mapped_is_what_was_checked() {
+    fn the_checked_file_is_the_one_that_is_mapped() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
-        let artifact = Digest::of(b"one");
+        let artifact = Digest::from_content(b"one");
         let kept = keep(&store, artifact, b"code");
         let found = store.find(artifact).unwrap().unwrap();
-        // Another file takes its name as soon as it has been checked.
+        // Another file takes its name after the check.
         let evil = folder.path().join("evil");
         fs::write(&evil, b"evil").unwrap();
         fs::rename(&evil, store.path(artifact, "cwasm")).unwrap();
@@ -455,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_or_a_key_that_others_have_access_to_is_refused() {
+    fn a_folder_or_key_accessible_to_others_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         drop(open(folder.path(), "engine"));
         let compiled = folder.path().join("compiled");
@@ -478,21 +481,21 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_one_hosts_alone() {
+    fn a_folder_cannot_be_used_by_two_hosts() {
         let folder = tempfile::tempdir().unwrap();
         let first = open(folder.path(), "engine");
         let scratch = first.compiled.join(format!("{SCRATCH_PREFIX}1"));
         fs::create_dir(&scratch).unwrap();
         let second = Store::open(folder.path(), "engine".to_owned()).unwrap_err();
         assert!(second.source.to_string().contains("another host uses it"));
-        assert!(scratch.exists(), "a second host removes nothing of the first one");
+        assert!(scratch.exists(), "a second host removes no files of the first one");
         drop(first);
         drop(open(folder.path(), "engine"));
         assert!(!scratch.exists());
     }
 
     #[test]
-    fn what_a_killed_host_left_is_removed() {
+    fn files_of_a_killed_host_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
         let left = store.compiled.join(format!("{SCRATCH_PREFIX}1"));
@@ -500,15 +503,15 @@ mod tests {
         fs::write(left.join("compiled"), b"half").unwrap();
         let files = [store.compiled.join(".tmpAbC123"), folder.path().join(".tmpAbC123")];
         files.iter().for_each(|file| fs::write(file, b"half").unwrap());
-        keep(&store, Digest::of(b"one"), b"code");
+        keep(&store, Digest::from_content(b"one"), b"code");
         drop(store);
         let again = open(folder.path(), "engine");
         assert!(!left.exists() && !files.iter().any(|file| file.exists()));
-        assert!(again.find(Digest::of(b"one")).unwrap().is_some());
+        assert!(again.find(Digest::from_content(b"one")).unwrap().is_some());
     }
 
     #[test]
-    fn what_fails_leaves_nothing_behind() {
+    fn a_failed_compilation_leaves_no_files() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
         let fail = |files: &CompileFiles| {
@@ -516,7 +519,11 @@ mod tests {
             fs::write(&files.functions_output, b"half").map_err(StoreError::new("test"))?;
             Err(StoreError { what: "test", source: io::Error::other("no") })
         };
-        assert!(store.keep(Digest::of(b"one"), Digest::of(b"component"), fail).is_err());
+        assert!(
+            store
+                .keep(Digest::from_content(b"one"), Digest::from_content(b"component"), fail)
+                .is_err()
+        );
         assert_eq!(fs::read_dir(&store.compiled).unwrap().count(), 0);
     }
 }

@@ -1,12 +1,13 @@
-//! An immutable servable: one version with its signature and its instances. Whoever holds it keeps
-//! it alive, so draining is a matter of ownership.
+//! A loaded version that can serve: its signature, its limits and its instances. It is immutable
+//! and reference-counted: a request keeps its version alive by holding it, so a version is drained
+//! when the last holder drops it.
 
 pub mod admission;
 mod breaker;
 mod budget;
 mod caller;
 mod faults;
-mod measured;
+mod metrics;
 mod quarantine;
 pub mod statistics;
 
@@ -15,52 +16,72 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub use admission::Admission;
-pub use breaker::{Breaker, Refusal, Suspended};
-pub use budget::{Budget, DoesNotFit, Reservation};
+pub use breaker::{Breaker, BreakerRefusal, SuspensionScope};
+pub use budget::{BudgetExceeded, Reservation, ResourceBudget};
 pub use caller::CallerId;
-pub use faults::Faults;
-pub use measured::Measured;
-pub use quarantine::{Fingerprint, Quarantine};
+pub use faults::FaultCounts;
+pub use metrics::VersionMetrics;
+pub use quarantine::{InputFingerprint, Quarantine};
 pub use statistics::Statistics;
 
-use crate::guest::{Fault, InstanceLimits, LoadedComponent, Stop};
-use crate::pool::{Isolation, Pool};
+use crate::guest::{Fault, InstanceLimits, LoadedComponent, StopSignal};
+use crate::machine;
+use crate::pool::{Isolation, Pool, ReuseLimits};
 use crate::preinit::PreinitReport;
-use guesthouse_artifact::{Artifact, Digest, GoldenExample, Metadata, Tolerances};
+use guesthouse_artifact::{Artifact, ArtifactMetadata, Digest, GoldenExample, Tolerances};
 use guesthouse_model::record;
 use guesthouse_model::{Signature, Tensor, VersionId};
 
-/// The time all golden examples of a version may take together. They run before anyone waits for
-/// an answer.
+/// The time that all golden examples of a version may take together. No request waits for them.
 const GOLDEN_TIME: Duration = Duration::from_secs(60);
 
-/// What versions of one model may use.
+/// The limits and settings of the versions of one model.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelLimits {
-    /// Of each instance.
+    /// The limits of each instance.
     pub instance: InstanceLimits,
-    /// How strictly requests are kept apart.
+    /// How strictly requests are isolated from each other.
     pub isolation: Isolation,
-    /// Batches of one version that may run at once; as many instances are kept idle.
+    /// The most batches of one version that may run at once; this many instances are kept.
     pub concurrency: usize,
-    /// Batches that may wait for a thread.
+    /// The most jobs that may wait for a thread.
     pub queued: usize,
-    /// How long a request may wait and run, if it does not say itself.
+    /// The time a request may wait and run, unless the request sets a deadline.
     pub predict_time: Duration,
-    /// How rows of several requests are run together.
+    /// How rows of several requests are batched.
     pub batching: Batching,
 }
 
-/// How rows of several requests are put together for one call of the guest.
+/// How long a request may wait and run by default. 2 s are longer than any small model takes.
+const DEFAULT_PREDICT_TIME: Duration = Duration::from_secs(2);
+
+/// The most jobs of a version that wait by default: on two cores an eighth of a second of jobs that take 1 ms.
+const DEFAULT_QUEUED: usize = 256;
+
+impl Default for ModelLimits {
+    fn default() -> Self {
+        Self {
+            instance: InstanceLimits::default(),
+            isolation: Isolation::Reuse(ReuseLimits::default()),
+            concurrency: machine::cores(),
+            queued: DEFAULT_QUEUED,
+            predict_time: DEFAULT_PREDICT_TIME,
+            batching: Batching::default(),
+        }
+    }
+}
+
+/// How rows of several requests are joined for one call of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batching {
-    /// Whether they are at all. By default, yes: a call of a guest costs the same for many rows, and
-    /// nobody waits for it.
+    /// Whether requests are batched. They are by default: a call of a guest costs about the same
+    /// for many rows, and no request waits for others.
     pub is_enabled: bool,
-    /// The most rows of one call, if that is less than the signature says.
+    /// The most rows of one call, if that is less than the signature allows.
     pub max_batch_size: u32,
-    /// How long a request may be held back so that others can join it. None by default: whoever finds
-    /// a thread free is answered soonest by taking it, and what comes meanwhile is a batch by itself.
+    /// How long a request may be held back so that others can join its batch. Zero by default: a
+    /// request that finds a free thread is answered soonest by running at once, and requests that
+    /// arrive while all threads are busy form a batch anyway.
     pub max_queue_delay: Duration,
 }
 
@@ -75,7 +96,7 @@ pub struct ServableVersion {
     key: u64,
     id: VersionId,
     digest: Digest,
-    metadata: Metadata,
+    metadata: ArtifactMetadata,
     report: PreinitReport,
     limits: ModelLimits,
     tolerances: Tolerances,
@@ -84,43 +105,43 @@ pub struct ServableVersion {
     admission: Admission,
     breaker: Breaker,
     quarantine: Quarantine,
-    faults: Faults,
-    measured: Arc<Measured>,
+    faults: FaultCounts,
+    metrics: Arc<VersionMetrics>,
     statistics: Arc<Statistics>,
-    /// Given back when the last request of this version is over.
+    /// Released when the version is dropped.
     _reservation: Reservation,
 }
 
-/// A version does not do what its artifact promises.
+/// A version does not pass the golden examples of its artifact.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
-    /// An instance of it cannot be made.
-    #[error("an instance cannot be made: {0}")]
+    /// An instance cannot be created.
+    #[error("an instance cannot be created: {0}")]
     Instance(#[source] Fault),
-    /// A golden example cannot be given to the guest.
+    /// The inputs of a golden example do not fit the signature.
     #[error("golden example {index} does not fit the signature: {reason}")]
     Inputs {
-        /// From 1.
+        /// The number of the example, from 1.
         index: usize,
         /// Why not.
         reason: String,
     },
-    /// The guest gave no answer to a golden example.
+    /// The guest failed on a golden example.
     #[error("golden example {index}: {fault}")]
     Fault {
-        /// From 1.
+        /// The number of the example, from 1.
         index: usize,
         /// Why not.
         #[source]
         fault: Fault,
     },
-    /// The guest gave another answer than the golden one.
+    /// The outputs differ from the golden ones.
     #[error("golden example {index}: {difference}")]
     Differs {
-        /// From 1.
+        /// The number of the example, from 1.
         index: usize,
-        /// What differs.
-        difference: Box<record::Difference>,
+        /// The first difference.
+        difference: Box<record::GoldenMismatch>,
     },
 }
 
@@ -128,17 +149,17 @@ fn is_batched(limits: &ModelLimits) -> bool {
     limits.batching.is_enabled && limits.isolation != Isolation::Fresh
 }
 
-/// How many requests of one row can share a call.
+/// How many requests of one row can share a batch.
 fn most_together(limits: &ModelLimits, of_signature: u32) -> usize {
     let most = of_signature.min(limits.batching.max_batch_size) as usize;
     if is_batched(limits) { most } else { 1 }
 }
 
 impl ServableVersion {
-    /// A version that has met all of its golden examples, with warm instances.
+    /// Run the golden examples of a version and create its instances.
     ///
     /// # Errors
-    /// [`ProofError`] with the first example that was not met.
+    /// [`ProofError`] for the first golden example that fails.
     pub fn prove(
         artifact: &Artifact,
         report: &PreinitReport,
@@ -149,18 +170,18 @@ impl ServableVersion {
         static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
         let shadow_pool = Pool::new(component.clone(), limits.isolation, 0);
         let pool = Pool::new(component, limits.isolation, limits.concurrency);
-        pool.make_first().map_err(ProofError::Instance)?;
-        let proof = Proof {
+        pool.create_first().map_err(ProofError::Instance)?;
+        let check = GoldenCheck {
             pool: &pool,
             signature: &report.signature,
             tolerances: &artifact.descriptor().tolerances,
-            stop: Stop::at(Instant::now() + GOLDEN_TIME),
+            stop: StopSignal::at_deadline(Instant::now() + GOLDEN_TIME),
         };
         for (index, example) in artifact.golden().iter().enumerate() {
-            proof.example(index + 1, example)?;
+            check.run_example(index + 1, example)?;
         }
-        // One can be made. Those that cannot, because the engine is full now, are made when they are
-        // needed.
+        // At least one instance exists. Those that cannot be created because the engine's pool is
+        // full now are created on demand.
         let _ = pool.fill();
         let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
         let (id, digest) = (artifact.id().clone(), artifact.digest());
@@ -169,7 +190,7 @@ impl ServableVersion {
         let together = most_together(&limits, report.signature.max_batch_size);
         let admission =
             Admission::new(limits.concurrency, limits.queued, limits.predict_time, together);
-        let (breaker, faults) = (Breaker::default(), Faults::default());
+        let (breaker, faults) = (Breaker::default(), FaultCounts::default());
         Ok(Self {
             key,
             id,
@@ -184,126 +205,126 @@ impl ServableVersion {
             breaker,
             quarantine: Quarantine::default(),
             faults,
-            measured: Arc::default(),
+            metrics: Arc::default(),
             statistics: Arc::default(),
             _reservation: reservation,
         })
     }
 
-    /// Run the golden examples of another version; in which it differs from them, a line each.
+    /// Run the golden examples of another version. Returns a line of text for each that fails.
     pub fn replay(&self, examples: &[GoldenExample], tolerances: &Tolerances) -> Vec<String> {
-        let stop = Stop::at(Instant::now() + GOLDEN_TIME);
+        let stop = StopSignal::at_deadline(Instant::now() + GOLDEN_TIME);
         let signature = &self.report.signature;
-        let proof = Proof { pool: &self.pool, signature, tolerances, stop };
-        let run = |(index, example)| proof.example(index + 1, example).err();
+        let check = GoldenCheck { pool: &self.pool, signature, tolerances, stop };
+        let run = |(index, example)| check.run_example(index + 1, example).err();
         examples.iter().enumerate().filter_map(run).map(|error| error.to_string()).collect()
     }
 
-    /// Tells this loaded version from every other one of the process.
+    /// The key that identifies this loaded version within the process.
     pub fn key(&self) -> u64 {
         self.key
     }
 
-    /// The model and the version.
+    /// The model's name and the version's number.
     pub fn id(&self) -> &VersionId {
         &self.id
     }
 
-    /// The artifact that it is.
+    /// The digest of the artifact.
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// Description, licence and the like.
-    pub fn metadata(&self) -> &Metadata {
+    /// The artifact's description, licence and other metadata.
+    pub fn metadata(&self) -> &ArtifactMetadata {
         &self.metadata
     }
 
-    /// What it takes and gives.
+    /// The inputs and outputs of the version.
     pub fn signature(&self) -> &Signature {
         &self.report.signature
     }
 
-    /// The most rows of one call of its guest.
+    /// The most rows of one call of the guest, by the signature and by the operator's limit.
     pub fn max_batch_size(&self) -> usize {
         self.signature().max_batch_size.min(self.limits.batching.max_batch_size) as usize
     }
 
-    /// Whether rows of several requests may meet in one call of its guest. Not where the operator
-    /// wants requests to be kept apart.
+    /// Whether rows of several requests may share a call of the guest. They never do with
+    /// [`Isolation::Fresh`].
     pub fn is_batched(&self) -> bool {
         is_batched(&self.limits)
     }
 
-    /// What pre-initialising found out.
+    /// The report of pre-initialisation.
     pub fn report(&self) -> &PreinitReport {
         &self.report
     }
 
-    /// What it may use.
+    /// The limits of the version.
     pub fn limits(&self) -> &ModelLimits {
         &self.limits
     }
 
-    /// How close its outputs must come to others to count as the same, by output; 0 for those that
-    /// are not named.
+    /// How far outputs may differ from others and still count as equal, by output; 0 for outputs
+    /// that are not listed.
     pub fn tolerances(&self) -> &Tolerances {
         &self.tolerances
     }
 
-    /// Its instances.
+    /// The instances that serve clients.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// Instances for batches that no client waits for, made when there is one, so that those never
-    /// take an instance, or the lock of the pool, from a batch that a client does wait for. Whoever
-    /// runs such batches clears it in the end.
+    /// Instances for shadow batches, for which no client waits. They are created on demand, so that
+    /// shadow batches take neither instances nor the pool's lock from batches of clients. The
+    /// shadow worker clears the pool when it is done.
     pub fn shadow_pool(&self) -> &Pool {
         &self.shadow_pool
     }
 
-    /// How many requests it takes at once.
+    /// The limit of concurrent requests.
     pub fn admission(&self) -> &Admission {
         &self.admission
     }
 
-    /// Whose requests it accepts.
+    /// The circuit breaker.
     pub fn breaker(&self) -> &Breaker {
         &self.breaker
     }
 
-    /// Inputs on which it keeps breaking down.
+    /// The inputs on which the version keeps failing.
     pub fn quarantine(&self) -> &Quarantine {
         &self.quarantine
     }
 
-    /// What is measured of it.
-    pub fn measured(&self) -> &Arc<Measured> {
-        &self.measured
+    /// The metrics of the version.
+    pub fn metrics(&self) -> &Arc<VersionMetrics> {
+        &self.metrics
     }
 
-    /// What it has done so far, as protocols tell it.
+    /// The counters that the Open Inference Protocol's statistics report.
     pub fn statistics(&self) -> &Arc<Statistics> {
         &self.statistics
     }
 
-    /// What went wrong so far.
-    pub fn faults(&self) -> &Faults {
+    /// The faults since the version was loaded, by kind.
+    pub fn faults(&self) -> &FaultCounts {
         &self.faults
     }
 }
 
-/// What every golden example is held against.
-struct Proof<'a> {
+/// Runs golden examples and compares their outputs.
+struct GoldenCheck<'a> {
     pool: &'a Pool,
     signature: &'a Signature,
     tolerances: &'a Tolerances,
-    stop: Stop,
+    stop: StopSignal,
 }
 
-impl Proof<'_> {
-    fn example(&self, index: usize, example: &GoldenExample) -> Result<(), ProofError> {
+impl GoldenCheck<'_> {
+    fn run_example(&self, index: usize, example: &GoldenExample) -> Result<(), ProofError> {
         let inputs = record::decode(self.signature, &[&example.inputs])
             .map_err(|error| ProofError::Inputs { index, reason: error.to_string() })?;
         let outputs = self.run(&inputs).map_err(|fault| ProofError::Fault { index, fault })?;
@@ -311,7 +332,7 @@ impl Proof<'_> {
             ProofError::Fault { index, fault: Fault::BadOutput(error.to_string()) }
         })?;
         let record = records.first().expect("outputs have as many rows as inputs, which is one");
-        match record::difference(&example.outputs, record, self.tolerances) {
+        match record::compare_golden(&example.outputs, record, self.tolerances) {
             None => Ok(()),
             Some(difference) => {
                 Err(ProofError::Differs { index, difference: Box::new(difference) })
@@ -320,10 +341,10 @@ impl Proof<'_> {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Fault> {
-        let mut leased = self.pool.take(&self.stop)?;
+        let mut leased = self.pool.acquire(&self.stop)?;
         let outcome = leased.predict(inputs, &self.stop);
-        let good = outcome.as_ref().err().is_none_or(Fault::spares_instance);
-        self.pool.give_back(leased, good);
+        let is_usable = outcome.as_ref().err().is_none_or(Fault::leaves_instance_usable);
+        self.pool.release(leased, is_usable);
         outcome
     }
 }

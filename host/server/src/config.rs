@@ -1,7 +1,9 @@
-//! What the operator wrote, and what the server will do.
+//! The configuration: what the operator wrote, and its validated form.
 //!
-//! A file of TOML (strict: unknown keys are errors), under what the command line and the
-//! environment say, over the defaults. Every default stands beside its reason in [`Settings`].
+//! [`ConfigFile`] is the TOML file (strict: an unknown key is an error), with the environment and the
+//! command line over it. [`Settings`] is what the server does: validated, with every default filled in.
+//! The documentation of the file's keys is generated from the comments in this module
+//! ([`reference`](reference())).
 
 mod idempotency;
 mod keys;
@@ -9,28 +11,32 @@ mod limits;
 mod listen;
 mod metrics;
 mod models;
+mod observe;
 mod overrides;
+mod reference;
+mod schema;
 mod server;
 mod transport;
-mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use semver::Version;
 use serde::Deserialize;
 
-pub use idempotency::{AnswerLimits, IdempotencyFile};
-pub use keys::{KeyFile, RateLimitFile};
-pub use limits::{Limits, LimitsFile};
+pub use idempotency::{AnswerLimits, IdempotencySection};
+pub use keys::{KeySection, RateLimitSection};
+pub use limits::{Limits, LimitsSection};
 pub use listen::{GrpcListen, ListenAddress, ListenAddressError};
-pub use metrics::{MetricsAccess, MetricsFile, MetricsListener};
-pub use models::{BatchingFile, IsolationFile, ModelFile, ReuseFile};
+pub use metrics::{MetricsAccess, MetricsListener, MetricsSection};
+pub use models::{BatchingSection, IsolationValue, ModelSection, ReuseSection};
+pub use observe::{CaptureSection, TracingSection};
 pub use overrides::Override;
-pub use server::{ServerFile, ServerWords};
-pub use transport::{CorsFile, Origins, ProxyFile, TlsFile, TrustedProxies};
-pub use watch::{CaptureFile, TracingFile};
+pub use reference::reference;
+pub use server::{ServerIdentity, ServerSection};
+pub use transport::{CorsSection, Origins, ProxySection, TlsSection, TrustedProxies};
 
 use crate::observe::capture::CaptureSettings;
 use crate::observe::trace::TraceSettings;
@@ -41,112 +47,117 @@ use guesthouse_model::ModelName;
 use guesthouse_runtime::version::ModelLimits;
 
 /// The configuration file, as it is written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigFile {
-    /// Address or name, and port, of the HTTP endpoints; 127.0.0.1:8000.
+    /// The address or host name, and the port, of the public HTTP listener.
     pub listen: Option<ListenAddress>,
-    /// The same of gRPC, or `off`; 127.0.0.1:8001.
+    /// The address or host name, and the port, of the gRPC listener, or `"off"`.
     pub grpc_listen: Option<GrpcListen>,
-    /// The same of the admin API; 127.0.0.1:8002.
+    /// The address or host name, and the port, of the admin API. Without a key with the scope `admin`,
+    /// it is not opened.
     pub admin_listen: Option<ListenAddress>,
-    /// Folder of the artifacts; `repository`.
+    /// The folder of artifacts that the server loads by itself.
     pub repository: Option<PathBuf>,
-    /// Folder of what is served; `state`.
+    /// The folder of the ledger, deployed artifacts and compiled versions. Never shared by two servers.
     pub state: Option<PathBuf>,
-    /// The model that `/predict` and `/v1/predict` mean; the only one, if there is one only.
+    /// The model of requests whose path names none, such as `/v1/predict`.
+    #[schemars(with = "Option<String>")]
     pub default_model: Option<ModelName>,
-    /// What the server says of itself.
+    /// How the server presents itself to clients of the Open Inference Protocol.
     #[serde(default)]
-    pub server: ServerFile,
-    /// The certificate; without it, plain HTTP.
-    pub tls: Option<TlsFile>,
-    /// Which web pages may ask.
+    pub server: ServerSection,
+    /// The certificate of all listeners. Without this section they serve plain HTTP.
+    pub tls: Option<TlsSection>,
+    /// Cross-origin requests of web pages to the public listener. None are allowed by default, because
+    /// any page could then reach the server through the network of its visitor.
     #[serde(default)]
-    pub cors: CorsFile,
+    pub cors: CorsSection,
     /// The reverse proxies in front of the server.
     #[serde(default)]
-    pub proxy: ProxyFile,
-    /// Limits, by name.
+    pub proxy: ProxySection,
+    /// The bounds of the server. Each has a default; a value of 0 is an error unless it says otherwise.
     #[serde(default)]
-    pub limits: LimitsFile,
-    /// Who may ask for what, beside those whose keys were made by operators.
+    pub limits: LimitsSection,
+    /// An API key, identified by its SHA-256 (`printf %s "$KEY" | sha256sum`). At most 1000, beside
+    /// those made with `guesthouse keys create`.
     #[serde(default)]
-    pub keys: Vec<KeyFile>,
-    /// How often they may ask.
+    pub keys: Vec<KeySection>,
+    /// How many predictions a key may request that has no `rate` of its own.
     #[serde(default)]
-    pub rate_limit: RateLimitFile,
-    /// What holds for predictions that are asked for again.
+    pub rate_limit: RateLimitSection,
+    /// How long responses to predictions with an idempotency key are kept, and how many.
     #[serde(default)]
-    pub idempotency: IdempotencyFile,
-    /// Where Prometheus reads, and whether it needs a key.
+    pub idempotency: IdempotencySection,
+    /// Which listener serves `/metrics`, and whether it needs a key.
     #[serde(default)]
-    pub metrics: MetricsFile,
-    /// Traces of requests.
+    pub metrics: MetricsSection,
+    /// OpenTelemetry traces. They are off without an `endpoint`.
     #[serde(default)]
-    pub tracing: TracingFile,
-    /// Where requests are kept, if any are.
+    pub tracing: TracingSection,
+    /// Where sampled requests and their responses are written. A model's `capture_share` selects them.
     #[serde(default)]
-    pub capture: CaptureFile,
-    /// What holds for single models.
+    pub capture: CaptureSection,
+    /// What holds for one model. Limits that are left out are those of `[limits]`.
     #[serde(default)]
-    pub models: BTreeMap<ModelName, ModelFile>,
+    #[schemars(with = "BTreeMap<String, ModelSection>")]
+    pub models: BTreeMap<ModelName, ModelSection>,
 }
 
-/// What the server will do: checked, with every default filled in.
+/// The validated configuration, with every default filled in.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Only this machine can reach the default, until somebody decides otherwise.
+    /// The public HTTP listener. By default only this machine can reach it.
     pub listen: ListenAddress,
-    /// Of gRPC, if it is served; the same holds for it. The port is the one that clients of other
-    /// model servers have in their examples.
+    /// The gRPC listener. By default only this machine can reach it, at the port that the examples of
+    /// other model servers use.
     pub grpc_listen: GrpcListen,
-    /// Of the admin API; the same holds for it.
+    /// The listener of the admin API. By default only this machine can reach it.
     pub admin_listen: ListenAddress,
-    /// Folder of the artifacts.
+    /// The folder of artifacts that the server loads by itself.
     pub repository: PathBuf,
-    /// Folder of what is served.
+    /// The folder of the ledger, deployed artifacts and compiled versions.
     pub state: PathBuf,
-    /// The model that paths without a model mean.
+    /// The model of requests whose path names none.
     pub default_model: Option<ModelName>,
-    /// What the server says of itself.
-    pub server: ServerWords,
-    /// The certificate of all listeners; without it, plain HTTP.
-    pub tls: Option<TlsFile>,
-    /// The web pages that may ask for predictions.
+    /// How the server presents itself to clients of the Open Inference Protocol.
+    pub server: ServerIdentity,
+    /// The certificate of all listeners; `None` for plain HTTP.
+    pub tls: Option<TlsSection>,
+    /// The web pages that may send requests.
     pub origins: Origins,
-    /// The proxies whose headers are taken at their word: none, because anybody can send them.
+    /// The proxies whose headers are honoured. None by default, because any client can send them.
     pub trusted_proxies: TrustedProxies,
-    /// Who may ask for what, beside those whose keys were made by operators.
+    /// The API keys of the file, beside those made by operators.
     pub keys: Vec<Key>,
-    /// How often a key may ask for predictions of which nothing is said; as often as it likes, if none:
-    /// who has keys for friends only needs no limits.
+    /// The rate of keys that have none of their own. `None`, the default, is unlimited: a server whose
+    /// keys are all trusted needs no limits.
     pub key_rate: Option<Rate>,
-    /// How often all keys together may ask for predictions, by model.
+    /// The rate of all keys together, by model.
     pub model_rates: BTreeMap<ModelName, Rate>,
-    /// How traffic is divided, in parts per million.
+    /// The splits of traffic, in parts per million.
     pub splits: BTreeMap<ModelName, BTreeMap<Version, u32>>,
-    /// How callers are told apart, by model.
+    /// What keeps a caller on a version, by model.
     pub sticky: BTreeMap<ModelName, Sticky>,
     /// How many replaced versions stay loaded, by model.
     pub max_parked: BTreeMap<ModelName, usize>,
-    /// Models whose inputs may be kept where a shadow disagrees.
+    /// The models whose inputs are kept where a shadow disagrees.
     pub shadow_captures: BTreeSet<ModelName>,
-    /// What is kept for who asks again.
+    /// How long responses are kept for retries, and how many.
     pub answers: AnswerLimits,
-    /// Where Prometheus reads, and whether it needs a key.
+    /// Which listener serves `/metrics`, and whether it needs a key.
     pub metrics: MetricsAccess,
-    /// Traces of requests.
+    /// The export of spans.
     pub tracing: TraceSettings,
-    /// Where requests are kept, if any are.
+    /// Where sampled requests are written.
     pub capture: CaptureSettings,
-    /// Which share of a model's requests is kept.
+    /// The share of requests that are captured, by model.
     pub capture_shares: BTreeMap<ModelName, f64>,
-    /// What versions may use, by model.
+    /// The limits of versions, by model.
     pub models: BTreeMap<ModelName, ModelLimits>,
     /// All other bounds.
     pub limits: Limits,
-    /// What only the command line says, and only a start looks at.
+    /// Options of the command line alone, read once at the start.
     pub start: StartOptions,
 }
 
@@ -155,22 +166,22 @@ pub struct Settings {
 pub struct StartOptions {
     /// Whether the ledger may have lost changes.
     pub on_ledger_loss: OnLoss,
-    /// Whether this is the demonstration: everybody knows its keys, and what it serves is in its
-    /// repository folder, so a state folder that an older release has left need not be taken over.
+    /// Whether this is demo mode: its keys are public, and everything it serves is in the repository
+    /// folder, so the state folder of an older release can be discarded.
     pub is_demo: bool,
 }
 
-/// What keeps a caller with a version while weights grow: the value of a header, or of a field of the
-/// body. The header comes first, where both are named and there.
+/// What keeps a caller on a version while shares grow: the value of a header or of a field of the body.
+/// The header takes precedence.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sticky {
-    /// Its name.
+    /// The name of the header.
     pub header: Option<String>,
-    /// Its name, beside the inputs or `instances`, or the name of an input.
+    /// The name of the field, beside the inputs or `instances`, or the name of an input.
     pub field: Option<String>,
 }
 
-/// A configuration cannot be used.
+/// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -182,7 +193,7 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// The file is not what it should be.
+    /// The file is not TOML, or has an unknown key or a value of the wrong type.
     #[error("understand {path:?}: {reason}")]
     Parse {
         /// The file.
@@ -190,7 +201,7 @@ pub enum ConfigError {
         /// Where and why.
         reason: String,
     },
-    /// A value makes no sense.
+    /// A value is invalid.
     #[error("use `{key}`: {reason}")]
     Value {
         /// The key of the file.
@@ -201,10 +212,10 @@ pub enum ConfigError {
 }
 
 impl ConfigFile {
-    /// Read the file, if there is one, and put what the operator says beside it over it.
+    /// Read the file, if one is given, and apply the overrides.
     ///
     /// # Errors
-    /// [`ConfigError`], if there is no such file, or a key that there is not.
+    /// [`ConfigError`], if the file cannot be read or parsed, or an override names an unknown key.
     pub fn read(path: Option<&Path>, overrides: &[Override]) -> Result<Self, ConfigError> {
         let mut text = String::new();
         if let Some(path) = path {
@@ -214,14 +225,14 @@ impl ConfigFile {
         Self::parse(&text, path.unwrap_or(Path::new("")), overrides)
     }
 
-    /// The same of a file that says this.
+    /// The same for the text of a file.
     pub(crate) fn parse(
         text: &str,
         path: &Path,
         overrides: &[Override],
     ) -> Result<Self, ConfigError> {
         let parse_error = |error: toml::de::Error| {
-            // toml's own words go over several lines.
+            // toml's own message has several lines.
             let before = error.span().and_then(|span| text.get(..span.start));
             let line = before.unwrap_or_default().matches('\n').count() + 1;
             let reason = format!("line {line}: {}", error.message());
@@ -242,35 +253,35 @@ impl ConfigFile {
         })
     }
 
-    /// What the server will do.
+    /// Check all values and fill in the defaults.
     ///
     /// # Errors
-    /// [`ConfigError`] with the first value that makes no sense.
-    pub fn settle(self) -> Result<Settings, ConfigError> {
-        let mut limits = self.limits.settle()?;
+    /// [`ConfigError`] with the first value that is invalid.
+    pub fn validate(self) -> Result<Settings, ConfigError> {
+        let mut limits = self.limits.validate()?;
         let (mut splits, mut models) = (BTreeMap::new(), BTreeMap::new());
         let (mut sticky, mut max_parked) = (BTreeMap::new(), BTreeMap::new());
         let (mut shadow_captures, mut model_rates) = (BTreeSet::new(), BTreeMap::new());
         let mut capture_shares = BTreeMap::new();
-        for (model, file) in self.models {
+        for (model, section) in self.models {
             let wrong = |key: &str, reason: &str| ConfigError::Value {
                 key: format!("models.{model}.{key}"),
                 reason: reason.to_owned(),
             };
-            let of_model = file.settle(&limits.model).map_err(|(key, why)| wrong(key, why))?;
+            let of_model = section.validate(&limits.model).map_err(|(key, why)| wrong(key, why))?;
             let memory = &mut limits.engine.max_memory_bytes;
             *memory = (*memory).max(of_model.instance.memory_bytes);
             models.insert(model.clone(), of_model);
-            model_rates.extend(file.rate.map(|rate| (model.clone(), rate)));
-            max_parked.extend(file.parked_versions.map(|most| (model.clone(), most)));
-            if file.shadow_capture == Some(true) {
+            model_rates.extend(section.rate.map(|rate| (model.clone(), rate)));
+            max_parked.extend(section.parked_versions.map(|most| (model.clone(), most)));
+            if section.shadow_capture == Some(true) {
                 shadow_captures.insert(model.clone());
             }
-            let share = watch::settle_share(file.capture_share);
+            let share = observe::validate_share(section.capture_share);
             capture_shares.insert(model.clone(), share.map_err(|(key, why)| wrong(key, why))?);
-            let key = file.settle_sticky().map_err(|(key, why)| wrong(key, why))?;
+            let key = section.validate_sticky().map_err(|(key, why)| wrong(key, why))?;
             sticky.insert(model.clone(), key);
-            let split = file.settle_split().map_err(|reason| wrong("split", &reason))?;
+            let split = section.validate_split().map_err(|reason| wrong("split", &reason))?;
             splits.extend(split.map(|split| (model, split)));
         }
         let state = self.state.unwrap_or_else(|| "state".into());
@@ -279,24 +290,24 @@ impl ConfigFile {
             grpc_listen: self.grpc_listen.unwrap_or_default(),
             admin_listen: self.admin_listen.unwrap_or(ListenAddress::loopback(8002)),
             repository: self.repository.unwrap_or_else(|| "repository".into()),
-            metrics: self.metrics.settle(),
-            tracing: self.tracing.settle()?,
-            capture: self.capture.settle(&state)?,
+            metrics: self.metrics.validate(),
+            tracing: self.tracing.validate()?,
+            capture: self.capture.validate(&state)?,
             capture_shares,
             state,
             default_model: self.default_model,
-            server: self.server.settle()?,
+            server: self.server.validate()?,
             tls: self.tls,
-            origins: self.cors.settle()?,
-            trusted_proxies: self.proxy.settle()?,
-            keys: keys::settle(self.keys)?,
-            key_rate: self.rate_limit.settle()?,
+            origins: self.cors.validate()?,
+            trusted_proxies: self.proxy.validate()?,
+            keys: keys::validate(self.keys)?,
+            key_rate: self.rate_limit.validate()?,
             model_rates,
             splits,
             sticky,
             max_parked,
             shadow_captures,
-            answers: self.idempotency.settle()?,
+            answers: self.idempotency.validate()?,
             models,
             limits,
             start: StartOptions::default(),
@@ -304,11 +315,11 @@ impl ConfigFile {
     }
 }
 
-/// The longest of all times: whoever asks for more means something else, and a time after the end of
-/// the clock cannot be waited for.
+/// The longest time of the configuration. A longer one is a mistake, and adding it to a clock could
+/// overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The time, if it is one that can be waited for.
+/// Check that a time is not longer than [`LONGEST`].
 fn bounded(key: &str, time: Duration) -> Result<Duration, ConfigError> {
     if time > LONGEST {
         let reason = "it must be at most a year".to_owned();
@@ -317,6 +328,7 @@ fn bounded(key: &str, time: Duration) -> Result<Duration, ConfigError> {
     Ok(time)
 }
 
+/// The value, or the default; a value of 0 is an error.
 fn positive<T: Copy + PartialEq + From<u8>>(
     name: &str,
     value: Option<T>,
@@ -325,7 +337,7 @@ fn positive<T: Copy + PartialEq + From<u8>>(
     positive_at(&format!("limits.{name}"), value, default)
 }
 
-/// The same for a key of any section.
+/// [`positive`] for a key of any section.
 fn positive_at<T: Copy + PartialEq + From<u8>>(
     key: &str,
     value: Option<T>,
@@ -350,38 +362,38 @@ mod tests {
     use super::*;
     use guesthouse_runtime::pool::{Isolation, ReuseLimits};
 
-    fn settle(text: &str) -> Result<Settings, String> {
+    fn validate(text: &str) -> Result<Settings, String> {
         let file: ConfigFile = toml::from_str(text).map_err(|error| error.to_string())?;
-        file.settle().map_err(|error| error.to_string())
+        file.validate().map_err(|error| error.to_string())
     }
 
     #[test]
     fn an_empty_file_is_enough() {
-        let settings = settle("").unwrap();
+        let settings = validate("").unwrap();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
         assert_eq!(settings.grpc_listen, GrpcListen::At(ListenAddress::loopback(8001)));
         assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:8002");
-        assert_eq!(settle("grpc_listen = \"off\"").unwrap().grpc_listen, GrpcListen::Off);
+        assert_eq!(validate("grpc_listen = \"off\"").unwrap().grpc_listen, GrpcListen::Off);
         assert!(settings.keys.is_empty() && settings.splits.is_empty());
     }
 
     #[test]
-    fn a_time_that_cannot_be_waited_for_is_refused() {
+    fn a_time_over_a_year_is_rejected() {
         for key in ["drain_seconds", "linger_seconds", "predict_milliseconds", "repository_seconds"]
         {
-            let with = |value: u64| settle(&format!("[limits]\n{key} = {value}"));
+            let with = |value: u64| validate(&format!("[limits]\n{key} = {value}"));
             assert!(with(60).is_ok(), "{key}");
             assert!(with(i64::MAX as u64).is_err(), "{key}");
         }
-        assert!(settle("[models.a]\npredict_milliseconds = 9223372036854775807").is_err());
+        assert!(validate("[models.a]\npredict_milliseconds = 9223372036854775807").is_err());
     }
 
     #[test]
-    fn models_have_limits_of_their_own() {
+    fn a_model_overrides_the_general_limits() {
         let text = "[limits]\npredict_milliseconds = 100\n[models.a]\nisolation = \"fresh\"\n\
                     instance_memory_mib = 512\ninstances = 1\nstack_kib = 1024\n[models.b]\npredict_milliseconds = 200\n\
                     isolation = { reuse = { max_batches = 5 } }";
-        let settings = settle(text).unwrap();
+        let settings = validate(text).unwrap();
         let of = |name: &str| settings.models[&name.parse().unwrap()];
         assert_eq!(of("a").isolation, Isolation::Fresh);
         assert_eq!(of("a").predict_time, Duration::from_millis(100));
@@ -393,11 +405,11 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_values_are_rejected() {
         let good = "[models.toxicity]\nsplit = { \"1.0.0\" = 900_000, \"2.0.0\" = 100_000 }";
-        assert_eq!(settle(good).unwrap().splits.len(), 1);
+        assert_eq!(validate(good).unwrap().splits.len(), 1);
         let mixed = "[models.toxicity]\nsplit = { \"1.0.0\" = \"90%\", \"2.0.0\" = 100_000 }";
-        assert_eq!(settle(mixed).unwrap().splits, settle(good).unwrap().splits);
+        assert_eq!(validate(mixed).unwrap().splits, validate(good).unwrap().splits);
         for bad in [
             "unknown = 1",
             "listen = \"localhost\"",
@@ -432,44 +444,44 @@ mod tests {
             "[models.toxicity]\ninstances = 0",
             "[limits]\nthreads_per_version = 2\n[models.toxicity]\ninstances = 3",
         ] {
-            assert!(settle(bad).is_err(), "{bad}");
+            assert!(validate(bad).is_err(), "{bad}");
         }
     }
 
-    fn assert_watching(file: &ConfigFile) {
-        let (CorsFile { origins: Some(_) }, ProxyFile { trusted: Some(_) }) =
+    fn assert_smaller_sections(file: &ConfigFile) {
+        let (CorsSection { origins: Some(_) }, ProxySection { trusted: Some(_) }) =
             (&file.cors, &file.proxy)
         else {
-            panic!("a key of cors or proxy is not in the README");
+            panic!("a key of cors or proxy is not in the book");
         };
-        let RateLimitFile { requests_per_second: Some(_), burst: Some(_) } = &file.rate_limit
+        let RateLimitSection { requests_per_second: Some(_), burst: Some(_) } = &file.rate_limit
         else {
-            panic!("a key of rate_limit is not in the README");
+            panic!("a key of rate_limit is not in the book");
         };
-        let IdempotencyFile { seconds: Some(_), memory_mib: Some(_) } = &file.idempotency else {
-            panic!("a key of idempotency is not in the README");
+        let IdempotencySection { seconds: Some(_), memory_mib: Some(_) } = &file.idempotency else {
+            panic!("a key of idempotency is not in the book");
         };
-        let ServerFile { name: Some(_), repository_changes: Some(_) } = &file.server else {
-            panic!("a key of server is not in the README");
+        let ServerSection { name: Some(_), repository_changes: Some(_) } = &file.server else {
+            panic!("a key of server is not in the book");
         };
-        let TracingFile { endpoint: Some(_), sample: Some(_), service: Some(_) } = &file.tracing
+        let TracingSection { endpoint: Some(_), sample: Some(_), service: Some(_) } = &file.tracing
         else {
-            panic!("a key of tracing is not in the README");
+            panic!("a key of tracing is not in the book");
         };
-        let CaptureFile { folder: Some(_), file_mib: Some(_), files: Some(_) } = &file.capture
+        let CaptureSection { folder: Some(_), file_mib: Some(_), files: Some(_) } = &file.capture
         else {
-            panic!("a key of capture is not in the README");
+            panic!("a key of capture is not in the book");
         };
     }
 
     #[test]
-    fn the_readme_documents_every_key() {
-        let readme = include_str!("../../../README.md");
-        let (_, block) = readme.split_once("```toml\n").unwrap();
+    fn the_book_documents_every_key() {
+        let page = include_str!("../../docs/src/reference/configuration.md");
+        let (_, block) = page.split_once("```toml\n").unwrap();
         let (block, _) = block.split_once("```").unwrap();
         let file: ConfigFile = toml::from_str(&block.replace('…', &"0".repeat(64))).unwrap();
-        // Whoever adds a key has to name it here, and then in the README.
-        let LimitsFile {
+        // Whoever adds a key has to name it here, and then in the book.
+        let LimitsSection {
             body_bytes: Some(_),
             bodies_in_flight_bytes: Some(_),
             batch_rows: Some(_),
@@ -495,11 +507,11 @@ mod tests {
             repository_seconds: Some(_),
         } = file.limits
         else {
-            panic!("a limit is not in the README");
+            panic!("a limit is not in the book");
         };
-        assert!(file.tls.is_some(), "TLS is not in the README");
+        assert!(file.tls.is_some(), "TLS is not in the book");
         let [model] = file.models.values().collect::<Vec<_>>()[..] else { panic!("one model") };
-        let ModelFile {
+        let ModelSection {
             split: Some(_),
             sticky_header: Some(_),
             sticky_field: Some(_),
@@ -517,21 +529,22 @@ mod tests {
             instances: Some(_),
             accept_non_finite: Some(_),
             batching:
-                BatchingFile {
+                BatchingSection {
                     enabled: Some(_),
                     max_batch_size: Some(_),
                     max_queue_delay_microseconds: Some(_),
                 },
         } = model
         else {
-            panic!("a key of models is not in the README");
+            panic!("a key of models is not in the book");
         };
         let [key] = &file.keys[..] else { panic!("one key") };
-        let KeyFile { name: _, sha256: _, scopes: Some(_), expires: Some(_), rate: Some(_) } = key
+        let KeySection { name: _, sha256: _, scopes: Some(_), expires: Some(_), rate: Some(_) } =
+            key
         else {
-            panic!("a key of keys is not in the README");
+            panic!("a key of keys is not in the book");
         };
-        assert_watching(&file);
-        assert!(file.settle().is_ok());
+        assert_smaller_sections(&file);
+        assert!(file.validate().is_ok());
     }
 }

@@ -7,36 +7,37 @@
 
 pub(crate) mod access;
 mod body;
-mod call;
 pub(crate) mod catalogue;
+mod codec;
+mod compare;
 mod cors;
-mod docs;
+pub(crate) mod docs;
 mod encoding;
 pub(crate) mod error;
-mod form;
 pub(crate) mod forwarded;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 pub(crate) mod grpc;
 mod host;
 pub(crate) mod idempotency;
-mod infer;
 mod json;
 mod listener;
 mod metrics;
+mod model_info;
 pub(crate) mod observe;
 mod oip;
 mod openapi;
 mod pages;
-mod partial;
-mod passage;
-pub(crate) mod predict;
+mod pipeline;
 mod problem;
+mod proto;
 pub(crate) mod query;
 pub(crate) mod refused;
-mod shadowed;
+mod request_headers;
+mod rest;
+mod run;
+pub(crate) mod target;
 mod tls;
-mod typed;
 mod unread;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,21 +55,23 @@ use tokio::sync::watch;
 
 pub use access::ModelRates;
 pub use body::Bodies;
-use body::Form;
 pub(crate) use body::media_type;
+use codec::Multiplicity;
 use error::ApiError;
+pub use error::reference as error_reference;
 pub use grpc::endpoints as grpc_endpoints;
+pub use grpc::services::Services;
 pub use idempotency::Answers;
 pub use listener::{Entrance, serve};
+pub use metrics::reference as metrics_reference;
 use observe::Around;
 pub use observe::Way;
 pub use pages::Pages;
 pub use tls::{Tls, TlsError};
-pub use typed::Services;
 
-use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerWords, Sticky};
-use crate::observe::capture::Capture;
-use crate::observe::meters::Meters;
+use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerIdentity, Sticky};
+use crate::observe::capture::CaptureWriter;
+use crate::observe::server_metrics::ServerMetrics;
 use crate::observe::trace::Tracer;
 use guesthouse_control::control::Control;
 use guesthouse_control::keys::Keys;
@@ -76,7 +79,7 @@ use guesthouse_control::registry::Registry;
 use guesthouse_control::shadow::Shadows;
 use guesthouse_control::traffic::Traffic;
 use guesthouse_model::ModelName;
-use guesthouse_runtime::inference::Inference;
+use guesthouse_runtime::inference::InferenceThreads;
 
 /// Everything that a request needs.
 pub struct Edge {
@@ -85,7 +88,7 @@ pub struct Edge {
     /// Where that is changed.
     pub control: Arc<Control>,
     /// Where guests run.
-    pub inference: Inference,
+    pub inference: InferenceThreads,
     /// What was answered, for who asks again.
     pub answers: Arc<Answers>,
     /// Where answers are compared with those of other versions.
@@ -105,11 +108,11 @@ pub struct Edge {
     /// Answers about many models.
     pub pages: Pages,
     /// What is measured of the server as a whole.
-    pub meters: Arc<Meters>,
+    pub meters: Arc<ServerMetrics>,
     /// Where spans come from, if there is a collector.
     pub tracer: Option<Arc<Tracer>>,
     /// Where requests are kept, if any are.
-    pub capture: Capture,
+    pub capture: CaptureWriter,
     /// Set when the server is going down: not ready any more, but still answering.
     pub draining: AtomicBool,
     /// Says when requests that are still under way are not finished any more.
@@ -134,7 +137,7 @@ pub struct Policy {
     /// Where Prometheus reads, and whether it needs a key.
     pub metrics: MetricsAccess,
     /// What the server says of itself, and whether it may be changed by who calls it.
-    pub server: ServerWords,
+    pub server: ServerIdentity,
 }
 
 type Shared = State<Arc<Edge>>;
@@ -150,9 +153,9 @@ impl Edge {
     pub fn finish(&self, time: Duration) {
         std::thread::scope(|scope| {
             if let Some(tracer) = &self.tracer {
-                scope.spawn(move || tracer.finish(time));
+                scope.spawn(move || tracer.shutdown(time));
             }
-            self.capture.finish(time);
+            self.capture.shutdown(time);
         });
     }
 }
@@ -163,8 +166,8 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .merge(metrics_at(MetricsListener::Public, &edge))
-        .merge(predict::endpoints("predict", Form::Single))
-        .merge(predict::endpoints("batch_predict", Form::Batch))
+        .merge(rest::endpoints("predict", Multiplicity::Single))
+        .merge(rest::endpoints("batch_predict", Multiplicity::Batch))
         .merge(docs::endpoints())
         .merge(oip::endpoints())
         .route("/models", get(catalogue::models))
@@ -172,7 +175,7 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}/resolve", get(catalogue::resolve))
         .route("/models/{model}/versions/{selector}", get(catalogue::version))
         .route("/models/{model}/versions/{selector}/schema", get(openapi::schema))
-        .route("/models/{model}/versions/{selector}/proto", get(typed::proto))
+        .route("/models/{model}/versions/{selector}/proto", get(proto::proto))
         .route("/models/{model}/openapi.json", get(openapi::model))
         .route("/openapi.json", get(openapi::server));
     let (way, tracer) = (Way::Public(Arc::clone(&edge.meters)), edge.tracer.clone());

@@ -11,7 +11,7 @@ mod records;
 mod texts;
 
 /// One reader of bytes from outside.
-pub struct Target {
+pub struct FuzzTarget {
     /// Names it on the command line and names the folder of its corpus.
     pub name: &'static str,
     /// What it does with the bytes.
@@ -24,7 +24,7 @@ pub struct Target {
 /// use, a runtime, and a tensor of defaults.
 const FIXED_BYTES: usize = 16 << 20;
 
-impl Target {
+impl FuzzTarget {
     const fn new(name: &'static str, run: fn(&[u8]), per_byte: usize) -> Self {
         Self { name, run, per_byte }
     }
@@ -37,19 +37,19 @@ impl Target {
 
 /// All of them. A JSON value of a byte or two takes 72 bytes, twice that in a vector that has just grown, and is there
 /// several times at once, because it is compared with itself read in another way.
-pub const TARGETS: [Target; 12] = [
-    Target::new("json", records::json, 4096),
-    Target::new("record", records::record, 4096),
-    Target::new("output", records::output, 4096),
-    Target::new("signature", records::signature, 4096),
-    Target::new("artifact", artifacts::artifact, 256),
-    Target::new("sections", artifacts::sections, 4096),
-    Target::new("manifest", artifacts::manifest, 4096),
-    Target::new("config", texts::config, 4096),
-    Target::new("names", texts::names, 4096),
-    Target::new("request", texts::request, 4096),
-    Target::new("state", texts::state, 4096),
-    Target::new("oip", records::tensors, 4096),
+pub const TARGETS: [FuzzTarget; 12] = [
+    FuzzTarget::new("json", records::json, 4096),
+    FuzzTarget::new("record", records::record, 4096),
+    FuzzTarget::new("output", records::output, 4096),
+    FuzzTarget::new("signature", records::signature, 4096),
+    FuzzTarget::new("artifact", artifacts::artifact, 256),
+    FuzzTarget::new("sections", artifacts::sections, 4096),
+    FuzzTarget::new("manifest", artifacts::manifest, 4096),
+    FuzzTarget::new("config", texts::config, 4096),
+    FuzzTarget::new("names", texts::names, 4096),
+    FuzzTarget::new("request", texts::request, 4096),
+    FuzzTarget::new("state", texts::state, 4096),
+    FuzzTarget::new("oip", records::tensors, 4096),
 ];
 
 #[cfg(test)]

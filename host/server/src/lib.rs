@@ -7,6 +7,7 @@
 pub mod observe;
 pub mod typed;
 pub mod config;
+pub mod api;
 pub mod edge;
 pub mod admin;
 pub mod server;

@@ -1,6 +1,6 @@
-//! What operators see of the server: logs, traces, the meters of its listeners, and captured requests.
+//! Observability: logs, traces, the metrics of the listeners, and captured requests.
 
 pub mod capture;
 pub mod logs;
-pub mod meters;
+pub mod server_metrics;
 pub mod trace;

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | model `text-direction`, versions `^1` | package `guesthouse.text_direction.v1`, service `TextDirection` |
 //! | the n-th input or output | field number n |
-//! | what the host adds | numbers from [`OWN_NUMBERS`] on |
+//! | what the host adds | numbers from [`FIRST_HOST_FIELD_NUMBER`] on |
 //! | BOOL; UINT8, UINT16, UINT32; UINT64 | `bool`; `uint32`; `uint64` |
 //! | INT8, INT16, INT32; INT64 | `int32`; `int64` |
 //! | FP16, BF16, FP32; FP64 | `float`; `double` |
@@ -18,62 +18,67 @@
 //! read and written here as they are on the wire, without a tree of values in between, which could be
 //! dozens of times as large as what was sent.
 
-mod class;
+mod decode;
 mod descriptor;
+mod encode;
 mod names;
 mod print;
-mod read;
+mod range;
 #[cfg(test)]
 mod tests;
 mod wire;
-mod write;
 
 use prost_types::FileDescriptorProto;
 use prost_types::field_descriptor_proto::Type;
 use wire::Wire;
 
-pub use class::Class;
-pub use names::root;
-pub use read::{ReadError, read_batch};
+pub use decode::{DecodeError, decode_batch};
+pub use encode::{
+    EncodedRows, MessageTooLarge, encode_batch, encode_stream_error, encode_stream_response,
+};
+pub use names::package_root;
+pub use range::CompatibleRange;
 pub use wire::WireError;
-pub use write::{Rows, TooLarge, batch, stream_answer, stream_error};
 
 use guesthouse_model::{Datatype, Field, MAX_FIELDS, ModelName, Signature};
 
 /// The number of the first field that the host adds: higher than any place in a signature, and lower than
 /// 2048, from where on a number takes a byte more on the wire.
-pub const OWN_NUMBERS: u32 = 2000;
+pub const FIRST_HOST_FIELD_NUMBER: u32 = 2000;
 
-const _: () = assert!(MAX_FIELDS < OWN_NUMBERS as usize, "a place is never a number of the host's");
+const _: () = assert!(
+    MAX_FIELDS < FIRST_HOST_FIELD_NUMBER as usize,
+    "a place is never a number of the host's"
+);
 
 /// The number of `model_version`.
-const MODEL_VERSION: u32 = OWN_NUMBERS;
+const MODEL_VERSION: u32 = FIRST_HOST_FIELD_NUMBER;
 
 /// The service of the versions of a model that go on from each other.
 #[derive(Debug, Clone)]
-pub struct Service {
+pub struct ModelService {
     package: String,
     name: String,
-    inputs: Vec<Member>,
-    outputs: Vec<Member>,
+    inputs: Vec<MessageField>,
+    outputs: Vec<MessageField>,
     file: FileDescriptorProto,
 }
 
 /// A field of a signature as a field of a message. Its number is its place, from 1 on.
 #[derive(Debug, Clone)]
-struct Member {
+struct MessageField {
     /// In protobuf.
     name: String,
     /// In the signature.
     of: String,
     datatype: Datatype,
     scalar: Scalar,
-    form: Form,
+    form: FieldEncoding,
 }
 
 /// How the elements of a row are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Form {
+enum FieldEncoding {
     /// There is one.
     Single,
     /// One after the other, in a row of this shape.
@@ -96,9 +101,9 @@ enum Scalar {
     Bytes,
 }
 
-impl Service {
+impl ModelService {
     /// The service of versions of a model, by the signature of one of them.
-    pub fn new(model: &ModelName, class: Class, signature: &Signature) -> Self {
+    pub fn new(model: &ModelName, class: CompatibleRange, signature: &Signature) -> Self {
         let (package, name) = (names::package(model, class), names::service(model));
         let inputs = members(&signature.inputs, &[]);
         let outputs = members(&signature.outputs, &[descriptor::MODEL_VERSION_NAME]);
@@ -124,23 +129,23 @@ impl Service {
     }
 }
 
-fn members(fields: &[Field], own: &[&str]) -> Vec<Member> {
+fn members(fields: &[Field], own: &[&str]) -> Vec<MessageField> {
     let names = names::fields(fields.iter().map(|field| field.name.as_str()), own);
-    let member = |(field, name): (&Field, String)| Member {
+    let member = |(field, name): (&Field, String)| MessageField {
         name,
         of: field.name.clone(),
         datatype: field.datatype,
-        scalar: Scalar::of(field),
-        form: Form::of(field),
+        scalar: Scalar::from_field(field),
+        form: FieldEncoding::from_field(field),
     };
     fields.iter().zip(names).map(member).collect()
 }
 
-impl Form {
-    fn of(field: &Field) -> Self {
+impl FieldEncoding {
+    fn from_field(field: &Field) -> Self {
         if field.row_shape.is_empty() {
             Self::Single
-        } else if field.count_tells_shape() {
+        } else if field.shape_follows_from_count() {
             Self::Flat(field.row_shape.clone())
         } else {
             Self::Shaped
@@ -161,7 +166,7 @@ impl Scalar {
         Self::Bytes,
     ];
 
-    fn of(field: &Field) -> Self {
+    fn from_field(field: &Field) -> Self {
         match field.datatype {
             Datatype::Bool => Self::Bool,
             Datatype::Uint8 | Datatype::Uint16 | Datatype::Uint32 => Self::Uint32,

@@ -1,14 +1,14 @@
-//! What is told of the server and of its models, and to whom.
+//! Metadata, configuration, health and statistics, and who may read them.
 
 use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
-use guesthouse_tests::{DEMO_KEY, Server, Setup};
+use guesthouse_tests::{DEMO_KEY, Server, Setup, eventually_some};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{get, post, send};
 
 #[test]
-fn the_server_says_what_it_is_without_a_key() {
+fn server_metadata_and_health_need_no_key() {
     let mut setup = Setup::toxicity();
     setup.config.push_str("\n[server]\nname = \"triton\"\n");
     let server = Server::start(&setup);
@@ -38,18 +38,20 @@ fn the_server_says_what_it_is_without_a_key() {
         let answer = send(&server, Method::GET, path, &[("X-API-Key", "")], Vec::new());
         assert_eq!(answer.refusal(), (401, "unauthorized".to_owned()), "{path}");
     }
-    // Probes are not in the log, and everything else is.
-    server.wait_for("the line", |line| line["route"] == "/v2/models/{model}");
+    // Probes are not logged; everything else is.
+    server.wait_for("the log line", |line| line["route"] == "/v2/models/{model}");
     assert!(server.lines().iter().all(|line| line["route"] != "/v2/health/ready"));
 }
 
 #[test]
-fn nothing_is_ready_where_nothing_serves() {
+fn a_server_without_models_is_not_ready() {
     let folder = temporary_folder();
     let setup = Setup::fixtures(folder.path(), &["simple"]);
     let setup = Setup { artifacts: Vec::new(), ..setup };
     let server = Server::start_loading(&setup);
-    server.wait_for("the folder", |line| line["message"] == "repository folder read");
+    server.wait_for("the repository folder being read", |line| {
+        line["message"] == "repository folder read"
+    });
     let live = get(&server, "/v2/health/live");
     assert_eq!(live.status, 200);
     assert_eq!(get(&server, "/v2/health/ready").refusal(), (503, "not_ready".to_owned()));
@@ -58,7 +60,7 @@ fn nothing_is_ready_where_nothing_serves() {
 }
 
 #[test]
-fn a_model_is_described_with_and_without_its_batch() {
+fn metadata_and_configuration_describe_a_model() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "identity_fp32"]));
     let described = get(&server, "/v2/models/simple");
@@ -93,9 +95,10 @@ fn a_model_is_described_with_and_without_its_batch() {
     }
 }
 
-/// Numbers are compared as numbers, a bare one is a major, and what is not promoted is not the default.
+/// Versions are compared as numbers, a bare number selects a major version, and the default is the
+/// stable version.
 #[test]
-fn versions_are_selected_as_everywhere() {
+fn versions_are_selected_by_selector() {
     let folder = temporary_folder();
     let pack = |version| Misbehave { version, ..Misbehave::default() }.pack(folder.path());
     let setup = Setup {
@@ -108,7 +111,7 @@ fn versions_are_selected_as_everywhere() {
     assert_eq!(server.deploy(&pack("2.0.0"))["state"], "done");
     let described = get(&server, "/v2/models/misbehave").json();
     assert_eq!(described["versions"], json!(["1.9.0", "1.10.0", "2.0.0"]));
-    assert_eq!(described["properties"]["model_version"], "1.9.0", "nothing else is promoted");
+    assert_eq!(described["properties"]["model_version"], "1.9.0", "a version was promoted");
     let input = json!({"name": "action", "shape": [1], "datatype": "BYTES", "data": ["echo"]});
     for (path, version) in [
         ("", "1.9.0"),
@@ -136,7 +139,7 @@ fn versions_are_selected_as_everywhere() {
 }
 
 #[test]
-fn what_was_done_is_counted_in_rows_and_batches() {
+fn statistics_count_rows_and_executions() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "simple_string"]));
     let fresh = get(&server, "/v2/models/simple/stats").json()["model_stats"][0].clone();
@@ -148,19 +151,14 @@ fn what_was_done_is_counted_in_rows_and_batches() {
     }
     let request = json!({"inputs": [tensor("INPUT0", 1)]});
     assert_eq!(post(&server, "/v2/models/simple/infer", &request).status, 400);
-    // Requests are counted when their answers are on their way.
+    // Requests are counted after their responses are sent.
     let counted =
         || get(&server, "/v2/models/simple/versions/1/stats").json()["model_stats"][0].clone();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     let is_counted = |stats: &Value| {
-        let of = |what: &str| stats["inference_stats"][what]["count"].as_u64().unwrap();
-        (of("success"), of("fail")) == (2, 1)
+        let count = |what: &str| stats["inference_stats"][what]["count"].as_u64().unwrap();
+        (count("success"), count("fail")) == (2, 1)
     };
-    let mut stats = counted();
-    while !is_counted(&stats) {
-        assert!(std::time::Instant::now() < deadline, "{stats}");
-        stats = counted();
-    }
+    let stats = eventually_some("the requests are counted", || Some(counted()).filter(is_counted));
     assert_eq!((&stats["name"], &stats["version"]), (&json!("simple"), &json!("1.0.0")));
     assert_eq!((&stats["inference_count"], &stats["execution_count"]), (&json!(4), &json!(2)));
     assert!(stats["last_inference"].as_u64().unwrap() > 1_600_000_000_000);
@@ -178,7 +176,7 @@ fn what_was_done_is_counted_in_rows_and_batches() {
 }
 
 #[test]
-fn a_key_sees_the_models_it_is_good_for() {
+fn a_key_sees_only_models_in_its_scope() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "simple_string"]));
     let created =
@@ -198,15 +196,15 @@ fn a_key_sees_the_models_it_is_good_for() {
     assert_eq!(refused.refusal(), (403, "forbidden".to_owned()));
 }
 
-/// The second major of the default model has a path that looks like the protocol's.
+/// The second major version of the default model has paths that start like the protocol's.
 #[test]
-fn the_second_major_is_asked_beside_the_protocol() {
+fn the_v2_predict_path_coexists_with_the_protocol() {
     let server = Server::start(&Setup::toxicity());
     let answer = server.post("/v2/predict", &json!({"text": "You are nice"}));
     assert_eq!((answer.status, &answer.body["model_version"]), (200, &json!("2.0.0")));
     let answer = server.post("/v2/batch_predict", &json!({"texts": ["You are nice"]}));
     assert_eq!(answer.status, 200);
-    // Its errors are what they always were; those of the protocol are the protocol's.
+    // Its errors have the usual form; those of the protocol have the protocol's form.
     let refused = server.post("/v2/predict", &json!({"text": 1}));
     assert!(refused.body["message"].is_string() && refused.body["error"].is_null());
     for (method, path, status, code) in [

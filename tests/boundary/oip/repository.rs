@@ -1,4 +1,4 @@
-//! Models are loaded and unloaded by who may, and by the rules.
+//! Loading and unloading of models by name.
 
 use guesthouse_tests::artifacts::{Misbehave, temporary_folder};
 use guesthouse_tests::{DEMO_KEY, Server, Setup};
@@ -30,11 +30,11 @@ fn words(answer: &Reply) -> String {
 }
 
 #[test]
-fn a_model_is_unloaded_and_loaded_again_by_its_name() {
+fn a_model_is_unloaded_and_loaded_by_name() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple", "simple_string"]));
     assert_eq!(index(&server)[0], entry("1.0.0", "READY", ""));
-    // It is there; that is all that is asked for.
+    // The model is loaded already, so this succeeds.
     for body in [
         "",
         "{}",
@@ -54,7 +54,7 @@ fn a_model_is_unloaded_and_loaded_again_by_its_name() {
     let ready = change(&server, "index", r#"{"ready": true}"#).json();
     assert_eq!(ready.as_array().unwrap().len(), 1);
     assert_eq!(ready[0]["name"], "simple_string");
-    // Once more makes no difference.
+    // Unloading again has no effect.
     assert_eq!(change(&server, "models/simple/unload", "").status, 200);
     let back = change(&server, "models/simple/load", "{}");
     assert_eq!(back.status, 200, "{back:?}");
@@ -62,7 +62,7 @@ fn a_model_is_unloaded_and_loaded_again_by_its_name() {
     let tensor = |name: &str| json!({"name": name, "shape": [1, 16], "datatype": "INT32", "data": vec![1; 16]});
     let request = json!({"inputs": [tensor("INPUT0"), tensor("INPUT1")]});
     assert_eq!(post(&server, "/v2/models/simple/infer", &request).status, 200);
-    // The history says who.
+    // The changes are in the history.
     let history = server.admin("GET", "history?model=simple", &Value::Null).body;
     let entries = history["entries"].as_array().unwrap_or_else(|| panic!("{history}"));
     let made: Vec<_> = entries.iter().map(|entry| entry["operation"].as_str().unwrap()).collect();
@@ -70,7 +70,7 @@ fn a_model_is_unloaded_and_loaded_again_by_its_name() {
 }
 
 #[test]
-fn what_is_not_known_fails_to_load() {
+fn unknown_models_and_parameters_fail_to_load() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     for name in ["absent", "Absent", "a%20b"] {
@@ -80,7 +80,7 @@ fn what_is_not_known_fails_to_load() {
         let answer = change(&server, &format!("models/{name}/unload"), "{}");
         assert_eq!(answer.refusal(), (404, "not_found".to_owned()));
     }
-    // How a model runs is not the caller's to say, nor what it is.
+    // Callers may change neither the configuration nor the files of a model.
     for body in [
         r#"{"parameters": {"config": "{\"max_batch_size\": 16}"}}"#,
         r#"{"parameters": {"config": "nonsense"}}"#,
@@ -97,7 +97,7 @@ fn what_is_not_known_fails_to_load() {
 }
 
 #[test]
-fn the_repository_is_for_operators() {
+fn repository_endpoints_need_an_admin_key() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["simple"]));
     for path in ["index", "models/simple/load", "models/simple/unload", "models/absent/load"] {
@@ -110,7 +110,7 @@ fn the_repository_is_for_operators() {
 }
 
 #[test]
-fn changes_can_be_kept_away_from_callers() {
+fn repository_changes_can_be_disabled() {
     let folder = temporary_folder();
     let mut setup = Setup::fixtures(folder.path(), &["simple"]);
     setup.config.push_str("\n[server]\nrepository_changes = false\n");
@@ -124,7 +124,7 @@ fn changes_can_be_kept_away_from_callers() {
 }
 
 #[test]
-fn versions_that_something_points_to_stay() {
+fn referenced_versions_cannot_be_unloaded() {
     let folder = temporary_folder();
     let pack = |version| Misbehave { version, ..Misbehave::default() }.pack(folder.path());
     let setup = Setup {
@@ -140,21 +140,21 @@ fn versions_that_something_points_to_stay() {
     let refused = unload();
     assert_eq!(refused.refusal(), (409, "conflict".to_owned()));
     assert!(words(&refused).contains("failed to unload"));
-    // All of it stays, and serves.
+    // All versions stay loaded.
     for version in ["1.0.0", "1.1.0"] {
         assert_eq!(
             get(&server, &format!("/v2/models/misbehave/versions/{version}/ready")).status,
             200
         );
     }
-    // So it is with what a rollback goes back to.
+    // The same holds for the version that a rollback would need.
     let promote = json!({"version": "1.1.0"});
     assert_eq!(server.admin("POST", "models/misbehave/promote", &promote).status, 200);
     assert_eq!(unload().refusal(), (409, "conflict".to_owned()));
-    // Nothing points to a version that was only deployed, and the last one may go.
+    // A version without traffic can be unloaded, and so can the last one.
     assert_eq!(server.admin("POST", "models/misbehave/rollback", &json!({})).status, 200);
     assert_eq!(unload().status, 200);
     assert_eq!(change(&server, "models/misbehave/load", "{}").status, 200);
     let described = get(&server, "/v2/models/misbehave").json();
-    assert_eq!(described["versions"], json!(["1.0.0"]), "the stable one comes back");
+    assert_eq!(described["versions"], json!(["1.0.0"]), "the stable version was not restored");
 }

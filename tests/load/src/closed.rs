@@ -1,7 +1,7 @@
-//! The closed loop: each connection sends its next request when the last one is answered.
+//! The closed loop: each connection sends its next request when the previous one has been answered.
 //!
-//! It finds throughput. Its latencies are those of a server that is never asked faster than it
-//! answers; for others there is the [open loop](crate::open_loop).
+//! It measures throughput. Its latencies are those of a server that never gets more requests than
+//! it answers; use the [open loop](crate::open_loop) to measure latency.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use crate::connection::Connection;
 use crate::report::Report;
 use crate::run::{self, Load, Run};
 
-/// Makes a load and measures what comes of it.
+/// Runs a closed loop and returns its report.
 ///
-/// Requests count if they are sent after the warm-up; those under way at the end are waited for
-/// and count as well. Must be called on a tokio runtime with timers and network.
+/// Requests that are sent after the warm-up count, including those that are still running at the
+/// end. Must be called on a tokio runtime with timers and network.
 ///
 /// # Errors
-/// [`LoadError`], before the first request, or because the trace cannot be written. What else goes
-/// wrong later is in the report.
+/// [`LoadError`] before the first request, or if the trace cannot be written. Later failures are
+/// counted in the report.
 pub async fn closed_loop(load: &Load) -> Result<Report, LoadError> {
     load.check()?;
     let connections = run::connect(load).await?;
@@ -29,7 +29,7 @@ pub async fn closed_loop(load: &Load) -> Result<Report, LoadError> {
     for connection in connections {
         workers.spawn(work(Arc::clone(&run), connection));
     }
-    run.finish(workers, None).await
+    run.finish(workers).await
 }
 
 async fn work(run: Arc<Run>, mut connection: Connection) {
@@ -42,8 +42,8 @@ async fn work(run: Arc<Run>, mut connection: Connection) {
         if number >= run.requests {
             return;
         }
-        let answer = connection.ask(number).await;
-        run.count(&answer, sent, sent);
+        let result = connection.send(number).await;
+        run.count(&result, sent, sent);
         connection.recover().await;
     }
 }

@@ -1,7 +1,7 @@
-//! One keep-alive connection: a request, its whole answer, a verdict.
+//! A keep-alive connection that sends one request at a time and classifies its result.
 //!
-//! A connection that fails is opened again with the next request. It measures no time; that is for
-//! the loops, which know from when.
+//! A connection that fails is reopened for the next request. Time is measured by the loops, which
+//! know when a request was due.
 
 use std::io;
 use std::sync::Arc;
@@ -19,42 +19,42 @@ use tokio::time::timeout;
 
 use crate::target::Target;
 
-/// The largest body of an answer that is read. The largest batch of a model server is far below.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// The limit of a response body. The largest batch of a model server is far below.
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
-/// Says in an answer which version of a model gave it.
+/// The response header that names the version of the model.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("x-model-version");
 
-/// Says in the trailers of a gRPC answer what came of the call; the code of a success.
+/// The trailer with the status of a gRPC call, and its value for a success.
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_OK: HeaderValue = HeaderValue::from_static("0");
 
-/// The pause after a connection failed, so that a server that is gone is not asked in a busy loop.
+/// The pause after a failed connection, so that an unreachable server does not cause a busy loop.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// With the expected answer.
+    /// With the expected response.
     Success,
-    /// With a status that is expected as well.
-    Also(StatusCode),
-    /// With another status than the expected ones.
+    /// With a status that is tolerated.
+    Tolerated(StatusCode),
+    /// With any other status.
     Status(StatusCode),
-    /// With the expected status and another body.
+    /// With the expected status and an unexpected body or gRPC status.
     WrongBody,
-    /// The connection could not be made, or broke.
+    /// The connection could not be opened, or broke.
     Connection,
-    /// There was no whole answer in time.
+    /// No complete response arrived in time.
     Timeout,
 }
 
 impl Outcome {
-    /// Its name in reports and traces.
+    /// The name in reports and traces.
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Success => "success",
-            Self::Also(status) | Self::Status(status) => status.as_str(),
+            Self::Tolerated(status) | Self::Status(status) => status.as_str(),
             Self::WrongBody => "wrong_body",
             Self::Connection => "connection",
             Self::Timeout => "timeout",
@@ -62,21 +62,21 @@ impl Outcome {
     }
 }
 
-/// How a request ended, and which version of a model answered it, if an answer says so.
+/// The outcome of a request, and the version of the model that the response names.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
+pub(crate) struct RequestResult {
     pub(crate) outcome: Outcome,
     pub(crate) version: Option<HeaderValue>,
 }
 
-/// An endpoint and, most of the time, a way to it.
+/// A target, and a connection to it unless the last request broke it.
 pub(crate) struct Connection {
     target: Arc<Target>,
     time_limit: Duration,
     sender: Option<Sender>,
 }
 
-/// The way to the server in one of its protocols.
+/// The sending half of a connection in one of the protocols.
 enum Sender {
     Http1(http1::SendRequest<Full<Bytes>>),
     Http2(http2::SendRequest<Full<Bytes>>),
@@ -105,7 +105,7 @@ impl Sender {
 }
 
 impl Connection {
-    /// Connects, so that no request pays for it.
+    /// Connects, so that no request includes the handshake.
     pub(crate) async fn open(target: Arc<Target>, time_limit: Duration) -> io::Result<Self> {
         let sender = match timeout(time_limit, connect(&target)).await {
             Ok(sender) => Some(sender?),
@@ -114,22 +114,22 @@ impl Connection {
         Ok(Self { target, time_limit, sender })
     }
 
-    /// Sends the request of this number and reads the answer.
-    pub(crate) async fn ask(&mut self, number: usize) -> Answer {
-        // Moved out: a connection with half an answer on it must not be used again.
+    /// Sends the request of this number and reads its response.
+    pub(crate) async fn send(&mut self, number: usize) -> RequestResult {
+        // Taken out: a connection with half of a response must not be reused.
         let sender = self.sender.take();
         let outcome = match timeout(self.time_limit, exchange(&self.target, sender, number)).await {
-            Ok(Ok((sender, answer))) => {
+            Ok(Ok((sender, result))) => {
                 self.sender = Some(sender);
-                return answer;
+                return result;
             }
             Ok(Err(_broken)) => Outcome::Connection,
             Err(_elapsed) => Outcome::Timeout,
         };
-        Answer { outcome, version: None }
+        RequestResult { outcome, version: None }
     }
 
-    /// Waits a little, if the last request broke the connection.
+    /// Waits a little if the last request broke the connection.
     pub(crate) async fn recover(&self) {
         if self.sender.is_none() {
             tokio::time::sleep(RECONNECT_PAUSE).await;
@@ -137,14 +137,15 @@ impl Connection {
     }
 }
 
-/// The connection is of no more use. Why is of no interest: only the number of them counts.
+/// The connection cannot be reused. The cause does not matter: only the number of failures is
+/// reported.
 struct Broken;
 
 async fn exchange(
     target: &Target,
     sender: Option<Sender>,
     number: usize,
-) -> Result<(Sender, Answer), Broken> {
+) -> Result<(Sender, RequestResult), Broken> {
     let mut sender = match sender {
         Some(sender) if !sender.is_closed() => sender,
         _ => connect(target).await.map_err(|_error| Broken)?,
@@ -152,15 +153,15 @@ async fn exchange(
     let response = sender.send(target.request(number)).await;
     let (mut head, body) = response.map_err(|_error| Broken)?.into_parts();
     let version = head.headers.remove(&VERSION_HEADER);
-    // The whole body is read even when the status is wrong: the connection goes on after it.
+    // The body is read even if the status is wrong, because the connection is reused.
     let (body, trailers) = read(body).await?;
     let has_failed = target.is_grpc() && {
-        // An answer without a message has its trailers in its head.
+        // A response without a message carries its trailers in the head.
         let status = trailers.get(GRPC_STATUS).or_else(|| head.headers.get(GRPC_STATUS));
         status != Some(&GRPC_OK)
     };
-    let outcome = if target.is_also_expected(head.status) {
-        Outcome::Also(head.status)
+    let outcome = if target.is_tolerated(head.status) {
+        Outcome::Tolerated(head.status)
     } else if head.status != target.expected_status() {
         Outcome::Status(head.status)
     } else if !has_failed && target.is_expected(&body) {
@@ -168,21 +169,21 @@ async fn exchange(
     } else {
         Outcome::WrongBody
     };
-    Ok((sender, Answer { outcome, version }))
+    Ok((sender, RequestResult { outcome, version }))
 }
 
 async fn read(body: Incoming) -> Result<(Bytes, HeaderMap), Broken> {
-    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|_error| Broken)?;
+    let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map_err(|_error| Broken)?;
     let trailers = body.trailers().cloned().unwrap_or_default();
     Ok((body.to_bytes(), trailers))
 }
 
 async fn connect(target: &Target) -> io::Result<Sender> {
     let stream = TcpStream::connect(target.address()).await?;
-    // A request is one write; the system must not hold it back in the hope of another.
+    // A request is a single write, which must not wait for more data.
     stream.set_nodelay(true)?;
     let stream = TokioIo::new(stream);
-    // The connection ends with the sender. Its error reaches us through the request that fails with it.
+    // The task ends with the sender. Its error appears as the error of a request.
     if target.is_grpc() {
         let handshake = http2::handshake(TokioExecutor::new(), stream).await;
         let (sender, connection) = handshake.map_err(io::Error::other)?;

@@ -1,10 +1,6 @@
-//! `load`: the command line of the load generator. What it does is in the library.
+//! The command line of the load generator.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command-line program that prints its result"
-)]
+#![allow(clippy::print_stderr, reason = "a command-line program that reports its error")]
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -19,10 +15,10 @@ use hyper::body::Bytes;
 use hyper::header::{HeaderName, HeaderValue};
 use load::{Expectation, Load, Target};
 
-/// The largest file of bodies: they are kept in memory.
+/// The limit of a file of bodies, which is kept in memory.
 const MAX_BODIES_BYTES: u64 = 256 << 20;
 
-/// Makes a bounded HTTP load on a server on this machine and measures the answers.
+/// Generates a bounded load on a server on this machine and measures the responses.
 #[derive(Parser)]
 #[command(name = "load")]
 struct Arguments {
@@ -32,9 +28,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Shape {
-    /// Each connection sends its next request when the last one is answered.
+    /// Sends the next request on each connection when the previous one has been answered.
     Closed(LoadArguments),
-    /// Requests are due at a fixed rate, and latency counts from when they are due.
+    /// Sends requests at a fixed rate; latency counts from the scheduled time.
     Open {
         /// Requests per second.
         #[arg(long)]
@@ -48,47 +44,48 @@ enum Shape {
 struct LoadArguments {
     /// The endpoint, as http://ADDRESS:PORT/PATH with a loopback address.
     url: String,
-    /// How many connections there are.
+    /// The number of connections.
     #[arg(long, default_value_t = 1)]
     connections: usize,
-    /// How long to measure, in seconds.
+    /// The duration of the measurement in seconds.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
-    /// How long to make the load before measuring, in seconds.
+    /// The duration of the warm-up before the measurement in seconds.
     #[arg(long, default_value_t = 1.0)]
     warm_up_seconds: f64,
-    /// How many requests to send at most; without it, as many as there is time for.
+    /// The maximum number of requests, including those of the warm-up.
     #[arg(long)]
     requests: Option<usize>,
-    /// How long a request may take, in seconds.
+    /// The timeout of a request in seconds.
     #[arg(long, default_value_t = 10.0)]
     request_seconds: f64,
-    /// A file with a body in each line, which are sent in turn with POST.
+    /// A file with one body per line; they are sent in turn with POST.
     #[arg(long)]
     bodies: Option<PathBuf>,
-    /// A file that is the body of each request, which is sent with POST.
+    /// A file that is the body of every request, which is sent with POST.
     #[arg(long, conflicts_with = "bodies")]
     body: Option<PathBuf>,
-    /// Make the requests calls of gRPC: the path is that of a method, the body its message.
+    /// Send gRPC calls: the path names the method, and the body is its message.
     #[arg(long)]
     grpc: bool,
-    /// A header of each request, as NAME:VALUE. Can be given again for more.
+    /// A header of each request, as NAME:VALUE. Can be repeated.
     #[arg(long, value_parser = parse_header)]
     header: Vec<(HeaderName, HeaderValue)>,
     /// The status of a success.
     #[arg(long, default_value = "200")]
     status: StatusCode,
-    /// A status that is wanted as well, and counted by itself. Can be given again for more.
+    /// A status that is counted separately, neither as a success nor as an error. Can be repeated.
     #[arg(long)]
-    also_status: Vec<StatusCode>,
-    /// What the body of a success contains.
+    tolerated_status: Vec<StatusCode>,
+    /// Text that the body of a success contains.
     #[arg(long)]
     contains: Option<String>,
-    /// Where to write the result as JSON.
+    /// The file for the report, which is JSON.
     #[arg(long)]
-    json: Option<PathBuf>,
-    /// Where to write a line about each request: when it was sent and answered in nanoseconds of
-    /// CLOCK_MONOTONIC, how it ended, and the version that answered, from X-Model-Version.
+    report: PathBuf,
+    /// The file for the trace: a line for each request with the times of sending and of the
+    /// response in nanoseconds of CLOCK_MONOTONIC, the outcome, and the X-Model-Version of the
+    /// response.
     #[arg(long)]
     trace: Option<PathBuf>,
 }
@@ -104,7 +101,7 @@ fn main() -> ExitCode {
 }
 
 fn perform(shape: Shape) -> Result<()> {
-    // One thread: this program must leave the other cores to the server it measures.
+    // A single thread leaves the other cores to the server under measurement.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -118,14 +115,10 @@ fn perform(shape: Shape) -> Result<()> {
         None => runtime.block_on(load::closed_loop(&load)),
         Some(rate) => runtime.block_on(load::open_loop(&load, rate)),
     };
-    let report = report.context("failed to make a load")?;
-    print!("{report}");
-    if let Some(path) = &arguments.json {
-        let json = serde_json::to_string_pretty(&report)?;
-        fs::write(path, json + "\n")
-            .with_context(|| format!("failed to write {}", path.display()))?;
-    }
-    Ok(())
+    let report = report.context("failed to generate the load")?;
+    let path = &arguments.report;
+    fs::write(path, serde_json::to_string(&report)? + "\n")
+        .with_context(|| format!("failed to write {}", path.display()))
 }
 
 impl LoadArguments {
@@ -142,10 +135,10 @@ impl LoadArguments {
         let mut target = Target::new(&self.url, bodies)?.expecting(Expectation {
             status: self.status,
             contains: self.contains.clone(),
-            also: self.also_status.clone(),
+            tolerated: self.tolerated_status.clone(),
         });
         if self.grpc {
-            target = target.by_grpc()?;
+            target = target.into_grpc()?;
         }
         for (name, value) in &self.header {
             target = target.with_header(name.clone(), value.clone());
@@ -164,28 +157,31 @@ impl LoadArguments {
 
 fn duration(seconds: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(seconds)
-        .with_context(|| format!("failed to use {seconds} s as a time"))
+        .with_context(|| format!("{seconds} s is not a valid duration"))
 }
 
 fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue)> {
-    let (name, value) = text.split_once(':').context("there is no `:`")?;
+    let (name, value) = text.split_once(':').context("a header has the form NAME:VALUE")?;
     Ok((name.trim().parse()?, value.trim().parse()?))
 }
 
 fn read(path: &Path) -> Result<Bytes> {
     let mut bytes = Vec::new();
-    // One byte more than allowed tells a file that is too large.
+    // Reading one byte more than permitted detects a larger file.
     File::open(path)?.take(MAX_BODIES_BYTES + 1).read_to_end(&mut bytes)?;
-    ensure!(bytes.len() as u64 <= MAX_BODIES_BYTES, "it is over {MAX_BODIES_BYTES} bytes");
+    ensure!(
+        bytes.len() as u64 <= MAX_BODIES_BYTES,
+        "the file is larger than {MAX_BODIES_BYTES} bytes"
+    );
     Ok(bytes.into())
 }
 
-/// The lines of a file that have something in them.
+/// The lines of a file that are not blank.
 fn read_bodies(path: &Path) -> Result<Vec<Bytes>> {
     let bytes = read(path)?;
-    let text = str::from_utf8(&bytes).context("it is not UTF-8")?;
+    let text = str::from_utf8(&bytes).context("the file is not UTF-8")?;
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     let bodies: Vec<Bytes> = lines.map(|line| Bytes::copy_from_slice(line.as_bytes())).collect();
-    ensure!(!bodies.is_empty(), "there is no body in it");
+    ensure!(!bodies.is_empty(), "the file has no bodies");
     Ok(bodies)
 }

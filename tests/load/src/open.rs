@@ -1,7 +1,7 @@
-//! The open loop: requests are due at fixed times, whatever the server does.
+//! The open loop: requests are scheduled at fixed times, whatever the server does.
 //!
-//! Latency counts from the time a request was due, not from when a connection was free for it.
-//! Counting from the latter would leave out just the waits that a slow server causes, which is
+//! Latency counts from the scheduled time of a request, not from the time at which a connection
+//! became free for it. The latter would omit exactly the delays that a slow server causes, which is
 //! known as coordinated omission.
 
 use std::sync::{Arc, Weak};
@@ -17,19 +17,19 @@ use crate::connection::Connection;
 use crate::report::Report;
 use crate::run::{self, Load, Run};
 
-/// The highest rate, in requests per second. Some three times what one thread was
-/// seen to send; a report with late starts says when a rate was too high.
+/// The highest rate in requests per second, about three times what one thread can send. Late starts
+/// in the report show when a rate was too high.
 pub const MAX_RATE: u32 = 100_000;
 
-/// Makes a load of `rate` requests per second and measures what comes of it.
+/// Runs an open loop of `rate` requests per second and returns its report.
 ///
-/// A request counts if it is due after the warm-up. It is sent by the first connection that is
-/// free, or counted as `unsent` if none is until [`Load::request_time`] after the end of the run.
+/// A request counts if it is scheduled after the warm-up. The first free connection sends it; if
+/// none is free until [`Load::request_time`] after the end of the run, it is counted as `unsent`.
 /// Must be called on a tokio runtime with timers and network.
 ///
 /// # Errors
-/// [`LoadError`], before the first request, or because the trace cannot be written. What else goes
-/// wrong later is in the report.
+/// [`LoadError`] before the first request, or if the trace cannot be written. Later failures are
+/// counted in the report.
 pub async fn open_loop(load: &Load, rate: u32) -> Result<Report, LoadError> {
     load.check()?;
     if !(1..=MAX_RATE).contains(&rate) {
@@ -53,32 +53,32 @@ pub async fn open_loop(load: &Load, rate: u32) -> Result<Report, LoadError> {
     for connection in connections {
         workers.spawn(work(Arc::clone(&schedule), connection));
     }
-    schedule.run.finish(workers, Some(rate)).await
+    schedule.run.finish(workers).await
 }
 
 struct Schedule {
     run: Run,
     rate: u32,
-    /// Requests that are due after this time are given up.
+    /// Requests that are not sent by this time are given up.
     give_up: Instant,
-    /// A permit for each request that is due and not sent. It is only a number, so it needs no
-    /// bound of its own.
+    /// One permit for each request that is due and not yet sent.
     due: Semaphore,
 }
 
 impl Schedule {
-    /// When the request of this number is due. Counted from the start, so that no error adds up.
+    /// The scheduled time of the request of this number. It is computed from the start of the run,
+    /// so that rounding errors do not accumulate.
     fn due(&self, number: usize) -> Instant {
-        // At the highest rate and for the longest time this is below 2^57.
+        // At the highest rate and for the longest time, this is below 2^57.
         let nanoseconds = number as u64 * 1_000_000_000 / u64::from(self.rate);
         self.run.start + Duration::from_nanos(nanoseconds)
     }
 }
 
-/// Gives a permit whenever a request is due. On a thread of its own, because tokio's timers are
-/// only exact to a millisecond, which is as long as many requests take.
+/// Adds a permit whenever a request is due. It runs on its own thread, because tokio's timers have
+/// a resolution of a millisecond, which is the duration of many requests.
 ///
-/// Ends with the run, also if that is dropped half-way.
+/// It ends with the run, even if the run is dropped.
 fn keep_time(schedule: &Weak<Schedule>, workers: usize) {
     let mut next = 0;
     loop {
@@ -92,7 +92,7 @@ fn keep_time(schedule: &Weak<Schedule>, workers: usize) {
         schedule.due.add_permits(next - first);
         let due = schedule.due(next);
         if due >= schedule.run.end {
-            // One more for each worker, which then finds that nothing is left to do.
+            // One more permit for each worker, which then finds that the run is over.
             schedule.due.add_permits(workers);
             return;
         }
@@ -106,7 +106,7 @@ async fn work(schedule: Arc<Schedule>, mut connection: Connection) {
     // The semaphore is never closed.
     while let Ok(permit) = schedule.due.acquire().await {
         permit.forget();
-        // Permits come in the order of the numbers, so the request of this number is due.
+        // Permits are added in the order of the numbers, so the request of this number is due.
         let number = run.number();
         let (due, sent) = (schedule.due(number), Instant::now());
         if due >= run.end || number >= run.requests {
@@ -116,8 +116,8 @@ async fn work(schedule: Arc<Schedule>, mut connection: Connection) {
             run.count_unsent(due);
             continue;
         }
-        let answer = connection.ask(number).await;
-        run.count(&answer, due, sent);
+        let result = connection.send(number).await;
+        run.count(&result, due, sent);
         connection.recover().await;
     }
 }

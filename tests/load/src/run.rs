@@ -1,4 +1,4 @@
-//! What both loops share: the bounds, the connections, and the clock and counts of a run.
+//! What both loops share: limits, connections, the clock and the counters of a run.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -10,35 +10,33 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::LoadError;
-use crate::connection::{Answer, Connection};
+use crate::connection::{Connection, RequestResult};
 use crate::report::{Report, Tally};
 use crate::target::Target;
 use crate::trace::Trace;
 
-/// The most connections of a run. More would measure this program.
+/// The maximum number of connections. With more, the benchmark would measure this program.
 pub const MAX_CONNECTIONS: usize = 1024;
 
-/// The longest warm-up, measurement and wait for an answer.
+/// The longest warm-up, measurement and request timeout.
 pub const MAX_TIME: Duration = Duration::from_secs(600);
 
-/// The load that both loops make. There are no defaults: what a benchmark does, it says.
+/// The parameters of a run. There are no defaults: a benchmark states what it does.
 #[derive(Debug, Clone)]
 pub struct Load {
-    /// Who is asked, and what.
+    /// The endpoint and its requests.
     pub target: Target,
-    /// How many connections there are, each with at most one request under way.
+    /// The number of connections, each with at most one request in progress.
     pub connections: usize,
-    /// How long requests are made before they are counted; may be zero.
+    /// The duration of the warm-up, which may be zero.
     pub warm_up: Duration,
-    /// How long requests are counted.
+    /// The duration of the measurement.
     pub duration: Duration,
-    /// How long a request may take before it counts as an error.
+    /// The timeout of a request.
     pub request_time: Duration,
-    /// How many requests there are at most, those of the warm-up included; without it, as many as
-    /// there is time for.
+    /// The maximum number of requests, including those of the warm-up.
     pub requests: Option<usize>,
-    /// Where to write a line about each request that is sent, those of the warm-up included, if
-    /// anywhere: see [`crate::trace`].
+    /// The file for the [trace](crate::trace), which includes the warm-up.
     pub trace: Option<PathBuf>,
 }
 
@@ -49,7 +47,7 @@ impl Load {
             return Err(out_of_bounds("connections", connections, MAX_CONNECTIONS));
         }
         let times = [
-            // The only one that may be zero.
+            // The only duration that may be zero.
             ("warm-up", self.warm_up.max(Duration::from_nanos(1))),
             ("duration", self.duration),
             ("time of a request", self.request_time),
@@ -72,7 +70,7 @@ pub(crate) fn out_of_bounds(
     LoadError::OutOfBounds { name, value: value.to_string(), most: most.to_string() }
 }
 
-/// Opens all connections, so that no request pays for one.
+/// Opens all connections, so that no request includes a handshake.
 pub(crate) async fn connect(load: &Load) -> Result<Vec<Connection>, LoadError> {
     let target = Arc::new(load.target.clone());
     let mut connections = Vec::with_capacity(load.connections);
@@ -83,15 +81,14 @@ pub(crate) async fn connect(load: &Load) -> Result<Vec<Connection>, LoadError> {
     Ok(connections)
 }
 
-/// The clock and the counts of a run.
+/// The clock and the counters of a run.
 pub(crate) struct Run {
     pub(crate) start: Instant,
-    /// When counting begins.
+    /// The end of the warm-up.
     counted_from: Instant,
-    /// No request is due from here on.
+    /// The end of the run: no request is scheduled at or after this time.
     pub(crate) end: Instant,
-    connections: usize,
-    /// No request has this number or a higher one.
+    /// Requests are numbered below this.
     pub(crate) requests: usize,
     next: AtomicUsize,
     tally: Mutex<Tally>,
@@ -109,7 +106,6 @@ impl Run {
             start,
             counted_from,
             end: counted_from + load.duration,
-            connections: load.connections,
             requests: load.requests.unwrap_or(usize::MAX),
             next: AtomicUsize::new(0),
             tally: Mutex::new(Tally::new()),
@@ -123,19 +119,19 @@ impl Run {
     }
 
     /// Counts a request that has just ended.
-    pub(crate) fn count(&self, answer: &Answer, due: Instant, sent: Instant) {
+    pub(crate) fn count(&self, result: &RequestResult, due: Instant, sent: Instant) {
         let received = Instant::now();
         if let Some(trace) = &self.trace {
-            lock(trace).write(answer, sent, received);
+            lock(trace).write(result, sent, received);
         }
         if due >= self.counted_from {
             let late = sent.saturating_duration_since(due);
             let latency = received.saturating_duration_since(due);
-            lock(&self.tally).count(answer.outcome, late, latency);
+            lock(&self.tally).count(result.outcome, late, latency);
         }
     }
 
-    /// Counts a request that was due and is not going to be sent.
+    /// Counts a request that was due and is given up.
     pub(crate) fn count_unsent(&self, due: Instant) {
         if due >= self.counted_from {
             lock(&self.tally).count_unsent();
@@ -143,13 +139,9 @@ impl Run {
     }
 
     /// Waits for the workers and reports what they counted.
-    pub(crate) async fn finish(
-        &self,
-        mut workers: JoinSet<()>,
-        rate: Option<u32>,
-    ) -> Result<Report, LoadError> {
+    pub(crate) async fn finish(&self, mut workers: JoinSet<()>) -> Result<Report, LoadError> {
         while let Some(ended) = workers.join_next().await {
-            // Nobody aborts a worker, so this is a panic: a bug of ours, and no figure is right.
+            // Workers are never aborted, so this is a panic, and the counters are not reliable.
             if let Err(failed) = ended {
                 std::panic::resume_unwind(failed.into_panic());
             }
@@ -158,11 +150,11 @@ impl Run {
         if let Some(trace) = &self.trace {
             lock(trace).finish().map_err(LoadError::Trace)?;
         }
-        Ok(lock(&self.tally).report(self.connections, rate, time))
+        Ok(lock(&self.tally).report(time))
     }
 }
 
 fn lock<T>(counts: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic while counting ends the run in `finish`, whatever was counted.
+    // A panic while counting ends the run in `finish`.
     counts.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,6 @@
-//! What is asked, of whom, and which answer counts.
+//! The endpoint under load, its requests, and which responses are successes.
 //!
-//! A target is checked when it is made and does not change during a run. Its bodies are in memory;
-//! whoever reads them bounds them.
+//! A target is validated when it is created and does not change during a run.
 
 use std::net::SocketAddr;
 
@@ -12,25 +11,24 @@ use hyper::{Method, Request, StatusCode, Uri};
 
 use crate::LoadError;
 
-/// Which answers are successes.
+/// Which responses are successes.
 #[derive(Debug, Clone)]
 pub struct Expectation {
-    /// The only status that is one.
+    /// The status of a success.
     pub status: StatusCode,
-    /// What the body has to contain.
+    /// Text that the body of a success contains.
     pub contains: Option<String>,
-    /// Statuses of answers that are wanted as well, with any body: neither successes nor errors,
-    /// they are counted by themselves and their latencies are in no figure.
-    pub also: Vec<StatusCode>,
+    /// Statuses that count neither as successes nor as errors, with any body.
+    pub tolerated: Vec<StatusCode>,
 }
 
 impl Default for Expectation {
     fn default() -> Self {
-        Self { status: StatusCode::OK, contains: None, also: Vec::new() }
+        Self { status: StatusCode::OK, contains: None, tolerated: Vec::new() }
     }
 }
 
-/// An endpoint with the requests it is sent.
+/// An endpoint with its requests.
 #[derive(Debug, Clone)]
 pub struct Target {
     address: SocketAddr,
@@ -42,18 +40,19 @@ pub struct Target {
 }
 
 impl Target {
-    /// An endpoint by its URL, with the bodies to send in turn. Without a body the requests are
-    /// `GET`, otherwise `POST` with JSON.
+    /// Parses the URL of an endpoint. The bodies are sent in turn with `POST` as JSON; without
+    /// bodies, the requests are `GET`.
     ///
     /// # Errors
-    /// The URL is not of the form `http://ADDRESS:PORT/PATH`, or the address is not loopback.
+    /// The URL is not of the form `http://ADDRESS:PORT/PATH`, or the address is not a loopback
+    /// address.
     pub fn new(url: &str, bodies: Vec<Bytes>) -> Result<Self, LoadError> {
         let malformed = || LoadError::Url(url.to_owned());
         let parsed = url.parse::<Uri>().map_err(|_error| malformed())?;
         if parsed.scheme_str() != Some("http") {
             return Err(malformed());
         }
-        // A name could mean any machine, tomorrow another than today.
+        // A host name could resolve to another machine.
         let authority = parsed.authority().ok_or_else(malformed)?.as_str();
         let address: SocketAddr = authority.parse().map_err(|_error| malformed())?;
         if !address.ip().is_loopback() {
@@ -77,31 +76,31 @@ impl Target {
         })
     }
 
-    /// The same with a header, in place of one of that name.
+    /// Sets a header of all requests.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
         self
     }
 
-    /// The same by gRPC: the path is that of a method, the bodies are its messages, and what the
-    /// trailers say decides as well.
+    /// Turns the requests into gRPC calls: the path names the method, the bodies are its messages,
+    /// and the trailers decide about success.
     ///
     /// # Errors
     /// A message is too long for gRPC.
-    pub fn by_grpc(mut self) -> Result<Self, LoadError> {
+    pub fn into_grpc(mut self) -> Result<Self, LoadError> {
         for body in &mut self.bodies {
             let length = u32::try_from(body.len()).map_err(|_error| LoadError::OutOfBounds {
                 name: "length of a message",
                 value: body.len().to_string(),
                 most: u32::MAX.to_string(),
             })?;
-            // Not compressed, so long, and the message.
+            // The prefix of a message: not compressed, and its length.
             *body = [&[0], &length.to_be_bytes()[..], body].concat().into();
         }
         let uri = format!("http://{}{}", self.address, self.path);
         self.path = uri.parse().map_err(|_error| LoadError::Url(uri))?;
-        // HTTP/2 has it in the address.
+        // HTTP/2 has the authority in the URI.
         self.headers.remove(HOST);
         self.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         self.headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -109,7 +108,7 @@ impl Target {
         Ok(self)
     }
 
-    /// The same with other successes than any answer of status 200.
+    /// Sets which responses are successes; by default those of status 200.
     #[must_use]
     pub fn expecting(mut self, expectation: Expectation) -> Self {
         self.expectation = expectation;
@@ -145,12 +144,12 @@ impl Target {
         let Some(wanted) = &self.expectation.contains else {
             return true;
         };
-        // `windows` refuses a length of 0, and an empty string is in every body.
+        // `windows` does not accept a length of 0, and every body contains the empty string.
         wanted.is_empty() || body.windows(wanted.len()).any(|part| part == wanted.as_bytes())
     }
 
-    pub(crate) fn is_also_expected(&self, status: StatusCode) -> bool {
-        self.expectation.also.contains(&status)
+    pub(crate) fn is_tolerated(&self, status: StatusCode) -> bool {
+        self.expectation.tolerated.contains(&status)
     }
 
     pub(crate) fn expected_status(&self) -> StatusCode {
@@ -163,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_addresses_are_targets() {
+    fn targets_must_be_loopback_addresses() {
         for url in ["http://127.0.0.1:80", "http://127.9.9.9:1/a?b", "http://[::1]:80/"] {
             assert!(Target::new(url, Vec::new()).is_ok(), "{url}");
         }
@@ -180,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_take_turns() {
+    fn bodies_are_sent_in_turn() {
         let bodies = vec![Bytes::from_static(b"a"), Bytes::from_static(b"bb")];
         let target = Target::new("http://127.0.0.1:80/", bodies).unwrap();
         let length = |number| {

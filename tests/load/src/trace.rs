@@ -1,13 +1,13 @@
-//! A file with a line about each request, for those who know what the server did meanwhile.
+//! A file with a line for each request, to be compared with what the server did meanwhile.
 //!
-//! A line is `SENT ANSWERED OUTCOME VERSION`: two times in nanoseconds of `CLOCK_MONOTONIC`, which all
-//! processes of a machine share; how the request ended, named as in a report, or `success`; what the
-//! answer's header `X-Model-Version` says, or `-`. A request counts as sent when a connection takes
-//! it and as answered when the whole answer is there; what had no answer was given up then. Lines
-//! come in the order of the second time.
+//! A line is `SENT RECEIVED OUTCOME VERSION`: two times in nanoseconds of `CLOCK_MONOTONIC`, which
+//! all processes of a machine share; the outcome as in a report, or `success`; and the response
+//! header `X-Model-Version`, or `-`. A request is sent when a connection takes it, and received
+//! when the response is complete or the request is given up. Lines are in the order of the second
+//! time.
 //!
-//! Lines are written as they come, some forty bytes for each request, so that a trace takes no
-//! memory; a file that cannot be written to ends the run with an error, at its end.
+//! Lines are written as they come, so the trace takes no memory. A write error ends the run with an
+//! error, at its end.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
@@ -16,16 +16,16 @@ use std::path::Path;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
-use crate::connection::Answer;
+use crate::connection::RequestResult;
 
-/// What is written at once: enough for a second of most loads.
+/// Enough for a second of most loads.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// The trace of a run under way.
+/// The trace of a run.
 #[derive(Debug)]
 pub(crate) struct Trace {
     file: BufWriter<File>,
-    /// The same moment on both clocks, but for the time that it takes to read one.
+    /// The same moment on both clocks, up to the time it takes to read one.
     start: Instant,
     start_ns: u64,
     failed: Option<io::Error>,
@@ -39,13 +39,13 @@ impl Trace {
     }
 
     /// Writes the line of a request that was sent after the trace was created.
-    pub(crate) fn write(&mut self, answer: &Answer, sent: Instant, received: Instant) {
+    pub(crate) fn write(&mut self, result: &RequestResult, sent: Instant, received: Instant) {
         if self.failed.is_none() {
-            self.failed = self.try_write(answer, sent, received).err();
+            self.failed = self.try_write(result, sent, received).err();
         }
     }
 
-    /// Writes what has not been written yet, and says what failed first.
+    /// Flushes the file; returns the first error of any write.
     pub(crate) fn finish(&mut self) -> io::Result<()> {
         match self.failed.take() {
             Some(error) => Err(error),
@@ -53,10 +53,15 @@ impl Trace {
         }
     }
 
-    fn try_write(&mut self, answer: &Answer, sent: Instant, received: Instant) -> io::Result<()> {
+    fn try_write(
+        &mut self,
+        result: &RequestResult,
+        sent: Instant,
+        received: Instant,
+    ) -> io::Result<()> {
         let (sent, received) = (self.nanoseconds(sent), self.nanoseconds(received));
-        write!(self.file, "{sent} {received} {} ", answer.outcome.name())?;
-        match &answer.version {
+        write!(self.file, "{sent} {received} {} ", result.outcome.name())?;
+        match &result.version {
             Some(version) => self.file.write_all(version.as_bytes())?,
             None => self.file.write_all(b"-")?,
         }
@@ -69,7 +74,7 @@ impl Trace {
     }
 }
 
-/// The clock of a trace: nanoseconds since some moment, the same for all processes of a machine.
+/// The clock of traces: nanoseconds of `CLOCK_MONOTONIC`.
 pub fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let part = |part: i64| u64::try_from(part).unwrap_or(0);

@@ -1,8 +1,8 @@
-//! The time that making and dropping an instance takes.
+//! Measures how long creating and dropping an instance takes.
 //!
-//! Dropping is part of it, because a server with a new instance for every batch pays for both: the
-//! store with all that the host keeps for the guest, and giving the memory back, which the pool does
-//! at once and not in batches. An instance that has served has more memory to give back.
+//! Dropping is included because a server with a new instance for each batch pays for both: the
+//! store with everything that the host keeps for the guest, and returning the memory, which the
+//! pool does immediately. An instance that has served has more memory to return.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 use crate::loaded::Loaded;
 use crate::statistics::summary;
 
-/// How many instances are made before any is measured.
+/// The number of instances that are created before the measurement.
 const WARM_UP: u32 = 20;
 
-/// Times in microseconds, of instances that were never called and of those that served once.
+/// Times in microseconds, for instances that were never called and for instances that served one
+/// request.
 pub(crate) fn measure(version: &Loaded, count: u32) -> Result<Value> {
     for _ in 0..WARM_UP {
         time(version, true)?;
@@ -28,7 +29,7 @@ pub(crate) fn measure(version: &Loaded, count: u32) -> Result<Value> {
     Ok(json!({ "idle": report(&idle), "served": report(&served) }))
 }
 
-/// Making and dropping one instance, without the call in between.
+/// Creates and drops one instance; a call in between is not measured.
 fn time(version: &Loaded, serves: bool) -> Result<(Duration, Duration)> {
     let start = Instant::now();
     let mut instance = version.instantiate()?;

@@ -1,7 +1,7 @@
-//! What a call takes on a new instance and on one that has served before.
+//! Measures a call on a new instance and on a reused one.
 //!
-//! Both take turns, so that whatever else the machine does befalls both. On a new instance the first
-//! touch of each page is a fault; the kernel counts them for this thread.
+//! Both alternate, so that other activity of the machine affects both. On a new instance, the first
+//! access to each page is a page fault; the kernel counts them for each thread.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use crate::loaded::Loaded;
 use crate::statistics::summary;
 
-/// How many calls warm both up.
+/// The number of calls that warm up each of them.
 const WARM_UP: usize = 5;
 
-/// Times of calls in microseconds and page faults of each call, on new and on used instances.
+/// Times of calls in microseconds, and page faults per call, on new and on reused instances.
 pub(crate) fn measure(version: &Loaded, count: u32) -> Result<Value> {
     let mut used = version.instantiate()?;
     for number in 0..WARM_UP {
@@ -52,7 +52,7 @@ fn report(calls: &[Call]) -> Value {
     json!({ "call_us": summary(&times), "faults_per_call": faults as f64 / calls.len() as f64 })
 }
 
-/// Page faults of this thread so far that needed no disk.
+/// The minor page faults of this thread so far.
 fn faults() -> Result<u64> {
     let stat = fs::read_to_string("/proc/thread-self/stat");
     let stat = stat.context("failed to ask the kernel for this thread's page faults")?;
@@ -60,9 +60,9 @@ fn faults() -> Result<u64> {
 }
 
 fn find_faults(stat: &str) -> Option<u64> {
-    // The second field is a name in parentheses, which may have anything in it.
+    // The second field is a name in parentheses, which may contain anything.
     let (_, fields) = stat.rsplit_once(')')?;
-    // The tenth field; the first behind the name is the third.
+    // The tenth field; the first after the name is the third.
     fields.split_whitespace().nth(10 - 3)?.parse().ok()
 }
 
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_found_behind_any_name() {
+    fn page_faults_are_parsed_after_any_thread_name() {
         assert_eq!(find_faults("42 (a ) b) R 1 2 3 4 5 6 777 8 9"), Some(777));
         assert_eq!(find_faults("42 (a"), None);
         assert!(faults().unwrap() > 0);

@@ -1,4 +1,4 @@
-//! A version as a server has it: mapped from the state folder, with golden examples to ask it.
+//! A version as a server has it: mapped from the state folder, with golden examples as requests.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,14 +7,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use guesthouse_artifact::Artifact;
 use guesthouse_model::Tensor;
 use guesthouse_model::record;
-use guesthouse_runtime::guest::{Engine, EngineLimits, Instance, LoadedComponent, Stop};
+use guesthouse_runtime::guest::{Engine, EngineLimits, Instance, LoadedComponent, StopSignal};
 use guesthouse_runtime::store::Store;
 use guesthouse_server::config::ConfigFile;
 
-/// The longest that one call may take.
+/// The time limit of a call.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// A version that instances can be made of.
+/// A version of which instances can be created.
 pub(crate) struct Loaded {
     component: LoadedComponent,
     /// The inputs of the golden examples.
@@ -24,9 +24,9 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// Map the compiled form of an artifact, with room for some more instances than a server has.
+    /// Maps the compiled code of an artifact, with room for more instances than a server has.
     pub(crate) fn open(artifact: &Path, state: &Path, instances: u32) -> Result<Self> {
-        let limits = ConfigFile::default().settle()?.limits;
+        let limits = ConfigFile::default().validate()?.limits;
         let max_instances = limits.engine.max_instances.max(instances.saturating_add(1));
         let of_engine = EngineLimits { max_instances, ..limits.engine };
         let engine = Engine::serving(of_engine, limits.model.instance.stack_bytes)?;
@@ -43,26 +43,28 @@ impl Loaded {
         ensure!(!examples.is_empty(), "the artifact has no golden examples");
 
         let (id, instance) = (artifact.id().clone(), limits.model.instance);
-        // SAFETY: the store has just checked the file against its MAC, and the path is that very
-        // file's. It never changes a file in place, and this process holds the folder's lock.
+        // SAFETY: the store has just checked the file against its MAC, and the path is that of the
+        // same file. The store never changes a file in place, and this process holds the folder's
+        // lock.
         #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
         let component =
             unsafe { LoadedComponent::map(&engine, &compiled.path(), id, signature, instance) }?;
         Ok(Self { component, examples, _store: store })
     }
 
-    /// A new instance.
+    /// Creates an instance.
     pub(crate) fn instantiate(&self) -> Result<Instance> {
-        let stop = Stop::at(Instant::now() + CALL_LIMIT);
+        let stop = StopSignal::at_deadline(Instant::now() + CALL_LIMIT);
         self.component.instantiate(&stop).context("failed to make an instance")
     }
 
-    /// Give an instance the golden example of this number, counted round and round.
+    /// Predicts with the golden example of this number, modulo their count.
     pub(crate) fn ask(&self, instance: &mut Instance, number: usize) -> Result<()> {
         let Some(inputs) = self.examples.get(number % self.examples.len()) else {
             bail!("there are no golden examples")
         };
-        let outputs = instance.predict(inputs, &Stop::at(Instant::now() + CALL_LIMIT));
+        let outputs =
+            instance.predict(inputs, &StopSignal::at_deadline(Instant::now() + CALL_LIMIT));
         let outputs = outputs.context("failed to predict")?;
         ensure!(!outputs.is_empty(), "a prediction has no outputs");
         Ok(())

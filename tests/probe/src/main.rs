@@ -1,9 +1,9 @@
-//! `probe`: what benchmarks need to know of compiled versions that only a process knows that has
-//! mapped them, and what they need of processes that takes a program of its own.
+//! `probe`: measures compiled versions from inside the process that maps them, and provides helper
+//! processes for benchmarks.
 //!
 //! It uses the host as a library and does what a server does, without the server: [`loaded`] finds
-//! and maps a version, [`instances`], [`memory`] and [`isolation`] measure it and print JSON. What
-//! the figures are held against is none of its business.
+//! and maps a version, and [`instances`], [`memory`] and [`isolation`] measure it and print JSON.
+//! The benchmarks compare the figures with their bars.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints its result")]
 
 mod instances;
@@ -30,37 +30,37 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// The time that making and dropping an instance takes.
+    /// Measure how long creating and dropping an instance takes.
     Instances {
         #[command(flatten)]
         version: VersionArguments,
-        /// How many instances are made of each kind.
+        /// The number of instances of each kind.
         #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         count: u32,
     },
-    /// The memory that this process has with one instance and with many.
+    /// Measure the memory of this process with one instance and with many.
     Memory {
         #[command(flatten)]
         version: VersionArguments,
-        /// How many instances there are in the end.
+        /// The number of instances at the end.
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=1000))]
         count: u32,
     },
-    /// What a call takes on a new instance and on a used one.
+    /// Measure a call on a new instance and on a reused one.
     Isolation {
         #[command(flatten)]
         version: VersionArguments,
-        /// How many calls are made on each of them.
+        /// The number of calls of each kind.
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         count: u32,
     },
-    /// Keep one core busy, for a while or until the parent process ends.
+    /// Keep one core busy until the time is over or the parent process ends.
     Spin {
-        /// For how long at most.
+        /// The time limit in seconds.
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..=600))]
         seconds: u64,
     },
-    /// Become another program, which ends when the parent process does.
+    /// Execute another program, which is killed when the parent process ends.
     Become {
         /// The program and its arguments.
         #[arg(last = true, required = true)]
@@ -68,13 +68,13 @@ enum Task {
     },
 }
 
-/// Which version, and where its compiled form is.
+/// The version and its compiled code.
 #[derive(Args)]
 struct VersionArguments {
     /// The artifact.
     #[arg(long)]
     artifact: PathBuf,
-    /// The state folder of a server that has compiled it and does not run any more.
+    /// The state folder of a stopped server that has compiled it.
     #[arg(long)]
     state: PathBuf,
 }

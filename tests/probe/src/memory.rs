@@ -1,7 +1,7 @@
-//! The memory that this process has with one instance and with many.
+//! Measures the memory of this process with one instance and with many.
 //!
-//! Counted is the proportional set size: a page that many mappings share counts once, divided among
-//! them. Resident set sizes would count the weights for every instance, shared or not.
+//! The proportional set size divides each shared page among its mappings. Resident set sizes would
+//! count the weights for every instance, whether they are shared or not.
 
 use std::fs;
 
@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use crate::loaded::Loaded;
 
-/// The proportional set size in KiB with one instance that has served, with `count` of which the
-/// others have not, and when all have. And the linear memory of one, which is what each would take
-/// if nothing were shared.
+/// The proportional set size in KiB with one instance that has served, with `count` instances of
+/// which the others are idle, and after all have served; and the linear memory of one, which each
+/// would take if nothing were shared.
 pub(crate) fn measure(version: &Loaded, count: u32) -> Result<Value> {
     let mut first = version.instantiate()?;
     version.ask(&mut first, 0)?;
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_proportional_size_is_not_mistaken_for_its_parts() {
+    fn the_proportional_set_size_is_parsed() {
         let rollup = "55d6-7ffc ---p 00000000 00:00 0    [rollup]\nRss:   5000 kB\n\
                       Pss_Dirty:   17 kB\nPss:            1234 kB\nPss_Anon:   99 kB\n";
         assert_eq!(find_pss(rollup), Some(1234));

@@ -1,4 +1,4 @@
-//! Processes for benchmarks: a neighbour that computes, and one that is not left behind.
+//! Helper processes for benchmarks: a busy neighbour, and a child that does not outlive its parent.
 
 use std::ffi::OsString;
 use std::hint::black_box;
@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-/// How many turns a spinning process makes between two looks at the clock: less than a
-/// millisecond's worth.
+/// The iterations between two checks of the clock: less than a millisecond.
 const TURNS: u32 = 100_000;
 
-/// Keep one core busy without touching memory, at whatever priority this process has.
+/// Keeps one core busy without touching memory, at the priority of this process.
 pub(crate) fn spin(seconds: u64) -> Result<()> {
     end_with_parent()?;
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -26,7 +25,7 @@ pub(crate) fn spin(seconds: u64) -> Result<()> {
     Ok(())
 }
 
-/// Become another program. A benchmark that is killed cannot end what it has started.
+/// Executes another program. A benchmark that is killed cannot stop what it has started.
 pub(crate) fn become_other(command: &[OsString]) -> Result<()> {
     let (program, arguments) = command.split_first().context("there is no program to become")?;
     end_with_parent()?;

@@ -1,8 +1,8 @@
-//! `cargo xtask conformance`: what others' tools say of the server and of what comes with it.
+//! `cargo xtask conformance`: checks the server and its packaging with tools of others.
 //!
-//! Each step installs the tools that it needs into the target folder, in fixed versions, and leaves
-//! nothing elsewhere. The steps are in modules of their own; those that ask a server start one with
-//! the demonstration models, built like those of the tests.
+//! Each step installs fixed versions of its tools into the target folder and leaves nothing
+//! elsewhere. Steps that need a server start one with the demo models, in the same build as the
+//! tests.
 
 mod clients;
 mod description;
@@ -24,12 +24,12 @@ use crate::workspace::{Profile, Workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// This step alone.
+    /// Run only this step.
     #[arg(long)]
     only: Option<String>,
 }
 
-/// A step: its name, what it is about, and what it does.
+/// A step: its name, what it shows, and its check.
 struct Step {
     name: &'static str,
     about: &'static str,
@@ -70,7 +70,7 @@ const STEPS: [Step; 7] = [
     },
 ];
 
-/// Every step, or the one that is named; one that fails does not keep the others from being done.
+/// Runs all steps, or the one in `options`. A step that fails does not prevent the others.
 pub(crate) fn check(workspace: &Workspace, host: &Path, options: &Options) -> Result<()> {
     let wanted = |step: &&Step| options.only.as_ref().is_none_or(|only| only == step.name);
     let steps: Vec<_> = STEPS.iter().filter(wanted).collect();
@@ -88,20 +88,20 @@ pub(crate) fn check(workspace: &Workspace, host: &Path, options: &Options) -> Re
     print(&results);
     let failed: Vec<_> = results.iter().filter(|(_, outcome, _)| outcome.is_err()).collect();
     let names: Vec<_> = failed.iter().map(|(step, ..)| step.name).collect();
-    ensure!(names.is_empty(), "these do not conform: {}", names.join(", "));
+    ensure!(names.is_empty(), "failed: {}", names.join(", "));
     Ok(())
 }
 
 fn print(results: &[(&Step, Result<(), Error>, Duration)]) {
     println!();
     for (step, outcome, took) in results {
-        let verdict = if outcome.is_ok() { "conforms" } else { "FAILS" };
+        let verdict = if outcome.is_ok() { "passed" } else { "FAILED" };
         let seconds = took.as_secs_f32();
         println!("{:<14} {verdict:<9} {seconds:>7.1} s  {}", step.name, step.about);
     }
 }
 
-/// Remove what is deployed from a state folder, and leave what is compiled.
+/// Removes all deployments from a state folder and keeps the compiled code.
 fn forget_deployed(state: &Path) -> std::io::Result<()> {
     let ignore_absent = |outcome: std::io::Result<()>| match outcome {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
@@ -112,14 +112,14 @@ fn forget_deployed(state: &Path) -> std::io::Result<()> {
     ignore_absent(fs::remove_dir_all(state.join("artifacts")))
 }
 
-/// Ask a server with the demonstration models something, and end it.
+/// Starts a server with the demo models, runs `check` on it, and stops it.
 fn with_server(workspace: &Workspace, ask: impl FnOnce(&Server) -> Result<()>) -> Result<()> {
     let mut setup = demonstration(workspace);
-    setup.host = Profile::Dev;
+    setup.program = workspace.host_binary(Profile::Dev);
     setup.state = workspace.output().join("conformance");
-    // What is compiled stays. What was served does not: packed anew, a model is another artifact of the
-    // same version, which a server refuses.
-    forget_deployed(&setup.state).context("cannot remove what the last server had deployed")?;
+    // The compiled code is kept. Deployments are not: a model that was packed again has another
+    // digest and would conflict with the deployed version.
+    forget_deployed(&setup.state).context("cannot remove the deployments of the last server")?;
     let server = Server::start(workspace, &setup)?;
     let outcome = ask(&server);
     let end = server.stop();

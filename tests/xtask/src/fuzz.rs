@@ -1,10 +1,9 @@
-//! Runs the fuzzer, target by target: everything of the host that reads bytes from outside.
+//! Runs the fuzzer on each target: every function of the host that parses bytes from outside.
 //!
-//! The fuzzer is libFuzzer, on the stable compiler. Only our own crates are instrumented, by a wrapper
-//! around rustc that cargo calls for them alone (`tests/fuzz/instrument.sh`); everything below them is
-//! what the tests have built already. The inputs in the repository are where it begins, and are
-//! kept few by hand; what it finds on the way stays in the target folder, for the next time. What the
-//! targets promise stands in the host (`guesthouse_server::fuzzing`).
+//! The fuzzer is libFuzzer on the stable compiler. Only this repository's crates are instrumented,
+//! by a rustc wrapper (`tests/fuzz/instrument.sh`); dependencies are those of the test build. The
+//! corpus in the repository is the starting point and is kept small by hand; new inputs are stored
+//! in the target folder. The properties of the targets are in the host (`guesthouse_server::fuzzing`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,26 +15,26 @@ use serde_json::Value;
 use crate::run;
 use crate::workspace::Workspace;
 
-/// The longest input, in bytes: several of everything that a reader tells apart.
+/// The longest input in bytes, which is enough for several elements of everything that is parsed.
 const MAX_INPUT_BYTES: u32 = 4096;
 
-/// An input that takes longer is a failure; most take microseconds.
+/// The time limit of an input; most take microseconds.
 const MAX_INPUT_SECONDS: u32 = 10;
 
-/// Names the target to the fuzzer.
+/// The environment variable that selects the target.
 const TARGET_VARIABLE: &str = "GUESTHOUSE_FUZZ_TARGET";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// How long each target is fuzzed.
+    /// The duration of each target in seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u32,
-    /// This target alone.
+    /// Fuzz only this target.
     #[arg(long)]
     only: Option<String>,
 }
 
-/// Builds the fuzzer and runs every target, or the one that is named.
+/// Builds the fuzzer and runs all targets, or the one in `options`.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let fuzzer = build(workspace)?;
     let targets = targets(workspace)?;
@@ -53,18 +52,18 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             })
         );
     }
-    ensure!(failed.is_empty(), "inputs were found that fail: {}", failed.join(", "));
+    ensure!(failed.is_empty(), "failing inputs were found: {}", failed.join(", "));
     Ok(())
 }
 
-/// The packages that `cargo test` builds, and the fuzzer: so that all agree on the features of every
-/// dependency.
+/// The packages that `cargo test` builds, and the fuzzer, so that both builds select the same
+/// features of all dependencies.
 pub(crate) fn packages(workspace: &Workspace) -> Vec<String> {
     let packages = workspace.default_packages.iter().map(String::as_str).chain(["fuzz"]);
     packages.flat_map(|package| ["--package".to_owned(), package.to_owned()]).collect()
 }
 
-/// The fuzzer, built.
+/// Builds the fuzzer; returns its path.
 fn build(workspace: &Workspace) -> Result<PathBuf> {
     let mut build = run::cargo();
     build
@@ -72,16 +71,16 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
         .args(packages(workspace))
         .env("RUSTC_WORKSPACE_WRAPPER", workspace.fuzz().join("instrument.sh"));
     run::shown(&mut build)?;
-    // Once more for where it is: all of it is there, so that this builds nothing.
+    // The same command again builds nothing and prints the path.
     let messages = run::output(build.arg("--message-format=json"))?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let path = messages
         .filter(|message| message["target"]["name"] == "fuzz")
         .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    path.context("cargo does not say where the fuzzer is")
+    path.context("cargo does not print the path of the fuzzer")
 }
 
-/// The names of the targets: the folders of the corpus, which a test of the host compares with them.
+/// The names of the targets are the folders of the corpus; a test of the host compares both.
 fn targets(workspace: &Workspace) -> Result<Vec<String>> {
     let mut targets = Vec::new();
     for entry in fs::read_dir(workspace.fuzz().join("corpus"))? {
@@ -91,7 +90,7 @@ fn targets(workspace: &Workspace) -> Result<Vec<String>> {
     Ok(targets)
 }
 
-/// One target's run.
+/// A run of one target.
 struct Fuzz<'a> {
     fuzzer: &'a Path,
     workspace: &'a Workspace,
@@ -104,7 +103,7 @@ impl Fuzz<'_> {
         self.workspace.fuzz().join("corpus").join(self.target)
     }
 
-    /// All inputs that were found to do something new.
+    /// The inputs that increased the coverage.
     fn found(&self) -> PathBuf {
         self.workspace.fuzz_output().join("corpus").join(self.target)
     }
@@ -117,7 +116,7 @@ impl Fuzz<'_> {
         command
     }
 
-    /// One line about what was done.
+    /// Runs the fuzzer; returns a line about its coverage.
     fn run(&self, seconds: u32) -> Result<String> {
         let (found, failures) = (self.found(), self.workspace.fuzz_output().join("failures"));
         for folder in [&found, &failures] {
@@ -136,7 +135,7 @@ impl Fuzz<'_> {
         if !output.status.success() {
             let lines: Vec<_> = log.lines().collect();
             let last = &lines[lines.len().saturating_sub(60)..];
-            bail!("{}\nthe input is in {}…", last.join("\n"), prefix.display());
+            bail!("{}\nthe input is in {}*", last.join("\n"), prefix.display());
         }
         let done = log.lines().rev().find(|line| line.contains("DONE")).unwrap_or_default();
         let coverage = done.split("exec/s").next().unwrap_or_default();

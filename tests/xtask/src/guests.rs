@@ -1,7 +1,7 @@
 //! Builds guests into WebAssembly components.
 //!
-//! Which packages are guests is for [`Workspace`] to say, and the target they need is made by
-//! [`toolchain`](crate::toolchain). Cargo decides what is up to date.
+//! [`Workspace`] lists the guests, and [`toolchain`](crate::toolchain) installs their target. Cargo
+//! decides what is up to date.
 
 use anyhow::{Result, ensure};
 
@@ -13,8 +13,8 @@ use crate::workspace::Workspace;
 pub(crate) fn build(workspace: &Workspace, guests: &[String]) -> Result<()> {
     for guest in guests {
         ensure!(workspace.guests.contains(guest), "plugins/ has no guest named `{guest}`");
-        // One at a time: cargo unites the features of all packages of one build, and then what a
-        // guest contains (and whether it is rebuilt) would depend on which others were asked for.
+        // One at a time: cargo unifies the features of all packages in a build, so the content of a
+        // guest would depend on which others are built with it.
         run::shown(run::cargo().args(["build", "--locked", "--profile", "guest"]).args([
             "--target",
             TARGET,

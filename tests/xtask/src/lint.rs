@@ -1,7 +1,7 @@
-//! Checks that need no running: formatting, clippy for host and guests, licences and sources.
+//! Static checks: formatting, clippy for host and guests, licences and sources.
 //!
-//! The rules are in the workspace's `Cargo.toml`, `clippy.toml`, `rustfmt.toml` and `deny.toml`;
-//! here is only who enforces them. Warnings are errors.
+//! The rules are in the workspace's `Cargo.toml`, `clippy.toml`, `rustfmt.toml` and `deny.toml`.
+//! Warnings are errors.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,11 +13,11 @@ use crate::toolchain::TARGET;
 use crate::workspace::Workspace;
 use crate::{FAILPOINTS, fuzz};
 
-/// The version of cargo-deny to install where none is. Fixed, so that a new release with new
-/// rules or a newer compiler in mind cannot fail an unchanged commit.
+/// The version of cargo-deny to install if there is none. Fixed, so that a new release cannot fail
+/// an unchanged commit.
 const CARGO_DENY_VERSION: &str = "0.20.2";
 
-/// Runs every check, cheapest first, and stops at the first that fails.
+/// Runs all checks, cheapest first, and stops at the first failure.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     run::shown(run::cargo().args(["fmt", "--all", "--check"]))?;
 
@@ -42,7 +42,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     run::shown(Command::new(deny).args(["--locked", "check", "licenses", "bans", "sources"]))
 }
 
-/// Finds cargo-deny in the search path or among our own tools, or installs it there.
+/// Finds cargo-deny in the search path or in the target folder, or installs it there.
 fn cargo_deny(workspace: &Workspace) -> Result<PathBuf> {
     let ours = workspace.tools().join("bin").join("cargo-deny");
     for candidate in [PathBuf::from("cargo-deny"), ours.clone()] {

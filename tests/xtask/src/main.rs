@@ -1,10 +1,9 @@
-//! `cargo xtask`: the project's own commands, and the only ones a contributor or CI needs.
+//! `cargo xtask`: the commands that contributors and CI use.
 //!
-//! This file is the table of contents: the command line and what each command does, step by step.
-//! How a step works is in the modules, in the order a reader should meet them: [`run`] (child
-//! processes), [`workspace`] (where things are), [`toolchain`] (the guests' compilation target),
-//! [`guests`], [`pack`], [`lint`], [`fuzz`], [`conformance`], [`bench`]. What the built programs do is none of its business, except
-//! for how fast they do it.
+//! This file is the command line and the steps of each command. The modules, in the order in which
+//! to read them: [`run`] (child processes), [`workspace`] (folders and packages), [`toolchain`] (the
+//! guests' compilation target), [`guests`], [`pack`], [`lint`], [`docs`], [`fuzz`], [`conformance`],
+//! [`bench`].
 
 #![allow(
     clippy::print_stdout,
@@ -14,6 +13,7 @@
 
 mod bench;
 mod conformance;
+mod docs;
 mod fuzz;
 mod guests;
 mod lint;
@@ -32,22 +32,22 @@ use clap::{Parser, Subcommand};
 
 use crate::workspace::{Profile, Workspace};
 
-/// What integration tests read to find the programs and files built for them.
+/// The environment variables through which tests find programs and files.
 mod environment {
-    /// The host program, built in the dev profile.
+    /// The host program in the dev profile.
     pub(crate) const BIN: &str = "GUESTHOUSE_BIN";
-    /// The folder with every guest component, one `<plugin>.wasm` each.
+    /// The folder of the guest components, named `<plugin>.wasm`.
     pub(crate) const GUESTS: &str = "GUESTHOUSE_GUESTS";
-    /// The folder with the models' sources.
+    /// The folder of the models' sources.
     pub(crate) const MODELS: &str = "GUESTHOUSE_MODELS";
-    /// The folder with the packed artifacts, one `<model>-<version>.wasm` each.
+    /// The folder of the packed artifacts, named `<model>-<version>.wasm`.
     pub(crate) const REPOSITORY: &str = "GUESTHOUSE_REPOSITORY";
 }
 
-/// Tests end the host, or fill its disk, at any change of a file.
+/// Tests kill the host or fail its writes at any file operation.
 const FAILPOINTS: [&str; 2] = ["--features", "guesthouse/failpoints"];
 
-/// The project's own commands.
+/// Builds, tests, checks and measures this repository.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -57,49 +57,37 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Make sure that the compilation target of the guests is installed.
+    /// Install the compilation target of the guests.
     Setup,
-    /// Build every guest.
+    /// Build all guests.
     Guests,
-    /// Build the host and the models' guests, and pack every model version into an artifact.
+    /// Build the host and the guests of the models, and pack all models.
     Pack,
-    /// Build and pack everything, then serve the demonstration models.
+    /// Build and pack everything, and serve the demo models.
     Demo {
-        /// The address to serve on.
+        /// The address of the public listener.
         #[arg(long, default_value = "127.0.0.1:8000")]
         listen: String,
     },
-    /// Build and pack everything, then run the tests.
+    /// Build and pack everything, and run the tests.
     Test {
-        /// Arguments for `cargo test`.
+        /// Arguments of `cargo test`.
         #[arg(last = true)]
         extra: Vec<OsString>,
     },
     /// Check formatting, lints and licences.
     Lint,
-    /// Run every reader of bytes from outside on inputs that are made up, and look for those that break it.
+    /// Check the documentation, run the commands of its tutorials, and build the book.
+    Docs(docs::Options),
+    /// Fuzz every parser of bytes from outside.
     Fuzz(fuzz::Options),
-    /// Ask others' tools, which are installed for it, about the server and what comes with it.
+    /// Check the server and its packaging with third-party tools.
     Conformance(conformance::Options),
-    /// Build everything in release mode, measure it and compare the figures with their bars.
+    /// Build in release mode, measure, and compare the figures with their bars.
     Bench {
         #[command(subcommand)]
-        bench: Bench,
+        benchmark: bench::Benchmark,
     },
-}
-
-#[derive(Subcommand)]
-enum Bench {
-    /// The server: how fast it starts, answers, and how much it does in a second.
-    Serve(bench::Options),
-    /// The runtime: instances, isolation, deadlines, deployments, and what bystanders feel.
-    Runtime(bench::runtime::Options),
-    /// Versions that change while they are asked: swaps, rollbacks, shares, shadows, crashes.
-    Versions(bench::versions::Options),
-    /// The public edge: too many requests, and callers that are slow, silent or never stay.
-    Edge(bench::edge::Options),
-    /// What protocols cost, and what it brings that requests share calls of a guest.
-    Protocols(bench::protocols::Options),
 }
 
 fn main() -> ExitCode {
@@ -113,22 +101,19 @@ fn main() -> ExitCode {
 }
 
 fn perform(task: Task) -> Result<()> {
-    // Every task needs the target, and nothing else is of use without it.
+    // Every task needs the target.
     toolchain::ensure_target()?;
     match task {
         Task::Setup => Ok(()),
         Task::Guests => build_guests(&Workspace::load()?),
         Task::Pack => build_and_pack(&Workspace::load()?),
         Task::Demo { listen } => demo(&Workspace::load()?, &listen),
-        Task::Test { extra } => test(&Workspace::load()?, &extra),
+        Task::Test { extra } => test(&Workspace::load()?, &extra, None),
         Task::Lint => lint::check(&Workspace::load()?),
+        Task::Docs(options) => docs(&Workspace::load()?, &options),
         Task::Conformance(options) => conform(&Workspace::load()?, &options),
         Task::Fuzz(options) => fuzz::run(&Workspace::load()?, &options),
-        Task::Bench { bench: Bench::Serve(options) } => bench_serve(&options.absolute()?),
-        Task::Bench { bench: Bench::Runtime(options) } => bench_runtime(&options.absolute()?),
-        Task::Bench { bench: Bench::Versions(options) } => bench_versions(&options.absolute()?),
-        Task::Bench { bench: Bench::Edge(options) } => bench_edge(&options.absolute()?),
-        Task::Bench { bench: Bench::Protocols(options) } => bench_protocols(&options.absolute()?),
+        Task::Bench { benchmark } => benchmark.run(),
     }
 }
 
@@ -153,14 +138,14 @@ fn demo(workspace: &Workspace, listen: &str) -> Result<()> {
         .arg("--state")
         .arg(workspace.state())
         .args(["--listen", listen]);
-    // Replacing this process hands signals and the exit status over without any code of ours.
+    // Replacing this process passes on signals and the exit status.
     Err(serve.exec()).context("failed to start the server")
 }
 
-/// Builds and packs what tests and outside tools look at; the host program.
+/// Builds and packs everything for tests and conformance checks; returns the host program.
 fn build_for_tests(workspace: &Workspace) -> Result<PathBuf> {
-    // The same selection of packages and targets as `cargo test` below, so that both agree on the
-    // features of every dependency and none is compiled twice.
+    // The same packages and targets as `cargo test`, so that both builds select the same features
+    // of all dependencies and nothing is compiled twice.
     run::shown(
         run::cargo().args(["build", "--locked", "--bin", "guesthouse", "--tests"]).args(FAILPOINTS),
     )?;
@@ -175,7 +160,13 @@ fn conform(workspace: &Workspace, options: &conformance::Options) -> Result<()> 
     conformance::check(workspace, &host, options)
 }
 
-fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
+fn docs(workspace: &Workspace, options: &docs::Options) -> Result<()> {
+    test(workspace, &docs::tests(), options.variables())?;
+    docs::build(workspace)
+}
+
+/// Builds everything and runs the tests, with `variable` in their environment.
+fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)>) -> Result<()> {
     let host = build_for_tests(workspace)?;
 
     run::shown(
@@ -183,57 +174,10 @@ fn test(workspace: &Workspace, extra: &[OsString]) -> Result<()> {
             .args(["test", "--locked"])
             .args(FAILPOINTS)
             .args(extra)
+            .envs(variable)
             .env(environment::BIN, host)
             .env(environment::GUESTS, workspace.components())
             .env(environment::MODELS, workspace.models())
             .env(environment::REPOSITORY, workspace.repository()),
     )
-}
-
-fn bench_serve(options: &bench::Options) -> Result<()> {
-    let workspace = Workspace::load()?;
-    build_and_pack(&workspace)?;
-    run::shown(run::cargo().args(["build", "--locked", "--release", "--package", "load"]))?;
-    bench::finish(&bench::serve::measure(&workspace, options.seconds)?, options)
-}
-
-fn bench_runtime(options: &bench::runtime::Options) -> Result<()> {
-    let workspace = build_for_bench()?;
-    let (figures, outcome) = bench::runtime::measure(&workspace, options)?;
-    bench::finish(&figures, &options.general)?;
-    outcome
-}
-
-fn bench_versions(options: &bench::versions::Options) -> Result<()> {
-    let workspace = build_for_bench()?;
-    let (figures, outcome) = bench::versions::measure(&workspace, options)?;
-    bench::finish(&figures, &options.general)?;
-    outcome
-}
-
-fn bench_edge(options: &bench::edge::Options) -> Result<()> {
-    let workspace = build_for_bench()?;
-    guests::build(&workspace, &["identity".to_owned()])?;
-    let (figures, outcome) = bench::edge::measure(&workspace, options)?;
-    bench::finish(&figures, &options.general)?;
-    outcome
-}
-
-fn bench_protocols(options: &bench::protocols::Options) -> Result<()> {
-    let workspace = build_for_bench()?;
-    build_guests(&workspace)?;
-    let (figures, outcome) = bench::protocols::measure(&workspace, options)?;
-    bench::finish(&figures, &options.general)?;
-    outcome
-}
-
-/// Builds what benchmarks need that disturb servers.
-fn build_for_bench() -> Result<Workspace> {
-    let workspace = Workspace::load()?;
-    build_and_pack(&workspace)?;
-    guests::build(&workspace, &["misbehave".to_owned()])?;
-    for package in ["load", "probe"] {
-        run::shown(run::cargo().args(["build", "--locked", "--release", "--package", package]))?;
-    }
-    Ok(workspace)
 }

@@ -1,8 +1,8 @@
-//! Packs every model version under `models/` into an artifact.
+//! Packs all model versions under `models/` into artifacts.
 //!
 //! A model version is a folder `models/<model>/<version>/` with a `manifest.toml`. Only the three
-//! keys that say what to build are read here; the host's `pack` command judges the manifest and
-//! writes the artifact.
+//! keys that determine what to build are read here; the host's `pack` command validates the
+//! manifest.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use crate::run;
 use crate::workspace::Workspace;
 
-/// One version of a model, as its manifest names it.
+/// A model version as its manifest describes it.
 pub(crate) struct Model {
     name: String,
     version: String,
@@ -24,12 +24,12 @@ pub(crate) struct Model {
     folder: PathBuf,
 }
 
-/// Every model version of the repository, in the order of their paths.
+/// All model versions of the repository, sorted by path.
 pub(crate) fn models(workspace: &Workspace) -> Result<Vec<Model>> {
     models_in(&workspace.models())
 }
 
-/// Packs the models that are there for tests alone into a folder of their own, and names it.
+/// Packs the test models into a folder of their own; returns the folder.
 pub(crate) fn pack_fixtures(workspace: &Workspace, host: &Path) -> Result<PathBuf> {
     let repository = workspace.output().join("fixtures");
     pack_into(&repository, workspace, &models_in(&workspace.fixtures())?, host)?;
@@ -52,7 +52,7 @@ fn models_in(models_folder: &Path) -> Result<Vec<Model>> {
     Ok(models)
 }
 
-/// The guests that `models` are packed with, each once.
+/// The guests of these models without duplicates.
 pub(crate) fn guests_of(models: &[Model]) -> Vec<String> {
     let mut guests: Vec<String> = models.iter().map(|model| model.guest.clone()).collect();
     guests.sort();
@@ -60,8 +60,7 @@ pub(crate) fn guests_of(models: &[Model]) -> Vec<String> {
     guests
 }
 
-/// Packs each model whose artifact is missing or older than something it is made from into the
-/// workspace's repository.
+/// Packs the models whose artifacts are missing or outdated into the repository folder.
 pub(crate) fn pack(workspace: &Workspace, models: &[Model], host: &Path) -> Result<()> {
     pack_into(&workspace.repository(), workspace, models, host)
 }
@@ -73,7 +72,7 @@ pub(crate) fn pack_into(
     models: &[Model],
     host: &Path,
 ) -> Result<()> {
-    // A packer that is killed leaves its half of an artifact here, not in the repository.
+    // An interrupted packer leaves its output here and not in the repository.
     let unfinished = workspace.output().join("unfinished");
     for folder in [&unfinished, repository] {
         fs::create_dir_all(folder)
@@ -103,7 +102,7 @@ pub(crate) fn pack_into(
     Ok(())
 }
 
-/// What a manifest says, of a model whose sources are in that folder.
+/// Reads the manifest of a model whose sources are in this folder.
 pub(crate) fn read_manifest(folder: &Path, manifest: PathBuf) -> Result<Model> {
     let text = fs::read_to_string(&manifest)
         .with_context(|| format!("cannot read {}", manifest.display()))?;
@@ -119,7 +118,7 @@ pub(crate) fn read_manifest(folder: &Path, manifest: PathBuf) -> Result<Model> {
     Ok(Model { name, version, guest, folder: folder.to_owned(), manifest })
 }
 
-/// Whether `artifact` is there and newer than every input, folders with all they contain.
+/// Whether `artifact` exists and is newer than every input, including the contents of folders.
 fn is_current(artifact: &Path, inputs: &[&Path]) -> Result<bool> {
     if !artifact.exists() {
         return Ok(false);
@@ -133,7 +132,8 @@ fn is_current(artifact: &Path, inputs: &[&Path]) -> Result<bool> {
     Ok(true)
 }
 
-/// When the newest file at or below `path` changed. A folder counts, for a file taken away.
+/// The latest modification time at or below `path`. Folders count, because removing a file changes
+/// them.
 fn newest(path: &Path) -> Result<SystemTime> {
     let mut time = modified(path)?;
     if path.is_dir() {
@@ -147,7 +147,7 @@ fn newest(path: &Path) -> Result<SystemTime> {
 fn modified(path: &Path) -> Result<SystemTime> {
     fs::metadata(path)
         .and_then(|metadata| metadata.modified())
-        .with_context(|| format!("cannot look at {}", path.display()))
+        .with_context(|| format!("cannot read the modification time of {}", path.display()))
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_packed_with_the_guest_of_its_name_unless_it_says_otherwise() {
+    fn the_guest_of_a_model_defaults_to_its_name() {
         let plain = manifest("name = 'a'\nversion = '1.0.0'").unwrap();
         assert_eq!(plain.guest, "a");
         let other = manifest("name = 'a'\nversion = '1.0.0'\nguest = 'b'").unwrap();
@@ -180,12 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_without_a_version_is_refused() {
+    fn a_manifest_without_a_version_is_an_error() {
         assert!(manifest("name = 'a'").is_err());
     }
 
     #[test]
-    fn an_artifact_is_current_only_while_newer_than_all_it_is_made_from() {
+    fn an_artifact_older_than_an_input_is_outdated() {
         let folder = tempfile::tempdir().unwrap();
         let inputs = folder.path().join("inputs");
         fs::create_dir_all(inputs.join("deep")).unwrap();

@@ -1,7 +1,6 @@
-//! Runs child processes: shown, hidden behind a line of progress, or asked for their output.
+//! Runs child processes: with their output shown, captured, or replaced by a line of progress.
 //!
-//! Every failure names the command that failed. What to run, and in which order, is for the
-//! callers to say.
+//! Every error names the command that failed.
 
 use std::env;
 use std::io::{self, Write};
@@ -11,13 +10,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-/// How much of a hidden command's output its failure shows: enough for a compiler's error.
+/// How many lines of a captured output an error shows.
 const TAIL_LINES: usize = 40;
 
-/// Cargo, the one that runs this program, where there is one.
+/// The cargo that runs this program, if there is one.
 ///
-/// What `cargo run` tells us about our own package is not passed on: build scripts that watch
-/// those variables would run again each time a crate is built by us and then without us.
+/// The variables that `cargo run` sets for this package are removed: build scripts that depend on
+/// them would run again whenever a crate is built with and without them.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in env::vars_os() {
@@ -29,7 +28,7 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Runs a command whose output belongs to the user.
+/// Runs a command and shows its output.
 pub(crate) fn shown(command: &mut Command) -> Result<()> {
     let line = describe(command);
     eprintln!("$ {line}");
@@ -40,7 +39,7 @@ pub(crate) fn shown(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command quietly and returns what it printed; its output is shown when it fails.
+/// Runs a command and returns its standard output; an error contains the end of all output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let line = describe(command);
     let output = command.output().with_context(|| format!("cannot start `{line}`"))?;
@@ -50,11 +49,11 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Does one long step behind a line that says what it is and how long it took.
+/// Runs a step and prints its name and its duration.
 pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     eprint!("{what} ... ");
-    // Without a newline the text may sit in a buffer while the step runs. Losing it is harmless.
+    // Without a newline the text may stay in a buffer. Failing to flush is harmless.
     let _ = io::stderr().flush();
     let result = work();
     let outcome = if result.is_ok() { "done" } else { "failed" };
@@ -62,7 +61,7 @@ pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T>
     result
 }
 
-/// The command line as a person would type it, without the program's folder.
+/// The command line without the folder of the program.
 fn describe(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let mut line = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -85,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_shows_the_command_and_the_end_of_what_it_said() {
+    fn a_failure_shows_the_command_and_its_last_output() {
         let error = output(Command::new("sh").args(["-c", "seq 100; echo why >&2; exit 3"]));
         let text = error.unwrap_err().to_string();
         assert!(text.starts_with("`sh -c seq 100;"), "{text}");

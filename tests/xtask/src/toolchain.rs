@@ -1,8 +1,7 @@
-//! Makes sure that the guests' compilation target is installed for the compiler in use.
+//! Ensures that the guests' compilation target is installed.
 //!
-//! Rust's own installer is asked first. Where its servers are out of reach, the standard library
-//! is built from a Linux distribution's packages ([`debian`]). When the target is there, nothing
-//! is done or said. Compiling guests is for [`guests`](crate::guests).
+//! rustup is tried first. If its servers are unreachable, the standard library is built from
+//! Debian's packages ([`debian`]). If the target is installed, nothing is done.
 
 mod debian;
 
@@ -17,10 +16,11 @@ use crate::run;
 
 pub(crate) use debian::unpack as unpack_debian;
 
-/// What guests are compiled for.
+/// The compilation target of guests.
 pub(crate) const TARGET: &str = "wasm32-wasip2";
 
-/// Installs [`TARGET`] unless it is there, or says what was tried and what the user can do.
+/// Installs [`TARGET`] unless it is installed; an error says what was tried and what the user can
+/// do.
 pub(crate) fn ensure_target() -> Result<()> {
     let sysroot = Sysroot::in_use()?;
     if sysroot.has_target() {
@@ -39,7 +39,9 @@ pub(crate) fn ensure_target() -> Result<()> {
     for (name, install) in ways {
         match install() {
             Ok(()) if sysroot.has_target() => return Ok(()),
-            Ok(()) => reasons.push_str(&format!("\n- {name}: it ended well but left no library")),
+            Ok(()) => {
+                reasons.push_str(&format!("\n- {name}: it succeeded but installed no library"))
+            }
             Err(error) => reasons.push_str(&format!("\n- {name}: {error:#}")),
         }
     }
@@ -52,7 +54,7 @@ pub(crate) fn ensure_target() -> Result<()> {
     )
 }
 
-/// The folder a compiler keeps its standard libraries in.
+/// The sysroot of a compiler.
 struct Sysroot(PathBuf);
 
 impl Sysroot {
@@ -61,12 +63,12 @@ impl Sysroot {
         Ok(Self(PathBuf::from(path.trim_end())))
     }
 
-    /// The folder with one folder per installed target.
+    /// The folder of the installed targets.
     fn targets(&self) -> PathBuf {
         self.0.join("lib").join("rustlib")
     }
 
-    /// Whether both halves are there: Rust's standard library, and the C library it links.
+    /// Whether both Rust's standard library and the C library are installed.
     fn has_target(&self) -> bool {
         let libraries = self.targets().join(TARGET).join("lib");
         libraries.join("self-contained").join("crt1-command.o").is_file()
@@ -80,17 +82,19 @@ impl Sysroot {
     }
 }
 
-/// The compiler cargo uses here.
+/// The compiler that cargo uses.
 fn rustc() -> Command {
     Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
 }
 
 fn install_with_rustup(sysroot: &Sysroot) -> Result<()> {
     let managed = run::output(Command::new("rustup").args(["which", "rustc"]))?;
-    // Another toolchain's rustup would install the target where this compiler never looks.
+    // rustup may manage another toolchain, whose targets this compiler does not see.
     let managed = Path::new(managed.trim_end()).ancestors().nth(2).map(Path::canonicalize);
-    let managed = managed.context("rustup names no compiler")?.context("rustup's compiler")?;
-    let used = sysroot.0.canonicalize().context("the compiler's own folder")?;
+    let managed = managed
+        .context("rustup prints no path of a compiler")?
+        .context("cannot resolve the path of rustup's compiler")?;
+    let used = sysroot.0.canonicalize().context("cannot resolve the sysroot")?;
     ensure!(managed == used, "the compiler in use is not the one rustup manages");
 
     let mut add = Command::new("rustup");

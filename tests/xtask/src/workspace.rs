@@ -1,6 +1,4 @@
-//! Where things are: the workspace's folders and guest packages, as `cargo metadata` tells them.
-//!
-//! It reads no manifest itself and builds nothing.
+//! The folders and guest packages of the workspace, from `cargo metadata`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -11,31 +9,33 @@ use serde_json::Value;
 use crate::run;
 use crate::toolchain::TARGET;
 
-/// How the host program is built.
+/// The build profile of the host program.
 #[derive(Clone, Copy)]
 pub(crate) enum Profile {
-    /// Quick to build, for tests.
+    /// For tests.
     Dev,
-    /// As users build it.
+    /// For users.
     Release,
 }
 
 /// The folders and packages of this workspace.
 pub(crate) struct Workspace {
-    /// The repository's root.
+    /// The root of the repository.
     root: PathBuf,
-    /// Packages under `plugins/` that build a component, by name.
+    /// The packages under `plugins/` that build a component.
     pub(crate) guests: Vec<String>,
-    /// The packages that a command is about which names none.
+    /// The default members of the workspace.
     pub(crate) default_packages: Vec<String>,
     /// All packages under `plugins/`: the guests and what they share.
     pub(crate) plugins: Vec<String>,
     target: PathBuf,
+    /// A release build of the host program in another place.
+    release_host: Option<PathBuf>,
 }
 
 impl Workspace {
-    /// Asks cargo, which honours `CARGO_TARGET_DIR` and the configuration files, and enters the
-    /// repository's root: in another folder, cargo would select other packages by default.
+    /// Queries cargo, which respects `CARGO_TARGET_DIR` and configuration files, and changes to the
+    /// root of the repository: cargo selects default packages by the current folder.
     pub(crate) fn load() -> Result<Self> {
         let metadata = run::output(run::cargo().args([
             "metadata",
@@ -71,89 +71,99 @@ impl Workspace {
                 guests.push(name.to_owned());
             }
         }
-        Ok(Self { root, guests, default_packages, plugins, target })
+        Ok(Self { root, guests, default_packages, plugins, target, release_host: None })
     }
 
-    /// The host program; it may have to be built first.
+    /// The host program.
     pub(crate) fn host_binary(&self, profile: Profile) -> PathBuf {
-        let folder = match profile {
-            Profile::Dev => "debug",
-            Profile::Release => "release",
-        };
-        self.target.join(folder).join("guesthouse")
+        match (profile, &self.release_host) {
+            (Profile::Dev, _) => self.target.join("debug/guesthouse"),
+            (Profile::Release, None) => self.target.join("release/guesthouse"),
+            (Profile::Release, Some(program)) => program.clone(),
+        }
     }
 
-    /// The load generator; it may have to be built first.
+    /// Uses another program as the release build of the host.
+    pub(crate) fn use_release_host(&mut self, program: PathBuf) {
+        self.release_host = Some(program);
+    }
+
+    /// The load generator.
     pub(crate) fn load_binary(&self) -> PathBuf {
         self.target.join("release").join("load")
     }
 
-    /// The program that measures from inside; it may have to be built first.
+    /// The probe.
     pub(crate) fn probe_binary(&self) -> PathBuf {
         self.target.join("release").join("probe")
     }
 
-    /// Texts with the scores that scikit-learn gives them, as lines of JSON.
+    /// Texts with their scores by scikit-learn, as lines of JSON.
     pub(crate) fn toxicity_oracle(&self) -> PathBuf {
         self.root.join("tests/data/toxicity/oracle.jsonl")
     }
 
-    /// The folder cargo leaves guest components in.
+    /// The folder of the guest components.
     pub(crate) fn components(&self) -> PathBuf {
         self.target.join(TARGET).join("guest")
     }
 
-    /// One guest's component; it may have to be built first.
+    /// The component of a guest.
     pub(crate) fn component(&self, guest: &str) -> PathBuf {
         self.components().join(guest.replace('-', "_")).with_extension("wasm")
     }
 
-    /// The folder with the models' sources.
+    /// The folder of the book.
+    pub(crate) fn book(&self) -> PathBuf {
+        self.root.join("host/docs")
+    }
+
+    /// The folder of the models' sources.
     pub(crate) fn models(&self) -> PathBuf {
         self.root.join("models")
     }
 
-    /// The folder with the sources of models that are there for tests alone, and how they are served.
+    /// The folder of the test models' sources and of their configuration.
     pub(crate) fn fixtures(&self) -> PathBuf {
         self.root.join("tests/models")
     }
 
-    /// The folder of the programs that ask a server by published clients.
+    /// The folder of the Python programs that use published clients.
     pub(crate) fn client_programs(&self) -> PathBuf {
         self.root.join("tests/xtask/src/conformance/clients")
     }
 
-    /// The folder for all we make that cargo does not.
+    /// The output folder of xtask.
     pub(crate) fn output(&self) -> PathBuf {
         self.target.join("guesthouse")
     }
 
-    /// The folder for packed artifacts.
+    /// The folder of the packed artifacts.
     pub(crate) fn repository(&self) -> PathBuf {
         self.output().join("repository")
     }
 
-    /// The folder for compiled versions, which a server fills and finds again.
+    /// The state folder of the demo, which keeps compiled versions.
     pub(crate) fn state(&self) -> PathBuf {
         self.output().join("state")
     }
 
-    /// The fuzzer's crate and the inputs that it begins with.
+    /// The fuzzer's crate and corpus.
     pub(crate) fn fuzz(&self) -> PathBuf {
         self.root.join("tests/fuzz")
     }
 
-    /// The folder for what fuzzing finds.
+    /// The output folder of the fuzzer.
     pub(crate) fn fuzz_output(&self) -> PathBuf {
         self.target.join("fuzz")
     }
 
-    /// What operators need around the program.
+    /// The examples for operators.
     pub(crate) fn packaging(&self) -> PathBuf {
         self.root.join("host/packaging")
     }
 
-    /// The folder for programs that checks need, and that the user should not find elsewhere.
+    /// The folder of tools that checks install.
     pub(crate) fn tools(&self) -> PathBuf {
         self.target.join("tools")
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use guesthouse_artifact::Artifact;
-use guesthouse_model::contract::{self, Bump, Change, SignatureSnapshot};
+use guesthouse_model::contract::{self, Bump, SignatureChange, SignatureSnapshot};
 use guesthouse_model::terminal::{printable, printable_json};
 use serde_json::json;
 
@@ -27,7 +27,7 @@ pub(crate) fn run(arguments: &CheckArguments) -> anyhow::Result<()> {
         bail!("failed to compare: one is a version of {}, the other of {}", was.model, is.model);
     }
     let changes = contract::changes(&was.signature, &is.signature);
-    let needed = contract::least_bump(&changes);
+    let needed = contract::required_bump(&changes);
     let promised = Bump::between(&was.version, &is.version);
     if arguments.json {
         let report = json!({
@@ -75,6 +75,6 @@ fn open(path: &Path) -> anyhow::Result<SignatureSnapshot> {
     read().with_context(|| format!("failed to read {}", path.display()))
 }
 
-fn print(change: &Change) {
+fn print(change: &SignatureChange) {
     println!("{:<6} {}", change.bump.to_string(), printable(&change.what));
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use guesthouse_artifact::{Artifact, GoldenExample, Metadata, Tolerances};
+use guesthouse_artifact::{Artifact, ArtifactMetadata, GoldenExample, Tolerances};
 use guesthouse_model::contract::SignatureSnapshot;
 use guesthouse_model::terminal::{printable, printable_json};
 use guesthouse_model::{Constraint, Field, Signature};
-use guesthouse_runtime::preinit::{PreinitReport, Start};
+use guesthouse_runtime::preinit::{InstanceStart, PreinitReport};
 use guesthouse_runtime::store;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -35,7 +35,7 @@ struct Report<'a> {
     version: String,
     digest: String,
     size_bytes: usize,
-    metadata: &'a Metadata,
+    metadata: &'a ArtifactMetadata,
     provenance: Option<&'a str>,
     parameters: &'a BTreeMap<String, String>,
     signature: Option<&'a Signature>,
@@ -145,8 +145,8 @@ fn print_for_people(report: &Report<'_>) {
 
 fn print_compiled(compiled: &PreinitReport) {
     match &compiled.start {
-        Start::Snapshot => println!("  instances begin in a snapshot"),
-        Start::Init(why) => println!("  init runs in each instance: {}", printable(why)),
+        InstanceStart::Snapshot => println!("  instances begin in a snapshot"),
+        InstanceStart::Init(why) => println!("  init runs in each instance: {}", printable(why)),
     }
     for (step, milliseconds) in &compiled.steps_ms {
         println!("  {:<20} {milliseconds} ms", printable(step));

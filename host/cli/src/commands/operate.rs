@@ -1,14 +1,13 @@
-//! The commands that operate a running server. They know its admin API and nothing else of it.
+//! The commands that operate a running server through its admin API.
 //!
-//! [`client`] carries requests and bounds them; [`answers`] is what the server says, [`text`] how
-//! that reads for people; [`failure`] is what scripts decide by. The rest are the commands.
+//! [`client`] sends requests, [`text`] renders the bodies of responses for people, and [`error`] decides
+//! the exit codes. The other modules are the commands and their arguments.
 
-mod answers;
+mod admin_key;
 mod changes;
 mod client;
 mod deploy;
-mod failure;
-mod key;
+mod error;
 mod keys;
 mod output;
 mod text;
@@ -20,41 +19,41 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-pub(crate) use failure::exit_code;
+pub(crate) use error::exit_code;
 
 use self::client::{IdempotencyKey, ServerUrl};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum OperateCommand {
-    /// Send an artifact to a running server, and wait until it is ready there.
+    /// Deploy an artifact to a running server, and wait until it is ready.
     ///
-    /// A model's first version is served at once, any other waits for `canary` or `promote`.
+    /// The first version of a model is served at once. Any other waits for `canary` or `promote`.
     Deploy(deploy::DeployArguments),
-    /// Show which versions a running server has, in which state, and who gets which.
+    /// Show the versions of a running server, their states and the routing.
     Status(views::StatusArguments),
     /// Make a version the stable one.
     Promote(changes::PromoteArguments),
-    /// Give a version a share of the requests; the stable one keeps the rest.
+    /// Give a version a share of the requests. The stable version keeps the rest.
     Canary(changes::CanaryArguments),
-    /// Let a version see requests that others answer, or show what came of it.
+    /// Compare a version with the one that answers, or show the results.
     Shadow(changes::ShadowArguments),
-    /// End the rollout under way or, without one, go back to the version promoted before.
+    /// End the rollout in progress or, without one, go back to the version promoted before.
     Rollback(changes::RollbackArguments),
-    /// Take a version that nothing is routed to off the server.
+    /// Remove a version that nothing is routed to.
     Undeploy(changes::UndeployArguments),
-    /// Make, list and revoke keys: who may ask for what.
+    /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(keys::KeysCommand),
-    /// Show who changed what, the newest first.
+    /// Show the changes and who made them, the newest first.
     History(views::HistoryArguments),
     /// Show which version would answer a request, and why.
     Resolve(views::ResolveArguments),
 }
 
-/// What every command takes.
+/// The arguments of every command.
 #[derive(Debug, Args)]
 struct ServerArguments {
-    /// Where the server's admin API listens.
+    /// The URL of the server's admin API.
     #[arg(
         long,
         env = "GUESTHOUSE_ADMIN_SERVER",
@@ -62,39 +61,39 @@ struct ServerArguments {
         value_name = "URL"
     )]
     server: ServerUrl,
-    /// PEM with the certificates that are trusted, where the server is reached by https: its own, or
-    /// that of who signed it.
+    /// A PEM file with the certificates to trust when the URL is https: the server's own, or that of its
+    /// issuer.
     #[arg(long, env = "GUESTHOUSE_ADMIN_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// A private file with the admin key; without it, the key is in GUESTHOUSE_ADMIN_KEY.
+    /// A private file with the admin key. Without it, the key is read from GUESTHOUSE_ADMIN_KEY.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// Print the server's answer, in JSON.
+    /// Print the server's response in JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What every command takes that changes something.
+/// The arguments of every command that changes something.
 #[derive(Debug, Args)]
 struct ChangeArguments {
-    /// Why, for the history.
+    /// The reason for the change, for the history.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Change nothing unless this is the model's revision; 0 is that of a model not yet known.
+    /// Change nothing unless this is the model's revision; 0 for a model that is not known yet.
     #[arg(long, value_name = "N")]
     expected_revision: Option<u64>,
-    /// What the server knows a repetition by: it is done once, however often it is asked for. A new
-    /// one, if left out.
+    /// Identifies the change, so that a retry with the same key does not make it twice. A new key by
+    /// default.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<IdempotencyKey>,
-    /// Change nothing, and say what would be changed.
+    /// Change nothing, and show what would change.
     #[arg(long)]
     dry_run: bool,
 }
 
 impl ChangeArguments {
-    /// The key of the change, and its query.
-    fn settle(&self) -> (IdempotencyKey, Vec<(&'static str, Option<String>)>) {
+    /// The idempotency key and the query of the change.
+    fn key_and_query(&self) -> (IdempotencyKey, Vec<(&'static str, Option<String>)>) {
         let Self { reason, expected_revision, idempotency_key, dry_run } = self;
         let query = vec![
             ("expected_revision", expected_revision.map(|revision| revision.to_string())),
@@ -104,8 +103,8 @@ impl ChangeArguments {
         (idempotency_key.clone().unwrap_or_else(IdempotencyKey::random), query)
     }
 
-    /// Whether anything of it was given.
-    fn given(&self) -> bool {
+    /// Whether any of the arguments was given.
+    fn is_given(&self) -> bool {
         let Self { reason, expected_revision, idempotency_key, dry_run } = self;
         reason.is_some() || expected_revision.is_some() || idempotency_key.is_some() || *dry_run
     }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use guesthouse_artifact::{self as artifact, Artifact};
 use guesthouse_model::terminal;
-use guesthouse_runtime::preinit::{self, Goal, PreinitLimits, Start, Watch};
+use guesthouse_runtime::preinit::{
+    self, ChildProgram, InstanceStart, PreinitGoal, PreinitHooks, PreinitLimits,
+};
 use guesthouse_server::observe::logs;
 
 #[derive(Debug, clap::Args)]
@@ -26,7 +28,7 @@ pub(crate) struct PackArguments {
 /// The guest's `init` is run once to learn its signature, so an artifact that cannot start is
 /// refused here and not at the first deploy.
 pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
-    let draft = artifact::draft(&arguments.manifest, &arguments.component)
+    let draft = artifact::pack_draft(&arguments.manifest, &arguments.component)
         .with_context(|| format!("failed to pack {}", arguments.component.display()))?;
     let output = &arguments.output;
     // Renaming would put a file in the place of a device; a folder would be noticed too late.
@@ -41,10 +43,15 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     let mut file = file.with_context(|| format!("failed to write to {}", existing.display()))?;
     file.write_all(&draft).context("failed to write the draft")?;
 
-    let watch =
-        Watch { is_serving: &|| false, must_yield: &|| false, environment: &logs::environment };
-    let report = preinit::run(file.path(), Goal::Signature, &PreinitLimits::default(), &watch)
-        .with_context(|| format!("failed to pack {}", arguments.component.display()))?;
+    let watch = PreinitHooks {
+        program: ChildProgram::Current,
+        is_serving: &|| false,
+        must_yield: &|| false,
+        environment: &logs::child_environment,
+    };
+    let report =
+        preinit::run(file.path(), PreinitGoal::Signature, &PreinitLimits::default(), &watch)
+            .with_context(|| format!("failed to pack {}", arguments.component.display()))?;
     let finished = artifact::add_signature(draft, &report.signature);
     std::fs::write(file.path(), &finished).context("failed to write the artifact")?;
     let artifact = Artifact::open(file.path()).context("failed to read the artifact back")?;
@@ -60,7 +67,7 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
         .context("failed to write the folder")?;
     let (id, digest, size) = (artifact.id(), artifact.digest(), finished.len());
     let output = terminal::printable(&output.to_string_lossy());
-    if let Start::Init(reason) = &report.start {
+    if let InstanceStart::Init(reason) = &report.start {
         let reason = terminal::printable(reason);
         println!("note: there can be no snapshot, so init will run in each instance: {reason}");
     }

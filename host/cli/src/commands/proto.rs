@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use guesthouse_artifact::Artifact;
-use guesthouse_server::typed::{Class, Service};
+use guesthouse_server::typed::{CompatibleRange, ModelService};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProtoArguments {
@@ -18,6 +18,9 @@ pub(crate) fn run(arguments: &ProtoArguments) -> anyhow::Result<()> {
     let signature = artifact.signature().context("the artifact does not carry its signature")?;
     let id = artifact.id();
     // Everything that is the artifact's own in it has been made fit for a terminal.
-    print!("{}", Service::new(&id.name, Class::of(&id.version), signature).proto());
+    print!(
+        "{}",
+        ModelService::new(&id.name, CompatibleRange::from_version(&id.version), signature).proto()
+    );
     Ok(())
 }

@@ -74,7 +74,7 @@ pub(crate) enum ConfigCommand {
 
 pub(crate) fn run(arguments: &ServeArguments, started: Instant) -> anyhow::Result<()> {
     clock::check().context("failed to serve")?;
-    let settings = arguments.settle_with_listeners().context("failed to configure")?;
+    let settings = arguments.validate_with_listeners().context("failed to configure")?;
     if arguments.configuration.file()?.repository.is_none() {
         // A folder that somebody named and that is not there is a mistake; the default one is not.
         std::fs::create_dir_all(&settings.repository).context("failed to make `repository`")?;
@@ -83,22 +83,22 @@ pub(crate) fn run(arguments: &ServeArguments, started: Instant) -> anyhow::Resul
         tracing::warn!("demo mode: everybody knows the keys, keep this server off the network");
     }
     let again = arguments.clone();
-    let reread = Box::new(move || again.settle().map_err(|error| format!("{error:#}")));
+    let reread = Box::new(move || again.validate().map_err(|error| format!("{error:#}")));
     server::run(settings, reread, started).context("failed to serve")
 }
 
 #[expect(clippy::print_stdout, reason = "the answer")]
 pub(crate) fn config(command: &ConfigCommand) -> anyhow::Result<()> {
     let ConfigCommand::Check(arguments) = command;
-    let settings = arguments.settle_with_listeners().context("failed to configure")?;
+    let settings = arguments.validate_with_listeners().context("failed to configure")?;
     settings.tls.map(Tls::open).transpose().context("failed to configure")?;
     println!("the configuration is good");
     Ok(())
 }
 
 impl ServeArguments {
-    fn settle(&self) -> anyhow::Result<Settings> {
-        let mut settings = self.configuration.file()?.settle()?;
+    fn validate(&self) -> anyhow::Result<Settings> {
+        let mut settings = self.configuration.file()?.validate()?;
         let on_ledger_loss = if self.accept_ledger_loss { OnLoss::Accept } else { OnLoss::Refuse };
         settings.start = StartOptions { on_ledger_loss, is_demo: self.demo };
         if self.demo {
@@ -108,8 +108,8 @@ impl ServeArguments {
     }
 
     /// The settings of a server that has yet to listen.
-    fn settle_with_listeners(&self) -> anyhow::Result<Settings> {
-        let settings = self.settle()?;
+    fn validate_with_listeners(&self) -> anyhow::Result<Settings> {
+        let settings = self.validate()?;
         // Without keys for it, the admin API may stay closed, so its default is in nobody's way.
         let is_named = self.configuration.file()?.admin_listen.is_some();
         let has_key = settings.keys.iter().any(|key| key.scopes.administers());

@@ -43,12 +43,13 @@ use crate::ledger::Change;
 use guesthouse_artifact::{Artifact, Digest};
 use guesthouse_model::contract::{self, Bump};
 use guesthouse_model::{Signature, VersionId};
+use guesthouse_runtime::load::SignatureMismatch;
 use guesthouse_runtime::measure::Counter;
 
 use crate::registry::{Failure, LoadError, LoadState, catch_panic};
 use crate::rollout::{self, ModelState, Operation, Promotion};
 use guesthouse_model::terminal;
-use guesthouse_runtime::preinit::queue::{Job, Urgency};
+use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority};
 use guesthouse_runtime::store::CompiledVersion;
 use guesthouse_runtime::version::ServableVersion;
 
@@ -72,7 +73,7 @@ pub(super) struct Plan<'a> {
     pub(super) id: VersionId,
     pub(super) digest: Digest,
     pub(super) origin: Origin<'a>,
-    pub(super) urgency: Urgency,
+    pub(super) urgency: CompilePriority,
     /// Whether the model is not served without it.
     pub(super) is_stable: bool,
     /// The next lower version of those that were found together with it.
@@ -109,7 +110,7 @@ pub(super) enum State {
     /// The version number keeps its promise about the signature.
     Checked,
     /// There is no compiled form; making one is a job of this size.
-    Uncompiled(Job),
+    Uncompiled(CompileJob),
     /// The compiled form is in the store.
     Compiled(Arc<Artifact>, CompiledVersion),
     /// The version gives its own golden answers, and has warm instances.
@@ -123,7 +124,7 @@ pub(super) enum State {
 /// Where a deployment stands that does not hold its thread any longer.
 pub(super) enum Progressed {
     /// It has to wait for the compiler; resume it in [`State::Uncompiled`].
-    Waits(Job),
+    Waits(CompileJob),
     /// It is over.
     Ended(Result<Option<ChangeOutcome>, ControlError>),
 }
@@ -144,7 +145,7 @@ impl<'a> Plan<'a> {
         id: VersionId,
         state: &ModelState,
         origin: Origin<'a>,
-        urgency: Urgency,
+        urgency: CompilePriority,
     ) -> Option<Self> {
         let digest = state.versions.get(&id.version)?.digest;
         let is_stable = state.routing.stable.as_ref() == Some(&id.version);
@@ -279,7 +280,7 @@ impl<'a> Deployment<'a> {
         let operation = plan.operation();
         let is_ready = |_: &Version| true;
         rollout::apply(&state, &operation, &control.rules(&plan.id.name, &state, &is_ready))?;
-        let signature = artifact.signature().ok_or(LoadError::Signature)?;
+        let signature = artifact.signature().ok_or(LoadError::Signature(SignatureMismatch))?;
         control.check_contract(&state, &plan.id, signature)?;
         if control.is_loaded(&plan.id) {
             // It is deployed; only its promotion may be new. If somebody undeploys it before that is
@@ -398,7 +399,7 @@ impl Control {
     ) -> Result<ChangeOutcome, ControlError> {
         let (id, digest, artifact) = (artifact.id().clone(), artifact.digest(), Arc::new(artifact));
         let origin = Origin::Request(DeploymentRequest { promotion, options, progress, artifact });
-        let urgency = Urgency::Operator;
+        let urgency = CompilePriority::Operator;
         let plan = Plan { id, digest, origin, urgency, is_stable: true, found_below: None };
         // No file is removed from here on, and nobody else loads this version.
         let _files = self.hold_files();
@@ -412,7 +413,7 @@ impl Control {
         let _files = self.hold_files();
         let _lock = self.locks.lock(id);
         let state = self.registry.state(&id.name);
-        let plan = Plan::recorded(id.clone(), &state, Origin::Load, Urgency::Operator);
+        let plan = Plan::recorded(id.clone(), &state, Origin::Load, CompilePriority::Operator);
         let Some(plan) = plan.filter(|_| !self.is_loaded(id)) else { return Ok(()) };
         self.on_guest_stack(|| Deployment::new(self, &plan).run(State::Checked).map(drop))
     }
@@ -424,7 +425,7 @@ impl Control {
         id: &VersionId,
     ) -> Result<Option<ServableVersion>, ControlError> {
         let state = self.registry.state(&id.name);
-        let plan = Plan::recorded(id.clone(), &state, Origin::Load, Urgency::Operator);
+        let plan = Plan::recorded(id.clone(), &state, Origin::Load, CompilePriority::Operator);
         let Some(plan) = plan.filter(|_| !self.is_loaded(id)) else { return Ok(None) };
         self.on_guest_stack(|| Deployment::new(self, &plan).load().map(Some))
     }
@@ -589,7 +590,7 @@ fn check_bump(
 ) -> Result<(), ControlError> {
     let changes = contract::changes(was, is);
     let promised = Bump::between(old, new);
-    if promised >= Some(contract::least_bump(&changes)) {
+    if promised >= Some(contract::required_bump(&changes)) {
         return Ok(());
     }
     let broken = changes.into_iter().filter(|change| Some(change.bump) > promised).collect();

@@ -40,7 +40,7 @@ pub enum ControlError {
         /// The higher version.
         new: Version,
         /// The changes that the step does not allow.
-        changes: Vec<contract::Change>,
+        changes: Vec<contract::SignatureChange>,
     },
     /// The key cannot be created or revoked.
     #[error(transparent)]

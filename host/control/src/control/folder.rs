@@ -29,7 +29,8 @@ use crate::rollout::{Deployed, ModelState, Operation, RolloutError, Stage};
 use guesthouse_artifact::{ArtifactError, Digest};
 use guesthouse_model::terminal;
 use guesthouse_model::{ModelName, Signature, VersionId};
-use guesthouse_runtime::preinit::queue::Urgency;
+use guesthouse_runtime::load::SignatureMismatch;
+use guesthouse_runtime::preinit::queue::CompilePriority;
 
 /// How often the folder's timers are compared with the clock.
 const TICK: Duration = Duration::from_millis(200);
@@ -204,7 +205,7 @@ impl Control {
                     files.insert(path.clone(), (stamp.clone(), ids.get(path).cloned()));
                 }
             }
-            self.deploy_found(found, Urgency::Folder)?;
+            self.deploy_found(found, CompilePriority::Folder)?;
             Ok((ids, unread, retryable))
         };
         let (ids, unread, retryable) = match deploy() {
@@ -251,7 +252,7 @@ impl Control {
     pub(super) fn deploy_found(
         &self,
         found: Vec<FoundArtifact>,
-        urgency: Urgency,
+        urgency: CompilePriority,
     ) -> io::Result<()> {
         let adoption = Adoption::new(found.iter().map(|file| &file.id));
         thread::scope(|scope| {
@@ -266,7 +267,7 @@ impl Control {
     fn deploy_in_turn(
         &self,
         mut found: Vec<FoundArtifact>,
-        urgency: Urgency,
+        urgency: CompilePriority,
         adoption: &Adoption,
     ) -> io::Result<()> {
         while !found.is_empty() {
@@ -324,7 +325,8 @@ impl Control {
         catch_panic(|| {
             let (artifact, received) = self.loader.store.receive_file::<LoadError>(path)?;
             let (id, digest) = (artifact.id().clone(), artifact.digest());
-            let signature = artifact.signature().cloned().ok_or(LoadError::Signature)?;
+            let signature =
+                artifact.signature().cloned().ok_or(LoadError::Signature(SignatureMismatch))?;
             let state = self.registry.state(&id.name);
             if let Some(received) = received
                 && !state.withdrawn.contains(&digest)
@@ -340,7 +342,7 @@ impl Control {
     fn accept(
         &self,
         found: Vec<FoundArtifact>,
-        urgency: Urgency,
+        urgency: CompilePriority,
     ) -> (Vec<Plan<'static>>, Vec<FoundArtifact>) {
         let mut digests = BTreeSet::new();
         let mut states = BTreeMap::<ModelName, ModelState>::new();
@@ -396,7 +398,7 @@ impl Control {
         &self,
         new: Vec<FoundArtifact>,
         deferred: &mut Vec<FoundArtifact>,
-        urgency: Urgency,
+        urgency: CompilePriority,
     ) -> Vec<Plan<'static>> {
         let mut states = BTreeMap::<ModelName, ModelState>::new();
         let mut accepted = Vec::new();
@@ -442,7 +444,7 @@ impl Control {
 }
 
 impl FoundArtifact {
-    fn plan(&self, urgency: Urgency) -> Plan<'static> {
+    fn plan(&self, urgency: CompilePriority) -> Plan<'static> {
         let (id, digest) = (self.id.clone(), self.digest);
         Plan { id, digest, origin: Origin::Folder, urgency, is_stable: false, found_below: None }
     }

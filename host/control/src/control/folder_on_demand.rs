@@ -9,7 +9,7 @@ use super::state::Control;
 use crate::registry::{LoadState, catch_panic};
 use guesthouse_artifact::Artifact;
 use guesthouse_model::ModelName;
-use guesthouse_runtime::preinit::queue::Urgency;
+use guesthouse_runtime::preinit::queue::CompilePriority;
 
 impl Control {
     /// Deploy the versions of a model that the folder has by now and that were not there at the last
@@ -42,7 +42,7 @@ impl Control {
         let _files = self.hold_files();
         let mut found = self.read_files(paths)?.found;
         found.retain(|file| file.id.name == *model);
-        self.deploy_found(found, Urgency::Operator)
+        self.deploy_found(found, CompilePriority::Operator)
     }
 }
 

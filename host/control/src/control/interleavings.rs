@@ -78,7 +78,7 @@ fn id(version: &Version) -> VersionId {
 }
 
 fn digest(version: &Version) -> Digest {
-    Digest::of(version.to_string().as_bytes())
+    Digest::from_content(version.to_string().as_bytes())
 }
 
 impl Process {

@@ -14,7 +14,7 @@ use super::state::Control;
 use super::version_locks::VersionLock;
 use crate::registry::LoadState;
 use guesthouse_model::VersionId;
-use guesthouse_runtime::preinit::queue::{Job, Urgency};
+use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority};
 
 /// Small artifacts that are compiled at once, of those that are scheduled together: two, so that one
 /// that is slow does not hold up the others until it has turned out not to be small.
@@ -25,8 +25,8 @@ type Ended<'a> = &'a (dyn Fn(&Plan<'_>, bool) + Sync);
 
 /// What has to be compiled, the first ones first.
 struct Uncompiled<'a> {
-    small: VecDeque<(Plan<'a>, Job)>,
-    large: VecDeque<(Plan<'a>, Job)>,
+    small: VecDeque<(Plan<'a>, CompileJob)>,
+    large: VecDeque<(Plan<'a>, CompileJob)>,
     /// Small ones under way: each may yet turn out to be large.
     small_running: usize,
 }
@@ -99,7 +99,7 @@ impl Control {
 
     fn restore_plan(&self, id: VersionId) -> Option<Plan<'static>> {
         let state = self.registry.state(&id.name);
-        Plan::recorded(id, &state, Origin::Restore, Urgency::Restore)
+        Plan::recorded(id, &state, Origin::Restore, CompilePriority::Restore)
     }
 
     /// Run deployments to their end. Those whose version somebody else has loaded or withdrawn meanwhile
@@ -132,7 +132,7 @@ impl Control {
 
     /// Advance a deployment until the compiler is needed, for the job that is returned, or to the end.
     /// While it waits for the compiler, somebody else may load its version.
-    fn advance(&self, plan: &Plan<'_>, state: State, ended: Ended<'_>) -> Option<Job> {
+    fn advance(&self, plan: &Plan<'_>, state: State, ended: Ended<'_>) -> Option<CompileJob> {
         let _lock = self.lock_if_needed(plan)?;
         match Deployment::new(self, plan).advance(state) {
             Progressed::Waits(job) => Some(job),
@@ -157,7 +157,11 @@ impl Control {
         (!is_over && !is_withdrawn).then_some(lock)
     }
 
-    fn compile_all(&self, uncompiled: Vec<(Plan<'_>, Job)>, ended: Ended<'_>) -> io::Result<()> {
+    fn compile_all(
+        &self,
+        uncompiled: Vec<(Plan<'_>, CompileJob)>,
+        ended: Ended<'_>,
+    ) -> io::Result<()> {
         if uncompiled.is_empty() {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::scope::{Scope, Scopes};
 use crate::rate::Rate;
-use guesthouse_runtime::clock::END_OF_TIME;
+use guesthouse_runtime::clock::MAX_UNIX_SECONDS;
 
 /// The longest name, in bytes. The name is part of every line of the access log.
 const MAX_NAME_LENGTH: usize = 64;
@@ -84,7 +84,7 @@ impl Timestamp {
     /// [`TimestampError`] if it is before 1970 or after 9999.
     pub fn from_system_time(time: SystemTime) -> Result<Self, TimestampError> {
         let since = time.duration_since(UNIX_EPOCH).map_err(|_before| TimestampError)?;
-        if since.as_secs() < END_OF_TIME {
+        if since.as_secs() < MAX_UNIX_SECONDS {
             Ok(Self(UNIX_EPOCH + Duration::from_secs(since.as_secs())))
         } else {
             Err(TimestampError)

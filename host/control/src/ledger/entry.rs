@@ -128,7 +128,7 @@ impl Entry {
     pub(super) fn own_hash(&self) -> String {
         let unsigned = Self { hash: String::new(), ..self.clone() };
         let json = serde_json::to_string(&unsigned).expect("an entry is JSON");
-        Digest::of(json.as_bytes()).hex()
+        Digest::from_content(json.as_bytes()).hex()
     }
 }
 

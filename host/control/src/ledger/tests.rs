@@ -27,7 +27,7 @@ pub(super) fn change(operation: &'static str) -> Change {
         operation,
         model: "toxicity".parse().unwrap(),
         version: Some(Version::new(1, 0, 0)),
-        digest: Some(Digest::of(b"artifact")),
+        digest: Some(Digest::from_content(b"artifact")),
         status: Some("Promoted"),
         error: None,
         before: Routing::default(),
@@ -83,7 +83,7 @@ fn who_asks_again_is_told_the_same() {
 fn fingerprints_stay_what_they_are() {
     let version = Version::new(1, 2, 0);
     let shadow = ShadowShare { version: version.clone(), share: 7 };
-    let digest = Digest::of(b"artifact");
+    let digest = Digest::from_content(b"artifact");
     let deploy = |promotion| Operation::Deploy { version: version.clone(), digest, promotion };
     let split = BTreeMap::from([(version.clone(), 9)]);
     let operations = [

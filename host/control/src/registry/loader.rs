@@ -6,16 +6,19 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use super::failure::{Failure, FailureCause};
-use super::meters::DeploymentMeters;
+use super::metrics::DeploymentMetrics;
 use crate::traffic::Traffic;
 use guesthouse_artifact::{Artifact, ArtifactError};
 use guesthouse_model::ModelName;
 use guesthouse_model::terminal;
-use guesthouse_runtime::guest::{EngineError, Engines, Fault, LoadedComponent};
-use guesthouse_runtime::preinit::queue::{CompileQueue, Job, Urgency};
-use guesthouse_runtime::preinit::{self, Goal, PreinitError, PreinitLimits, Start, Watch};
+use guesthouse_runtime::guest::{EngineError, Engines, Fault};
+use guesthouse_runtime::load::{self, SignatureMismatch};
+use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority, CompileQueue};
+use guesthouse_runtime::preinit::{self, ChildProgram, PreinitError, PreinitHooks, PreinitLimits};
 use guesthouse_runtime::store::{CompiledVersion, Store, StoreError};
-use guesthouse_runtime::version::{Budget, DoesNotFit, ModelLimits, ProofError, ServableVersion};
+use guesthouse_runtime::version::{
+    BudgetExceeded, ModelLimits, ProofError, ResourceBudget, ServableVersion,
+};
 
 /// Why a version cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +28,7 @@ pub enum LoadError {
     Artifact(#[from] ArtifactError),
     /// The host has not enough memory or instances left for the version's limits.
     #[error(transparent)]
-    DoesNotFit(#[from] DoesNotFit),
+    BudgetExceeded(#[from] BudgetExceeded),
     /// A bug of the host.
     #[error("the host panicked: {0}")]
     Panicked(String),
@@ -33,8 +36,8 @@ pub enum LoadError {
     #[error(transparent)]
     Preinit(#[from] PreinitError),
     /// The guest declares another signature than its artifact.
-    #[error("init declares another signature than the one in the artifact")]
-    Signature,
+    #[error(transparent)]
+    Signature(#[from] SignatureMismatch),
     /// The state folder cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -68,8 +71,8 @@ impl LoadError {
         match self {
             Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) => FailureCause::Transient,
             // It fits when other versions are unloaded.
-            Self::DoesNotFit(_) => FailureCause::Transient,
-            Self::Artifact(_) | Self::Signature => FailureCause::Artifact,
+            Self::BudgetExceeded(_) => FailureCause::Transient,
+            Self::Artifact(_) | Self::Signature(_) => FailureCause::Artifact,
             Self::Panicked(_) | Self::Engine(_) => FailureCause::Unknown,
             Self::Preinit(error) => preinit_cause(error),
             Self::Proof(ProofError::Fault { fault: Fault::Host(_), .. }) => FailureCause::Transient,
@@ -85,9 +88,9 @@ impl LoadError {
         match self {
             Self::Artifact(_) => "artifact",
             Self::Panicked(_) => "host",
-            Self::DoesNotFit(_) => "admission",
+            Self::BudgetExceeded(_) => "admission",
             Self::Preinit(_) => "preinit",
-            Self::Signature => "signature",
+            Self::Signature(_) => "signature",
             Self::Store(_) => "store",
             Self::Engine(_) => "engine",
             Self::Proof(ProofError::Instance(_)) => "instance",
@@ -97,7 +100,7 @@ impl LoadError {
 
     /// Whether compiling failed because the artifact was treated as a small one: it was slow while others
     /// waited, or it needed more than a small one may use. As a large one it may succeed.
-    pub fn is_not_small(&self, job: Job) -> bool {
+    pub fn is_not_small(&self, job: CompileJob) -> bool {
         use PreinitError::{Crashed, Limit, Yielded};
         job.is_small() && matches!(self, Self::Preinit(Yielded | Limit(_) | Crashed(_)))
     }
@@ -124,9 +127,9 @@ pub struct Loader {
     /// The queue of the compiler.
     pub queue: CompileQueue,
     /// What is left for further versions of all memory and instances.
-    pub budget: Budget,
+    pub budget: ResourceBudget,
     /// The metrics of deployments.
-    pub meters: Arc<DeploymentMeters>,
+    pub meters: Arc<DeploymentMetrics>,
     /// The environment of the child processes, which makes them log like this one.
     pub child_environment: fn() -> Vec<(&'static str, String)>,
     /// The traffic that compiling should not disturb.
@@ -144,7 +147,7 @@ impl Loader {
     /// # Errors
     /// The state folder cannot be read.
     pub fn find(&self, artifact: &Artifact) -> Result<Option<CompiledVersion>, LoadError> {
-        self.meters.step("find", || catch_panic(|| Ok(self.store.find(artifact.digest())?)))
+        self.meters.time_step("find", || catch_panic(|| Ok(self.store.find(artifact.digest())?)))
     }
 
     /// The job of compiling an artifact of that size.
@@ -155,16 +158,16 @@ impl Loader {
         &self,
         model: &ModelName,
         artifact_bytes: u64,
-        urgency: Urgency,
-    ) -> Result<Job, LoadError> {
+        urgency: CompilePriority,
+    ) -> Result<CompileJob, LoadError> {
         let limits = self.limits_of(model);
         drop(self.budget.reserve(limits)?);
         let guest_bytes = limits.instance.memory_bytes as u64;
-        Ok(Job::new(urgency, artifact_bytes, guest_bytes, self.preinit_limits.memory_bytes))
+        Ok(CompileJob::new(urgency, artifact_bytes, guest_bytes, self.preinit_limits.memory_bytes))
     }
 
     /// The same job as one of a large artifact.
-    pub fn as_large(&self, job: Job) -> Job {
+    pub fn as_large(&self, job: CompileJob) -> CompileJob {
         job.as_large(self.preinit_limits.memory_bytes)
     }
 
@@ -176,9 +179,9 @@ impl Loader {
     pub fn compile(
         &self,
         read: impl FnOnce() -> Result<Arc<Artifact>, LoadError>,
-        job: Job,
+        job: CompileJob,
     ) -> Result<(CompiledVersion, Arc<Artifact>), LoadError> {
-        let turn = self.queue.enter(job);
+        let permit = self.queue.acquire(job);
         let artifact = read()?;
         let id = artifact.id();
         let limits = self.limits_of(&id.name);
@@ -191,13 +194,14 @@ impl Loader {
             guest_stack_bytes: limits.instance.stack_bytes,
             ..self.preinit_limits
         };
-        let watch = Watch {
-            is_serving: &|| self.traffic.is_flowing(),
-            must_yield: &|| turn.must_yield(),
+        let watch = PreinitHooks {
+            program: ChildProgram::Current,
+            is_serving: &|| self.traffic.is_active(),
+            must_yield: &|| permit.must_yield(),
             environment: &self.child_environment,
         };
         let compile = || catch_panic(|| self.run_compiler(&artifact, &limits, &watch));
-        let compiled = self.meters.step("compile", compile)?;
+        let compiled = self.meters.time_step("compile", compile)?;
         Ok((compiled, artifact))
     }
 
@@ -210,36 +214,17 @@ impl Loader {
         artifact: &Arc<Artifact>,
         compiled: &CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
-        self.meters.step("prove", || catch_panic(|| self.map_and_prove(artifact, compiled)))
+        self.meters.time_step("prove", || catch_panic(|| self.map_and_prove(artifact, compiled)))
     }
 
     fn run_compiler(
         &self,
         artifact: &Artifact,
         limits: &PreinitLimits,
-        watch: &Watch<'_>,
+        watch: &PreinitHooks<'_>,
     ) -> Result<CompiledVersion, LoadError> {
-        let component = artifact.component_digest().map_err(ArtifactError::Read)?;
-        self.store.keep(artifact.digest(), component, |files| {
-            // The child reads a copy, because the artifact's file may be replaced in the meantime.
-            let bytes =
-                tempfile::NamedTempFile::new_in(files.compiled.parent().unwrap_or(&files.compiled));
-            let bytes = bytes.and_then(|mut file| {
-                artifact.copy_to(file.as_file_mut())?;
-                Ok(file)
-            });
-            let bytes = bytes.map_err(|error| PreinitError::Host(error.to_string()))?;
-            let report = preinit::run(bytes.path(), Goal::Compiled(files), limits, watch)?;
-            if report.fingerprint.as_deref() != Some(&self.engines.fingerprint()) {
-                let what = "the child's engine is not this host's".to_owned();
-                return Err(PreinitError::Host(what).into());
-            }
-            let (model, version) = (&artifact.id().name, &artifact.id().version);
-            let steps = report.steps_ms.iter().map(|(step, time)| format!("{step} {time} ms"));
-            let steps = steps.collect::<Vec<_>>().join(", ");
-            let peak_memory_mib = report.peak_memory_bytes >> 20;
-            tracing::info!(%model, %version, steps, peak_memory_mib, "compiled");
-            Ok(report)
+        load::compile(&self.store, &self.engines, artifact, |path, goal| {
+            preinit::run(path, goal, limits, watch)
         })
     }
 
@@ -250,30 +235,7 @@ impl Loader {
     ) -> Result<ServableVersion, LoadError> {
         let limits = self.limits_of(&artifact.id().name);
         let reservation = self.budget.reserve(limits)?;
-        let report = &compiled.report;
-        if artifact.signature() != Some(&report.signature) {
-            return Err(LoadError::Signature);
-        }
-        let id = artifact.id().clone();
-        // SAFETY: the store has just checked the file against its MAC or has just written it, and the
-        // path is that very file's; it never changes a file in place, and its folder is this host's
-        // alone.
-        #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
-        let mut component = unsafe {
-            LoadedComponent::map(
-                self.engines.with_stack(limits.instance.stack_bytes),
-                &compiled.path(),
-                id,
-                report.signature.clone(),
-                limits.instance,
-            )
-        }?;
-        if let Start::Init(reason) = &report.start {
-            let (model, version) = (&artifact.id().name, &artifact.id().version);
-            tracing::warn!(%model, %version, reason, "no snapshot: init runs in each instance");
-            component = component.running_init(Arc::clone(artifact));
-        }
-        Ok(ServableVersion::prove(artifact, report, component, *limits, reservation)?)
+        load::activate(&self.engines, artifact, compiled, *limits, reservation)
     }
 }
 

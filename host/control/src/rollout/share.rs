@@ -30,6 +30,11 @@ impl Share {
     /// All requests.
     pub const ALL: Self = Self(WHOLE);
 
+    /// A share of this many parts per million, without a check.
+    pub fn from_parts(parts: u32) -> Self {
+        Self(parts)
+    }
+
     /// The share in parts per million.
     pub fn parts(self) -> u32 {
         self.0

@@ -14,7 +14,7 @@ fn version(text: &str) -> Version {
 }
 
 fn digest(text: &str) -> Digest {
-    Digest::of(text.as_bytes())
+    Digest::from_content(text.as_bytes())
 }
 
 fn try_apply(state: &ModelState, operation: Operation) -> Result<Transition, RolloutError> {

@@ -49,7 +49,7 @@ impl IdleThread {
 }
 
 fn run_work(work: &Receiver<Work>) {
-    if let Err(error) = priority::give_way_to_all() {
+    if let Err(error) = priority::use_idle_scheduling() {
         tracing::warn!(%error, "cannot set idle priority; shadows run at nice value 19");
         // If this fails as well, they run at normal priority.
         let _ = rustix::process::nice(19);

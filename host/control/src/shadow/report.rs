@@ -335,7 +335,7 @@ mod tests {
     }
 
     fn digests() -> (Digest, Digest) {
-        (Digest::of(b"candidate"), Digest::of(b"primary"))
+        (Digest::from_content(b"candidate"), Digest::from_content(b"primary"))
     }
 
     fn report_of(reports: &Reports, candidate: &str) -> Arc<Report> {
@@ -424,7 +424,7 @@ mod tests {
         let report = report_of(&reports, "2.0.0");
         report.count_dropped();
         assert!(Arc::ptr_eq(&report, &report_of(&reports, "2.0.0")));
-        let other = (Digest::of(b"other"), digests().1);
+        let other = (Digest::from_content(b"other"), digests().1);
         let anew = reports.get_or_insert(pair("2.0.0"), other, SystemTime::UNIX_EPOCH);
         assert!(!Arc::ptr_eq(&report, &anew));
         assert_eq!(only(&reports).counts.results, ResultCounts::default());

@@ -17,9 +17,9 @@ use super::report::{ComparisonOutcome, Findings, Report};
 use super::worst::{Severity, Worst};
 use guesthouse_model::record;
 use guesthouse_model::{Signature, Tensor};
-use guesthouse_runtime::guest::{Fault, Stop};
-use guesthouse_runtime::pool::Leased;
-use guesthouse_runtime::preinit::Start;
+use guesthouse_runtime::guest::{Fault, StopSignal};
+use guesthouse_runtime::pool::LeasedInstance;
+use guesthouse_runtime::preinit::InstanceStart;
 use guesthouse_runtime::priority;
 use guesthouse_runtime::version::ServableVersion;
 
@@ -44,9 +44,9 @@ impl Job {
         let (breaker, now) = (self.report.breaker(), Instant::now());
         let caller = self.comparison.caller;
         match fault {
-            None | Some(Fault::Rejected(_)) => breaker.succeeded(caller, now),
-            Some(fault) if fault.condemns_version() => {
-                if breaker.failed(caller, now).is_some() {
+            None | Some(Fault::Rejected(_)) => breaker.record_success(caller, now),
+            Some(fault) if fault.counts_against_version() => {
+                if breaker.record_failure(caller, now).is_some() {
                     let id = self.comparison.candidate.id();
                     let (model, version) = (&id.name, &id.version);
                     tracing::warn!(target: "fault", %model, %version, "shadow suspended");
@@ -88,7 +88,7 @@ enum NotCompared {
 
 /// What the idle thread returns.
 struct ChunkResult {
-    leased: Option<Leased>,
+    leased: Option<LeasedInstance>,
     outcome: Result<Findings, NotCompared>,
     /// The processor time that it used.
     time: Duration,
@@ -144,7 +144,7 @@ impl Worker {
         let mut call = CandidateCall {
             idle: &self.idle,
             job,
-            stop: Stop::at(now + candidate.limits().predict_time),
+            stop: StopSignal::at_deadline(now + candidate.limits().predict_time),
             time: Duration::ZERO,
         };
         let mut findings = Findings::default();
@@ -182,7 +182,7 @@ fn release_instances(last: &mut Option<Arc<ServableVersion>>) {
 struct CandidateCall<'a> {
     idle: &'a IdleThread,
     job: &'a Arc<Job>,
-    stop: Stop,
+    stop: StopSignal,
     /// The processor time used so far.
     time: Duration,
 }
@@ -193,10 +193,10 @@ impl CandidateCall<'_> {
         let pool = candidate.shadow_pool();
         // An instance that runs `init` is made by the idle thread, because it takes long.
         let leased = match candidate.report().start {
-            Start::Snapshot => {
-                Some(pool.take(&self.stop).map_err(|fault| self.record_fault(fault, None))?)
+            InstanceStart::Snapshot => {
+                Some(pool.acquire(&self.stop).map_err(|fault| self.record_fault(fault, None))?)
             }
-            Start::Init(_) => None,
+            InstanceStart::Init(_) => None,
         };
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
         let result = self.idle.run(move || compare_chunk(&job.comparison, chunk, leased, &stop));
@@ -206,10 +206,10 @@ impl CandidateCall<'_> {
         if let Some(leased) = leased {
             let spares = match &outcome {
                 Ok(_) | Err(NotCompared::Incompatible) => true,
-                Err(NotCompared::Fault(fault, _)) => fault.spares_instance(),
+                Err(NotCompared::Fault(fault, _)) => fault.leaves_instance_usable(),
                 Err(NotCompared::Shed) => false,
             };
-            pool.give_back(leased, spares);
+            pool.release(leased, spares);
         }
         outcome.map_err(|reason| match reason {
             NotCompared::Fault(fault, disagreement) => self.record_fault(fault, disagreement),
@@ -226,7 +226,7 @@ impl CandidateCall<'_> {
             return NotCompared::Shed;
         }
         candidate.faults().count(&fault);
-        if !fault.is_callers() {
+        if !fault.is_callers_fault() {
             let (id, request_id) = (candidate.id(), self.job.comparison.request_id.as_str());
             let (model, version) = (&id.name, &id.version);
             tracing::warn!(target: "fault", %model, %version, shadow = true, request_id,
@@ -298,24 +298,24 @@ fn convert_inputs<'a>(
 fn compare_chunk(
     comparison: &Comparison,
     chunk: Chunk,
-    mut leased: Option<Leased>,
-    stop: &Stop,
+    mut leased: Option<LeasedInstance>,
+    stop: &StopSignal,
 ) -> ChunkResult {
-    let before = priority::thread_time();
+    let before = priority::thread_cpu_time();
     let span = tracing::info_span!("shadow", request_id = comparison.request_id.as_str());
     let run = || span.in_scope(|| run_and_compare(comparison, chunk, &mut leased, stop));
     // A panic here is a bug of the host.
     let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_panic| {
         Err(NotCompared::Fault(Fault::Host("a shadow's thread panicked".to_owned()), None))
     });
-    ChunkResult { leased, outcome, time: priority::thread_time() - before }
+    ChunkResult { leased, outcome, time: priority::thread_cpu_time() - before }
 }
 
 fn run_and_compare(
     comparison: &Comparison,
     chunk: Chunk,
-    leased: &mut Option<Leased>,
-    stop: &Stop,
+    leased: &mut Option<LeasedInstance>,
+    stop: &StopSignal,
 ) -> Result<Findings, NotCompared> {
     let Comparison { candidate, primary, batches, request_id, capture, .. } = comparison;
     let batch = &batches[chunk.batch];
@@ -333,7 +333,7 @@ fn run_and_compare(
     let outputs = match leased {
         Some(leased) => leased.predict(&converted, stop),
         None => {
-            let taken = candidate.shadow_pool().take(stop);
+            let taken = candidate.shadow_pool().acquire(stop);
             taken.and_then(|taken| leased.insert(taken).predict(&converted, stop))
         }
     };

@@ -1,15 +1,15 @@
-//! What callers of a version rely on, as a file to keep beside other sources and to compare with later.
+//! Signature snapshots: the contract of a version as a file, to be committed and compared with
+//! later versions.
 //!
-//! The form is canonical (RFC 8785) and descriptions are left out, so that two versions that are the same
-//! to callers have the same bytes but for their numbers. Fields stay in their places, on which callers
-//! rely as well.
+//! The form is canonical JSON (RFC 8785) without descriptions, so equal contracts have equal bytes
+//! except for the version number. Fields keep their positions, on which callers rely as well.
 
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::{ModelName, Signature, SignatureError, VersionId};
 
-/// A signature, and whose it is.
+/// The signature of a version, without descriptions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignatureSnapshot {
@@ -17,23 +17,23 @@ pub struct SignatureSnapshot {
     pub model: ModelName,
     /// The version.
     pub version: Version,
-    /// What it takes and gives.
+    /// The inputs and outputs.
     pub signature: Signature,
 }
 
-/// A text is not a [`SignatureSnapshot`].
+/// The text is not a valid [`SignatureSnapshot`].
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// It is not the JSON of one.
+    /// It is not the JSON of a snapshot.
     #[error("it is no signature snapshot: {0}")]
     Json(#[from] serde_json::Error),
-    /// No guest could declare this.
+    /// The signature is not valid.
     #[error(transparent)]
     Signature(#[from] SignatureError),
 }
 
 impl SignatureSnapshot {
-    /// Of a version with this signature.
+    /// Create the snapshot of a version with this signature.
     pub fn new(id: &VersionId, signature: &Signature) -> Self {
         let mut signature = signature.clone();
         for fields in [&mut signature.inputs, &mut signature.outputs] {
@@ -42,7 +42,7 @@ impl SignatureSnapshot {
         Self { model: id.name.clone(), version: id.version.clone(), signature }
     }
 
-    /// Read it.
+    /// Parse a snapshot.
     ///
     /// # Errors
     /// [`SnapshotError`].
@@ -52,7 +52,7 @@ impl SignatureSnapshot {
         Ok(snapshot)
     }
 
-    /// Write it, in the one way that there is.
+    /// The canonical JSON.
     pub fn canonical(&self) -> String {
         serde_json_canonicalizer::to_string(self)
             .expect("a snapshot has no numbers but finite ones")
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_the_same_to_callers_has_the_same_bytes() {
+    fn equal_contracts_have_equal_bytes() {
         let id = VersionId { name: "toxicity".parse().unwrap(), version: Version::new(1, 0, 0) };
         let canonical = SignatureSnapshot::new(&id, &signature()).canonical();
         let mut other = signature();
@@ -76,7 +76,7 @@ mod tests {
         assert_ne!(SignatureSnapshot::new(&id, &moved).canonical(), canonical);
         other.max_batch_size += 1;
         assert_ne!(SignatureSnapshot::new(&id, &other).canonical(), canonical);
-        // Keys are in order, and nothing is spaced.
+        // Keys are sorted, and there is no white space.
         assert!(
             canonical.starts_with(r#"{"model":"toxicity","signature":{"inputs":[{"#),
             "{canonical}"

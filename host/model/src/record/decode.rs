@@ -1,4 +1,4 @@
-//! Records to tensors, checked against the signature on the way.
+//! Decodes records into tensors and validates them against the signature.
 
 use std::fmt;
 
@@ -9,34 +9,34 @@ use serde_json::{Map, Number, Value};
 
 use crate::{Constraint, Datatype, Field, Signature, Tensor};
 
-/// The most issues that are told of one request.
+/// The most issues that are reported for one request.
 const MAX_ISSUES: usize = 20;
 
-/// What is wrong with a row whose arrays have other sizes than the first row's.
+/// The issue of a row whose arrays have other sizes than those of the first row.
 pub(super) const OTHER_SHAPE: &str = "has another shape than the rows before it";
 
-/// What is wrong with one value of one row.
+/// A problem of one value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowIssue {
-    /// Index of the record in the request, from 0.
+    /// The index of the record in the request, from 0.
     pub row: usize,
-    /// The input.
+    /// The name of the input.
     pub field: String,
-    /// What is wrong, as a fragment that the caller reads.
+    /// The problem, as a fragment that continues the input's name; shown to the caller.
     pub reason: String,
 }
 
-/// Records do not fit a signature.
+/// Records that do not match a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordError {
-    /// Missing or unknown fields, or values of the wrong type.
+    /// Inputs are missing or unknown, or values have the wrong type.
     Malformed(Vec<RowIssue>),
-    /// The right types, but values that the model does not accept.
+    /// Values have the right types, but violate constraints.
     Unacceptable(Vec<RowIssue>),
 }
 
 impl RecordError {
-    /// What is wrong, at most [`MAX_ISSUES`] of it; never empty.
+    /// The issues: at least one, at most [`MAX_ISSUES`].
     pub fn issues(&self) -> &[RowIssue] {
         match self {
             Self::Malformed(issues) | Self::Unacceptable(issues) => issues,
@@ -45,8 +45,8 @@ impl RecordError {
 }
 
 impl RecordError {
-    /// The same, told of another row.
-    pub(super) fn of_row(mut self, row: usize) -> Self {
+    /// The same issues with this row number.
+    pub(super) fn with_row(mut self, row: usize) -> Self {
         let (Self::Malformed(issues) | Self::Unacceptable(issues)) = &mut self;
         for issue in issues {
             issue.row = row;
@@ -66,7 +66,7 @@ impl fmt::Display for RecordError {
 
 impl std::error::Error for RecordError {}
 
-/// One value is wrong: by its form, or by what it says.
+/// The problem of a value: of its type, or of its content.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Issue {
     Malformed(String),
@@ -81,49 +81,49 @@ pub(super) fn unacceptable<T>(reason: impl Into<String>) -> Result<T, Issue> {
     Err(Issue::Unacceptable(reason.into()))
 }
 
-/// A value that a row has for an input.
+/// The value of an input in a row.
 #[derive(Debug, Clone, Copy)]
-pub enum Given<'a> {
-    /// In its JSON form.
+pub enum InputValue<'a> {
+    /// A JSON value.
     Json(&'a Value),
-    /// The byte string itself, for an input of byte strings without a row shape.
+    /// A byte string as it is, for an input of byte strings without a row shape.
     Raw(&'a [u8]),
 }
 
-/// Values by input.
-pub trait Row {
-    /// Everything that there is a value for.
+/// A row of values by input.
+pub trait InputRow {
+    /// The names of all inputs that have a value.
     fn names(&self) -> impl Iterator<Item = &str>;
 
-    /// The value for that input.
-    fn value(&self, name: &str) -> Option<Given<'_>>;
+    /// The value of an input.
+    fn value(&self, name: &str) -> Option<InputValue<'_>>;
 }
 
-impl Row for Map<String, Value> {
+impl InputRow for Map<String, Value> {
     fn names(&self) -> impl Iterator<Item = &str> {
         self.keys().map(String::as_str)
     }
 
-    fn value(&self, name: &str) -> Option<Given<'_>> {
-        self.get(name).map(Given::Json)
+    fn value(&self, name: &str) -> Option<InputValue<'_>> {
+        self.get(name).map(InputValue::Json)
     }
 }
 
-impl<R: Row> Row for &R {
+impl<R: InputRow> InputRow for &R {
     fn names(&self) -> impl Iterator<Item = &str> {
         (*self).names()
     }
 
-    fn value(&self, name: &str) -> Option<Given<'_>> {
+    fn value(&self, name: &str) -> Option<InputValue<'_>> {
         (*self).value(name)
     }
 }
 
-/// One tensor for each input of the signature, in its order.
+/// Decode rows into one tensor for each input of the signature, in its order.
 ///
 /// # Errors
-/// [`RecordError`] with every value that does not fit, form before content.
-pub fn decode(signature: &Signature, rows: &[impl Row]) -> Result<Vec<Tensor>, RecordError> {
+/// [`RecordError`] with all invalid values. Wrong types are reported before violated constraints.
+pub fn decode(signature: &Signature, rows: &[impl InputRow]) -> Result<Vec<Tensor>, RecordError> {
     let mut issues = Issues::default();
     for (row, record) in rows.iter().enumerate() {
         let known = |name: &str| signature.inputs.iter().any(|field| field.name == name);
@@ -169,7 +169,7 @@ impl Issues {
     }
 }
 
-fn column(field: &Field, rows: &[impl Row], issues: &mut Issues) -> Tensor {
+fn column(field: &Field, rows: &[impl InputRow], issues: &mut Issues) -> Tensor {
     let mut column = Column { field, data: Vec::new(), dimensions: None };
     for (row, record) in rows.iter().enumerate() {
         if let Err(issue) = column.add(record.value(&field.name)) {
@@ -181,16 +181,16 @@ fn column(field: &Field, rows: &[impl Row], issues: &mut Issues) -> Tensor {
     Tensor { name: field.name.clone(), datatype: field.datatype, shape, data: column.data }
 }
 
-/// One input's tensor, growing row by row.
+/// The tensor of one input, built row by row.
 struct Column<'a> {
     field: &'a Field,
     data: Vec<u8>,
-    /// Of the first row; all others must have the same.
+    /// The dimensions of the first row, which all other rows must have.
     dimensions: Option<Vec<u64>>,
 }
 
 impl Column<'_> {
-    fn add(&mut self, value: Option<Given<'_>>) -> Result<(), Issue> {
+    fn add(&mut self, value: Option<InputValue<'_>>) -> Result<(), Issue> {
         let Some(value) = value else {
             let Some(default) = &self.field.default else {
                 return malformed("is missing");
@@ -201,10 +201,10 @@ impl Column<'_> {
         };
         let mut dimensions = Vec::with_capacity(self.field.row_shape.len());
         match value {
-            Given::Json(value) => self.add_nested(value, 0, &mut dimensions)?,
-            Given::Raw(bytes) => self.add_raw(bytes)?,
+            InputValue::Json(value) => self.add_nested(value, 0, &mut dimensions)?,
+            InputValue::Raw(bytes) => self.add_raw(bytes)?,
         }
-        // An empty array says nothing of the dimensions below it.
+        // An empty array leaves the dimensions below it open.
         let below = self.field.row_shape.iter().skip(dimensions.len());
         dimensions.extend(below.map(|size| size.map_or(0, u64::from)));
         self.agree(dimensions)
@@ -400,9 +400,8 @@ fn add_number(field: &Field, number: &Number, data: &mut Vec<u8>) -> Result<(), 
     Ok(())
 }
 
-/// A float that is rounded to one of half the width as the number itself would be: what lies between
-/// two of single precision becomes the one whose last bit is set, which is never in the middle of two
-/// of half precision. Rounding to the nearest here would round twice.
+/// Round a number to odd in single precision, so that rounding the result to half precision gives
+/// the same result as rounding the number directly. Rounding to nearest twice would not.
 fn round_to_odd(number: f64) -> f32 {
     #[expect(clippy::cast_possible_truncation, reason = "what is cut off is looked at")]
     let nearest = number as f32;
@@ -415,9 +414,9 @@ fn round_to_odd(number: f64) -> f32 {
     f32::from_bits(towards_zero | 1)
 }
 
-/// The value of an integer; `1.0` is one, as in JSON Schema.
+/// The value of an integer. `1.0` is an integer, as in JSON Schema.
 fn whole(number: &Number) -> Result<i128, Issue> {
-    /// The largest magnitude up to which every integer is an f64.
+    /// The largest magnitude up to which every integer has an exact f64.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if let Some(integer) = number.as_i128() {
         return Ok(integer);
@@ -451,13 +450,13 @@ mod tests {
     }
 
     fn text() -> Field {
-        // In any order: white space goes first.
+        // White space is stripped first, whatever the order of the constraints.
         let length = Constraint::Length { minimum: 1, maximum: 5 };
         field(Datatype::Bytes, vec![Constraint::Text, length, Constraint::Stripped])
     }
 
     #[test]
-    fn texts_are_stripped_before_they_are_measured() {
+    fn texts_are_stripped_before_their_length_is_checked() {
         let tensor = decode_one(&text(), &json!({"x": "\u{a0} häß ß\n"})).unwrap();
         assert_eq!(tensor.data[4..], *"häß ß".as_bytes());
         for bad in ["", "  \t ", "123456"] {
@@ -467,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn form_comes_before_content() {
+    fn wrong_types_are_reported_before_violated_constraints() {
         for bad in [json!({}), json!({"x": 1}), json!({"x": null}), json!({"x": "a", "y": 1})] {
             assert!(matches!(decode_one(&text(), &bad), Err(RecordError::Malformed(_))), "{bad}");
         }
@@ -481,12 +480,12 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_half_the_width_are_rounded_to_the_nearest() {
+    fn half_precision_numbers_are_rounded_to_nearest() {
         let bits = |datatype, value: Value| {
             let tensor = decode_one(&field(datatype, vec![]), &json!({ "x": value })).unwrap();
             u16::from_le_bytes(tensor.data.try_into().unwrap())
         };
-        // Exact ones, the largest, the least, what is between two and goes to the even one.
+        // Exact values, the largest, the smallest, and ties, which round to even.
         for (value, fp16) in [
             (json!(1), 0x3c00),
             (json!(-0.0), 0x8000),
@@ -496,7 +495,7 @@ mod tests {
             (json!(0.1), 0x2e66),
             (json!(2049), 0x6800),
             (json!(2051), 0x6802),
-            // Just above the middle: not to be rounded twice.
+            // Just above a tie, which rounding twice would lose.
             (json!(2_049.000_000_000_1), 0x6801),
         ] {
             assert_eq!(bits(Datatype::Fp16, value.clone()), fp16, "{value}");
@@ -557,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_fill_what_is_left_out() {
+    fn omitted_inputs_get_their_defaults() {
         let mut optional = field(Datatype::Fp32, vec![]);
         optional.default = Some(2.5_f32.to_le_bytes().to_vec());
         assert_eq!(decode_one(&optional, &json!({})).unwrap().data, 2.5_f32.to_le_bytes());

@@ -1,4 +1,4 @@
-//! Tensors to records.
+//! Encodes tensors as records.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -7,26 +7,27 @@ use serde_json::{Map, Value};
 
 use crate::{Datatype, Field, Signature, Tensor, bytes_elements};
 
-/// The most JSON values in the records of one call. A value takes some 70 bytes on its way out;
-/// a quarter of a million are 64 rows of 4096 numbers.
+/// The most JSON values in the records of one call: 64 rows of 4096 numbers. A value takes some 70
+/// bytes during encoding.
 const MAX_VALUES: u64 = 1 << 18;
 
-/// The outputs have more values than an answer in JSON may.
+/// The outputs have more values than a JSON response may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the outputs have over {MAX_VALUES} values")]
-pub struct TooLarge;
+pub struct TooManyValues;
 
-/// One record for each row. The outputs must be those of the signature, in its order, checked.
+/// Encode outputs as one record for each row. They must be the signature's outputs, in its order,
+/// and valid.
 ///
 /// # Errors
-/// [`TooLarge`]; a guest decides how large its outputs are, and empty arrays count as well.
+/// [`TooManyValues`]: guests decide the size of their outputs. Empty arrays count as well.
 pub fn encode(
     signature: &Signature,
     outputs: &[Tensor],
-) -> Result<Vec<Map<String, Value>>, TooLarge> {
+) -> Result<Vec<Map<String, Value>>, TooManyValues> {
     let values = outputs.iter().map(count_values).fold(0, u64::saturating_add);
     if values > MAX_VALUES {
-        return Err(TooLarge);
+        return Err(TooManyValues);
     }
     let count = outputs.first().map_or(0, Tensor::rows);
     let mut records: Vec<_> = (0..count).map(|_| Map::new()).collect();
@@ -39,7 +40,7 @@ pub fn encode(
     Ok(records)
 }
 
-/// Arrays of every depth and elements.
+/// The number of arrays, at every depth, and elements.
 fn count_values(tensor: &Tensor) -> u64 {
     let mut at_this_depth = 1_u64;
     tensor.shape.iter().fold(0, |values, size| {
@@ -48,7 +49,7 @@ fn count_values(tensor: &Tensor) -> u64 {
     })
 }
 
-/// The next row of this shape.
+/// Take the next row of this shape.
 fn nest(shape: &[u64], elements: &mut dyn Iterator<Item = Value>) -> Value {
     match shape.split_first() {
         None => elements.next().unwrap_or(Value::Null),
@@ -60,7 +61,7 @@ fn elements<'a>(field: &Field, tensor: &'a Tensor) -> Box<dyn Iterator<Item = Va
     macro_rules! numbers {
         ($type:ty) => {
             Box::new(tensor.data.as_chunks().0.iter().map(|bytes| {
-                // A float that is not finite becomes null.
+                // A float that is not finite becomes `null`.
                 Value::from(<$type>::from_le_bytes(*bytes))
             }))
         };
@@ -98,7 +99,7 @@ fn elements<'a>(field: &Field, tensor: &'a Tensor) -> Box<dyn Iterator<Item = Va
     }
 }
 
-/// A float with as few digits as identify it among the floats of single precision: 0.1, not
+/// A float with the fewest digits that identify it in single precision: 0.1 instead of
 /// 0.10000000149011612.
 fn single_precision(float: f32) -> Value {
     float.to_string().parse::<f64>().map_or(Value::Null, Value::from)
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_come_out_as_they_went_in() {
+    fn decoded_rows_encode_to_the_same_values() {
         let field = |name: &str, datatype, row_shape| Field {
             name: name.to_owned(),
             description: String::new(),
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_null() {
+    fn non_finite_values_are_null() {
         let data = [f32::NAN, f32::INFINITY, 1.0].map(f32::to_le_bytes).concat();
         let name = "y".to_owned();
         let tensor = Tensor { name, datatype: Datatype::Fp32, shape: vec![3], data };
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_that_multiplies_nothing_is_too_large() {
+    fn a_huge_shape_without_elements_is_rejected() {
         let tensor = |shape: &[u64]| Tensor {
             name: "y".to_owned(),
             datatype: Datatype::Fp32,
@@ -174,7 +175,7 @@ mod tests {
         };
         let signature = Signature { inputs: vec![], outputs: vec![], max_batch_size: 8 };
         assert!(encode(&signature, &[tensor(&[1, 0, 4_000_000_000])]).is_ok());
-        assert_eq!(encode(&signature, &[tensor(&[1, 4_000_000_000, 0])]), Err(TooLarge));
-        assert_eq!(encode(&signature, &[tensor(&[u64::MAX, u64::MAX, 0])]), Err(TooLarge));
+        assert_eq!(encode(&signature, &[tensor(&[1, 4_000_000_000, 0])]), Err(TooManyValues));
+        assert_eq!(encode(&signature, &[tensor(&[u64::MAX, u64::MAX, 0])]), Err(TooManyValues));
     }
 }

@@ -1,10 +1,10 @@
-//! The JSON form of rows as JSON Schema (2020-12), for callers and their tools.
+//! JSON Schema (2020-12) of the JSON form of rows.
 //!
-//! What a schema of inputs accepts, [`super::decode`] accepts, but for what a schema cannot say: arrays
-//! of arrays must not be ragged, rows of one batch have the same shape, and numbers must be ones that
-//! JSON readers hold exactly (integers beyond 2^53 in the notation of floats, numbers beyond FP64). The
-//! other way round it is stricter where the language has no words: white space that would be removed
-//! counts towards the length of a text.
+//! [`super::decode`] accepts what a schema of inputs accepts, except for conditions that a schema
+//! cannot express: nested arrays must not be ragged, rows of one batch must have the same shape,
+//! and numbers must be exactly representable (no integers beyond 2^53 in floating-point notation,
+//! no numbers beyond FP64). In the other direction, the schema is stricter in one case: white space
+//! that would be stripped counts towards the length of a text.
 
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
@@ -12,11 +12,12 @@ use serde_json::{Map, Value, json};
 use super::encode;
 use crate::{Constraint, Datatype, Field, Signature, Tensor};
 
-/// White space, as Rust and Unicode's `White_Space` have it; patterns' `\s` is another set.
+/// White space according to Rust and to Unicode's `White_Space`; `\s` in patterns is a different
+/// set.
 const WHITE_SPACE: &str =
     r"\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000";
 
-/// Whole groups of base64, and a last one that is padded with zero bits only.
+/// Complete base64 groups, and a last one that is padded with zero bits only.
 const BASE64: &str =
     "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
 
@@ -33,8 +34,8 @@ pub fn inputs(signature: &Signature) -> Map<String, Value> {
     object(properties.collect(), &required)
 }
 
-/// The schema of the outputs of one row; numbers may be null, if the model may answer with what is no
-/// number.
+/// The schema of the outputs of one row. Floats may be null if the model may return values that are
+/// not finite.
 pub fn outputs(signature: &Signature, accepts_non_finite: bool) -> Map<String, Value> {
     let required: Vec<_> = signature.outputs.iter().map(|field| field.name.as_str()).collect();
     let properties = signature.outputs.iter().map(|field| {
@@ -59,7 +60,8 @@ pub fn object(properties: Map<String, Value>, required: &[&str]) -> Map<String, 
     schema
 }
 
-/// The schema of one row's value: its element, in as many arrays as the row has dimensions.
+/// The schema of a value: the element's schema, nested in an array for each dimension of the row
+/// shape.
 fn value(field: &Field, element: &Map<String, Value>) -> Map<String, Value> {
     let mut schema = element.clone();
     for size in field.row_shape.iter().rev() {
@@ -95,7 +97,7 @@ fn output(field: &Field) -> Map<String, Value> {
     }
 }
 
-/// Of what is no string.
+/// The schema of an element that is not a string.
 fn plain(field: &Field) -> Map<String, Value> {
     let Some((low, high)) = bounds(field.datatype) else {
         let kind = if field.datatype == Datatype::Bool { "boolean" } else { "number" };
@@ -105,7 +107,7 @@ fn plain(field: &Field) -> Map<String, Value> {
     ranged(field, kind, Some((low, high)))
 }
 
-/// A number within what its type holds and what the signature allows.
+/// The schema of a number within the bounds of its datatype and of the signature.
 fn ranged(field: &Field, kind: &str, bounds: Option<(Value, Value)>) -> Map<String, Value> {
     let mut schema = Map::from_iter([("type".to_owned(), json!(kind))]);
     if let Some((low, high)) = bounds {
@@ -120,7 +122,7 @@ fn ranged(field: &Field, kind: &str, bounds: Option<(Value, Value)>) -> Map<Stri
     schema
 }
 
-/// Keep the tighter of two bounds, exactly as it was written.
+/// Replace a bound if the new one is tighter, keeping the number's notation otherwise.
 fn tighten(
     schema: &mut Map<String, Value>,
     key: &str,
@@ -134,7 +136,7 @@ fn tighten(
     }
 }
 
-/// What the type itself holds, where JSON could say more.
+/// The bounds of the datatype, if it is narrower than JSON's numbers.
 fn bounds(datatype: Datatype) -> Option<(Value, Value)> {
     Some(match datatype {
         Datatype::Uint8 => (json!(0), json!(u8::MAX)),
@@ -167,7 +169,7 @@ fn text(field: &Field, is_input: bool) -> Map<String, Value> {
             schema.insert("pattern".to_owned(), json!(pattern));
         }
     }
-    // One that would lose its white space is none of them.
+    // A label that would be stripped cannot match.
     let is_label = |label: &&String| !is_stripped || label.trim() == *label;
     let mut labels: Option<Vec<&String>> = None;
     for constraint in &field.constraints {
@@ -182,7 +184,7 @@ fn text(field: &Field, is_input: bool) -> Map<String, Value> {
     schema
 }
 
-/// Between which all constraints together let a length be.
+/// The bounds of the length that all constraints allow together.
 fn length(field: &Field) -> Option<(u32, u32)> {
     let lengths = field.constraints.iter().filter_map(|constraint| match constraint {
         Constraint::Length { minimum, maximum } => Some((*minimum, *maximum)),
@@ -191,7 +193,7 @@ fn length(field: &Field) -> Option<(u32, u32)> {
     lengths.reduce(|one, other| (one.0.max(other.0), one.1.min(other.1)))
 }
 
-/// Of texts that are long enough when white space at both ends is gone.
+/// The pattern of texts that have this minimum length after stripping.
 fn stripped_pattern(minimum: u32) -> Option<String> {
     let visible = format!("[^{WHITE_SPACE}]");
     match minimum {
@@ -218,19 +220,20 @@ fn bytes(field: &Field) -> Map<String, Value> {
     schema
 }
 
-/// Base64 of so many bytes: whole groups of three, and what is left over.
+/// The pattern of base64 for this number of bytes: complete groups of three, and the remainder.
 fn base64_of(minimum: u32, maximum: u32) -> String {
     let forms = [(0, ""), (1, "[A-Za-z0-9+/][AQgw]=="), (2, "[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=")];
     let forms = forms.into_iter().filter(|(rest, _)| maximum >= *rest).map(|(rest, form)| {
         let (least, most) = (minimum.saturating_sub(rest).div_ceil(3), (maximum - rest) / 3);
-        // Fewer than the least is what no text is.
+        // Unsatisfiable, so this form is left out.
         if least > most { "[]".to_owned() } else { groups(least, most) + form }
     });
     let forms: Vec<_> = forms.filter(|form| form != "[]").collect();
     format!("^(?:{})$", forms.join("|"))
 }
 
-/// So many groups. Counts that readers of patterns do not take are left to the length.
+/// The pattern of this number of groups. Counts that regular expression engines reject are omitted;
+/// the length is bounded separately.
 fn groups(least: u32, most: u32) -> String {
     let group = "(?:[A-Za-z0-9+/]{4})";
     if most <= 1000 {
@@ -242,7 +245,7 @@ fn groups(least: u32, most: u32) -> String {
     }
 }
 
-/// The value that stands for one that is left out.
+/// The default of an input, as JSON.
 fn default(field: &Field) -> Option<Value> {
     let data = field.default.clone()?;
     let sizes = field.row_shape.iter().map(|size| size.map_or(0, u64::from));
@@ -277,10 +280,9 @@ mod tests {
         schema
     }
 
-    // That schemas and the decoder agree on values that nobody here chose is found out by a tool for
-    // that, on a running server: see the conformance checks.
+    // The conformance checks test with a property-based tool that schemas and the decoder agree.
     #[test]
-    fn each_kind_of_value_has_its_words() {
+    fn every_kind_of_value_has_a_schema() {
         let length = |minimum, maximum| Constraint::Length { minimum, maximum };
         let range = |minimum, maximum| Constraint::Range { minimum, maximum };
         let visible = format!("[^{WHITE_SPACE}]");
@@ -329,8 +331,8 @@ mod tests {
     }
 
     #[test]
-    fn byte_strings_have_the_length_that_their_patterns_say() {
-        // 3 bytes are no group and a rest of any size; 4 and 5 are one group and a rest.
+    fn base64_patterns_bound_the_number_of_bytes() {
+        // 4 and 5 bytes are one group and a remainder.
         assert_eq!(
             base64_of(4, 5),
             "^(?:(?:[A-Za-z0-9+/]{4}){1,1}[A-Za-z0-9+/][AQgw]==\
@@ -342,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn all_constraints_of_a_text_hold_at_once() {
+    fn constraints_of_a_text_are_combined() {
         let labels = |labels: &[&str]| {
             Constraint::OneOf(labels.iter().map(|label| (*label).to_owned()).collect())
         };
@@ -361,14 +363,14 @@ mod tests {
     }
 
     #[test]
-    fn outputs_may_be_no_numbers_where_the_operator_says_so() {
+    fn outputs_are_nullable_if_non_finite_is_accepted() {
         let signature = signature(field(Datatype::Fp32, vec![], vec![]));
         let kind = |accepts| outputs(&signature, accepts)["properties"]["x"]["type"].clone();
         assert_eq!((kind(false), kind(true)), (json!("number"), json!(["number", "null"])));
     }
 
     #[test]
-    fn what_may_be_left_out_says_what_stands_for_it() {
+    fn optional_inputs_have_a_default() {
         let mut optional = field(Datatype::Fp32, vec![Some(2)], vec![]);
         optional.default = Some([2.5_f32, 1.0].map(f32::to_le_bytes).concat());
         let schema = inputs(&signature(optional));

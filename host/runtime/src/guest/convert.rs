@@ -1,4 +1,4 @@
-//! Between the bindings' types and the host's.
+//! Conversions between the types of the bindings and those of the host.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,22 +7,23 @@ use super::bindings::guesthouse::model::types as wit;
 use super::fault::{Fault, Rejection};
 use guesthouse_model::{Constraint, Datatype, Field, Signature, Tensor};
 
-/// The most rejected rows that are kept; a caller mends those first.
+/// The most rejections that are kept for one batch.
 pub const MAX_REJECTIONS: usize = 20;
 
-/// What a caller is told of a row whose input and output are not finite.
+/// The reason that a caller sees for a row whose inputs and outputs are not finite.
 const NON_FINITE_REASON: &str =
     "has a value that is not finite (NaN or infinite), and so has the model's output for this row";
 
-/// The longest word of a guest on its own failure that is logged, in characters.
+/// The longest failure message of a guest that is logged, in characters.
 const MAX_FAILURE_CHARACTERS: usize = 4096;
 
-/// Dimensions of a wrong shape that are logged: more than any right one has.
+/// The most dimensions of a wrong shape that are logged: more than a valid shape has.
 const MAX_SHOWN_DIMENSIONS: usize = 9;
 
-/// The longest reason of a rejection that a caller is shown, in characters; the contract's limit.
+/// The longest reason of a rejection that a caller sees, in characters; part of the contract.
 const MAX_REASON_CHARACTERS: usize = 200;
 
+/// The signature that a guest declares, unchecked.
 pub fn signature_from_wit(signature: exported::Signature) -> Signature {
     Signature {
         inputs: signature.inputs.into_iter().map(field_from_wit).collect(),
@@ -40,7 +41,7 @@ pub(super) fn tensor_into_wit(tensor: &Tensor) -> wit::Tensor {
     }
 }
 
-/// The outputs in the signature's order, each of them what the signature promises.
+/// Convert the outputs and check them against the signature. Returns them in the signature's order.
 pub(super) fn outputs_from_wit(
     mut outputs: Vec<wit::Tensor>,
     signature: &Signature,
@@ -71,8 +72,9 @@ pub(super) fn outputs_from_wit(
     }
 }
 
-/// Outputs that are finite. If they are not in rows whose inputs are not, that is the caller's fault, and
-/// says nothing of other rows, which may have been affected: they are to be run without those.
+/// Check that the outputs are finite. If the outputs of a row are not and neither are its inputs,
+/// the caller is at fault. Other rows of the batch may have been affected, so they have to run
+/// again without such rows.
 pub(super) fn finite_outputs(
     inputs: &[Tensor],
     outputs: Vec<Tensor>,
@@ -122,7 +124,7 @@ pub(super) fn fault_from_wit(error: wit::PredictError, signature: &Signature, ro
     Fault::Rejected(rejections.into_iter().take(MAX_REJECTIONS).map(rejection_from_wit).collect())
 }
 
-/// A guest's word on its own failure, as far as it is logged.
+/// Truncate a failure message of a guest for the log.
 pub(super) fn shorten_failure(reason: &str) -> String {
     reason.chars().take(MAX_FAILURE_CHARACTERS).collect()
 }
@@ -164,7 +166,7 @@ fn constraint_from_wit(constraint: wit::Constraint) -> Constraint {
             Constraint::Length { minimum, maximum }
         }
         wit::Constraint::Range(wit::NumberRange { minimum, maximum }) => Constraint::Range {
-            // Bounds that do not bind are none: JSON has no infinite numbers.
+            // Infinite bounds are no bounds; JSON cannot represent them.
             minimum: minimum.filter(|bound| *bound != f64::NEG_INFINITY),
             maximum: maximum.filter(|bound| *bound != f64::INFINITY),
         },

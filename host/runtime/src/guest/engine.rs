@@ -1,5 +1,5 @@
-//! The engines: those that serve, and two that only live in the `preinit` child. Every setting stands
-//! beside its reason.
+//! The wasmtime engines: those that serve, and two that are only used for pre-initialisation. Every
+//! setting is explained where it is made.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -12,32 +12,33 @@ use wasmtime::{
     RegallocAlgorithm, WasmBacktraceDetails,
 };
 
-/// Changes with everything that changes what compiled code means but that wasmtime cannot see,
-/// such as how wizer instruments the component whose code for `init` is kept.
+/// Increment this when the meaning of compiled code changes in a way that wasmtime's compatibility
+/// hash does not cover, such as how wizer instruments the component whose `init` code is cached.
 const COMPILED_FORM_REVISION: u32 = 3;
 
-/// What the operator bounds; the rest of the pool follows from it.
+/// The limits that the operator sets; the other sizes of the instance pool follow from them.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineLimits {
-    /// The most instances, of all versions together. Each reserves address space, not memory.
+    /// The most instances of all versions together. Each reserves address space, not memory.
     pub max_instances: u32,
     /// The most linear memory of one instance, in bytes.
     pub max_memory_bytes: usize,
 }
 
-/// What the host itself needs of the stack of a thread that runs guests, in bytes: several times
-/// what it was seen to use.
+/// The stack that the host itself needs on a thread that runs guests, in bytes: several times the
+/// observed use.
 const HOST_STACK_BYTES: usize = 2 << 20;
 
-/// The engines that versions run on: one for each size of call stack, because wasmtime bounds the
-/// stack for an engine and not for an instance. They run each other's code.
+/// The engines that run versions: one for each size of the call stack, because wasmtime limits the
+/// stack per engine and not per instance. Their compiled code is interchangeable.
 pub struct Engines(BTreeMap<usize, Engine>);
 
 impl Engines {
-    /// An engine for each of these sizes of call stack, in bytes; at least one.
+    /// Create an engine for each of these sizes of the call stack, in bytes; there must be at least
+    /// one.
     ///
     /// # Errors
-    /// The machine refuses what an engine needs.
+    /// The system does not provide the resources that an engine needs.
     pub fn serving(
         limits: EngineLimits,
         stacks: impl IntoIterator<Item = usize>,
@@ -51,35 +52,35 @@ impl Engines {
         Ok(Self(engines))
     }
 
-    /// The engine with this call stack.
+    /// The engine with this size of the call stack.
     ///
     /// # Panics
-    /// There is none: no model was to have such a stack.
+    /// There is no such engine: the size was not passed to [`Engines::serving`].
     pub fn with_stack(&self, bytes: usize) -> &Engine {
         &self.0[&bytes]
     }
 
-    /// What a thread needs for its stack to run guests of all these engines, in bytes.
+    /// The stack size of a thread that runs guests of all these engines, in bytes.
     pub fn thread_stack_bytes(&self) -> usize {
         thread_stack_bytes(self.0.keys().max().copied().unwrap_or_default())
     }
 
-    /// A text that is the same for engines that can run each other's compiled code.
+    /// A text that is equal for engines whose compiled code is interchangeable.
     pub fn fingerprint(&self) -> String {
         self.0.values().next().map(Engine::fingerprint).unwrap_or_default()
     }
 }
 
-/// What a thread needs for its stack to run guests with this call stack, in bytes.
+/// The stack size of a thread that runs guests with this size of the call stack, in bytes.
 pub(super) fn thread_stack_bytes(guest_stack_bytes: usize) -> usize {
     guest_stack_bytes + HOST_STACK_BYTES
 }
 
-/// The engine that compiled versions run on.
+/// A configured wasmtime engine.
 #[derive(Clone)]
 pub struct Engine {
     engine: wasmtime::Engine,
-    /// Only where guests are served: elsewhere nothing interrupts them but the process's limits.
+    /// Only for serving: elsewhere, guests are only limited by the limits of their process.
     ticker: Option<Ticker>,
 }
 
@@ -95,21 +96,24 @@ impl From<wasmtime::Error> for EngineError {
 }
 
 impl Engine {
-    /// The engine that serves, and the thread that lets guests notice their deadlines.
+    /// Create an engine that runs compiled versions, and the thread that advances its epoch.
     ///
     /// # Errors
-    /// The machine refuses what the engine needs.
+    /// The system does not provide the resources that an engine needs.
     pub fn serving(limits: EngineLimits, stack_bytes: usize) -> Result<Self, EngineError> {
         let mut config = serving_config(limits);
         config.max_wasm_stack(stack_bytes);
-        // Not used, but held against the above.
+        // Not used, but wasmtime checks it against the limit above.
         config.async_stack_size(stack_bytes + HOST_STACK_BYTES);
         let engine = match wasmtime::Engine::new(&config) {
             Ok(engine) => engine,
             Err(error) => {
-                // Some containers bound the address space that the pool would reserve.
+                // Some containers limit the address space, which the pool reserves in advance.
                 let reason = format!("{error:#}");
-                tracing::warn!(reason, "no pool of instances, each one will be mapped by itself");
+                tracing::warn!(
+                    reason,
+                    "no pool of instances, so each instance is mapped individually"
+                );
                 config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
                 wasmtime::Engine::new(&config).map_err(EngineError)?
             }
@@ -118,18 +122,18 @@ impl Engine {
         Ok(Self { engine, ticker: Some(ticker) })
     }
 
-    /// The engine of the `preinit` child: it compiles for the serving engine, and never runs.
+    /// Create an engine that compiles for the serving engines and never runs code.
     pub(crate) fn compiling(functions: Arc<dyn CacheStore>) -> Result<Self, EngineError> {
         let limits = EngineLimits { max_instances: 1, max_memory_bytes: 1 << 32 };
         let mut config = serving_config(limits);
-        // Nothing is instantiated here, so nothing needs reserving.
+        // Nothing is instantiated, so no address space has to be reserved.
         config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
         config.enable_incremental_compilation(functions).map_err(EngineError)?;
         Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
     }
 
-    /// The engine of the `preinit` child that runs `init` once, on code that is thrown away.
-    /// Its functions are not kept one by one: `preinit` keeps the code as a whole.
+    /// Create an engine that runs `init` once, before the snapshot. Its functions are not cached
+    /// one by one; `preinit` caches the code as a whole.
     pub(crate) fn snapshotting(stack_bytes: usize) -> Result<Self, EngineError> {
         let mut config = snapshotting_config();
         config.max_wasm_stack(stack_bytes);
@@ -137,7 +141,7 @@ impl Engine {
         Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
     }
 
-    /// A text that is the same for engines that can run each other's compiled code.
+    /// A text that is equal for engines whose compiled code is interchangeable.
     pub fn fingerprint(&self) -> String {
         let mut hasher = Blake3Hasher(blake3::Hasher::new());
         self.engine.precompile_compatibility_hash().hash(&mut hasher);
@@ -145,7 +149,7 @@ impl Engine {
         hasher.0.finalize().to_hex()[..16].to_owned()
     }
 
-    /// What makes running guests notice their deadlines.
+    /// The thread that advances the epoch.
     pub(super) fn ticker(&self) -> Ticker {
         self.ticker.clone().expect("only the serving engine runs versions")
     }
@@ -155,17 +159,17 @@ impl Engine {
     }
 }
 
-/// Everything that decides what a guest computes, for every engine: what `init` leaves in a snapshot
-/// is continued by `predict`, so both must mean the same by each instruction. Each engine adds only
-/// how fast its code is, how it is bounded and where its memory comes from.
+/// The settings that decide what guest code computes, common to all engines: `predict` continues
+/// from the state that `init` left in the snapshot, so both must execute instructions alike. The
+/// engines differ only in the speed of their code, its limits, and where memory comes from.
 fn semantics() -> Config {
     let mut config = Config::new();
     config.wasm_component_model(true);
-    // The same results on every machine, at no cost where there is FMA.
+    // The same results on every machine, at no cost on processors with FMA.
     config.wasm_relaxed_simd(true);
     config.relaxed_simd_deterministic(true);
-    // The bits of a NaN are the machine's: making them the same would slow down every operation on
-    // floats, and they are none of what a signature promises.
+    // The bits of NaNs depend on the processor. Canonicalising them would slow down every
+    // floating-point operation, and signatures make no promise about them.
     config.cranelift_nan_canonicalization(false);
     // Guests are single-threaded: shared memory is attack surface without use.
     config.wasm_threads(false);
@@ -173,14 +177,14 @@ fn semantics() -> Config {
     config
 }
 
-/// For `init` in the `preinit` child.
+/// The configuration for running `init`.
 fn snapshotting_config() -> Config {
     let mut config = semantics();
-    // Compiled twice, run once: the cheapest code is the fastest way through.
+    // The code runs once, so the time to compile it dominates.
     config.cranelift_opt_level(OptLevel::None);
     config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
     config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
-    // What is reported of a trap is its reason; where it was would be a tenth of the code.
+    // Only the reason of a trap is reported; address maps would take a tenth of the code's size.
     config.generate_address_map(false);
     // For debuggers and profilers; wasmtime unwinds by frame pointers.
     config.native_unwind_info(false);
@@ -189,13 +193,13 @@ fn snapshotting_config() -> Config {
 
 fn serving_config(limits: EngineLimits) -> Config {
     let mut config = semantics();
-    // Deadlines: a guest checks at every loop's back edge and function entry.
+    // For deadlines: a guest checks the epoch at every loop back edge and function entry.
     config.epoch_interruption(true);
-    // Weights of all instances of a version are one file mapping; without the large limit wasmtime
-    // copies images over 16 MiB into every instance.
+    // All instances of a version share one file mapping of the weights. With a smaller limit,
+    // wasmtime copies images over 16 MiB into every instance.
     config.memory_init_cow(true);
     config.memory_guaranteed_dense_image_size(4 << 30);
-    // Function names in logged backtraces are enough; line tables would be parsed at every trap.
+    // Function names suffice in logged backtraces; line tables would be parsed at every trap.
     config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(limits)));
     config
@@ -203,7 +207,7 @@ fn serving_config(limits: EngineLimits) -> Config {
 
 fn pool(limits: EngineLimits) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
-    // A component of wit-bindgen is a main module with its shims: up to four core instances.
+    // A component made by wit-bindgen is a main module with its shims: up to four core instances.
     pool.total_component_instances(limits.max_instances);
     pool.total_core_instances(limits.max_instances.saturating_mul(4));
     pool.total_memories(limits.max_instances);
@@ -211,11 +215,11 @@ fn pool(limits: EngineLimits) -> PoolingAllocationConfig {
     pool.max_memories_per_component(1);
     pool.max_tables_per_component(4);
     pool.max_memory_size(limits.max_memory_bytes);
-    // tract's vtables and symbols exceed the defaults.
+    // tract's vtables and symbols exceed the default.
     pool.max_core_instance_size(16 << 20);
     pool.max_component_instance_size(16 << 20);
     pool.table_elements(100_000);
-    // Nothing of a memory is reset by copying: a memory begins with the guest's stack, of which a call
+    // Memories are never reset by copying: a memory begins with the guest's stack, of which a call
     // dirties a page or two, so copying its first MiB cost more than it saved (`cargo xtask bench
     // runtime`: 4 of 1261 page faults). Tables are dense and small.
     pool.linear_memory_keep_resident(0);
@@ -224,8 +228,8 @@ fn pool(limits: EngineLimits) -> PoolingAllocationConfig {
     pool
 }
 
-/// wasmtime describes its configuration through `Hash`; the standard hasher makes no promise to
-/// stay the same, so this one is used.
+/// wasmtime exposes its configuration as `Hash`. The standard hasher may change between releases of
+/// Rust, so the fingerprint uses BLAKE3.
 struct Blake3Hasher(blake3::Hasher);
 
 impl Hasher for Blake3Hasher {
@@ -262,7 +266,7 @@ mod tests {
         }
     }
 
-    /// What the settings of an engine say about results, as far as wasmtime shows them.
+    /// The settings of an engine that affect results, as far as wasmtime exposes them.
     fn semantics_of(engine: &Engine) -> impl PartialEq + std::fmt::Debug {
         let engine = engine.wasmtime();
         (

@@ -1,4 +1,4 @@
-//! What can go wrong in a call of a guest, by whose fault it is.
+//! The faults of a guest call, and who is responsible for them.
 
 use std::fmt;
 
@@ -6,57 +6,59 @@ use wasmtime::{Trap, WasmBacktrace};
 
 use super::stop::StopReason;
 
-/// One row that the guest will not predict for, through the caller's fault.
+/// A row that the guest rejected, because the caller's input is not acceptable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
-    /// Index in the batch.
+    /// The index of the row in the batch.
     pub row: usize,
-    /// The input that is at fault.
+    /// The input that is not acceptable.
     pub input: String,
-    /// Why, for the caller to read.
+    /// The reason, shown to the caller.
     pub reason: String,
 }
 
-/// Why a call gave no outputs. Every fault but those that [`Fault::spares_instance`] names leaves an
-/// instance that must not be used again.
+/// Why a call returned no outputs. The instance must be dropped after every fault except those for
+/// which [`Fault::leaves_instance_usable`] is true.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// The caller's fault: some rows are unacceptable.
+    /// The guest rejected some rows: the caller's fault.
     #[error("the guest rejected {} rows", .0.len())]
     Rejected(Vec<Rejection>),
-    /// The caller's fault: rows with inputs that are not finite have outputs that are not either.
+    /// Some rows have inputs that are not finite, and neither are their outputs: the caller's
+    /// fault.
     #[error("{} rows are not finite, and neither are their outputs", .0.len())]
     NonFiniteInput(Vec<Rejection>),
-    /// The guest said that it failed.
+    /// The guest reported a failure.
     #[error("the guest failed: {0}")]
     Failed(String),
-    /// The guest broke down. The text holds its backtrace: for the log, not for a caller.
+    /// The guest trapped. The display text contains the backtrace: it is for the log, not for
+    /// callers.
     #[error("the guest trapped ({kind}): {backtrace}")]
     Trap {
-        /// How.
+        /// The kind of trap.
         kind: TrapKind,
-        /// Where.
+        /// The backtrace.
         backtrace: String,
     },
-    /// The guest was still running at the deadline and was interrupted.
+    /// The guest was interrupted at the deadline.
     #[error("the deadline passed while the guest was running")]
     Deadline,
-    /// Nobody waited for the answer any more, so the guest was interrupted.
-    #[error("the caller has gone while the guest was running")]
+    /// The guest was interrupted because all callers had disconnected.
+    #[error("the caller disconnected while the guest was running")]
     Cancelled,
-    /// The guest wanted more memory than it may have.
+    /// The guest exceeded its memory limit.
     #[error("the guest ran out of memory")]
     OutOfMemory,
-    /// What the guest returned is not what its signature promises.
+    /// The guest's outputs do not match its signature.
     #[error("the guest returned bad output: {0}")]
     BadOutput(String),
-    /// The host could not make an instance or a call: not the guest's fault.
+    /// The host could not create an instance or call the guest: not the guest's fault.
     #[error("the host could not run the guest: {0}")]
     Host(String),
 }
 
 impl Fault {
-    /// A word for logs and metrics.
+    /// The identifier in logs and metrics.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Rejected(_) => "rejected",
@@ -71,7 +73,7 @@ impl Fault {
         }
     }
 
-    /// A word for how the guest broke down, where it did.
+    /// The kind of trap as an identifier, if the guest trapped.
     pub fn trap(&self) -> Option<&'static str> {
         match self {
             Self::Trap { kind, .. } => Some(kind.as_str()),
@@ -79,52 +81,52 @@ impl Fault {
         }
     }
 
-    /// Whether the instance is still good.
-    pub fn spares_instance(&self) -> bool {
+    /// Whether the instance can be used for further batches.
+    pub fn leaves_instance_usable(&self) -> bool {
         matches!(self, Self::Rejected(_) | Self::NonFiniteInput(_) | Self::Failed(_))
     }
 
-    /// Whether it is the fault of whoever sent the inputs, and no news for an operator.
-    pub fn is_callers(&self) -> bool {
+    /// Whether the caller's inputs are at fault, which an operator need not know.
+    pub fn is_callers_fault(&self) -> bool {
         matches!(self, Self::Rejected(_) | Self::NonFiniteInput(_))
     }
 
-    /// Whether the same inputs can be expected to end in the same way.
-    pub fn is_repeatable(&self) -> bool {
-        self.condemns_version() && !matches!(self, Self::Host(_))
+    /// Whether the same inputs can be expected to cause the same fault again.
+    pub fn is_deterministic(&self) -> bool {
+        self.counts_against_version() && !matches!(self, Self::Host(_))
     }
 
-    /// Whether the version did not do for the caller what it should, which may be the version's fault.
-    pub fn condemns_version(&self) -> bool {
+    /// Whether the fault may be the version's, so that its breaker counts it.
+    pub fn counts_against_version(&self) -> bool {
         match self {
             Self::Failed(_)
             | Self::Trap { .. }
             | Self::OutOfMemory
             | Self::BadOutput(_)
             | Self::Host(_) => true,
-            // The caller's fault, or of a machine that is too busy.
+            // The caller's fault, or that of an overloaded machine.
             Self::Rejected(_) | Self::NonFiniteInput(_) | Self::Deadline | Self::Cancelled => false,
         }
     }
 
-    /// The class of what wasmtime says of a failed instantiation: a `start` function may have done
-    /// what any call can do, and the host may have had no room.
-    pub(crate) fn of_instantiation(
+    /// Classify the error of a failed instantiation: a `start` function may have failed like any
+    /// call, or the pool may be exhausted.
+    pub(crate) fn from_instantiation(
         error: &wasmtime::Error,
         memory_was_denied: bool,
         stopped: Option<StopReason>,
     ) -> Self {
-        // Errors of functions of the host have a backtrace if a guest called them.
+        // Errors of host functions carry a backtrace if a guest called them.
         let was_running = error.is::<Trap>() || error.is::<WasmBacktrace>();
         if was_running || memory_was_denied {
-            Self::of_call(error, memory_was_denied, stopped)
+            Self::from_call(error, memory_was_denied, stopped)
         } else {
             Self::Host(format!("{error:#}"))
         }
     }
 
-    /// The class of what wasmtime says of a failed call.
-    pub(crate) fn of_call(
+    /// Classify the error of a failed call.
+    pub(crate) fn from_call(
         error: &wasmtime::Error,
         memory_was_denied: bool,
         stopped: Option<StopReason>,
@@ -145,23 +147,23 @@ impl Fault {
     }
 }
 
-/// How a guest broke down.
+/// The kinds of traps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TrapKind {
-    /// The call stack is exhausted.
+    /// The call stack overflowed.
     StackOverflow,
     /// A panic, an abort or an assertion.
     Unreachable,
-    /// An access outside of memory or of a table.
+    /// An access outside of a memory or a table.
     OutOfBounds,
     /// Any other trap of WebAssembly.
     Other,
-    /// A call of the host was refused: a denied import, too much data at once.
+    /// A host function returned an error: a denied import, or too much data at once.
     HostCall,
 }
 
 impl TrapKind {
-    /// A word for logs and metrics.
+    /// The identifier in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::StackOverflow => "stack_overflow",

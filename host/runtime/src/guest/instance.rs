@@ -17,32 +17,32 @@ use super::fault::Fault;
 use super::limits::InstanceLimits;
 use super::linker::{Phase, linker};
 use super::state::HostState;
-use super::stop::Stop;
+use super::stop::StopSignal;
 use super::ticker::Ticker;
 use guesthouse_artifact::Artifact;
 use guesthouse_model::{Signature, Tensor, VersionId};
 
-/// A version's code, ready to be instantiated in microseconds.
+/// The code of a version, ready to be instantiated in microseconds.
 #[derive(Clone)]
 pub struct LoadedComponent {
     pre: ModelPre<HostState>,
     version: Arc<VersionId>,
     signature: Arc<Signature>,
     limits: InstanceLimits,
-    /// Only where there is no snapshot.
+    /// Set only if there is no snapshot.
     assets: Option<Arc<Artifact>>,
     ticker: Ticker,
 }
 
 impl LoadedComponent {
-    /// Map the compiled form of a version.
+    /// Map the compiled code of a version.
     ///
     /// # Errors
-    /// The file is not what this engine's compiler wrote.
+    /// The file was not compiled for this engine.
     ///
     /// # Safety
-    /// The file is native code and stays mapped: it must be one that this host has written, must
-    /// have been checked against its MAC, and must never be changed in place.
+    /// The file is native code and stays mapped. It must have been written by this host and checked
+    /// against its MAC, and must never be modified in place.
     #[expect(unsafe_code, reason = "wasmtime cannot check native code, only our own MAC can")]
     pub unsafe fn map(
         engine: &Engine,
@@ -59,28 +59,29 @@ impl LoadedComponent {
         Ok(Self { pre, version, signature, limits, assets: None, ticker: engine.ticker() })
     }
 
-    /// Run `init` in each instance, with these assets: there is no snapshot of what it leaves.
+    /// Run `init` with these assets in each instance, because there is no snapshot.
     #[must_use]
-    pub fn running_init(self, assets: Arc<Artifact>) -> Self {
+    pub fn with_init_per_instance(self, assets: Arc<Artifact>) -> Self {
         Self { assets: Some(assets), ..self }
     }
 
-    /// Whether each instance begins by running `init`, because there is no snapshot.
+    /// Whether each instance runs `init` first, because there is no snapshot.
     pub fn runs_init(&self) -> bool {
         self.assets.is_some()
     }
 
-    /// What a thread needs for its stack to run this guest, in bytes.
+    /// The stack size of a thread that runs this guest, in bytes.
     pub fn thread_stack_bytes(&self) -> usize {
         thread_stack_bytes(self.limits.stack_bytes)
     }
 
-    /// A new instance, in the state that `init` left. The `start` functions of its modules, and
-    /// `init` where it has to run, must be done before `stop`.
+    /// Create an instance in the state that `init` left. The `start` functions of its modules, and
+    /// `init` if it has to run, are interrupted by `stop`.
     ///
     /// # Errors
-    /// [`Fault::Host`], when the pool of instances is exhausted; if guest code runs, any other.
-    pub fn instantiate(&self, stop: &Stop) -> Result<Instance, Fault> {
+    /// [`Fault::Host`], if the engine's pool of instances is exhausted; any other fault if guest
+    /// code runs.
+    pub fn instantiate(&self, stop: &StopSignal) -> Result<Instance, Fault> {
         let state = HostState::new(Arc::clone(&self.version), &self.limits, self.assets.clone());
         let mut store = Store::new(self.pre.engine(), state);
         store.limiter(HostState::limiter);
@@ -91,10 +92,10 @@ impl LoadedComponent {
         });
         let start_stop = stop.no_later_than(Instant::now() + self.limits.start_time);
         let guest =
-            bounded(&mut store, &self.ticker, &start_stop, |store| self.pre.instantiate(store));
+            enter_guest(&mut store, &self.ticker, &start_stop, |store| self.pre.instantiate(store));
         let guest = guest.map_err(|error| {
             let state = store.data();
-            Fault::of_instantiation(&error, state.memory_was_denied(), state.stop_reason())
+            Fault::from_instantiation(&error, state.memory_was_denied(), state.stop_reason())
         })?;
         let mut instance = Instance {
             store,
@@ -110,11 +111,11 @@ impl LoadedComponent {
     }
 }
 
-/// Enter guest code: bounded in time, memory and log.
-fn bounded<T>(
+/// Enter guest code with limits on time, memory and logs.
+fn enter_guest<T>(
     store: &mut Store<HostState>,
     ticker: &Ticker,
-    stop: &Stop,
+    stop: &StopSignal,
     enter: impl FnOnce(&mut Store<HostState>) -> T,
 ) -> T {
     store.data_mut().begin_call(stop);
@@ -125,7 +126,7 @@ fn bounded<T>(
     outcome
 }
 
-/// One instance: a store of its own, so that a trap takes nothing else down.
+/// One instance. It has its own store, so that a trap affects nothing else.
 pub struct Instance {
     store: Store<HostState>,
     guest: Model,
@@ -135,11 +136,11 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Outputs for a batch that has been validated against the signature.
+    /// Run a batch that has been validated against the signature.
     ///
     /// # Errors
-    /// [`Fault`]; unless [`Fault::spares_instance`], this instance must be dropped.
-    pub fn predict(&mut self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Fault> {
+    /// [`Fault`]; the instance must be dropped unless [`Fault::leaves_instance_usable`].
+    pub fn predict(&mut self, inputs: &[Tensor], stop: &StopSignal) -> Result<Vec<Tensor>, Fault> {
         let rows = inputs.first().map_or(0, Tensor::rows);
         let given: Vec<_> = inputs.iter().map(tensor_into_wit).collect();
         let answer = self.call(stop, |guest, store| {
@@ -154,12 +155,12 @@ impl Instance {
         }
     }
 
-    /// Its linear memory, in bytes.
+    /// The size of the linear memory, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.store.data().memory_bytes()
     }
 
-    fn init(&mut self, stop: &Stop) -> Result<(), Fault> {
+    fn init(&mut self, stop: &StopSignal) -> Result<(), Fault> {
         let declared =
             self.call(stop, |guest, store| guest.guesthouse_model_lifecycle().call_init(store))?;
         self.store.data_mut().forget_assets();
@@ -170,17 +171,17 @@ impl Instance {
         }
     }
 
-    /// One call of the guest.
+    /// Call a function of the guest.
     fn call<T>(
         &mut self,
-        stop: &Stop,
+        stop: &StopSignal,
         call: impl FnOnce(&Model, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, Fault> {
         let Self { store, guest, ticker, .. } = self;
-        let answer = bounded(store, ticker, stop, |store| call(guest, store));
+        let answer = enter_guest(store, ticker, stop, |store| call(guest, store));
         answer.map_err(|error| {
             let state = self.store.data();
-            Fault::of_call(&error, state.memory_was_denied(), state.stop_reason())
+            Fault::from_call(&error, state.memory_was_denied(), state.stop_reason())
         })
     }
 }

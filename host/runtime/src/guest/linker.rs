@@ -1,5 +1,5 @@
-//! What a guest is linked to: the contract's own imports, random numbers that are the same every
-//! time, and of the rest of WASI as little as lets ordinary code run.
+//! The imports of a guest: the contract's own interfaces, deterministic random numbers, and the few
+//! parts of WASI that ordinary code needs to run.
 
 use wasmtime::bail;
 use wasmtime::component::types::ComponentItem;
@@ -14,23 +14,24 @@ use super::bindings::Model;
 use super::engine::Engine;
 use super::state::HostState;
 
-/// When a guest runs.
+/// The phase in which guest code runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// `init`, before the snapshot. Handles of streams or files would dangle in the image, so
-    /// touching any of WASI but random numbers and the empty environment is [`NotInSnapshot`].
+    /// `init`, before the snapshot. Handles of streams or files would dangle in the snapshot, so
+    /// all of WASI fails with [`NotInSnapshot`], except random numbers and the environment, which
+    /// is empty.
     Snapshot,
-    /// `predict`, and `init` where it runs in each instance. Streams lead nowhere, clocks stand still, there are no files, no sockets, no
-    /// environment and no arguments; waiting traps.
+    /// `predict`, and `init` if it runs in each instance. Output is discarded and clocks stand
+    /// still. There are no files, sockets, environment variables or arguments, and waiting traps.
     Serve,
 }
 
-/// The guest has called what a snapshot cannot keep the result of: the function.
+/// The guest called this function, whose result a snapshot could not preserve.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("`{0}` cannot be called before a snapshot")]
 pub(crate) struct NotInSnapshot(pub(crate) String);
 
-/// The linker for a component.
+/// Create the linker for a component.
 pub(crate) fn linker(
     engine: &Engine,
     component: &Component,
@@ -48,7 +49,7 @@ pub(crate) fn linker(
         }
         Phase::Snapshot => {
             add_random(&mut linker)?;
-            // Empty, and without handles: tract looks for its settings there.
+            // Empty, and without handles. tract reads its settings from the environment.
             cli::environment::add_to_linker::<_, WasiCli>(&mut linker, HostState::cli)?;
             trap_other_imports(&mut linker, engine, component)?;
         }
@@ -65,8 +66,8 @@ fn add_random(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     random::insecure_seed::add_to_linker::<_, WasiRandom>(linker, context)
 }
 
-/// wasmtime's own `define_unknown_imports_as_traps` would hide what is linked under a compatible
-/// version of an interface's name.
+/// Make all other imports trap. wasmtime's `define_unknown_imports_as_traps` would shadow functions
+/// that are linked under a compatible version of an interface's name.
 fn trap_other_imports(
     linker: &mut Linker<HostState>,
     engine: &Engine,
@@ -99,8 +100,8 @@ fn trap_other_imports(
     Ok(())
 }
 
-/// Waiting happens in the host, where no epoch interrupts it: a guest that waited would keep an
-/// inference thread past every deadline.
+/// Makes waiting trap. It would happen in the host, where no epoch interrupts it, and a waiting
+/// guest would block an inference thread past every deadline.
 struct NoWaiting<'a>(&'a mut ResourceTable);
 
 impl HasData for NoWaiting<'static> {

@@ -1,4 +1,4 @@
-//! What the host keeps for one instance, and what the guest's own imports do with it.
+//! The host's state of one instance, and the implementation of the contract's imports.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -13,39 +13,40 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 use super::bindings::guesthouse::model::log::Level;
 use super::bindings::guesthouse::model::{assets, log, types};
 use super::limits::InstanceLimits;
-use super::stop::{Stop, StopReason};
+use super::stop::{StopReason, StopSignal};
 use guesthouse_artifact::Artifact;
 use guesthouse_model::VersionId;
 
-/// The longest line a guest may log, in bytes; the contract's own limit.
+/// The longest log line of a guest, in bytes; part of the contract.
 const MAX_LOG_LINE_BYTES: usize = 4 << 10;
 
-/// The most an asset is read at once, in bytes; the contract's own limit.
+/// The most bytes of an asset that one call reads; part of the contract.
 const MAX_ASSET_CHUNK_BYTES: usize = 8 << 20;
 
-/// Streams and the like that a guest may hold: memory of the host, outside of its own limit.
+/// The most resources, such as streams, that a guest may hold: they take memory of the host,
+/// outside of the instance's limit.
 const MAX_RESOURCES: usize = 1000;
 
-/// What the guest's random numbers repeat: guests are deterministic, and a snapshot must be the
-/// same each time it is made.
+/// The bytes that the guest's random numbers repeat: guests are deterministic, and repeated
+/// snapshots must be equal.
 const RANDOM_BYTES: &[u8] = b"guests of a house are given the same dice every night";
 
-/// What the host keeps for one instance.
+/// The host's state of one instance.
 pub(crate) struct HostState {
     wasi: WasiCtx,
     table: ResourceTable,
     version: Arc<VersionId>,
-    /// What `init` may read, while it runs.
+    /// The artifact whose assets `init` may read; only while it runs.
     assets: Option<Arc<Artifact>>,
     memory: MemoryLimit,
-    stop: Option<Stop>,
+    stop: Option<StopSignal>,
     log_bytes: usize,
     log_bytes_left: usize,
     log_lines_dropped: u64,
 }
 
 impl HostState {
-    /// State for an instance that serves, or with assets for one that runs `init`.
+    /// Create the state of an instance. With `assets`, it can run `init`.
     pub(crate) fn new(
         version: Arc<VersionId>,
         limits: &InstanceLimits,
@@ -79,20 +80,20 @@ impl HostState {
         }
     }
 
-    /// `init` is over.
+    /// Deny further access to assets, after `init`.
     pub(crate) fn forget_assets(&mut self) {
         self.assets = None;
     }
 
-    /// The budgets of one call begin anew.
-    pub(crate) fn begin_call(&mut self, stop: &Stop) {
+    /// Reset the budgets for a new call.
+    pub(crate) fn begin_call(&mut self, stop: &StopSignal) {
         self.stop = Some(stop.clone());
         self.log_bytes_left = self.log_bytes;
         self.log_lines_dropped = 0;
         self.memory.denied = false;
     }
 
-    /// Say once how much of the log was dropped.
+    /// Log how many lines the call has lost.
     pub(crate) fn end_call(&self) {
         if self.log_lines_dropped > 0 {
             let (version, lines) = (&self.version, self.log_lines_dropped);
@@ -100,17 +101,17 @@ impl HostState {
         }
     }
 
-    /// Whether and why the running call must end.
+    /// Why the running call must end, if it must.
     pub(crate) fn stop_reason(&self) -> Option<StopReason> {
         self.stop.as_ref()?.reason(Instant::now())
     }
 
-    /// The instance's linear memory, in bytes.
+    /// The size of the instance's linear memory, in bytes.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.memory.bytes
     }
 
-    /// Whether the guest was refused memory since the call began.
+    /// Whether the guest was denied memory during the call.
     pub(crate) fn memory_was_denied(&self) -> bool {
         self.memory.denied
     }
@@ -122,7 +123,7 @@ impl HostState {
     fn assets(&self) -> wasmtime::Result<&Artifact> {
         match &self.assets {
             Some(assets) => Ok(assets),
-            None => bail!("assets can be read during `init` only"),
+            None => bail!("assets can only be read during `init`"),
         }
     }
 }
@@ -133,7 +134,7 @@ impl WasiView for HostState {
     }
 }
 
-/// Time stands still for guests: the same input must give the same output, whenever it comes.
+/// A clock that stands still, because the same inputs must give the same outputs at any time.
 struct FrozenClock;
 
 impl HostWallClock for FrozenClock {
@@ -198,7 +199,7 @@ impl log::Host for HostState {
     }
 }
 
-/// The memory and tables that one instance may have; remembers that it said no.
+/// Limits the memory and the tables of an instance, and records whether memory was denied.
 struct MemoryLimit {
     max_bytes: usize,
     max_table_elements: usize,
@@ -213,7 +214,7 @@ impl ResourceLimiter for MemoryLimit {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        // A guest has one memory; wasmtime's pool sees to that.
+        // The pool allows one memory per instance.
         let allowed = desired <= self.max_bytes;
         if allowed {
             self.bytes = desired;

@@ -1,7 +1,7 @@
-//! The thread that lets running guests notice that their time is up.
+//! The thread that advances the engine's epoch, so that running guests check their deadlines.
 //!
-//! A guest looks up at every loop's back edge, but only when the engine's epoch has advanced; this
-//! thread advances it while guests run, and sleeps while none does.
+//! A guest checks at loop back edges and function entries whether the epoch has advanced. This
+//! thread advances it while guests run and sleeps while none does.
 
 use std::io;
 use std::sync::Arc;
@@ -9,25 +9,25 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How often a running guest looks up: what a deadline may be late by.
+/// The epoch interval: how much later than its deadline a guest may be interrupted.
 const TICK: Duration = Duration::from_millis(1);
 
-/// How long the thread goes on when no guest runs any more. Under load it never sleeps, so that
-/// waking it costs requests nothing; on an idle server it costs nothing.
+/// How long the thread keeps ticking after the last guest has ended. Under load it never sleeps, so
+/// that no request pays for waking it; on an idle server it costs nothing.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// The way to the ticking thread, which ends when the engine does.
+/// A handle to the thread, which ends with the engine.
 #[derive(Debug, Clone)]
 pub(super) struct Ticker {
     running: Arc<AtomicUsize>,
     thread: Thread,
 }
 
-/// A guest runs for as long as this is there.
-pub(super) struct Running<'a>(&'a AtomicUsize);
+/// Keeps the epoch advancing while a guest runs.
+pub(super) struct RunningGuard<'a>(&'a AtomicUsize);
 
 impl Ticker {
-    /// Start the thread. The epoch advances by `engine`.
+    /// Start the thread for this engine.
     pub(super) fn start(engine: wasmtime::EngineWeak) -> io::Result<Self> {
         let running = Arc::new(AtomicUsize::new(0));
         let seen = Arc::clone(&running);
@@ -36,17 +36,17 @@ impl Ticker {
         Ok(Self { running, thread: handle.thread().clone() })
     }
 
-    /// Tick until the guard is dropped.
-    pub(super) fn running(&self) -> Running<'_> {
+    /// Advance the epoch until the guard is dropped.
+    pub(super) fn running(&self) -> RunningGuard<'_> {
         if self.running.fetch_add(1, Ordering::SeqCst) == 0 {
-            // Costs a system call only if the thread sleeps.
+            // This is a system call only if the thread sleeps.
             self.thread.unpark();
         }
-        Running(&self.running)
+        RunningGuard(&self.running)
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -58,8 +58,8 @@ fn tick(engine: &wasmtime::EngineWeak, running: &AtomicUsize) {
         if running.load(Ordering::SeqCst) > 0 {
             last_needed = Instant::now();
         } else if last_needed.elapsed() > LINGER {
-            // An unpark between the look and the sleep is kept, so none is missed. The engine may
-            // have ended meanwhile, hence the time limit.
+            // An unpark between the check and the park is not lost. The timeout is there because
+            // the engine may have ended meanwhile.
             thread::park_timeout(Duration::from_secs(1));
         }
         let Some(engine) = engine.upgrade() else { return };

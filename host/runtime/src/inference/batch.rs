@@ -1,26 +1,29 @@
-//! Rows of several callers put together, and what came of them told apart again.
+//! Joins the rows of several callers into one batch, and splits its outcome into a part for each.
 //!
-//! Pure data: what can be run together, how it is joined, and who gets what of an outcome. Rows are
-//! told apart by their place alone, so outputs are looked at before they are cut.
+//! Pure functions: which inputs can share a batch, how they are joined, and which part of an
+//! outcome belongs to whom. Rows are identified by their position alone, so the outputs are
+//! validated before they are split.
 
 use std::time::Duration;
 
-use super::queue::Group;
+use super::queue::BatchKey;
 use crate::guest::{Fault, MAX_REJECTIONS, Rejection};
 use guesthouse_model::{Field, Signature, Tensor};
 
-/// Rows that are padded share a batch if their sizes are of one power of two, so that no more than half of
-/// what the guest computes along a dimension is for nothing; below this one, that costs less than a call.
+/// Padded rows share a batch if their sizes have the same power of two, so that at most half of the
+/// guest's work along a dimension is wasted. Below this size, padding costs less than a further
+/// call.
 const SMALL_SIZE: u64 = 16;
 
-/// What the inputs must have in common with others to be run with them: the sizes of dimensions that
-/// the signature leaves open, and about how much time there is. None, if they are to be run alone:
-/// they are not in the signature's order, or have no rows. They are as well where the sizes of outputs
-/// come from what rows say, because then the longest row of a batch would say them for all.
+/// The key of the batches that the inputs can join: the sizes of the dimensions that the signature
+/// leaves variable, and the power of two of the remaining time. `None` if the inputs must run
+/// alone: because they are not in the signature's order, have no rows, or the signature has
+/// variable output sizes but fixed input sizes. In the last case the contents of the rows decide
+/// the output size, and the longest row of a batch would decide it for all.
 ///
-/// The time is told apart by its power of two: whoever has little would be of no use to those who
-/// have much, because a batch is given half of the least time that its callers gave.
-pub(super) fn group(signature: &Signature, inputs: &[Tensor], time: Duration) -> Group {
+/// Jobs with little time left are not batched with those that have much, because a batch may use
+/// half of the shortest time of its jobs.
+pub(super) fn batch_key(signature: &Signature, inputs: &[Tensor], time: Duration) -> BatchKey {
     let is_open =
         |fields: &[Field]| fields.iter().any(|field| field.row_shape.iter().any(Option::is_none));
     if is_open(&signature.outputs) && !is_open(&signature.inputs) {
@@ -30,7 +33,8 @@ pub(super) fn group(signature: &Signature, inputs: &[Tensor], time: Duration) ->
     if rows == 0 || inputs.len() != signature.inputs.len() {
         return None;
     }
-    let mut group = vec![u64::from(time.as_millis().checked_ilog2().map_or(0, |power| power + 1))];
+    let mut batch_key =
+        vec![u64::from(time.as_millis().checked_ilog2().map_or(0, |power| power + 1))];
     for (field, input) in signature.inputs.iter().zip(inputs) {
         if field.name != input.name || !field.fits(input) || input.rows() != rows {
             return None;
@@ -38,14 +42,15 @@ pub(super) fn group(signature: &Signature, inputs: &[Tensor], time: Duration) ->
         let sizes = field.row_shape.iter().zip(&input.shape[1..]);
         let open = sizes.filter(|(fixed, _)| fixed.is_none()).map(|(_, size)| *size);
         match field.padding() {
-            None => group.extend(open),
-            Some(_) => group.extend(open.map(|size| u64::from(size.max(SMALL_SIZE).ilog2()))),
+            None => batch_key.extend(open),
+            Some(_) => batch_key.extend(open.map(|size| u64::from(size.max(SMALL_SIZE).ilog2()))),
         }
     }
-    Some(group)
+    Some(batch_key)
 }
 
-/// The rows of all of them, in their order, those of one size. They must be of one [`group`].
+/// Join the rows of all parts in order, padding them to a common size. All parts must have the same
+/// [`batch_key`].
 pub(super) fn join(signature: &Signature, parts: &[&[Tensor]]) -> Vec<Tensor> {
     let join_one = |(index, field): (usize, &Field)| {
         let tensors: Vec<&Tensor> = parts.iter().map(|part| &part[index]).collect();
@@ -85,7 +90,8 @@ fn join_tensors(tensors: &[&Tensor], padding: &[u8]) -> Tensor {
     Tensor { name: first.name.clone(), datatype: first.datatype, shape, data }
 }
 
-/// Write what `rest` begins with, which has the first shape, in the second one.
+/// Append the elements at the start of `rest`, which have the shape `is`, padded to the shape
+/// `wanted`.
 fn pad(
     data: &mut Vec<u8>,
     tensor: &Tensor,
@@ -107,44 +113,45 @@ fn pad(
     (0..missing).for_each(|_| data.extend_from_slice(padding));
 }
 
-/// What becomes of a caller's part of a batch.
+/// The outcome of one job's part of a batch.
 #[derive(Debug)]
-pub(super) enum Fate {
-    /// It has these outputs.
+pub(super) enum PartOutcome {
+    /// The outputs of the part.
     Answered(Vec<Tensor>),
-    /// Some of its rows are unacceptable; which, by their place in the part.
+    /// The guest rejected some of its rows; row numbers are relative to the part.
     Rejected(Vec<Rejection>),
-    /// The same for rows that are not finite, and neither are their outputs.
+    /// Some of its rows have inputs that are not finite, and so have their outputs.
     NonFinite(Vec<Rejection>),
-    /// It is to be run again, with others.
+    /// The part has to run again and may share a batch.
     Again,
-    /// It is to be run again, by itself.
+    /// The part has to run again, alone.
     Alone,
 }
 
-/// What becomes of each part of a batch that was run for several callers, which have so many rows.
+/// Split the outcome of a batch into the outcomes of its parts; `parts` holds the number of rows of
+/// each.
 ///
-/// A part of which rows were rejected keeps that for itself, and the others are run without it. Of a
-/// batch that came to nothing, nobody knows whose fault it was until each part has been run alone.
-/// That is then the fault to be explained.
-pub(super) fn settle(
+/// A part with rejected rows gets the rejections, and the other parts run again without it. If the
+/// whole batch failed, its cause is unknown until each part has run alone; the fault is then
+/// returned as well.
+pub(super) fn part_outcomes(
     outcome: Result<Vec<Tensor>, Fault>,
     parts: &[u64],
-) -> (Vec<Fate>, Option<Fault>) {
+) -> (Vec<PartOutcome>, Option<Fault>) {
     let rows: u64 = parts.iter().sum();
     let fault = match outcome {
         Ok(outputs) if outputs.iter().all(|output| output.rows() == rows) => {
             return (split(&outputs, parts), None);
         }
-        Ok(_) => Fault::BadOutput(format!("its outputs are not of {rows} rows")),
-        Err(Fault::Rejected(rejections)) => return (tell_apart(rejections, parts), None),
+        Ok(_) => Fault::BadOutput(format!("its outputs do not have {rows} rows")),
+        Err(Fault::Rejected(rejections)) => return (split_rejections(rejections, parts), None),
         Err(Fault::NonFiniteInput(rejections)) => return (non_finite(rejections, parts), None),
         Err(fault) => fault,
     };
-    (parts.iter().map(|_| Fate::Alone).collect(), Some(fault))
+    (parts.iter().map(|_| PartOutcome::Alone).collect(), Some(fault))
 }
 
-fn split(outputs: &[Tensor], parts: &[u64]) -> Vec<Fate> {
+fn split(outputs: &[Tensor], parts: &[u64]) -> Vec<PartOutcome> {
     let mut rests: Vec<&[u8]> = outputs.iter().map(|output| &output.data[..]).collect();
     let split_one = |rows: &u64| {
         let cut = outputs.iter().zip(&mut rests).map(|(output, rest)| {
@@ -157,38 +164,39 @@ fn split(outputs: &[Tensor], parts: &[u64]) -> Vec<Fate> {
             let (name, datatype) = (output.name.clone(), output.datatype);
             Tensor { name, datatype, shape, data: data.to_vec() }
         });
-        Fate::Answered(cut.collect())
+        PartOutcome::Answered(cut.collect())
     };
     parts.iter().map(split_one).collect()
 }
 
-fn tell_apart(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<Fate> {
-    // There may have been more, of any of those that are named.
+fn split_rejections(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<PartOutcome> {
+    // The list was truncated, so each part that is named may have further rejected rows.
     let is_cut = rejections.len() >= MAX_REJECTIONS;
     let own = by_part(rejections, parts);
-    let fate = |rejections: Vec<Rejection>| match rejections.is_empty() {
-        true => Fate::Again,
-        false if is_cut => Fate::Alone,
-        false => Fate::Rejected(rejections),
+    let outcome = |rejections: Vec<Rejection>| match rejections.is_empty() {
+        true => PartOutcome::Again,
+        false if is_cut => PartOutcome::Alone,
+        false => PartOutcome::Rejected(rejections),
     };
-    let fates: Vec<Fate> = own.into_iter().map(fate).collect();
-    // Each time there must be fewer: a guest may name rows that are not there.
-    if fates.iter().all(|fate| matches!(fate, Fate::Again)) {
-        return fates.into_iter().map(|_| Fate::Alone).collect();
+    let outcomes: Vec<PartOutcome> = own.into_iter().map(outcome).collect();
+    // Every attempt must have fewer parts than the last; a guest may name rows that do not exist.
+    if outcomes.iter().all(|outcome| matches!(outcome, PartOutcome::Again)) {
+        return outcomes.into_iter().map(|_| PartOutcome::Alone).collect();
     }
-    fates
+    outcomes
 }
 
-/// All rows that are not finite are named, so whoever has none of them is run without those.
-fn non_finite(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<Fate> {
-    let fate = |rejections: Vec<Rejection>| match rejections.is_empty() {
-        true => Fate::Again,
-        false => Fate::NonFinite(rejections),
+/// Every row that is not finite is named, so the parts without such rows run again without the
+/// others.
+fn non_finite(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<PartOutcome> {
+    let outcome = |rejections: Vec<Rejection>| match rejections.is_empty() {
+        true => PartOutcome::Again,
+        false => PartOutcome::NonFinite(rejections),
     };
-    by_part(rejections, parts).into_iter().map(fate).collect()
+    by_part(rejections, parts).into_iter().map(outcome).collect()
 }
 
-/// The rejections of each part, by their place in it.
+/// The rejections of each part, with row numbers relative to the part.
 fn by_part(rejections: Vec<Rejection>, parts: &[u64]) -> Vec<Vec<Rejection>> {
     let mut own: Vec<Vec<Rejection>> = parts.iter().map(|_| Vec::new()).collect();
     for mut rejection in rejections {
@@ -250,11 +258,11 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn rows_of_one_shape_and_about_one_time_are_run_together() {
+    fn rows_of_one_shape_and_similar_deadlines_share_a_batch() {
         let open = signature(field("x", Datatype::Int32, &[None, Some(2)]));
         let of = |shape: &[u64], time| {
             let elements = usize::try_from(shape.iter().product::<u64>()).unwrap();
-            group(&open, &[integers(shape, vec![0; elements])], time)
+            batch_key(&open, &[integers(shape, vec![0; elements])], time)
         };
         let usual = of(&[1, 3, 2], SECOND);
         assert!(usual.is_some());
@@ -262,27 +270,28 @@ mod tests {
         for other in [of(&[1, 4, 2], SECOND), of(&[1, 3, 2], SECOND / 100)] {
             assert!(other.is_some() && other != usual);
         }
-        // What does not fit, or is nothing, is run as it is.
+        // Inputs that do not fit, or are empty, run alone.
         assert_eq!(of(&[0, 3, 2], SECOND), None);
         assert_eq!(of(&[1, 3, 1], SECOND), None);
-        assert_eq!(group(&open, &[], SECOND), None);
+        assert_eq!(batch_key(&open, &[], SECOND), None);
         let mut other_name = integers(&[1, 1, 2], [1, 2]);
         other_name.name = "z".to_owned();
-        assert_eq!(group(&open, &[other_name], SECOND), None);
-        // Where rows alone say how large outputs are, one caller's would say it for another.
+        assert_eq!(batch_key(&open, &[other_name], SECOND), None);
+        // If the contents of rows decide the size of outputs, rows of several callers are not
+        // joined.
         let mut by_content = signature(field("x", Datatype::Bytes, &[]));
-        assert!(group(&by_content, &[texts(&[vec![1]])], SECOND).is_some());
+        assert!(batch_key(&by_content, &[texts(&[vec![1]])], SECOND).is_some());
         by_content.outputs[0].row_shape = vec![None];
-        assert_eq!(group(&by_content, &[texts(&[vec![1]])], SECOND), None);
+        assert_eq!(batch_key(&by_content, &[texts(&[vec![1]])], SECOND), None);
     }
 
     #[test]
-    fn shorter_rows_are_filled_up_where_the_signature_says_how() {
+    fn shorter_rows_are_padded_if_the_signature_allows_it() {
         let mut input = field("x", Datatype::Int32, &[None, None]);
         input.constraints = vec![Constraint::Padded((-1_i32).to_le_bytes().to_vec())];
         let padded = signature(input);
         let (one, two) = (integers(&[1, 1, 3], [1, 2, 3]), integers(&[2, 2, 1], [4, 5, 6, 7]));
-        let of = |tensor: &Tensor| group(&padded, std::slice::from_ref(tensor), SECOND);
+        let of = |tensor: &Tensor| batch_key(&padded, std::slice::from_ref(tensor), SECOND);
         assert!(of(&one).is_some());
         assert_eq!(of(&one), of(&two));
         assert_ne!(of(&one), of(&integers(&[1, 100, 1], 0..100)));
@@ -293,54 +302,69 @@ mod tests {
     }
 
     #[test]
-    fn rejections_stay_with_their_callers() {
+    fn rejections_are_delivered_to_their_own_callers() {
         let rejection = |row| Rejection { row, input: "x".to_owned(), reason: String::new() };
         let rejected = |rows: &[usize]| {
             let rejections = rows.iter().copied().map(rejection).collect();
-            settle(Err(Fault::Rejected(rejections)), &[2, 1, 3]).0
+            part_outcomes(Err(Fault::Rejected(rejections)), &[2, 1, 3]).0
         };
-        let fates = rejected(&[5, 1, 3]);
-        let [Fate::Rejected(first), Fate::Again, Fate::Rejected(third)] = &fates[..] else {
-            panic!("{fates:?}");
+        let outcomes = rejected(&[5, 1, 3]);
+        let [PartOutcome::Rejected(first), PartOutcome::Again, PartOutcome::Rejected(third)] =
+            &outcomes[..]
+        else {
+            panic!("{outcomes:?}");
         };
         assert_eq!(first[..], [rejection(1)]);
         assert_eq!(third[..], [rejection(2), rejection(0)]);
-        // Of so many, some may have been left out.
+        // The list may be truncated.
         let many = rejected(&[2; MAX_REJECTIONS]);
-        assert!(matches!(many[..], [Fate::Again, Fate::Alone, Fate::Again]), "{many:?}");
-        // Each time there are fewer.
+        assert!(
+            matches!(many[..], [PartOutcome::Again, PartOutcome::Alone, PartOutcome::Again]),
+            "{many:?}"
+        );
+        // Every attempt has fewer parts.
         let nobody = rejected(&[6]);
-        assert!(matches!(nobody[..], [Fate::Alone, Fate::Alone, Fate::Alone]), "{nobody:?}");
+        assert!(
+            matches!(nobody[..], [PartOutcome::Alone, PartOutcome::Alone, PartOutcome::Alone]),
+            "{nobody:?}"
+        );
     }
 
     #[test]
-    fn rows_that_are_not_finite_stay_with_their_callers() {
+    fn non_finite_rows_are_delivered_to_their_own_callers() {
         let rejection = |row| Rejection { row, input: "x".to_owned(), reason: String::new() };
         let many = (2..30).map(rejection).collect();
-        let (fates, fault) = settle(Err(Fault::NonFiniteInput(many)), &[2, 27, 2, 1]);
-        let [Fate::Again, Fate::NonFinite(second), Fate::NonFinite(third), Fate::Again] =
-            &fates[..]
+        let (outcomes, fault) = part_outcomes(Err(Fault::NonFiniteInput(many)), &[2, 27, 2, 1]);
+        let [
+            PartOutcome::Again,
+            PartOutcome::NonFinite(second),
+            PartOutcome::NonFinite(third),
+            PartOutcome::Again,
+        ] = &outcomes[..]
         else {
-            panic!("{fates:?}");
+            panic!("{outcomes:?}");
         };
         assert_eq!((second.len(), &third[..]), (27, &[rejection(0)][..]));
         assert!(fault.is_none());
     }
 
     #[test]
-    fn what_comes_to_nothing_is_nobodys_until_each_was_alone() {
+    fn parts_of_a_failed_batch_run_again_alone() {
         let short = vec![integers(&[2], [1, 2])];
         for outcome in [Err(Fault::OutOfMemory), Err(Fault::Failed(String::new())), Ok(short)] {
-            let (fates, fault) = settle(outcome, &[1, 2]);
-            assert!(matches!(fates[..], [Fate::Alone, Fate::Alone]), "{fates:?}");
+            let (outcomes, fault) = part_outcomes(outcome, &[1, 2]);
+            assert!(
+                matches!(outcomes[..], [PartOutcome::Alone, PartOutcome::Alone]),
+                "{outcomes:?}"
+            );
             assert!(fault.is_some());
         }
     }
 
     proptest! {
-        /// What is joined and split is what it was, for elements of one length and of any.
+        /// Splitting reverses joining, for elements of fixed and of variable size.
         #[test]
-        fn what_is_joined_comes_apart_as_it_was(
+        fn splitting_reverses_joining(
             parts in prop::collection::vec(
                 prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 1..5), 1..6,
             ),
@@ -357,10 +381,10 @@ mod tests {
                 let joined: Vec<_> = tensors.iter().map(std::slice::from_ref).collect();
                 let joined = join(&signature(open), &joined);
                 prop_assert_eq!(joined[0].check(), Ok(()));
-                let (fates, fault) = settle(Ok(joined), &rows);
+                let (outcomes, fault) = part_outcomes(Ok(joined), &rows);
                 prop_assert!(fault.is_none());
-                for (fate, tensor) in fates.into_iter().zip(tensors) {
-                    let Fate::Answered(answer) = fate else { panic!("{fate:?}") };
+                for (outcome, tensor) in outcomes.into_iter().zip(tensors) {
+                    let PartOutcome::Answered(answer) = outcome else { panic!("{outcome:?}") };
                     prop_assert_eq!(answer, [tensor]);
                 }
             }

@@ -1,8 +1,8 @@
 //! A batch on its thread: one call of the guest, and the delivery of its outcome.
 //!
-//! What one caller's rows do to a batch costs the others nothing but time: they are run again, and in
-//! the end each by itself. A job is run together with others [`TRIES_TOGETHER`] times at most and
-//! alone once, so that no guest keeps a thread busy for ever.
+//! If one caller's rows make a batch fail, the other callers lose only time: their rows run again,
+//! in the end each caller's alone. A job shares at most [`MAX_BATCH_ATTEMPTS`] batches and then
+//! runs alone once, so that no guest occupies a thread for ever.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,75 +12,78 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::PredictError;
-use super::batch::{self, Fate};
-use super::queue::Queued;
+use super::batch::{self, PartOutcome};
+use super::queue::QueuedJob;
 use crate::clock;
-use crate::guest::{Fault, Stop};
+use crate::guest::{Fault, StopSignal};
 use crate::measure::Counter;
-use crate::pool::Leased;
+use crate::pool::LeasedInstance;
 use crate::stages::{Stage, StageTimer};
 use crate::version::statistics::Execution;
-use crate::version::{CallerId, Fingerprint, ServableVersion, Suspended};
+use crate::version::{CallerId, InputFingerprint, ServableVersion, SuspensionScope};
 use guesthouse_model::Tensor;
 
-/// How often rows are run together with others before they are run alone. Guests say of all rows at
-/// once what is wrong, so that twice is enough for any that means well.
-const TRIES_TOGETHER: u8 = 3;
+/// How many batches a job shares before it runs alone. A guest names all rows that it rejects at
+/// once, so two attempts suffice for well-behaved guests.
+const MAX_BATCH_ATTEMPTS: u8 = 3;
 
-/// Which part of the time that callers gave a batch of several may take: then there is as much again
-/// to run them one by one, if one of them has made the guest hang.
-const BATCH_PART: u32 = 2;
+/// The divisor of the callers' remaining time that a shared batch may use. The other half remains
+/// to run the jobs one by one if one of them has made the guest hang.
+const BATCH_TIME_SHARE: u32 = 2;
 
-/// What a caller has submitted.
-pub(super) struct Job {
+/// A job that has been submitted and not answered.
+pub(super) struct PendingJob {
     pub(super) version: Arc<ServableVersion>,
     pub(super) caller: CallerId,
-    /// Shared with whoever wants to compare the answer with another version's.
+    /// Shared, because a shadow comparison may need them after the response.
     pub(super) inputs: Arc<Vec<Tensor>>,
-    /// Of the inputs, where the version broke down lately.
-    pub(super) fingerprint: Option<Fingerprint>,
+    /// The fingerprint of the inputs, if the version has failed recently.
+    pub(super) fingerprint: Option<InputFingerprint>,
     pub(super) deadline: Instant,
-    /// When it began to wait.
+    /// When it was submitted.
     pub(super) since: Instant,
-    /// When it is too late to begin, if that is before the deadline.
-    pub(super) begin: Option<BeginBy>,
-    pub(super) stop: Stop,
-    /// Measures the stages that it went through.
+    /// When the job must have started, if that is before its deadline.
+    pub(super) start_deadline: Option<StartDeadline>,
+    pub(super) stop: StopSignal,
+    /// Measures its stages.
     pub(super) timer: StageTimer,
     pub(super) answer: oneshot::Sender<Result<Vec<Tensor>, PredictError>>,
-    /// How often it has been run with others.
-    pub(super) tries: u8,
-    /// What it may have done to a batch.
-    pub(super) suspicion: Option<Arc<Suspicion>>,
+    /// How many shared batches it has been in.
+    pub(super) attempts: u8,
+    /// The fault of its last shared batch, until it is known whether this job caused it.
+    pub(super) pending_fault: Option<Arc<PendingFault>>,
 }
 
-/// When it is too late to begin a job; whoever sees that first says so.
+/// The time by which a job must start. The waiting caller and the thread race for the decision: the
+/// first to claim it either times the job out or starts it.
 #[derive(Clone)]
-pub(super) struct BeginBy {
+pub(super) struct StartDeadline {
     pub(super) latest: Instant,
-    pub(super) is_decided: Arc<AtomicBool>,
+    pub(super) is_claimed: Arc<AtomicBool>,
 }
 
-impl BeginBy {
-    /// Whether nobody has begun it or given it up before.
-    pub(super) fn decide(&self) -> bool {
-        !self.is_decided.swap(true, Ordering::Relaxed)
+impl StartDeadline {
+    /// Claim the decision; false if the other side already has.
+    pub(super) fn claim(&self) -> bool {
+        !self.is_claimed.swap(true, Ordering::Relaxed)
     }
 }
 
-impl Job {
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        let is_late = |begin: &BeginBy| self.tries == 0 && now >= begin.latest;
-        self.answer.is_closed() || now >= self.deadline || self.begin.as_ref().is_some_and(is_late)
+impl PendingJob {
+    pub(super) fn is_expired(&self, now: Instant) -> bool {
+        let is_late = |start: &StartDeadline| self.attempts == 0 && now >= start.latest;
+        self.answer.is_closed()
+            || now >= self.deadline
+            || self.start_deadline.as_ref().is_some_and(is_late)
     }
 
     fn rows(&self) -> u64 {
         self.inputs.first().map_or(0, Tensor::rows)
     }
 
-    /// Whether the version keeps breaking down on these inputs.
+    /// Whether the version keeps failing on these inputs.
     fn is_quarantined(&mut self, now: Instant) -> bool {
-        if self.tries > 0 {
+        if self.attempts > 0 {
             return false;
         }
         let quarantine = self.version.quarantine();
@@ -88,18 +91,19 @@ impl Job {
         self.fingerprint.is_some_and(|inputs| !quarantine.admits(inputs, now))
     }
 
-    /// It has a thread; back it comes, unless it is too late for it.
-    fn begin(mut self, now: Instant) -> Option<Self> {
+    /// Start the job on this thread. Returns `None` after rejecting a job that must not run any
+    /// more.
+    fn start(mut self, now: Instant) -> Option<Self> {
         let mut is_late = false;
-        if self.tries == 0 {
-            let measured = self.version.measured();
-            self.version.statistics().waited(now.saturating_duration_since(self.since));
-            self.timer.record(Stage::Queue, self.since, now, &measured.queue);
-            if let Some(begin) = &self.begin {
-                if !begin.decide() {
+        if self.attempts == 0 {
+            let metrics = self.version.metrics();
+            self.version.statistics().record_queue_wait(now.saturating_duration_since(self.since));
+            self.timer.record(Stage::Queue, self.since, now, &metrics.queue);
+            if let Some(start_deadline) = &self.start_deadline {
+                if !start_deadline.claim() {
                     return None;
                 }
-                is_late = now >= begin.latest;
+                is_late = now >= start_deadline.latest;
             }
         }
         if self.answer.is_closed() {
@@ -114,49 +118,52 @@ impl Job {
         } else {
             return Some(self);
         };
-        self.version.measured().rejections.with(&reason, Counter::count);
-        // The caller may have gone in the meantime, which is its right.
+        self.version.metrics().rejections.with(&reason, Counter::count);
+        // The caller may have disconnected in the meantime.
         let _ = self.answer.send(Err(error));
         None
     }
 }
 
-/// A batch of several callers that came to nothing, until it is known whose fault that was. Each of
-/// them holds it until it has been run alone.
-pub(super) struct Suspicion {
+/// The fault of a shared batch, until it is known which job caused it. Each job of the batch holds
+/// it until it has run alone.
+pub(super) struct PendingFault {
     version: Arc<ServableVersion>,
     fault: Fault,
-    /// One of them did it again. That has been accounted for.
+    /// Whether one of the jobs failed alone as well. That fault has then been recorded by itself.
     is_confirmed: AtomicBool,
 }
 
-impl Suspicion {
-    fn tell(&self, outcome: &Result<Vec<Tensor>, Fault>) {
-        if outcome.as_ref().is_err_and(|fault| !fault.is_callers()) {
+impl PendingFault {
+    fn confirm_if_repeated(&self, outcome: &Result<Vec<Tensor>, Fault>) {
+        if outcome.as_ref().is_err_and(|fault| !fault.is_callers_fault()) {
             self.is_confirmed.store(true, Ordering::Relaxed);
         }
     }
 }
 
-impl Drop for Suspicion {
-    /// What nobody did alone has happened all the same, once.
+impl Drop for PendingFault {
+    /// Log a fault that no job repeated alone.
     fn drop(&mut self) {
         if self.is_confirmed.load(Ordering::Relaxed) {
             return;
         }
-        // Nobody knows whose it was, so it is held against nobody.
-        report(&self.version, &self.fault);
+        // The cause is unknown, so it does not count against any caller.
+        log_fault(&self.version, &self.fault);
     }
 }
 
-/// Run what has got a turn. What is to be run again comes back.
-pub(super) fn run(jobs: Vec<Queued<Job>>, over: Vec<Job>) -> Vec<Queued<Job>> {
+/// Run the jobs of one turn as a batch. Returns the jobs that have to run again.
+pub(super) fn run(
+    jobs: Vec<QueuedJob<PendingJob>>,
+    expired: Vec<PendingJob>,
+) -> Vec<QueuedJob<PendingJob>> {
     let now = Instant::now();
-    over.into_iter().for_each(|job| drop(job.begin(now)));
-    let begin = |Queued { job, place, number }: Queued<Job>| {
-        job.begin(now).map(|job| Queued { job, place, number })
+    expired.into_iter().for_each(|job| drop(job.start(now)));
+    let start = |QueuedJob { job, entry, number }: QueuedJob<PendingJob>| {
+        job.start(now).map(|job| QueuedJob { job, entry, number })
     };
-    let mut jobs: Vec<_> = jobs.into_iter().filter_map(begin).collect();
+    let mut jobs: Vec<_> = jobs.into_iter().filter_map(start).collect();
     match (jobs.pop(), jobs.is_empty()) {
         (None, _) => {}
         (Some(only), true) => run_alone(only.job, now),
@@ -168,123 +175,133 @@ pub(super) fn run(jobs: Vec<Queued<Job>>, over: Vec<Job>) -> Vec<Queued<Job>> {
     Vec::new()
 }
 
-fn run_alone(job: Job, now: Instant) {
-    let Job { version, caller, inputs, fingerprint, stop, timer, answer, suspicion, .. } = job;
-    let logged_with_the_request = timer.span.enter();
-    let called = Called::of(&version, now, &stop, || &inputs);
-    called.tell(&timer);
-    if let Some(suspicion) = &suspicion {
-        suspicion.tell(&called.outcome);
+fn run_alone(job: PendingJob, now: Instant) {
+    let PendingJob {
+        version, caller, inputs, fingerprint, stop, timer, answer, pending_fault, ..
+    } = job;
+    let request_span = timer.span.enter();
+    let call = GuestCall::run(&version, now, &stop, || &inputs);
+    call.report_times(&timer);
+    if let Some(pending_fault) = &pending_fault {
+        pending_fault.confirm_if_repeated(&call.outcome);
     }
-    account(&version, caller, called.outcome.as_ref().err());
+    record_outcome(&version, caller, call.outcome.as_ref().err());
     let now = Instant::now();
-    match (&called.outcome, fingerprint) {
-        (Err(fault), fingerprint) if fault.is_repeatable() => {
+    match (&call.outcome, fingerprint) {
+        (Err(fault), fingerprint) if fault.is_deterministic() => {
             let quarantine = version.quarantine();
             let fingerprint = fingerprint.unwrap_or_else(|| quarantine.fingerprint(&inputs));
-            quarantine.broke_down(fingerprint, now);
+            quarantine.record_failure(fingerprint, now);
         }
         (Ok(_) | Err(Fault::Rejected(_)), Some(fingerprint)) => {
-            version.quarantine().succeeded(fingerprint);
+            version.quarantine().record_success(fingerprint);
         }
         _ => {}
     }
-    if called.outcome.is_ok() {
-        version.statistics().executed(&called.execution(Duration::ZERO), 1, clock::now());
+    if call.outcome.is_ok() {
+        version.statistics().record_execution(&call.execution(Duration::ZERO), 1, clock::now());
     }
-    let is_good = called.leaves_good_instance();
-    let _ = answer.send(called.outcome.map_err(PredictError::Guest));
-    drop(logged_with_the_request);
-    // The caller has its answer; the rest is on nobody's time.
-    if let Some(leased) = called.leased {
-        version.pool().give_back(leased, is_good);
+    let is_good = call.leaves_instance_usable();
+    let _ = answer.send(call.outcome.map_err(PredictError::Guest));
+    drop(request_span);
+    // The caller has its outputs; releasing the instance does not delay it.
+    if let Some(leased) = call.leased {
+        version.pool().release(leased, is_good);
     }
 }
 
-fn run_together(mut jobs: Vec<Queued<Job>>, now: Instant) -> Vec<Queued<Job>> {
+fn run_together(mut jobs: Vec<QueuedJob<PendingJob>>, now: Instant) -> Vec<QueuedJob<PendingJob>> {
     let version = Arc::clone(&jobs[0].job.version);
     let rows: Vec<u64> = jobs.iter().map(|queued| queued.job.rows()).collect();
-    let of_no_single_request =
+    let batch_span =
         tracing::info_span!("predict", requests = jobs.len(), rows = rows.iter().sum::<u64>());
-    let logged = of_no_single_request.enter();
-    let stop = Stop::of_all(end_of_batch(&jobs, now), jobs.iter().map(|queued| &queued.job.stop));
-    let mut called = Called::of(&version, now, &stop, || {
+    let logged = batch_span.enter();
+    let stop = StopSignal::until_all_cancel(
+        batch_deadline(&jobs, now),
+        jobs.iter().map(|queued| &queued.job.stop),
+    );
+    let mut call = GuestCall::run(&version, now, &stop, || {
         let parts: Vec<_> = jobs.iter().map(|queued| &queued.job.inputs[..]).collect();
         batch::join(version.signature(), &parts)
     });
-    jobs.iter().for_each(|queued| called.tell(&queued.job.timer));
+    jobs.iter().for_each(|queued| call.report_times(&queued.job.timer));
     drop(logged);
-    let is_good = called.leaves_good_instance();
-    let outcome = std::mem::replace(&mut called.outcome, Ok(Vec::new()));
+    let is_good = call.leaves_instance_usable();
+    let outcome = std::mem::replace(&mut call.outcome, Ok(Vec::new()));
     let is_answered = outcome.is_ok();
-    let begin = Instant::now();
-    let (fates, fault) = batch::settle(outcome, &rows);
+    let split_start = Instant::now();
+    let (outcomes, fault) = batch::part_outcomes(outcome, &rows);
     if is_answered && fault.is_none() {
-        let execution = called.execution(begin.elapsed());
-        version.statistics().executed(&execution, jobs.len(), clock::now());
+        let execution = call.execution(split_start.elapsed());
+        version.statistics().record_execution(&execution, jobs.len(), clock::now());
     }
     if let Some(fault) = fault {
         let (is_confirmed, version) = (AtomicBool::default(), Arc::clone(&version));
-        let suspicion = Arc::new(Suspicion { version, fault, is_confirmed });
-        jobs.iter_mut().for_each(|queued| queued.job.suspicion = Some(Arc::clone(&suspicion)));
+        let pending_fault = Arc::new(PendingFault { version, fault, is_confirmed });
+        jobs.iter_mut()
+            .for_each(|queued| queued.job.pending_fault = Some(Arc::clone(&pending_fault)));
     }
-    let again = jobs.into_iter().zip(fates).filter_map(|(queued, fate)| meet(queued, fate));
-    let again = again.collect();
-    if let Some(leased) = called.leased {
-        version.pool().give_back(leased, is_good);
+    let retries =
+        jobs.into_iter().zip(outcomes).filter_map(|(queued, outcome)| deliver(queued, outcome));
+    let retries = retries.collect();
+    if let Some(leased) = call.leased {
+        version.pool().release(leased, is_good);
     }
-    again
+    retries
 }
 
-/// A batch ends at the last deadline of its callers, or when it has taken its part of the time that
-/// the most hurried of them gave.
-fn end_of_batch(jobs: &[Queued<Job>], now: Instant) -> Instant {
+/// The deadline of a shared batch: the last of its jobs' deadlines, or earlier when it has used its
+/// share of the shortest time that a job was given.
+fn batch_deadline(jobs: &[QueuedJob<PendingJob>], now: Instant) -> Instant {
     let jobs = || jobs.iter().map(|queued| &queued.job);
     let last = jobs().map(|job| job.deadline).max().unwrap_or(now);
     let least = jobs().map(|job| job.deadline.saturating_duration_since(job.since)).min();
-    last.min(now + least.unwrap_or_default() / BATCH_PART)
+    last.min(now + least.unwrap_or_default() / BATCH_TIME_SHARE)
 }
 
-/// Tell a caller what became of its rows, or have them run again.
-fn meet(mut queued: Queued<Job>, fate: Fate) -> Option<Queued<Job>> {
-    let outcome = match fate {
-        Fate::Answered(outputs) => Ok(outputs),
-        Fate::Rejected(rejections) => Err(Fault::Rejected(rejections)),
-        Fate::NonFinite(rejections) => Err(Fault::NonFiniteInput(rejections)),
-        Fate::Again | Fate::Alone => {
-            queued.job.tries += 1;
-            if matches!(fate, Fate::Alone) || queued.job.tries >= TRIES_TOGETHER {
-                queued.place.group = None;
+/// Deliver a job's part of the outcome to its caller; or return the job, if it has to run again.
+fn deliver(
+    mut queued: QueuedJob<PendingJob>,
+    outcome: PartOutcome,
+) -> Option<QueuedJob<PendingJob>> {
+    let outcome = match outcome {
+        PartOutcome::Answered(outputs) => Ok(outputs),
+        PartOutcome::Rejected(rejections) => Err(Fault::Rejected(rejections)),
+        PartOutcome::NonFinite(rejections) => Err(Fault::NonFiniteInput(rejections)),
+        PartOutcome::Again | PartOutcome::Alone => {
+            queued.job.attempts += 1;
+            if matches!(outcome, PartOutcome::Alone) || queued.job.attempts >= MAX_BATCH_ATTEMPTS {
+                queued.entry.batch_key = None;
             }
             return Some(queued);
         }
     };
-    let Job { version, caller, fingerprint, answer, .. } = queued.job;
-    account(&version, caller, outcome.as_ref().err());
+    let PendingJob { version, caller, fingerprint, answer, .. } = queued.job;
+    record_outcome(&version, caller, outcome.as_ref().err());
     if let (Ok(_), Some(fingerprint)) = (&outcome, fingerprint) {
-        version.quarantine().succeeded(fingerprint);
+        version.quarantine().record_success(fingerprint);
     }
     let _ = answer.send(outcome.map_err(PredictError::Guest));
     None
 }
 
-/// A call of the guest, with what it took.
-struct Called {
-    leased: Option<Leased>,
+/// A finished call of the guest, with its measurements.
+struct GuestCall {
+    leased: Option<LeasedInstance>,
     outcome: Result<Vec<Tensor>, Fault>,
     rows: u64,
-    /// When the rows were put together, there was an instance, and the guest was done.
+    /// When the inputs had been joined, the instance had been acquired, and the guest had returned.
     joined: Instant,
     instantiated: Instant,
     end: Instant,
-    begun: Instant,
+    started: Instant,
 }
 
-impl Called {
-    fn of<I: AsRef<Vec<Tensor>>>(
+impl GuestCall {
+    fn run<I: AsRef<Vec<Tensor>>>(
         version: &ServableVersion,
-        begun: Instant,
-        stop: &Stop,
+        started: Instant,
+        stop: &StopSignal,
         inputs: impl FnOnce() -> I,
     ) -> Self {
         let (mut leased, mut rows) = (None, 0);
@@ -293,82 +310,82 @@ impl Called {
             let inputs = inputs();
             rows = inputs.as_ref().first().map_or(0, Tensor::rows);
             joined = Some(Instant::now());
-            let taken = version.pool().take(stop);
+            let taken = version.pool().acquire(stop);
             instantiated = Some(Instant::now());
             leased.insert(taken?).predict(inputs.as_ref(), stop)
         };
-        // A panic here is a bug of the host; it costs the batch, not the thread.
+        // A panic is a bug of the host. It fails the batch, but the thread survives.
         let outcome = catch_unwind(AssertUnwindSafe(predict))
             .unwrap_or_else(|_panic| Err(Fault::Host("an inference thread panicked".to_owned())));
         let end = Instant::now();
         let (joined, instantiated) = (joined.unwrap_or(end), instantiated.unwrap_or(end));
-        let measured = version.measured();
-        measured.instantiate.record(instantiated.saturating_duration_since(joined));
+        let metrics = version.metrics();
+        metrics.instantiate.record(instantiated.saturating_duration_since(joined));
         if leased.is_some() {
-            measured.predict.record(end.saturating_duration_since(instantiated));
-            measured.batch_rows.record(rows);
+            metrics.predict.record(end.saturating_duration_since(instantiated));
+            metrics.batch_rows.record(rows);
         }
-        Self { leased, outcome, rows, joined, instantiated, end, begun }
+        Self { leased, outcome, rows, joined, instantiated, end, started }
     }
 
-    /// Tell a request what it went through.
-    fn tell(&self, timer: &StageTimer) {
-        timer.record_shared(Stage::Instantiate, self.begun, self.instantiated);
+    /// Record the stages of the call for one of its requests.
+    fn report_times(&self, timer: &StageTimer) {
+        timer.record_shared(Stage::Instantiate, self.started, self.instantiated);
         if self.leased.is_some() {
             timer.record_shared(Stage::Guest, self.instantiated, self.end);
         }
     }
 
-    fn leaves_good_instance(&self) -> bool {
-        self.outcome.as_ref().err().is_none_or(Fault::spares_instance)
+    fn leaves_instance_usable(&self) -> bool {
+        self.outcome.as_ref().err().is_none_or(Fault::leaves_instance_usable)
     }
 
     fn execution(&self, output: Duration) -> Execution {
         Execution {
             rows: self.rows,
-            input: self.joined.saturating_duration_since(self.begun),
+            input: self.joined.saturating_duration_since(self.started),
             infer: self.end.saturating_duration_since(self.instantiated),
             output,
         }
     }
 }
 
-/// Log a fault where it happens, because the caller may have gone, and hold it against the caller. A
-/// rejection is the caller's own fault and no news for an operator.
-fn account(version: &ServableVersion, caller: CallerId, fault: Option<&Fault>) {
+/// Log a fault here, because the caller may have disconnected, and record the outcome in the
+/// breaker. A rejection is the caller's own fault and nothing that an operator has to know.
+fn record_outcome(version: &ServableVersion, caller: CallerId, fault: Option<&Fault>) {
     let (breaker, now) = (version.breaker(), Instant::now());
-    let Some(fault) = fault else { return breaker.succeeded(caller, now) };
-    report(version, fault);
+    let Some(fault) = fault else { return breaker.record_success(caller, now) };
+    log_fault(version, fault);
     match fault {
-        Fault::Rejected(_) => breaker.succeeded(caller, now),
+        Fault::Rejected(_) => breaker.record_success(caller, now),
         Fault::NonFiniteInput(_) => breaker.isolate(caller, now),
-        fault if fault.condemns_version() => {
-            if let Some(suspended) = breaker.failed(caller, now) {
-                report_suspension(version, suspended);
+        fault if fault.counts_against_version() => {
+            if let Some(suspended) = breaker.record_failure(caller, now) {
+                log_suspension(version, suspended);
             }
         }
         _ => {}
     }
 }
 
-fn report_suspension(version: &ServableVersion, suspended: Suspended) {
+fn log_suspension(version: &ServableVersion, suspended: SuspensionScope) {
     let (model, version) = (&version.id().name, &version.id().version);
     match suspended {
-        Suspended::Version => {
+        SuspensionScope::Version => {
             tracing::error!(target: "fault", %model, %version, "version suspended");
         }
-        Suspended::Key => {
+        SuspensionScope::Key => {
             tracing::warn!(target: "fault", %model, %version, "version suspended for an API key");
         }
-        Suspended::Caller => {
+        SuspensionScope::Caller => {
             tracing::warn!(target: "fault", %model, %version, "version suspended for a caller");
         }
     }
 }
 
-fn report(version: &ServableVersion, fault: &Fault) {
+fn log_fault(version: &ServableVersion, fault: &Fault) {
     version.faults().count(fault);
-    if !fault.is_callers() {
+    if !fault.is_callers_fault() {
         let (model, version) = (&version.id().name, &version.id().version);
         tracing::warn!(target: "fault", %model, %version, kind = fault.kind(), trap = fault.trap(), "{fault}");
     }

@@ -1,25 +1,26 @@
-//! Limits of control groups, of version 1 and 2.
+//! The limits of control groups, versions 1 and 2.
 //!
-//! The standard library knows quotas of processors, but no limits of memory, and only where the
-//! groups are mounted at their usual place. Everything is read below a root, so that tests can show
-//! what other machines look like. What is missing or malformed is no limit.
+//! The standard library reads CPU quotas but no memory limits, and only if the groups are mounted
+//! at the usual place. All files are read below a root path, so that tests can simulate other
+//! machines. A missing or malformed file means no limit.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// Memory limits from here on stand for none: version 1 writes the largest number of pages.
+/// Memory limits from here on mean no limit: version 1 reports the largest number of pages.
 const NO_MEMORY_LIMIT: u64 = 1 << 60;
 
-/// The least limits of the groups of this process and of those around them; none, if there is none.
+/// The lowest limits of the groups of this process and of their ancestors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) memory_bytes: Option<u64>,
-    /// Whole processors, at least one: a thread for a part of one would only be slowed down.
+    /// Whole processors, at least one: a thread for a fraction of a processor would only be
+    /// throttled.
     pub(super) cpus: Option<usize>,
 }
 
 impl Limits {
-    /// Read them of the process that calls, with `root` as the root of the file system.
+    /// Read the limits of the calling process, with `root` as the root of the file system.
     pub(super) fn read(root: &Path) -> Self {
         let text = |path| fs::read_to_string(root.join(path)).unwrap_or_default();
         let (groups, mounts) = (text("proc/self/cgroup"), text("proc/self/mountinfo"));
@@ -33,7 +34,7 @@ impl Limits {
         limits
     }
 
-    /// Take the limits of one group into account.
+    /// Apply the limits of one group.
     fn narrow(&mut self, group: &Group<'_>, folder: &Path) {
         let text = |file| fs::read_to_string(folder.join(file)).unwrap_or_default();
         let (memory, quota) = if group.is_unified() {
@@ -52,7 +53,7 @@ fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
     one.into_iter().chain(other).min()
 }
 
-/// Of a quota and its period in microseconds; `max` or -1 stands for no quota.
+/// The whole processors of a quota and a period in microseconds; a quota of `max` or -1 means none.
 fn whole_cpus(quota: &str) -> Option<usize> {
     let (quota, period) = quota.trim().split_once(char::is_whitespace)?;
     let (quota, period) = (quota.parse::<usize>().ok()?, period.trim().parse::<usize>().ok()?);
@@ -61,13 +62,13 @@ fn whole_cpus(quota: &str) -> Option<usize> {
 
 /// The group of the process in one hierarchy: a line of `/proc/self/cgroup`.
 struct Group<'a> {
-    /// Those that the hierarchy controls; empty in version 2.
+    /// The controllers of the hierarchy; empty in version 2.
     controllers: Vec<&'a str>,
     path: &'a Path,
 }
 
 impl<'a> Group<'a> {
-    /// `4:memory:/a/b`, or `0::/a/b` in version 2.
+    /// Parse `4:memory:/a/b`, or `0::/a/b` in version 2.
     fn parse(line: &'a str) -> Option<Self> {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, Path::new(parts.next()?));
@@ -79,7 +80,7 @@ impl<'a> Group<'a> {
         self.controllers.is_empty()
     }
 
-    /// The folders of the group and of those around it, as far as they can be seen.
+    /// The folders of the group and of its ancestors, as far as they are visible.
     fn folders(&self, mounts: &[Mount]) -> Vec<PathBuf> {
         let mounts: Vec<_> = mounts.iter().filter(|mount| mount.is_of(self)).collect();
         let below = |mount: &&Mount| {
@@ -87,7 +88,8 @@ impl<'a> Group<'a> {
             let climbs = path.components().any(|part| part == Component::ParentDir);
             (!climbs).then(|| (mount.point.clone(), path))
         };
-        // In a container that sees its groups under other names, the mount is the group itself.
+        // In a container that sees its groups under other names, the mount point is the group
+        // itself.
         let itself = || mounts.first().map(|mount| (mount.point.clone(), PathBuf::new()));
         let Some((point, path)) = mounts.iter().find_map(below).or_else(itself) else {
             return Vec::new();
@@ -99,15 +101,16 @@ impl<'a> Group<'a> {
 /// A mounted hierarchy: a line of `/proc/self/mountinfo`.
 struct Mount {
     is_unified: bool,
-    /// Options of the file system, which name the controllers in version 1.
+    /// The options of the file system, which list the controllers in version 1.
     options: Vec<String>,
-    /// The group that is seen at the mount point.
+    /// The group that is visible at the mount point.
     root: PathBuf,
     point: PathBuf,
 }
 
 impl Mount {
-    /// `35 31 0:32 root point rw - cgroup cgroup rw,memory`, with any number of words before the dash.
+    /// Parse `35 31 0:32 root point rw - cgroup cgroup rw,memory`, with any number of words before
+    /// the dash.
     fn parse(line: &str) -> Option<Self> {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut mount = mount.split(' ').skip(3).map(|path| PathBuf::from(unescape(path)));
@@ -128,7 +131,7 @@ impl Mount {
     }
 }
 
-/// The kernel writes spaces, tabs, line ends and backslashes as three octal digits.
+/// Decode spaces, tabs, line breaks and backslashes, which the kernel writes as three octal digits.
 fn unescape(text: &str) -> String {
     let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     escapes.iter().fold(text.to_owned(), |text, (escape, letter)| text.replace(escape, letter))
@@ -142,7 +145,7 @@ mod tests {
     const MEMORY: &str = "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
     const CPU: &str = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n";
 
-    /// What is read where the kernel shows these groups, mounts and files.
+    /// The limits that are read from these groups, mounts and files.
     fn limits(groups: &str, mounts: &str, files: &[(&str, &str)]) -> Limits {
         let root = tempfile::tempdir().unwrap();
         let process = [("proc/self/cgroup", groups), ("proc/self/mountinfo", mounts)];
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn version_2_takes_the_least_of_nested_groups() {
+    fn version_2_uses_the_lowest_limit_of_nested_groups() {
         let group = "sys/fs/cgroup/pod/container/";
         let files = |inner: (&'static str, &'static str), outer: (&'static str, &'static str)| {
             limits(
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_processors_are_rounded_down_to_at_least_one() {
+    fn cpu_quotas_are_rounded_down_to_at_least_one() {
         for (quota, cpus) in [
             ("50000 100000", Some(1)),
             ("150000 100000", Some(1)),
@@ -221,10 +224,10 @@ mod tests {
     }
 
     #[test]
-    fn a_container_finds_its_group_whatever_it_is_called_outside() {
+    fn a_container_finds_its_group_under_any_outer_name() {
         let file = [("sys/fs/cgroup/memory/memory.limit_in_bytes", "536870912\n")];
         let docker = MEMORY.replace(" / ", " /docker/abc ");
-        // The names of the machine, with the container's group mounted; and a namespace of its own.
+        // The machine's names, with the container's group mounted; and a separate namespace.
         for (group, mount) in [
             ("/docker/abc", docker.as_str()),
             ("/", MEMORY),
@@ -242,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_of_another_group_is_passed_over() {
+    fn a_mount_of_another_group_is_skipped() {
         let other = MEMORY.replace(" / /sys/fs/cgroup", " /other /mnt");
         let files = [
             ("mnt/memory/memory.limit_in_bytes", "1048576\n"),
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_malformed_is_no_limit() {
+    fn missing_or_malformed_files_mean_no_limit() {
         assert_eq!(limits("", "", &[]), expect(None, None));
         assert_eq!(
             limits("nonsense\n0:\n", "nonsense - cgroup2\n 1 - \n", &[]),

@@ -1,15 +1,15 @@
-//! Compiled functions, kept from one child to the next: versions that share code compile only what
-//! differs.
+//! The cache of compiled functions: versions that share code compile only the functions that
+//! differ.
 //!
-//! The file is native code like the compiled versions themselves, so `store` keeps it under a MAC
-//! and a child is only given one that this host's children wrote. The format is plain: key and
-//! value after value, each after its length as a little-endian u32. A value that was read stays
-//! where it was read: tens of thousands of them are looked up by several threads, and most are used.
+//! The file contains native code, like the compiled versions, so `store` keeps it under a MAC and
+//! only gives children a file that this host's children wrote. It is a sequence of keys and values,
+//! each preceded by its length as a little-endian u32. Values are used in place: tens of thousands
+//! of them are looked up by several threads, and most are used.
 //!
-//! Cranelift's keys are not quite stable: depending on what else its thread has compiled, one
-//! function in ten has another key the next time (it hashes exception tables that the function
-//! before has left). So a version that shares all its code with another one still misses some, and
-//! that is no reason to write the file again.
+//! Cranelift's keys are not fully stable: depending on what else its thread has compiled, one
+//! function in ten has a different key the next time (it hashes exception tables that the previous
+//! function has left). So a version that shares all of its code with another one still misses some
+//! functions, which is no reason to write the file again.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -21,35 +21,35 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use wasmtime::CacheStore;
 
-/// The most bytes that are kept: a few guests with tract. What the last compilation did not use
-/// goes first.
+/// The maximum size of the cache, in bytes: a few guests with tract. Functions that the last
+/// compilation did not use are evicted first.
 const MAX_KEPT_BYTES: usize = 256 << 20;
 
-/// Which part of the used functions has to be new for the file to be written again. More than the
-/// unstable keys make up, and less than any other guest brings.
+/// The file is written again if at least one in this many bytes of the used functions is new: more
+/// than the unstable keys cause, and less than any other guest adds.
 const WORTH_WRITING: usize = 4;
 
 /// Cranelift's keys are SHA-256.
 type Key = [u8; 32];
 
-/// Functions by Cranelift's key.
+/// The compiled functions by Cranelift's key.
 #[derive(Debug, Default)]
 pub(super) struct FunctionCache {
     bytes: Vec<u8>,
-    /// What was read, as parts of the bytes.
-    read: HashMap<Key, ReadFunction>,
-    /// What was compiled since.
+    /// The functions that were read, as ranges of `bytes`.
+    read: HashMap<Key, CachedFunction>,
+    /// The functions that were compiled since.
     new: Mutex<HashMap<Key, Vec<u8>>>,
 }
 
 #[derive(Debug)]
-struct ReadFunction {
+struct CachedFunction {
     code: Range<usize>,
     used: AtomicBool,
 }
 
 impl FunctionCache {
-    /// The functions in a file; none if there is no file, which is how every cache begins.
+    /// Read the functions of a file; an absent file is an empty cache.
     pub(super) fn read(path: &Path) -> io::Result<Self> {
         let bytes = match std::fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -60,12 +60,12 @@ impl FunctionCache {
             let key = read_part(&bytes, &mut position)?;
             let key = bytes[key].try_into().map_err(io::Error::other)?;
             let code = read_part(&bytes, &mut position)?;
-            read.insert(key, ReadFunction { code, used: AtomicBool::new(false) });
+            read.insert(key, CachedFunction { code, used: AtomicBool::new(false) });
         }
         Ok(Self { bytes, read, new: Mutex::default() })
     }
 
-    /// Whether so much is new that it should be written.
+    /// Whether enough functions are new for the file to be written again.
     pub(super) fn is_worth_writing(&self) -> bool {
         let new: usize = self.lock().values().map(Vec::len).sum();
         let read = self.read.values().filter(|function| function.is_used());
@@ -73,7 +73,7 @@ impl FunctionCache {
         new > (new + read) / WORTH_WRITING
     }
 
-    /// Write what was used, and of the rest what fits.
+    /// Write the used functions, and as many of the others as fit.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         let new = self.lock();
         let mut kept: Vec<_> = new.iter().map(|(key, code)| (true, key, &code[..])).collect();
@@ -101,7 +101,7 @@ impl FunctionCache {
     }
 }
 
-impl ReadFunction {
+impl CachedFunction {
     fn is_used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
     }
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_is_found_again() {
+    fn written_functions_are_found_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("functions");
         let cache = FunctionCache::read(&path).unwrap();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_is_kept_beside_what_is_new() {
+    fn read_functions_are_written_with_new_ones() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let first = FunctionCache::default();
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_written_for_another_guest_but_not_for_a_few_functions() {
+    fn a_few_new_functions_are_not_worth_writing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("functions");
         let cache = FunctionCache::default();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_cut_off_is_refused() {
+    fn a_truncated_file_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("functions");
         let cache = FunctionCache::default();

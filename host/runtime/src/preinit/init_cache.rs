@@ -1,10 +1,10 @@
-//! The code on which `init` runs, kept from one child to the next: versions of one guest differ in
-//! what is around the component, and the component is compiled for `init` once.
+//! The cache of the code on which `init` runs: versions of one guest share the component, which is
+//! compiled for `init` only once.
 //!
-//! What is kept is whole native code, for the engine that only lives in the child, of the component
-//! that wizer has instrumented. It is written before `init` runs, from what Cranelift has just made
-//! of the component and nothing else. `store` keeps it under a MAC that binds it to the component's
-//! digest, so that it is only ever given to children that compile that very component.
+//! A cache entry is the native code of the component as wizer has instrumented it, for the engine
+//! that is only used in the child. It is written before `init` runs, directly from Cranelift's
+//! output. `store` keeps it under a MAC that binds it to the component's digest, so that it is only
+//! given to children that compile the same component.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -13,25 +13,25 @@ use wasmtime::component::Component;
 
 use crate::guest::Engine;
 
-/// Where a child finds the code for `init`, and where it leaves it.
+/// The files with the code for `init`.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct InitCode<'a> {
-    /// What an earlier child compiled; there need be no such file.
-    pub(super) kept: Option<&'a Path>,
-    /// Where it goes if there was none; without it, it is not kept.
+    /// The code that an earlier child compiled; the file need not exist.
+    pub(super) cached: Option<&'a Path>,
+    /// Where to write the code if it was not cached; `None` if it is not to be cached.
     pub(super) output: Option<&'a Path>,
 }
 
 impl InitCode<'_> {
-    /// The instrumented component, compiled or found. What cannot be read or written costs time and
-    /// nothing else.
+    /// Load the instrumented component from the cache, or compile it. Failures to read or write the
+    /// cache only cost time.
     pub(super) fn load(
         self,
         engine: &Engine,
         instrumented: &[u8],
     ) -> Result<Component, wasmtime::Error> {
-        if let Some(kept) = self.kept.filter(|kept| kept.exists()) {
-            match map(engine, kept) {
+        if let Some(cached) = self.cached.filter(|cached| cached.exists()) {
+            match map(engine, cached) {
                 Ok(component) => return Ok(component),
                 Err(error) => tracing::warn!(%error, "cannot use the code for init"),
             }
@@ -41,19 +41,19 @@ impl InitCode<'_> {
             && let Err(error) = write(&component, output)
         {
             tracing::warn!(%error, "cannot keep the code for init");
-            // Half of it is none; and what cannot be removed does not load either.
+            // Remove an incomplete file; one that cannot be removed does not load.
             let _ = std::fs::remove_file(output);
         }
         Ok(component)
     }
 }
 
-fn map(engine: &Engine, kept: &Path) -> Result<Component, wasmtime::Error> {
+fn map(engine: &Engine, cached: &Path) -> Result<Component, wasmtime::Error> {
     // SAFETY: the parent has checked the file against its MAC, which binds it to the component that
     // this child was given, and has linked it into a folder that is this host's alone.
     #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
     unsafe {
-        Component::deserialize_file(engine.wasmtime(), kept)
+        Component::deserialize_file(engine.wasmtime(), cached)
     }
 }
 

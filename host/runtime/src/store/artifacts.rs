@@ -1,5 +1,5 @@
-//! Artifacts as they came, by their digests: what is deployed does not depend on a folder that
-//! somebody else looks after.
+//! The artifacts, by digest, so that deployed versions do not depend on a folder that others
+//! control.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use super::shared::note_use;
+use super::shared_code::touch;
 use super::{Store, StoreError};
-use crate::durable::{self, Step};
+use crate::durable::{self, FileOperation};
 use guesthouse_artifact::{Artifact, ArtifactError, Digest, copy_limited, open_regular};
 
 impl Store {
-    /// Keep an artifact, unless it is there already.
+    /// Store an artifact, unless it is there already.
     ///
     /// # Errors
     /// The state folder cannot be written to.
@@ -24,35 +24,36 @@ impl Store {
         }
         let keep = || {
             let mut file = NamedTempFile::new_in(&self.artifacts)?;
-            durable::before(Step::Write)?;
+            durable::failpoint(FileOperation::Write)?;
             artifact.copy_to(file.as_file_mut())?;
             durable::publish(file, &self.artifacts, &file_name(digest))
         };
         keep().map_err(StoreError::new("cannot keep an artifact"))
     }
 
-    /// A file for an artifact that is being received; it goes if nothing keeps it.
+    /// Create a temporary file for an artifact that is being received; it is removed unless it is
+    /// kept.
     ///
     /// # Errors
     /// The state folder cannot be written to.
     pub fn receive_artifact(&self) -> Result<NamedTempFile, StoreError> {
-        let file =
-            durable::before(Step::Write).and_then(|()| NamedTempFile::new_in(&self.artifacts));
+        let file = durable::failpoint(FileOperation::Write)
+            .and_then(|()| NamedTempFile::new_in(&self.artifacts));
         file.map_err(StoreError::new("cannot receive an artifact"))
     }
 
-    /// The artifact in somebody else's file: the copy of it that is kept, or one that goes if
-    /// nothing keeps it. Nothing is read from the file itself but to copy it, because others may
-    /// write to it.
+    /// Open the artifact in a file that others may write to: the stored copy if there is one,
+    /// otherwise a new temporary copy. The file itself is only read to copy it.
     ///
     /// # Errors
-    /// [`ArtifactError`] for what is wrong with the file, [`StoreError`] if it cannot be copied.
+    /// [`ArtifactError`] if the file is not a valid artifact, [`StoreError`] if it cannot be
+    /// copied.
     pub fn receive_file<E>(&self, path: &Path) -> Result<(Artifact, Option<NamedTempFile>), E>
     where
         E: From<ArtifactError> + From<StoreError>,
     {
-        // As the file is when the server starts again.
-        if let Ok(kept) = self.artifact(Digest::of_file(path)?) {
+        // The usual case when the server restarts.
+        if let Ok(kept) = self.artifact(Digest::from_file(path)?) {
             return Ok((kept, None));
         }
         let mut file = self.receive_artifact()?;
@@ -64,7 +65,7 @@ impl Store {
         Ok((artifact, Some(file)))
     }
 
-    /// Keep an artifact that was received.
+    /// Store an artifact that was received.
     ///
     /// # Errors
     /// The state folder cannot be written to.
@@ -73,10 +74,10 @@ impl Store {
         kept.map_err(StoreError::new("cannot keep an artifact"))
     }
 
-    /// Read an artifact that is kept.
+    /// Open a stored artifact.
     ///
     /// # Errors
-    /// It is not there, or it is not what it was when it came.
+    /// The artifact is absent, or its content has changed.
     pub fn artifact(&self, digest: Digest) -> Result<Artifact, ArtifactError> {
         let path = self.artifact_path(digest);
         let artifact = Artifact::open(&path)?;
@@ -84,11 +85,11 @@ impl Store {
             let changed = io::Error::other("it is not what it was when it was deployed");
             return Err(ArtifactError::Read(changed));
         }
-        note_use(&open_regular(&path).map_err(ArtifactError::Read)?);
+        touch(&open_regular(&path).map_err(ArtifactError::Read)?);
         Ok(artifact)
     }
 
-    /// Whether any artifact is kept, whatever is in it.
+    /// Whether any artifact is stored, valid or not.
     ///
     /// # Errors
     /// The state folder cannot be read.
@@ -104,13 +105,13 @@ impl Store {
         any().map_err(StoreError::new("cannot read the artifacts"))
     }
 
-    /// How long an artifact that is kept is, in bytes; none if it is not there.
+    /// The size of a stored artifact, in bytes; `None` if it is absent.
     pub fn artifact_length(&self, digest: Digest) -> Option<u64> {
         self.artifact_path(digest).metadata().ok().map(|metadata| metadata.len())
     }
 
     fn has_artifact(&self, digest: Digest) -> bool {
-        // Another content under this name is damage, which a new copy repairs.
+        // A different content under this name means damage, which a new copy repairs.
         self.artifact_path(digest).exists() && self.artifact(digest).is_ok()
     }
 

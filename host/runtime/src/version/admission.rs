@@ -1,13 +1,13 @@
-//! How many requests a version takes at once, found out from how long they wait.
+//! Limits the concurrent requests of a version, adapting the limit to how long requests wait for a
+//! thread.
 //!
-//! A queue helps with what comes in bursts and harms with what does not end: then every request waits
-//! for as long as the queue is, and gives up. So the number of requests that may wait or run is
-//! lowered while even the quickest to get a thread has waited too long, and raised again while it is
-//! what holds requests back. Whoever comes beyond it is told so at once, which costs microseconds.
+//! A queue absorbs bursts, but under sustained overload every request waits for as long as the
+//! queue is and then times out. So the limit of requests that wait or run is lowered while even the
+//! shortest wait for a thread is too long, and raised while the limit is what holds requests back.
+//! Requests above the limit are shed at once, which costs microseconds.
 //!
-//! What is refused first is what can wait or was a trial: batches, then the candidates of a model
-//! whose stable version is pressed, then all others. Shadows never get this far: they run only when
-//! nobody else wants the processor.
+//! Batches are shed first, then requests for candidates if the stable version is under load, then
+//! all others. Shadow requests never get here: they only use idle processors.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,42 +15,41 @@ use std::time::{Duration, Instant};
 
 use super::ServableVersion;
 
-/// A window ends when this much time has passed, or as much as requests wait for, and something was
-/// measured in it: a new limit shows its effect before it is judged.
+/// The shortest measurement window. A window lasts for this time or for the current wait, whichever
+/// is longer, so that the effect of a new limit shows before it is judged.
 const WINDOW: Duration = Duration::from_millis(50);
 
-/// The longest window, so that a wait that is far too long does not last for as long.
+/// The longest measurement window, so that far too long waits are corrected soon.
 const LONGEST_WINDOW: Duration = Duration::from_millis(500);
 
-/// What requests may wait, as a part of the time they have: a tenth leaves the rest for the guest and
-/// for the way back, and hides bursts of ten times what is usual.
+/// The target wait, as a fraction of the time that requests have: a tenth leaves the rest for the
+/// guest and the response, and absorbs bursts of ten times the usual load.
 const WAIT_PART: u32 = 10;
 
-/// Where the limit begins, for each batch that may run at once: enough for a burst, and not so many
-/// that a slow version begins with seconds of work. A version that takes more rows in one call begins with
-/// as many.
+/// The initial limit for each batch that may run at once: enough for a burst, but not seconds of
+/// work for a slow version. A version with a larger batch size starts with that.
 const START_PER_THREAD: usize = 16;
 
-/// How far a limit may be used, in percent, before batches are refused, so that room is left.
+/// The percentage of the limit up to which batches are accepted.
 const BATCH_PERCENT: usize = 60;
 
-/// The same for candidates, and the limit of the stable version.
+/// The percentage of the stable version's limit up to which requests for candidates are accepted.
 const CANDIDATE_PERCENT: usize = 80;
 
-/// What a request is worth when there are too many.
+/// The class of a request, which decides what is shed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// Many rows for somebody who can wait.
+pub enum RequestClass {
+    /// A batch of many rows, whose caller can wait.
     Batch,
-    /// For a version on trial.
+    /// A request for a candidate version.
     Candidate,
-    /// For a version that is relied on.
+    /// Any other request.
     Stable,
 }
 
-impl Class {
-    /// How many of a limit's requests may be there when one more of this class comes. Where a thread
-    /// is free, nobody is refused.
+impl RequestClass {
+    /// How many requests may be in flight for one more of this class to be accepted. A request is
+    /// never shed while a thread is free.
     fn share(self, limit: usize, threads: usize) -> usize {
         let percent = match self {
             Self::Batch => BATCH_PERCENT,
@@ -61,24 +60,24 @@ impl Class {
     }
 }
 
-/// Why a request was not taken. Each is a series of the metrics.
+/// Why a request was shed; each reason is a time series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
-    /// The version has as many as it can answer in time.
+pub enum ShedReason {
+    /// The version has as many requests as it can answer in time.
     Limit,
-    /// It is a batch, and there is room only for what is more urgent.
+    /// The request is a batch, and the remaining capacity is reserved for other requests.
     Batch,
-    /// It is for a candidate, and the stable version is pressed.
+    /// The request is for a candidate, and the stable version is under load.
     Candidate,
-    /// It would not be answered in the time that its caller gives it.
+    /// The request would miss its deadline.
     Late,
 }
 
-impl Refused {
-    /// All of them.
+impl ShedReason {
+    /// All reasons.
     pub const ALL: [Self; 4] = [Self::Limit, Self::Batch, Self::Candidate, Self::Late];
 
-    /// The word for metrics.
+    /// The value of the metrics label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Limit => "limit",
@@ -89,21 +88,21 @@ impl Refused {
     }
 }
 
-/// The door of one version.
+/// The admission control of one version.
 #[derive(Debug)]
 pub struct Admission {
     bounds: Bounds,
     limit: AtomicUsize,
     in_flight: AtomicUsize,
-    /// What the last window found that a request has to wait at least, in microseconds.
+    /// The shortest wait in the last window, in microseconds.
     wait_us: AtomicU64,
-    /// Whether somebody was held back by the limit since it was last looked at.
+    /// Whether the limit was reached in the current window.
     was_reached: AtomicBool,
     window: Mutex<Window>,
-    refused: [AtomicU64; Refused::ALL.len()],
+    shed: [AtomicU64; ShedReason::ALL.len()],
 }
 
-/// Between which the limit moves, and by what.
+/// The bounds of the limit.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
     threads: usize,
@@ -113,15 +112,14 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// The limit after a window in which nobody waited for less than `least_wait`, and in which it
-    /// was or was not what held requests back.
+    /// The limit after a window with this shortest wait, in which the limit was or was not reached.
     fn next(self, limit: usize, least_wait: Duration, was_reached: bool) -> usize {
         let next = if least_wait > self.target {
-            // Never by more than half at once: one window may have been an accident.
+            // At most halved at once: a single window may be an outlier.
             let part = self.target.as_secs_f64() / least_wait.as_secs_f64();
             scale(limit, part.max(0.5))
         } else if was_reached {
-            // More quickly far from the bottom, where a step means less.
+            // In steps that grow with the limit.
             limit + limit.isqrt().max(1)
         } else {
             limit
@@ -140,7 +138,7 @@ fn scale(limit: usize, part: f64) -> usize {
     (limit as f64 * part) as usize
 }
 
-/// What was measured since the limit was last looked at.
+/// The measurements of the current window.
 #[derive(Debug)]
 struct Window {
     since: Instant,
@@ -148,12 +146,13 @@ struct Window {
 }
 
 impl Admission {
-    /// For a version of which `threads` batches run at once and `queued` may wait, and whose callers
-    /// wait for `patience` unless they say otherwise.
-    /// `together` requests of one row can share a call.
+    /// Create the admission control of a version that runs `threads` batches at once, of which
+    /// `queued` jobs may wait, whose callers wait for `patience` by default, and of which
+    /// `together` requests of one row can share a batch.
     pub(super) fn new(threads: usize, queued: usize, patience: Duration, together: usize) -> Self {
         let ceiling = threads.saturating_add(queued);
-        // One that waits for each thread: it is never idle while the next request is on its way.
+        // One waiting request for each thread, so that a thread is not idle while the next request
+        // arrives.
         let floor = (2 * threads).min(ceiling);
         let start = (START_PER_THREAD.max(together) * threads).clamp(floor, ceiling);
         let bounds = Bounds { threads, floor, ceiling, target: patience / WAIT_PART };
@@ -165,27 +164,27 @@ impl Admission {
             wait_us: AtomicU64::new(0),
             was_reached: AtomicBool::new(false),
             window: Mutex::new(window),
-            refused: Default::default(),
+            shed: Default::default(),
         }
     }
 
-    /// How many requests it takes at once, now.
+    /// The current limit of requests in flight.
     pub fn limit(&self) -> usize {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// How many it has.
+    /// The requests in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// How many it has refused, by reason.
-    pub fn refusals(&self) -> [(Refused, u64); Refused::ALL.len()] {
-        Refused::ALL.map(|reason| (reason, self.refused[reason as usize].load(Ordering::Relaxed)))
+    /// The number of shed requests by reason.
+    pub fn refusals(&self) -> [(ShedReason, u64); ShedReason::ALL.len()] {
+        ShedReason::ALL.map(|reason| (reason, self.shed[reason as usize].load(Ordering::Relaxed)))
     }
 
-    /// A batch got a thread after it had waited for that long.
-    pub(crate) fn waited(&self, wait: Duration, now: Instant) {
+    /// Record how long a batch has waited for a thread.
+    pub(crate) fn record_wait(&self, wait: Duration, now: Instant) {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let least = window.least_wait.map_or(wait, |least| least.min(wait));
         window.least_wait = Some(least);
@@ -201,93 +200,98 @@ impl Admission {
         *window = Window { since: now, least_wait: None };
     }
 
-    /// Whether there are as many requests as one of this class may find.
-    fn is_full_for(&self, class: Class) -> bool {
+    /// Whether a request of this class has to be shed because of the requests in flight.
+    fn is_full_for(&self, class: RequestClass) -> bool {
         let is_full = self.in_flight() >= class.share(self.limit(), self.bounds.threads);
         if is_full {
-            // Whoever is held back by it: a limit that is too low grows.
+            // The limit is reached, so it may be too low.
             self.was_reached.store(true, Ordering::Relaxed);
         }
         is_full
     }
 
-    /// Whether a request of the class is taken, beside the stable version's own.
-    fn judge(&self, stable: Option<&Self>, class: Class, time: Duration) -> Result<(), Refused> {
+    /// Decide whether a request is accepted, given the stable version's own requests.
+    fn decide(
+        &self,
+        stable: Option<&Self>,
+        class: RequestClass,
+        time: Duration,
+    ) -> Result<(), ShedReason> {
         match class {
-            Class::Batch if stable.is_some_and(|stable| stable.is_full_for(class)) => {
-                return Err(Refused::Batch);
+            RequestClass::Batch if stable.is_some_and(|stable| stable.is_full_for(class)) => {
+                return Err(ShedReason::Batch);
             }
-            Class::Candidate if stable.is_some_and(|stable| stable.is_full_for(class)) => {
-                return Err(Refused::Candidate);
+            RequestClass::Candidate if stable.is_some_and(|stable| stable.is_full_for(class)) => {
+                return Err(ShedReason::Candidate);
             }
-            Class::Batch | Class::Candidate | Class::Stable => {}
+            RequestClass::Batch | RequestClass::Candidate | RequestClass::Stable => {}
         }
         if self.is_full_for(class) {
             let has_room = self.in_flight() < self.limit();
-            return Err(if has_room && class == Class::Batch {
-                Refused::Batch
+            return Err(if has_room && class == RequestClass::Batch {
+                ShedReason::Batch
             } else {
-                Refused::Limit
+                ShedReason::Limit
             });
         }
-        // What was found out holds only as long as somebody waits.
+        // The measured wait applies only while requests wait.
         let must_wait = self.in_flight() >= 2 * self.bounds.threads;
         if must_wait && time < Duration::from_micros(self.wait_us.load(Ordering::Relaxed)) {
-            return Err(Refused::Late);
+            return Err(ShedReason::Late);
         }
         Ok(())
     }
 
-    fn refuse(&self, reason: Refused) -> Refused {
-        self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
+    fn count_shed(&self, reason: ShedReason) -> ShedReason {
+        self.shed[reason as usize].fetch_add(1, Ordering::Relaxed);
         reason
     }
 }
 
-/// A request on its way through a version; counted until this is dropped.
+/// A request that was admitted; it counts as in flight until this is dropped.
 #[must_use]
-pub struct Admitted(Arc<ServableVersion>);
+pub struct AdmissionGuard(Arc<ServableVersion>);
 
-impl Drop for Admitted {
+impl Drop for AdmissionGuard {
     fn drop(&mut self) {
         self.0.admission().in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Who knocks.
+/// A request that asks for admission.
 #[derive(Clone, Copy)]
-pub struct Knock<'a> {
-    /// The version that is to answer.
+pub struct AdmissionRequest<'a> {
+    /// The version that would answer.
     pub version: &'a Arc<ServableVersion>,
-    /// The model's stable version, if it is another one.
+    /// The model's stable version, if it is a different one.
     pub stable: Option<&'a Arc<ServableVersion>>,
-    /// What the request is worth.
-    pub class: Class,
-    /// How long its caller waits from now on.
+    /// The class of the request.
+    pub class: RequestClass,
+    /// The time until the request's deadline.
     pub time: Duration,
 }
 
-impl Knock<'_> {
-    /// Whether the request would be taken now. What would not is counted as refused.
+impl AdmissionRequest<'_> {
+    /// Check whether the request would be admitted now. A request that would not be counts as shed.
     ///
     /// # Errors
-    /// [`Refused`].
-    pub fn check(&self) -> Result<(), Refused> {
+    /// [`ShedReason`].
+    pub fn check(&self) -> Result<(), ShedReason> {
         let own = self.version.admission();
         let stable = self.stable.map(|stable| stable.admission());
-        own.judge(stable, self.class, self.time).map_err(|reason| own.refuse(reason))
+        own.decide(stable, self.class, self.time).map_err(|reason| own.count_shed(reason))
     }
 
-    /// Take the request.
+    /// Admit the request.
     ///
     /// # Errors
-    /// [`Refused`].
-    pub fn enter(&self) -> Result<Admitted, Refused> {
+    /// [`ShedReason`].
+    pub fn admit(&self) -> Result<AdmissionGuard, ShedReason> {
         self.check()?;
-        // Between the two, others may have come in: a few more than the limit do no harm, and the
-        // queue has a bound of its own.
+        // Other requests may have been admitted meanwhile. Exceeding the limit by a few is
+        // harmless, and the queue has a bound of its own.
         self.version.admission().in_flight.fetch_add(1, Ordering::Relaxed);
-        Ok(Admitted(Arc::clone(self.version)))
+        Ok(AdmissionGuard(Arc::clone(self.version)))
     }
 }
 
@@ -302,10 +306,10 @@ mod tests {
     const MILLISECOND: Duration = Duration::from_millis(1);
 
     proptest! {
-        /// Whatever is measured, the limit stays within its bounds, falls by half at most, and only
-        /// if requests waited too long.
+        /// Whatever is measured, the limit stays within its bounds, is at most halved at once, and
+        /// is lowered only if requests waited too long.
         #[test]
-        fn a_limit_keeps_to_its_bounds(
+        fn the_limit_stays_within_its_bounds(
             threads in 1_usize..8,
             queued in 1_usize..1000,
             windows in prop::collection::vec((0_u64..10_000, any::<bool>()), 1..50),
@@ -323,25 +327,25 @@ mod tests {
             }
         }
 
-        /// Of two classes, the more urgent one is never refused where the other is not.
+        /// A class with a higher priority is never shed where a lower one is accepted.
         #[test]
-        fn urgent_requests_are_refused_last(
+        fn requests_of_higher_classes_are_shed_last(
             limit in 1_usize..1000, threads in 1_usize..8, in_flight in 0_usize..1000,
         ) {
-            let [batch, candidate, stable] = [Class::Batch, Class::Candidate, Class::Stable]
+            let [batch, candidate, stable] = [RequestClass::Batch, RequestClass::Candidate, RequestClass::Stable]
                 .map(|class| in_flight < class.share(limit, threads));
             prop_assert!(batch <= candidate && candidate <= stable);
         }
     }
 
-    /// What became of the requests of a simulated second half: answered in time, and late.
+    /// The outcome of the second half of a simulation.
     struct Outcome {
         answered: usize,
         late: usize,
         limit: usize,
     }
 
-    /// Requests that come at even times to two threads, in virtual time.
+    /// Simulate requests at regular intervals for two threads, in virtual time.
     fn simulate(service: Duration, load: f64, patience: Duration) -> Outcome {
         let admission = Admission::new(2, 256, patience, 1);
         let start = Instant::now();
@@ -353,7 +357,7 @@ mod tests {
         let mut outcome = Outcome { answered: 0, late: 0, limit: 0 };
         let mut now = Duration::ZERO;
         while now < end {
-            // Threads take what came before now.
+            // Threads take the requests that arrived before now.
             while let Some(arrival) = queue.front().copied() {
                 let thread = usize::from(free_at[1] < free_at[0]);
                 let begin = free_at[thread].max(arrival);
@@ -361,7 +365,7 @@ mod tests {
                     break;
                 }
                 queue.pop_front();
-                admission.waited(begin - arrival, start + begin);
+                admission.record_wait(begin - arrival, start + begin);
                 if begin - arrival >= patience {
                     admission.in_flight.fetch_sub(1, Ordering::Relaxed);
                     continue;
@@ -378,13 +382,13 @@ mod tests {
                 running.pop_front();
                 admission.in_flight.fetch_sub(1, Ordering::Relaxed);
             }
-            match admission.judge(None, Class::Stable, patience) {
+            match admission.decide(None, RequestClass::Stable, patience) {
                 Ok(()) => {
                     admission.in_flight.fetch_add(1, Ordering::Relaxed);
                     queue.push_back(now);
                 }
                 Err(reason) => {
-                    admission.refuse(reason);
+                    admission.count_shed(reason);
                 }
             }
             now += step;
@@ -394,11 +398,11 @@ mod tests {
     }
 
     #[test]
-    fn ten_times_too_many_requests_leave_those_that_are_taken_in_time() {
+    fn admitted_requests_are_in_time_under_tenfold_overload() {
         for (service, patience) in [(1, 2000), (5, 2000), (100, 2000), (400, 2000), (20, 100)] {
             let (service, patience) = (MILLISECOND * service, MILLISECOND * patience);
             let outcome = simulate(service, 10.0, patience);
-            // Two threads for the second half.
+            // The capacity of two threads in the second half.
             let capacity = 2 * 10_000 / usize::try_from(service.as_millis()).unwrap();
             assert_eq!(outcome.late, 0, "{service:?}, limit {}", outcome.limit);
             assert!(
@@ -411,51 +415,52 @@ mod tests {
     }
 
     #[test]
-    fn batches_alone_find_their_limit_as_well() {
+    fn the_limit_adapts_to_batches_alone() {
         let admission = Admission::new(2, 256, 2000 * MILLISECOND, 1);
         let (start, mut now) = (admission.limit(), Instant::now());
         admission.in_flight.store(start, Ordering::Relaxed);
-        let refused = admission.judge(None, Class::Batch, MILLISECOND).unwrap_err();
-        assert_eq!(refused, Refused::Limit);
+        let refused = admission.decide(None, RequestClass::Batch, MILLISECOND).unwrap_err();
+        assert_eq!(refused, ShedReason::Limit);
         for _ in 0..100 {
             admission.in_flight.store(admission.limit() * 7 / 10, Ordering::Relaxed);
-            let refused = admission.judge(None, Class::Batch, MILLISECOND).unwrap_err();
-            assert_eq!(admission.refuse(refused), Refused::Batch);
+            let refused = admission.decide(None, RequestClass::Batch, MILLISECOND).unwrap_err();
+            assert_eq!(admission.count_shed(refused), ShedReason::Batch);
             now += WINDOW;
-            admission.waited(MILLISECOND, now);
+            admission.record_wait(MILLISECOND, now);
         }
         assert_eq!(admission.limit(), admission.bounds.ceiling);
     }
 
     #[test]
-    fn a_candidate_is_held_back_only_as_long_as_the_stable_version_is_slow() {
+    fn candidates_are_shed_only_while_the_stable_version_waits() {
         let (stable, candidate) = (0, 1);
         let versions = [(); 2].map(|()| Admission::new(2, 256, 2000 * MILLISECOND, 1));
-        let judge = |class| versions[candidate].judge(Some(&versions[stable]), class, MILLISECOND);
-        // More than four fifths of what it begins with, and answered without a wait.
+        let decide =
+            |class| versions[candidate].decide(Some(&versions[stable]), class, MILLISECOND);
+        // Above 80 % of the initial limit, and without waits.
         versions[stable].in_flight.store(versions[stable].limit() * 9 / 10, Ordering::Relaxed);
         let mut now = Instant::now();
-        for class in [Class::Candidate, Class::Batch] {
-            assert!(judge(class).is_err());
+        for class in [RequestClass::Candidate, RequestClass::Batch] {
+            assert!(decide(class).is_err());
             let mut windows = 0;
-            while judge(class).is_err() {
+            while decide(class).is_err() {
                 now += WINDOW;
-                versions[stable].waited(MILLISECOND, now);
+                versions[stable].record_wait(MILLISECOND, now);
                 windows += 1;
                 assert!(windows < 20, "{class:?} is never taken");
             }
         }
-        // Where it makes others wait, there is no room to be made.
+        // While requests for the stable version wait, its limit does not grow.
         versions[stable].in_flight.store(versions[stable].limit() * 9 / 10, Ordering::Relaxed);
         for _ in 0..20 {
-            assert_eq!(judge(Class::Candidate), Err(Refused::Candidate));
+            assert_eq!(decide(RequestClass::Candidate), Err(ShedReason::Candidate));
             now += WINDOW;
-            versions[stable].waited(1000 * MILLISECOND, now);
+            versions[stable].record_wait(1000 * MILLISECOND, now);
         }
     }
 
     #[test]
-    fn what_is_not_too_much_is_not_refused() {
+    fn requests_below_capacity_are_not_shed() {
         let outcome = simulate(5 * MILLISECOND, 0.9, 2000 * MILLISECOND);
         assert_eq!(outcome.late, 0);
         assert!(outcome.answered >= 3550, "{}", outcome.answered);

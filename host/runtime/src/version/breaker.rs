@@ -1,12 +1,12 @@
-//! Decides whose requests a version accepts while some of them make it fail.
+//! The circuit breaker of a version: decides whose requests are accepted while some of them fail.
 //!
-//! Failures are held against whoever caused them. There are three levels, and each is suspended only
-//! on its own evidence (see [`evidence`]): a caller, by its own requests; an API key, by several of
-//! the callers that its sticky key tells apart; the version, by several API keys. A caller that was
-//! answered recently is accepted whatever befalls the others.
+//! Failures count against the caller that caused them. There are three levels, and each is
+//! suspended only on evidence of its own (see [`evidence`]): a caller, because of its own requests;
+//! an API key, because of several callers that its sticky key distinguishes; and the version,
+//! because of several API keys. A caller whose requests succeeded recently is always accepted.
 //!
-//! Evidence is kept from a failure until a window has passed without another, and is bounded. While
-//! there is none, an answer costs one atomic load.
+//! Evidence is kept for a window of time after the last failure, and is bounded. Without evidence,
+//! a check costs one atomic load.
 
 mod evidence;
 mod suspension;
@@ -16,15 +16,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use self::evidence::{BreakerRefusal, SuspensionScope};
 use self::evidence::{Evidence, WINDOW};
-pub use self::evidence::{Refusal, Suspended};
 use super::CallerId;
 
-/// Whose requests a version accepts.
+/// Which callers a version accepts.
 #[derive(Debug)]
 pub struct Breaker {
     created: Instant,
-    /// Until when there may be evidence, in milliseconds since the creation; 0 before any failure.
+    /// Until when there may be evidence, in milliseconds since `created`; 0 before any failure.
     watch_until_ms: AtomicU64,
     evidence: Mutex<Evidence>,
 }
@@ -40,62 +40,62 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// Whether a caller of which nothing is known could be accepted: false while the version as a
-    /// whole is suspended.
+    /// Whether an unknown caller would be accepted: false while the version as a whole is
+    /// suspended.
     pub fn allows(&self, now: Instant) -> bool {
         self.refusal(now).is_none()
     }
 
-    /// Why a caller of which nothing is known is not accepted.
-    pub fn refusal(&self, now: Instant) -> Option<Refusal> {
+    /// Why an unknown caller would be refused, if it would.
+    pub fn refusal(&self, now: Instant) -> Option<BreakerRefusal> {
         if self.is_watching(now) { self.lock().refusal(now) } else { None }
     }
 
-    /// Whether a request of this caller would be accepted. Changes nothing.
+    /// Check whether a request of the caller would be accepted, without counting it as a probe.
     ///
     /// # Errors
-    /// [`Refusal`], with the time after which the caller may try again.
-    pub fn check(&self, caller: CallerId, now: Instant) -> Result<(), Refusal> {
+    /// [`BreakerRefusal`], with the time after which the caller may try again.
+    pub fn check(&self, caller: CallerId, now: Instant) -> Result<(), BreakerRefusal> {
         if self.is_watching(now) { self.lock().check(caller, now) } else { Ok(()) }
     }
 
-    /// Accept a request of this caller, perhaps as one of the probes of a suspension.
+    /// Accept a request of the caller, perhaps as a probe of a suspension.
     ///
     /// # Errors
-    /// [`Refusal`], with the time after which the caller may try again.
-    pub fn admit(&self, caller: CallerId, now: Instant) -> Result<(), Refusal> {
+    /// [`BreakerRefusal`], with the time after which the caller may try again.
+    pub fn admit(&self, caller: CallerId, now: Instant) -> Result<(), BreakerRefusal> {
         if !self.is_watching(now) {
             return Ok(());
         }
         let mut evidence = self.lock();
         let outcome = evidence.admit(caller, now);
-        // Probing prolongs a suspension.
+        // A probe extends its suspension.
         self.watch_until(evidence.end(now));
         outcome
     }
 
-    /// The version answered a request of this caller, or rejected it for a good reason.
-    pub fn succeeded(&self, caller: CallerId, now: Instant) {
+    /// Record that the version answered a request of the caller, or rejected its rows.
+    pub fn record_success(&self, caller: CallerId, now: Instant) {
         if self.is_watching(now) {
-            self.lock().succeeded(caller, now);
+            self.lock().record_success(caller, now);
         }
     }
 
-    /// The version failed on a request of this caller. Returns what is suspended from now on, if
-    /// anything is.
-    pub fn failed(&self, caller: CallerId, now: Instant) -> Option<Suspended> {
+    /// Record that the version failed on a request of the caller. Returns what this suspends, if
+    /// anything.
+    pub fn record_failure(&self, caller: CallerId, now: Instant) -> Option<SuspensionScope> {
         let was_watching = self.is_watching(now);
         let mut evidence = self.lock();
         if !was_watching {
             *evidence = Evidence::default();
         }
-        let suspended = evidence.failed(caller, now);
+        let suspended = evidence.record_failure(caller, now);
         self.watch_until(evidence.end(now));
         suspended
     }
 
-    /// A request of the caller cost its neighbours a second run, through no fault of the version. If most
-    /// of its requests do, they are run by themselves for a while.
+    /// Record that a request of the caller made a shared batch run again, without a fault of the
+    /// version. A caller that does so with most of its requests runs alone for a while.
     pub fn isolate(&self, caller: CallerId, now: Instant) {
         let was_watching = self.is_watching(now);
         let mut evidence = self.lock();
@@ -106,7 +106,7 @@ impl Breaker {
         self.watch_until(now + WINDOW);
     }
 
-    /// Whether requests of this caller must not share a call of the guest with those of others.
+    /// Whether requests of the caller must run alone.
     pub fn is_isolated(&self, caller: CallerId, now: Instant) -> bool {
         self.is_watching(now) && self.lock().is_isolated(caller, now)
     }
@@ -125,7 +125,7 @@ impl Breaker {
     }
 
     fn lock(&self) -> MutexGuard<'_, Evidence> {
-        // Nothing panics between two changes that belong together.
+        // No code panics in the middle of an update, so poisoned evidence is consistent.
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,22 +1,23 @@
-//! What loaded versions may come to use, added up from their limits, against what the host has.
+//! Reserves instances and memory for loaded versions, by their limits, out of what the host has.
 //!
-//! A version is refused before it costs anything, rather than a request later. Weights are shared
-//! between instances and idle memory is given back, so that real use stays below what is counted.
+//! A version that would not fit is rejected before it loads, instead of its requests failing later.
+//! Weights are shared between instances and idle memory is returned to the system, so the real use
+//! stays below the reserved amount.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ModelLimits;
 
-/// What is left for further versions.
+/// The instances and the memory that are not reserved.
 #[derive(Debug, Clone)]
-pub struct Budget(Arc<Mutex<Left>>);
+pub struct ResourceBudget(Arc<Mutex<Resources>>);
 
-/// What is set aside for a version; given back when this is dropped.
+/// The resources reserved for a version; returned when this is dropped.
 #[derive(Debug)]
 pub struct Reservation {
-    budget: Budget,
-    reserved: Left,
+    budget: ResourceBudget,
+    reserved: Resources,
 }
 
 impl Drop for Reservation {
@@ -28,19 +29,19 @@ impl Drop for Reservation {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Left {
+struct Resources {
     instances: u64,
     memory_bytes: u64,
 }
 
-/// A version would not fit.
+/// A version needs more than is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DoesNotFit {
-    needed: Left,
-    left: Left,
+pub struct BudgetExceeded {
+    needed: Resources,
+    left: Resources,
 }
 
-impl fmt::Display for DoesNotFit {
+impl fmt::Display for BudgetExceeded {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { needed, left } = self;
         write!(
@@ -55,35 +56,35 @@ impl fmt::Display for DoesNotFit {
     }
 }
 
-impl std::error::Error for DoesNotFit {}
+impl std::error::Error for BudgetExceeded {}
 
-impl Budget {
-    /// All that the host has.
+impl ResourceBudget {
+    /// A budget of this many instances and this much memory.
     pub fn new(instances: u32, memory_bytes: u64) -> Self {
-        Self(Arc::new(Mutex::new(Left { instances: u64::from(instances), memory_bytes })))
+        Self(Arc::new(Mutex::new(Resources { instances: u64::from(instances), memory_bytes })))
     }
 
-    /// Set aside what a version may come to use.
+    /// Reserve what a version with these limits can use at most.
     ///
     /// # Errors
-    /// [`DoesNotFit`], with the numbers.
-    pub fn reserve(&self, limits: &ModelLimits) -> Result<Reservation, DoesNotFit> {
+    /// [`BudgetExceeded`], with the needed and the remaining amounts.
+    pub fn reserve(&self, limits: &ModelLimits) -> Result<Reservation, BudgetExceeded> {
         let needed = needed(limits);
         let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let after = left
             .instances
             .checked_sub(needed.instances)
             .zip(left.memory_bytes.checked_sub(needed.memory_bytes));
-        let (instances, memory_bytes) = after.ok_or(DoesNotFit { needed, left: *left })?;
-        *left = Left { instances, memory_bytes };
+        let (instances, memory_bytes) = after.ok_or(BudgetExceeded { needed, left: *left })?;
+        *left = Resources { instances, memory_bytes };
         Ok(Reservation { budget: self.clone(), reserved: needed })
     }
 }
 
-fn needed(limits: &ModelLimits) -> Left {
+fn needed(limits: &ModelLimits) -> Resources {
     let instances = limits.concurrency as u64;
     let memory_bytes = instances.saturating_mul(limits.instance.memory_bytes as u64);
-    Left { instances, memory_bytes }
+    Resources { instances, memory_bytes }
 }
 
 #[cfg(test)]
@@ -95,7 +96,7 @@ mod tests {
     use crate::pool::Isolation;
 
     #[test]
-    fn what_does_not_fit_is_told_with_numbers_and_takes_nothing() {
+    fn a_version_that_does_not_fit_is_rejected_with_numbers() {
         let limits = ModelLimits {
             instance: InstanceLimits { memory_bytes: 100 << 20, ..InstanceLimits::default() },
             isolation: Isolation::Fresh,
@@ -104,7 +105,7 @@ mod tests {
             predict_time: Duration::from_secs(1),
             batching: crate::version::Batching::default(),
         };
-        let budget = Budget::new(10, 450 << 20);
+        let budget = ResourceBudget::new(10, 450 << 20);
         let _one = budget.reserve(&limits).unwrap();
         let other = budget.reserve(&limits).unwrap();
         let refused = budget.reserve(&limits).unwrap_err().to_string();

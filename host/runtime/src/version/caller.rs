@@ -1,14 +1,14 @@
-//! Who sends a request, as far as the health of a version is concerned.
+//! The identity of a caller, as far as a version's breaker distinguishes callers.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::sync::LazyLock;
 
-/// Keyed at random, so that nobody can choose to be taken for somebody else.
+/// Randomly keyed, so that nobody can construct a collision with another caller.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// Tells callers apart without keeping their names: by the API key, and by the sticky key where one
-/// tells several callers behind one API key apart.
+/// Identifies a caller without storing its name: a hash of the name of the API key and, if the
+/// request has one, of the sticky key, which distinguishes callers that share an API key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CallerId {
     key: u64,
@@ -16,17 +16,17 @@ pub struct CallerId {
 }
 
 impl CallerId {
-    /// The holder of the API key with this name, and the value of the sticky key, if there is one.
+    /// The caller with this name of an API key and this sticky key.
     pub fn new(key: &str, sticky: Option<&[u8]>) -> Self {
         Self { key: HASHER.hash_one(key), sticky: sticky.map(|sticky| HASHER.hash_one(sticky)) }
     }
 
-    /// Stands for the API key.
+    /// The hash of the API key's name.
     pub(super) fn key(self) -> u64 {
         self.key
     }
 
-    /// Stands for the caller among those with the same API key.
+    /// The hash of the sticky key; 0 without one.
     pub(super) fn member(self) -> u64 {
         self.sticky.unwrap_or_default()
     }

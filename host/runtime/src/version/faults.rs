@@ -1,4 +1,4 @@
-//! What went wrong in a version, counted by class.
+//! Counters of a version's faults by class.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,17 +10,17 @@ type FaultClass = (&'static str, Option<&'static str>);
 
 /// Faults since the version was loaded, by class.
 #[derive(Debug, Default)]
-pub struct Faults(Mutex<BTreeMap<FaultClass, u64>>);
+pub struct FaultCounts(Mutex<BTreeMap<FaultClass, u64>>);
 
-impl Faults {
-    /// One more.
+impl FaultCounts {
+    /// Count a fault.
     pub fn count(&self, fault: &Fault) {
-        // A count is never left half done.
+        // The map is consistent at any time.
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *counts.entry((fault.kind(), fault.trap())).or_default() += 1;
     }
 
-    /// The counts of the classes of which there has been a fault.
+    /// The counts of all classes that have occurred.
     pub fn counts(&self) -> BTreeMap<FaultClass, u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,7 +1,7 @@
-//! Inputs on which a version broke down several times, and which it is not run on again for a while.
+//! Quarantines inputs on which a version has failed several times: they are rejected for a while.
 //!
-//! A guest does the same with the same inputs, so a request that is repeated would cost an instance
-//! each time. Inputs are hashed only while there is one of them here. Whatever succeeds is forgotten.
+//! Guests are deterministic, so a client that retries such a request would cost an instance each
+//! time. Inputs are hashed only while some are recorded here. Inputs that succeed are removed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -12,36 +12,36 @@ use std::time::{Duration, Instant};
 
 use guesthouse_model::Tensor;
 
-/// After so many breakdowns, inputs are not run again at once: the first two may have been the fault of
-/// what the instance went through before.
-const BREAKDOWNS: u32 = 3;
+/// The failures after which inputs are quarantined: the first two may have been caused by the
+/// instance's earlier requests.
+const FAILURES_TO_QUARANTINE: u32 = 3;
 
-/// For how long, after the last breakdown; then they are tried once more.
+/// How long inputs are quarantined after their last failure. Then they may run once more.
 const QUARANTINE: Duration = Duration::from_secs(60);
 
-/// Breakdowns are forgotten after so much time without another.
+/// Failures are forgotten after this time without another.
 const MEMORY: Duration = Duration::from_secs(600);
 
-/// Inputs that are remembered, a few dozen bytes each.
+/// The most inputs that are recorded, a few dozen bytes each.
 const MAX_INPUTS: usize = 256;
 
-/// Stands for inputs: a hash with a key that nobody knows.
+/// A hash of inputs with a random key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint(u64);
+pub struct InputFingerprint(u64);
 
-/// What a version does not take.
+/// The inputs on which a version has failed recently.
 #[derive(Debug)]
 pub struct Quarantine {
     created: Instant,
-    /// When all of it is forgotten, in milliseconds since the creation; 0 before any breakdown.
+    /// When the last record expires, in milliseconds since `created`; 0 before any failure.
     until_ms: AtomicU64,
     hasher: RandomState,
-    entries: Mutex<HashMap<Fingerprint, Entry>>,
+    entries: Mutex<HashMap<InputFingerprint, FailureHistory>>,
 }
 
 #[derive(Debug)]
-struct Entry {
-    breakdowns: u32,
+struct FailureHistory {
+    failures: u32,
     last: Instant,
 }
 
@@ -53,26 +53,30 @@ impl Default for Quarantine {
 }
 
 impl Quarantine {
-    /// The fingerprint of these inputs, if one is needed: none while nothing is remembered.
-    pub fn fingerprint_if_needed(&self, inputs: &[Tensor], now: Instant) -> Option<Fingerprint> {
+    /// The fingerprint of the inputs, if anything is recorded; `None` otherwise.
+    pub fn fingerprint_if_needed(
+        &self,
+        inputs: &[Tensor],
+        now: Instant,
+    ) -> Option<InputFingerprint> {
         let is_needed = self.since_creation(now) < self.until_ms.load(Ordering::Relaxed);
         is_needed.then(|| self.fingerprint(inputs))
     }
 
-    /// The fingerprint of these inputs.
-    pub fn fingerprint(&self, inputs: &[Tensor]) -> Fingerprint {
+    /// The fingerprint of the inputs.
+    pub fn fingerprint(&self, inputs: &[Tensor]) -> InputFingerprint {
         let mut hasher = self.hasher.build_hasher();
         for Tensor { name, datatype, shape, data } in inputs {
             (name, datatype, shape, data).hash(&mut hasher);
         }
-        Fingerprint(hasher.finish())
+        InputFingerprint(hasher.finish())
     }
 
-    /// Whether these inputs may be run. When their time is over, they may once.
-    pub fn admits(&self, inputs: Fingerprint, now: Instant) -> bool {
+    /// Whether the inputs may run. When their quarantine ends, this returns true once.
+    pub fn admits(&self, inputs: InputFingerprint, now: Instant) -> bool {
         let mut entries = self.lock();
         match entries.get_mut(&inputs) {
-            Some(entry) if entry.breakdowns >= BREAKDOWNS => {
+            Some(entry) if entry.failures >= FAILURES_TO_QUARANTINE => {
                 let is_over = now.saturating_duration_since(entry.last) >= QUARANTINE;
                 if is_over {
                     entry.last = now;
@@ -83,24 +87,24 @@ impl Quarantine {
         }
     }
 
-    /// The version broke down on these inputs, which were alone.
-    pub fn broke_down(&self, inputs: Fingerprint, now: Instant) {
+    /// Record that the version failed on these inputs, which ran alone.
+    pub fn record_failure(&self, inputs: InputFingerprint, now: Instant) {
         let mut entries = self.lock();
         if !entries.contains_key(&inputs) && entries.len() >= MAX_INPUTS {
             let oldest = entries.iter().min_by_key(|(_, entry)| entry.last).map(|(key, _)| *key);
             oldest.and_then(|oldest| entries.remove(&oldest));
         }
-        let entry = entries.entry(inputs).or_insert(Entry { breakdowns: 0, last: now });
+        let entry = entries.entry(inputs).or_insert(FailureHistory { failures: 0, last: now });
         if now.saturating_duration_since(entry.last) >= MEMORY {
-            entry.breakdowns = 0;
+            entry.failures = 0;
         }
-        entry.breakdowns = entry.breakdowns.saturating_add(1);
+        entry.failures = entry.failures.saturating_add(1);
         entry.last = now;
         self.until_ms.fetch_max(self.since_creation(now + MEMORY), Ordering::Relaxed);
     }
 
-    /// The version did what it should with these inputs.
-    pub fn succeeded(&self, inputs: Fingerprint) {
+    /// Record that the version succeeded on these inputs, which removes them.
+    pub fn record_success(&self, inputs: InputFingerprint) {
         self.lock().remove(&inputs);
     }
 
@@ -109,8 +113,8 @@ impl Quarantine {
         u64::try_from(elapsed).unwrap_or(u64::MAX)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Fingerprint, Entry>> {
-        // Nothing panics between two changes that belong together.
+    fn lock(&self) -> MutexGuard<'_, HashMap<InputFingerprint, FailureHistory>> {
+        // No code panics in the middle of an update, so a poisoned map is consistent.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -126,11 +130,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_hashed_before_a_breakdown_and_long_after_it() {
+    fn inputs_are_hashed_only_after_a_recent_failure() {
         let (quarantine, now) = (Quarantine::default(), Instant::now());
         assert_eq!(quarantine.fingerprint_if_needed(&inputs(1), now), None);
         let one = quarantine.fingerprint(&inputs(1));
-        quarantine.broke_down(one, now);
+        quarantine.record_failure(one, now);
         assert_eq!(quarantine.fingerprint_if_needed(&inputs(1), now), Some(one));
         assert_ne!(quarantine.fingerprint_if_needed(&inputs(2), now), Some(one));
         let later = now + MEMORY + Duration::from_secs(1);
@@ -138,41 +142,42 @@ mod tests {
     }
 
     #[test]
-    fn the_same_inputs_do_not_run_a_fourth_time_until_a_while_later_and_then_once() {
+    fn quarantined_inputs_run_once_when_the_quarantine_ends() {
         let (quarantine, now) = (Quarantine::default(), Instant::now());
         let [bad, good] = [1, 2].map(|value| quarantine.fingerprint(&inputs(value)));
-        for _ in 0..BREAKDOWNS {
+        for _ in 0..FAILURES_TO_QUARANTINE {
             assert!(quarantine.admits(bad, now));
-            quarantine.broke_down(bad, now);
+            quarantine.record_failure(bad, now);
         }
         assert!(!quarantine.admits(bad, now) && quarantine.admits(good, now));
         let later = now + QUARANTINE;
         assert!(quarantine.admits(bad, later));
         assert!(!quarantine.admits(bad, later));
-        quarantine.broke_down(bad, later);
+        quarantine.record_failure(bad, later);
         assert!(!quarantine.admits(bad, later + QUARANTINE / 2));
-        quarantine.succeeded(bad);
+        quarantine.record_success(bad);
         assert!(quarantine.admits(bad, later));
     }
 
     #[test]
-    fn breakdowns_age() {
+    fn old_failures_are_forgotten() {
         let (quarantine, now) = (Quarantine::default(), Instant::now());
         let bad = quarantine.fingerprint(&inputs(1));
         for round in 0..10 {
             let now = now + MEMORY * round;
             assert!(quarantine.admits(bad, now));
-            quarantine.broke_down(bad, now);
+            quarantine.record_failure(bad, now);
         }
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_the_oldest_goes_first() {
+    fn records_are_bounded_and_the_oldest_is_evicted() {
         let (quarantine, start) = (Quarantine::default(), Instant::now());
-        let first = Fingerprint(0);
-        (0..BREAKDOWNS).for_each(|_| quarantine.broke_down(first, start));
+        let first = InputFingerprint(0);
+        (0..FAILURES_TO_QUARANTINE).for_each(|_| quarantine.record_failure(first, start));
         for index in 1..=2 * MAX_INPUTS as u64 {
-            quarantine.broke_down(Fingerprint(index), start + Duration::from_millis(index));
+            quarantine
+                .record_failure(InputFingerprint(index), start + Duration::from_millis(index));
         }
         assert_eq!(quarantine.lock().len(), MAX_INPUTS);
         assert!(quarantine.admits(first, start));

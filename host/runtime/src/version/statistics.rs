@@ -1,150 +1,150 @@
-//! What a version has done since it was loaded, as the Open Inference Protocol's statistics count it:
-//! requests, rows and calls of the guest, with the time that each step took in all.
+//! The statistics of a version since it was loaded, as the Open Inference Protocol reports them:
+//! the numbers of requests, rows and guest calls, and the total time of each step.
 //!
-//! The edge says what becomes of requests and how long it converts; the inference threads say how long
-//! requests wait and what they run. Writing is a few additions without a lock of one's own: sizes of
-//! batches that have been seen before share theirs.
+//! The server records the outcomes of requests and the time for conversions; the inference threads
+//! record queueing and guest calls. Recording takes a few atomic additions, and a shared lock for
+//! the counters of the batch size.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How many sizes of batches are told apart: all that a request may have by default. Those that come
-/// later are counted in the sums alone.
+/// The most batch sizes with counters of their own: all that a request may have by default. Further
+/// sizes count in the totals only.
 const MAX_SIZES: usize = 1024;
 
-/// How often something was done, and how long it took in all.
+/// A number of events and their total duration.
 #[derive(Debug, Default)]
-struct Times {
+struct DurationCounter {
     count: AtomicU64,
     nanoseconds: AtomicU64,
 }
 
-/// How often something was done, and how long it took in all.
+/// A number of events and their total duration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TimesTaken {
-    /// How often.
+pub struct DurationCount {
+    /// The number of events.
     pub count: u64,
-    /// How long, in nanoseconds.
+    /// Their total duration, in nanoseconds.
     pub nanoseconds: u64,
 }
 
-impl Times {
+impl DurationCounter {
     fn add(&self, time: Duration) {
         self.count.fetch_add(1, Ordering::Relaxed);
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
-    fn taken(&self) -> TimesTaken {
+    fn snapshot(&self) -> DurationCount {
         let count = self.count.load(Ordering::Relaxed);
-        TimesTaken { count, nanoseconds: self.nanoseconds.load(Ordering::Relaxed) }
+        DurationCount { count, nanoseconds: self.nanoseconds.load(Ordering::Relaxed) }
     }
 }
 
-/// Since the version was loaded.
+/// The counters of a version.
 #[derive(Debug, Default)]
 pub struct Statistics {
-    success: Times,
-    fail: Times,
-    queue: Times,
-    input: Times,
-    infer: Times,
-    output: Times,
+    success: DurationCounter,
+    fail: DurationCounter,
+    queue: DurationCounter,
+    input: DurationCounter,
+    infer: DurationCounter,
+    output: DurationCounter,
     last_inference_ms: AtomicU64,
     inferences: AtomicU64,
     executions: AtomicU64,
     sizes: RwLock<BTreeMap<u64, SizeTimes>>,
 }
 
-/// Of the batches of one size.
+/// The counters of one batch size.
 #[derive(Debug, Default)]
 struct SizeTimes {
-    input: Times,
-    infer: Times,
-    output: Times,
+    input: DurationCounter,
+    infer: DurationCounter,
+    output: DurationCounter,
 }
 
-/// What a call of the guest took.
+/// The durations of one guest call.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Execution {
-    /// Rows that it was called with.
+    /// The rows of the call.
     pub rows: u64,
-    /// To put the rows of several requests together.
+    /// The time to join the rows of several requests.
     pub input: Duration,
-    /// The guest's own time.
+    /// The time in the guest.
     pub infer: Duration,
-    /// To take its answer apart.
+    /// The time to split the outputs.
     pub output: Duration,
 }
 
-/// What there is to tell of a version.
+/// A snapshot of [`Statistics`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StatisticsTaken {
-    /// When the last rows were predicted for, in milliseconds since 1970; 0, if never.
+pub struct StatisticsSnapshot {
+    /// When the last successful guest call ended, in milliseconds since 1970; 0 if there was none.
     pub last_inference_ms: u64,
-    /// Rows that were predicted for.
+    /// Rows in successful guest calls.
     pub inference_count: u64,
-    /// Calls of the guest that answered.
+    /// Successful guest calls.
     pub execution_count: u64,
-    /// Requests that were answered, from their head to their answer.
-    pub success: TimesTaken,
-    /// Requests that a version was chosen for and that got an error.
-    pub fail: TimesTaken,
-    /// Waits for a thread.
-    pub queue: TimesTaken,
-    /// Requests turned into tensors.
-    pub compute_input: TimesTaken,
-    /// Answers of a guest, each counted for each of those whose rows were in its batch.
-    pub compute_infer: TimesTaken,
-    /// Tensors turned into answers.
-    pub compute_output: TimesTaken,
-    /// The calls that answered, by the rows that they had; in this order.
-    pub batches: Vec<BatchesTaken>,
+    /// Successful requests, timed from the request head to the response.
+    pub success: DurationCount,
+    /// Requests that were routed to the version and failed.
+    pub fail: DurationCount,
+    /// Waits for an inference thread.
+    pub queue: DurationCount,
+    /// Conversions of requests into tensors.
+    pub compute_input: DurationCount,
+    /// Time in the guest, counted once for each request of a batch.
+    pub compute_infer: DurationCount,
+    /// Conversions of tensors into responses.
+    pub compute_output: DurationCount,
+    /// The successful guest calls by number of rows, in ascending order.
+    pub batches: Vec<BatchStatistics>,
 }
 
-/// The calls of one size.
+/// The successful guest calls with one number of rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct BatchesTaken {
-    /// Rows of each.
+pub struct BatchStatistics {
+    /// The rows of each call.
     pub batch_size: u64,
-    /// To put the rows of several requests together.
-    pub compute_input: TimesTaken,
-    /// The guest's own time.
-    pub compute_infer: TimesTaken,
-    /// To take its answer apart.
-    pub compute_output: TimesTaken,
+    /// The time to join the rows of several requests.
+    pub compute_input: DurationCount,
+    /// The time in the guest.
+    pub compute_infer: DurationCount,
+    /// The time to split the outputs.
+    pub compute_output: DurationCount,
 }
 
 impl Statistics {
-    /// A request was answered, so long after its head.
-    pub fn request_answered(&self, time: Duration) {
+    /// Record a successful request that took this long from its head.
+    pub fn record_success(&self, time: Duration) {
         self.success.add(time);
     }
 
-    /// A request for which this version was chosen got an error, so long after its head.
-    pub fn request_failed(&self, time: Duration) {
+    /// Record a failed request that took this long from its head.
+    pub fn record_failure(&self, time: Duration) {
         self.fail.add(time);
     }
 
-    /// A request was turned into tensors.
-    pub fn inputs_converted(&self, time: Duration) {
+    /// Record the conversion of a request into tensors.
+    pub fn record_input_conversion(&self, time: Duration) {
         self.input.add(time);
     }
 
-    /// Tensors were turned into an answer.
-    pub fn outputs_converted(&self, time: Duration) {
+    /// Record the conversion of tensors into a response.
+    pub fn record_output_conversion(&self, time: Duration) {
         self.output.add(time);
     }
 
-    /// The rows of a request got a thread after such a wait.
-    pub(crate) fn waited(&self, time: Duration) {
+    /// Record how long a request waited for a thread.
+    pub(crate) fn record_queue_wait(&self, time: Duration) {
         self.queue.add(time);
     }
 
-    /// The guest has answered for the rows of so many requests.
-    pub(crate) fn executed(&self, execution: &Execution, requests: usize, now: SystemTime) {
+    /// Record a successful guest call for this number of requests.
+    pub(crate) fn record_execution(&self, execution: &Execution, requests: usize, now: SystemTime) {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let now = u64::try_from(now).unwrap_or(u64::MAX);
         self.last_inference_ms.fetch_max(now, Ordering::Relaxed);
@@ -157,7 +157,7 @@ impl Statistics {
             times.output.add(execution.output);
         };
         {
-            // Values are whole at any moment, so a panic elsewhere does not spoil them.
+            // The counters are consistent at any time, so a poisoned lock is harmless.
             let sizes = self.sizes.read().unwrap_or_else(PoisonError::into_inner);
             match sizes.get(&execution.rows) {
                 Some(times) => return add(times),
@@ -171,25 +171,25 @@ impl Statistics {
         }
     }
 
-    /// What there is to tell. What is written meanwhile may be in it in parts.
-    pub fn taken(&self) -> StatisticsTaken {
+    /// Read all counters. Concurrent updates may be included partly.
+    pub fn snapshot(&self) -> StatisticsSnapshot {
         let sizes = self.sizes.read().unwrap_or_else(PoisonError::into_inner);
-        let batches = sizes.iter().map(|(size, times)| BatchesTaken {
+        let batches = sizes.iter().map(|(size, times)| BatchStatistics {
             batch_size: *size,
-            compute_input: times.input.taken(),
-            compute_infer: times.infer.taken(),
-            compute_output: times.output.taken(),
+            compute_input: times.input.snapshot(),
+            compute_infer: times.infer.snapshot(),
+            compute_output: times.output.snapshot(),
         });
-        StatisticsTaken {
+        StatisticsSnapshot {
             last_inference_ms: self.last_inference_ms.load(Ordering::Relaxed),
             inference_count: self.inferences.load(Ordering::Relaxed),
             execution_count: self.executions.load(Ordering::Relaxed),
-            success: self.success.taken(),
-            fail: self.fail.taken(),
-            queue: self.queue.taken(),
-            compute_input: self.input.taken(),
-            compute_infer: self.infer.taken(),
-            compute_output: self.output.taken(),
+            success: self.success.snapshot(),
+            fail: self.fail.snapshot(),
+            queue: self.queue.snapshot(),
+            compute_input: self.input.snapshot(),
+            compute_infer: self.infer.snapshot(),
+            compute_output: self.output.snapshot(),
             batches: batches.collect(),
         }
     }
@@ -202,18 +202,18 @@ mod tests {
     const MICROSECOND: Duration = Duration::from_micros(1);
 
     #[test]
-    fn calls_are_counted_once_and_for_each_request() {
+    fn calls_count_once_and_for_each_request() {
         let statistics = Statistics::default();
-        assert_eq!(statistics.taken(), StatisticsTaken::default());
+        assert_eq!(statistics.snapshot(), StatisticsSnapshot::default());
         let batch = |rows| Execution { rows, infer: MICROSECOND, ..Execution::default() };
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
-        statistics.executed(&batch(8), 3, at(2));
-        statistics.executed(&batch(1), 1, at(1));
-        statistics.executed(&batch(8), 8, at(0));
-        let taken = statistics.taken();
+        statistics.record_execution(&batch(8), 3, at(2));
+        statistics.record_execution(&batch(1), 1, at(1));
+        statistics.record_execution(&batch(8), 8, at(0));
+        let taken = statistics.snapshot();
         assert_eq!((taken.inference_count, taken.execution_count), (17, 3));
         assert_eq!(taken.last_inference_ms, 2000);
-        assert_eq!(taken.compute_infer, TimesTaken { count: 12, nanoseconds: 12_000 });
+        assert_eq!(taken.compute_infer, DurationCount { count: 12, nanoseconds: 12_000 });
         let sizes: Vec<_> = taken
             .batches
             .iter()
@@ -223,14 +223,14 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_bounded_and_sums_are_not() {
+    fn sizes_are_bounded_and_totals_are_not() {
         let statistics = Statistics::default();
         let sizes = 2 * MAX_SIZES as u64;
         for rows in (1..=sizes).chain(1..=sizes) {
             let batch = Execution { rows, ..Execution::default() };
-            statistics.executed(&batch, 1, UNIX_EPOCH);
+            statistics.record_execution(&batch, 1, UNIX_EPOCH);
         }
-        let taken = statistics.taken();
+        let taken = statistics.snapshot();
         assert_eq!((taken.batches.len(), taken.execution_count), (MAX_SIZES, 2 * sizes));
         assert!(taken.batches.iter().all(|batch| batch.compute_infer.count == 2));
     }

@@ -1,5 +1,5 @@
-//! `POST /admin/v1/deploy`: an artifact is received into the store, then deployed while the caller asks
-//! how far it is.
+//! `POST /admin/v1/deploy`: receives an artifact into the store, then deploys it while the client polls
+//! the operation.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -15,23 +15,24 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant};
 
-use super::operations::{EndIfLost, Working};
-use super::{Admin, Asked, Shared, answer_value, with_account};
+use super::operations::{FailOnDrop, OperationHandle};
+use super::{Admin, ChangeContext, Shared, error, stored, with_account};
+use crate::api::operation::Deployment;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
 use crate::edge::{forwarded, media_type};
 use guesthouse_artifact::{Artifact, MAX_ARTIFACT_BYTES};
-use guesthouse_control::control::{ControlError, DEPLOY_STEPS};
+use guesthouse_control::control::{ChangeOutcome, ControlError, DEPLOY_STEPS};
 use guesthouse_control::rollout::Promotion;
-use guesthouse_runtime::durable::{self, Step};
+use guesthouse_runtime::durable::{self, FileOperation};
 use guesthouse_runtime::store::StoreError;
 
-/// How long an artifact may take to arrive, however steadily it does: 1 GiB over 2.5 Mbit/s. It holds
-/// the turn of an operation, and one that drips must not hold it for ever.
+/// The longest time to receive an artifact, however steadily it arrives: 1 GiB over 2.5 Mbit/s. A slow
+/// upload occupies one of the operations.
 const RECEIVE_TIME: Duration = Duration::from_secs(3600);
 
-/// Pieces of an artifact that wait to be written.
-const PIECES: usize = 16;
+/// Chunks of an artifact that wait to be written.
+const QUEUED_CHUNKS: usize = 16;
 
 pub(super) async fn deploy(
     State(admin): Shared,
@@ -41,42 +42,42 @@ pub(super) async fn deploy(
     let mut account = Account::of(&request);
     let (parts, body) = request.into_parts();
     let start = async {
-        let asked = Asked::of(&admin, &parts.headers, query.as_deref(), &mut account)?;
+        let context = ChangeContext::new(&admin, &parts.headers, query.as_deref(), &mut account)?;
         media_type(&parts.headers, &["application/wasm", "application/octet-stream"])?;
         if body.size_hint().lower() > MAX_ARTIFACT_BYTES {
             return Err(too_large());
         }
-        let working = Arc::new(admin.operations.begin()?);
-        let end = EndIfLost(Arc::clone(&working));
-        working.step(DEPLOY_STEPS[0]);
+        let operation = admin.operations.begin()?;
+        let guard = FailOnDrop(operation.clone());
+        operation.begin_step(DEPLOY_STEPS[0]);
         let file = match receive(&admin, body).await {
             Ok(file) => file,
             Err(error) => {
-                working.end(Err(error.body(account.request_id.as_str())));
+                operation.end(Err(error.body(account.request_id.as_str())));
                 return Err(error);
             }
         };
-        let progress = working.progress();
+        let progress = operation.progress();
         let (admin, request_id) = (Arc::clone(&admin), account.request_id.as_str().to_owned());
-        // On a thread with the stack that guests may use: golden examples run on it.
+        // Golden examples run on this thread, so it has the stack that guests may use.
         let stack = admin.control.loader().engines.thread_stack_bytes();
         let thread = std::thread::Builder::new().name("deploy".to_owned()).stack_size(stack);
         let work = move || {
-            let _end = end;
-            let outcome = run(&admin, file, &asked, &working);
-            working.end(match outcome {
-                Ok(result) => Ok(result),
-                Err(error) => Err(ApiError::from(error).body(&request_id)),
-            });
+            let _guard = guard;
+            let outcome = run(&admin, file, &context, &operation);
+            operation.end(outcome.map_err(|error| error.body(&request_id)));
         };
-        thread.spawn(work).map_err(|_error| super::error::broken())?;
+        thread.spawn(work).map_err(|_error| error::broken())?;
         Ok(progress)
     };
     let outcome = start.await;
     let response = match outcome {
         Ok(progress) => {
             let prefix = forwarded::prefix(&parts.headers).unwrap_or_default();
-            let location = HeaderValue::from_str(&format!("{prefix}{}", progress.location()));
+            let location = HeaderValue::from_str(&format!(
+                "{prefix}/admin/v1/operations/{}",
+                progress.operation
+            ));
             let mut response = (StatusCode::ACCEPTED, Json(progress)).into_response();
             response.headers_mut().extend(location.ok().map(|location| (LOCATION, location)));
             response
@@ -86,19 +87,19 @@ pub(super) async fn deploy(
     with_account(response, account)
 }
 
-/// The body in a file of the state folder.
+/// Receive the body into a file of the state folder.
 async fn receive(admin: &Admin, mut body: Body) -> Result<NamedTempFile, ApiError> {
     let file = admin.control.loader().store.receive_artifact()?;
-    let (pieces, receiver) = mpsc::channel(PIECES);
-    // Disks can be slow, and this thread serves others.
+    let (chunks, receiver) = mpsc::channel(QUEUED_CHUNKS);
+    // A slow disk must not block this thread, which serves other requests.
     let writing = tokio::task::spawn_blocking(move || write(file, receiver));
     let mut length = 0;
     let mut stopping = admin.stopping.clone();
     let latest = Instant::now() + RECEIVE_TIME;
     let received = loop {
-        let patience = latest.min(Instant::now() + admin.patience);
+        let deadline = latest.min(Instant::now() + admin.body_time);
         let frame = tokio::select! {
-            frame = tokio::time::timeout_at(patience, body.frame()) => frame,
+            frame = tokio::time::timeout_at(deadline, body.frame()) => frame,
             Ok(_) = stopping.wait_for(|stopping| *stopping) => break Err(ApiError::going_down()),
         };
         let frame = match frame {
@@ -115,13 +116,13 @@ async fn receive(admin: &Admin, mut body: Body) -> Result<NamedTempFile, ApiErro
         if length > MAX_ARTIFACT_BYTES {
             break Err(too_large());
         }
-        // The writer is gone if it failed, which is seen below.
-        if pieces.send(data).await.is_err() {
+        // The receiver is dropped if writing failed, which is reported below.
+        if chunks.send(data).await.is_err() {
             break Ok(());
         }
     };
-    drop(pieces);
-    let written = writing.await.map_err(|_panic| super::error::broken())??;
+    drop(chunks);
+    let written = writing.await.map_err(|_panic| error::broken())??;
     received.map(|()| written)
 }
 
@@ -132,40 +133,41 @@ fn too_large() -> ApiError {
 
 fn write(
     mut file: NamedTempFile,
-    mut pieces: mpsc::Receiver<Bytes>,
+    mut chunks: mpsc::Receiver<Bytes>,
 ) -> Result<NamedTempFile, StoreError> {
-    while let Some(piece) = pieces.blocking_recv() {
-        let written = durable::before(Step::Write).and_then(|()| file.write_all(&piece));
+    while let Some(chunk) = chunks.blocking_recv() {
+        let written =
+            durable::failpoint(FileOperation::Write).and_then(|()| file.write_all(&chunk));
         written.map_err(StoreError::new("cannot receive an artifact"))?;
     }
     Ok(file)
 }
 
+/// Verify and deploy the received artifact.
 fn run(
     admin: &Admin,
     file: NamedTempFile,
-    asked: &Asked,
-    working: &Working,
-) -> Result<serde_json::Value, ControlError> {
+    context: &ChangeContext,
+    operation: &OperationHandle,
+) -> Result<Deployment, ApiError> {
     let length =
         file.as_file().metadata().map_err(StoreError::new("cannot receive an artifact"))?.len();
-    // What does not fit into memory beside the others waits on the disk.
-    let _place = admin.room.enter(length);
-    working.step("verify");
-    let artifact = Artifact::open(file.path())?;
-    let ask = asked.ask(&("deploy", artifact.digest()));
+    // Artifacts that do not fit into memory beside the others wait on the disk.
+    let _permit = admin.artifact_memory.acquire(length);
+    operation.begin_step("verify");
+    let artifact = Artifact::open(file.path()).map_err(ControlError::from)?;
+    let ask = context.ask(&("deploy", artifact.digest()));
     if !ask.dry_run {
         admin.control.loader().store.keep_received(file, artifact.digest())?;
     }
-    let promotion = match asked.conditions.promote {
+    let promotion = match context.query.promote {
         Some(true) => Promotion::Yes,
         Some(false) => Promotion::No,
         None => Promotion::IfFirst,
     };
-    let answer = admin.control.deploy(artifact, promotion, &ask, &|step| working.step(step))?;
-    let (mut value, is_replayed) = answer_value(answer);
-    if is_replayed {
-        value["replayed"] = true.into();
+    let begin_step = |step| operation.begin_step(step);
+    match admin.control.deploy(artifact, promotion, &ask, &begin_step)? {
+        ChangeOutcome::Made(changed) => Deployment::new(&changed).ok_or_else(error::broken),
+        ChangeOutcome::Replayed(text) => Ok(Deployment { replayed: true, ..stored(&text)? }),
     }
-    Ok(value)
 }

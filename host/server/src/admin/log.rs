@@ -1,22 +1,15 @@
-//! The levels of the log, shown and changed while the server runs.
+//! `/admin/v1/log`: the levels of the log, which can change while the server runs.
 
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::{Admin, Shared, read_json, with_account};
+use crate::api::status::LogFilter;
 use crate::edge::access;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
 use crate::observe::logs::{self, FilterError};
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LogBody {
-    filter: String,
-}
 
 /// `GET /admin/v1/log`
 pub(super) async fn show(State(admin): Shared, request: Request) -> Response {
@@ -39,11 +32,11 @@ async fn try_set(
     admin: &Admin,
     request: Request,
     account: &mut Account,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<LogFilter>, ApiError> {
     let actor = access::administrator(admin.control.keys(), request.headers())?.name().to_owned();
     account.caller = Some(actor.clone());
     let (parts, body) = request.into_parts();
-    let LogBody { filter } = read_json(&parts.headers, body, admin).await?;
+    let LogFilter { filter } = read_json(&parts.headers, body, admin).await?;
     logs::set_filter(&filter).map_err(|error| match error {
         FilterError::NoLog => ApiError::new(ErrorCode::Internal, "there is no log"),
         FilterError::Empty
@@ -60,6 +53,6 @@ async fn try_set(
     Ok(current())
 }
 
-fn current() -> Json<Value> {
-    Json(json!({"filter": logs::filter()}))
+fn current() -> Json<LogFilter> {
+    Json(LogFilter { filter: logs::filter().unwrap_or_default() })
 }

@@ -1,4 +1,5 @@
-//! Work that takes longer than anybody should hold a connection open: started, and asked about.
+//! Operations: work that takes longer than a client should hold a connection open. They are started, and
+//! then polled.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,166 +8,147 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::HeaderMap;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::sync::watch;
 
 use super::Shared;
+use crate::api::error::ErrorBody;
+use crate::api::operation::{Deployment, Operation, OperationQuery, OperationState, Step};
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::query;
 use guesthouse_runtime::clock;
 
-/// The most operations that are remembered; those that are under way always are.
-const MAX_REMEMBERED: usize = 64;
+/// The most operations that are kept. Running ones are never dropped.
+const MAX_KEPT: usize = 64;
 
-/// The most that are under way: each has a thread and an artifact on the disk.
+/// The most operations that run at the same time. Each has a thread and an artifact on the disk.
 const MAX_RUNNING: usize = 8;
 
-/// The longest that an answer waits for news.
+/// The longest time that a response is held back until there is progress, in seconds.
 const MAX_WAIT: u64 = 30;
 
-/// Work under way, and what has become of it.
+/// The running operations and the latest completed ones, by id.
 #[derive(Default)]
 pub(super) struct Operations(Mutex<BTreeMap<String, watch::Sender<Progress>>>);
 
-/// How far an operation is.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Progress {
-    operation: String,
-    state: &'static str,
-    steps: Vec<Step>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<Value>,
-    #[serde(skip)]
+/// The progress of an operation.
+#[derive(Debug, Clone)]
+struct Progress {
+    operation: Operation,
     step_began: Option<Instant>,
 }
 
-#[derive(Debug, Clone, Serialize)]
-struct Step {
-    step: &'static str,
-    /// None while it is under way.
-    milliseconds: Option<u64>,
-}
-
-/// An operation, for those who work on it.
+/// Reports the progress of an operation.
 #[derive(Clone)]
-pub(super) struct Working(watch::Sender<Progress>);
+pub(super) struct OperationHandle(Arc<watch::Sender<Progress>>);
 
 impl Operations {
-    /// One more operation, unless there are many already.
-    pub(super) fn begin(&self) -> Result<Working, ApiError> {
-        let operation = clock::new_id().to_string();
-        let progress = Progress {
-            operation: operation.clone(),
-            state: "running",
+    /// Begin an operation, unless [`MAX_RUNNING`] are in progress.
+    pub(super) fn begin(&self) -> Result<OperationHandle, ApiError> {
+        let id = clock::new_id().to_string();
+        let operation = Operation {
+            operation: id.clone(),
+            state: OperationState::Running,
             steps: Vec::new(),
             result: None,
             error: None,
-            step_began: None,
         };
-        let sender = watch::Sender::new(progress);
+        let sender = watch::Sender::new(Progress { operation, step_began: None });
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = all.values().filter(|sender| sender.borrow().state == "running").count();
+        let running = all.values().filter(|sender| sender.borrow().is_running()).count();
         if running >= MAX_RUNNING {
-            let message = "too many deployments are under way";
+            let message = "too many deployments are in progress";
             return Err(ApiError::new(ErrorCode::Overloaded, message));
         }
-        // The numbers are in the order of time.
-        while all.len() >= MAX_REMEMBERED {
-            let over = all.iter().find(|(_, sender)| sender.borrow().state != "running");
-            let Some(over) = over.map(|(operation, _)| operation.clone()) else { break };
-            all.remove(&over);
+        // Ids are ordered by time.
+        while all.len() >= MAX_KEPT {
+            let completed = all.iter().find(|(_, sender)| !sender.borrow().is_running());
+            let Some(completed) = completed.map(|(id, _)| id.clone()) else { break };
+            all.remove(&completed);
         }
-        all.insert(operation, sender.clone());
-        Ok(Working(sender))
+        all.insert(id, sender.clone());
+        Ok(OperationHandle(Arc::new(sender)))
     }
 
-    fn find(&self, operation: &str) -> Option<watch::Receiver<Progress>> {
+    fn find(&self, id: &str) -> Option<watch::Receiver<Progress>> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(operation).map(watch::Sender::subscribe)
+        all.get(id).map(watch::Sender::subscribe)
     }
 }
 
-impl Working {
-    /// The next step begins.
-    pub(super) fn step(&self, step: &'static str) {
+impl OperationHandle {
+    /// End the current step and begin the next one.
+    pub(super) fn begin_step(&self, step: &'static str) {
         self.0.send_modify(|progress| {
             progress.end_step();
             progress.step_began = Some(Instant::now());
-            progress.steps.push(Step { step, milliseconds: None });
+            let step = Step { step: step.to_owned(), milliseconds: None };
+            progress.operation.steps.push(step);
         });
     }
 
-    /// It is over.
-    pub(super) fn end(&self, outcome: Result<Value, Value>) {
+    /// End the operation.
+    pub(super) fn end(&self, outcome: Result<Deployment, ErrorBody>) {
         self.0.send_modify(|progress| {
             progress.end_step();
+            let Operation { state, result, error, .. } = &mut progress.operation;
             match outcome {
-                Ok(result) => (progress.state, progress.result) = ("done", Some(result)),
-                Err(error) => (progress.state, progress.error) = ("failed", Some(error)),
+                Ok(deployment) => (*state, *result) = (OperationState::Done, Some(deployment)),
+                Err(body) => (*state, *error) = (OperationState::Failed, Some(body)),
             }
         });
     }
 
-    /// How far it is.
-    pub(super) fn progress(&self) -> Progress {
-        self.0.borrow().clone()
+    /// The progress so far.
+    pub(super) fn progress(&self) -> Operation {
+        self.0.borrow().operation.clone()
     }
 }
 
 impl Progress {
+    fn is_running(&self) -> bool {
+        self.operation.state == OperationState::Running
+    }
+
     fn end_step(&mut self) {
         let began = self.step_began.take();
-        if let (Some(began), Some(step)) = (began, self.steps.last_mut()) {
+        if let (Some(began), Some(step)) = (began, self.operation.steps.last_mut()) {
             step.milliseconds = u64::try_from(began.elapsed().as_millis()).ok();
         }
     }
-
-    /// Where it can be asked about.
-    pub(super) fn location(&self) -> String {
-        format!("/admin/v1/operations/{}", self.operation)
-    }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wait {
-    wait_seconds: Option<u64>,
-}
-
-/// `GET /admin/v1/operations/{operation}?wait_seconds=…`: at once, or when there is news.
+/// `GET /admin/v1/operations/{operation}?wait_seconds=…`: responds at once, or when there is progress.
 pub(super) async fn operation(
     State(admin): Shared,
-    Path(operation): Path<String>,
+    Path(id): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Result<Json<Progress>, ApiError> {
+) -> Result<Json<Operation>, ApiError> {
     admin.authorize(&headers)?;
-    let Wait { wait_seconds } = query::parse(query.as_deref())?;
+    let OperationQuery { wait_seconds } = query::parse(query.as_deref())?;
     let unknown = || ApiError::new(ErrorCode::NotFound, "there is no such operation any more");
-    let mut receiver = admin.operations.find(&operation).ok_or_else(unknown)?;
+    let mut receiver = admin.operations.find(&id).ok_or_else(unknown)?;
     let wait = Duration::from_secs(wait_seconds.unwrap_or(0).min(MAX_WAIT));
     let mut stopping = admin.stopping.clone();
-    let seen = receiver.borrow().steps.len();
-    let is_news = |progress: &Progress| progress.state != "running" || progress.steps.len() > seen;
-    // All ways of not getting news are answered with what is known.
+    let seen = receiver.borrow().operation.steps.len();
+    let has_progress =
+        |progress: &Progress| !progress.is_running() || progress.operation.steps.len() > seen;
+    // Whatever ends the wait, the response is the progress so far.
     tokio::select! {
-        _ = tokio::time::timeout(wait, receiver.wait_for(is_news)) => {}
-        // An error means that the sender is gone, which is a stop as well.
+        _ = tokio::time::timeout(wait, receiver.wait_for(has_progress)) => {}
+        // An error means that the sender was dropped, which is a stop as well.
         _ = stopping.wait_for(|stop| *stop) => {}
     }
-    let progress = receiver.borrow().clone();
-    Ok(Json(progress))
+    let operation = receiver.borrow().operation.clone();
+    Ok(Json(operation))
 }
 
-/// Ends an operation whose worker has not come to an end.
-pub(super) struct EndIfLost(pub(super) Arc<Working>);
+/// Fails the operation on drop if it is still running: its worker panicked or was cancelled.
+pub(super) struct FailOnDrop(pub(super) OperationHandle);
 
-impl Drop for EndIfLost {
+impl Drop for FailOnDrop {
     fn drop(&mut self) {
-        if self.0.progress().state == "running" {
+        if self.0.progress().state == OperationState::Running {
             self.0.end(Err(super::error::broken().body("")));
         }
     }

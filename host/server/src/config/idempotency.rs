@@ -1,27 +1,29 @@
-//! What the file says of predictions that are asked for again.
+//! `[idempotency]`: how long responses to predictions with an idempotency key are kept.
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{ConfigError, bounded, positive_at};
 
-/// How long answers are kept, and how many; those left out have the defaults of [`AnswerLimits`].
-#[derive(Debug, Default, Deserialize)]
+/// How long responses to predictions with an idempotency key are kept, and how many.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct IdempotencyFile {
-    /// How long an answer is kept; 600.
+pub struct IdempotencySection {
+    /// How long a response is kept. 10 minutes are longer than clients keep retrying.
     pub seconds: Option<u64>,
-    /// All answers together; 64.
+    /// The memory of all kept responses together; the oldest are dropped first. 64 MiB hold a hundred
+    /// thousand small ones.
     pub memory_mib: Option<u64>,
 }
 
-/// What is kept for who asks again, and for how long.
+/// How long responses are kept for retries, and how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AnswerLimits {
-    /// All answers together. 64 MiB are a hundred thousand small ones.
+    /// The bytes of all of them together.
     pub bytes: u64,
-    /// Each of them. 10 minutes are more than clients go on trying.
+    /// How long each of them is kept.
     pub time: Duration,
 }
 
@@ -31,8 +33,8 @@ impl Default for AnswerLimits {
     }
 }
 
-impl IdempotencyFile {
-    pub(super) fn settle(&self) -> Result<AnswerLimits, ConfigError> {
+impl IdempotencySection {
+    pub(super) fn validate(&self) -> Result<AnswerLimits, ConfigError> {
         let default = AnswerLimits::default();
         let seconds = positive_at("idempotency.seconds", self.seconds, default.time.as_secs())?;
         let mib = positive_at("idempotency.memory_mib", self.memory_mib, default.bytes >> 20)?;

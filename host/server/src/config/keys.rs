@@ -1,39 +1,46 @@
-//! What the file says of keys, and of how often callers may ask.
+//! `[[keys]]` and `[rate_limit]`: who may send requests, and how many.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::ConfigError;
+use super::{ConfigError, schema};
 use guesthouse_control::keys::{Key, KeyName, MAX_KEYS, Scope, Scopes};
 use guesthouse_control::rate::{Rate, RateError};
 
-/// A key: whose it is and the SHA-256 of it (`printf %s KEY | sha256sum`).
-#[derive(Debug, Deserialize)]
+/// An API key, identified by its SHA-256 (`printf %s "$KEY" | sha256sum`). At most 1000, beside those
+/// made with `guesthouse keys create`.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct KeyFile {
-    /// Stands in the log in place of the key.
+pub struct KeySection {
+    /// The name that stands for the key in logs and in the history: letters, digits, `-`, `_`, `.` and
+    /// `@`.
+    #[schemars(with = "String")]
     pub name: KeyName,
-    /// Hexadecimal.
+    /// The SHA-256 of the key, in hexadecimal. The key must be one that nobody can guess.
     pub sha256: String,
-    /// What it is good for; predictions of all models.
+    /// What the key is good for: `predict:MODEL`, `predict:*`, or `admin` for the admin API.
+    #[schemars(with = "Option<Vec<String>>")]
     pub scopes: Option<Scopes>,
-    /// When it ends, in RFC 3339; never. That is no date of TOML, whose times may lack a zone.
+    /// When the key expires, as an RFC 3339 time in a string.
+    // A date of TOML would not do, because it may lack a time zone.
     pub expires: Option<String>,
-    /// How often it may ask for predictions; as `[rate_limit]` says.
+    /// How many predictions the key may request.
+    #[schemars(with = "Option<schema::Rate>")]
     pub rate: Option<Rate>,
 }
 
-/// How often a key may ask for predictions of which nothing is said; as often as it likes.
-#[derive(Debug, Default, Deserialize)]
+/// How many predictions a key may request that has no `rate` of its own.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RateLimitFile {
-    /// In the long run.
+pub struct RateLimitSection {
+    /// Predictions per second in the long run, from 0.001 to 1000000.
     pub requests_per_second: Option<f64>,
-    /// At once; as many as in a second.
+    /// Predictions at once, from 1 to 1000000.
     pub burst: Option<u32>,
 }
 
-impl RateLimitFile {
-    pub(super) fn settle(&self) -> Result<Option<Rate>, ConfigError> {
+impl RateLimitSection {
+    pub(super) fn validate(&self) -> Result<Option<Rate>, ConfigError> {
         let wrong = |key: &str, reason: &str| ConfigError::Value {
             key: format!("rate_limit.{key}"),
             reason: reason.to_owned(),
@@ -50,12 +57,12 @@ impl RateLimitFile {
     }
 }
 
-pub(super) fn settle(files: Vec<KeyFile>) -> Result<Vec<Key>, ConfigError> {
-    if files.len() > MAX_KEYS {
+pub(super) fn validate(sections: Vec<KeySection>) -> Result<Vec<Key>, ConfigError> {
+    if sections.len() > MAX_KEYS {
         let reason = format!("there are more than {MAX_KEYS}");
         return Err(ConfigError::Value { key: "keys".to_owned(), reason });
     }
-    let keys = files.into_iter().map(KeyFile::settle).collect::<Result<Vec<_>, _>>()?;
+    let keys = sections.into_iter().map(KeySection::validate).collect::<Result<Vec<_>, _>>()?;
     let probe = guesthouse_control::keys::Keys::default();
     let same = |error: guesthouse_control::keys::DuplicateKey| ConfigError::Value {
         key: "keys".to_owned(),
@@ -65,8 +72,8 @@ pub(super) fn settle(files: Vec<KeyFile>) -> Result<Vec<Key>, ConfigError> {
     Ok(keys)
 }
 
-impl KeyFile {
-    fn settle(self) -> Result<Key, ConfigError> {
+impl KeySection {
+    fn validate(self) -> Result<Key, ConfigError> {
         let Self { name, sha256, scopes, expires, rate } = self;
         let wrong = |reason: String| ConfigError::Value { key: format!("keys, {name}"), reason };
         let expires = expires.map(|expires| expires.parse()).transpose();
@@ -86,9 +93,9 @@ mod tests {
     use super::super::{ConfigFile, Settings};
     use super::*;
 
-    fn settle(text: &str) -> Result<Settings, String> {
+    fn validate(text: &str) -> Result<Settings, String> {
         let file: ConfigFile = toml::from_str(text).map_err(|error| error.to_string())?;
-        file.settle().map_err(|error| error.to_string())
+        file.validate().map_err(|error| error.to_string())
     }
 
     fn key(name: &str, digit: char, rest: &str) -> String {
@@ -101,7 +108,7 @@ mod tests {
         let text = key("ci", '0', "rate = { per_second = 100, burst = 200 }")
             + &key("ann", '1', "scopes = [\"admin\"]\nexpires = \"2027-01-01T00:00:00Z\"")
             + "[rate_limit]\nrequests_per_second = 2.5\n[models.m]\nrate = { per_second = 1 }";
-        let settings = settle(&text).unwrap();
+        let settings = validate(&text).unwrap();
         let [ci, ann] = &settings.keys[..] else { panic!("two keys") };
         assert_eq!((ci.scopes.to_string(), ci.expires), ("predict:*".to_owned(), None));
         assert_eq!(ci.rate, Rate::new(100.0, Some(200)).ok());
@@ -109,7 +116,7 @@ mod tests {
         assert_eq!(ann.expires.unwrap().to_string(), "2027-01-01T00:00:00Z");
         assert_eq!(settings.key_rate, Rate::new(2.5, Some(3)).ok());
         assert_eq!(settings.model_rates[&"m".parse().unwrap()], Rate::new(1.0, None).unwrap());
-        assert_eq!(settle("").unwrap().key_rate, None);
+        assert_eq!(validate("").unwrap().key_rate, None);
     }
 
     #[test]
@@ -132,7 +139,7 @@ mod tests {
             "[models.m]\nrate = { per_second = -1 }".to_owned(),
             "[[admin_keys]]\nname = \"a\"\nsha256 = \"\"".to_owned(),
         ] {
-            assert!(settle(&bad).is_err(), "{bad}");
+            assert!(validate(&bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! The bounds of a server: what the file says of them, and what they come to.
+//! `[limits]`: the bounds of a server, as written in the file and as validated.
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{ConfigError, bounded, out_of_range, positive};
@@ -9,97 +10,123 @@ use guesthouse_runtime::guest::{DEFAULT_START_TIME, EngineLimits, InstanceLimits
 use guesthouse_runtime::inference::InferenceLimits;
 use guesthouse_runtime::machine;
 use guesthouse_runtime::pool::{Isolation, ReuseLimits};
-use guesthouse_runtime::preinit::{PreinitLimits, Priority};
+use guesthouse_runtime::preinit::{ChildPriority, PreinitLimits};
 use guesthouse_runtime::version::{Batching, ModelLimits};
 
-/// The limits of the file; those left out have the defaults of [`Limits`].
-#[derive(Debug, Default, Deserialize)]
+/// The bounds of the server. Each has a default; a value of 0 is an error unless it says otherwise.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "documented at `Limits`")]
-pub struct LimitsFile {
+pub struct LimitsSection {
+    /// The largest body of a request, also after decompression. 8 MiB hold 1024 texts of 2000
+    /// four-byte characters.
     pub body_bytes: Option<usize>,
+    /// The bytes of all request bodies that are being read or answered at the same time. The next
+    /// request is rejected with 503. At least `body_bytes`, and less than 4 GiB. 256 MiB are 32 of the
+    /// largest bodies, or more small ones than can wait for a thread.
     pub bodies_in_flight_bytes: Option<usize>,
+    /// The most rows in a batch request. 1024 rows of a small model take well under a second.
     pub batch_rows: Option<usize>,
+    /// How long a client may take to send a body, and how long it may leave a response untouched.
+    /// 30 s carry 8 MiB over 2 Mbit/s.
     pub body_seconds: Option<u64>,
+    /// Open connections per listener. Each costs a file descriptor and some ten kilobytes. Clients over
+    /// the limit wait in the kernel's accept queue.
     pub connections: Option<usize>,
+    /// How long a connection may take for the TLS handshake, and for the head of a request, counted
+    /// from the start of the connection or from the first byte of a later request.
     pub head_seconds: Option<u64>,
+    /// How long a kept-alive connection may be idle between two requests. The default is longer than
+    /// the 60 s of common load balancers, because the side that closes first may lose a request that is
+    /// on its way. When the limit of connections is reached, connections idle for `head_seconds` are
+    /// evicted.
     pub idle_seconds: Option<u64>,
+    /// The deadline of a request that sets none: its time in the queue and in the guest.
     pub predict_milliseconds: Option<u64>,
-    pub drain_seconds: Option<u64>,
-    pub linger_seconds: Option<u64>,
-    pub repository_seconds: Option<u64>,
+    /// The longest deadline that a request or a model may set. A client that would wait longer should
+    /// be a batch job.
     pub predict_milliseconds_at_most: Option<u64>,
+    /// How long a server that received SIGTERM keeps serving while `/readyz` reports that it is not
+    /// ready, so that load balancers notice. May be 0.
+    pub linger_seconds: Option<u64>,
+    /// How long a stopping server waits for requests in progress before it interrupts them.
+    pub drain_seconds: Option<u64>,
+    /// The interval at which the repository folder is scanned. 0: only at the start.
+    pub repository_seconds: Option<u64>,
+    /// The batches of one version that run at the same time.
     pub threads_per_version: Option<usize>,
+    /// The inference threads of the server. The default leaves threads for other versions while one
+    /// version keeps all of its own busy.
     pub inference_threads: Option<usize>,
+    /// The batches of one version that wait for a thread. The next one is rejected with 503.
     pub queued_batches: Option<usize>,
+    /// The instances of all versions together. The default fits 32 versions with all of their
+    /// instances.
     pub instances: Option<u32>,
+    /// The linear memory of an instance. At most 4096.
     pub instance_memory_mib: Option<usize>,
+    /// The memory that all loaded versions together may use, computed from the limits of their
+    /// instances. A version that does not fit is not loaded.
     pub memory_mib: Option<u64>,
+    /// The CPU time of the child process that runs `init` and compiles a version.
     pub preinit_cpu_seconds: Option<u64>,
+    /// The memory of that child process for a large artifact. The child processes of small artifacts
+    /// share the same amount again.
     pub preinit_memory_mib: Option<u64>,
-    pub preinit_priority: Option<Priority>,
+    /// The scheduling priority of that child process: `idle` uses only time that nothing else wants,
+    /// `low` also makes progress on a machine that is always busy.
+    #[schemars(schema_with = "super::schema::priority")]
+    pub preinit_priority: Option<ChildPriority>,
+    /// How long `start` functions of a guest may run: CPU time in the child process, wall time in each
+    /// instance.
     pub start_seconds: Option<u64>,
+    /// The interval at which the traffic counters are logged, if they have changed.
     pub traffic_log_seconds: Option<u64>,
 }
 
-/// The bounds of a server.
+/// The bounds of a server, validated. The reasons for the defaults stand at [`LimitsSection`].
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The largest body of a request, in bytes. 8 MiB hold 1024 texts of 2000 four-byte
-    /// characters.
+    /// The largest body of a request, in bytes.
     pub body_bytes: usize,
-    /// The bytes of all bodies that are being read or answered. 256 MiB are 32 of the largest, or
-    /// more small ones than can wait for a thread; one of the largest, if that is more.
+    /// The bytes of all request bodies that are being read or answered.
     pub bodies_in_flight_bytes: usize,
-    /// The most rows of a batch request. 1024 rows keep an answer well under a second for small
-    /// models.
+    /// The most rows in a batch request.
     pub batch_rows: usize,
-    /// How long a caller may take to send a body, or may leave an answer lying in its connection.
-    /// 30 s carry 8 MiB over 2 Mbit/s.
+    /// How long a client may take to send a body, and may leave a response untouched.
     pub body_time: Duration,
-    /// Connections at the same time. 8192 are more than any caller of a small model needs; each
-    /// costs a file and some ten kilobytes.
+    /// Open connections per listener.
     pub connections: usize,
-    /// How long a connection may take to send the head of a request, from its start or from the first
-    /// byte of a later request. 10 s are many round trips, and shorter than anybody is patient.
+    /// How long a connection may take for the TLS handshake and for the head of a request.
     pub head_time: Duration,
-    /// How long a connection on which there was a request is kept alive until the next one. 75 s are
-    /// more than the 60 s that the usual load balancers keep theirs: whoever closes first must not be
-    /// the server, because a request may be on its way. Where the limit of connections is reached, it
-    /// is `head_time`.
+    /// How long a kept-alive connection may be idle; `head_time` when `connections` is reached.
     pub idle_time: Duration,
-    /// The longest that a request may wait and run, whatever it or its model asks for. 30 s: a
-    /// caller that waits longer should be a batch job.
+    /// The longest deadline of any request.
     pub max_predict_time: Duration,
-    /// How long a server that was told to stop goes on serving while it says that it is not ready,
-    /// so that nobody is sent to it any more when it closes. 3 s are a probe or two of a balancer;
-    /// whoever stops it by hand (SIGINT) does not wait for that.
+    /// How long a server that received SIGTERM keeps serving while it is not ready. SIGINT skips this.
     pub linger_time: Duration,
-    /// How long a stopping server waits for requests under way, before it interrupts them.
+    /// How long a stopping server waits for requests in progress.
     pub drain_time: Duration,
-    /// How often the repository folder is looked at; never, if none.
+    /// The interval at which the repository folder is scanned; `None` if only at the start.
     pub repository_interval: Option<Duration>,
-    /// The inference threads. One version uses as many as there are cores (or the quota of the
-    /// process's control groups is worth), because guests never wait; four times as many exist, so that versions that compute for ever leave some to others.
-    /// 256 batches of 1 ms wait for each version: on two cores an eighth of a second, and more
-    /// would only be late.
+    /// The inference threads and the length of their queues. One version uses one thread per core (or
+    /// as many as the CPU quota of the process's control groups is worth), because guests never block.
+    /// 256 queued batches of 1 ms are an eighth of a second on two cores; more would miss deadlines.
     pub inference: InferenceLimits,
-    /// The engine's own limits. By default 32 versions fit with all of their instances.
+    /// The limits of the WebAssembly engine.
     pub engine: EngineLimits,
-    /// What all loaded versions may come to use, in bytes: their instances' limits, added up. The
-    /// memory of the machine or of the process's control groups by default.
+    /// The memory of all loaded versions, in bytes.
     pub memory_bytes: u64,
-    /// What versions of a model may use of which the file says nothing. 2 s for a request are
-    /// longer than any small model takes and shorter than people wait.
+    /// The limits of models for which the file sets none. 2 s for a request are longer than any small
+    /// model takes and shorter than people wait.
     pub model: ModelLimits,
-    /// What the child process that pre-initialises a version may use.
+    /// The limits of the child process that pre-initialises a version.
     pub preinit: PreinitLimits,
-    /// How often the traffic counters are logged, if they have changed.
+    /// The interval at which changed traffic counters are logged.
     pub traffic_log_interval: Duration,
 }
 
-impl LimitsFile {
-    fn settle_preinit(
+impl LimitsSection {
+    fn validate_preinit(
         &self,
         instance_memory_mib: usize,
         start_time: Duration,
@@ -110,17 +137,17 @@ impl LimitsFile {
         Ok(PreinitLimits {
             cpu_time,
             start_time,
-            // Idle priority on a busy machine: it may get a small fraction of one core.
+            // At idle priority on a busy machine it may get a small fraction of one core.
             wall_time: cpu_time * 15,
             memory_bytes: memory_mib.saturating_mul(MIB),
-            // Nobody who is served should notice a deploy.
-            priority: self.preinit_priority.unwrap_or(Priority::Idle),
+            // A deployment must not slow down requests.
+            priority: self.preinit_priority.unwrap_or(ChildPriority::Idle),
             guest_memory_bytes: instance_memory_mib << 20,
             ..PreinitLimits::default()
         })
     }
 
-    pub(super) fn settle(&self) -> Result<Limits, ConfigError> {
+    pub(super) fn validate(&self) -> Result<Limits, ConfigError> {
         let cores = machine::cores();
         let seconds = |name, value: Option<u64>, default| {
             bounded(&format!("limits.{name}"), Duration::from_secs(positive(name, value, default)?))
@@ -129,7 +156,7 @@ impl LimitsFile {
             let time = Duration::from_millis(positive(name, value, default)?);
             bounded(&format!("limits.{name}"), time)
         };
-        // Of these, none at all makes sense, too.
+        // For these, 0 has a meaning.
         let from_zero = |name, value: Option<u64>, default| {
             bounded(&format!("limits.{name}"), Duration::from_secs(value.unwrap_or(default)))
         };
@@ -188,7 +215,7 @@ impl LimitsFile {
                 predict_time,
                 batching: Batching::default(),
             },
-            preinit: self.settle_preinit(memory_mib, start_time)?,
+            preinit: self.validate_preinit(memory_mib, start_time)?,
             traffic_log_interval: seconds("traffic_log_seconds", self.traffic_log_seconds, 30)?,
         })
     }

@@ -1,27 +1,28 @@
-//! Where the listeners are: addresses or names with a port, and whether they get in each other's way.
+//! The addresses of the listeners, and the check that no two of them share a port.
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{ConfigError, Settings};
 
-/// The most addresses of one name that are listened at. A name for one machine has one or two.
+/// The most addresses of one name that are bound. The name of a machine has one or two.
 const MAX_ADDRESSES: usize = 16;
 
-/// The longest name of a host, as DNS has it.
+/// The longest host name in DNS.
 const MAX_NAME_LENGTH: usize = 253;
 
-/// Where to listen.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// An address or a host name, and a port.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 pub enum ListenAddress {
-    /// At one address.
+    /// One address.
     Address(SocketAddr),
-    /// At each address that the name resolves to when the server starts.
+    /// Every address that the name resolves to when the server starts.
     Name {
         /// The name of a host, such as `localhost`.
         host: String,
@@ -30,24 +31,24 @@ pub enum ListenAddress {
     },
 }
 
-/// A text is not a [`ListenAddress`].
+/// A string is not a [`ListenAddress`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no place to listen at: it takes an address or a name, and a port, such as \
+    "{0:?} is not a listen address: it takes an address or a name, and a port, such as \
      `127.0.0.1:8000`, `[::1]:8000`, `0.0.0.0:8000` or `localhost:8000`"
 )]
 pub struct ListenAddressError(String);
 
 impl ListenAddress {
-    /// This machine alone can reach it.
+    /// An address that only this machine can reach.
     pub(super) const fn loopback(port: u16) -> Self {
         Self::Address(SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port))
     }
 
-    /// The addresses, of which there is at least one. May ask a name server.
+    /// Resolve it to at least one address. May query a name server.
     ///
     /// # Errors
-    /// The name is not known, or cannot be looked up.
+    /// The name is unknown, or cannot be looked up.
     pub fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         let (host, port) = match self {
             Self::Address(address) => return Ok(vec![*address]),
@@ -83,13 +84,13 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// The standard library's numbers may have a sign.
+/// Whether the port is digits only: the standard library accepts a sign.
 fn port_is_plain(text: &str) -> bool {
     text.ends_with(|last: char| last.is_ascii_digit()) && !text.contains('+')
 }
 
-/// Whether it is a name. What ends in a number is none: the resolver would take `0:80` for all
-/// addresses and `127.1:80` for one, as old C libraries do.
+/// Whether it is a host name. One that ends in a number is not: as old C libraries do, the resolver
+/// would read `0:80` as all addresses and `127.1:80` as one.
 fn is_host_name(host: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(good);
@@ -116,13 +117,13 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// Where gRPC is served, if it is.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// The address of the gRPC listener, or `off`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 pub enum GrpcListen {
-    /// Nowhere.
+    /// gRPC is not served.
     Off,
-    /// At this address and port.
+    /// gRPC is served at this address.
     At(ListenAddress),
 }
 
@@ -153,11 +154,11 @@ impl TryFrom<String> for GrpcListen {
 }
 
 impl Settings {
-    /// Check that all names of listeners are known and that no two listeners share a port of an
-    /// address. `opens_admin` says whether the admin API is going to be opened. May ask a name server.
+    /// Check that all host names resolve and that no two listeners share a port of an address.
+    /// `opens_admin` says whether the admin listener will be opened. May query a name server.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] with the key that is in the way of an earlier one.
+    /// [`ConfigError::Value`] with the key that conflicts with an earlier one.
     pub fn check_listeners(&self, opens_admin: bool) -> Result<(), ConfigError> {
         let mut listeners = vec![("listen", &self.listen)];
         if let GrpcListen::At(address) = &self.grpc_listen {
@@ -175,7 +176,7 @@ impl Settings {
             for address in &resolved {
                 let other = taken.iter().find(|(_, taken)| overlap(*taken, *address));
                 if let Some((other, taken)) = other {
-                    let reason = format!("`{other}` has that port already: {taken} and {address}");
+                    let reason = format!("`{other}` already uses that port: {taken} and {address}");
                     return Err(wrong(reason));
                 }
             }
@@ -185,13 +186,13 @@ impl Settings {
     }
 }
 
-/// Whether both cannot be listened at. Port 0 is another one each time.
+/// Whether both cannot be bound. Port 0 is another one each time.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     if one.port() != other.port() || one.port() == 0 {
         return false;
     }
     let (address, other_address) = (one.ip().to_canonical(), other.ip().to_canonical());
-    // All addresses of version 6 include those of version 4, unless the machine is set up otherwise.
+    // The unspecified IPv6 address includes all of IPv4, unless the machine is set up otherwise.
     let includes =
         |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
     let same_link = match (one, other) {
@@ -254,7 +255,7 @@ mod tests {
             let text =
                 format!("listen = {listen:?}\ngrpc_listen = {grpc:?}\nadmin_listen = {admin:?}");
             let file: ConfigFile = toml::from_str(&text).unwrap();
-            match file.settle().unwrap().check_listeners(true) {
+            match file.validate().unwrap().check_listeners(true) {
                 Ok(()) => None,
                 Err(ConfigError::Value { key, .. }) => Some(key),
                 Err(error) => panic!("{error}"),

@@ -1,39 +1,40 @@
-//! What the file says of `/metrics`: where it is served, and for whom.
+//! `[metrics]`: which listener serves `/metrics`, and whether it needs a key.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// Where Prometheus reads, and whether it needs a key.
-#[derive(Debug, Default, Deserialize)]
+/// Which listener serves `/metrics`, and whether it needs a key.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct MetricsFile {
-    /// The listener of `/metrics`, `public` or `admin`; `public`.
+pub struct MetricsSection {
+    /// The listener that serves `/metrics`.
     pub listener: Option<MetricsListener>,
-    /// Whether a key is needed that is good for all models or for administration; no.
+    /// Whether `/metrics` needs a key. Keys with the scope `predict:*` or `admin` are accepted.
     pub key: Option<bool>,
 }
 
-/// A listener that can have `/metrics`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+/// A listener that can serve `/metrics`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MetricsListener {
-    /// The callers'.
+    /// The public HTTP listener, `listen`.
     #[default]
     Public,
-    /// The operators'.
+    /// The listener of the admin API, `admin_listen`.
     Admin,
 }
 
-/// The same, with its defaults.
+/// The validated form of [`MetricsSection`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MetricsAccess {
-    /// The listener that has `/metrics`.
+    /// The listener that serves `/metrics`.
     pub listener: MetricsListener,
     /// Whether a key is needed.
     pub needs_key: bool,
 }
 
-impl MetricsFile {
-    pub(super) fn settle(&self) -> MetricsAccess {
+impl MetricsSection {
+    pub(super) fn validate(&self) -> MetricsAccess {
         MetricsAccess {
             listener: self.listener.unwrap_or_default(),
             needs_key: self.key.unwrap_or_default(),

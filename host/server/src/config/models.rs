@@ -1,99 +1,112 @@
-//! What the file says of single models.
+//! `[models.NAME]`: what holds for single models.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use semver::Version;
 use serde::Deserialize;
 
-use super::{LONGEST, Sticky};
+use super::{LONGEST, Sticky, schema};
 use guesthouse_control::rate::Rate;
 use guesthouse_control::rollout::{Share, WHOLE};
 use guesthouse_runtime::guest::InstanceLimits;
 use guesthouse_runtime::pool::{Isolation, ReuseLimits};
 use guesthouse_runtime::version::{Batching, ModelLimits};
 
-/// What holds for one model; limits that are left out are those of all models.
-#[derive(Debug, Default, Deserialize)]
+/// What holds for one model. Limits that are left out are those of `[limits]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ModelFile {
-    /// Shares of the traffic that asks for no version, by version: integers are parts per million,
-    /// texts have a unit.
+pub struct ModelSection {
+    /// The shares of versions in the requests that select no version: integers are parts per million,
+    /// strings have a unit (`"90%"`). They add up to the whole. A split takes effect when it changes;
+    /// later changes by operators hold until it changes again.
+    #[schemars(schema_with = "schema::split")]
     pub split: Option<BTreeMap<Version, Share>>,
-    /// The header whose value keeps a caller with a version.
+    /// The request header whose value keeps a caller on a version while shares grow.
     pub sticky_header: Option<String>,
-    /// The field of the body whose value keeps a caller with a version.
+    /// The field of the request body with the same effect, beside the inputs or one of them. The header
+    /// takes precedence.
     pub sticky_field: Option<String>,
-    /// How many replaced versions stay loaded; 2.
+    /// How many replaced versions stay loaded, so that a rollback takes milliseconds.
     pub parked_versions: Option<usize>,
-    /// How often all keys together may ask for predictions; as often as they like.
+    /// How many predictions all keys together may request of the model.
+    #[schemars(with = "Option<schema::Rate>")]
     pub rate: Option<Rate>,
     /// Whether inputs and outputs are kept where a shadow disagrees.
     pub shadow_capture: Option<bool>,
-    /// The share of requests that are written down with their answers; 0.
+    /// The share of the model's requests that are written to the capture files, from 0 to 1.
     pub capture_share: Option<f64>,
-    /// `"fresh"`, or `{ reuse = { … } }`.
-    pub isolation: Option<IsolationFile>,
-    /// How long a request may wait and run, if it does not say itself.
+    /// How strictly requests are isolated from each other: `"fresh"` makes a new instance for every
+    /// batch, `{ reuse = { … } }` reuses an instance until it reaches a limit.
+    #[schemars(schema_with = "schema::isolation")]
+    pub isolation: Option<IsolationValue>,
+    /// The deadline of a request that sets none.
     pub predict_milliseconds: Option<u64>,
-    /// Linear memory of an instance.
+    /// The linear memory of an instance, from 1 to 4096.
     pub instance_memory_mib: Option<usize>,
-    /// Table elements of an instance.
+    /// The elements of all tables of an instance, from 1 to 100000.
     pub table_elements: Option<usize>,
-    /// What one call may return.
+    /// The size of all outputs of one call, from 1 to 4096.
     pub output_mib: Option<usize>,
-    /// What one call may log.
+    /// The text that one call may log, from 1 to 4096.
     pub log_kib: Option<usize>,
-    /// Call stack of an instance.
+    /// The call stack of an instance, from 1 to 4096. Deeper calls trap.
     pub stack_kib: Option<usize>,
-    /// Instances of one version, which is how many of its batches may run at once.
+    /// The instances of one version, which is also how many of its batches run at the same time. At
+    /// most `limits.threads_per_version`.
     pub instances: Option<usize>,
-    /// Whether an output may be NaN or infinite.
+    /// Whether outputs may be NaN or infinite (`null` in JSON). Otherwise such an output is a fault.
     pub accept_non_finite: Option<bool>,
-    /// How rows of several requests are run together.
+    /// How rows of several requests share one call of the guest. Batching has no effect with isolation
+    /// `"fresh"`.
     #[serde(default)]
-    pub batching: BatchingFile,
+    pub batching: BatchingSection,
 }
 
-/// How rows of several requests are run together; what is left out is as in [`Batching`].
-#[derive(Debug, Default, Deserialize)]
+/// How rows of several requests share one call of the guest.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "documented at `Batching`")]
-pub struct BatchingFile {
+pub struct BatchingSection {
+    /// Whether requests share calls at all.
     pub enabled: Option<bool>,
+    /// The most rows of one call. The signature's own limit holds as well.
     pub max_batch_size: Option<u32>,
+    /// How long a request may be held back so that others join it, at most 1000000.
     pub max_queue_delay_microseconds: Option<u64>,
+}
+
+/// How strictly requests of a model are isolated from each other.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IsolationValue {
+    /// A new instance for every batch.
+    Fresh,
+    /// An instance is reused until it reaches a limit.
+    Reuse(ReuseSection),
+}
+
+/// When a reused instance is replaced.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReuseSection {
+    /// The batches that an instance serves.
+    pub max_batches: Option<u32>,
+    /// By how much its linear memory may grow.
+    pub max_memory_growth_mib: Option<usize>,
+    /// How long it lives.
+    pub max_age_seconds: Option<u64>,
 }
 
 /// The longest that a request may be held back for others. 1 s is far more than any batch is worth.
 const LONGEST_QUEUE_DELAY: Duration = Duration::from_secs(1);
 
-/// How strictly requests of a model are kept apart.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum IsolationFile {
-    /// A new instance for every batch.
-    Fresh,
-    /// An instance serves until a limit is reached.
-    Reuse(ReuseFile),
-}
+/// A key whose value is invalid, and why.
+pub(super) type InvalidKey = (&'static str, &'static str);
 
-/// The limits of a reused instance; those left out have the defaults of [`ReuseLimits`].
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "documented at `ReuseLimits`")]
-pub struct ReuseFile {
-    pub max_batches: Option<u32>,
-    pub max_memory_growth_mib: Option<usize>,
-    pub max_age_seconds: Option<u64>,
-}
-
-/// A key that makes no sense, and why.
-pub(super) type Wrong = (&'static str, &'static str);
-
-impl ModelFile {
-    /// How callers of the model are told apart.
-    pub(super) fn settle_sticky(&self) -> Result<Sticky, Wrong> {
+impl ModelSection {
+    /// What keeps a caller on a version.
+    pub(super) fn validate_sticky(&self) -> Result<Sticky, InvalidKey> {
         let is_word = |name: &str, others: &[u8]| {
             let good = |byte: u8| byte.is_ascii_alphanumeric() || others.contains(&byte);
             !name.is_empty() && name.bytes().all(good)
@@ -115,7 +128,7 @@ impl ModelFile {
     }
 
     /// The split in parts per million, if there is one.
-    pub(super) fn settle_split(&self) -> Result<Option<BTreeMap<Version, u32>>, String> {
+    pub(super) fn validate_split(&self) -> Result<Option<BTreeMap<Version, u32>>, String> {
         let Some(shares) = &self.split else { return Ok(None) };
         let parts = shares.iter().map(|(version, share)| (version.clone(), share.parts()));
         let parts: BTreeMap<_, _> = parts.collect();
@@ -129,11 +142,11 @@ impl ModelFile {
         }
     }
 
-    /// What versions of the model may use.
-    pub(super) fn settle(&self, general: &ModelLimits) -> Result<ModelLimits, Wrong> {
+    /// The limits of the model's versions.
+    pub(super) fn validate(&self, general: &ModelLimits) -> Result<ModelLimits, InvalidKey> {
         let mut limits = *general;
         if let Some(isolation) = &self.isolation {
-            limits.isolation = isolation.settle()?;
+            limits.isolation = isolation.validate()?;
         }
         if let Some(milliseconds) = self.predict_milliseconds {
             limits.predict_time = Duration::from_millis(milliseconds);
@@ -168,19 +181,19 @@ impl ModelFile {
         }
         match self.instances {
             None => {}
-            // The pool and the threads are sized by the server's own share for a version.
+            // The pool and the threads are sized for `threads_per_version`.
             Some(instances) if (1..=general.concurrency).contains(&instances) => {
                 limits.concurrency = instances;
             }
             Some(_) => return Err(("instances", "it must be between 1 and `threads_per_version`")),
         }
-        limits.batching = self.batching.settle()?;
+        limits.batching = self.batching.validate()?;
         Ok(limits)
     }
 }
 
-impl BatchingFile {
-    fn settle(&self) -> Result<Batching, Wrong> {
+impl BatchingSection {
+    fn validate(&self) -> Result<Batching, InvalidKey> {
         let default = Batching::default();
         let delay = self.max_queue_delay_microseconds.map(Duration::from_micros);
         let batching = Batching {
@@ -198,15 +211,15 @@ impl BatchingFile {
     }
 }
 
-impl IsolationFile {
-    fn settle(&self) -> Result<Isolation, Wrong> {
-        let Self::Reuse(file) = self else { return Ok(Isolation::Fresh) };
+impl IsolationValue {
+    fn validate(&self) -> Result<Isolation, InvalidKey> {
+        let Self::Reuse(reuse) = self else { return Ok(Isolation::Fresh) };
         let default = ReuseLimits::default();
-        let growth = file.max_memory_growth_mib.map(|mib| mib.saturating_mul(1 << 20));
+        let growth = reuse.max_memory_growth_mib.map(|mib| mib.saturating_mul(1 << 20));
         let limits = ReuseLimits {
-            max_batches: file.max_batches.unwrap_or(default.max_batches),
+            max_batches: reuse.max_batches.unwrap_or(default.max_batches),
             max_memory_growth: growth.unwrap_or(default.max_memory_growth),
-            max_age: file.max_age_seconds.map_or(default.max_age, Duration::from_secs),
+            max_age: reuse.max_age_seconds.map_or(default.max_age, Duration::from_secs),
         };
         if limits.max_batches == 0 {
             return Err(("isolation.reuse.max_batches", "it must be at least 1"));

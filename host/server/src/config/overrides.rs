@@ -1,15 +1,15 @@
-//! Single keys of the configuration from elsewhere: `--set limits.body_bytes=1000` on the command line,
-//! `GUESTHOUSE__LIMITS__BODY_BYTES=1000` in the environment. They stand over the file, and go through
-//! the same checks.
+//! Single configuration keys from outside the file: `--set limits.body_bytes=1000` on the command line,
+//! `GUESTHOUSE__LIMITS__BODY_BYTES=1000` in the environment. They take precedence over the file and are
+//! validated like it.
 
 use toml::{Table, Value};
 
 use super::ConfigError;
 
-/// What the environment's variables begin with; two underscores stand between the parts of a key.
+/// The prefix of the environment variables. Two underscores separate the parts of a key.
 const PREFIX: &str = "GUESTHOUSE__";
 
-/// A key with its value.
+/// A key and its value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Override {
     /// The parts of the key, at least one, none empty.
@@ -18,7 +18,8 @@ pub struct Override {
 }
 
 impl Override {
-    /// What the command line says: a key with dots, `=`, a value in TOML. What is no TOML is a string.
+    /// Parse an argument of the command line: a dotted key, `=`, and a TOML value. A value that is not
+    /// TOML is a string.
     ///
     /// # Errors
     /// [`ConfigError::Value`], if there is no key or no `=`.
@@ -35,7 +36,7 @@ impl Override {
         Ok(Self { path, value: parse_value(value) })
     }
 
-    /// What a variable of the environment says; none if it is about something else.
+    /// Parse an environment variable; `None` if it does not have the prefix.
     ///
     /// # Errors
     /// [`ConfigError::Value`], if a part of its name is empty.
@@ -49,17 +50,17 @@ impl Override {
         Ok(Some(Self { path, value: parse_value(value) }))
     }
 
-    /// A key of the outermost section, and a text.
+    /// A top-level key and a string.
     pub fn from_text(key: &str, value: String) -> Self {
         Self { path: vec![key.to_owned()], value: Value::String(value) }
     }
 
-    /// The key, as the file would name it.
+    /// The dotted key.
     pub fn key(&self) -> String {
         self.path.join(".")
     }
 
-    /// Put it over what is there.
+    /// Set the key in the table, whatever it was before.
     pub(super) fn apply(&self, table: &mut Table) -> Result<(), ConfigError> {
         let (last, sections) = self.path.split_last().expect("a key has a part");
         let mut section = table;
@@ -67,7 +68,7 @@ impl Override {
             let inner = section.entry(name.clone()).or_insert_with(|| Table::new().into());
             section = inner.as_table_mut().ok_or_else(|| ConfigError::Value {
                 key: self.key(),
-                reason: format!("`{name}` is no section"),
+                reason: format!("`{name}` is not a section"),
             })?;
         }
         section.insert(last.clone(), self.value.clone());
@@ -77,7 +78,7 @@ impl Override {
 
 fn parse_value(text: &str) -> Value {
     let parsed = format!("value = {text}").parse::<Table>().ok();
-    // More than one line of TOML is something else than a value.
+    // More than one line of TOML is not a value.
     let value = parsed.filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
     value.unwrap_or_else(|| Value::String(text.to_owned()))
 }
@@ -94,14 +95,14 @@ mod tests {
     }
 
     #[test]
-    fn values_stand_over_the_file_and_are_checked_like_it() {
+    fn overrides_replace_values_and_are_validated() {
         let file = read(&[
             "listen=127.0.0.1:9",
             "limits.batch_rows = 5",
             "models.text-direction.isolation=\"fresh\"",
             "default_model=toxicity",
         ]);
-        let settings = file.unwrap().settle().unwrap();
+        let settings = file.unwrap().validate().unwrap();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:9");
         assert_eq!(settings.limits.batch_rows, 5);
         assert_eq!(settings.default_model.unwrap().as_str(), "toxicity");
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_name_keys_with_two_underscores() {
+    fn variables_separate_keys_by_two_underscores() {
         let good = Override::from_variable("GUESTHOUSE__LIMITS__BODY_BYTES", "7").unwrap().unwrap();
         assert_eq!((good.key().as_str(), &good.value), ("limits.body_bytes", &Value::Integer(7)));
         assert_eq!(Override::from_variable("GUESTHOUSE_LISTEN", "x").unwrap(), None);
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_value_is_a_string() {
+    fn a_value_that_is_not_toml_is_a_string() {
         assert_eq!(parse_value("1\nb = 2"), Value::String("1\nb = 2".to_owned()));
         assert_eq!(parse_value("[1, 2]").as_array().map(Vec::len), Some(2));
         assert_eq!(parse_value("a b"), Value::String("a b".to_owned()));

@@ -1,47 +1,51 @@
-//! What the file says of the way to the server: TLS, proxies, and web pages of other origins.
+//! `[tls]`, `[cors]` and `[proxy]`: how clients reach the server.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::ConfigError;
 
-/// The certificate of all listeners; without it, they speak plain HTTP.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// The certificate of all listeners. Without this section they serve plain HTTP.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TlsFile {
-    /// PEM: the server's certificate, then those that lead to a root.
+pub struct TlsSection {
+    /// A PEM file with the server's certificate, followed by the certificates that lead to a root. Both
+    /// files are checked for changes every 2 s and replaced when they match each other.
     pub certificate: PathBuf,
-    /// PEM: its private key.
+    /// A PEM file with the private key, not encrypted: PKCS#8, PKCS#1 or SEC1 of an RSA, ECDSA (P-256,
+    /// P-384) or Ed25519 key.
     pub key: PathBuf,
 }
 
-/// Which web pages may ask; none by default, because a page of anybody's could ask with the network
-/// that its visitor is in.
-#[derive(Debug, Default, Deserialize)]
+/// Cross-origin requests of web pages to the public listener. None are allowed by default, because any
+/// page could then reach the server through the network of its visitor.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct CorsFile {
-    /// Origins as browsers send them, `https://example.org`, or `*` for all of them; none.
+pub struct CorsSection {
+    /// The origins that may send requests, as browsers write them (`https://example.org`), or `*` alone
+    /// for every origin.
     pub origins: Option<Vec<String>>,
 }
 
-/// The origins whose pages may ask.
+/// The origins whose pages may send requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Origins {
-    /// None, and nothing is said of it.
+    /// None: responses carry no CORS headers.
     #[default]
     None,
-    /// Every page there is.
+    /// Every origin.
     Any,
-    /// These, byte for byte.
+    /// These, compared byte for byte.
     Some(BTreeSet<String>),
 }
 
-impl CorsFile {
-    pub(super) fn settle(self) -> Result<Origins, ConfigError> {
+impl CorsSection {
+    pub(super) fn validate(self) -> Result<Origins, ConfigError> {
         let origins: BTreeSet<String> = self.origins.unwrap_or_default().into_iter().collect();
         if origins.is_empty() {
             return Ok(Origins::None);
@@ -49,12 +53,12 @@ impl CorsFile {
         if origins.contains("*") {
             return match origins.len() {
                 1 => Ok(Origins::Any),
-                _ => Err(wrong("`*` stands for all others")),
+                _ => Err(wrong("`*` must be the only origin")),
             };
         }
         if let Some(bad) = origins.iter().find(|origin| !is_origin(origin)) {
             return Err(wrong(&format!(
-                "{bad:?} is no origin: `https://` or `http://`, a host in lower case, and the port \
+                "{bad:?} is not an origin: `https://` or `http://`, a host in lower case, and the port \
                  if it is another than usual"
             )));
         }
@@ -63,15 +67,16 @@ impl CorsFile {
 }
 
 /// The reverse proxies in front of the server.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ProxyFile {
-    /// Addresses, and networks like `10.0.0.0/8`, of proxies whose headers are taken at their word; none.
+pub struct ProxySection {
+    /// The addresses, and networks such as `10.0.0.0/8`, of proxies whose `X-Forwarded-Prefix` is
+    /// honoured. From other peers the header is removed.
     pub trusted: Option<Vec<String>>,
 }
 
-impl ProxyFile {
-    pub(super) fn settle(self) -> Result<TrustedProxies, ConfigError> {
+impl ProxySection {
+    pub(super) fn validate(self) -> Result<TrustedProxies, ConfigError> {
         let network = |text: &String| {
             let address = text.parse::<IpAddr>().map(IpNet::from).ok();
             address.or_else(|| text.parse().ok()).ok_or_else(|| ConfigError::Value {
@@ -84,13 +89,13 @@ impl ProxyFile {
     }
 }
 
-/// The proxies whose headers are taken at their word; none by default.
+/// The proxies whose headers are honoured; none by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
 impl TrustedProxies {
-    /// Whether a peer with this address is one of them. The address of a client of IPv4 is the same on a
-    /// socket of IPv6.
+    /// Whether a peer with this address is one of them. An IPv4 address matches in its IPv6-mapped form
+    /// as well.
     pub(crate) fn contains(&self, peer: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&peer.to_canonical()))
     }
@@ -100,7 +105,8 @@ fn wrong(reason: &str) -> ConfigError {
     ConfigError::Value { key: "cors.origins".to_owned(), reason: reason.to_owned() }
 }
 
-/// Whether a browser could send it: with a path or in capitals it would never match.
+/// Whether a browser could send it as an `Origin`. With a path or upper-case letters it would never
+/// match.
 fn is_origin(text: &str) -> bool {
     let Some((scheme @ ("http" | "https"), rest)) = text.split_once("://") else {
         return false;
@@ -115,17 +121,17 @@ fn is_origin(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn settle(origins: &[&str]) -> Result<Origins, ConfigError> {
+    fn validate(origins: &[&str]) -> Result<Origins, ConfigError> {
         let origins = origins.iter().map(|origin| (*origin).to_owned()).collect();
-        CorsFile { origins: Some(origins) }.settle()
+        CorsSection { origins: Some(origins) }.validate()
     }
 
     #[test]
     fn origins_are_what_browsers_send() {
-        assert_eq!(CorsFile::default().settle().unwrap(), Origins::None);
-        assert_eq!(settle(&["*"]).unwrap(), Origins::Any);
+        assert_eq!(CorsSection::default().validate().unwrap(), Origins::None);
+        assert_eq!(validate(&["*"]).unwrap(), Origins::Any);
         for good in ["https://example.org", "http://localhost:8080", "http://[::1]:3000"] {
-            assert!(settle(&[good]).is_ok(), "{good}");
+            assert!(validate(&[good]).is_ok(), "{good}");
         }
         for bad in [
             "example.org",
@@ -137,16 +143,16 @@ mod tests {
             "null",
             "https://*.example.org",
         ] {
-            assert!(settle(&[bad]).is_err(), "{bad}");
+            assert!(validate(&[bad]).is_err(), "{bad}");
         }
-        assert!(settle(&["*", "https://example.org"]).is_err());
+        assert!(validate(&["*", "https://example.org"]).is_err());
     }
 
     #[test]
     fn proxies_are_known_by_their_addresses() {
         let networks = ["10.1.0.0/16", "192.0.2.7", "2001:db8::/32"];
-        let proxies = ProxyFile { trusted: Some(networks.map(str::to_owned).to_vec()) };
-        let proxies = proxies.settle().unwrap();
+        let proxies = ProxySection { trusted: Some(networks.map(str::to_owned).to_vec()) };
+        let proxies = proxies.validate().unwrap();
         for (peer, is_trusted) in [
             ("10.1.2.3", true),
             ("::ffff:10.1.2.3", true),
@@ -159,7 +165,10 @@ mod tests {
             assert_eq!(proxies.contains(peer.parse().unwrap()), is_trusted, "{peer}");
         }
         for bad in ["localhost", "10.0.0.0/33", "10.0.0.0/", ""] {
-            assert!(ProxyFile { trusted: Some(vec![bad.to_owned()]) }.settle().is_err(), "{bad}");
+            assert!(
+                ProxySection { trusted: Some(vec![bad.to_owned()]) }.validate().is_err(),
+                "{bad}"
+            );
         }
         assert!(!TrustedProxies::default().contains("127.0.0.1".parse().unwrap()));
     }

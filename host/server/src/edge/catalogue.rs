@@ -1,4 +1,4 @@
-//! What is served: models, versions, signatures. Needs a key, because names say something too.
+//! The catalogue: models, versions and signatures. It needs a key, because names are confidential too.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,19 +8,21 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
-use super::predict::target;
+use super::target::target;
 use super::{Edge, Shared, query};
+use crate::api::catalogue::{
+    Choice, Match, Model, ModelList, ModelVersion, Resolution, ResolveQuery, VersionDetails,
+};
+use crate::api::status::shares;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
-use guesthouse_control::rollout::WHOLE;
+use guesthouse_control::rollout::{Share, WHOLE};
 use guesthouse_control::router::{self, Draw, RouteError};
 use guesthouse_model::ModelName;
-use guesthouse_runtime::preinit::Start;
+use guesthouse_runtime::preinit::InstanceStart;
 use guesthouse_runtime::version::ServableVersion;
 
 /// `GET /models`
@@ -31,8 +33,8 @@ pub(super) async fn models(State(edge): Shared, parts: Parts) -> Response {
         let make = |edge: &Edge, key: &Key| {
             let snapshot = edge.registry.snapshot();
             let models = key.scope.models(&snapshot);
-            let models: Value = models.map(|(name, model)| model_state(name, model)).collect();
-            Ok(Content::json(&json!({ "models": models })))
+            let models = models.map(|(name, model)| describe(name, model)).collect();
+            Ok(Content::json(&ModelList { models }))
         };
         let key = Key::new(Kind::Models, Scope::of(&caller), &parts.headers);
         Ok(edge.page(key, make).await?.respond(&parts.headers))
@@ -54,7 +56,7 @@ pub(super) async fn model(
         let make = move |edge: &Edge, _: &Key| {
             let snapshot = edge.registry.snapshot();
             let versions = snapshot.models.get(&model).ok_or(RouteError::UnknownModel)?;
-            Ok(Content::json(&model_state(&model, versions)))
+            Ok(Content::json(&describe(&model, versions)))
         };
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
@@ -62,14 +64,14 @@ pub(super) async fn model(
     answered(outcome, account)
 }
 
-/// The model of a path, for somebody who may ask about it.
+/// The model of a path, if the request has a key that may read about it.
 pub(super) fn known_model(
     edge: &Edge,
     model: &str,
     headers: &HeaderMap,
     account: &mut Account,
 ) -> Result<ModelName, ApiError> {
-    // Nobody without a key is told whether the name is one.
+    // Without a key, nothing is revealed about the name.
     let caller = edge.identify(headers, account)?;
     let (model, _) = target(model, None)?;
     edge.admit_reader(&caller, &model, account)?;
@@ -79,8 +81,8 @@ pub(super) fn known_model(
     Ok(model)
 }
 
-/// The version that a path asks about, for somebody who may do so: the one that gets most, if there are
-/// several.
+/// The version of a path, if the request has a key that may read about it. If several versions match the
+/// selector, it is the one with the largest share.
 pub(super) fn known_version(
     edge: &Edge,
     (model, selector): (&str, &str),
@@ -105,25 +107,17 @@ pub(super) async fn version(
     let found = known_version(&edge, (&model, &selector), &parts.headers, &mut account);
     let outcome = found.map(|version| {
         let (id, report) = (version.id(), version.report());
-        Json(json!({
-            "model": id.name.as_str(),
-            "version": id.version.to_string(),
-            "digest": version.digest().to_string(),
-            "snapshot": report.start == Start::Snapshot,
-            "metadata": version.metadata(),
-            "signature": version.signature(),
-        }))
+        Json(VersionDetails {
+            model: id.name.clone(),
+            version: id.version.clone(),
+            digest: version.digest(),
+            snapshot: report.start == InstanceStart::Snapshot,
+            metadata: version.metadata().clone(),
+            signature: version.signature().clone(),
+        })
         .into_response()
     });
     answered(outcome, account)
-}
-
-/// What a selector is resolved for.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Question {
-    selector: Option<String>,
-    key: Option<String>,
 }
 
 /// `GET /models/{model}/resolve?selector=…&key=…`
@@ -136,61 +130,52 @@ pub(super) async fn resolve(
     let mut account = Account::of_head(&parts.headers, &parts.extensions);
     let answer = known_model(&edge, &model, &parts.headers, &mut account)
         .and_then(|_| resolution(&edge.registry.snapshot(), &model, query.as_deref()));
-    answered(answer.map(|answer| answer.into_response()), account)
+    answered(answer.map(|resolution| Json(resolution).into_response()), account)
 }
 
-/// Which versions answer requests with a selector, and which one those of a caller with this key.
+/// Which versions answer requests with a selector, and which one answers the caller with the key.
 pub(crate) fn resolution(
     snapshot: &Snapshot,
     model: &str,
     query: Option<&str>,
-) -> Result<Json<Value>, ApiError> {
-    let question: Question = query::parse(query)?;
-    let (model, selector) = target(model, question.selector.as_deref())?;
+) -> Result<Resolution, ApiError> {
+    let ResolveQuery { selector: written, key } = query::parse(query)?;
+    let (model, selector) = target(model, written.as_deref())?;
     let now = Instant::now();
-    let matches = router::explain(snapshot, &model, &selector, now)?;
-    let rows = matches.iter().map(|(version, reason, share)| {
-        let version = version.id().version.to_string();
-        json!({"version": version, "reason": reason.as_str(), "share": share})
+    let found = router::explain(snapshot, &model, &selector, now)?;
+    let matches = found.iter().map(|(version, reason, share)| Match {
+        version: version.id().version.clone(),
+        reason: reason.as_str().to_owned(),
+        share: Share::from_parts(*share),
     });
-    let mut answer = json!({
-        "model": model.as_str(),
-        "selector": question.selector,
-        "matches": rows.collect::<Value>(),
-    });
-    let place = question.key.map(|key| router::bucket(&model, key.as_bytes()));
+    let matches: Vec<_> = matches.collect();
+    let place = key.map(|key| router::bucket(&model, key.as_bytes()));
+    let mut choice = None;
     if place.is_some() || matches.len() == 1 {
         let draw = Draw { split: place.unwrap_or(0), shadow: WHOLE, caller: None };
         let route = router::route(snapshot, &model, &selector, draw, now)?;
-        answer["version"] = json!(route.version.id().version.to_string());
-        answer["reason"] = json!(route.reason.as_str());
-        answer["place"] = json!(place);
+        let version = route.version.id().version.clone();
+        choice = Some(Choice { version, reason: route.reason.as_str().to_owned(), place });
     }
-    Ok(Json(answer))
+    Ok(Resolution { model, selector: written, matches, choice })
 }
 
-/// Every version of a model with its state.
-fn model_state(name: &ModelName, model: &ModelVersions) -> Value {
-    let routing = &model.routing;
-    json!({
-        "model": name.as_str(),
-        "stable": routing.stable,
-        "candidates": routing.candidates,
-        "versions": version_states(model),
-    })
-}
-
-fn version_states(model: &ModelVersions) -> Value {
-    let versions = model.versions.iter().map(|(version, state)| {
-        let mut row = json!({"version": version.to_string(), "state": state.as_str()});
-        match state {
-            VersionState::Failed(failure) => row["failed_step"] = json!(failure.step),
-            VersionState::Ready(version) | VersionState::Parked(version) => {
-                row["suspended"] = json!(!version.breaker().allows(Instant::now()));
-            }
-            VersionState::Loading | VersionState::Draining | VersionState::Retired => {}
-        }
-        row
+/// A model with its versions and their states.
+fn describe(name: &ModelName, model: &ModelVersions) -> Model {
+    let now = Instant::now();
+    let versions = model.versions.iter().map(|(version, state)| ModelVersion {
+        version: version.clone(),
+        state: crate::api::status::VersionState::from(state).into(),
+        failed_step: match state {
+            VersionState::Failed(failure) => Some(failure.step.to_owned()),
+            _ => None,
+        },
+        suspended: state.servable().map(|version| !version.breaker().allows(now)),
     });
-    versions.collect()
+    Model {
+        model: name.clone(),
+        stable: model.routing.stable.clone(),
+        candidates: shares(model.routing.candidates.clone()),
+        versions: versions.collect(),
+    }
 }

@@ -1,10 +1,9 @@
-//! `GET /docs`: a page for people, which the browser makes from `/openapi.json` with the caller's key.
+//! `GET /docs`: the documentation page of a listener, which the browser renders from the listener's
+//! `/openapi.json` with the key of its user.
 //!
-//! The page itself says nothing of what is served and needs no key. It is part of the program, loads
-//! nothing from elsewhere, and may run no script but its own: models describe themselves, and what
-//! they say is strangers' text.
-
-use std::sync::Arc;
+//! The page itself contains nothing about the server and needs no key. It is part of the program, loads
+//! nothing from elsewhere and may run no script but its own, because models describe themselves and
+//! their text is not trusted.
 
 use axum::Router;
 use axum::http::HeaderName;
@@ -13,10 +12,8 @@ use axum::http::header::{
 };
 use axum::routing::get;
 
-use super::Edge;
-
-/// What the page may do: load its own files, and ask this server. Strings never become markup or
-/// scripts, where browsers can see to it.
+/// What the page may do: load its own files and send requests to this server. Browsers that support it
+/// keep strings from becoming markup or scripts.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
     img-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
@@ -38,13 +35,13 @@ const FILES: [(&str, &str, &str); 7] = [
 ];
 
 /// The page and its files.
-pub(super) fn endpoints() -> Router<Arc<Edge>> {
+pub(crate) fn endpoints<S: Clone + Send + Sync + 'static>() -> Router<S> {
     FILES.into_iter().fold(Router::new(), |router, (path, kind, content)| {
         router.route(path, get(async move || (headers(kind), content)))
     })
 }
 
-/// Another version of the server has other files under the same names: they are asked for each time.
+/// Another version of the server has other files under the same names, so browsers must revalidate.
 fn headers(kind: &'static str) -> [(HeaderName, &'static str); 5] {
     [
         (CONTENT_TYPE, kind),

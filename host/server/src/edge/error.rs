@@ -1,132 +1,31 @@
-//! The one place that decides which status, code and words an error has for a caller, over HTTP and gRPC.
+//! Decides the status, code and message of every error that a client receives, over HTTP and gRPC.
 //!
-//! | error_code | status | gRPC | when |
-//! |---|---|---|---|
-//! | `malformed_request` | 400 | INVALID_ARGUMENT | not JSON, a wrong type, a missing or unknown field, an empty batch, garbage |
-//! | `unauthorized` | 401 | UNAUTHENTICATED | no key, or one that is not good (any more); `WWW-Authenticate` |
-//! | `forbidden` | 403 | PERMISSION_DENIED | the key is not good for this model, or for changing what is served |
-//! | `not_found` | 404 | NOT_FOUND | no such endpoint, model or version |
-//! | `conflict` | 409 | FAILED_PRECONDITION | what is served does not allow the change |
-//! | `revision_conflict` | 409 | ABORTED | somebody else has changed the model |
-//! | `idempotency_conflict` | 409 | ABORTED | the same request is being answered; `Retry-After` |
-//! | `method_not_allowed` | 405 | UNIMPLEMENTED | the endpoint takes another method |
-//! | `request_timeout` | 408 | DEADLINE_EXCEEDED | the body did not come in time |
-//! | `payload_too_large` | 413 | RESOURCE_EXHAUSTED | the body is over the limit, or has too many values |
-//! | `unsupported_media_type` | 415 | UNIMPLEMENTED | a body of a type or an encoding that is not taken here |
-//! | `unacceptable_input` | 422 | INVALID_ARGUMENT | the right form, but a value that the model does not accept |
-//! | `unacceptable_artifact` | 422 | INVALID_ARGUMENT | it is no artifact, or its version cannot be loaded or proved |
-//! | `contract_violation` | 422 | FAILED_PRECONDITION | the version's number promises more than its signature keeps |
-//! | `idempotency_mismatch` | 422 | INVALID_ARGUMENT | the idempotency key was used for another request |
-//! | `rate_limited` | 429 | RESOURCE_EXHAUSTED | too many requests for this key, or for this model; `Retry-After` |
-//! | `too_many_failures` | 429 | RESOURCE_EXHAUSTED | the version keeps failing on this caller's requests; `Retry-After` |
-//! | `model_failure` | 500 | INTERNAL | the guest trapped, failed, or returned something else than it promises |
-//! | `internal` | 500 | INTERNAL | a fault of the host |
-//! | `overloaded` | 503 | UNAVAILABLE | the queue is full, the time in it is over, or too many bodies are in flight; `Retry-After` |
-//! | `not_ready` | 503 | UNAVAILABLE | loading, failed to load, suspended, or going down; `Retry-After` |
-//! | `deadline_exceeded` | 504 | DEADLINE_EXCEEDED | no answer in time |
-//! | `insufficient_storage` | 507 | RESOURCE_EXHAUSTED | the disk is full |
+//! The codes are listed with their meaning in [`ErrorCode`], and with their statuses in the reference that
+//! is printed from it ([`reference`](reference())).
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 use tonic::Code;
 
+use crate::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError};
+pub(crate) use crate::api::error::{ErrorCode, ValueDetail as Detail};
 use guesthouse_control::router::RouteError;
-use guesthouse_model::contract::Change;
-use guesthouse_model::record::{RecordError, TooLarge};
+use guesthouse_model::contract::SignatureChange;
+use guesthouse_model::record::{RecordError, TooManyValues};
 use guesthouse_runtime::guest::{Fault, MAX_REJECTIONS};
 use guesthouse_runtime::inference::PredictError;
-use guesthouse_runtime::version::Refusal;
-use guesthouse_runtime::version::admission::Refused;
+use guesthouse_runtime::version::BreakerRefusal;
+use guesthouse_runtime::version::admission::ShedReason;
 
-/// What an error is, for callers. The words are stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ErrorCode {
-    MalformedRequest,
-    Unauthorized,
-    Forbidden,
-    NotFound,
-    MethodNotAllowed,
-    RequestTimeout,
-    PayloadTooLarge,
-    UnsupportedMediaType,
-    UnacceptableInput,
-    RateLimited,
-    TooManyFailures,
-    ModelFailure,
-    Internal,
-    Overloaded,
-    NotReady,
-    DeadlineExceeded,
-    Conflict,
-    RevisionConflict,
-    UnacceptableArtifact,
-    ContractViolation,
-    IdempotencyConflict,
-    IdempotencyMismatch,
-    InsufficientStorage,
-}
+/// The most details of a request of which every row failed.
+const MAX_DETAILS: usize = 20;
 
 impl ErrorCode {
-    /// The word in the field `error_code`.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::MalformedRequest => "malformed_request",
-            Self::Unauthorized => "unauthorized",
-            Self::Forbidden => "forbidden",
-            Self::NotFound => "not_found",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::RequestTimeout => "request_timeout",
-            Self::PayloadTooLarge => "payload_too_large",
-            Self::UnsupportedMediaType => "unsupported_media_type",
-            Self::UnacceptableInput => "unacceptable_input",
-            Self::RateLimited => "rate_limited",
-            Self::TooManyFailures => "too_many_failures",
-            Self::ModelFailure => "model_failure",
-            Self::Internal => "internal",
-            Self::Overloaded => "overloaded",
-            Self::NotReady => "not_ready",
-            Self::DeadlineExceeded => "deadline_exceeded",
-            Self::Conflict => "conflict",
-            Self::RevisionConflict => "revision_conflict",
-            Self::UnacceptableArtifact => "unacceptable_artifact",
-            Self::ContractViolation => "contract_violation",
-            Self::IdempotencyConflict => "idempotency_conflict",
-            Self::IdempotencyMismatch => "idempotency_mismatch",
-            Self::InsufficientStorage => "insufficient_storage",
-        }
-    }
-
-    /// All of them.
-    pub(crate) const ALL: [Self; 23] = [
-        Self::MalformedRequest,
-        Self::Unauthorized,
-        Self::Forbidden,
-        Self::NotFound,
-        Self::MethodNotAllowed,
-        Self::RequestTimeout,
-        Self::PayloadTooLarge,
-        Self::UnsupportedMediaType,
-        Self::UnacceptableInput,
-        Self::RateLimited,
-        Self::TooManyFailures,
-        Self::ModelFailure,
-        Self::Internal,
-        Self::Overloaded,
-        Self::NotReady,
-        Self::DeadlineExceeded,
-        Self::Conflict,
-        Self::RevisionConflict,
-        Self::UnacceptableArtifact,
-        Self::ContractViolation,
-        Self::IdempotencyConflict,
-        Self::IdempotencyMismatch,
-        Self::InsufficientStorage,
-    ];
-
     /// Whether its answers say when to come back.
     pub(crate) fn tells_when(self) -> bool {
         self.is_temporary() || self == Self::RateLimited
@@ -189,14 +88,6 @@ impl ErrorCode {
     }
 }
 
-/// What is wrong with one value of one row.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Detail {
-    pub(crate) row: usize,
-    pub(crate) field: String,
-    pub(crate) reason: String,
-}
-
 /// An error on its way to a caller.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiError {
@@ -204,15 +95,18 @@ pub(crate) struct ApiError {
     pub(crate) message: String,
     pub(crate) details: Vec<Detail>,
     /// What callers of a model would notice of a change.
-    pub(crate) violations: Vec<Change>,
+    pub(crate) violations: Vec<SignatureChange>,
     /// When the caller may come back, in seconds, if the code is one that says so.
     pub(crate) retry_seconds: u64,
+    /// Whether there is no such model, which some protocols have their own words for.
+    pub(crate) is_unknown_model: bool,
 }
 
 impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let (details, violations, retry_seconds) = (Vec::new(), Vec::new(), 1);
-        Self { code, message: message.into(), details, violations, retry_seconds }
+        let message = message.into();
+        Self { code, message, details, violations, retry_seconds, is_unknown_model: false }
     }
 
     pub(crate) fn malformed(message: impl Into<String>) -> Self {
@@ -225,6 +119,11 @@ impl ApiError {
 
     pub(crate) fn method_not_allowed() -> Self {
         Self::new(ErrorCode::MethodNotAllowed, "this endpoint does not take this method")
+    }
+
+    /// For a gRPC method that there is not.
+    pub(super) fn no_such_method() -> Self {
+        Self::new(ErrorCode::MethodNotAllowed, "there is no such method")
     }
 
     pub(crate) fn not_ready() -> Self {
@@ -266,7 +165,7 @@ impl ApiError {
         if status.is_client_error() {
             Some(Self::malformed("the request is malformed"))
         } else if status.is_server_error() {
-            Some(Self::new(ErrorCode::Internal, "the server failed on this request"))
+            Some(Self::internal())
         } else {
             None
         }
@@ -277,6 +176,26 @@ impl ApiError {
             format!("row {}: `{}` {}", first.row, first.field, first.reason)
         });
         Self { details, ..Self::new(code, message) }
+    }
+
+    /// A bug of the host.
+    pub(crate) fn internal() -> Self {
+        Self::new(ErrorCode::Internal, "the server failed on this request")
+    }
+
+    /// The error of a request of which every row failed by itself.
+    pub(super) fn all_rows_failed(failed: &BTreeMap<usize, Self>) -> Self {
+        let all = |code| failed.values().all(|error| error.code == code);
+        let code = [ErrorCode::MalformedRequest, ErrorCode::ModelFailure]
+            .into_iter()
+            .find(|code| all(*code))
+            .unwrap_or(ErrorCode::UnacceptableInput);
+        let details = failed.values().flat_map(|error| error.details.iter().cloned());
+        let details: Vec<Detail> = details.take(MAX_DETAILS).collect();
+        match (details.is_empty(), failed.values().next()) {
+            (true, Some(first)) => Self::new(code, first.message.clone()),
+            _ => Self::with_details(code, details),
+        }
     }
 
     /// The same error, told of the rows of a request rather than of a batch.
@@ -290,49 +209,37 @@ impl ApiError {
         self
     }
 
-    /// The body, once the request has an id.
-    pub(crate) fn body(&self, request_id: &str) -> serde_json::Value {
-        let mut body = serde_json::json!({
-            "error_code": self.code.as_str(),
-            "message": self.message,
-            "request_id": request_id,
-        });
-        if !self.details.is_empty() {
-            body["details"] = serde_json::json!(self.details);
-        } else if !self.violations.is_empty() {
-            body["details"] = serde_json::json!(self.violations);
+    /// The body for a request with this id.
+    pub(crate) fn body(&self, request_id: &str) -> ErrorBody {
+        let details = if self.details.is_empty() {
+            self.violations.iter().map(|change| ErrorDetail::Contract(change.into())).collect()
+        } else {
+            self.details.iter().cloned().map(ErrorDetail::Value).collect()
+        };
+        ErrorBody {
+            error_code: self.code.into(),
+            message: self.message.clone(),
+            request_id: request_id.to_owned(),
+            details,
         }
-        body
-    }
-}
-
-impl ApiError {
-    /// The same as the Open Inference Protocol has it: the words in `error`.
-    pub(crate) fn in_protocol_form(&self, request_id: &str) -> serde_json::Value {
-        let mut body = self.body(request_id);
-        if let Some(fields) = body.as_object_mut()
-            && let Some(message) = fields.remove("message")
-        {
-            fields.insert("error".to_owned(), message);
-        }
-        body
     }
 
-    /// The same as RFC 9457 has it.
-    pub(crate) fn problem(&self, request_id: &str) -> serde_json::Value {
+    /// The body in the form of the Open Inference Protocol.
+    pub(crate) fn protocol_body(&self, request_id: &str) -> ProtocolError {
+        let ErrorBody { error_code, message: error, request_id, details } = self.body(request_id);
+        ProtocolError { error_code, details, request_id, error }
+    }
+
+    /// The body as problem details (RFC 9457).
+    pub(crate) fn problem(&self, request_id: &str) -> Problem {
         let status = self.code.status();
-        let mut problem = serde_json::json!({
-            "type": format!("urn:guesthouse:error:{}", self.code.as_str()),
-            "title": status.canonical_reason().unwrap_or_default(),
-            "status": status.as_u16(),
-            "detail": self.message,
-        });
-        if let (Some(all), serde_json::Value::Object(own)) =
-            (problem.as_object_mut(), self.body(request_id))
-        {
-            all.extend(own);
+        Problem {
+            kind: format!("urn:guesthouse:error:{}", self.code.as_str()),
+            title: status.canonical_reason().unwrap_or_default().to_owned(),
+            status: status.as_u16(),
+            detail: self.message.clone(),
+            body: self.body(request_id),
         }
-        problem
     }
 }
 
@@ -366,8 +273,8 @@ impl From<RecordError> for ApiError {
     }
 }
 
-impl From<TooLarge> for ApiError {
-    fn from(_too_large: TooLarge) -> Self {
+impl From<TooManyValues> for ApiError {
+    fn from(_too_large: TooManyValues) -> Self {
         Self::new(ErrorCode::ModelFailure, "the model's answer is too large for JSON")
     }
 }
@@ -375,7 +282,10 @@ impl From<TooLarge> for ApiError {
 impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> Self {
         match error {
-            RouteError::UnknownModel => Self::new(ErrorCode::NotFound, "there is no such model"),
+            RouteError::UnknownModel => {
+                let error = Self::new(ErrorCode::NotFound, "there is no such model");
+                Self { is_unknown_model: true, ..error }
+            }
             RouteError::NoSuchVersion => {
                 Self::new(ErrorCode::NotFound, "the model has no version that matches")
             }
@@ -392,13 +302,15 @@ impl From<RouteError> for ApiError {
     }
 }
 
-impl From<Refused> for ApiError {
-    fn from(reason: Refused) -> Self {
+impl From<ShedReason> for ApiError {
+    fn from(reason: ShedReason) -> Self {
         let why = match reason {
-            Refused::Limit => "the model's version has as many requests as it can answer in time",
-            Refused::Batch => "there is room for single requests only",
-            Refused::Candidate => "the model's stable version needs the room",
-            Refused::Late => "there would be no answer in the time that is given",
+            ShedReason::Limit => {
+                "the model's version has as many requests as it can answer in time"
+            }
+            ShedReason::Batch => "there is room for single requests only",
+            ShedReason::Candidate => "the model's stable version needs the room",
+            ShedReason::Late => "there would be no answer in the time that is given",
         };
         Self::new(ErrorCode::Overloaded, why)
     }
@@ -413,8 +325,8 @@ impl From<PredictError> for ApiError {
                 Self::new(ErrorCode::Overloaded, message)
             }
             PredictError::Stopped => Self::not_ready(),
-            PredictError::Suspended(Refusal::Version(time)) => Self::suspended(time),
-            PredictError::Suspended(Refusal::Caller(time)) => Self::caller_suspended(time),
+            PredictError::Suspended(BreakerRefusal::Version(time)) => Self::suspended(time),
+            PredictError::Suspended(BreakerRefusal::Caller(time)) => Self::caller_suspended(time),
             PredictError::Quarantined => {
                 let message = "the model has failed on this input several times; it is not run again \
                                for a while";
@@ -437,9 +349,51 @@ impl From<PredictError> for ApiError {
             PredictError::Guest(
                 Fault::Failed(_) | Fault::Trap { .. } | Fault::OutOfMemory | Fault::BadOutput(_),
             ) => Self::new(ErrorCode::ModelFailure, "the model failed on this request"),
-            PredictError::Guest(Fault::Host(_)) => {
-                Self::new(ErrorCode::Internal, "the server failed on this request")
-            }
+            PredictError::Guest(Fault::Host(_)) => Self::internal(),
         }
+    }
+}
+
+/// The reference of error codes as a Markdown table, ordered by status.
+pub fn reference() -> String {
+    let mut codes = ErrorCode::ALL;
+    codes.sort_by_key(|code| code.status());
+    let mut text =
+        "| error_code | HTTP status | gRPC status | meaning |\n|---|---|---|---|\n".to_owned();
+    for code in codes {
+        let (status, grpc, meaning) = (code.status().as_u16(), code.grpc(), code.meaning());
+        // The variants are named after the words of the specification.
+        let grpc = screaming_snake_case(&format!("{grpc:?}"));
+        writeln!(text, "| `{}` | {status} | `{grpc}` | {meaning} |", code.as_str())
+            .expect("a string takes it");
+    }
+    text
+}
+
+fn screaming_snake_case(camel_case: &str) -> String {
+    let mut snake = String::new();
+    for letter in camel_case.chars() {
+        if letter.is_ascii_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_uppercase());
+    }
+    snake
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_has_statuses_of_both_protocols() {
+        let text = reference();
+        for row in [
+            "| `malformed_request` | 400 | `INVALID_ARGUMENT` | The request is not valid",
+            "| `deadline_exceeded` | 504 | `DEADLINE_EXCEEDED` |",
+        ] {
+            assert!(text.contains(row), "{row} is not in\n{text}");
+        }
+        assert_eq!(text.lines().count(), 2 + ErrorCode::ALL.len());
     }
 }

@@ -8,10 +8,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::body::{self, Bodies, BodyRow, Form, Received};
+use super::body::{self, Bodies, RequestBody};
+use super::codec::rest::record::{self as body_record, Media};
+use super::codec::rest::{BodyRow, field_value};
+use super::codec::{Multiplicity, oip};
 use super::json::{self, Refusal};
 use super::observe::RequestId;
-use super::{access, idempotency, oip, predict, query};
+use super::{access, idempotency, query, request_headers, target};
 use crate::config::{ConfigFile, Limits};
 use guesthouse_control::keys::Keys;
 use guesthouse_model::record;
@@ -21,7 +24,7 @@ pub(crate) const MAX_VALUES: usize = json::MAX_VALUES;
 
 /// Few and small, so that inputs of the fuzzer reach them.
 static LIMITS: LazyLock<Limits> = LazyLock::new(|| {
-    let settings = ConfigFile::default().settle().expect("the defaults make sense");
+    let settings = ConfigFile::default().validate().expect("the defaults make sense");
     Limits {
         body_bytes: 1 << 14,
         bodies_in_flight_bytes: 1 << 15,
@@ -65,24 +68,35 @@ pub(crate) fn rows(json: &[u8], is_batch: bool, signature: &Signature) -> Option
     let bodies = Bodies::new(LIMITS.bodies_in_flight_bytes);
     let (headers, body) = (HeaderMap::new(), Body::from(json.to_vec()));
     let received = RUNTIME.block_on(body::read(&headers, body, &LIMITS, &bodies)).ok()?;
-    rows_of(&received, is_batch, signature)
+    rows_of(&received, &Media::Json, is_batch, signature)
 }
 
 /// The rows of a body of any kind.
-fn rows_of(received: &Received, is_batch: bool, signature: &Signature) -> Option<Vec<BodyRow>> {
-    let form = if is_batch { Form::Batch } else { Form::Single };
+fn rows_of(
+    received: &RequestBody,
+    media: &Media,
+    is_batch: bool,
+    signature: &Signature,
+) -> Option<Vec<BodyRow>> {
+    let multiplicity = if is_batch { Multiplicity::Batch } else { Multiplicity::Single };
     let mut id = RequestId::parse("before").expect("an id");
-    let mut record = body::parse(received, form, &LIMITS, &mut id).ok()?;
+    let mut record =
+        body_record::parse(&received.bytes, media, multiplicity, &LIMITS, &mut id).ok()?;
     assert!(record.get("request_id").is_none());
     assert_eq!(
         RequestId::parse(id.as_str()).map(|id| id.as_str().to_owned()).as_deref(),
         Some(id.as_str())
     );
-    let key = body::take_beside_inputs(&mut record, idempotency::KEY_FIELD, form, signature);
-    if let Some(Ok(key)) = key.map(|key| idempotency::key_in(&key)) {
+    let key = body_record::take_beside_inputs(
+        &mut record,
+        idempotency::KEY_FIELD,
+        multiplicity,
+        signature,
+    );
+    if let Some(Ok(key)) = key.map(|key| idempotency::key_in(field_value(&key))) {
         assert!(!key.is_empty() && key.is_ascii());
     }
-    let rows = body::rows(record, form, signature, LIMITS.batch_rows).ok()?;
+    let rows = body_record::rows(record, multiplicity, signature, LIMITS.batch_rows).ok()?;
     assert!(!rows.is_empty() && (is_batch || rows.len() == 1));
     assert!(rows.len() <= LIMITS.batch_rows);
     Some(rows)
@@ -114,23 +128,23 @@ pub(crate) fn request(bytes: &[u8]) {
     let end = bytes.windows(2).position(|two| two == b"\n\n");
     let (head, body) = end.map_or((bytes, &[][..]), |end| (&bytes[..end], &bytes[end + 2..]));
     let headers = headers(head);
-    super::passage::fuzz_headers(&headers);
+    request_headers::fuzz(&headers);
     assert!(access::authenticate(&Keys::default(), &headers).is_err(), "nobody has a key");
     if let Ok(Some(key)) = idempotency::key_of(&headers) {
         assert!(!key.is_empty() && key.is_ascii());
     }
     let bodies = Bodies::new(LIMITS.bodies_in_flight_bytes);
     let read = body::read(&headers, Body::from(body.to_vec()), &LIMITS, &bodies);
-    if let Ok(received) = RUNTIME.block_on(read) {
-        assert!(received.len() <= LIMITS.body_bytes);
+    if let (Ok(media), Ok(received)) = (body_record::media(&headers), RUNTIME.block_on(read)) {
+        assert!(received.bytes.len() <= LIMITS.body_bytes);
         for (signature, is_batch) in SIGNATURES.iter().flat_map(|it| [(it, false), (it, true)]) {
-            let Some(rows) = rows_of(&received, is_batch, signature) else { continue };
+            let Some(rows) = rows_of(&received, &media, is_batch, signature) else { continue };
             let rows: Vec<_> = rows.iter().collect();
             if let Ok(tensors) = record::decode(signature, &rows) {
                 assert!(tensors.iter().all(|tensor| tensor.check().is_ok()));
             }
         }
-        assert!(bodies.in_flight() >= received.len());
+        assert!(bodies.in_flight() >= received.bytes.len());
     }
     assert_eq!(bodies.in_flight(), 0, "all is given back");
 }
@@ -164,8 +178,8 @@ pub(crate) fn texts(text: &str) {
     if let Some(id) = RequestId::parse(text) {
         assert!(HeaderValue::from_str(id.as_str()).is_ok(), "an id can be sent back");
     }
-    if let Ok((model, selector)) = predict::target(text, Some(text)) {
-        assert_eq!(predict::parse_selector(text).ok(), Some(selector));
+    if let Ok((model, selector)) = target::target(text, Some(text)) {
+        assert_eq!(target::parse_selector(text).ok(), Some(selector));
         assert_eq!(model.as_str(), text);
     }
 }

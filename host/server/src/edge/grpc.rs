@@ -12,17 +12,22 @@ mod health;
 mod inference;
 mod leaving;
 mod method;
-mod pb;
+mod oip;
+pub(in crate::edge) mod pb;
+mod raw;
 mod reflection;
+pub(in crate::edge) mod services;
+mod serving;
+mod signature;
+mod signature_stream;
 mod status;
 mod stream;
-mod tensors;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
-
 use axum::routing::any;
 use tokio::sync::watch;
 use tonic::codec::CompressionEncoding::{Deflate, Gzip};
@@ -31,24 +36,15 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::pb::{v1, v1alpha};
 
-pub(crate) use call::Call;
 pub(crate) use codec::Codec;
-pub(crate) use method::{Method, Needs};
 use pb::grpc_inference_service_server::{self as inference_service, GrpcInferenceServiceServer};
 
-use super::error::{ApiError, ErrorCode};
-use super::{Edge, typed};
+use self::serving::Serving;
+use super::Edge;
+use super::error::ApiError;
 
 /// The largest message of those who ask for health or for types: a name, and a host to say it to.
 const MAX_QUESTION: usize = 4 << 10;
-
-/// What every method needs.
-#[derive(Clone)]
-pub(crate) struct Serving {
-    pub(crate) edge: Arc<Edge>,
-    /// Says when calls that have no end of their own have to come to one.
-    pub(crate) stopping: watch::Receiver<bool>,
-}
 
 /// Every method.
 pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
@@ -59,12 +55,19 @@ pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
         .accept_compressed(Deflate)
         .send_compressed(Gzip)
         .send_compressed(Deflate);
-    let edge = Arc::clone(&serving.edge);
-    let inference = async move |request: Request| {
-        // What holds now, also of what a message becomes when it is inflated.
-        let most = edge.policy.load().limits.body_bytes;
-        let mut inference = inference.clone().max_decoding_message_size(most);
-        inference.call(request).await
+    let shared = serving.clone();
+    let inference = async move |request: Request| match request.uri().path() {
+        oip::MODEL_INFER => oip::model_infer(&shared, request).await,
+        oip::MODEL_STREAM_INFER => stream::model_stream_infer(&shared, request).await,
+        _ => {
+            // What holds now, also of what a message becomes when it is inflated.
+            let most = shared.edge.policy.load().limits.body_bytes;
+            let mut inference = inference.clone().max_decoding_message_size(most);
+            match inference.call(request).await {
+                Ok(response) => response.map(Body::new),
+                Err(never) => match never {},
+            }
+        }
     };
     let inference_path = format!("/{}/{{*method}}", inference_service::SERVICE_NAME);
     let health = health::Checks::new(serving.clone());
@@ -79,15 +82,10 @@ pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
         .add_service(health)
         .add_service(reflection.max_decoding_message_size(MAX_QUESTION))
         .add_service(older.max_decoding_message_size(MAX_QUESTION));
-    let typed = async move |request: Request| {
-        let answer = typed::call(&serving, request).await;
-        answer.unwrap_or_else(|| status::refusal(&no_such_method()))
+    let of_models = async move |request: Request| {
+        let answer = signature::call(&serving, request).await;
+        answer.unwrap_or_else(|| status::refusal(&ApiError::no_such_method()))
     };
     let routes = routes.into_axum_router().route(&inference_path, any(inference));
-    routes.fallback(typed).layer(around)
-}
-
-/// What the caller of a method is told that there is not.
-fn no_such_method() -> ApiError {
-    ApiError::new(ErrorCode::MethodNotAllowed, "there is no such method")
+    routes.fallback(of_models).layer(around)
 }

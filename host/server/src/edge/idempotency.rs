@@ -8,15 +8,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::body::Bytes;
-use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::http::{HeaderMap, HeaderName};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use sha2::{Digest as _, Sha256};
 
+use super::codec::{Encoded, FieldValue};
 use super::error::{ApiError, ErrorCode};
 use crate::config::AnswerLimits;
-use crate::observe::capture::Captured;
 use guesthouse_control::router::Reason;
 use guesthouse_model::VersionId;
 
@@ -30,7 +29,7 @@ pub(crate) const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempote
 pub(super) const KEY_FIELD: &str = "idempotency_key";
 
 /// The longest key, in bytes: room for two UUIDs and words between them.
-pub(super) const MAX_KEY_LENGTH: usize = 128;
+pub(crate) const MAX_KEY_LENGTH: usize = 128;
 
 /// What an answer takes beside its bytes: its hashes, its version and its place in the store.
 const ANSWER_OVERHEAD: usize = 512;
@@ -38,8 +37,7 @@ const ANSWER_OVERHEAD: usize = 512;
 /// An answer as it was given.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) body: Bytes,
+    pub(super) encoded: Encoded,
     pub(super) version: VersionId,
     pub(super) reason: Reason,
     pub(super) rows: usize,
@@ -78,9 +76,19 @@ pub(crate) fn key_of(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     key.map_or_else(|| Err(malformed_key()), checked).map(Some)
 }
 
+/// Refuse a stream with an idempotency key: it would name all of its messages.
+pub(super) fn refuse_on_stream(headers: &HeaderMap) -> Result<(), ApiError> {
+    if headers.contains_key(KEY_HEADER) {
+        let message = "an idempotency key names one request, and a stream has many";
+        return Err(ApiError::malformed(message));
+    }
+    Ok(())
+}
+
 /// The key that a field of the body is.
-pub(super) fn key_in(value: &serde_json::Value) -> Result<String, ApiError> {
-    value.as_str().map_or_else(|| Err(malformed_key()), checked)
+pub(super) fn key_in(value: FieldValue) -> Result<String, ApiError> {
+    let FieldValue::Text(key) = value else { return Err(malformed_key()) };
+    str::from_utf8(&key).map_err(|_error| malformed_key()).and_then(checked)
 }
 
 fn checked(key: &str) -> Result<String, ApiError> {
@@ -104,24 +112,11 @@ pub(super) fn hash(parts: &[&[u8]]) -> Hash {
     hasher.finalize().into()
 }
 
-impl Answer {
-    /// What is kept of it, beside the body that it answers.
-    pub(super) fn captured(&self, request: Vec<u8>, request_id: &str) -> Captured {
-        Captured {
-            request_id: request_id.to_owned(),
-            model: self.version.name.to_string(),
-            version: self.version.version.to_string(),
-            request,
-            response: self.body.to_vec(),
-        }
-    }
-}
-
 impl Answers {
     /// None yet.
     pub fn new(limits: AnswerLimits) -> Self {
         let weight = |_: &Hash, (_, answer): &(Hash, Arc<Answer>)| {
-            u32::try_from(answer.body.len() + ANSWER_OVERHEAD).unwrap_or(u32::MAX)
+            u32::try_from(answer.encoded.body.len() + ANSWER_OVERHEAD).unwrap_or(u32::MAX)
         };
         let given = Cache::builder()
             .max_capacity(limits.bytes)
@@ -166,9 +161,9 @@ impl Answers {
 
 impl Ticket {
     /// Keep the answer for who asks again.
-    pub(super) fn answered(self, answer: Answer) {
+    pub(super) fn answered(self, answer: Arc<Answer>) {
         // Before the name is free again: nobody sees a moment between.
-        self.answers.given.insert(self.name, (self.asked, Arc::new(answer)));
+        self.answers.given.insert(self.name, (self.asked, answer));
     }
 }
 
@@ -193,11 +188,11 @@ mod tests {
 
     use super::*;
 
-    fn answer(bytes: usize) -> Answer {
+    fn answer(bytes: usize) -> Arc<Answer> {
         let version =
             VersionId { name: "toxicity".parse().unwrap(), version: "1.0.0".parse().unwrap() };
-        let body = vec![b'x'; bytes].into();
-        Answer { status: StatusCode::OK, body, version, reason: Reason::Default, rows: 1 }
+        let encoded = Encoded::message(vec![b'x'; bytes]);
+        Arc::new(Answer { encoded, version, reason: Reason::Default, rows: 1 })
     }
 
     fn is_new(before: Result<Before, ApiError>) -> Option<Ticket> {
@@ -223,7 +218,7 @@ mod tests {
         let Ok(Before::Answered(again)) = answers.begin("ci", "a", one) else {
             panic!("it was answered");
         };
-        assert_eq!(&again.body[..], b"xxx");
+        assert_eq!(&again.encoded.body[..], b"xxx");
         assert_eq!(code(answers.begin("ci", "a", two)), Some(ErrorCode::IdempotencyMismatch));
         // One that came to nothing leaves nothing.
         drop(is_new(answers.begin("ci", "b", one)).unwrap());
@@ -272,6 +267,6 @@ mod tests {
         for bad in ["", "\u{e4}", &"x".repeat(129)] {
             assert!(header(bad).is_err(), "{bad:?}");
         }
-        assert!(key_in(&serde_json::json!(5)).is_err());
+        assert!(key_in(FieldValue::Integer("5".to_owned())).is_err());
     }
 }

@@ -43,7 +43,7 @@ use super::observe::Way;
 use super::tls::{self, Tls};
 use super::unread::Leftover;
 use crate::config::{Limits, TrustedProxies};
-use crate::observe::meters::Counted;
+use crate::observe::server_metrics::GaugeGuard;
 
 /// How long to wait when the machine refuses connections, for want of files or memory: short
 /// enough that nobody notices when it is over, long enough not to spin.
@@ -177,7 +177,7 @@ pub async fn serve(
                 let connection = Connection { activity: Arc::clone(&activity), is_trusted };
                 let task = connections.tasks.spawn(async move {
                     way.meters().accepted.count();
-                    let _open = Counted::on(&way.meters().open);
+                    let _open = GaugeGuard::new(&way.meters().open);
                     server.connection(stream, &connection, stopping).await;
                 });
                 connections.activities.insert(task.id(), activity);

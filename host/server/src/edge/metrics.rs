@@ -1,10 +1,18 @@
-//! `GET /metrics`: what Prometheus reads, made anew at each scrape from what is loaded, so that a
-//! version that is gone leaves nothing behind. A page over a mebibyte, of some hundred versions, is made at
-//! most once a second. Needs no key unless the configuration says so, and says nothing of callers.
+//! `GET /metrics`: measurements for Prometheus, rendered at each scrape from what is loaded, so that an
+//! unloaded version leaves no series behind. A page over a mebibyte (some hundred versions) is rendered
+//! at most once a second. It needs no key unless the configuration says so, and contains nothing about
+//! callers.
 //!
-//! Labels are names of models, versions, endpoints' patterns and words of the program, never a text that
-//! somebody sends, so that there are never more series than what is loaded explains.
+//! Labels are names of models, versions and routes and words of the program, never text that a client
+//! sends, so the number of series is bounded by what is loaded.
+//!
+//! There are two text formats. `prometheus-client` writes OpenMetrics (and protobuf) and not the older
+//! text format 0.0.4, which clients get that do not ask for OpenMetrics, `curl` among them; the formats
+//! differ in the comments only, so [`text_format`] rewrites those. The `prometheus` crate writes 0.0.4 and
+//! no OpenMetrics, and keeps series in a registry of its own, from which those of unloaded versions would
+//! have to be removed.
 
+mod families;
 mod process;
 mod server;
 mod shadow;
@@ -25,18 +33,20 @@ use prometheus_client::encoding::{
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
+pub use self::families::reference;
+use self::families::{Family, PREFIX};
 use self::versions::Versions;
 use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
 use super::{Edge, Shared};
 use guesthouse_model::VersionId;
 
-/// What the format calls itself.
+/// The content type of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What the older format calls itself.
+/// The content type of the older text format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `GET /metrics`
@@ -60,24 +70,23 @@ pub(super) async fn metrics(State(edge): Shared, parts: Parts) -> Response {
 }
 
 fn content(edge: Arc<Edge>, is_open_metrics: bool) -> Content {
-    let mut of_server = Registry::with_prefix("guesthouse");
+    let mut of_server = Registry::with_prefix(PREFIX);
     of_server.register_collector(Box::new(Page(edge)));
-    // Their names are the same for all programs.
+    // The names of process metrics have no prefix in any program.
     let mut of_process = Registry::default();
-    of_process.register_collector(Box::new(process::Process::look()));
+    of_process.register_collector(Box::new(process::Process::read()));
     let mut page = String::new();
     text::encode_registry(&mut page, &of_server).expect("a string can be written to");
     text::encode(&mut page, &of_process).expect("a string can be written to");
     let (content_type, page) = if is_open_metrics {
         (OPEN_METRICS, page)
     } else {
-        (TEXT, text_format::of_open_metrics(&page))
+        (TEXT, text_format::from_open_metrics(&page))
     };
     Content { content_type, bytes: page.into_bytes() }
 }
 
-/// Whether a caller prefers OpenMetrics to the text format, or takes nothing else. Who says nothing
-/// gets the text format.
+/// Whether a client accepts OpenMetrics and does not prefer the older format, which is the default.
 fn wants_open_metrics(accept: &str) -> bool {
     let weight = |wanted: &[&str]| {
         let ranges = accept.split(',').filter_map(|range| {
@@ -93,7 +102,7 @@ fn wants_open_metrics(accept: &str) -> bool {
     open_metrics > 0.0 && open_metrics >= weight(&["text/plain", "text/*"])
 }
 
-/// Everything but the process.
+/// All series but those of the process.
 struct Page(Arc<Edge>);
 
 impl fmt::Debug for Page {
@@ -104,10 +113,10 @@ impl fmt::Debug for Page {
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let versions = Versions::of(&self.0);
+        let versions = Versions::new(&self.0);
         let mut shadows = self.0.shadows.counts();
         shadows.retain(|(model, counts)| {
-            versions.contain(&VersionId { name: model.clone(), version: counts.candidate.clone() })
+            versions.contains(&VersionId { name: model.clone(), version: counts.candidate.clone() })
         });
         server::encode(&self.0, &mut encoder)?;
         versions.encode(&mut encoder)?;
@@ -115,22 +124,26 @@ impl Collector for Page {
     }
 }
 
-/// Name, help and unit of a family.
-type Name<'a> = (&'a str, &'a str, Option<&'a Unit>);
-
-/// What tells the series of a family apart.
+/// The labels of a series.
 type Labels = Vec<(&'static str, String)>;
 
-/// One family, unless it has no series.
+/// Write one family, unless it has no series.
 fn write<M: EncodeMetric>(
     encoder: &mut DescriptorEncoder<'_>,
-    (name, help, unit): Name<'_>,
+    family: &Family,
     series: impl IntoIterator<Item = (Labels, M)>,
 ) -> fmt::Result {
     let mut series = series.into_iter().peekable();
     let Some((_, first)) = series.peek() else { return Ok(()) };
-    let mut family = encoder.encode_descriptor(name, help, unit, first.metric_type())?;
+    let metric_type = first.metric_type();
+    debug_assert!(family.kind.matches(metric_type), "{family:?} has series of another type");
+    let Family { name, unit, help, labels: family_labels, .. } = family;
+    let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), metric_type)?;
     for (labels, metric) in series {
+        debug_assert!(
+            labels.iter().map(|(name, _)| *name).eq(family_labels.iter().copied()),
+            "{name}: {labels:?}"
+        );
         metric.encode(family.encode_family(&labels)?)?;
     }
     Ok(())
@@ -140,7 +153,7 @@ fn gauge(value: usize) -> ConstGauge<i64> {
     ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-/// All of the times in seconds, or of the sizes, and how many there were up to each bound.
+/// A histogram: the sum of all values, and the count of each bucket by its upper bound.
 struct Times((f64, Vec<(f64, u64)>));
 
 impl EncodeMetric for Times {
@@ -160,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn open_metrics_is_for_who_asks_for_it() {
+    fn open_metrics_is_sent_only_when_accepted() {
         let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;\
                           version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
         for (accept, wanted) in [

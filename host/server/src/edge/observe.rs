@@ -15,14 +15,14 @@ use super::error::{ApiError, ErrorCode};
 use super::idempotency::Answer;
 use super::unread::Unread;
 use super::{encoding, host, oip, problem};
-use crate::observe::meters::{Counted, Listener, Meters};
-use crate::observe::trace::{Summary, Traced, Tracer};
+use crate::observe::server_metrics::{GaugeGuard, ListenerMetrics, ServerMetrics};
+use crate::observe::trace::{RequestSummary, TraceContext, Tracer};
 use guesthouse_control::router::{Reason, Route};
 use guesthouse_model::VersionId;
 use guesthouse_runtime::clock;
 use guesthouse_runtime::measure::Counter;
 use guesthouse_runtime::stages::StageTimer;
-use guesthouse_runtime::version::{Measured, Statistics};
+use guesthouse_runtime::version::{Statistics, VersionMetrics};
 
 /// The header that brings and returns a request's id.
 pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -87,9 +87,9 @@ pub(crate) struct Account {
     pub(crate) reason: Option<Reason>,
     pub(crate) rows: usize,
     /// Where the version counts the answer, and the version's role.
-    measured: Option<(Arc<Measured>, Arc<Statistics>, &'static str)>,
+    measured: Option<(Arc<VersionMetrics>, Arc<Statistics>, &'static str)>,
     /// The trace that the request belongs to.
-    pub(crate) traced: Option<Traced>,
+    pub(crate) traced: Option<TraceContext>,
     /// What the limits say that it met.
     pub(crate) allowance: Allowance,
 }
@@ -103,7 +103,7 @@ impl Account {
     /// The same by what stands before the body.
     pub(super) fn of_head(headers: &HeaderMap, extensions: &Extensions) -> Self {
         let request_id = RequestId::of(headers);
-        let traced = extensions.get::<Traced>().cloned();
+        let traced = extensions.get::<TraceContext>().cloned();
         let (caller, version, reason, measured) = (None, None, None, None);
         let allowance = Allowance::default();
         Self { request_id, caller, version, reason, rows: 0, measured, traced, allowance }
@@ -121,7 +121,7 @@ impl Account {
     pub(crate) fn route_to(&mut self, route: &Route) {
         self.version = Some(route.version.id().clone());
         self.reason = Some(route.reason);
-        let (measured, statistics) = (route.version.measured(), route.version.statistics());
+        let (measured, statistics) = (route.version.metrics(), route.version.statistics());
         self.measured = Some((Arc::clone(measured), Arc::clone(statistics), route.role.as_str()));
     }
 
@@ -129,7 +129,7 @@ impl Account {
     pub(super) fn timer(&self) -> StageTimer {
         // Of the highest level, so that it is there at every: what goes wrong is logged with the id.
         let span = tracing::error_span!("predict", request_id = self.request_id.as_str());
-        StageTimer { span, recorder: self.traced.as_ref().and_then(Traced::recorder) }
+        StageTimer { span, recorder: self.traced.as_ref().and_then(TraceContext::recorder) }
     }
 
     /// What every answer says of its request beside what was asked for.
@@ -141,7 +141,7 @@ impl Account {
     }
 
     fn tell_trace(&self, headers: &mut HeaderMap) {
-        let response = self.traced.as_ref().and_then(Traced::response);
+        let response = self.traced.as_ref().and_then(TraceContext::response_header);
         if let Some(value) = response.and_then(|value| HeaderValue::from_str(&value).ok()) {
             headers.insert(TRACE_RESPONSE, value);
         }
@@ -170,16 +170,16 @@ pub(super) fn answered(outcome: Result<Response, ApiError>, account: Account) ->
 #[derive(Debug, Clone)]
 pub enum Way {
     /// The callers'.
-    Public(Arc<Meters>),
+    Public(Arc<ServerMetrics>),
     /// The same callers' by gRPC.
-    Grpc(Arc<Meters>),
+    Grpc(Arc<ServerMetrics>),
     /// The operators'.
-    Admin(Arc<Meters>),
+    Admin(Arc<ServerMetrics>),
 }
 
 impl Way {
     /// Where it is counted.
-    pub(super) fn meters(&self) -> &Listener {
+    pub(super) fn meters(&self) -> &ListenerMetrics {
         match self {
             Self::Public(meters) => &meters.public,
             Self::Grpc(meters) => &meters.grpc,
@@ -206,7 +206,7 @@ pub(crate) async fn each_request(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let _in_flight = Counted::on(&way.meters().in_flight);
+    let _in_flight = GaugeGuard::new(&way.meters().in_flight);
     let endpoint = request.extensions().get::<MatchedPath>().cloned().map(Endpoint::Pattern);
     let mut line = Line::begin(&mut request, endpoint, way.clone(), tracer.as_deref());
     let unread = Unread::of(&mut request);
@@ -232,13 +232,13 @@ pub(crate) async fn each_request(
     }
     if let Some(error) = &error {
         let (body, media_type) = if wants_problem {
-            (error.problem(id.as_str()), "application/problem+json")
+            (to_json(&error.problem(id.as_str())), "application/problem+json")
         } else if is_of_oip {
-            (error.in_protocol_form(id.as_str()), "application/json")
+            (to_json(&error.protocol_body(id.as_str())), "application/json")
         } else {
-            (error.body(id.as_str()), "application/json")
+            (to_json(&error.body(id.as_str())), "application/json")
         };
-        *response.body_mut() = body.to_string().into();
+        *response.body_mut() = body.into();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     }
     let endpoint = line.endpoint.as_ref().map_or("", Endpoint::as_str);
@@ -249,6 +249,10 @@ pub(crate) async fn each_request(
     line.status = Some(response.status().as_u16());
     line.error_code = error.map(|error| error.code.as_str());
     response
+}
+
+fn to_json(body: &impl serde::Serialize) -> String {
+    serde_json::to_string(body).expect("bodies of errors are texts and numbers")
 }
 
 /// What stands in the log for a request whose caller left before it was answered: nginx's word.
@@ -314,7 +318,8 @@ impl Line {
         tracer: Option<&Tracer>,
     ) -> Self {
         let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
-        if let Some(traced) = Traced::begin(tracer, header(TRACE_PARENT), header(TRACE_STATE)) {
+        if let Some(traced) = TraceContext::start(tracer, header(TRACE_PARENT), header(TRACE_STATE))
+        {
             request.extensions_mut().insert(traced);
         }
         let account = Account::of(request);
@@ -361,12 +366,12 @@ impl Drop for Line {
         let account = &self.account;
         let route = self.endpoint.as_ref().map(Endpoint::as_str);
         let version = account.version.as_ref();
-        let trace = account.traced.as_ref().and_then(Traced::trace);
+        let trace = account.traced.as_ref().and_then(TraceContext::spans);
         if let (Some(trace), false) = (trace, self.is_part) {
             let version = version.map(|id| (id.name.as_str(), id.version.to_string()));
             let (method, error_code) = (self.method, self.error_code);
             let reason = account.reason.map(Reason::as_str);
-            trace.end(&Summary { method, route, status, error_code, version, reason });
+            trace.finish(&RequestSummary { method, route, status, error_code, version, reason });
         }
         if route.is_some_and(|route| PROBED.contains(&route)) {
             return;
@@ -407,9 +412,9 @@ impl Line {
         }
         let Some((measured, statistics, role)) = &self.account.measured else { return };
         if status < 400 {
-            statistics.request_answered(time);
+            statistics.record_success(time);
         } else {
-            statistics.request_failed(time);
+            statistics.record_failure(time);
         }
         measured.requests.with(route, |counts| counts.with(&(*role, status), Counter::count));
         measured.total.with(role, |times| times.record(time));

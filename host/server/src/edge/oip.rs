@@ -4,17 +4,10 @@
 //! the bodies, and which answer is which. Every answer is `application/json`, but for those with tensors
 //! in their raw form; errors have their words in `error`, as the protocol's clients expect.
 
-mod answer;
-mod elements;
-mod reader;
-mod request;
-#[cfg(any(test, feature = "fuzzing"))]
-mod round_trip;
-
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
@@ -24,18 +17,16 @@ use axum::routing::{get, post};
 use serde::Serialize;
 use serde_json::json;
 
-use self::answer::Forms;
-use self::reader::{Read, Reader};
-use self::request::{Layout, RestRequest};
-use super::body::{self, Form};
+use super::body;
+use super::codec::oip::{OipCodec, check_media_type, request};
+use super::codec::tensors::{Parameters, in_protocol_words, named};
 use super::error::{ApiError, ErrorCode};
-use super::infer::about::{self, Asker};
-use super::infer::{InferRequest, Inferred, Parameters, in_protocol_words, infer_with, named};
+use super::model_info::{self as about, Asker};
 use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
-use super::passage::{Asked, Passage};
-use super::{Edge, Policy, Shared, shadowed};
-use guesthouse_model::{Datatype, Signature, Tensor};
+use super::pipeline::predict_over_http;
+use super::{Edge, Policy, Shared};
+use guesthouse_control::registry::Snapshot;
 
 /// The endpoints.
 pub(super) fn endpoints() -> Router<Arc<Edge>> {
@@ -73,12 +64,6 @@ pub(super) fn has_path(path: &str) -> bool {
 /// Whether that is the pattern of an endpoint that answers with tensors.
 pub(super) fn is_inference(pattern: &str) -> bool {
     pattern.starts_with("/v2/") && pattern.ends_with("/infer")
-}
-
-/// Read a body, of which so many bytes are JSON if that is said.
-#[cfg(any(test, feature = "fuzzing"))]
-pub(super) fn fuzz_body(body: &[u8], length: Option<usize>) {
-    round_trip::read(body, length.map_or(Layout::Json, Layout::JsonThenTensors));
 }
 
 /// The model, and the version if the path names one.
@@ -202,13 +187,8 @@ async fn index(State(edge): Shared, request: Request) -> Response {
         let mut asker = Asker { edge: &edge, headers: &parts.headers, account: &mut account };
         // Who may not ask is not listened to.
         asker.reader_of_index()?;
-        let mut only_ready = None;
         let body = read_small(&edge, &parts.headers, body).await?;
-        fields(&body, |reader, field| match field {
-            "ready" => request::once(reader, &mut only_ready, |reader| reader.boolean()),
-            _ => reader.skip(),
-        })?;
-        let only_ready = only_ready.unwrap_or(false);
+        let only_ready = request::parse_only_ready(&body)?;
         let make = move |edge: &Edge, _: &Key| Ok(Content::json(&about::index(edge, only_ready)));
         let page = edge.page(Key::plain(Kind::Index { only_ready }, Scope::All), make).await?;
         Ok(page.respond(&parts.headers))
@@ -243,13 +223,9 @@ async fn change(
     let outcome = async {
         let mut asker = Asker { edge, headers: &parts.headers, account: &mut account };
         asker.changer()?;
-        let mut parameters = None;
         let body = read_small(edge, asker.headers, body).await?;
-        fields(&body, |reader, field| match field {
-            "parameters" => request::once(reader, &mut parameters, request::parameters),
-            _ => reader.skip(),
-        })?;
-        make(asker, parameters.unwrap_or_default()).await?;
+        let parameters = request::parse_parameters(&body)?;
+        make(asker, parameters).await?;
         Ok(tell(&json!({})))
     };
     let outcome = outcome.await;
@@ -261,124 +237,18 @@ async fn read_small(
     edge: &Edge,
     headers: &HeaderMap,
     body: axum::body::Body,
-) -> Result<body::Received, ApiError> {
+) -> Result<Bytes, ApiError> {
     let limits = edge.policy.load().limits;
-    body::read_tensors(headers, body, &limits, &edge.bodies).await
-}
-
-fn fields(
-    body: &[u8],
-    field: impl FnMut(&mut Reader<'_>, &str) -> Read<()>,
-) -> Result<(), ApiError> {
-    let text =
-        str::from_utf8(body).map_err(|_error| ApiError::malformed("the JSON is not UTF-8"))?;
-    if text.trim_ascii().is_empty() {
-        return Ok(());
-    }
-    let mut reader = Reader::new(text);
-    reader.object(field)?;
-    Ok(reader.end()?)
+    check_media_type(headers)?;
+    let body = body::read(headers, body, &limits, &edge.bodies).await?;
+    Ok(body.bytes)
 }
 
 /// `POST …/infer`
 async fn infer(State(edge): Shared, path: Named, request: Request) -> Response {
     let (model, version) = model_of(&path);
-    let mut account = Account::of(&request);
-    let mut interrupted = edge.interrupted.clone();
-    let policy = edge.policy.load_full();
-    let target = named(model, version);
-    let asked = Asked { edge: &edge, policy: &policy, target, form: Form::Single };
-    let outcome = tokio::select! {
-        outcome = run(asked, request, &mut account) => outcome,
-        // The guest that works for it is interrupted when this is dropped.
-        Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::going_down()),
-    };
-    let outcome = outcome.and_then(|(inferred, forms)| {
-        respond(&edge, &policy, inferred, &forms, account.request_id.as_str())
-    });
-    answered(outcome.map_err(|error| in_protocol_words(error, &edge, model)), account)
-}
-
-async fn run(
-    asked: Asked<'_>,
-    request: Request,
-    account: &mut Account,
-) -> Result<(Inferred, Forms), ApiError> {
-    let (parts, body) = request.into_parts();
-    let mut passage = Passage::begin(asked, &parts.headers, account)?;
-    let layout = Layout::of(&parts.headers)?;
-    passage.knock(account)?;
-    let (edge, limits) = (passage.edge, &passage.policy.limits);
-    let body = body::read_tensors(&parts.headers, body, limits, &edge.bodies).await?;
-    let complete = Instant::now();
-    if layout == Layout::Raw {
-        let request = InferRequest {
-            id: None,
-            parameters: Parameters::new(),
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-        };
-        let fill = |signature: &Signature, request: &mut InferRequest| {
-            request.inputs.push(raw_input(signature, &body)?);
-            Ok(())
-        };
-        let inferred = infer_with(&mut passage, request, complete, account, fill).await?;
-        // Who sends no JSON reads none.
-        return Ok((inferred, Forms::of(true, &[])?));
-    }
-    let RestRequest { request, binary_outputs } = request::parse(&body, layout)?;
-    let forms = Forms::of(binary_outputs, &request.outputs)?;
-    let check = |signature: &Signature, request: &mut InferRequest| {
-        forms.check(signature, &request.outputs)
-    };
-    let inferred = infer_with(&mut passage, request, complete, account, check).await?;
-    Ok((inferred, forms))
-}
-
-/// The one row of the one input: its elements, or the bytes of its one byte string. One dimension may be
-/// of any size, because the length says which.
-fn raw_input(signature: &Signature, body: &[u8]) -> Result<Tensor, ApiError> {
-    let [field] = &signature.inputs[..] else {
-        return Err(ApiError::malformed("a body without JSON is for models with one input"));
-    };
-    let Some(size) = field.datatype.element_size() else {
-        if field.row_shape.iter().any(|size| size.is_some_and(|size| size != 1)) {
-            return Err(ApiError::malformed("a body without JSON is for one byte string alone"));
-        }
-        let length = u32::try_from(body.len());
-        let length = length.map_err(|_error| ApiError::malformed("the byte string is too long"))?;
-        let shape = vec![1; field.row_shape.len() + 1];
-        let data = [&length.to_le_bytes(), body].concat();
-        return Ok(Tensor { name: field.name.clone(), datatype: Datatype::Bytes, shape, data });
-    };
-    let known = field.row_shape.iter().flatten();
-    let known = known.map(|size| u64::from(*size)).try_fold(size as u64, u64::checked_mul);
-    let unknown = field.row_shape.iter().filter(|size| size.is_none()).count();
-    let length = body.len() as u64;
-    let rest = match (known, unknown) {
-        (Some(known), 0) if known == length => 1,
-        (Some(known), 1) if known > 0 && length.is_multiple_of(known) => length / known,
-        _ => {
-            let message = "the body is not as long as the one input of the model";
-            return Err(ApiError::malformed(message));
-        }
-    };
-    let row = field.row_shape.iter().map(|size| size.map_or(rest, u64::from));
-    let shape = std::iter::once(1).chain(row).collect();
-    let (name, datatype, data) = (field.name.clone(), field.datatype, body.to_vec());
-    Ok(Tensor { name, datatype, shape, data })
-}
-
-fn respond(
-    edge: &Edge,
-    policy: &Policy,
-    mut inferred: Inferred,
-    forms: &Forms,
-    request_id: &str,
-) -> Result<Response, ApiError> {
-    let begin = Instant::now();
-    let body = answer::write(&inferred.version, inferred.id.as_deref(), &inferred.outputs, forms)?;
-    inferred.encoded(begin);
-    let comparison = inferred.comparison(policy, request_id);
-    Ok(shadowed::compare_after(body.into_response(), comparison, &edge.shadows))
+    let target = |_: &Policy, _: &Snapshot| named(model, version);
+    let words = |error| in_protocol_words(error, model);
+    let codec = |parts: &Parts| OipCodec::new(&parts.headers);
+    predict_over_http(&edge, target, codec, words, request).await
 }

@@ -26,6 +26,7 @@ use super::catalogue::{known_model, known_version};
 use super::observe::{Account, answered};
 use super::pages::{Content, Key, Kind, Scope};
 use super::{Edge, Policy, Shared, forwarded};
+use crate::api::catalogue::VersionSchemas;
 use guesthouse_control::registry::{Snapshot, VersionState};
 use guesthouse_control::router;
 use guesthouse_model::{ModelName, Selector};
@@ -96,14 +97,14 @@ fn schemas_of(policy: &Policy, version: &ServableVersion) -> Content {
         schema["$schema"] = json!(dialect);
         schema
     };
-    Content::json(&json!({
-        "model": version.id().name.as_str(),
-        "version": version.id().version.to_string(),
-        "request": whole(schemas.request()),
-        "response": whole(schemas.response()),
-        "batch_request": whole(schemas.batch_request()),
-        "batch_response": whole(schemas.batch_response()),
-    }))
+    Content::json(&VersionSchemas {
+        model: version.id().name.clone(),
+        version: version.id().version.clone(),
+        request: whole(schemas.request()),
+        response: whole(schemas.response()),
+        batch_request: whole(schemas.batch_request()),
+        batch_response: whole(schemas.batch_response()),
+    })
 }
 
 /// Where the paths begin: under the path at which a proxy says that it serves them, for tools that cannot

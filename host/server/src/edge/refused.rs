@@ -45,11 +45,11 @@ fn of_artifact(error: &ArtifactError) -> ErrorCode {
 fn of_load(error: &LoadError) -> ErrorCode {
     match error {
         LoadError::Artifact(error) => of_artifact(error),
-        LoadError::DoesNotFit(_) => ErrorCode::Conflict,
+        LoadError::BudgetExceeded(_) => ErrorCode::Conflict,
         LoadError::Preinit(_) | LoadError::Proof(_) if error.cause() == FailureCause::Transient => {
             ErrorCode::Internal
         }
-        LoadError::Preinit(_) | LoadError::Signature | LoadError::Proof(_) => {
+        LoadError::Preinit(_) | LoadError::Signature(_) | LoadError::Proof(_) => {
             ErrorCode::UnacceptableArtifact
         }
         LoadError::Store(error) if error.is_full() => ErrorCode::InsufficientStorage,

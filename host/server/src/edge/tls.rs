@@ -22,7 +22,7 @@ use tokio_rustls::server::TlsStream;
 
 pub use self::pem::TlsError;
 use super::listener::{Socket, stopped};
-use crate::config::TlsFile;
+use crate::config::TlsSection;
 
 /// How often the files are looked at: certificates are renewed days before they end.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ const H2: &[u8] = b"h2";
 
 /// The certificate that new connections get.
 pub struct Tls {
-    files: TlsFile,
+    files: TlsSection,
     current: ArcSwap<ServerConfig>,
     /// What the files were when that was made of them.
     seen: Option<Seen>,
@@ -51,7 +51,7 @@ impl Tls {
     ///
     /// # Errors
     /// [`TlsError`], if there is none that could be used.
-    pub fn open(files: TlsFile) -> Result<Self, TlsError> {
+    pub fn open(files: TlsSection) -> Result<Self, TlsError> {
         // Before the files are read: a change in between is found at the next look.
         let seen = look(&files).ok();
         let current = ArcSwap::from_pointee(load(&files)?);
@@ -105,7 +105,7 @@ pub(super) fn is_http2(stream: &TlsStream<Socket>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(H2)
 }
 
-fn look(files: &TlsFile) -> io::Result<Seen> {
+fn look(files: &TlsSection) -> io::Result<Seen> {
     let identity = |path: &Path| -> io::Result<Identity> {
         let file = fs::metadata(path)?;
         Ok((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
@@ -113,7 +113,7 @@ fn look(files: &TlsFile) -> io::Result<Seen> {
     Ok([identity(&files.certificate)?, identity(&files.key)?])
 }
 
-fn load(files: &TlsFile) -> Result<ServerConfig, TlsError> {
+fn load(files: &TlsSection) -> Result<ServerConfig, TlsError> {
     let chain = pem::certificates(&files.certificate)?;
     let key = pem::private_key(&files.key)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());

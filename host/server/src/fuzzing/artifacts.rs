@@ -21,7 +21,7 @@ pub(super) fn artifact(bytes: &[u8]) {
 
 /// What the host relies on in an artifact.
 fn read(artifact: &Artifact, bytes: &[u8]) {
-    assert_eq!(artifact.digest(), Digest::of(bytes));
+    assert_eq!(artifact.digest(), Digest::from_content(bytes));
     assert_eq!(artifact.size_bytes(), bytes.len());
     let mut copy = Vec::new();
     artifact.copy_to(&mut copy).expect("it is in memory");
@@ -38,7 +38,7 @@ fn read(artifact: &Artifact, bytes: &[u8]) {
         let asset = artifact.read_asset(name, 0, usize::MAX);
         let asset = asset.expect("an asset that is listed is there");
         assert_eq!((asset.len(), artifact.asset_bytes(name)), (length, Some(length)));
-        assert_eq!(Some(&Digest::of(&asset).to_string()), descriptor.assets.get(name));
+        assert_eq!(Some(&Digest::from_content(&asset).to_string()), descriptor.assets.get(name));
         assert!(!name.contains(['/', '\\']) && !name.is_empty());
         assets += 1;
     }
@@ -48,7 +48,7 @@ fn read(artifact: &Artifact, bytes: &[u8]) {
         assert!(signature.check().is_ok());
     }
     let component = artifact.component().expect("it is in memory");
-    assert_eq!(artifact.component_digest().ok(), Some(Digest::of(&component)));
+    assert_eq!(artifact.component_digest().ok(), Some(Digest::from_content(&component)));
     assert!(component.len() <= bytes.len());
     assert!(wasmparser::Parser::is_component(&component));
     assert!(Artifact::from_bytes(component).is_err(), "what was packed is not in the component");
@@ -105,7 +105,7 @@ fn with_digest<'a>(descriptor: &'a [u8], asset: &[u8]) -> Cow<'a, [u8]> {
     let Some(place) = descriptor.iter().position(|byte| *byte == b'@') else {
         return descriptor.into();
     };
-    let digest = Digest::of(asset).to_string();
+    let digest = Digest::from_content(asset).to_string();
     [&descriptor[..place], digest.as_bytes(), &descriptor[place + 1..]].concat().into()
 }
 

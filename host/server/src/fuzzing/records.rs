@@ -128,7 +128,7 @@ pub(super) fn output(bytes: &[u8]) {
     let names: Vec<_> = signature.outputs.iter().map(|field| field.name.as_str()).collect();
     for record in &records {
         assert!(record.keys().eq(names.iter()));
-        assert_eq!(record::difference(record, record, &[].into()), None);
+        assert_eq!(record::compare_golden(record, record, &[].into()), None);
         let read: Map<String, Value> =
             serde_json::from_str(&Value::from(record.clone()).to_string()).expect("it is JSON");
         assert_eq!(read, *record);
@@ -151,7 +151,7 @@ pub(super) fn signature(bytes: &[u8]) {
         let again = SignatureSnapshot::parse(snapshot.as_bytes()).expect("a snapshot can be read");
         assert_eq!(again.canonical(), snapshot);
         assert!(
-            contract::least_bump(&contract::changes(signature, &again.signature))
+            contract::required_bump(&contract::changes(signature, &again.signature))
                 == contract::Bump::Patch
         );
         // The defaults of inputs, where no other is needed.

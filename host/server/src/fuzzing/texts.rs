@@ -27,7 +27,7 @@ pub(super) fn config(bytes: &[u8]) {
     let Ok(overrides) = beside.map(Override::from_argument).collect::<Result<Vec<_>, _>>() else {
         return;
     };
-    let settle = || ConfigFile::parse(text, Path::new(""), &overrides).ok()?.settle().ok();
+    let settle = || ConfigFile::parse(text, Path::new(""), &overrides).ok()?.validate().ok();
     let Some(settings) = settle() else { return };
     assert_eq!(format!("{:?}", Some(&settings)), format!("{:?}", settle().as_ref()));
     let limits = &settings.limits;

@@ -1,9 +1,9 @@
-//! Requests and answers that are kept, where an operator has asked for a share of them.
+//! Captures a sample of requests and responses in files, if the operator has enabled it.
 //!
-//! This is the one place that writes down what callers send. Nobody waits for it: what is to be kept
-//! goes through a queue that is bounded in entries and bytes to a thread that writes JSON lines, and what
-//! does not fit is counted and forgotten. Files are for their owner alone, and of a bounded size and
-//! number. Which requests are kept is decided elsewhere.
+//! This is the only place that stores what callers send. It does not delay requests: captured
+//! requests go through a queue that is bounded in entries and bytes to a thread that writes JSON
+//! lines; if the queue is full, they are dropped and counted. The files are readable by their owner
+//! only, and bounded in size and number. Which requests are captured is decided by the caller.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
@@ -24,42 +24,42 @@ use serde_json::{Value, json};
 use guesthouse_runtime::clock;
 use guesthouse_runtime::measure::Counter;
 
-/// Entries that wait to be written.
+/// The most requests that wait to be written.
 const QUEUED: usize = 256;
 
-/// All bytes that wait to be written: a few of the largest bodies, or thousands of small ones.
+/// The most bytes that wait to be written: a few of the largest bodies, or thousands of small ones.
 const QUEUED_BYTES: usize = 32 << 20;
 
-/// The name of the file that is written to; older ones have a number behind `capture`.
+/// The name of the current file; older files have a number after `capture`.
 const FILE: &str = "capture.jsonl";
 
-/// Where what is kept goes.
+/// The folder and the size limits of captured requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaptureSettings {
-    /// The folder; made when there is something to write.
+    /// The folder; created when the first request is written.
     pub folder: PathBuf,
-    /// A file that is larger makes room for the next one.
+    /// The size at which a file is rotated, in bytes.
     pub file_bytes: u64,
-    /// How many files there are at most.
+    /// The most files.
     pub files: usize,
 }
 
-/// A request and its answer.
+/// A request and its response.
 #[derive(Debug)]
-pub struct Captured {
-    /// The request's id.
+pub struct CapturedRequest {
+    /// The id of the request.
     pub request_id: String,
-    /// The model that answered.
+    /// The name of the model.
     pub model: String,
-    /// Its version.
+    /// The version that answered.
     pub version: String,
-    /// The body as it was sent.
+    /// The request body as it was sent.
     pub request: Vec<u8>,
-    /// The body of the answer.
+    /// The response body.
     pub response: Vec<u8>,
 }
 
-impl Captured {
+impl CapturedRequest {
     fn bytes(&self) -> usize {
         self.request.len() + self.response.len()
     }
@@ -81,43 +81,43 @@ impl Captured {
     }
 }
 
-/// The way to the files.
+/// A handle to the thread that writes captured requests.
 #[derive(Debug)]
-pub struct Capture {
-    /// Until the end.
-    queue: Mutex<Option<SyncSender<Captured>>>,
-    shared: Arc<Shared>,
-    /// Hears nothing, and ends with the thread.
+pub struct CaptureWriter {
+    /// `None` after the shutdown.
+    queue: Mutex<Option<SyncSender<CapturedRequest>>>,
+    shared: Arc<CaptureShared>,
+    /// Disconnects when the thread ends; nothing is sent.
     over: Mutex<Receiver<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct CaptureShared {
     waiting_bytes: AtomicUsize,
     written: Counter,
     dropped: Counter,
     failed: Counter,
 }
 
-impl Capture {
-    /// Start the thread. Nothing is written before there is something.
+impl CaptureWriter {
+    /// Start the thread. No file is created before the first request.
     ///
     /// # Errors
-    /// The machine gives no more threads.
+    /// The system cannot create the thread.
     pub fn start(settings: CaptureSettings) -> io::Result<Self> {
         let (queue, entries) = mpsc::sync_channel(QUEUED);
         let (alive, over) = mpsc::channel();
-        let shared = Arc::<Shared>::default();
-        let of_thread = Arc::clone(&shared);
+        let shared = Arc::<CaptureShared>::default();
+        let thread_shared = Arc::clone(&shared);
         thread::Builder::new().name("capture".to_owned()).spawn(move || {
-            write(&entries, &of_thread, &settings);
+            write(&entries, &thread_shared, &settings);
             drop::<mpsc::Sender<()>>(alive);
         })?;
         Ok(Self { queue: Mutex::new(Some(queue)), shared, over: Mutex::new(over) })
     }
 
-    /// Keep it, if there is room.
-    pub fn offer(&self, entry: Captured) {
+    /// Enqueue a request; it is dropped and counted if the queue is full.
+    pub fn enqueue(&self, entry: CapturedRequest) {
         let (shared, bytes) = (&self.shared, entry.bytes());
         let before = shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,22 +129,23 @@ impl Capture {
         }
     }
 
-    /// How many were written, dropped for want of room, and lost to the disk.
+    /// The number of requests that were written, that were dropped because the queue was full, and
+    /// whose writing failed.
     pub fn counts(&self) -> [(&'static str, u64); 3] {
-        let Shared { written, dropped, failed, .. } = &*self.shared;
+        let CaptureShared { written, dropped, failed, .. } = &*self.shared;
         [("written", written.total()), ("dropped", dropped.total()), ("failed", failed.total())]
     }
 
-    /// Write what waits, for that long at most.
-    pub fn finish(&self, time: Duration) {
+    /// Write the enqueued requests, for at most this time, and stop.
+    pub fn shutdown(&self, time: Duration) {
         drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
         let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        // An error is the end that is waited for, or the end of patience.
+        // The error is the awaited disconnection or a timeout.
         let _ = over.recv_timeout(time);
     }
 }
 
-fn write(entries: &Receiver<Captured>, shared: &Shared, settings: &CaptureSettings) {
+fn write(entries: &Receiver<CapturedRequest>, shared: &CaptureShared, settings: &CaptureSettings) {
     let mut file = None;
     let mut was_failing = false;
     for entry in entries {
@@ -155,10 +156,10 @@ fn write(entries: &Receiver<Captured>, shared: &Shared, settings: &CaptureSettin
             Ok(()) => shared.written.count(),
             Err(error) => {
                 shared.failed.count();
-                // Half a line may be there, which goes when the file is opened for the next one.
+                // The file may end with a partial line, which is removed when it is opened again.
                 file = None;
                 if !was_failing {
-                    tracing::error!(%error, "cannot keep captured requests");
+                    tracing::error!(%error, "cannot write captured requests");
                 }
             }
         }
@@ -192,14 +193,15 @@ fn open(settings: &CaptureSettings) -> io::Result<(File, u64)> {
     let mut options = OpenOptions::new();
     options.read(true).append(true).create(true).mode(0o600).custom_flags(no_link);
     let file = options.open(settings.folder.join(FILE))?;
-    // It may have been there before.
+    // The file may have existed with other permissions.
     file.set_permissions(Permissions::from_mode(0o600))?;
     let length = whole_lines(&file, file.metadata()?.len())?;
     file.set_len(length)?;
     Ok((file, length))
 }
 
-/// How much of a file are whole lines: a full disk, or the end of the process, may have cut the last one.
+/// The length of the complete lines of a file: a full disk, or the end of the process, may have
+/// truncated the last line.
 fn whole_lines(file: &File, length: u64) -> io::Result<u64> {
     let mut part = [0; 64 << 10];
     let mut end = length;
@@ -215,7 +217,7 @@ fn whole_lines(file: &File, length: u64) -> io::Result<u64> {
     Ok(0)
 }
 
-/// The newest file is numbered 1, and so on; the one that is one too many goes.
+/// Rename the files to the next numbers, beginning with 1 for the newest, and remove the oldest.
 fn rotate(settings: &CaptureSettings) -> io::Result<()> {
     let name = |number: usize| match number {
         0 => settings.folder.join(FILE),
@@ -240,9 +242,15 @@ fn rotate(settings: &CaptureSettings) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn entry(request: &[u8]) -> Captured {
+    fn entry(request: &[u8]) -> CapturedRequest {
         let (request_id, model, version) = ("a".to_owned(), "m".to_owned(), "1.0.0".to_owned());
-        Captured { request_id, model, version, request: request.to_vec(), response: b"{}".to_vec() }
+        CapturedRequest {
+            request_id,
+            model,
+            version,
+            request: request.to_vec(),
+            response: b"{}".to_vec(),
+        }
     }
 
     #[test]
@@ -250,11 +258,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let settings =
             CaptureSettings { folder: folder.path().join("new"), file_bytes: 500, files: 3 };
-        let capture = Capture::start(settings.clone()).unwrap();
+        let capture = CaptureWriter::start(settings.clone()).unwrap();
         for number in 0..50 {
-            capture.offer(entry(format!("{{\"number\":{number}}}").as_bytes()));
+            capture.enqueue(entry(format!("{{\"number\":{number}}}").as_bytes()));
         }
-        capture.finish(Duration::from_secs(60));
+        capture.shutdown(Duration::from_secs(60));
         assert_eq!(capture.counts(), [("written", 50), ("dropped", 0), ("failed", 0)]);
         let mut names: Vec<_> = std::fs::read_dir(&settings.folder).unwrap().collect();
         assert_eq!(names.len(), 3);
@@ -266,12 +274,12 @@ mod tests {
         let last = std::fs::read_to_string(settings.folder.join(FILE)).unwrap();
         let last: Value = serde_json::from_str(last.lines().last().unwrap()).unwrap();
         assert_eq!(last["request"]["number"], 49);
-        capture.offer(entry(b"{}"));
+        capture.enqueue(entry(b"{}"));
         assert_eq!(capture.counts()[1], ("dropped", 1));
     }
 
     #[test]
-    fn half_a_line_makes_room_for_whole_ones() {
+    fn a_partial_last_line_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let settings =
             CaptureSettings { folder: folder.path().to_owned(), file_bytes: 1 << 20, files: 2 };
@@ -279,9 +287,9 @@ mod tests {
         let cut = "x".repeat(100_000);
         for (before, kept) in [(format!("{{}}\n{cut}"), 1), (cut.clone(), 0), (String::new(), 0)] {
             std::fs::write(&file, before).unwrap();
-            let capture = Capture::start(settings.clone()).unwrap();
-            capture.offer(entry(b"{}"));
-            capture.finish(Duration::from_secs(60));
+            let capture = CaptureWriter::start(settings.clone()).unwrap();
+            capture.enqueue(entry(b"{}"));
+            capture.shutdown(Duration::from_secs(60));
             let text = std::fs::read_to_string(&file).unwrap();
             let lines = text.lines().map(serde_json::from_str::<Value>);
             assert_eq!(lines.collect::<Result<Vec<_>, _>>().unwrap().len(), kept + 1);
@@ -289,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_base64() {
+    fn bodies_other_than_json_are_base64() {
         let line = entry(b"\xff\x00").line(SystemTime::UNIX_EPOCH);
         let line: Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&line["request_base64"], &line["response"]), (&json!("/wA="), &json!({})));
@@ -297,13 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_costs_a_count() {
+    fn a_folder_that_cannot_be_created_is_counted() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let settings =
             CaptureSettings { folder: file.path().join("below"), file_bytes: 500, files: 3 };
-        let capture = Capture::start(settings).unwrap();
-        capture.offer(entry(b"{}"));
-        capture.finish(Duration::from_secs(60));
+        let capture = CaptureWriter::start(settings).unwrap();
+        capture.enqueue(entry(b"{}"));
+        capture.shutdown(Duration::from_secs(60));
         assert_eq!(capture.counts(), [("written", 0), ("dropped", 0), ("failed", 1)]);
     }
 }

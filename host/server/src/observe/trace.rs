@@ -1,9 +1,11 @@
-//! Traces of requests: W3C trace context in and out, and spans to a collector (OTLP over gRPC).
+//! Distributed tracing: W3C trace context in requests and responses, and spans for a collector
+//! (OTLP over gRPC).
 //!
-//! Spans are made from times that are measured anyway, for requests that are sampled; for others there
-//! is a trace id and nothing else. They carry models, versions, endpoints and statuses, and no text of a
-//! caller. Without a collector's address nothing of this runs. Spans wait in a bounded queue, which is
-//! sent by a thread of its own: what does not fit, and what a collector does not take in time, is lost.
+//! Spans are created from times that are measured anyway, for sampled requests only; other requests
+//! just have a trace id. Spans contain models, versions, endpoints and statuses, and no texts of
+//! callers. Without the address of a collector, no spans are created. Spans wait in a bounded queue
+//! that is sent by a separate thread: they are dropped if the queue is full or the collector does
+//! not accept them in time.
 
 use std::fmt;
 use std::str::FromStr as _;
@@ -28,65 +30,65 @@ use guesthouse_runtime::clock;
 use guesthouse_runtime::measure::Counter;
 use guesthouse_runtime::stages::{RecordStage, Stage};
 
-/// Spans that wait to be sent: a second of some 400 sampled requests, about 2 MiB.
+/// The most spans that wait to be sent: a second of some 400 sampled requests, about 2 MiB.
 const QUEUED_SPANS: usize = 2048;
 
-/// Spans of one message: a quarter of the queue.
+/// The most spans of one message: a quarter of the queue.
 const MESSAGE_SPANS: usize = 512;
 
-/// How long spans wait for others.
+/// The interval between messages.
 const SEND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a collector may take for a message. Nobody waits for it but the spans behind.
+/// The timeout of a message. Only further spans wait for it.
 const SEND_TIME: Duration = Duration::from_secs(3);
 
-/// The longest `tracestate` that is passed on, in bytes; the specification asks for as much.
+/// The longest `tracestate` that is propagated, in bytes; the specification requires at least this.
 const MAX_STATE_LENGTH: usize = 512;
 
-/// Where spans go, and of which requests.
+/// The settings of tracing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceSettings {
-    /// The collector's address; without one, there are no spans.
+    /// The address of the collector; without one, no spans are created.
     pub endpoint: Option<String>,
-    /// The share of requests that are sampled, unless whoever called has decided.
+    /// The share of requests that are sampled, unless the caller has decided.
     pub sample: f64,
-    /// What the server calls itself.
+    /// The service name in spans.
     pub service: String,
 }
 
-/// The source of spans.
+/// Creates spans and sends them to the collector.
 #[derive(Debug)]
 pub struct Tracer {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
-    sent: Arc<Sent>,
+    sent: Arc<SpanCounts>,
 }
 
-/// What became of spans.
+/// The counters of spans by outcome.
 #[derive(Debug, Default)]
-pub struct Sent {
-    /// The collector has taken them.
+pub struct SpanCounts {
+    /// Spans that the collector has accepted.
     pub exported: Counter,
-    /// It has not.
+    /// Spans that could not be sent.
     pub failed: Counter,
-    /// There was no room for them.
+    /// Spans that were dropped because the queue was full.
     pub dropped: Counter,
-    /// Neither yet.
+    /// Spans in the queue.
     waiting: AtomicUsize,
 }
 
 impl Tracer {
-    /// A tracer, if there is a collector's address. Nobody connects yet. Must be called on a runtime,
-    /// on which the sending takes place.
+    /// Create a tracer if the settings have the address of a collector. It connects later. Must be
+    /// called on a tokio runtime, on which spans are sent.
     ///
     /// # Errors
-    /// The address is none.
+    /// The address is invalid.
     pub fn start(settings: &TraceSettings) -> Result<Option<Self>, ExporterBuildError> {
         let Some(endpoint) = &settings.endpoint else { return Ok(None) };
         let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic();
         let exporter = exporter.with_endpoint(endpoint).with_timeout(SEND_TIME).build()?;
-        let sent = Arc::<Sent>::default();
-        let exporter = Counting { exporter, sent: Arc::clone(&sent) };
+        let sent = Arc::<SpanCounts>::default();
+        let exporter = CountingExporter { exporter, sent: Arc::clone(&sent) };
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(QUEUED_SPANS)
             .with_max_export_batch_size(MESSAGE_SPANS)
@@ -97,7 +99,10 @@ impl Tracer {
             .with_service_name(settings.service.clone())
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
         let provider = SdkTracerProvider::builder()
-            .with_span_processor(Bounded { queue: processor.build(), sent: Arc::clone(&sent) })
+            .with_span_processor(CountingProcessor {
+                queue: processor.build(),
+                sent: Arc::clone(&sent),
+            })
             .with_sampler(Sampler::ParentBased(Box::new(sampler)))
             .with_resource(resource.build())
             .build();
@@ -105,28 +110,28 @@ impl Tracer {
         Ok(Some(Self { provider, tracer, sent }))
     }
 
-    /// What became of spans.
-    pub fn sent(&self) -> &Sent {
+    /// The counters of spans by outcome.
+    pub fn span_counts(&self) -> &SpanCounts {
         &self.sent
     }
 
-    /// Send what waits, for that long at most. Blocks.
-    pub fn finish(&self, time: Duration) {
-        // Counted where it fails.
+    /// Send the queued spans, for at most this time, and stop. Blocks.
+    pub fn shutdown(&self, time: Duration) {
+        // Failures are counted by the exporter.
         let _ = self.provider.shutdown_with_timeout(time);
     }
 }
 
-/// A queue that counts what it has no room for, which the library's own does for nobody to see.
+/// Counts the spans for which the queue has no room; the library drops them without a counter.
 #[derive(Debug)]
-struct Bounded {
+struct CountingProcessor {
     queue: BatchSpanProcessor,
-    sent: Arc<Sent>,
+    sent: Arc<SpanCounts>,
 }
 
-impl SpanProcessor for Bounded {
-    fn on_start(&self, span: &mut Span, around: &Context) {
-        self.queue.on_start(span, around);
+impl SpanProcessor for CountingProcessor {
+    fn on_start(&self, span: &mut Span, parent_context: &Context) {
+        self.queue.on_start(span, parent_context);
     }
 
     fn on_end(&self, span: SpanData) {
@@ -151,14 +156,14 @@ impl SpanProcessor for Bounded {
     }
 }
 
-/// An exporter whose successes and failures are counted.
+/// Counts the successes and failures of an exporter.
 #[derive(Debug)]
-struct Counting {
+struct CountingExporter {
     exporter: opentelemetry_otlp::SpanExporter,
-    sent: Arc<Sent>,
+    sent: Arc<SpanCounts>,
 }
 
-impl SpanExporter for Counting {
+impl SpanExporter for CountingExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let (count, spans) = (batch.len(), batch.len() as u64);
         let outcome = self.exporter.export(batch).await;
@@ -177,19 +182,19 @@ impl SpanExporter for Counting {
     }
 }
 
-/// What a request belongs to, as its caller or the tracer says.
+/// The trace context of a request.
 #[derive(Debug, Clone)]
-pub struct Traced {
+pub struct TraceContext {
     context: SpanContext,
-    /// Whether the context is that of a span of ours, rather than the caller's.
+    /// Whether the context is that of a span of this server instead of the caller's.
     is_ours: bool,
-    trace: Option<Arc<Trace>>,
+    trace: Option<Arc<RequestSpans>>,
 }
 
-impl Traced {
-    /// What the headers `traceparent` and `tracestate` say, and the tracer makes of it. Nothing, if
-    /// neither knows of a trace; what is no trace context counts as not there.
-    pub fn begin(
+impl TraceContext {
+    /// Extract the caller's context from the headers `traceparent` and `tracestate`, and start a
+    /// span if there is a tracer. Returns `None` if there is neither. Invalid headers are ignored.
+    pub fn start(
         tracer: Option<&Tracer>,
         parent: Option<&str>,
         state: Option<&str>,
@@ -198,38 +203,38 @@ impl Traced {
         let Some(Tracer { tracer, .. }) = tracer else {
             return parent.map(|context| Self { context, is_ours: false, trace: None });
         };
-        let around = match parent {
+        let parent_context = match parent {
             Some(parent) => Context::new().with_remote_span_context(parent),
             None => Context::new(),
         };
         let builder = tracer.span_builder("request").with_kind(SpanKind::Server);
         let (started, began) = (Instant::now(), clock::now());
-        let root = tracer.build_with_context(builder.with_start_time(began), &around);
+        let root = tracer.build_with_context(builder.with_start_time(began), &parent_context);
         let context = root.span_context().clone();
         let trace = root.is_recording().then(|| {
             let (tracer, root) = (tracer.clone(), Mutex::new(Some(root)));
-            Arc::new(Trace { tracer, context: context.clone(), root, started, began })
+            Arc::new(RequestSpans { tracer, context: context.clone(), root, started, began })
         });
         Some(Self { context, is_ours: true, trace })
     }
 
-    /// Thirty-two hexadecimal digits.
+    /// The trace id; its text form has 32 hexadecimal digits.
     pub fn trace_id(&self) -> TraceId {
         self.context.trace_id()
     }
 
-    /// Where the spans of the request go, if it is sampled.
-    pub fn trace(&self) -> Option<Arc<Trace>> {
+    /// The spans of the request, if it is sampled.
+    pub fn spans(&self) -> Option<Arc<RequestSpans>> {
         self.trace.clone()
     }
 
-    /// Where the stages of the request go, if it is sampled.
+    /// The recorder of the request's stages, if it is sampled.
     pub fn recorder(&self) -> Option<Arc<dyn RecordStage>> {
         self.trace.clone().map(|trace| trace as _)
     }
 
-    /// The value of the header that tells the caller of the server's place in the trace, if it has one.
-    pub fn response(&self) -> Option<String> {
+    /// The value of the response header with the server's span, if there is one.
+    pub fn response_header(&self) -> Option<String> {
         let (trace, span) = (self.context.trace_id(), self.context.span_id());
         let flags = self.context.trace_flags() & TraceFlags::SAMPLED;
         self.is_ours.then(|| format!("00-{trace}-{span}-{flags:02x}"))
@@ -255,8 +260,8 @@ fn parse(parent: &str, state: Option<&str>) -> Option<SpanContext> {
     Some(SpanContext::new(trace, span, flags, true, state)).filter(SpanContext::is_valid)
 }
 
-/// The spans of one sampled request.
-pub struct Trace {
+/// The spans of a sampled request.
+pub struct RequestSpans {
     tracer: SdkTracer,
     context: SpanContext,
     /// Until the request is over.
@@ -265,32 +270,32 @@ pub struct Trace {
     began: SystemTime,
 }
 
-impl fmt::Debug for Trace {
+impl fmt::Debug for RequestSpans {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_tuple("Trace").field(&self.context.trace_id()).finish()
     }
 }
 
-/// What the line of a request says, for its span.
+/// The attributes of a request's span.
 #[derive(Debug)]
-pub struct Summary<'a> {
-    /// A known one.
+pub struct RequestSummary<'a> {
+    /// The method, or a placeholder for unknown ones.
     pub method: &'static str,
-    /// The endpoint's pattern.
+    /// The pattern of the endpoint.
     pub route: Option<&'a str>,
-    /// Of the answer.
+    /// The response status.
     pub status: u16,
-    /// Why there is an error.
+    /// The error code of an error response.
     pub error_code: Option<&'static str>,
-    /// Model and version, if one was chosen.
+    /// The model and the version, if the request was routed.
     pub version: Option<(&'a str, String)>,
-    /// Why it was chosen.
+    /// Why the version was chosen.
     pub reason: Option<&'static str>,
 }
 
-impl Trace {
-    /// The request is over.
-    pub fn end(&self, summary: &Summary<'_>) {
+impl RequestSpans {
+    /// End the request's span.
+    pub fn finish(&self, summary: &RequestSummary<'_>) {
         let root = self.root.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut root) = root else { return };
         root.update_name(format!("{} {}", summary.method, summary.route.unwrap_or("none")));
@@ -313,17 +318,17 @@ impl Trace {
         if summary.status >= 500 {
             root.set_status(Status::error(""));
         }
-        // By the clock that its parts are timed by.
+        // By the same clock as the child spans.
         root.end_with_timestamp(self.began + self.started.elapsed());
     }
 }
 
-impl RecordStage for Trace {
+impl RecordStage for RequestSpans {
     fn record(&self, stage: Stage, since: Instant, until: Instant) {
-        let around = Context::new().with_remote_span_context(self.context.clone());
+        let parent_context = Context::new().with_remote_span_context(self.context.clone());
         let time = |at: Instant| self.began + at.saturating_duration_since(self.started);
         let builder = self.tracer.span_builder(stage.as_str()).with_start_time(time(since));
-        let mut span = self.tracer.build_with_context(builder, &around);
+        let mut span = self.tracer.build_with_context(builder, &parent_context);
         span.end_with_timestamp(time(until));
     }
 }
@@ -336,7 +341,7 @@ mod tests {
     const SPAN: &str = "00f067aa0ba902b7";
 
     #[test]
-    fn a_good_context_is_understood() {
+    fn a_valid_trace_context_is_extracted() {
         let parent = format!("00-{TRACE}-{SPAN}-01");
         let context = parse(&parent, Some("vendor=value")).unwrap();
         assert_eq!(context.trace_id().to_string(), TRACE);
@@ -344,12 +349,15 @@ mod tests {
         assert!(context.is_sampled());
         let later = parse(&format!("01-{TRACE}-{SPAN}-00-more"), None).unwrap();
         assert!(!later.is_sampled());
-        let traced = Traced::begin(None, Some(&parent), None).unwrap();
-        assert_eq!((traced.trace_id().to_string(), traced.response()), (TRACE.to_owned(), None));
+        let traced = TraceContext::start(None, Some(&parent), None).unwrap();
+        assert_eq!(
+            (traced.trace_id().to_string(), traced.response_header()),
+            (TRACE.to_owned(), None)
+        );
     }
 
     #[test]
-    fn garbage_is_no_context() {
+    fn an_invalid_trace_context_is_ignored() {
         let (zeros, upper) = ("0".repeat(32), TRACE.to_uppercase());
         for garbage in [
             String::new(),
@@ -364,7 +372,7 @@ mod tests {
             format!("00-{}é-{SPAN}-01", &TRACE[..30]),
         ] {
             assert!(parse(&garbage, None).is_none(), "{garbage}");
-            assert!(Traced::begin(None, Some(&garbage), None).is_none(), "{garbage}");
+            assert!(TraceContext::start(None, Some(&garbage), None).is_none(), "{garbage}");
         }
         let state = format!("a={}", "b".repeat(600));
         let context = parse(&format!("00-{TRACE}-{SPAN}-01"), Some(&state)).unwrap();

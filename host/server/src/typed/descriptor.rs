@@ -10,7 +10,7 @@ use prost_types::{
 use super::names::{
     self, BATCH_REQUEST, BATCH_RESPONSE, ERROR, REQUEST, RESPONSE, STREAM_RESPONSE,
 };
-use super::{Class, Form, MODEL_VERSION, Member, Scalar, Service};
+use super::{CompatibleRange, FieldEncoding, MODEL_VERSION, MessageField, ModelService, Scalar};
 use guesthouse_model::terminal;
 use guesthouse_model::{Constraint, Field, ModelName, Signature};
 
@@ -31,9 +31,9 @@ struct Message {
 }
 
 pub(super) fn file(
-    service: &Service,
+    service: &ModelService,
     model: &ModelName,
-    class: Class,
+    class: CompatibleRange,
     signature: &Signature,
 ) -> FileDescriptorProto {
     let messages = messages(service, signature);
@@ -67,7 +67,7 @@ pub(super) fn file(
     }
 }
 
-fn header(model: &ModelName, class: Class) -> String {
+fn header(model: &ModelName, class: CompatibleRange) -> String {
     format!(
         "The model `{model}`, versions {class}. Made from its signature by the server.\n\n\
          Numbers are places in the signature. Within these versions they stay, and what is new\n\
@@ -75,17 +75,20 @@ fn header(model: &ModelName, class: Class) -> String {
     )
 }
 
-fn messages(service: &Service, signature: &Signature) -> Vec<Message> {
-    let of_members = |name: &str, comment: &str, members: &[Member], fields: &[Field]| Message {
-        descriptor: DescriptorProto {
-            name: Some(name.to_owned()),
-            ..of_fields(
-                (1..).zip(members).map(|(number, member)| member_field(service, member, number)),
-            )
-        },
-        comment: comment.to_owned(),
-        field_comments: fields.iter().map(describe).collect(),
-    };
+fn messages(service: &ModelService, signature: &Signature) -> Vec<Message> {
+    let of_members =
+        |name: &str, comment: &str, members: &[MessageField], fields: &[Field]| Message {
+            descriptor: DescriptorProto {
+                name: Some(name.to_owned()),
+                ..of_fields(
+                    (1..)
+                        .zip(members)
+                        .map(|(number, member)| member_field(service, member, number)),
+                )
+            },
+            comment: comment.to_owned(),
+            field_comments: fields.iter().map(describe).collect(),
+        };
     let mut response = of_members(
         RESPONSE,
         "The outputs of a row. What the version that answers does not have is absent.",
@@ -104,7 +107,7 @@ fn messages(service: &Service, signature: &Signature) -> Vec<Message> {
     ];
     let members = || service.inputs.iter().chain(&service.outputs);
     let is_used = |scalar: &&Scalar| {
-        members().any(|member| member.form == Form::Shaped && member.scalar == **scalar)
+        members().any(|member| member.form == FieldEncoding::Shaped && member.scalar == **scalar)
     };
     messages.extend(Scalar::ALL.iter().filter(is_used).map(|scalar| shaped(*scalar)));
     messages
@@ -123,7 +126,7 @@ impl Message {
     }
 }
 
-fn stream_response(service: &Service) -> Message {
+fn stream_response(service: &ModelService) -> Message {
     let mut message = Message::new(STREAM_RESPONSE, "The answer to one request of a stream.");
     let descriptor = &mut message.descriptor;
     descriptor.oneof_decl.push(oneof("outcome"));
@@ -144,7 +147,7 @@ fn error() -> Message {
     message
 }
 
-fn rows(service: &Service, name: &str, comment: &str, field: &str, of: &str) -> Message {
+fn rows(service: &ModelService, name: &str, comment: &str, field: &str, of: &str) -> Message {
     let mut message = Message::new(name, comment);
     let rows = repeated(of_message(service, field, 1, of));
     message.add(rows, "");
@@ -160,7 +163,7 @@ fn shaped(elements: Scalar) -> Message {
     message
 }
 
-fn methods(service: &Service) -> Vec<(MethodDescriptorProto, &'static str)> {
+fn methods(service: &ModelService) -> Vec<(MethodDescriptorProto, &'static str)> {
     let method = |name: &str, input: &str, output: &str| MethodDescriptorProto {
         name: Some(name.to_owned()),
         input_type: Some(qualified(service, input)),
@@ -194,15 +197,19 @@ fn of_fields(fields: impl Iterator<Item = FieldDescriptorProto>) -> DescriptorPr
     message
 }
 
-fn member_field(service: &Service, member: &Member, number: u32) -> FieldDescriptorProto {
+fn member_field(
+    service: &ModelService,
+    member: &MessageField,
+    number: u32,
+) -> FieldDescriptorProto {
     let kind = member.scalar.kind();
     match member.form {
-        Form::Single => FieldDescriptorProto {
+        FieldEncoding::Single => FieldDescriptorProto {
             proto3_optional: Some(true),
             ..scalar(&member.name, number, kind)
         },
-        Form::Flat(_) => repeated(scalar(&member.name, number, kind)),
-        Form::Shaped => of_message(service, &member.name, number, member.scalar.shaped()),
+        FieldEncoding::Flat(_) => repeated(scalar(&member.name, number, kind)),
+        FieldEncoding::Shaped => of_message(service, &member.name, number, member.scalar.shaped()),
     }
 }
 
@@ -217,7 +224,12 @@ fn scalar(name: &str, number: u32, kind: Type) -> FieldDescriptorProto {
     }
 }
 
-fn of_message(service: &Service, name: &str, number: u32, message: &str) -> FieldDescriptorProto {
+fn of_message(
+    service: &ModelService,
+    name: &str,
+    number: u32,
+    message: &str,
+) -> FieldDescriptorProto {
     let type_name = Some(qualified(service, message));
     FieldDescriptorProto { type_name, ..scalar(name, number, Type::Message) }
 }
@@ -230,7 +242,7 @@ fn oneof(name: &str) -> OneofDescriptorProto {
     OneofDescriptorProto { name: Some(name.to_owned()), ..OneofDescriptorProto::default() }
 }
 
-fn qualified(service: &Service, message: &str) -> String {
+fn qualified(service: &ModelService, message: &str) -> String {
     format!(".{}.{message}", service.package)
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Class, Scalar};
+use super::{CompatibleRange, Scalar};
 use guesthouse_model::ModelName;
 
 /// Above all packages of models.
@@ -20,7 +20,7 @@ const MESSAGES: [&str; 6] =
     [REQUEST, RESPONSE, STREAM_RESPONSE, ERROR, BATCH_REQUEST, BATCH_RESPONSE];
 
 /// The package above those of all versions of a model.
-pub fn root(model: &ModelName) -> String {
+pub fn package_root(model: &ModelName) -> String {
     format!("{ROOT}.{}", segment(model))
 }
 
@@ -29,8 +29,8 @@ pub(super) fn segment(model: &ModelName) -> String {
     model.as_str().replace('-', "_")
 }
 
-pub(super) fn package(model: &ModelName, class: Class) -> String {
-    format!("{}.{}", root(model), class.segment())
+pub(super) fn package(model: &ModelName, class: CompatibleRange) -> String {
+    format!("{}.{}", package_root(model), class.segment())
 }
 
 /// The model's name in camel case.
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn names_of_models_become_packages_and_services() {
-        let class = Class::of(&semver::Version::new(1, 0, 0));
+        let class = CompatibleRange::from_version(&semver::Version::new(1, 0, 0));
         for (model, package_name, service_name) in [
             ("toxicity", "guesthouse.toxicity.v1", "Toxicity"),
             ("text-direction", "guesthouse.text_direction.v1", "TextDirection"),

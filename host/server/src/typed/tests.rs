@@ -111,9 +111,9 @@ fn model_name() -> impl Strategy<Value = String> {
     ]
 }
 
-fn service_of(model: &str, version: &str, signature: &Signature) -> Service {
+fn service_of(model: &str, version: &str, signature: &Signature) -> ModelService {
     let version: Version = version.parse().unwrap();
-    Service::new(&model.parse().unwrap(), Class::of(&version), signature)
+    ModelService::new(&model.parse().unwrap(), CompatibleRange::from_version(&version), signature)
 }
 
 /// What a compiler makes of the text.
@@ -141,12 +141,12 @@ fn essence(file: &FileDescriptorProto) -> FileDescriptorProto {
     FileDescriptorProto { source_code_info: None, ..file.clone() }
 }
 
-fn pool(service: &Service) -> DescriptorPool {
+fn pool(service: &ModelService) -> DescriptorPool {
     let file = vec![service.descriptor().clone()];
     DescriptorPool::from_file_descriptor_set(FileDescriptorSet { file }).unwrap()
 }
 
-fn message(service: &Service, name: &str) -> MessageDescriptor {
+fn message(service: &ModelService, name: &str) -> MessageDescriptor {
     pool(service).get_message_by_name(&format!("{}.{name}", service.package)).unwrap()
 }
 
@@ -185,7 +185,7 @@ proptest! {
         let read = service.read(&bytes).unwrap();
         // Nothing at all stands for an empty row, and for one that is not given.
         let given = |(field, tensor): (&Field, Option<Tensor>)| match tensor {
-            None if Form::of(field) == Form::Single || Form::of(field) == Form::Shaped => None,
+            None if FieldEncoding::from_field(field) == FieldEncoding::Single || FieldEncoding::from_field(field) == FieldEncoding::Shaped => None,
             None if !field.row_shape.contains(&None) && !field.row_shape.contains(&Some(0)) => None,
             None => Some(empty(field)),
             tensor => tensor,
@@ -234,7 +234,7 @@ proptest! {
                 prop_assert!(tensor.data.len() <= bytes.len() * 8);
             }
         }
-        let _ = read_batch(&bytes, 3);
+        let _ = decode_batch(&bytes, 3);
     }
 }
 
@@ -277,10 +277,10 @@ fn row(field: &Field) -> impl Strategy<Value = Option<Tensor>> + use<> {
 /// Set a field to a row by another way.
 fn set(message: &mut DynamicMessage, number: u32, field: &Field, tensor: &Tensor) {
     let values = values(field, tensor);
-    let value = match Form::of(field) {
-        Form::Single => values.into_iter().next().unwrap(),
-        Form::Flat(_) => Value::List(values),
-        Form::Shaped => {
+    let value = match FieldEncoding::from_field(field) {
+        FieldEncoding::Single => values.into_iter().next().unwrap(),
+        FieldEncoding::Flat(_) => Value::List(values),
+        FieldEncoding::Shaped => {
             let kind = message.descriptor().get_field(number).unwrap().kind();
             let mut shaped = DynamicMessage::new(kind.as_message().unwrap().clone());
             let shape = tensor.shape[1..].iter().map(|size| Value::U64(*size)).collect();
@@ -385,10 +385,10 @@ fn numbers_that_do_not_fit_are_refused() {
         wire::put_varint(u64::from_le_bytes(value.to_le_bytes()), &mut bytes);
         bytes
     };
-    let is_unacceptable = |outcome: Result<Vec<Tensor>, ReadError>| {
+    let is_unacceptable = |outcome: Result<Vec<Tensor>, DecodeError>| {
         matches!(
             outcome,
-            Err(ReadError::Row(guesthouse_model::record::RecordError::Unacceptable(_)))
+            Err(DecodeError::Row(guesthouse_model::record::RecordError::Unacceptable(_)))
         )
     };
     for (datatype, good, bad) in [
@@ -438,7 +438,7 @@ fn numbers_that_do_not_fit_are_refused() {
     // Of two values the last one counts, and what is not known is passed over.
     let twice = [varint(1), vec![0xa2, 0x06, 1, 0], varint(7)].concat();
     assert_eq!(read(Datatype::Uint8, &twice).unwrap()[0].data, [7]);
-    assert_eq!(read(Datatype::Uint8, &[0x0a, 1, 7]), Err(ReadError::Wire(WireError::Type)));
+    assert_eq!(read(Datatype::Uint8, &[0x0a, 1, 7]), Err(DecodeError::Wire(WireError::Type)));
 }
 
 #[test]
@@ -459,9 +459,12 @@ fn the_number_of_elements_says_the_shape_where_it_can() {
     assert_eq!(read(&[Some(2)], 0), Ok(None));
     for (shape, count) in [(&[Some(2), Some(3)][..], 5), (&[Some(2), None], 5), (&[Some(2)], 3)] {
         let outcome = read(shape, count);
-        assert!(matches!(outcome, Err(ReadError::Row(_))), "{shape:?} {count} {outcome:?}");
+        assert!(matches!(outcome, Err(DecodeError::Row(_))), "{shape:?} {count} {outcome:?}");
     }
-    assert!(matches!(Form::of(&plain("x", Datatype::Bool, &[None, Some(0)])), Form::Shaped));
+    assert!(matches!(
+        FieldEncoding::from_field(&plain("x", Datatype::Bool, &[None, Some(0)])),
+        FieldEncoding::Shaped
+    ));
 }
 
 #[test]
@@ -478,7 +481,7 @@ fn what_is_new_moves_nothing() {
     let (old, new) = (service_of("m", "1.0.0", &old), service_of("m", "1.1.0", &new));
     assert_eq!(old.full_name(), new.full_name());
     for name in ["PredictRequest", "PredictResponse"] {
-        let fields = |service: &Service| -> BTreeMap<i32, _> {
+        let fields = |service: &ModelService| -> BTreeMap<i32, _> {
             let messages = &service.descriptor().message_type;
             let message: &DescriptorProto = messages.iter().find(|it| it.name() == name).unwrap();
             message.field.iter().map(|field| (field.number(), field.clone())).collect()

@@ -1,7 +1,7 @@
-//! A server's administration, as its operator would use it.
+//! A client of the admin API.
 //!
-//! A change is acknowledged when the server has said that it is done, refused when it has said why
-//! it is not, and lost otherwise: then nobody but the server can tell.
+//! A change is acknowledged if the server reports its success, rejected if the server reports an
+//! error, and lost otherwise: then its outcome is unknown to the client.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,22 +14,21 @@ use semver::Version;
 use serde_json::{Value, json};
 
 use super::artifacts::Model;
-use super::client::{Answer, Client};
+use super::client::{Client, TextResponse};
 
-/// The key that `guesthouse serve --demo` accepts here.
+/// The admin key of `guesthouse serve --demo`.
 pub(crate) const KEY: &str = "local-demo-admin-key";
 
-/// How long the server is asked to wait for a deployment to go on, in seconds, before it is asked
-/// again.
+/// The long-poll time of a deployment in seconds.
 const WAIT_SECONDS: u32 = 20;
 
-/// How long a deployment may take: compiling takes minutes at worst.
+/// The time limit of a deployment, which may compile for minutes.
 const DEPLOY_LIMIT: Duration = Duration::from_secs(1200);
 
-/// How long it is left alone after an answer, of which there is one for each step.
+/// The pause between polls, which return after each step.
 const DEPLOY_PAUSE: Duration = Duration::from_millis(2);
 
-/// All of the traffic, in parts per million.
+/// All traffic, in parts per million.
 pub(super) const WHOLE: u32 = 1_000_000;
 
 /// A change of a model.
@@ -42,11 +41,11 @@ pub(super) enum Mutation {
         artifact: PathBuf,
     },
     Promote(Version),
-    /// The share is in parts per million.
+    /// The weight is in parts per million.
     Canary(Version, u32),
-    /// Likewise; none ends it.
+    /// The share is in parts per million; none disables the shadow.
     Shadow(Option<(Version, u32)>),
-    /// To a version, or by one step.
+    /// To this version, or by one step.
     Rollback(Option<Version>),
     Undeploy(Version),
 }
@@ -58,7 +57,7 @@ impl Mutation {
         Ok(Self::Deploy { version, digest, artifact })
     }
 
-    /// What kind of change it is.
+    /// The kind of the change.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Deploy { .. } => "deploy",
@@ -71,16 +70,16 @@ impl Mutation {
     }
 }
 
-/// What became of a change, as far as the client knows.
+/// The outcome of a change, as far as the client knows.
 #[derive(Debug)]
 pub(super) enum Reply {
-    /// With what the server says of it.
+    /// With the response body.
     Acknowledged(Value),
-    Refused(String),
+    Rejected(String),
     Lost(Error),
 }
 
-/// The way to a server's administration.
+/// The admin API of a server.
 #[derive(Clone)]
 pub(super) struct Admin(Client);
 
@@ -89,7 +88,7 @@ impl Admin {
         Self(Client::new(address, KEY))
     }
 
-    /// What the server says of a model; none, if it does not know it.
+    /// The description of a model; none if the server does not have it.
     pub(super) fn model(&self, model: &str) -> Result<Option<Value>> {
         let answer = self.0.get("/admin/v1/status")?;
         ensure!(answer.is_success(), "no status: {} {}", answer.status, answer.text);
@@ -98,16 +97,16 @@ impl Admin {
         Ok(models.iter().find(|entry| entry["model"] == model).cloned())
     }
 
-    /// Makes a change that has to be made.
+    /// Makes a change that must succeed.
     pub(super) fn make(&self, model: &str, mutation: &Mutation) -> Result<Value> {
         match self.apply(model, mutation) {
             Reply::Acknowledged(change) => Ok(change),
-            Reply::Refused(why) => bail!("{mutation:?} was refused: {why}"),
+            Reply::Rejected(why) => bail!("{mutation:?} was rejected: {why}"),
             Reply::Lost(error) => Err(error.context(format!("{mutation:?} was lost"))),
         }
     }
 
-    /// Makes a change, if the server can and may.
+    /// Makes a change; returns its outcome.
     pub(super) fn apply(&self, model: &str, mutation: &Mutation) -> Reply {
         self.try_apply(model, mutation).unwrap_or_else(Reply::Lost)
     }
@@ -143,32 +142,32 @@ impl Admin {
             return reply(&answer);
         }
         let mut operation = answer.json()?;
-        let id = operation["operation"].as_str().context("an operation has no name")?;
+        let id = operation["operation"].as_str().context("an operation has no id")?;
         let path = format!("/admin/v1/operations/{id}?wait_seconds={WAIT_SECONDS}");
         let start = Instant::now();
         while start.elapsed() < DEPLOY_LIMIT {
             match operation["state"].as_str() {
                 Some("done") => return Ok(Reply::Acknowledged(operation["result"].take())),
-                Some("failed") => return Ok(Reply::Refused(operation["error"].to_string())),
+                Some("failed") => return Ok(Reply::Rejected(operation["error"].to_string())),
                 _ => {}
             }
             thread::sleep(DEPLOY_PAUSE);
             let answer = self.0.get(&path)?;
-            ensure!(answer.is_success(), "the operation is gone: {}", answer.text);
+            ensure!(answer.is_success(), "the operation is unknown: {}", answer.text);
             operation = answer.json()?;
         }
-        bail!("the deployment has not ended")
+        bail!("the deployment did not end in time")
     }
 }
 
-/// A version in what the server or an artifact says.
+/// Parses a version.
 pub(super) fn parse_version(text: &str) -> Result<Version> {
-    text.parse().with_context(|| format!("`{text}` is no version"))
+    text.parse().with_context(|| format!("`{text}` is not a version"))
 }
 
-fn reply(answer: &Answer) -> Result<Reply> {
+fn reply(answer: &TextResponse) -> Result<Reply> {
     if answer.is_success() {
         return Ok(Reply::Acknowledged(answer.json()?));
     }
-    Ok(Reply::Refused(format!("{} {}", answer.status, answer.text)))
+    Ok(Reply::Rejected(format!("{} {}", answer.status, answer.text)))
 }

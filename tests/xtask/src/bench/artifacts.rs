@@ -1,4 +1,4 @@
-//! The artifacts that are measured: packed models, and the guest that misbehaves.
+//! The artifacts under measurement: packed models, and the misbehaving guest.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::workspace::{Profile, Workspace};
 use crate::{pack, run};
 
-/// One version of a model, with requests that it answers.
+/// A version of a model, with requests for it.
 pub(super) struct Model {
     pub(super) name: String,
     pub(super) version: String,
@@ -19,16 +19,17 @@ pub(super) struct Model {
     pub(super) digest: String,
     /// The inputs of its golden examples.
     pub(super) bodies: Vec<Value>,
-    /// What is in every right answer.
+    /// Text that every correct response contains.
     pub(super) contains: String,
 }
 
 impl Model {
-    /// What an artifact says of itself.
+    /// Reads an artifact with `guesthouse inspect`.
     pub(super) fn inspect(workspace: &Workspace, artifact: &Path) -> Result<Self> {
         let mut inspect = Command::new(workspace.host_binary(Profile::Release));
         let text = run::output(inspect.args(["inspect", "--json"]).arg(artifact))?;
-        let report: Value = serde_json::from_str(&text).context("a report is not JSON")?;
+        let report: Value =
+            serde_json::from_str(&text).context("the output of `inspect` is not JSON")?;
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let parts = || {
             let digest = text(&report["digest"])?.strip_prefix("sha256:")?.to_owned();
@@ -36,7 +37,7 @@ impl Model {
             Some((text(&report["model"])?, text(&report["version"])?, digest, output))
         };
         let (name, version, digest, output) =
-            parts().with_context(|| format!("cannot understand the report: {report}"))?;
+            parts().with_context(|| format!("cannot parse the report: {report}"))?;
         let examples = report["golden_examples"].as_array().into_iter().flatten();
         let bodies: Vec<Value> = examples.map(|example| example["inputs"].clone()).collect();
         ensure!(!bodies.is_empty(), "{} has no golden examples", artifact.display());
@@ -44,14 +45,14 @@ impl Model {
         Ok(Self { name, version, artifact, digest, bodies, contains })
     }
 
-    /// The path of predictions by this very version.
+    /// The path for predictions with exactly this version.
     pub(super) fn path(&self) -> String {
         format!("/models/{}/versions/{}/predict", self.name, self.version)
     }
 }
 
-/// Packs a version of a model again with other numbers; they differ in nothing else. What is packed
-/// and has not changed is left as it is.
+/// Packs a version of a model again under other version numbers. Artifacts that are up to date are
+/// kept.
 pub(super) fn pack_renumbered(
     workspace: &Workspace,
     (model, version): (&str, &str),
@@ -76,7 +77,7 @@ pub(super) fn pack_renumbered(
     artifacts.iter().map(|artifact| Model::inspect(workspace, artifact)).collect()
 }
 
-/// A manifest of another version, for any folder.
+/// Changes the version of a manifest and makes its paths absolute.
 fn renumber(manifest: &str, number: &str, folder: &Path) -> Result<String> {
     let mut manifest: toml::Table = manifest.parse().context("a manifest is not TOML")?;
     let place = |file: &mut toml::Value| -> Option<()> {
@@ -88,11 +89,11 @@ fn renumber(manifest: &str, number: &str, folder: &Path) -> Result<String> {
     let assets = manifest.get_mut("assets").and_then(toml::Value::as_table_mut);
     let mut placed: Vec<_> = assets.into_iter().flatten().map(|(_, file)| place(file)).collect();
     placed.push(manifest.get_mut("golden").and_then(|golden| place(golden.get_mut("file")?)));
-    ensure!(placed.iter().all(Option::is_some), "a manifest names no files");
+    ensure!(placed.iter().all(Option::is_some), "a manifest has no file names");
     Ok(manifest.to_string())
 }
 
-/// Packs the guest that misbehaves; its `init` behaves well.
+/// Packs the misbehaving guest with an `init` that succeeds.
 pub(super) fn pack_misbehave(
     workspace: &Workspace,
     folder: &Path,
@@ -115,21 +116,23 @@ pub(super) fn pack_misbehave(
     Ok(output)
 }
 
-/// Changes the mind of a packed artifact's `init`, which no packer would let through: it would run.
-pub(super) fn make_init(artifact: &Path, word: &str) -> Result<()> {
+/// Changes what `init` of a packed artifact does. `pack` would run it and fail.
+pub(super) fn set_init(artifact: &Path, word: &str) -> Result<()> {
     let bytes = fs::read(artifact).context("cannot read the artifact")?;
     let bytes = with_init(bytes, word)?;
-    fs::remove_file(artifact).and_then(|()| fs::write(artifact, bytes)).context("cannot write it")
+    fs::remove_file(artifact)
+        .and_then(|()| fs::write(artifact, bytes))
+        .context("cannot write the artifact")
 }
 
 fn with_init(mut bytes: Vec<u8>, word: &str) -> Result<Vec<u8>> {
     let from = br#""init":"well""#;
     let to = format!(r#""init":"{word}""#);
-    ensure!(from.len() == to.len(), "the artifact's sections keep their sizes");
+    ensure!(from.len() == to.len(), "the section sizes must not change");
     let mut places = bytes.windows(from.len()).enumerate().filter(|(_, part)| part == from);
     let (first, second) = (places.next().map(|(place, _)| place), places.next());
     let (Some(place), None) = (first, second) else {
-        anyhow::bail!("the artifact does not say once what its init is to do")
+        anyhow::bail!("the artifact does not contain the init parameter exactly once")
     };
     bytes[place..place + to.len()].copy_from_slice(to.as_bytes());
     Ok(bytes)
@@ -140,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_number_of_a_manifest_changes_and_where_files_are() {
+    fn renumbering_changes_the_version_and_the_file_paths() {
         let manifest = "name = \"a\"\nversion = \"1.0.0\"\n[assets]\n\"x.bin\" = \"../x.bin\"\n\
                         [golden]\nfile = \"golden.jsonl\"\n[golden.tolerance]\ny = 1e-4\n";
         let renumbered = renumber(manifest, "1.0.7", Path::new("/m/1.0.0")).unwrap();
@@ -152,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_word_of_init_is_changed() {
+    fn patching_changes_only_the_init_parameter() {
         let with = |bytes: &[u8]| with_init(bytes.to_vec(), "spin");
         assert_eq!(with(br#"a{"init":"well"}"well"b"#).unwrap(), br#"a{"init":"spin"}"well"b"#);
         assert!(with(b"well").is_err());

@@ -1,4 +1,4 @@
-//! Asks a server one thing at a time, where a load would be too much.
+//! An HTTP client for single requests.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,16 +9,16 @@ use serde_json::Value;
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-/// How long an answer may take. The longest that a server is asked to wait are thirty seconds.
+/// The time limit of a request. The longest long poll takes thirty seconds.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long an idle connection is used again; shorter than a server keeps one.
+/// How long an idle connection is reused, which is shorter than the server keeps it.
 const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
-/// The largest answer that is read.
-const MAX_ANSWER_BYTES: u64 = 128 << 20;
+/// The limit of a response body.
+const MAX_RESPONSE_BYTES: u64 = 128 << 20;
 
-/// A caller with a key.
+/// A client with an API key.
 #[derive(Clone)]
 pub(super) struct Client {
     agent: Agent,
@@ -26,10 +26,10 @@ pub(super) struct Client {
     key: &'static str,
 }
 
-/// Whatever the server said.
-pub(super) struct Answer {
+/// A response.
+pub(super) struct TextResponse {
     pub(super) status: u16,
-    /// The version that answered, if it was one.
+    /// The version of the model that answered, if any.
     pub(super) version: Option<String>,
     pub(super) text: String,
 }
@@ -44,31 +44,31 @@ impl Client {
         Self { agent: configuration.build().into(), address, key }
     }
 
-    pub(super) fn get(&self, path: &str) -> Result<Answer> {
+    pub(super) fn get(&self, path: &str) -> Result<TextResponse> {
         self.send("GET", path, &[], Vec::new())
     }
 
-    /// Sends a body, which is JSON unless a header says something else.
+    /// Posts a body, as JSON unless a header says otherwise.
     pub(super) fn post(
         &self,
         path: &str,
         headers: &[(&str, &str)],
         body: Vec<u8>,
-    ) -> Result<Answer> {
+    ) -> Result<TextResponse> {
         self.send("POST", path, headers, body)
     }
 
-    pub(super) fn delete(&self, path: &str) -> Result<Answer> {
+    pub(super) fn delete(&self, path: &str) -> Result<TextResponse> {
         self.send("DELETE", path, &[], Vec::new())
     }
 
-    /// Reads an answer to its last byte without keeping it, so that only the server's time counts where
-    /// answers have megabytes. Returns the status.
+    /// Reads a response without storing it, so that only the server's time is measured if responses
+    /// have megabytes. Returns the status.
     pub(super) fn drain(&self, method: &str, path: &str) -> Result<u16> {
         let mut response = self.respond(method, path, &[], Vec::new())?;
-        let mut body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).reader();
+        let mut body = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).reader();
         io::copy(&mut body, &mut io::sink())
-            .with_context(|| format!("no whole answer to {method} {path}"))?;
+            .with_context(|| format!("incomplete response to {method} {path}"))?;
         Ok(response.status().as_u16())
     }
 
@@ -78,18 +78,18 @@ impl Client {
         path: &str,
         headers: &[(&str, &str)],
         body: Vec<u8>,
-    ) -> Result<Answer> {
+    ) -> Result<TextResponse> {
         let mut response = self.respond(method, path, headers, body)?;
         let version = response.headers().get("x-model-version");
-        Ok(Answer {
+        Ok(TextResponse {
             status: response.status().as_u16(),
             version: version.and_then(|version| version.to_str().ok()).map(str::to_owned),
             text: response
                 .body_mut()
                 .with_config()
-                .limit(MAX_ANSWER_BYTES)
+                .limit(MAX_RESPONSE_BYTES)
                 .read_to_string()
-                .with_context(|| format!("no whole answer to {method} {path}"))?,
+                .with_context(|| format!("incomplete response to {method} {path}"))?,
         })
     }
 
@@ -108,17 +108,17 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(body).context("a request is not one")?;
-        self.agent.run(request).with_context(|| format!("no answer to {method} {path}"))
+        let request = request.body(body).context("a request is invalid")?;
+        self.agent.run(request).with_context(|| format!("no response to {method} {path}"))
     }
 }
 
-impl Answer {
+impl TextResponse {
     pub(super) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
     pub(super) fn json(&self) -> Result<Value> {
-        serde_json::from_str(&self.text).with_context(|| format!("no JSON: {}", self.text))
+        serde_json::from_str(&self.text).with_context(|| format!("not JSON: {}", self.text))
     }
 }

@@ -1,9 +1,8 @@
-//! Measures what is promised of the public edge: that too many requests cost those that are answered
-//! nothing, that refusals are quick, that it is over when it is over, and that callers who are slow,
-//! silent or never stay take nothing from the others.
+//! Measures the public listener: overload must not affect admitted requests, rejections must be
+//! fast, the server must recover, and slow or silent clients must not affect others.
 //!
-//! The load generator, and whatever plays the bad callers, share the processors with the server, and
-//! what they use is in the figures. Each module below that has a `measure` is a section.
+//! The load generator and the clients that misbehave share the processors with the server, and the
+//! figures include what they use. Each module below with a `measure` is a section.
 
 mod callers;
 mod catalogues;
@@ -12,66 +11,51 @@ mod overload;
 
 use anyhow::Result;
 
-use super::Figure;
 use super::artifacts::Model;
 use super::rig::Rig;
-use crate::workspace::Workspace;
+use super::{Figure, Subject};
 
-/// What this benchmark is told.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    pub(crate) general: super::Options,
-    /// Measure only this section. Can be given again for more.
-    #[arg(long, value_enum)]
-    only: Vec<Section>,
-}
-
-impl Options {
-    /// The same for any current folder.
-    pub(crate) fn absolute(self) -> Result<Self> {
-        Ok(Self { general: self.general.absolute()?, ..self })
-    }
-}
-
-/// A part of the benchmark that can be measured by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Section {
-    /// What becomes of half to ten times the requests that there is capacity for, and afterwards.
+/// A section of the benchmark.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Section {
+    /// Half to ten times the requests that the server has capacity for, and the recovery
+    /// afterwards.
     Overload,
-    /// What good callers feel of bad ones.
+    /// Good callers beside slow, silent and failing ones.
     Callers,
-    /// How long answers about a thousand models take, and what predictions feel of them.
+    /// Pages about a thousand models, and predictions beside requests for them.
     Catalogues,
 }
 
-const SECTIONS: [Section; 3] = [Section::Overload, Section::Callers, Section::Catalogues];
-
 /// What all sections share.
-struct Bench<'a> {
+pub(super) struct Bench<'a> {
     rig: Rig<'a>,
-    /// A model whose calls are short.
+    /// A model with short calls.
     short: Model,
-    /// A model whose calls are long, so that ten times its capacity can be sent from here.
+    /// A model with long calls, so that this machine can generate ten times its capacity.
     long: Model,
 }
 
-/// Measures every section, or those that were asked for. A section that cannot be measured does not
-/// take the figures of the others away; it is in the second result.
-pub(crate) fn measure(
-    workspace: &Workspace,
-    options: &Options,
-) -> Result<(Vec<Figure>, Result<()>)> {
-    let rig = Rig::new(workspace, "edge", options.general.seconds as f64)?;
-    let packed = |name: &str| Model::inspect(workspace, &workspace.repository().join(name));
-    let (short, long) = (packed("toxicity-1.0.0.wasm")?, packed("text-direction-1.0.0.wasm")?);
-    let bench = Bench { rig, short, long };
-    Ok(super::sections(&SECTIONS, &options.only, |section| match section {
-        Section::Overload => overload::measure(&bench),
-        Section::Catalogues => catalogues::measure(&bench),
-        Section::Callers => callers::measure(&bench).and_then(|mut figures| {
-            figures.extend(failing::measure(&bench)?);
-            Ok(figures)
-        }),
-    }))
+impl<'a> Bench<'a> {
+    pub(super) fn prepare(subject: &Subject<'a>) -> Result<Self> {
+        let rig = Rig::new(subject, "edge")?;
+        let packed =
+            |name: &str| Model::inspect(rig.workspace, &rig.workspace.repository().join(name));
+        let (short, long) = (packed("toxicity-1.0.0.wasm")?, packed("text-direction-1.0.0.wasm")?);
+        Ok(Self { rig, short, long })
+    }
+}
+
+impl Section {
+    pub(super) fn measure(&self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
+        match self {
+            Self::Overload => overload::measure(bench),
+            Self::Catalogues => catalogues::measure(bench),
+            Self::Callers => {
+                let mut figures = callers::measure(bench)?;
+                figures.extend(failing::measure(bench)?);
+                Ok(figures)
+            }
+        }
+    }
 }

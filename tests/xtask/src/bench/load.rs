@@ -1,6 +1,6 @@
-//! Runs the load generator and reads what it measured.
+//! Runs the load generator and reads its report.
 //!
-//! It runs as a program of its own, built in release mode, which these tasks are not.
+//! It is a program of its own, because it is built in release mode and xtask is not.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,37 +16,36 @@ use super::process::Process;
 use super::server::KEY;
 use crate::workspace::Workspace;
 
-/// How much longer than it measures a load generator may take: it waits for the last answers.
+/// The time that the load generator may take beyond its measurement, for the last responses.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// A load, as a benchmark wants it.
+/// The parameters of a load.
 #[derive(Clone, Copy)]
 pub(crate) struct Load<'a> {
     pub(crate) url: &'a str,
     pub(crate) connections: usize,
-    /// Requests that arrive in a second, whether the ones before are answered or not; without it,
-    /// every connection sends the next one as soon as the last is answered.
+    /// Requests per second of an open loop; without it, a closed loop.
     pub(crate) rate: Option<u32>,
-    /// How long the load lasts before it is measured.
+    /// The duration of the warm-up.
     pub(crate) warm_up_seconds: f64,
     pub(crate) seconds: f64,
-    /// The most requests there are, if that is less than there is time for.
+    /// The maximum number of requests, if any.
     pub(crate) requests: Option<usize>,
-    /// The bodies to send in turn.
+    /// The bodies, which are sent in turn.
     pub(crate) bodies: &'a [Value],
-    /// What is in every right answer.
+    /// Text that every correct response contains.
     pub(crate) contains: &'a str,
-    /// The status of every right answer.
+    /// The status of a success.
     pub(crate) status: u16,
-    /// Statuses that are no errors either, but are counted by themselves.
-    pub(crate) also: &'a [u16],
-    /// The one body, in place of those in turn.
+    /// Statuses that are counted separately, neither as successes nor as errors.
+    pub(crate) tolerated: &'a [u16],
+    /// A single body instead of `bodies`.
     pub(crate) body: Option<&'a [u8]>,
-    /// Whether the requests are calls of gRPC, and the body their message.
+    /// Whether the requests are gRPC calls with the body as their message.
     pub(crate) grpc: bool,
-    /// More headers, as `name: value`.
+    /// Additional headers, as `name: value`.
     pub(crate) headers: &'a [&'a str],
-    /// Where to write a line about each request, if anywhere.
+    /// The file for the trace, if any.
     pub(crate) trace: Option<&'a Path>,
 }
 
@@ -56,15 +55,15 @@ impl Default for Load<'_> {
             url: "",
             connections: 1,
             rate: None,
-            // Long enough for every instance to have run and for the processor to have left its idle
-            // clock.
+            // Long enough for every instance to have run and for the processor to have left its
+            // idle frequency.
             warm_up_seconds: 2.0,
             seconds: 10.0,
             requests: None,
             bodies: &[],
             contains: "",
             status: 200,
-            also: &[],
+            tolerated: &[],
             body: None,
             grpc: false,
             headers: &[],
@@ -78,28 +77,28 @@ impl Default for Load<'_> {
 pub(crate) struct Measured {
     pub(crate) requests: u64,
     pub(crate) successes: u64,
-    /// Answers with a status that is no error either.
-    pub(crate) also: BTreeMap<String, u64>,
+    /// Responses with a tolerated status.
+    pub(crate) tolerated: BTreeMap<String, u64>,
     pub(crate) errors: BTreeMap<String, u64>,
     pub(crate) requests_per_second: f64,
     pub(crate) latencies: Latencies,
-    /// Of answers with a status that is no error either.
-    pub(crate) also_latencies: Latencies,
+    /// Latencies of responses with a tolerated status.
+    pub(crate) tolerated_latencies: Latencies,
 }
 
 impl Measured {
-    /// How many requests had no right answer.
+    /// The number of failed requests.
     pub(crate) fn error_count(&self) -> u64 {
         self.errors.values().sum()
     }
 }
 
-/// How many successes took how many microseconds.
+/// The number of requests for each latency in microseconds.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Latencies(BTreeMap<u64, u64>);
 
 impl Latencies {
-    /// What that part of all successes took at most, in milliseconds; 0 without any.
+    /// A quantile in milliseconds; 0 without requests.
     pub(crate) fn quantile_ms(&self, quantile: f64) -> f64 {
         let count: u64 = self.0.values().sum();
         let mut left = quantile * count as f64;
@@ -112,7 +111,7 @@ impl Latencies {
         self.0.last_key_value().map_or(0.0, |(microseconds, _)| *microseconds as f64 / 1e3)
     }
 
-    /// What a success took on average, in microseconds; 0 without any.
+    /// The mean in microseconds; 0 without requests.
     pub(crate) fn mean_us(&self) -> f64 {
         let count: u64 = self.0.values().sum();
         let sum: f64 = self.0.iter().map(|(time, count)| *time as f64 * *count as f64).sum();
@@ -135,7 +134,7 @@ impl Latencies {
         self.quantile_ms(1.0)
     }
 
-    /// Those of another run on top.
+    /// Merges the latencies of another run.
     pub(crate) fn add(&mut self, other: &Self) {
         for (microseconds, count) in &other.0 {
             *self.0.entry(*microseconds).or_default() += count;
@@ -143,29 +142,29 @@ impl Latencies {
     }
 }
 
-/// A load under way; it ends when this does.
+/// A running load generator, which is killed when this is dropped.
 pub(crate) struct Running {
     process: Process,
     limit: Duration,
     folder: TempDir,
 }
 
-/// Makes the load; fails if any request does, because then the figures are of something else.
-pub(crate) fn make(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
-    let measured = tolerate(workspace, load)?;
+/// Runs a load; fails if a request fails, because then the figures mean something else.
+pub(crate) fn run_without_errors(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
+    let measured = run(workspace, load)?;
     ensure!(measured.errors.is_empty(), "requests failed: {:?}", measured.errors);
     ensure!(measured.successes > 0, "no request was answered in time");
     Ok(measured)
 }
 
-/// Makes the load, whatever becomes of the requests.
-pub(crate) fn tolerate(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
+/// Runs a load, whether requests fail or not.
+pub(crate) fn run(workspace: &Workspace, load: &Load<'_>) -> Result<Measured> {
     start(workspace, load)?.finish()
 }
 
-/// Begins to make the load.
+/// Starts a load.
 pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
-    let folder = TempDir::new_in(bench_folder(workspace)?).context("cannot make a folder")?;
+    let folder = TempDir::new_in(bench_folder(workspace)?).context("cannot create a folder")?;
     let bodies = folder.path().join("bodies");
     let lines: String = load.bodies.iter().map(|body| format!("{body}\n")).collect();
     let (option, content) = match load.body {
@@ -188,11 +187,11 @@ pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
         .args(["--contains", load.contains])
         .arg(option)
         .arg(&bodies)
-        .arg("--json")
+        .arg("--report")
         .arg(report_file(&folder))
         .stdout(Stdio::null());
-    for status in load.also {
-        command.args(["--also-status", &status.to_string()]);
+    for status in load.tolerated {
+        command.args(["--tolerated-status", &status.to_string()]);
     }
     for header in load.headers {
         command.args(["--header", header]);
@@ -212,17 +211,17 @@ pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
 }
 
 impl Running {
-    /// Whether it is over.
+    /// Whether the load has ended.
     pub(crate) fn is_over(&mut self) -> Result<bool> {
         Ok(self.process.ended()?.is_some())
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the load.
     pub(crate) fn finish(mut self) -> Result<Measured> {
         let status = self.process.wait(self.limit)?;
         ensure!(status.success(), "the load generator failed ({status})");
         let json = fs::read_to_string(report_file(&self.folder));
-        let json = json.context("the load generator has left no report")?;
+        let json = json.context("the load generator wrote no report")?;
         measured(&serde_json::from_str(&json).context("the load generator's report is not JSON")?)
     }
 }
@@ -231,7 +230,7 @@ fn report_file(folder: &TempDir) -> PathBuf {
     folder.path().join("report.json")
 }
 
-/// A file of the benchmarks' own, in a folder that is there.
+/// The path of a file in the working folder of the benchmarks, which is created.
 pub(crate) fn work_file(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     Ok(bench_folder(workspace)?.join(name))
 }
@@ -259,11 +258,11 @@ fn measured(report: &Value) -> Result<Measured> {
     Ok(Measured {
         requests: count("requests")?,
         successes: count("successes")?,
-        also: counts("also")?,
+        tolerated: counts("tolerated")?,
         errors: counts("errors")?,
         requests_per_second: report["requests_per_second"].as_f64().with_context(|| no("rate"))?,
         latencies: latencies("latency_counts")?,
-        also_latencies: latencies("also_latency_counts")?,
+        tolerated_latencies: latencies("tolerated_latency_counts")?,
     })
 }
 
@@ -274,21 +273,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_is_understood() {
+    fn a_report_is_parsed() {
         let report = json!({
-            "requests": 14, "successes": 10, "also": {"500": 1}, "errors": {"503": 2, "timeout": 1},
+            "requests": 14, "successes": 10, "tolerated": {"500": 1}, "errors": {"503": 2, "timeout": 1},
             "requests_per_second": 3.0, "latency_counts": [[1500, 5], [2500, 5]],
-            "also_latency_counts": [[700, 1]],
+            "tolerated_latency_counts": [[700, 1]],
         });
         let measured = measured(&report).unwrap();
-        assert_eq!((measured.also["500"], measured.error_count()), (1, 3));
+        assert_eq!((measured.tolerated["500"], measured.error_count()), (1, 3));
         assert!((measured.latencies.p50_ms() - 1.5).abs() < 1e-9);
         assert!((measured.latencies.p95_ms() - 2.5).abs() < 1e-9);
         assert!(super::measured(&json!({"requests": 1})).is_err());
     }
 
     #[test]
-    fn latencies_of_several_runs_are_taken_together() {
+    fn latencies_of_several_runs_are_merged() {
         let mut all = Latencies::default();
         assert!(all.p99_ms().abs() < 1e-9);
         all.add(&Latencies([(1000, 98)].into()));

@@ -1,8 +1,7 @@
-//! The log of a server under measurement: a file, as where servers run.
+//! The log of a server under measurement, in a file.
 //!
-//! With a pipe, this program would have to read along and take time from the processors it measures
-//! with. The file is read on from where the last look ended, and lines of single requests, of which
-//! a load leaves a million, are thrown away.
+//! Reading a pipe would take processor time from the server. The file is read incrementally, and
+//! the lines of the access log, of which a load writes a million, are skipped.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -11,30 +10,30 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// How much of the log is shown when a server fails.
+/// How many lines of the log are shown if a server fails.
 const TAIL_LINES: usize = 20;
 
-/// In every line of a request.
+/// Part of every line of the access log.
 const REQUEST: &str = r#""target":"request""#;
 
-/// What a server has said so far.
+/// The log of a server so far.
 pub(super) struct Log {
     path: PathBuf,
     reader: BufReader<File>,
-    /// A line whose end has not been written yet.
+    /// A line that is not complete yet.
     begun: String,
     lines: Vec<Value>,
 }
 
 impl Log {
-    /// The log in a file that a server is going to write.
+    /// Opens the log file of a server.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         let (path, reader) = (path.to_owned(), BufReader::new(file));
         Ok(Self { path, reader, begun: String::new(), lines: Vec::new() })
     }
 
-    /// All lines that are whole by now, but for those of requests and what is no JSON.
+    /// All complete lines except those of the access log and those that are not JSON.
     pub(super) fn lines(&mut self) -> Result<&[Value]> {
         let cannot_read = || format!("cannot read {}", self.path.display());
         while self.reader.read_line(&mut self.begun).with_context(cannot_read)? > 0 {
@@ -49,7 +48,7 @@ impl Log {
         Ok(&self.lines)
     }
 
-    /// The first line that says this of that version, if there is one by now.
+    /// The first line with this message, and with this version if one is given.
     pub(super) fn find(&mut self, message: &str, version: Option<&str>) -> Result<Option<Value>> {
         let lines = self.lines()?.iter();
         let mut found = lines.filter(|line| {
@@ -58,7 +57,7 @@ impl Log {
         Ok(found.next().cloned())
     }
 
-    /// The end of the log, for people.
+    /// The last lines of the log.
     pub(super) fn tail(&self) -> String {
         let text = std::fs::read_to_string(&self.path).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -66,7 +65,7 @@ impl Log {
     }
 }
 
-/// A number of a line. Integers of more than 64 bits are strings in the log, whatever their value.
+/// A number in a line. Integers of more than 64 bits are logged as strings.
 pub(super) fn number(line: &Value, field: &str) -> Result<f64> {
     let number = match &line[field] {
         Value::String(text) => text.parse().ok(),
@@ -82,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_is_read_on_from_where_it_ended() {
+    fn a_log_is_read_incrementally() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let mut log = Log::open(file.path()).unwrap();
         let mut say = |text: &str| file.write_all(text.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! A process that a benchmark has started: gone at the latest when its guard is.
+//! A child process of a benchmark, which is killed when it is dropped.
 
 use std::fs;
 use std::process::{Child, Command, ExitStatus};
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How often a process is looked at.
+/// The interval of polling.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The kernel counts processor time in hundredths of a second, whatever its own clock does.
+/// The kernel reports processor time in hundredths of a second, whatever its own clock does.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A process that is gone when this is.
+/// A child process, which is killed when it is dropped.
 pub(super) struct Process {
     name: &'static str,
     child: Child,
@@ -32,13 +32,13 @@ impl Process {
 
     pub(super) fn signal(&self, signal: Signal) -> Result<()> {
         let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
-        let id = id.with_context(|| format!("the {} has no number", self.name))?;
+        let id = id.with_context(|| format!("the {} has no process id", self.name))?;
         kill_process(id, signal).with_context(|| format!("cannot signal the {}", self.name))
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the process has exited.
     pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().with_context(|| format!("the {} is lost", self.name))
+        self.child.try_wait().with_context(|| format!("cannot wait for the {}", self.name))
     }
 
     pub(super) fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
@@ -49,37 +49,37 @@ impl Process {
             }
             thread::sleep(POLL_INTERVAL);
         }
-        bail!("the {} has not ended after {} s", self.name, limit.as_secs())
+        bail!("the {} has not exited within {} s", self.name, limit.as_secs())
     }
 
-    /// The processor time that it has had on all cores, in seconds; not that of its children.
+    /// The processor time on all cores in seconds, without that of its children.
     pub(super) fn cpu_seconds(&self) -> Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.id()));
-        let stat = stat.with_context(|| format!("the {} is gone", self.name))?;
+        let stat = stat.with_context(|| format!("the {} has exited", self.name))?;
         let ticks = find_cpu_ticks(&stat);
-        Ok(ticks.context("the kernel does not say the processor time")? as f64 / TICKS_PER_SECOND)
+        Ok(ticks.context("/proc has no processor time")? as f64 / TICKS_PER_SECOND)
     }
 
-    /// The memory that it has now, in KiB.
+    /// The resident memory in KiB.
     pub(super) fn resident_kib(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id()));
-        let status = status.with_context(|| format!("the {} is gone", self.name))?;
-        find_resident_kib(&status).context("the kernel does not say the memory")
+        let status = status.with_context(|| format!("the {} has exited", self.name))?;
+        find_resident_kib(&status).context("/proc has no resident memory")
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both do nothing to a process that has been waited for.
+        // Both have no effect on a process that has been waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 fn find_cpu_ticks(stat: &str) -> Option<u64> {
-    // The second field is a name in parentheses, which may have anything in it.
+    // The second field is a name in parentheses, which may contain anything.
     let (_, fields) = stat.rsplit_once(')')?;
-    // Fields 14 and 15, in user and in kernel mode; the first behind the name is the third.
+    // Fields 14 and 15 are user and system time; the first field after the name is the third.
     let mut fields = fields.split_whitespace().skip(14 - 3);
     let mut next = || fields.next()?.parse::<u64>().ok();
     Some(next()? + next()?)
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_words_are_understood() {
+    fn proc_files_are_parsed() {
         let stat = "7 (a ) b) S 1 2 3 4 5 6 7 8 9 10 300 44 0 0";
         assert_eq!(find_cpu_ticks(stat), Some(344));
         assert_eq!(find_cpu_ticks("7 (a"), None);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_measured_while_it_lives() {
+    fn a_running_process_is_measured() {
         let process = Process::start("sleeper", Command::new("sleep").arg("60")).unwrap();
         assert!(process.resident_kib().unwrap() > 0);
         assert!(process.cpu_seconds().unwrap() < 10.0);

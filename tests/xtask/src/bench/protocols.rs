@@ -1,8 +1,8 @@
-//! Measures what protocols cost, what it brings that requests which meet share a call of the guest, and
-//! how soon a caller that leaves frees what worked for it.
+//! Measures the overhead of each protocol, the effect of batching, and how soon a disconnect frees
+//! the guest.
 //!
-//! The load generator shares the processors with the server, and what it uses is in the figures. Each
-//! module below that has a `measure` is a section.
+//! The load generator shares the processors with the server, and the figures include what it uses.
+//! Each module below with a `measure` is a section.
 
 mod batching;
 mod cancellation;
@@ -10,71 +10,55 @@ mod overhead;
 
 use anyhow::Result;
 
-use super::Figure;
 use super::artifacts::{Model, pack_misbehave};
 use super::rig::Rig;
+use super::{Figure, Subject};
 use crate::pack;
-use crate::workspace::{Profile, Workspace};
+use crate::workspace::Profile;
 
-/// What this benchmark is told.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    pub(crate) general: super::Options,
-    /// Measure only this section. Can be given again for more.
-    #[arg(long, value_enum)]
-    only: Vec<Section>,
-}
-
-impl Options {
-    /// The same for any current folder.
-    pub(crate) fn absolute(self) -> Result<Self> {
-        Ok(Self { general: self.general.absolute()?, ..self })
-    }
-}
-
-/// A part of the benchmark that can be measured by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Section {
-    /// Throughput and latency with batching on against off.
+/// A section of the benchmark.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Section {
+    /// Throughput and latency with batching against without.
     Batching,
-    /// What each protocol costs, by stage.
+    /// The latency of each protocol, by stage.
     Overhead,
-    /// How soon a caller that leaves frees its guest.
+    /// How soon a disconnect frees the guest.
     Cancellation,
 }
 
-const SECTIONS: [Section; 3] = [Section::Batching, Section::Overhead, Section::Cancellation];
-
 /// What all sections share.
-struct Bench<'a> {
+pub(super) struct Bench<'a> {
     rig: Rig<'a>,
-    /// A model whose calls are short, so that most of each is the call itself.
+    /// A model with short calls, which are mostly overhead.
     short: Model,
-    /// A model whose calls are long, and as long for each row.
+    /// A model with long calls, whose duration is proportional to the rows.
     long: Model,
-    /// A model that says what it is told.
+    /// A model that returns its input.
     identity: Model,
     misbehave: Model,
 }
 
-/// Measures every section, or those that were asked for. A section that cannot be measured does not
-/// take the figures of the others away; it is in the second result.
-pub(crate) fn measure(
-    workspace: &Workspace,
-    options: &Options,
-) -> Result<(Vec<Figure>, Result<()>)> {
-    let rig = Rig::new(workspace, "protocols", options.general.seconds as f64)?;
-    let packed = |name: &str| Model::inspect(workspace, &workspace.repository().join(name));
-    let (short, long) = (packed("toxicity-1.0.0.wasm")?, packed("text-direction-1.0.0.wasm")?);
-    let fixtures = pack::pack_fixtures(workspace, &workspace.host_binary(Profile::Release))?;
-    let identity = Model::inspect(workspace, &fixtures.join("identity_fp32-1.0.0.wasm"))?;
-    let misbehave = pack_misbehave(workspace, &rig.folder("."), "1.0.0")?;
-    let misbehave = Model::inspect(workspace, &misbehave)?;
-    let bench = Bench { rig, short, long, identity, misbehave };
-    Ok(super::sections(&SECTIONS, &options.only, |section| match section {
-        Section::Batching => batching::measure(&bench),
-        Section::Overhead => overhead::measure(&bench),
-        Section::Cancellation => cancellation::measure(&bench),
-    }))
+impl<'a> Bench<'a> {
+    pub(super) fn prepare(subject: &Subject<'a>) -> Result<Self> {
+        let rig = Rig::new(subject, "protocols")?;
+        let workspace = rig.workspace;
+        let packed = |name: &str| Model::inspect(workspace, &workspace.repository().join(name));
+        let (short, long) = (packed("toxicity-1.0.0.wasm")?, packed("text-direction-1.0.0.wasm")?);
+        let fixtures = pack::pack_fixtures(workspace, &workspace.host_binary(Profile::Release))?;
+        let identity = Model::inspect(workspace, &fixtures.join("identity_fp32-1.0.0.wasm"))?;
+        let misbehave = pack_misbehave(workspace, &rig.folder("."), "1.0.0")?;
+        let misbehave = Model::inspect(workspace, &misbehave)?;
+        Ok(Self { rig, short, long, identity, misbehave })
+    }
+}
+
+impl Section {
+    pub(super) fn measure(&self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
+        match self {
+            Self::Batching => batching::measure(bench),
+            Self::Overhead => overhead::measure(bench),
+            Self::Cancellation => cancellation::measure(bench),
+        }
+    }
 }

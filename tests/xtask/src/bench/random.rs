@@ -1,18 +1,18 @@
-//! Chance: not the same each time, which is the point, and the same again from the same seed.
+//! Random numbers that are different in each run and can be reproduced from their seed.
 
 use std::hash::{BuildHasher as _, RandomState};
 
-/// A sequence of numbers: splitmix64, good enough to choose what to do and when.
+/// A splitmix64 generator.
 pub(super) struct Random {
-    /// What makes the same sequence again.
+    /// The seed that reproduces the sequence.
     pub(super) seed: u64,
     state: u64,
 }
 
 impl Random {
-    /// A sequence of its own.
+    /// A generator with a random seed.
     pub(super) fn new() -> Self {
-        // The hasher has random keys, and each has others.
+        // Every `RandomState` has other keys.
         Self::seeded(RandomState::new().hash_one(0))
     }
 
@@ -28,19 +28,19 @@ impl Random {
         number ^ (number >> 31)
     }
 
-    /// From 0 to 1.
+    /// A number from 0 to 1.
     pub(super) fn fraction(&mut self) -> f64 {
         f64::from((self.next() >> 32) as u32) / f64::from(u32::MAX)
     }
 
-    /// One of these, if there are any. No length that occurs here is uneven enough to matter.
+    /// A random element, if there is one. The modulo bias is negligible for these lengths.
     pub(super) fn choose<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
         let index = self.next().checked_rem(from.len() as u64)?;
         from.get(usize::try_from(index).ok()?)
     }
 }
 
-/// From 0 to 1, once.
+/// A single random number from 0 to 1.
 pub(super) fn fraction() -> f64 {
     Random::new().fraction()
 }
@@ -50,14 +50,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fractions_are_fractions_and_differ() {
+    fn fractions_are_in_range_and_differ() {
         let fractions: Vec<_> = (0..10).map(|_| fraction()).collect();
         assert!(fractions.iter().all(|fraction| (0.0..=1.0).contains(fraction)));
         assert!(fractions.windows(2).any(|pair| pair[0] != pair[1]), "{fractions:?}");
     }
 
     #[test]
-    fn a_seed_makes_the_same_choices_again() {
+    fn a_seed_reproduces_its_choices() {
         let (mut one, all) = (Random::new(), [0, 1, 2]);
         let mut other = Random::seeded(one.seed);
         let choices: Vec<_> = (0..100).filter_map(|_| one.choose(&all)).collect();

@@ -1,4 +1,4 @@
-//! What the benchmarks measure with: servers with folders of their own, loads on them, and a busy
+//! The equipment of the benchmarks: servers with folders of their own, loads on them, and a busy
 //! neighbour.
 
 use std::fs;
@@ -8,27 +8,28 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::Subject;
 use super::artifacts::Model;
 use super::load::{self, Load, Measured, work_file};
 use super::process::Process;
 use super::server::{START_LIMIT, Server, Setup};
 use crate::run;
-use crate::workspace::{Profile, Workspace};
+use crate::workspace::Workspace;
 
-/// Enough callers to keep every processor busy.
+/// Enough connections to keep every processor busy.
 pub(super) const CAPACITY_CONNECTIONS: usize = 8;
 
-/// Enough that no arrival waits for a connection unless the server stalls.
+/// Enough connections that no request waits for one unless the server stalls.
 pub(super) const ARRIVAL_CONNECTIONS: usize = 32;
 
-/// How long a spinning neighbour lives at most.
+/// The maximum lifetime of a spinning process.
 const SPIN_SECONDS: u64 = 600;
 
-/// The warm-up of each short block of load. The server is warm by then; this is for whatever the
-/// block is measured beside to have begun.
+/// The warm-up of each short block. The server is warm already; whatever runs beside the block must
+/// have started.
 pub(super) const BLOCK_WARM_UP_SECONDS: f64 = 0.3;
 
-/// A block of requests that arrive at a fixed rate.
+/// A block of an open loop.
 #[derive(Clone, Copy)]
 pub(super) struct Arrivals {
     pub(super) rate: u32,
@@ -36,29 +37,32 @@ pub(super) struct Arrivals {
     pub(super) seconds: f64,
 }
 
-/// One benchmark's place to work in.
+/// The workspace and the working folder of a benchmark.
 pub(super) struct Rig<'a> {
     pub(super) workspace: &'a Workspace,
-    /// How long each measurement under load takes, all of its blocks together.
+    /// The duration of each measurement under load, all of its blocks together.
     pub(super) seconds: f64,
+    /// The server under measurement.
+    program: PathBuf,
     folder: PathBuf,
 }
 
 impl<'a> Rig<'a> {
-    /// A place with a folder of this name.
-    pub(super) fn new(workspace: &'a Workspace, name: &str, seconds: f64) -> Result<Self> {
-        let folder = work_file(workspace, name)?;
+    /// Creates the working folder of this name.
+    pub(super) fn new(subject: &Subject<'a>, name: &str) -> Result<Self> {
+        let Subject { workspace, program, folder_suffix, seconds } = subject.clone();
+        let folder = work_file(workspace, &format!("{name}{folder_suffix}"))?;
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
-        Ok(Self { workspace, seconds, folder })
+        Ok(Self { workspace, program, seconds, folder })
     }
 
-    /// A folder of the benchmark's own, which need not exist.
+    /// A path in the working folder.
     pub(super) fn folder(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// A server with these artifacts, and a state folder of this name that is kept.
+    /// A server with these artifacts and a state folder of this name, which is kept.
     pub(super) fn setup(&self, state: &str, config: &str, artifacts: &[&Path]) -> Result<Setup> {
         let repository = self.folder(&format!("repository-{state}"));
         let config_file = self.folder(&format!("{state}.toml"));
@@ -68,26 +72,26 @@ impl<'a> Rig<'a> {
             }
             fs::create_dir(&repository)?;
             for artifact in artifacts {
-                // Nobody changes an artifact in place.
+                // Artifacts are never changed in place.
                 fs::hard_link(artifact, repository.join(artifact.file_name().unwrap_or_default()))?;
             }
             fs::write(&config_file, config)
         };
         write().with_context(|| format!("cannot write to {}", self.folder.display()))?;
-        // A benchmark that is killed cannot end its servers.
+        // The server is killed if the benchmark is killed.
         let starter = vec![self.workspace.probe_binary(), "become".into(), "--".into()];
         Ok(Setup {
             config: config_file,
             repository,
             state: self.folder(state),
             starter,
-            host: Profile::Release,
+            program: self.program.clone(),
             limit: START_LIMIT,
             environment: Vec::new(),
         })
     }
 
-    /// Lets a server compile what is not compiled yet, and starts it anew, warm.
+    /// Starts a server; if it had to compile anything, starts it again.
     pub(super) fn warm_server(&self, setup: &Setup) -> Result<Server> {
         let start = || Server::start(self.workspace, setup);
         let mut server = start()?;
@@ -99,11 +103,12 @@ impl<'a> Rig<'a> {
         start()
     }
 
-    /// What the probe says of a model, by the state folder of a server that does not run any more.
+    /// Runs the probe on a model with the state folder of a stopped server.
     pub(super) fn probe(&self, task: &str, model: &Model, state: &Path) -> Result<Value> {
         let mut command = Command::new(self.workspace.probe_binary());
         command.arg(task).arg("--artifact").arg(&model.artifact).arg("--state").arg(state);
-        serde_json::from_str(&run::output(&mut command)?).context("the probe says no JSON")
+        serde_json::from_str(&run::output(&mut command)?)
+            .context("the output of the probe is not JSON")
     }
 
     /// A process that keeps one core busy at normal priority until it is dropped.
@@ -113,7 +118,7 @@ impl<'a> Rig<'a> {
         Process::start("spinner", &mut command)
     }
 
-    /// Half of the requests per second that a server can answer, as it is now.
+    /// Half of the current capacity of a server in requests per second.
     pub(super) fn half_capacity(&self, server: &Server, model: &Model) -> Result<u32> {
         let load = Load {
             url: &server.url(&model.path()),
@@ -124,12 +129,12 @@ impl<'a> Rig<'a> {
             contains: &model.contains,
             ..Load::default()
         };
-        let capacity = load::make(self.workspace, &load)?.requests_per_second;
+        let capacity = load::run_without_errors(self.workspace, &load)?.requests_per_second;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
         Ok((capacity / 2.0).max(1.0) as u32)
     }
 
-    /// Makes such a block, whatever becomes of the requests.
+    /// Runs a block, whether requests fail or not.
     pub(super) fn arrivals(
         &self,
         server: &Server,
@@ -146,6 +151,6 @@ impl<'a> Rig<'a> {
             contains: &model.contains,
             ..Load::default()
         };
-        load::tolerate(self.workspace, &load)
+        load::run(self.workspace, &load)
     }
 }

@@ -1,11 +1,10 @@
-//! Measures what the runtime promises: what instances cost, that a breaking version or a deployment
-//! is not felt by others, that deadlines hold, that nothing is lost, leaks or survives damaged.
+//! Measures the runtime: the cost of instances, the effect of a faulting version or a deployment on
+//! others, deadlines, losses, leaks, and damaged files.
 //!
-//! The load generator, the server and whatever disturbs it share the processors, so nothing here is
-//! held against a time measured elsewhere if it can be helped: what a disturbance costs is a ratio
-//! to the same measurement without it, taken a moment before or after, and the figure is the median
-//! of such pairs. Each module below is a section, measures one thing and says what would be
-//! different if that thing were broken.
+//! The load generator, the server and other processes share the processors, so most figures are
+//! ratios: the effect of a disturbance is compared with the same measurement without it, taken a
+//! moment before or after, and the figure is the median of such pairs. Each module below is a
+//! section and says which defect it would detect.
 
 mod bystander;
 mod crash;
@@ -14,76 +13,37 @@ mod deadline;
 mod deploy;
 mod instances;
 mod isolation;
-mod setup;
+pub(super) mod setup;
 mod traps;
 
 use anyhow::Result;
 
 use self::setup::Bench;
 use super::Figure;
-use crate::workspace::Workspace;
 
-/// What this benchmark is told.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    pub(crate) general: super::Options,
-    /// Measure only this section. Can be given again for more.
-    #[arg(long, value_enum)]
-    only: Vec<Section>,
-}
-
-impl Options {
-    /// The same for any current folder.
-    pub(crate) fn absolute(self) -> Result<Self> {
-        Ok(Self { general: self.general.absolute()?, ..self })
-    }
-}
-
-/// A part of the benchmark that can be measured by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Section {
-    /// What making, keeping and dropping instances costs.
+/// A section of the benchmark.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Section {
+    /// The cost of creating, keeping and dropping instances.
     Instances,
-    /// A new instance for every request against reused ones.
+    /// A new instance for every request against reused instances.
     Isolation,
-    /// What a healthy version feels of a breaking one.
+    /// A healthy version beside a faulting one.
     Bystander,
-    /// What a healthy version feels of a deployment, and how long the second one of a guest takes.
+    /// A running version beside a deployment, and the time of the second deployment of a guest.
     Deploy,
-    /// When a guest that computes for ever is answered and ended.
+    /// When a request to an endless guest is answered, and when the guest stops.
     Deadline,
-    /// Whether anything is lost or leaks when requests trap.
+    /// Losses and leaks when requests trap.
     Traps,
-    /// Whether a server that is killed while it compiles starts again.
+    /// Restart of a server that was killed while it compiled.
     Crash,
-    /// Whether damage to stored code is noticed.
+    /// Detection of damaged stored code.
     Damage,
 }
 
-const SECTIONS: [Section; 8] = [
-    Section::Instances,
-    Section::Isolation,
-    Section::Bystander,
-    Section::Deploy,
-    Section::Deadline,
-    Section::Traps,
-    Section::Crash,
-    Section::Damage,
-];
-
-/// Measures every section, or those that were asked for. A section that cannot be measured does not
-/// take the figures of the others away; it is in the second result.
-pub(crate) fn measure(
-    workspace: &Workspace,
-    options: &Options,
-) -> Result<(Vec<Figure>, Result<()>)> {
-    let bench = Bench::prepare(workspace, options.general.seconds as f64)?;
-    Ok(super::sections(&SECTIONS, &options.only, |section| section.measure(&bench)))
-}
-
 impl Section {
-    fn measure(self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    pub(super) fn measure(&self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
         match self {
             Self::Instances => instances::measure(bench),
             Self::Isolation => isolation::measure(bench),

@@ -1,7 +1,7 @@
-//! Measures the server as users run it: the release build, the demonstration models, its own log.
+//! Measures the server as users run it: the release build with the demo models and its normal log.
 //!
-//! The load generator shares the processors with the server, and there is no network between
-//! them: the figures compare builds on one machine and promise nothing about another.
+//! The load generator shares the processors with the server, and there is no network: the figures
+//! compare builds on one machine.
 
 use std::fs;
 
@@ -10,48 +10,49 @@ use serde_json::{Value, json};
 
 use super::load::{self, Load, Measured};
 use super::server::{self, Server};
-use super::{Bar, Figure};
+use super::{Bar, Figure, Subject};
 use crate::run;
 use crate::workspace::Workspace;
 
-/// Where single texts go.
+/// The path for single texts.
 const PREDICT: &str = "/v1/predict";
 
-/// Where batches go.
+/// The path for batches.
 const BATCH_PREDICT: &str = "/v1/batch_predict";
 
-/// How many starts the median is of. Odd, so that it is one of them.
+/// The number of starts. Odd, so that the median is a measured value.
 const STARTS: usize = 5;
 
-/// A low load: requests that arrive one by one, with the server idle in between.
+/// A low load: single requests, with an idle server in between.
 const LOW_LOAD_PER_SECOND: u32 = 100;
 
-/// Enough that no arrival waits for a connection.
+/// Enough connections that no request waits for one.
 const LOW_LOAD_CONNECTIONS: usize = 4;
 
-/// How many texts a batch has.
+/// The number of texts in a batch.
 const BATCH_ROWS: usize = 64;
 
-/// How many connections send batches.
+/// The number of connections that send batches.
 const BATCH_CONNECTIONS: usize = 2;
 
-/// A restart should not be noticed: below a second.
+/// A restart should not be noticeable.
 const WARM_START_MS: Bar = Bar::Below(1000.0);
 
-/// A prediction should cost its caller nothing that matters: below five milliseconds.
+/// The overhead of a prediction should not matter to its caller.
 const SINGLE_PREDICTION_P95_MS: Bar = Bar::Below(5.0);
 
-/// What FastAPI with scikit-learn does on such a machine: a sandbox must not cost more than Python.
-/// A figure from elsewhere, which this benchmark does not measure again.
+/// The throughput of FastAPI with scikit-learn on such a machine, which this benchmark does not
+/// measure: a sandbox must not cost more than Python.
 const REQUESTS_PER_SECOND_1_CONNECTION: Bar = Bar::Above(250.0);
 
-/// The same for 8 connections.
+/// The same with 8 connections.
 const REQUESTS_PER_SECOND_8_CONNECTIONS: Bar = Bar::Above(520.0);
 
 /// Measures everything, with `seconds` for each load.
-pub(crate) fn measure(workspace: &Workspace, seconds: u64) -> Result<Vec<Figure>> {
+pub(super) fn measure(subject: &Subject<'_>) -> Result<Vec<Figure>> {
+    let Subject { workspace, seconds, .. } = subject.clone();
     let texts = texts(workspace)?;
-    let (start_ms, server) = warm_start_ms(workspace)?;
+    let (start_ms, server) = warm_start_ms(subject)?;
     let mut figures = vec![Figure::new("warm_start_ms", start_ms, "ms", Some(WARM_START_MS))];
     figures.extend(single_predictions(workspace, &server, &texts, seconds)?);
     figures.push(batches(workspace, &server, &texts, seconds)?);
@@ -59,11 +60,15 @@ pub(crate) fn measure(workspace: &Workspace, seconds: u64) -> Result<Vec<Figure>
     Ok(figures)
 }
 
-/// The median of some starts with everything compiled, and the server that started last.
-fn warm_start_ms(workspace: &Workspace) -> Result<(f64, Server)> {
-    let setup = server::demonstration(workspace);
-    let start = || Server::start(workspace, &setup);
-    let mut server = run::step("first start, which compiles what is new", start)?;
+/// The median of several starts with everything compiled, and the last server.
+fn warm_start_ms(subject: &Subject<'_>) -> Result<(f64, Server)> {
+    let mut setup = server::demonstration(subject.workspace);
+    setup.program.clone_from(&subject.program);
+    if !subject.folder_suffix.is_empty() {
+        setup.state = subject.workspace.output().join(format!("state{}", subject.folder_suffix));
+    }
+    let start = || Server::start(subject.workspace, &setup);
+    let mut server = run::step("first start, which compiles", start)?;
     let mut times = Vec::with_capacity(STARTS);
     for number in 1..=STARTS {
         // One at a time: two would share the state folder and the processors.
@@ -75,18 +80,18 @@ fn warm_start_ms(workspace: &Workspace) -> Result<(f64, Server)> {
     Ok((times[STARTS / 2], server))
 }
 
-/// Single texts: now and then, by one caller without a pause, and by eight.
+/// Single texts: at a low rate, by one caller without a pause, and by eight.
 fn single_predictions(
     workspace: &Workspace,
     server: &Server,
     texts: &[String],
-    seconds: u64,
+    seconds: f64,
 ) -> Result<Vec<Figure>> {
     let bodies: Vec<Value> = texts.iter().map(|text| json!({"text": text})).collect();
     let url = server.url(PREDICT);
     let ask = |connections, rate| {
         let contains = "\"score\":";
-        let (bodies, seconds) = (bodies.as_slice(), seconds as f64);
+        let bodies = bodies.as_slice();
         let load =
             Load { url: &url, connections, rate, seconds, bodies, contains, ..Load::default() };
         measured(workspace, "single texts", &load)
@@ -119,19 +124,19 @@ fn single_predictions(
     ])
 }
 
-/// Batches of texts, by enough callers to keep every processor busy.
+/// Batches from enough callers to keep every processor busy.
 fn batches(
     workspace: &Workspace,
     server: &Server,
     texts: &[String],
-    seconds: u64,
+    seconds: f64,
 ) -> Result<Figure> {
     let batches = texts.chunks_exact(BATCH_ROWS);
     let bodies: Vec<Value> = batches.map(|texts| json!({"texts": texts})).collect();
     let load = Load {
         url: &server.url(BATCH_PREDICT),
         connections: BATCH_CONNECTIONS,
-        seconds: seconds as f64,
+        seconds,
         bodies: &bodies,
         contains: "\"results\":",
         ..Load::default()
@@ -146,10 +151,10 @@ fn measured(workspace: &Workspace, what: &str, load: &Load<'_>) -> Result<Measur
         Some(rate) => format!("{rate} a second"),
         None => format!("{} at a time", load.connections),
     };
-    run::step(&format!("{what}, {pace}"), || load::make(workspace, load))
+    run::step(&format!("{what}, {pace}"), || load::run_without_errors(workspace, load))
 }
 
-/// The texts that the model's oracle has scores for: as long and as odd as what people write.
+/// The texts of the model's oracle, which are as long and as odd as what people write.
 fn texts(workspace: &Workspace) -> Result<Vec<String>> {
     let path = workspace.toxicity_oracle();
     let lines =

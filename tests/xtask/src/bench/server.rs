@@ -1,4 +1,4 @@
-//! A server under measurement: started, found by its log, and ended whatever happens.
+//! A server under measurement, which is found by its log and killed when it is dropped.
 
 use std::fs::{self, File};
 use std::io::ErrorKind::NotFound;
@@ -19,31 +19,31 @@ use super::log::{Log, number};
 use super::process::Process;
 use crate::workspace::{Profile, Workspace};
 
-/// How long a server may take until it has said what is waited for, most of the time. A first start
-/// compiles every version, which takes half a minute each on a busy machine.
+/// The usual time limit of a start. A first start compiles every version, each of which takes half
+/// a minute on a busy machine.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long a server may take to end; longer than it waits for requests under way.
+/// The time limit of a stop, which is longer than the drain.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often the log is looked at. The times that count are the server's own.
+/// The interval of reading the log. Measured times are taken from the log itself.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The key that `guesthouse serve --demo` accepts.
+/// The API key of `guesthouse serve --demo`.
 pub(crate) const KEY: &str = "local-demo-key";
 
-/// What a server serves, and how.
+/// What a server serves, and how it is started.
 pub(crate) struct Setup {
     pub(crate) config: PathBuf,
     pub(crate) repository: PathBuf,
     pub(crate) state: PathBuf,
-    /// A program that becomes the server, with its arguments, if there is one.
+    /// A program that executes the server, with its arguments; may be empty.
     pub(crate) starter: Vec<PathBuf>,
-    /// Which build it is.
-    pub(crate) host: Profile,
-    /// How long it may take until it has said what is waited for.
+    /// The server.
+    pub(crate) program: PathBuf,
+    /// The time limit for each awaited log line.
     pub(crate) limit: Duration,
-    /// Environment variables beside those that this process has.
+    /// Additional environment variables.
     pub(crate) environment: Vec<(&'static str, String)>,
 }
 
@@ -58,25 +58,25 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it and waits until it has loaded everything.
+    /// Starts a server and waits until it has loaded everything.
     pub(crate) fn start(workspace: &Workspace, setup: &Setup) -> Result<Self> {
         let mut server = Self::launch(workspace, setup)?;
         server.wait_for("repository folder read", None)?;
         Ok(server)
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts a server and waits until it listens.
     pub(super) fn launch(workspace: &Workspace, setup: &Setup) -> Result<Self> {
         let state = setup.state.file_name().unwrap_or_default().to_string_lossy();
         let log = work_file(workspace, &format!("server-{state}.log"))?;
-        // A new file: children of a server that was killed may still write to the old one.
+        // A new file: children of a killed server may still write to the old one.
         let output = fs::remove_file(&log)
             .or_else(|error| if error.kind() == NotFound { Ok(()) } else { Err(error) })
             .and_then(|()| File::create(&log))
             .with_context(|| format!("cannot write {}", log.display()))?;
         let mut program = setup.starter.clone();
-        program.push(workspace.host_binary(setup.host));
-        let (first, rest) = program.split_first().context("there is no program")?;
+        program.push(setup.program.clone());
+        let (first, rest) = program.split_first().context("the command is empty")?;
         let mut command = Command::new(first);
         command
             .args(rest)
@@ -106,12 +106,13 @@ impl Server {
         Ok(Self { process, log, limit, address, admin_address, grpc_address })
     }
 
-    /// From the start of the process until everything was loaded, as the server measured it.
+    /// The time from the start of the process until everything was loaded, as the server reports
+    /// it.
     pub(super) fn start_ms(&mut self) -> Result<f64> {
         number(&self.wait_for("ready", None)?, "milliseconds")
     }
 
-    /// The first line of the log that says this, of that version if one is named.
+    /// Waits for the first log line with this message, and with this version if one is given.
     pub(super) fn wait_for(&mut self, message: &str, version: Option<&str>) -> Result<Value> {
         wait_for(&mut self.process, &mut self.log, (message, version), self.limit)
     }
@@ -121,40 +122,40 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    /// Where its public endpoints are.
+    /// The address of the public listener.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where its endpoints of gRPC are.
+    /// The address of the gRPC listener.
     pub(crate) fn grpc_address(&self) -> SocketAddr {
         self.grpc_address
     }
 
-    /// A caller of its public endpoints.
+    /// A client of the public listener.
     pub(super) fn client(&self) -> Client {
         Client::new(self.address, KEY)
     }
 
-    /// The way to its administration.
+    /// A client of the admin API.
     pub(super) fn admin(&self) -> Admin {
         Admin::new(self.admin_address)
     }
 
-    /// Ends the server as an operator at a terminal would, and fails if it does not end well. Another
-    /// signal would let it serve for a while, for load balancers that nobody has here.
+    /// Stops the server with SIGINT and fails if it does not exit successfully. After SIGTERM it
+    /// would linger for load balancers.
     pub(crate) fn stop(mut self) -> Result<()> {
         self.process.signal(Signal::INT)?;
         let status = self.process.wait(STOP_LIMIT)?;
         ensure!(
             status.success(),
-            "the server failed to end ({status}); the end of its log:\n{}",
+            "the server failed to stop ({status}); the end of its log:\n{}",
             self.log.tail()
         );
         Ok(())
     }
 
-    /// Ends the server without a chance to do anything about it.
+    /// Kills the server.
     pub(super) fn kill(mut self) -> Result<()> {
         self.process.signal(Signal::KILL)?;
         self.process.wait(STOP_LIMIT)?;
@@ -170,28 +171,31 @@ fn wait_for(
 ) -> Result<Value> {
     let start = Instant::now();
     while start.elapsed() < limit {
-        // Looked at first: what it said before it ended is in the log by then.
+        // Checked first: everything that the server wrote before it exited is in the log by then.
         let ended = process.ended()?;
         if let Some(line) = log.find(message, version)? {
             return Ok(line);
         }
         if let Some(status) = ended {
-            bail!("the server ended ({status}); the end of its log:\n{}", log.tail());
+            bail!("the server exited ({status}); the end of its log:\n{}", log.tail());
         }
         thread::sleep(POLL_INTERVAL);
     }
     let seconds = limit.as_secs();
-    bail!("the server has not said `{message}` in {seconds} s; its log:\n{}", log.tail())
+    bail!(
+        "the server has not logged `{message}` within {seconds} s; the end of its log:\n{}",
+        log.tail()
+    )
 }
 
-/// The demonstration, with the state that it has for users.
+/// The demo models with the state folder that users have.
 pub(crate) fn demonstration(workspace: &Workspace) -> Setup {
     Setup {
         config: Path::new("models/demo.toml").to_owned(),
         repository: workspace.repository(),
         state: workspace.state(),
         starter: Vec::new(),
-        host: Profile::Release,
+        program: workspace.host_binary(Profile::Release),
         limit: START_LIMIT,
         environment: Vec::new(),
     }
@@ -202,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_ends_is_not_waited_for() {
+    fn waiting_ends_when_the_process_exits() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "{\"message\":\"said\"}\n").unwrap();
         let mut log = Log::open(file.path()).unwrap();

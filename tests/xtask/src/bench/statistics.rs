@@ -1,6 +1,6 @@
-//! What many measurements come to.
+//! Statistics of measurements.
 
-/// The middle one of some values; the mean of the middle two, if there are two. 0 without any.
+/// The median; 0 without values.
 pub(super) fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
@@ -12,7 +12,7 @@ pub(super) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The least of the values that so large a part of them do not exceed; 0 without any.
+/// The smallest value that at least this fraction of the values do not exceed; 0 without values.
 pub(super) fn quantile(values: &[f64], part: f64) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
@@ -21,15 +21,15 @@ pub(super) fn quantile(values: &[f64], part: f64) -> f64 {
     rank.and_then(|rank| values.get(rank)).copied().unwrap_or(0.0)
 }
 
-/// A measurement under one condition and one under another, one soon after the other, so that
-/// whatever else the machine did befell both.
+/// Two measurements under different conditions, taken one after the other, so that other activity
+/// of the machine affects both.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pair {
     pub(super) baseline: f64,
     pub(super) value: f64,
 }
 
-/// The median of the pairs' own ratios; without a ratio, because a baseline is 0, endless.
+/// The median of the pairs' ratios. A ratio with a value of 0 is infinite.
 pub(super) fn median_ratio(pairs: &[Pair]) -> f64 {
     let ratio = |pair: &Pair| {
         if pair.baseline > 0.0 && pair.value > 0.0 {
@@ -41,16 +41,15 @@ pub(super) fn median_ratio(pairs: &[Pair]) -> f64 {
     median(&pairs.iter().map(ratio).collect::<Vec<_>>())
 }
 
-/// A straight line through points, by least squares.
+/// A straight line fitted by least squares.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Line {
     pub(super) slope: f64,
-    /// How far the slope may be off by chance: the standard error, if the points' distances from the
-    /// line were independent of each other.
+    /// The standard error of the slope, if the residuals are independent of each other.
     pub(super) slope_error: f64,
 }
 
-/// The line through the points, which need two different first coordinates to have one.
+/// Fits a line to points, which need two different first coordinates.
 pub(super) fn line_through(points: &[(f64, f64)]) -> Line {
     let count = points.len() as f64;
     let mean_of = |part: fn(&(f64, f64)) -> f64| points.iter().map(part).sum::<f64>() / count;
@@ -77,14 +76,14 @@ mod tests {
     }
 
     #[test]
-    fn medians_are_in_the_middle() {
+    fn medians_of_odd_and_even_counts_are_correct() {
         assert!(near(median(&[3.0, 1.0, 2.0]), 2.0));
         assert!(near(median(&[4.0, 1.0, 2.0, 3.0]), 2.5));
         assert!(near(median(&[]), 0.0));
     }
 
     #[test]
-    fn quantiles_are_values() {
+    fn quantiles_are_measured_values() {
         let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
         assert!(near(quantile(&values, 0.99), 198.0));
         assert!(near(quantile(&values, 1.0), 200.0));
@@ -92,21 +91,22 @@ mod tests {
     }
 
     #[test]
-    fn each_value_is_compared_with_its_own_baseline() {
+    fn the_median_ratio_uses_each_pairs_baseline() {
         let pair = |baseline, value| Pair { baseline, value };
-        // The machine became ten times slower in between, and the ratio did not change.
+        // The machine became ten times slower in between, and the ratio stayed the same.
         let pairs = [pair(1.0, 1.2), pair(10.0, 12.0), pair(10.0, 99.0)];
         assert!(near(median_ratio(&pairs), 1.2));
-        // Nothing measured is no good ratio.
+        // A measurement of 0 is not a good ratio.
         assert!(median_ratio(&[pair(0.0, 1.0)]).is_infinite());
         assert!(median_ratio(&[pair(1.0, 0.0)]).is_infinite());
     }
 
     #[test]
-    fn lines_have_slopes_and_say_how_sure_they_are() {
+    fn a_fitted_line_has_a_slope_and_an_error() {
         let exact = line_through(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]);
         assert!(near(exact.slope, 2.0) && near(exact.slope_error, 0.0), "{exact:?}");
-        // By hand: slope 0.5, remainders 0.5, -1 and 0.5 or so, one degree of freedom, spread 2.
+        // Computed by hand: slope 0.5, residuals of about 0.5, -1 and 0.5, one degree of freedom,
+        // spread 2.
         let rough = line_through(&[(0.0, 0.0), (1.0, 2.0), (2.0, 1.0)]);
         assert!(near(rough.slope, 0.5), "{rough:?}");
         assert!(near(rough.slope_error, (1.5_f64 / 2.0).sqrt()), "{rough:?}");

@@ -1,4 +1,4 @@
-//! What the load generator wrote about each request, and the clock that it has in common with us.
+//! Reads the trace of the load generator, and the clock that it shares with this program.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -7,33 +7,34 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 
-/// One request. Times are in nanoseconds of [`now_ns`].
+/// A request, with times in nanoseconds of [`now_ns`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) sent: u64,
-    /// When the whole answer was there, or was given up.
+    /// When the response was complete, or the request was given up.
     pub(super) answered: u64,
-    /// Whether it was the right answer.
+    /// Whether the response was the expected one.
     pub(super) is_success: bool,
-    /// The version that answered, if the answer names one.
+    /// The version of the model that the response names.
     pub(super) version: Option<String>,
 }
 
-/// Nanoseconds since some moment, the same for all processes of a machine.
+/// Nanoseconds of `CLOCK_MONOTONIC`, which all processes of a machine share.
 pub(super) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let part = |part: i64| u64::try_from(part).unwrap_or(0);
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }
 
-/// All requests of a trace, in the order of their answers.
+/// All requests of a trace, in the order of their responses.
 pub(super) fn read(path: &Path) -> Result<Vec<Record>> {
     let cannot_read = || format!("cannot read {}", path.display());
     let file = BufReader::new(File::open(path).with_context(cannot_read)?);
     let mut records = Vec::new();
     for line in file.lines() {
         let line = line.with_context(cannot_read)?;
-        records.push(parse(&line).with_context(|| format!("a trace has no line `{line}`"))?);
+        records
+            .push(parse(&line).with_context(|| format!("the trace has an invalid line `{line}`"))?);
     }
     Ok(records)
 }
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_understood_and_nothing_else() {
+    fn valid_lines_are_parsed_and_others_rejected() {
         let record = |is_success, version: Option<&str>| {
             let version = version.map(str::to_owned);
             Some(Record { sent: 12, answered: 34, is_success, version })
@@ -65,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_is_read_whole_or_not_at_all() {
+    fn an_incomplete_trace_is_an_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "1 2 success 1.0.0\n3 4 503 -\n").unwrap();
         assert_eq!(read(file.path()).unwrap().len(), 2);
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_goes_on() {
+    fn the_clock_advances() {
         let earlier = now_ns();
         assert!(earlier > 0 && now_ns() >= earlier);
     }

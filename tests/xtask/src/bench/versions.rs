@@ -1,10 +1,10 @@
-//! Measures what is promised of versions that change while they are asked: that no request fails, that
-//! no answer comes from a version that is not live, that taking a version back takes milliseconds,
-//! that a share is one, that a shadow is not felt, that what was acknowledged survives.
+//! Measures changes of versions under load: no request may fail, no response may come from a
+//! version that is not live, a rollback must take milliseconds, shares must be exact, a shadow must
+//! have no effect, and acknowledged changes must survive crashes.
 //!
-//! As in the benchmark of the runtime, what a disturbance costs is a ratio to the same load without
-//! it, a moment before or after. Each module below that has a `measure` is a section; [`liveness`]
-//! and [`expected`] say, without asking the server, what its answers have to be.
+//! The effect of a disturbance is a ratio to the same load without it, a moment before or after.
+//! Each module below with a `measure` is a section; [`liveness`] and [`expected`] derive the
+//! correct responses independently of the server.
 
 mod check;
 mod crash;
@@ -14,7 +14,7 @@ mod liveness;
 mod loads;
 mod restart;
 mod rollback;
-mod setup;
+pub(super) mod setup;
 mod shadow;
 mod split;
 mod swaps;
@@ -23,75 +23,32 @@ use anyhow::Result;
 
 use self::setup::Bench;
 use super::Figure;
-use crate::workspace::Workspace;
 
-/// What this benchmark is told.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    #[command(flatten)]
-    pub(crate) general: super::Options,
-    /// Swap versions 1000 times, each way that is measured, under a million requests.
-    #[arg(long)]
-    long: bool,
-    /// Measure only this section. Can be given again for more.
-    #[arg(long, value_enum)]
-    only: Vec<Section>,
-}
-
-impl Options {
-    /// The same for any current folder.
-    pub(crate) fn absolute(self) -> Result<Self> {
-        Ok(Self { general: self.general.absolute()?, ..self })
-    }
-}
-
-/// A part of the benchmark that can be measured by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Section {
-    /// What callers and the server's memory feel of hundreds of swaps under load.
+/// A section of the benchmark.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Section {
+    /// Hundreds of swaps under load, as callers and the server's memory see them.
     Swaps,
-    /// How long callers get a version after it was taken back.
+    /// How long callers get a version after its rollback.
     Rollback,
-    /// How long a start with twenty versions takes.
+    /// The time of a start with twenty versions.
     Restart,
-    /// How long what is compiled or small takes to be loaded while a large artifact is compiled.
+    /// The time of loading compiled or small versions while a large artifact is compiled.
     Loads,
-    /// Whether a share is what it was said to be, and whether callers stay where they are.
+    /// The accuracy of a split, and whether callers stay with their version.
     Split,
-    /// What callers feel of a shadow, and what becomes of it when there is no time for it.
+    /// The effect of a shadow on callers, and dropped comparisons without free time.
     Shadow,
-    /// Whether acknowledged changes survive a server that is killed while it makes others.
+    /// Acknowledged changes of a server that is killed at random moments.
     Crash,
-    /// The same for each write of a change, and for a disk that is full from then on.
+    /// The same at each single write, and with a full disk from each write on.
     Failpoints,
-    /// Whether `guesthouse check` refuses numbers that promise too much, and only those.
+    /// Whether `guesthouse check` rejects version steps that are too small, and only those.
     Check,
 }
 
-const SECTIONS: [Section; 9] = [
-    Section::Swaps,
-    Section::Rollback,
-    Section::Restart,
-    Section::Loads,
-    Section::Split,
-    Section::Shadow,
-    Section::Crash,
-    Section::Failpoints,
-    Section::Check,
-];
-
-/// Measures every section, or those that were asked for. A section that cannot be measured does not
-/// take the figures of the others away; it is in the second result.
-pub(crate) fn measure(
-    workspace: &Workspace,
-    options: &Options,
-) -> Result<(Vec<Figure>, Result<()>)> {
-    let bench = Bench::prepare(workspace, options.general.seconds as f64, options.long)?;
-    Ok(super::sections(&SECTIONS, &options.only, |section| section.measure(&bench)))
-}
-
 impl Section {
-    fn measure(self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    pub(super) fn measure(&self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
         match self {
             Self::Swaps => swaps::measure(bench),
             Self::Rollback => rollback::measure(bench),

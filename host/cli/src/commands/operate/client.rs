@@ -1,10 +1,9 @@
-//! The client of the admin API: where the server is, what a request carries, and what becomes of
-//! one that gets no answer.
+//! The HTTP client of the admin API.
 //!
-//! Questions are asked once. A change whose connection is lost is sent again a few times, always
-//! with the same idempotency key, so that the server does it once; if there is no answer in the
-//! end, the caller learns that the outcome is unknown, and the key. Every answer is bounded in time
-//! and size. What an answer means is left to others.
+//! Reads are sent once. A change whose connection is lost is retried a few times, always with the same
+//! idempotency key, so that the server makes it once; if there is no response in the end, the error says
+//! that the outcome is unknown, and names the key. Every response is bounded in time and size. The
+//! meaning of a body is left to the commands.
 
 use std::error::Error;
 use std::fmt;
@@ -14,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use guesthouse_runtime::clock;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use ureq::http::uri::Uri;
@@ -21,40 +21,40 @@ use ureq::http::{HeaderValue, Response};
 use ureq::typestate::WithBody;
 use ureq::{Agent, Body, RequestBuilder, SendBody, Timeout};
 
-use super::failure::{OperateError, Refusal};
+use super::error::{OperateError, ServerError};
 use super::upload::{self, Upload, UploadError};
-use super::{ServerArguments, key, trust};
+use super::{ServerArguments, admin_key, trust};
 
-/// To find the server, and again to be let in: it is on this machine or near.
+/// The time to resolve the server's name, and the time to connect. The server is on this machine or near.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 
-/// For the whole answer to a question that the server answers at once.
-const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// The time of a request that the server answers at once.
+const READ_TIME: Duration = Duration::from_secs(30);
 
-/// For the whole answer to a change: a version that was retired is loaded again first.
+/// The time of a change. The server may have to load a retired version again.
 const CHANGE_TIME: Duration = Duration::from_secs(300);
 
-/// An artifact may be large and a network slow; but something has to go on.
+/// The longest time without progress while an artifact is sent, which may be large.
 const STALLED_TIME: Duration = Duration::from_secs(30);
 
-/// For the answer to an artifact that has arrived: the server checks and stores it first.
+/// The time until the response to an artifact that was sent. The server verifies and stores it first.
 const UPLOADED_TIME: Duration = Duration::from_secs(60);
 
-/// Before the second, the third and the last attempt: a server that restarts needs seconds.
-const PAUSES: [Duration; 3] =
+/// The delays before the retries. A server that restarts needs seconds.
+const RETRY_DELAYS: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
 
-/// No answer is longer: the history comes in pieces.
-const MAX_ANSWER_BYTES: u64 = 64 << 20;
+/// The largest response. The history is read in pages.
+const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// The longest idempotency key that the server takes.
+/// The longest idempotency key that the server accepts.
 const MAX_IDEMPOTENCY_KEY_LENGTH: usize = 128;
 
-/// The address of an admin API, without a slash at its end.
+/// The URL of an admin API, without a trailing slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ServerUrl(String);
 
-/// A text is not a [`ServerUrl`].
+/// A string is not a [`ServerUrl`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a server's address is like http://127.0.0.1:8002 or https://127.0.0.1:8002")]
 pub(super) struct ServerUrlError;
@@ -66,12 +66,12 @@ impl FromStr for ServerUrl {
         let uri: Uri = text.parse().map_err(|_malformed| ServerUrlError)?;
         let authority = uri.authority().ok_or(ServerUrlError)?;
         let host_alone = authority.as_str() == authority.host();
-        let good = matches!(uri.scheme_str(), Some("http" | "https"))
+        let is_valid = matches!(uri.scheme_str(), Some("http" | "https"))
             && (host_alone || authority.port_u16().is_some())
             && !authority.host().is_empty()
             && !authority.as_str().contains('@')
             && !text.contains(['?', '#']);
-        if good { Ok(Self(text.trim_end_matches('/').to_owned())) } else { Err(ServerUrlError) }
+        if is_valid { Ok(Self(text.trim_end_matches('/').to_owned())) } else { Err(ServerUrlError) }
     }
 }
 
@@ -87,17 +87,17 @@ impl fmt::Display for ServerUrl {
     }
 }
 
-/// What the server knows a repeated change by: 1 to 128 visible ASCII characters.
+/// Identifies a change to the server across retries: 1 to 128 visible ASCII characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct IdempotencyKey(String);
 
-/// A text is not an [`IdempotencyKey`].
+/// A string is not an [`IdempotencyKey`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("an idempotency key is 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} visible ASCII characters")]
 pub(super) struct IdempotencyKeyError;
 
 impl IdempotencyKey {
-    /// One that nobody has used.
+    /// A new key.
     pub(super) fn random() -> Self {
         Self(clock::new_id().to_string())
     }
@@ -107,9 +107,9 @@ impl FromStr for IdempotencyKey {
     type Err = IdempotencyKeyError;
 
     fn from_str(text: &str) -> Result<Self, IdempotencyKeyError> {
-        let good = (1..=MAX_IDEMPOTENCY_KEY_LENGTH).contains(&text.len())
+        let is_valid = (1..=MAX_IDEMPOTENCY_KEY_LENGTH).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_graphic());
-        if good { Ok(Self(text.to_owned())) } else { Err(IdempotencyKeyError) }
+        if is_valid { Ok(Self(text.to_owned())) } else { Err(IdempotencyKeyError) }
     }
 }
 
@@ -119,74 +119,81 @@ impl fmt::Display for IdempotencyKey {
     }
 }
 
-/// The words of a query and their values; what has none is left out.
+/// The parameters of a query. Those without a value are left out.
 pub(super) type Query = [(&'static str, Option<String>)];
 
-/// A change, as often as it has to be sent.
+/// The request for a change.
 #[derive(Debug)]
-pub(super) struct Change<'a> {
+pub(super) struct ChangeRequest<'a> {
     pub(super) path: String,
     pub(super) query: Vec<(&'static str, Option<String>)>,
     pub(super) key: IdempotencyKey,
-    pub(super) content: Content<'a>,
+    pub(super) payload: Payload<'a>,
 }
 
-/// What a change carries.
+/// The method and body of a change.
 #[derive(Debug)]
-pub(super) enum Content<'a> {
-    /// Nothing: something is deleted.
+pub(super) enum Payload<'a> {
+    /// `DELETE` without a body.
     Delete,
-    /// A few fields.
+    /// `POST` with a JSON body.
     Json(Value),
-    /// An artifact.
+    /// `POST` with an artifact.
     Upload(&'a Upload),
 }
 
-/// What the server answered, errors included.
+impl Payload<'_> {
+    /// `POST` with this body.
+    pub(super) fn json(body: &impl Serialize) -> Self {
+        Self::Json(serde_json::to_value(body).expect("bodies of requests are JSON"))
+    }
+}
+
+/// A response of the server, which may be an error.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ServerResponse {
     server: ServerUrl,
     status: u16,
-    /// The server did it before, and this is what it answered then.
-    pub(super) replayed: bool,
-    /// The server says that it may be asked again.
-    again: bool,
-    /// Null, if it is not JSON.
+    /// Whether the change was made by an earlier request with the same idempotency key.
+    pub(super) is_replayed: bool,
+    /// Whether the response has `Retry-After`.
+    has_retry_after: bool,
+    /// The JSON body; null if it is not JSON.
     pub(super) body: Value,
 }
 
-impl Answer {
-    /// The server's error, if it is one.
-    pub(super) fn refusal(&self) -> Option<Refusal> {
-        (self.status >= 400).then(|| Refusal::of_answer(self.status, &self.body))
+impl ServerResponse {
+    /// The error, if it is one.
+    pub(super) fn error(&self) -> Option<ServerError> {
+        (self.status >= 400).then(|| ServerError::from_response(self.status, &self.body))
     }
 
-    /// Whether the server could not answer, rather than would not.
-    pub(super) fn is_fault(&self) -> bool {
+    /// Whether it is an error of the server and not of the request.
+    pub(super) fn is_server_fault(&self) -> bool {
         self.status >= 500
     }
 
-    /// What an answer that is no error says.
+    /// Parse the body of a response that is not an error.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, OperateError> {
         if !(200..300).contains(&self.status) || self.body.is_null() {
-            return Err(self.unexpected("it is no admin API"));
+            return Err(self.unexpected("it is not an admin API"));
         }
         T::deserialize(&self.body).map_err(|error| self.unexpected(&error.to_string()))
     }
 
-    /// What is wrong with an answer that is no error.
+    /// The error for a response that is not an error and cannot be understood.
     pub(super) fn unexpected(&self, problem: &str) -> OperateError {
         let (server, status) = (self.server.clone(), self.status);
         OperateError::Unexpected { server, status, problem: problem.to_owned() }
     }
 
-    /// Whether another request with the same key is under way.
-    fn is_in_flight(&self) -> bool {
-        self.status == 409 && self.again
+    /// Whether another request with the same idempotency key is in progress.
+    fn is_in_progress(&self) -> bool {
+        self.status == 409 && self.has_retry_after
     }
 }
 
-/// A server to talk to.
+/// A client of one server.
 #[derive(Debug)]
 pub(super) struct Client {
     agent: Agent,
@@ -196,10 +203,10 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(arguments: &ServerArguments) -> Result<Self, OperateError> {
-        let key = key::find(arguments.key_file.as_deref())?;
+        let key = admin_key::find(arguments.key_file.as_deref())?;
         let trust = trust::find(arguments.server.is_https(), arguments.ca.as_deref())?;
-        // The key goes to the server that was named: through no proxy that happens to be in the
-        // environment, and nowhere that somebody redirects to.
+        // The key must reach the named server alone: not a proxy of the environment, and not the target
+        // of a redirect.
         let configuration = Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
@@ -211,93 +218,96 @@ impl Client {
         Ok(Self { agent, server: arguments.server.clone(), key })
     }
 
-    /// Ask something that the server answers at once.
-    pub(super) fn ask(&self, path: &str, query: &Query) -> Result<Answer, OperateError> {
-        self.ask_patiently(path, query, Duration::ZERO)
+    /// Read something that the server returns at once.
+    pub(super) fn get(&self, path: &str, query: &Query) -> Result<ServerResponse, OperateError> {
+        self.get_with_wait(path, query, Duration::ZERO)
     }
 
-    /// Ask something that the server takes some time to answer.
-    pub(super) fn ask_patiently(
+    /// Read something for which the server may hold the response back for this long.
+    pub(super) fn get_with_wait(
         &self,
         path: &str,
         query: &Query,
-        time: Duration,
-    ) -> Result<Answer, OperateError> {
-        let request = self.dress(self.agent.get(self.url(path)), query);
-        let request = request.config().timeout_global(Some(time + ANSWER_TIME)).build();
-        let answer = request.call().and_then(|response| self.read(response));
-        answer.map_err(|source| OperateError::Unreachable { server: self.server.clone(), source })
+        wait: Duration,
+    ) -> Result<ServerResponse, OperateError> {
+        let request = self.authorized(self.agent.get(self.url(path)), query);
+        let request = request.config().timeout_global(Some(wait + READ_TIME)).build();
+        let response = request.call().and_then(|response| self.read(response));
+        response.map_err(|source| OperateError::Unreachable { server: self.server.clone(), source })
     }
 
-    /// Have something changed: at most once, whatever becomes of the connection.
-    pub(super) fn change(&self, change: &Change<'_>) -> Result<Answer, OperateError> {
-        let mut pauses = PAUSES.into_iter();
-        let mut lost = false;
+    /// Send a change, with retries. It is made at most once.
+    pub(super) fn change(
+        &self,
+        change: &ChangeRequest<'_>,
+    ) -> Result<ServerResponse, OperateError> {
+        let mut delays = RETRY_DELAYS.into_iter();
+        let mut may_be_made = false;
         loop {
             let error = match self.attempt(change) {
-                Ok(answer) if answer.is_in_flight() => match pauses.next() {
-                    None => return Ok(answer),
-                    Some(pause) => {
-                        thread::sleep(pause);
+                Ok(response) if response.is_in_progress() => match delays.next() {
+                    None => return Ok(response),
+                    Some(delay) => {
+                        thread::sleep(delay);
                         continue;
                     }
                 },
-                Ok(answer) => return Ok(answer),
+                Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            let (source, pause) = match error {
+            let (source, delay) = match error {
                 AttemptError::Upload(error) => return Err(error.into()),
-                AttemptError::NotSent(source) if !lost => {
+                AttemptError::NotSent(source) if !may_be_made => {
                     return Err(OperateError::Unreachable { server: self.server.clone(), source });
                 }
-                // A server that is too slow to answer is not helped by asking it again.
+                // A retry does not help a server that is too slow.
                 AttemptError::Lost(source @ ureq::Error::Timeout(_)) => (source, None),
                 AttemptError::NotSent(source) | AttemptError::Lost(source) => {
-                    (source, pauses.next())
+                    (source, delays.next())
                 }
             };
-            lost = true;
-            let Some(pause) = pause else {
+            may_be_made = true;
+            let Some(delay) = delay else {
                 return Err(self.outcome_unknown(change, source.into()));
             };
-            thread::sleep(pause);
+            thread::sleep(delay);
         }
     }
 
-    /// Nobody can say any more what became of a change.
+    /// The error for a change that was sent and got no response.
     pub(super) fn outcome_unknown(
         &self,
-        change: &Change<'_>,
+        change: &ChangeRequest<'_>,
         source: Box<dyn Error + Send + Sync>,
     ) -> OperateError {
         let (server, key) = (self.server.clone(), change.key.clone());
         OperateError::OutcomeUnknown { server, key, source }
     }
 
-    fn attempt(&self, change: &Change<'_>) -> Result<Answer, AttemptError> {
+    fn attempt(&self, change: &ChangeRequest<'_>) -> Result<ServerResponse, AttemptError> {
         let url = self.url(&change.path);
         let key = change.key.to_string();
-        let whole = Some(CHANGE_TIME);
-        let response = match &change.content {
-            Content::Delete => {
-                let request = self.dress(self.agent.delete(url), &change.query);
+        let timeout = Some(CHANGE_TIME);
+        let response = match &change.payload {
+            Payload::Delete => {
+                let request = self.authorized(self.agent.delete(url), &change.query);
                 let request = request.header(IDEMPOTENCY_KEY, key);
-                request.config().timeout_global(whole).build().call()
+                request.config().timeout_global(timeout).build().call()
             }
-            Content::Json(body) => {
-                let request = self.dress(self.agent.post(url), &change.query);
+            Payload::Json(body) => {
+                let request = self.authorized(self.agent.post(url), &change.query);
                 let request = request.header(IDEMPOTENCY_KEY, key).content_type("application/json");
-                request.config().timeout_global(whole).build().send(body.to_string())
+                request.config().timeout_global(timeout).build().send(body.to_string())
             }
-            Content::Upload(upload) => {
-                let request = self.dress(self.agent.post(url), &change.query);
-                self.send(request.header(IDEMPOTENCY_KEY, key), upload)
+            Payload::Upload(upload) => {
+                let request = self.authorized(self.agent.post(url), &change.query);
+                self.upload(request.header(IDEMPOTENCY_KEY, key), upload)
             }
         };
         response.and_then(|response| self.read(response)).map_err(AttemptError::new)
     }
 
-    fn send(
+    fn upload(
         &self,
         request: RequestBuilder<WithBody>,
         upload: &Upload,
@@ -306,12 +316,12 @@ impl Client {
         request
             .content_type("application/octet-stream")
             .header("Content-Length", upload.length_bytes())
-            // A server that refuses says so before all of it is sent.
+            // A server that rejects the request does so before the artifact is sent.
             .header("Expect", "100-continue")
             .config()
             .timeout_per_write(Some(STALLED_TIME))
             .timeout_recv_response(Some(UPLOADED_TIME))
-            .timeout_recv_body(Some(ANSWER_TIME))
+            .timeout_recv_body(Some(READ_TIME))
             .build()
             .send(SendBody::from_reader(&mut body))
     }
@@ -320,37 +330,38 @@ impl Client {
         format!("{}/admin/v1/{path}", self.server)
     }
 
-    fn dress<Any>(&self, request: RequestBuilder<Any>, query: &Query) -> RequestBuilder<Any> {
+    /// Add the admin key and the query.
+    fn authorized<Any>(&self, request: RequestBuilder<Any>, query: &Query) -> RequestBuilder<Any> {
         let pairs = query.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
         request.header("X-API-Key", self.key.clone()).query_pairs(pairs)
     }
 
-    fn read(&self, mut response: Response<Body>) -> Result<Answer, ureq::Error> {
+    fn read(&self, mut response: Response<Body>) -> Result<ServerResponse, ureq::Error> {
         let headers = response.headers();
-        let replayed = headers.get("Idempotency-Replayed").is_some_and(|value| value == "true");
-        let again = headers.contains_key("Retry-After");
-        let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec()?;
+        let is_replayed = headers.get("Idempotency-Replayed").is_some_and(|value| value == "true");
+        let has_retry_after = headers.contains_key("Retry-After");
+        let body = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).read_to_vec()?;
         let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let (server, status) = (self.server.clone(), response.status().as_u16());
-        Ok(Answer { server, status, replayed, again, body })
+        Ok(ServerResponse { server, status, is_replayed, has_retry_after, body })
     }
 }
 
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
-/// An attempt at a change brought no answer.
+/// An attempt to send a change got no response.
 #[derive(Debug)]
 enum AttemptError {
-    /// The file could not be read on, so the server cannot have all of it.
+    /// The file could not be read to its end, so the server does not have it.
     Upload(UploadError),
     /// The server was never reached.
     NotSent(ureq::Error),
-    /// The server may have done it.
+    /// The server may have received the change.
     Lost(ureq::Error),
 }
 
 impl AttemptError {
-    /// When in doubt, it was sent.
+    /// Classify the error. In doubt, the change was sent.
     fn new(error: ureq::Error) -> Self {
         match error {
             ureq::Error::HostNotFound
@@ -368,7 +379,7 @@ impl AttemptError {
     }
 }
 
-/// Whether the server has not shown who it is: nothing is sent before that.
+/// Whether the server's certificate is not trusted. Nothing is sent before it is.
 fn is_untrusted(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
@@ -379,7 +390,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_have_plain_addresses() {
+    fn server_urls_have_scheme_host_and_port() {
         let good = [
             ("http://127.0.0.1:8002", "http://127.0.0.1:8002"),
             ("http://localhost", "http://localhost"),
@@ -408,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn idempotency_keys_are_what_the_server_takes() {
+    fn idempotency_keys_are_visible_ascii() {
         let long = "k".repeat(MAX_IDEMPOTENCY_KEY_LENGTH);
         for good in ["a", "deploy-1.2.3/41", long.as_str()] {
             assert_eq!(good.parse::<IdempotencyKey>().unwrap().to_string(), good);
@@ -423,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_never_arrived_is_taken_for_not_sent() {
+    fn only_failed_connections_count_as_not_sent() {
         let io = |kind: io::ErrorKind| ureq::Error::Io(kind.into());
         for error in [
             io(io::ErrorKind::ConnectionRefused),

@@ -1,7 +1,7 @@
-//! `guesthouse deploy`: an artifact is sent, and its way to being ready is followed to the end.
+//! `guesthouse deploy`: uploads an artifact, and polls the operation until it has ended.
 //!
-//! The server works on, whatever becomes of this process or the connection; so a connection that is
-//! lost is made again, and who follows waits as long as the server says that it works.
+//! The server continues whatever happens to this process or the connection. So a lost connection is made
+//! again, and the command waits as long as the server reports that the operation is running.
 
 use std::path::PathBuf;
 use std::thread;
@@ -10,23 +10,24 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::answers::{Operation, OperationState, Step};
-use super::client::{Answer, Change, Client, Content};
-use super::failure::{OperateError, Refusal};
+use guesthouse_server::api::operation::{Operation, OperationState, Step};
+
+use super::client::{ChangeRequest, Client, Payload, ServerResponse};
+use super::error::{OperateError, ServerError};
 use super::upload::Upload;
 use super::{ChangeArguments, ServerArguments, output, text};
 
-/// How long the server holds an answer back while nothing happens.
+/// How long the server holds a response back while there is no progress.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Between two questions, also where the server does not hold anything back.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The delay between two polls, even if the server responds at once.
+const POLL_DELAY: Duration = Duration::from_millis(100);
 
-/// How long a server may be away: to start again with many versions.
-const AWAY: Duration = Duration::from_secs(60);
+/// How long the server may be unreachable, such as during a restart with many versions.
+const UNREACHABLE_TIME: Duration = Duration::from_secs(60);
 
-/// Between two questions to a server that is away.
-const AWAY_PAUSE: Duration = Duration::from_secs(1);
+/// The delay between two polls of an unreachable server.
+const UNREACHABLE_DELAY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(crate) struct DeployArguments {
@@ -49,104 +50,111 @@ fn deploy(arguments: &DeployArguments) -> Result<(), OperateError> {
     let json = arguments.server.json;
     let client = Client::new(&arguments.server)?;
     let upload = Upload::open(&arguments.file)?;
-    let (key, mut query) = arguments.change.settle();
+    let (key, mut query) = arguments.change.key_and_query();
     query.push(("promote", arguments.promote.then(|| "true".to_owned())));
-    let content = Content::Upload(&upload);
-    let change = Change { path: "deploy".to_owned(), query, key, content };
-    let answer = client.change(&change)?;
-    if let Some(refusal) = answer.refusal() {
+    let payload = Payload::Upload(&upload);
+    let change = ChangeRequest { path: "deploy".to_owned(), query, key, payload };
+    let response = client.change(&change)?;
+    if let Some(error) = response.error() {
         if json {
-            output::print_json(&answer.body)?;
+            output::print_json(&response.body)?;
         }
-        return Err(output::refused(refusal, json));
+        return Err(output::rejected(error, json));
     }
-    let (mut answer, operation) = follow(&client, &change, answer, json)?;
+    let (mut response, operation) = follow(&client, &change, response, json)?;
     if json {
-        output::print_json(&answer.body)?;
+        output::print_json(&response.body)?;
     }
     if operation.state == OperationState::Failed {
-        return Err(output::refused(Refusal::of_operation(&operation.error), json));
+        let error = ServerError::from_operation(operation.error.as_ref());
+        return Err(output::rejected(error, json));
     }
     match &operation.result {
         Some(_) if json => Ok(()),
         Some(deployed) => {
-            // The answer to the upload came before this was known.
-            answer.replayed |= deployed.replayed;
-            output::print_lines(&answer, &text::deployed(deployed))
+            // The response to the upload came before this was known.
+            response.is_replayed |= deployed.replayed;
+            output::print_lines(&response, &text::deployed(deployed))
         }
-        None => Err(answer.unexpected("a deployment that is done has no result")),
+        None => Err(response.unexpected("a deployment that is done has no result")),
     }
 }
 
-/// The last answer about a deployment. Its steps are told as they come, unless a program listens.
+/// Poll a deployment until it has ended, and return the last response. The steps are printed, unless the
+/// output is JSON.
 fn follow(
     client: &Client,
-    change: &Change<'_>,
-    first: Answer,
+    change: &ChangeRequest<'_>,
+    first: ServerResponse,
     json: bool,
-) -> Result<(Answer, Operation), OperateError> {
-    let mut answer = first;
-    let mut told = Told::default();
+) -> Result<(ServerResponse, Operation), OperateError> {
+    let mut response = first;
+    let mut printed = PrintedSteps::default();
     loop {
-        let operation: Operation = answer.parse()?;
+        let operation: Operation = response.parse()?;
         if !json {
-            tell_steps(&operation.steps, &mut told);
+            print_steps(&operation.steps, &mut printed);
         }
         if operation.state != OperationState::Running {
-            return Ok((answer, operation));
+            return Ok((response, operation));
         }
         let id = &operation.operation;
         if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-            return Err(answer.unexpected("the operation has no name for a path"));
+            return Err(response.unexpected("the id of the operation is not valid in a path"));
         }
-        thread::sleep(PAUSE);
-        answer = ask(client, change, id)?;
+        thread::sleep(POLL_DELAY);
+        response = poll(client, change, id)?;
     }
 }
 
-/// Ask what a deployment has come to, until there is an answer.
-fn ask(client: &Client, change: &Change<'_>, id: &str) -> Result<Answer, OperateError> {
+/// Read the progress of a deployment. Retries while the server is unreachable.
+fn poll(
+    client: &Client,
+    change: &ChangeRequest<'_>,
+    id: &str,
+) -> Result<ServerResponse, OperateError> {
     let path = format!("operations/{id}");
     let query = [("wait_seconds", Some(WAIT.as_secs().to_string()))];
-    let mut away_since = None;
+    let mut unreachable_since = None;
     loop {
         let problem: Box<dyn std::error::Error + Send + Sync> =
-            match client.ask_patiently(&path, &query, WAIT) {
-                Ok(answer) => match answer.refusal() {
-                    None => return Ok(answer),
-                    Some(refusal) if answer.is_fault() => refusal.into(),
-                    // Such as a server that has started again and forgotten it.
-                    Some(refusal) => return Err(client.outcome_unknown(change, refusal.into())),
+            match client.get_with_wait(&path, &query, WAIT) {
+                Ok(response) => match response.error() {
+                    None => return Ok(response),
+                    Some(error) if response.is_server_fault() => error.into(),
+                    // The server was restarted and does not know the operation any more.
+                    Some(error) => return Err(client.outcome_unknown(change, error.into())),
                 },
                 Err(error) => error.into(),
             };
-        let since = *away_since.get_or_insert_with(|| {
-            output::tell(&format!("{problem}; asking again for {} seconds", AWAY.as_secs()));
+        let since = *unreachable_since.get_or_insert_with(|| {
+            let seconds = UNREACHABLE_TIME.as_secs();
+            output::print_note(&format!("{problem}; retrying for {seconds} seconds"));
             Instant::now()
         });
-        if since.elapsed() > AWAY {
+        if since.elapsed() > UNREACHABLE_TIME {
             return Err(client.outcome_unknown(change, problem));
         }
-        thread::sleep(AWAY_PAUSE);
+        thread::sleep(UNREACHABLE_DELAY);
     }
 }
 
-/// How many steps have been told of.
+/// How many steps have been printed.
 #[derive(Debug, Default)]
-struct Told {
+struct PrintedSteps {
     begun: usize,
     ended: usize,
 }
 
-/// Tell the steps that are new, or that have come to their end. They come one after the other.
-fn tell_steps(steps: &[Step], told: &mut Told) {
-    for (at, Step { step, milliseconds }) in steps.iter().enumerate().skip(told.ended) {
+/// Print the steps that have begun or ended since the last call. They run one after the other.
+fn print_steps(steps: &[Step], printed: &mut PrintedSteps) {
+    for (at, Step { step, milliseconds }) in steps.iter().enumerate().skip(printed.ended) {
         if let Some(milliseconds) = milliseconds {
-            output::tell(&format!("{step:<9} {milliseconds:>7} ms"));
-            told.ended = at + 1;
-        } else if at >= told.begun {
-            output::tell(&format!("{step:<9} …"));
-            told.begun = at + 1;
+            output::print_note(&format!("{step:<9} {milliseconds:>7} ms"));
+            printed.ended = at + 1;
+        } else if at >= printed.begun {
+            output::print_note(&format!("{step:<9} …"));
+            printed.begun = at + 1;
         }
     }
 }

@@ -1,60 +1,60 @@
-//! `guesthouse keys`: who may ask for what. A key is printed once, alone on standard output, so that it
-//! can be piped to where it is kept; everything else about it goes to standard error.
+//! `guesthouse keys`: API keys. A key is printed once, alone on standard output, so that it can be piped
+//! to where it is stored; everything else about it goes to standard error.
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use guesthouse_control::keys::{self, KeyHash, KeyName, Scope, Scopes, Timestamp};
 use guesthouse_control::rate::Rate;
 use guesthouse_model::terminal::printable;
+use guesthouse_server::api::keys::{CreateKeyRequest, KeyChange};
 use serde_json::json;
 
-use super::answers::KeyChange;
-use super::client::{Answer, Change, Client, Content, IdempotencyKey};
-use super::failure::OperateError;
-use super::output::{self, show, tell};
+use super::client::{ChangeRequest, Client, IdempotencyKey, Payload, ServerResponse};
+use super::error::OperateError;
+use super::output::{self, print_note, show};
 use super::{ServerArguments, text};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysCommand {
-    /// Make a key, and print it: it is shown this once and kept nowhere.
+    /// Make a key and print it. It is shown this once and stored nowhere.
     Create(CreateArguments),
-    /// Show whose keys there are and what they are good for, but none of them.
+    /// List the keys by name with their scopes, without the keys themselves.
     List(ListArguments),
-    /// Take a key back: nobody is let in with it from now on.
+    /// Revoke a key. Requests with it are rejected at once.
     Revoke(RevokeArguments),
-    /// Make a key without a server, and print it and the entry of the configuration that allows it.
+    /// Make a key without a server, and print it and its entry for the configuration.
     Generate(GenerateArguments),
 }
 
-/// What a key is to be.
+/// The properties of a new key.
 #[derive(Debug, Args)]
 struct KeyArguments {
-    /// Whose key it is, in the log and in the history.
+    /// The name of the key, in the log and in the history.
     name: KeyName,
-    /// What it is good for: `predict:MODEL`, `predict:*` or `admin`; as often as needed.
+    /// What the key is good for: `predict:MODEL`, `predict:*` or `admin`. May be repeated.
     #[arg(long = "scope", value_name = "SCOPE", default_value = "predict:*")]
     scopes: Vec<Scope>,
-    /// When it ends: `90d`, `12h`, or a time such as 2027-01-01T00:00:00Z.
+    /// When the key expires: `90d`, `12h`, or a time such as 2027-01-01T00:00:00Z.
     #[arg(long, value_name = "WHEN")]
     expires: Option<String>,
-    /// How many predictions it may ask for per second, in the long run.
+    /// The predictions per second that the key may request in the long run.
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
-    /// And how many at once; as many as in a second, if left out.
+    /// The predictions that the key may request at once. By default, as many as in a second.
     #[arg(long, value_name = "N", requires = "rate")]
     burst: Option<u32>,
 }
 
 impl KeyArguments {
-    /// What can be wrong with them is wrong before anybody is asked.
-    fn settle(&self) -> Result<(Scopes, Option<Timestamp>, Option<Rate>), OperateError> {
+    /// Check the properties before anything is sent.
+    fn validate(&self) -> Result<(Scopes, Option<Timestamp>, Option<Rate>), OperateError> {
         let scopes = self.scopes.iter().cloned().collect::<std::collections::BTreeSet<_>>();
         let too_many = |_error| OperateError::Usage("a key has 1 to 64 scopes");
         let now = guesthouse_runtime::clock::now();
         let expires =
             self.expires.as_deref().map(|text| Timestamp::parse_expiry(text, now)).transpose();
         let no_time = |_error| {
-            OperateError::Usage("--expires is a time to come, like 90d or 2027-01-01T00:00:00Z")
+            OperateError::Usage("--expires is a future time, like 90d or 2027-01-01T00:00:00Z")
         };
         let rate = self.rate.map(|per_second| Rate::new(per_second, self.burst)).transpose();
         let no_rate = |_error| {
@@ -68,17 +68,17 @@ impl KeyArguments {
     }
 }
 
-/// What every command takes that changes keys, which have no revisions.
+/// The arguments of commands that change keys, which have no revisions.
 #[derive(Debug, Args)]
 struct KeyChangeArguments {
-    /// Why, for the history.
+    /// The reason for the change, for the history.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// What the server knows a repetition by: it is done once, however often it is asked for. A new
-    /// one, if left out.
+    /// Identifies the change, so that a retry with the same key does not make it twice. A new key by
+    /// default.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<IdempotencyKey>,
-    /// Change nothing, and say what would be changed.
+    /// Change nothing, and show what would change.
     #[arg(long)]
     dry_run: bool,
 }
@@ -129,32 +129,33 @@ pub(super) fn run(command: &KeysCommand) -> anyhow::Result<()> {
 
 fn create(arguments: &CreateArguments) -> Result<(), OperateError> {
     let CreateArguments { key, change, server } = arguments;
-    let (scopes, _, rate) = key.settle()?;
-    // As it was written: with the same idempotency key it is the same request tomorrow.
-    let body = json!({"name": key.name, "scopes": scopes, "expires": key.expires, "rate": rate});
-    let answer = perform("keys".to_owned(), Content::Json(body), change, server)?;
-    if answer.refusal().is_some() || server.json {
-        show(&answer, server.json, text::key_change)?;
+    let (scopes, _, rate) = key.validate()?;
+    // `expires` as it was written, so that a retry tomorrow is the same request.
+    let (name, expires) = (key.name.clone(), key.expires.clone());
+    let body = CreateKeyRequest { name, scopes: scopes.into(), expires, rate };
+    let response = perform("keys".to_owned(), Payload::json(&body), change, server)?;
+    if response.error().is_some() || server.json {
+        show(&response, server.json, text::key_change)?;
     }
-    if answer.replayed {
-        // Scripts must not take nothing for a key.
-        let id = answer.parse::<KeyChange>()?.key.id.unwrap_or_default();
+    if response.is_replayed {
+        // A script must not take empty output for a key.
+        let id = response.parse::<KeyChange>()?.key.id.unwrap_or_default();
         return Err(OperateError::ShownBefore { id: printable(&id).to_string() });
     }
     if server.json {
         return Ok(());
     }
-    let changed: KeyChange = answer.parse()?;
-    text::key_change(&changed).iter().for_each(|line| tell(line));
+    let changed: KeyChange = response.parse()?;
+    text::key_change(&changed).iter().for_each(|line| print_note(line));
     match changed.secret {
-        Some(secret) => output::print_lines(&answer, &[secret]),
+        Some(secret) => output::print_lines(&response, &[secret]),
         None => Ok(()),
     }
 }
 
 fn list(arguments: &ListArguments) -> Result<(), OperateError> {
-    let answer = Client::new(&arguments.server)?.ask("keys", &[])?;
-    show(&answer, arguments.server.json, text::keys)
+    let response = Client::new(&arguments.server)?.get("keys", &[])?;
+    show(&response, arguments.server.json, text::keys)
 }
 
 fn revoke(arguments: &RevokeArguments) -> Result<(), OperateError> {
@@ -162,27 +163,27 @@ fn revoke(arguments: &RevokeArguments) -> Result<(), OperateError> {
     if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return Err(OperateError::Usage("an id is letters and digits; `keys list` shows them"));
     }
-    let answer = perform(format!("keys/{id}"), Content::Delete, change, server)?;
-    show(&answer, server.json, text::key_change)
+    let response = perform(format!("keys/{id}"), Payload::Delete, change, server)?;
+    show(&response, server.json, text::key_change)
 }
 
 fn perform(
     path: String,
-    content: Content<'_>,
+    payload: Payload<'_>,
     change: &KeyChangeArguments,
     server: &ServerArguments,
-) -> Result<Answer, OperateError> {
+) -> Result<ServerResponse, OperateError> {
     let KeyChangeArguments { reason, idempotency_key, dry_run } = change;
     let query = vec![("dry_run", dry_run.then(|| "true".to_owned())), ("reason", reason.clone())];
     let key = idempotency_key.clone().unwrap_or_else(IdempotencyKey::random);
-    Client::new(server)?.change(&Change { path, query, key, content })
+    Client::new(server)?.change(&ChangeRequest { path, query, key, payload })
 }
 
 fn generate(arguments: &GenerateArguments) -> anyhow::Result<()> {
-    let (scopes, expires, rate) = arguments.key.settle()?;
+    let (scopes, expires, rate) = arguments.key.validate()?;
     let key = keys::generate()?;
     let mut entry = vec![
-        // Where it is appended, the last line may have no end.
+        // The last line of the file that it is appended to may lack a line end.
         String::new(),
         "[[keys]]".to_owned(),
         format!("name = {}", json!(arguments.key.name)),
@@ -191,7 +192,7 @@ fn generate(arguments: &GenerateArguments) -> anyhow::Result<()> {
     ];
     entry.extend(expires.map(|expires| format!("expires = {}", json!(expires))));
     entry.extend(rate.map(|rate| format!("rate = {}", rate.to_toml())));
-    entry.iter().for_each(|line| tell(line));
+    entry.iter().for_each(|line| print_note(line));
     output::print_line(&key)?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What the commands print: the answer on standard output, what happens meanwhile and what is wrong
-//! in particular on standard error. Nothing of the server reaches a terminal as it is.
+//! Output of the commands: the result on standard output, progress and details of errors on standard
+//! error. Text of the server is escaped before it reaches a terminal.
 
 use std::io::{self, Write as _};
 
@@ -7,51 +7,51 @@ use guesthouse_model::terminal::{printable, printable_json};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::client::Answer;
-use super::failure::{OperateError, Refusal};
+use super::client::ServerResponse;
+use super::error::{OperateError, ServerError};
 
-/// Print an answer, for a program or for people; the server's error becomes the command's.
+/// Print a response, as JSON or for people. An error of the server becomes the command's.
 pub(super) fn show<T: DeserializeOwned>(
-    answer: &Answer,
+    response: &ServerResponse,
     json: bool,
     text: impl FnOnce(&T) -> Vec<String>,
 ) -> Result<(), OperateError> {
     if json {
-        print_json(&answer.body)?;
+        print_json(&response.body)?;
     }
-    if let Some(refusal) = answer.refusal() {
-        return Err(refused(refusal, json));
+    if let Some(error) = response.error() {
+        return Err(rejected(error, json));
     }
     if json {
-        // Programs know for themselves what they look for.
-        return answer.parse::<Value>().map(drop);
+        // Programs check the fields that they use.
+        return response.parse::<Value>().map(drop);
     }
-    print_lines(answer, &text(&answer.parse()?))
+    print_lines(response, &text(&response.parse()?))
 }
 
-/// The server's error as the command's; its details are lines of their own before it.
-pub(super) fn refused(refusal: Refusal, json: bool) -> OperateError {
+/// Print the details of a server's error, a line each, and return the command's error.
+pub(super) fn rejected(error: ServerError, json: bool) -> OperateError {
     if !json {
-        refusal.details().for_each(|detail| tell(&detail));
+        error.details().for_each(|detail| print_note(&detail));
     }
-    refusal.into()
+    error.into()
 }
 
-/// Print what came of it, for people.
-pub(super) fn print_lines(answer: &Answer, lines: &[String]) -> Result<(), OperateError> {
-    if answer.replayed {
-        tell("note: this was done before with the same idempotency key");
+/// Print a result for people.
+pub(super) fn print_lines(response: &ServerResponse, lines: &[String]) -> Result<(), OperateError> {
+    if response.is_replayed {
+        print_note("note: this was done before with the same idempotency key");
     }
     let lines: String = lines.iter().map(|line| format!("{}\n", printable(line))).collect();
     print(&lines)
 }
 
-/// Print something that this command has made itself.
+/// Print a line that does not come from a server.
 pub(super) fn print_line(line: &str) -> Result<(), OperateError> {
     print(&format!("{line}\n"))
 }
 
-/// Print an answer as it is. What is not JSON is null and left out.
+/// Print a JSON body. Null, which stands for a body that is not JSON, is left out.
 pub(super) fn print_json(body: &Value) -> Result<(), OperateError> {
     match body {
         Value::Null => Ok(()),
@@ -59,16 +59,16 @@ pub(super) fn print_json(body: &Value) -> Result<(), OperateError> {
     }
 }
 
-/// Tell whoever is watching.
-pub(super) fn tell(line: &str) {
-    // Perhaps nobody is.
+/// Print a line to standard error.
+pub(super) fn print_note(line: &str) {
+    // Standard error may be closed.
     let _ = writeln!(io::stderr(), "{}", printable(line));
 }
 
 fn print(text: &str) -> Result<(), OperateError> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        // `head` has read enough.
+        // A reader such as `head` closes the pipe when it has enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.map_err(OperateError::Output),
     }

@@ -1,7 +1,7 @@
-//! How answers read for people: short, in columns, and without decoration, line by line. Pure.
+//! Renders the bodies of responses for people: lines of text, in columns and without decoration.
 //!
-//! The cells of tables are made fit for terminals here, because their width counts; whole lines are
-//! where they are printed.
+//! The cells of tables are escaped for terminals here, because their width depends on it; other text is
+//! escaped where it is printed.
 
 use std::iter;
 
@@ -9,15 +9,18 @@ use guesthouse_control::rollout::Share;
 use guesthouse_model::terminal::printable;
 use serde_json::Value;
 
-use super::answers::{
-    Change, Deployed, Entry, History, Key, KeyChange, Keys, Model, ModelVersion, Replay,
-    Resolution, Routing, Status,
-};
+use guesthouse_server::api::Word;
+use guesthouse_server::api::catalogue::Resolution;
+use guesthouse_server::api::change::ModelChange;
+use guesthouse_server::api::history::{History, HistoryEntry, Outcome};
+use guesthouse_server::api::keys::{Key, KeyChange, KeyList};
+use guesthouse_server::api::operation::{Deployment, Replay};
+use guesthouse_server::api::status::{ModelStatus, Routing, Status, VersionStatus};
 
-/// As much of a digest as tells versions apart, in hexadecimal digits.
+/// The hexadecimal digits of a digest that are shown, which are enough to distinguish versions.
 const DIGEST_DIGITS: usize = 12;
 
-/// What stands where there is nothing to say.
+/// Stands for a missing value.
 const NOTHING: &str = "-";
 
 pub(super) fn status(status: &Status) -> Vec<String> {
@@ -33,7 +36,7 @@ pub(super) fn status(status: &Status) -> Vec<String> {
     lines
 }
 
-pub(super) fn model(model: &Model) -> Vec<String> {
+pub(super) fn model(model: &ModelStatus) -> Vec<String> {
     let Routing { shadow, promoted, .. } = &model.routing;
     let shadow = shadow.as_ref().map(|shadow| format!("{} {}", shadow.version, shadow.share));
     let back = promoted.last().map(ToString::to_string);
@@ -48,17 +51,18 @@ pub(super) fn model(model: &Model) -> Vec<String> {
     lines.extend(facts.map(|(name, fact)| format!("  {name:<7}  {fact}")));
     let heads = ["VERSION", "STATE", "DIGEST", "FLAGS"].map(str::to_owned);
     let rows = model.versions.iter().map(|version| {
-        let digest = version.digest.as_deref().map_or(NOTHING, short_digest).to_owned();
+        let digest = version.digest.map(|digest| digest.to_string());
+        let digest = digest.as_deref().map_or(NOTHING, short_digest).to_owned();
         let flags = flags(version, &model.routing);
-        [version.version.to_string(), version.state.clone(), digest, flags]
+        [version.version.to_string(), version.state.to_string(), digest, flags]
     });
     let rows: Vec<_> = iter::once(heads).chain(rows).collect();
     lines.extend(table(&rows).map(|line| format!("  {line}")));
     lines
 }
 
-/// Everything about a version that its state does not say.
-fn flags(version: &ModelVersion, routing: &Routing) -> String {
+/// The properties of a version that its state does not tell.
+fn flags(version: &VersionStatus, routing: &Routing) -> String {
     let shadow = routing.shadow.as_ref().map(|shadow| &shadow.version);
     let flags = [
         ("stable", routing.stable.as_ref() == Some(&version.version)),
@@ -72,8 +76,8 @@ fn flags(version: &ModelVersion, routing: &Routing) -> String {
     flags.join(", ")
 }
 
-pub(super) fn change(change: &Change) -> Vec<String> {
-    let Change { model, revision, status, .. } = change;
+pub(super) fn change(change: &ModelChange) -> Vec<String> {
+    let ModelChange { model, revision, status, .. } = change;
     let first = match (change.dry_run, change.changed) {
         (true, true) => format!("{model}: {status} (a dry run, nothing was changed)"),
         (true, false) => format!("{model}: {status} (a dry run, and nothing would change)"),
@@ -85,17 +89,18 @@ pub(super) fn change(change: &Change) -> Vec<String> {
     iter::once(first).chain(before).chain(after).collect()
 }
 
-pub(super) fn deployed(deployed: &Deployed) -> Vec<String> {
-    let Deployed { change: Change { model, dry_run, .. }, version, digest, .. } = deployed;
+pub(super) fn deployed(deployed: &Deployment) -> Vec<String> {
+    let Deployment { change: ModelChange { model, dry_run, .. }, version, digest, .. } = deployed;
+    let digest = digest.to_string();
     let ready = if *dry_run { "would be deployed" } else { "is deployed" };
-    let mut lines = vec![format!("{model}@{version} {ready} ({})", short_digest(digest))];
+    let mut lines = vec![format!("{model}@{version} {ready} ({})", short_digest(&digest))];
     lines.extend(deployed.replay.iter().flat_map(replay));
     lines.extend(change(&deployed.change));
     lines
 }
 
 fn replay(replay: &Replay) -> Vec<String> {
-    let Replay { examples, differences } = replay;
+    let Replay { examples, differences, .. } = replay;
     let examples = match examples {
         1 => "1 golden example".to_owned(),
         examples => format!("{examples} golden examples"),
@@ -116,45 +121,35 @@ pub(super) fn history(history: &History) -> Vec<String> {
     table(&rows).collect()
 }
 
-fn entry(entry: &Entry) -> [String; 8] {
+fn entry(entry: &HistoryEntry) -> [String; 8] {
     let or_nothing = |text: Option<String>| text.unwrap_or_else(|| NOTHING.to_owned());
     let version = entry.version.as_ref();
-    let outcome = match (entry.outcome.as_str(), &entry.status) {
-        ("applied", Some(status)) => status.clone(),
-        (outcome, _) => match problem(&entry.error) {
-            Some(problem) => format!("{outcome}: {problem}"),
-            None => outcome.to_owned(),
-        },
+    let outcome = match (&entry.outcome, &entry.status, &entry.error) {
+        (Word::Known(Outcome::Applied), Some(status), _) => status.clone(),
+        (outcome, _, Some(error)) => format!("{outcome}: {error}"),
+        (outcome, _, None) => outcome.to_string(),
     };
     [
         entry.sequence.to_string(),
         entry.time.clone(),
-        or_nothing(entry.revision.map(|revision| format!("revision {revision}"))),
-        or_nothing(entry.actor.clone()),
+        format!("revision {}", entry.revision),
+        entry.actor.clone(),
         entry.operation.clone(),
         match (&entry.model, version, &entry.key) {
             (Some(model), Some(version), _) => format!("{model}@{version}"),
             (None, _, Some(key)) => format!("key {} {}", key.id, key.name),
-            (model, ..) => or_nothing(model.clone()),
+            (model, ..) => or_nothing(model.as_ref().map(ToString::to_string)),
         },
         outcome,
         entry.reason.clone().unwrap_or_default(),
     ]
 }
 
-/// What went wrong, in a few words.
-fn problem(error: &Value) -> Option<String> {
-    let named = |name: &str| error.get(name).and_then(Value::as_str);
-    let text = error.as_str().or_else(|| named("message")).or_else(|| named("error_code"));
-    text.map(str::to_owned)
-}
-
 pub(super) fn resolution(resolution: &Resolution) -> Vec<String> {
     let Resolution { model, matches, .. } = resolution;
     let mut lines = Vec::new();
-    if let Some(version) = &resolution.version {
-        let reason = resolution.reason.as_deref().unwrap_or(NOTHING);
-        lines.push(format!("{model}@{version} would answer ({reason})"));
+    if let Some(choice) = &resolution.choice {
+        lines.push(format!("{model}@{} would answer ({})", choice.version, choice.reason));
     } else if matches.is_empty() {
         lines.push(format!("no version of {model} would answer"));
     } else {
@@ -168,7 +163,7 @@ pub(super) fn resolution(resolution: &Resolution) -> Vec<String> {
     lines
 }
 
-pub(super) fn keys(keys: &Keys) -> Vec<String> {
+pub(super) fn keys(keys: &KeyList) -> Vec<String> {
     let heads = ["ID", "NAME", "STATE", "SCOPES", "EXPIRES", "RATE", "MADE BY"].map(str::to_owned);
     let row = |key: &Key| {
         let or_nothing = |text: Option<&String>| text.map_or(NOTHING, String::as_str).to_owned();
@@ -176,7 +171,7 @@ pub(super) fn keys(keys: &Keys) -> Vec<String> {
         [
             or_nothing(key.id.as_ref()),
             key.name.clone(),
-            key.state.clone(),
+            key.state.to_string(),
             key.scopes.join(","),
             or_nothing(key.expires.as_ref()),
             or_nothing(rate.map(|rate| format!("{}/s,{}", rate.per_second, rate.burst)).as_ref()),
@@ -200,7 +195,7 @@ pub(super) fn key_change(change: &KeyChange) -> Vec<String> {
     vec![format!("{status}: key{id} of {} for {}{end} ({what})", key.name, key.scopes.join(", "))]
 }
 
-/// Any JSON, as an outline: for reports that are richer than this program needs to know.
+/// Any JSON as an outline, for reports of which this program does not know the fields.
 pub(super) fn outline(value: &Value) -> Vec<String> {
     match value {
         Value::Object(fields) => {
@@ -239,14 +234,14 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// All that requests meet.
+/// The split and the shadow.
 fn routing(routing: &Routing) -> String {
     let shadow = routing.shadow.as_ref();
     let shadow = shadow.map(|shadow| format!("shadow {} {}", shadow.version, shadow.share));
     iter::once(split(routing)).chain(shadow).collect::<Vec<_>>().join(", ")
 }
 
-/// Who answers requests.
+/// The versions that answer requests, with their shares.
 fn split(routing: &Routing) -> String {
     let candidates = &routing.candidates;
     let rest = Share::remainder(candidates.values().copied());
@@ -263,7 +258,7 @@ fn short_digest(digest: &str) -> &str {
     digits.char_indices().nth(DIGEST_DIGITS).map_or(digits, |(end, _)| &digits[..end])
 }
 
-/// Cells in columns; the last one of a row ends where it ends.
+/// Align cells in columns. The last cell of a row is not padded.
 fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> impl Iterator<Item = String> {
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| printable(cell))).collect();
     let mut widths = [0; COLUMNS];
@@ -362,7 +357,7 @@ mod tests {
         let difference = "example 1: `score` is 0.7, not 0.03";
         let value = json!({"model": "toxicity", "revision": 2, "changed": true, "dry_run": false,
             "status": "Deployed", "before": null, "after": {"stable": null}, "version": "1.1.0",
-            "digest": "sha256:0123456789abcdef",
+            "digest": format!("sha256:{}", "0123456789abcdef".repeat(4)),
             "replay": {"examples": 2, "differences": [difference]}});
         let shown = [
             "toxicity@1.1.0 is deployed (0123456789ab)",
@@ -377,15 +372,15 @@ mod tests {
     #[test]
     fn the_history_has_a_line_for_each_entry() {
         let value = json!({"entries": [
-            {"sequence": 10, "revision": null, "time": "2026-11-22T21:00:01.000Z", "actor": "ci",
+            {"sequence": 10, "revision": 13, "time": "2026-11-22T21:00:01.000Z", "actor": "ci",
              "operation": "promote", "model": "toxicity", "version": "2.0.0", "outcome": "failed",
-             "error": {"error_code": "conflict", "message": "not\nready"}, "reason": null},
+             "error": "not\nready", "reason": null},
             {"sequence": 9, "revision": 13, "time": "2026-11-22T21:00:00.123Z", "actor": "ci",
              "operation": "rollback", "model": "toxicity", "version": null, "outcome": "applied",
              "error": null, "status": "RolledBack", "reason": "too slow"},
         ]});
         let shown = [
-            "10  2026-11-22T21:00:01.000Z  -            ci  promote   toxicity@2.0.0  \
+            "10  2026-11-22T21:00:01.000Z  revision 13  ci  promote   toxicity@2.0.0  \
              failed: not\\nready",
             "9   2026-11-22T21:00:00.123Z  revision 13  ci  rollback  toxicity        \
              RolledBack          too slow",

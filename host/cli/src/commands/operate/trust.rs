@@ -1,6 +1,6 @@
-//! Whom the client of the admin API takes for the server, over TLS: those that a file says, and nobody
-//! else. There is no list of the public authorities in this program; where one of them has signed the
-//! server's certificate, the system's list is such a file.
+//! The certificates that the client trusts over TLS: those of a file, and no others. The program has no
+//! list of public authorities; where one of them has issued the server's certificate, the file is the
+//! system's list.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
-/// There is nobody to trust.
+/// There are no certificates to trust.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TrustError {
     #[error("https needs --ca: a file with the certificates that are trusted")]
@@ -20,7 +20,7 @@ pub(super) enum TrustError {
     Malformed { path: PathBuf },
 }
 
-/// What the client does about TLS; nothing for a server without.
+/// The TLS configuration of the client.
 pub(super) fn find(is_https: bool, file: Option<&Path>) -> Result<TlsConfig, TrustError> {
     let roots = match file {
         Some(path) => read(path)?,

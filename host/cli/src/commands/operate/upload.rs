@@ -1,17 +1,17 @@
-//! The artifact on its way to the server: read piece by piece, again for each attempt.
+//! The artifact that is uploaded. It is read in chunks, and again for each attempt.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _};
 use std::path::Path;
 
-/// A file that is to be sent.
+/// A file to upload.
 #[derive(Debug)]
 pub(super) struct Upload {
     file: File,
     length_bytes: u64,
 }
 
-/// A file cannot be sent.
+/// The file cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UploadError {
     #[error(transparent)]
@@ -23,9 +23,9 @@ pub(super) enum UploadError {
 }
 
 impl Upload {
-    /// The file as it is now: what is appended later is not sent.
+    /// Open the file. Bytes appended later are not sent.
     pub(super) fn open(path: &Path) -> Result<Self, UploadError> {
-        // Opening a pipe waits for whoever writes to it, and nothing of it can be sent twice.
+        // Opening a pipe blocks until it has a writer, and its bytes cannot be sent twice.
         if !fs::metadata(path)?.is_file() {
             return Err(UploadError::NotRegular);
         }
@@ -38,14 +38,14 @@ impl Upload {
         self.length_bytes
     }
 
-    /// All of it, from the beginning.
+    /// The body, from the beginning of the file.
     pub(super) fn body(&self) -> Result<UploadBody<'_>, UploadError> {
         (&self.file).rewind()?;
         Ok(UploadBody { file: &self.file, left_bytes: self.length_bytes })
     }
 }
 
-/// Gives exactly the bytes that were announced, or an [`UploadError`] inside an [`io::Error`].
+/// Yields exactly the announced number of bytes, or an [`UploadError`] inside an [`io::Error`].
 #[derive(Debug)]
 pub(super) struct UploadBody<'a> {
     file: &'a File,
@@ -65,7 +65,7 @@ impl Read for UploadBody<'_> {
     }
 }
 
-/// The reason why a file could not be sent on, if that is what the error is about.
+/// The [`UploadError`] inside the error, if there is one.
 pub(super) fn reason(error: io::Error) -> Result<UploadError, io::Error> {
     error.downcast::<UploadError>()
 }
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_there_is_sent_each_time_and_no_more() {
+    fn each_attempt_sends_the_announced_bytes() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"artifact").unwrap();
         let upload = Upload::open(file.path()).unwrap();

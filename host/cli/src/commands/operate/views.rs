@@ -1,4 +1,4 @@
-//! `guesthouse status`, `history` and `resolve`: they change nothing.
+//! `guesthouse status`, `history` and `resolve`: commands that read.
 
 use anyhow::Context as _;
 use clap::Args;
@@ -18,9 +18,9 @@ pub(crate) struct StatusArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct HistoryArguments {
-    /// Only what was done to this model.
+    /// Only changes of this model.
     model: Option<ModelName>,
-    /// At most so many entries.
+    /// The most entries to show.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     #[command(flatten)]
@@ -31,9 +31,9 @@ pub(crate) struct HistoryArguments {
 pub(crate) struct ResolveArguments {
     /// The model.
     model: ModelName,
-    /// What the path of a request would say: `1.2.3`, `^1`, `stable`, `canary`.
+    /// The selector in the path of a request: `1.2.3`, `^1`, `stable`, `canary`.
     selector: Option<String>,
-    /// The caller's value of the model's sticky header.
+    /// The caller's value of the model's sticky header or field.
     #[arg(long)]
     key: Option<String>,
     #[command(flatten)]
@@ -45,8 +45,8 @@ pub(super) fn status(arguments: &StatusArguments) -> anyhow::Result<()> {
         let client = Client::new(&arguments.server)?;
         let json = arguments.server.json;
         match &arguments.model {
-            Some(model) => show(&client.ask(&format!("models/{model}"), &[])?, json, text::model),
-            None => show(&client.ask("status", &[])?, json, text::status),
+            Some(model) => show(&client.get(&format!("models/{model}"), &[])?, json, text::model),
+            None => show(&client.get("status", &[])?, json, text::status),
         }
     };
     show_it().context("failed to show the status")
@@ -58,8 +58,8 @@ pub(super) fn history(arguments: &HistoryArguments) -> anyhow::Result<()> {
         ("limit", arguments.limit.map(|limit| limit.to_string())),
     ];
     let show_it = || {
-        let answer = Client::new(&arguments.server)?.ask("history", &query)?;
-        show(&answer, arguments.server.json, text::history)
+        let response = Client::new(&arguments.server)?.get("history", &query)?;
+        show(&response, arguments.server.json, text::history)
     };
     show_it().context("failed to show the history")
 }
@@ -68,8 +68,8 @@ pub(super) fn resolve(arguments: &ResolveArguments) -> anyhow::Result<()> {
     let path = format!("models/{}/resolve", arguments.model);
     let query = [("selector", arguments.selector.clone()), ("key", arguments.key.clone())];
     let show_it = || {
-        let answer = Client::new(&arguments.server)?.ask(&path, &query)?;
-        show(&answer, arguments.server.json, text::resolution)
+        let response = Client::new(&arguments.server)?.get(&path, &query)?;
+        show(&response, arguments.server.json, text::resolution)
     };
     show_it().with_context(|| format!("failed to resolve a version of {}", arguments.model))
 }

@@ -1,15 +1,17 @@
-//! Who was answered and who made a version fail, and what follows from it.
+//! The recent successes and failures of callers, and the suspensions that follow from them.
 //!
-//! Pure data; whoever holds the lock says what time it is. Three rules:
+//! A pure data structure; the caller holds the lock and passes the time. The rules:
 //!
 //! - A caller is suspended after [`CALLER_FAILURES`] failures in the window, if nearly all of its
-//!   requests failed. Others behind the same key are not concerned.
-//! - An API key is suspended when [`FAILING_MEMBERS`] callers that the sticky key tells apart are
-//!   failing, and three quarters of all its callers. It applies to those that were not answered lately.
-//! - The version is suspended when [`FAILING_KEYS`] API keys are failing, and nine tenths of all keys.
+//!   requests failed. Other callers with the same key are not affected.
+//! - An API key is suspended when [`FAILING_MEMBERS`] of its callers are failing, and they are at
+//!   least three quarters of all its callers. The suspension applies to callers without a recent
+//!   success.
+//! - The version is suspended when [`FAILING_KEYS`] API keys are failing, and they are at least
+//!   nine tenths of all keys.
 //!
-//! No caller, and no key, counts for more than [`SHARE_OF_EVIDENCE`] of the failures that a
-//! suspension of several needs.
+//! No caller and no key contributes more than [`SHARE_OF_EVIDENCE`] of the failures that the
+//! suspension of a key or a version needs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -19,43 +21,43 @@ use super::suspension::{Prober, Suspension};
 use super::window::Recent;
 pub(super) use super::window::WINDOW;
 
-/// Failures of a caller until it is suspended: it costs an instance each time.
+/// The failures after which a caller is suspended; each costs an instance.
 pub(super) const CALLER_FAILURES: u32 = 10;
 
-/// Of so many answers of a caller, at most one was good: a caller may be a crowd behind one key, of
-/// which one member is bad.
+/// A caller is only suspended if at most one in this many of its requests succeeded: several
+/// clients may share a key, and one of them may be bad.
 const CALLER_ANSWERS_PER_SUCCESS: u32 = 20;
 
-/// Failures that a suspension of several needs.
+/// The failures that the suspension of a key or a version needs.
 const FAILURES: u32 = 10;
 
-/// The most of them that are held against one member.
+/// The most of these failures that one member contributes.
 const SHARE_OF_EVIDENCE: u32 = 5;
 
-/// Callers of one API key that must be failing. A client chooses its sticky key as it likes.
+/// The callers of an API key that must be failing. A client can choose its sticky key freely.
 const FAILING_MEMBERS: usize = 3;
 
-/// API keys that must be failing.
+/// The API keys that must be failing.
 const FAILING_KEYS: usize = 2;
 
-/// Callers of which something is kept: a few dozen bytes each.
+/// The most callers that are recorded, a few dozen bytes each.
 pub(super) const MAX_CALLERS: usize = 256;
 
-/// Why a request is not accepted, and after which time it may be.
+/// Why a request is refused, and how long the caller should wait before it retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum BreakerRefusal {
     /// The version as a whole is suspended.
     Version(Duration),
-    /// The caller's own requests keep failing.
+    /// The caller, or its API key, is suspended.
     Caller(Duration),
 }
 
-/// What is suspended from now on.
+/// What a failure has suspended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Suspended {
+pub enum SuspensionScope {
     /// One caller.
     Caller,
-    /// Those with one API key, but for callers that were answered lately.
+    /// All callers with one API key, except those with recent successes.
     Key,
     /// The version.
     Version,
@@ -64,41 +66,41 @@ pub enum Suspended {
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     /// At most [`MAX_CALLERS`].
-    callers: HashMap<CallerId, Record>,
-    /// By API key; each had several callers here when it was suspended.
+    callers: HashMap<CallerId, CallerRecord>,
+    /// The suspended API keys, by hash.
     keys: HashMap<u64, Suspension>,
     version: Option<Suspension>,
 }
 
-/// What is known of a caller.
+/// The recent history of a caller.
 #[derive(Debug)]
-struct Record {
+struct CallerRecord {
     failures: Recent,
     successes: Recent,
     last: Instant,
-    /// Calls that failed for others as well, because of its rows.
+    /// Shared batches that had to run again because of its rows.
     disturbances: Recent,
     suspension: Option<Suspension>,
 }
 
-/// How a request is dealt with.
+/// The decision on a request.
 enum Verdict {
     Accept,
     ProbeCaller,
     ProbeKey,
     ProbeVersion,
-    Refuse(Refusal),
+    Refuse(BreakerRefusal),
 }
 
-/// Members that are failing and that are not, and what is held against them.
+/// The failing and the healthy members of a group, and the failures that count.
 #[derive(Default)]
 struct Votes {
     failing: usize,
-    well: usize,
+    healthy: usize,
     failures: u32,
 }
 
-impl Record {
+impl CallerRecord {
     fn new(now: Instant) -> Self {
         let none = Recent::new(now);
         Self { failures: none, successes: none, disturbances: none, last: now, suspension: None }
@@ -108,30 +110,31 @@ impl Record {
         self.suspension.as_ref().filter(|suspension| suspension.is_in_force(now))
     }
 
-    /// At least half of its answers are failures.
+    /// Whether at least half of its requests fail.
     fn is_failing(&self, now: Instant) -> bool {
         let failures = self.failures.total(now);
         let is_mostly_bad = failures > 0 && failures >= self.successes.total(now);
         is_mostly_bad || self.suspension(now).is_some()
     }
 
-    /// At least half of its requests: a crowd behind one key with a bad member goes on sharing calls.
-    fn is_disturbing(&self, now: Instant) -> bool {
+    /// Whether at least half of its requests make shared batches run again. A key that several
+    /// clients share keeps batching if only one of them is bad.
+    fn disturbs_batches(&self, now: Instant) -> bool {
         let disturbances = self.disturbances.total(now);
         disturbances > 0 && disturbances >= self.successes.total(now)
     }
 
-    fn is_well(&self, now: Instant) -> bool {
+    fn is_healthy(&self, now: Instant) -> bool {
         self.suspension(now).is_none() && self.successes.total(now) > 0
     }
 
-    fn must_be_suspended(&self, now: Instant) -> bool {
+    fn should_be_suspended(&self, now: Instant) -> bool {
         let (failures, successes) = (self.failures.total(now), self.successes.total(now));
         let answers = failures.saturating_add(successes);
         failures >= CALLER_FAILURES && successes <= answers / CALLER_ANSWERS_PER_SUCCESS
     }
 
-    /// What is held against it.
+    /// The failures that it contributes.
     fn weight(&self, now: Instant) -> u32 {
         match self.suspension(now) {
             Some(_) => SHARE_OF_EVIDENCE,
@@ -141,18 +144,18 @@ impl Record {
 }
 
 impl Votes {
-    fn add(&mut self, record: &Record, now: Instant) {
+    fn add(&mut self, record: &CallerRecord, now: Instant) {
         if record.is_failing(now) {
             self.failing += 1;
             self.failures += record.weight(now);
-        } else if record.is_well(now) {
-            self.well += 1;
+        } else if record.is_healthy(now) {
+            self.healthy += 1;
         }
     }
 
-    /// Whether at least that many of that many are failing.
+    /// Whether at least `part` out of every `whole` members are failing.
     fn are_failing(&self, part: usize, whole: usize) -> bool {
-        self.failing > 0 && self.failing * whole >= (self.failing + self.well) * part
+        self.failing > 0 && self.failing * whole >= (self.failing + self.healthy) * part
     }
 
     fn suspend_key(&self) -> bool {
@@ -165,19 +168,19 @@ impl Votes {
 }
 
 impl Evidence {
-    pub(super) fn refusal(&self, now: Instant) -> Option<Refusal> {
+    pub(super) fn refusal(&self, now: Instant) -> Option<BreakerRefusal> {
         let refuses = self.version.as_ref().filter(|version| version.refuses(now))?;
-        Some(Refusal::Version(refuses.remaining(now)))
+        Some(BreakerRefusal::Version(refuses.remaining(now)))
     }
 
-    pub(super) fn check(&self, caller: CallerId, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn check(&self, caller: CallerId, now: Instant) -> Result<(), BreakerRefusal> {
         match self.verdict(caller, now) {
             Verdict::Refuse(refusal) => Err(refusal),
             _ => Ok(()),
         }
     }
 
-    pub(super) fn admit(&mut self, caller: CallerId, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn admit(&mut self, caller: CallerId, now: Instant) -> Result<(), BreakerRefusal> {
         let (suspension, who) = match self.verdict(caller, now) {
             Verdict::Accept => return Ok(()),
             Verdict::Refuse(refusal) => return Err(refusal),
@@ -200,7 +203,7 @@ impl Evidence {
         Ok(())
     }
 
-    /// The caller, by this name, as one of several that may probe.
+    /// The caller as a possible sender of a probe under this name.
     fn prober(&self, caller: CallerId, name: u64, now: Instant) -> Prober {
         let record = self.callers.get(&caller);
         match record.is_some_and(|record| record.failures.total(now) > 0) {
@@ -214,17 +217,17 @@ impl Evidence {
         if let Some(suspension) = record.and_then(|record| record.suspension(now)) {
             return match suspension.may_probe(Prober::Same, now) {
                 true => Verdict::ProbeCaller,
-                false => Verdict::Refuse(Refusal::Caller(suspension.remaining(now))),
+                false => Verdict::Refuse(BreakerRefusal::Caller(suspension.remaining(now))),
             };
         }
-        if record.is_some_and(|record| record.is_well(now)) {
+        if record.is_some_and(|record| record.is_healthy(now)) {
             return Verdict::Accept;
         }
         let in_force = |suspension: &&Suspension| suspension.is_in_force(now);
         if let Some(suspension) = self.keys.get(&caller.key()).filter(in_force) {
             return match suspension.may_probe(self.prober(caller, caller.member(), now), now) {
                 true => Verdict::ProbeKey,
-                false => Verdict::Refuse(Refusal::Caller(suspension.remaining(now))),
+                false => Verdict::Refuse(BreakerRefusal::Caller(suspension.remaining(now))),
             };
         }
         match self.version.as_ref().filter(in_force) {
@@ -234,16 +237,16 @@ impl Evidence {
             {
                 Verdict::ProbeVersion
             }
-            Some(suspension) => Verdict::Refuse(Refusal::Version(suspension.remaining(now))),
+            Some(suspension) => Verdict::Refuse(BreakerRefusal::Version(suspension.remaining(now))),
         }
     }
 
-    pub(super) fn succeeded(&mut self, caller: CallerId, now: Instant) {
+    pub(super) fn record_success(&mut self, caller: CallerId, now: Instant) {
         let is_suspended = self.version.is_some() || self.keys.contains_key(&caller.key());
         let record = self.record(caller, now);
-        // A probe shows how it is now.
+        // The success of a probe outweighs the history.
         if is_suspended || record.suspension.is_some() {
-            *record = Record::new(now);
+            *record = CallerRecord::new(now);
         }
         record.successes.add(now);
         if self.keys.contains_key(&caller.key()) && !self.votes_of(caller.key(), now).suspend_key()
@@ -255,37 +258,41 @@ impl Evidence {
         }
     }
 
-    pub(super) fn failed(&mut self, caller: CallerId, now: Instant) -> Option<Suspended> {
+    pub(super) fn record_failure(
+        &mut self,
+        caller: CallerId,
+        now: Instant,
+    ) -> Option<SuspensionScope> {
         let record = self.record(caller, now);
         record.failures.add(now);
         record.disturbances.add(now);
         let mut suspended = None;
         if record.suspension(now).is_none() {
-            // One that ended by itself is not gone on with.
+            // A suspension that ended by itself is not continued.
             record.suspension = None;
-            if record.must_be_suspended(now) {
-                record.suspension = Some(Suspension::of_caller(now));
-                suspended = Some(Suspended::Caller);
+            if record.should_be_suspended(now) {
+                record.suspension = Some(Suspension::for_caller(now));
+                suspended = Some(SuspensionScope::Caller);
             }
         } else if let Some(suspension) = &mut record.suspension {
-            suspension.failed(None);
+            suspension.record_failure(None);
         }
         self.keys.retain(|_, suspension| suspension.is_in_force(now));
         if let Some(suspension) = self.keys.get_mut(&caller.key()) {
-            suspension.failed(Some(caller.member()));
+            suspension.record_failure(Some(caller.member()));
         } else if self.votes_of(caller.key(), now).suspend_key() {
-            self.keys.insert(caller.key(), Suspension::of_several(now));
-            suspended = Some(Suspended::Key);
+            self.keys.insert(caller.key(), Suspension::for_several(now));
+            suspended = Some(SuspensionScope::Key);
         }
         match &mut self.version {
             Some(suspension) if suspension.is_in_force(now) => {
-                suspension.failed(Some(caller.key()));
+                suspension.record_failure(Some(caller.key()));
             }
             _ => {
                 self.version = None;
                 if self.votes(now).suspend_version() {
-                    self.version = Some(Suspension::of_several(now));
-                    suspended = Some(Suspended::Version);
+                    self.version = Some(Suspension::for_several(now));
+                    suspended = Some(SuspensionScope::Version);
                 }
             }
         }
@@ -297,10 +304,10 @@ impl Evidence {
     }
 
     pub(super) fn is_isolated(&self, caller: CallerId, now: Instant) -> bool {
-        self.callers.get(&caller).is_some_and(|record| record.is_disturbing(now))
+        self.callers.get(&caller).is_some_and(|record| record.disturbs_batches(now))
     }
 
-    /// When nothing of it matters any more, if nothing else happens.
+    /// When all evidence will have expired, if nothing else is recorded.
     pub(super) fn end(&self, now: Instant) -> Instant {
         let of_callers = self.callers.values().filter_map(|record| record.suspension.as_ref());
         let all = of_callers.chain(self.keys.values()).chain(&self.version);
@@ -319,7 +326,7 @@ impl Evidence {
         votes
     }
 
-    /// A vote for each API key.
+    /// One vote for each API key.
     fn votes(&self, now: Instant) -> Votes {
         let mut by_key = BTreeMap::<u64, Votes>::new();
         for (caller, record) in &self.callers {
@@ -330,26 +337,26 @@ impl Evidence {
             if of_key.are_failing(3, 4) {
                 votes.failing += 1;
                 votes.failures += of_key.failures.min(SHARE_OF_EVIDENCE);
-            } else if of_key.well > 0 {
-                votes.well += 1;
+            } else if of_key.healthy > 0 {
+                votes.healthy += 1;
             }
         }
         votes
     }
 
-    fn record(&mut self, caller: CallerId, now: Instant) -> &mut Record {
+    fn record(&mut self, caller: CallerId, now: Instant) -> &mut CallerRecord {
         if self.callers.len() >= MAX_CALLERS && !self.callers.contains_key(&caller) {
             self.evict(now);
         }
-        let record = self.callers.entry(caller).or_insert_with(|| Record::new(now));
+        let record = self.callers.entry(caller).or_insert_with(|| CallerRecord::new(now));
         record.last = now;
         record
     }
 
-    /// Forget the caller that has been heard of least recently: rather one that was not answered, so
-    /// that many names do not displace those for whom the version works.
+    /// Evict the caller that was recorded least recently, preferably one without successes, so that
+    /// many names of one failing client do not displace callers for which the version works.
     fn evict(&mut self, now: Instant) {
-        let rank = |record: &Record| (record.is_well(now), record.last);
+        let rank = |record: &CallerRecord| (record.is_healthy(now), record.last);
         let first = self.callers.iter().min_by_key(|(_, record)| rank(record));
         if let Some(caller) = first.map(|(caller, _)| *caller) {
             self.callers.remove(&caller);

@@ -1,50 +1,51 @@
-//! A time in which requests are refused, but for a few probes in each round of it.
+//! A suspension: requests are refused in rounds, except for a few probes in each round.
 
 use std::time::{Duration, Instant};
 
 use super::window::WINDOW;
 
-/// The first round; each further one is twice as long if probes failed in the one before.
+/// The length of the first round. Each further round is twice as long if the probes of the last one
+/// failed.
 pub(super) const FIRST_ROUND: Duration = Duration::from_secs(1);
 
-/// The longest round.
+/// The length of the longest round.
 pub(super) const LONGEST_ROUND: Duration = Duration::from_secs(60);
 
-/// Requests that are accepted in a round: one may be bad by chance, and more would make a suspension
+/// The probes of a round: a single one may fail by chance, and more would make the suspension
 /// pointless.
 pub(super) const PROBES: usize = 3;
 
-/// Who sends a probe.
+/// The sender of a possible probe.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Prober {
-    /// The one caller that is suspended.
+    /// The suspended caller itself.
     Same,
-    /// One of several, whose requests failed lately.
+    /// A member of a suspended group whose requests failed recently.
     Failed(u64),
-    /// One of several, of whom no failure is known.
+    /// A member of a suspended group without known failures.
     New(u64),
 }
 
-/// A caller, an API key or a version is suspended.
+/// The suspension of a caller, an API key or a version.
 #[derive(Debug)]
 pub(super) struct Suspension {
-    /// When the next round may begin.
+    /// When the current round ends.
     until: Instant,
     round: u32,
-    /// Who sent the probes of this round: those that failed before, at most [`PROBES`].
+    /// The senders of this round's probes that had failed before, at most [`PROBES`].
     probed: Vec<u64>,
-    /// The same for those of which no failure is known. They have their own, so that those that fail
-    /// leave room for others that may show that the version works.
+    /// The senders without known failures. They have a quota of their own, so that failing members
+    /// cannot use up the probes of others, which may show that the version works.
     probed_new: Vec<u64>,
-    /// Whose probes of this round failed.
+    /// The members whose probes failed in this round.
     failed: Vec<u64>,
-    /// How many have to fail for the next round to be longer.
+    /// How many members' probes must fail for the next round to be longer.
     tolerance: usize,
 }
 
 impl Suspension {
-    /// Of one caller, whose next requests are refused.
-    pub(super) fn of_caller(now: Instant) -> Self {
+    /// Suspend one caller. The first round has no probes.
+    pub(super) fn for_caller(now: Instant) -> Self {
         let probed = vec![0; PROBES];
         Self {
             until: now + FIRST_ROUND,
@@ -56,34 +57,34 @@ impl Suspension {
         }
     }
 
-    /// Of several, of whom those that have not been heard of yet are probed at once. No single one of
-    /// them makes a round longer.
-    pub(super) fn of_several(now: Instant) -> Self {
-        Self { tolerance: 2, ..Self::of_caller(now) }
+    /// Suspend a group. Members without known failures may probe at once, and no single member can
+    /// make a round longer.
+    pub(super) fn for_several(now: Instant) -> Self {
+        Self { tolerance: 2, ..Self::for_caller(now) }
     }
 
-    /// Whether it is still in force. A suspension that nobody probes ends by itself.
+    /// Whether the suspension is in force. One that nobody probes ends by itself.
     pub(super) fn is_in_force(&self, now: Instant) -> bool {
         now < self.end()
     }
 
-    /// When it ends by itself.
+    /// When the suspension ends if nobody probes it.
     pub(super) fn end(&self) -> Instant {
         self.until + WINDOW
     }
 
-    /// Whether it is a time in which requests are refused.
+    /// Whether the current round still runs.
     pub(super) fn refuses(&self, now: Instant) -> bool {
         now < self.until
     }
 
-    /// How long it is until the next round.
+    /// The time until the current round ends.
     pub(super) fn remaining(&self, now: Instant) -> Duration {
         self.until.saturating_duration_since(now)
     }
 
-    /// Whether a request of this one could be a probe: of a caller any, of several only those that
-    /// have not sent one in this round.
+    /// Whether a request of this sender can be a probe. A member of a group can send one in each
+    /// round.
     pub(super) fn may_probe(&self, who: Prober, now: Instant) -> bool {
         if now >= self.until {
             return true;
@@ -99,7 +100,7 @@ impl Suspension {
         self.probed.contains(&who) || self.probed_new.contains(&who)
     }
 
-    /// A request of this one is a probe.
+    /// Record a probe, and begin a new round if the last one has ended.
     pub(super) fn probe(&mut self, who: Prober, now: Instant) {
         if now >= self.until {
             if self.failed.len() >= self.tolerance {
@@ -117,8 +118,9 @@ impl Suspension {
         }
     }
 
-    /// A request of this one failed; it counts once if it was a probe.
-    pub(super) fn failed(&mut self, who: Option<u64>) {
+    /// Record the failure of a request; it counts once per member, and only if the member has
+    /// probed.
+    pub(super) fn record_failure(&mut self, who: Option<u64>) {
         let who = who.unwrap_or_default();
         if self.has_probed(who) && !self.failed.contains(&who) {
             self.failed.push(who);

@@ -1,4 +1,4 @@
-//! Sequences of answers by several callers, at times that the tests choose.
+//! Sequences of successes and failures of several callers, at simulated times.
 
 use proptest::prelude::*;
 
@@ -16,11 +16,11 @@ fn member(key: &str, index: usize) -> CallerId {
     CallerId::new(key, Some(index.to_string().as_bytes()))
 }
 
-/// Send a request that the version fails on, if it is accepted; whether it is.
+/// Send a request on which the version fails; returns whether it was accepted.
 fn fail(breaker: &Breaker, caller: CallerId, now: Instant) -> bool {
     let is_accepted = breaker.admit(caller, now).is_ok();
     if is_accepted {
-        breaker.failed(caller, now);
+        breaker.record_failure(caller, now);
     }
     is_accepted
 }
@@ -29,7 +29,7 @@ fn succeed(breaker: &Breaker, caller: CallerId, now: Instant) -> bool {
     let is_accepted = breaker.check(caller, now).is_ok();
     assert_eq!(breaker.admit(caller, now).is_ok(), is_accepted);
     if is_accepted {
-        breaker.succeeded(caller, now);
+        breaker.record_success(caller, now);
     }
     is_accepted
 }
@@ -39,26 +39,28 @@ fn fail_times(breaker: &Breaker, caller: CallerId, times: u32, now: Instant) {
 }
 
 #[test]
-fn a_caller_whose_requests_all_fail_is_refused_and_nobody_else() {
+fn only_the_failing_caller_is_refused() {
     let (breaker, now) = (Breaker::default(), Instant::now());
     let (bad, good) = (caller("bad"), caller("good"));
     fail_times(&breaker, bad, CALLER_FAILURES - 1, now);
     assert!(breaker.admit(bad, now).is_ok());
-    assert_eq!(breaker.failed(bad, now), Some(Suspended::Caller));
-    assert_eq!(breaker.check(bad, now), Err(Refusal::Caller(FIRST_ROUND)));
+    assert_eq!(breaker.record_failure(bad, now), Some(SuspensionScope::Caller));
+    assert_eq!(breaker.check(bad, now), Err(BreakerRefusal::Caller(FIRST_ROUND)));
     assert!(breaker.admit(bad, now).is_err());
     assert!(breaker.allows(now) && succeed(&breaker, good, now));
-    assert!(breaker.check(member("bad", 1), now).is_ok(), "the sticky key tells them apart");
+    assert!(breaker.check(member("bad", 1), now).is_ok(), "the sticky key distinguishes callers");
 }
 
 #[test]
-fn a_refused_caller_is_probed_and_each_round_is_longer_while_it_fails() {
+fn failing_probes_of_a_caller_lengthen_its_rounds() {
     let (breaker, mut now) = (Breaker::default(), Instant::now());
     let bad = caller("bad");
     fail_times(&breaker, bad, CALLER_FAILURES, now);
     let mut lengths = Vec::new();
     for _ in 0..10 {
-        let Err(Refusal::Caller(time)) = breaker.check(bad, now) else { panic!("it is refused") };
+        let Err(BreakerRefusal::Caller(time)) = breaker.check(bad, now) else {
+            panic!("it is refused")
+        };
         lengths.push(time);
         now += time;
         let probes = (0..100).filter(|_| fail(&breaker, bad, now)).count();
@@ -68,11 +70,11 @@ fn a_refused_caller_is_probed_and_each_round_is_longer_while_it_fails() {
     assert_eq!(lengths.last(), Some(&LONGEST_ROUND));
     now += LONGEST_ROUND;
     assert!(succeed(&breaker, bad, now));
-    assert!((0..100).all(|_| succeed(&breaker, bad, now)), "one success ends it");
+    assert!((0..100).all(|_| succeed(&breaker, bad, now)), "one success ends the suspension");
 }
 
 #[test]
-fn a_caller_that_is_answered_now_and_then_is_never_refused() {
+fn a_caller_with_some_successes_is_never_refused() {
     let (breaker, mut now) = (Breaker::default(), Instant::now());
     let crowd = caller("crowd");
     for turn in 0..1000 {
@@ -84,7 +86,7 @@ fn a_caller_that_is_answered_now_and_then_is_never_refused() {
 }
 
 #[test]
-fn a_single_failure_long_afterwards_suspends_nobody() {
+fn an_old_suspension_is_not_renewed_by_one_failure() {
     let (breaker, now) = (Breaker::default(), Instant::now());
     for key in ["a", "b"] {
         fail_times(&breaker, caller(key), CALLER_FAILURES, now);
@@ -99,22 +101,22 @@ fn a_single_failure_long_afterwards_suspends_nobody() {
 }
 
 #[test]
-fn a_version_that_fails_for_all_keys_is_suspended_and_probed_by_several() {
+fn a_version_failing_for_all_keys_is_suspended_and_probed() {
     let (breaker, now) = (Breaker::default(), Instant::now());
     for _ in 0..CALLER_FAILURES / 2 {
         ["a", "b"].into_iter().for_each(|key| _ = fail(&breaker, caller(key), now));
     }
     assert!(!breaker.allows(now));
-    // Those that were not heard of yet: each once, and few of them.
+    // Unknown keys may probe: each once, and only a few of them.
     assert!(fail(&breaker, caller("c"), now) && !fail(&breaker, caller("c"), now));
     let more = (0..100).filter(|index| fail(&breaker, caller(&index.to_string()), now)).count();
     assert_eq!(more, PROBES - 1);
-    assert_eq!(breaker.check(caller("x"), now), Err(Refusal::Version(FIRST_ROUND)));
-    // They make the next round longer.
+    assert_eq!(breaker.check(caller("x"), now), Err(BreakerRefusal::Version(FIRST_ROUND)));
+    // Their failures make the next round longer.
     let now = now + FIRST_ROUND;
-    assert!(breaker.allows(now), "it may be tried again");
+    assert!(breaker.allows(now), "the round has ended");
     assert!(fail(&breaker, caller("y"), now));
-    assert_eq!(breaker.refusal(now), Some(Refusal::Version(2 * FIRST_ROUND)));
+    assert_eq!(breaker.refusal(now), Some(BreakerRefusal::Version(2 * FIRST_ROUND)));
     let now = now + 2 * FIRST_ROUND;
     for key in ["a", "b", "c", "y"] {
         assert!(succeed(&breaker, caller(key), now), "{key}");
@@ -123,13 +125,13 @@ fn a_version_that_fails_for_all_keys_is_suspended_and_probed_by_several() {
 }
 
 #[test]
-fn one_bad_caller_makes_the_suspension_of_a_version_no_longer() {
+fn one_key_cannot_lengthen_the_suspension_of_a_version() {
     let (breaker, mut now) = (Breaker::default(), Instant::now());
     for _ in 0..CALLER_FAILURES / 2 {
         ["a", "b"].into_iter().for_each(|key| _ = fail(&breaker, caller(key), now));
     }
     for round in 0..5 {
-        let Some(Refusal::Version(time)) = breaker.refusal(now) else { panic!("{round}") };
+        let Some(BreakerRefusal::Version(time)) = breaker.refusal(now) else { panic!("{round}") };
         assert_eq!(time, FIRST_ROUND, "{round}");
         now += time;
         (0..100).for_each(|index| _ = fail(&breaker, member("c", index), now));
@@ -137,7 +139,7 @@ fn one_bad_caller_makes_the_suspension_of_a_version_no_longer() {
 }
 
 #[test]
-fn one_caller_by_many_names_takes_the_version_from_no_other_key() {
+fn many_sticky_keys_of_one_key_do_not_affect_other_keys() {
     let (breaker, mut now) = (Breaker::default(), Instant::now());
     let good = caller("good");
     for index in 0..20 * MAX_CALLERS {
@@ -151,7 +153,7 @@ fn one_caller_by_many_names_takes_the_version_from_no_other_key() {
 }
 
 #[test]
-fn those_behind_one_key_who_are_answered_are_so_beside_many_who_are_not() {
+fn successful_callers_of_a_failing_key_are_accepted() {
     let (breaker, now) = (Breaker::default(), Instant::now());
     let good = member("shared", 0);
     fail(&breaker, member("shared", 1), now);
@@ -162,12 +164,12 @@ fn those_behind_one_key_who_are_answered_are_so_beside_many_who_are_not() {
 }
 
 #[test]
-fn whoever_made_a_call_fail_does_not_share_calls_for_a_while() {
+fn a_caller_that_broke_a_batch_runs_alone_for_a_while() {
     let (breaker, now) = (Breaker::default(), Instant::now());
     let (one, other) = (caller("one"), caller("other"));
     assert!(!breaker.is_isolated(one, now));
     breaker.isolate(one, now);
-    breaker.failed(other, now);
+    breaker.record_failure(other, now);
     for caller in [one, other] {
         assert!(breaker.is_isolated(caller, now + WINDOW / 4));
         assert!(!breaker.is_isolated(caller, now + 2 * WINDOW));
@@ -175,15 +177,15 @@ fn whoever_made_a_call_fail_does_not_share_calls_for_a_while() {
     }
     assert!(!breaker.is_isolated(caller("third"), now));
     breaker.isolate(one, now);
-    (0..3).for_each(|_| breaker.succeeded(one, now));
+    (0..3).for_each(|_| breaker.record_success(one, now));
     assert!(!breaker.is_isolated(one, now), "most of its requests are good");
 }
 
 proptest! {
-    /// Whatever one key sends, under whatever sticky keys and at whatever pace: a caller with another
-    /// key, whose requests are good, is never refused, and the version is never suspended.
+    /// Whatever one key sends, with any sticky keys and at any rate: a caller with another key
+    /// whose requests succeed is never refused, and the version is never suspended.
     #[test]
-    fn no_key_takes_a_version_from_another(
+    fn no_key_can_suspend_a_version_for_another(
         requests in prop::collection::vec((0_usize..5, 0_u64..2000, 0_usize..3, any::<bool>()), 1..400),
     ) {
         let (breaker, mut now) = (Breaker::default(), Instant::now());
@@ -202,7 +204,7 @@ proptest! {
         }
     }
 
-    /// Two bad keys beside a good one: it loses nothing either, though it comes late.
+    /// A successful key is not refused beside two failing ones, even if it comes late.
     #[test]
     fn a_good_key_that_comes_late_is_accepted(
         requests in prop::collection::vec((0_u64..3000, 0_usize..2), 1..200),
@@ -218,13 +220,13 @@ proptest! {
         }
     }
 
-    /// What is kept is bounded.
+    /// The number of records is bounded.
     #[test]
     fn evidence_is_bounded(callers in 0..3 * MAX_CALLERS) {
         let (breaker, now) = (Breaker::default(), Instant::now());
         for index in 0..callers {
-            breaker.failed(member(&(index % 7).to_string(), index), now);
-            breaker.succeeded(member("good", index), now);
+            breaker.record_failure(member(&(index % 7).to_string(), index), now);
+            breaker.record_success(member("good", index), now);
         }
         prop_assert!(breaker.lock().size() <= 2 * MAX_CALLERS);
     }

@@ -1,14 +1,14 @@
-//! A count of what happened recently.
+//! A counter of recent events.
 
 use std::time::{Duration, Instant};
 
-/// How long an event counts at least; it counts for at most twice as long.
+/// The shortest time that an event counts; the longest is twice this.
 const HALF: Duration = Duration::from_secs(15);
 
-/// After this much time without an event, a count is 0.
+/// After this time without an event, the count is 0.
 pub(super) const WINDOW: Duration = HALF.saturating_mul(2);
 
-/// A count of events that forgets them: those of the current half of the window and of the one before.
+/// Counts the events of the current and of the previous half of the window.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Recent {
     begun: Instant,
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_count_for_half_a_window_at_least_and_are_forgotten_after_a_whole_one() {
+    fn events_count_for_half_a_window_to_a_whole_one() {
         let start = Instant::now();
         let mut recent = Recent::new(start);
         (0..3).for_each(|_| recent.add(start));

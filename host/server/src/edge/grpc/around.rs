@@ -15,13 +15,15 @@ use super::arriving::{Arriving, Held};
 use super::call::Call;
 use super::leaving::{Cut, Leaving, Log, late};
 use super::method::{Method, Needs};
-use super::{Serving, status};
+use super::serving::Serving;
+use super::signature::SignatureMethod;
+use super::status;
 use crate::edge::access;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::listener::Streamed;
 use crate::edge::observe::{Account, Endpoint, Line, Way};
-use crate::edge::passage::grpc_timeout;
-use crate::edge::{Edge, host, typed};
+use crate::edge::request_headers::grpc_timeout;
+use crate::edge::{Edge, host};
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
@@ -38,10 +40,16 @@ pub(super) async fn each_call(
 ) -> Response {
     let edge = &serving.edge;
     let path = request.uri().path();
-    let method = Method::find(path).or_else(|| typed::method(edge, path));
+    let mut method = Method::find(path);
+    if method.is_none()
+        && let Some(found) = SignatureMethod::find(edge, path)
+    {
+        method = Some(found.method());
+        request.extensions_mut().insert(found);
+    }
     let endpoint = method.as_ref().map(|method| Endpoint::Method(Arc::clone(&method.path)));
     let meters = Arc::clone(&edge.meters);
-    meters.grpc.in_flight.rise();
+    meters.grpc.in_flight.increment();
     let way = Way::Grpc(Arc::clone(&meters));
     let line = Line::begin(&mut request, endpoint, way, edge.tracer.as_deref());
     let mut log = Log { line, call: None, error: None, meters };
@@ -155,7 +163,7 @@ fn told(mut response: Response, mut log: Log, cut: Option<Cut>) -> Response {
     log.error = known.or_else(|| log.call.as_ref().and_then(|call| call.error()));
     if let (None, Some(error)) = (log.error, code.and_then(status::of_library)) {
         // Of a service that there is, the library knows which methods it has.
-        let error = if log.call.is_some() { error } else { super::no_such_method() };
+        let error = if log.call.is_some() { error } else { ApiError::no_such_method() };
         response = status::refusal(&error);
         log.error = Some(error.code);
     }

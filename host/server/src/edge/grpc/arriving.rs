@@ -17,8 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use super::call::Call;
-use crate::edge::Bodies;
-use crate::edge::body::too_large;
+use crate::edge::body::{Bodies, too_large};
 use crate::edge::error::{ApiError, ErrorCode};
 
 /// Bytes before a message.

@@ -8,11 +8,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
 use super::arriving::Held;
-use super::{Method, status};
+use super::method::Method;
+use super::status;
 use crate::edge::access;
+use crate::edge::compare::CompareOnDrop;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Account;
-use crate::edge::shadowed::Then;
 
 /// A call. Its method finds it in the extensions of the request.
 pub(crate) struct Call {
@@ -27,8 +28,8 @@ pub(crate) struct Call {
 struct Noted {
     account: Account,
     error: Option<ErrorCode>,
-    /// What is to be done when the answer is on its way.
-    then: Option<Then>,
+    /// Dropped with the call, when its answer is on its way.
+    comparison: Option<CompareOnDrop>,
 }
 
 impl Call {
@@ -38,7 +39,7 @@ impl Call {
         headers: HeaderMap,
         account: Account,
     ) -> Arc<Self> {
-        let noted = Mutex::new(Noted { account, error: None, then: None });
+        let noted = Mutex::new(Noted { account, error: None, comparison: None });
         Arc::new(Self { method, held, headers, noted })
     }
 
@@ -74,9 +75,18 @@ impl Call {
         status::of(error)
     }
 
-    /// Do that when the answer is on its way.
-    pub(super) fn then(&self, then: Option<Then>) {
-        self.noted().then = then;
+    /// Compare the answer once it is on its way.
+    pub(super) fn compare_when_sent(&self, comparison: Option<CompareOnDrop>) {
+        self.noted().comparison = comparison;
+    }
+
+    /// Why a message could not be read: known to the call, or found by the library.
+    pub(super) fn read_error(&self, status: &Status) -> ApiError {
+        match self.error() {
+            Some(code) => ApiError::new(code, status.message()),
+            None => status::of_library(status.code())
+                .unwrap_or_else(|| ApiError::malformed("the message is malformed")),
+        }
     }
 
     /// The memory of the message that has just been read, which is this long; it counts until this is

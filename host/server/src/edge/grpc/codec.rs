@@ -8,12 +8,13 @@ use std::marker::PhantomData;
 use std::sync::LazyLock;
 
 use prost::Message;
-use prost::bytes::Buf as _;
+use prost::bytes::{Buf as _, Bytes};
 use prost_reflect::{DescriptorPool, Kind, MessageDescriptor};
 use tonic::codec::{DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 
-use super::pb;
+use super::{pb, status};
+use crate::edge::error::ApiError;
 use crate::edge::json::MAX_VALUES;
 
 /// What a message costs beside its own fields, in values: a tensor without anything in it takes some
@@ -96,6 +97,15 @@ impl<U: Asked> Decoder for Codec<(), U> {
         count(&bytes, &message)?;
         U::decode(bytes).map(Some).map_err(|_error| malformed())
     }
+}
+
+/// A message of a prediction, which the generated service does not read.
+pub(super) fn decode<M: Asked>(bytes: Bytes) -> Result<M, ApiError> {
+    let message = POOL.get_message_by_name(M::NAME).ok_or_else(ApiError::internal)?;
+    let refused =
+        |status: Status| status::of_library(status.code()).unwrap_or_else(ApiError::internal);
+    count(&bytes, &message).map_err(refused)?;
+    M::decode(bytes).map_err(|_error| refused(malformed()))
 }
 
 fn malformed() -> Status {

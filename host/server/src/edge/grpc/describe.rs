@@ -1,18 +1,18 @@
 //! What is told of models, as messages.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::pb;
+use crate::edge::codec::tensors::{MAX_PARAMETERS, Parameter, Parameters};
 use crate::edge::error::ApiError;
-use crate::edge::infer::about;
-use crate::edge::infer::{MAX_PARAMETERS, Parameter, Parameters};
+use crate::edge::model_info as about;
 use pb::model_metadata_response::TensorMetadata;
 use pb::model_repository_parameter::ParameterChoice;
 use pb::repository_index_response::ModelIndex;
 
 /// What a model is to be loaded or unloaded with.
 pub(super) fn repository_parameters(
-    given: HashMap<String, pb::ModelRepositoryParameter>,
+    given: BTreeMap<String, pb::ModelRepositoryParameter>,
 ) -> Result<Parameters, ApiError> {
     if given.len() > MAX_PARAMETERS {
         return Err(ApiError::malformed(format!("there are over {MAX_PARAMETERS} parameters")));

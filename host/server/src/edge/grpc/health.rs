@@ -15,12 +15,11 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use super::Serving;
 use super::call::Call;
-use super::stream::stopped;
+use super::serving::{Serving, stopped};
+use super::signature;
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::infer::about::{self, Asker};
-use crate::edge::typed;
+use crate::edge::model_info::{self as about, Asker};
 
 /// How often those that watch are told of a change: as soon as anybody could act on it.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
@@ -70,7 +69,7 @@ fn status(serving: &Serving, call: &Call, service: &str) -> ServingStatus {
     let is_ready = if SERVICES.contains(&service) {
         Some(about::is_ready(edge))
     } else {
-        let model = typed::model_of(edge, service);
+        let model = signature::model_of(edge, service);
         let model = model.as_ref().map_or(service, |model| model.as_str());
         // Nobody who has no key is counted as one who has tried one.
         let may_ask = call.has_key();

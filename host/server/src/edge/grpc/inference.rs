@@ -1,58 +1,17 @@
-//! `inference.GRPCInferenceService`.
+//! `inference.GRPCInferenceService`, but for its predictions, which are in `oip`.
 
-use std::time::Instant;
-
-use axum::http::HeaderMap;
-use prost::Message as _;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 
 use super::call::Call;
 use super::pb::grpc_inference_service_server::GrpcInferenceService;
-use super::stream::Answers;
-use super::{Serving, describe, pb, tensors};
+use super::serving::Serving;
+use super::{describe, pb};
 use crate::edge::Edge;
-use crate::edge::body::Form;
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::infer::about::{self, Asker};
-use crate::edge::infer::{in_protocol_words, infer, named};
-use crate::edge::observe::Account;
+use crate::edge::model_info::{self as about, Asker};
 use crate::edge::pages::{Content, Key, Kind, Page, Scope};
-use crate::edge::passage::{Asked, Passage};
-use crate::edge::refused::broken;
-use crate::edge::shadowed::{self, Then};
-
-/// An answer that is packed if its request was: a smaller one is one packet anyhow, and packing a larger
-/// one would hold up others.
-const PACKED: std::ops::RangeInclusive<usize> = 1 << 10..=1 << 20;
 
 impl Serving {
-    /// The answer to one message, and what is to be done when it is on its way.
-    pub(super) async fn infer(
-        &self,
-        headers: &HeaderMap,
-        message: pb::ModelInferRequest,
-        account: &mut Account,
-    ) -> Result<(pb::ModelInferResponse, Option<Then>), ApiError> {
-        let (edge, complete) = (&self.edge, Instant::now());
-        let policy = edge.policy.load_full();
-        let model = message.model_name.clone();
-        let target = named(&model, &message.model_version);
-        let asked = Asked { edge, policy: &policy, target, form: Form::Single };
-        let outcome = async {
-            let mut passage = Passage::begin(asked, headers, account)?;
-            let (request, contents) = tensors::read(message)?;
-            let inferred = infer(&mut passage, request, complete, account).await?;
-            Ok((inferred, contents))
-        };
-        let outcome = outcome.await.map_err(|error| in_protocol_words(error, edge, &model));
-        let (mut inferred, contents) = outcome?;
-        let begin = Instant::now();
-        let answer = tensors::write(&mut inferred, contents);
-        inferred.encoded(begin);
-        let comparison = inferred.comparison(&policy, account.request_id.as_str());
-        Ok((answer, comparison.map(|comparison| shadowed::then(comparison, &edge.shadows))))
-    }
-
     /// Answer a question about models.
     fn about<Q, A>(
         &self,
@@ -74,7 +33,7 @@ fn message(message: &impl prost::Message) -> Content {
 }
 
 fn decoded<M: prost::Message + Default>(page: &Page) -> Result<M, ApiError> {
-    M::decode(page.bytes().clone()).map_err(|_error| broken())
+    M::decode(page.bytes().clone()).map_err(|_error| ApiError::internal())
 }
 
 #[tonic::async_trait]
@@ -124,37 +83,6 @@ impl GrpcInferenceService for Serving {
         self.about(request, |asker, asked| {
             asker.metadata(&asked.name, &asked.version).map(Into::into)
         })
-    }
-
-    async fn model_infer(
-        &self,
-        request: Request<pb::ModelInferRequest>,
-    ) -> Result<Response<pb::ModelInferResponse>, Status> {
-        let call = Call::of(request.extensions())?;
-        let (mut work, message) = (call.work(), request.into_inner());
-        let outcome = async {
-            let _held = call.take_message(tensors::size(&message))?;
-            self.infer(&call.headers, message, &mut work).await
-        };
-        let outcome = outcome.await.map(|(answer, then)| {
-            call.then(then);
-            answer
-        });
-        let mut response = work.end(outcome)?;
-        if !PACKED.contains(&response.get_ref().encoded_len()) {
-            response.disable_compression();
-        }
-        Ok(response)
-    }
-
-    type ModelStreamInferStream = Answers;
-
-    async fn model_stream_infer(
-        &self,
-        request: Request<Streaming<pb::ModelInferRequest>>,
-    ) -> Result<Response<Answers>, Status> {
-        let call = Call::of(request.extensions())?;
-        Ok(Response::new(Answers::new(self.clone(), call, request.into_inner())))
     }
 
     async fn model_config(

@@ -15,7 +15,7 @@ use super::call::Call;
 use super::status;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::observe::Line;
-use crate::observe::meters::Meters;
+use crate::observe::server_metrics::ServerMetrics;
 
 /// The body of an answer.
 pub(super) struct Leaving {
@@ -67,7 +67,7 @@ pub(super) struct Log {
     pub(super) call: Option<Arc<Call>>,
     /// Why there is no answer, if that was known at its head.
     pub(super) error: Option<ErrorCode>,
-    pub(super) meters: Arc<Meters>,
+    pub(super) meters: Arc<ServerMetrics>,
 }
 
 impl Log {
@@ -84,7 +84,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.meters.grpc.in_flight.fall();
+        self.meters.grpc.in_flight.decrement();
         if let Some(call) = &self.call {
             self.line.account = call.account();
         }

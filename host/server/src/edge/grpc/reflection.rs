@@ -13,13 +13,14 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_reflection::pb::{v1, v1alpha};
 
-use super::Serving;
 use super::call::Call;
 use super::codec::POOL;
+use super::serving::Serving;
+use super::signature;
 use super::stream::Messages;
+use crate::edge::Edge;
 use crate::edge::error::ApiError;
 use crate::edge::pages::{Scope, Types};
-use crate::edge::{Edge, typed};
 
 /// The types of the services that do not depend on what is served.
 static OWN: LazyLock<DescriptorPool> = LazyLock::new(|| {
@@ -84,7 +85,7 @@ fn symbol(pool: &DescriptorPool, name: &str) -> Option<FileDescriptor> {
 /// The types of the services of the models in the scope.
 fn types(edge: &Edge, scope: &Scope) -> Types {
     let (mut pool, mut bytes) = (OWN.clone(), 0);
-    for file in typed::files(edge, scope) {
+    for file in signature::files(edge, scope) {
         bytes += file.encoded_len() * MEMORY_FACTOR;
         // Two models cannot have the same service, so what does not fit is not there.
         if let Err(error) = pool.add_file_descriptor_proto(file) {

@@ -5,19 +5,30 @@
 //! unless it is of the caller's key.
 
 use std::collections::VecDeque;
+use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, ready as ready_or_pending};
 
-use tokio::sync::watch;
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::response::Response;
+use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint};
 use tokio_stream::Stream;
+use tonic::server::StreamingService;
 use tonic::{Code, Status, Streaming};
 
 use super::call::Call;
-use super::{Serving, pb, status, tensors};
+use super::oip::{self, Message};
+use super::raw::grpc;
+use super::serving::{Serving, stopped};
+use super::{pb, status};
+use crate::edge::compare::CompareOnDrop;
 use crate::edge::error::{ApiError, ErrorCode};
+use crate::edge::idempotency;
 use crate::edge::observe::{Endpoint, Line, Way};
-use crate::edge::shadowed::Then;
+use crate::edge::pipeline::Reply;
 
 /// Messages of a stream that are worked on at once: enough to fill batches, and not more than a version
 /// takes that has answered nothing yet, so that one stream alone is not refused anything.
@@ -25,8 +36,39 @@ const MAX_AT_ONCE: usize = 16;
 
 /// One answer.
 struct Part {
-    answer: Result<pb::ModelStreamInferResponse, ApiError>,
-    then: Option<Then>,
+    answer: Result<Bytes, ApiError>,
+    comparison: Option<CompareOnDrop>,
+}
+
+/// Answer `ModelStreamInfer`.
+pub(super) async fn model_stream_infer(serving: &Serving, request: Request) -> Response {
+    let call = match Call::of(request.extensions()) {
+        Ok(call) => call,
+        Err(status) => return status.into_http(),
+    };
+    if let Err(error) = idempotency::refuse_on_stream(&call.headers) {
+        return call.fail(&error).into_http();
+    }
+    let service = InferStream { serving: serving.clone(), call };
+    let response = grpc(&serving.edge.policy.load()).streaming(service, request).await;
+    response.map(Body::new)
+}
+
+struct InferStream {
+    serving: Serving,
+    call: Arc<Call>,
+}
+
+impl StreamingService<Bytes> for InferStream {
+    type Response = Bytes;
+    type ResponseStream = Answers;
+    type Future = Ready<Result<tonic::Response<Answers>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<Streaming<Bytes>>) -> Self::Future {
+        let Self { serving, call } = self;
+        let answers = Answers::new(serving.clone(), Arc::clone(call), request.into_inner());
+        ready(Ok(tonic::Response::new(answers)))
+    }
 }
 
 /// A message.
@@ -63,7 +105,7 @@ impl<M> Stream for Messages<M> {
         let message = match Pin::new(&mut self.messages).poll_next(context) {
             Poll::Ready(message) => message,
             Poll::Pending => {
-                ready!(self.stopped.as_mut().poll(context));
+                ready_or_pending!(self.stopped.as_mut().poll(context));
                 Some(Err(self.call.fail(&ApiError::going_down())))
             }
         };
@@ -84,23 +126,19 @@ impl<M> Stream for Messages<M> {
 pub(crate) struct Answers {
     serving: Serving,
     call: Arc<Call>,
-    messages: Messages<pb::ModelInferRequest>,
+    messages: Messages<Bytes>,
     places: VecDeque<Place>,
-    /// What is to be done when the last answer is on its way.
-    then: Option<Then>,
+    /// Of the last answer; dropped when it is on its way.
+    comparison: Option<CompareOnDrop>,
     /// Whether no more messages are read; and why, if the caller has not ended them itself.
     end: Option<Option<Status>>,
 }
 
 impl Answers {
-    pub(super) fn new(
-        serving: Serving,
-        call: Arc<Call>,
-        messages: Streaming<pb::ModelInferRequest>,
-    ) -> Self {
+    pub(super) fn new(serving: Serving, call: Arc<Call>, messages: Streaming<Bytes>) -> Self {
         let messages = Messages::new(&serving, &call, messages);
-        let (places, then, end) = (VecDeque::new(), None, None);
-        Self { serving, call, messages, places, then, end }
+        let (places, comparison, end) = (VecDeque::new(), None, None);
+        Self { serving, call, messages, places, comparison, end }
     }
 
     /// Read messages, as long as there is room for their answers.
@@ -108,10 +146,13 @@ impl Answers {
         while self.end.is_none() && self.places.len() < MAX_AT_ONCE {
             match Pin::new(&mut self.messages).poll_next(context) {
                 Poll::Pending => break,
-                Poll::Ready(Some(Ok(message))) => {
-                    let work = part(self.serving.clone(), Arc::clone(&self.call), message);
-                    self.places.push_back(Place::Working(Box::pin(work)));
-                }
+                Poll::Ready(Some(Ok(message))) => match Message::decode(message) {
+                    Ok(message) => {
+                        let work = part(self.serving.clone(), Arc::clone(&self.call), message);
+                        self.places.push_back(Place::Working(Box::pin(work)));
+                    }
+                    Err(error) => self.end = Some(Some(self.call.fail(&error))),
+                },
                 Poll::Ready(Some(Err(status))) => self.end = Some(Some(status)),
                 Poll::Ready(None) => self.end = Some(None),
             }
@@ -130,17 +171,17 @@ impl Answers {
 }
 
 impl Stream for Answers {
-    type Item = Result<pb::ModelStreamInferResponse, Status>;
+    type Item = Result<Bytes, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         // Whoever asks for the next one has the last one on its way.
-        this.then = None;
+        this.comparison = None;
         this.read(context);
         this.work(context);
         match this.places.pop_front() {
             Some(Place::Done(part)) => {
-                this.then = part.then;
+                this.comparison = part.comparison;
                 Poll::Ready(Some(part.answer.map_err(|error| {
                     this.places.clear();
                     this.end = Some(None);
@@ -159,54 +200,43 @@ impl Stream for Answers {
     }
 }
 
-/// Ends when the server is told to stop.
-pub(super) async fn stopped(mut stopping: watch::Receiver<bool>) {
-    // An error means that the sender is gone, which is a stop as well.
-    let _ = stopping.wait_for(|stop| *stop).await;
-}
-
 /// Answer one message.
-async fn part(serving: Serving, call: Arc<Call>, message: pb::ModelInferRequest) -> Part {
+async fn part(serving: Serving, call: Arc<Call>, message: Message) -> Part {
     let mut account = call.account();
     // The trace is the stream's, and would grow with it.
     account.traced = None;
     let endpoint = Endpoint::Method(Arc::clone(&call.method.path));
     let way = Way::Grpc(Arc::clone(&serving.edge.meters));
     let mut line = Line::part(account, endpoint, way);
-    let id = message.id.clone();
-    let marks_last = tensors::wants_last_marked(&message);
-    let outcome = async {
-        let _held = call.take_message(tensors::size(&message))?;
-        serving.infer(&call.headers, message, &mut line.account).await
-    };
-    let outcome = outcome.await;
+    let id = message.request.id.clone();
+    let outcome = oip::infer(&serving.edge, &call, message, &mut line.account).await;
     let code = outcome.as_ref().err().map(|error| error.code);
     line.status = Some(code.map_or(200, |code| code.status().as_u16()));
     line.error_code = code.map(ErrorCode::as_str);
     line.grpc_status = Some(status::name(code.map_or(Code::Ok, ErrorCode::grpc)));
     match outcome {
-        Ok((mut answer, then)) => {
-            if marks_last {
-                tensors::mark_last(&mut answer);
-            }
-            let (error_message, infer_response) = (String::new(), Some(answer));
-            Part {
-                answer: Ok(pb::ModelStreamInferResponse { error_message, infer_response }),
-                then,
-            }
+        Ok(Reply { answer, comparison, .. }) => {
+            Part { answer: Ok(stream_answer(&answer.encoded.body)), comparison }
         }
         // Nothing that it could send would be answered.
         Err(error) if error.code == ErrorCode::Unauthorized => {
-            Part { answer: Err(error), then: None }
+            Part { answer: Err(error), comparison: None }
         }
         Err(error) => {
-            // Which of them it was, says the id.
+            // The id says which message it was.
             let infer_response = Some(pb::ModelInferResponse { id, ..Default::default() });
             let error_message = error.message;
-            Part {
-                answer: Ok(pb::ModelStreamInferResponse { error_message, infer_response }),
-                then: None,
-            }
+            let answer = pb::ModelStreamInferResponse { error_message, infer_response };
+            Part { answer: Ok(answer.encode_to_vec().into()), comparison: None }
         }
     }
+}
+
+/// A `ModelStreamInferResponse` with that `ModelInferResponse`.
+fn stream_answer(response: &[u8]) -> Bytes {
+    let mut message = Vec::with_capacity(response.len() + 11);
+    encode_key(2, WireType::LengthDelimited, &mut message);
+    encode_varint(response.len() as u64, &mut message);
+    message.extend_from_slice(response);
+    message.into()
 }

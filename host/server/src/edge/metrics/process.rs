@@ -1,4 +1,4 @@
-//! What the kernel says of the process, under the names that all programs use for it.
+//! Measurements of the process, under the names that Prometheus clients of all languages use.
 
 use std::fmt;
 use std::fs;
@@ -7,12 +7,12 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Unit;
 use rustix::process::{Resource, getrlimit};
 
+use super::families::{self, Family};
 use super::write;
 
-/// One look at `/proc`; what cannot be read has no series.
+/// A reading of `/proc`. A value that cannot be read has no series.
 #[derive(Debug)]
 pub(super) struct Process {
     cpu_seconds: Option<f64>,
@@ -24,7 +24,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn look() -> Self {
+    pub(super) fn read() -> Self {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         let number = |place: usize| field(&stat, place).and_then(|text| text.parse::<f64>().ok());
@@ -40,7 +40,7 @@ impl Process {
             resident_bytes: whole(24).map(|pages| pages.saturating_mul(page)),
             virtual_bytes: whole(23),
             threads: whole(20),
-            // Without the one that is open for looking.
+            // Without the one that is open for reading this folder.
             open_files: files
                 .and_then(|files| i64::try_from(files.count()).ok())
                 .map(|count| count - 1),
@@ -48,7 +48,8 @@ impl Process {
     }
 }
 
-/// The fields of `/proc/self/stat` are numbered from 1; the second one, in brackets, may hold anything.
+/// A field of `/proc/self/stat`, counted from 1. The second one, in brackets, is the name of the program
+/// and may contain anything.
 fn field(stat: &str, place: usize) -> Option<&str> {
     let (_, after) = stat.rsplit_once(')')?;
     after.split_whitespace().nth(place.checked_sub(3)?)
@@ -57,25 +58,21 @@ fn field(stat: &str, place: usize) -> Option<&str> {
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let encoder = &mut encoder;
-        let (seconds, bytes) = (Some(&Unit::Seconds), Some(&Unit::Bytes));
         let cpu = self.cpu_seconds.map(|value| (vec![], ConstCounter::new(value)));
-        write(encoder, ("process_cpu", "Processor time, user and system", seconds), cpu)?;
+        write(encoder, &families::PROCESS_CPU, cpu)?;
         let start = self.start_seconds.map(|value| (vec![], ConstGauge::new(value)));
-        write(encoder, ("process_start_time", "Start, since 1970", seconds), start)?;
+        write(encoder, &families::PROCESS_START_TIME, start)?;
         let limit = getrlimit(Resource::Nofile).current;
         let limit = limit.and_then(|files| i64::try_from(files).ok());
-        for (name, help, unit, value) in [
-            ("process_resident_memory", "Memory in use", bytes, self.resident_bytes),
-            ("process_virtual_memory", "Addresses in use", bytes, self.virtual_bytes),
-            ("process_threads", "Threads", None, self.threads),
-            ("process_open_fds", "Open files", None, self.open_files),
-            ("process_max_fds", "Files that may be open", None, limit),
-        ] {
-            write(
-                encoder,
-                (name, help, unit),
-                value.map(|value| (vec![], ConstGauge::new(value))),
-            )?;
+        let gauges: [(&Family, _); 5] = [
+            (&families::PROCESS_RESIDENT_MEMORY, self.resident_bytes),
+            (&families::PROCESS_VIRTUAL_MEMORY, self.virtual_bytes),
+            (&families::PROCESS_THREADS, self.threads),
+            (&families::PROCESS_OPEN_FDS, self.open_files),
+            (&families::PROCESS_MAX_FDS, limit),
+        ];
+        for (family, value) in gauges {
+            write(encoder, family, value.map(|value| (vec![], ConstGauge::new(value))))?;
         }
         Ok(())
     }
@@ -86,14 +83,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_the_process_may_hold_anything() {
+    fn a_program_name_may_contain_brackets() {
         let stat = "7 (a) b c) S 1 2";
         assert_eq!((field(stat, 3), field(stat, 4), field(stat, 9)), (Some("S"), Some("1"), None));
     }
 
     #[test]
-    fn the_kernel_says_everything() {
-        let process = Process::look();
+    fn every_value_of_this_process_is_read() {
+        let process = Process::read();
         assert!(process.resident_bytes > Some(1 << 20) && process.open_files >= Some(3));
         assert!(process.start_seconds > Some(1.6e9) && process.cpu_seconds >= Some(0.0));
         assert!(process.threads >= Some(1) && process.virtual_bytes >= process.resident_bytes);

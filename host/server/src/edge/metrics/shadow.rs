@@ -1,10 +1,11 @@
-//! What shadows found, as series: of the pairs of which the candidate is loaded.
+//! Series about shadows, for the pairs whose candidate is loaded.
 
 use std::fmt;
 
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::ConstCounter;
 
+use super::families::{self, Family};
 use super::write;
 use guesthouse_control::shadow::{DifferenceKind, OutputCounts, PairCounts};
 use guesthouse_model::ModelName;
@@ -13,16 +14,13 @@ use guesthouse_model::ModelName;
 #[derive(Debug)]
 pub(super) struct Shadow(pub(super) Vec<(ModelName, PairCounts)>);
 
-/// Labels and value.
+/// The labels of a series and its value.
 type Series = (Vec<(&'static str, String)>, u64);
 
 impl Shadow {
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let comparisons = ("shadow_comparisons", "Requests offered to a shadow, by result");
-        family(encoder, comparisons, self.series(comparisons_of))?;
-        let differences =
-            ("shadow_differences", "Rows in which an output differed from the shadow's");
-        family(encoder, differences, self.series(differences_of))
+        write_family(encoder, &families::SHADOW_COMPARISONS, self.series(comparisons_of))?;
+        write_family(encoder, &families::SHADOW_DIFFERENCES, self.series(differences_of))
     }
 
     fn series<'a>(
@@ -47,7 +45,7 @@ fn comparisons_of(counts: &PairCounts) -> Vec<Series> {
     results.map(|(result, count)| (vec![("result", result.to_owned())], count)).into()
 }
 
-/// Of the kinds of which there has been one: a version may have a thousand outputs.
+/// Only kinds that have occurred: a version may have a thousand outputs.
 fn differences_of(counts: &PairCounts) -> Vec<Series> {
     let of_output = |(output, counts): (&String, &OutputCounts)| {
         let kinds = [
@@ -64,13 +62,13 @@ fn differences_of(counts: &PairCounts) -> Vec<Series> {
     counts.outputs.iter().flat_map(of_output).collect()
 }
 
-fn family(
+fn write_family(
     encoder: &mut DescriptorEncoder<'_>,
-    (name, help): (&str, &str),
+    family: &Family,
     series: impl Iterator<Item = Series>,
 ) -> fmt::Result {
     let series = series.map(|(labels, count)| (labels, ConstCounter::new(count)));
-    write(encoder, (name, help, None), series)
+    write(encoder, family, series)
 }
 
 #[cfg(test)]
@@ -93,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn series_are_named_by_both_versions() {
+    fn series_are_labelled_by_both_versions() {
         let outputs = BTreeMap::from([
             ("label".to_owned(), OutputCounts { label: 2, ..OutputCounts::default() }),
             ("same".to_owned(), OutputCounts::default()),
@@ -128,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn without_shadows_there_is_nothing_to_read() {
+    fn without_shadows_there_are_no_families() {
         let mut registry = Registry::with_prefix("guesthouse");
         registry.register_collector(Box::new(Shadow(Vec::new())));
         let mut text = String::new();

@@ -8,49 +8,49 @@ use std::time::Instant;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Unit;
 
-use super::{Labels, Name, Times, gauge, write};
+use super::families::{self, Family};
+use super::{Labels, Times, gauge, write};
 use crate::edge::Edge;
 use guesthouse_control::rollout::WHOLE;
-use guesthouse_control::traffic::{Counts, Requests};
+use guesthouse_control::traffic::{RequestCounts, TrafficCounts};
 use guesthouse_model::VersionId;
-use guesthouse_runtime::measure::{self, Counter, Histogram};
-use guesthouse_runtime::preinit::Start;
-use guesthouse_runtime::version::{Measured, ServableVersion};
+use guesthouse_runtime::measure::{self, Counter, DurationHistogram};
+use guesthouse_runtime::preinit::InstanceStart;
+use guesthouse_runtime::version::{ServableVersion, VersionMetrics};
 
-/// The versions that are loaded, and what went to them.
+/// The loaded versions, and the counters of what was routed to them.
 pub(super) struct Versions<'a> {
     edge: &'a Edge,
     versions: Vec<Arc<ServableVersion>>,
-    routed: Counts,
+    routed: TrafficCounts,
 }
 
-/// The times of one stage.
-type OfVersion = fn(&Measured) -> &Histogram;
+/// Selects the times of one stage.
+type SelectTimes = fn(&VersionMetrics) -> &DurationHistogram;
 
-/// Answers by role and status.
-type ByStatus = measure::Series<(&'static str, u16), Counter>;
+/// Responses by role and status.
+type ByStatus = measure::MetricFamily<(&'static str, u16), Counter>;
 
-/// A series: the labels after model and version, and the value.
+/// A series: its labels after `model` and `version`, and its value.
 type Series<T> = (Labels, T);
 
 impl<'a> Versions<'a> {
-    pub(super) fn of(edge: &'a Edge) -> Self {
+    pub(super) fn new(edge: &'a Edge) -> Self {
         let versions = edge.registry.snapshot().servables().map(Arc::clone).collect();
         Self { edge, versions, routed: edge.traffic.counts() }
     }
 
     /// Whether the version is loaded.
-    pub(super) fn contain(&self, id: &VersionId) -> bool {
+    pub(super) fn contains(&self, id: &VersionId) -> bool {
         self.versions.iter().any(|version| version.id() == id)
     }
 
-    /// One family, with the series that each version has of it.
+    /// Write one family, with the series of every version.
     fn family<M: EncodeMetric>(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
-        name: Name<'_>,
+        family: &Family,
         series: impl Fn(&ServableVersion) -> Vec<Series<M>>,
     ) -> fmt::Result {
         let all = self.versions.iter().flat_map(|version| {
@@ -60,7 +60,7 @@ impl<'a> Versions<'a> {
                 .into_iter()
                 .map(move |(more, metric)| (labels.iter().cloned().chain(more).collect(), metric))
         });
-        write(encoder, name, all)
+        write(encoder, family, all)
     }
 
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -72,10 +72,9 @@ impl<'a> Versions<'a> {
         self.preinit(encoder)
     }
 
-    /// Requests, and how long each part of them took.
+    /// Requests, and the time of each stage.
     fn answers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let requests = ("requests", "Requests that a version was chosen for, by status", None);
-        self.family(encoder, requests, |version| {
+        self.family(encoder, &families::REQUESTS, |version| {
             let of_route = |route: &String, counts: &ByStatus| {
                 counts.map(|(role, status), count| {
                     let labels = vec![
@@ -87,96 +86,84 @@ impl<'a> Versions<'a> {
                     (labels, ConstCounter::new(count.total()))
                 })
             };
-            version.measured().requests.map(of_route).into_iter().flatten().collect()
+            version.metrics().requests.map(of_route).into_iter().flatten().collect()
         })?;
-        let seconds = Some(&Unit::Seconds);
-        let total = ("request_duration", "From the head of a request to its answer", seconds);
-        self.family(encoder, total, |version| {
-            let times = |role: &&str, times: &Histogram| {
+        self.family(encoder, &families::REQUEST_DURATION, |version| {
+            let times = |role: &&str, times: &DurationHistogram| {
                 (vec![("role", (*role).to_owned())], Times(times.snapshot()))
             };
-            version.measured().total.map(times)
+            version.metrics().total.map(times)
         })?;
-        let stages: [(Name<'_>, OfVersion); 4] = [
-            (("queue_duration", "A batch's wait for a thread", seconds), |of| &of.queue),
-            (("instantiate_duration", "To get an instance for a batch", seconds), |of| {
-                &of.instantiate
-            }),
-            (("predict_duration", "The guest's own time for a batch", seconds), |of| &of.predict),
-            (("encode_duration", "To write an answer", seconds), |of| &of.encode),
+        let stages: [(&Family, SelectTimes); 4] = [
+            (&families::QUEUE_DURATION, |measured| &measured.queue),
+            (&families::INSTANTIATE_DURATION, |measured| &measured.instantiate),
+            (&families::PREDICT_DURATION, |measured| &measured.predict),
+            (&families::ENCODE_DURATION, |measured| &measured.encode),
         ];
-        let rows = ("batch_size_rows", "Rows with which a guest was called", None);
-        self.family(encoder, rows, |version| {
-            vec![(vec![], Times(version.measured().batch_rows.snapshot()))]
+        self.family(encoder, &families::BATCH_SIZE_ROWS, |version| {
+            vec![(vec![], Times(version.metrics().batch_rows.snapshot()))]
         })?;
-        for (name, of) in stages {
-            self.family(encoder, name, |version| {
-                vec![(vec![], Times(of(version.measured()).snapshot()))]
+        for (family, select) in stages {
+            self.family(encoder, family, |version| {
+                vec![(vec![], Times(select(version.metrics()).snapshot()))]
             })?;
         }
         Ok(())
     }
 
-    /// How much a version has to do, and what it refuses.
+    /// The load of a version, and what it rejects.
     fn load(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let in_flight = ("requests_in_flight", "Requests that wait or run", None);
-        self.family(encoder, in_flight, |version| {
+        self.family(encoder, &families::REQUESTS_IN_FLIGHT, |version| {
             vec![(vec![], gauge(version.admission().in_flight()))]
         })?;
-        let limit = ("concurrency_limit", "Requests that may wait or run, as found out", None);
-        self.family(encoder, limit, |version| vec![(vec![], gauge(version.admission().limit()))])?;
-        let depth = ("queue_depth", "Batches that wait for a thread", None);
-        self.family(encoder, depth, |version| {
+        self.family(encoder, &families::CONCURRENCY_LIMIT, |version| {
+            vec![(vec![], gauge(version.admission().limit()))]
+        })?;
+        self.family(encoder, &families::QUEUE_DEPTH, |version| {
             vec![(vec![], gauge(self.edge.inference.waiting(version.key())))]
         })?;
-        let refused = ("rejections", "Requests and batches that a version did not take", None);
-        self.family(encoder, refused, |version| {
+        self.family(encoder, &families::REJECTIONS, |version| {
             let series = |reason: &str, count| {
                 (vec![("reason", reason.to_owned())], ConstCounter::new(count))
             };
             let refusals = version.admission().refusals();
             let refusals = refusals.map(|(reason, count)| series(reason.as_str(), count));
-            let rejections = &version.measured().rejections;
+            let rejections = &version.metrics().rejections;
             let later = rejections.map(|reason, count| series(reason, count.total()));
             refusals.into_iter().chain(later).collect()
         })
     }
 
     fn faults(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let faults = ("faults", "Calls of a guest that gave no outputs", None);
-        self.family(encoder, faults, |version| {
+        self.family(encoder, &families::FAULTS, |version| {
             let series = |((kind, trap), count): ((&str, Option<&str>), u64)| {
                 let trap = trap.unwrap_or_default().to_owned();
                 (vec![("kind", kind.to_owned()), ("trap", trap)], ConstCounter::new(count))
             };
             version.faults().counts().into_iter().map(series).collect()
         })?;
-        let suspended = ("version_suspended", "Whether a version is not asked for a while", None);
-        self.family(encoder, suspended, |version| {
+        self.family(encoder, &families::VERSION_SUSPENDED, |version| {
             let suspended = !version.breaker().allows(Instant::now());
             vec![(vec![], ConstGauge::new(i64::from(suspended)))]
         })
     }
 
-    /// What was decided, and what became of it.
+    /// Routing decisions and the split.
     fn routing(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let routed = ("routed_requests", "Requests that were sent to a version, and why", None);
-        self.family(encoder, routed, |version| {
+        self.family(encoder, &families::ROUTED_REQUESTS, |version| {
             let of_version = self.routed.iter().filter(|((other, _), _)| other == version.id());
-            let series = |((_, reason), requests): (&(_, &str), &Requests)| {
+            let series = |((_, reason), requests): (&(_, &str), &RequestCounts)| {
                 (vec![("reason", (*reason).to_owned())], ConstCounter::new(requests.all))
             };
             of_version.map(series).collect()
         })?;
-        let random = ("random_choices", "Requests for which a split was decided by chance", None);
-        self.family(encoder, random, |version| {
+        self.family(encoder, &families::RANDOM_CHOICES, |version| {
             let of_version = self.routed.iter().filter(|((other, _), _)| other == version.id());
             let random: u64 = of_version.map(|(_, requests)| requests.random).sum();
             vec![(vec![], ConstCounter::new(random))]
         })?;
         let snapshot = self.edge.registry.snapshot();
-        let weight = ("split_weight_ratio", "The share that a split gives", None);
-        self.family(encoder, weight, |version| {
+        self.family(encoder, &families::SPLIT_WEIGHT, |version| {
             let id = version.id();
             let model = snapshot.models.get(&id.name);
             let shares = model.into_iter().flat_map(|model| model.routing.shares());
@@ -188,49 +175,42 @@ impl<'a> Versions<'a> {
     }
 
     fn instances(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let instances = ("instances", "Instances of a version", None);
-        self.family(encoder, instances, |version| {
+        self.family(encoder, &families::INSTANCES, |version| {
             let counts = version.pool().counts();
             let series = |(state, count)| (vec![("state", String::from(state))], gauge(count));
-            [("idle", counts.idle), ("busy", counts.out)].map(series).into()
+            [("idle", counts.idle), ("busy", counts.in_use)].map(series).into()
         })?;
-        let made = ("instances_made", "Instances made since the version was loaded", None);
-        self.family(encoder, made, |version| {
-            vec![(vec![], ConstCounter::new(version.pool().counts().made))]
+        self.family(encoder, &families::INSTANCES_MADE, |version| {
+            vec![(vec![], ConstCounter::new(version.pool().counts().created))]
         })?;
-        let memory = ("instance_memory", "Linear memory of instances", Some(&Unit::Bytes));
-        self.family(encoder, memory, |version| {
+        self.family(encoder, &families::INSTANCE_MEMORY, |version| {
             let counts = version.pool().counts();
             let series = |(state, bytes)| (vec![("state", String::from(state))], gauge(bytes));
-            [("idle", counts.idle_bytes), ("busy", counts.out_bytes)].map(series).into()
+            [("idle", counts.idle_bytes), ("busy", counts.in_use_bytes)].map(series).into()
         })
     }
 
-    /// What it took to make a version servable, when it was compiled.
+    /// The cost of making a version servable, when it was compiled.
     fn preinit(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let snapshot = ("version_snapshot", "Whether instances begin in a snapshot", None);
-        self.family(encoder, snapshot, |version| {
-            let is_snapshot = version.report().start == Start::Snapshot;
+        self.family(encoder, &families::VERSION_SNAPSHOT, |version| {
+            let is_snapshot = version.report().start == InstanceStart::Snapshot;
             vec![(vec![], ConstGauge::new(i64::from(is_snapshot)))]
         })?;
-        let steps = ("preinit_step", "Time of a step of pre-initialising", Some(&Unit::Seconds));
-        self.family(encoder, steps, |version| {
+        self.family(encoder, &families::PREINIT_STEP, |version| {
             let series = |(step, milliseconds): &(String, u64)| {
                 let seconds = ConstGauge::new(*milliseconds as f64 / 1e3);
                 (vec![("step", step.clone())], seconds)
             };
             version.report().steps_ms.iter().map(series).collect()
         })?;
-        let memory =
-            ("preinit_peak_memory", "The most memory of pre-initialising", Some(&Unit::Bytes));
-        self.family(encoder, memory, |version| {
+        self.family(encoder, &families::PREINIT_PEAK_MEMORY, |version| {
             let bytes = i64::try_from(version.report().peak_memory_bytes).unwrap_or(i64::MAX);
             vec![(vec![], ConstGauge::new(bytes))]
         })
     }
 }
 
-/// By which protocol requests come that have this route: only gRPC's services have names with dots.
+/// The protocol of a route. Only the names of gRPC services contain dots.
 fn protocol(route: &str) -> &'static str {
     let first = route.trim_start_matches('/').split('/').next().unwrap_or_default();
     if first.contains('.') { "grpc" } else { "http" }

@@ -203,10 +203,18 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName, is_loaded: b
             "/resolve",
             "resolve",
             "Which versions answer",
-            object_of("the versions with their shares"),
+            content_of("the versions with their shares", &reference("Resolution")),
             vec![
-                asked("selector", "what would be asked for", selector_schema()),
-                asked("key", "what would tell the caller apart", json!({"type": "string"})),
+                asked(
+                    "selector",
+                    "the selector in the path or header of a request",
+                    selector_schema(),
+                ),
+                asked(
+                    "key",
+                    "the caller's value of the sticky header or field",
+                    json!({"type": "string"}),
+                ),
             ],
         ),
         (
@@ -220,14 +228,14 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName, is_loaded: b
             "/versions/{selector}",
             "version",
             "What a version is",
-            object_of("the version with its signature"),
+            content_of("the version with its signature", &reference("VersionDetails")),
             vec![selector.clone()],
         ),
         (
             "/versions/{selector}/schema",
             "schema",
             "JSON Schemas of its bodies",
-            object_of("the schemas"),
+            content_of("the schemas", &reference("VersionSchemas")),
             vec![selector.clone()],
         ),
         (

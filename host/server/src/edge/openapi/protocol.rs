@@ -137,18 +137,6 @@ pub(super) fn schemas() -> [(&'static str, Value); 4] {
     ]
 }
 
-/// What every document has.
-pub(super) fn error_schema(error: &Value) -> Value {
-    let mut schema = error.clone();
-    if let Some(properties) = schema["properties"].as_object_mut()
-        && let Some(message) = properties.remove("message")
-    {
-        properties.insert("error".to_owned(), message);
-    }
-    schema["required"] = json!(["error", "error_code", "request_id"]);
-    schema
-}
-
 fn get(
     document: &mut Document,
     path: &str,

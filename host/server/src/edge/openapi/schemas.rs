@@ -1,9 +1,11 @@
-//! The schemas of bodies.
+//! The schemas of prediction bodies, which follow from the signature of a version.
 
 use serde_json::{Map, Value, json};
 
+use crate::api::catalogue::{Model, Resolution, VersionDetails, VersionSchemas};
+use crate::api::error::{ErrorBody, Problem, ProtocolError, RowError};
+use crate::api::schema as api_schema;
 use crate::edge::Policy;
-use crate::edge::error::ErrorCode;
 use crate::edge::idempotency::KEY_FIELD;
 use guesthouse_model::record::schema;
 use guesthouse_model::{Datatype, Field, Signature};
@@ -13,7 +15,7 @@ use guesthouse_runtime::version::ServableVersion;
 pub(super) struct Schemas<'a> {
     version: &'a ServableVersion,
     max_rows: usize,
-    /// The field of the body that tells callers apart.
+    /// The field of the body whose value keeps a caller on a version.
     sticky: Option<&'a str>,
 }
 
@@ -33,14 +35,14 @@ impl<'a> Schemas<'a> {
         self.version.signature()
     }
 
-    /// The name of a schema of this version in the document.
+    /// The name of one of the version's schemas in the document.
     pub(super) fn name(&self, what: &str) -> String {
         // Names have letters, digits, dots, hyphens and underscores only.
         let id = self.version.id();
         format!("{}-{}-{what}", id.name, id.version).replace('+', "_")
     }
 
-    /// All of them, for the document.
+    /// All schemas of the version with their names in the document.
     pub(super) fn named(&self) -> [(String, Value); 4] {
         [
             (self.name("request"), self.request()),
@@ -52,13 +54,13 @@ impl<'a> Schemas<'a> {
 
     pub(super) fn request(&self) -> Value {
         let mut row = schema::inputs(self.signature());
-        self.add_beside(&mut row);
+        self.add_request_fields(&mut row);
         Value::Object(row)
     }
 
     pub(super) fn response(&self) -> Value {
         let mut answer = self.outputs();
-        add(&mut answer, self.told());
+        add(&mut answer, self.common_fields());
         Value::Object(answer)
     }
 
@@ -74,7 +76,7 @@ impl<'a> Schemas<'a> {
         let forms = forms.into_iter().map(|(name, rows)| {
             let properties = Map::from_iter([(name.clone(), rows)]);
             let mut form = schema::object(properties, &[&name]);
-            self.add_beside(&mut form);
+            self.add_request_fields(&mut form);
             Value::Object(form)
         });
         json!({"anyOf": forms.collect::<Value>()})
@@ -91,11 +93,11 @@ impl<'a> Schemas<'a> {
         let results = json!({"type": "array", "items": row});
         let mut answer =
             schema::object(Map::from_iter([("results".to_owned(), results)]), &["results"]);
-        add(&mut answer, self.told());
+        add(&mut answer, self.common_fields());
         Value::Object(answer)
     }
 
-    /// The inputs that are files, with their descriptions, and whether it is the only one that is needed.
+    /// The inputs that are byte strings and not texts.
     pub(super) fn files(&self) -> impl Iterator<Item = &'a Field> {
         let is_file = |field: &&Field| field.datatype == Datatype::Bytes && !field.is_text();
         self.signature().inputs.iter().filter(is_file)
@@ -109,8 +111,8 @@ impl<'a> Schemas<'a> {
         schema::outputs(self.signature(), self.version.limits().instance.accept_non_finite)
     }
 
-    /// What every answer says beside its outputs.
-    fn told(&self) -> [(&'static str, Value); 3] {
+    /// The fields of every response beside its outputs.
+    fn common_fields(&self) -> [(&'static str, Value); 3] {
         let id = self.version.id();
         [
             ("model", json!({"const": id.name.as_str()})),
@@ -119,27 +121,30 @@ impl<'a> Schemas<'a> {
         ]
     }
 
-    /// What may stand beside the inputs.
-    fn add_beside(&self, schema: &mut Map<String, Value>) {
+    /// Add the fields that may stand beside the inputs.
+    fn add_request_fields(&self, schema: &mut Map<String, Value>) {
         let word = |pattern: &str, description: &str| {
             json!({
                 "type": "string", "minLength": 1, "maxLength": 128, "pattern": pattern,
                 "description": description,
             })
         };
-        let mut beside = vec![
-            ("request_id", word("^[!-~]*$", "comes back, and stands in the log")),
-            (KEY_FIELD, word("^[ -~]*$", "names the request: asked again, its answer comes back")),
+        let mut fields = vec![
+            ("request_id", word("^[!-~]*$", "returned in the response and logged")),
+            (
+                KEY_FIELD,
+                word("^[ -~]*$", "the idempotency key: a retry gets the first response again"),
+            ),
         ];
         if let Some(field) = self.sticky {
             let integer = json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX});
-            let caller = json!({"anyOf": [{"type": "string"}, integer], "description": "tells callers apart"});
-            beside.push((field, caller));
+            let caller = json!({"anyOf": [{"type": "string"}, integer], "description": "keeps the caller on a version"});
+            fields.push((field, caller));
         }
         let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
         let properties = properties.expect("every object schema has properties");
-        for (name, value) in beside {
-            // An input of that name is meant, if there is one.
+        for (name, value) in fields {
+            // An input of that name takes precedence.
             properties.entry(name.to_owned()).or_insert(value);
         }
     }
@@ -152,87 +157,19 @@ fn add(schema: &mut Map<String, Value>, fields: [(&str, Value); 3]) {
     }
 }
 
-/// The schemas that every document has.
+/// The schemas of bodies that do not depend on what is loaded.
 pub(super) fn common() -> Map<String, Value> {
-    let codes: Vec<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
-    let details = json!({
-        "type": "array",
-        "items": {
-            "type": "object",
-            "properties": {
-                "row": {"type": "integer", "minimum": 0},
-                "field": {"type": "string"},
-                "reason": {"type": "string"},
-            },
-            "required": ["row", "field", "reason"],
-        },
-    });
-    let fields = |more: Value| {
-        let mut properties = json!({
-            "error_code": {"enum": codes},
-            "message": {"type": "string"},
-            "details": details,
-        });
-        let (Some(all), Value::Object(more)) = (properties.as_object_mut(), more) else {
-            unreachable!("both were written as objects");
-        };
-        all.extend(more);
-        properties
-    };
-    let error = json!({
-        "type": "object",
-        "properties": fields(json!({"request_id": {"type": "string"}})),
-        "required": ["error_code", "message", "request_id"],
-    });
-    let problem = json!({
-        "type": "object",
-        "description": "RFC 9457",
-        "properties": fields(json!({
-            "request_id": {"type": "string"},
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer", "minimum": 400, "maximum": 599},
-            "detail": {"type": "string"},
-        })),
-        "required": ["type", "title", "status", "detail", "error_code", "message", "request_id"],
-    });
-    let row = json!({
-        "type": "object",
-        "properties": fields(json!({})),
-        "required": ["error_code", "message"],
-    });
-    let named = [
-        ("ProtocolError", super::protocol::error_schema(&error)),
-        ("Error", error),
-        ("Problem", problem),
-        ("RowError", row),
-        ("Model", model_state()),
-    ];
-    let all = named.into_iter().chain(super::protocol::schemas());
-    all.map(|(name, schema)| (name.to_owned(), schema)).collect()
-}
-
-/// A model with its versions and what goes to them.
-fn model_state() -> Value {
-    let states = ["loading", "ready", "parked", "draining", "retired", "failed"];
-    let version = json!({
-        "type": "object",
-        "properties": {
-            "version": {"type": "string"},
-            "state": {"enum": states},
-            "suspended": {"type": "boolean"},
-            "failed_step": {"type": "string"},
-        },
-        "required": ["version", "state"],
-    });
-    json!({
-        "type": "object",
-        "properties": {
-            "model": {"type": "string"},
-            "stable": {"type": ["string", "null"]},
-            "candidates": {"type": "object", "additionalProperties": {"type": "integer"}},
-            "versions": {"type": "array", "items": version},
-        },
-        "required": ["model", "stable", "candidates", "versions"],
-    })
+    let mut generator = api_schema::components();
+    generator.subschema_for::<ErrorBody>();
+    generator.subschema_for::<Problem>();
+    generator.subschema_for::<ProtocolError>();
+    generator.subschema_for::<RowError>();
+    generator.subschema_for::<Model>();
+    generator.subschema_for::<VersionDetails>();
+    generator.subschema_for::<VersionSchemas>();
+    generator.subschema_for::<Resolution>();
+    let mut all = api_schema::definitions(generator);
+    let protocol = super::protocol::schemas().into_iter();
+    all.extend(protocol.map(|(name, schema)| (name.to_owned(), schema)));
+    all
 }

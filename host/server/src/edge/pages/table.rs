@@ -56,7 +56,7 @@ impl Threads {
 }
 
 fn work(jobs: &Mutex<Receiver<Job>>) {
-    if let Err(error) = guesthouse_runtime::priority::give_way() {
+    if let Err(error) = guesthouse_runtime::priority::lower_priority() {
         tracing::warn!(%error, "threads that render pages run with the usual priority");
     }
     loop {

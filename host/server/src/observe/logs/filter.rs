@@ -1,27 +1,27 @@
-//! The grammar of log filters: levels, and levels by target. Nothing else is accepted.
+//! The syntax of log filters: levels, and levels by target.
 //!
-//! A filter can be set over the network while the server runs, so it has no regular expressions and
-//! no spans or fields: matching it is a comparison of prefixes. A mistyped word must not be taken for
-//! the name of a target, because a filter that names only targets turns all other lines off.
+//! Filters can be set over the network while the server runs, so they have no regular expressions,
+//! spans or fields: matching compares prefixes. A mistyped level must not be taken for a target,
+//! because a filter that only names targets turns all other lines off.
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
 use super::is_ours;
 
-/// The longest filter, in bytes: a level for each of some dozens of targets.
+/// The longest filter, in bytes: levels for some dozens of targets.
 const MAX_FILTER_LENGTH: usize = 1024;
 
 /// The levels, from the fewest lines to the most.
 const LEVELS: &str = "`off`, `error`, `warn`, `info`, `debug` and `trace`";
 
-/// A filter that cannot be put into force.
+/// An invalid filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
-    /// It says nothing.
+    /// The filter is empty.
     #[error("it is empty: the levels are {LEVELS}")]
     Empty,
-    /// A word without `=` is neither a level nor a target of ours.
+    /// A word without `=` is neither a level nor one of this program's targets.
     #[error("`{0}` is neither a level nor a target: the levels are {LEVELS}")]
     UnknownWord(String),
     /// What follows `=` is not a level.
@@ -33,13 +33,13 @@ pub enum FilterError {
          expressions, spans or fields"
     )]
     MalformedTarget(String),
-    /// It names no level for the lines of this program, so that all of them would be turned off.
+    /// The filter sets no level for this program's own lines, so it would turn them off.
     #[error("it would turn the log off: begin it with a level, such as `info`, or say `off`")]
     NothingOfOurs,
-    /// It is longer than any that somebody has written.
+    /// The filter is too long.
     #[error("it is over {MAX_FILTER_LENGTH} bytes")]
     TooLong,
-    /// Nothing is logged by this process.
+    /// The log is not initialised.
     #[error("there is no log")]
     NoLog,
 }
@@ -52,7 +52,7 @@ pub(super) fn parse(text: &str) -> Result<Targets, FilterError> {
     if text.len() > MAX_FILTER_LENGTH {
         return Err(FilterError::TooLong);
     }
-    let (mut targets, mut is_about_us, mut is_empty) = (Targets::new(), false, true);
+    let (mut targets, mut has_own_target, mut is_empty) = (Targets::new(), false, true);
     for directive in text.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
         is_empty = false;
         if let Some((target, word)) = directive.split_once('=') {
@@ -61,19 +61,19 @@ pub(super) fn parse(text: &str) -> Result<Targets, FilterError> {
                 return Err(FilterError::MalformedTarget(target.to_owned()));
             }
             let level = level(word).ok_or_else(|| FilterError::UnknownLevel(word.to_owned()))?;
-            is_about_us |= is_ours(target);
+            has_own_target |= is_ours(target);
             targets = targets.with_target(target, level);
         } else if let Some(level) = level(directive) {
-            is_about_us = true;
+            has_own_target = true;
             targets = targets.with_default(level);
         } else if is_path(directive) && is_ours(directive) {
-            is_about_us = true;
+            has_own_target = true;
             targets = targets.with_target(directive, LevelFilter::TRACE);
         } else {
             return Err(FilterError::UnknownWord(directive.to_owned()));
         }
     }
-    match (is_empty, is_about_us) {
+    match (is_empty, has_own_target) {
         (true, _) => Err(FilterError::Empty),
         (false, false) => Err(FilterError::NothingOfOurs),
         (false, true) => Ok(targets),
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_apply_to_targets_and_what_is_below_them() {
+    fn levels_apply_to_targets_and_modules_below_them() {
         let is_logged = |filter: &str, target: &str, level: Level| {
             parse(filter).unwrap().would_enable(target, &level)
         };
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_refused_instead_of_turning_the_log_off() {
+    fn mistyped_filters_are_rejected() {
         let word = |word: &str| FilterError::UnknownWord(word.to_owned());
         let target = |target: &str| FilterError::MalformedTarget(target.to_owned());
         let level = |level: &str| FilterError::UnknownLevel(level.to_owned());
@@ -161,7 +161,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_accepted_logs_something_of_ours_or_says_off(
+        fn accepted_filters_log_own_lines_or_contain_off(
             filter in "(([a-z]{1,5}|info|off|request|hyper)(=(info|off|[a-z]{1,4}))?,?){1,3}"
         ) {
             if let Ok(targets) = parse(&filter) {

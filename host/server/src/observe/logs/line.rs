@@ -1,8 +1,7 @@
-//! How a line of the log is escaped, so that no value in it can begin another line or command a
-//! terminal.
+//! Escapes log lines, so that no value can start another line or control a terminal.
 //!
-//! Guests, artifacts and file names put text of strangers into messages and fields. It is escaped
-//! here, for all lines alike, and not where it is logged.
+//! Guests, artifacts and file names put untrusted text into messages and fields. It is escaped
+//! here, for all lines alike, instead of where it is logged.
 
 use std::fmt;
 
@@ -16,7 +15,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use guesthouse_model::terminal::{printable, printable_json};
 
-/// Formats the fields of events and spans for people: the message, then `name=value`.
+/// Format the fields of events and spans as text: the message, then `name=value`.
 pub(super) fn escaped_fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
     debug_fn(write_field).delimited(" ")
 }
@@ -26,7 +25,7 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -
     if name == "message" {
         return writer.write_str(&value);
     }
-    // What a line of the `log` crate says of its own origin; its target is shown already.
+    // The origin of records of the `log` crate; their target is shown already.
     if name.starts_with("log.") {
         return Ok(());
     }
@@ -38,8 +37,8 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -
     }
 }
 
-/// JSON of the same meaning, whose strings hold nothing that a terminal obeys: JSON itself only
-/// escapes what lies below the space.
+/// JSON whose strings contain nothing that a terminal interprets. JSON itself only escapes
+/// characters below the space.
 pub(super) struct EscapedJson<T>(pub(super) Format<Json, T>);
 
 impl<S, N, T> FormatEvent<S, N> for EscapedJson<T>

@@ -1,4 +1,4 @@
-//! Callers that are slow, silent or never stay, beside good ones.
+//! Good callers beside callers that are slow, silent or disconnect at once.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
@@ -16,31 +16,31 @@ use crate::bench::statistics::{Pair, median_ratio};
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How many callers say nothing.
+/// The number of silent connections.
 const SILENT: usize = 5000;
 
-/// How many callers send a byte now and then.
+/// The number of connections that send a byte at a time.
 const SLOW: usize = 500;
 
-/// How often they do.
+/// The interval between those bytes.
 const DRIP_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How many callers in a second connect, ask for nothing and go.
+/// How many connections per second are opened and closed without a request.
 const CHURN_RATE: f64 = 500.0;
 
-/// Pairs of blocks, one with and one without the bad callers.
+/// Pairs of blocks, without and with the misbehaving callers.
 const BLOCKS: u32 = 5;
 
-/// In which way callers are bad.
+/// How callers misbehave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Way {
+enum Misbehaviour {
     Silent,
     SlowHeads,
     SlowBodies,
     Churn,
 }
 
-impl Way {
+impl Misbehaviour {
     fn name(self) -> &'static str {
         match self {
             Self::Silent => "beside_5000_silent_callers",
@@ -52,11 +52,11 @@ impl Way {
 }
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    // A file for each caller.
+    // Each connection takes a file descriptor.
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;
-    setrlimit(Resource::Nofile, files).context("cannot have more open files")?;
-    // Longer than a block: who is silent stays for all of it.
+    setrlimit(Resource::Nofile, files).context("cannot raise the limit of open files")?;
+    // Longer than a block, so that slow connections last for all of it.
     let config = "[limits]\nhead_seconds = 120\nbody_seconds = 120\n";
     let setup = bench.rig.setup("state-callers", config, &[&bench.short.artifact])?;
     let server = run::step("callers: start", || bench.rig.warm_server(&setup))?;
@@ -67,52 +67,62 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         Ok(bench.rig.arrivals(&server, &bench.short, arrivals)?.successes as f64)
     };
     let mut figures = Vec::new();
-    for way in [Way::Silent, Way::SlowHeads, Way::SlowBodies, Way::Churn] {
-        let what = format!("callers: {}", way.name());
+    for kind in [
+        Misbehaviour::Silent,
+        Misbehaviour::SlowHeads,
+        Misbehaviour::SlowBodies,
+        Misbehaviour::Churn,
+    ] {
+        let what = format!("callers: {}", kind.name());
         let (pairs, held) = run::step(&what, || -> Result<_> {
             let (mut pairs, mut held) = (Vec::new(), u64::MAX);
             for _ in 0..BLOCKS {
                 let baseline = goodput()?;
-                let (value, connected) = beside(way, &server, goodput)?;
+                let (value, connected) = measure_beside(kind, &server, goodput)?;
                 pairs.push(Pair { baseline, value });
                 held = held.min(connected);
             }
             Ok((pairs, held))
         })?;
         let kept = 100.0 * median_ratio(&pairs);
-        figures.push(Figure::new(way.name(), kept, "% goodput", Some(Bar::AtLeast(95.0))));
-        let connections = format!("{}_connections", way.name());
+        figures.push(Figure::new(kind.name(), kept, "% goodput", Some(Bar::AtLeast(95.0))));
+        let connections = format!("{}_connections", kind.name());
         figures.push(Figure::new(&connections, held as f64, "", None));
     }
     server.stop()?;
     Ok(figures)
 }
 
-/// What is measured while the bad callers are there, and how many connections they had at the end, or
-/// had made.
-fn beside(way: Way, server: &Server, measure: impl Fn() -> Result<f64>) -> Result<(f64, u64)> {
+/// Runs `measure` beside misbehaving callers; returns its value and the number of their connections
+/// at the end, or the number of connections made.
+fn measure_beside(
+    kind: Misbehaviour,
+    server: &Server,
+    measure: impl Fn() -> Result<f64>,
+) -> Result<(f64, u64)> {
     let (over, ready, count) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
-        let bad = scope.spawn(|| misbehave(way, server.address(), (&ready, &over), &count));
+        let bad = scope.spawn(|| misbehave(kind, server.address(), (&ready, &over), &count));
         while !ready.load(Ordering::Relaxed) && !bad.is_finished() {
             thread::sleep(Duration::from_millis(10));
         }
         let measured = measure();
         over.store(true, Ordering::Relaxed);
-        let outcome = bad.join().map_err(|_panic| anyhow::anyhow!("the bad callers broke down"))?;
-        outcome.context("the bad callers cannot connect")?;
+        let outcome =
+            bad.join().map_err(|_panic| anyhow::anyhow!("the misbehaving callers panicked"))?;
+        outcome.context("the misbehaving callers cannot connect")?;
         Ok((measured?, count.load(Ordering::Relaxed)))
     })
 }
 
 fn misbehave(
-    way: Way,
+    kind: Misbehaviour,
     address: SocketAddr,
     (ready, over): (&AtomicBool, &AtomicBool),
     count: &AtomicU64,
 ) -> std::io::Result<()> {
     let is_over = || over.load(Ordering::Relaxed);
-    if way == Way::Churn {
+    if kind == Misbehaviour::Churn {
         ready.store(true, Ordering::Relaxed);
         let start = Instant::now();
         while !is_over() {
@@ -123,10 +133,10 @@ fn misbehave(
         }
         return Ok(());
     }
-    let (callers, start) = match way {
-        Way::Silent | Way::Churn => (SILENT, ""),
-        Way::SlowHeads => (SLOW, "POST /v1/predict HTTP/1.1\r\nHost: a\r\nX-Slow: "),
-        Way::SlowBodies => (
+    let (callers, start) = match kind {
+        Misbehaviour::Silent | Misbehaviour::Churn => (SILENT, ""),
+        Misbehaviour::SlowHeads => (SLOW, "POST /v1/predict HTTP/1.1\r\nHost: a\r\nX-Slow: "),
+        Misbehaviour::SlowBodies => (
             SLOW,
             "POST /models/toxicity/predict HTTP/1.1\r\nHost: a\r\nX-API-Key: local-demo-key\r\n\
              Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n{\"text\": \"",
@@ -141,18 +151,18 @@ fn misbehave(
     ready.store(true, Ordering::Relaxed);
     while !is_over() {
         thread::sleep(DRIP_INTERVAL);
-        if way != Way::Silent {
+        if kind != Misbehaviour::Silent {
             streams.retain_mut(|stream| stream.write_all(b"a").is_ok());
         }
     }
-    // Those that the server has not thrown out.
+    // The connections that the server has not closed.
     let held = streams.iter().filter(|stream| is_open(stream)).count();
     count.store(held as u64, Ordering::Relaxed);
     Ok(())
 }
 
 fn is_open(stream: &TcpStream) -> bool {
-    // Nothing to read is what is expected of a server that waits.
+    // An open connection has nothing to read.
     let nothing = |error: std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
     stream.set_nonblocking(true).is_ok() && stream.peek(&mut [0]).is_err_and(nothing)
 }

@@ -1,4 +1,4 @@
-//! Answers about a thousand models: how long they take, and what predictions keep beside their callers.
+//! Pages about a thousand models: their latency, and predictions beside requests for them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,32 +18,32 @@ use crate::bench::{Bar, Figure, admin};
 use crate::run;
 use crate::workspace::Profile;
 
-/// How many models there are.
+/// The number of models.
 const MODELS: usize = 1000;
 
-/// How long compiling all of them may take.
-const PATIENCE: Duration = Duration::from_secs(3600);
+/// The time limit for compiling all of them.
+const COMPILE_LIMIT: Duration = Duration::from_secs(3600);
 
-/// Requests whose times are taken, of each kind.
+/// The number of measured requests of each kind.
 const REQUESTS: usize = 200;
 
-/// Pairs of blocks, one with and one without callers of a kind.
+/// Pairs of blocks, without and with the callers.
 const BLOCKS: u32 = 3;
 
-/// How many callers of a kind there are.
+/// The number of concurrent callers.
 const CALLERS: usize = 4;
 
-/// A key with which answers about models may be asked for once a second, and its SHA-256.
+/// A key with a rate limit of one request per second, and its SHA-256.
 const LIMITED_KEY: &str = "limited-bench-key";
 const LIMITED_KEY_SHA256: &str = "b915e3e4ed566bae3699999e6da9da693faa13402d6816911317f7a0695f1d4f";
 
-/// What is asked for.
+/// A kind of page.
 struct Kind {
     name: &'static str,
     method: &'static str,
     path: &'static str,
-    /// Between an answer and the next request of a caller. Nobody needs a key for measurements, so that
-    /// their callers are as many scrapers.
+    /// The pause of a caller between a response and its next request. Metrics need no key and have
+    /// no rate limit, so their callers behave like scrapers.
     pause: Duration,
 }
 
@@ -69,7 +69,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     artifacts.push(bench.short.artifact.clone());
     let paths: Vec<&Path> = artifacts.iter().map(PathBuf::as_path).collect();
     let mut setup = bench.rig.setup("state-catalogues", &config(), &paths)?;
-    setup.limit = PATIENCE;
+    setup.limit = COMPILE_LIMIT;
     let server = run::step("catalogues: start", || bench.rig.warm_server(&setup))?;
     let mut figures = Vec::new();
     for kind in &KINDS {
@@ -106,7 +106,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Room for one instance of each model, and the key.
+/// Limits with room for one instance of each model, and the key.
 fn config() -> String {
     format!(
         "[[keys]]\nname = \"limited\"\nsha256 = \"{LIMITED_KEY_SHA256}\"\n\
@@ -117,7 +117,7 @@ fn config() -> String {
     )
 }
 
-/// Packs the smallest guest under as many names. What is packed is left as it is.
+/// Packs the smallest guest under a thousand names. Existing artifacts are kept.
 fn pack(bench: &Bench<'_>) -> Result<Vec<PathBuf>> {
     let workspace = bench.rig.workspace;
     let folder = bench.rig.folder("catalogues");
@@ -144,12 +144,12 @@ fn pack(bench: &Bench<'_>) -> Result<Vec<PathBuf>> {
     artifacts.collect()
 }
 
-/// How long answers take, in milliseconds, once the first one is there.
+/// The latencies in milliseconds after a first request.
 fn times(client: &Client, kind: &Kind) -> Result<Vec<f64>> {
     let ask = || -> Result<f64> {
         let begin = Instant::now();
         let status = send(client, kind)?;
-        ensure!(status == 200, "{} is answered {status}", kind.path);
+        ensure!(status == 200, "{} has the status {status}", kind.path);
         Ok(begin.elapsed().as_secs_f64() * 1e3)
     };
     ask()?;
@@ -160,7 +160,8 @@ fn send(client: &Client, kind: &Kind) -> Result<u16> {
     client.drain(kind.method, kind.path)
 }
 
-/// What is measured while callers of a kind ask again and again, with a key that may do so once a second.
+/// Runs `measure` while callers request a page continuously with a key that admits one request per
+/// second.
 fn beside(kind: &Kind, server: &Server, measure: impl Fn() -> Result<f64>) -> Result<f64> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -168,7 +169,7 @@ fn beside(kind: &Kind, server: &Server, measure: impl Fn() -> Result<f64>) -> Re
             let client = Client::new(server.address(), LIMITED_KEY);
             while !over.load(Ordering::Relaxed) {
                 let status = send(&client, kind)?;
-                ensure!([200, 429].contains(&status), "{} is answered {status}", kind.path);
+                ensure!([200, 429].contains(&status), "{} has the status {status}", kind.path);
                 thread::sleep(kind.pause);
             }
             Ok(())
@@ -178,7 +179,7 @@ fn beside(kind: &Kind, server: &Server, measure: impl Fn() -> Result<f64>) -> Re
         over.store(true, Ordering::Relaxed);
         for caller in callers {
             let outcome = caller.join();
-            outcome.map_err(|_panic| anyhow::anyhow!("a caller broke down"))??;
+            outcome.map_err(|_panic| anyhow::anyhow!("a caller panicked"))??;
         }
         measured
     })

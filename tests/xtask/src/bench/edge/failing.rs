@@ -1,4 +1,5 @@
-//! Callers whose requests make a version fail, beside a good one of the same version under another key.
+//! Callers whose requests make a version fail, beside a good caller of the same version with
+//! another key.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -14,28 +15,28 @@ use crate::bench::server::{KEY, Server};
 use crate::bench::{Bar, Figure};
 use crate::{pack, run};
 
-/// The key of the bad caller.
+/// The key of the failing caller.
 const BAD_KEY: &str = "bad-caller-key-of-the-benchmark";
 
-/// Its SHA-256, as the configuration has it.
+/// Its SHA-256 for the configuration.
 const BAD_KEY_SHA256: &str = "a90cfd88b544f1ae4e245803ce2b42097fc24930e9bd478c6e66dbf333d18141";
 
-/// Between two requests of the bad caller.
+/// The pause between requests of the failing caller.
 const BAD_PAUSE: Duration = Duration::from_millis(5);
 
-/// Between two requests of the good caller.
+/// The pause between requests of the good caller.
 const GOOD_PAUSE: Duration = Duration::from_millis(10);
 
-/// How many requests the bad caller has under way.
+/// The number of concurrent requests of the failing caller.
 const BAD_CONNECTIONS: usize = 2;
 
-/// What a call may take, so that those that spin end and begin again.
+/// The time limit of a call, so that spinning ones end and start again.
 const PREDICT_MILLISECONDS: u32 = 1000;
 
-/// The length of the head of a body with binary tensors.
+/// The header with the length of the JSON in a body with binary tensors.
 const HEAD_LENGTH: &str = "inference-header-content-length";
 
-/// What the bad caller sends.
+/// What the failing caller sends.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     SameTrap,
@@ -46,7 +47,7 @@ enum Kind {
 
 const KINDS: [Kind; 4] = [Kind::SameTrap, Kind::ChangingTrap, Kind::NonFinite, Kind::Spin];
 
-/// A request: its path, headers and body.
+/// A request: path, headers and body.
 type Sent = (&'static str, Vec<(&'static str, String)>, Vec<u8>);
 
 impl Kind {
@@ -99,7 +100,7 @@ fn send(client: &Client, (path, headers, body): Sent) -> Result<u16> {
 }
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    let server = run::step("callers: start, for callers that fail", || start(bench))?;
+    let server = run::step("callers: start for failing callers", || start(bench))?;
     let mut figures = Vec::new();
     for kind in KINDS {
         let what = format!("callers: {}", kind.name());
@@ -110,7 +111,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// A server with both guests, and a key for the bad caller.
+/// A server with both guests and a key for the failing caller.
 fn start(bench: &Bench<'_>) -> Result<Server> {
     let workspace = bench.rig.workspace;
     let misbehave = pack_misbehave(workspace, &bench.rig.folder("."), "1.0.0")?;
@@ -130,7 +131,7 @@ fn start(bench: &Bench<'_>) -> Result<Server> {
     bench.rig.warm_server(&setup)
 }
 
-/// How many percent of the good caller's requests are answered with predictions.
+/// The percentage of the good caller's requests that succeed.
 fn beside(kind: Kind, server: &Server, seconds: f64) -> Result<f64> {
     let (over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -147,8 +148,8 @@ fn beside(kind: Kind, server: &Server, seconds: f64) -> Result<f64> {
         over.store(true, Ordering::Relaxed);
         for bad in bad {
             let outcome =
-                bad.join().map_err(|_panic| anyhow::anyhow!("a bad caller broke down"))?;
-            outcome.context("a bad caller got no answer")?;
+                bad.join().map_err(|_panic| anyhow::anyhow!("a failing caller panicked"))?;
+            outcome.context("a failing caller got no response")?;
         }
         kept
     })

@@ -1,5 +1,5 @@
-//! More requests than there is capacity for, from an open loop that does not wait for answers: up to
-//! ten times as many, and then few again.
+//! More requests than the server has capacity for, from an open loop: up to ten times as many, and
+//! then few again.
 
 use anyhow::{Context as _, Result};
 
@@ -11,20 +11,20 @@ use crate::bench::trace::{self, Record};
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// Parts of the capacity that arrive.
+/// The offered load as multiples of the capacity.
 const FACTORS: [f64; 5] = [0.5, 1.0, 2.0, 5.0, 10.0];
 
-/// Enough that every request that is due finds a connection: those that are taken wait for less than
-/// a second, and those that are not are answered at once.
+/// Enough connections that no request waits for one: admitted requests take less than a second, and
+/// others are rejected at once.
 const CONNECTIONS: usize = 1000;
 
-/// How long the server gives to a request that says nothing else, in milliseconds.
+/// The server's default deadline of a request in milliseconds.
 const DEADLINE_MS: f64 = 2000.0;
 
-/// What is no error when there are too many.
-const REFUSED: [u16; 1] = [503];
+/// Statuses that are expected under overload.
+const REJECTED: [u16; 1] = [503];
 
-/// How many times peak and flood are measured, one right after the other.
+/// How many pairs of peak and flood are measured.
 const PAIRS: u32 = 3;
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
@@ -72,12 +72,12 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// What all blocks come to.
+/// The totals of all blocks.
 #[derive(Default)]
 struct All {
-    /// Of the worst block.
+    /// The worst block.
     accepted_p99_ms: f64,
-    /// Taken together: blocks with little more than the capacity have few.
+    /// Merged, because blocks near the capacity have few rejections.
     rejected: Latencies,
     failed: f64,
 }
@@ -85,12 +85,12 @@ struct All {
 impl All {
     fn add(&mut self, measured: &Measured) {
         self.accepted_p99_ms = self.accepted_p99_ms.max(measured.latencies.p99_ms());
-        self.rejected.add(&measured.also_latencies);
+        self.rejected.add(&measured.tolerated_latencies);
         self.failed += measured.error_count() as f64;
     }
 }
 
-/// Answers in a second that were right and in time: an answer that is late has another status.
+/// Successes per second. Late responses have another status and do not count.
 fn goodput(measured: &Measured) -> f64 {
     measured.requests_per_second
 }
@@ -107,31 +107,32 @@ fn arrive(
         url: &server.url(&bench.long.path()),
         connections: CONNECTIONS,
         rate: Some(rate),
-        // What comes after a flood is looked at from its first moment on.
+        // The recovery is measured from its first moment.
         warm_up_seconds: if trace.is_some() { 0.0 } else { 1.0 },
         seconds: bench.rig.seconds,
         bodies: &bench.long.bodies,
         contains: &bench.long.contains,
-        also: &REFUSED,
+        tolerated: &REJECTED,
         trace,
         ..Load::default()
     };
-    load::tolerate(bench.rig.workspace, &load)
+    load::run(bench.rig.workspace, &load)
 }
 
-/// How long after a flood the last request was refused, failed or slow.
+/// The time in seconds from the end of a flood until requests are neither rejected, failed nor
+/// slow.
 fn recover(bench: &Bench<'_>, server: &Server, capacity: f64, calm_p99_ms: f64) -> Result<f64> {
     arrive(bench, server, capacity * 10.0, None)?;
     let file = bench.rig.folder("recovery.trace");
     let ended = trace::now_ns();
     arrive(bench, server, capacity / 2.0, Some(&file))?;
     let records = trace::read(&file)?;
-    records.first().context("nobody came after the flood")?;
-    // A request in a hundred is slower than that without any flood.
+    records.first().context("there were no requests after the flood")?;
+    // One request in a hundred exceeds the calm p99.
     let slow_ns = 2.0 * calm_p99_ms.max(10.0) * 1e6;
     let is_bad =
         |record: &&Record| !record.is_success || (record.answered - record.sent) as f64 > slow_ns;
-    // One bad request in a second is what happens anyway.
+    // One such request per second is normal.
     let bad: Vec<u64> = records.iter().filter(is_bad).map(|record| record.answered).collect();
     let last = bad.windows(3).rfind(|near| near[2] - near[0] < 1_000_000_000);
     Ok(last.map_or(0.0, |near| near[2].saturating_sub(ended) as f64 / 1e9))

@@ -1,5 +1,5 @@
-//! Callers that ask all the time, with batching on against off, in turn on two servers that are both
-//! there all the time.
+//! Concurrent callers with batching enabled against disabled, alternating between two running
+//! servers.
 
 use anyhow::Result;
 
@@ -12,13 +12,13 @@ use crate::bench::statistics::{Pair, median_ratio};
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// Callers at the same time.
+/// The number of concurrent callers.
 const CALLERS: usize = 32;
 
-/// Pairs of blocks, one with batching off and one with batching on.
+/// Pairs of blocks, without and with batching.
 const BLOCKS: u32 = 5;
 
-/// What is left at least of the throughput where batching does not help, in percent.
+/// The least throughput with batching where it does not help, in percent of that without.
 const LEAST_KEPT: f64 = 95.0;
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
@@ -60,7 +60,7 @@ fn of_model(
                     contains: &model.contains,
                     ..Load::default()
                 };
-                let measured = load::make(bench.rig.workspace, &load)?;
+                let measured = load::run_without_errors(bench.rig.workspace, &load)?;
                 rates[place] = measured.requests_per_second;
                 latencies[place].add(&measured.latencies);
             }

@@ -1,8 +1,9 @@
-//! How soon a caller that leaves frees what worked for it.
+//! How soon a disconnect frees the guest.
 //!
-//! One thread runs a guest that computes for ever; a second request waits for that thread. When the
-//! first one's caller leaves, the second is answered: how much later than that, less what such an answer
-//! takes where nobody is in its way, is how long the guest went on.
+//! The only inference thread runs an endless guest, and a second request waits for it. When the
+//! first caller disconnects, the second request is answered. The time from the disconnect to that
+//! response, less the time of such a response without contention, is how long the guest kept
+//! running.
 
 use std::io::Write as _;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -18,23 +19,23 @@ use crate::bench::statistics::median;
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How often each kind of caller leaves. Odd, so that the median is one of them.
+/// How often each kind of disconnect is measured. Odd, so that the median is a measured value.
 const TIMES: usize = 51;
 
-/// How long to wait for the second request to wait.
+/// The time limit until the second request is queued.
 const WAIT_LIMIT: Duration = Duration::from_secs(30);
 
-/// A tick of the clock that guests look at.
+/// The tick of the clock at which guests check for cancellation.
 const TICK_MS: Bar = Bar::AtMost(1.0);
 
-/// How a caller leaves.
+/// How a caller disconnects.
 #[derive(Clone, Copy)]
-enum Leaving {
-    /// It closes its connection of HTTP/1.1.
+enum Disconnect {
+    /// It closes its HTTP/1.1 connection.
     HttpDisconnect,
-    /// It closes its connection of gRPC.
+    /// It closes its gRPC connection.
     GrpcDisconnect,
-    /// It cancels its call and keeps the connection.
+    /// It cancels the gRPC call and keeps the connection.
     GrpcCancel,
 }
 
@@ -42,17 +43,17 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let config = "[limits]\nthreads_per_version = 1\npredict_milliseconds = 60000\n";
     let setup = bench.rig.setup("state-cancellation", config, &[&bench.misbehave.artifact])?;
     let server = run::step("cancellation: start", || bench.rig.warm_server(&setup))?;
-    let alone = run::step("cancellation: answers alone", || -> Result<f64> {
+    let alone = run::step("cancellation: responses without contention", || -> Result<f64> {
         let times = (0..TIMES).map(|_| timed_echo(bench, &server));
         Ok(median(&times.collect::<Result<Vec<_>>>()?))
     })?;
     let mut figures = vec![Figure::new("cancellation_answer_alone_ms", alone, "ms", None)];
-    for (name, leaving) in [
-        ("http_disconnect", Leaving::HttpDisconnect),
-        ("grpc_disconnect", Leaving::GrpcDisconnect),
-        ("grpc_cancel", Leaving::GrpcCancel),
+    for (name, disconnect) in [
+        ("http_disconnect", Disconnect::HttpDisconnect),
+        ("grpc_disconnect", Disconnect::GrpcDisconnect),
+        ("grpc_cancel", Disconnect::GrpcCancel),
     ] {
-        let leave = || (0..TIMES).map(|_| freed_after(bench, &server, leaving)).collect();
+        let leave = || (0..TIMES).map(|_| freed_after(bench, &server, disconnect)).collect();
         let times: Vec<f64> = run::step(&format!("cancellation: {name}"), leave)?;
         let worst = times.iter().copied().fold(0.0, f64::max);
         let name = format!("cancellation_{name}");
@@ -64,20 +65,21 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// How long an answer takes, in milliseconds.
+/// The latency of a request in milliseconds.
 fn timed_echo(bench: &Bench<'_>, server: &Server) -> Result<f64> {
     let start = Instant::now();
     let body = json!({"action": "echo"}).to_string().into_bytes();
     let answer = server.client().post(&bench.misbehave.path(), &[], body)?;
-    ensure!(answer.is_success(), "the second request was answered {}", answer.status);
+    ensure!(answer.is_success(), "the second request got {}", answer.status);
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 
-/// How long after the caller of a guest that computes for ever left the next request was answered.
-fn freed_after(bench: &Bench<'_>, server: &Server, leaving: Leaving) -> Result<f64> {
-    let mut first = match leaving {
-        Leaving::HttpDisconnect => spin_by_http(bench, server.address()),
-        Leaving::GrpcDisconnect | Leaving::GrpcCancel => {
+/// The time from the disconnect of the first caller to the response of the second request, in
+/// milliseconds.
+fn freed_after(bench: &Bench<'_>, server: &Server, disconnect: Disconnect) -> Result<f64> {
+    let mut first = match disconnect {
+        Disconnect::HttpDisconnect => spin_by_http(bench, server.address()),
+        Disconnect::GrpcDisconnect | Disconnect::GrpcCancel => {
             spin_by_grpc(&bench.misbehave.name, server.grpc_address())
         }
     }?;
@@ -89,17 +91,19 @@ fn freed_after(bench: &Bench<'_>, server: &Server, leaving: Leaving) -> Result<f
         });
         wait_until(server, "guesthouse_queue_depth", "")?;
         let left = Instant::now();
-        match leaving {
-            Leaving::HttpDisconnect | Leaving::GrpcDisconnect => first.shutdown(Shutdown::Both)?,
-            // The reason is the one for this: CANCEL.
-            Leaving::GrpcCancel => first.write_all(&frame(3, 0, 1, &8_u32.to_be_bytes()))?,
+        match disconnect {
+            Disconnect::HttpDisconnect | Disconnect::GrpcDisconnect => {
+                first.shutdown(Shutdown::Both)?
+            }
+            // RST_STREAM with the error code CANCEL.
+            Disconnect::GrpcCancel => first.write_all(&frame(3, 0, 1, &8_u32.to_be_bytes()))?,
         }
-        let answered = second.join().map_err(|_panic| anyhow!("the second caller failed"))??;
+        let answered = second.join().map_err(|_panic| anyhow!("the second caller panicked"))??;
         Ok((answered - left).as_secs_f64() * 1e3)
     })
 }
 
-/// Waits until a gauge of the server is not 0.
+/// Waits until a gauge is not 0.
 fn wait_until(server: &Server, gauge: &str, label: &str) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < WAIT_LIMIT {
@@ -124,7 +128,7 @@ fn spin_by_http(bench: &Bench<'_>, address: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// The beginning of HTTP/2, as far as a single call needs it that nobody waits for.
+/// The frames of a single gRPC call, whose response is not read.
 fn spin_by_grpc(model: &str, address: SocketAddr) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(address).context("cannot connect")?;
     let path = "/inference.GRPCInferenceService/ModelInfer";
@@ -138,7 +142,7 @@ fn spin_by_grpc(model: &str, address: SocketAddr) -> Result<TcpStream> {
         ("te", "trailers"),
         ("x-api-key", KEY),
     ];
-    // Each header in letters, and no table of them.
+    // Literal header fields without indexing.
     let literal = |text: &str| {
         let length = u8::try_from(text.len()).expect("these are short");
         [&[length], text.as_bytes()].concat()
@@ -146,12 +150,12 @@ fn spin_by_grpc(model: &str, address: SocketAddr) -> Result<TcpStream> {
     let header = |(name, value): (&str, &str)| [vec![0], literal(name), literal(value)].concat();
     let headers: Vec<u8> = headers.into_iter().flat_map(header).collect();
     let message = spin_message(model);
-    let length = u32::try_from(message.len()).context("the message is long")?.to_be_bytes();
+    let length = u32::try_from(message.len()).context("the message is too long")?.to_be_bytes();
     let message = [&[0], &length[..], &message].concat();
     let bytes = [
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
         frame(4, 0, 0, &[]),
-        // The end of the headers; the end of the stream.
+        // The flags END_HEADERS and END_STREAM.
         frame(1, 4, 1, &headers),
         frame(0, 1, 1, &message),
     ];
@@ -159,7 +163,7 @@ fn spin_by_grpc(model: &str, address: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// A `ModelInferRequest` that makes the guest compute for ever.
+/// A `ModelInferRequest` that makes the guest run forever.
 fn spin_message(model: &str) -> Vec<u8> {
     use super::overhead::field;
     let raw = [&4_u32.to_le_bytes()[..], b"spin"].concat();
@@ -167,7 +171,7 @@ fn spin_message(model: &str) -> Vec<u8> {
     [field(1, model.as_bytes()), field(5, &tensor), field(7, &raw)].concat()
 }
 
-/// A frame of HTTP/2.
+/// An HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("these are short").to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
@@ -178,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_have_their_length_in_three_bytes() {
+    fn a_frame_encodes_its_length_in_three_bytes() {
         assert_eq!(frame(3, 0, 1, &[0, 0, 0, 8]), [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8]);
     }
 }

@@ -1,9 +1,9 @@
-//! What each protocol costs, by stage: one caller asks the identity guest for its own numbers, so that
-//! nearly all of the time is the way there and back.
+//! The latency of each protocol by stage. One caller sends requests to the identity model, so that
+//! nearly all of the time is overhead.
 //!
-//! The stages are the server's own histograms, as means; what is not in them is reading, decoding,
-//! validating and routing. The call in the process is a probe's, without any server: an instance that has
-//! served before, given the same bytes.
+//! The stages are means of the server's histograms; the rest of the server's time is reading,
+//! decoding, validating and routing. The probe measures the guest call without a server, on an
+//! instance that has served before.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -15,21 +15,21 @@ use crate::bench::rig::BLOCK_WARM_UP_SECONDS;
 use crate::bench::server::Server;
 use crate::run;
 
-/// How many times each protocol has its turn.
+/// The number of blocks of each protocol.
 const ROUNDS: u32 = 5;
 
-/// Numbers in a request: a small one, and one of 16 KiB.
+/// The elements of a request: a small one, and one of 16 KiB.
 const SIZES: [usize; 2] = [16, 4096];
 
-/// The guest's model and input.
+/// The model, its input and its output.
 const MODEL: &str = "identity_fp32";
 const INPUT: &str = "INPUT0";
 const OUTPUT: &str = "OUTPUT0";
 
-/// Where the time in the server goes: the words of its histograms, in the order of a request.
+/// The stages of a request, as in the names of the histograms.
 const STAGES: [&str; 4] = ["queue", "instantiate", "predict", "encode"];
 
-/// One way to ask.
+/// A way to send the request.
 struct Protocol {
     name: &'static str,
     path: String,
@@ -48,17 +48,17 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         figures.extend(measured);
     }
     server.stop()?;
-    // The server that has used this folder has stopped.
+    // The server that used this folder has stopped.
     let probe =
         || bench.rig.probe("isolation", &bench.identity, &bench.rig.folder("state-overhead"));
     let report = run::step("overhead: probe", probe)?;
     let call = report.pointer("/reused/call_us/p50").and_then(serde_json::Value::as_f64);
-    let call = call.context("the probe has not said what a call takes")?;
+    let call = call.context("the probe reports no call time")?;
     figures.push(Figure::new("overhead_in_process_call_us", call, "us", None));
     Ok(figures)
 }
 
-/// All protocols with so many numbers, in turn.
+/// Measures all protocols in turn with requests of this size.
 fn sized(bench: &Bench<'_>, server: &Server, size: usize) -> Result<Vec<Figure>> {
     let protocols = protocols(size);
     let mut totals: Vec<Total> = protocols.iter().map(|_| Total::default()).collect();
@@ -71,7 +71,7 @@ fn sized(bench: &Bench<'_>, server: &Server, size: usize) -> Result<Vec<Figure>>
     Ok(figures.flat_map(|(protocol, total)| total.figures(protocol.name, size)).collect())
 }
 
-/// What a protocol's blocks have come to.
+/// The totals of a protocol.
 #[derive(Default)]
 struct Total {
     latencies: Latencies,
@@ -79,7 +79,7 @@ struct Total {
     server: Times,
 }
 
-/// Seconds and how often, as a histogram has them.
+/// The sum and the count of a histogram.
 #[derive(Default, Clone, Copy)]
 struct Times {
     sum: f64,
@@ -106,7 +106,7 @@ impl Total {
             headers: &headers,
             ..Load::default()
         };
-        let measured = load::make(bench.rig.workspace, &load)?;
+        let measured = load::run_without_errors(bench.rig.workspace, &load)?;
         self.latencies.add(&measured.latencies);
         let after = scrape(server)?;
         for (total, stage) in self.stages.iter_mut().zip(STAGES) {
@@ -138,7 +138,7 @@ fn scrape(server: &Server) -> Result<String> {
     Ok(answer.text)
 }
 
-/// What has been added to a histogram between two scrapes, on top of what was added before.
+/// Adds the increment of a histogram between two scrapes.
 fn times(before: &str, after: &str, stage: &str, so_far: Times) -> Result<Times> {
     let added = |part: &str| -> Result<f64> {
         let name = format!("guesthouse_{stage}_duration_seconds_{part}");
@@ -147,7 +147,7 @@ fn times(before: &str, after: &str, stage: &str, so_far: Times) -> Result<Times>
     Ok(Times { sum: so_far.sum + added("sum")?, count: so_far.count + added("count")? })
 }
 
-/// All series of that name together.
+/// The sum over all series of a metric.
 fn sum(metrics: &str, name: &str) -> Result<f64> {
     let series = metrics.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
@@ -159,7 +159,7 @@ fn sum(metrics: &str, name: &str) -> Result<f64> {
     Ok(series.iter().sum())
 }
 
-/// Each way to send a row of so many numbers.
+/// The request with this number of elements in each protocol.
 fn protocols(size: usize) -> Vec<Protocol> {
     let numbers: Vec<f32> = (0..size).map(|number| number as f32 / 8.0).collect();
     let raw: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
@@ -209,7 +209,7 @@ fn protocols(size: usize) -> Vec<Protocol> {
         Protocol {
             name: "typed_grpc",
             path: "/guesthouse.identity_fp32.v1.IdentityFp32/Predict".to_owned(),
-            // Packed numbers are field 1, the first of the signature.
+            // The packed floats are field 1, the first of the signature.
             body: field(1, &raw),
             headers: Vec::new(),
             grpc: true,
@@ -224,7 +224,7 @@ fn model_infer(raw: &[u8], size: usize) -> Vec<u8> {
     [field(1, MODEL.as_bytes()), field(5, &tensor), field(7, raw)].concat()
 }
 
-/// A field of a protobuf message that has a length.
+/// A length-delimited protobuf field.
 pub(super) fn field(number: u64, content: &[u8]) -> Vec<u8> {
     [varint(number << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
 }
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_added_to_a_histogram_is_found() {
+    fn histogram_increments_are_computed() {
         let before = "guesthouse_queue_duration_seconds_sum{model=\"a\"} 1.5\n\
                       guesthouse_queue_duration_seconds_count{model=\"a\"} 10\n";
         let after = "guesthouse_queue_duration_seconds_sum{model=\"a\"} 2.0\n\
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_protobuf() {
+    fn fields_are_encoded_as_protobuf() {
         assert_eq!(field(1, b"ab"), [0x0a, 2, b'a', b'b']);
         assert_eq!(varint(300), [0xac, 2]);
     }

@@ -1,14 +1,14 @@
-//! What a healthy version feels of one that breaks down all the time, in each way there is.
+//! A healthy version beside a version that faults continuously, for each kind of fault.
 //!
-//! The healthy one is asked at half of what the server can do while something else keeps a core busy.
-//! Its 99th percentile beside the misbehaving version is held against the one beside a native
-//! process that spins: computing is nobody's misbehaviour, so what remains is what the sandbox lets
-//! through: locks held, threads taken, memory mapped and unmapped, logs written. A host without
-//! deadlines, with a shared instance or with one queue for all would show it as errors or as
-//! multiples.
+//! The healthy version gets half of the requests that the server can answer while another process
+//! keeps a core busy. Its 99th percentile beside the faulting version is compared with that beside
+//! a spinning native process: computing alone is no fault, so the difference is what the sandbox
+//! does not contain, such as held locks, occupied threads, mapped and unmapped memory, and logs. A
+//! host without deadlines, with a shared instance or with one queue for all versions would show
+//! errors or multiples.
 //!
-//! One caller asks the misbehaving version without a pause. Every fourth call behaves, or else the
-//! version would take no more from its caller and nothing would happen; how many calls really misbehaved is counted.
+//! One caller calls the faulting version continuously. Every fourth call succeeds, because
+//! otherwise the caller would be suspended; the number of calls that really fault is reported.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::setup::Bench;
-use crate::bench::artifacts::{make_init, pack_misbehave};
+use crate::bench::artifacts::{pack_misbehave, set_init};
 use crate::bench::load::{self, Load, Measured};
 use crate::bench::rig::{Arrivals, BLOCK_WARM_UP_SECONDS};
 use crate::bench::server::Server;
@@ -25,7 +25,7 @@ use crate::bench::statistics::{Pair, median, median_ratio};
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How the version misbehaves; words that its guest knows.
+/// The faults, as the guest names them.
 const ACTIONS: [&str; 13] = [
     "panic",
     "spin",
@@ -42,30 +42,30 @@ const ACTIONS: [&str; 13] = [
     "count",
 ];
 
-/// How many times each is measured, and its baseline. Odd, so that the median is one of them.
+/// The number of pairs of each kind. Odd, so that the median is a measured value.
 const PAIRS: u32 = 5;
 
-/// What a call may take: short, so that spinning ones end and begin again.
+/// The time limit of a call, so that spinning ones end and start again.
 const PREDICT_MILLISECONDS: u32 = 200;
 
-/// Inputs on which a version keeps breaking down are not run again; of so many, it remembers fewer.
+/// More different inputs than the quarantine remembers, so that each of them runs.
 const DIFFERENT_BODIES: usize = 200;
 
-/// The misbehaving calls of each that behaves.
+/// The fraction of calls that fault.
 const MISBEHAVING_OF_FOUR: f64 = 0.75;
 
-/// How much longer the misbehaving caller goes on than the healthy one is measured.
+/// How much longer the faulting caller runs than the healthy one is measured.
 const OVERLAP_SECONDS: f64 = 0.5;
 
 /// A bystander must hardly notice.
 const P99_RATIO: Bar = Bar::AtMost(1.3);
 
-/// What all the blocks of a benchmark came to.
+/// The totals of all blocks.
 struct Tally {
     rate: u32,
-    /// Of the healthy version, and calls of the other one that had no answer at all.
+    /// Failed requests of the healthy version, and calls of the other one without any response.
     errors: u64,
-    /// Of every baseline block, in milliseconds.
+    /// Of all baseline blocks, in milliseconds.
     alone_p99: Vec<f64>,
 }
 
@@ -94,11 +94,11 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// A server with the healthy version, the misbehaving one and others.
+/// A server with the healthy version, the faulting one and others.
 fn start(bench: &Bench<'_>, others: &[&Path]) -> Result<Server> {
     let mut config = format!("[models.misbehave]\npredict_milliseconds = {PREDICT_MILLISECONDS}\n");
     if !others.is_empty() {
-        // Longer than a block, even with a core for itself.
+        // Longer than a block, even on a core of its own.
         let seconds = block_seconds(bench).ceil() + 2.0;
         config.push_str(&format!("[limits]\npreinit_cpu_seconds = {seconds:.0}\n"));
     }
@@ -116,7 +116,7 @@ fn block_seconds(bench: &Bench<'_>) -> f64 {
     bench.rig.seconds / 10.0
 }
 
-/// The healthy version's requests, whatever else goes on.
+/// Measures the requests of the healthy version.
 fn healthy_block(bench: &Bench<'_>, server: &Server, tally: &mut Tally) -> Result<f64> {
     let (rate, warm_up_seconds) = (tally.rate, BLOCK_WARM_UP_SECONDS);
     let block = Arrivals { rate, warm_up_seconds, seconds: block_seconds(bench) };
@@ -155,7 +155,7 @@ fn action_pairs(bench: &Bench<'_>, action: &str, tally: &mut Tally) -> Result<Ve
     ])
 }
 
-/// Beside calls that misbehave, of which the second result is about.
+/// Beside faulting calls, which the second result is about.
 fn block_beside(
     bench: &Bench<'_>,
     server: &Server,
@@ -172,37 +172,38 @@ fn block_beside(
         warm_up_seconds: 0.0,
         seconds: BLOCK_WARM_UP_SECONDS + block_seconds(bench) + OVERLAP_SECONDS,
         bodies: &bodies,
-        // Whatever its answer is, but there has to be one.
-        also: &[500, 503, 504],
+        // Any response is accepted, but there must be one.
+        tolerated: &[500, 503, 504],
         ..Load::default()
     };
     let mut misbehaving = load::start(bench.rig.workspace, &load)?;
     let p99 = healthy_block(bench, server, tally)?;
-    ensure!(!misbehaving.is_over()?, "the misbehaving calls were over before the healthy ones");
+    ensure!(!misbehaving.is_over()?, "the faulting calls ended before the healthy ones");
     let measured = misbehaving.finish()?;
     tally.errors += measured.error_count();
     Ok((p99, measured))
 }
 
-/// How many calls really misbehaved: not those that behave, and not those that were refused.
+/// The number of calls that faulted, without those that succeed and those that were rejected.
 fn executed(measured: &Measured) -> f64 {
-    let refused = measured.also.get("503").copied().unwrap_or(0);
+    let refused = measured.tolerated.get("503").copied().unwrap_or(0);
     (measured.requests.saturating_sub(refused) as f64 * MISBEHAVING_OF_FOUR).floor()
 }
 
-/// Beside a version whose `init` spins: it is deployed when the server starts, until its time is up.
+/// Beside a version whose `init` spins: it is deployed when the server starts, until its limit of
+/// CPU time.
 fn init_pairs(bench: &Bench<'_>, tally: &mut Tally) -> Result<Figure> {
     let folder = bench.rig.folder("init");
     fs::create_dir_all(&folder)?;
     let artifact = pack_misbehave(bench.rig.workspace, &folder, "2.0.0")?;
-    make_init(&artifact, "spin")?;
+    set_init(&artifact, "spin")?;
     let mut pairs = Vec::new();
     for _ in 0..PAIRS {
         let mut server = start(bench, &[&artifact])?;
         server.wait_for("compiling, which takes some seconds", Some("2.0.0"))?;
         let value = healthy_block(bench, &server, tally)?;
         let failed = server.log.find("failed to load a version", Some("2.0.0"))?;
-        ensure!(failed.is_none(), "the deployment was over before the block: {failed:?}");
+        ensure!(failed.is_none(), "the deployment ended before the block: {failed:?}");
         server.wait_for("failed to load a version", Some("2.0.0"))?;
         let baseline = block_alone(bench, &server, tally)?;
         server.stop()?;
@@ -216,9 +217,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refused_calls_and_those_that_behave_have_not_misbehaved() {
-        let also = [("500".to_owned(), 30), ("503".to_owned(), 60)].into();
-        let measured = Measured { requests: 100, successes: 10, also, ..Measured::default() };
+    fn rejected_and_good_calls_are_not_counted() {
+        let tolerated = [("500".to_owned(), 30), ("503".to_owned(), 60)].into();
+        let measured = Measured { requests: 100, successes: 10, tolerated, ..Measured::default() };
         assert!((executed(&measured) - 30.0).abs() < 1e-9);
     }
 }

@@ -1,8 +1,8 @@
-//! Whether a server that is killed while it compiles starts again as if nothing had been.
+//! Restart of a server that was killed while it compiled.
 //!
-//! Each start is from nothing and is killed at a random moment between listening and ready. How many
-//! of them had left something unfinished is shown beside, because a kill that leaves nothing proves
-//! nothing.
+//! Each server starts with an empty state folder and is killed at a random moment between listening
+//! and ready. The number of kills that left temporary files is reported, because a kill that leaves
+//! nothing proves nothing.
 
 use std::fs;
 use std::path::Path;
@@ -18,20 +18,20 @@ use crate::bench::server::{Server, Setup};
 use crate::bench::{Bar, Figure, random};
 use crate::run;
 
-/// How many servers are killed.
+/// The number of kills.
 const KILLS: u32 = 10;
 
-/// How many servers are started for that at most: some are ready before their moment has come.
+/// The maximum number of starts: some servers are ready before they are killed.
 const MOST_STARTS: u32 = 3 * KILLS;
 
 const STATE: &str = "state-crash";
 
-/// Begin the names of what is not finished.
-const LEFTOVERS: [&str; 2] = [".new-", ".tmp"];
+/// Prefixes of temporary files.
+const TEMPORARY_PREFIXES: [&str; 2] = [".new-", ".tmp"];
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let setup = bench.rig.setup(STATE, "", &[&bench.misbehave.artifact])?;
-    let window = run::step("crash: how long a deployment takes", || window(bench, &setup))?;
+    let window = run::step("crash: the duration of a deployment", || window(bench, &setup))?;
     let mut outcomes = Vec::new();
     for _ in 0..MOST_STARTS {
         if outcomes.len() == KILLS as usize {
@@ -54,7 +54,7 @@ struct Outcome {
     left_something: bool,
 }
 
-/// The time from listening to ready, from nothing.
+/// The time from listening to ready with an empty state folder.
 fn window(bench: &Bench<'_>, setup: &Setup) -> Result<Duration> {
     empty(&setup.state)?;
     let mut server = Server::launch(bench.rig.workspace, setup)?;
@@ -65,7 +65,7 @@ fn window(bench: &Bench<'_>, setup: &Setup) -> Result<Duration> {
     Ok(window)
 }
 
-/// None, if the server was ready before the moment came.
+/// None if the server was ready before the moment.
 fn kill_and_start(bench: &Bench<'_>, setup: &Setup, moment: Duration) -> Result<Option<Outcome>> {
     empty(&setup.state)?;
     let mut server = Server::launch(bench.rig.workspace, setup)?;
@@ -75,11 +75,11 @@ fn kill_and_start(bench: &Bench<'_>, setup: &Setup, moment: Duration) -> Result<
         return Ok(None);
     }
     server.kill()?;
-    let left_something = !leftovers(&setup.state)?.is_empty();
+    let left_something = !temporary_files(&setup.state)?.is_empty();
     let is_clean = match check_clean_start(bench, setup) {
         Ok(()) => true,
         Err(error) => {
-            eprintln!("not a clean start: {error:#}");
+            eprintln!("the start failed: {error:#}");
             false
         }
     };
@@ -89,12 +89,12 @@ fn kill_and_start(bench: &Bench<'_>, setup: &Setup, moment: Duration) -> Result<
 fn check_clean_start(bench: &Bench<'_>, setup: &Setup) -> Result<()> {
     let server = Server::start(bench.rig.workspace, setup)?;
     check_answer(bench, &server)?;
-    let left = leftovers(&setup.state)?;
-    ensure!(left.is_empty(), "there are leftovers: {left:?}");
+    let left = temporary_files(&setup.state)?;
+    ensure!(left.is_empty(), "temporary files remain: {left:?}");
     server.stop()
 }
 
-/// Asks the misbehaving version for something that it answers.
+/// Sends a request that the misbehaving guest answers.
 pub(super) fn check_answer(bench: &Bench<'_>, server: &Server) -> Result<()> {
     let load = Load {
         url: &server.url(&bench.misbehave.path()),
@@ -104,7 +104,7 @@ pub(super) fn check_answer(bench: &Bench<'_>, server: &Server) -> Result<()> {
         contains: "\"done\":\"echo\"",
         ..Load::default()
     };
-    load::make(bench.rig.workspace, &load).map(drop)
+    load::run_without_errors(bench.rig.workspace, &load).map(drop)
 }
 
 fn empty(state: &Path) -> Result<()> {
@@ -114,14 +114,14 @@ fn empty(state: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What is unfinished in a state folder.
-fn leftovers(state: &Path) -> Result<Vec<String>> {
+/// The temporary files in a state folder.
+fn temporary_files(state: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for folder in [state.to_owned(), state.join("compiled")] {
-        // The host may have been killed before it made the folder.
+        // The host may have been killed before it created the folder.
         for entry in fs::read_dir(&folder).into_iter().flatten() {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            if LEFTOVERS.iter().any(|prefix| name.starts_with(prefix)) {
+            if TEMPORARY_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
                 found.push(name);
             }
         }
@@ -134,13 +134,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leftovers_are_found_in_both_folders() {
+    fn temporary_files_are_found_in_both_folders() {
         let state = tempfile::tempdir().unwrap();
-        assert!(leftovers(state.path()).unwrap().is_empty());
+        assert!(temporary_files(state.path()).unwrap().is_empty());
         fs::create_dir_all(state.path().join("compiled/.new-abc")).unwrap();
         for name in ["key", ".tmpXYZ", "compiled/x.cwasm"] {
             fs::write(state.path().join(name), "").unwrap();
         }
-        assert_eq!(leftovers(state.path()).unwrap(), [".tmpXYZ", ".new-abc"]);
+        assert_eq!(temporary_files(state.path()).unwrap(), [".tmpXYZ", ".new-abc"]);
     }
 }

@@ -1,8 +1,8 @@
-//! Whether damage to stored code is noticed: a bit is flipped in every stored file in turn.
+//! Detection of damaged stored code: one bit is flipped in each stored file in turn.
 //!
-//! Noticed means that the log warns of something that it does not warn of otherwise, that the version
-//! is compiled anew and answers, and that the damaged bytes are gone. A file of functions is read
-//! only when something is compiled, so then the version itself is removed as well.
+//! Damage is detected if the log has a warning that it does not have otherwise, the version is
+//! compiled again and answers, and the damaged bytes are gone. A file of functions is read only by
+//! a compilation, so the version itself is removed as well.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::bench::server::{Server, Setup};
 use crate::bench::{Bar, Figure, random};
 use crate::run;
 
-/// How often each file is damaged, at random places.
+/// How often each file is damaged at a random place.
 const FLIPS: usize = 3;
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
@@ -33,7 +33,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let (mut flips, mut noticed) = (0_u32, 0_u32);
     for file in &files {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        // The names are long, and their ends tell them apart.
+        // The names are long, and their extensions differ.
         let ending = file.extension().unwrap_or_default().to_string_lossy();
         let is_versions_own = name.starts_with(&bench.misbehave.digest);
         for _ in 0..FLIPS {
@@ -45,9 +45,9 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
                 Ok(check_noticed(bench, &setup, &known).and_then(|()| check_gone(file, &damaged)))
             };
             flips += 1;
-            match run::step(&format!("damage: a bit of a .{ending} file"), flip)? {
+            match run::step(&format!("damage: a bit in a .{ending} file"), flip)? {
                 Ok(()) => noticed += 1,
-                Err(error) => eprintln!("not noticed: {error:#}"),
+                Err(error) => eprintln!("not detected: {error:#}"),
             }
         }
     }
@@ -65,17 +65,17 @@ fn check_noticed(bench: &Bench<'_>, setup: &Setup, known: &BTreeSet<String>) -> 
     check_answer(bench, &server)?;
     server.stop()?;
     ensure!(ready["from"] == "compiled", "the damaged version was loaded: {ready}");
-    ensure!(!warnings.is_subset(known), "the log does not warn: {warnings:?}");
+    ensure!(!warnings.is_subset(known), "the log has no new warning: {warnings:?}");
     Ok(())
 }
 
 fn check_gone(file: &Path, damaged: &[u8]) -> Result<()> {
-    let now = fs::read(file).with_context(|| format!("{} is gone", file.display()))?;
+    let now = fs::read(file).with_context(|| format!("{} is missing", file.display()))?;
     ensure!(now != damaged, "{} is still damaged", file.display());
     Ok(())
 }
 
-/// What the log warns of, or worse.
+/// The messages of warnings and errors in the log.
 fn warnings(server: &mut Server) -> Result<BTreeSet<String>> {
     let lines = server.log.lines()?.iter();
     let bad = lines.filter(|line| line["level"] == "WARN" || line["level"] == "ERROR");
@@ -101,14 +101,14 @@ fn remove_version(bench: &Bench<'_>, compiled: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts a damaged copy in the place of a file; its bytes.
+/// Replaces a file with a damaged copy; returns its bytes.
 fn flip_a_bit(file: &Path) -> Result<Vec<u8>> {
     let mut bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
     let place = (random::fraction() * bytes.len() as f64) as usize;
     let place = place.min(bytes.len().saturating_sub(1));
     let byte = bytes.get_mut(place).with_context(|| format!("{} is empty", file.display()))?;
-    // Not any bit: hexadecimal digits mean the same in upper case.
+    // Not a random bit: hexadecimal digits are valid in upper case too.
     *byte ^= 1;
     let copy = file.with_extension("damaged");
     fs::write(&copy, &bytes)
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_bit_is_flipped_and_the_file_is_another() {
+    fn flipping_a_bit_replaces_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a.bin");
         fs::write(&file, [0; 100]).unwrap();
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(damaged.iter().map(|byte| u32::from(*byte)).sum::<u32>(), 1);
         assert_eq!(files(folder.path()).unwrap().len(), 1);
         assert!(check_gone(&file, &damaged).is_err());
-        // Whoever has the old file open still has the old bytes.
+        // An open file still has the old bytes.
         let old = std::io::read_to_string(mapped).unwrap();
         assert!(old.bytes().all(|byte| byte == 0));
     }

@@ -1,8 +1,8 @@
-//! When a guest that computes for ever is answered, and when it ends.
+//! When a request to an endless guest is answered, and when the guest stops.
 //!
-//! The answer could come from a timer while the guest goes on. So the server's processor time is read
-//! as well: while the calls last, it is that of a guest that computes; in the second after the last
-//! answer, it is that of a server that does nothing.
+//! A timer could answer while the guest keeps running, so the server's CPU time is measured too:
+//! during the calls it is that of a running guest; in the second after the last response it is that
+//! of an idle server.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,16 +16,16 @@ use crate::bench::server::Server;
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How many calls spin, one after the other.
+/// The number of sequential calls.
 const CALLS: usize = 60;
 
-/// How long each caller waits.
+/// The timeout of each call.
 const TIMEOUT_MS: u32 = 100;
 
-/// No caller may wait much longer than it said.
+/// A response must not be much later than the timeout.
 const ANSWERED_MS: Bar = Bar::AtMost(130.0);
 
-/// Of one core. The kernel counts in hundredths of a second, so this is five of its ticks.
+/// Percent of one core. The kernel counts hundredths of a second, so this is five ticks.
 const LEFT_RUNNING_PERCENT: Bar = Bar::Below(5.0);
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ fn spin(bench: &Bench<'_>, server: &Server) -> Result<Vec<Figure>> {
         ..Load::default()
     };
     let (cpu_before, start) = (server.process.cpu_seconds()?, Instant::now());
-    let measured = load::tolerate(bench.rig.workspace, &load)?;
+    let measured = load::run(bench.rig.workspace, &load)?;
     let (cpu_last, last) = (server.process.cpu_seconds()?, Instant::now());
     thread::sleep(SECOND);
     let cpu_after = server.process.cpu_seconds()?;

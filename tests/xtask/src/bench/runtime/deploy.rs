@@ -1,10 +1,10 @@
-//! What a running version feels of a deployment, and what the second version of a guest costs.
+//! The effect of a deployment on a running version, and the cost of the second version of a guest.
 //!
-//! A server serves what is compiled while it still compiles the rest. So it is started with one
-//! version compiled and the other not, nor any of the functions that they share, and the first is
-//! asked at half of what the server can do, from the start of the compilation until the second
-//! version is ready: `init`, snapshot, compilation, the MAC, the golden examples are all in it. Right
-//! after that the same server is asked the same way.
+//! A server serves compiled versions while it compiles others. It is started with one version
+//! compiled, and with neither the other version nor any of their common functions. The first
+//! version gets half of the requests that the server can answer, from the start of the compilation
+//! until the second version is ready, which includes `init`, the snapshot, the compilation, the MAC
+//! and the golden examples. The baseline is the same load on the same server right afterwards.
 
 use std::fs;
 
@@ -19,20 +19,20 @@ use crate::bench::statistics::{Pair, median, median_ratio};
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How often a deployment is measured. Odd, so that the median is one of them.
+/// The number of deployments. Odd, so that the median is a measured value.
 const ROUNDS: u32 = 3;
 
-/// How often it is looked whether the deployment is over.
+/// The duration of a block, after which the end of the deployment is checked.
 const BLOCK_SECONDS: f64 = 1.0;
 
-/// The longest deployment under load, in blocks.
+/// The longest deployment, in blocks.
 const MOST_BLOCKS: u32 = 200;
 
 const STATE: &str = "state-deploy";
 
 const VERSION_READY: &str = "version ready";
 
-/// A deployment may be felt, but not suffered.
+/// A deployment may be noticeable but not harmful.
 const P99_RATIO: Bar = Bar::AtMost(1.5);
 
 /// What was compiled for one version must not be compiled for the next.
@@ -46,7 +46,9 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let artifacts = [bench.healthy.artifact.as_path(), &bench.sibling.artifact];
     let setup = bench.rig.setup(STATE, "", &artifacts)?;
     let (mut figures, server) =
-        run::step("deploy: two versions from nothing", || shared_code(bench, &setup))?;
+        run::step("deploy: two versions with an empty state folder", || {
+            shared_code(bench, &setup)
+        })?;
     let rate = run::step("deploy: capacity", || bench.rig.half_capacity(&server, &bench.healthy))?;
     server.stop()?;
     let mut rounds = Vec::new();
@@ -69,7 +71,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// How long the second version of a guest takes to deploy, compared with the first.
+/// The time of the second deployment of a guest compared with the first.
 fn shared_code(bench: &Bench<'_>, setup: &Setup) -> Result<(Vec<Figure>, Server)> {
     let mut server = Server::start(bench.rig.workspace, setup)?;
     let mut milliseconds = |version: &str| {
@@ -95,7 +97,7 @@ struct Round {
 }
 
 fn deploy_under_load(bench: &Bench<'_>, setup: &Setup, rate: u32) -> Result<Round> {
-    forget_all_but_the_healthy(bench)?;
+    remove_all_but_the_healthy(bench)?;
     let mut server = Server::launch(bench.rig.workspace, setup)?;
     let ready = server.wait_for(VERSION_READY, Some(&bench.healthy.version))?;
     ensure!(ready["from"] == "store", "the healthy version was compiled: {ready}");
@@ -116,7 +118,7 @@ fn deploy_under_load(bench: &Bench<'_>, setup: &Setup, rate: u32) -> Result<Roun
     let line = server.wait_for(VERSION_READY, Some(&bench.sibling.version))?;
     ensure!(line["from"] == "compiled", "nothing was deployed: {line}");
     let seconds = number(&line, "milliseconds")? / 1e3;
-    // Whatever the load's loop does between blocks, it does here, too.
+    // The baseline runs in the same blocks.
     let mut baseline_seconds = 0.0;
     while baseline_seconds < bench.rig.seconds {
         block(&server, &mut after)?;
@@ -127,8 +129,8 @@ fn deploy_under_load(bench: &Bench<'_>, setup: &Setup, rate: u32) -> Result<Roun
     Ok(Round { p99_ms, errors, seconds })
 }
 
-/// Removes what the state folder has of any other version, and all functions.
-fn forget_all_but_the_healthy(bench: &Bench<'_>) -> Result<()> {
+/// Removes the stored code of all other versions, and all functions.
+fn remove_all_but_the_healthy(bench: &Bench<'_>) -> Result<()> {
     for entry in fs::read_dir(bench.rig.folder(STATE).join("compiled"))? {
         let entry = entry?;
         if !entry.file_name().to_string_lossy().starts_with(&bench.healthy.digest) {

@@ -1,8 +1,8 @@
-//! What making, keeping and dropping instances costs, measured in a process of its own.
+//! The cost of creating, keeping and dropping instances, measured in a process of its own.
 //!
-//! If dropping an instance were left for later, the time of the next one would have it; if weights
-//! were copied, each further instance would add at least the pages that a call reads of them, up to
-//! the whole linear memory, which is shown beside.
+//! If dropping were deferred, the time of the next instance would include it. If weights were
+//! copied, each further instance would add at least the pages that a call reads, up to the whole
+//! linear memory, which is reported as well.
 
 use anyhow::{Error, Result};
 
@@ -14,7 +14,7 @@ use crate::run;
 /// The state folder in which both models are compiled.
 const STATE: &str = "state";
 
-/// A new instance for each request must not be felt.
+/// A new instance for each request must not be noticeable.
 const MAKE_AND_DROP_US: Bar = Bar::Below(100.0);
 
 /// Instances must share the weights.
@@ -23,8 +23,8 @@ const MIB_PER_INSTANCE: Bar = Bar::Below(2.0);
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let artifacts: Vec<_> = bench.models().map(|model| model.artifact.as_path()).collect();
     let setup = bench.rig.setup(STATE, "", &artifacts)?;
-    // The probe needs what the server has compiled, and the folder for itself.
-    run::step("instances: compile what is new", || bench.rig.warm_server(&setup)?.stop())?;
+    // The probe needs the compiled code and the folder's lock.
+    run::step("instances: compile", || bench.rig.warm_server(&setup)?.stop())?;
     let mut figures = Vec::new();
     for model in bench.models() {
         let name = &model.name;
@@ -35,7 +35,8 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The time of making and dropping an instance, one that was never called and one that served once.
+/// The time of creating and dropping an instance that was never called, and of one that served one
+/// request.
 fn time(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
     let report = bench.rig.probe("instances", model, &bench.rig.folder(STATE))?;
     let figure = |name: &str, pointer: &str, bar| -> Result<Figure> {
@@ -50,8 +51,8 @@ fn time(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
     ])
 }
 
-/// What each further instance adds to the process, when all have served. Of that, what it added
-/// before it served is the host's share, and the rest is what a call of the model writes to.
+/// The memory that each further instance adds after all have served. What it added before it served
+/// is the host's part; the rest is what a call writes to.
 fn memory(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
     let report = bench.rig.probe("memory", model, &bench.rig.folder(STATE))?;
     let further = value(&report, "/instances")? - 1.0;

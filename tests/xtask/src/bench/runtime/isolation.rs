@@ -1,9 +1,8 @@
-//! A new instance for every request against reused ones, as a caller sees it.
+//! A new instance for every request against reused instances, as a caller sees it.
 //!
-//! Two servers with folders of their own run side by side, and one caller asks one and then the
-//! other without a pause: replacing the instance is off the request's path only if the caller leaves
-//! time for it, and this one leaves none. A server that ignored the setting would have a ratio of
-//! 1.00; that the instances are different is what the page faults of the probe show.
+//! Two servers run side by side, and one caller alternates between them without a pause, so that a
+//! replaced instance cannot be prepared between requests. A server that ignored the setting would
+//! have a ratio of 1.00; the page faults of the probe show that the instances are different.
 
 use anyhow::Result;
 
@@ -16,10 +15,10 @@ use crate::bench::statistics::{Pair, median, median_ratio};
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How many times both are measured. Odd, so that the median is one of them.
+/// The number of pairs. Odd, so that the median is a measured value.
 const PAIRS: u32 = 7;
 
-/// Being kept apart from the last caller should be nearly free.
+/// Isolation from other requests should be nearly free.
 const FRESH_TO_REUSE: Bar = Bar::AtMost(1.15);
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
@@ -56,7 +55,7 @@ fn measure_pairs(
             contains: &model.contains,
             ..Load::default()
         };
-        load::tolerate(bench.rig.workspace, &load)
+        load::run(bench.rig.workspace, &load)
     };
     let p50 = |measured: &Measured| measured.latencies.p50_ms();
     let (mut pairs, mut errors) = (Vec::new(), 0);
@@ -80,9 +79,9 @@ fn measure_pairs(
     ])
 }
 
-/// What the call alone takes, without HTTP and without making the instance.
+/// Measures the call alone, without HTTP and without creating the instance.
 fn probe(bench: &Bench<'_>, model: &Model) -> Result<Vec<Figure>> {
-    // The server that has used this folder last has stopped.
+    // The server that used this folder last has stopped.
     let state = "state-reuse";
     let report = bench.rig.probe("isolation", model, &bench.rig.folder(state))?;
     let figure = |name: &str, pointer: &str, unit| -> Result<Figure> {

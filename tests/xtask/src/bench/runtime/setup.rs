@@ -1,31 +1,32 @@
-//! What every section needs: the models, and what the probe says of them.
+//! What all sections need: the models, and values of the probe's report.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::bench::Subject;
 use crate::bench::artifacts::{Model, pack_misbehave};
 use crate::bench::rig::Rig;
-use crate::workspace::Workspace;
 
 /// The model with the larger weights and the longer calls, if the repository has it.
 const LARGE_ARTIFACT: &str = "text-direction-1.0.0.wasm";
 
 /// What all sections share.
-pub(super) struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     pub(super) rig: Rig<'a>,
-    /// The healthy model, whose calls are short.
+    /// The healthy model, with short calls.
     pub(super) healthy: Model,
-    /// The same guest in another version.
+    /// Another version of the same guest.
     pub(super) sibling: Model,
-    /// A model whose calls are long; the healthy one, as long as there is no other.
+    /// A model with long calls, if there is one.
     pub(super) large: Option<Model>,
     pub(super) misbehave: Model,
 }
 
 impl<'a> Bench<'a> {
-    /// Finds and packs everything. The programs and guests have been built.
-    pub(super) fn prepare(workspace: &'a Workspace, seconds: f64) -> Result<Self> {
-        let rig = Rig::new(workspace, "runtime", seconds)?;
+    /// Finds and packs the artifacts. Programs and guests have been built.
+    pub(crate) fn prepare(subject: &Subject<'a>) -> Result<Self> {
+        let rig = Rig::new(subject, "runtime")?;
+        let workspace = rig.workspace;
         let packed = |name: &str| Model::inspect(workspace, &workspace.repository().join(name));
         let has_large = workspace.repository().join(LARGE_ARTIFACT).exists();
         let misbehave = pack_misbehave(workspace, &rig.folder("."), "1.0.0")?;
@@ -44,8 +45,8 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// A value in what the probe says.
+/// A value in the report of the probe.
 pub(super) fn value(report: &Value, pointer: &str) -> Result<f64> {
     let value = report.pointer(pointer).and_then(Value::as_f64);
-    value.with_context(|| format!("the probe says no {pointer}: {report}"))
+    value.with_context(|| format!("the probe does not report {pointer}: {report}"))
 }

@@ -1,14 +1,13 @@
-//! Whether anything is lost, mixed up or leaks when one request in a hundred traps.
+//! Losses, mix-ups and leaks when one request in a hundred traps.
 //!
-//! Every trap costs an instance, so a host that leaked one, or a page of it, would grow by something
-//! for each; the memory of the process is sampled all the while. The slope is that of a least-squares
-//! line through the samples of the last four fifths. How much of it is noise is judged by its
-//! standard error, and by the growth from the median of the first tenth of these samples to that of
-//! the last.
+//! Every trap discards an instance, so a leak of one, or of a page of it, grows with each. The
+//! memory of the process is sampled during the load. The slope is that of a least-squares line
+//! through the last four fifths of the samples. Its standard error, and the growth from the median
+//! of their first tenth to that of their last tenth, show how much of it is noise.
 //!
-//! A process that has just started grows until its threads' heaps and its buffers have the size they
-//! need, which takes some ten thousand requests and is no leak: a leak goes on. So the same load is
-//! made once before; by how much the process grew meanwhile is shown beside.
+//! A new process grows until its heaps and buffers have their final size, which takes some ten
+//! thousand requests and is no leak. Therefore the same load runs once before; the growth during
+//! that run is reported too.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,29 +22,29 @@ use crate::bench::statistics::{line_through, median};
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How many requests there are.
+/// The number of requests.
 const REQUESTS: usize = 100_000;
 
-/// One of so many traps.
+/// One of so many requests traps.
 const TRAP_EVERY: usize = 100;
 
-/// Inputs on which a version keeps trapping are not run again; of so many, it remembers fewer.
+/// More different inputs than the quarantine remembers, so that each of them runs.
 const DIFFERENT_TRAPS: usize = 500;
 
-/// Enough callers to keep every processor busy.
+/// Enough connections to keep every processor busy.
 const CONNECTIONS: usize = 8;
 
-/// How often the memory is looked at.
+/// The sampling interval.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// With ten traps in a thousand requests, less than a tenth of a page for each request.
+/// With ten traps in a thousand requests, this is less than a tenth of a page for each request.
 const KIB_PER_1000_REQUESTS: Bar = Bar::Below(4.0);
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let setup = bench.rig.setup("state-misbehave", "", &[&bench.misbehave.artifact])?;
     let mut server = run::step("traps: start", || bench.rig.warm_server(&setup))?;
     let at_first = server.process.resident_kib()?;
-    run::step("traps: until the process has its size", || trap(bench, &server))?;
+    run::step("traps: until the memory has settled", || trap(bench, &server))?;
     let settled = server.process.resident_kib()?;
     let logged_at_first = count_traps(&mut server)?;
     let measure = || trap(bench, &server);
@@ -54,7 +53,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     server.stop()?;
 
     let traps = (REQUESTS / TRAP_EVERY) as f64;
-    let answered = measured.also.get("500").copied().unwrap_or(0) as f64;
+    let answered = measured.tolerated.get("500").copied().unwrap_or(0) as f64;
     let lost = REQUESTS as f64 - measured.successes as f64 - answered;
     let exactly = |name: &str, value, wanted| {
         Figure::new(name, value, "requests", Some(Bar::Exactly(wanted)))
@@ -72,13 +71,13 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// How many traps the log tells of so far.
+/// The number of traps in the log so far.
 fn count_traps(server: &mut Server) -> Result<usize> {
     let is_trap = |line: &&Value| line["target"] == "fault" && line["kind"] == "trap";
     Ok(server.log.lines()?.iter().filter(is_trap).count())
 }
 
-/// The answers, and samples of thousands of requests so far and KiB.
+/// The responses, and samples of thousands of requests and KiB.
 fn trap(bench: &Bench<'_>, server: &Server) -> Result<(Measured, Vec<(f64, f64)>)> {
     let mut bodies = vec![json!({"action": "echo"}); TRAP_EVERY * DIFFERENT_TRAPS];
     for (index, body) in bodies.iter_mut().skip(TRAP_EVERY - 1).step_by(TRAP_EVERY).enumerate() {
@@ -92,7 +91,7 @@ fn trap(bench: &Bench<'_>, server: &Server) -> Result<(Measured, Vec<(f64, f64)>
         requests: Some(REQUESTS),
         bodies: &bodies,
         contains: "\"done\":\"echo\"",
-        also: &[500],
+        tolerated: &[500],
         ..Load::default()
     };
     let mut samples = Vec::new();
@@ -103,7 +102,7 @@ fn trap(bench: &Bench<'_>, server: &Server) -> Result<(Measured, Vec<(f64, f64)>
         thread::sleep(SAMPLE_INTERVAL);
     }
     let seconds = start.elapsed().as_secs_f64();
-    // The rate is as good as constant, so the time tells how many there have been.
+    // The rate is nearly constant, so time is converted to requests.
     let thousands_per_second = REQUESTS as f64 / 1000.0 / seconds;
     samples.iter_mut().for_each(|(time, _)| *time *= thousands_per_second);
     Ok((load.finish()?, samples))
@@ -132,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_that_settles_is_flat_and_a_leak_is_not() {
+    fn a_leak_has_a_slope_and_settled_memory_has_none() {
         let sample = |leak: f64| {
             let kib = move |step: f64| if step < 20.0 { 50.0 * step } else { 1000.0 + leak * step };
             (0..100).map(|step| (f64::from(step), kib(f64::from(step)))).collect::<Vec<_>>()

@@ -1,9 +1,9 @@
-//! Whether `guesthouse check` refuses numbers that promise too much, and only those.
+//! Whether `guesthouse check` rejects version steps that are too small, and only those.
 //!
-//! For each kind of change that a signature can undergo, in each direction, the real command compares
-//! a snapshot from before with one from after, under a patch, a minor and a major step. What each
-//! takes is written down here a second time, from the rules for authors. A command that looked at
-//! one side only, or took promises of outputs for demands on inputs, would accept what breaks callers.
+//! For each kind of change of a signature, in each direction, the command compares a snapshot from
+//! before with one from after, as a patch, a minor and a major step. The required step is stated
+//! here independently, from the rules for authors. A command that looked at one side only, or
+//! confused outputs with inputs, would accept breaking changes.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::bench::{Bar, Figure};
 use crate::run;
 use crate::workspace::Profile;
 
-/// The part of a version that grows.
+/// The part of a version that is increased.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Bump {
     Patch,
@@ -28,25 +28,25 @@ enum Bump {
 /// The version before.
 const OLD: &str = "1.2.3";
 
-/// Those after, by what they promise.
+/// The versions after, by their step.
 const STEPS: [(Bump, &str); 3] =
     [(Bump::Patch, "1.2.4"), (Bump::Minor, "1.3.0"), (Bump::Major, "2.0.0")];
 
-/// Versions that do not come after.
+/// Versions that are not later.
 const NO_STEPS: [&str; 2] = ["1.2.3", "1.2.2"];
 
-/// One change of a signature, and what it takes.
+/// A change of a signature and the step that it requires.
 struct Case {
     what: &'static str,
     needs: Bump,
     change: fn(&mut Value),
 }
 
-/// Changes, for every row of the rules.
+/// Changes for every row of the rules.
 const CASES: [Case; 34] = [
     case("nothing", Bump::Patch, |_| {}),
     case("description", Bump::Patch, |new| new["inputs"][0]["description"] = json!("other words")),
-    // What old callers can live with.
+    // Compatible with old callers.
     case("optional input", Bump::Minor, |new| push(&mut new["inputs"], optional("new"))),
     case("output", Bump::Minor, |new| push(&mut new["outputs"], required("new"))),
     case("default", Bump::Minor, |new| new["inputs"][1]["default"] = json!([0, 0, 0, 0])),
@@ -60,7 +60,7 @@ const CASES: [Case; 34] = [
     case("narrower output", Bump::Minor, |new| range(&mut new["outputs"][1], 0.1, 0.9)),
     case("output of one shape", Bump::Minor, |new| new["outputs"][2]["row_shape"] = json!([3])),
     case("batch", Bump::Minor, |new| new["max_batch_size"] = json!(9)),
-    // What may break them.
+    // Incompatible with old callers.
     case("input gone", Bump::Major, |new| drop_first(&mut new["inputs"])),
     case("output gone", Bump::Major, |new| drop_first(&mut new["outputs"])),
     case("input renamed", Bump::Major, |new| new["inputs"][2]["name"] = json!("other")),
@@ -83,7 +83,7 @@ const CASES: [Case; 34] = [
     case("output label", Bump::Major, |new| {
         labels(&mut new["outputs"][0], &["clean", "toxic", "other"]);
     }),
-    // The larger one counts.
+    // The larger step counts.
     case("two at once", Bump::Major, |new| {
         push(&mut new["outputs"], required("new"));
         drop_first(&mut new["inputs"]);
@@ -120,7 +120,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     ])
 }
 
-/// What the command says.
+/// The result of the command.
 #[derive(Debug)]
 struct Verdict {
     is_success: bool,
@@ -143,7 +143,10 @@ impl Verdict {
         let output = check.args(["check", "--json"]).args([old, new]).output();
         let output = output.context("cannot start the host")?;
         let report = serde_json::from_slice(&output.stdout).with_context(|| {
-            format!("check says no JSON: {}", String::from_utf8_lossy(&output.stderr))
+            format!(
+                "the output of `check` is not JSON: {}",
+                String::from_utf8_lossy(&output.stderr)
+            )
         })?;
         Ok(Self { is_success: output.status.success(), report })
     }
@@ -158,7 +161,7 @@ impl Verdict {
     }
 }
 
-/// The signature before, with something of everything in it.
+/// The signature before, with a field of each kind.
 fn signature() -> Value {
     let field = |name: &str, datatype: &str, shape: Value, constraints: Value| {
         json!({
@@ -232,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_case_but_the_first_changes_something() {
+    fn every_case_but_the_first_changes_the_signature() {
         for case in &CASES[1..] {
             let mut new = signature();
             (case.change)(&mut new);
@@ -247,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_has_to_be_right_in_every_respect() {
+    fn a_verdict_is_right_only_in_all_parts() {
         let verdict = |is_success, needed: &str, fits: bool| {
             Verdict { is_success, report: json!({"needed": needed, "fits": fits}) }
                 .is_right(&case("", Bump::Minor, |_| {}), true)

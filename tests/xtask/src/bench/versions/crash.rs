@@ -1,11 +1,11 @@
-//! Whether acknowledged changes survive a server that is killed while it makes others.
+//! Acknowledged changes of a server that is killed at random moments.
 //!
-//! Two hundred changes of every kind, in random order, each with a `kill -9` at a random moment
-//! between its command and some time after it should be done. What the state has to be then is not
-//! asked of the server but known from the rules: that after the last acknowledged change, or, if one
-//! was under way, that before or after it. A server that acknowledged before it had written would
-//! lose some; one that wrote in two places, or the new version's files after its name, would show
-//! halves or would not start.
+//! Two hundred changes of every kind in random order, each with a `kill -9` at a random moment
+//! between its request and some time after it should be complete. The expected state follows from
+//! the rules: that after the last acknowledged change, or, if a change was in progress, that before
+//! or after it. A server that acknowledged before writing would lose changes; one that wrote in two
+//! places, or the new version's files after its name, would show partial changes or would not
+//! start.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -21,21 +21,21 @@ use crate::bench::server::{Server, Setup};
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How many changes there are.
+/// The number of changes.
 const MUTATIONS: u32 = 200;
 
-/// How many versions they are about.
+/// The number of versions.
 const VERSIONS: u64 = 6;
 
-/// How long a change takes, as long as none of its kind was seen. A deployment compiles.
+/// The assumed duration of a change of which none has been measured. A deployment compiles.
 const FIRST_GUESS: Duration = Duration::from_millis(20);
 const FIRST_GUESS_OF_DEPLOY: Duration = Duration::from_secs(2);
 
-/// The latest moment of a kill, in multiples of what such a change took. About one in three comes
-/// when the change is done.
+/// The latest moment of a kill, in multiples of the duration of the change. About one kill in three
+/// comes after the change is complete.
 const LATEST: f64 = 1.5;
 
-/// What was found out.
+/// The totals.
 #[derive(Default)]
 struct Tally {
     lost: u32,
@@ -44,7 +44,7 @@ struct Tally {
     failed_starts: u32,
     acknowledged: u32,
     interrupted: u32,
-    /// Of those interrupted, those that are there nevertheless.
+    /// Interrupted changes that were made nevertheless.
     applied: u32,
 }
 
@@ -65,13 +65,13 @@ impl Tally {
     fn count(&mut self, reply: &Reply, verdict: Verdict, is_changed: bool) {
         match reply {
             Reply::Acknowledged(_) => self.acknowledged += 1,
-            Reply::Refused(_) => self.refused += 1,
+            Reply::Rejected(_) => self.refused += 1,
             Reply::Lost(_) => self.interrupted += 1,
         }
         match verdict {
             Verdict::Kept => {}
             Verdict::Lost => self.lost += 1,
-            Verdict::Half => self.half += 1,
+            Verdict::Partial => self.half += 1,
         }
         self.applied += u32::from(matches!(reply, Reply::Lost(_)) && is_changed);
     }
@@ -96,7 +96,7 @@ impl Tally {
 struct Work<'a> {
     bench: &'a Bench<'a>,
     setup: &'a Setup,
-    /// What changes take that are left alone, by kind.
+    /// The durations of uninterrupted changes by kind.
     durations: BTreeMap<&'static str, Duration>,
     tally: Tally,
 }
@@ -106,17 +106,17 @@ impl Work<'_> {
         let mut server = server;
         let mut state = State::default();
         for _ in 0..MUTATIONS {
-            let mutation = choose(&state, pool, random).context("there is nothing to do")?;
+            let mutation = choose(&state, pool, random).context("no change is possible")?;
             let moment = self.duration(&mutation).mul_f64(random.fraction() * LATEST);
             let reply = self.kill_during(server, &mutation, moment)?;
             server = self.restart()?;
             let is = State::from_model(server.admin().model(MISBEHAVE)?.as_ref())?;
             let verdict = state.judge(&mutation, &reply, &is);
-            if verdict != Verdict::Kept || matches!(reply, Reply::Refused(_)) {
+            if verdict != Verdict::Kept || matches!(reply, Reply::Rejected(_)) {
                 eprintln!("{verdict:?}: {mutation:?}, {reply:?}\nbefore {state:?}\nafter {is:?}");
             }
             self.tally.count(&reply, verdict, is != state);
-            // Whatever it should have been: the next change is one of this state.
+            // Whether it is correct or not, the next change starts from this state.
             state = is;
         }
         server.stop()
@@ -130,7 +130,8 @@ impl Work<'_> {
         self.durations.get(mutation.kind()).copied().unwrap_or(guess)
     }
 
-    /// Kills the server so long after it was told to make a change; what became of the command.
+    /// Kills the server at this time after the request of a change; returns the outcome of the
+    /// request.
     fn kill_during(
         &mut self,
         server: Server,
@@ -153,7 +154,7 @@ impl Work<'_> {
         Ok(reply)
     }
 
-    /// Starts the server again; one that cannot may try once more.
+    /// Starts the server again, with a second attempt if that fails.
     fn restart(&mut self) -> Result<Server> {
         let start = || Server::start(self.bench.rig.workspace, self.setup);
         start().or_else(|error| {
@@ -164,7 +165,7 @@ impl Work<'_> {
     }
 }
 
-/// A change of this state: each kind is as likely as any other.
+/// A random change of this state; each kind is equally likely.
 fn choose(state: &State, pool: &[Mutation], random: &mut Random) -> Option<Mutation> {
     let allowed = state.allowed(pool);
     let mut kinds: Vec<&str> = allowed.iter().map(Mutation::kind).collect();
@@ -182,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_order_of_changes_has_all_kinds_and_no_end() {
+    fn random_changes_cover_all_kinds() {
         let deploy = |minor| {
             let (version, digest) = (Version::new(1, minor, 0), minor.to_string());
             Mutation::Deploy { version, digest, artifact: "artifact".into() }
@@ -203,7 +204,7 @@ mod tests {
     fn outcomes_are_counted() {
         let mut tally = Tally::default();
         tally.count(&Reply::Lost(anyhow!("killed")), Verdict::Kept, true);
-        tally.count(&Reply::Lost(anyhow!("killed")), Verdict::Half, false);
+        tally.count(&Reply::Lost(anyhow!("killed")), Verdict::Partial, false);
         tally.count(&Reply::Acknowledged(serde_json::json!({})), Verdict::Lost, false);
         assert_eq!((tally.interrupted, tally.applied, tally.half), (2, 1, 1));
         assert_eq!((tally.acknowledged, tally.lost), (1, 1));

@@ -1,7 +1,6 @@
-//! What the state of a model has to be after a change: the rules, written down a second time.
+//! The state of a model after a change: the rules, stated independently of the server.
 //!
-//! Only changes whose outcome the rules leave no doubt about are allowed here; what a server does
-//! about the others is a matter of tests.
+//! Only changes whose outcome is unambiguous are generated; the boundary tests cover the others.
 
 use std::collections::BTreeMap;
 
@@ -11,45 +10,45 @@ use serde_json::Value;
 
 use crate::bench::admin::{Mutation, Reply, WHOLE, parse_version};
 
-/// How many versions are promoted on top of each other at most, so that it does not matter how many
-/// of them a server remembers.
+/// The maximum number of promotions that can be rolled back, so that the number that a server
+/// remembers does not matter.
 const MOST_PROMOTED: usize = 4;
 
-/// The shares that candidates and shadows get, in parts per million.
+/// The shares of candidates and shadows in parts per million.
 const SHARES: [u32; 3] = [0, 100_000, WHOLE / 2];
 
-/// What is kept of a model.
+/// The state of a model.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) stable: Option<Version>,
-    /// With their weights.
+    /// The candidates with their weights.
     pub(super) candidates: BTreeMap<Version, u32>,
-    /// With its share.
+    /// The shadow with its share.
     pub(super) shadow: Option<(Version, u32)>,
-    /// Those before the stable one, newest last.
+    /// The previous stable versions, newest last.
     pub(super) promoted: Vec<Version>,
-    /// With their digests in hexadecimal.
+    /// The deployed versions with their digests in hexadecimal.
     pub(super) versions: BTreeMap<Version, String>,
 }
 
-/// What became of a change, in the end.
+/// The verdict about a change after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// All that was acknowledged is there, and nothing by halves.
+    /// The state is consistent with the response.
     Kept,
     /// The change was acknowledged and is not there.
     Lost,
-    /// The state is neither that before the change nor that after it, or it was refused and is there.
-    Half,
+    /// The state is neither that before nor that after the change, or a rejected change was made.
+    Partial,
 }
 
 impl State {
-    /// What a server says of a model, or the state of one that it does not know.
+    /// Parses the admin API's description of a model; none is the state of an unknown model.
     pub(super) fn from_model(model: Option<&Value>) -> Result<Self> {
         let Some(model) = model else {
             return Ok(Self::default());
         };
-        Self::parse(model).with_context(|| format!("cannot understand the state: {model}"))
+        Self::parse(model).with_context(|| format!("cannot parse the state: {model}"))
     }
 
     fn parse(model: &Value) -> Result<Self> {
@@ -74,7 +73,7 @@ impl State {
         }
         for entry in model["versions"].as_array().context("no versions")? {
             if entry["digest"].is_null() {
-                // It is on its way out, or has never come in.
+                // It is being removed or failed to load.
                 continue;
             }
             let digest = entry["digest"].as_str().context("no digest")?;
@@ -84,7 +83,7 @@ impl State {
         Ok(state)
     }
 
-    /// All changes that there can be, with versions of these deployments.
+    /// All changes that are possible with these deployments.
     pub(super) fn allowed(&self, pool: &[Mutation]) -> Vec<Mutation> {
         let mut allowed = Vec::new();
         for deploy in pool {
@@ -105,7 +104,7 @@ impl State {
         allowed
     }
 
-    /// Those of a version that is deployed.
+    /// The changes of a deployed version.
     fn allowed_of(&self, version: &Version) -> Vec<Mutation> {
         let mut allowed = Vec::new();
         let is_shadow = self.shadow.as_ref().is_some_and(|(shadow, _)| shadow == version);
@@ -130,7 +129,7 @@ impl State {
         allowed
     }
 
-    /// The state after a change that is allowed.
+    /// The state after an allowed change.
     pub(super) fn after(&self, mutation: &Mutation) -> Self {
         let mut state = self.clone();
         match mutation {
@@ -161,15 +160,15 @@ impl State {
         state
     }
 
-    /// What became of a change of this state, when the server has that one in the end.
+    /// Judges a change of this state by the response and the resulting state.
     pub(super) fn judge(&self, mutation: &Mutation, reply: &Reply, is: &Self) -> Verdict {
         let after = self.after(mutation);
         match reply {
             Reply::Acknowledged(_) if *is == after => Verdict::Kept,
             Reply::Acknowledged(_) if is == self => Verdict::Lost,
-            Reply::Refused(_) if is == self => Verdict::Kept,
+            Reply::Rejected(_) if is == self => Verdict::Kept,
             Reply::Lost(_) if is == self || *is == after => Verdict::Kept,
-            Reply::Acknowledged(_) | Reply::Refused(_) | Reply::Lost(_) => Verdict::Half,
+            Reply::Acknowledged(_) | Reply::Rejected(_) | Reply::Lost(_) => Verdict::Partial,
         }
     }
 }
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_made_as_the_rules_say() {
+    fn changes_follow_the_rules() {
         let two = [deploy(0), deploy(1), deploy(2)];
         let first = after(&two);
         assert_eq!((first.stable.clone(), first.versions.len()), (Some(version(0)), 3));
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_rules_forbid_is_not_allowed() {
+    fn forbidden_changes_are_not_offered() {
         let pool: Vec<_> = (0..4).map(deploy).collect();
         let state = after(&[
             deploy(0),
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_servers_words_are_understood() {
+    fn a_servers_state_is_parsed() {
         let versions = [0, 1, 2, 3].map(|minor| {
             json!({"version": format!("1.{minor}.0"), "digest": format!("sha256:{minor}{minor}")})
         });
@@ -285,17 +284,17 @@ mod tests {
         let (mutation, other) = (promote(1), before.after(&deploy(2)));
         let changed = before.after(&mutation);
         let done = Reply::Acknowledged(json!({}));
-        let refused = Reply::Refused(String::new());
+        let refused = Reply::Rejected(String::new());
         let lost = Reply::Lost(anyhow!("killed"));
         for (reply, is, verdict) in [
             (&done, &changed, Verdict::Kept),
             (&done, &before, Verdict::Lost),
-            (&done, &other, Verdict::Half),
+            (&done, &other, Verdict::Partial),
             (&refused, &before, Verdict::Kept),
-            (&refused, &changed, Verdict::Half),
+            (&refused, &changed, Verdict::Partial),
             (&lost, &before, Verdict::Kept),
             (&lost, &changed, Verdict::Kept),
-            (&lost, &other, Verdict::Half),
+            (&lost, &other, Verdict::Partial),
         ] {
             assert_eq!(before.judge(&mutation, reply, is), verdict, "{reply:?} {is:?}");
         }

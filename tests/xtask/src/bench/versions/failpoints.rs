@@ -1,12 +1,11 @@
-//! Kills the server before each single write, and fills the disk from each on.
+//! Kills the server before each single write, and fills the disk from each write on.
 //!
-//! Where the section `crash` leaves the moment to chance, this one leaves none out: a build with
-//! failpoints counts what it does to files that have to last, from its start on, and kills itself
-//! before the N-th, or lets all from the N-th on fail as on a full disk. N goes up from 1 until the
-//! start and one change of the kind have gone through; then comes the next kind. Each begins with a
-//! copy of the same state, and ends with a start of the same build without failpoints, which has to
-//! show a state that the rules allow. A server whose disk is full may refuse what it likes, but has
-//! to go on answering.
+//! Unlike the section `crash`, this one is exhaustive: a build with failpoints counts its file
+//! operations and kills itself before the N-th, or fails all operations from the N-th on as if the
+//! disk were full. N increases from 1 until the start and one change have succeeded; then the next
+//! kind of change follows. Each attempt starts with a copy of the same state and ends with a start
+//! without failpoints, which must show a state that the rules allow. A server with a full disk may
+//! reject any change but must keep answering.
 
 use std::path::Path;
 use std::process::Command;
@@ -23,52 +22,52 @@ use crate::bench::{Bar, Figure};
 use crate::run;
 use crate::workspace::Profile;
 
-/// What the build reads.
+/// The environment variable of the failpoint.
 const VARIABLE: &str = "GUESTHOUSE_FAILPOINT";
 
 const TEMPLATE: &str = "state-failpoints-template";
 const STATE: &str = "state-failpoints";
 
-/// More writes than any start and change take together.
+/// More writes than any start and change together.
 const MOST_POINTS: u32 = 300;
 
-/// How long a start may take here: everything is compiled.
+/// The time limit of a start, which compiles nothing.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// What the build does at the N-th write.
+/// What happens at the N-th write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failure {
     Kill,
     Full,
 }
 
-/// How far a server came with a failure ahead.
+/// How far a server came with a failpoint ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
     /// It did not start.
     NoStart,
-    /// It started, and the failure came in its way.
+    /// It started, and then the failure happened.
     Failed,
-    /// It did not meet the failure, or not before the change was made.
+    /// The failure did not happen before the change was made.
     Done,
 }
 
 #[derive(Default)]
 struct Tally {
-    /// Those at which something failed.
+    /// The failpoints at which something failed.
     points: u32,
     lost: u32,
     half: u32,
     failed_starts: u32,
     refused: u32,
-    /// Servers with a full disk that did not go on as before.
+    /// Servers with a full disk that did not keep serving.
     broken: u32,
 }
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     build()?;
     let pool = run::step("failpoints: pack", || bench.misbehave(5))?;
-    let template = run::step("failpoints: the state to begin with", || template(bench, &pool))?;
+    let template = run::step("failpoints: the initial state", || template(bench, &pool))?;
     let version = |minor| Version::new(1, minor, 0);
     let new = pool.last().context("nothing was packed")?.clone();
     let mutations = [
@@ -98,8 +97,7 @@ fn build() -> Result<()> {
     run::shown(&mut build)
 }
 
-/// Makes the state that every sweep begins with: all versions but the last deployed, the second one
-/// promoted.
+/// Makes the initial state: all versions but the last are deployed, and the second one is promoted.
 fn template(bench: &Bench<'_>, pool: &[Mutation]) -> Result<State> {
     let setup = setup(bench, TEMPLATE)?;
     empty(&setup.state)?;
@@ -114,21 +112,22 @@ fn template(bench: &Bench<'_>, pool: &[Mutation]) -> Result<State> {
     server.stop()?;
     let server = Server::start(bench.rig.workspace, &setup)?;
     let state = state(&server)?;
-    ensure!(state == expected, "the state to begin with is {state:?}, not {expected:?}");
+    ensure!(state == expected, "the initial state is {state:?}, not {expected:?}");
     server.stop()?;
     Ok(state)
 }
 
 fn setup(bench: &Bench<'_>, state: &str) -> Result<Setup> {
     let setup = bench.rig.setup(state, "", &[])?;
-    Ok(Setup { host: Profile::Dev, limit: START_LIMIT, ..setup })
+    let program = bench.rig.workspace.host_binary(Profile::Dev);
+    Ok(Setup { program, limit: START_LIMIT, ..setup })
 }
 
 fn state(server: &Server) -> Result<State> {
     State::from_model(server.admin().model(MISBEHAVE)?.as_ref())
 }
 
-/// All points with one way to fail.
+/// All failpoints of one kind.
 struct Sweep<'a> {
     bench: &'a Bench<'a>,
     template: &'a State,
@@ -137,8 +136,8 @@ struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    /// Goes through all points of a change; the first at which the server started at all. Starts do
-    /// the same each time, so the next change need not begin before it.
+    /// Goes through all failpoints of a change; returns the first at which the server started.
+    /// Starts are deterministic, so the next change begins there.
     fn sweep(&mut self, mutation: &Mutation, first: u32) -> Result<u32> {
         let mut started = None;
         for point in first..first + MOST_POINTS {
@@ -150,7 +149,7 @@ impl Sweep<'_> {
                 return Ok(started.unwrap_or(first));
             }
         }
-        bail!("{mutation:?} is not made without a failure")
+        bail!("{mutation:?} fails at every failpoint")
     }
 
     fn fail_at(&mut self, mutation: &Mutation, point: u32) -> Result<Progress> {
@@ -181,7 +180,7 @@ impl Sweep<'_> {
         match verdict {
             Verdict::Kept => {}
             Verdict::Lost => self.tally.lost += 1,
-            Verdict::Half => self.tally.half += 1,
+            Verdict::Partial => self.tally.half += 1,
         }
         if verdict != Verdict::Kept {
             eprintln!("{failure}:{point}, {mutation:?}: {verdict:?} after {reply:?}, it is {is:?}");
@@ -189,36 +188,36 @@ impl Sweep<'_> {
         Ok(progress)
     }
 
-    /// Makes the change and ends the server, unless that has happened already.
+    /// Makes the change and stops the server, unless it has exited.
     fn change(&mut self, server: Server, mutation: &Mutation) -> Result<(Reply, Progress)> {
         let reply = server.admin().apply(MISBEHAVE, mutation);
         let is_done = matches!(reply, Reply::Acknowledged(_));
-        self.tally.refused += u32::from(matches!(reply, Reply::Refused(_)));
+        self.tally.refused += u32::from(matches!(reply, Reply::Rejected(_)));
         let is_well = match self.failure {
-            // A point may also be on the way down.
+            // A failpoint may be reached during the shutdown.
             Failure::Kill => server.stop().is_ok(),
             Failure::Full => {
-                let goes_on = self.goes_on(&server, &reply);
-                if let Err(error) = &goes_on {
+                let keeps_serving = self.keeps_serving(&server, &reply);
+                if let Err(error) = &keeps_serving {
                     eprintln!("{mutation:?} on a full disk: {error:#}");
                     self.tally.broken += 1;
                 }
                 server.kill()?;
-                goes_on.is_ok()
+                keeps_serving.is_ok()
             }
         };
         let progress = if is_done && is_well { Progress::Done } else { Progress::Failed };
         Ok((reply, progress))
     }
 
-    /// Whether a server with a full disk answers as before, and has not made what it refused.
-    fn goes_on(&self, server: &Server, reply: &Reply) -> Result<()> {
+    /// Whether a server with a full disk answers as before and has not made a rejected change.
+    fn keeps_serving(&self, server: &Server, reply: &Reply) -> Result<()> {
         let body = br#"{"action":"echo"}"#.to_vec();
         let answer = server.client().post(&predict_path(MISBEHAVE), &[], body)?;
         ensure!(answer.status == 200, "a prediction failed: {} {}", answer.status, answer.text);
-        if matches!(reply, Reply::Refused(_)) {
+        if matches!(reply, Reply::Rejected(_)) {
             let is = state(server)?;
-            ensure!(is == *self.template, "it was refused ({reply:?}) and made: {is:?}");
+            ensure!(is == *self.template, "it was rejected ({reply:?}) and made: {is:?}");
         }
         Ok(())
     }
@@ -247,7 +246,8 @@ impl Sweep<'_> {
     }
 }
 
-/// Makes a folder a copy of another. Not of links: the server changes its files in place.
+/// Replaces a folder with a copy of another. Files are not linked, because the server changes some
+/// in place.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     empty(to)?;
     run::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to)).map(drop)
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_is_one_of_its_own() {
+    fn a_copy_is_independent_of_the_original() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir(path("from")).unwrap();

@@ -1,8 +1,8 @@
-//! When each version was live, as far as whoever swapped them can tell.
+//! When each version was live, as far as the client that swapped them can tell.
 //!
-//! A version may have become live at any time after its command was sent, and may have served until
-//! the answer to the command that replaced it had arrived. An answer is wrong only if its version
-//! was live at no moment between question and answer.
+//! A version may become live at any time after its request was sent, and may serve until the
+//! response to the request that replaced it has arrived. A response is wrong only if its version
+//! was live at no moment between sending and receiving.
 
 use std::collections::BTreeMap;
 
@@ -20,19 +20,19 @@ struct Span {
 /// Which versions were live when.
 #[derive(Debug)]
 pub(super) struct Timeline {
-    /// Each version's, by both ends in ascending order.
+    /// The spans of each version; both ends are in ascending order.
     spans: BTreeMap<String, Vec<Span>>,
     live: String,
 }
 
 impl Timeline {
-    /// A version that has always been live.
+    /// Starts with a version that has always been live.
     pub(super) fn new(version: &Version) -> Self {
         let (live, span) = (version.to_string(), Span { from: 0, until: u64::MAX });
         Self { spans: [(live.clone(), vec![span])].into(), live }
     }
 
-    /// Another one became live between these times.
+    /// Another version became live between these times.
     pub(super) fn swap(&mut self, version: &Version, sent: u64, answered: u64) {
         let version = version.to_string();
         if version == self.live {
@@ -46,14 +46,14 @@ impl Timeline {
         self.live = version;
     }
 
-    /// Whether an answer can be right: its version was live at some moment while it was made. What
-    /// has no version can be, unless it was a success.
+    /// Whether a response can be correct: its version may have been live while the request was in
+    /// progress. A failed request needs no version.
     pub(super) fn allows(&self, record: &Record) -> bool {
         let Some(version) = &record.version else {
             return !record.is_success;
         };
         let spans = self.spans.get(version).map_or(&[][..], Vec::as_slice);
-        // The first that had not ended before; later ones begin even later.
+        // The first span that had not ended when the request was sent; later ones start later.
         let first = spans.partition_point(|span| span.until < record.sent);
         spans.get(first).is_some_and(|span| span.from <= record.answered)
     }
@@ -79,18 +79,18 @@ mod tests {
     }
 
     #[test]
-    fn a_version_may_answer_while_it_may_be_live() {
+    fn a_response_of_a_possibly_live_version_is_allowed() {
         for (version, sent, answered) in [
             ("1.0.0", 1, 5),
-            // Asked before the swap was over.
+            // Sent before the swap was complete.
             ("1.0.0", 20, 25),
-            // Answered after it had begun.
+            // Received after the swap had begun.
             ("2.0.0", 5, 10),
             ("2.0.0", 21, 25),
             ("2.0.0", 40, 90),
             ("1.0.0", 25, 30),
             ("1.0.0", 50, 60),
-            // So slow that it was live again.
+            // Slow enough that the version was live again.
             ("1.0.0", 21, 60),
         ] {
             assert!(allows(Some(version), sent, answered), "{version} {sent} {answered}");
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_may_not_answer_before_or_after() {
+    fn a_response_outside_the_live_span_is_not_allowed() {
         for (version, sent, answered) in
             [("2.0.0", 1, 9), ("1.0.0", 21, 29), ("2.0.0", 41, 50), ("3.0.0", 1, 50)]
         {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_failed_needs_no_version() {
+    fn a_success_without_a_version_is_not_allowed() {
         assert!(!allows(None, 1, 2));
         let failed = Record { sent: 1, answered: 2, is_success: false, version: None };
         assert!(timeline().allows(&failed));

@@ -1,8 +1,8 @@
-//! How long it takes to load what need not be compiled, and to deploy what is small, while a large
-//! artifact is compiled.
+//! The time of loading compiled versions and of deploying small ones while a large artifact is
+//! compiled.
 //!
-//! Each round begins with an empty state folder, so that the large artifact takes its full time. All
-//! that is measured has to be over before that one is: otherwise nothing was shown.
+//! Each round starts with an empty state folder, so that the large artifact takes its full time.
+//! Everything measured must end before its compilation; otherwise the round shows nothing.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,19 +19,19 @@ use crate::bench::server::{Server, Setup};
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// Of each figure, the slowest round counts.
+/// The slowest round counts.
 const ROUNDS: usize = 3;
 
-/// Every replaced version is retired, so that going back has to load.
+/// Every replaced version is retired, so that a rollback has to load it.
 const CONFIG: &str = "[models.misbehave]\nparked_versions = 0\n";
 
-/// How long the large artifact is given to come to be compiled.
+/// The time after which the large artifact is being compiled.
 const HEAD_START: Duration = Duration::from_secs(2);
 
-/// What an operator waits for without wondering.
+/// What an operator accepts without wondering.
 const LOAD_MS: Bar = Bar::Below(2000.0);
 
-/// The times of one round, in milliseconds.
+/// The times of one round in milliseconds.
 #[derive(Default)]
 struct Times {
     reload: f64,
@@ -62,8 +62,10 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
 fn round(rig: &Rig<'_>, setup: &Setup, large: &[Model], small: &[Mutation]) -> Result<Times> {
     let server = Server::start(rig.workspace, setup)?;
     let admin = server.admin();
-    let [first, second, third] = small else { anyhow::bail!("there are to be three versions") };
-    let Mutation::Deploy { version, .. } = second else { anyhow::bail!("no deployment") };
+    let [first, second, third] = small else { anyhow::bail!("three versions are needed") };
+    let Mutation::Deploy { version, .. } = second else {
+        anyhow::bail!("the second change is not a deployment")
+    };
     admin.make(MISBEHAVE, first)?;
     admin.make(MISBEHAVE, second)?;
     let client = Client::new(server.address(), admin::KEY);
@@ -93,7 +95,7 @@ fn act(admin: &Admin, client: &Client, third: &Mutation) -> Result<Times> {
     let change = |what: &str| -> Result<()> {
         let path = format!("/v2/repository/models/{MISBEHAVE}/{what}");
         let answer = client.post(&path, &[], b"{}".to_vec())?;
-        ensure!(answer.is_success(), "{what} was refused: {} {}", answer.status, answer.text);
+        ensure!(answer.is_success(), "{what} was rejected: {} {}", answer.status, answer.text);
         Ok(())
     };
     let reload = time(&|| {

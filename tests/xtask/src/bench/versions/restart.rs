@@ -1,8 +1,8 @@
-//! How long a start takes that finds twenty versions in the store.
+//! The time of a start with twenty stored versions.
 //!
-//! They are deployed before, one after the other, and none of them is compiled at the start that
-//! counts. A start that verified artifacts by compiling them, or that loaded them one by one with
-//! all of their instances, would take seconds.
+//! They are deployed before, one after the other, and none is compiled by the measured starts. A
+//! start that verified artifacts by compiling them, or loaded them sequentially with all of their
+//! instances, would take seconds.
 
 use anyhow::{Context, Result};
 use semver::Version;
@@ -13,16 +13,16 @@ use crate::bench::statistics::median;
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How many versions there are.
+/// The number of versions.
 const VERSIONS: u64 = 20;
 
-/// How many starts the median is of. Odd, so that it is one of them.
+/// The number of starts. Odd, so that the median is a measured value.
 const STARTS: usize = 5;
 
-/// So many versions may come to use more memory than the machine has; none of them does.
+/// The versions may reserve more memory than the machine has; none of them uses it.
 const CONFIG: &str = "[limits]\nmemory_mib = 65536\n";
 
-/// A restart should not be noticed.
+/// A restart should not be noticeable.
 const START_MS: Bar = Bar::Below(1000.0);
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {

@@ -1,9 +1,9 @@
-//! How long it takes until a version that was taken back is not seen any more.
+//! The time until a rolled-back version stops answering.
 //!
-//! One caller asks without a pause while versions are promoted and taken back. The time counts from
-//! when the command was sent until the first whole answer of the old version has arrived at that
-//! caller, so it has the command, whatever it writes to the disk, and a prediction in it. A server
-//! that loaded the old version again, or drained the other one first, would need much longer.
+//! One caller sends requests without a pause while versions are promoted and rolled back. The time
+//! counts from sending the request to roll back until the first complete response of the old
+//! version, so it includes the request, its writes to the disk, and a prediction. A server that
+//! loaded the old version again, or drained the other one first, would take much longer.
 
 use std::thread;
 use std::time::Duration;
@@ -23,16 +23,16 @@ use crate::run;
 const OLD: Version = Version::new(1, 0, 0);
 const NEW: Version = Version::new(2, 0, 0);
 
-/// How often a version is taken back.
+/// The number of rollbacks.
 const ROUNDS: u32 = 200;
 
-/// How long the caller asks for each of them; far longer than one takes.
+/// The duration of the load for each of them, which is far longer than one takes.
 const SECONDS_PER_ROUND: f64 = 0.25;
 
-/// The pause after each change, in which the caller sees it; up to twice as long by chance.
+/// The pause after each change, in which the caller sees it; randomly up to twice as long.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Nobody should see the difference between a command and its effect.
+/// A rollback must appear immediate.
 const P99_MS: Bar = Bar::Below(10.0);
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
@@ -63,10 +63,10 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Promotes a version and takes it back as often as planned; when each command to do so was sent.
+/// Promotes and rolls back; returns when each rollback was requested.
 fn roll_back(admin: &Admin, load: &mut Running) -> Result<Vec<u64>> {
     let pause = || thread::sleep(PAUSE.mul_f64(1.0 + random::fraction()));
-    // The load has to have begun.
+    // The load must have started.
     thread::sleep(Duration::from_secs(1));
     let mut sent = Vec::new();
     for _ in 0..ROUNDS {
@@ -76,18 +76,18 @@ fn roll_back(admin: &Admin, load: &mut Running) -> Result<Vec<u64>> {
         admin.make(TOXICITY, &Mutation::Rollback(None))?;
         pause();
     }
-    ensure!(!load.is_over()?, "the load was over before the last version was taken back");
+    ensure!(!load.is_over()?, "the load ended before the last rollback");
     Ok(sent)
 }
 
-/// From each command until the first answer of the old version.
+/// The times from each request to the first response of the old version.
 fn times_ms(records: &[Record], sent: &[u64]) -> Result<Vec<f64>> {
     let (old, new) = (OLD.to_string(), NEW.to_string());
     let time = |sent: &u64| {
         let (before, after) =
             records.split_at(records.partition_point(|record| record.answered < *sent));
         let was_new = before.last().is_some_and(|record| record.version.as_ref() == Some(&new));
-        ensure!(was_new, "the caller did not see the new version before it was taken back");
+        ensure!(was_new, "the caller did not see the new version before its rollback");
         let first = after.iter().find(|record| record.version.as_ref() == Some(&old));
         let first = first.context("the caller never saw the old version again")?;
         Ok((first.answered - sent) as f64 / 1e6)
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_until_the_first_answer_of_the_old_version() {
+    fn the_time_ends_at_the_first_response_of_the_old_version() {
         let ms = 1_000_000;
         let records = [
             record(0, ms, &OLD),
@@ -113,10 +113,10 @@ mod tests {
             record(4 * ms, 5 * ms, &OLD),
             record(5 * ms, 6 * ms, &OLD),
         ];
-        // Sent while the third was under way.
+        // Sent while the third request was in progress.
         let times = times_ms(&records, &[3 * ms]).unwrap();
         assert!((times[0] - 2.0).abs() < 1e-9, "{times:?}");
-        // Nothing was there to be taken back, or nothing came of it.
+        // The new version was not seen before, or the old one never again.
         assert!(times_ms(&records, &[ms + 1]).is_err());
         assert!(times_ms(&records[..3], &[3 * ms]).is_err());
     }

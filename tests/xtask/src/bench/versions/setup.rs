@@ -1,5 +1,5 @@
-//! What several sections need: versions of one model that differ in their numbers, servers that have
-//! them deployed, and the state to begin with.
+//! What several sections need: versions of a model that differ in their numbers only, servers with
+//! these versions, and their initial state.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -9,49 +9,49 @@ use anyhow::{Context, Result, ensure};
 use semver::Version;
 
 use super::expected::State;
+use crate::bench::Subject;
 use crate::bench::admin::{Admin, Mutation, parse_version};
 use crate::bench::artifacts::{Model, pack_misbehave, pack_renumbered};
 use crate::bench::load::Load;
 use crate::bench::rig::Rig;
 use crate::bench::server::{Server, Setup};
 use crate::run;
-use crate::workspace::Workspace;
 
-/// The model that is asked.
+/// The model that answers requests.
 pub(super) const TOXICITY: &str = "toxicity";
 
-/// The version of it that all others are copies of.
+/// The version that is copied.
 const SOURCE: &str = "1.0.0";
 
-/// The model that is changed where nobody asks.
+/// The model that is changed without load.
 pub(super) const MISBEHAVE: &str = "misbehave";
 
 /// The state folder that most sections share, so that each version is compiled once.
 const STATE: &str = "state-versions";
 
 /// What all sections share.
-pub(super) struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     pub(super) rig: Rig<'a>,
     pub(super) is_long: bool,
-    /// Whether the state folder has been emptied: what an earlier build left may not be understood.
+    /// Set when the state folder has been emptied: an earlier build may have left an incompatible
+    /// one.
     emptied: OnceCell<()>,
 }
 
 impl<'a> Bench<'a> {
-    /// The programs and guests have been built.
-    pub(super) fn prepare(workspace: &'a Workspace, seconds: f64, is_long: bool) -> Result<Self> {
-        let rig = Rig::new(workspace, "versions", seconds)?;
-        Ok(Self { rig, is_long, emptied: OnceCell::new() })
+    /// Programs and guests have been built.
+    pub(crate) fn prepare(subject: &Subject<'a>, is_long: bool) -> Result<Self> {
+        Ok(Self { rig: Rig::new(subject, "versions")?, is_long, emptied: OnceCell::new() })
     }
 
-    /// Versions of the model that is asked; their signatures, weights and answers are the same.
+    /// Versions of the model that answers requests, with equal signatures, weights and responses.
     pub(super) fn toxicity(&self, versions: &[Version]) -> Result<Vec<Model>> {
         let numbers: Vec<String> = versions.iter().map(Version::to_string).collect();
         let (folder, source) = (self.rig.folder("artifacts"), (TOXICITY, SOURCE));
         pack_renumbered(self.rig.workspace, source, &numbers, &folder)
     }
 
-    /// Deployments of as many versions of the model that is changed, each a minor step.
+    /// Deployments of this many versions of the other model, each a minor step.
     pub(super) fn misbehave(&self, count: u64) -> Result<Vec<Mutation>> {
         let folder = self.rig.folder(".");
         let pack = |minor| {
@@ -62,13 +62,13 @@ impl<'a> Bench<'a> {
         (0..count).map(pack).collect()
     }
 
-    /// What servers with the shared state have, beside a configuration.
+    /// A server with the shared state folder.
     pub(super) fn setup(&self, config: &str) -> Result<Setup> {
         self.rig.setup(STATE, config, &[])
     }
 
-    /// A server with this configuration that has these versions of the model that is asked, the first
-    /// of them stable and nothing else going on.
+    /// Starts a server with this configuration and these versions, of which the first is stable;
+    /// there are no candidates and no shadow.
     pub(super) fn server(&self, config: &str, models: &[Model]) -> Result<Server> {
         let setup = self.setup(config)?;
         if self.emptied.get().is_none() {
@@ -81,14 +81,14 @@ impl<'a> Bench<'a> {
         Ok(server)
     }
 
-    /// The same, in a line of progress.
+    /// The same as a step with progress.
     pub(super) fn start(&self, section: &str, config: &str, models: &[Model]) -> Result<Server> {
-        let what = format!("{section}: start, and deploy what is not deployed");
+        let what = format!("{section}: start and deploy");
         run::step(&what, || self.server(config, models))
     }
 }
 
-/// Deploys what is not deployed, in this order.
+/// Deploys the versions that are not deployed, in this order.
 pub(super) fn deploy(admin: &Admin, models: &[Model]) -> Result<()> {
     for model in models {
         let deployment = Mutation::deploy(model)?;
@@ -101,7 +101,7 @@ pub(super) fn deploy(admin: &Admin, models: &[Model]) -> Result<()> {
     Ok(())
 }
 
-/// Ends whatever an earlier section has begun.
+/// Ends candidates and shadows of an earlier section.
 fn reset(admin: &Admin, models: &[Model]) -> Result<()> {
     let first = models.first().context("there is no version")?;
     let (model, version) = (&first.name, parse_version(&first.version)?);
@@ -117,16 +117,16 @@ fn reset(admin: &Admin, models: &[Model]) -> Result<()> {
     }
     let is = state()?;
     let is_reset = is.stable == Some(version) && is.candidates.is_empty() && is.shadow.is_none();
-    ensure!(is_reset, "the server cannot be brought back to where it began: {is:?}");
+    ensure!(is_reset, "the server cannot be reset: {is:?}");
     Ok(())
 }
 
-/// A load that names no version: whoever is live answers.
+/// A load without a version in its path.
 pub(super) fn unpinned<'a>(url: &'a str, model: &'a Model) -> Load<'a> {
     Load { url, bodies: &model.bodies, contains: &model.contains, ..Load::default() }
 }
 
-/// Where requests go that name no version.
+/// The path for predictions without a version.
 pub(super) fn predict_path(model: &str) -> String {
     format!("/models/{model}/predict")
 }

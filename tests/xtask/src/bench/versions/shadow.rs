@@ -1,9 +1,8 @@
-//! What callers feel of a shadow, and what becomes of it when there is no time for it.
+//! The effect of a shadow on callers, and dropped comparisons.
 //!
-//! At a low rate there are free cores, and callers should feel nothing, although every request is
-//! computed twice; that it is, is counted. A server that asked both before it answered would double
-//! the latency. With every core busy, comparisons have to be dropped rather than wait, and the
-//! drops have to be counted.
+//! At a low rate there are free cores, and a shadow must have no effect although every request is
+//! computed twice, which is counted. A server that waited for both would double the latency. With
+//! every core busy, comparisons must be dropped rather than wait, and the drops must be counted.
 
 use anyhow::{Context, Result, ensure};
 use semver::Version;
@@ -21,17 +20,17 @@ use crate::run;
 const STABLE: Version = Version::new(1, 0, 0);
 const CANDIDATE: Version = Version::new(2, 0, 0);
 
-/// How many times each is measured, and its baseline. Odd, so that the median is one of them.
+/// The number of pairs. Odd, so that the median is a measured value.
 const LOW_PAIRS: u32 = 9;
 const BUSY_PAIRS: u32 = 3;
 
-/// The part of half of the capacity that arrives when cores are to be free: 15 % of all.
+/// The fraction of half of the capacity that leaves free cores: 15 % of the capacity.
 const LOW_PART_OF_HALF: f64 = 0.3;
 
-/// What the server counts.
+/// The metric of comparisons.
 const COMPARISONS: &str = "guesthouse_shadow_comparisons_total";
 
-/// A shadow must not be felt when there is room for it.
+/// A shadow must have no effect when there are free cores.
 const P99_RATIO: Bar = Bar::AtMost(1.1);
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
@@ -60,7 +59,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Arrivals with free cores.
+    /// An open loop with free cores.
     fn low(&mut self, rate: u32, pairs: u32) -> Result<Vec<Figure>> {
         let seconds = self.bench.rig.seconds / 2.0;
         let load = Load {
@@ -83,7 +82,7 @@ impl Work<'_> {
         ])
     }
 
-    /// As many requests as the server can answer.
+    /// A closed loop at full capacity.
     fn busy(&mut self, pairs: u32) -> Result<Vec<Figure>> {
         let load = Load {
             connections: CAPACITY_CONNECTIONS,
@@ -103,7 +102,7 @@ impl Work<'_> {
         ])
     }
 
-    /// Blocks without and with a shadow, and what was compared in the latter.
+    /// Blocks without and with a shadow, and the comparisons of the latter.
     fn pairs(
         &mut self,
         load: Load<'_>,
@@ -117,10 +116,10 @@ impl Work<'_> {
         let shadow = |shadow| admin.make(TOXICITY, &Mutation::Shadow(shadow));
         let (mut pairs, mut counts) = (Vec::new(), Comparisons::default());
         for _ in 0..count {
-            let baseline = load::tolerate(workspace, &load)?;
+            let baseline = load::run(workspace, &load)?;
             shadow(Some((CANDIDATE, WHOLE)))?;
             let before = comparisons(self.server)?;
-            let beside = load::tolerate(workspace, &load)?;
+            let beside = load::run(workspace, &load)?;
             let after = comparisons(self.server)?;
             shadow(None)?;
             counts.all += after.all - before.all;
@@ -132,7 +131,7 @@ impl Work<'_> {
     }
 }
 
-/// What became of requests that were to be computed twice.
+/// Counts of comparisons.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 struct Comparisons {
     all: f64,
@@ -145,7 +144,7 @@ fn comparisons(server: &Server) -> Result<Comparisons> {
     parse_comparisons(&answer.text)
 }
 
-/// The counts of a scrape. What has never happened may not be in it.
+/// The counts of a scrape. A result that never happened may be missing.
 fn parse_comparisons(metrics: &str) -> Result<Comparisons> {
     let mut counts = Comparisons::default();
     for line in metrics.lines() {
@@ -153,9 +152,9 @@ fn parse_comparisons(metrics: &str) -> Result<Comparisons> {
         else {
             continue;
         };
-        let wrong = || format!("the metrics have a line `{line}`");
+        let wrong = || format!("the metrics have an invalid line `{line}`");
         let (labels, value) = rest.split_once("} ").with_context(wrong)?;
-        // A time may follow.
+        // A timestamp may follow.
         let value = value.split(' ').next().unwrap_or_default();
         let value: f64 = value.parse().with_context(wrong)?;
         counts.all += value;
@@ -171,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comparisons_are_found_in_metrics() {
+    fn comparisons_are_parsed_from_metrics() {
         let metrics = "# TYPE guesthouse_shadow_comparisons counter\n\
             guesthouse_shadow_comparisons_total{model=\"a\",result=\"equal\"} 7\n\
             guesthouse_shadow_comparisons_total{model=\"a\",result=\"dropped\"} 3 12.5\n\

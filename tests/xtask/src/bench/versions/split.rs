@@ -1,9 +1,9 @@
-//! Whether a share is what it was said to be, and whether callers stay where they are.
+//! The accuracy of a split, and whether callers stay with their version.
 //!
-//! Requests without a key are distributed by chance, so their share has to be as close as chance
-//! would have it. Callers with a key are asked one by one: when the candidate gets a larger share,
-//! callers may move to it, and nobody may move back; after a restart nobody may move at all. A
-//! server that drew lots for callers, or hashed with a key of its own for each start, would move
+//! Requests without a sticky key are distributed randomly, so their share must be as close to the
+//! weight as chance allows. Callers with a key are sampled one by one: when the candidate's weight
+//! is raised, callers may move to it and none may move back; after a restart none may move at all.
+//! A server that chose randomly for callers, or hashed with a new key after each start, would move
 //! hundreds of them.
 
 use anyhow::{Context, Result, ensure};
@@ -22,23 +22,23 @@ use crate::run;
 const STABLE: Version = Version::new(1, 0, 0);
 const CANDIDATE: Version = Version::new(2, 0, 0);
 
-/// How many requests the share is measured with.
+/// The number of requests for the share.
 const REQUESTS: u32 = 100_000;
 
-/// The longest that they may take; a tenth of what this machine does in that time.
+/// The time limit for them; a tenth of what this machine does in that time.
 const SECONDS: f64 = 300.0;
 
-/// How many callers with a key there are.
+/// The number of callers with a key.
 const CALLERS: u32 = 2000;
 
 const HEADER: &str = "x-user-id";
 
 const CONFIG: &str = "[models.toxicity]\nsticky_header = \"x-user-id\"\n";
 
-/// The candidate's weights, in parts per million: first and raised.
+/// The candidate's weights in parts per million, before and after raising.
 const WEIGHTS: [u32; 2] = [100_000, 300_000];
 
-/// So far from its mean a number is by chance once in sixteen thousand measurements.
+/// A deviation of four happens once in sixteen thousand measurements.
 const DEVIATIONS: Bar = Bar::AtMost(4.0);
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
@@ -58,7 +58,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     raise(&server, WEIGHTS[1])?;
     let raised = ask(&server, "at the raised weight")?;
     server.stop()?;
-    // Not as at the beginning of a section: what is going on has to go on.
+    // Not reset as at the beginning of a section: the candidate must stay.
     let setup = bench.setup(CONFIG)?;
     let server = Server::start(bench.rig.workspace, &setup)?;
     let again = ask(&server, "after a restart")?;
@@ -86,7 +86,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// How far the candidate's share of requests without a key is from its weight.
+/// The deviation of the candidate's share from its weight.
 fn share(bench: &Bench<'_>, server: &Server, model: &Model) -> Result<Vec<Figure>> {
     let (url, file) = (server.url(&predict_path(TOXICITY)), bench.rig.folder("trace"));
     let load = Load {
@@ -97,7 +97,7 @@ fn share(bench: &Bench<'_>, server: &Server, model: &Model) -> Result<Vec<Figure
         trace: Some(&file),
         ..unpinned(&url, model)
     };
-    let measured = load::make(bench.rig.workspace, &load)?;
+    let measured = load::run_without_errors(bench.rig.workspace, &load)?;
     ensure!(measured.requests == u64::from(REQUESTS), "there was no time for all requests");
     let records = trace::read(&file)?;
     let part = f64::from(WEIGHTS[0]) / 1e6;
@@ -108,7 +108,7 @@ fn share(bench: &Bench<'_>, server: &Server, model: &Model) -> Result<Vec<Figure
     ])
 }
 
-/// A version's share, and how many standard deviations it is away from what it should be.
+/// A version's share, and its deviation from the expected share in standard deviations.
 fn deviations(records: &[Record], version: &str, part: f64) -> (f64, f64) {
     let all = records.len() as f64;
     let of_version = |record: &&Record| record.version.as_deref() == Some(version);
@@ -117,7 +117,7 @@ fn deviations(records: &[Record], version: &str, part: f64) -> (f64, f64) {
     (count / all, (count - all * part).abs() / deviation)
 }
 
-/// Which version answers each caller.
+/// The version that answers each caller.
 fn ask_all(server: &Server, model: &Model) -> Result<Vec<String>> {
     let client = server.client();
     let body = model.bodies.first().context("the model has no example")?.to_string().into_bytes();
@@ -125,7 +125,7 @@ fn ask_all(server: &Server, model: &Model) -> Result<Vec<String>> {
         let key = format!("user-{caller}");
         let answer = client.post(&predict_path(TOXICITY), &[(HEADER, &key)], body.clone())?;
         ensure!(answer.status == 200, "a caller got {}: {}", answer.status, answer.text);
-        answer.version.context("an answer names no version")
+        answer.version.context("a response names no version")
     };
     (0..CALLERS).map(ask).collect()
 }
@@ -135,13 +135,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_is_held_against_chance() {
+    fn a_share_is_compared_with_its_deviation() {
         let record = |number: u32| {
             let version = Some(if number < 130 { "2.0.0" } else { "1.0.0" }.to_owned());
             Record { sent: 0, answered: 1, is_success: true, version }
         };
         let records: Vec<_> = (0..1000).map(record).collect();
-        // 30 too many, where the standard deviation is the root of 90.
+        // 30 too many, with a standard deviation of the square root of 90.
         let (share, off_by) = deviations(&records, "2.0.0", 0.1);
         assert!((share - 0.13).abs() < 1e-9);
         assert!((off_by - 30.0 / 90.0_f64.sqrt()).abs() < 1e-9);

@@ -1,13 +1,13 @@
-//! Swaps versions hundreds of times while they are asked at half of what the server can do.
+//! Hundreds of swaps of versions under half of the server's capacity.
 //!
-//! Blocks of load with swaps and blocks without take turns on one server. Every request is traced,
-//! and so is every swap: no request may fail, and each answer has to come from a version that was
-//! live at some moment between question and answer. A server that published before it was ready
-//! would have failures, one that drained by a timer would have them under load, one whose threads
-//! cached the version would answer from one that is gone, one that leaks a version would grow.
+//! Blocks of load with and without swaps alternate on one server. Every request and every swap is
+//! traced: no request may fail, and each response must come from a version that was live at some
+//! moment between sending and receiving. A server that published before a version was ready would
+//! have failures; one that drained by a timer would have them under load; one whose threads cached
+//! the version would answer from a removed one; one that leaked versions would grow.
 //!
-//! The replaced version stays loaded, as it does by default. So all of it is done again with no
-//! room for that, and then every swap unloads one version and loads another.
+//! By default the replaced version stays loaded. A second variant disables that, so that every swap
+//! unloads one version and loads another.
 
 use std::path::Path;
 use std::thread;
@@ -31,29 +31,29 @@ const OLD: Version = Version::new(1, 0, 0);
 const MINOR: Version = Version::new(1, 1, 0);
 const MAJOR: Version = Version::new(2, 0, 0);
 
-/// A swap may be felt, but hardly.
+/// A swap must hardly be noticeable.
 const P99_RATIO: Bar = Bar::AtMost(1.3);
 
-/// What so many swaps leave behind has to be in the noise.
+/// The memory left behind by the swaps must be within the noise.
 const MEMORY_RATIO: Bar = Bar::AtMost(1.05);
 
-/// How much longer than planned it may take, in blocks, when swaps do not fit into their block.
-const PATIENCE: u32 = 10;
+/// How many more blocks than planned may be needed if swaps do not fit into their block.
+const MOST_EXTRA_BLOCKS: u32 = 10;
 
-/// How long the server may take to unload what is not live any more.
+/// The time limit for unloading versions that are not live.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often the memory is measured each time, and how long in between.
+/// The number of memory samples and their interval.
 const MEMORY_SAMPLES: usize = 5;
 const MEMORY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The same swaps in another configuration.
 struct Variant {
-    /// Begins the names of its figures.
+    /// The prefix of its figures.
     name: &'static str,
     config: &'static str,
     p99_ratio: Option<Bar>,
-    /// What is done if nobody has asked for a long run.
+    /// The plan without `--long`.
     short: Plan,
 }
 
@@ -62,21 +62,21 @@ const VARIANTS: [Variant; 2] = [
     Variant {
         name: "swaps_unparked",
         config: "[models.toxicity]\nparked_versions = 0\n",
-        // What loading costs is measured, not promised.
+        // The cost of loading is measured and has no bar.
         p99_ratio: None,
         short: Plan { swaps: 200, first_memory: 52, ..SHORT },
     },
 ];
 
-/// How much is done.
+/// The number of swaps and requests.
 #[derive(Clone, Copy)]
 struct Plan {
     swaps: u32,
     swaps_per_block: u32,
-    /// The number of swaps after which memory is measured first. A multiple of four, so that the
-    /// same versions have had the same turns as in the end.
+    /// The number of swaps before the first measurement of memory. A multiple of four, so that the
+    /// versions have been swapped in the same order as at the end.
     first_memory: u32,
-    /// The least number of requests beside swaps.
+    /// The minimum number of requests beside swaps.
     requests: u32,
 }
 
@@ -111,7 +111,7 @@ fn model(models: &[Model]) -> Result<&Model> {
     models.first().context("nothing was packed")
 }
 
-/// Makes swaps and remembers them.
+/// Swaps versions and records when.
 struct Swapper {
     admin: Admin,
     timeline: Timeline,
@@ -123,7 +123,8 @@ impl Swapper {
         u32::try_from(self.milliseconds.len()).unwrap_or(u32::MAX)
     }
 
-    /// The next of: up by a major step, back, up by a minor step, back to that very version.
+    /// Cycles through: promote a major version, roll back, promote a minor version, roll back to
+    /// the first version by name.
     fn swap(&mut self) -> Result<()> {
         let (mutation, live) = match self.done() % 4 {
             0 => (Mutation::Promote(MAJOR), MAJOR),
@@ -139,11 +140,11 @@ impl Swapper {
         Ok(())
     }
 
-    /// As many, spread over a time, or fewer if the load ends before.
+    /// Makes `count` swaps spread over `time`, or fewer if the load ends first.
     fn spread(&mut self, count: u32, time: Duration, load: &mut Running) -> Result<()> {
         let start = Instant::now();
         for number in 0..count {
-            // Each in the middle of its share of the time.
+            // Each swap is in the middle of its part of the time.
             let due = time.mul_f64((f64::from(number) + 0.5) / f64::from(count));
             thread::sleep(due.saturating_sub(start.elapsed()));
             if load.is_over()? {
@@ -155,7 +156,7 @@ impl Swapper {
     }
 }
 
-/// The whole measurement in one configuration.
+/// The measurement in one configuration.
 struct Work<'a> {
     bench: &'a Bench<'a>,
     server: &'a Server,
@@ -163,12 +164,12 @@ struct Work<'a> {
     rate: u32,
     swapper: Swapper,
     p99_ms: Vec<Pair>,
-    /// Beside swaps, answered or not.
+    /// All requests beside swaps.
     requests: u64,
     failed: u64,
-    /// Answers of versions that cannot have been live.
+    /// Responses of versions that were not live.
     stale: u64,
-    /// Resident memory in KiB: first and last.
+    /// Resident memory in KiB, first and last.
     memory: Vec<f64>,
 }
 
@@ -196,7 +197,7 @@ impl<'a> Work<'a> {
         let seconds = (self.bench.rig.seconds / 5.0).max(needed);
         let mut blocks = 0;
         while self.swapper.done() < plan.swaps || self.requests < u64::from(plan.requests) {
-            ensure!(blocks < PATIENCE * plan.blocks(), "the server swaps too slowly");
+            ensure!(blocks < MOST_EXTRA_BLOCKS * plan.blocks(), "the server swaps too slowly");
             blocks += 1;
             let is_first = self.memory.is_empty();
             let goal = if is_first { plan.first_memory } else { plan.swaps };
@@ -211,7 +212,7 @@ impl<'a> Work<'a> {
         self.measure_memory()
     }
 
-    /// A block of load with so many swaps; its 99th percentile in milliseconds.
+    /// Runs a block of load with this many swaps; returns its 99th percentile in milliseconds.
     fn block(&mut self, swaps: u32, seconds: f64) -> Result<f64> {
         let (url, file) =
             (self.server.url(&predict_path(TOXICITY)), self.bench.rig.folder("trace"));
@@ -227,7 +228,8 @@ impl<'a> Work<'a> {
         let time = Duration::from_secs_f64(BLOCK_WARM_UP_SECONDS + seconds);
         self.swapper.spread(swaps, time, &mut running)?;
         let measured = running.finish()?;
-        // Those that were never sent are in no trace; the others are, the warm-up's included.
+        // Requests that were never sent are not in the trace; all others are, including the
+        // warm-up.
         self.failed += measured.errors.get("unsent").copied().unwrap_or(0);
         let requests = self.check(&file)?;
         if swaps > 0 {
@@ -236,7 +238,7 @@ impl<'a> Work<'a> {
         Ok(measured.latencies.p99_ms())
     }
 
-    /// Counts what is wrong in a trace, and its requests.
+    /// Counts the wrong responses in a trace; returns the number of its requests.
     fn check(&mut self, file: &Path) -> Result<u64> {
         let records = trace::read(file)?;
         let wrong = records.iter().filter(|record| !self.swapper.timeline.allows(record));
@@ -245,11 +247,11 @@ impl<'a> Work<'a> {
         Ok(records.len() as u64)
     }
 
-    /// Measures the server's memory as soon as nothing comes or goes.
+    /// Measures the server's memory when no version is being loaded or unloaded.
     fn measure_memory(&mut self) -> Result<()> {
         let start = Instant::now();
         while is_changing(&self.swapper.admin)? {
-            ensure!(start.elapsed() < SETTLE_LIMIT, "the server does not settle");
+            ensure!(start.elapsed() < SETTLE_LIMIT, "a version is still being loaded or unloaded");
             thread::sleep(MEMORY_INTERVAL);
         }
         let mut samples = Vec::new();

@@ -1,0 +1,103 @@
+//! JSON Schemas of values whose types belong to modules that know no schemas, and the generators for
+//! OpenAPI documents.
+
+use std::borrow::Cow;
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde_json::{Map, Value};
+
+use guesthouse_control::router::Reason;
+use guesthouse_model::Datatype as DatatypeOfModel;
+
+/// The pattern of semantic versions. `[0-9]` and not `\d`, which in some implementations of patterns
+/// matches the digits of other scripts.
+const VERSION: &str = r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})(-[a-z][0-9a-z]{0,8}(\.(0|[1-9][0-9]{0,8}))?)?$";
+
+/// Types that stand for others in `#[schemars(with = …)]`.
+macro_rules! stand_ins {
+    ($($(#[$doc:meta])* $name:ident: $schema:tt;)*) => {
+        $($(#[$doc])*
+        pub(super) enum $name {}
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        })*
+    };
+}
+
+stand_ins! {
+    /// The name of a model.
+    ModelName: {"type": "string", "pattern": "^[a-z][a-z0-9_-]{0,63}$"};
+    /// A semantic version.
+    Version: {"type": "string", "pattern": VERSION};
+    /// A semantic version in a response, which may have any pre-release and build metadata.
+    AnyVersion: {"type": "string"};
+    /// A share in parts per million.
+    Share: {"type": "integer", "minimum": 0, "maximum": 1_000_000};
+    /// A share in a request: parts per million, or a percentage.
+    ShareWithUnit: {"anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": 1_000_000},
+        {"type": "string", "pattern": r"^[0-9]{1,2}(\.[0-9]{1,4})?%$", "examples": ["10%"]},
+    ]};
+    /// The digest of an artifact.
+    Digest: {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"};
+    /// A point in time (RFC 3339).
+    Time: {"type": "string", "format": "date-time"};
+    /// The name of a key.
+    KeyName: {"type": "string", "pattern": "^[A-Za-z0-9_.@-]{1,64}$"};
+    /// What a key is good for.
+    Scopes: {
+        "type": "array", "minItems": 1, "maxItems": 64,
+        "items": {"type": "string", "pattern": r"^(admin|predict:(\*|[a-z][a-z0-9_-]{0,63}))$"},
+    };
+    /// The words of [`Reason`].
+    RouteReason: {
+        "type": "string",
+         "enum": (reasons()),
+    };
+    /// The words of the datatypes of tensors.
+    Datatype: {"type": "string", "enum": (DatatypeOfModel::ALL.map(DatatypeOfModel::as_str))};
+    /// A JSON object of any members.
+    Object: {"type": "object"};
+}
+
+fn reasons() -> [&'static str; 5] {
+    [Reason::Pin, Reason::Channel, Reason::Range, Reason::Split, Reason::Default]
+        .map(Reason::as_str)
+}
+
+/// A generator for the components of an OpenAPI document, of what the server writes.
+pub(crate) fn components() -> SchemaGenerator {
+    let settings = SchemaSettings::draft2020_12().for_serialize().with(|settings| {
+        settings.definitions_path = "/components/schemas".into();
+        settings.meta_schema = None;
+    });
+    settings.into_generator()
+}
+
+/// The schema of what the server reads, without references.
+pub(crate) fn request<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::draft2020_12().for_deserialize().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    let mut schema = settings.into_generator().into_root_schema_for::<T>();
+    schema.remove("title");
+    schema.to_value()
+}
+
+/// The components that the generator has collected, by name.
+pub(crate) fn definitions(mut generator: SchemaGenerator) -> Map<String, Value> {
+    generator.take_definitions(true)
+}

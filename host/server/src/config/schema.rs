@@ -1,0 +1,35 @@
+//! Schemas of values whose types belong to modules that know no schemas.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::models::ReuseSection;
+
+/// A rate of predictions.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "describes `guesthouse_control::rate::Rate`, as it is written")]
+pub(super) struct Rate {
+    /// Predictions per second in the long run, from 0.001 to 1000000.
+    per_second: f64,
+    /// Predictions at once, from 1 to 1000000.
+    burst: Option<u32>,
+}
+
+/// `guesthouse_runtime::preinit::ChildPriority`.
+pub(super) fn priority(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "enum": ["idle", "low"]})
+}
+
+/// Shares by version.
+pub(super) fn split(_: &mut SchemaGenerator) -> Schema {
+    let share = json_schema!({"type": ["integer", "string"]});
+    json_schema!({"type": "object", "additionalProperties": share})
+}
+
+/// [`IsolationValue`](super::IsolationValue).
+pub(super) fn isolation(generator: &mut SchemaGenerator) -> Schema {
+    let reuse = generator.subschema_for::<ReuseSection>();
+    json_schema!({"anyOf": [
+        {"type": "string", "enum": ["fresh"]},
+        {"type": "object", "properties": {"reuse": reuse}},
+    ]})
+}

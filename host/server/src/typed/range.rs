@@ -1,0 +1,96 @@
+//! Versions that go on from each other, by Cargo's reading of their numbers: those that share a package.
+
+use std::fmt;
+
+use semver::{Comparator, Op, Prerelease, Version, VersionReq};
+
+use guesthouse_model::Selector;
+
+/// Versions that go on from each other: `^1`, `^0.1`, `^0.0.3`. Within a class, fields keep their
+/// numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CompatibleRange {
+    major: u64,
+    /// In `0.y.z`, where the minor is what the major is elsewhere.
+    minor: Option<u64>,
+    /// In `0.0.z`.
+    patch: Option<u64>,
+}
+
+impl CompatibleRange {
+    /// The one that a version is in, or leads to as a pre-release.
+    pub fn from_version(version: &Version) -> Self {
+        let minor = (version.major == 0).then_some(version.minor);
+        let patch = (minor == Some(0)).then_some(version.patch);
+        Self { major: version.major, minor, patch }
+    }
+
+    /// What chooses among its versions as operators have decided.
+    pub fn selector(self) -> Selector {
+        let Self { major, minor, patch } = self;
+        let comparator = Comparator { op: Op::Caret, major, minor, patch, pre: Prerelease::EMPTY };
+        Selector::Range(VersionReq { comparators: vec![comparator] })
+    }
+
+    fn numbers(self) -> impl Iterator<Item = u64> {
+        [Some(self.major), self.minor, self.patch].into_iter().flatten()
+    }
+
+    /// The last part of its package: `v1`, `v0_1`, `v0_0_3`.
+    pub(super) fn segment(self) -> String {
+        let numbers: Vec<_> = self.numbers().map(|number| number.to_string()).collect();
+        format!("v{}", numbers.join("_"))
+    }
+}
+
+impl fmt::Display for CompatibleRange {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers: Vec<_> = self.numbers().map(|number| number.to_string()).collect();
+        write!(formatter, "^{}", numbers.join("."))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guesthouse_model::contract::Bump;
+
+    #[test]
+    fn what_shares_a_package_promises_to_go_on() {
+        let numbers = [0, 1, 2];
+        let releases = numbers.into_iter().flat_map(|major| {
+            numbers.into_iter().flat_map(move |minor| {
+                numbers.into_iter().map(move |patch| Version::new(major, minor, patch))
+            })
+        });
+        let releases: Vec<_> = releases.collect();
+        for one in &releases {
+            assert!(CompatibleRange::from_version(one).selector().matches(one), "{one}");
+            for other in &releases {
+                let same =
+                    CompatibleRange::from_version(one) == CompatibleRange::from_version(other);
+                assert_eq!(
+                    CompatibleRange::from_version(one).selector().matches(other),
+                    same,
+                    "{one} {other}"
+                );
+                if let Some(bump) = Bump::between(one, other) {
+                    assert_eq!(bump < Bump::Major, same, "{one} {other}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn packages_are_named_by_what_does_not_change() {
+        for (version, segment, range) in [
+            ("1.2.3", "v1", "^1"),
+            ("12.0.0-rc.1", "v12", "^12"),
+            ("0.1.7", "v0_1", "^0.1"),
+            ("0.0.3", "v0_0_3", "^0.0.3"),
+        ] {
+            let class = CompatibleRange::from_version(&version.parse().unwrap());
+            assert_eq!((class.segment().as_str(), class.to_string().as_str()), (segment, range));
+        }
+    }
+}
