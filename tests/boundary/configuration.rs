@@ -72,7 +72,7 @@ fn a_reload_applies_valid_and_ignores_invalid_files() {
         server.signal(Signal::HUP);
         server.wait_for_after(before, message, |line| line["message"] == message)
     };
-    let bad = "configuration not reloaded: the last good one holds";
+    let bad = "configuration not reloaded: the last valid one stays";
     for text in ["nonsense", "[limits]\nbatch_rows = 0\n"] {
         reload(text, bad);
         assert_eq!((status(), share("")), (200, json!(900_000)));

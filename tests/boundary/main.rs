@@ -106,6 +106,8 @@ mod repository_folder;
 mod request_bodies;
 /// Compiled code is reused after a restart, and only code that this host wrote is loaded.
 mod restart;
+/// The service manager learns when the server is ready, reloads, stops, and that it is alive.
+mod service_manager;
 /// A stopping server completes its requests, and stops in bounded time.
 mod shutdown;
 /// The rules of the architecture and of the documentation.

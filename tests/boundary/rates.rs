@@ -130,7 +130,7 @@ fn a_reload_keeps_the_count_of_unchanged_limits() {
         server.wait_for_after(before, message, |line| line["message"] == message);
     };
     let (good, bad) =
-        ("configuration reloaded", "configuration not reloaded: the last good one holds");
+        ("configuration reloaded", "configuration not reloaded: the last valid one stays");
     reload(model("rate = { per_second = 0.001, burst = 100 }") + &top(1), good);
     assert_eq!(ask(&server, &key).status, 429, "an unchanged limit was reset");
     reload(model("") + &top(2), good);

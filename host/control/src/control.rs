@@ -29,10 +29,10 @@ mod schedule;
 mod state;
 mod version_locks;
 
-pub use change::{Answer, Ask, Changed, DeployReport, Replay};
+pub use change::{ChangeOptions, ChangeOutcome, ChangeReport, DeployReport, Replay};
 pub use deployment::DEPLOY_STEPS;
-pub use error::{ControlError, KeyRefusal};
+pub use error::{ControlError, KeyChangeError};
 pub use folder::watch_folder;
-pub use keys::{KeyAnswer, KeyChanged, NewKey};
+pub use keys::{KeyChangeOutcome, KeyChangeReport, NewKey};
 pub use maintenance::run_maintenance;
 pub use state::{Control, DEFAULT_PARKED};

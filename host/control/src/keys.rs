@@ -1,10 +1,9 @@
-//! Keys: who may ask for what, how often, and until when.
+//! API keys: what a caller may do, how often, and until when.
 //!
-//! One table of all keys, those of the configuration and those that operators have made, which the public
-//! port and the admin API share. Whoever changes it makes it anew; a request looks into the one that
-//! holds when it comes, so that a key that is revoked is refused from the next request on, whatever
-//! connection that comes on. The host knows the SHA-256 of keys and nothing else of them; where the keys
-//! of operators last is the ledger's.
+//! One table has all keys, those of the configuration and those that operators have created; the public
+//! listeners and the admin API share it. A change replaces the whole table. A request uses the table of its
+//! own arrival, so a revoked key is refused from the next request on, also on a connection that is open. Keys
+//! are only stored as SHA-256 hashes; the ledger keeps those of operators.
 
 mod record;
 mod scope;
@@ -19,39 +18,39 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 
 pub use record::{
-    Key, KeyHash, KeyHashError, KeyName, KeyNameError, ShownKey, StoredKey, Time, TimeError,
+    Key, KeyHash, KeyHashError, KeyName, KeyNameError, KeyView, StoredKey, Timestamp,
+    TimestampError,
 };
 pub use scope::{Scope, ScopeError, Scopes, ScopesError};
 pub use secret::{PREFIX, RandomnessError, generate};
 
 use crate::rate::{Bucket, Rate};
 
-/// The most keys that operators may have at the same time, and the most that the configuration may
-/// have. A thousand callers that are told apart are more than one machine serves, and the table of all
-/// of them is made anew in a millisecond.
+/// The most keys that operators may create, and the most that the configuration may have. More callers than
+/// these need more than one machine, and a table of this size is rebuilt in a millisecond.
 pub const MAX_KEYS: usize = 1000;
 
-/// How many revoked keys are remembered, so that who still uses one can be counted as such; the one
-/// that was revoked first is forgotten, and is then unknown.
+/// How many revoked keys are remembered, so that their use is counted as `revoked`. Beyond that, the key that
+/// was revoked first is forgotten and counts as `unknown`.
 pub const MAX_REVOKED: usize = 1000;
 
-/// The longest key that is looked at, in bytes.
+/// The longest key that is accepted, in bytes.
 const MAX_KEY_LENGTH: usize = 4096;
 
-/// Why a caller is not let in. It is only told that it is not.
+/// Why a caller is not authenticated. The response does not say which of the reasons it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthFailure {
     /// There is no key.
     Missing,
-    /// There are two, or it cannot be a key.
+    /// There are several, or it cannot be a key.
     Malformed,
-    /// Nobody has this key.
+    /// There is no such key.
     Unknown,
-    /// Its time is over.
+    /// It has expired.
     Expired,
-    /// It was taken back.
+    /// It was revoked.
     Revoked,
-    /// It is good, but not for this.
+    /// It is valid, but does not have the scope.
     Forbidden,
 }
 
@@ -65,7 +64,7 @@ impl AuthFailure {
         Self::Forbidden,
     ];
 
-    /// The word for it in metrics.
+    /// The value in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -78,29 +77,29 @@ impl AuthFailure {
     }
 }
 
-/// How often callers were not let in since the start, by reason.
+/// Failed authentications since the start, by reason.
 #[derive(Debug, Default)]
 pub struct AuthFailures([AtomicU64; AuthFailure::ALL.len()]);
 
 impl AuthFailures {
-    /// Another one.
+    /// Count a failure.
     pub fn count(&self, failure: AuthFailure) {
         self.0[failure as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All of them, by the words of [`AuthFailure::as_str`].
+    /// All counters with the values of [`AuthFailure::as_str`].
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let count = |failure| self.0[failure as usize].load(Ordering::Relaxed);
         AuthFailure::ALL.into_iter().map(move |failure| (failure.as_str(), count(failure)))
     }
 }
 
-/// The holder of a key.
+/// An authenticated caller: the holder of a key.
 #[derive(Debug)]
 pub struct Caller {
     key: Key,
     is_revoked: bool,
-    /// What is left of how often it may ask.
+    /// The state of its rate limit.
     bucket: Option<Arc<Bucket>>,
 }
 
@@ -110,44 +109,44 @@ impl Caller {
         self.key.name.as_str()
     }
 
-    /// What the key is good for.
+    /// What the key permits.
     pub fn scopes(&self) -> &Scopes {
         &self.key.scopes
     }
 
-    /// What is left of how often it may ask for predictions; none, if as often as it likes.
+    /// The state of its rate limit; none if predictions are not limited.
     pub fn bucket(&self) -> Option<&Bucket> {
         self.bucket.as_deref()
     }
 }
 
-/// A key of the configuration has the name, or the hash, of another one.
+/// A key of the configuration has the name or the hash of another one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("two keys are the same, or have the name `{0}`")]
-pub struct SameKey(pub KeyName);
+pub struct DuplicateKey(pub KeyName);
 
-/// All keys.
+/// The table of all keys.
 #[derive(Default)]
 pub struct Keys {
     table: ArcSwap<Table>,
-    /// Held while the table is made anew.
+    /// Locked while the table is rebuilt.
     sources: Mutex<Sources>,
     failures: AuthFailures,
 }
 
 #[derive(Default)]
 struct Table {
-    /// By where their hashes are looked for.
+    /// By the prefix of their hashes.
     callers: HashMap<u64, Vec<Arc<Caller>>>,
-    /// Hashes of keys that were revoked, whether any list has them or not.
+    /// Hashes of revoked keys, whether another source has them or not.
     revoked: Arc<HashSet<KeyHash>>,
 }
 
 #[derive(Debug, Default, Clone)]
 struct Sources {
     configured: Vec<Key>,
-    /// How often keys may ask that say nothing of it.
-    general: Option<Rate>,
+    /// The rate limit of keys without one of their own.
+    default_rate: Option<Rate>,
     stored: Vec<StoredKey>,
     revoked: Arc<HashSet<KeyHash>>,
 }
@@ -159,42 +158,40 @@ impl fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Put the keys of the configuration into the place of those that were there. What is left of the
-    /// rates of those that stay, stays.
+    /// Replace the keys of the configuration. Keys that stay keep the state of their rate limits.
     ///
     /// # Errors
-    /// [`SameKey`]; then nothing has changed.
+    /// [`DuplicateKey`]; then nothing has changed.
     pub fn replace_configured(
         &self,
         configured: Vec<Key>,
-        general: Option<Rate>,
-    ) -> Result<(), SameKey> {
+        default_rate: Option<Rate>,
+    ) -> Result<(), DuplicateKey> {
         let mut sources = self.lock();
         sources.check(&configured)?;
         let (stored, revoked) = (std::mem::take(&mut sources.stored), sources.revoked.clone());
-        self.publish(&mut sources, Sources { configured, general, stored, revoked });
+        self.publish(&mut sources, Sources { configured, default_rate, stored, revoked });
         Ok(())
     }
 
-    /// Whether these could be the keys of the configuration.
+    /// Check that these keys can become those of the configuration.
     ///
     /// # Errors
-    /// [`SameKey`].
-    pub fn check_configured(&self, configured: &[Key]) -> Result<(), SameKey> {
+    /// [`DuplicateKey`].
+    pub fn check_configured(&self, configured: &[Key]) -> Result<(), DuplicateKey> {
         self.lock().check(configured)
     }
 
-    /// Put the keys of the ledger into the place of those that were there.
+    /// Replace the keys of the ledger.
     pub fn replace_stored(&self, stored: Vec<StoredKey>) {
         let mut sources = self.lock();
         let configured = std::mem::take(&mut sources.configured);
-        let (general, revoked) = (sources.general, sources.revoked.clone());
-        self.publish(&mut sources, Sources { configured, general, stored, revoked });
+        let (default_rate, revoked) = (sources.default_rate, sources.revoked.clone());
+        self.publish(&mut sources, Sources { configured, default_rate, stored, revoked });
     }
 
-    /// Refuse keys with these hashes as revoked, also if the ledger does not know them, or no longer
-    /// that they were revoked.
-    pub fn refuse(&self, revoked: HashSet<KeyHash>) {
+    /// Set the hashes that count as revoked, whatever the ledger says of them.
+    pub fn set_revoked(&self, revoked: HashSet<KeyHash>) {
         let mut sources = self.lock();
         let new = Sources { revoked: Arc::new(revoked), ..std::mem::take(&mut *sources) };
         self.publish(&mut sources, new);
@@ -210,8 +207,8 @@ impl Keys {
         self.lock().stored.clone()
     }
 
-    /// Whether any key has a scope like this, be it expired by now.
-    pub fn any(&self, wanted: impl Fn(&Scopes) -> bool) -> bool {
+    /// Whether any key that is not revoked has such scopes. Expired keys count.
+    pub fn any_scopes(&self, wanted: impl Fn(&Scopes) -> bool) -> bool {
         let table = self.table.load();
         table
             .callers
@@ -220,18 +217,18 @@ impl Keys {
             .any(|caller| !caller.is_revoked && wanted(&caller.key.scopes))
     }
 
-    /// How often callers were not let in.
+    /// The counters of failed authentications.
     pub fn failures(&self) -> &AuthFailures {
         &self.failures
     }
 
-    /// Whose key it is.
+    /// The caller that holds this key.
     ///
-    /// The whole hash is compared in constant time; what time may tell is where it is looked for, and
-    /// nobody can choose a key by where its SHA-256 begins and be any closer to one that is good.
+    /// The hash is compared in constant time. The time of the lookup depends on the prefix of the hash, which
+    /// does not help an attacker: a key whose SHA-256 has a certain prefix is no closer to a valid one.
     ///
     /// # Errors
-    /// Why it is not let in, which is counted.
+    /// [`AuthFailure`], which is counted.
     pub fn authenticate(
         &self,
         given: Option<&[u8]>,
@@ -239,10 +236,10 @@ impl Keys {
     ) -> Result<Arc<Caller>, AuthFailure> {
         let outcome = match given {
             None => Err(AuthFailure::Missing),
-            Some(key) if key.len() > MAX_KEY_LENGTH || secret::is_mutilated(key) => {
+            Some(key) if key.len() > MAX_KEY_LENGTH || secret::is_malformed(key) => {
                 Err(AuthFailure::Malformed)
             }
-            Some(key) => self.table.load().find(KeyHash::of(key), now),
+            Some(key) => self.table.load().find(KeyHash::from_key(key), now),
         };
         outcome.inspect_err(|failure| self.failures.count(*failure))
     }
@@ -259,15 +256,15 @@ impl Keys {
 }
 
 impl Sources {
-    /// Whether no two keys would be taken for each other.
-    fn check(&self, configured: &[Key]) -> Result<(), SameKey> {
+    /// Check that no two keys have the same name or hash.
+    fn check(&self, configured: &[Key]) -> Result<(), DuplicateKey> {
         let stored = self.stored.iter();
         let stored = stored.filter(|stored| stored.revoked.is_none()).map(|stored| &stored.key);
         let others: Vec<_> = stored.chain(configured).collect();
         for (at, key) in others.iter().enumerate() {
             let same = |other: &&&Key| other.name == key.name || other.sha256 == key.sha256;
             if others[..at].iter().any(|other| same(&other)) {
-                return Err(SameKey(key.name.clone()));
+                return Err(DuplicateKey(key.name.clone()));
             }
         }
         Ok(())
@@ -275,31 +272,32 @@ impl Sources {
 }
 
 impl Table {
-    /// The table of these, with what is left of rates as it was.
+    /// Build a table. Rate limits keep the state that they have in the old one.
     fn new(sources: &Sources, old: &Self) -> Self {
         let mut callers = HashMap::<u64, Vec<_>>::new();
         let configured = sources.configured.iter().map(|key| (key, false));
         let stored = sources.stored.iter().map(|stored| (&stored.key, stored.revoked.is_some()));
         for (key, is_revoked) in configured.chain(stored) {
             let is_revoked = is_revoked || sources.revoked.contains(&key.sha256);
-            let rate = key.rate.or(sources.general).filter(|_| !is_revoked);
+            let rate = key.rate.or(sources.default_rate).filter(|_| !is_revoked);
             let bucket = rate.map(|rate| {
                 let held = old.matching(key.sha256).find_map(|caller| caller.bucket.clone());
                 let held = held.filter(|bucket| bucket.rate() == rate);
                 held.unwrap_or_else(|| Arc::new(Bucket::new(rate)))
             });
             let caller = Caller { key: key.clone(), is_revoked, bucket };
-            callers.entry(key.sha256.place()).or_default().push(Arc::new(caller));
+            callers.entry(key.sha256.prefix()).or_default().push(Arc::new(caller));
         }
         Self { callers, revoked: Arc::clone(&sources.revoked) }
     }
 
     fn matching(&self, hash: KeyHash) -> impl Iterator<Item = &Arc<Caller>> {
-        let near = self.callers.get(&hash.place()).into_iter().flatten();
+        let near = self.callers.get(&hash.prefix()).into_iter().flatten();
         near.filter(move |caller| caller.key.sha256 == hash)
     }
 
-    /// A key that was revoked is never good again, whatever the configuration or the ledger says.
+    /// Find a key by its hash. A revoked key is never valid again, whatever the configuration or the ledger
+    /// says.
     fn find(&self, hash: KeyHash, now: SystemTime) -> Result<Arc<Caller>, AuthFailure> {
         if self.revoked.contains(&hash) {
             return Err(AuthFailure::Revoked);
@@ -310,7 +308,7 @@ impl Table {
                 return Err(AuthFailure::Revoked);
             }
             found = match caller.key.expires {
-                Some(end) if end.is_over(now) => Err(AuthFailure::Expired),
+                Some(end) if end.is_past(now) => Err(AuthFailure::Expired),
                 Some(_) | None => Ok(Arc::clone(caller)),
             };
         }
@@ -324,14 +322,14 @@ mod tests {
 
     fn key(name: &str, secret: &str) -> Key {
         let name = name.parse().unwrap();
-        Key { name, sha256: KeyHash::of(secret.as_bytes()), ..Key::demo() }
+        Key { name, sha256: KeyHash::from_key(secret.as_bytes()), ..Key::demo() }
     }
 
     fn stored(name: &str, secret: &str) -> StoredKey {
         StoredKey {
             id: name.to_owned(),
             key: key(name, secret),
-            created: Time::at(SystemTime::now()).unwrap(),
+            created: Timestamp::from_system_time(SystemTime::now()).unwrap(),
             created_by: "test".to_owned(),
             revoked: None,
         }
@@ -366,7 +364,7 @@ mod tests {
     fn revoked_and_expired_keys_are_rejected() {
         let keys = Keys::default();
         let now = SystemTime::now();
-        let past = Time::at(now - std::time::Duration::from_secs(1)).unwrap();
+        let past = Timestamp::from_system_time(now - std::time::Duration::from_secs(1)).unwrap();
         let old = Key { expires: Some(past), ..key("old", "old") };
         keys.replace_configured(vec![old, key("again", "gone")], None).unwrap();
         keys.replace_stored(vec![StoredKey { revoked: Some(past), ..stored("gone", "gone") }]);

@@ -1,135 +1,71 @@
-//! The ledger: which versions of which models are served, which keys operators have made, every change of
-//! both, and which requests for changes were answered.
+//! The ledger: the durable record of which versions of which models are served, of the keys that operators
+//! have created, of every change of both, and of the responses to idempotent requests.
 //!
-//! One file of redb, a transactional store: a change is in it with its entry in the audit log and the
-//! answer to its caller, or not at all, whatever happens to the process or the machine. Each entry
-//! carries the hash of the one before, so that nothing can be taken out or altered unnoticed. What is
-//! cut off at the end is noticed by the head file (see `head`), in which each change is noted after its
-//! commit and before it is acknowledged. How a ledger is checked at the start, and what happens if it
-//! has lost something, is in `open`.
+//! It is a redb database. One transaction has the change, its entry in the audit log and the response to its
+//! caller, so that a crash loses all of them or none. Each entry contains the hash of the previous one, so
+//! that an altered or removed entry is detected. A truncated log is detected by the head file (see `head`),
+//! to which each change is written after its commit and before it is acknowledged. `open` checks the ledger
+//! at the start, and handles one that has lost something.
 
 mod entry;
+mod error;
 mod head;
 mod open;
+mod tables;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use redb::{
-    Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
-    TableDefinition, WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
+    ReadableTableMetadata as _, WriteTransaction,
 };
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use self::entry::no_hash;
 pub use self::entry::{Author, Change, Entry, KeyChange, KeySubject, check_chain};
-use self::head::{Head, HeadFile};
+pub use self::error::LedgerError;
+use self::open::Files;
 pub use self::open::OnLoss;
+use self::tables::{
+    ANSWERS, KEYS, MODELS, NUMBERS, append, history_of, keys_of, models_of, position, put_key,
+    revoked, seal,
+};
 
 use crate::keys::{KeyHash, StoredKey};
 use crate::rollout::ModelState;
 use guesthouse_model::ModelName;
 use guesthouse_runtime::clock;
 
-/// States by model, in JSON.
-const MODELS: TableDefinition<'_, &str, &str> = TableDefinition::new("models");
+/// How long a response is kept for a repetition of its request, in milliseconds.
+const RESPONSE_LIFETIME_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// Keys by their ids, in JSON.
-const KEYS: TableDefinition<'_, &str, &str> = TableDefinition::new("keys");
+/// The most responses that are kept.
+const MAX_RESPONSES: usize = 1000;
 
-/// Entries by their numbers, in JSON.
-const AUDIT: TableDefinition<'_, u64, &str> = TableDefinition::new("audit");
-
-/// By caller and idempotency key: when, what was asked (a hash), and the answer.
-const ANSWERS: TableDefinition<'_, &str, (u64, &str, &str)> = TableDefinition::new("answers");
-
-/// `format`, `revision`, and `writes`: how many transactions were committed since there is a head file.
-const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
-
-/// What this module reads and writes.
-const FORMAT: u64 = 2;
-
-/// The format before there were keys: the same without them.
-const FORMAT_WITHOUT_KEYS: u64 = 1;
-
-/// How long an answer is kept for a caller that asks again, in milliseconds.
-const ANSWER_LIFE: u64 = 24 * 60 * 60 * 1000;
-
-/// The most answers that are kept.
-const MAX_ANSWERS: usize = 1000;
-
-/// The most entries that are looked at for one question: changes wait meanwhile.
-const MAX_LOOKED_AT: usize = 10_000;
-
-/// The ledger cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LedgerError {
-    /// The store says so.
-    #[error("use the ledger")]
-    Store(#[source] Box<redb::Error>),
-    /// It was altered.
-    #[error("trust the ledger: {0}")]
-    Untrusted(String),
-    /// A later host wrote it, or nobody did.
-    #[error("understand the ledger: its format is {0}, not {FORMAT}")]
-    Format(u64),
-    /// Changes that were acknowledged are not in it.
-    #[error(
-        "trust the ledger: {0}. Put a newer copy of the state folder in place, or start once with \
-         --accept-ledger-loss to go on with what is left: the audit log will say so, and keys whose \
-         revocation is known stay revoked"
-    )]
-    Lost(String),
-    /// What belongs to it cannot be read or written.
-    #[error("use {0:?}")]
-    File(PathBuf, #[source] io::Error),
-}
-
-impl LedgerError {
-    /// Whether the disk is full, or this user's part of it.
-    pub fn is_full(&self) -> bool {
-        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let error = match self {
-            Self::Store(error) => match &**error {
-                redb::Error::Io(error) => error,
-                _ => return false,
-            },
-            Self::File(_, error) => error,
-            Self::Untrusted(_) | Self::Format(_) | Self::Lost(_) => return false,
-        };
-        matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
-    }
-}
-
-impl<E: Into<redb::Error>> From<E> for LedgerError {
-    fn from(error: E) -> Self {
-        Self::Store(Box::new(error.into()))
-    }
-}
-
-/// A request for a change, as it can be asked again.
+/// The identity of a request for a change, by which a repetition is recognised.
 #[derive(Debug, Clone)]
-pub struct Request {
-    /// Who asks, and the key that tells its requests apart.
+pub struct IdempotentRequest {
+    /// The actor and its idempotency key.
     pub key: String,
-    /// The version of the form, then a hash of everything that is asked for.
+    /// The version of the fingerprint's form, then a hash of the whole request.
     pub fingerprint: String,
 }
 
-/// The form that fingerprints are made of: SHA-256 over the request as canonical JSON (RFC 8785). An
-/// answer that was stored under another form cannot be compared, so its key counts as used for something
-/// else until the answer expires. Hosts before this wrote hashes without a form.
+/// The version of the fingerprint's form: SHA-256 over the request as canonical JSON (RFC 8785). A response
+/// that was stored under another form cannot be compared, so its key counts as used for another request until
+/// the response expires. Earlier releases wrote hashes without a form.
 const FINGERPRINT_FORM: &str = "2:";
 
-impl Request {
-    /// What this caller asks under this key. `asked` must have a JSON form that is the same for the same
-    /// request in every later version of the host.
-    pub fn new(actor: &str, key: &str, asked: &impl Serialize) -> Self {
-        let canonical = serde_json_canonicalizer::to_vec(asked)
+impl IdempotentRequest {
+    /// The identity of a request with this idempotency key. `content` must have the same JSON form for the same
+    /// request in every later release.
+    pub fn new(actor: &str, key: &str, content: &impl Serialize) -> Self {
+        let canonical = serde_json_canonicalizer::to_vec(content)
             .expect("requests have texts for keys and finite numbers");
         let hash = Sha256::digest(&canonical);
         let fingerprint = format!("{FINGERPRINT_FORM}{:x}", HexOf(&hash));
@@ -137,7 +73,7 @@ impl Request {
     }
 }
 
-/// Bytes that are formatted in hexadecimal.
+/// Formats bytes in hexadecimal.
 struct HexOf<'a>(&'a [u8]);
 
 impl std::fmt::LowerHex for HexOf<'_> {
@@ -146,14 +82,14 @@ impl std::fmt::LowerHex for HexOf<'_> {
     }
 }
 
-/// What is known of a request that may have been asked before.
+/// The outcome of looking up an idempotent request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Before {
-    /// Nothing.
-    Unknown,
-    /// It was answered with this.
+pub enum IdempotencyLookup {
+    /// The request is new.
+    New,
+    /// The request was answered with this response.
     Answered(String),
-    /// Something else was asked under the same key.
+    /// The key was used for another request.
     Mismatch,
 }
 
@@ -163,19 +99,23 @@ pub struct Ledger {
     files: Mutex<Files>,
 }
 
-struct Files {
-    /// None while it could not be opened again after an error.
-    database: Option<Database>,
-    head: HeadFile,
-}
-
 impl Ledger {
-    /// The hashes of all keys that are known to have been revoked, also if the ledger lost that.
+    /// Open the ledger of a state folder, or create one. `has_artifacts` says whether the folder has any
+    /// artifact, which it only has if there was a ledger.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; [`LedgerError::Lost`], unless the loss is accepted.
+    pub fn open(folder: &Path, has_artifacts: bool, on_loss: OnLoss) -> Result<Self, LedgerError> {
+        let files = Mutex::new(open::open_files(folder, has_artifacts, on_loss)?);
+        Ok(Self { path: folder.join(open::NAME), files })
+    }
+
+    /// The hashes of all revoked keys, also of those whose revocation the ledger has lost.
     pub fn revoked_keys(&self) -> HashSet<KeyHash> {
         self.files().head.revoked()
     }
 
-    /// Every model's state.
+    /// The states of all models.
     ///
     /// # Errors
     /// [`LedgerError`].
@@ -183,7 +123,7 @@ impl Ledger {
         self.read(models_of)
     }
 
-    /// Every key, revoked ones included, the oldest first.
+    /// All keys, with the revoked ones, the oldest first.
     ///
     /// # Errors
     /// [`LedgerError`].
@@ -202,7 +142,7 @@ impl Ledger {
         Ok(last.map_or_else(|| (0, no_hash()), |entry| (entry.revision, entry.hash)))
     }
 
-    /// Entries of one model or all, the newest first, from before a number on.
+    /// The entries of one model or of all, the newest first, with numbers below `before`.
     ///
     /// # Errors
     /// [`LedgerError`].
@@ -215,37 +155,37 @@ impl Ledger {
         self.read(|transaction| history_of(transaction, model, before, limit))
     }
 
-    /// Whether this was asked before.
+    /// Look up whether a request was answered before.
     ///
     /// # Errors
     /// [`LedgerError`].
-    pub fn asked_before(&self, request: &Request) -> Result<Before, LedgerError> {
+    pub fn look_up(&self, request: &IdempotentRequest) -> Result<IdempotencyLookup, LedgerError> {
         self.read(|transaction| {
             let table = transaction.open_table(ANSWERS)?;
             let Some(answer) = table.get(request.key.as_str())? else {
-                return Ok(Before::Unknown);
+                return Ok(IdempotencyLookup::New);
             };
             let (time, fingerprint, answer) = answer.value();
-            Ok(if time.saturating_add(ANSWER_LIFE) < now() {
-                Before::Unknown
+            Ok(if time.saturating_add(RESPONSE_LIFETIME_MS) < now() {
+                IdempotencyLookup::New
             } else if fingerprint == request.fingerprint {
-                Before::Answered(answer.to_owned())
+                IdempotencyLookup::Answered(answer.to_owned())
             } else {
-                Before::Mismatch
+                IdempotencyLookup::Mismatch
             })
         })
     }
 
-    /// Make a change: the model's next state, its entry, and the answer that a caller gets who asks
-    /// again. When this returns, all of it is on the disk.
+    /// Write a change: the next state of the model, its entry, and the response for a repetition of the
+    /// request. When this returns, all of it is durable.
     ///
     /// # Errors
-    /// [`LedgerError`]; then none of it is.
+    /// [`LedgerError`]; then it is unknown whether all of it is durable, or none.
     pub fn commit(
         &self,
         change: &Change,
         state: &ModelState,
-        request: Option<&Request>,
+        request: Option<&IdempotentRequest>,
         answer: &str,
     ) -> Result<Entry, LedgerError> {
         self.write(None, |transaction| {
@@ -259,15 +199,15 @@ impl Ledger {
         })
     }
 
-    /// Make a change of keys, in the same way.
+    /// Write a change of a key in the same way.
     ///
     /// # Errors
-    /// [`LedgerError`]; then none of it is.
+    /// [`LedgerError`]; then it is unknown whether all of it is durable, or none.
     pub fn commit_key(
         &self,
         change: &KeyChange,
         revision: u64,
-        request: Option<&Request>,
+        request: Option<&IdempotentRequest>,
         answer: &str,
     ) -> Result<Entry, LedgerError> {
         let revoked = change.key.revoked.map(|_time| change.key.key.sha256);
@@ -286,19 +226,19 @@ impl Ledger {
         })
     }
 
-    /// Keep the answer to a request that had nothing to change.
+    /// Store the response to a request that changed nothing.
     ///
     /// # Errors
     /// [`LedgerError`].
-    pub fn remember(&self, request: &Request, answer: &str) -> Result<(), LedgerError> {
+    pub fn remember(&self, request: &IdempotentRequest, answer: &str) -> Result<(), LedgerError> {
         self.write(None, |transaction| remember(transaction, request, answer))
     }
 
-    /// Write down an attempt that failed.
+    /// Write an entry for a change that failed.
     ///
     /// # Errors
     /// [`LedgerError`].
-    pub fn note_failure(&self, change: &Change) -> Result<Entry, LedgerError> {
+    pub fn record_failure(&self, change: &Change) -> Result<Entry, LedgerError> {
         self.write(None, |transaction| {
             let numbers = transaction.open_table(NUMBERS)?;
             let revision = numbers.get("revision")?.map_or(0, |revision| revision.value());
@@ -307,12 +247,12 @@ impl Ledger {
         })
     }
 
-    /// Note what the ledger says in the head file, if an error has kept that from being done. Before,
-    /// what it says must not be acknowledged.
+    /// Write the position of the ledger to the head file, if an error has prevented that. Until then, the
+    /// ledger's last change must not be acknowledged.
     ///
     /// # Errors
     /// [`LedgerError`].
-    pub fn settle(&self) -> Result<(), LedgerError> {
+    pub fn reconcile_head(&self) -> Result<(), LedgerError> {
         let mut files = self.files();
         let read = |database: &Database| {
             let transaction = database.begin_read()?;
@@ -355,8 +295,8 @@ impl Ledger {
         LedgerError::File(self.path.with_file_name(head::NAME), error)
     }
 
-    /// After an error of the disk, redb wants to be opened again; the last change that was whole is
-    /// what it then finds.
+    /// Use the database. redb must be opened again after an error of the disk; it then has the last complete
+    /// transaction.
     fn with<T>(
         &self,
         files: &mut Files,
@@ -373,177 +313,23 @@ impl Ledger {
     }
 }
 
-fn models_of(
-    transaction: &ReadTransaction,
-) -> Result<BTreeMap<ModelName, ModelState>, LedgerError> {
-    let mut models = BTreeMap::new();
-    for row in transaction.open_table(MODELS)?.iter()? {
-        let (name, state) = row?;
-        let wrong = |what: String| LedgerError::Untrusted(format!("a model's state: {what}"));
-        let name = name.value().parse::<ModelName>().map_err(|e| wrong(e.to_string()))?;
-        let state = serde_json::from_str(state.value()).map_err(|e| wrong(e.to_string()))?;
-        models.insert(name, state);
-    }
-    Ok(models)
-}
-
-fn keys_of(transaction: &ReadTransaction) -> Result<Vec<StoredKey>, LedgerError> {
-    let mut keys = Vec::new();
-    for row in transaction.open_table(KEYS)?.iter()? {
-        let (id, json) = row?;
-        let key = serde_json::from_str::<StoredKey>(json.value());
-        keys.push(
-            key.map_err(|error| {
-                LedgerError::Untrusted(format!("the key {}: {error}", id.value()))
-            })?,
-        );
-    }
-    Ok(keys)
-}
-
-fn history_of(
-    transaction: &ReadTransaction,
-    model: Option<&ModelName>,
-    before: Option<u64>,
-    limit: usize,
-) -> Result<Vec<Entry>, LedgerError> {
-    let table = transaction.open_table(AUDIT)?;
-    let mut entries = Vec::new();
-    let rows = table.range(..before.unwrap_or(u64::MAX))?.rev();
-    for row in rows.take(MAX_LOOKED_AT) {
-        if entries.len() >= limit {
-            break;
-        }
-        let (number, json) = row?;
-        let entry = parse_entry(number.value(), json.value())?;
-        if model.is_none() || entry.model.as_ref() == model {
-            entries.push(entry);
-        }
-    }
-    Ok(entries)
-}
-
-/// Where the ledger is.
-fn position(transaction: &ReadTransaction) -> Result<Head, LedgerError> {
-    position_of(
-        &transaction.open_table(NUMBERS)?,
-        &transaction.open_table(AUDIT)?,
-        [&transaction.open_table(MODELS)?, &transaction.open_table(KEYS)?],
-    )
-}
-
-/// Count a transaction that is about to be committed; where the ledger is after it.
-fn seal(transaction: &WriteTransaction) -> Result<Head, LedgerError> {
-    let mut numbers = transaction.open_table(NUMBERS)?;
-    let writes = numbers.get("writes")?.map_or(0, |writes| writes.value()) + 1;
-    numbers.insert("writes", writes)?;
-    position_of(
-        &numbers,
-        &transaction.open_table(AUDIT)?,
-        [&transaction.open_table(MODELS)?, &transaction.open_table(KEYS)?],
-    )
-}
-
-fn position_of(
-    numbers: &impl ReadableTable<&'static str, u64>,
-    audit: &impl ReadableTable<u64, &'static str>,
-    content: [&impl ReadableTable<&'static str, &'static str>; 2],
-) -> Result<Head, LedgerError> {
-    let number = |name| Ok::<_, LedgerError>(numbers.get(name)?.map_or(0, |number| number.value()));
-    let last = last_entry(audit)?;
-    Ok(Head {
-        writes: number("writes")?,
-        revision: number("revision")?,
-        sequence: last.as_ref().map_or(0, |last| last.sequence),
-        hash: last.map_or_else(no_hash, |last| last.hash),
-        content: digest(content)?,
-    })
-}
-
-fn last_entry(audit: &impl ReadableTable<u64, &'static str>) -> Result<Option<Entry>, LedgerError> {
-    let Some((number, json)) = audit.last()? else { return Ok(None) };
-    parse_entry(number.value(), json.value()).map(Some)
-}
-
-fn parse_entry(number: u64, json: &str) -> Result<Entry, LedgerError> {
-    serde_json::from_str(json)
-        .map_err(|error| LedgerError::Untrusted(format!("entry {number}: {error}")))
-}
-
-/// A digest of all rows of these tables.
-fn digest(
-    tables: [&impl ReadableTable<&'static str, &'static str>; 2],
-) -> Result<String, LedgerError> {
-    let mut hasher = blake3::Hasher::new();
-    for table in tables {
-        hasher.update(&table.len()?.to_le_bytes());
-        for row in table.iter()? {
-            let (key, value) = row?;
-            for part in [key.value(), value.value()] {
-                hasher.update(&(part.len() as u64).to_le_bytes());
-                hasher.update(part.as_bytes());
-            }
-        }
-    }
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
-fn digest_of_nothing() -> String {
-    blake3::hash(&[0; 2 * size_of::<u64>()]).to_hex().to_string()
-}
-
-/// The hashes of those that were revoked, in the order in which that happened.
-fn revoked(keys: &[StoredKey]) -> Vec<KeyHash> {
-    let mut revoked: Vec<_> =
-        keys.iter().filter_map(|stored| Some((stored.revoked?, stored.key.sha256))).collect();
-    revoked.sort_by_key(|(time, _)| *time);
-    revoked.into_iter().map(|(_, hash)| hash).collect()
-}
-
-fn put_key(
-    keys: &mut redb::Table<'_, &'static str, &'static str>,
-    key: &StoredKey,
-) -> Result<(), LedgerError> {
-    let json = serde_json::to_string(key).expect("a key is JSON");
-    keys.insert(key.id.as_str(), json.as_str())?;
-    Ok(())
-}
-
-/// Give an entry its number, its time and its place in the chain.
-fn append(
-    transaction: &WriteTransaction,
-    mut entry: Entry,
-    revision: u64,
-) -> Result<Entry, LedgerError> {
-    let mut audit = transaction.open_table(AUDIT)?;
-    let last = last_entry(&audit)?;
-    entry.sequence = last.as_ref().map_or(1, |last| last.sequence + 1);
-    entry.revision = revision;
-    entry.time = humantime::format_rfc3339_millis(clock::now()).to_string();
-    entry.previous_hash = last.map_or_else(no_hash, |last| last.hash);
-    entry.hash = entry.own_hash();
-    let json = serde_json::to_string(&entry).expect("an entry is JSON");
-    audit.insert(entry.sequence, json.as_str())?;
-    Ok(entry)
-}
-
-/// Keep an answer, and see to it that there are not too many.
+/// Store a response, and remove the oldest ones if there are too many.
 fn remember(
     transaction: &WriteTransaction,
-    request: &Request,
+    request: &IdempotentRequest,
     answer: &str,
 ) -> Result<(), LedgerError> {
     let mut answers = transaction.open_table(ANSWERS)?;
     answers.insert(request.key.as_str(), (now(), request.fingerprint.as_str(), answer))?;
-    if answers.len()? > MAX_ANSWERS as u64 {
+    if answers.len()? > MAX_RESPONSES as u64 {
         let mut times = Vec::new();
         for row in answers.iter()? {
             let (key, answer) = row?;
             times.push((answer.value().0, key.value().to_owned()));
         }
         times.sort();
-        // Not one each time: looking through them all is the dear part.
-        for (_, key) in times.into_iter().take(MAX_ANSWERS / 10) {
+        // Several at once, because reading all of them is expensive.
+        for (_, key) in times.into_iter().take(MAX_RESPONSES / 10) {
             answers.remove(key.as_str())?;
         }
     }

@@ -1,8 +1,8 @@
-//! How many requests in how much time: a token bucket, and what it says to the caller.
+//! Rate limits: a token bucket, and the header fields that report its state to the caller.
 //!
-//! governor does the counting, in one atomic number for each bucket; this module owns the bounds of what
-//! can be asked of it, and the arithmetic of the header fields `RateLimit` and `RateLimit-Policy`. The
-//! clock is a parameter.
+//! The governor crate does the counting, with one atomic number for each bucket. This module owns the
+//! bounds of rates and computes the header fields `RateLimit` and `RateLimit-Policy`. The clock is a
+//! parameter.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -14,48 +14,48 @@ use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use serde::{Deserialize, Serialize};
 
-/// The least and the most requests per second: from one in a quarter of an hour to more than a machine
-/// answers. Within these, and [`MAX_BURST`], the time that a bucket takes to fill fits into 64 bits of
+/// The allowed requests per second: from one in a quarter of an hour to more than one machine answers.
+/// Within these bounds and [`MAX_BURST`], the time that a bucket takes to fill fits into 64 bits of
 /// nanoseconds.
 const PER_SECOND: std::ops::RangeInclusive<f64> = 0.001..=1_000_000.0;
 
-/// The most requests at once.
+/// The largest burst.
 const MAX_BURST: u32 = 1_000_000;
 
-/// So many requests per second in the long run, and so many at once.
+/// A rate limit: requests per second on average, and how many may come at once (the burst).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Written")]
+#[serde(try_from = "RateFields")]
 pub struct Rate {
     per_second: f64,
     burst: NonZeroU32,
 }
 
-/// A rate as it is written: without `burst`, as many at once as in a second.
+/// The fields of a rate in the configuration and in JSON. The default burst is that of one second.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct RateFields {
     per_second: f64,
     burst: Option<u32>,
 }
 
-/// Numbers are no [`Rate`].
+/// Numbers are out of the bounds of a [`Rate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("`per_second` must be from 0.001 to 1000000, and `burst` from 1 to {MAX_BURST}")]
 pub struct RateError;
 
-impl TryFrom<Written> for Rate {
+impl TryFrom<RateFields> for Rate {
     type Error = RateError;
 
-    fn try_from(written: Written) -> Result<Self, RateError> {
-        Self::new(written.per_second, written.burst)
+    fn try_from(fields: RateFields) -> Result<Self, RateError> {
+        Self::new(fields.per_second, fields.burst)
     }
 }
 
 impl Rate {
-    /// A rate; as many at once as in a second, at least one, if nothing is said of that.
+    /// A rate. The default burst is the number of requests in one second, at least 1.
     ///
     /// # Errors
-    /// [`RateError`], if they are not within bounds.
+    /// [`RateError`] if a number is out of bounds.
     pub fn new(per_second: f64, burst: Option<u32>) -> Result<Self, RateError> {
         if !PER_SECOND.contains(&per_second) {
             return Err(RateError);
@@ -65,22 +65,22 @@ impl Rate {
         Ok(Self { per_second, burst: burst.ok_or(RateError)? })
     }
 
-    /// Requests per second in the long run.
+    /// The average requests per second.
     pub fn per_second(self) -> f64 {
         self.per_second
     }
 
-    /// Requests at once.
+    /// How many requests may come at once.
     pub fn burst(self) -> u32 {
         self.burst.get()
     }
 
-    /// As a value of the configuration.
-    pub fn toml(self) -> String {
+    /// The rate as a value of the configuration file.
+    pub fn to_toml(self) -> String {
         format!("{{ per_second = {:?}, burst = {} }}", self.per_second, self.burst)
     }
 
-    /// How long it takes until there is room for one more.
+    /// The time in which one request is added to the bucket.
     fn interval(self) -> Duration {
         Duration::from_secs_f64(self.per_second.recip())
     }
@@ -90,7 +90,7 @@ impl Rate {
         quota.allow_burst(self.burst)
     }
 
-    /// The seconds in which a bucket that is empty is full.
+    /// The seconds in which an empty bucket fills.
     fn window(self) -> u64 {
         seconds(self.interval().saturating_mul(self.burst.get()))
     }
@@ -102,7 +102,7 @@ impl fmt::Display for Rate {
     }
 }
 
-/// Rounded up, at least 1. The rate is within bounds that this type holds.
+/// The rate rounded up. It is within the bounds of [`PER_SECOND`].
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -112,12 +112,12 @@ fn whole(per_second: f64) -> u32 {
     per_second.ceil() as u32
 }
 
-/// Whole seconds, rounded up, so that who waits for them does not come too early.
+/// Whole seconds, rounded up, so that a caller that waits for them is not too early.
 fn seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
-/// What is left of a rate.
+/// A token bucket: the state of one rate limit.
 #[derive(Debug)]
 pub struct Bucket<C: Clock = DefaultClock> {
     rate: Rate,
@@ -126,7 +126,7 @@ pub struct Bucket<C: Clock = DefaultClock> {
 }
 
 impl Bucket {
-    /// A full one.
+    /// A full bucket.
     pub fn new(rate: Rate) -> Self {
         Self::with_clock(rate, DefaultClock::default())
     }
@@ -140,13 +140,13 @@ impl<C: Clock + Clone> Bucket<C> {
 }
 
 impl<C: Clock> Bucket<C> {
-    /// What it was made for.
+    /// The rate of the bucket.
     pub fn rate(&self) -> Rate {
         self.rate
     }
 
-    /// Take one, if there is one.
-    pub fn take(&self) -> Taken {
+    /// Take one token, if there is one.
+    pub fn take(&self) -> RateDecision {
         let Self { rate, clock, limiter } = self;
         match limiter.check() {
             Ok(state) => {
@@ -157,41 +157,41 @@ impl<C: Clock> Bucket<C> {
                 } else {
                     rate.interval().saturating_mul(missing)
                 };
-                Taken { rate: *rate, left, seconds: seconds(time), is_refused: false }
+                RateDecision { rate: *rate, left, seconds: seconds(time), is_refused: false }
             }
             Err(until) => {
-                // One that is there by now was not there when it was asked for.
+                // The token may have come since the check, but the request was refused.
                 let seconds = seconds(until.wait_time_from(clock.now())).max(1);
-                Taken { rate: *rate, left: 0, seconds, is_refused: true }
+                RateDecision { rate: *rate, left: 0, seconds, is_refused: true }
             }
         }
     }
 }
 
-/// What a bucket said to one request.
+/// The decision of a bucket about one request.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Taken {
+pub struct RateDecision {
     rate: Rate,
     left: u32,
-    /// Until it is full again; until there is one, if there is none left.
+    /// Until the bucket is full again; if it is empty, until the next token.
     seconds: u64,
     is_refused: bool,
 }
 
-impl Taken {
-    /// After how many seconds it is worth asking again; none, if the request may go on.
+impl RateDecision {
+    /// After how many seconds to retry; none if the request is admitted.
     pub fn retry_after(&self) -> Option<u64> {
         self.is_refused.then_some(self.seconds)
     }
 
-    /// A member of `RateLimit-Policy`. Who spreads `q` requests over each `w` seconds is never refused:
-    /// they are what fits at once, and the time that it takes to have room for that again.
+    /// A member of `RateLimit-Policy`: the burst `q`, and the `w` seconds in which the bucket fills. A caller
+    /// that spreads `q` requests over every `w` seconds is never refused.
     pub fn policy(&self, name: &str) -> String {
         format!("\"{name}\";q={};w={}", self.rate.burst, self.rate.window())
     }
 
-    /// A member of `RateLimit`: what is left, and after how many seconds all of it is there again (or
-    /// the next one, if nothing is left, as in `Retry-After`).
+    /// A member of `RateLimit`: the tokens that are left, and after how many seconds the bucket is full (or
+    /// has one token, if it is empty, as in `Retry-After`).
     pub fn state(&self, name: &str) -> String {
         format!("\"{name}\";r={};t={}", self.left, self.seconds)
     }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_admitted_then_the_sustained_rate() {
+    fn a_burst_is_admitted_then_nothing_then_one_at_a_time() {
         let clock = FakeRelativeClock::default();
         let bucket = Bucket::with_clock(rate(0.5, 3), clock.clone());
         let take = || {
@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(take(), (policy.clone(), state("r=0;t=2"), None));
         assert_eq!(take(), (policy.clone(), state("r=0;t=2"), Some(2)));
         clock.advance(Duration::from_millis(500));
-        // Rounded up: nobody is told to come too early.
+        // Rounded up, so that a caller does not retry too early.
         assert_eq!(take().2, Some(2));
         clock.advance(Duration::from_millis(1499));
         assert_eq!(take().2, Some(1));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_rounded_up_to_whole_seconds() {
+    fn windows_are_whole_seconds_rounded_up() {
         let window = |per_second, burst| rate(per_second, burst).window();
         assert_eq!(window(100.0, 100), 1);
         assert_eq!(window(100.0, 200), 2);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_rates_are_rejected() {
+    fn rates_out_of_bounds_are_refused() {
         assert_eq!(Rate::new(2.5, None).unwrap(), rate(2.5, 3));
         assert_eq!(Rate::new(0.01, None).unwrap(), rate(0.01, 1));
         for (per_second, burst) in
@@ -257,15 +257,15 @@ mod tests {
         assert!(Rate::new(1.0, Some(MAX_BURST + 1)).is_err());
         assert!(serde_json::from_str::<Rate>(r#"{"per_second": 1, "burst": 2}"#).is_ok());
         assert!(serde_json::from_str::<Rate>(r#"{"per_second": 1, "bursts": 2}"#).is_err());
-        let written = serde_json::to_string(&rate(0.5, 3)).unwrap();
-        assert_eq!(serde_json::from_str::<Rate>(&written).unwrap(), rate(0.5, 3));
+        let fields = serde_json::to_string(&rate(0.5, 3)).unwrap();
+        assert_eq!(serde_json::from_str::<Rate>(&fields).unwrap(), rate(0.5, 3));
     }
 
     proptest! {
-        /// Whatever the rate and however callers come: who waits as long as it is told is let in, and no
-        /// more than the burst and what has come since pass.
+        /// A caller that waits for `Retry-After` is admitted, and no more requests than the burst and the
+        /// tokens added since are admitted.
         #[test]
-        fn a_request_after_the_announced_delay_is_admitted(
+        fn a_caller_that_waits_for_retry_after_is_admitted(
             per_second in 0.001..100_000_f64,
             burst in 1..1000_u32,
             pauses in prop::collection::vec(0..5000_u64, 1..60),

@@ -1,8 +1,8 @@
 //! Which version answers a request: a pure function of the snapshot, the selector and a draw.
 //!
-//! No I/O, no locks, no randomness of its own. The order is: an exact version, a channel, a range, the
-//! split. A draw is a number below a million: random, or the [`bucket`] of a caller's key, so that a
-//! caller stays with a version while its weight grows.
+//! No I/O, no locks and no randomness of its own. The order of precedence is: an exact version, a channel,
+//! a range, the split. A draw is a number below a million: random, or the [`bucket`] of the caller's sticky
+//! key, so that a caller stays with a candidate while its weight grows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::rollout::{Routing, WHOLE};
 use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::{BreakerRefusal, CallerId, ServableVersion};
 
-/// The draw of a caller: the same for the same model and key, on every host and for ever. SHA-256
-/// of the model's name, a zero byte and the key; the first eight bytes are a fraction, big-endian.
+/// The draw of a sticky key: the same for the same model and key on every host. It is the first eight bytes
+/// of SHA-256 over the model's name, a zero byte and the key, as a big-endian fraction of a million.
 pub fn bucket(model: &ModelName, key: &[u8]) -> u32 {
     let hash = Sha256::new().chain_update(model.as_str()).chain_update([0]).chain_update(key);
     let hash = hash.finalize();
@@ -26,7 +26,7 @@ pub fn bucket(model: &ModelName, key: &[u8]) -> u32 {
     u32::try_from(scaled).expect("a fraction of a million is less than a million")
 }
 
-/// Why a version was chosen; also the value of the header `X-Route-Reason`.
+/// Why the router chose a version. It is also the value of the header `X-Route-Reason`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// The caller named the version.
@@ -42,7 +42,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The word for headers, logs and counters.
+    /// The value in headers, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pin => "pin",
@@ -54,47 +54,47 @@ impl Reason {
     }
 }
 
-/// Where a request falls: two numbers below [`WHOLE`].
+/// The draws for one request: two numbers below [`WHOLE`].
 #[derive(Debug, Clone, Copy)]
 pub struct Draw {
-    /// Decides a split.
-    pub place: u32,
-    /// Decides whether a shadow answers as well.
+    /// Decides between the versions of a split.
+    pub split: u32,
+    /// Decides whether the request is compared with the shadow.
     pub shadow: u32,
-    /// Who asks; none, if it is only asked where a request would go.
+    /// The caller; none if there is no request, but a question where one would go.
     pub caller: Option<CallerId>,
 }
 
-/// The version that answers, and why.
+/// The version that answers a request, and why it was chosen.
 #[derive(Clone)]
 pub struct Route {
     /// The version.
     pub version: Arc<ServableVersion>,
-    /// Why.
+    /// Why it was chosen.
     pub reason: Reason,
-    /// What the version is to its model.
+    /// The role of the version in its model's rollout.
     pub role: Role,
-    /// The model's stable version, if it is another one and loaded.
+    /// The stable version of the model, if it is another one and loaded.
     pub stable: Option<Arc<ServableVersion>>,
-    /// Whether another draw might have sent the request elsewhere.
+    /// Whether the draw decided: another draw might have chosen another version.
     pub is_drawn: bool,
-    /// The version that is asked as well, once the answer is on its way, to compare the two.
+    /// The candidate that the answer is compared with, after it was sent.
     pub shadow: Option<Arc<ServableVersion>>,
 }
 
-/// What a version is to its model.
+/// The role of a version in its model's rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// The promoted one, or any while none is.
+    /// The promoted version; any version while none is promoted.
     Stable,
-    /// On trial.
+    /// A canary.
     Candidate,
-    /// There for who names it.
+    /// Neither: it answers requests that name it.
     Other,
 }
 
 impl Role {
-    /// The word for metrics.
+    /// The value in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stable => "stable",
@@ -103,8 +103,8 @@ impl Role {
         }
     }
 
-    /// Of a version, by what was decided.
-    pub fn of(version: &Version, routing: &Routing) -> Self {
+    /// The role of a version under this routing.
+    pub fn new(version: &Version, routing: &Routing) -> Self {
         if routing.stable.as_ref().is_none_or(|stable| stable == version) {
             Self::Stable
         } else if routing.candidates.contains_key(version) {
@@ -115,7 +115,7 @@ impl Role {
     }
 }
 
-/// No version answers.
+/// Why no version answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     /// There is no such model.
@@ -124,19 +124,19 @@ pub enum RouteError {
     /// The model has no such version.
     #[error("the model has no version that matches")]
     NoSuchVersion,
-    /// The channel stands for nothing at the moment.
+    /// The channel has no version at the moment.
     #[error("there is no version in this channel")]
     EmptyChannel,
-    /// The version was replaced long ago and is not loaded.
+    /// The version was retired and is not loaded.
     #[error("the version is retired")]
     Retired,
     /// The version, or the whole server, is not ready.
     #[error("the version is not ready")]
     NotReady,
-    /// The version keeps breaking down and is not asked for a while.
+    /// The version keeps failing and is suspended for this time.
     #[error("the version is suspended")]
     Suspended(Duration),
-    /// It keeps breaking down on this caller's requests, and takes no more of them for a while.
+    /// The version keeps failing on this caller's requests and is suspended for the caller for this time.
     #[error("the version is suspended for this caller")]
     CallerSuspended(Duration),
 }
@@ -150,12 +150,12 @@ impl From<BreakerRefusal> for RouteError {
     }
 }
 
-/// The version that answers a request for `model`. Versions that are suspended at `now` are passed
-/// over where there is another choice.
+/// Choose the version that answers a request for `model`. Versions that are suspended at `now` are skipped
+/// if there is another choice.
 ///
 /// # Errors
-/// [`RouteError`]. While the server is still loading, what is not there may yet come, so it is not
-/// ready rather than unknown.
+/// [`RouteError`]. While the server is starting, a version that is not there may yet be loaded, so the error
+/// is [`RouteError::NotReady`] instead of one that says that it is unknown.
 pub fn route(
     snapshot: &Snapshot,
     model: &ModelName,
@@ -163,15 +163,15 @@ pub fn route(
     draw: Draw,
     now: Instant,
 ) -> Result<Route, RouteError> {
-    let absent = |error| {
+    let while_starting = |error| {
         let may_come = matches!(error, RouteError::UnknownModel | RouteError::NoSuchVersion);
         if snapshot.loading && may_come { RouteError::NotReady } else { error }
     };
-    let versions = snapshot.models.get(model).ok_or(absent(RouteError::UnknownModel))?;
-    let (version, reason) = choose(versions, selector, draw, now).map_err(absent)?;
+    let versions = snapshot.models.get(model).ok_or(while_starting(RouteError::UnknownModel))?;
+    let (version, reason) = choose(versions, selector, draw, now).map_err(while_starting)?;
     let is_drawn = versions.routing.is_split() && applies_split(versions, selector);
     let shadow = shadow(versions, &version, draw.shadow);
-    let role = Role::of(&version.id().version, &versions.routing);
+    let role = Role::new(&version.id().version, &versions.routing);
     let stable = versions.routing.stable.as_ref().and_then(|stable| versions.versions.get(stable));
     let stable = stable.and_then(VersionState::servable).filter(|it| it.key() != version.key());
     let stable = stable.map(Arc::clone);
@@ -184,7 +184,7 @@ fn choose(
     draw: Draw,
     now: Instant,
 ) -> Result<(Arc<ServableVersion>, Reason), RouteError> {
-    let (place, now) = (draw.place, (draw.caller, now));
+    let (split, now) = (draw.split, (draw.caller, now));
     let ModelVersions { versions, routing } = model;
     let with = |reason| move |version| (version, reason);
     match selector {
@@ -197,7 +197,7 @@ fn choose(
             first_available(versions.get(version), now).map(with(Reason::Channel))
         }
         Selector::Range(range) if applies_split(model, selector) => {
-            let split = by_split(model, place).filter(|version| range.matches(version));
+            let split = by_split(model, split).filter(|version| range.matches(version));
             let states = split.filter_map(|version| versions.get(version));
             or_not_ready(first_available(states, now)).map(with(Reason::Range))
         }
@@ -208,7 +208,7 @@ fn choose(
         }
         Selector::Default if routing.stable.is_some() => {
             let reason = if routing.is_split() { Reason::Split } else { Reason::Default };
-            let states = by_split(model, place).filter_map(|version| versions.get(version));
+            let states = by_split(model, split).filter_map(|version| versions.get(version));
             or_not_ready(first_available(states, now)).map(with(reason))
         }
         Selector::Default => {
@@ -219,7 +219,7 @@ fn choose(
     }
 }
 
-/// What is routed to has been there, or may yet come.
+/// A version that routing names but that is not there is not ready: it was there before, or will be.
 fn or_not_ready<T>(found: Result<T, RouteError>) -> Result<T, RouteError> {
     found.map_err(|error| match error {
         RouteError::NoSuchVersion | RouteError::Retired => RouteError::NotReady,
@@ -227,8 +227,8 @@ fn or_not_ready<T>(found: Result<T, RouteError>) -> Result<T, RouteError> {
     })
 }
 
-/// Whether it is the operator who decides which version answers: whoever asks for none, or can live
-/// with the stable one, leaves it to that.
+/// Whether the operator's split decides which version answers. It does for requests without a version, and
+/// for ranges that the stable version matches.
 fn applies_split(model: &ModelVersions, selector: &Selector) -> bool {
     match selector {
         Selector::Default => true,
@@ -239,22 +239,21 @@ fn applies_split(model: &ModelVersions, selector: &Selector) -> bool {
     }
 }
 
-/// The version that has the place, then the others that have a share, the largest first: a candidate
-/// that is broken costs no request. If the place is a candidate's that does not come into question, it
-/// is the stable version's.
-fn by_split(model: &ModelVersions, place: u32) -> impl Iterator<Item = &Version> {
+/// The version that this draw chooses, then the stable version, then the others with a share, the largest
+/// first: if a candidate cannot answer, the request goes to the next one.
+fn by_split(model: &ModelVersions, draw: u32) -> impl Iterator<Item = &Version> {
     let mut shares: Vec<_> = model.routing.shares().filter(|(_, share)| *share > 0).collect();
     shares.sort_by_key(|(_, share)| std::cmp::Reverse(*share));
     let others = shares.into_iter().map(|(version, _)| version);
-    model.routing.at(place).into_iter().chain(&model.routing.stable).chain(others)
+    model.routing.version_at(draw).into_iter().chain(&model.routing.stable).chain(others)
 }
 
-/// Ranges and the default go by what there is.
+/// Ranges and the default only consider versions that are loaded, or will be.
 fn is_loaded(state: &&VersionState) -> bool {
     !matches!(state, VersionState::Retired | VersionState::Draining)
 }
 
-/// The first version that can serve now, or why none of them can.
+/// The first version that can answer now, or the reason why the first of them cannot.
 fn first_available<'a>(
     states: impl IntoIterator<Item = &'a VersionState>,
     (caller, now): (Option<CallerId>, Instant),
@@ -285,7 +284,7 @@ fn first_available<'a>(
     Err(why)
 }
 
-/// Why the version does not take a request of this caller, or of one that is not known.
+/// Why the breaker of the version refuses this caller, or any caller if none is given.
 fn refusal(
     version: &ServableVersion,
     caller: Option<CallerId>,
@@ -297,7 +296,7 @@ fn refusal(
     }
 }
 
-/// The shadow of an answer: no version shadows itself.
+/// The version that the answer is compared with, if any. No version is compared with itself.
 fn shadow(
     model: &ModelVersions,
     answering: &Arc<ServableVersion>,
@@ -308,8 +307,7 @@ fn shadow(
     (version.key() != answering.key()).then(|| Arc::clone(version))
 }
 
-/// Which versions answer requests with this selector, why, and which share of them each gets, the
-/// largest first.
+/// Which versions answer requests with this selector, why, and the share of each, the largest first.
 ///
 /// # Errors
 /// [`RouteError`], as [`route`].
@@ -320,7 +318,7 @@ pub fn explain(
     now: Instant,
 ) -> Result<Vec<(Arc<ServableVersion>, Reason, u32)>, RouteError> {
     let at =
-        |place| route(snapshot, model, selector, Draw { place, shadow: WHOLE, caller: None }, now);
+        |split| route(snapshot, model, selector, Draw { split, shadow: WHOLE, caller: None }, now);
     let mut found = BTreeMap::<u64, (Arc<ServableVersion>, Reason, u32)>::new();
     let mut from = 0;
     let routing = snapshot.models.get(model).map(|versions| &versions.routing);
@@ -345,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sticky_key_hashes_to_the_published_place() {
+    fn a_sticky_key_has_the_same_bucket_everywhere() {
         // Computed with another implementation of SHA-256; published in the README.
         for (model, key, place) in [
             ("toxicity", "", 920_811),

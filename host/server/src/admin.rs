@@ -40,7 +40,7 @@ use crate::edge::request_log::RequestLog;
 use crate::edge::{
     Edge, access, admin_middleware, docs, media_type, metrics_at, query, target, with_middleware,
 };
-use guesthouse_control::control::{Answer, Ask, Control};
+use guesthouse_control::control::{ChangeOptions, ChangeOutcome, Control};
 use guesthouse_control::keys::Caller;
 use guesthouse_control::ledger::{self, Author};
 use guesthouse_control::rollout::{Operation, ShadowShare, Share};
@@ -138,13 +138,13 @@ impl ChangeContext {
 
     /// The conditions for [`Control`]. `change` distinguishes the change from others with the same
     /// idempotency key, together with the query.
-    fn ask(&self, change: &impl Serialize) -> Ask {
+    fn ask(&self, change: &impl Serialize) -> ChangeOptions {
         let ChangeQuery { expected_revision, dry_run, reason, .. } = &self.query;
         let request = self
             .idempotency_key
             .as_ref()
-            .map(|key| ledger::Request::new(&self.actor, key, &(change, &self.query)));
-        Ask {
+            .map(|key| ledger::IdempotentRequest::new(&self.actor, key, &(change, &self.query)));
+        ChangeOptions {
             author: Author { actor: self.actor.clone(), reason: reason.clone() },
             expected_revision: *expected_revision,
             dry_run: *dry_run,
@@ -240,14 +240,14 @@ async fn change<T: DeserializeOwned>(
         let work = tokio::task::spawn_blocking(move || control.change(&name, &operation, &ask));
         let answer = work.await.map_err(|_panic| ApiError::internal())??;
         if begins_shadow
-            && matches!(&answer, Answer::Now(changed) if changed.changed && !changed.dry_run)
+            && matches!(&answer, ChangeOutcome::Made(changed) if changed.changed && !changed.dry_run)
         {
             // The results of the previous shadow are not about this one.
-            admin.shadows.forget(&shadowed);
+            admin.shadows.reset(&shadowed);
         }
         match answer {
-            Answer::Now(changed) => Ok((ModelChange::from(&*changed), false)),
-            Answer::Before(text) => Ok((stored(&text)?, true)),
+            ChangeOutcome::Made(changed) => Ok((ModelChange::from(&*changed), false)),
+            ChangeOutcome::Replayed(text) => Ok((stored(&text)?, true)),
         }
     };
     let outcome = outcome.await;

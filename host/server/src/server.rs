@@ -1,7 +1,11 @@
-//! The life of a server: bind, answer health at once, load, serve, drain, stop.
+//! The life of a server: listen, answer health checks, load versions, serve, drain, stop.
 
 mod bind;
+mod error;
+mod notify;
 mod reload;
+mod signals;
+mod state_folder;
 
 use std::convert::Infallible;
 use std::io;
@@ -14,104 +18,65 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use self::error::ServeError;
+use self::notify::{ServiceManager, run_watchdog};
 use self::reload::Reloader;
 pub use self::reload::Reread;
+use self::signals::{Signal, Signals};
+use self::state_folder::open_state;
 use crate::admin::{self, Admin};
-use crate::config::{GrpcListen, ListenAddress, MetricsListener, Settings};
-use crate::edge::{
-    self, AnswerStore, Bodies, Edge, Listener, ModelRates, Pages, Services, Tls, TlsError,
-};
+use crate::config::{GrpcListen, MetricsListener, Settings};
+use crate::edge::{self, AnswerStore, Bodies, Edge, Listener, ModelRates, Pages, Services, Tls};
 use crate::observe::capture::CaptureWriter;
 use crate::observe::logs;
 use crate::observe::trace::Tracer;
-use guesthouse_artifact::{ArtifactError, CONTRACT_VERSION};
 use guesthouse_control::control::{self, Control, ControlError};
-use guesthouse_control::keys::SameKey;
+use guesthouse_control::keys::DuplicateKey;
 use guesthouse_control::keys::Scopes;
-use guesthouse_control::ledger::{Ledger, LedgerError};
-use guesthouse_control::registry::Loader;
-use guesthouse_control::rollout::ModelState;
 use guesthouse_control::shadow::{ShadowLimits, Shadows};
 use guesthouse_control::traffic::Traffic;
-use guesthouse_runtime::guest::{EngineError, Engines};
 use guesthouse_runtime::inference::InferenceThreads;
 use guesthouse_runtime::machine;
-use guesthouse_runtime::preinit::queue::CompileQueue;
-use guesthouse_runtime::store::{Store, StoreError};
-use guesthouse_runtime::version::ResourceBudget;
 
-/// Files that are not for connections: artifacts, compiled code, pipes to children, timers.
+/// File descriptors that are not for connections: artifacts, compiled code, pipes to child processes, timers.
 const RESERVED_FILES: usize = 128;
 
-/// How long interrupted requests have to tell their callers: a few ticks, and a round trip.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long the responses to interrupted requests may take: a few ticks, and a round trip.
+const INTERRUPT_TIME: Duration = Duration::from_secs(1);
 
-/// How long the last spans and captured requests have to be written.
-const LAST_WRITES: Duration = Duration::from_secs(2);
+/// How long writing the last spans and captured requests may take.
+const FLUSH_TIME: Duration = Duration::from_secs(2);
 
-/// A server cannot start, or did not stop in time.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The address is taken or not ours, or the name is not known.
-    #[error("listen on {0}")]
-    Listen(ListenAddress, #[source] io::Error),
-    /// The machine refuses threads, signals or timers.
-    #[error("start")]
-    Start(#[source] io::Error),
-    /// The repository folder cannot be read.
-    #[error("read the repository folder {0:?}")]
-    Repository(PathBuf, #[source] io::Error),
-    /// The engine cannot be set up.
-    #[error("{0}")]
-    Engine(#[from] EngineError),
-    /// The state folder cannot be used.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// What is served cannot be read.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// The splits of the configuration cannot be put into force.
-    #[error(transparent)]
-    Configure(#[from] ControlError),
-    /// The certificate cannot be used.
-    #[error("set up TLS")]
-    Tls(#[from] TlsError),
-    /// Requests were still under kind when the time to drain was over.
-    #[error("drain within {} s: requests were cut off", .0.as_secs())]
-    Drain(Duration),
-}
-
-/// Serve until a signal says otherwise. `reread` gives the settings again, from what the operator has
-/// written by then; `started` is when the process began.
+/// Serve until a signal to stop. `reread` reads the configuration again; `started` is the time at which the
+/// process started.
 ///
 /// # Errors
-/// [`ServeError`]; one that does not stop in time has cut requests off.
+/// [`ServeError`]; [`ServeError::Drain`] if requests were cut off.
 pub fn run(settings: Settings, reread: Reread, started: Instant) -> Result<(), ServeError> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    // The library's own variable keeps its meaning; its default misses some quotas.
+    // tokio's own variable keeps its meaning. Its default does not know every quota of control groups.
     if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
         runtime.worker_threads(machine::cores());
     }
     let runtime = runtime.enable_all().build().map_err(ServeError::Start)?;
     let outcome = runtime.block_on(serve(settings, reread, started));
-    // Loading may still be under kind on a thread of its own; it dies with the process.
+    // A thread that still loads versions ends with the process.
     runtime.shutdown_background();
     outcome
 }
 
 async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Result<(), ServeError> {
-    // From here on: whoever reads where it listens may stop it.
+    // Before the log says where the server listens: whoever reads that may send a signal.
     let mut signals = Signals::listen().map_err(ServeError::Start)?;
     let tls = settings.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
     let listeners = bind::listen(&settings.listen).await?;
     let memory_mib = settings.limits.memory_bytes >> 20;
     let threads_per_version = settings.limits.model.concurrency;
     tracing::info!(cores = machine::cores(), memory_mib, threads_per_version, "resources");
-    // Held until the end, and with it the lock of the state folder.
+    // The store holds the lock of the state folder until the end.
     let (loader, ledger) = open_state(&mut settings)?;
     let stack_bytes = loader.engines.thread_stack_bytes();
     let traffic = Arc::clone(&loader.traffic);
@@ -149,7 +114,10 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
         tracing::info!(%address, "listening");
     }
     let repository = settings.repository.clone();
-    let loading = load(Arc::clone(&control), repository, limits.repository_interval, started);
+    let manager = Arc::new(ServiceManager::default());
+    let start = Start { time: started, manager: Arc::clone(&manager) };
+    let loading = load(Arc::clone(&control), repository, limits.repository_interval, start);
+    let watchdog = tokio::spawn(run_watchdog());
     let endpoints = edge::endpoints(Arc::clone(&edge));
     let kind = edge::ListenerKind::Public(Arc::clone(&edge.meters));
     let entrance = Listener {
@@ -162,35 +130,38 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     if let Some(tls) = tls {
         tokio::spawn(tls.follow(stopping.clone()));
     }
-    let reporter = tokio::spawn(report(Arc::clone(&edge), limits.traffic_log_interval, stopping));
+    let traffic_log =
+        tokio::spawn(log_traffic(Arc::clone(&edge), limits.traffic_log_interval, stopping));
     let reloader = Reloader { reread, control, edge: Arc::clone(&edge), started: settings };
 
-    let outcome = stay(&mut signals, loading, Arc::new(reloader)).await;
+    let outcome = run_until_stop(&mut signals, loading, Arc::new(reloader), &manager).await;
+    manager.stopping();
     edge.draining.store(true, Ordering::Relaxed);
     if let Ok(Signal::Terminate) = outcome {
         tracing::info!(seconds = limits.linger_time.as_secs(), "not ready any more, still serving");
-        // Whoever cannot wait says so again.
+        // A second signal ends the linger time.
         let _ = tokio::time::timeout(limits.linger_time, signals.next()).await;
     }
     tracing::info!("draining");
-    // The receivers live in the tasks below, which end only after this.
+    // The tasks below hold the receivers, and end after this.
     let _ = stop.send(true);
     let drained = drain(servers, limits.drain_time, &interrupt).await;
-    let _ = reporter.await;
+    let _ = traffic_log.await;
     let closing = Arc::clone(&edge);
-    let _ = tokio::task::spawn_blocking(move || closing.finish(LAST_WRITES)).await;
+    let _ = tokio::task::spawn_blocking(move || closing.finish(FLUSH_TIME)).await;
+    watchdog.abort();
     tracing::info!(drained, "stopped");
     outcome.map(drop).and(if drained { Ok(()) } else { Err(ServeError::Drain(limits.drain_time)) })
 }
 
-/// Put the configured keys into force. One whose name somebody has given to another key meanwhile stays
-/// out: everybody else's requests are worth more than its own.
+/// Apply the configured keys. A key whose name an operator has given to another key meanwhile is left out, so
+/// that the others work.
 fn configure_keys(control: &Control, settings: &Settings) -> Result<(), ControlError> {
     let mut keys = settings.keys.clone();
     loop {
         match control.configure_keys(keys.clone(), settings.key_rate) {
-            Err(ControlError::SameKey(SameKey(name))) => {
-                tracing::error!(%name, "a configured key is left out: there is another of its name");
+            Err(ControlError::DuplicateKey(DuplicateKey(name))) => {
+                tracing::error!(%name, "a configured key is ignored: another key has its name");
                 keys.retain(|key| key.name != name);
             }
             outcome => return outcome,
@@ -198,11 +169,12 @@ fn configure_keys(control: &Control, settings: &Settings) -> Result<(), ControlE
     }
 }
 
-/// Until a signal to stop, or until the repository cannot be read.
-async fn stay(
+/// Handle signals until one to stop, or until the repository folder cannot be read.
+async fn run_until_stop(
     signals: &mut Signals,
     loading: impl Future<Output = Result<Infallible, ServeError>>,
     reloader: Arc<Reloader>,
+    manager: &Arc<ServiceManager>,
 ) -> Result<Signal, ServeError> {
     let mut loading = pin!(loading);
     loop {
@@ -210,9 +182,10 @@ async fn stay(
             signal = signals.any() => match signal {
                 Some(signal) => return Ok(signal),
                 None => {
-                    let reloader = Arc::clone(&reloader);
-                    // One after the other; a panic is in the log, and the last good one holds.
-                    let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
+                    let (reloader, manager) = (Arc::clone(&reloader), Arc::clone(manager));
+                    let reload = move || manager.while_reloading(|| reloader.reload());
+                    // One reload at a time. A panic is logged, and the last valid configuration stays.
+                    let _ = tokio::task::spawn_blocking(reload).await;
                 }
             },
             Err(error) = loading.as_mut() => return Err(error),
@@ -235,7 +208,7 @@ fn edge(
     let tracer = Tracer::start(&settings.tracing);
     let tracer = tracer.map_err(|error| ServeError::Start(io::Error::other(error)))?;
     let keys = Arc::clone(control.keys());
-    if !keys.any(Scopes::predicts_something) {
+    if !keys.any_scopes(Scopes::predicts_something) {
         tracing::warn!("there are no keys: every prediction will be refused");
     }
     Ok(Edge {
@@ -259,14 +232,14 @@ fn edge(
     })
 }
 
-/// The admin API, if anybody may use it.
+/// The listeners and the state of the admin API, if there is a key for it.
 async fn admin(
     settings: &Settings,
     control: &Arc<Control>,
     edge: &Edge,
     stopping: &watch::Receiver<bool>,
 ) -> Result<Option<(Vec<TcpListener>, Arc<Admin>)>, ServeError> {
-    if !control.keys().any(Scopes::administers) {
+    if !control.keys().any_scopes(Scopes::administers) {
         tracing::info!(
             "there are no admin keys: what is served cannot be changed over the network"
         );
@@ -285,7 +258,7 @@ async fn admin(
     Ok(Some((listeners, Arc::new(admin))))
 }
 
-/// Where gRPC is served, if it is.
+/// The listeners of gRPC, if it is enabled.
 async fn grpc(
     settings: &Settings,
     edge: &Edge,
@@ -298,20 +271,19 @@ async fn grpc(
     Ok(Some((listeners, edge::ListenerKind::Grpc(Arc::clone(&edge.meters)))))
 }
 
-/// Wait until requests under kind are over; those that are not in time are interrupted, which their
-/// callers are told. Whether there were none.
+/// Wait until running requests have ended. Those that have not after `time` are interrupted, and their callers
+/// get an error. Returns whether there were none.
 async fn drain(mut servers: JoinSet<()>, time: Duration, interrupt: &watch::Sender<bool>) -> bool {
-    let mut over = pin!(async { while servers.join_next().await.is_some() {} });
-    if tokio::time::timeout(time, over.as_mut()).await.is_ok() {
+    let mut ended = pin!(async { while servers.join_next().await.is_some() {} });
+    if tokio::time::timeout(time, ended.as_mut()).await.is_ok() {
         return true;
     }
     let _ = interrupt.send(true);
-    let _ = tokio::time::timeout(LAST_WORDS, over).await;
+    let _ = tokio::time::timeout(INTERRUPT_TIME, ended).await;
     false
 }
 
-/// Ask the system for as many open files as it lets this process have; how many connections they
-/// are enough for.
+/// Raise the limit of open files to its maximum. Returns how many connections it permits.
 fn files_for_connections() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -323,99 +295,46 @@ fn files_for_connections() -> usize {
     connections.max(1)
 }
 
-/// Open the state folder. The demonstration leaves one alone in which versions are deployed that this
-/// release cannot load, and has another one beside it.
-fn open_state(settings: &mut Settings) -> Result<(Loader, Ledger), ServeError> {
-    let on_loss = settings.start.on_ledger_loss;
-    let open = |settings: &Settings| {
-        let loader = loader(settings)?;
-        let store = &loader.store;
-        let ledger = Ledger::open(store.folder(), store.has_artifacts()?, on_loss)?;
-        Ok::<_, ServeError>((loader, ledger))
-    };
-    let (loader, ledger) = open(settings)?;
-    if !settings.start.is_demo {
-        return Ok((loader, ledger));
-    }
-    let states = ledger.models()?;
-    let mut digests = states.values().flat_map(ModelState::loaded).map(|(_, digest)| digest);
-    let is_outdated =
-        |digest| matches!(loader.store.artifact(digest), Err(ArtifactError::OtherContract { .. }));
-    if !digests.any(is_outdated) {
-        return Ok((loader, ledger));
-    }
-    drop((loader, ledger));
-    let mut fresh = settings.state.clone().into_os_string();
-    fresh.push(format!("-contract-{CONTRACT_VERSION}"));
-    let old = std::mem::replace(&mut settings.state, fresh.into());
-    tracing::warn!(
-        old = %old.display(),
-        state = %settings.state.display(),
-        "the state folder is of a release with another contract: the demonstration leaves it alone and \
-         uses another one; remove the old one if nobody needs it"
-    );
-    open(settings)
+/// The start of the process, and who is told when it is over.
+struct Start {
+    time: Instant,
+    manager: Arc<ServiceManager>,
 }
 
-fn loader(settings: &Settings) -> Result<Loader, ServeError> {
-    let limits = std::iter::once(&settings.limits.model).chain(settings.models.values());
-    let stacks = limits.map(|limits| limits.instance.stack_bytes);
-    let mut engine = settings.limits.engine;
-    // Beside what versions have set aside for serving.
-    let shadows = u32::try_from(ShadowLimits::default().threads).unwrap_or(u32::MAX);
-    engine.max_instances = engine.max_instances.saturating_add(shadows);
-    let engines = Engines::serving(engine, stacks)?;
-    let store = Store::open(&settings.state, engines.fingerprint())?;
-    Ok(Loader {
-        engines,
-        store,
-        limits: settings.limits.preinit,
-        general: settings.limits.model,
-        models: settings.models.clone(),
-        meters: Arc::default(),
-        child_environment: logs::child_environment,
-        traffic: Arc::default(),
-        queue: CompileQueue::new(settings.limits.preinit.memory_bytes),
-        budget: ResourceBudget::new(
-            settings.limits.engine.max_instances,
-            settings.limits.memory_bytes,
-        ),
-    })
-}
-
-/// Load on a thread of its own, and keep to what the repository folder says. Ends only with an error.
+/// Load versions on a thread of its own, and watch the repository folder. Returns only with an error.
 async fn load(
     control: Arc<Control>,
     repository: PathBuf,
     interval: Option<Duration>,
-    started: Instant,
+    start: Start,
 ) -> Result<Infallible, ServeError> {
     let folder = repository.clone();
     let work = tokio::task::spawn_blocking(move || {
         let registry = Arc::clone(control.registry());
-        let mut said = None;
-        let mut say = |has_tried: bool| {
+        let mut reported = None;
+        let mut report = |is_all_tried: bool| {
             let is_ready = registry.snapshot().is_ready();
-            if said == Some(true) || !(is_ready || has_tried && said.is_none()) {
+            if reported == Some(true) || !(is_ready || is_all_tried && reported.is_none()) {
                 return;
             }
-            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let milliseconds = u64::try_from(start.time.elapsed().as_millis()).unwrap_or(u64::MAX);
             if is_ready {
                 tracing::info!(milliseconds, "ready");
             } else {
                 tracing::warn!(milliseconds, "not ready: no version could be loaded");
             }
-            said = Some(is_ready);
+            start.manager.ready();
+            reported = Some(is_ready);
         };
         control.restore()?;
-        // What was served before is served again; the folder can wait.
-        say(false);
-        let kept_up = Arc::clone(&control);
-        let upkeep = std::thread::Builder::new().name("upkeep".to_owned());
-        upkeep
+        // The versions from before the restart are served now. The folder is read later.
+        report(false);
+        let maintained = Arc::clone(&control);
+        let maintenance = std::thread::Builder::new().name("maintenance".to_owned());
+        maintenance
             .stack_size(control.loader().engines.thread_stack_bytes())
-            .spawn(move || control::run_maintenance(&kept_up))?;
-        control::watch_folder(&control, &folder, interval, || say(true))
+            .spawn(move || control::run_maintenance(&maintained))?;
+        control::watch_folder(&control, &folder, interval, || report(true))
     });
     match work.await {
         Ok(Ok(never)) => Ok(never),
@@ -424,8 +343,8 @@ async fn load(
     }
 }
 
-/// Log the counters now and then, and once more at the end.
-async fn report(edge: Arc<Edge>, interval: Duration, stopping: watch::Receiver<bool>) {
+/// Log the traffic counters at this interval, and once more at the end.
+async fn log_traffic(edge: Arc<Edge>, interval: Duration, stopping: watch::Receiver<bool>) {
     let (mut last, mut dropped) = (std::collections::BTreeMap::new(), 0);
     let mut interval = tokio::time::interval(interval);
     let stopped = wait_for(stopping);
@@ -443,48 +362,6 @@ async fn report(edge: Arc<Edge>, interval: Duration, stopping: watch::Receiver<b
 }
 
 async fn wait_for(mut stopping: watch::Receiver<bool>) {
-    // An error means that the sender is gone, which is a stop as well.
+    // An error means that the sender was dropped, which is a stop as well.
     let _ = stopping.wait_for(|stop| *stop).await;
-}
-
-/// How a server is told to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Signal {
-    Terminate,
-    Interrupt,
-}
-
-/// The signals to stop. Kept from the start to the end, so that none is lost between two waits.
-struct Signals {
-    terminate: unix::Signal,
-    interrupt: unix::Signal,
-    /// To read the configuration again. Never ends the process, whatever the server is doing.
-    hang_up: unix::Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        let terminate = signal(SignalKind::terminate())?;
-        let interrupt = signal(SignalKind::interrupt())?;
-        let hang_up = signal(SignalKind::hangup())?;
-        Ok(Self { terminate, interrupt, hang_up })
-    }
-
-    /// A signal to stop.
-    async fn next(&mut self) -> Signal {
-        loop {
-            if let Some(signal) = self.any().await {
-                return signal;
-            }
-        }
-    }
-
-    /// A signal to stop, or none for one to read the configuration.
-    async fn any(&mut self) -> Option<Signal> {
-        tokio::select! {
-            _ = self.terminate.recv() => Some(Signal::Terminate),
-            _ = self.interrupt.recv() => Some(Signal::Interrupt),
-            _ = self.hang_up.recv() => None,
-        }
-    }
 }

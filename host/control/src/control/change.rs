@@ -1,35 +1,35 @@
-//! What a change is asked with, and what comes back.
+//! The options of a change, and its outcome.
 
 use semver::Version;
 use serde::Serialize;
 
 use super::error::ControlError;
-use crate::ledger::{Author, Request};
+use crate::ledger::{Author, IdempotentRequest};
 use crate::rollout::{ModelState, Routing, Status};
 use guesthouse_artifact::Digest;
 use guesthouse_model::ModelName;
 
-/// Who asks for a change, and on what conditions.
+/// Who makes a change, and on what conditions.
 #[derive(Debug, Clone, Default)]
-pub struct Ask {
-    /// Who and why.
+pub struct ChangeOptions {
+    /// Who makes it, and why.
     pub author: Author,
-    /// The revision of the model that the caller has seen.
+    /// The revision of the model that the caller has seen. The change is refused if there is a later one.
     pub expected_revision: Option<u64>,
-    /// Whether nothing is to be changed.
+    /// Whether nothing is changed, and the outcome says what would be.
     pub dry_run: bool,
-    /// How the caller tells that it asks again.
-    pub request: Option<Request>,
+    /// The identity of the request, by which a repetition is recognised.
+    pub request: Option<IdempotentRequest>,
 }
 
-impl Ask {
-    /// What a part of the host itself does.
-    pub(super) fn of_host(part: &str) -> Self {
+impl ChangeOptions {
+    /// The options of a change that a part of the host makes.
+    pub(super) fn for_host(part: &str) -> Self {
         let author = Author { actor: part.to_owned(), reason: None };
         Self { author, ..Self::default() }
     }
 
-    /// Whether the caller has seen the last change.
+    /// Check that the caller has seen the last change of the model.
     pub(super) fn check_revision(&self, state: &ModelState) -> Result<(), ControlError> {
         match self.expected_revision {
             Some(expected) if expected != state.revision => {
@@ -40,33 +40,33 @@ impl Ask {
     }
 }
 
-/// The answer to a request for a change.
+/// The outcome of a request for a change.
 #[derive(Debug)]
-pub enum Answer {
-    /// The change was made now, or there was nothing to do, or it was a trial.
-    Now(Box<Changed>),
-    /// The same was asked before: what was answered then, in JSON.
-    Before(String),
+pub enum ChangeOutcome {
+    /// The change was made, or there was nothing to do, or it was a dry run.
+    Made(Box<ChangeReport>),
+    /// The request repeats an earlier one: the response to that, in JSON.
+    Replayed(String),
 }
 
-/// A change that was made.
+/// The report of a change.
 #[derive(Debug, Clone, Serialize)]
-pub struct Changed {
+pub struct ChangeReport {
     /// The model.
     pub model: ModelName,
-    /// The model's revision now.
+    /// The revision of the model after the change.
     pub revision: u64,
-    /// Whether anything is different.
+    /// Whether anything has changed.
     pub changed: bool,
-    /// Whether it was a trial: `after` is what would be.
+    /// Whether it was a dry run. Then `after` is what would be.
     pub dry_run: bool,
-    /// What became of it.
+    /// The status of the rollout.
     pub status: Status,
-    /// What went where.
+    /// The routing before.
     pub before: Routing,
-    /// What goes where.
+    /// The routing after.
     pub after: Routing,
-    /// What a deployment has found out.
+    /// What the deployment has found out, if it was one.
     #[serde(flatten)]
     pub deploy: Option<DeployReport>,
 }
@@ -76,19 +76,19 @@ pub struct Changed {
 pub struct DeployReport {
     /// The version.
     pub version: Version,
-    /// Its artifact.
+    /// The digest of its artifact.
     pub digest: Digest,
-    /// How it answers the golden examples of the version before it; none if there is none.
+    /// The comparison with the next lower version; none if there is none.
     pub replay: Option<Replay>,
 }
 
-/// How a version answers the golden examples of another one.
+/// The comparison of a version with the golden examples of another one.
 #[derive(Debug, Clone, Serialize)]
 pub struct Replay {
-    /// Whose examples.
+    /// The version that the examples are of.
     pub of: Version,
-    /// How many there are.
+    /// The number of examples.
     pub examples: usize,
-    /// A line for each that comes out differently.
+    /// One line for each example with another result.
     pub differences: Vec<String>,
 }

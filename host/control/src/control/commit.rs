@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 
 use semver::Version;
 
-use super::change::{Answer, Ask, Changed, DeployReport};
+use super::change::{ChangeOptions, ChangeOutcome, ChangeReport, DeployReport};
 use super::error::ControlError;
 use super::state::{Control, Writer};
 use super::version_locks::VersionLock;
-use crate::ledger::{Author, Before, Change};
-use crate::rollout::{self, Decision, ModelState, Operation, Outcome, Refusal, Rules};
+use crate::ledger::{Author, Change, IdempotencyLookup};
+use crate::rollout::{self, Decision, ModelState, Operation, RolloutError, Rules, Transition};
 use guesthouse_model::{ModelName, VersionId};
 use guesthouse_runtime::version::ServableVersion;
 
@@ -23,7 +23,7 @@ const MAX_ATTEMPTS: usize = 16;
 pub(super) struct Proposal<'a> {
     pub(super) model: &'a ModelName,
     pub(super) operation: &'a Operation,
-    pub(super) ask: &'a Ask,
+    pub(super) options: &'a ChangeOptions,
     /// Whether it may use versions that are not loaded, because they are loaded later.
     pub(super) may_lack: bool,
 }
@@ -50,7 +50,7 @@ struct Decided {
 /// The outcome of an attempt to make a change.
 pub(super) enum Attempt {
     /// It is made, or there was nothing to do.
-    Made(Answer),
+    Made(ChangeOutcome),
     /// This version has to be loaded first.
     Load(Version),
 }
@@ -97,9 +97,9 @@ impl Control {
         model: &ModelName,
         operation: &Operation,
     ) -> Result<(), ControlError> {
-        let ask = Ask::of_host("configuration");
+        let options = ChangeOptions::for_host("configuration");
         if !self.registry.snapshot().loading {
-            match self.commit(model, operation, &ask, None) {
+            match self.commit(model, operation, &options, None) {
                 Err(ControlError::Load(error)) => {
                     let reason = error.failure().reason;
                     tracing::error!(%model, %reason, "a split names a version that cannot be loaded");
@@ -107,7 +107,7 @@ impl Control {
                 outcome => return outcome.map(drop),
             }
         }
-        let proposal = Proposal { model, operation, ask: &ask, may_lack: true };
+        let proposal = Proposal { model, operation, options: &options, may_lack: true };
         self.try_commit(&proposal, &mut Loaded::default())?;
         self.is_load_due.store(true, Ordering::Relaxed);
         Ok(())
@@ -121,32 +121,38 @@ impl Control {
         &self,
         model: &ModelName,
         operation: &Operation,
-        ask: &Ask,
-    ) -> Result<Answer, ControlError> {
-        if let Some(answer) = self.stored_answer(ask)? {
+        options: &ChangeOptions,
+    ) -> Result<ChangeOutcome, ControlError> {
+        if let Some(answer) = self.stored_answer(options)? {
             return Ok(answer);
         }
         if self.registry.state(model).versions.is_empty() {
             return Err(ControlError::UnknownModel);
         }
-        self.commit(model, operation, ask, None)
+        self.commit(model, operation, options, None)
     }
 
     /// The answer to the same request, if it was made before. The change that it reports has taken
     /// effect.
-    pub(super) fn stored_answer(&self, ask: &Ask) -> Result<Option<Answer>, ControlError> {
-        if ask.request.is_some() {
+    pub(super) fn stored_answer(
+        &self,
+        options: &ChangeOptions,
+    ) -> Result<Option<ChangeOutcome>, ControlError> {
+        if options.request.is_some() {
             self.reconcile(&mut self.lock_writer())?;
         }
-        self.look_up_answer(ask)
+        self.look_up_answer(options)
     }
 
-    fn look_up_answer(&self, ask: &Ask) -> Result<Option<Answer>, ControlError> {
-        let Some(request) = &ask.request else { return Ok(None) };
-        match self.ledger.asked_before(request)? {
-            Before::Unknown => Ok(None),
-            Before::Answered(answer) => Ok(Some(Answer::Before(answer))),
-            Before::Mismatch => Err(ControlError::KeyMismatch),
+    fn look_up_answer(
+        &self,
+        options: &ChangeOptions,
+    ) -> Result<Option<ChangeOutcome>, ControlError> {
+        let Some(request) = &options.request else { return Ok(None) };
+        match self.ledger.look_up(request)? {
+            IdempotencyLookup::New => Ok(None),
+            IdempotencyLookup::Answered(answer) => Ok(Some(ChangeOutcome::Replayed(answer))),
+            IdempotencyLookup::Mismatch => Err(ControlError::IdempotencyMismatch),
         }
     }
 
@@ -156,14 +162,14 @@ impl Control {
         &self,
         model: &ModelName,
         operation: &Operation,
-        ask: &Ask,
+        options: &ChangeOptions,
         loaded: Option<Loaded>,
-    ) -> Result<Answer, ControlError> {
-        let proposal = Proposal { model, operation, ask, may_lack: false };
+    ) -> Result<ChangeOutcome, ControlError> {
+        let proposal = Proposal { model, operation, options, may_lack: false };
         let mut loaded = loaded.unwrap_or_default();
         let outcome = self.commit_or_load(&proposal, &mut loaded);
         // A version that should be loaded is kept, even if the change was refused.
-        loaded.take().into_iter().for_each(|version| self.registry.offer(version));
+        loaded.take().into_iter().for_each(|version| self.registry.insert_loaded(version));
         outcome
     }
 
@@ -171,7 +177,7 @@ impl Control {
         &self,
         proposal: &Proposal<'_>,
         loaded: &mut Loaded,
-    ) -> Result<Answer, ControlError> {
+    ) -> Result<ChangeOutcome, ControlError> {
         // Until the change is made, nobody else loads these versions or removes their files.
         let mut locks: Vec<VersionLock<'_>> = Vec::new();
         let mut files = None;
@@ -195,7 +201,8 @@ impl Control {
             loaded.others.extend(self.load_for_change(&id)?);
             missing = Some(id.version);
         }
-        Err(missing.map_or(ControlError::UnknownModel, |version| Refusal::NotReady(version).into()))
+        Err(missing
+            .map_or(ControlError::UnknownModel, |version| RolloutError::NotReady(version).into()))
     }
 
     /// Make a change, if every version that it uses is loaded. Whether it is allowed, and which versions
@@ -205,47 +212,47 @@ impl Control {
         proposal: &Proposal<'_>,
         loaded: &mut Loaded,
     ) -> Result<Attempt, ControlError> {
-        let Proposal { model, operation, ask, may_lack } = *proposal;
+        let Proposal { model, operation, options, may_lack } = *proposal;
         let mut writer = self.lock_writer();
         self.reconcile(&mut writer)?;
         // The same request may have been answered while this one waited for the lock.
-        if let Some(answer) = self.look_up_answer(ask)? {
+        if let Some(answer) = self.look_up_answer(options)? {
             return Ok(Attempt::Made(answer));
         }
         let state = self.registry.state(model);
-        ask.check_revision(&state)?;
+        options.check_revision(&state)?;
         let is_ready = |version: &Version| {
             let id = VersionId { name: model.clone(), version: version.clone() };
             // A dry run reports what would be, and a missing version would be loaded.
-            ask.dry_run || may_lack || loaded.contains(version) || self.is_loaded(&id)
+            options.dry_run || may_lack || loaded.contains(version) || self.is_loaded(&id)
         };
         let rules = Rules { revision: writer.revision + 1, ..self.rules(model, &state, &is_ready) };
-        let outcome = match rollout::decide(&state, operation, &rules)? {
-            Decision::Apply(outcome) => outcome,
+        let transition = match rollout::decide(&state, operation, &rules)? {
+            Decision::Apply(transition) => transition,
             Decision::Load(version) => return Ok(Attempt::Load(version)),
         };
-        let is_changed = outcome.state != state;
-        let changed = Changed {
+        let is_changed = transition.state != state;
+        let changed = ChangeReport {
             model: model.clone(),
-            revision: if ask.dry_run { state.revision } else { outcome.state.revision },
+            revision: if options.dry_run { state.revision } else { transition.state.revision },
             changed: is_changed,
-            dry_run: ask.dry_run,
-            status: outcome.status,
+            dry_run: options.dry_run,
+            status: transition.status,
             before: state.routing.clone(),
-            after: outcome.state.routing.clone(),
+            after: transition.state.routing.clone(),
             deploy: loaded.report.clone(),
         };
         let answer = serde_json::to_string(&changed).expect("an answer is JSON");
-        if !is_changed && let Some(request) = &ask.request {
+        if !is_changed && let Some(request) = &options.request {
             // A repetition gets the same answer, even if there is something to do by then.
             self.ledger.remember(request, &answer)?;
         }
-        if !ask.dry_run && is_changed {
-            let change = describe(proposal, &state, &outcome);
-            let decided = Decided { change, next: outcome.state, answer };
+        if !options.dry_run && is_changed {
+            let change = describe(proposal, &state, &transition);
+            let decided = Decided { change, next: transition.state, answer };
             self.apply(&mut writer, proposal, decided, loaded)?;
         }
-        Ok(Attempt::Made(Answer::Now(Box::new(changed))))
+        Ok(Attempt::Made(ChangeOutcome::Made(Box::new(changed))))
     }
 
     /// Make a change durable, and then effective.
@@ -257,7 +264,7 @@ impl Control {
         loaded: &mut Loaded,
     ) -> Result<(), ControlError> {
         let Decided { change, next, answer } = decided;
-        let (model, request) = (proposal.model, proposal.ask.request.as_ref());
+        let (model, request) = (proposal.model, proposal.options.request.as_ref());
         let entry = match self.ledger.commit(&change, &next, request, &answer) {
             Ok(entry) => entry,
             Err(error) => {
@@ -285,25 +292,25 @@ fn log(change: &Change, revision: u64) {
 }
 
 /// The change as the history records it.
-fn describe(proposal: &Proposal<'_>, state: &ModelState, outcome: &Outcome) -> Change {
-    let Proposal { model, operation, ask, .. } = *proposal;
+fn describe(proposal: &Proposal<'_>, state: &ModelState, transition: &Transition) -> Change {
+    let Proposal { model, operation, options, .. } = *proposal;
     let version = match operation {
-        Operation::Adopt { .. } => outcome.state.routing.stable.clone(),
+        Operation::Adopt { .. } => transition.state.routing.stable.clone(),
         _ => operation.version(state),
     };
     let digest = version.as_ref().and_then(|version| {
-        let held = outcome.state.versions.get(version).or(state.versions.get(version));
+        let held = transition.state.versions.get(version).or(state.versions.get(version));
         held.map(|deployed| deployed.digest)
     });
     Change {
-        author: ask.author.clone(),
+        author: options.author.clone(),
         operation: operation.as_str(),
         model: model.clone(),
         version,
         digest,
-        status: Some(outcome.status.as_str()),
+        status: Some(transition.status.as_str()),
         error: None,
         before: state.routing.clone(),
-        after: outcome.state.routing.clone(),
+        after: transition.state.routing.clone(),
     }
 }

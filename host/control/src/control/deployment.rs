@@ -35,7 +35,7 @@ use std::time::Instant;
 
 use semver::Version;
 
-use super::change::{Answer, Ask, DeployReport, Replay};
+use super::change::{ChangeOptions, ChangeOutcome, DeployReport, Replay};
 use super::commit::{Attempt, Loaded, Proposal};
 use super::error::ControlError;
 use super::state::Control;
@@ -45,7 +45,7 @@ use guesthouse_model::contract::{self, Bump};
 use guesthouse_model::{Signature, VersionId};
 use guesthouse_runtime::measure::Counter;
 
-use crate::registry::{Failure, LoadError, Slot, guarded};
+use crate::registry::{Failure, LoadError, LoadState, catch_panic};
 use crate::rollout::{self, ModelState, Operation, Promotion};
 use guesthouse_model::terminal;
 use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority};
@@ -83,7 +83,7 @@ pub(super) struct Plan<'a> {
 #[derive(Clone)]
 pub(super) enum Origin<'a> {
     /// Somebody asked for this deployment, and waits for its answer.
-    Request(Request<'a>),
+    Request(DeploymentRequest<'a>),
     /// It lay in the repository folder.
     Folder,
     /// The ledger says that it is deployed.
@@ -94,9 +94,9 @@ pub(super) enum Origin<'a> {
 
 /// A deployment that was asked for.
 #[derive(Clone)]
-pub(super) struct Request<'a> {
+pub(super) struct DeploymentRequest<'a> {
     pub(super) promotion: Promotion,
-    pub(super) ask: &'a Ask,
+    pub(super) options: &'a ChangeOptions,
     pub(super) progress: Progress<'a>,
     /// The artifact, which a dry run does not put into the store.
     pub(super) artifact: Arc<Artifact>,
@@ -117,7 +117,7 @@ pub(super) enum State {
     /// The version has been compared with the next lower one, if there is one.
     Compared(ServableVersion, Option<Replay>),
     /// Requests can reach the version. The answer is for whoever asked for the deployment.
-    Published(Option<Answer>),
+    Published(Option<ChangeOutcome>),
 }
 
 /// Where a deployment stands that does not hold its thread any longer.
@@ -125,7 +125,7 @@ pub(super) enum Progressed {
     /// It has to wait for the compiler; resume it in [`State::Uncompiled`].
     Waits(CompileJob),
     /// It is over.
-    Ended(Result<Option<Answer>, ControlError>),
+    Ended(Result<Option<ChangeOutcome>, ControlError>),
 }
 
 /// One run of the state machine.
@@ -133,7 +133,7 @@ pub(super) struct Deployment<'a> {
     control: &'a Control,
     plan: &'a Plan<'a>,
     /// Where the version was before this run.
-    before: Option<Slot>,
+    before: Option<LoadState>,
     started: Instant,
     is_compiled_now: bool,
 }
@@ -173,7 +173,7 @@ impl<'a> Plan<'a> {
 impl<'a> Deployment<'a> {
     /// A deployment whose version the caller has locked.
     pub(super) fn new(control: &'a Control, plan: &'a Plan<'a>) -> Self {
-        let before = control.registry.slot(&plan.id);
+        let before = control.registry.load_state(&plan.id);
         Self { control, plan, before, started: Instant::now(), is_compiled_now: false }
     }
 
@@ -195,7 +195,7 @@ impl<'a> Deployment<'a> {
     }
 
     /// Run from this state to the end, on this thread.
-    pub(super) fn run(&mut self, mut state: State) -> Result<Option<Answer>, ControlError> {
+    pub(super) fn run(&mut self, mut state: State) -> Result<Option<ChangeOutcome>, ControlError> {
         loop {
             match self.advance(state) {
                 Progressed::Waits(job) => state = State::Uncompiled(job),
@@ -245,7 +245,7 @@ impl<'a> Deployment<'a> {
             }
             State::Proved(version) => {
                 plan.report_step("replay");
-                let replay = guarded(|| Ok(self.replay(&version)))?;
+                let replay = catch_panic(|| Ok(self.replay(&version)))?;
                 State::Compared(version, replay)
             }
             State::Compared(version, replay) => {
@@ -268,32 +268,35 @@ impl<'a> Deployment<'a> {
     fn check(&self) -> Result<State, ControlError> {
         let (control, plan) = (self.control, self.plan);
         let Origin::Request(request) = &plan.origin else { return Ok(State::Checked) };
-        let Request { ask, artifact, .. } = request;
+        let DeploymentRequest { options, artifact, .. } = request;
         // Whoever held the lock before may have been this very request.
-        if let Some(answer) = control.stored_answer(ask)? {
+        if let Some(answer) = control.stored_answer(options)? {
             return Ok(State::Published(Some(answer)));
         }
         plan.report_step("contract");
         let state = control.registry.state(&plan.id.name);
-        ask.check_revision(&state)?;
+        options.check_revision(&state)?;
         let operation = plan.operation();
         let is_ready = |_: &Version| true;
         rollout::apply(&state, &operation, &control.rules(&plan.id.name, &state, &is_ready))?;
-        let signature = artifact.signature().ok_or(guesthouse_runtime::load::SignatureMismatch).map_err(LoadError::from)?;
+        let signature = artifact
+            .signature()
+            .ok_or(guesthouse_runtime::load::SignatureMismatch)
+            .map_err(LoadError::from)?;
         control.check_contract(&state, &plan.id, signature)?;
         if control.is_loaded(&plan.id) {
             // It is deployed; only its promotion may be new. If somebody undeploys it before that is
             // decided, it is loaded after all.
             let proposal =
-                Proposal { model: &plan.id.name, operation: &operation, ask, may_lack: false };
+                Proposal { model: &plan.id.name, operation: &operation, options, may_lack: false };
             let mut loaded = Loaded::new(None, plan.report(None));
             if let Attempt::Made(answer) = control.try_commit(&proposal, &mut loaded)? {
                 return Ok(State::Published(Some(answer)));
             }
         }
-        if !ask.dry_run {
+        if !options.dry_run {
             control.loader.store.keep_artifact(artifact)?;
-            control.registry.set_slot(&plan.id, Slot::Loading);
+            control.registry.set_load_state(&plan.id, LoadState::Loading);
         }
         Ok(State::Checked)
     }
@@ -325,7 +328,7 @@ impl<'a> Deployment<'a> {
             lower.and_then(|lower| Some((lower.clone(), state.versions.get(lower)?.digest)));
         let has_failed = |version: &Version| {
             let id = VersionId { name: plan.id.name.clone(), version: version.clone() };
-            matches!(self.control.registry.slot(&id), Some(Slot::Failed(_)))
+            matches!(self.control.registry.load_state(&id), Some(LoadState::Failed(_)))
         };
         let found = plan.found_below.clone().filter(|(version, _)| !has_failed(version));
         deployed.max(found)
@@ -336,41 +339,41 @@ impl<'a> Deployment<'a> {
         &self,
         version: ServableVersion,
         replay: Option<Replay>,
-    ) -> Result<Option<Answer>, ControlError> {
+    ) -> Result<Option<ChangeOutcome>, ControlError> {
         let (control, plan) = (self.control, self.plan);
-        let folder = Ask::of_host("repository");
-        let ask = match &plan.origin {
-            Origin::Request(request) => request.ask,
+        let folder = ChangeOptions::for_host("repository");
+        let options = match &plan.origin {
+            Origin::Request(request) => request.options,
             Origin::Folder => &folder,
             Origin::Restore | Origin::Load => {
                 // Somebody may have undeployed it in the meantime; then it is dropped.
-                control.registry.offer(version);
+                control.registry.insert_loaded(version);
                 self.log_ready();
                 return Ok(None);
             }
         };
-        let version = (!ask.dry_run).then_some(version);
+        let version = (!options.dry_run).then_some(version);
         let loaded = Loaded::new(version, plan.report(replay));
-        let answer = control.commit(&plan.id.name, &plan.operation(), ask, Some(loaded))?;
-        if !ask.dry_run {
+        let answer = control.commit(&plan.id.name, &plan.operation(), options, Some(loaded))?;
+        if !options.dry_run {
             self.log_ready();
         }
         Ok(Some(answer))
     }
 
     /// Count the outcome, and let those know of it whom it concerns.
-    fn conclude(&self, outcome: &Result<Option<Answer>, ControlError>) {
+    fn conclude(&self, outcome: &Result<Option<ChangeOutcome>, ControlError>) {
         let (control, plan) = (self.control, self.plan);
         control.count_deployment(outcome.is_ok());
         if let Err(error) = outcome {
             control.conclude_failure(plan, error);
         }
         if matches!(plan.origin, Origin::Request(_))
-            && matches!(control.registry.slot(&plan.id), Some(Slot::Loading))
+            && matches!(control.registry.load_state(&plan.id), Some(LoadState::Loading))
         {
             // Nothing remains of a deployment that was refused or found nothing to do. It may be a
             // version that a start has yet to load, and has left to this deployment.
-            control.registry.reset_slot(&plan.id, self.before.clone());
+            control.registry.reset_load_state(&plan.id, self.before.clone());
             control.is_load_due.store(true, Ordering::Relaxed);
         }
     }
@@ -393,11 +396,11 @@ impl Control {
         &self,
         artifact: Artifact,
         promotion: Promotion,
-        ask: &Ask,
+        options: &ChangeOptions,
         progress: Progress<'_>,
-    ) -> Result<Answer, ControlError> {
+    ) -> Result<ChangeOutcome, ControlError> {
         let (id, digest, artifact) = (artifact.id().clone(), artifact.digest(), Arc::new(artifact));
-        let origin = Origin::Request(Request { promotion, ask, progress, artifact });
+        let origin = Origin::Request(DeploymentRequest { promotion, options, progress, artifact });
         let urgency = CompilePriority::Operator;
         let plan = Plan { id, digest, origin, urgency, is_stable: true, found_below: None };
         // No file is removed from here on, and nobody else loads this version.
@@ -468,7 +471,7 @@ impl Control {
     /// The signature of another version of the model.
     fn signature(&self, state: &ModelState, id: &VersionId, other: &Version) -> Option<Signature> {
         let other = VersionId { name: id.name.clone(), version: other.clone() };
-        if let Some(Slot::Loaded(version)) = self.registry.slot(&other) {
+        if let Some(LoadState::Loaded(version)) = self.registry.load_state(&other) {
             return Some(version.signature().clone());
         }
         let digest = state.versions.get(&other.version)?.digest;
@@ -476,7 +479,7 @@ impl Control {
             Ok(artifact) => artifact.signature().cloned(),
             Err(error) => {
                 let (model, version) = (&other.name, &other.version);
-                let reason = crate::registry::chain(&error);
+                let reason = crate::registry::error_chain(&error);
                 tracing::warn!(%model, %version, reason, "cannot be compared with: its artifact is lost");
                 None
             }
@@ -504,7 +507,7 @@ impl Control {
         let failure = error.failure();
         let (step, reason) = (failure.step, &*failure.reason);
         match &plan.origin {
-            Origin::Request(request) if request.ask.dry_run => {}
+            Origin::Request(request) if request.options.dry_run => {}
             Origin::Request(_) => {
                 tracing::error!(%model, %version, step, reason, "failed to deploy a version");
                 self.record_failure(plan, error);
@@ -526,7 +529,7 @@ impl Control {
         let retry_at = self.retries.note(id, failure.cause, Instant::now());
         let failure = Failure { retry_at, ..failure };
         // Whoever reads the line finds the version as it says.
-        self.registry.set_slot(id, Slot::Failed(failure.clone()));
+        self.registry.set_load_state(id, LoadState::Failed(failure.clone()));
         let (model, version) = (&id.name, &id.version);
         let (step, reason) = (failure.step, &*failure.reason);
         let wait =
@@ -544,10 +547,10 @@ impl Control {
         }
         let reason = error.failure().reason;
         let author = match &plan.origin {
-            Origin::Request(request) => request.ask.author.clone(),
+            Origin::Request(request) => request.options.author.clone(),
             // The same file may be found again at each start.
             _ if self.is_recorded(plan, &reason) => return,
-            _ => Ask::of_host("repository").author,
+            _ => ChangeOptions::for_host("repository").author,
         };
         let routing = state.routing;
         let change = Change {
@@ -562,12 +565,12 @@ impl Control {
             after: routing,
         };
         let mut writer = self.lock_writer();
-        let noted = self.reconcile(&mut writer).and_then(|()| self.ledger.note_failure(&change));
+        let noted = self.reconcile(&mut writer).and_then(|()| self.ledger.record_failure(&change));
         writer.is_uncertain |= noted.is_err();
         match noted {
             Ok(entry) => self.publish_head(entry.revision, entry.hash),
             Err(error) => {
-                let reason = crate::registry::chain(&error);
+                let reason = crate::registry::error_chain(&error);
                 tracing::error!(%model, %version, reason, "cannot write down that a deployment failed");
             }
         }

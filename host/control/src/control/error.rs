@@ -4,87 +4,87 @@ use std::sync::Arc;
 
 use semver::Version;
 
-use crate::keys::{self, KeyName, MAX_KEYS, SameKey};
+use crate::keys::{self, DuplicateKey, KeyName, MAX_KEYS};
 use crate::ledger::LedgerError;
-use crate::registry::{Cause, Failure, LoadError};
-use crate::rollout::Refusal;
+use crate::registry::{Failure, FailureCause, LoadError};
+use crate::rollout::RolloutError;
 use guesthouse_artifact::ArtifactError;
 use guesthouse_model::contract;
 use guesthouse_runtime::store::StoreError;
 
-/// A change was not made.
+/// Why a change was not made. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// There is no such model.
     #[error("there is no such model")]
     UnknownModel,
-    /// The rules do not allow it.
+    /// The rollout rules do not allow it.
     #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// Somebody else has changed the model.
+    Rollout(#[from] RolloutError),
+    /// The model has been changed since the caller has seen it.
     #[error("the model is at revision {is}, not {expected}")]
     Revision {
-        /// What the caller has seen.
+        /// The revision that the caller has seen.
         expected: u64,
-        /// What it is.
+        /// The current revision.
         is: u64,
     },
-    /// The key was used for something else.
+    /// The idempotency key was used for another request.
     #[error("the idempotency key was used for another request")]
-    KeyMismatch,
-    /// The number of the version promises more than its signature keeps.
+    IdempotencyMismatch,
+    /// The step between two version numbers is too small for the change of the signature.
     #[error("{new} after {old} promises callers more than its signature keeps")]
     Contract {
-        /// The version before.
+        /// The lower version.
         old: Version,
-        /// The version after.
+        /// The higher version.
         new: Version,
-        /// What callers would notice.
+        /// The changes that the step does not allow.
         changes: Vec<contract::SignatureChange>,
     },
-    /// The rules for keys do not allow it.
+    /// The key cannot be created or revoked.
     #[error(transparent)]
-    Key(#[from] KeyRefusal),
-    /// Two keys would be taken for each other.
+    Key(#[from] KeyChangeError),
+    /// Two keys have the same name or hash.
     #[error(transparent)]
-    SameKey(#[from] SameKey),
-    /// The operating system gives no randomness for a key.
+    DuplicateKey(#[from] DuplicateKey),
+    /// The operating system provides no randomness for a key.
     #[error("make a key: {0}")]
     Randomness(keys::RandomnessError),
     /// The machine's clock is before 1970.
     #[error("make a key: the clock is wrong")]
     Clock,
-    /// The artifact cannot be read or is none.
-    #[error("{}", crate::registry::chain(.0))]
+    /// The file cannot be read or is no artifact.
+    #[error("{}", crate::registry::error_chain(.0))]
     Artifact(#[from] ArtifactError),
     /// The version cannot be loaded.
-    #[error("{}", crate::registry::chain(.0))]
+    #[error("{}", crate::registry::error_chain(.0))]
     Load(#[from] LoadError),
-    /// The model has no version but one that could not be loaded.
+    /// The model only has versions that could not be loaded.
     #[error("{}", .0.reason)]
     NotLoaded(Failure),
     /// The state folder cannot be used.
-    #[error("{}", crate::registry::chain(.0))]
+    #[error("{}", crate::registry::error_chain(.0))]
     Store(#[from] StoreError),
     /// The ledger cannot be used.
-    #[error("{}", crate::registry::chain(.0))]
+    #[error("{}", crate::registry::error_chain(.0))]
     Ledger(#[from] LedgerError),
 }
 
 impl ControlError {
-    /// What kind of failure it is, for a version that it keeps from being loaded.
-    fn cause(&self) -> Cause {
+    /// Where the failure comes from, for a version that it keeps from being loaded.
+    fn cause(&self) -> FailureCause {
         match self {
             Self::Load(error) => error.cause(),
             Self::NotLoaded(failure) => failure.cause,
             Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) | Self::Ledger(_) => {
-                Cause::Accident
+                FailureCause::Transient
             }
-            _ => Cause::Artifact,
+            _ => FailureCause::Artifact,
         }
     }
 
-    /// The step that refused a version, a word for everybody, and the reason.
+    /// The failure of a version that cannot be loaded because of this error.
     pub(super) fn failure(&self) -> Failure {
         let step = match self {
             Self::Load(error) => error.step(),
@@ -93,11 +93,11 @@ impl ControlError {
             Self::Contract { .. } => "contract",
             Self::Store(_) | Self::Ledger(_) => "store",
             Self::UnknownModel
-            | Self::Refused(_)
+            | Self::Rollout(_)
             | Self::Revision { .. }
-            | Self::KeyMismatch
+            | Self::IdempotencyMismatch
             | Self::Key(_)
-            | Self::SameKey(_)
+            | Self::DuplicateKey(_)
             | Self::Randomness(_)
             | Self::Clock => "conflict",
         };
@@ -116,16 +116,16 @@ impl ControlError {
     }
 }
 
-/// A key cannot be made or revoked.
+/// Why a key cannot be created or revoked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KeyRefusal {
-    /// Another one that is not revoked has the name.
+pub enum KeyChangeError {
+    /// Another key that is not revoked has the name.
     #[error("there is a key with the name {0}")]
     NameTaken(KeyName),
-    /// There are as many as there may be.
+    /// The number of keys is at its limit.
     #[error("there are {MAX_KEYS} keys: revoke one that nobody uses")]
     TooMany,
-    /// Nobody has made one with this id, or it was revoked long ago.
+    /// There is no such key in the ledger, or it was revoked long ago.
     #[error("there is no key with this id; those of the configuration are revoked there")]
     Unknown,
 }

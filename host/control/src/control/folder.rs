@@ -17,15 +17,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::adoption::Adoption;
-use super::change::Ask;
+use super::change::ChangeOptions;
 use super::deployment::{Origin, Plan};
 use super::error::ControlError;
 use super::folder_index::{FileStamp, list, stamp};
 use super::retry;
 use super::schedule::run_parallel;
 use super::state::Control;
-use crate::registry::{LoadError, Slot, guarded};
-use crate::rollout::{Deployed, ModelState, Operation, Refusal, Stage};
+use crate::registry::{LoadError, LoadState, catch_panic};
+use crate::rollout::{Deployed, ModelState, Operation, RolloutError, Stage};
 use guesthouse_artifact::{ArtifactError, Digest};
 use guesthouse_model::terminal;
 use guesthouse_model::{ModelName, Signature, VersionId};
@@ -161,7 +161,7 @@ impl Control {
         watched.is_read = true;
         if is_first {
             self.registry.finish_loading();
-            self.registry.warn_of_absent();
+            self.registry.warn_about_missing();
         }
         drop(files);
         self.collect_soon(watched.is_complete());
@@ -236,8 +236,8 @@ impl Control {
 
     /// When a version that was never deployed is tried again. A deployed one needs no file for that.
     fn next_attempt(&self, id: &VersionId) -> Option<Instant> {
-        match self.registry.slot(id) {
-            Some(Slot::Failed(failure)) if !self.is_deployed(id) => failure.retry_at,
+        match self.registry.load_state(id) {
+            Some(LoadState::Failed(failure)) if !self.is_deployed(id) => failure.retry_at,
             _ => None,
         }
     }
@@ -279,7 +279,7 @@ impl Control {
                 adoption.end(id, false);
             }
             for plan in &accepted {
-                self.registry.set_slot(&plan.id, Slot::Loading);
+                self.registry.set_load_state(&plan.id, LoadState::Loading);
             }
             self.deploy_all(accepted, &|plan, is_ready| {
                 if is_ready || !has_another_file(&plan.id) {
@@ -321,11 +321,14 @@ impl Control {
     }
 
     fn read_file(&self, path: &Path) -> Result<FoundArtifact, LoadError> {
-        guarded(|| {
+        catch_panic(|| {
             let (artifact, received) = self.loader.store.receive_file::<LoadError>(path)?;
             let (id, digest) = (artifact.id().clone(), artifact.digest());
-            let signature =
-                artifact.signature().cloned().ok_or(guesthouse_runtime::load::SignatureMismatch).map_err(LoadError::from)?;
+            let signature = artifact
+                .signature()
+                .cloned()
+                .ok_or(guesthouse_runtime::load::SignatureMismatch)
+                .map_err(LoadError::from)?;
             let state = self.registry.state(&id.name);
             if let Some(received) = received
                 && !state.withdrawn.contains(&digest)
@@ -365,12 +368,14 @@ impl Control {
                         deferred.push(file);
                         continue;
                     }
-                    let conflict = Refusal::OtherContent(same.clone(), held.digest).into();
+                    let conflict = RolloutError::OtherContent(same.clone(), held.digest).into();
                     report(&file.path, &conflict);
                     self.refuse_conflict(&file.plan(urgency), &conflict);
                 }
                 // Its copy in the state folder may be damaged, which this file repairs.
-                Some(_) if matches!(self.registry.slot(&file.id), Some(Slot::Failed(_))) => {
+                Some(_)
+                    if matches!(self.registry.load_state(&file.id), Some(LoadState::Failed(_))) =>
+                {
                     new.push(file);
                 }
                 // It is served already, or an operator has decided about it.
@@ -431,7 +436,9 @@ impl Control {
         let ready = versions.filter(|(_, state)| state.servable().is_some());
         let ready = ready.map(|(version, _)| version.clone()).collect();
         let operation = Operation::Adopt { ready };
-        if let Err(error) = self.commit(model, &operation, &Ask::of_host("repository"), None) {
+        if let Err(error) =
+            self.commit(model, &operation, &ChangeOptions::for_host("repository"), None)
+        {
             let reason = error.failure().reason;
             tracing::error!(%model, %reason, "cannot make the highest version the stable one");
         }

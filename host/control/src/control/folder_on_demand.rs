@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::folder_index::{FileStamp, list};
 use super::state::Control;
-use crate::registry::{Slot, guarded};
+use crate::registry::{LoadState, catch_panic};
 use guesthouse_artifact::Artifact;
 use guesthouse_model::ModelName;
 use guesthouse_runtime::preinit::queue::CompilePriority;
@@ -29,7 +29,8 @@ impl Control {
         let known = self.folder.files().clone();
         let is_wanted = |(path, stamp): &(PathBuf, FileStamp)| match known.get(path) {
             Some((was, id)) if was == stamp => id.as_ref().is_some_and(|id| {
-                let is_failed = || matches!(self.registry.slot(id), Some(Slot::Failed(_)));
+                let is_failed =
+                    || matches!(self.registry.load_state(id), Some(LoadState::Failed(_)));
                 id.name == *model && is_failed()
             }),
             _ => holds_version_of(path, model),
@@ -47,6 +48,6 @@ impl Control {
 
 /// Whether the file is an artifact of the model. One that is no artifact may still be being written.
 fn holds_version_of(path: &Path, model: &ModelName) -> bool {
-    let artifact = guarded(|| Ok(Artifact::open(path)?));
+    let artifact = catch_panic(|| Ok(Artifact::open(path)?));
     artifact.is_ok_and(|artifact| artifact.id().name == *model)
 }

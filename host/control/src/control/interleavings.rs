@@ -1,5 +1,5 @@
 //! Every order of events: changes that are asked for at the same time, step by step, as [`Control`]
-//! makes them. What is decided ([`rollout::decide`]) and what is published ([`TestDesk`]) is the code
+//! makes them. What is decided ([`rollout::decide`]) and what is published ([`TestRegistryState`]) is the code
 //! that serves; a version is nothing but its number here, so that all orders can be gone through.
 //!
 //! A step is what happens without anybody else in between: what is done under one lock, and each
@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use semver::Version;
 
-use crate::registry::{TestDesk, TestSlot};
+use crate::registry::{TestLoadState, TestRegistryState};
 use crate::rollout::{
-    self, Decision, ModelState, Operation, Promotion, Refusal, Rules, ShadowShare,
+    self, Decision, ModelState, Operation, Promotion, RolloutError, Rules, ShadowShare,
 };
 use guesthouse_artifact::Digest;
 use guesthouse_model::{ModelName, VersionId};
 
-type Decide = fn(&ModelState, &Operation, &Rules<'_>) -> Result<Decision, Refusal>;
+type Decide = fn(&ModelState, &Operation, &Rules<'_>) -> Result<Decision, RolloutError>;
 
 /// Somebody who wants something.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ struct Process {
 
 #[derive(Clone)]
 struct World {
-    desk: TestDesk<Version>,
+    registry: TestRegistryState<Version>,
     processes: Vec<Process>,
     decide: Decide,
 }
@@ -102,11 +102,11 @@ impl Process {
 
 impl World {
     fn state(&self) -> ModelState {
-        self.desk.states.get(&model()).cloned().unwrap_or_default()
+        self.registry.states.get(&model()).cloned().unwrap_or_default()
     }
 
     fn is_loaded(&self, version: &Version) -> bool {
-        self.desk.is_loaded(&id(version))
+        self.registry.is_loaded(&id(version))
     }
 
     fn is_free(&self, version: &Version) -> bool {
@@ -166,7 +166,8 @@ impl World {
                 Some(At::Waiting(version))
             }
             (At::Start, Task::Restore) => {
-                process.left = self.desk.absent().into_iter().map(|(id, _)| id.version).collect();
+                process.left =
+                    self.registry.missing().into_iter().map(|(id, _)| id.version).collect();
                 Some(self.next_to_restore(process))
             }
             (At::Loading(version), task) => {
@@ -195,7 +196,7 @@ impl World {
     }
 
     fn begin_deploying(&mut self, version: &Version) -> At {
-        self.desk.mark(&id(version), Some(TestSlot::Loading));
+        self.registry.set_load_state(&id(version), Some(TestLoadState::Loading));
         At::Loading(version.clone())
     }
 
@@ -203,7 +204,7 @@ impl World {
         match process.left.pop() {
             Some(version) => At::Waiting(version),
             None => {
-                self.desk.loading = false;
+                self.registry.loading = false;
                 At::Done
             }
         }
@@ -222,13 +223,13 @@ impl World {
         };
         let loaded = std::mem::take(&mut process.in_hand).into_iter();
         let loaded = loaded.map(|version| (id(&version), Arc::new(version)));
-        drop(self.desk.decide(&model(), next, loaded.collect()));
+        drop(self.registry.decide(&model(), next, loaded.collect()));
         None
     }
 
     fn offer(&mut self, process: &mut Process) {
         for version in process.in_hand.drain(..) {
-            drop(self.desk.offer(id(&version), digest(&version), Arc::new(version)));
+            drop(self.registry.insert_loaded(id(&version), digest(&version), Arc::new(version)));
         }
     }
 
@@ -236,9 +237,9 @@ impl World {
         self.offer(process);
         process.turns.clear();
         if let Task::Deploy(version, _) = &process.task
-            && matches!(self.desk.slots.get(&id(version)), Some(TestSlot::Loading))
+            && matches!(self.registry.load_states.get(&id(version)), Some(TestLoadState::Loading))
         {
-            self.desk.mark(&id(version), None);
+            self.registry.set_load_state(&id(version), None);
         }
     }
 
@@ -246,17 +247,17 @@ impl World {
     fn violation(&self, is_over: bool) -> Option<String> {
         let state = self.state();
         let is_loaded = |version: &&Version| self.is_loaded(version);
-        let routed = state.versions.keys().filter(|version| state.routing.points_to(version));
+        let routed = state.versions.keys().filter(|version| state.routing.uses(version));
         // A split of the configuration may name what is not deployed, and its share goes to others.
         let is_configured =
             |it: &Version| state.configured.as_ref().is_some_and(|split| split.contains_key(it));
         let is_lost = |it: &Version| !state.versions.contains_key(it) && !is_configured(it);
         let lost = state.routing.shares().find(|(it, _)| is_lost(it));
-        if !self.desk.loading {
+        if !self.registry.loading {
             if let Some(version) = routed.clone().find(|version| !is_loaded(version)) {
                 return Some(format!("{version} is routed to and not loaded"));
             }
-            if self.desk.is_awaited() {
+            if self.registry.is_stable_pending() {
                 return Some("a stable version is not loaded".to_owned());
             }
         }
@@ -267,16 +268,18 @@ impl World {
             return None;
         }
         let wanted: BTreeSet<_> = state.loaded().map(|(version, _)| version.clone()).collect();
-        let slots: BTreeSet<_> = self.desk.slots.keys().map(|id| id.version.clone()).collect();
+        let slots: BTreeSet<_> =
+            self.registry.load_states.keys().map(|id| id.version.clone()).collect();
         let all_loaded = slots.iter().all(|version| self.is_loaded(version));
         let is_good = wanted == slots && all_loaded;
         (!is_good).then(|| format!("to be loaded: {wanted:?}; loaded: {slots:?}"))
     }
 
     fn key(&self) -> String {
-        let Self { desk, processes, .. } = self;
-        let loaded: Vec<_> = desk.slots.iter().map(|(id, slot)| (&id.version, slot)).collect();
-        format!("{:?} {loaded:?} {} {processes:?}", self.state(), desk.loading)
+        let Self { registry, processes, .. } = self;
+        let loaded: Vec<_> =
+            registry.load_states.iter().map(|(id, load_state)| (&id.version, load_state)).collect();
+        format!("{:?} {loaded:?} {} {processes:?}", self.state(), registry.loading)
     }
 }
 
@@ -315,9 +318,9 @@ fn rollback(to: Option<&str>) -> Task {
 
 /// A world in which these were done one after the other.
 fn world_after(tasks: &[Task]) -> World {
-    let desk = TestDesk::new(BTreeMap::new());
-    let mut world = World { desk, processes: Vec::new(), decide: rollout::decide };
-    world.desk.loading = false;
+    let registry = TestRegistryState::new(BTreeMap::new());
+    let mut world = World { registry, processes: Vec::new(), decide: rollout::decide };
+    world.registry.loading = false;
     for task in tasks {
         world.processes = vec![Process::new(task.clone())];
         while let Some(next) = world.after(0) {
@@ -328,7 +331,7 @@ fn world_after(tasks: &[Task]) -> World {
     world
 }
 
-/// What operators and tools ask for.
+/// The changes that operators and tools make.
 fn tasks() -> Vec<Task> {
     let candidate =
         |text| Operation::Canary { version: version(text), weight: 100_000, supersede: true };
@@ -393,13 +396,14 @@ fn no_interleaving_routes_to_an_unloaded_version() {
 #[test]
 fn no_interleaving_with_a_start_routes_to_an_unloaded_version() {
     for world in beginnings() {
-        let desk = TestDesk::new(world.desk.states.clone());
+        let registry = TestRegistryState::new(world.registry.states.clone());
         let tasks = tasks();
         for (index, one) in tasks.iter().enumerate() {
             for other in &tasks[index..] {
                 let all = [one.clone(), other.clone(), Task::Restore];
                 let processes = all.map(Process::new).into();
-                let world = World { desk: desk.clone(), processes, decide: rollout::decide };
+                let world =
+                    World { registry: registry.clone(), processes, decide: rollout::decide };
                 search(&world).unwrap_or_else(|what| panic!("{what}"));
             }
         }
@@ -412,7 +416,7 @@ fn the_search_detects_a_stale_decision() {
         state: &ModelState,
         operation: &Operation,
         rules: &Rules<'_>,
-    ) -> Result<Decision, Refusal> {
+    ) -> Result<Decision, RolloutError> {
         rollout::apply(state, operation, rules).map(Decision::Apply)
     }
     let [mut world, _] = beginnings();

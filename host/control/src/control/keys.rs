@@ -1,82 +1,86 @@
-//! Making and revoking keys: changes like any other, durable before they hold.
+//! Creating and revoking keys. Like every change, it is durable before it takes effect.
 
 use std::time::SystemTime;
 
 use rand::RngExt as _;
 use serde::Serialize;
 
-use super::change::Ask;
-use super::error::{ControlError, KeyRefusal};
+use super::change::ChangeOptions;
+use super::error::{ControlError, KeyChangeError};
 use super::state::{Control, Writer};
 use crate::keys::{
-    self, Key, KeyHash, KeyName, MAX_KEYS, MAX_REVOKED, Scopes, ShownKey, StoredKey, Time,
+    self, Key, KeyHash, KeyName, KeyView, MAX_KEYS, MAX_REVOKED, Scopes, StoredKey, Timestamp,
 };
-use crate::ledger::{Before, Entry, KeyChange, LedgerError};
+use crate::ledger::{Entry, IdempotencyLookup, KeyChange, LedgerError};
 use crate::rate::Rate;
 
-/// A key that is asked for.
+/// A key to create.
 #[derive(Debug, Clone)]
 pub struct NewKey {
     /// Its name.
     pub name: KeyName,
-    /// What it is to be good for.
+    /// What it permits.
     pub scopes: Scopes,
-    /// When it is to end.
-    pub expires: Option<Time>,
-    /// How often it may ask for predictions, if not as often as others.
+    /// When it expires.
+    pub expires: Option<Timestamp>,
+    /// Its own rate limit of predictions.
     pub rate: Option<Rate>,
 }
 
-/// The answer to a request for a change of keys.
+/// The outcome of a request for a change of keys.
 #[derive(Debug)]
-pub enum KeyAnswer {
-    /// The change was made now, or there was nothing to do, or it was a trial.
-    Now(Box<KeyChanged>),
-    /// The same was asked before: what was answered then, in JSON, without the key.
-    Before(String),
+pub enum KeyChangeOutcome {
+    /// The change was made, or there was nothing to do, or it was a dry run.
+    Made(Box<KeyChangeReport>),
+    /// The request repeats an earlier one: the response to that, in JSON, without the secret.
+    Replayed(String),
 }
 
-/// A change of keys that was made.
+/// The report of a change of a key.
 #[derive(Debug, Serialize)]
-pub struct KeyChanged {
-    /// The key as it is now.
-    pub key: ShownKey,
+pub struct KeyChangeReport {
+    /// The key after the change.
+    pub key: KeyView,
     /// The revision of the change, or of the last one if nothing was changed.
     pub revision: u64,
-    /// Whether anything is different.
+    /// Whether anything has changed.
     pub changed: bool,
-    /// Whether it was a trial.
+    /// Whether it was a dry run.
     pub dry_run: bool,
-    /// What became of it.
+    /// `KeyCreated` or `KeyRevoked`.
     pub status: &'static str,
-    /// The key itself, for who has made it, once: it is kept nowhere, not even in the answer that is
-    /// stored for who asks again.
+    /// The key itself, for its creator, once. It is stored nowhere, not even in the response that is kept for
+    /// repetitions.
     pub secret: Option<String>,
 }
 
 impl Control {
-    /// Put the keys of the configuration into force.
+    /// Apply the keys of the configuration.
     ///
     /// # Errors
-    /// [`ControlError::SameKey`]; then those from before hold.
+    /// [`ControlError::DuplicateKey`]; then the previous keys stay.
     pub fn configure_keys(
         &self,
         configured: Vec<Key>,
-        general: Option<Rate>,
+        default_rate: Option<Rate>,
     ) -> Result<(), ControlError> {
-        // So that nobody makes a key of the same name meanwhile.
+        // Under the lock of the writer, so that no key of the same name is created meanwhile.
         let _writer = self.lock_writer();
-        Ok(self.keys.replace_configured(configured, general)?)
+        Ok(self.keys.replace_configured(configured, default_rate)?)
     }
 
-    /// Make a key.
+    /// Create a key.
     ///
     /// # Errors
-    /// [`ControlError`]; then there is none.
-    pub fn create_key(&self, new: NewKey, ask: &Ask) -> Result<KeyAnswer, ControlError> {
+    /// [`ControlError`]; then no key is created.
+    pub fn create_key(
+        &self,
+        new: NewKey,
+        options: &ChangeOptions,
+    ) -> Result<KeyChangeOutcome, ControlError> {
         let mut writer = self.lock_writer();
         self.reconcile(&mut writer)?;
-        if let Some(answer) = self.key_answer_of(ask)? {
+        if let Some(answer) = self.stored_key_answer(options)? {
             return Ok(answer);
         }
         let stored = self.keys.stored();
@@ -84,117 +88,124 @@ impl Control {
         self.check_new(&new, &stored)?;
         let NewKey { name, scopes, expires, rate } = new;
         let secret = keys::generate().map_err(ControlError::Randomness)?;
-        let sha256 = KeyHash::of(secret.as_bytes());
+        let sha256 = KeyHash::from_key(secret.as_bytes());
         let new = StoredKey {
             id: new_id(&stored),
             key: Key { name, sha256, scopes, expires, rate },
-            created: Time::at(now).map_err(|_error| ControlError::Clock)?,
-            created_by: ask.author.actor.clone(),
+            created: Timestamp::from_system_time(now).map_err(|_error| ControlError::Clock)?,
+            created_by: options.author.actor.clone(),
             revoked: None,
         };
-        let mut changed = KeyChanged {
-            key: new.shown(now),
+        let mut changed = KeyChangeReport {
+            key: new.view(now),
             revision: writer.revision,
             changed: true,
-            dry_run: ask.dry_run,
+            dry_run: options.dry_run,
             status: "KeyCreated",
             secret: None,
         };
-        if ask.dry_run {
+        if options.dry_run {
             changed.key.id = None;
-            return Ok(KeyAnswer::Now(Box::new(changed)));
+            return Ok(KeyChangeOutcome::Made(Box::new(changed)));
         }
         let change = KeyChange {
-            author: ask.author.clone(),
+            author: options.author.clone(),
             operation: "create_key",
             key: new,
             status: changed.status,
             forgotten: Vec::new(),
         };
-        self.commit_key(&mut writer, &change, ask, &mut changed)?;
+        self.commit_key(&mut writer, &change, options, &mut changed)?;
         changed.secret = Some(secret);
-        Ok(KeyAnswer::Now(Box::new(changed)))
+        Ok(KeyChangeOutcome::Made(Box::new(changed)))
     }
 
-    /// Take a key back. When this returns, nobody is let in with it any more.
+    /// Revoke a key. When this returns, it is not accepted any more.
     ///
     /// # Errors
-    /// [`ControlError`]; then it is as good as before.
-    pub fn revoke_key(&self, id: &str, ask: &Ask) -> Result<KeyAnswer, ControlError> {
+    /// [`ControlError`]; then it stays valid.
+    pub fn revoke_key(
+        &self,
+        id: &str,
+        options: &ChangeOptions,
+    ) -> Result<KeyChangeOutcome, ControlError> {
         let mut writer = self.lock_writer();
         self.reconcile(&mut writer)?;
-        if let Some(answer) = self.key_answer_of(ask)? {
+        if let Some(answer) = self.stored_key_answer(options)? {
             return Ok(answer);
         }
         let stored = self.keys.stored();
-        let held = stored.iter().find(|stored| stored.id == id).ok_or(KeyRefusal::Unknown)?;
+        let held = stored.iter().find(|stored| stored.id == id).ok_or(KeyChangeError::Unknown)?;
         let now = SystemTime::now();
         let is_new = held.revoked.is_none();
-        let end = Time::at(now).map_err(|_error| ControlError::Clock)?;
+        let end = Timestamp::from_system_time(now).map_err(|_error| ControlError::Clock)?;
         let key = StoredKey { revoked: held.revoked.or(Some(end)), ..held.clone() };
-        let mut changed = KeyChanged {
-            key: key.shown(now),
+        let mut changed = KeyChangeReport {
+            key: key.view(now),
             revision: writer.revision,
             changed: is_new,
-            dry_run: ask.dry_run,
+            dry_run: options.dry_run,
             status: "KeyRevoked",
             secret: None,
         };
-        if ask.dry_run {
-            return Ok(KeyAnswer::Now(Box::new(changed)));
+        if options.dry_run {
+            return Ok(KeyChangeOutcome::Made(Box::new(changed)));
         }
         if !is_new {
-            if let Some(request) = &ask.request {
+            if let Some(request) = &options.request {
                 self.ledger.remember(request, &to_json(&changed))?;
             }
-            return Ok(KeyAnswer::Now(Box::new(changed)));
+            return Ok(KeyChangeOutcome::Made(Box::new(changed)));
         }
         let change = KeyChange {
-            author: ask.author.clone(),
+            author: options.author.clone(),
             operation: "revoke_key",
             key,
             status: changed.status,
             forgotten: to_forget(&stored),
         };
-        self.commit_key(&mut writer, &change, ask, &mut changed)?;
-        Ok(KeyAnswer::Now(Box::new(changed)))
+        self.commit_key(&mut writer, &change, options, &mut changed)?;
+        Ok(KeyChangeOutcome::Made(Box::new(changed)))
     }
 
-    fn key_answer_of(&self, ask: &Ask) -> Result<Option<KeyAnswer>, ControlError> {
-        let Some(request) = &ask.request else { return Ok(None) };
-        match self.ledger.asked_before(request)? {
-            Before::Unknown => Ok(None),
-            Before::Answered(answer) => Ok(Some(KeyAnswer::Before(answer))),
-            Before::Mismatch => Err(ControlError::KeyMismatch),
+    fn stored_key_answer(
+        &self,
+        options: &ChangeOptions,
+    ) -> Result<Option<KeyChangeOutcome>, ControlError> {
+        let Some(request) = &options.request else { return Ok(None) };
+        match self.ledger.look_up(request)? {
+            IdempotencyLookup::New => Ok(None),
+            IdempotencyLookup::Answered(answer) => Ok(Some(KeyChangeOutcome::Replayed(answer))),
+            IdempotencyLookup::Mismatch => Err(ControlError::IdempotencyMismatch),
         }
     }
 
-    fn check_new(&self, new: &NewKey, stored: &[StoredKey]) -> Result<(), KeyRefusal> {
+    fn check_new(&self, new: &NewKey, stored: &[StoredKey]) -> Result<(), KeyChangeError> {
         let good = || stored.iter().filter(|stored| stored.revoked.is_none());
         let configured = self.keys.configured();
         let mut others = good().map(|stored| &stored.key).chain(&configured);
         if others.any(|other| other.name == new.name) {
-            return Err(KeyRefusal::NameTaken(new.name.clone()));
+            return Err(KeyChangeError::NameTaken(new.name.clone()));
         }
-        if good().count() >= MAX_KEYS { Err(KeyRefusal::TooMany) } else { Ok(()) }
+        if good().count() >= MAX_KEYS { Err(KeyChangeError::TooMany) } else { Ok(()) }
     }
 
-    /// Write the change down, and only then let it hold.
+    /// Make a change of a key durable, and then effective.
     fn commit_key(
         &self,
         writer: &mut Writer,
         change: &KeyChange,
-        ask: &Ask,
-        changed: &mut KeyChanged,
+        options: &ChangeOptions,
+        changed: &mut KeyChangeReport,
     ) -> Result<(), LedgerError> {
         let revision = writer.revision + 1;
         changed.revision = revision;
-        let request = ask.request.as_ref();
+        let request = options.request.as_ref();
         let committed = self.ledger.commit_key(change, revision, request, &to_json(changed));
         let Entry { hash, .. } = match committed {
             Ok(entry) => entry,
             Err(error) => {
-                // It may be in the ledger all the same; then it has to hold.
+                // The ledger may have it all the same; then it takes effect.
                 writer.is_uncertain = true;
                 if let Ok(stored) = self.ledger.keys() {
                     self.keys.replace_stored(stored);
@@ -216,13 +227,13 @@ impl Control {
     }
 }
 
-/// What is kept of an answer for who asks again: nothing that is a secret.
-fn to_json(changed: &KeyChanged) -> String {
-    assert!(changed.secret.is_none(), "a secret is never written down");
+/// The response that is kept for repetitions. It has no secret.
+fn to_json(changed: &KeyChangeReport) -> String {
+    assert!(changed.secret.is_none(), "a secret is never stored");
     serde_json::to_string(changed).expect("an answer is JSON")
 }
 
-/// Short enough to be typed, and none of those that there are.
+/// A new id that is short enough to type.
 fn new_id(stored: &[StoredKey]) -> String {
     loop {
         let id = format!("{:012x}", rand::rng().random_range(0..1_u64 << 48));
@@ -232,7 +243,7 @@ fn new_id(stored: &[StoredKey]) -> String {
     }
 }
 
-/// Those revoked first, if with another one there would be too many.
+/// The keys to forget, so that another one can be revoked: those that were revoked first.
 fn to_forget(stored: &[StoredKey]) -> Vec<String> {
     let mut revoked: Vec<_> =
         stored.iter().filter_map(|stored| Some((stored.revoked?, stored.id.clone()))).collect();
@@ -248,14 +259,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_revoked_keys_are_dropped_first() {
+    fn keys_that_were_revoked_first_are_forgotten_first() {
         let stored = |number: u64| StoredKey {
             id: number.to_string(),
             key: Key::demo(),
-            created: Time::at(UNIX_EPOCH).unwrap(),
+            created: Timestamp::from_system_time(UNIX_EPOCH).unwrap(),
             created_by: "test".to_owned(),
-            revoked: (number > 0)
-                .then(|| Time::at(UNIX_EPOCH + Duration::from_secs(number)).unwrap()),
+            revoked: (number > 0).then(|| {
+                Timestamp::from_system_time(UNIX_EPOCH + Duration::from_secs(number)).unwrap()
+            }),
         };
         let most = u64::try_from(MAX_REVOKED).unwrap();
         let fewer: Vec<_> = (0..most).map(stored).collect();

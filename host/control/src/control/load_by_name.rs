@@ -4,7 +4,7 @@
 
 use semver::Version;
 
-use super::change::Ask;
+use super::change::ChangeOptions;
 use super::error::ControlError;
 use super::state::Control;
 use crate::registry::{LoadError, VersionState};
@@ -19,7 +19,11 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError`].
-    pub fn load_model(&self, model: &ModelName, ask: &Ask) -> Result<(), ControlError> {
+    pub fn load_model(
+        &self,
+        model: &ModelName,
+        options: &ChangeOptions,
+    ) -> Result<(), ControlError> {
         if let Err(error) = self.deploy_from_folder(model) {
             return Err(LoadError::Panicked(format!("no thread: {error}")).into());
         }
@@ -31,8 +35,10 @@ impl Control {
                 self.load_if_needed(&id)
             }
             // A split can name a version that never came.
-            (Some(version), _) => Err(rollout::Refusal::UnknownVersion(version.clone()).into()),
-            (None, Some(digest)) => self.bring_back(*digest, ask),
+            (Some(version), _) => {
+                Err(rollout::RolloutError::UnknownVersion(version.clone()).into())
+            }
+            (None, Some(digest)) => self.bring_back(*digest, options),
             (None, None) => Err(self.why_not_loaded(model)),
         }
     }
@@ -49,9 +55,11 @@ impl Control {
         failures.next_back().map_or(ControlError::UnknownModel, ControlError::NotLoaded)
     }
 
-    fn bring_back(&self, digest: Digest, ask: &Ask) -> Result<(), ControlError> {
+    fn bring_back(&self, digest: Digest, options: &ChangeOptions) -> Result<(), ControlError> {
         let artifact = self.loader.store.artifact(digest)?;
-        self.on_guest_stack(|| self.deploy(artifact, Promotion::Yes, ask, &|_step| {}).map(drop))
+        self.on_guest_stack(|| {
+            self.deploy(artifact, Promotion::Yes, options, &|_step| {}).map(drop)
+        })
     }
 
     /// Undeploy all versions of a model, the stable one last. If the rules keep one of them (it is a
@@ -59,7 +67,11 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError`].
-    pub fn unload_model(&self, model: &ModelName, ask: &Ask) -> Result<(), ControlError> {
+    pub fn unload_model(
+        &self,
+        model: &ModelName,
+        options: &ChangeOptions,
+    ) -> Result<(), ControlError> {
         let state = self.registry.state(model);
         if state.versions.is_empty() && state.withdrawn.is_empty() {
             return Err(ControlError::UnknownModel);
@@ -73,7 +85,7 @@ impl Control {
             trial = rollout::apply(&trial, &operation, &rules)?.state;
         }
         for version in versions {
-            self.commit(model, &Operation::Undeploy { version }, ask, None)?;
+            self.commit(model, &Operation::Undeploy { version }, options, None)?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::registry::Cause;
+use crate::registry::FailureCause;
 use guesthouse_model::VersionId;
 
 /// The pause after the first failure; it doubles with each further one.
@@ -39,13 +39,18 @@ struct Attempts {
 
 impl Retries {
     /// Note that a version has failed; returns when it is tried again, if it is.
-    pub(super) fn note(&self, id: &VersionId, cause: Cause, now: Instant) -> Option<Instant> {
+    pub(super) fn note(
+        &self,
+        id: &VersionId,
+        cause: FailureCause,
+        now: Instant,
+    ) -> Option<Instant> {
         let mut all = self.lock();
         let failures = all.get(id).map_or(0, |attempts| attempts.failures).saturating_add(1);
         let is_over = match cause {
-            Cause::Artifact => true,
-            Cause::Accident => false,
-            Cause::Unclear => failures >= UNCLEAR_ATTEMPTS,
+            FailureCause::Artifact => true,
+            FailureCause::Transient => false,
+            FailureCause::Unknown => failures >= UNCLEAR_ATTEMPTS,
         };
         if is_over {
             all.remove(id);
@@ -95,18 +100,19 @@ mod tests {
     #[test]
     fn only_transient_failures_are_retried() {
         let (retries, now) = (Retries::default(), Instant::now());
-        assert_eq!(retries.note(&id(), Cause::Artifact, now), None);
+        assert_eq!(retries.note(&id(), FailureCause::Artifact, now), None);
         for _ in 0..50 {
-            assert!(retries.note(&id(), Cause::Accident, now).unwrap() > now);
+            assert!(retries.note(&id(), FailureCause::Transient, now).unwrap() > now);
         }
         assert_eq!(retries.due(now), []);
         assert_eq!(retries.due(now + LONGEST_PAUSE), [id()]);
         // An artifact that proves bad is not tried any more.
-        assert_eq!(retries.note(&id(), Cause::Artifact, now), None);
+        assert_eq!(retries.note(&id(), FailureCause::Artifact, now), None);
         assert_eq!(retries.due(now + LONGEST_PAUSE), []);
-        let tried = (1..=50).take_while(|_| retries.note(&id(), Cause::Unclear, now).is_some());
+        let tried =
+            (1..=50).take_while(|_| retries.note(&id(), FailureCause::Unknown, now).is_some());
         assert_eq!(tried.count(), 4);
-        retries.note(&id(), Cause::Accident, now);
+        retries.note(&id(), FailureCause::Transient, now);
         retries.retain(|_| false);
         assert_eq!(retries.due(now + LONGEST_PAUSE), []);
     }

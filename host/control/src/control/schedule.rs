@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::deployment::{Deployment, Origin, Plan, Progressed, State};
 use super::state::Control;
 use super::version_locks::VersionLock;
-use crate::registry::Slot;
+use crate::registry::LoadState;
 use guesthouse_model::VersionId;
 use guesthouse_runtime::preinit::queue::{CompileJob, CompilePriority};
 
@@ -51,7 +51,7 @@ impl Control {
     /// The operating system gives no more threads.
     pub(super) fn load_absent(&self) -> io::Result<()> {
         let _files = self.hold_files();
-        let plans = self.registry.absent().into_iter().filter_map(|(id, _)| self.restore_plan(id));
+        let plans = self.registry.missing().into_iter().filter_map(|(id, _)| self.restore_plan(id));
         self.deploy_all(plans.collect(), &|_, _| {})
     }
 
@@ -67,14 +67,14 @@ impl Control {
         let _files = self.hold_files();
         // Somebody may have loaded or undeployed them while this waited.
         let plans = self.due_plans();
-        plans.iter().for_each(|plan| self.registry.set_slot(&plan.id, Slot::Loading));
+        plans.iter().for_each(|plan| self.registry.set_load_state(&plan.id, LoadState::Loading));
         let ids: Vec<_> = plans.iter().map(|plan| plan.id.clone()).collect();
         self.deploy_all(plans, &|_, _| {})?;
         // One that was undeployed meanwhile was left out.
         for id in ids {
             let is_deployed = self.registry.state(&id.name).versions.contains_key(&id.version);
-            if !is_deployed && matches!(self.registry.slot(&id), Some(Slot::Loading)) {
-                self.registry.reset_slot(&id, None);
+            if !is_deployed && matches!(self.registry.load_state(&id), Some(LoadState::Loading)) {
+                self.registry.reset_load_state(&id, None);
             }
         }
         Ok(())
@@ -82,10 +82,12 @@ impl Control {
 
     /// Deployed versions whose pause after a failure is over.
     fn due_plans(&self) -> Vec<Plan<'static>> {
-        self.retries
-            .retain(|id| matches!(self.registry.slot(id), Some(Slot::Failed(_) | Slot::Loading)));
+        self.retries.retain(|id| {
+            matches!(self.registry.load_state(id), Some(LoadState::Failed(_) | LoadState::Loading))
+        });
         let due = self.retries.due(Instant::now()).into_iter();
-        let is_failed = |id: &VersionId| matches!(self.registry.slot(id), Some(Slot::Failed(_)));
+        let is_failed =
+            |id: &VersionId| matches!(self.registry.load_state(id), Some(LoadState::Failed(_)));
         let is_wanted = |id: &VersionId| {
             let state = self.registry.state(&id.name);
             state.loaded().any(|(version, _)| *version == id.version)
@@ -145,11 +147,11 @@ impl Control {
     /// tried to, or withdrawn it.
     fn lock_if_needed(&self, plan: &Plan<'_>) -> Option<VersionLock<'_>> {
         let lock = self.locks.lock(&plan.id);
-        let is_over = match self.registry.slot(&plan.id) {
-            Some(Slot::Loaded(_)) => true,
+        let is_over = match self.registry.load_state(&plan.id) {
+            Some(LoadState::Loaded(_)) => true,
             // A file of the folder may have failed before, and is tried again.
-            Some(Slot::Failed(_)) => matches!(plan.origin, Origin::Restore),
-            Some(Slot::Loading) | None => false,
+            Some(LoadState::Failed(_)) => matches!(plan.origin, Origin::Restore),
+            Some(LoadState::Loading) | None => false,
         };
         let is_withdrawn = self.registry.state(&plan.id.name).withdrawn.contains(&plan.digest);
         (!is_over && !is_withdrawn).then_some(lock)

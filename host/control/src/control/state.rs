@@ -11,7 +11,7 @@ use super::retry::Retries;
 use super::version_locks::VersionLocks;
 use crate::keys::Keys;
 use crate::ledger::{Ledger, LedgerError};
-use crate::registry::{Loader, Registry, Slot};
+use crate::registry::{LoadState, Loader, Registry};
 use crate::rollout::{ModelState, Rules};
 use guesthouse_model::{ModelName, VersionId};
 
@@ -62,7 +62,7 @@ impl Control {
     ) -> Result<Self, LedgerError> {
         let registry = Arc::new(Registry::new(ledger.models()?));
         let keys = Arc::new(Keys::default());
-        keys.refuse(ledger.revoked_keys());
+        keys.set_revoked(ledger.revoked_keys());
         keys.replace_stored(ledger.keys()?);
         let (revision, audit_head) = ledger.head()?;
         tracing::info!(revision, %audit_head, "ledger opened");
@@ -123,7 +123,7 @@ impl Control {
     }
 
     pub(super) fn is_loaded(&self, id: &VersionId) -> bool {
-        matches!(self.registry.slot(id), Some(Slot::Loaded(_)))
+        matches!(self.registry.load_state(id), Some(LoadState::Loaded(_)))
     }
 
     pub(super) fn lock_writer(&self) -> MutexGuard<'_, Writer> {
@@ -136,7 +136,7 @@ impl Control {
             return Ok(());
         }
         // From here on, what the ledger says is acknowledged.
-        self.ledger.settle()?;
+        self.ledger.reconcile_head()?;
         let states = self.ledger.models()?;
         let (revision, hash) = self.ledger.head()?;
         self.keys.replace_stored(self.ledger.keys()?);

@@ -1,4 +1,4 @@
-//! What is known of a key: never the key itself, only its hash.
+//! The record of a key: its name, hash, scopes, expiry and rate. The key itself is never stored.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,16 +11,16 @@ use super::scope::{Scope, Scopes};
 use crate::rate::Rate;
 use guesthouse_runtime::clock::MAX_UNIX_SECONDS;
 
-/// The longest name, in bytes: it stands in each line of the log.
+/// The longest name, in bytes. The name is part of every line of the access log.
 const MAX_NAME_LENGTH: usize = 64;
 
-/// The key of the demonstration, which everybody knows.
+/// The key of the demo, which is public.
 const DEMO_KEY: &str = "local-demo-key";
 
-/// The same for those who change what is served.
+/// The admin key of the demo, which is public.
 const DEMO_ADMIN_KEY: &str = "local-demo-admin-key";
 
-/// Whose key it is, in the log and in the history: 1 to 64 letters, digits, `-`, `_`, `.` and `@`.
+/// The name of a key in logs and in the history: 1 to 64 letters, digits, `-`, `_`, `.` and `@`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyName(String);
@@ -61,88 +61,89 @@ impl fmt::Display for KeyName {
 }
 
 impl KeyName {
-    /// The name as it stands in the log.
+    /// The name as a string.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A point in time that RFC 3339 can write, to the second.
+/// A time between 1970 and 9999, to the second, written in RFC 3339.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Time(SystemTime);
+pub struct Timestamp(SystemTime);
 
-/// A text is not a [`Time`].
+/// A text is not a [`Timestamp`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a time is like 2027-01-01T00:00:00Z")]
-pub struct TimeError;
+pub struct TimestampError;
 
-impl Time {
-    /// This moment, or that one.
+impl Timestamp {
+    /// The timestamp of a system time.
     ///
     /// # Errors
-    /// [`TimeError`], if it is before 1970 or after 9999.
-    pub fn at(time: SystemTime) -> Result<Self, TimeError> {
-        let since = time.duration_since(UNIX_EPOCH).map_err(|_before| TimeError)?;
+    /// [`TimestampError`] if it is before 1970 or after 9999.
+    pub fn from_system_time(time: SystemTime) -> Result<Self, TimestampError> {
+        let since = time.duration_since(UNIX_EPOCH).map_err(|_before| TimestampError)?;
         if since.as_secs() < MAX_UNIX_SECONDS {
             Ok(Self(UNIX_EPOCH + Duration::from_secs(since.as_secs())))
         } else {
-            Err(TimeError)
+            Err(TimestampError)
         }
     }
 
-    /// When something that is to end ends: at a time, or after one (`90d`, `12h`).
+    /// Parse an expiry: a time, or a duration from now (`90d`, `12h`).
     ///
     /// # Errors
-    /// [`TimeError`], if it is neither, or not to come.
-    pub fn to_come(text: &str, now: SystemTime) -> Result<Self, TimeError> {
+    /// [`TimestampError`] if it is neither, or not in the future.
+    pub fn parse_expiry(text: &str, now: SystemTime) -> Result<Self, TimestampError> {
         let time = match humantime::parse_duration(text) {
-            Ok(after) => now.checked_add(after).ok_or(TimeError).and_then(Self::at),
+            Ok(after) => {
+                now.checked_add(after).ok_or(TimestampError).and_then(Self::from_system_time)
+            }
             Err(_) => text.parse(),
         };
-        time.and_then(|time| if time.0 > now { Ok(time) } else { Err(TimeError) })
+        time.and_then(|time| if time.0 > now { Ok(time) } else { Err(TimestampError) })
     }
 
-    /// Whether it has come. By a clock that cannot be right, it has.
-    pub fn is_over(self, now: SystemTime) -> bool {
+    /// Whether the time has passed. If the clock is before 1970, it counts as passed.
+    pub fn is_past(self, now: SystemTime) -> bool {
         self.0 <= now || now <= UNIX_EPOCH
     }
 }
 
-impl FromStr for Time {
-    type Err = TimeError;
+impl FromStr for Timestamp {
+    type Err = TimestampError;
 
-    fn from_str(text: &str) -> Result<Self, TimeError> {
-        let time = humantime::parse_rfc3339(text).map_err(|_error| TimeError)?;
-        Self::at(time)
+    fn from_str(text: &str) -> Result<Self, TimestampError> {
+        let time = humantime::parse_rfc3339(text).map_err(|_error| TimestampError)?;
+        Self::from_system_time(time)
     }
 }
 
-impl TryFrom<String> for Time {
-    type Error = TimeError;
+impl TryFrom<String> for Timestamp {
+    type Error = TimestampError;
 
-    fn try_from(text: String) -> Result<Self, TimeError> {
+    fn try_from(text: String) -> Result<Self, TimestampError> {
         text.parse()
     }
 }
 
-impl From<Time> for String {
-    fn from(time: Time) -> Self {
+impl From<Timestamp> for String {
+    fn from(time: Timestamp) -> Self {
         time.to_string()
     }
 }
 
-impl fmt::Display for Time {
+impl fmt::Display for Timestamp {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         humantime::format_rfc3339_seconds(self.0).fmt(formatter)
     }
 }
 
-/// The SHA-256 of a key. Compared in constant time, and never shown whole.
+/// The SHA-256 of a key. It is compared in constant time and never view in full.
 ///
-/// A hash that is slow on purpose would protect keys that can be guessed; 256 random bits cannot be,
-/// however fast somebody tries, and every request would pay for it. Keys of the operator's own making
-/// have to be as good.
+/// A slow hash would protect keys that can be guessed, at a cost for every request. 256 random bits cannot
+/// be guessed at any speed. Keys that operators generate otherwise must be as strong.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyHash(blake3::Hash);
@@ -153,15 +154,16 @@ pub struct KeyHash(blake3::Hash);
 pub struct KeyHashError;
 
 impl KeyHash {
-    /// Of a key. `blake3::Hash` is any 32 bytes that are compared in constant time; these are a SHA-256,
-    /// which everybody has a tool for.
-    pub fn of(key: &[u8]) -> Self {
+    /// The hash of a key. `blake3::Hash` is used because it compares its 32 bytes in constant time; the bytes
+    /// are a SHA-256, for which operators have tools.
+    pub fn from_key(key: &[u8]) -> Self {
         let digest: [u8; 32] = Sha256::digest(key).into();
         Self(digest.into())
     }
 
-    /// Where to look for it: enough of it to find few others there, and too little to say what it is.
-    pub(super) fn place(self) -> u64 {
+    /// The first eight bytes, by which tables are indexed: few hashes share them, and they do not reveal
+    /// the hash.
+    pub(super) fn prefix(self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = *self.0.as_bytes();
         u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
@@ -183,41 +185,41 @@ impl From<KeyHash> for String {
 
 impl fmt::Debug for KeyHash {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Settings are compared and shown by this: it tells hashes apart.
-        write!(formatter, "KeyHash({:08x}…)", self.place() >> 32)
+        // A reload compares settings by this text, so it must differ for different hashes.
+        write!(formatter, "KeyHash({:08x}…)", self.prefix() >> 32)
     }
 }
 
-/// A key: whose it is, and what it is good for.
+/// A key: its name, and what it permits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Key {
-    /// Stands in the log in place of the key. No two keys that are good have the same.
+    /// Identifies the key in logs. No two valid keys have the same name.
     pub name: KeyName,
-    /// The hash of it.
+    /// The hash of the key.
     pub sha256: KeyHash,
-    /// What it is good for.
+    /// What it permits.
     pub scopes: Scopes,
-    /// When it ends, if it does.
-    pub expires: Option<Time>,
-    /// How often it may ask for predictions, if not as often as others.
+    /// When it expires, if it does.
+    pub expires: Option<Timestamp>,
+    /// Its own rate limit of predictions; the default applies if there is none.
     pub rate: Option<Rate>,
 }
 
 impl Key {
-    /// The key of the demonstration.
+    /// The key of the demo.
     pub fn demo() -> Self {
-        Self::known_to_all("demo", DEMO_KEY, Scope::PredictAll)
+        Self::public_demo_key("demo", DEMO_KEY, Scope::PredictAll)
     }
 
-    /// The admin key of the demonstration.
+    /// The admin key of the demo.
     pub fn demo_admin() -> Self {
-        Self::known_to_all("demo-admin", DEMO_ADMIN_KEY, Scope::Admin)
+        Self::public_demo_key("demo-admin", DEMO_ADMIN_KEY, Scope::Admin)
     }
 
-    fn known_to_all(name: &str, key: &str, scope: Scope) -> Self {
+    fn public_demo_key(name: &str, key: &str, scope: Scope) -> Self {
         Self {
             name: KeyName(name.to_owned()),
-            sha256: KeyHash::of(key.as_bytes()),
+            sha256: KeyHash::from_key(key.as_bytes()),
             scopes: Scopes::only(scope),
             expires: None,
             rate: None,
@@ -225,50 +227,50 @@ impl Key {
     }
 }
 
-/// A key that was made by an operator of the running server.
+/// A key that an operator has created through the admin API.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StoredKey {
-    /// Names it for good: its name may be given to another key once it is revoked.
+    /// Identifies it for ever. The name of a revoked key may be given to another one.
     pub id: String,
-    /// What it is.
+    /// The key.
     #[serde(flatten)]
     pub key: Key,
-    /// When it was made.
-    pub created: Time,
-    /// Whose key it was made with.
+    /// When it was created.
+    pub created: Timestamp,
+    /// The name of the key with which it was created.
     pub created_by: String,
     /// When it was revoked, if it was.
-    pub revoked: Option<Time>,
+    pub revoked: Option<Timestamp>,
 }
 
-/// What may be shown of a key: everything but its hash.
+/// What the admin API shows of a key: everything but its hash.
 #[derive(Debug, Clone, Serialize)]
 #[expect(missing_docs, reason = "documented at `Key` and `StoredKey`")]
-pub struct ShownKey {
-    /// None of a key that is not in the ledger.
+pub struct KeyView {
+    /// None if the key is not in the ledger.
     pub id: Option<String>,
     pub name: KeyName,
     pub scopes: Scopes,
     /// `active`, `expired` or `revoked`.
     pub state: &'static str,
-    pub expires: Option<Time>,
+    pub expires: Option<Timestamp>,
     pub rate: Option<Rate>,
     /// `configuration` or `ledger`.
     pub source: &'static str,
-    pub created: Option<Time>,
+    pub created: Option<Timestamp>,
     pub created_by: Option<String>,
-    pub revoked: Option<Time>,
+    pub revoked: Option<Timestamp>,
 }
 
 impl Key {
-    /// What may be shown of a key of the configuration.
-    pub fn shown(&self, now: SystemTime) -> ShownKey {
-        let is_over = self.expires.is_some_and(|end| end.is_over(now));
-        ShownKey {
+    /// The view of a key of the configuration.
+    pub fn view(&self, now: SystemTime) -> KeyView {
+        let is_expired = self.expires.is_some_and(|end| end.is_past(now));
+        KeyView {
             id: None,
             name: self.name.clone(),
             scopes: self.scopes.clone(),
-            state: if is_over { "expired" } else { "active" },
+            state: if is_expired { "expired" } else { "active" },
             expires: self.expires,
             rate: self.rate,
             source: "configuration",
@@ -280,17 +282,17 @@ impl Key {
 }
 
 impl StoredKey {
-    /// What may be shown of it.
-    pub fn shown(&self, now: SystemTime) -> ShownKey {
-        let shown = self.key.shown(now);
-        ShownKey {
+    /// The view of a key of the ledger.
+    pub fn view(&self, now: SystemTime) -> KeyView {
+        let view = self.key.view(now);
+        KeyView {
             id: Some(self.id.clone()),
-            state: if self.revoked.is_some() { "revoked" } else { shown.state },
+            state: if self.revoked.is_some() { "revoked" } else { view.state },
             source: "ledger",
             created: Some(self.created),
             created_by: Some(self.created_by.clone()),
             revoked: self.revoked,
-            ..shown
+            ..view
         }
     }
 }
@@ -302,15 +304,16 @@ mod tests {
     #[test]
     fn expiry_times_are_absolute_or_relative() {
         let now = humantime::parse_rfc3339("2026-11-23T01:00:00.5Z").unwrap();
-        let to_come = |text: &str| Time::to_come(text, now).map(|time| time.to_string());
-        assert_eq!(to_come("90d").unwrap(), "2027-02-21T01:00:00Z");
-        assert_eq!(to_come("1h 30m").unwrap(), "2026-11-23T02:30:00Z");
-        assert_eq!(to_come("2027-01-01T00:00:00Z").unwrap(), "2027-01-01T00:00:00Z");
+        let parse_expiry =
+            |text: &str| Timestamp::parse_expiry(text, now).map(|time| time.to_string());
+        assert_eq!(parse_expiry("90d").unwrap(), "2027-02-21T01:00:00Z");
+        assert_eq!(parse_expiry("1h 30m").unwrap(), "2026-11-23T02:30:00Z");
+        assert_eq!(parse_expiry("2027-01-01T00:00:00Z").unwrap(), "2027-01-01T00:00:00Z");
         for bad in ["", "90", "0s", "2026-11-23T01:00:00Z", "2027-01-01", "9000y", "-1d"] {
-            assert_eq!(to_come(bad), Err(TimeError), "{bad}");
+            assert_eq!(parse_expiry(bad), Err(TimestampError), "{bad}");
         }
-        let time: Time = "2026-11-23T01:00:01Z".parse().unwrap();
-        assert!(!time.is_over(now) && time.is_over(now + Duration::from_millis(500)));
+        let time: Timestamp = "2026-11-23T01:00:01Z".parse().unwrap();
+        assert!(!time.is_past(now) && time.is_past(now + Duration::from_millis(500)));
     }
 
     #[test]

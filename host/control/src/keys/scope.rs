@@ -1,4 +1,4 @@
-//! What a key is good for.
+//! Scopes: what a key permits.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,18 +8,18 @@ use serde::{Deserialize, Serialize};
 
 use guesthouse_model::ModelName;
 
-/// The most scopes of a key: who needs more means all models.
+/// The most scopes of a key. A caller that needs more models uses `predict:*`.
 const MAX_SCOPES: usize = 64;
 
-/// One thing that a key is good for.
+/// One permission of a key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Scope {
-    /// `admin`: to see and change what is served.
+    /// `admin`: the admin API, which shows and changes what is served.
     Admin,
-    /// `predict:*`: predictions of every model there will ever be, and what is known of them.
+    /// `predict:*`: predictions and metadata of every model, also of future ones.
     PredictAll,
-    /// `predict:toxicity`: the same of one model.
+    /// `predict:toxicity`: predictions and metadata of one model.
     Predict(ModelName),
 }
 
@@ -65,12 +65,12 @@ impl fmt::Display for Scope {
     }
 }
 
-/// Everything that a key is good for: something, and not more than can be read.
+/// The permissions of a key: at least one, and a bounded number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeSet<Scope>", into = "BTreeSet<Scope>")]
 pub struct Scopes(BTreeSet<Scope>);
 
-/// Some scopes are none, or too many.
+/// The number of scopes is out of bounds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a key has 1 to {MAX_SCOPES} scopes")]
 pub struct ScopesError;
@@ -90,27 +90,27 @@ impl From<Scopes> for BTreeSet<Scope> {
 }
 
 impl Scopes {
-    /// Only one.
+    /// A single scope.
     pub fn only(scope: Scope) -> Self {
         Self(BTreeSet::from([scope]))
     }
 
-    /// Whether what is served may be changed.
+    /// Whether the key opens the admin API.
     pub fn administers(&self) -> bool {
         self.0.contains(&Scope::Admin)
     }
 
-    /// Whether there may be any model at all.
+    /// Whether the key permits predictions of any model.
     pub fn predicts_something(&self) -> bool {
         self.0.iter().any(|scope| *scope != Scope::Admin)
     }
 
-    /// Whether predictions of every model may be asked for.
+    /// Whether the key permits predictions of every model.
     pub fn predicts_all(&self) -> bool {
         self.0.contains(&Scope::PredictAll)
     }
 
-    /// Whether predictions of the model may be asked for.
+    /// Whether the key permits predictions of this model.
     pub fn predicts(&self, model: &ModelName) -> bool {
         let named = |scope: &Scope| matches!(scope, Scope::Predict(name) if name == model);
         self.predicts_all() || self.0.iter().any(named)
@@ -118,7 +118,7 @@ impl Scopes {
 }
 
 impl Scopes {
-    /// The models whose predictions may be asked for; none, if those of every model.
+    /// The models whose predictions the key permits; none if it permits those of every model.
     pub fn models(&self) -> Option<BTreeSet<ModelName>> {
         let named = self.0.iter().filter_map(|scope| match scope {
             Scope::Predict(name) => Some(name.clone()),

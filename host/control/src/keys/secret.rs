@@ -1,12 +1,12 @@
-//! Making a key: 256 bits of the operating system's randomness, in letters and digits, and six more of
-//! them by which a mistyped or cut key is told from one that is not known.
+//! Generating keys: 256 random bits of the operating system in base 62, and six check digits by which a
+//! mistyped or truncated key is told from an unknown one.
 
 use rand::TryRng as _;
 pub use rand::rngs::SysError as RandomnessError;
 use rand::rngs::SysRng;
 use sha2::{Digest as _, Sha256};
 
-/// What every key of ours begins with, so that scanners for secrets find it in code and logs.
+/// The prefix of every generated key, by which secret scanners find keys in code and logs.
 pub const PREFIX: &str = "guesthouse_";
 
 /// 62^43 is the first power of 62 over 2^256.
@@ -17,26 +17,26 @@ const CHECK_DIGITS: usize = 6;
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// A new key that nobody can guess. It is written nowhere: whoever asked for it is told once.
+/// Generate a key. It is stored nowhere; the caller that made it sees it once.
 ///
 /// # Errors
-/// The operating system has no randomness to give.
+/// The operating system provides no randomness.
 pub fn generate() -> Result<String, RandomnessError> {
     let mut random = [0; 32];
     SysRng.try_fill_bytes(&mut random)?;
-    Ok(of_bytes(random))
+    Ok(key_from_bytes(random))
 }
 
-fn of_bytes(random: [u8; 32]) -> String {
+fn key_from_bytes(random: [u8; 32]) -> String {
     let body = format!("{PREFIX}{}", base62::<RANDOM_DIGITS>(&random));
     let check = check_digits(&body);
     body + &check
 }
 
-/// Whether a key claims to be one of ours and cannot be: a letter is wrong, or a part is missing.
-pub(super) fn is_mutilated(key: &[u8]) -> bool {
+/// Whether a key has our prefix but cannot be one of ours, because it is mistyped or truncated.
+pub(super) fn is_malformed(key: &[u8]) -> bool {
     if !key.starts_with(PREFIX.as_bytes()) {
-        // The operator has made it in another way.
+        // The operator has generated it with another tool.
         return false;
     }
     let Some((body, check)) = key.split_last_chunk::<CHECK_DIGITS>() else { return true };
@@ -44,13 +44,13 @@ pub(super) fn is_mutilated(key: &[u8]) -> bool {
     !good || key.len() != PREFIX.len() + RANDOM_DIGITS + CHECK_DIGITS
 }
 
-/// The first 32 bits of the SHA-256.
+/// The first 32 bits of the SHA-256 in base 62.
 fn check_digits(body: &str) -> String {
     let digest: [u8; 32] = Sha256::digest(body).into();
     base62::<CHECK_DIGITS>(&digest[..4])
 }
 
-/// A number of so many digits, the largest first.
+/// A number in base 62 with `COUNT` digits, the most significant first.
 fn base62<const COUNT: usize>(number: &[u8]) -> String {
     let mut number = number.to_vec();
     let mut digits = [b'0'; COUNT];
@@ -78,7 +78,7 @@ mod tests {
             assert_eq!(key.len(), PREFIX.len() + RANDOM_DIGITS + CHECK_DIGITS, "{key}");
             assert!(key.starts_with("guesthouse_"));
             assert!(key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'));
-            assert!(!is_mutilated(key.as_bytes()));
+            assert!(!is_malformed(key.as_bytes()));
         }
     }
 
@@ -98,16 +98,16 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_detects_a_mistyped_key() {
-        let key = of_bytes([7; 32]);
-        assert!(!is_mutilated(b"a key of the operator's own"));
-        assert!(is_mutilated(b"guesthouse_"));
-        assert!(is_mutilated(&key.as_bytes()[..key.len() - 1]));
-        assert!(is_mutilated(format!("{key}0").as_bytes()));
+    fn a_mistake_in_a_key_is_noticed() {
+        let key = key_from_bytes([7; 32]);
+        assert!(!is_malformed(b"a key of the operator's own"));
+        assert!(is_malformed(b"guesthouse_"));
+        assert!(is_malformed(&key.as_bytes()[..key.len() - 1]));
+        assert!(is_malformed(format!("{key}0").as_bytes()));
         for at in PREFIX.len()..key.len() {
             let mut wrong = key.clone().into_bytes();
             wrong[at] = if wrong[at] == b'a' { b'b' } else { b'a' };
-            assert!(is_mutilated(&wrong), "at {at}");
+            assert!(is_malformed(&wrong), "at {at}");
         }
     }
 }

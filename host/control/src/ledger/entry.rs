@@ -1,78 +1,78 @@
-//! What the audit log says: who changed what, in a chain of hashes.
+//! The entries of the audit log: who changed what, in a hash chain.
 
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::keys::{KeyName, Scopes, StoredKey, Time};
+use crate::keys::{KeyName, Scopes, StoredKey, Timestamp};
 use crate::rollout::Routing;
 use guesthouse_artifact::Digest;
 use guesthouse_model::ModelName;
 
-/// Who changes something, and why.
+/// Who makes a change, and why.
 #[derive(Debug, Clone, Default)]
 pub struct Author {
-    /// The name of the key, or the part of the host.
+    /// The name of the key, or of the part of the host.
     pub actor: String,
-    /// In the actor's words.
+    /// The reason that the actor gave.
     pub reason: Option<String>,
 }
 
-/// A change, or an attempt that failed, before it has a number.
+/// A change of a model, or an attempt that failed, that is about to be recorded.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// Who and why.
+    /// Who made it, and why.
     pub author: Author,
-    /// The operation's word.
+    /// The name of the operation.
     pub operation: &'static str,
     /// The model.
     pub model: ModelName,
-    /// The version, if it is about one.
+    /// The version, if the operation is about one.
     pub version: Option<Version>,
     /// Its artifact.
     pub digest: Option<Digest>,
-    /// What became of it; none if it failed.
+    /// The outcome; none if it failed.
     pub status: Option<&'static str>,
     /// Why it failed.
     pub error: Option<String>,
-    /// What went where.
+    /// The routing before.
     pub before: Routing,
-    /// What goes where.
+    /// The routing after.
     pub after: Routing,
 }
 
-/// A change of keys, before it has a number.
+/// A change of a key that is about to be recorded.
 #[derive(Debug, Clone)]
 pub struct KeyChange {
-    /// Who and why.
+    /// Who made it, and why.
     pub author: Author,
-    /// The operation's word.
+    /// The name of the operation.
     pub operation: &'static str,
-    /// The key as it is from now on.
+    /// The key after the change.
     pub key: StoredKey,
-    /// What became of it.
+    /// The outcome.
     pub status: &'static str,
-    /// The ids of keys that are not remembered any longer.
+    /// The ids of revoked keys that are forgotten.
     pub forgotten: Vec<String>,
 }
 
-/// What the log says of a key.
+/// A key in the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "documented at `StoredKey`")]
 pub struct KeySubject {
     pub id: String,
     pub name: KeyName,
     pub scopes: Scopes,
-    pub expires: Option<Time>,
+    pub expires: Option<Timestamp>,
 }
 
-/// One line of the audit log. What it is not about is left out, so that entries that were written before
-/// there was anything else to write about have the hash that they had.
+/// One entry of the audit log. Fields that do not apply are left out of its JSON, so that entries of earlier
+/// releases keep their hashes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "documented at `Change` and `KeyChange`")]
 pub struct Entry {
     /// From 1, without gaps.
     pub sequence: u64,
-    /// Of all changes so far, this one included.
+    /// The revision after the change.
     pub revision: u64,
     /// RFC 3339, in UTC.
     pub time: String,
@@ -93,7 +93,7 @@ pub struct Entry {
     pub before: Option<Routing>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Routing>,
-    /// The hash of the entry before; of nothing, 64 zeros.
+    /// The hash of the previous entry; 64 zeros for the first one.
     pub previous_hash: String,
     /// SHA-256 of this entry's JSON without this field.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -101,8 +101,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An entry that says nothing yet but who did what, and has no place in the log.
-    fn of(author: Author, operation: &str) -> Self {
+    /// An entry that has only an author and an operation, and no number yet.
+    fn new(author: Author, operation: &str) -> Self {
         Self {
             sequence: 0,
             revision: 0,
@@ -124,7 +124,7 @@ impl Entry {
         }
     }
 
-    /// The hash that it must have.
+    /// The hash of its content.
     pub(super) fn own_hash(&self) -> String {
         let unsigned = Self { hash: String::new(), ..self.clone() };
         let json = serde_json::to_string(&unsigned).expect("an entry is JSON");
@@ -133,9 +133,9 @@ impl Entry {
 }
 
 impl Entry {
-    /// That the loss of a part of the ledger was accepted.
-    pub(super) fn of_loss(author: Author) -> Self {
-        Self { status: Some("LossAccepted".to_owned()), ..Self::of(author, "accept_ledger_loss") }
+    /// The entry that records that a loss was accepted.
+    pub(super) fn loss_accepted(author: Author) -> Self {
+        Self { status: Some("LossAccepted".to_owned()), ..Self::new(author, "accept_ledger_loss") }
     }
 }
 
@@ -151,7 +151,7 @@ impl Change {
             error: change.error,
             before: Some(change.before),
             after: Some(change.after),
-            ..Entry::of(change.author, change.operation)
+            ..Entry::new(change.author, change.operation)
         }
     }
 }
@@ -163,15 +163,16 @@ impl KeyChange {
         Entry {
             key: Some(KeySubject { id, name, scopes, expires }),
             status: Some(self.status.to_owned()),
-            ..Entry::of(self.author.clone(), self.operation)
+            ..Entry::new(self.author.clone(), self.operation)
         }
     }
 }
 
-/// Whether each entry, the newest first, has the hash that it says and follows the one that it says.
+/// Check a part of the log, the newest entry first: each entry has the hash of its content, and names the
+/// hash and the number of the previous one.
 ///
 /// # Errors
-/// Which one does not.
+/// The entry that does not.
 pub fn check_chain(entries: &[Entry]) -> Result<(), String> {
     for (index, entry) in entries.iter().enumerate() {
         if entry.hash != entry.own_hash() {

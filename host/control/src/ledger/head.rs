@@ -1,14 +1,14 @@
-//! The head file: how far the ledger has come, and which keys were revoked, in a second place.
+//! The head file: the position of the ledger, and the revoked keys, in a second file.
 //!
-//! One damaged bit can make a database fall back to the state before its last transaction, and a
-//! database that is restored from an old copy or deleted is consistent in itself. This file, of which
-//! each change of the ledger appends a record after its commit and before it is acknowledged, lets the
-//! next start notice. It lies beside the ledger as `ledger.head`.
+//! One damaged bit can make a database fall back to the state before its last transaction, and a database
+//! that is restored from an old copy or deleted is consistent in itself. Each change of the ledger appends a
+//! record to this file after its commit and before it is acknowledged, so that the next start detects such a
+//! loss. The file is beside the ledger and called `ledger.head`.
 //!
 //! A record is a line: a checksum, a space and JSON. A line that fails its checksum is skipped. At the
-//! end of the file, that is a record whose writing was interrupted, so its change was not acknowledged;
-//! the ledger may be ahead of this file, and never behind it. Room for records is allocated with zeros
-//! before the ledger commits, so that a full disk refuses a change before it is made.
+//! end of the file, it is a record whose writing was interrupted, so its change was not acknowledged: the
+//! ledger may be ahead of this file, but never behind it. Space for records is allocated with zeros before
+//! the ledger commits, so that a full disk refuses a change before it is made.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -24,15 +24,14 @@ use guesthouse_runtime::durable;
 pub(super) const NAME: &str = "ledger.head";
 
 /// How many revoked keys are remembered here: ten times as many as in the ledger, for a ledger that is
-/// restored from an old copy. They take 1.1 MB. The ones revoked first are forgotten first.
+/// restored from an old copy. They take 1.1 MB. Those that were revoked first are forgotten first.
 const MAX_REVOKED: usize = 10_000;
 
-/// After so many bytes of records the file is written anew, with its last record only: about 200
-/// changes.
+/// After this many bytes of records, about 200 changes, the file is rewritten with its last record only.
 const REWRITE_AFTER_BYTES: u64 = 64 << 10;
 
-/// The room that is allocated at a time: about fifteen records.
-const ROOM_BYTES: usize = 4096;
+/// The space that is allocated at a time: about fifteen records.
+const ALLOCATION_BYTES: usize = 4096;
 
 /// The longest record: two hashes, three numbers and their names.
 const MAX_RECORD_BYTES: u64 = 512;
@@ -43,9 +42,9 @@ const CHECKSUM_DIGITS: usize = 32;
 /// A position of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Head {
-    /// How many transactions the ledger has committed since it has a head file.
+    /// The number of transactions since the head file exists.
     pub(super) writes: u64,
-    /// The number of the last entry in the audit log; 0, if there is none.
+    /// The number of the last entry in the audit log; 0 if there is none.
     pub(super) sequence: u64,
     /// The last revision.
     pub(super) revision: u64,
@@ -62,21 +61,21 @@ enum Record {
     Revoked(KeyHash),
 }
 
-/// What a head file says.
+/// The contents of a head file.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Noted {
-    /// None, if no record of it can be read.
+    /// None if no such record can be read.
     pub(super) head: Option<Head>,
-    /// The hashes of keys, in the order in which the keys were revoked.
+    /// The hashes of revoked keys, in the order of their revocation.
     pub(super) revoked: Vec<KeyHash>,
-    /// Whether there is anything in the file that is not a whole record.
+    /// Whether the file has anything but whole records.
     pub(super) is_damaged: bool,
-    /// Where the next record goes.
+    /// The offset of the next record.
     end: u64,
 }
 
 impl Noted {
-    /// Read the head file of a state folder; none, if there is no such file.
+    /// Read the head file of a state folder; none if there is none.
     pub(super) fn read(folder: &Path) -> io::Result<Option<Self>> {
         match fs::read(folder.join(NAME)) {
             Ok(bytes) => Ok(Some(Self::parse(&bytes))),
@@ -89,8 +88,8 @@ impl Noted {
         let mut noted = Self::default();
         let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').peekable();
         while let Some(line) = lines.next() {
-            let is_room = lines.peek().is_none() && line.iter().all(|byte| *byte == 0);
-            if is_room {
+            let is_allocated = lines.peek().is_none() && line.iter().all(|byte| *byte == 0);
+            if is_allocated {
                 break;
             }
             noted.end += line.len() as u64;
@@ -125,29 +124,29 @@ fn checksum(json: &str) -> String {
     hex
 }
 
-/// The head file of a ledger that is open.
+/// The head file of an open ledger.
 #[derive(Debug)]
 pub(super) struct HeadFile {
     folder: PathBuf,
     head: Head,
     revoked: Vec<KeyHash>,
-    /// None, if the file has to be written anew, because nobody knows what is in it.
+    /// None if the file must be rewritten, because its contents are uncertain.
     tail: Option<Tail>,
 }
 
-/// Where records are appended.
+/// The end of the file, where records are appended.
 #[derive(Debug)]
 struct Tail {
     file: File,
     end: u64,
-    /// Up to where there is room.
+    /// The allocated length.
     allocated: u64,
-    /// When the file has become too long.
+    /// The length at which the file is rewritten.
     limit: u64,
 }
 
 impl HeadFile {
-    /// Go on with a head file that says what the ledger says.
+    /// Open a head file that agrees with the ledger.
     pub(super) fn open(folder: &Path, noted: Noted, head: Head) -> io::Result<Self> {
         let Noted { revoked, is_damaged, end, .. } = noted;
         let mut this = Self { folder: folder.to_owned(), head, revoked, tail: None };
@@ -157,14 +156,14 @@ impl HeadFile {
         Ok(this)
     }
 
-    /// Write a head file, whatever there was before.
+    /// Write a new head file.
     pub(super) fn create(folder: &Path, head: Head, revoked: Vec<KeyHash>) -> io::Result<Self> {
         let mut this = Self { folder: folder.to_owned(), head, revoked, tail: None };
         this.rewrite()?;
         Ok(this)
     }
 
-    /// The last position that is noted, or that has to be as soon as that is possible.
+    /// The last position that is noted, or must be noted when the disk permits.
     pub(super) fn head(&self) -> &Head {
         &self.head
     }
@@ -174,25 +173,25 @@ impl HeadFile {
         self.revoked.iter().copied().collect()
     }
 
-    /// Make room for the record of the next change.
+    /// Allocate space for the record of the next change.
     pub(super) fn reserve(&mut self) -> io::Result<()> {
         if self.tail.as_ref().is_none_or(|tail| tail.end > tail.limit) {
             self.rewrite()?;
         }
         let Some(tail) = &mut self.tail else { return Ok(()) };
-        // A record of a key that is revoked and one of the head.
+        // Space for one record of a revoked key and one of the head.
         if tail.end + 2 * MAX_RECORD_BYTES > tail.allocated {
-            let extended = durable::extend(&tail.file, &[0; ROOM_BYTES], tail.allocated);
+            let extended = durable::extend(&tail.file, &[0; ALLOCATION_BYTES], tail.allocated);
             if extended.is_err() {
                 self.tail = None;
                 return extended;
             }
-            tail.allocated += ROOM_BYTES as u64;
+            tail.allocated += ALLOCATION_BYTES as u64;
         }
         Ok(())
     }
 
-    /// Append a position, and a key that was revoked on the way there. Before, there has to be room.
+    /// Append a position, and a key that its change revoked. The space must be allocated.
     pub(super) fn append(&mut self, head: Head, revoked: Option<KeyHash>) -> io::Result<()> {
         let mut lines = String::new();
         if let Some(hash) = revoked.filter(|hash| !self.revoked.contains(hash)) {
@@ -201,7 +200,7 @@ impl HeadFile {
         }
         self.head = head.clone();
         lines.push_str(&line(&Record::Head(head)));
-        // Taken out, so that after an error the file is written anew.
+        // Taken out, so that the file is rewritten after an error.
         let Some(mut tail) = self.tail.take() else { return self.rewrite() };
         durable::overwrite(&tail.file, lines.as_bytes(), tail.end)?;
         tail.end += lines.len() as u64;
@@ -209,7 +208,7 @@ impl HeadFile {
         Ok(())
     }
 
-    /// Bring the file to what the ledger says, if it does not say so already.
+    /// Make the file agree with the ledger, if it does not.
     pub(super) fn reconcile(&mut self, head: Head, revoked: Vec<KeyHash>) -> io::Result<()> {
         let held = self.revoked();
         let new: Vec<_> = revoked.into_iter().filter(|hash| !held.contains(hash)).collect();
@@ -251,7 +250,7 @@ mod tests {
     }
 
     fn hash(number: usize) -> KeyHash {
-        KeyHash::of(&number.to_le_bytes())
+        KeyHash::from_key(&number.to_le_bytes())
     }
 
     fn read(folder: &Path) -> Noted {

@@ -1,177 +1,184 @@
-//! Opening the ledger: is what it holds all that was acknowledged?
+//! Opening the ledger, and checking that it has everything that was acknowledged.
 //!
-//! A trial on a scratch copy comes first, so that a ledger that is refused is left as it was found. It
-//! verifies the checksum of every page, the end of the audit log, and that every state and key can be
-//! read; a panic of the library on a damaged file ends the trial alone. What is found is compared with
-//! the head file. A ledger that lost something is opened only on request; then one that is whole in
-//! itself goes on from where it ends, and one that is not is set aside for a new one.
+//! The check runs on a scratch copy first, so that a ledger that is refused stays unchanged. It verifies the
+//! checksum of every page and the end of the audit log, and reads every state and key; a panic of the
+//! library on a damaged file only ends the check. The result is compared with the head file. A ledger that
+//! has lost something is only opened on request: an intact one continues from its end, and a damaged one is
+//! set aside and replaced.
 
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Mutex;
 
 use redb::{Builder, Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _};
 
-use super::entry::{Author, no_hash};
+use super::entry::{Author, Entry, check_chain, no_hash};
+use super::error::LedgerError;
 use super::head::{self, Head, HeadFile, Noted};
-use super::{
-    ANSWERS, AUDIT, Entry, FORMAT, FORMAT_WITHOUT_KEYS, Files, KEYS, Ledger, LedgerError, MODELS,
-    NUMBERS, append, check_chain, history_of, keys_of, models_of, parse_entry, position, put_key,
-    revoked,
+use super::tables::{
+    ANSWERS, AUDIT, FORMAT, FORMAT_WITHOUT_KEYS, KEYS, MODELS, NUMBERS, append, digest_of_nothing,
+    history_of, keys_of, models_of, parse_entry, position, put_key, revoked, seal,
 };
-use crate::keys::{StoredKey, Time};
+use crate::keys::{StoredKey, Timestamp};
 use guesthouse_runtime::clock;
 use guesthouse_runtime::durable::{self, DatabaseFile, ScratchCopy};
 
 /// The name of the database in the state folder.
-const NAME: &str = "ledger.redb";
+pub(super) const NAME: &str = "ledger.redb";
 
-/// The name under which a new database is made; it begins like that of everything unfinished.
+/// The name of a new database until it is complete. It has the prefix of all unfinished files.
 const UNFINISHED_NAME: &str = ".tmp-ledger.redb";
 
-/// How many entries, from the last one back, are checked against their hashes at the start. Older ones
-/// are covered by the checksums of the database's pages.
+/// How many of the last entries are checked against their hashes at the start. Older ones are covered by the
+/// page checksums of the database.
 const CHECKED_ENTRIES: usize = 1000;
 
-/// The most ledgers that are set aside.
+/// The most damaged ledgers that are kept.
 const MAX_SET_ASIDE: usize = 100;
 
-/// What a start does when the ledger lost changes that were acknowledged.
+/// What a start does if the ledger has lost acknowledged changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnLoss {
     /// It fails.
     #[default]
     Refuse,
-    /// It goes on with what is left, and says so in the audit log.
+    /// It continues with what is left, and records that in the audit log.
     Accept,
 }
 
-/// A ledger that is consistent in itself.
+/// The contents of an intact ledger.
 #[derive(Debug)]
-struct Held {
-    /// Whether it has ever had a head file.
+struct Contents {
+    /// Whether it has had a head file before.
     had_head: bool,
     position: Head,
     keys: Vec<StoredKey>,
-    /// The hash of the entry that the head file names, if it has one of that number.
-    named_hash: Option<String>,
+    /// The hash of the entry that the head file refers to, if there is one with that number.
+    noted_hash: Option<String>,
 }
 
-/// What was found in the place of the ledger.
+/// The state of the ledger's file.
 enum Found {
-    /// No file, or an empty one.
-    Nothing,
-    Whole(Held),
-    /// A file that cannot be used, and why.
-    Broken(String),
+    /// There is no file, or an empty one.
+    Missing,
+    Intact(Contents),
+    /// The file cannot be used, for this reason.
+    Damaged(String),
 }
 
-/// What to do.
+/// What the start does with the ledger.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    /// There was never anything here.
-    Begin,
-    /// Everything is there.
+enum Decision {
+    /// There was no ledger before: create one.
+    Create,
+    /// The ledger is complete.
     Continue,
-    /// It is from before there were head files.
-    TakeOver,
-    /// This is missing.
+    /// An earlier release without head files wrote it: add a head file.
+    AddHead,
+    /// This has been lost.
     Loss(String),
 }
 
-impl Ledger {
-    /// Open the ledger of a state folder, or begin one. `has_artifacts` says whether the folder keeps
-    /// any, which it does only after there was a ledger.
-    ///
-    /// # Errors
-    /// [`LedgerError`]; [`LedgerError::Lost`], unless that is accepted.
-    pub fn open(folder: &Path, has_artifacts: bool, on_loss: OnLoss) -> Result<Self, LedgerError> {
-        let path = folder.join(NAME);
-        let head_error = |error| LedgerError::File(folder.join(head::NAME), error);
-        let noted = Noted::read(folder).map_err(head_error)?;
-        let found = find(&path, noted.as_ref())?;
-        let verdict = judge(&found, noted.as_ref(), has_artifacts);
-        let noted = noted.unwrap_or_default();
-        if noted.is_damaged {
-            tracing::warn!(
-                "a part of ledger.head is damaged or was not finished; it is written anew"
-            );
-        }
-        let (database, head) = match (verdict, found) {
-            (Verdict::Loss(what), _) if on_loss == OnLoss::Refuse => {
-                return Err(LedgerError::Lost(what));
-            }
-            (Verdict::Loss(what), found) => accept_loss(folder, found, noted, &what)?,
-            (Verdict::Begin, _) | (_, Found::Nothing | Found::Broken(_)) => {
-                let head =
-                    HeadFile::create(folder, nothing(), noted.revoked).map_err(head_error)?;
-                (create(folder)?, head)
-            }
-            (Verdict::Continue | Verdict::TakeOver, Found::Whole(held)) => {
-                let head = match noted.head.clone() {
-                    Some(head) => HeadFile::open(folder, noted, head),
-                    None => HeadFile::create(folder, held.position.clone(), revoked(&held.keys)),
-                };
-                let mut head = head.map_err(head_error)?;
-                // The last change may not have been noted any more.
-                head.reconcile(held.position, revoked(&held.keys)).map_err(head_error)?;
-                (open(&path)?, head)
-            }
-        };
-        if on_loss == OnLoss::Accept {
-            tracing::warn!("--accept-ledger-loss accepts any later loss as well: remove it");
-        }
-        Ok(Self { path, files: Mutex::new(Files { database: Some(database), head }) })
-    }
+/// The files of an open ledger.
+pub(super) struct Files {
+    /// None while it could not be opened again after an error.
+    pub(super) database: Option<Database>,
+    pub(super) head: HeadFile,
 }
 
-/// Open the database again after an error of the disk.
+/// Open the files of the ledger, or create them. See [`super::Ledger::open`].
+///
+/// # Errors
+/// [`LedgerError`]; [`LedgerError::Lost`], unless that is accepted.
+pub(super) fn open_files(
+    folder: &Path,
+    has_artifacts: bool,
+    on_loss: OnLoss,
+) -> Result<Files, LedgerError> {
+    let path = folder.join(NAME);
+    let head_error = |error| LedgerError::File(folder.join(head::NAME), error);
+    let noted = Noted::read(folder).map_err(head_error)?;
+    let found = check_file(&path, noted.as_ref())?;
+    let decision = decide(&found, noted.as_ref(), has_artifacts);
+    let noted = noted.unwrap_or_default();
+    if noted.is_damaged {
+        tracing::warn!("a part of ledger.head is damaged or incomplete; the file is rewritten");
+    }
+    let (database, head) = match (decision, found) {
+        (Decision::Loss(what), _) if on_loss == OnLoss::Refuse => {
+            return Err(LedgerError::Lost(what));
+        }
+        (Decision::Loss(what), found) => accept_loss(folder, found, noted, &what)?,
+        (Decision::Create, _) | (_, Found::Missing | Found::Damaged(_)) => {
+            let head = HeadFile::create(folder, empty_head(), noted.revoked).map_err(head_error)?;
+            (create(folder)?, head)
+        }
+        (Decision::Continue | Decision::AddHead, Found::Intact(contents)) => {
+            let head = match noted.head.clone() {
+                Some(head) => HeadFile::open(folder, noted, head),
+                None => {
+                    HeadFile::create(folder, contents.position.clone(), revoked(&contents.keys))
+                }
+            };
+            let mut head = head.map_err(head_error)?;
+            // A crash may have prevented the last change from being noted.
+            head.reconcile(contents.position, revoked(&contents.keys)).map_err(head_error)?;
+            (open(&path)?, head)
+        }
+    };
+    if on_loss == OnLoss::Accept {
+        tracing::warn!("--accept-ledger-loss accepts any later loss as well: remove it");
+    }
+    Ok(Files { database: Some(database), head })
+}
+
+/// Open the database again after an error of the disk, and check that it has everything that was noted.
 pub(super) fn reopen(path: &Path, head: &Head) -> Result<Database, LedgerError> {
     let database = open(path)?;
     let is = position(&database.begin_read()?)?;
     if is.writes < head.writes || is.sequence < head.sequence {
-        let what = format!("it ends at {}, and not at {}", place(&is), place(head));
+        let what = format!("it ends at {}, and not at {}", describe(&is), describe(head));
         return Err(LedgerError::Untrusted(what));
     }
     Ok(database)
 }
 
-/// The position of a ledger in which there is nothing.
-fn nothing() -> Head {
-    let content = super::digest_of_nothing();
+/// The position of an empty ledger.
+fn empty_head() -> Head {
+    let content = digest_of_nothing();
     Head { writes: 0, sequence: 0, revision: 0, hash: no_hash(), content }
 }
 
-fn place(head: &Head) -> String {
+fn describe(head: &Head) -> String {
     format!("revision {} (entry {}, hash {})", head.revision, head.sequence, head.hash)
 }
 
-/// Try a ledger on a copy.
-fn find(path: &Path, noted: Option<&Noted>) -> Result<Found, LedgerError> {
+/// Check the ledger's file on a copy.
+fn check_file(path: &Path, noted: Option<&Noted>) -> Result<Found, LedgerError> {
     let unreadable = |error| LedgerError::File(path.to_owned(), error);
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
         Err(error) => return Err(unreadable(error)),
     };
     if file.metadata().map_err(unreadable)?.len() == 0 {
-        return Ok(Found::Nothing);
+        return Ok(Found::Missing);
     }
-    let named = noted.and_then(|noted| noted.head.as_ref()).map_or(0, |head| head.sequence);
-    try_open(file, named)
+    let noted_sequence =
+        noted.and_then(|noted| noted.head.as_ref()).map_or(0, |head| head.sequence);
+    try_open(file, noted_sequence)
 }
 
-/// Read all of a ledger from a copy; the entry with the number `named` as well.
-fn try_open(file: File, named: u64) -> Result<Found, LedgerError> {
-    try_open_with(file, named, |_transaction| Ok(()))
+/// Read all of a ledger from a copy, and the hash of the entry with the number that was noted.
+fn try_open(file: File, noted_sequence: u64) -> Result<Found, LedgerError> {
+    try_open_with(file, noted_sequence, |_transaction| Ok(()))
 }
 
-/// The same; `look` is shown all of it.
+/// Like [`try_open`]; `look` reads the same transaction.
 fn try_open_with(
     file: File,
-    named: u64,
+    noted_sequence: u64,
     look: impl FnOnce(&ReadTransaction) -> Result<(), LedgerError>,
 ) -> Result<Found, LedgerError> {
     let trial = || {
@@ -180,21 +187,21 @@ fn try_open_with(
         let database = builder().create_with_backend(copy)?;
         let had_head = upgrade(&database)?;
         let transaction = database.begin_read()?;
-        let held = read_all(&transaction, named)?;
+        let contents = read_all(&transaction, noted_sequence)?;
         look(&transaction)?;
-        Ok(Held { had_head, ..held })
+        Ok(Contents { had_head, ..contents })
     };
-    // Nothing of a trial that has panicked is used again.
+    // Nothing of a check that has panicked is used again.
     let outcome = catch_unwind(AssertUnwindSafe(trial));
     Ok(match outcome {
-        Ok(Ok(held)) => Found::Whole(held),
-        Ok(Err(error)) => Found::Broken(broken(error)?),
-        Err(_panic) => Found::Broken("the file is damaged".to_owned()),
+        Ok(Ok(contents)) => Found::Intact(contents),
+        Ok(Err(error)) => Found::Damaged(damage(error)?),
+        Err(_panic) => Found::Damaged("the file is damaged".to_owned()),
     })
 }
 
-/// What is wrong with a file; an error, if it is not the file's fault.
-fn broken(error: LedgerError) -> Result<String, LedgerError> {
+/// How a file is damaged. An error that is not the file's fault is returned as it is.
+fn damage(error: LedgerError) -> Result<String, LedgerError> {
     let LedgerError::Store(source) = &error else {
         return match error {
             LedgerError::Untrusted(what) => Ok(what),
@@ -212,7 +219,7 @@ fn broken(error: LedgerError) -> Result<String, LedgerError> {
     }
 }
 
-fn read_all(transaction: &ReadTransaction, named: u64) -> Result<Held, LedgerError> {
+fn read_all(transaction: &ReadTransaction, noted_sequence: u64) -> Result<Contents, LedgerError> {
     let entries = history_of(transaction, None, None, CHECKED_ENTRIES)?;
     check_chain(&entries).map_err(LedgerError::Untrusted)?;
     let position = position(transaction)?;
@@ -222,17 +229,17 @@ fn read_all(transaction: &ReadTransaction, named: u64) -> Result<Held, LedgerErr
         row?;
     }
     let audit = transaction.open_table(AUDIT)?;
-    let named_entry = audit.get(named)?;
-    let named_entry = named_entry.map(|json| parse_entry(named, json.value())).transpose()?;
-    Ok(Held {
+    let entry = audit.get(noted_sequence)?;
+    let entry = entry.map(|json| parse_entry(noted_sequence, json.value())).transpose()?;
+    Ok(Contents {
         had_head: true,
         position,
         keys: keys_of(transaction)?,
-        named_hash: named_entry.map(|entry| entry.hash),
+        noted_hash: entry.map(|entry| entry.hash),
     })
 }
 
-/// Whether the log begins where it has to and ends where the state is.
+/// Check that the log starts with the first entry that must be there, and ends at the revision of the state.
 fn check_ends(entries: &[Entry], revision: u64) -> Result<(), LedgerError> {
     let first = entries.last().map_or(1, |entry| entry.sequence);
     let begins = entries.len() == CHECKED_ENTRIES || first == 1;
@@ -243,52 +250,61 @@ fn check_ends(entries: &[Entry], revision: u64) -> Result<(), LedgerError> {
     Err(LedgerError::Untrusted("a part of the audit log is missing".to_owned()))
 }
 
-fn judge(found: &Found, noted: Option<&Noted>, has_artifacts: bool) -> Verdict {
+fn decide(found: &Found, noted: Option<&Noted>, has_artifacts: bool) -> Decision {
     let noted_head = noted.map(|noted| noted.head.as_ref());
     match (found, noted_head) {
-        (Found::Nothing, None) if !has_artifacts => Verdict::Begin,
-        (Found::Nothing, None) => {
-            Verdict::Loss("there is none, although artifacts were deployed".to_owned())
+        (Found::Missing, None) if !has_artifacts => Decision::Create,
+        (Found::Missing, None) => {
+            Decision::Loss("there is none, although artifacts were deployed".to_owned())
         }
-        (Found::Nothing, Some(Some(head))) if *head == nothing() => Verdict::Begin,
-        (Found::Nothing, Some(Some(head))) => {
-            Verdict::Loss(format!("there is none, although one reached {}", place(head)))
+        (Found::Missing, Some(Some(head))) if *head == empty_head() => Decision::Create,
+        (Found::Missing, Some(Some(head))) => {
+            Decision::Loss(format!("there is none, although one reached {}", describe(head)))
         }
-        (Found::Nothing, Some(None)) => {
-            Verdict::Loss("there is none, although there is a ledger.head".to_owned())
+        (Found::Missing, Some(None)) => {
+            Decision::Loss("there is none, although there is a ledger.head".to_owned())
         }
-        (Found::Broken(why), Some(Some(head))) => {
-            Verdict::Loss(format!("it reached {}, but {why}", place(head)))
+        (Found::Damaged(why), Some(Some(head))) => {
+            Decision::Loss(format!("it reached {}, but {why}", describe(head)))
         }
-        (Found::Broken(why), _) => Verdict::Loss(why.clone()),
-        (Found::Whole(held), None) if !held.had_head => Verdict::TakeOver,
-        (Found::Whole(held), None) => Verdict::Loss(format!(
+        (Found::Damaged(why), _) => Decision::Loss(why.clone()),
+        (Found::Intact(contents), None) if !contents.had_head => Decision::AddHead,
+        (Found::Intact(contents), None) => Decision::Loss(format!(
             "it ends at {}, and ledger.head, which would say whether that is all, is missing",
-            place(&held.position)
+            describe(&contents.position)
         )),
-        (Found::Whole(held), Some(None)) => Verdict::Loss(format!(
+        (Found::Intact(contents), Some(None)) => Decision::Loss(format!(
             "it ends at {}, and ledger.head, which would say whether that is all, is damaged",
-            place(&held.position)
+            describe(&contents.position)
         )),
-        (Found::Whole(held), Some(Some(head))) => compare(held, head),
+        (Found::Intact(contents), Some(Some(head))) => compare(contents, head),
     }
 }
 
-/// A ledger may be ahead of its head by what was not acknowledged.
-fn compare(held: &Held, head: &Head) -> Verdict {
-    let is = &held.position;
-    if head.sequence > 0 && held.named_hash.as_ref() != Some(&head.hash) || is.writes < head.writes
+/// Compare the ledger with its head file. The ledger may be ahead by changes that were not acknowledged.
+fn compare(contents: &Contents, head: &Head) -> Decision {
+    let is = &contents.position;
+    if head.sequence > 0 && contents.noted_hash.as_ref() != Some(&head.hash)
+        || is.writes < head.writes
     {
-        return Verdict::Loss(format!("it reached {}, and now ends at {}", place(head), place(is)));
+        return Decision::Loss(format!(
+            "it reached {}, and now ends at {}",
+            describe(head),
+            describe(is)
+        ));
     }
     let is_same = is.writes == head.writes && is.sequence == head.sequence;
     if is_same && is.content != head.content {
-        return Verdict::Loss(format!("what it holds at {} is not what it held", place(is)));
+        return Decision::Loss(format!(
+            "what it holds at {} is not what it contents",
+            describe(is)
+        ));
     }
-    Verdict::Continue
+    Decision::Continue
 }
 
-/// Go on with what is left: what revocations are known hold, and the log says what is missing.
+/// Continue with what is left. Keys whose revocation is known stay revoked, and the log records what is
+/// missing.
 fn accept_loss(
     folder: &Path,
     found: Found,
@@ -297,21 +313,22 @@ fn accept_loss(
 ) -> Result<(Database, HeadFile), LedgerError> {
     tracing::error!(lost = what, "the loss of a part of the ledger is accepted");
     let path = folder.join(NAME);
-    let (database, held) = match found {
-        Found::Whole(held) => (open(&path)?, Some(held)),
-        Found::Nothing => (create(folder)?, None),
-        Found::Broken(_) => {
+    let (database, contents) = match found {
+        Found::Intact(contents) => (open(&path)?, Some(contents)),
+        Found::Missing => (create(folder)?, None),
+        Found::Damaged(_) => {
             set_aside(folder).map_err(|error| LedgerError::File(path, error))?;
             (create(folder)?, None)
         }
     };
-    let mut keys = held.as_ref().map(|held| held.keys.clone()).unwrap_or_default();
-    let now = Time::at(clock::now()).map_err(|error| LedgerError::Untrusted(error.to_string()))?;
+    let mut keys = contents.as_ref().map(|contents| contents.keys.clone()).unwrap_or_default();
+    let now = Timestamp::from_system_time(clock::now())
+        .map_err(|error| LedgerError::Untrusted(error.to_string()))?;
     keys.retain(|key| key.revoked.is_none() && noted.revoked.contains(&key.key.sha256));
     keys.iter_mut().for_each(|key| key.revoked = Some(now));
-    // Numbers of revisions that were given out are not given out again.
+    // Revisions that were used are not used again.
     let last = noted.head.as_ref().map_or(0, |head| head.revision);
-    let revision = last.max(held.map_or(0, |held| held.position.revision)) + 1;
+    let revision = last.max(contents.map_or(0, |contents| contents.position.revision)) + 1;
     let again: Vec<_> = keys.iter().map(|key| key.id.as_str()).collect();
     let again = match &again[..] {
         [] => String::new(),
@@ -325,17 +342,19 @@ fn accept_loss(
         keys.iter().try_for_each(|key| put_key(&mut table, key))?;
         transaction.open_table(NUMBERS)?.insert("revision", revision)?;
     }
-    append(&transaction, Entry::of_loss(author), revision)?;
-    let head = super::seal(&transaction)?;
+    append(&transaction, Entry::loss_accepted(author), revision)?;
+    let head = seal(&transaction)?;
     transaction.commit()?;
     let mut all = noted.revoked;
-    let held = keys_of(&database.begin_read()?)?;
-    all.extend(revoked(&held).into_iter().filter(|hash| !all.contains(hash)).collect::<Vec<_>>());
+    let contents = keys_of(&database.begin_read()?)?;
+    all.extend(
+        revoked(&contents).into_iter().filter(|hash| !all.contains(hash)).collect::<Vec<_>>(),
+    );
     let head_error = |error| LedgerError::File(folder.join(head::NAME), error);
     Ok((database, HeadFile::create(folder, head, all).map_err(head_error)?))
 }
 
-/// Give a ledger that cannot be used another name, under which somebody may look at it.
+/// Rename a damaged ledger, so that it can be examined later.
 fn set_aside(folder: &Path) -> io::Result<()> {
     let mut names =
         (1..=MAX_SET_ASIDE).map(|number| folder.join(format!("{NAME}.damaged-{number}")));
@@ -348,7 +367,7 @@ fn set_aside(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Make a ledger under another name, so that it is there as a whole or not at all.
+/// Create a ledger under another name and rename it, so that it exists completely or not at all.
 fn create(folder: &Path) -> Result<Database, LedgerError> {
     let unfinished = folder.join(UNFINISHED_NAME);
     let at = |error| LedgerError::File(unfinished.clone(), error);
@@ -376,15 +395,15 @@ fn open(path: &Path) -> Result<Database, LedgerError> {
     Ok(database)
 }
 
-/// Every page is verified, and what is not in the pages made anew, whenever the file is opened: a file
-/// that was damaged while nobody used it is to be refused before anything is written to it.
+/// The options of the database. Every page is verified whenever the file is opened, so that a file that was
+/// damaged while it was closed is refused before anything is written to it.
 fn builder() -> Builder {
     let mut builder = Database::builder();
     builder.set_check_integrity_on_open(true);
     builder
 }
 
-/// All rows of a ledger that is opened without a complaint.
+/// All rows of a ledger, if it is not refused.
 #[cfg(test)]
 pub(super) fn logical_content(bytes: &[u8], noted: &Noted) -> Option<Vec<String>> {
     let mut file = tempfile::tempfile().unwrap();
@@ -392,7 +411,7 @@ pub(super) fn logical_content(bytes: &[u8], noted: &Noted) -> Option<Vec<String>
     content_of(&file, noted)
 }
 
-/// A ledger's file of which single bits can be flipped.
+/// A file of a ledger in which single bits can be flipped.
 #[cfg(test)]
 pub(super) struct Flippable<'a> {
     bytes: &'a [u8],
@@ -407,7 +426,7 @@ impl<'a> Flippable<'a> {
         Self { bytes, file }
     }
 
-    /// What is read with this bit flipped; none, if the ledger is refused.
+    /// All rows with this bit flipped; none if the ledger is refused.
     pub(super) fn flipped(&self, bit: usize, noted: &Noted) -> Option<Vec<String>> {
         use std::os::unix::fs::FileExt as _;
         let (byte, at) = (self.bytes[bit / 8], (bit / 8) as u64);
@@ -418,12 +437,12 @@ impl<'a> Flippable<'a> {
     }
 }
 
-/// All rows that a start would serve, read in the way of the trial.
+/// All rows that a start would use, read as its check reads them.
 #[cfg(test)]
 fn content_of(file: &File, noted: &Noted) -> Option<Vec<String>> {
-    let named = noted.head.as_ref().unwrap().sequence;
+    let noted_sequence = noted.head.as_ref().unwrap().sequence;
     let mut rows = Vec::new();
-    let found = try_open_with(file.try_clone().unwrap(), named, |transaction| {
+    let found = try_open_with(file.try_clone().unwrap(), noted_sequence, |transaction| {
         rows.push(format!("{:?}", position(transaction)?));
         for table in [MODELS, KEYS] {
             for row in transaction.open_table(table)?.iter()? {
@@ -440,10 +459,10 @@ fn content_of(file: &File, noted: &Noted) -> Option<Vec<String>> {
         }
         Ok(())
     });
-    (judge(&found.ok()?, Some(noted), true) == Verdict::Continue).then_some(rows)
+    (decide(&found.ok()?, Some(noted), true) == Decision::Continue).then_some(rows)
 }
 
-/// Bring a ledger that an earlier host wrote to what this one writes; whether there was a head file.
+/// Upgrade a ledger of an earlier release to the current format. Returns whether there was a head file.
 fn upgrade(database: &Database) -> Result<bool, LedgerError> {
     let (format, has_head) = {
         let numbers = database.begin_read()?.open_table(NUMBERS)?;

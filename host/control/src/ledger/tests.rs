@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::tables::{AUDIT, FORMAT_WITHOUT_KEYS};
 use super::*;
-use crate::keys::Time;
+use crate::keys::Timestamp;
 use crate::rollout::{Operation, Promotion, Routing, ShadowShare};
 use guesthouse_artifact::Digest;
 use guesthouse_runtime::durable::DatabaseFile;
@@ -38,8 +39,8 @@ pub(super) fn state(revision: u64) -> ModelState {
     ModelState { revision, ..ModelState::default() }
 }
 
-pub(super) fn request(asked: &str) -> Request {
-    Request::new("test", "key", &asked)
+pub(super) fn request(asked: &str) -> IdempotentRequest {
+    IdempotentRequest::new("test", "key", &asked)
 }
 
 #[test]
@@ -49,7 +50,7 @@ fn committed_changes_survive_a_restart() {
     assert_eq!(ledger.head().unwrap(), (0, no_hash()));
     ledger.commit(&change("promote"), &state(1), Some(&request("a")), "answer").unwrap();
     let failed = Change { error: Some("broken".to_owned()), status: None, ..change("deploy") };
-    let last = ledger.note_failure(&failed).unwrap();
+    let last = ledger.record_failure(&failed).unwrap();
     assert_eq!((last.sequence, last.revision, last.outcome.as_str()), (2, 1, "failed"));
     drop(ledger);
     let ledger = open(folder.path());
@@ -67,13 +68,13 @@ fn committed_changes_survive_a_restart() {
 fn a_repeated_request_gets_the_stored_response() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
-    assert_eq!(ledger.asked_before(&request("a")).unwrap(), Before::Unknown);
+    assert_eq!(ledger.look_up(&request("a")).unwrap(), IdempotencyLookup::New);
     ledger.commit(&change("promote"), &state(1), Some(&request("a")), "answer").unwrap();
-    let again = ledger.asked_before(&request("a")).unwrap();
-    assert_eq!(again, Before::Answered("answer".to_owned()));
-    assert_eq!(ledger.asked_before(&request("b")).unwrap(), Before::Mismatch);
-    let other = Request::new("somebody else", "key", &"a");
-    assert_eq!(ledger.asked_before(&other).unwrap(), Before::Unknown);
+    let again = ledger.look_up(&request("a")).unwrap();
+    assert_eq!(again, IdempotencyLookup::Answered("answer".to_owned()));
+    assert_eq!(ledger.look_up(&request("b")).unwrap(), IdempotencyLookup::Mismatch);
+    let other = IdempotentRequest::new("somebody else", "key", &"a");
+    assert_eq!(ledger.look_up(&other).unwrap(), IdempotencyLookup::New);
 }
 
 /// The ledger keeps fingerprints across upgrades: if one of these changes, a request that is retried
@@ -99,7 +100,7 @@ fn fingerprints_are_stable() {
         Operation::Adopt { ready: vec![version] },
         Operation::Configure { split: Some(split) },
     ];
-    let fingerprint = Request::new("test", "key", &("toxicity", operations)).fingerprint;
+    let fingerprint = IdempotentRequest::new("test", "key", &("toxicity", operations)).fingerprint;
     assert_eq!(fingerprint, "2:a0d3f72f31bda97c42a1d1da0fb1f92467e0e193494d6a6cf42002b03581d8d2");
 }
 
@@ -109,11 +110,11 @@ fn stored_responses_are_bounded() {
     let ledger = open(folder.path());
     ledger
         .write(None, |transaction| {
-            for number in 0..=MAX_ANSWERS {
-                let request = Request::new("test", &number.to_string(), &());
+            for number in 0..=MAX_RESPONSES {
+                let request = IdempotentRequest::new("test", &number.to_string(), &());
                 remember(transaction, &request, "")?;
             }
-            assert!(transaction.open_table(ANSWERS)?.len()? <= MAX_ANSWERS as u64);
+            assert!(transaction.open_table(ANSWERS)?.len()? <= MAX_RESPONSES as u64);
             Ok(())
         })
         .unwrap();
@@ -158,7 +159,7 @@ fn a_file_that_is_not_a_ledger_is_rejected() {
 }
 
 fn stored_key(name: &str) -> StoredKey {
-    let time = Time::at(SystemTime::now()).unwrap();
+    let time = Timestamp::from_system_time(SystemTime::now()).unwrap();
     let key = crate::keys::Key { name: name.parse().unwrap(), ..crate::keys::Key::demo() };
     let id = format!("id-{name}");
     StoredKey { id, key, created: time, created_by: "test".to_owned(), revoked: None }
@@ -195,8 +196,8 @@ fn keys_survive_a_restart_and_entries_hide_their_hashes() {
     assert!(!serde_json::to_string(&entries).unwrap().contains(&hash[..16]));
     let of_model = ledger.history(Some(&"toxicity".parse().unwrap()), None, 10).unwrap();
     assert_eq!(of_model.len(), 1);
-    let again = ledger.asked_before(&request("a")).unwrap();
-    assert_eq!(again, Before::Answered("answer".to_owned()));
+    let again = ledger.look_up(&request("a")).unwrap();
+    assert_eq!(again, IdempotencyLookup::Answered("answer".to_owned()));
 }
 
 /// Entries that a host wrote when the log was about models alone.

@@ -1,4 +1,4 @@
-//! The operations, and what they are told and answer.
+//! The operations on a model, and their outcomes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,65 +6,65 @@ use std::fmt;
 use semver::Version;
 use serde::Serialize;
 
-use super::{ModelState, ShadowShare};
+use super::state::{ModelState, ShadowShare};
 use guesthouse_artifact::Digest;
 
-/// A change of what is served. Its JSON form is part of the fingerprints of idempotent requests, which
-/// the ledger keeps.
+/// A change of what is served. Its JSON form is part of the fingerprints of idempotent requests, which the
+/// ledger stores.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
-    /// A version whose artifact was proved.
+    /// Add a version whose artifact was proved.
     Deploy {
         /// The version.
         version: Version,
         /// Its artifact.
         digest: Digest,
-        /// Whether it is made the stable one at once.
+        /// Whether it becomes the stable version at once.
         promotion: Promotion,
     },
     /// Make a version the stable one.
     Promote {
         /// The version.
         version: Version,
-        /// Whether a rollout of another version ends with it.
+        /// Whether a rollout of another version is ended by it.
         supersede: bool,
     },
-    /// Give a candidate a share of the traffic.
+    /// Give a version a share of the traffic as a candidate.
     Canary {
         /// The version.
         version: Version,
         /// Parts per million.
         weight: u32,
-        /// Whether a rollout of another version ends with it.
+        /// Whether a rollout of another version is ended by it.
         supersede: bool,
     },
-    /// Let a version answer a share of the requests once more, or end it.
+    /// Compare a version on a share of the requests, or stop comparing.
     Shadow(Option<ShadowShare>),
-    /// End a rollout, or go back to what was promoted before.
+    /// End a rollout, or go back to the version that was promoted before.
     Rollback {
-        /// Further back than once.
+        /// The version to go back to, if not the previous one.
         to: Option<Version>,
     },
-    /// Take a version away to which nothing points.
+    /// Remove a version that is not in use.
     Undeploy {
         /// The version.
         version: Version,
     },
-    /// Promote the highest of these, leaving out pre-releases, if nothing is promoted.
+    /// Make the highest of these the stable version, without pre-releases, if there is none.
     Adopt {
-        /// Versions that can serve.
+        /// The versions that can serve.
         ready: Vec<Version>,
     },
-    /// Put a split of the configuration file into force.
+    /// Apply a split of the configuration file.
     Configure {
-        /// Parts per million; none if the file says nothing any more.
+        /// Weights in parts per million; none if the file has no split for the model any more.
         split: Option<BTreeMap<Version, u32>>,
     },
 }
 
 impl Operation {
-    /// The word for history and logs.
+    /// The name in history and logs.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Deploy { .. } => "deploy",
@@ -78,7 +78,7 @@ impl Operation {
         }
     }
 
-    /// The version that it is about, in the state as it is: for most, one that has to be loaded.
+    /// The version that the operation is about, in this state.
     pub fn version(&self, state: &ModelState) -> Option<Version> {
         match self {
             Self::Deploy { version, .. }
@@ -93,7 +93,7 @@ impl Operation {
         }
     }
 
-    /// Whether the version must be able to serve.
+    /// Whether the version must be loaded.
     pub fn needs_ready(&self) -> bool {
         match self {
             Self::Promote { .. }
@@ -108,43 +108,43 @@ impl Operation {
     }
 }
 
-/// Whether a version that is deployed becomes the stable one at once.
+/// Whether a deployed version becomes the stable one at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Promotion {
     /// It does not.
     No,
-    /// It does if nothing is promoted and it is no pre-release.
+    /// It does if there is no stable version and it is no pre-release.
     IfFirst,
-    /// It does, or is not deployed.
+    /// It does. If the rules do not allow it, the version is not deployed either.
     Yes,
 }
 
-/// What became of a version, in the words that operators of other systems know.
+/// The outcome of an operation for a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Status {
-    /// There is a version more.
+    /// A version was added.
     Deployed,
-    /// A version is stable.
+    /// A version became the stable one.
     Promoted,
-    /// A candidate has a share.
+    /// A candidate got a share.
     Canary,
-    /// A candidate has the place of another one.
+    /// A candidate replaced another one.
     Superseded,
-    /// A version is compared with what is served, or is no more.
+    /// A shadow was set or removed.
     Shadow,
-    /// Candidates have nothing any more.
+    /// A rollout was ended: candidates get no traffic.
     Aborted,
-    /// The stable version is one of before.
+    /// A previous version is the stable one again.
     RolledBack,
-    /// There is a version less.
+    /// A version was removed.
     Undeployed,
-    /// The configuration's split is in force.
+    /// A split of the configuration was applied.
     Configured,
 }
 
 impl Status {
-    /// The word for history and answers.
+    /// The name in history and responses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Deployed => "Deployed",
@@ -160,67 +160,67 @@ impl Status {
     }
 }
 
-/// What an operation comes to.
+/// The effect of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    /// The next state; equal to the last one if there was nothing to do.
+pub struct Transition {
+    /// The next state; equal to the previous one if there was nothing to do.
     pub state: ModelState,
-    /// What became of it.
+    /// The outcome.
     pub status: Status,
 }
 
-/// The rules do not allow an operation. The state stays as it is.
+/// Why the rules do not allow an operation. The state is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum RolloutError {
     /// There is no such version.
     #[error("version {0} is not deployed")]
     UnknownVersion(Version),
-    /// The version exists with other content, or but for its build metadata.
+    /// The version is deployed with another artifact, or differs in its build metadata only.
     #[error("version {0} is deployed with other content ({1}), and a version never changes")]
     OtherContent(Version, Digest),
-    /// The version cannot serve.
+    /// The version is not loaded.
     #[error("version {0} is not ready")]
     NotReady(Version),
     /// Another version is being rolled out.
     #[error("a rollout of {0} is under way: promote it, roll it back, or supersede it")]
     RolloutActive(Version),
-    /// A lower version than the stable one.
+    /// The version is lower than the stable one.
     #[error("{0} is lower than the stable version {1}: go back by a rollback")]
     Downgrade(Version, Version),
-    /// The stable version cannot be its own candidate or shadow.
+    /// The stable version cannot be a candidate or a shadow.
     #[error("{0} is the stable version itself")]
     IsStable(Version),
     /// There is no stable version yet.
     #[error("no version is promoted yet")]
     NothingPromoted,
-    /// Nothing was promoted before.
+    /// No version was promoted before the stable one.
     #[error("there is nothing to go back to: no version was promoted before {0}")]
     NothingBefore(Version),
-    /// Only what was promoted before can be gone back to.
+    /// A rollback can only go to a version that was promoted before.
     #[error("{0} was not promoted before the stable version")]
     NeverPromoted(Version),
-    /// Something points to the version.
+    /// The version is in use.
     #[error("version {0} is in use: it is {1}")]
-    InUse(Version, Use),
-    /// More than everything.
+    InUse(Version, VersionUse),
+    /// The weights are more than all of the traffic.
     #[error("{0} parts per million are more than all of the traffic")]
     OverWhole(u64),
 }
 
-/// What points to a version.
+/// How a version is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
-    /// It is promoted.
+pub enum VersionUse {
+    /// It is the stable version.
     Stable,
-    /// It has a share.
+    /// It is a candidate.
     Candidate,
-    /// It is compared.
+    /// It is a shadow.
     Shadow,
-    /// A rollback goes to it.
+    /// It is the target of a rollback.
     RollbackTarget,
 }
 
-impl fmt::Display for Use {
+impl fmt::Display for VersionUse {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Stable => "stable",

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use semver::Version;
 
-use super::operation::{Operation, Outcome, Promotion, Refusal, Status, Use};
-use super::{Deployed, ModelState, Routing, ShadowShare, Stage, WHOLE};
+use super::operation::{Operation, Promotion, RolloutError, Status, Transition, VersionUse};
+use super::state::{Deployed, ModelState, Routing, ShadowShare, Stage, WHOLE};
 use guesthouse_artifact::Digest;
 
-/// The most versions that are remembered for going back further than once.
+/// The most previously promoted versions that are remembered for rollbacks.
 const MAX_PROMOTED: usize = 16;
 
 /// The most versions that stay deployed without being loaded.
@@ -17,32 +17,32 @@ const MAX_RETIRED: usize = 32;
 /// The most undeployed artifacts that are remembered.
 const MAX_WITHDRAWN: usize = 256;
 
-/// What the rules have to be told.
+/// What the rules depend on besides the state.
 pub struct Rules<'a> {
-    /// Whether a version can serve.
+    /// Whether a version is loaded.
     pub is_ready: &'a dyn Fn(&Version) -> bool,
     /// How many replaced versions stay loaded.
     pub max_parked: usize,
-    /// The revision that the change would get.
+    /// The revision that the change will get.
     pub revision: u64,
 }
 
 /// The state after an operation.
 ///
 /// # Errors
-/// [`Refusal`].
+/// [`RolloutError`].
 pub fn apply(
     state: &ModelState,
     operation: &Operation,
     rules: &Rules<'_>,
-) -> Result<Outcome, Refusal> {
+) -> Result<Transition, RolloutError> {
     let mut next = state.clone();
     if let Some(version) = operation.version(state).filter(|_| operation.needs_ready()) {
         if !state.versions.contains_key(&version) {
-            return Err(Refusal::UnknownVersion(version));
+            return Err(RolloutError::UnknownVersion(version));
         }
         if !(rules.is_ready)(&version) {
-            return Err(Refusal::NotReady(version));
+            return Err(RolloutError::NotReady(version));
         }
     }
     let routing = &mut next.routing;
@@ -59,7 +59,7 @@ pub fn apply(
             }
         }
         Operation::Promote { version, supersede } => {
-            // A configured split can name a version that never came: nobody is below that.
+            // A configured split can name a version that was never deployed. It does not forbid a downgrade.
             routing.stable.take_if(|stable| !state.versions.contains_key(stable));
             promote(routing, version, *supersede)?
         }
@@ -70,7 +70,7 @@ pub fn apply(
         Operation::Rollback { to } => roll_back(routing, to.as_ref())?,
         Operation::Undeploy { version } => undeploy(&mut next, version)?,
         Operation::Adopt { ready } => {
-            // Some of them may have gone since somebody looked.
+            // Some of them may have been undeployed meanwhile.
             let is_there = |version: &&Version| {
                 state.versions.contains_key(*version) && (rules.is_ready)(version)
             };
@@ -82,36 +82,35 @@ pub fn apply(
         next.revision = rules.revision;
         set_stages(&mut next, &state.routing, rules);
     }
-    Ok(Outcome { state: next, status })
+    Ok(Transition { state: next, status })
 }
 
-/// What has to be done to make a change, decided under the lock under which the state changes.
+/// What has to be done to make a change. It is decided under the lock under which the state changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// The outcome can hold at once: everything that it brings into use is loaded.
-    Apply(Outcome),
-    /// This version has to be loaded first; then the same question is asked again, because the state
-    /// may be another one by then.
+    /// Apply this transition: every version that it uses is loaded.
+    Apply(Transition),
+    /// Load this version first, and decide again, because the state may have changed by then.
     Load(Version),
 }
 
-/// Apply an operation, unless that would bring a version into use that is not loaded. What was in use
-/// before is not looked at: it does not make a change worse.
+/// Apply an operation, unless it would use a version that is not loaded. Versions that were in use before
+/// are not considered: if they are missing, the change does not make it worse.
 ///
 /// # Errors
-/// [`Refusal`], but never [`Refusal::NotReady`].
+/// [`RolloutError`], but never [`RolloutError::NotReady`].
 pub fn decide(
     state: &ModelState,
     operation: &Operation,
     rules: &Rules<'_>,
-) -> Result<Decision, Refusal> {
-    let outcome = match apply(state, operation, rules) {
-        Err(Refusal::NotReady(version)) => {
-            // What is refused in any case need not be loaded first.
+) -> Result<Decision, RolloutError> {
+    let transition = match apply(state, operation, rules) {
+        Err(RolloutError::NotReady(version)) => {
+            // If the operation is refused anyway, nothing has to be loaded.
             apply(state, operation, &Rules { is_ready: &|_| true, ..*rules })?;
             return Ok(Decision::Load(version));
         }
-        outcome => outcome?,
+        transition => transition?,
     };
     let was_loaded = |version: &Version| {
         let before = state.versions.get(version);
@@ -119,20 +118,20 @@ pub fn decide(
     };
     let is_missing = |version: &Version| {
         let is_new = !was_loaded(version)
-            || outcome.state.routing.points_to(version) && !state.routing.points_to(version);
+            || transition.state.routing.uses(version) && !state.routing.uses(version);
         is_new && !(rules.is_ready)(version)
     };
-    let missing = outcome.state.loaded().map(|(version, _)| version).find(|it| is_missing(it));
+    let missing = transition.state.loaded().map(|(version, _)| version).find(|it| is_missing(it));
     Ok(match missing.cloned() {
         Some(version) => Decision::Load(version),
-        None => Decision::Apply(outcome),
+        None => Decision::Apply(transition),
     })
 }
 
-fn deploy(state: &mut ModelState, version: &Version, digest: Digest) -> Result<(), Refusal> {
+fn deploy(state: &mut ModelState, version: &Version, digest: Digest) -> Result<(), RolloutError> {
     match state.same_precedence(version) {
         Some((same, deployed)) if same != version || deployed.digest != digest => {
-            return Err(Refusal::OtherContent(same.clone(), deployed.digest));
+            return Err(RolloutError::OtherContent(same.clone(), deployed.digest));
         }
         Some((_, Deployed { stage: Stage::Deployed | Stage::Parked(_), .. })) => {}
         Some(_) | None => {
@@ -144,10 +143,14 @@ fn deploy(state: &mut ModelState, version: &Version, digest: Digest) -> Result<(
     Ok(())
 }
 
-fn promote(routing: &mut Routing, version: &Version, supersede: bool) -> Result<Status, Refusal> {
+fn promote(
+    routing: &mut Routing,
+    version: &Version,
+    supersede: bool,
+) -> Result<Status, RolloutError> {
     check_rollout(routing, version, supersede)?;
     if let Some(stable) = routing.stable.clone().filter(|stable| stable > version) {
-        return Err(Refusal::Downgrade(version.clone(), stable));
+        return Err(RolloutError::Downgrade(version.clone(), stable));
     }
     routing.candidates.clear();
     make_stable(routing, version.clone());
@@ -155,18 +158,22 @@ fn promote(routing: &mut Routing, version: &Version, supersede: bool) -> Result<
 }
 
 /// Only one rollout at a time, unless one says that it ends the other.
-fn check_rollout(routing: &Routing, version: &Version, supersede: bool) -> Result<(), Refusal> {
+fn check_rollout(
+    routing: &Routing,
+    version: &Version,
+    supersede: bool,
+) -> Result<(), RolloutError> {
     let other = routing.candidates.keys().rev().find(|candidate| *candidate != version);
     match other {
-        Some(other) if !supersede => Err(Refusal::RolloutActive(other.clone())),
+        Some(other) if !supersede => Err(RolloutError::RolloutActive(other.clone())),
         Some(_) | None => Ok(()),
     }
 }
 
-/// The one of before is what a rollback goes to.
+/// Make a version the stable one, and the previous one the target of a rollback.
 fn make_stable(routing: &mut Routing, version: Version) {
     routing.promoted.retain(|before| *before != version);
-    // It would be compared with itself.
+    // The stable version would be compared with itself.
     routing.shadow.take_if(|shadow| shadow.version == version);
     if let Some(stable) =
         routing.stable.replace(version.clone()).filter(|stable| *stable != version)
@@ -182,14 +189,14 @@ fn canary(
     version: &Version,
     weight: u32,
     supersede: bool,
-) -> Result<Status, Refusal> {
+) -> Result<Status, RolloutError> {
     match &routing.stable {
-        None => return Err(Refusal::NothingPromoted),
-        Some(stable) if stable == version => return Err(Refusal::IsStable(version.clone())),
+        None => return Err(RolloutError::NothingPromoted),
+        Some(stable) if stable == version => return Err(RolloutError::IsStable(version.clone())),
         Some(_) => {}
     }
     let mut status = Status::Canary;
-    // Of several candidates, which a configuration can name, each can get another weight.
+    // A configuration can name several candidates, and each of them can get another weight.
     if !routing.candidates.contains_key(version) {
         check_rollout(routing, version, supersede)?;
         if routing.is_split() {
@@ -199,75 +206,75 @@ fn canary(
     }
     routing.candidates.insert(version.clone(), weight);
     let given: u64 = routing.candidates.values().map(|weight| u64::from(*weight)).sum();
-    if given > u64::from(WHOLE) { Err(Refusal::OverWhole(given)) } else { Ok(status) }
+    if given > u64::from(WHOLE) { Err(RolloutError::OverWhole(given)) } else { Ok(status) }
 }
 
-fn set_shadow(routing: &mut Routing, shadow: Option<ShadowShare>) -> Result<Status, Refusal> {
+fn set_shadow(routing: &mut Routing, shadow: Option<ShadowShare>) -> Result<Status, RolloutError> {
     if let Some(shadow) = &shadow {
         if shadow.share > WHOLE {
-            return Err(Refusal::OverWhole(shadow.share.into()));
+            return Err(RolloutError::OverWhole(shadow.share.into()));
         }
         if routing.stable.as_ref() == Some(&shadow.version) {
-            return Err(Refusal::IsStable(shadow.version.clone()));
+            return Err(RolloutError::IsStable(shadow.version.clone()));
         }
     }
     routing.shadow = shadow;
     Ok(Status::Shadow)
 }
 
-fn roll_back(routing: &mut Routing, to: Option<&Version>) -> Result<Status, Refusal> {
-    let stable = routing.stable.clone().ok_or(Refusal::NothingPromoted)?;
+fn roll_back(routing: &mut Routing, to: Option<&Version>) -> Result<Status, RolloutError> {
+    let stable = routing.stable.clone().ok_or(RolloutError::NothingPromoted)?;
     let target = match to {
         Some(to) => to.clone(),
         None if routing.is_split() => stable.clone(),
         None => {
             let before = routing.promoted.last().cloned();
-            before.ok_or_else(|| Refusal::NothingBefore(stable.clone()))?
+            before.ok_or_else(|| RolloutError::NothingBefore(stable.clone()))?
         }
     };
     routing.candidates.clear();
     if target == stable {
         return Ok(Status::Aborted);
     }
-    let place = routing.promoted.iter().rposition(|before| *before == target);
-    routing.promoted.truncate(place.ok_or_else(|| Refusal::NeverPromoted(target.clone()))?);
+    let index = routing.promoted.iter().rposition(|before| *before == target);
+    routing.promoted.truncate(index.ok_or_else(|| RolloutError::NeverPromoted(target.clone()))?);
     routing.shadow.take_if(|shadow| shadow.version == target);
     routing.stable = Some(target);
     Ok(Status::RolledBack)
 }
 
-fn undeploy(state: &mut ModelState, version: &Version) -> Result<Status, Refusal> {
+fn undeploy(state: &mut ModelState, version: &Version) -> Result<Status, RolloutError> {
     let digest = match state.versions.get(version) {
         Some(deployed) => deployed.digest,
-        None => return Err(Refusal::UnknownVersion(version.clone())),
+        None => return Err(RolloutError::UnknownVersion(version.clone())),
     };
-    // A model's last version may go: nobody is sent elsewhere by that.
+    // The last version of a model may be removed while it is in use: no traffic moves to another version.
     if state.versions.len() == 1 {
         state.routing = Routing::default();
     }
-    if let Some(used) = use_of(&state.routing, version) {
-        return Err(Refusal::InUse(version.clone(), used));
+    if let Some(used) = version_use(&state.routing, version) {
+        return Err(RolloutError::InUse(version.clone(), used));
     }
     state.routing.promoted.retain(|before| before != version);
     withdraw(state, version, digest);
     Ok(Status::Undeployed)
 }
 
-fn use_of(routing: &Routing, version: &Version) -> Option<Use> {
+fn version_use(routing: &Routing, version: &Version) -> Option<VersionUse> {
     if routing.stable.as_ref() == Some(version) {
-        Some(Use::Stable)
+        Some(VersionUse::Stable)
     } else if routing.candidates.contains_key(version) {
-        Some(Use::Candidate)
+        Some(VersionUse::Candidate)
     } else if routing.shadow.as_ref().is_some_and(|shadow| shadow.version == *version) {
-        Some(Use::Shadow)
+        Some(VersionUse::Shadow)
     } else if routing.promoted.last() == Some(version) {
-        Some(Use::RollbackTarget)
+        Some(VersionUse::RollbackTarget)
     } else {
         None
     }
 }
 
-/// The file may still be in the repository folder.
+/// Remove a version and remember its artifact, because its file may still be in the repository folder.
 fn withdraw(state: &mut ModelState, version: &Version, digest: Digest) {
     state.versions.remove(version);
     state.withdrawn.push(digest);
@@ -286,7 +293,7 @@ fn configure(state: &mut ModelState, split: Option<BTreeMap<Version, u32>>) -> S
     if state.configured != split
         && let Some(mut candidates) = split.clone()
     {
-        // Of versions of one weight, the older one, which has been there longer.
+        // If several versions have the largest weight, the lowest of them.
         let heaviest = candidates.iter().rev().max_by_key(|(_, weight)| **weight);
         if let Some(heaviest) = heaviest.map(|(version, _)| version.clone()) {
             candidates.remove(&heaviest);
@@ -300,14 +307,14 @@ fn configure(state: &mut ModelState, split: Option<BTreeMap<Version, u32>>) -> S
     Status::Configured
 }
 
-/// Versions to which nothing goes any more are parked; of those, the oldest retire, and of these, the
-/// oldest go.
+/// Park the versions that are not in use any more. Beyond the limits, retire the oldest parked versions, and
+/// remove the oldest retired ones.
 fn set_stages(state: &mut ModelState, before: &Routing, rules: &Rules<'_>) {
     let ModelState { versions, routing, .. } = state;
     for (version, deployed) in versions.iter_mut() {
-        if routing.points_to(version) {
+        if routing.uses(version) {
             deployed.stage = Stage::Deployed;
-        } else if before.points_to(version) && deployed.stage == Stage::Deployed {
+        } else if before.uses(version) && deployed.stage == Stage::Deployed {
             deployed.stage = Stage::Parked(rules.revision);
         }
     }
@@ -319,7 +326,7 @@ fn set_stages(state: &mut ModelState, before: &Routing, rules: &Rules<'_>) {
             Stage::Deployed | Stage::Retired(_) => None,
         })
         .collect();
-    // What a rollback goes to stays first, then what was replaced last.
+    // The target of a rollback is kept first, then the versions that were replaced last.
     parked.sort_by_key(|(is_target, since, _)| std::cmp::Reverse((*is_target, *since)));
     for (_, since, deployed) in parked.into_iter().skip(rules.max_parked) {
         deployed.stage = Stage::Retired(since);

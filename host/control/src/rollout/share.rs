@@ -1,8 +1,7 @@
-//! Shares of the requests: exact to a part per million, written with a unit.
+//! Shares of the requests, exact to one part per million and written with a unit.
 //!
-//! A number without a unit is ambiguous, because half of all tools count in percent: it is refused,
-//! and the error shows what it could mean. Integers in JSON and TOML are parts per million, as they
-//! have always been.
+//! A text without a unit is ambiguous, because many tools count in percent. It is refused, and the error
+//! shows its possible meanings. Integers in JSON and TOML are parts per million.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,19 +9,19 @@ use std::str::FromStr;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::WHOLE;
+use super::state::WHOLE;
 
 /// Parts per million in one percent.
 const PERCENT: u32 = WHOLE / 100;
 
-/// The decimals that a percentage can have and still be whole parts per million.
+/// The most decimals of a percentage that is a whole number of parts per million.
 const PERCENT_DECIMALS: usize = 4;
 
-/// The same of a fraction of 1.
+/// The most decimals of a fraction that is a whole number of parts per million.
 const FRACTION_DECIMALS: usize = 6;
 
-/// A share of the requests in parts per million. Parsed from text, it is at most [`WHOLE`]; an
-/// integer of JSON or TOML is taken as it is, and those who use it check the sum.
+/// A share of the requests in parts per million. One that is parsed from a text is at most [`WHOLE`]. An
+/// integer of JSON or TOML is taken as it is; the rollout rules check the sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Share(u32);
@@ -31,26 +30,26 @@ impl Share {
     /// All requests.
     pub const ALL: Self = Self(WHOLE);
 
-    /// A share of parts per million, which are not checked.
+    /// A share of this many parts per million, without a check.
     pub fn from_parts(parts: u32) -> Self {
         Self(parts)
     }
 
-    /// Parts per million.
+    /// The share in parts per million.
     pub fn parts(self) -> u32 {
         self.0
     }
 
-    /// What the others leave.
-    pub fn rest(others: impl Iterator<Item = Self>) -> Self {
+    /// What remains of [`WHOLE`] after these shares.
+    pub fn remainder(others: impl Iterator<Item = Self>) -> Self {
         Self(others.fold(WHOLE, |rest, Self(share)| rest.saturating_sub(share)))
     }
 }
 
-/// A text is not a [`Share`].
+/// Why a text is not a [`Share`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShareError {
-    /// It is no number with a unit.
+    /// It is not a number with a unit.
     #[error(
         "a share is a percentage such as `10%`, parts per million such as `100000ppm`, or a fraction such as `0.1`"
     )]
@@ -58,12 +57,12 @@ pub enum ShareError {
     /// It is a number that could be a percentage or parts per million.
     #[error("`{text}` has no unit: write {readings}")]
     NoUnit {
-        /// What was written.
+        /// The text.
         text: String,
-        /// What it could mean, each with its unit.
+        /// Its possible meanings, each with a unit.
         readings: String,
     },
-    /// It has more decimals than the server counts.
+    /// It is finer than one part per million.
     #[error("a share is exact to 0.0001%, which is one part per million")]
     TooFine,
     /// It is over 100%.
@@ -89,7 +88,7 @@ impl FromStr for Share {
     }
 }
 
-/// A number without a unit: nothing, or at most 1 with a decimal point.
+/// Parse a text without a unit: 0, or a fraction of at most 1 with a decimal point.
 fn fraction(text: &str) -> Result<u64, ShareError> {
     match text.split_once('.') {
         None if number(text)? == 0 => Ok(0),
@@ -103,7 +102,8 @@ fn fraction(text: &str) -> Result<u64, ShareError> {
     }
 }
 
-/// What a number would mean with each unit; [`ShareError::TooLarge`], if it is too large with all.
+/// The error that shows what a number means with each unit; [`ShareError::TooLarge`] if it is too large with
+/// every unit.
 fn without_unit(text: &str) -> ShareError {
     let with = |unit: &str| {
         let written = format!("{text}{unit}");
@@ -119,11 +119,11 @@ fn without_unit(text: &str) -> ShareError {
     ShareError::NoUnit { text: text.to_owned(), readings: readings.join(" or ") }
 }
 
-/// The parts per million of a number whose 1 is `unit` of them, in integers all the way.
+/// The parts per million of a decimal number of units, computed with integers only.
 fn decimal(text: &str, unit: u32, most_decimals: usize) -> Result<u64, ShareError> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
     let significant = decimals.trim_end_matches('0');
-    // Zeros at the end mean nothing, but what stands there has to be a number all the same.
+    // Trailing zeros are ignored, but all of the text must be digits.
     number(whole).and(digits(decimals))?;
     if significant.len() > most_decimals {
         return Err(ShareError::TooFine);
@@ -138,13 +138,13 @@ fn number(text: &str) -> Result<u64, ShareError> {
     text.parse().map_err(|_too_large| ShareError::TooLarge)
 }
 
-/// The standard library's numbers may have a sign, too.
+/// Check that the text is digits only. The standard library would also accept a sign.
 fn digits(text: &str) -> Result<(), ShareError> {
     let good = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if good { Ok(()) } else { Err(ShareError::Malformed) }
 }
 
-/// As a percentage, with the decimals that it has.
+/// Formats the share as a percentage with as many decimals as needed.
 impl fmt::Display for Share {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (percent, parts) = (self.0 / PERCENT, self.0 % PERCENT);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn bare_numbers_are_rejected_with_both_readings() {
+    fn numbers_without_a_unit_are_refused_with_their_meanings() {
         assert_eq!("1.000001".parse::<Share>(), Err(ShareError::TooLarge), "finer than percents");
         for (text, wanted) in [
             ("1", "`1%` or `1.0` for 100 % or `1ppm` for 0.0001 %"),
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_shares_are_rejected() {
+    fn texts_that_are_no_share_are_refused() {
         use ShareError::{Malformed, TooFine, TooLarge};
         let huge = "9".repeat(40);
         let bad = [
@@ -300,8 +300,8 @@ mod tests {
     }
 
     #[test]
-    fn the_stable_version_gets_the_remaining_share() {
-        assert_eq!(Share::rest([Share(100_000), Share(1)].into_iter()), Share(899_999));
-        assert_eq!(Share::rest([Share::ALL, Share(1)].into_iter()), Share(0));
+    fn stable_gets_what_is_left() {
+        assert_eq!(Share::remainder([Share(100_000), Share(1)].into_iter()), Share(899_999));
+        assert_eq!(Share::remainder([Share::ALL, Share(1)].into_iter()), Share(0));
     }
 }

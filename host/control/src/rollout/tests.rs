@@ -1,8 +1,12 @@
 //! Examples of the rules, and what holds after any operations.
 
-use proptest::prelude::*;
+use std::collections::BTreeMap;
 
-use super::operation::Use;
+use guesthouse_artifact::Digest;
+use guesthouse_model::Channel;
+use proptest::prelude::*;
+use semver::Version;
+
 use super::*;
 
 fn version(text: &str) -> Version {
@@ -13,7 +17,7 @@ fn digest(text: &str) -> Digest {
     Digest::from_content(text.as_bytes())
 }
 
-fn try_apply(state: &ModelState, operation: Operation) -> Result<Outcome, Refusal> {
+fn try_apply(state: &ModelState, operation: Operation) -> Result<Transition, RolloutError> {
     let rules = Rules { is_ready: &|_| true, max_parked: 1, revision: state.revision + 1 };
     apply(state, &operation, &rules)
 }
@@ -73,13 +77,13 @@ fn a_rollback_restores_the_previously_promoted_version() {
     let back = try_apply(&state, Operation::Rollback { to: None }).unwrap();
     assert_eq!((back.status, stable(&back.state).as_str()), (Status::RolledBack, "1.0.0"));
     let nothing = try_apply(&back.state, Operation::Rollback { to: None });
-    assert_eq!(nothing, Err(Refusal::NothingBefore(version("1.0.0"))));
+    assert_eq!(nothing, Err(RolloutError::NothingBefore(version("1.0.0"))));
 }
 
 #[test]
 fn a_second_rollout_must_supersede_the_first() {
     let state = applied(&state(&["1.0.0", "1.1.0", "2.0.0"]), canary("1.1.0", 100));
-    let active = Err(Refusal::RolloutActive(version("1.1.0")));
+    let active = Err(RolloutError::RolloutActive(version("1.1.0")));
     assert_eq!(try_apply(&state, canary("2.0.0", 5)), active);
     assert_eq!(try_apply(&state, promote("2.0.0")), active);
     let supersede = Operation::Canary { version: version("2.0.0"), weight: 5, supersede: true };
@@ -96,28 +100,31 @@ fn rejected_changes_have_a_reason_and_no_effect() {
     let state = applied(&state(&["1.0.0", "1.1.0", "2.0.0"]), promote("1.1.0"));
     let refused = |operation| try_apply(&state, operation).unwrap_err();
     let v = version;
-    assert_eq!(refused(promote("1.0.0")), Refusal::Downgrade(v("1.0.0"), v("1.1.0")));
-    assert_eq!(refused(promote("9.0.0")), Refusal::UnknownVersion(v("9.0.0")));
-    assert_eq!(refused(canary("1.1.0", 1)), Refusal::IsStable(v("1.1.0")));
-    assert_eq!(refused(canary("2.0.0", WHOLE + 1)), Refusal::OverWhole(1_000_001));
+    assert_eq!(refused(promote("1.0.0")), RolloutError::Downgrade(v("1.0.0"), v("1.1.0")));
+    assert_eq!(refused(promote("9.0.0")), RolloutError::UnknownVersion(v("9.0.0")));
+    assert_eq!(refused(canary("1.1.0", 1)), RolloutError::IsStable(v("1.1.0")));
+    assert_eq!(refused(canary("2.0.0", WHOLE + 1)), RolloutError::OverWhole(1_000_001));
     let to = Operation::Rollback { to: Some(v("2.0.0")) };
-    assert_eq!(refused(to), Refusal::NeverPromoted(v("2.0.0")));
+    assert_eq!(refused(to), RolloutError::NeverPromoted(v("2.0.0")));
     let shadow = ShadowShare { version: v("1.1.0"), share: 1 };
-    assert_eq!(refused(Operation::Shadow(Some(shadow))), Refusal::IsStable(v("1.1.0")));
+    assert_eq!(refused(Operation::Shadow(Some(shadow))), RolloutError::IsStable(v("1.1.0")));
     let undeploy = |text| Operation::Undeploy { version: v(text) };
-    assert_eq!(refused(undeploy("1.1.0")), Refusal::InUse(v("1.1.0"), Use::Stable));
-    assert_eq!(refused(undeploy("1.0.0")), Refusal::InUse(v("1.0.0"), Use::RollbackTarget));
+    assert_eq!(refused(undeploy("1.1.0")), RolloutError::InUse(v("1.1.0"), VersionUse::Stable));
+    assert_eq!(
+        refused(undeploy("1.0.0")),
+        RolloutError::InUse(v("1.0.0"), VersionUse::RollbackTarget)
+    );
     assert_eq!(
         refused(deploy_as("2.0.0", "other")),
-        Refusal::OtherContent(v("2.0.0"), digest("2.0.0"))
+        RolloutError::OtherContent(v("2.0.0"), digest("2.0.0"))
     );
     // Build metadata does not order, so it makes no other version.
     assert_eq!(
         refused(deploy_as("2.0.0+b", "other")),
-        Refusal::OtherContent(v("2.0.0"), digest("2.0.0"))
+        RolloutError::OtherContent(v("2.0.0"), digest("2.0.0"))
     );
     let rules = Rules { is_ready: &|_| false, max_parked: 1, revision: 9 };
-    assert_eq!(apply(&state, &promote("2.0.0"), &rules), Err(Refusal::NotReady(v("2.0.0"))));
+    assert_eq!(apply(&state, &promote("2.0.0"), &rules), Err(RolloutError::NotReady(v("2.0.0"))));
 }
 
 #[test]
@@ -126,7 +133,7 @@ fn replaced_versions_are_parked_before_they_are_retired() {
     assert_eq!(stages(&state), ["deployed"; 4]);
     state = applied(&state, promote("1.1.0"));
     assert_eq!(stages(&state), ["parked", "deployed", "deployed", "deployed"]);
-    // The candidate that came to nothing does not take the place of what a rollback goes to.
+    // The candidate that came to nothing does not replace the target of a rollback.
     state = applied(&state, canary("1.3.0", 1));
     state = applied(&state, Operation::Rollback { to: None });
     assert_eq!(stages(&state), ["parked", "deployed", "deployed", "retired"]);
@@ -171,7 +178,7 @@ fn a_changed_split_of_the_configuration_is_applied() {
 #[test]
 fn a_weight_of_zero_gets_no_callers() {
     let state = applied(&state(&["1.0.0", "2.0.0"]), canary("2.0.0", 0));
-    assert_eq!(state.routing.at(0), Some(&version("1.0.0")));
+    assert_eq!(state.routing.version_at(0), Some(&version("1.0.0")));
     assert_eq!(state.routing.channel(Channel::Canary), Some(&version("2.0.0")));
 }
 
@@ -244,7 +251,7 @@ proptest! {
         weights in prop::collection::vec(0..300_000_u32, 1..4),
         raised in 0_usize..4,
         by in 0..100_000_u32,
-        place in 0..WHOLE,
+        draw in 0..WHOLE,
     ) {
         let candidate = |index: usize| Version::new(2, index as u64, 0);
         let candidates = weights.iter().enumerate().map(|(index, weight)| (candidate(index), *weight));
@@ -253,9 +260,9 @@ proptest! {
             candidates: candidates.collect(),
             ..Routing::default()
         };
-        let before = routing.at(place).cloned().unwrap();
+        let before = routing.version_at(draw).cloned().unwrap();
         *routing.candidates.get_mut(&candidate(raised % weights.len())).unwrap() += by;
-        let after = routing.at(place).cloned().unwrap();
+        let after = routing.version_at(draw).cloned().unwrap();
         prop_assert!(before == version("1.0.0") || after != version("1.0.0"));
         if weights.len() == 1 {
             prop_assert!(before == after || before == version("1.0.0"));

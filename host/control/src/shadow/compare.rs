@@ -1,31 +1,31 @@
 //! Comparing two versions' outputs, element by element. Pure.
 //!
-//! A row of an output differs in one way, its worst: a number where the other has none, another
-//! label, a number that is too far away. Numbers of floating point have a tolerance; whole numbers,
-//! flags and byte strings are the same or not.
+//! A row of an output has at most one difference, the gravest: a number on one side only, another label,
+//! or two numbers that are too far apart. Floating-point numbers have a tolerance; integers, booleans and
+//! byte strings must be equal.
 
 use serde::Serialize;
 
 use guesthouse_model::{Datatype, Tensor, bytes_elements};
 
-/// The way in which answers differ, the least grave first.
+/// How two outputs differ, the least grave kind first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Two numbers are further apart than is tolerated.
+pub enum DifferenceKind {
+    /// Two numbers are further apart than the tolerance.
     Score,
-    /// Another text, byte string or flag.
+    /// Another text, byte string or boolean.
     Label,
     /// A number on one side; NaN, or another infinity, on the other.
     Nan,
     /// The output is missing, or has another datatype or shape.
     Shape,
-    /// There is no answer at all.
+    /// The candidate gave no output at all.
     Error,
 }
 
-impl Kind {
-    /// The word for metrics, the same as in reports.
+impl DifferenceKind {
+    /// The name in metrics and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Score => "score",
@@ -37,23 +37,23 @@ impl Kind {
     }
 }
 
-/// In how many rows one output differed.
+/// The number of rows in which one output differed, by the gravest difference of each row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct OutputCounts {
-    /// Rows whose worst difference is of [`Kind::Score`].
+    /// Rows with [`DifferenceKind::Score`].
     pub score: u64,
-    /// Of [`Kind::Label`].
+    /// Rows with [`DifferenceKind::Label`].
     pub label: u64,
-    /// Of [`Kind::Nan`].
+    /// Rows with [`DifferenceKind::Nan`].
     pub nan: u64,
-    /// Of [`Kind::Shape`]: all rows of a batch at once.
+    /// Rows with [`DifferenceKind::Shape`]: all rows of a batch at once.
     pub shape: u64,
-    /// The largest distance of two numbers, tolerated or not.
+    /// The largest distance of two numbers, within the tolerance or not.
     pub largest_difference: f64,
 }
 
 impl OutputCounts {
-    /// Whether there is a row that differs.
+    /// Whether any row differs.
     pub fn differs(&self) -> bool {
         self.score + self.label + self.nan + self.shape > 0
     }
@@ -67,21 +67,21 @@ impl OutputCounts {
     }
 }
 
-/// A row in which an output differs.
+/// A difference in one row of an output.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Difference {
-    /// The worst.
-    pub(super) kind: Kind,
-    /// None where it concerns all rows.
+    /// The gravest kind in the row.
+    pub(super) kind: DifferenceKind,
+    /// None if the difference concerns all rows.
     pub(super) row: Option<usize>,
-    /// The first element that differs in the worst way, counted through all rows.
+    /// The index of the first element with this difference, counted through all rows.
     pub(super) element: usize,
-    /// The distance, for [`Kind::Score`]; else 0.
+    /// The distance for [`DifferenceKind::Score`], 0 for others.
     pub(super) distance: f64,
 }
 
-/// Compare one output; `candidate` is none if there is no such output. Each row that differs is
-/// told to `found`. Both tensors have passed [`Tensor::check`].
+/// Compare one output; `candidate` is none if it has no such output. `found` is called with the
+/// difference of each row that has one. Both tensors have passed [`Tensor::check`].
 pub(super) fn compare(
     primary: &Tensor,
     candidate: Option<&Tensor>,
@@ -93,7 +93,7 @@ pub(super) fn compare(
         |other: &&Tensor| other.datatype == primary.datatype && other.shape == primary.shape;
     let Some(candidate) = candidate.filter(same_form) else {
         counts.shape = primary.rows();
-        found(Difference { kind: Kind::Shape, row: None, element: 0, distance: 0.0 });
+        found(Difference { kind: DifferenceKind::Shape, row: None, element: 0, distance: 0.0 });
         return counts;
     };
     // From here on there are elements, so that no dimension is 0 and their product is known to fit.
@@ -101,26 +101,26 @@ pub(super) fn compare(
         return counts;
     }
     let per_row: u64 = primary.shape.iter().skip(1).product();
-    let mut gaps = gaps(primary, candidate);
+    let mut differences = element_differences(primary, candidate);
     for row in 0..usize::try_from(primary.rows()).unwrap_or(usize::MAX) {
         let mut worst: Option<Difference> = None;
         for index in 0..usize::try_from(per_row).unwrap_or(usize::MAX) {
-            let (kind, distance) = match gaps.next() {
+            let (kind, distance) = match differences.next() {
                 None => return counts,
-                Some(Gap::None) => continue,
-                Some(Gap::Number(distance)) => {
+                Some(ElementDifference::None) => continue,
+                Some(ElementDifference::Number(distance)) => {
                     counts.largest_difference = counts.largest_difference.max(distance);
                     if distance <= tolerance {
                         continue;
                     }
-                    (Kind::Score, distance)
+                    (DifferenceKind::Score, distance)
                 }
-                Some(Gap::Whole(distance)) => {
+                Some(ElementDifference::Integer(distance)) => {
                     counts.largest_difference = counts.largest_difference.max(distance);
-                    (Kind::Score, distance)
+                    (DifferenceKind::Score, distance)
                 }
-                Some(Gap::Label) => (Kind::Label, 0.0),
-                Some(Gap::NotFinite) => (Kind::Nan, 0.0),
+                Some(ElementDifference::Label) => (DifferenceKind::Label, 0.0),
+                Some(ElementDifference::NotFinite) => (DifferenceKind::Nan, 0.0),
             };
             if worst.is_none_or(|worst| (kind, distance) > (worst.kind, worst.distance)) {
                 let element = row * usize::try_from(per_row).unwrap_or(usize::MAX) + index;
@@ -129,10 +129,12 @@ pub(super) fn compare(
         }
         if let Some(worst) = worst {
             match worst.kind {
-                Kind::Score => counts.score += 1,
-                Kind::Label => counts.label += 1,
-                Kind::Nan => counts.nan += 1,
-                Kind::Shape | Kind::Error => unreachable!("elements have neither"),
+                DifferenceKind::Score => counts.score += 1,
+                DifferenceKind::Label => counts.label += 1,
+                DifferenceKind::Nan => counts.nan += 1,
+                DifferenceKind::Shape | DifferenceKind::Error => {
+                    unreachable!("elements have neither")
+                }
             }
             found(worst);
         }
@@ -140,32 +142,35 @@ pub(super) fn compare(
     counts
 }
 
-/// What is between two elements.
+/// The difference of two elements.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Gap {
+enum ElementDifference {
     None,
-    /// A distance of numbers that may be tolerated.
+    /// The distance of two floating-point numbers, which may be within the tolerance.
     Number(f64),
-    /// A distance of whole numbers.
-    Whole(f64),
+    /// The distance of two integers.
+    Integer(f64),
     NotFinite,
     Label,
 }
 
-/// For each pair of elements. The tensors have the same datatype and shape.
-fn gaps<'a>(one: &'a Tensor, other: &'a Tensor) -> Box<dyn Iterator<Item = Gap> + 'a> {
+/// The differences of all pairs of elements. The tensors have the same datatype and shape.
+fn element_differences<'a>(
+    one: &'a Tensor,
+    other: &'a Tensor,
+) -> Box<dyn Iterator<Item = ElementDifference> + 'a> {
     macro_rules! pairs {
-        ($type:ty, $gap:expr) => {{
+        ($type:ty, $difference:expr) => {{
             let (one, other) = (one.data.as_chunks().0.iter(), other.data.as_chunks().0.iter());
             Box::new(one.zip(other).map(|(one, other)| {
-                let gap = $gap;
-                gap(<$type>::from_le_bytes(*one), <$type>::from_le_bytes(*other))
+                let difference = $difference;
+                difference(<$type>::from_le_bytes(*one), <$type>::from_le_bytes(*other))
             }))
         }};
     }
-    macro_rules! whole {
+    macro_rules! integer {
         ($type:ty) => {
-            pairs!($type, |one, other| whole(i128::from(one), i128::from(other)))
+            pairs!($type, |one, other| integer(i128::from(one), i128::from(other)))
         };
     }
     match one.datatype {
@@ -174,42 +179,46 @@ fn gaps<'a>(one: &'a Tensor, other: &'a Tensor) -> Box<dyn Iterator<Item = Gap> 
             let elements = bytes_elements(&one.data).zip(bytes_elements(&other.data));
             Box::new(elements.map(|(one, other)| label(one == other)))
         }
-        Datatype::Uint8 => whole!(u8),
-        Datatype::Uint16 => whole!(u16),
-        Datatype::Uint32 => whole!(u32),
-        Datatype::Uint64 => whole!(u64),
-        Datatype::Int8 => whole!(i8),
-        Datatype::Int16 => whole!(i16),
-        Datatype::Int32 => whole!(i32),
-        Datatype::Int64 => whole!(i64),
-        Datatype::Fp16 => pairs!(u16, |one, other| number(half(one), half(other))),
-        Datatype::Bf16 => pairs!(u16, |one, other| number(brain(one), brain(other))),
+        Datatype::Uint8 => integer!(u8),
+        Datatype::Uint16 => integer!(u16),
+        Datatype::Uint32 => integer!(u32),
+        Datatype::Uint64 => integer!(u64),
+        Datatype::Int8 => integer!(i8),
+        Datatype::Int16 => integer!(i16),
+        Datatype::Int32 => integer!(i32),
+        Datatype::Int64 => integer!(i64),
+        Datatype::Fp16 => pairs!(u16, |one, other| number(fp16_to_f64(one), fp16_to_f64(other))),
+        Datatype::Bf16 => pairs!(u16, |one, other| number(bf16_to_f64(one), bf16_to_f64(other))),
         Datatype::Fp32 => pairs!(f32, |one, other| number(f64::from(one), f64::from(other))),
         Datatype::Fp64 => pairs!(f64, number),
     }
 }
 
-fn label(same: bool) -> Gap {
-    if same { Gap::None } else { Gap::Label }
+fn label(same: bool) -> ElementDifference {
+    if same { ElementDifference::None } else { ElementDifference::Label }
 }
 
-fn whole(one: i128, other: i128) -> Gap {
-    if one == other { Gap::None } else { Gap::Whole(one.abs_diff(other) as f64) }
-}
-
-fn number(one: f64, other: f64) -> Gap {
-    if one == other || (one.is_nan() && other.is_nan()) {
-        Gap::None
-    } else if one.is_finite() && other.is_finite() {
-        // The largest numbers of both signs are infinitely far apart.
-        Gap::Number((one - other).abs().min(f64::MAX))
+fn integer(one: i128, other: i128) -> ElementDifference {
+    if one == other {
+        ElementDifference::None
     } else {
-        Gap::NotFinite
+        ElementDifference::Integer(one.abs_diff(other) as f64)
     }
 }
 
-/// A number of half precision, by IEEE 754.
-fn half(bits: u16) -> f64 {
+fn number(one: f64, other: f64) -> ElementDifference {
+    if one == other || (one.is_nan() && other.is_nan()) {
+        ElementDifference::None
+    } else if one.is_finite() && other.is_finite() {
+        // The largest numbers of both signs are infinitely far apart.
+        ElementDifference::Number((one - other).abs().min(f64::MAX))
+    } else {
+        ElementDifference::NotFinite
+    }
+}
+
+/// The value of an IEEE 754 half-precision number.
+fn fp16_to_f64(bits: u16) -> f64 {
     let sign = if bits >> 15 == 0 { 1.0 } else { -1.0 };
     let (exponent, fraction) = ((bits >> 10) & 0x1f, f64::from(bits & 0x3ff));
     sign * match exponent {
@@ -220,8 +229,8 @@ fn half(bits: u16) -> f64 {
     }
 }
 
-/// The upper half of a number of single precision.
-fn brain(bits: u16) -> f64 {
+/// The value of a bfloat16 number: the upper half of a single-precision one.
+fn bf16_to_f64(bits: u16) -> f64 {
     f64::from(f32::from_bits(u32::from(bits) << 16))
 }
 
@@ -260,42 +269,42 @@ mod tests {
         tensor(Datatype::Bytes, &[values.len() as u64], data)
     }
 
-    type Apart = (Kind, f64);
+    type Apart = (DifferenceKind, f64);
 
     /// One element of each datatype, another one, and how far they are apart.
     fn pairs() -> Vec<(Datatype, Vec<u8>, Vec<u8>, Apart)> {
         let bytes = |text: &str| [&1_u32.to_le_bytes()[..], text.as_bytes()].concat();
         vec![
-            (Datatype::Bool, vec![0], vec![1], (Kind::Label, 0.0)),
-            (Datatype::Uint8, vec![255], vec![0], (Kind::Score, 255.0)),
-            (Datatype::Uint16, vec![1, 1], vec![0, 0], (Kind::Score, 257.0)),
-            (Datatype::Uint32, vec![0xff; 4], vec![0; 4], (Kind::Score, 4_294_967_295.0)),
-            (Datatype::Uint64, vec![0xff; 8], vec![0; 8], (Kind::Score, u64::MAX as f64)),
-            (Datatype::Int8, vec![0x80], vec![0x7f], (Kind::Score, 255.0)),
-            (Datatype::Int16, vec![0xff; 2], vec![0; 2], (Kind::Score, 1.0)),
-            (Datatype::Int32, vec![0xff; 4], vec![0; 4], (Kind::Score, 1.0)),
+            (Datatype::Bool, vec![0], vec![1], (DifferenceKind::Label, 0.0)),
+            (Datatype::Uint8, vec![255], vec![0], (DifferenceKind::Score, 255.0)),
+            (Datatype::Uint16, vec![1, 1], vec![0, 0], (DifferenceKind::Score, 257.0)),
+            (Datatype::Uint32, vec![0xff; 4], vec![0; 4], (DifferenceKind::Score, 4_294_967_295.0)),
+            (Datatype::Uint64, vec![0xff; 8], vec![0; 8], (DifferenceKind::Score, u64::MAX as f64)),
+            (Datatype::Int8, vec![0x80], vec![0x7f], (DifferenceKind::Score, 255.0)),
+            (Datatype::Int16, vec![0xff; 2], vec![0; 2], (DifferenceKind::Score, 1.0)),
+            (Datatype::Int32, vec![0xff; 4], vec![0; 4], (DifferenceKind::Score, 1.0)),
             (
                 Datatype::Int64,
                 i64::MIN.to_le_bytes().to_vec(),
                 i64::MAX.to_le_bytes().to_vec(),
-                (Kind::Score, u64::MAX as f64),
+                (DifferenceKind::Score, u64::MAX as f64),
             ),
             // 1 and 1.5; 1 and -2.
-            (Datatype::Fp16, vec![0, 0x3c], vec![0, 0x3e], (Kind::Score, 0.5)),
-            (Datatype::Bf16, vec![0x80, 0x3f], vec![0, 0xc0], (Kind::Score, 3.0)),
+            (Datatype::Fp16, vec![0, 0x3c], vec![0, 0x3e], (DifferenceKind::Score, 0.5)),
+            (Datatype::Bf16, vec![0x80, 0x3f], vec![0, 0xc0], (DifferenceKind::Score, 3.0)),
             (
                 Datatype::Fp32,
                 0.25_f32.to_le_bytes().to_vec(),
                 1_f32.to_le_bytes().to_vec(),
-                (Kind::Score, 0.75),
+                (DifferenceKind::Score, 0.75),
             ),
             (
                 Datatype::Fp64,
                 f64::MAX.to_le_bytes().to_vec(),
                 f64::MIN.to_le_bytes().to_vec(),
-                (Kind::Score, f64::MAX),
+                (DifferenceKind::Score, f64::MAX),
             ),
-            (Datatype::Bytes, bytes("a"), bytes("b"), (Kind::Label, 0.0)),
+            (Datatype::Bytes, bytes("a"), bytes("b"), (DifferenceKind::Label, 0.0)),
         ]
     }
 
@@ -344,7 +353,7 @@ mod tests {
         assert_eq!((counts.nan, counts.score), (1, 1));
         let places: Vec<_> =
             found.iter().map(|found| (found.kind, found.element, found.distance)).collect();
-        assert_eq!(places, [(Kind::Nan, 2, 0.0), (Kind::Score, 5, 5.0)]);
+        assert_eq!(places, [(DifferenceKind::Nan, 2, 0.0), (DifferenceKind::Score, 5, 5.0)]);
     }
 
     #[test]
@@ -374,7 +383,7 @@ mod tests {
         for other in &others {
             let (counts, found) = differences(&one, other.as_ref(), f64::MAX);
             assert_eq!((counts.shape, found.len()), (2, 1), "{other:?}");
-            assert_eq!((found[0].kind, found[0].row), (Kind::Shape, None));
+            assert_eq!((found[0].kind, found[0].row), (DifferenceKind::Shape, None));
         }
     }
 
@@ -399,9 +408,9 @@ mod tests {
             (0x7c00, f64::INFINITY),
             (0xfc00, f64::NEG_INFINITY),
         ] {
-            assert_eq!(half(bits), value, "{bits:x}");
+            assert_eq!(fp16_to_f64(bits), value, "{bits:x}");
         }
-        assert!(half(0x7e00).is_nan());
+        assert!(fp16_to_f64(0x7e00).is_nan());
     }
 
     proptest! {

@@ -1,6 +1,6 @@
-//! What is kept of a disagreement: enough to find its input again, and no more than the operator
-//! wants. The input is named by a hash; of what it says, and of texts that were answered, nothing is
-//! kept but labels that the signature lists itself, unless the model's operator has asked for it.
+//! The record of a disagreement: enough to find its input again, and no more than the operator wants. The
+//! input is identified by a hash. Values of the input, and texts of outputs, are only kept if the operator
+//! has enabled it for the model, except labels that the signature lists.
 
 use std::fmt::Write as _;
 use std::time::SystemTime;
@@ -9,63 +9,70 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::compare::{Difference, Kind};
-use super::report::moment;
+use super::compare::{Difference, DifferenceKind};
 use guesthouse_model::record;
 use guesthouse_model::{Constraint, Datatype, Field, Signature, Tensor, bytes_elements};
 use guesthouse_runtime::clock;
 
-/// The most of a record that is kept, in bytes: a screenful.
+/// The longest part of a record that is kept, in bytes: about a screenful.
 const MAX_RECORD_BYTES: usize = 4 << 10;
 
-/// One disagreement.
+/// Serialise a time as RFC 3339 with milliseconds.
+pub(super) fn serialize_rfc3339<S: Serializer>(
+    time: &SystemTime,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+}
+
+/// One disagreement of two versions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Disagreement {
     /// When it was found.
-    #[serde(serialize_with = "moment")]
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub time: SystemTime,
-    /// Of the request, as it is in the log.
+    /// The id of the request, as in the access log.
     pub request_id: String,
-    /// SHA-256 of the row's inputs, in hexadecimal, or of the whole batch's if it has no row: of
-    /// each input the name, the shape and the bytes, as [`hash`] writes them.
+    /// SHA-256 of the inputs of the row, or of the whole batch if there is no row, in hexadecimal. See
+    /// [`hash_inputs`] for the bytes that are hashed.
     pub input_sha256: String,
-    /// Index of the record in the request, from 0; none where it concerns all of a batch.
+    /// The index of the row in the request, from 0; none if the disagreement concerns a whole batch.
     pub row: Option<usize>,
-    /// The output; none where there is no answer.
+    /// The name of the output; none if the candidate gave no outputs.
     pub output: Option<String>,
-    /// How it differs.
-    pub kind: Kind,
-    /// The kind of the fault, where there is no answer.
+    /// How the outputs differ.
+    pub kind: DifferenceKind,
+    /// The kind of the fault, if the candidate gave no outputs.
     pub fault: Option<&'static str>,
-    /// How far two numbers are apart.
+    /// The distance of two numbers.
     pub difference: Option<f64>,
-    /// Where labels differ.
+    /// The two labels, if labels differ.
     pub labels: Option<Labels>,
-    /// Only where the operator has asked for it.
-    pub captured: Option<Captured>,
+    /// The records, if the operator has enabled capturing for the model.
+    pub captured: Option<CapturedRecords>,
 }
 
-/// Two labels; none in place of a text that the version's signature does not list.
+/// Two labels. A text that the signature of its version does not list is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Labels {
-    /// Of the version that answered.
+    /// The label of the version that answered.
     pub primary: Option<String>,
-    /// Of the version that was asked as well.
+    /// The label of the candidate.
     pub candidate: Option<String>,
 }
 
-/// What was asked and answered, as records.
+/// The input and the outputs as records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Captured {
-    /// What was asked.
+pub struct CapturedRecords {
+    /// The input.
     pub input: Excerpt,
-    /// What was answered.
+    /// The outputs of the version that answered.
     pub primary: Excerpt,
-    /// What the candidate would have answered, if anything.
+    /// The outputs of the candidate, if it gave any.
     pub candidate: Option<Excerpt>,
 }
 
-/// JSON, as a value; or as a string with the beginning of it, if it is over 4 KiB.
+/// A JSON value, or its beginning as a string if it is longer than 4 KiB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Excerpt(String);
 
@@ -78,14 +85,14 @@ impl Serialize for Excerpt {
     }
 }
 
-/// A version's fields with the tensors that fill them.
+/// Fields of a signature with the tensors that belong to them.
 #[derive(Clone, Copy)]
-pub(super) struct Filled<'a> {
+pub(super) struct NamedTensors<'a> {
     pub(super) fields: &'a [Field],
     pub(super) tensors: &'a [Tensor],
 }
 
-impl<'a> Filled<'a> {
+impl<'a> NamedTensors<'a> {
     pub(super) fn inputs(signature: &'a Signature, tensors: &'a [Tensor]) -> Self {
         Self { fields: &signature.inputs, tensors }
     }
@@ -94,9 +101,9 @@ impl<'a> Filled<'a> {
         Self { fields: &signature.outputs, tensors }
     }
 
-    fn named(&self, name: &str) -> Option<(&'a Field, &'a Tensor)> {
-        let mut filled = self.fields.iter().zip(self.tensors);
-        filled.find(|(field, _)| field.name == name)
+    fn find(&self, name: &str) -> Option<(&'a Field, &'a Tensor)> {
+        let mut named_tensors = self.fields.iter().zip(self.tensors);
+        named_tensors.find(|(field, _)| field.name == name)
     }
 
     fn row(&self, row: Option<usize>) -> Vec<Tensor> {
@@ -107,32 +114,32 @@ impl<'a> Filled<'a> {
     }
 }
 
-/// A batch with its answers, of which there is something to tell.
-pub(super) struct Witness<'a> {
+/// A batch with the outputs of both versions, from which disagreements are recorded.
+pub(super) struct Evidence<'a> {
     pub(super) request_id: &'a str,
-    /// Where the batch begins in its request.
+    /// The index of its first row in the request.
     pub(super) first_row: usize,
     pub(super) capture: bool,
-    /// As they were validated for the primary.
-    pub(super) inputs: Filled<'a>,
-    pub(super) primary: Filled<'a>,
-    /// If there are any.
-    pub(super) candidate: Option<Filled<'a>>,
+    /// The inputs as they were validated against the signature of the primary.
+    pub(super) inputs: NamedTensors<'a>,
+    pub(super) primary: NamedTensors<'a>,
+    /// None before the candidate has given outputs.
+    pub(super) candidate: Option<NamedTensors<'a>>,
 }
 
-impl Witness<'_> {
-    /// The candidate's fault is the disagreement.
-    pub(super) fn of_fault(&self, fault: &'static str, row: Option<usize>) -> Disagreement {
-        let disagreement = self.of(Kind::Error, row);
+impl Evidence<'_> {
+    /// The disagreement of a candidate that ended with a fault.
+    pub(super) fn fault(&self, fault: &'static str, row: Option<usize>) -> Disagreement {
+        let disagreement = self.disagreement(DifferenceKind::Error, row);
         Disagreement { fault: Some(fault), ..disagreement }
     }
 
-    /// An output of the primary, by its place, is not the candidate's.
-    pub(super) fn of_difference(&self, output: usize, difference: &Difference) -> Disagreement {
+    /// The disagreement in the primary's output of this index.
+    pub(super) fn difference(&self, output: usize, difference: &Difference) -> Disagreement {
         let name = &self.primary.fields[output].name;
-        let labels = (difference.kind == Kind::Label).then(|| {
-            let label = |filled: &Filled<'_>| {
-                let (field, tensor) = filled.named(name)?;
+        let labels = (difference.kind == DifferenceKind::Label).then(|| {
+            let label = |named_tensors: &NamedTensors<'_>| {
+                let (field, tensor) = named_tensors.find(name)?;
                 listed_label(field, tensor, difference.element)
             };
             let candidate = self.candidate.as_ref().and_then(label);
@@ -140,14 +147,14 @@ impl Witness<'_> {
         });
         Disagreement {
             output: Some(name.clone()),
-            difference: (difference.kind == Kind::Score).then_some(difference.distance),
+            difference: (difference.kind == DifferenceKind::Score).then_some(difference.distance),
             labels,
-            ..self.of(difference.kind, difference.row)
+            ..self.disagreement(difference.kind, difference.row)
         }
     }
 
-    fn of(&self, kind: Kind, row: Option<usize>) -> Disagreement {
-        let captured = self.capture.then(|| Captured {
+    fn disagreement(&self, kind: DifferenceKind, row: Option<usize>) -> Disagreement {
+        let captured = self.capture.then(|| CapturedRecords {
             input: excerpt(self.inputs, row),
             primary: excerpt(self.primary, row),
             candidate: self.candidate.map(|candidate| excerpt(candidate, row)),
@@ -155,7 +162,7 @@ impl Witness<'_> {
         Disagreement {
             time: clock::now(),
             request_id: self.request_id.to_owned(),
-            input_sha256: hash(&self.inputs.row(row)),
+            input_sha256: hash_inputs(&self.inputs.row(row)),
             row: row.map(|row| self.first_row + row),
             output: None,
             kind,
@@ -167,9 +174,9 @@ impl Witness<'_> {
     }
 }
 
-/// Of each tensor: the length of its name, the name, the number of dimensions, the dimensions, the
-/// length of its data, the data. Numbers are of eight bytes, little-endian.
-pub(super) fn hash(tensors: &[Tensor]) -> String {
+/// SHA-256 over, for each tensor: the length of its name, the name, the number of dimensions, the
+/// dimensions, the length of its data, the data. Numbers have eight bytes, little-endian.
+pub(super) fn hash_inputs(tensors: &[Tensor]) -> String {
     let mut hash = Sha256::new();
     for tensor in tensors {
         hash.update((tensor.name.len() as u64).to_le_bytes());
@@ -185,7 +192,7 @@ pub(super) fn hash(tensors: &[Tensor]) -> String {
     })
 }
 
-/// The element, if it is a flag or one of the labels that the field lists.
+/// The element as a text, if it is a boolean or one of the labels that the field lists.
 fn listed_label(field: &Field, tensor: &Tensor, element: usize) -> Option<String> {
     match tensor.datatype {
         Datatype::Bool => tensor.data.get(element).map(|flag| (*flag != 0).to_string()),
@@ -202,17 +209,17 @@ fn listed_label(field: &Field, tensor: &Tensor, element: usize) -> Option<String
 }
 
 /// The record of the row, or an array of all records.
-fn excerpt(filled: Filled<'_>, row: Option<usize>) -> Excerpt {
-    // Records are made of outputs.
-    let outputs = filled.fields.to_vec();
+fn excerpt(named_tensors: NamedTensors<'_>, row: Option<usize>) -> Excerpt {
+    // Only outputs can be encoded as records.
+    let outputs = named_tensors.fields.to_vec();
     let signature = Signature { inputs: Vec::new(), outputs, max_batch_size: 1 };
-    let text = match record::encode(&signature, &filled.row(row)) {
+    let text = match record::encode(&signature, &named_tensors.row(row)) {
         Ok(mut records) if row.is_some() => serde_json::to_string(&records.pop()),
         Ok(records) => serde_json::to_string(&records),
         Err(too_large) => Ok(format!("({too_large})")),
     };
     let mut text = text.expect("values can be written");
-    // The beginning of an object or an array is no JSON, by which it is known for what it is.
+    // A truncated object or array is not valid JSON, so a reader can tell it from a whole one.
     text.truncate(text.floor_char_boundary(MAX_RECORD_BYTES));
     text.shrink_to_fit();
     Excerpt(text)
@@ -256,17 +263,18 @@ mod tests {
         let inputs = [texts("text", &["a", secret])];
         let primary = [texts("label", &["clean", "clean"]), texts("echo", &["a", secret])];
         let candidate = [texts("label", &["clean", "toxic"]), texts("echo", &["a", "b"])];
-        let witness = Witness {
+        let witness = Evidence {
             request_id: "r",
             first_row: 10,
             capture,
-            inputs: Filled::inputs(&signature, &inputs),
-            primary: Filled::outputs(&signature, &primary),
-            candidate: Some(Filled::outputs(&signature, &candidate)),
+            inputs: NamedTensors::inputs(&signature, &inputs),
+            primary: NamedTensors::outputs(&signature, &primary),
+            candidate: Some(NamedTensors::outputs(&signature, &candidate)),
         };
-        let label = Difference { kind: Kind::Label, row: Some(1), element: 1, distance: 0.0 };
-        let mut kept: Vec<_> = (0..2).map(|output| witness.of_difference(output, &label)).collect();
-        kept.push(Witness { candidate: None, ..witness }.of_fault("trap", None));
+        let label =
+            Difference { kind: DifferenceKind::Label, row: Some(1), element: 1, distance: 0.0 };
+        let mut kept: Vec<_> = (0..2).map(|output| witness.difference(output, &label)).collect();
+        kept.push(Evidence { candidate: None, ..witness }.fault("trap", None));
         kept
     }
 
@@ -314,9 +322,12 @@ mod tests {
     fn input_hashes_are_reproducible() {
         // Computed with Python's hashlib and struct.
         let wanted = "1759edebc77930a9ec8a57deb270f3caf9fb212d709ec09a9033070ca03b5b7f";
-        assert_eq!(hash(&[texts("text", &["a"])]), wanted);
+        assert_eq!(hash_inputs(&[texts("text", &["a"])]), wanted);
         assert_eq!(kept(false, "a")[0].input_sha256, wanted);
         assert_ne!(kept(false, "b")[0].input_sha256, wanted);
-        assert_ne!(hash(&[texts("text", &["a", "b"])]), hash(&[texts("text", &["ab"])]));
+        assert_ne!(
+            hash_inputs(&[texts("text", &["a", "b"])]),
+            hash_inputs(&[texts("text", &["ab"])])
+        );
     }
 }

@@ -1,7 +1,7 @@
-//! What was found of each pair of versions: counters, and the worst disagreements.
+//! The results of each pair of versions: counters, and the gravest disagreements.
 //!
-//! Whoever offers a comparison finds its pair in a snapshot and touches counters only, so that it
-//! never waits for somebody who reads or adds to the rest.
+//! A thread that submits a comparison looks its pair up in a snapshot and changes atomic counters only, so
+//! that it never waits for a reader or for a worker.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,47 +10,47 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use semver::Version;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::compare::OutputCounts;
-use super::evidence::Disagreement;
+use super::evidence::{Disagreement, serialize_rfc3339};
 use super::worst::Worst;
 use guesthouse_artifact::Digest;
 use guesthouse_model::{ModelName, VersionId};
 use guesthouse_runtime::version::Breaker;
 
-/// Pairs that are reported of at once; beyond it, the one that was not used for longest is
-/// forgotten. A model has one shadow at a time and a few versions that answer.
+/// The most pairs with a report. Beyond that, the report that was unused for longest is removed. A model
+/// has one shadow at a time and a few versions that answer.
 const MAX_PAIRS: usize = 64;
 
-/// Two versions of one model: the one that answered, and the one that was asked as well.
+/// Two versions of one model: the primary, which answered, and the candidate, which is compared with it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Pair {
-    /// The model and the version that was asked as well.
+pub struct VersionPair {
+    /// The model and the candidate.
     pub candidate: VersionId,
-    /// The version that answered.
+    /// The primary.
     pub primary: Version,
 }
 
-/// How many comparisons ended how. A comparison is one request, with all of its rows.
+/// The number of comparisons by result. A comparison is one request with all of its rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Results {
-    /// Every output within its tolerance.
+pub struct ResultCounts {
+    /// Every output was within its tolerance.
     pub agreed: u64,
-    /// Some output of some row was not.
+    /// Some output of some row was not within its tolerance.
     pub differed: u64,
-    /// The candidate gave no answer.
+    /// The candidate ended with a fault.
     pub error: u64,
-    /// Not asked: there was no time or no room for it, in the queue or on the machine.
+    /// Not run: the queue was full, or the machine had no time or no memory for it.
     pub dropped: u64,
-    /// Not asked: the candidate kept breaking down.
+    /// Not run: the candidate is suspended because it kept failing.
     pub skipped: u64,
-    /// Not asked: the candidate does not take such inputs.
+    /// Not run: the candidate does not accept such inputs.
     pub incompatible: u64,
 }
 
-impl Results {
-    /// By the words of the metrics.
+impl ResultCounts {
+    /// The counts with their names in metrics.
     pub fn by_name(&self) -> [(&'static str, u64); 6] {
         [
             ("agreed", self.agreed),
@@ -63,74 +63,70 @@ impl Results {
     }
 }
 
-/// What was counted of one pair.
+/// The counters of one pair.
 #[derive(Debug, Clone, Serialize)]
 pub struct PairCounts {
-    /// The version that was asked as well.
+    /// The candidate.
     pub candidate: Version,
-    /// The version that answered.
+    /// The primary.
     pub primary: Version,
-    /// When counting began.
-    #[serde(serialize_with = "moment")]
+    /// When counting started.
+    #[serde(serialize_with = "serialize_rfc3339")]
     pub since: SystemTime,
-    /// Requests of which there are two answers, or an error in place of the second.
+    /// Requests that the candidate was run on.
     pub compared: u64,
-    /// Rows that both have answered.
+    /// Rows that both versions have answered.
     pub rows: u64,
     /// Requests by result.
-    pub results: Results,
-    /// Errors by the kind of the fault.
+    pub results: ResultCounts,
+    /// Faults of the candidate by kind.
     pub errors: BTreeMap<&'static str, u64>,
-    /// Of each output of the primary, the rows that differed.
+    /// The rows that differed, by output of the primary.
     pub outputs: BTreeMap<String, OutputCounts>,
 }
 
-/// What was found of one pair.
+/// The results of one pair.
 #[derive(Debug, Clone, Serialize)]
 pub struct PairReport {
     /// The counters.
     #[serde(flatten)]
     pub counts: PairCounts,
-    /// The gravest disagreements, the gravest first.
+    /// The gravest disagreements, in order.
     pub worst: Vec<Disagreement>,
 }
 
-/// What was found of all pairs of one model.
+/// The results of all pairs of one model.
 #[derive(Debug, Clone, Serialize)]
 pub struct ModelReport {
     /// The model.
     pub model: ModelName,
-    /// By candidate and primary.
+    /// Ordered by candidate and primary.
     pub comparisons: Vec<PairReport>,
 }
 
-pub(super) fn moment<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
-}
-
-/// How one comparison ended.
+/// The outcome of one comparison.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum ComparisonOutcome {
     Dropped,
     Skipped,
     Incompatible,
     Compared(Findings),
 }
 
-/// What a comparison found.
+/// The results of one comparison.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
-    /// Rows with two answers.
+    /// Rows that both versions have answered.
     pub(super) rows: u64,
-    /// Of the primary's outputs, in its order.
+    /// By output of the primary, in the order of its signature.
     pub(super) outputs: Vec<(String, OutputCounts)>,
-    /// The kind of the fault, if the candidate gave no answer.
+    /// The kind of the fault, if the candidate ended with one.
     pub(super) fault: Option<&'static str>,
     pub(super) worst: Worst<Disagreement>,
 }
 
 impl Findings {
-    /// The same of further rows of the same request.
+    /// Add the findings of further rows of the same request.
     pub(super) fn add(&mut self, more: Self) {
         self.rows += more.rows;
         if self.outputs.is_empty() {
@@ -147,12 +143,12 @@ impl Findings {
     }
 }
 
-/// One pair's counters and findings.
+/// The counters and findings of one pair.
 pub(super) struct Report {
-    pair: Pair,
+    pair: VersionPair,
     digests: (Digest, Digest),
     since: SystemTime,
-    /// Suspends the comparing, and nothing else.
+    /// Suspends comparisons only; the candidate's own breaker is not affected.
     breaker: Breaker,
     dropped: AtomicU64,
     skipped: AtomicU64,
@@ -172,7 +168,7 @@ struct Found {
 }
 
 impl Report {
-    fn new(pair: Pair, digests: (Digest, Digest), since: SystemTime) -> Self {
+    fn new(pair: VersionPair, digests: (Digest, Digest), since: SystemTime) -> Self {
         Self {
             pair,
             digests,
@@ -190,20 +186,20 @@ impl Report {
         &self.breaker
     }
 
-    /// Waits for nobody.
+    /// Takes no lock.
     pub(super) fn count_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count(&self, outcome: Outcome) {
+    pub(super) fn count(&self, outcome: ComparisonOutcome) {
         let findings = match outcome {
-            Outcome::Compared(findings) => findings,
-            Outcome::Dropped => return self.count_dropped(),
-            Outcome::Skipped => {
+            ComparisonOutcome::Compared(findings) => findings,
+            ComparisonOutcome::Dropped => return self.count_dropped(),
+            ComparisonOutcome::Skipped => {
                 self.skipped.fetch_add(1, Ordering::Relaxed);
                 return;
             }
-            Outcome::Incompatible => {
+            ComparisonOutcome::Incompatible => {
                 self.incompatible.fetch_add(1, Ordering::Relaxed);
                 return;
             }
@@ -226,7 +222,7 @@ impl Report {
 
     fn counts(&self) -> PairCounts {
         let found = self.lock();
-        let results = Results {
+        let results = ResultCounts {
             agreed: found.agreed,
             differed: found.differed,
             error: found.errors.values().sum(),
@@ -247,7 +243,7 @@ impl Report {
     }
 
     fn lock(&self) -> MutexGuard<'_, Found> {
-        // A count is never left half done.
+        // A panic cannot leave a counter inconsistent.
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -255,25 +251,30 @@ impl Report {
 /// The reports of all pairs.
 #[derive(Default)]
 pub(super) struct Reports {
-    by_pair: ArcSwap<BTreeMap<Pair, Arc<Report>>>,
-    /// Grows with every use.
+    by_pair: ArcSwap<BTreeMap<VersionPair, Arc<Report>>>,
+    /// A logical clock that advances with every use.
     clock: AtomicU64,
 }
 
 impl Reports {
-    /// The report of a pair. It begins anew if a version is no longer the artifact that it was.
-    pub(super) fn of(&self, pair: Pair, digests: (Digest, Digest), now: SystemTime) -> Arc<Report> {
+    /// The report of a pair. A new one replaces it if a version has another artifact than before.
+    pub(super) fn get_or_insert(
+        &self,
+        pair: VersionPair,
+        digests: (Digest, Digest),
+        now: SystemTime,
+    ) -> Arc<Report> {
         let known = self.by_pair.load().get(&pair).map(Arc::clone);
         let report = match known.filter(|report| report.digests == digests) {
             Some(report) => report,
-            None => self.add(Arc::new(Report::new(pair, digests, now))),
+            None => self.insert(Arc::new(Report::new(pair, digests, now))),
         };
         report.last_used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         report
     }
 
-    /// The report, or the one that somebody else has added meanwhile.
-    fn add(&self, report: Arc<Report>) -> Arc<Report> {
+    /// Insert a report; returns the one that another thread has inserted meanwhile, if any.
+    fn insert(&self, report: Arc<Report>) -> Arc<Report> {
         let mut added = Arc::clone(&report);
         self.by_pair.rcu(|reports| {
             let known = reports.get(&report.pair);
@@ -302,7 +303,7 @@ impl Reports {
         reports.values().map(count).collect()
     }
 
-    pub(super) fn of_model(&self, model: &ModelName) -> ModelReport {
+    pub(super) fn model_report(&self, model: &ModelName) -> ModelReport {
         let reports = self.by_pair.load();
         let of_model = reports.values().filter(|report| report.pair.candidate.name == *model);
         let comparisons = of_model.map(|report| PairReport {
@@ -312,7 +313,7 @@ impl Reports {
         ModelReport { model: model.clone(), comparisons: comparisons.collect() }
     }
 
-    pub(super) fn forget(&self, model: &ModelName) {
+    pub(super) fn remove(&self, model: &ModelName) {
         self.by_pair.rcu(|reports| {
             let mut reports = BTreeMap::clone(reports);
             reports.retain(|pair, _| pair.candidate.name != *model);
@@ -323,14 +324,14 @@ impl Reports {
 
 #[cfg(test)]
 mod tests {
-    use super::super::compare::Kind;
-    use super::super::worst::{KEPT, Severity};
+    use super::super::compare::DifferenceKind;
+    use super::super::worst::{MAX_KEPT, Severity};
     use super::*;
 
-    fn pair(candidate: &str) -> Pair {
+    fn pair(candidate: &str) -> VersionPair {
         let name = "toxicity".parse().unwrap();
         let candidate = VersionId { name, version: candidate.parse().unwrap() };
-        Pair { candidate, primary: Version::new(1, 0, 0) }
+        VersionPair { candidate, primary: Version::new(1, 0, 0) }
     }
 
     fn digests() -> (Digest, Digest) {
@@ -338,11 +339,11 @@ mod tests {
     }
 
     fn report_of(reports: &Reports, candidate: &str) -> Arc<Report> {
-        reports.of(pair(candidate), digests(), SystemTime::UNIX_EPOCH)
+        reports.get_or_insert(pair(candidate), digests(), SystemTime::UNIX_EPOCH)
     }
 
     fn only(reports: &Reports) -> PairReport {
-        let mut report = reports.of_model(&"toxicity".parse().unwrap());
+        let mut report = reports.model_report(&"toxicity".parse().unwrap());
         assert_eq!(report.comparisons.len(), 1);
         report.comparisons.remove(0)
     }
@@ -354,7 +355,7 @@ mod tests {
             input_sha256: String::new(),
             row: Some(row),
             output: Some("score".to_owned()),
-            kind: Kind::Score,
+            kind: DifferenceKind::Score,
             fault: None,
             difference: Some(0.5),
             labels: None,
@@ -366,7 +367,7 @@ mod tests {
         let counts = OutputCounts { score, largest_difference: 0.5, ..OutputCounts::default() };
         let mut worst = Worst::default();
         for row in 0..usize::try_from(score).unwrap() {
-            worst.push(Severity { kind: Kind::Score, distance: 0.5 }, disagreement(row));
+            worst.push(Severity { kind: DifferenceKind::Score, distance: 0.5 }, disagreement(row));
         }
         Findings { rows: 8, outputs: vec![("score".to_owned(), counts)], fault, worst }
     }
@@ -375,12 +376,12 @@ mod tests {
     fn a_request_counts_as_one_result() {
         let reports = Reports::default();
         let report = report_of(&reports, "2.0.0");
-        report.count(Outcome::Compared(findings(0, None)));
-        report.count(Outcome::Compared(findings(3, None)));
-        report.count(Outcome::Compared(findings(1, Some("trap"))));
-        report.count(Outcome::Dropped);
-        report.count(Outcome::Skipped);
-        report.count(Outcome::Incompatible);
+        report.count(ComparisonOutcome::Compared(findings(0, None)));
+        report.count(ComparisonOutcome::Compared(findings(3, None)));
+        report.count(ComparisonOutcome::Compared(findings(1, Some("trap"))));
+        report.count(ComparisonOutcome::Dropped);
+        report.count(ComparisonOutcome::Skipped);
+        report.count(ComparisonOutcome::Incompatible);
         let counts = only(&reports).counts;
         assert_eq!(counts.results.by_name().map(|(_, count)| count), [1; 6]);
         assert_eq!((counts.compared, counts.rows, counts.errors["trap"]), (3, 24, 1));
@@ -395,7 +396,7 @@ mod tests {
         all.add(findings(2, None));
         all.add(findings(40, Some("trap")));
         assert_eq!((all.rows, all.outputs.len(), all.fault), (24, 1, Some("trap")));
-        assert_eq!((all.outputs[0].1.score, all.worst.iter().count()), (43, KEPT));
+        assert_eq!((all.outputs[0].1.score, all.worst.iter().count()), (43, MAX_KEPT));
     }
 
     #[test]
@@ -403,13 +404,13 @@ mod tests {
         let reports = Reports::default();
         for candidate in 0..2 * MAX_PAIRS {
             let report = report_of(&reports, &format!("2.{candidate}.0"));
-            (0..3).for_each(|_| report.count(Outcome::Compared(findings(30, None))));
+            (0..3).for_each(|_| report.count(ComparisonOutcome::Compared(findings(30, None))));
             // Still in use, so it stays.
             report_of(&reports, "2.0.0");
         }
-        let report = reports.of_model(&"toxicity".parse().unwrap());
+        let report = reports.model_report(&"toxicity".parse().unwrap());
         assert_eq!(report.comparisons.len(), MAX_PAIRS);
-        assert!(report.comparisons.iter().all(|pair| pair.worst.len() == KEPT));
+        assert!(report.comparisons.iter().all(|pair| pair.worst.len() == MAX_KEPT));
         let candidates: Vec<_> =
             report.comparisons.iter().map(|pair| pair.counts.candidate.minor).collect();
         let last = 2 * MAX_PAIRS as u64;
@@ -424,12 +425,12 @@ mod tests {
         report.count_dropped();
         assert!(Arc::ptr_eq(&report, &report_of(&reports, "2.0.0")));
         let other = (Digest::from_content(b"other"), digests().1);
-        let anew = reports.of(pair("2.0.0"), other, SystemTime::UNIX_EPOCH);
+        let anew = reports.get_or_insert(pair("2.0.0"), other, SystemTime::UNIX_EPOCH);
         assert!(!Arc::ptr_eq(&report, &anew));
-        assert_eq!(only(&reports).counts.results, Results::default());
-        reports.forget(&"else".parse().unwrap());
+        assert_eq!(only(&reports).counts.results, ResultCounts::default());
+        reports.remove(&"else".parse().unwrap());
         assert_eq!(reports.counts().len(), 1);
-        reports.forget(&"toxicity".parse().unwrap());
+        reports.remove(&"toxicity".parse().unwrap());
         assert_eq!(reports.counts().len(), 0);
         // Whoever still holds it counts into nothing.
         anew.count_dropped();
@@ -449,8 +450,9 @@ mod tests {
     #[test]
     fn a_report_has_the_documented_fields() {
         let reports = Reports::default();
-        report_of(&reports, "2.0.0").count(Outcome::Compared(findings(1, None)));
-        let report = serde_json::to_value(reports.of_model(&"toxicity".parse().unwrap())).unwrap();
+        report_of(&reports, "2.0.0").count(ComparisonOutcome::Compared(findings(1, None)));
+        let report =
+            serde_json::to_value(reports.model_report(&"toxicity".parse().unwrap())).unwrap();
         let wanted = serde_json::json!({
             "model": "toxicity",
             "comparisons": [{

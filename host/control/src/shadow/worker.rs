@@ -1,5 +1,5 @@
-//! One worker: takes a request from the queue, has the candidate asked at idle priority, and counts
-//! what comes of it.
+//! A worker receives a comparison from the queue, runs the candidate at idle priority, and counts the
+//! result.
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Map;
 
-use super::compare::{Kind, compare};
-use super::evidence::{Disagreement, Filled, Witness};
-use super::idle::Idle;
-use super::offers::{Call, Offered, Taken};
-use super::report::{Findings, Outcome, Report};
+use super::compare::{DifferenceKind, compare};
+use super::comparison::{ComparedBatch, Comparison};
+use super::evidence::{Disagreement, Evidence, NamedTensors};
+use super::idle_thread::IdleThread;
+use super::queue::{QueueReceiver, Queued, Wakeup};
+use super::report::{ComparisonOutcome, Findings, Report};
 use super::worst::{Severity, Worst};
-use super::{Batch, Comparison};
 use guesthouse_model::record;
 use guesthouse_model::{Signature, Tensor};
 use guesthouse_runtime::guest::{Fault, StopSignal};
@@ -23,24 +23,24 @@ use guesthouse_runtime::preinit::InstanceStart;
 use guesthouse_runtime::priority;
 use guesthouse_runtime::version::ServableVersion;
 
-/// How long a request may wait to be compared. After that, there was no time: versions are kept
-/// alive by what waits, and would be drained no sooner.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How long a comparison may wait in the queue before it is dropped. It keeps its versions loaded
+/// meanwhile, and so delays their draining.
+const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// How long a candidate's instances are kept for further requests, and with them the candidate.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the instances of a candidate, and with them the candidate, are kept for further comparisons.
+const KEEP_INSTANCES: Duration = Duration::from_secs(1);
 
-/// A request to be compared.
+/// A comparison in the queue.
 pub(super) struct Job {
     pub(super) comparison: Comparison,
     pub(super) report: Arc<Report>,
-    pub(super) offered: Instant,
+    pub(super) queued: Instant,
 }
 
 impl Job {
-    /// Let the report's breaker know how the request ended. The candidate's own learns nothing: it
-    /// may serve others well.
-    fn judge(&self, fault: Option<&Fault>) {
+    /// Report the end of the request to the breaker of the comparison. The candidate's own breaker is not
+    /// told, because its other requests may go well.
+    fn report_to_breaker(&self, fault: Option<&Fault>) {
         let (breaker, now) = (self.report.breaker(), Instant::now());
         let caller = self.comparison.caller;
         match fault {
@@ -59,171 +59,171 @@ impl Job {
 
 /// The two threads of a worker.
 pub(super) struct Worker {
-    jobs: Arc<Taken<Job>>,
-    idle: Idle,
-    /// Of the idle thread among those who wait for jobs.
+    jobs: Arc<QueueReceiver<Job>>,
+    idle: IdleThread,
+    /// The index of its idle thread among the waiters of the queue.
     index: usize,
 }
 
-/// Rows of one batch that the candidate takes at once.
+/// Consecutive rows of one batch that the candidate processes in one call.
 #[derive(Clone, Copy)]
-struct Piece {
-    /// Which batch.
+struct Chunk {
+    /// The index of the batch.
     batch: usize,
-    /// Its first row in the request.
+    /// The index of the batch's first row in the request.
     batch_first_row: usize,
     start: usize,
     count: usize,
 }
 
-/// Why there is nothing to compare.
-enum Obstacle {
-    /// The candidate does not take these inputs.
+/// Why a chunk cannot be compared.
+enum NotCompared {
+    /// The candidate does not accept these inputs.
     Incompatible,
-    /// The machine had no time or no room.
+    /// The machine had no time or no memory.
     Shed,
-    /// The candidate's own.
+    /// The candidate ended with a fault.
     Fault(Fault, Option<Box<Disagreement>>),
 }
 
-/// What comes back from the idle thread.
-struct Examined {
+/// What the idle thread returns.
+struct ChunkResult {
     leased: Option<LeasedInstance>,
-    outcome: Result<Findings, Obstacle>,
-    /// What it had of a processor.
+    outcome: Result<Findings, NotCompared>,
+    /// The processor time that it used.
     time: Duration,
 }
 
 impl Worker {
-    pub(super) fn new(jobs: Arc<Taken<Job>>, idle: Idle, index: usize) -> Self {
+    pub(super) fn new(jobs: Arc<QueueReceiver<Job>>, idle: IdleThread, index: usize) -> Self {
         Self { jobs, idle, index }
     }
 
-    /// Until there will be no more jobs.
-    pub(super) fn work(&self) {
+    /// Process jobs until the queue is closed.
+    pub(super) fn run(&self) {
         let mut last: Option<Arc<ServableVersion>> = None;
         loop {
-            let (bell, index) = (self.jobs.bell(), self.index);
-            let patience = last.as_ref().map(|_| PATIENCE);
-            match self.idle.run(move || bell.wait(index, patience)) {
-                Some(Call::Take) => {}
-                Some(Call::Patience) => {
-                    forget(&mut last);
+            let (notifier, index) = (self.jobs.notifier(), self.index);
+            let timeout = last.as_ref().map(|_| KEEP_INSTANCES);
+            match self.idle.run(move || notifier.wait(index, timeout)) {
+                Some(Wakeup::Ready) => {}
+                Some(Wakeup::TimedOut) => {
+                    release_instances(&mut last);
                     continue;
                 }
-                Some(Call::End) | None => return,
+                Some(Wakeup::Closed) | None => return,
             }
             // Another worker may have been quicker.
-            let Some(Offered { what, held }) = self.jobs.take() else { continue };
-            // Lent to the other thread, but dropped here.
-            let job = Arc::new(what);
+            let Some(Queued { item, reservation }) = self.jobs.try_receive() else { continue };
+            // The idle thread uses it, and it is dropped here.
+            let job = Arc::new(item);
             let candidate = &job.comparison.candidate;
             if last.as_ref().is_none_or(|last| last.key() != candidate.key()) {
-                forget(&mut last);
+                release_instances(&mut last);
                 last = Some(Arc::clone(candidate));
             }
-            job.report.count(self.run(&job));
-            drop((job, held));
+            job.report.count(self.compare(&job));
+            drop((job, reservation));
         }
     }
 
-    fn run(&self, job: &Arc<Job>) -> Outcome {
+    fn compare(&self, job: &Arc<Job>) -> ComparisonOutcome {
         let Comparison { candidate, primary, batches, .. } = &job.comparison;
-        if !could_take(candidate.signature(), primary.signature()) {
-            return Outcome::Incompatible;
+        if !is_compatible(candidate.signature(), primary.signature()) {
+            return ComparisonOutcome::Incompatible;
         }
-        if job.offered.elapsed() > LONGEST_WAIT {
-            return Outcome::Dropped;
+        if job.queued.elapsed() > MAX_WAIT {
+            return ComparisonOutcome::Dropped;
         }
         let now = Instant::now();
         let caller = job.comparison.caller;
         let is_suspended = candidate.breaker().check(caller, now).is_err();
         if is_suspended || job.report.breaker().admit(caller, now).is_err() {
-            return Outcome::Skipped;
+            return ComparisonOutcome::Skipped;
         }
-        let mut asking = Asking {
+        let mut call = CandidateCall {
             idle: &self.idle,
             job,
             stop: StopSignal::at_deadline(now + candidate.limits().predict_time),
             time: Duration::ZERO,
         };
         let mut findings = Findings::default();
-        let most = candidate.max_batch_size();
-        for piece in pieces(batches.iter().map(Batch::rows), most) {
-            match asking.run(piece) {
+        let max_rows = candidate.max_batch_size();
+        for chunk in chunks(batches.iter().map(ComparedBatch::rows), max_rows) {
+            match call.run(chunk) {
                 Ok(more) => findings.add(more),
-                Err(Obstacle::Incompatible) => return Outcome::Incompatible,
-                Err(Obstacle::Shed) => return Outcome::Dropped,
-                Err(Obstacle::Fault(fault, disagreement)) => {
-                    // As for a client, one bad batch is the end of the request.
-                    job.judge(Some(&fault));
+                Err(NotCompared::Incompatible) => return ComparisonOutcome::Incompatible,
+                Err(NotCompared::Shed) => return ComparisonOutcome::Dropped,
+                Err(NotCompared::Fault(fault, disagreement)) => {
+                    // The request ends with its first failed batch, as it does for a client.
+                    job.report_to_breaker(Some(&fault));
                     findings.fault = Some(fault.kind());
                     if let Some(disagreement) = disagreement {
-                        let severity = Severity { kind: Kind::Error, distance: 0.0 };
+                        let severity = Severity { kind: DifferenceKind::Error, distance: 0.0 };
                         findings.worst.push(severity, *disagreement);
                     }
-                    return Outcome::Compared(findings);
+                    return ComparisonOutcome::Compared(findings);
                 }
             }
         }
-        job.judge(None);
-        Outcome::Compared(findings)
+        job.report_to_breaker(None);
+        ComparisonOutcome::Compared(findings)
     }
 }
 
-/// Another candidate's turn, or nobody's: workers together have no more instances than threads.
-fn forget(last: &mut Option<Arc<ServableVersion>>) {
+/// Drop the instances of a candidate, so that all workers together have no more instances than threads.
+fn release_instances(last: &mut Option<Arc<ServableVersion>>) {
     if let Some(last) = last.take() {
         last.shadow_pool().clear();
     }
 }
 
-/// The candidate and one request.
-struct Asking<'a> {
-    idle: &'a Idle,
+/// One request to the candidate.
+struct CandidateCall<'a> {
+    idle: &'a IdleThread,
     job: &'a Arc<Job>,
     stop: StopSignal,
-    /// What it has had of a processor so far.
+    /// The processor time used so far.
     time: Duration,
 }
 
-impl Asking<'_> {
-    fn run(&mut self, piece: Piece) -> Result<Findings, Obstacle> {
+impl CandidateCall<'_> {
+    fn run(&mut self, chunk: Chunk) -> Result<Findings, NotCompared> {
         let candidate = &self.job.comparison.candidate;
         let pool = candidate.shadow_pool();
-        // Where `init` has to run for it, that takes longer than any lock is held: there.
+        // An instance that runs `init` is made by the idle thread, because it takes long.
         let leased = match candidate.report().start {
             InstanceStart::Snapshot => {
-                Some(pool.acquire(&self.stop).map_err(|fault| self.account(fault, None))?)
+                Some(pool.acquire(&self.stop).map_err(|fault| self.record_fault(fault, None))?)
             }
             InstanceStart::Init(_) => None,
         };
         let (job, stop) = (Arc::clone(self.job), self.stop.clone());
-        let examined = self.idle.run(move || examine(&job.comparison, piece, leased, &stop));
-        // It catches what the guest's call does, so this cannot be.
-        let Examined { leased, outcome, time } = examined.ok_or(Obstacle::Shed)?;
+        let result = self.idle.run(move || compare_chunk(&job.comparison, chunk, leased, &stop));
+        // The work catches its panics, so there is always a result.
+        let ChunkResult { leased, outcome, time } = result.ok_or(NotCompared::Shed)?;
         self.time += time;
         if let Some(leased) = leased {
             let spares = match &outcome {
-                Ok(_) | Err(Obstacle::Incompatible) => true,
-                Err(Obstacle::Fault(fault, _)) => fault.leaves_instance_usable(),
-                Err(Obstacle::Shed) => false,
+                Ok(_) | Err(NotCompared::Incompatible) => true,
+                Err(NotCompared::Fault(fault, _)) => fault.leaves_instance_usable(),
+                Err(NotCompared::Shed) => false,
             };
             pool.release(leased, spares);
         }
-        outcome.map_err(|obstacle| match obstacle {
-            Obstacle::Fault(fault, disagreement) => self.account(fault, disagreement),
+        outcome.map_err(|reason| match reason {
+            NotCompared::Fault(fault, disagreement) => self.record_fault(fault, disagreement),
             other => other,
         })
     }
 
-    /// Count and log a fault, as where clients are served; tell it from what says nothing of the
-    /// candidate.
-    fn account(&self, fault: Fault, disagreement: Option<Box<Disagreement>>) -> Obstacle {
+    /// Count and log a fault, as for clients. A fault that is not the candidate's own becomes
+    /// [`NotCompared::Shed`].
+    fn record_fault(&self, fault: Fault, disagreement: Option<Box<Disagreement>>) -> NotCompared {
         let candidate = &self.job.comparison.candidate;
         if matches!(fault, Fault::Deadline) && self.time < candidate.limits().predict_time * 9 / 10
         {
-            return Obstacle::Shed;
+            return NotCompared::Shed;
         }
         candidate.faults().count(&fault);
         if !fault.is_callers_fault() {
@@ -233,52 +233,52 @@ impl Asking<'_> {
                 kind = fault.kind(), trap = fault.trap(), "{fault}");
         }
         match fault {
-            Fault::Host(_) => Obstacle::Shed,
-            fault => Obstacle::Fault(fault, disagreement),
+            Fault::Host(_) => NotCompared::Shed,
+            fault => NotCompared::Fault(fault, disagreement),
         }
     }
 }
 
-/// Whether there are inputs that both take: the same ones by name and datatype, but for those that
-/// the candidate can do without.
-fn could_take(candidate: &Signature, primary: &Signature) -> bool {
+/// Whether there are inputs that both versions accept: names and datatypes are the same, except for
+/// inputs that are optional for the candidate.
+fn is_compatible(candidate: &Signature, primary: &Signature) -> bool {
     if candidate.inputs == primary.inputs {
         return true;
     }
-    let known = primary.inputs.iter().all(|given| {
+    let is_known = primary.inputs.iter().all(|given| {
         let same_name = candidate.inputs.iter().find(|field| field.name == given.name);
         same_name.is_some_and(|field| field.datatype == given.datatype)
     });
-    let given = |name: &str| primary.inputs.iter().any(|field| field.name == name);
-    known && candidate.required_inputs().all(|field| given(&field.name))
+    let is_given = |name: &str| primary.inputs.iter().any(|field| field.name == name);
+    is_known && candidate.required_inputs().all(|field| is_given(&field.name))
 }
 
-/// Batches of so many rows each, cut into what the candidate takes at once.
-fn pieces(rows: impl Iterator<Item = usize>, most: usize) -> Vec<Piece> {
-    let mut pieces = Vec::new();
+/// Split batches with these numbers of rows into chunks of at most `max_rows` rows.
+fn chunks(rows: impl Iterator<Item = usize>, max_rows: usize) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
     let mut batch_first_row = 0;
     for (batch, rows) in rows.enumerate() {
-        let cut = (0..rows).step_by(most).map(|start| {
-            let count = most.min(rows - start);
-            Piece { batch, batch_first_row, start, count }
+        let cut = (0..rows).step_by(max_rows).map(|start| {
+            let count = max_rows.min(rows - start);
+            Chunk { batch, batch_first_row, start, count }
         });
-        pieces.extend(cut);
+        chunks.extend(cut);
         batch_first_row += rows;
     }
-    pieces
+    chunks
 }
 
-/// The rows of the piece; no copy, if they are all.
-fn rows_of(tensors: &[Tensor], piece: Piece) -> Cow<'_, [Tensor]> {
-    if tensors.iter().all(|tensor| tensor.rows() == piece.count as u64) {
+/// The rows of the chunk. Nothing is copied if they are all rows.
+fn chunk_rows(tensors: &[Tensor], chunk: Chunk) -> Cow<'_, [Tensor]> {
+    if tensors.iter().all(|tensor| tensor.rows() == chunk.count as u64) {
         return Cow::Borrowed(tensors);
     }
-    tensors.iter().map(|tensor| tensor.slice_rows(piece.start, piece.count)).collect()
+    tensors.iter().map(|tensor| tensor.slice_rows(chunk.start, chunk.count)).collect()
 }
 
-/// The inputs as the candidate would have got them from the same caller; none, if it would have
-/// refused them.
-fn inputs_for<'a>(
+/// The inputs as the candidate would have got them from the same caller; none if it would have rejected
+/// them.
+fn convert_inputs<'a>(
     candidate: &Signature,
     primary: &Signature,
     inputs: &'a [Tensor],
@@ -286,7 +286,7 @@ fn inputs_for<'a>(
     if candidate.inputs == primary.inputs {
         return Some(Cow::Borrowed(inputs));
     }
-    // Other limits, other defaults: through the form in which both take everything.
+    // The candidate has other limits or defaults, so the inputs take the way through their JSON form.
     let outputs = primary.inputs.clone();
     let as_outputs = Signature { inputs: Vec::new(), outputs, max_batch_size: 1 };
     let records = record::encode(&as_outputs, inputs).ok()?;
@@ -294,47 +294,47 @@ fn inputs_for<'a>(
     record::decode(candidate, &records).ok().map(Cow::Owned)
 }
 
-/// Ask the candidate and compare, on the idle thread.
-fn examine(
+/// Run the candidate on a chunk and compare the outputs. Runs on the idle thread.
+fn compare_chunk(
     comparison: &Comparison,
-    piece: Piece,
+    chunk: Chunk,
     mut leased: Option<LeasedInstance>,
     stop: &StopSignal,
-) -> Examined {
+) -> ChunkResult {
     let before = priority::thread_cpu_time();
     let span = tracing::info_span!("shadow", request_id = comparison.request_id.as_str());
-    let examine = || span.in_scope(|| ask(comparison, piece, &mut leased, stop));
+    let run = || span.in_scope(|| run_and_compare(comparison, chunk, &mut leased, stop));
     // A panic here is a bug of the host.
-    let outcome = catch_unwind(AssertUnwindSafe(examine)).unwrap_or_else(|_panic| {
-        Err(Obstacle::Fault(Fault::Host("a shadow's thread panicked".to_owned()), None))
+    let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_panic| {
+        Err(NotCompared::Fault(Fault::Host("a shadow's thread panicked".to_owned()), None))
     });
-    Examined { leased, outcome, time: priority::thread_cpu_time() - before }
+    ChunkResult { leased, outcome, time: priority::thread_cpu_time() - before }
 }
 
-fn ask(
+fn run_and_compare(
     comparison: &Comparison,
-    piece: Piece,
+    chunk: Chunk,
     leased: &mut Option<LeasedInstance>,
     stop: &StopSignal,
-) -> Result<Findings, Obstacle> {
+) -> Result<Findings, NotCompared> {
     let Comparison { candidate, primary, batches, request_id, capture, .. } = comparison;
-    let batch = &batches[piece.batch];
-    let (inputs, answered) = (rows_of(&batch.inputs, piece), rows_of(&batch.outputs, piece));
-    let fitting = inputs_for(candidate.signature(), primary.signature(), &inputs);
-    let fitting = fitting.ok_or(Obstacle::Incompatible)?;
-    let mut witness = Witness {
+    let batch = &batches[chunk.batch];
+    let (inputs, answered) = (chunk_rows(&batch.inputs, chunk), chunk_rows(&batch.outputs, chunk));
+    let converted = convert_inputs(candidate.signature(), primary.signature(), &inputs);
+    let converted = converted.ok_or(NotCompared::Incompatible)?;
+    let mut evidence = Evidence {
         request_id,
-        first_row: piece.batch_first_row + piece.start,
+        first_row: chunk.batch_first_row + chunk.start,
         capture: *capture,
-        inputs: Filled::inputs(primary.signature(), &inputs),
-        primary: Filled::outputs(primary.signature(), &answered),
+        inputs: NamedTensors::inputs(primary.signature(), &inputs),
+        primary: NamedTensors::outputs(primary.signature(), &answered),
         candidate: None,
     };
     let outputs = match leased {
-        Some(leased) => leased.predict(&fitting, stop),
+        Some(leased) => leased.predict(&converted, stop),
         None => {
             let taken = candidate.shadow_pool().acquire(stop);
-            taken.and_then(|taken| leased.insert(taken).predict(&fitting, stop))
+            taken.and_then(|taken| leased.insert(taken).predict(&converted, stop))
         }
     };
     let outputs = outputs.map_err(|fault| {
@@ -344,17 +344,17 @@ fn ask(
             }
             _ => None,
         };
-        let disagreement = Box::new(witness.of_fault(fault.kind(), row));
-        Obstacle::Fault(fault, Some(disagreement))
+        let disagreement = Box::new(evidence.fault(fault.kind(), row));
+        NotCompared::Fault(fault, Some(disagreement))
     })?;
-    witness.candidate = Some(Filled::outputs(candidate.signature(), &outputs));
-    Ok(findings(&witness, comparison, piece.count))
+    evidence.candidate = Some(NamedTensors::outputs(candidate.signature(), &outputs));
+    Ok(findings(&evidence, comparison, chunk.count))
 }
 
-fn findings(witness: &Witness<'_>, comparison: &Comparison, rows: usize) -> Findings {
-    let candidate = witness.candidate.map_or(&[][..], |candidate| candidate.tensors);
+fn findings(evidence: &Evidence<'_>, comparison: &Comparison, rows: usize) -> Findings {
+    let candidate = evidence.candidate.map_or(&[][..], |candidate| candidate.tensors);
     let mut worst = Worst::default();
-    let compared = witness.primary.tensors.iter().enumerate().map(|(index, answered)| {
+    let compared = evidence.primary.tensors.iter().enumerate().map(|(index, answered)| {
         let other = candidate.iter().find(|tensor| tensor.name == answered.name);
         let tolerance = comparison.candidate.tolerances().get(&answered.name);
         let counts = compare(answered, other, tolerance.copied().unwrap_or(0.0), |difference| {
@@ -366,7 +366,7 @@ fn findings(witness: &Witness<'_>, comparison: &Comparison, rows: usize) -> Find
     let mut findings =
         Findings { rows: rows as u64, outputs: compared.collect(), ..Findings::default() };
     for (severity, (output, difference)) in worst.into_sorted() {
-        findings.worst.push(severity, witness.of_difference(output, &difference));
+        findings.worst.push(severity, evidence.difference(output, &difference));
     }
     findings
 }
@@ -401,19 +401,19 @@ mod tests {
         field("text", Datatype::Bytes, &[Constraint::Text, length])
     }
 
-    /// The inputs of one record for the primary, as the candidate gets them; none if it could not
-    /// take any, or does not take these.
+    /// The inputs of one record for the primary, as the candidate gets them; none if it does not accept
+    /// them.
     fn pass(primary: &[Field], candidate: &[Field], row: Value) -> Option<Vec<Tensor>> {
         let (primary, candidate) = (signature(primary), signature(candidate));
         let inputs = record::decode(&primary, &[row.as_object().unwrap()]).unwrap();
-        if !could_take(&candidate, &primary) {
+        if !is_compatible(&candidate, &primary) {
             return None;
         }
-        inputs_for(&candidate, &primary, &inputs).map(Cow::into_owned)
+        convert_inputs(&candidate, &primary, &inputs).map(Cow::into_owned)
     }
 
     #[test]
-    fn inputs_are_converted_to_the_candidates_signature() {
+    fn inputs_are_converted_to_the_signature_of_the_candidate() {
         let number = field("number", Datatype::Fp32, &[]);
         let optional = Field { default: Some(2_f32.to_le_bytes().to_vec()), ..number.clone() };
         let tensors = pass(&[text(9)], &[optional, text(20)], json!({"text": "ab"})).unwrap();
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn incompatible_inputs_are_not_run() {
+    fn inputs_that_a_candidate_does_not_accept_are_never_given_to_it() {
         let row = || json!({"text": "abc"});
         let renamed = Field { name: "words".to_owned(), ..text(9) };
         let retyped = field("text", Datatype::Fp32, &[]);
@@ -442,29 +442,29 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_split_into_its_rows() {
+    fn chunk_rows_are_borrowed_if_they_are_all() {
         let data: Vec<u8> = (0..6).collect();
         let name = "x".to_owned();
         let tensor = Tensor { name, datatype: Datatype::Uint8, shape: vec![6], data };
-        let piece = |start, count| Piece { batch: 0, batch_first_row: 0, start, count };
+        let chunk = |start, count| Chunk { batch: 0, batch_first_row: 0, start, count };
         let all = [tensor];
-        assert!(matches!(rows_of(&all, piece(0, 6)), Cow::Borrowed(_)), "nothing is copied");
-        assert_eq!(rows_of(&all, piece(4, 2))[0].data, [4, 5]);
+        assert!(matches!(chunk_rows(&all, chunk(0, 6)), Cow::Borrowed(_)), "nothing is copied");
+        assert_eq!(chunk_rows(&all, chunk(4, 2))[0].data, [4, 5]);
     }
 
     proptest! {
-        /// Each row of each batch is in one piece, in order, and no piece is too large.
+        /// Each row of each batch is in one chunk, in order, and no chunk is too large.
         #[test]
-        fn every_row_is_in_exactly_one_piece(
+        fn every_row_is_in_one_chunk(
             batches in prop::collection::vec(1_usize..40, 0..6),
             most in 1_usize..10,
         ) {
             let mut rows = Vec::new();
-            for piece in pieces(batches.iter().copied(), most) {
-                prop_assert!((1..=most).contains(&piece.count));
-                prop_assert!(piece.start + piece.count <= batches[piece.batch]);
-                let first = piece.batch_first_row + piece.start;
-                rows.extend(first..first + piece.count);
+            for chunk in chunks(batches.iter().copied(), most) {
+                prop_assert!((1..=most).contains(&chunk.count));
+                prop_assert!(chunk.start + chunk.count <= batches[chunk.batch]);
+                let first = chunk.batch_first_row + chunk.start;
+                rows.extend(first..first + chunk.count);
             }
             prop_assert_eq!(rows, (0..batches.iter().sum()).collect::<Vec<_>>());
         }

@@ -1,16 +1,16 @@
-//! The worst of what was found: a few, in order.
+//! A bounded list of the gravest disagreements, in order.
 
 use std::cmp::Ordering;
 
-use super::compare::Kind;
+use super::compare::DifferenceKind;
 
-/// How many are kept: enough to see a pattern, few enough to read.
-pub(super) const KEPT: usize = 16;
+/// How many disagreements are kept: enough to see a pattern, few enough to read.
+pub(super) const MAX_KEPT: usize = 16;
 
-/// How grave a disagreement is: by its kind, and within it by the distance.
+/// How grave a disagreement is: its kind first, then the distance.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Severity {
-    pub(super) kind: Kind,
+    pub(super) kind: DifferenceKind,
     pub(super) distance: f64,
 }
 
@@ -20,7 +20,7 @@ impl Severity {
     }
 }
 
-/// At most [`KEPT`] things, the gravest first; of equals, the first to come.
+/// At most [`MAX_KEPT`] items, the gravest first; equal ones in the order in which they came.
 #[derive(Debug, Clone)]
 pub(super) struct Worst<T>(Vec<(Severity, T)>);
 
@@ -31,12 +31,12 @@ impl<T> Default for Worst<T> {
 }
 
 impl<T> Worst<T> {
-    /// Keep it, if it is among the worst.
-    pub(super) fn push(&mut self, severity: Severity, thing: T) {
-        let place = self.0.partition_point(|(other, _)| other.order(&severity).is_ge());
-        if place < KEPT {
-            self.0.truncate(KEPT - 1);
-            self.0.insert(place, (severity, thing));
+    /// Insert an item, if it is among the gravest.
+    pub(super) fn push(&mut self, severity: Severity, item: T) {
+        let position = self.0.partition_point(|(other, _)| other.order(&severity).is_ge());
+        if position < MAX_KEPT {
+            self.0.truncate(MAX_KEPT - 1);
+            self.0.insert(position, (severity, item));
         }
     }
 
@@ -47,7 +47,7 @@ impl<T> Worst<T> {
 
     /// The gravest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().map(|(_, thing)| thing)
+        self.0.iter().map(|(_, item)| item)
     }
 }
 
@@ -57,16 +57,34 @@ mod tests {
 
     use super::*;
 
-    const ORDER: [Kind; 5] = [Kind::Error, Kind::Shape, Kind::Nan, Kind::Label, Kind::Score];
+    const ORDER: [DifferenceKind; 5] = [
+        DifferenceKind::Error,
+        DifferenceKind::Shape,
+        DifferenceKind::Nan,
+        DifferenceKind::Label,
+        DifferenceKind::Score,
+    ];
 
     #[test]
     fn errors_rank_before_score_differences() {
         let mut worst = Worst::default();
-        for kind in [Kind::Score, Kind::Nan, Kind::Error, Kind::Label, Kind::Shape] {
+        for kind in [
+            DifferenceKind::Score,
+            DifferenceKind::Nan,
+            DifferenceKind::Error,
+            DifferenceKind::Label,
+            DifferenceKind::Shape,
+        ] {
             worst.push(Severity { kind, distance: 0.5 }, (kind, 0));
         }
-        worst.push(Severity { kind: Kind::Score, distance: 0.75 }, (Kind::Score, 1));
-        worst.push(Severity { kind: Kind::Score, distance: 0.5 }, (Kind::Score, 2));
+        worst.push(
+            Severity { kind: DifferenceKind::Score, distance: 0.75 },
+            (DifferenceKind::Score, 1),
+        );
+        worst.push(
+            Severity { kind: DifferenceKind::Score, distance: 0.5 },
+            (DifferenceKind::Score, 2),
+        );
         let kinds: Vec<_> = worst.iter().map(|(kind, _)| *kind).collect();
         assert_eq!(kinds[..5], ORDER);
         let scores: Vec<_> = worst.iter().skip(4).map(|(_, number)| *number).collect();
@@ -74,7 +92,7 @@ mod tests {
     }
 
     proptest! {
-        /// Never more than the bound, and just those that sorting all of them would leave.
+        /// The list is bounded, and has the items that sorting all of them would leave.
         #[test]
         fn the_worst_differences_are_kept(
             all in prop::collection::vec((0_usize..5, 0_u8..20), 0..100),
@@ -86,10 +104,10 @@ mod tests {
             let mut sorted: Vec<_> = all.iter().copied().map(severity).enumerate().collect();
             for (index, severity) in &sorted {
                 worst.push(*severity, *index);
-                prop_assert!(worst.iter().count() <= KEPT);
+                prop_assert!(worst.iter().count() <= MAX_KEPT);
             }
             sorted.sort_by(|(_, one), (_, other)| other.order(one));
-            let wanted: Vec<_> = sorted.iter().take(KEPT).map(|(index, _)| *index).collect();
+            let wanted: Vec<_> = sorted.iter().take(MAX_KEPT).map(|(index, _)| *index).collect();
             prop_assert_eq!(worst.iter().copied().collect::<Vec<_>>(), wanted);
         }
     }

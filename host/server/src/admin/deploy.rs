@@ -22,7 +22,7 @@ use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::request_log::RequestLog;
 use crate::edge::{forwarded, media_type};
 use guesthouse_artifact::{Artifact, MAX_ARTIFACT_BYTES};
-use guesthouse_control::control::{Answer, ControlError, DEPLOY_STEPS};
+use guesthouse_control::control::{ChangeOutcome, ControlError, DEPLOY_STEPS};
 use guesthouse_control::rollout::Promotion;
 use guesthouse_runtime::durable::{self, FileOperation};
 use guesthouse_runtime::store::StoreError;
@@ -167,7 +167,7 @@ fn run(
     };
     let begin_step = |step| operation.begin_step(step);
     match admin.control.deploy(artifact, promotion, &ask, &begin_step)? {
-        Answer::Now(changed) => Deployment::new(&changed).ok_or_else(ApiError::internal),
-        Answer::Before(text) => Ok(Deployment { replayed: true, ..stored(&text)? }),
+        ChangeOutcome::Made(changed) => Deployment::new(&changed).ok_or_else(ApiError::internal),
+        ChangeOutcome::Replayed(text) => Ok(Deployment { replayed: true, ..stored(&text)? }),
     }
 }

@@ -16,8 +16,8 @@ use super::{
 use crate::api::keys::{CreateKeyRequest, KeyChange, KeyList};
 use crate::edge::error::ApiError;
 use crate::edge::request_log::RequestLog;
-use guesthouse_control::control::{Ask, Control, ControlError, KeyAnswer, NewKey};
-use guesthouse_control::keys::{ScopesError, Time};
+use guesthouse_control::control::{ChangeOptions, Control, ControlError, KeyChangeOutcome, NewKey};
+use guesthouse_control::keys::{ScopesError, Timestamp};
 use guesthouse_runtime::clock;
 
 /// `GET /admin/v1/keys`
@@ -27,8 +27,8 @@ pub(super) async fn list(
 ) -> Result<Json<KeyList>, ApiError> {
     admin.authorize(&headers)?;
     let (keys, now) = (admin.control.keys(), clock::now());
-    let configured = keys.configured().into_iter().map(|key| key.shown(now));
-    let stored = keys.stored().into_iter().map(|stored| stored.shown(now));
+    let configured = keys.configured().into_iter().map(|key| key.view(now));
+    let stored = keys.stored().into_iter().map(|stored| stored.view(now));
     Ok(Json(KeyList { keys: configured.chain(stored).map(Into::into).collect() }))
 }
 
@@ -41,12 +41,12 @@ pub(super) async fn create(admin: Shared, query: RawQuery, request: Request) -> 
         let CreateKeyRequest { name, scopes, expires, rate } = body;
         let scopes = scopes.try_into();
         let scopes = scopes.map_err(|error: ScopesError| malformed(error.to_string()))?;
-        let expires = expires.map(|text| Time::to_come(&text, clock::now())).transpose();
+        let expires = expires.map(|text| Timestamp::parse_expiry(&text, clock::now())).transpose();
         let expires = expires.map_err(|_error| {
             malformed("`expires` is a future time, like 2027-01-01T00:00:00Z or 90d".to_owned())
         })?;
         let new = NewKey { name, scopes, expires, rate };
-        Ok((ask, move |control: &Control, ask: &Ask| control.create_key(new, ask)))
+        Ok((ask, move |control: &Control, ask: &ChangeOptions| control.create_key(new, ask)))
     };
     change(admin, query, request, prepare).await
 }
@@ -60,7 +60,7 @@ pub(super) async fn revoke(
 ) -> Response {
     let prepare = |_: EmptyRequest, context: &ChangeContext| {
         let ask = context.ask(&("revoke_key", &id));
-        Ok((ask, move |control: &Control, ask: &Ask| control.revoke_key(&id, ask)))
+        Ok((ask, move |control: &Control, ask: &ChangeOptions| control.revoke_key(&id, ask)))
     };
     change(admin, query, request, prepare).await
 }
@@ -70,10 +70,10 @@ async fn change<T: DeserializeOwned, C>(
     State(admin): Shared,
     RawQuery(query): RawQuery,
     request: Request,
-    prepare: impl FnOnce(T, &ChangeContext) -> Result<(Ask, C), ApiError>,
+    prepare: impl FnOnce(T, &ChangeContext) -> Result<(ChangeOptions, C), ApiError>,
 ) -> Response
 where
-    C: FnOnce(&Control, &Ask) -> Result<KeyAnswer, ControlError> + Send + 'static,
+    C: FnOnce(&Control, &ChangeOptions) -> Result<KeyChangeOutcome, ControlError> + Send + 'static,
 {
     let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
@@ -90,8 +90,8 @@ where
         // Waits for the disk. It continues if the client leaves.
         let work = tokio::task::spawn_blocking(move || change(&control, &ask));
         match work.await.map_err(|_panic| ApiError::internal())?? {
-            KeyAnswer::Now(changed) => Ok((KeyChange::from(*changed), false)),
-            KeyAnswer::Before(text) => Ok((stored(&text)?, true)),
+            KeyChangeOutcome::Made(changed) => Ok((KeyChange::from(*changed), false)),
+            KeyChangeOutcome::Replayed(text) => Ok((stored(&text)?, true)),
         }
     };
     let outcome = outcome.await;

@@ -165,8 +165,8 @@ impl From<rollout::Status> for ChangeStatus {
 }
 
 /// The outcome of the change, without what a deployment has found out.
-impl From<&control::Changed> for ModelChange {
-    fn from(change: &control::Changed) -> Self {
+impl From<&control::ChangeReport> for ModelChange {
+    fn from(change: &control::ChangeReport) -> Self {
         Self {
             model: change.model.clone(),
             revision: change.revision,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Word;
 use super::schema;
 use guesthouse_control::control;
-use guesthouse_control::keys::{KeyName, Scope, Scopes, ShownKey};
+use guesthouse_control::keys::{KeyName, KeyView, Scope, Scopes};
 use guesthouse_control::rate;
 
 /// The body of `POST /admin/v1/keys`.
@@ -31,7 +31,7 @@ pub struct CreateKeyRequest {
     pub rate: Option<rate::Rate>,
 }
 
-/// Stands for the times that [`guesthouse_control::keys::Time::to_come`] parses.
+/// Stands for the times that [`guesthouse_control::keys::Timestamp::parse_expiry`] parses.
 #[derive(JsonSchema)]
 #[schemars(inline)]
 #[expect(dead_code, reason = "a schema")]
@@ -160,8 +160,8 @@ pub(super) fn scope_words(scopes: Scopes) -> Vec<String> {
     BTreeSet::from(scopes).into_iter().map(String::from).collect()
 }
 
-impl From<ShownKey> for Key {
-    fn from(key: ShownKey) -> Self {
+impl From<KeyView> for Key {
+    fn from(key: KeyView) -> Self {
         Self {
             id: key.id,
             name: key.name.to_string(),
@@ -177,8 +177,8 @@ impl From<ShownKey> for Key {
     }
 }
 
-impl From<control::KeyChanged> for KeyChange {
-    fn from(change: control::KeyChanged) -> Self {
+impl From<control::KeyChangeReport> for KeyChange {
+    fn from(change: control::KeyChangeReport) -> Self {
         Self {
             key: change.key.into(),
             revision: change.revision,

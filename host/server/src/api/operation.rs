@@ -90,7 +90,7 @@ pub struct Replay {
 
 impl Deployment {
     /// The outcome of a change that was a deployment; `None` of any other.
-    pub(crate) fn new(changed: &control::Changed) -> Option<Self> {
+    pub(crate) fn new(changed: &control::ChangeReport) -> Option<Self> {
         let control::DeployReport { version, digest, replay } = changed.deploy.clone()?;
         let replay = replay.map(|control::Replay { of, examples, differences }| Replay {
             of: Some(of),

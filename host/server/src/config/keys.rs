@@ -64,7 +64,7 @@ pub(super) fn validate(sections: Vec<KeySection>) -> Result<Vec<Key>, ConfigErro
     }
     let keys = sections.into_iter().map(KeySection::validate).collect::<Result<Vec<_>, _>>()?;
     let probe = guesthouse_control::keys::Keys::default();
-    let same = |error: guesthouse_control::keys::SameKey| ConfigError::Value {
+    let same = |error: guesthouse_control::keys::DuplicateKey| ConfigError::Value {
         key: "keys".to_owned(),
         reason: error.to_string(),
     };
@@ -77,7 +77,7 @@ impl KeySection {
         let Self { name, sha256, scopes, expires, rate } = self;
         let wrong = |reason: String| ConfigError::Value { key: format!("keys, {name}"), reason };
         let expires = expires.map(|expires| expires.parse()).transpose();
-        let expires = expires.map_err(|error: guesthouse_control::keys::TimeError| {
+        let expires = expires.map_err(|error: guesthouse_control::keys::TimestampError| {
             wrong(format!("expires: {error}"))
         })?;
         let sha256 = sha256

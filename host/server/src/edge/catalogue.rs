@@ -154,7 +154,7 @@ pub(crate) fn resolution(
     let place = key.map(|key| router::bucket(&model, key.as_bytes()));
     let mut choice = None;
     if place.is_some() || matches.len() == 1 {
-        let draw = Draw { place: place.unwrap_or(0), shadow: WHOLE, caller: None };
+        let draw = Draw { split: place.unwrap_or(0), shadow: WHOLE, caller: None };
         let route = router::route(snapshot, &model, &selector, draw, now)?;
         let version = route.version.id().version.clone();
         choice = Some(Choice { version, reason: route.reason.as_str().to_owned(), place });

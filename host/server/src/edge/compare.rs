@@ -38,7 +38,7 @@ impl Drop for CompareOnDrop {
         let Some((comparison, shadows)) = self.0.take() else { return };
         // Without a runtime, the server has stopped.
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(async move { shadows.offer(comparison) });
+            runtime.spawn(async move { shadows.submit(comparison) });
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use super::error::{ApiError, ErrorCode};
 use guesthouse_artifact::ArtifactError;
-use guesthouse_control::control::{ControlError, KeyRefusal};
+use guesthouse_control::control::{ControlError, KeyChangeError};
 use guesthouse_control::ledger::LedgerError;
-use guesthouse_control::registry::{Cause, Failure, LoadError};
-use guesthouse_control::rollout::Refusal;
+use guesthouse_control::registry::{Failure, FailureCause, LoadError};
+use guesthouse_control::rollout::RolloutError;
 use guesthouse_control::router::RouteError;
 use guesthouse_runtime::store::StoreError;
 
@@ -15,13 +15,13 @@ impl From<ControlError> for ApiError {
         let with = |code| Self::new(code, guesthouse_model::terminal::reason(&message));
         match error {
             ControlError::UnknownModel => RouteError::UnknownModel.into(),
-            ControlError::Refused(Refusal::UnknownVersion(_)) => with(ErrorCode::NotFound),
-            ControlError::Refused(Refusal::OverWhole(_)) => with(ErrorCode::MalformedRequest),
-            ControlError::Refused(_) => with(ErrorCode::Conflict),
+            ControlError::Rollout(RolloutError::UnknownVersion(_)) => with(ErrorCode::NotFound),
+            ControlError::Rollout(RolloutError::OverWhole(_)) => with(ErrorCode::MalformedRequest),
+            ControlError::Rollout(_) => with(ErrorCode::Conflict),
             ControlError::Revision { .. } => with(ErrorCode::RevisionConflict),
-            ControlError::KeyMismatch => with(ErrorCode::IdempotencyMismatch),
-            ControlError::Key(KeyRefusal::Unknown) => with(ErrorCode::NotFound),
-            ControlError::Key(_) | ControlError::SameKey(_) => with(ErrorCode::Conflict),
+            ControlError::IdempotencyMismatch => with(ErrorCode::IdempotencyMismatch),
+            ControlError::Key(KeyChangeError::Unknown) => with(ErrorCode::NotFound),
+            ControlError::Key(_) | ControlError::DuplicateKey(_) => with(ErrorCode::Conflict),
             ControlError::Randomness(_) | ControlError::Clock => with(ErrorCode::Internal),
             ControlError::Contract { changes, .. } => {
                 Self { violations: changes, ..with(ErrorCode::ContractViolation) }
@@ -46,7 +46,7 @@ fn load_code(error: &LoadError) -> ErrorCode {
     match error {
         LoadError::Artifact(error) => artifact_code(error),
         LoadError::BudgetExceeded(_) => ErrorCode::Conflict,
-        LoadError::Preinit(_) | LoadError::Proof(_) if error.cause() == Cause::Accident => {
+        LoadError::Preinit(_) | LoadError::Proof(_) if error.cause() == FailureCause::Transient => {
             ErrorCode::Internal
         }
         LoadError::Preinit(_) | LoadError::Signature(_) | LoadError::Proof(_) => {
@@ -61,14 +61,14 @@ fn load_code(error: &LoadError) -> ErrorCode {
 fn failure_code(failure: &Failure) -> ErrorCode {
     match (failure.cause, failure.step) {
         (_, "admission") => ErrorCode::Conflict,
-        (Cause::Accident, _) => ErrorCode::Internal,
-        (Cause::Artifact | Cause::Unclear, _) => ErrorCode::UnacceptableArtifact,
+        (FailureCause::Transient, _) => ErrorCode::Internal,
+        (FailureCause::Artifact | FailureCause::Unknown, _) => ErrorCode::UnacceptableArtifact,
     }
 }
 
 /// The error for a failure of the disk. Operators need the reason, which contains no secrets.
 fn storage_error(is_full: bool, error: &(dyn std::error::Error + 'static)) -> ApiError {
-    let reason = guesthouse_control::registry::chain(error);
+    let reason = guesthouse_control::registry::error_chain(error);
     tracing::error!(reason, "a change failed");
     let code = if is_full { ErrorCode::InsufficientStorage } else { ErrorCode::Internal };
     ApiError::new(code, reason)

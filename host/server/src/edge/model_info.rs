@@ -22,7 +22,7 @@ use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::pages::ModelScope;
 use crate::edge::request_log::RequestLog;
 use crate::edge::state::Edge;
-use guesthouse_control::control::{Ask, Control, ControlError};
+use guesthouse_control::control::{ChangeOptions, Control, ControlError};
 use guesthouse_control::ledger::Author;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_control::router::{self, RouteError};
@@ -229,11 +229,11 @@ impl InfoRequest<'_> {
         &self,
         actor: String,
         model: &str,
-        change: fn(&Control, &ModelName, &Ask) -> Result<(), ControlError>,
+        change: fn(&Control, &ModelName, &ChangeOptions) -> Result<(), ControlError>,
     ) -> Result<ModelName, ApiError> {
         let (name, _) = named(model, "")?;
         let reason = Some("model repository API".to_owned());
-        let ask = Ask { author: Author { actor, reason }, ..Ask::default() };
+        let ask = ChangeOptions { author: Author { actor, reason }, ..ChangeOptions::default() };
         let (control, changed) = (Arc::clone(&self.edge.control), name.clone());
         let work = tokio::task::spawn_blocking(move || change(&control, &changed, &ask));
         work.await.map_err(|_panic| ApiError::internal())??;

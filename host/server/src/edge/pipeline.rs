@@ -186,7 +186,7 @@ impl<'a> PredictRequest<'a> {
         };
         let caller = CallerId::new(self.caller.name(), key);
         let shadow = rand::rng().random_range(0..WHOLE);
-        let draw = Draw { place, shadow, caller: Some(caller) };
+        let draw = Draw { split: place, shadow, caller: Some(caller) };
         let route = router::route(snapshot, &self.model, &self.selector, draw, Instant::now());
         let routed = route.map(|route| {
             let is_random = key.is_none() && route.is_drawn;

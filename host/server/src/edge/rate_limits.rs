@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use guesthouse_control::rate::{Bucket, Rate, Taken};
+use guesthouse_control::rate::{Bucket, Rate, RateDecision};
 use guesthouse_model::ModelName;
 
 use super::error::{ApiError, ErrorCode};
@@ -46,7 +46,7 @@ impl ModelRates {
 
 /// The state of the limits that a request was charged to: the key's, then the model's.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct RateLimitReport(Vec<(&'static str, Taken)>);
+pub(crate) struct RateLimitReport(Vec<(&'static str, RateDecision)>);
 
 impl RateLimitReport {
     /// Charge the request to a limit.
@@ -66,7 +66,7 @@ impl RateLimitReport {
 
     /// Write the headers of the response.
     pub(super) fn write_headers(&self, headers: &mut HeaderMap) {
-        let list = |member: &dyn Fn(&(&'static str, Taken)) -> String| {
+        let list = |member: &dyn Fn(&(&'static str, RateDecision)) -> String| {
             let members: Vec<_> = self.0.iter().map(member).collect();
             HeaderValue::try_from(members.join(", ")).ok().filter(|value| !value.is_empty())
         };

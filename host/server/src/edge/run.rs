@@ -12,7 +12,7 @@ use super::codec::{Inputs, Outputs, PartialRows};
 use super::error::{ApiError, Detail, ErrorCode};
 use super::policy::Policy;
 use guesthouse_control::router::Route;
-use guesthouse_control::shadow::{Batch, Comparison};
+use guesthouse_control::shadow::{ComparedBatch, Comparison};
 use guesthouse_model::Tensor;
 use guesthouse_runtime::inference::{InferenceThreads, PredictJob, QueueOptions};
 use guesthouse_runtime::stages::{Stage, StageTimer};
@@ -31,7 +31,7 @@ pub(super) struct Runner<'a> {
     pub(super) timer: StageTimer,
     pub(super) queue_options: QueueOptions,
     /// The calls that a shadow is to run as well.
-    pub(super) compared: Vec<Batch>,
+    pub(super) compared: Vec<ComparedBatch>,
 }
 
 impl Runner<'_> {
@@ -129,7 +129,7 @@ impl Runner<'_> {
         let job = PredictJob { version, caller, inputs, deadline, timer, queue_options };
         let outputs = self.inference.predict(job).await?;
         if let Some(inputs) = compared {
-            self.compared.push(Batch { inputs, outputs: outputs.clone() });
+            self.compared.push(ComparedBatch { inputs, outputs: outputs.clone() });
         }
         Ok(outputs)
     }

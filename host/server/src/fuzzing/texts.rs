@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::config::{ConfigFile, Override};
 use crate::edge::fuzzing as edge;
 use guesthouse_artifact::Digest;
-use guesthouse_control::keys::{Scope, StoredKey, Time};
+use guesthouse_control::keys::{Scope, StoredKey, Timestamp};
 use guesthouse_control::ledger::{self, Entry};
 use guesthouse_control::rate::Bucket;
 use guesthouse_control::rollout::ModelState;
@@ -77,7 +77,7 @@ pub(super) fn names(bytes: &[u8]) {
     }
     let scopes = text.parse::<Scope>().map(|scope| scope.to_string());
     assert!(scopes.is_err() || scopes.as_deref() == Ok(text));
-    if let Ok(time) = text.parse::<Time>() {
+    if let Ok(time) = text.parse::<Timestamp>() {
         assert_eq!(time.to_string().parse(), Ok(time));
     }
     let Ok(selector) = text.parse::<Selector>() else { return };

@@ -1,8 +1,7 @@
-//! Reading the configuration again while the server runs (SIGHUP): what can change changes, and where
-//! the new one makes no sense the last good one holds.
+//! Reloading the configuration while the server runs (SIGHUP). Everything that can change without a restart
+//! changes; if the new configuration is not valid, the last valid one stays.
 //!
-//! What sockets, threads and memory were set up by is as it was at the start; the log says which keys
-//! wait for a restart.
+//! Sockets, threads and memory stay as they were set up at the start. The log says which sections need a restart.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -11,19 +10,19 @@ use crate::config::{Limits, Settings};
 use crate::edge::{Edge, Policy};
 use guesthouse_control::control::Control;
 
-/// What the operator has written now, or why it cannot be used.
+/// Reads the configuration again; the error says why it is not valid.
 pub type Reread = Box<dyn Fn() -> Result<Settings, String> + Send + Sync>;
 
-/// What a reload changes.
+/// Reloads the configuration.
 pub(super) struct Reloader {
     pub(super) reread: Reread,
     pub(super) control: Arc<Control>,
     pub(super) edge: Arc<Edge>,
-    /// What the server was started with.
+    /// The settings at the start of the server.
     pub(super) started: Settings,
 }
 
-/// What the configuration says of requests, with the limits that hold since the start.
+/// The settings that each request looks up, with these limits.
 pub(super) fn policy(settings: &Settings, limits: Limits) -> Policy {
     Policy {
         captured: settings.shadow_captures.clone(),
@@ -38,14 +37,14 @@ pub(super) fn policy(settings: &Settings, limits: Limits) -> Policy {
 }
 
 impl Reloader {
-    /// Read the configuration and put it into force, as far as that is possible. Touches the disk.
+    /// Read the configuration and apply what can be applied. Blocks on the disk.
     pub(super) fn reload(&self) {
         match self.try_reload() {
             Ok(settings) => {
-                let waiting = self.waits_for_restart(&settings);
+                let sections = self.needs_restart(&settings);
                 tracing::info!(
                     target: "change",
-                    needs_restart = waiting.join(", "),
+                    needs_restart = sections.join(", "),
                     "configuration reloaded"
                 );
             }
@@ -54,7 +53,7 @@ impl Reloader {
                 tracing::error!(
                     target: "change",
                     reason,
-                    "configuration not reloaded: the last good one holds"
+                    "configuration not reloaded: the last valid one stays"
                 );
             }
         }
@@ -64,10 +63,11 @@ impl Reloader {
         let settings = (self.reread)()?;
         let held = self.edge.policy.load().limits;
         let limits = reloaded(&held, &settings.limits);
-        let words = |error: &dyn std::error::Error| guesthouse_control::registry::chain(error);
+        let words =
+            |error: &dyn std::error::Error| guesthouse_control::registry::error_chain(error);
         let keys = self.control.keys();
         keys.check_configured(&settings.keys).map_err(|error| words(&error))?;
-        // The one step that can fail on a good configuration comes first.
+        // This step can fail although the configuration is valid, so it comes first.
         self.control.configure(settings.splits.clone()).map_err(|error| words(&error))?;
         let configured = self.control.configure_keys(settings.keys.clone(), settings.key_rate);
         configured.map_err(|error| words(&error))?;
@@ -78,8 +78,8 @@ impl Reloader {
         Ok(settings)
     }
 
-    /// Sections whose changes are not in force.
-    fn waits_for_restart(&self, now: &Settings) -> Vec<&'static str> {
+    /// The sections whose changes need a restart.
+    fn needs_restart(&self, now: &Settings) -> Vec<&'static str> {
         let differs =
             |one: &dyn Debug, other: &dyn Debug| format!("{one:?}") != format!("{other:?}");
         let then = &self.started;
@@ -104,10 +104,10 @@ impl Reloader {
     }
 }
 
-/// The limits that hold, but for those that each request looks up.
+/// The current limits, with the new values of those that each request looks up.
 fn reloaded(held: &Limits, new: &Limits) -> Limits {
     Limits {
-        // There must be room for one of the largest.
+        // One body of the largest size must fit.
         body_bytes: new.body_bytes.min(held.bodies_in_flight_bytes),
         batch_rows: new.batch_rows,
         max_predict_time: new.max_predict_time,

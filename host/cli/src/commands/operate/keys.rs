@@ -3,7 +3,7 @@
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use guesthouse_control::keys::{self, KeyHash, KeyName, Scope, Scopes, Time};
+use guesthouse_control::keys::{self, KeyHash, KeyName, Scope, Scopes, Timestamp};
 use guesthouse_control::rate::Rate;
 use guesthouse_model::terminal::printable;
 use guesthouse_server::api::keys::{CreateKeyRequest, KeyChange};
@@ -48,11 +48,12 @@ struct KeyArguments {
 
 impl KeyArguments {
     /// Check the properties before anything is sent.
-    fn validate(&self) -> Result<(Scopes, Option<Time>, Option<Rate>), OperateError> {
+    fn validate(&self) -> Result<(Scopes, Option<Timestamp>, Option<Rate>), OperateError> {
         let scopes = self.scopes.iter().cloned().collect::<std::collections::BTreeSet<_>>();
         let too_many = |_error| OperateError::Usage("a key has 1 to 64 scopes");
         let now = guesthouse_runtime::clock::now();
-        let expires = self.expires.as_deref().map(|text| Time::to_come(text, now)).transpose();
+        let expires =
+            self.expires.as_deref().map(|text| Timestamp::parse_expiry(text, now)).transpose();
         let no_time = |_error| {
             OperateError::Usage("--expires is a future time, like 90d or 2027-01-01T00:00:00Z")
         };
@@ -187,11 +188,11 @@ fn generate(arguments: &GenerateArguments) -> anyhow::Result<()> {
         String::new(),
         "[[keys]]".to_owned(),
         format!("name = {}", json!(arguments.key.name)),
-        format!("sha256 = {}", json!(KeyHash::of(key.as_bytes()))),
+        format!("sha256 = {}", json!(KeyHash::from_key(key.as_bytes()))),
         format!("scopes = {}", json!(scopes)),
     ];
     entry.extend(expires.map(|expires| format!("expires = {}", json!(expires))));
-    entry.extend(rate.map(|rate| format!("rate = {}", rate.toml())));
+    entry.extend(rate.map(|rate| format!("rate = {}", rate.to_toml())));
     entry.iter().for_each(|line| print_note(line));
     output::print_line(&key)?;
     Ok(())

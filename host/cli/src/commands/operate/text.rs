@@ -244,7 +244,7 @@ fn routing(routing: &Routing) -> String {
 /// The versions that answer requests, with their shares.
 fn split(routing: &Routing) -> String {
     let candidates = &routing.candidates;
-    let rest = Share::rest(candidates.values().copied());
+    let rest = Share::remainder(candidates.values().copied());
     let stable = routing.stable.iter().map(|version| format!("stable {version} {rest}"));
     // The newest first, as everywhere.
     let candidates = candidates.iter().rev();

@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 
 use super::families::{self, Family};
 use super::write;
-use guesthouse_control::shadow::{Kind, OutputCounts, PairCounts};
+use guesthouse_control::shadow::{DifferenceKind, OutputCounts, PairCounts};
 use guesthouse_model::ModelName;
 
 /// The counters of the pairs, with their models.
@@ -49,10 +49,10 @@ fn comparisons_of(counts: &PairCounts) -> Vec<Series> {
 fn differences_of(counts: &PairCounts) -> Vec<Series> {
     let of_output = |(output, counts): (&String, &OutputCounts)| {
         let kinds = [
-            (Kind::Score, counts.score),
-            (Kind::Label, counts.label),
-            (Kind::Nan, counts.nan),
-            (Kind::Shape, counts.shape),
+            (DifferenceKind::Score, counts.score),
+            (DifferenceKind::Label, counts.label),
+            (DifferenceKind::Nan, counts.nan),
+            (DifferenceKind::Shape, counts.shape),
         ];
         let output = output.clone();
         kinds.into_iter().filter(|(_, count)| *count > 0).map(move |(kind, count)| {
@@ -82,7 +82,7 @@ mod tests {
     use semver::Version;
 
     use super::*;
-    use guesthouse_control::shadow::Results;
+    use guesthouse_control::shadow::ResultCounts;
 
     impl Collector for Shadow {
         fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -102,7 +102,7 @@ mod tests {
             since: SystemTime::UNIX_EPOCH,
             compared: 1,
             rows: 2,
-            results: Results { differed: 1, dropped: 3, ..Results::default() },
+            results: ResultCounts { differed: 1, dropped: 3, ..ResultCounts::default() },
             errors: BTreeMap::new(),
             outputs,
         };

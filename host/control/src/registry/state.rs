@@ -1,29 +1,29 @@
-//! What a snapshot is made from: what was decided about each model, and how far the host has come with
-//! each version. Pure but for the versions that it holds, so that a test can go through every order of
-//! events with versions that are only numbers.
+//! The state from which snapshots are made: what operators decided about each model, and how far each
+//! version is loaded. It is generic over versions, so that a test can go through every order of events with
+//! versions that are mere numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use semver::Version;
 
-use super::Failure;
+use super::failure::Failure;
 use crate::rollout::{ModelState, Stage};
 use guesthouse_artifact::Digest;
 use guesthouse_model::{ModelName, VersionId};
 
-/// How far the host has come with a version.
+/// How far a version is loaded.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Slot<V> {
-    /// On its way.
+pub enum LoadState<V> {
+    /// It is being loaded.
     Loading,
-    /// Loaded and proved.
+    /// It is loaded and proved.
     Loaded(Arc<V>),
-    /// Refused.
+    /// It could not be loaded.
     Failed(Failure),
 }
 
-impl<V> Clone for Slot<V> {
+impl<V> Clone for LoadState<V> {
     fn clone(&self) -> Self {
         match self {
             Self::Loading => Self::Loading,
@@ -33,24 +33,24 @@ impl<V> Clone for Slot<V> {
     }
 }
 
-/// What the snapshot is made from.
-pub(crate) struct Desk<V> {
+/// What operators decided, and what is loaded.
+pub(crate) struct RegistryState<V> {
     pub(crate) states: BTreeMap<ModelName, ModelState>,
-    pub(crate) slots: BTreeMap<VersionId, Slot<V>>,
-    /// Not to be found any more, but perhaps still held by requests.
+    pub(crate) load_states: BTreeMap<VersionId, LoadState<V>>,
+    /// Versions that no new request finds, and that running requests may still hold.
     pub(crate) draining: Vec<(VersionId, Arc<V>)>,
-    /// Versions that have failed and are being loaded once more.
+    /// Versions that have failed and are being tried again.
     retried: BTreeSet<VersionId>,
     pub(crate) loading: bool,
-    /// Of the last snapshot.
+    /// The generation of the last snapshot.
     pub(crate) generation: u64,
 }
 
-impl<V> Clone for Desk<V> {
+impl<V> Clone for RegistryState<V> {
     fn clone(&self) -> Self {
         Self {
             states: self.states.clone(),
-            slots: self.slots.clone(),
+            load_states: self.load_states.clone(),
             draining: self.draining.clone(),
             retried: self.retried.clone(),
             loading: self.loading,
@@ -59,23 +59,30 @@ impl<V> Clone for Desk<V> {
     }
 }
 
-impl<V> Desk<V> {
-    /// Nothing is loaded of these models yet.
+impl<V> RegistryState<V> {
+    /// The state of a start: nothing is loaded of these models.
     pub(crate) fn new(states: BTreeMap<ModelName, ModelState>) -> Self {
-        let (slots, draining) = (BTreeMap::new(), Vec::new());
-        Self { states, slots, draining, retried: BTreeSet::new(), loading: true, generation: 0 }
-    }
-
-    /// Note how far a version has come, unless it is loaded: whoever was slow to say so must not take
-    /// away what somebody else has loaded.
-    pub(crate) fn mark(&mut self, id: &VersionId, slot: Option<Slot<V>>) {
-        if !self.is_loaded(id) {
-            self.put(id.clone(), slot);
+        let (load_states, draining) = (BTreeMap::new(), Vec::new());
+        Self {
+            states,
+            load_states,
+            draining,
+            retried: BTreeSet::new(),
+            loading: true,
+            generation: 0,
         }
     }
 
-    /// A decision holds, together with the versions that were loaded for it. What is to be loaded no
-    /// longer drains. Of the versions, those that nobody needs are given back.
+    /// Set how far a version is loaded, unless it is loaded: a slow thread must not overwrite what another
+    /// one has loaded.
+    pub(crate) fn set_load_state(&mut self, id: &VersionId, load_state: Option<LoadState<V>>) {
+        if !self.is_loaded(id) {
+            self.put(id.clone(), load_state);
+        }
+    }
+
+    /// Apply a decision together with the versions that were loaded for it. Versions that should not be
+    /// loaded any longer start to drain. Returns those of the given versions that are not needed.
     #[must_use]
     pub(crate) fn decide(
         &mut self,
@@ -87,7 +94,7 @@ impl<V> Desk<V> {
         let mut unused = Vec::new();
         for (id, version) in loaded {
             if self.is_wanted(&id) && !self.is_loaded(&id) {
-                self.put(id, Some(Slot::Loaded(version)));
+                self.put(id, Some(LoadState::Loaded(version)));
             } else {
                 unused.push(version);
             }
@@ -97,9 +104,9 @@ impl<V> Desk<V> {
         unused
     }
 
-    /// Take a version that was loaded, if it is to be loaded with this content and is not.
+    /// Insert a loaded version, if it should be loaded with this artifact and is not. Returns it otherwise.
     #[must_use]
-    pub(crate) fn offer(
+    pub(crate) fn insert_loaded(
         &mut self,
         id: VersionId,
         digest: Digest,
@@ -110,80 +117,83 @@ impl<V> Desk<V> {
         if !is_same || !self.is_wanted(&id) || self.is_loaded(&id) {
             return Some(version);
         }
-        self.put(id, Some(Slot::Loaded(version)));
+        self.put(id, Some(LoadState::Loaded(version)));
         None
     }
 
-    /// Versions that are to be loaded, and neither are nor have failed. Somebody may be loading one of
+    /// Versions that should be loaded, and neither are nor have failed. Another thread may be loading one of
     /// them, but may not succeed.
-    pub(crate) fn absent(&self) -> Vec<(VersionId, Digest)> {
+    pub(crate) fn missing(&self) -> Vec<(VersionId, Digest)> {
         let wanted = self.states.iter().flat_map(|(name, state)| {
             state.loaded().map(|(version, digest)| {
                 (VersionId { name: name.clone(), version: version.clone() }, digest)
             })
         });
-        wanted.filter(|(id, _)| matches!(self.slots.get(id), None | Some(Slot::Loading))).collect()
+        wanted
+            .filter(|(id, _)| matches!(self.load_states.get(id), None | Some(LoadState::Loading)))
+            .collect()
     }
 
-    /// Whether the stable version of some model is not loaded, but on its way. One that has failed is
-    /// not, even while it is tried again: that may go on for ever.
-    pub(crate) fn is_awaited(&self) -> bool {
+    /// Whether the stable version of some model is still being loaded. A version that has failed does not
+    /// count, not even while it is tried again, because that may go on for ever.
+    pub(crate) fn is_stable_pending(&self) -> bool {
         self.states.iter().any(|(name, state)| {
             let stable = state.routing.stable.as_ref();
-            // A split of the configuration can name a version that never comes.
+            // A split of the configuration can name a version that is never deployed.
             let stable = stable.filter(|stable| state.versions.contains_key(*stable));
             stable.is_some_and(|stable| {
                 let id = VersionId { name: name.clone(), version: stable.clone() };
-                let is_on_its_way = matches!(self.slots.get(&id), None | Some(Slot::Loading));
-                is_on_its_way && !self.retried.contains(&id)
+                let is_pending =
+                    matches!(self.load_states.get(&id), None | Some(LoadState::Loading));
+                is_pending && !self.retried.contains(&id)
             })
         })
     }
 
-    /// The versions that splits name and that are not there, not even as failed.
-    pub(crate) fn absent_of_splits(&self) -> Vec<VersionId> {
-        let mut absent = Vec::new();
+    /// The versions that splits name and that are neither deployed nor failed.
+    pub(crate) fn missing_in_splits(&self) -> Vec<VersionId> {
+        let mut missing = Vec::new();
         for (name, state) in &self.states {
             for (version, _) in state.routing.shares() {
                 let id = VersionId { name: name.clone(), version: version.clone() };
-                if !state.versions.contains_key(version) && !self.slots.contains_key(&id) {
-                    absent.push(id);
+                if !state.versions.contains_key(version) && !self.load_states.contains_key(&id) {
+                    missing.push(id);
                 }
             }
         }
-        absent
+        missing
     }
 
     pub(crate) fn is_loaded(&self, id: &VersionId) -> bool {
-        matches!(self.slots.get(id), Some(Slot::Loaded(_)))
+        matches!(self.load_states.get(id), Some(LoadState::Loaded(_)))
     }
 
-    /// Whether a version is to be loaded.
+    /// Whether a version should be loaded.
     fn is_wanted(&self, id: &VersionId) -> bool {
         let deployed = self.states.get(&id.name).and_then(|state| state.versions.get(&id.version));
         deployed.is_some_and(|deployed| !matches!(deployed.stage, Stage::Retired(_)))
     }
 
-    fn put(&mut self, id: VersionId, slot: Option<Slot<V>>) {
-        match (&slot, self.slots.get(&id)) {
-            (Some(Slot::Loading), Some(Slot::Failed(_))) => {
+    fn put(&mut self, id: VersionId, load_state: Option<LoadState<V>>) {
+        match (&load_state, self.load_states.get(&id)) {
+            (Some(LoadState::Loading), Some(LoadState::Failed(_))) => {
                 self.retried.insert(id.clone());
             }
-            (Some(Slot::Loading), _) => {}
+            (Some(LoadState::Loading), _) => {}
             _ => {
                 self.retried.remove(&id);
             }
         }
-        let before = match slot {
-            Some(slot) => self.slots.insert(id.clone(), slot),
-            None => self.slots.remove(&id),
+        let before = match load_state {
+            Some(load_state) => self.load_states.insert(id.clone(), load_state),
+            None => self.load_states.remove(&id),
         };
-        if let Some(Slot::Loaded(version)) = before {
+        if let Some(LoadState::Loaded(version)) = before {
             self.draining.push((id, version));
         }
     }
 
-    /// Versions that are not to be loaded any more have not failed either.
+    /// Forget failures of versions that should not be loaded any more.
     fn forget_failed(&mut self, model: &ModelName, before: Option<&ModelState>) {
         let Some(state) = self.states.get(model) else { return };
         let was_deployed =
@@ -192,15 +202,15 @@ impl<V> Desk<V> {
             let deployed = state.versions.get(version);
             deployed.is_some_and(|deployed| !matches!(deployed.stage, Stage::Retired(_)))
         };
-        self.slots.retain(|id, slot| {
+        self.load_states.retain(|id, load_state| {
             let is_over = was_deployed(&id.version) && !is_wanted(&id.version);
-            id.name != *model || !matches!(slot, Slot::Failed(_)) || !is_over
+            id.name != *model || !matches!(load_state, LoadState::Failed(_)) || !is_over
         });
     }
 
     fn drain_unwanted(&mut self, model: &ModelName) {
-        let loaded = self.slots.iter().filter(|(id, slot)| {
-            id.name == *model && matches!(slot, Slot::Loaded(_)) && !self.is_wanted(id)
+        let loaded = self.load_states.iter().filter(|(id, load_state)| {
+            id.name == *model && matches!(load_state, LoadState::Loaded(_)) && !self.is_wanted(id)
         });
         let unwanted: Vec<_> = loaded.map(|(id, _)| id.clone()).collect();
         unwanted.into_iter().for_each(|id| self.put(id, None));

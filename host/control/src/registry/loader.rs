@@ -1,10 +1,11 @@
-//! From an artifact to a version that can serve: find its compiled form or make it, map it, prove it.
+//! Loading a version: find the compiled form of its artifact or make it, map it, and prove it by its golden
+//! examples.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use super::Failure;
+use super::failure::{Failure, FailureCause};
 use super::metrics::DeploymentMetrics;
 use crate::traffic::Traffic;
 use guesthouse_artifact::{Artifact, ArtifactError};
@@ -19,13 +20,13 @@ use guesthouse_runtime::version::{
     BudgetExceeded, ModelLimits, ProofError, ResourceBudget, ServableVersion,
 };
 
-/// A version cannot be loaded.
+/// Why a version cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file is not an artifact.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
-    /// The host has not got what the version may come to use.
+    /// The host has not enough memory or instances left for the version's limits.
     #[error(transparent)]
     BudgetExceeded(#[from] BudgetExceeded),
     /// A bug of the host.
@@ -34,64 +35,55 @@ pub enum LoadError {
     /// Pre-initialising failed.
     #[error(transparent)]
     Preinit(#[from] PreinitError),
-    /// The guest declares another signature than the artifact.
+    /// The guest declares another signature than its artifact.
     #[error(transparent)]
     Signature(#[from] SignatureMismatch),
-    /// The compiled form cannot be kept or found.
+    /// The state folder cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The compiled form cannot be mapped.
     #[error("failed to {0}")]
     Engine(#[from] EngineError),
-    /// The version does not do what its artifact promises.
+    /// The version fails its golden examples, or no instance can be made.
     #[error(transparent)]
     Proof(#[from] ProofError),
 }
 
-/// What kind of failure keeps a version from being loaded, which decides whether trying again helps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// Something is wrong with the artifact: the same bytes fail again.
-    Artifact,
-    /// Something is wrong with the machine, or was: it may work the next time.
-    Accident,
-    /// It can be the one or the other: a few more attempts will tell.
-    Unclear,
-}
-
 /// What kind of failure keeps an artifact from being pre-initialised.
-fn preinit_cause(error: &PreinitError) -> Cause {
+fn preinit_cause(error: &PreinitError) -> FailureCause {
     match error {
         PreinitError::Init(_)
         | PreinitError::StartTrap(_)
         | PreinitError::Trap(_)
         | PreinitError::OutOfMemory
         | PreinitError::Component(_)
-        | PreinitError::Limit(_) => Cause::Artifact,
-        PreinitError::Killed(_) | PreinitError::Host(_) | PreinitError::Yielded => Cause::Accident,
-        PreinitError::WallTime(_) | PreinitError::Crashed(_) => Cause::Unclear,
+        | PreinitError::Limit(_) => FailureCause::Artifact,
+        PreinitError::Killed(_) | PreinitError::Host(_) | PreinitError::Yielded => {
+            FailureCause::Transient
+        }
+        PreinitError::WallTime(_) | PreinitError::Crashed(_) => FailureCause::Unknown,
     }
 }
 
 impl LoadError {
-    /// What kind of failure it is.
-    pub fn cause(&self) -> Cause {
+    /// Where the failure comes from.
+    pub fn cause(&self) -> FailureCause {
         match self {
-            Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) => Cause::Accident,
-            // Other versions may be unloaded.
-            Self::BudgetExceeded(_) => Cause::Accident,
-            Self::Artifact(_) | Self::Signature(_) => Cause::Artifact,
-            Self::Panicked(_) | Self::Engine(_) => Cause::Unclear,
+            Self::Artifact(ArtifactError::Read(_)) | Self::Store(_) => FailureCause::Transient,
+            // It fits when other versions are unloaded.
+            Self::BudgetExceeded(_) => FailureCause::Transient,
+            Self::Artifact(_) | Self::Signature(_) => FailureCause::Artifact,
+            Self::Panicked(_) | Self::Engine(_) => FailureCause::Unknown,
             Self::Preinit(error) => preinit_cause(error),
-            Self::Proof(ProofError::Fault { fault: Fault::Host(_), .. }) => Cause::Accident,
+            Self::Proof(ProofError::Fault { fault: Fault::Host(_), .. }) => FailureCause::Transient,
             Self::Proof(ProofError::Fault {
                 fault: Fault::Deadline | Fault::Cancelled, ..
-            }) => Cause::Unclear,
-            Self::Proof(_) => Cause::Artifact,
+            }) => FailureCause::Unknown,
+            Self::Proof(_) => FailureCause::Artifact,
         }
     }
 
-    /// The step that refused the version, as a word for people who are not to see the reason.
+    /// The name of the step that failed, for readers that must not see the reason.
     pub fn step(&self) -> &'static str {
         match self {
             Self::Artifact(_) => "artifact",
@@ -106,49 +98,48 @@ impl LoadError {
         }
     }
 
-    /// Whether compiling failed because the artifact was taken for a small one: it was slow while others
-    /// waited, or its child wanted more than those of small ones have. Among the large ones it may not
-    /// fail.
+    /// Whether compiling failed because the artifact was treated as a small one: it was slow while others
+    /// waited, or it needed more than a small one may use. As a large one it may succeed.
     pub fn is_not_small(&self, job: CompileJob) -> bool {
         use PreinitError::{Crashed, Limit, Yielded};
         job.is_small() && matches!(self, Self::Preinit(Yielded | Limit(_) | Crashed(_)))
     }
 
-    /// The step and the reason.
+    /// The failure as it is shown.
     pub fn failure(&self) -> Failure {
-        let (step, reason, cause) = (self.step(), chain(self).into(), self.cause());
+        let (step, reason, cause) = (self.step(), error_chain(self).into(), self.cause());
         Failure { step, reason, cause, retry_at: None }
     }
 }
 
-/// What loading needs and shares.
+/// Loads versions.
 pub struct Loader {
-    /// Where versions run.
+    /// The engines in which versions run.
     pub engines: Engines,
-    /// Where artifacts and compiled versions are kept.
+    /// Artifacts and compiled versions.
     pub store: Store,
-    /// What the child process may use.
-    pub limits: PreinitLimits,
-    /// What versions may use, unless their model says otherwise.
-    pub general: ModelLimits,
-    /// What versions of some models may use.
-    pub models: BTreeMap<ModelName, ModelLimits>,
-    /// Whose turn it is to be compiled.
+    /// The limits of the child process that compiles.
+    pub preinit_limits: PreinitLimits,
+    /// The limits of versions whose model has none of its own.
+    pub default_limits: ModelLimits,
+    /// The limits of versions by model.
+    pub model_limits: BTreeMap<ModelName, ModelLimits>,
+    /// The queue of the compiler.
     pub queue: CompileQueue,
-    /// What is left for further versions.
+    /// What is left for further versions of all memory and instances.
     pub budget: ResourceBudget,
-    /// Where it is counted.
+    /// The metrics of deployments.
     pub meters: Arc<DeploymentMetrics>,
     /// The environment of the child processes, which makes them log like this one.
     pub child_environment: fn() -> Vec<(&'static str, String)>,
-    /// Whom compiling might disturb.
+    /// The traffic that compiling should not disturb.
     pub traffic: Arc<Traffic>,
 }
 
 impl Loader {
-    /// What versions of a model may use.
+    /// The limits of versions of a model.
     fn limits_of(&self, model: &ModelName) -> &ModelLimits {
-        self.models.get(model).unwrap_or(&self.general)
+        self.model_limits.get(model).unwrap_or(&self.default_limits)
     }
 
     /// The compiled form of an artifact, if it is there.
@@ -156,7 +147,7 @@ impl Loader {
     /// # Errors
     /// The state folder cannot be read.
     pub fn find(&self, artifact: &Artifact) -> Result<Option<CompiledVersion>, LoadError> {
-        self.meters.time_step("find", || guarded(|| Ok(self.store.find(artifact.digest())?)))
+        self.meters.time_step("find", || catch_panic(|| Ok(self.store.find(artifact.digest())?)))
     }
 
     /// The job of compiling an artifact of that size.
@@ -172,12 +163,12 @@ impl Loader {
         let limits = self.limits_of(model);
         drop(self.budget.reserve(limits)?);
         let guest_bytes = limits.instance.memory_bytes as u64;
-        Ok(CompileJob::new(urgency, artifact_bytes, guest_bytes, self.limits.memory_bytes))
+        Ok(CompileJob::new(urgency, artifact_bytes, guest_bytes, self.preinit_limits.memory_bytes))
     }
 
-    /// The same, once it has turned out not to be a small one.
+    /// The same job as one of a large artifact.
     pub fn as_large(&self, job: CompileJob) -> CompileJob {
-        job.as_large(self.limits.memory_bytes)
+        job.as_large(self.preinit_limits.memory_bytes)
     }
 
     /// Make the compiled form of an artifact, which takes seconds, after waiting for a turn. `read` is
@@ -201,7 +192,7 @@ impl Loader {
             memory_bytes: job.memory_bytes(),
             guest_memory_bytes: limits.instance.memory_bytes,
             guest_stack_bytes: limits.instance.stack_bytes,
-            ..self.limits
+            ..self.preinit_limits
         };
         let watch = PreinitHooks {
             program: ChildProgram::Current,
@@ -209,21 +200,21 @@ impl Loader {
             must_yield: &|| permit.must_yield(),
             environment: &self.child_environment,
         };
-        let compile = || guarded(|| self.run_compiler(&artifact, &limits, &watch));
+        let compile = || catch_panic(|| self.run_compiler(&artifact, &limits, &watch));
         let compiled = self.meters.time_step("compile", compile)?;
         Ok((compiled, artifact))
     }
 
-    /// Load a compiled version and prove it.
+    /// Map a compiled version and prove it.
     ///
     /// # Errors
-    /// [`LoadError`]; what was set aside for it is given back.
+    /// [`LoadError`]; the memory reserved for it is released.
     pub fn activate(
         &self,
         artifact: &Arc<Artifact>,
         compiled: &CompiledVersion,
     ) -> Result<ServableVersion, LoadError> {
-        self.meters.time_step("prove", || guarded(|| self.map_and_prove(artifact, compiled)))
+        self.meters.time_step("prove", || catch_panic(|| self.map_and_prove(artifact, compiled)))
     }
 
     fn run_compiler(
@@ -248,9 +239,9 @@ impl Loader {
     }
 }
 
-/// Let a bug of the host that one file brings to light cost that file and nothing else. What the
-/// work shares with others is immutable, or behind locks that are free of half-made changes.
-pub fn guarded<T>(work: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
+/// Turn a panic, which is a bug of the host, into a failure of the artifact that caused it. What the work
+/// shares with others is immutable, or behind locks under which no change is left half-made.
+pub fn catch_panic<T>(work: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
     std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -258,8 +249,8 @@ pub fn guarded<T>(work: impl FnOnce() -> Result<T, LoadError>) -> Result<T, Load
     })
 }
 
-/// An error with its causes in one line; what it quotes may be of strangers.
-pub fn chain(error: &dyn std::error::Error) -> String {
+/// An error with its sources in one line, made safe for terminals.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -277,10 +268,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_while_loading_fails_only_that_version() {
-        assert_eq!(guarded(|| Ok(1)).unwrap(), 1);
+    fn a_panic_is_a_failure_of_the_artifact() {
+        assert_eq!(catch_panic(|| Ok(1)).unwrap(), 1);
         let index = 1;
-        let error = guarded(|| Ok([0][index..].len() / usize::from(index == 0))).unwrap_err();
+        let error = catch_panic(|| Ok([0][index..].len() / usize::from(index == 0))).unwrap_err();
         assert_eq!((error.step(), matches!(error, LoadError::Panicked(_))), ("host", true));
     }
 }
