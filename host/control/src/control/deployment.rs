@@ -279,7 +279,10 @@ impl<'a> Deployment<'a> {
         let operation = plan.operation();
         let is_ready = |_: &Version| true;
         rollout::apply(&state, &operation, &control.rules(&plan.id.name, &state, &is_ready))?;
-        let signature = artifact.signature().ok_or(guesthouse_runtime::load::SignatureMismatch).map_err(LoadError::from)?;
+        let signature = artifact
+            .signature()
+            .ok_or(guesthouse_runtime::load::SignatureMismatch)
+            .map_err(LoadError::from)?;
         control.check_contract(&state, &plan.id, signature)?;
         if control.is_loaded(&plan.id) {
             // It is deployed; only its promotion may be new. If somebody undeploys it before that is

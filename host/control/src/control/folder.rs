@@ -324,8 +324,11 @@ impl Control {
         guarded(|| {
             let (artifact, received) = self.loader.store.receive_file::<LoadError>(path)?;
             let (id, digest) = (artifact.id().clone(), artifact.digest());
-            let signature =
-                artifact.signature().cloned().ok_or(guesthouse_runtime::load::SignatureMismatch).map_err(LoadError::from)?;
+            let signature = artifact
+                .signature()
+                .cloned()
+                .ok_or(guesthouse_runtime::load::SignatureMismatch)
+                .map_err(LoadError::from)?;
             let state = self.registry.state(&id.name);
             if let Some(received) = received
                 && !state.withdrawn.contains(&digest)
