@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Word;
+use super::OpenEnum;
 use guesthouse_model::contract;
 
 /// The kind of an error, for programs. The words are stable.
@@ -205,7 +205,7 @@ impl ErrorCode {
 #[schemars(rename = "Error")]
 pub struct ErrorBody {
     /// The kind of the error, for programs.
-    pub error_code: Word<ErrorCode>,
+    pub error_code: OpenEnum<ErrorCode>,
     /// The error, for people.
     #[serde(default)]
     pub message: String,
@@ -284,7 +284,7 @@ pub struct Problem {
 #[schemars(rename = "ProtocolError")]
 pub struct ProtocolError {
     /// The kind of the error, for programs.
-    pub error_code: Word<ErrorCode>,
+    pub error_code: OpenEnum<ErrorCode>,
     /// The single problems, if there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<ErrorDetail>,
@@ -299,7 +299,7 @@ pub struct ProtocolError {
 #[schemars(rename = "RowError")]
 pub struct RowError {
     /// The kind of the error, for programs.
-    pub error_code: Word<ErrorCode>,
+    pub error_code: OpenEnum<ErrorCode>,
     /// The error, for people.
     pub message: String,
     /// The single problems, if there are several.

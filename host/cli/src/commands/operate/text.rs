@@ -9,7 +9,7 @@ use guesthouse_control::rollout::Share;
 use guesthouse_model::terminal::printable;
 use serde_json::Value;
 
-use guesthouse_server::api::Word;
+use guesthouse_server::api::OpenEnum;
 use guesthouse_server::api::catalogue::Resolution;
 use guesthouse_server::api::change::ModelChange;
 use guesthouse_server::api::history::{History, HistoryEntry, Outcome};
@@ -125,7 +125,7 @@ fn entry(entry: &HistoryEntry) -> [String; 8] {
     let or_nothing = |text: Option<String>| text.unwrap_or_else(|| NOTHING.to_owned());
     let version = entry.version.as_ref();
     let outcome = match (&entry.outcome, &entry.status, &entry.error) {
-        (Word::Known(Outcome::Applied), Some(status), _) => status.clone(),
+        (OpenEnum::Known(Outcome::Applied), Some(status), _) => status.clone(),
         (outcome, _, Some(error)) => format!("{outcome}: {error}"),
         (outcome, _, None) => outcome.to_string(),
     };

@@ -1,4 +1,4 @@
-//! Words of a closed set that a later release may extend.
+//! Enumerations that a later release may extend.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,24 +9,24 @@ use serde::de::{DeserializeOwned, IntoDeserializer as _};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// A word of the set `T`, or one that this release does not know. The server writes known words only.
+/// A variant of `T`, or a word that this release does not know. The server writes known variants only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Word<T> {
-    /// A word of the set.
+pub enum OpenEnum<T> {
+    /// A variant of the enumeration.
     Known(T),
     /// A word of another release.
     Other(String),
 }
 
-impl<T> From<T> for Word<T> {
-    fn from(word: T) -> Self {
-        Self::Known(word)
+impl<T> From<T> for OpenEnum<T> {
+    fn from(variant: T) -> Self {
+        Self::Known(variant)
     }
 }
 
-impl<T: DeserializeOwned> Word<T> {
-    /// The word of a text.
+impl<T: DeserializeOwned> OpenEnum<T> {
+    /// Parse the word.
     pub(crate) fn new(text: &str) -> Self {
         let known = T::deserialize(text.into_deserializer() as StrDeserializer<'_, ValueError>);
         known.map_or_else(|_unknown| Self::Other(text.to_owned()), Self::Known)
@@ -34,7 +34,7 @@ impl<T: DeserializeOwned> Word<T> {
 }
 
 /// The word as it is in JSON.
-impl<T: Serialize> fmt::Display for Word<T> {
+impl<T: Serialize> fmt::Display for OpenEnum<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match serde_json::to_value(self) {
             Ok(Value::String(word)) => formatter.write_str(&word),
@@ -43,8 +43,8 @@ impl<T: Serialize> fmt::Display for Word<T> {
     }
 }
 
-/// The schema of the set.
-impl<T: JsonSchema> JsonSchema for Word<T> {
+/// The schema of `T`.
+impl<T: JsonSchema> JsonSchema for OpenEnum<T> {
     fn inline_schema() -> bool {
         T::inline_schema()
     }
@@ -70,13 +70,13 @@ mod tests {
     #[test]
     fn an_unknown_word_is_kept_as_it_is() {
         for (json, word) in [
-            (r#""ready""#, Word::Known(VersionState::Ready)),
-            (r#""hibernating""#, Word::Other("hibernating".to_owned())),
+            (r#""ready""#, OpenEnum::Known(VersionState::Ready)),
+            (r#""hibernating""#, OpenEnum::Other("hibernating".to_owned())),
         ] {
-            assert_eq!(serde_json::from_str::<Word<VersionState>>(json).unwrap(), word);
+            assert_eq!(serde_json::from_str::<OpenEnum<VersionState>>(json).unwrap(), word);
             assert_eq!(serde_json::to_string(&word).unwrap(), json);
             assert_eq!(format!("\"{word}\""), json);
         }
-        assert!(serde_json::from_str::<Word<VersionState>>("1").is_err());
+        assert!(serde_json::from_str::<OpenEnum<VersionState>>("1").is_err());
     }
 }
