@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::tables::{AUDIT, FORMAT_WITHOUT_KEYS};
+use super::format::FORMAT_WITHOUT_KEYS;
+use super::tables::AUDIT;
 use super::*;
 use crate::keys::Timestamp;
 use crate::rollout::{Operation, Promotion, Routing, ShadowShare};
