@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn only_known_keys_are_allowed() {
+    fn only_known_keys_are_authenticated() {
         // The SHA-256 of "secret", by sha256sum.
         let sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
         let ci = Key { sha256: sha256.to_owned().try_into().unwrap(), ..key("ci", "") };
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_revoked_or_over_is_refused_whoever_else_has_it() {
+    fn revoked_and_expired_keys_are_refused() {
         let keys = Keys::default();
         let now = SystemTime::now();
         let past = Timestamp::from_system_time(now - std::time::Duration::from_secs(1)).unwrap();
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_keys_are_taken_for_each_other() {
+    fn two_keys_with_one_name_or_hash_are_refused() {
         let keys = Keys::default();
         keys.replace_stored(vec![stored("ann", "a")]);
         for same in [
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_rate_outlives_changes_of_other_things() {
+    fn a_bucket_keeps_its_state_when_other_keys_change() {
         let keys = Keys::default();
         let rate = Rate::new(0.001, Some(1)).ok();
         let take = |secret: &str| {

@@ -1,4 +1,4 @@
-//! `guesthouse serve`, and `guesthouse config check`, which stops before it.
+//! `guesthouse serve`, and `guesthouse config check`, which validates its configuration.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use guesthouse_server::config::{
 use guesthouse_server::edge::Tls;
 use guesthouse_server::server;
 
-/// Variables with names of their own, and the keys that they set.
+/// Environment variables with names of their own, and the configuration keys that they set.
 const VARIABLES: [(&str, &str); 5] = [
     ("GUESTHOUSE_LISTEN", "listen"),
     ("GUESTHOUSE_GRPC_LISTEN", "grpc_listen"),
@@ -26,49 +26,49 @@ const VARIABLES: [(&str, &str); 5] = [
 pub(crate) struct ServeArguments {
     #[command(flatten)]
     configuration: ConfigurationArguments,
-    /// Accept the keys `local-demo-key` and `local-demo-admin-key`, which everybody knows.
+    /// Accept the keys `local-demo-key` and `local-demo-admin-key`, which are public.
     #[arg(long)]
     demo: bool,
-    /// Start although the ledger lost changes, and go on with what is left. What is missing is
-    /// recorded in the audit log, and keys that were revoked stay revoked. For one start only.
+    /// Start although the ledger has lost changes, and continue with what is left. The audit log records
+    /// what is missing, and revoked keys stay revoked. Use it for one start only.
     #[arg(long)]
     accept_ledger_loss: bool,
 }
 
-/// Where the configuration comes from: what stands further down stands over what stands further up.
+/// The sources of the configuration. Later ones override earlier ones.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ConfigurationArguments {
     /// The configuration file, in TOML.
     #[arg(long, env = "GUESTHOUSE_CONFIG")]
     config: Option<PathBuf>,
-    /// A key of the file and its value, such as `limits.batch_rows=64`; variables of the environment
-    /// such as GUESTHOUSE__LIMITS__BATCH_ROWS do the same.
+    /// A configuration key and its value, such as `limits.batch_rows=64`. Environment variables such as
+    /// GUESTHOUSE__LIMITS__BATCH_ROWS do the same.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Address or name, and port, of the HTTP endpoints; port 0 lets the system choose. Also
+    /// Address or host name and port of the HTTP endpoints. Port 0 lets the system choose. Also
     /// GUESTHOUSE_LISTEN.
     #[arg(long)]
     listen: Option<ListenAddress>,
-    /// Address or name, and port, of gRPC, or `off`; port 0 lets the system choose. Also
+    /// Address or host name and port of gRPC, or `off`. Port 0 lets the system choose. Also
     /// GUESTHOUSE_GRPC_LISTEN.
     #[arg(long)]
     grpc_listen: Option<GrpcListen>,
-    /// Address or name, and port, of the admin API; port 0 lets the system choose. Also
+    /// Address or host name and port of the admin API. Port 0 lets the system choose. Also
     /// GUESTHOUSE_ADMIN_LISTEN.
     #[arg(long)]
     admin_listen: Option<ListenAddress>,
-    /// Folder of the artifacts. Also GUESTHOUSE_REPOSITORY.
+    /// The repository folder, whose artifacts are deployed. Also GUESTHOUSE_REPOSITORY.
     #[arg(long)]
     repository: Option<PathBuf>,
-    /// Folder of what is served. Also GUESTHOUSE_STATE.
+    /// The state folder: the ledger, artifacts and compiled code. Also GUESTHOUSE_STATE.
     #[arg(long)]
     state: Option<PathBuf>,
 }
 
-/// What can be done with a configuration without serving it.
+/// Commands on a configuration that do not serve it.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Say whether `serve` would accept the configuration, by the exit code and, if not, why.
+    /// Check whether `serve` accepts the configuration. Exits with 1 and the reason if it does not.
     Check(ServeArguments),
 }
 
@@ -76,14 +76,14 @@ pub(crate) fn run(arguments: &ServeArguments, started: Instant) -> anyhow::Resul
     clock::check().context("failed to serve")?;
     let settings = arguments.validate_with_listeners().context("failed to configure")?;
     if arguments.configuration.file()?.repository.is_none() {
-        // A folder that somebody named and that is not there is a mistake; the default one is not.
+        // A configured folder that does not exist is a mistake. The default one is created.
         std::fs::create_dir_all(&settings.repository).context("failed to make `repository`")?;
     }
     if arguments.demo {
-        tracing::warn!("demo mode: everybody knows the keys, keep this server off the network");
+        tracing::warn!("demo mode: its keys are public, keep this server off the network");
     }
-    let again = arguments.clone();
-    let reread = Box::new(move || again.validate().map_err(|error| format!("{error:#}")));
+    let arguments = arguments.clone();
+    let reread = Box::new(move || arguments.validate().map_err(|error| format!("{error:#}")));
     server::run(settings, reread, started).context("failed to serve")
 }
 
@@ -107,10 +107,10 @@ impl ServeArguments {
         Ok(settings)
     }
 
-    /// The settings of a server that has yet to listen.
+    /// The settings, with the addresses of all listeners checked against each other.
     fn validate_with_listeners(&self) -> anyhow::Result<Settings> {
         let settings = self.validate()?;
-        // Without keys for it, the admin API may stay closed, so its default is in nobody's way.
+        // Without a key for the admin API it is not opened, so its default address cannot conflict.
         let is_named = self.configuration.file()?.admin_listen.is_some();
         let has_key = settings.keys.iter().any(|key| key.scopes.administers());
         settings.check_listeners(is_named || has_key)?;
@@ -119,10 +119,10 @@ impl ServeArguments {
 }
 
 impl ConfigurationArguments {
-    /// Everything that was written, the last word on top.
+    /// The configuration file with all overrides applied.
     fn file(&self) -> anyhow::Result<ConfigFile> {
         let mut overrides = Vec::new();
-        // What stands further down has the last word.
+        // Later overrides take precedence.
         for (variable, key) in VARIABLES {
             let Some(value) = std::env::var_os(variable) else { continue };
             let value = value.into_string();

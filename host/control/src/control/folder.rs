@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn only_files_that_may_be_read_later_unchanged_are_tried_again() {
+    fn only_files_that_may_become_readable_are_retried() {
         use rustix::io::Errno;
         let tried = |errno: Errno| may_pass(&io::Error::from_raw_os_error(errno.raw_os_error()));
         assert!(

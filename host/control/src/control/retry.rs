@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_work_the_next_time_is_tried_again() {
+    fn only_failures_that_may_pass_are_retried() {
         let (retries, now) = (Retries::default(), Instant::now());
         assert_eq!(retries.note(&id(), FailureCause::Artifact, now), None);
         for _ in 0..50 {

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_different_and_recognisable() {
+    fn generated_keys_differ_and_have_the_prefix() {
         let (one, other) = (generate().unwrap(), generate().unwrap());
         assert_ne!(one, other);
         for key in [&one, &other] {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_whole() {
+    fn base_62_digits_are_complete() {
         // Python: divmod of the integer by 62, again and again.
         assert_eq!(base62::<6>(&[255; 4]), "4gfFC3");
         assert_eq!(base62::<3>(&[1, 0]), "048");
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_a_key_is_noticed() {
+    fn a_mistyped_key_is_detected() {
         let key = key_from_bytes([7; 32]);
         assert!(!is_malformed(b"a key of the operator's own"));
         assert!(is_malformed(b"guesthouse_"));

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_is_read_again() {
+    fn appended_records_are_read_again() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Noted::read(folder.path()).unwrap(), None);
         let mut file = HeadFile::create(folder.path(), head(0), Vec::new()).unwrap();
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_was_not_finished_is_no_record() {
+    fn an_incomplete_record_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(NAME);
         let mut file = HeadFile::create(folder.path(), head(1), vec![hash(1)]).unwrap();
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_never_changes_what_a_record_says() {
+    fn a_flipped_bit_never_changes_a_record() {
         let folder = tempfile::tempdir().unwrap();
         let mut file = HeadFile::create(folder.path(), head(1), vec![hash(1)]).unwrap();
         file.reserve().unwrap();

@@ -1,4 +1,4 @@
-//! What lasts, and what is noticed.
+//! Tests of durability, and of the detection of losses.
 
 use semver::Version;
 
@@ -44,7 +44,7 @@ pub(super) fn request(asked: &str) -> IdempotentRequest {
 }
 
 #[test]
-fn what_was_committed_is_there_after_a_start() {
+fn a_committed_change_is_there_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     assert_eq!(ledger.head().unwrap(), (0, no_hash()));
@@ -65,7 +65,7 @@ fn what_was_committed_is_there_after_a_start() {
 }
 
 #[test]
-fn who_asks_again_is_told_the_same() {
+fn a_repeated_request_gets_the_stored_response() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     assert_eq!(ledger.look_up(&request("a")).unwrap(), IdempotencyLookup::New);
@@ -80,7 +80,7 @@ fn who_asks_again_is_told_the_same() {
 /// The ledger keeps fingerprints across upgrades: if one of these changes, a request that is retried
 /// after an upgrade is no longer recognised.
 #[test]
-fn fingerprints_stay_what_they_are() {
+fn fingerprints_are_stable() {
     let version = Version::new(1, 2, 0);
     let shadow = ShadowShare { version: version.clone(), share: 7 };
     let digest = Digest::from_content(b"artifact");
@@ -105,7 +105,7 @@ fn fingerprints_stay_what_they_are() {
 }
 
 #[test]
-fn answers_do_not_pile_up() {
+fn stored_responses_are_bounded() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     ledger
@@ -121,7 +121,7 @@ fn answers_do_not_pile_up() {
 }
 
 #[test]
-fn what_was_altered_or_taken_out_is_noticed() {
+fn an_altered_or_removed_entry_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     for revision in 1..=4 {
@@ -176,7 +176,7 @@ pub(super) fn key_change(name: &str) -> KeyChange {
 }
 
 #[test]
-fn keys_last_with_their_entries_and_without_their_hashes_in_the_log() {
+fn keys_are_kept_and_their_hashes_are_not_in_the_log() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     ledger.commit(&change("promote"), &state(1), None, "").unwrap();
@@ -200,14 +200,14 @@ fn keys_last_with_their_entries_and_without_their_hashes_in_the_log() {
     assert_eq!(again, IdempotencyLookup::Answered("answer".to_owned()));
 }
 
-/// Entries that a host wrote when the log was about models alone.
+/// Entries of a release whose log had models only.
 const OLD_ENTRIES: [&str; 2] = [
     r#"{"sequence":2,"revision":2,"time":"2026-11-22T22:00:45.305706Z","actor":"repository","reason":null,"operation":"deploy","model":"text-direction","version":"1.0.0","digest":"sha256:a4695e976d674c96ff111bc3d2815c39aa93274dc6ce2ed89d918c9a48930ec9","outcome":"applied","status":"Deployed","error":null,"before":{"stable":null,"candidates":{},"shadow":null,"promoted":[]},"after":{"stable":null,"candidates":{},"shadow":null,"promoted":[]},"previous_hash":"bbc279115660eb0ad38cb9f70ae266a8a092c42fa2a4a4d7e677ff1906c86032","hash":"6dc5280d7cef57a54a8d3be5d6e84ace16d2a29ff5bece99c2c82fcdfb235e2a"}"#,
     r#"{"sequence":1,"revision":1,"time":"2026-11-22T22:00:44.334070Z","actor":"configuration","reason":null,"operation":"configure","model":"toxicity","version":null,"digest":null,"outcome":"applied","status":"Configured","error":null,"before":{"stable":null,"candidates":{},"shadow":null,"promoted":[]},"after":{"stable":"1.0.0","candidates":{"2.0.0":100000},"shadow":null,"promoted":[]},"previous_hash":"0000000000000000000000000000000000000000000000000000000000000000","hash":"bbc279115660eb0ad38cb9f70ae266a8a092c42fa2a4a4d7e677ff1906c86032"}"#,
 ];
 
 #[test]
-fn entries_from_before_there_were_keys_have_the_hashes_that_they_had() {
+fn entries_of_the_format_without_keys_keep_their_hashes() {
     let parse = |json: &str| serde_json::from_str::<Entry>(json).unwrap();
     let entries = OLD_ENTRIES.map(parse);
     assert_eq!(check_chain(&entries), Ok(()));
@@ -217,7 +217,7 @@ fn entries_from_before_there_were_keys_have_the_hashes_that_they_had() {
 }
 
 #[test]
-fn a_ledger_from_before_there_were_keys_goes_on() {
+fn a_ledger_of_the_format_without_keys_is_upgraded() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let database = Database::builder().create_with_backend(DatabaseFile::open(&path).unwrap());
@@ -243,7 +243,7 @@ fn a_ledger_from_before_there_were_keys_goes_on() {
     assert_eq!((ledger.keys().unwrap().len(), ledger.head().unwrap().0), (1, 3));
 }
 
-/// A state folder with three changes of models and a key that was revoked last.
+/// A state folder with three changes of models, and a revoked key as the last change.
 fn revoked_last(folder: &Path) -> KeyHash {
     let ledger = open(folder);
     for revision in 1..=3 {
@@ -261,7 +261,7 @@ fn accept(folder: &Path) -> Ledger {
 }
 
 #[test]
-fn a_ledger_that_is_deleted_emptied_or_cut_off_is_missed() {
+fn a_deleted_emptied_or_truncated_ledger_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let hash = revoked_last(folder.path());
@@ -279,16 +279,16 @@ fn a_ledger_that_is_deleted_emptied_or_cut_off_is_missed() {
     assert_eq!(entries.len(), 1);
     assert_eq!((entries[0].operation.as_str(), entries[0].revision), ("accept_ledger_loss", 6));
     drop(ledger);
-    // Once; from then on, all is well.
+    // The loss is accepted once. The next start is normal.
     let ledger = open(folder.path());
     assert!(ledger.revoked_keys().contains(&hash));
     assert_eq!(ledger.head().unwrap().0, 6);
-    // What was there is kept for who wants to look at it.
+    // The damaged ledger is kept.
     assert!(folder.path().join("ledger.redb.damaged-1").exists());
 }
 
 #[test]
-fn a_copy_from_before_the_last_change_is_noticed() {
+fn a_copy_without_the_last_change_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let ledger = open(folder.path());
@@ -316,7 +316,7 @@ fn a_copy_from_before_the_last_change_is_noticed() {
 }
 
 #[test]
-fn an_answer_that_was_given_is_missed_as_well() {
+fn a_lost_response_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let ledger = open(folder.path());
@@ -329,7 +329,7 @@ fn an_answer_that_was_given_is_missed_as_well() {
 }
 
 #[test]
-fn a_state_that_was_altered_is_noticed() {
+fn an_altered_state_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     revoked_last(folder.path());
     let path = folder.path().join("ledger.redb");
@@ -347,7 +347,7 @@ fn a_state_that_was_altered_is_noticed() {
 }
 
 #[test]
-fn a_head_file_that_is_missing_or_damaged_is_noticed() {
+fn a_missing_or_damaged_head_file_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.head");
     revoked_last(folder.path());
@@ -358,7 +358,7 @@ fn a_head_file_that_is_missing_or_damaged_is_noticed() {
     assert!(is_lost(folder.path(), true));
     fs::write(&path, whole.iter().map(|byte| byte ^ 1).collect::<Vec<_>>()).unwrap();
     assert!(is_lost(folder.path(), true));
-    // The ledger is the better witness for the last of several records.
+    // Of several records, the ledger confirms the last one.
     let mut torn = whole.clone();
     let end = torn.iter().rposition(|byte| *byte != 0).unwrap();
     torn[end - 1] ^= 1;
@@ -368,7 +368,7 @@ fn a_head_file_that_is_missing_or_damaged_is_noticed() {
 }
 
 #[test]
-fn a_change_that_was_committed_and_not_noted_is_no_loss() {
+fn a_committed_change_that_was_not_noted_is_no_loss() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.head");
     let hash = revoked_last(folder.path());
@@ -385,19 +385,19 @@ fn a_change_that_was_committed_and_not_noted_is_no_loss() {
 }
 
 #[test]
-fn a_folder_with_artifacts_and_without_a_ledger_is_not_new() {
+fn a_folder_with_artifacts_and_no_ledger_is_a_loss() {
     let folder = tempfile::tempdir().unwrap();
     assert!(is_lost(folder.path(), true));
     assert_eq!(accept(folder.path()).head().unwrap().0, 1);
     let new = tempfile::tempdir().unwrap();
     drop(open(new.path()));
-    // Artifacts may have come without a change, when none of them could be deployed.
+    // There may be artifacts without a change, if none of them could be deployed.
     fs::remove_file(new.path().join("ledger.redb")).unwrap();
     drop(Ledger::open(new.path(), true, OnLoss::Refuse).unwrap());
 }
 
-/// The bits to flip: all of those in blocks in which there is anything, and of each block of zeros one,
-/// another one each time.
+/// The bits to flip: all bits of blocks that are not zero, and one bit of each block of zeros, another one
+/// each time.
 fn telling_bits(bytes: &[u8]) -> Vec<usize> {
     const BLOCK: usize = 32;
     let blocks = bytes.chunks(BLOCK).enumerate();
@@ -413,7 +413,7 @@ fn telling_bits(bytes: &[u8]) -> Vec<usize> {
 }
 
 #[test]
-fn every_flipped_bit_is_noticed_or_harmless() {
+fn every_flipped_bit_is_detected_or_harmless() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     ledger.commit(&change("promote"), &state(1), Some(&request("a")), "answer").unwrap();
@@ -450,12 +450,12 @@ fn every_flipped_bit_is_noticed_or_harmless() {
 }
 
 #[test]
-fn a_ledger_from_before_there_was_a_head_file_goes_on() {
+fn a_ledger_without_a_head_file_gets_one() {
     let folder = tempfile::tempdir().unwrap();
     revoked_last(folder.path());
     fs::remove_file(folder.path().join("ledger.head")).unwrap();
     assert!(is_lost(folder.path(), true));
-    // What an earlier host writes knows nothing of it.
+    // An earlier release writes no head file.
     let database = Database::open(folder.path().join("ledger.redb")).unwrap();
     let transaction = database.begin_write().unwrap();
     transaction.open_table(NUMBERS).unwrap().remove("writes").unwrap();

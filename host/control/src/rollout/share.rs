@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn every_share_is_read_back_as_it_is_shown() {
+    fn every_share_parses_from_its_display() {
         for parts in (0..=WHOLE).step_by(7) {
             let share = Share(parts);
             assert_eq!(share.to_string().parse(), Ok(share));
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn stable_gets_what_is_left() {
+    fn the_remainder_is_what_other_shares_leave() {
         assert_eq!(Share::remainder([Share(100_000), Share(1)].into_iter()), Share(899_999));
         assert_eq!(Share::remainder([Share::ALL, Share(1)].into_iter()), Share(0));
     }

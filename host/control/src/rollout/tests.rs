@@ -1,4 +1,4 @@
-//! Examples of the rules, and what holds after any operations.
+//! Examples of the rules, and properties that hold after any operations.
 
 use std::collections::BTreeMap;
 
@@ -66,7 +66,7 @@ fn stages(state: &ModelState) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_rollback_goes_to_what_was_promoted_last_however_many_candidates_came() {
+fn a_rollback_goes_to_the_previously_promoted_version() {
     let mut state = state(&["1.0.0", "1.1.0", "2.0.0", "3.0.0"]);
     state = applied(&state, promote("1.1.0"));
     state = applied(&state, canary("2.0.0", 10));
@@ -81,7 +81,7 @@ fn a_rollback_goes_to_what_was_promoted_last_however_many_candidates_came() {
 }
 
 #[test]
-fn one_rollout_at_a_time_unless_it_supersedes() {
+fn a_second_rollout_is_refused_unless_it_supersedes() {
     let state = applied(&state(&["1.0.0", "1.1.0", "2.0.0"]), canary("1.1.0", 100));
     let active = Err(RolloutError::RolloutActive(version("1.1.0")));
     assert_eq!(try_apply(&state, canary("2.0.0", 5)), active);
@@ -96,7 +96,7 @@ fn one_rollout_at_a_time_unless_it_supersedes() {
 }
 
 #[test]
-fn what_the_rules_refuse_changes_nothing_and_says_why() {
+fn a_refused_operation_changes_nothing_and_has_a_reason() {
     let state = applied(&state(&["1.0.0", "1.1.0", "2.0.0"]), promote("1.1.0"));
     let refused = |operation| try_apply(&state, operation).unwrap_err();
     let v = version;
@@ -128,7 +128,7 @@ fn what_the_rules_refuse_changes_nothing_and_says_why() {
 }
 
 #[test]
-fn replaced_versions_are_parked_then_retired_and_the_way_back_stays_warm() {
+fn replaced_versions_are_parked_then_retired() {
     let mut state = state(&["1.0.0", "1.1.0", "1.2.0", "1.3.0"]);
     assert_eq!(stages(&state), ["deployed"; 4]);
     state = applied(&state, promote("1.1.0"));
@@ -146,7 +146,7 @@ fn replaced_versions_are_parked_then_retired_and_the_way_back_stays_warm() {
 }
 
 #[test]
-fn a_models_last_version_may_go_and_is_not_brought_back() {
+fn the_last_version_can_be_undeployed_and_stays_withdrawn() {
     let mut state = state(&["1.0.0", "2.0.0"]);
     state = applied(&state, Operation::Undeploy { version: version("2.0.0") });
     state = applied(&state, Operation::Undeploy { version: version("1.0.0") });
@@ -155,7 +155,7 @@ fn a_models_last_version_may_go_and_is_not_brought_back() {
 }
 
 #[test]
-fn a_configured_split_is_put_into_force_when_it_changes() {
+fn a_configured_split_is_applied_when_it_changes() {
     let both = |one, two| Some(BTreeMap::from([(version("1.0.0"), one), (version("2.0.0"), two)]));
     let configure = |split| Operation::Configure { split };
     let mut state = applied(&ModelState::default(), configure(both(900_000, 100_000)));
@@ -165,7 +165,7 @@ fn a_configured_split_is_put_into_force_when_it_changes() {
     assert_eq!(stable(&state), "1.0.0");
     assert_eq!(state.routing.shares().count(), 2);
     state = applied(&state, promote("2.0.0"));
-    // The file says what it said before: what was decided since holds.
+    // The configuration is unchanged, so later decisions stay.
     let again = applied(&state, configure(both(900_000, 100_000)));
     assert_eq!(again, state);
     let other = applied(&state, configure(both(500_000, 500_000)));
@@ -176,7 +176,7 @@ fn a_configured_split_is_put_into_force_when_it_changes() {
 }
 
 #[test]
-fn nothing_of_weight_zero_has_a_place() {
+fn a_candidate_of_weight_zero_gets_no_draw() {
     let state = applied(&state(&["1.0.0", "2.0.0"]), canary("2.0.0", 0));
     assert_eq!(state.routing.version_at(0), Some(&version("1.0.0")));
     assert_eq!(state.routing.channel(Channel::Canary), Some(&version("2.0.0")));
@@ -206,10 +206,10 @@ fn any_operation() -> impl Strategy<Value = Operation> {
 }
 
 proptest! {
-    /// Whatever operators do: what is pointed to is deployed and loaded, shares are the whole, the
+    /// After any operations: versions in use are deployed and loaded, the shares add up to the whole, the
     /// bounds hold, and a refusal or a repetition changes nothing.
     #[test]
-    fn every_state_that_can_be_reached_can_be_served(
+    fn every_reachable_state_can_be_served(
         operations in prop::collection::vec(any_operation(), 1..60),
         max_parked in 0_usize..3,
     ) {
@@ -218,7 +218,7 @@ proptest! {
             let deployed = state.versions.clone();
             let is_ready = |version: &Version| deployed.contains_key(version);
             let rules = Rules { is_ready: &is_ready, max_parked, revision: state.revision + 1 };
-            // What the registry says is ready is deployed.
+            // Versions that are ready are deployed.
             if let Operation::Adopt { ready } = &operation
                 && !ready.iter().all(is_ready)
             {
@@ -244,10 +244,10 @@ proptest! {
         }
     }
 
-    /// Of any number of candidates, one gets more at the cost of the stable version alone, or of older
-    /// candidates that move up; nobody falls back to the stable version.
+    /// If the weight of one of several candidates is raised, it takes draws from the stable version or from
+    /// older candidates. No draw moves back to the stable version.
     #[test]
-    fn raising_a_weight_sends_nobody_back_to_stable(
+    fn raising_a_weight_moves_no_caller_back_to_stable(
         weights in prop::collection::vec(0..300_000_u32, 1..4),
         raised in 0_usize..4,
         by in 0..100_000_u32,

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn without_capture_no_content_is_kept_but_listed_labels() {
+    fn without_capture_only_listed_labels_are_kept() {
         let kept = kept(false, SECRET);
         let label = |label: &str| Some(label.to_owned());
         let listed = Labels { primary: label("clean"), candidate: label("toxic") };
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_captured_is_cut_off() {
+    fn captured_records_are_truncated() {
         let long = "ü".repeat(MAX_RECORD_BYTES);
         let kept = kept(true, &long);
         let Excerpt(input) = &kept[0].captured.as_ref().unwrap().input;

@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_one_result_however_many_rows_it_has() {
+    fn a_request_has_one_result_for_all_of_its_rows() {
         let reports = Reports::default();
         let report = report_of(&reports, "2.0.0");
         report.count(ComparisonOutcome::Compared(findings(0, None)));
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded_whatever_is_found() {
+    fn the_kept_disagreements_are_bounded() {
         let reports = Reports::default();
         for candidate in 0..2 * MAX_PAIRS {
             let report = report_of(&reports, &format!("2.{candidate}.0"));
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn another_artifact_of_the_same_version_begins_anew_and_so_does_what_was_forgotten() {
+    fn a_new_artifact_or_a_reset_starts_a_new_report() {
         let reports = Reports::default();
         let report = report_of(&reports, "2.0.0");
         report.count_dropped();
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn counting_drops_waits_for_nobody() {
+    fn counting_a_drop_takes_no_lock() {
         let reports = Reports::default();
         let report = report_of(&reports, "2.0.0");
         let _somebody_reads = report.lock();
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_is_written_as_documented() {
+    fn a_report_serialises_as_documented() {
         let reports = Reports::default();
         report_of(&reports, "2.0.0").count(ComparisonOutcome::Compared(findings(1, None)));
         let report =

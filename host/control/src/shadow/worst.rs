@@ -94,7 +94,7 @@ mod tests {
     proptest! {
         /// The list is bounded, and has the items that sorting all of them would leave.
         #[test]
-        fn the_worst_of_any_sequence_are_kept(
+        fn the_gravest_of_any_sequence_are_kept(
             all in prop::collection::vec((0_usize..5, 0_u8..20), 0..100),
         ) {
             let severity = |(kind, distance): (usize, u8)| {
