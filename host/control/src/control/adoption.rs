@@ -1,5 +1,5 @@
-//! When a model of which nothing was ever promoted gets its stable version from the folder: the highest
-//! release of those found together, but without waiting for long for one that takes long.
+//! Choosing the first stable version of a model from the repository folder: the highest release of those
+//! that were found together. A lower release that is ready does not wait long for a higher one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,35 +10,35 @@ use semver::Version;
 use super::state::Control;
 use guesthouse_model::{ModelName, VersionId};
 
-/// How long a version that is ready waits for a higher one that was found with it. Small ones, which
-/// are compiled beside each other, are ready within seconds of each other.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a release that is ready waits for a higher one that was found with it. Small artifacts are
+/// compiled in parallel and are ready within seconds of each other.
+const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// The versions that were found together.
+/// The deployments of versions that were found together.
 pub(super) struct Adoption {
-    models: Mutex<BTreeMap<ModelName, Found>>,
+    models: Mutex<BTreeMap<ModelName, Deployments>>,
     changed: Condvar,
 }
 
-/// Those of one model that nobody has decided about.
+/// The deployments of one model without a stable version.
 #[derive(Default)]
-struct Found {
-    on_the_way: BTreeSet<Version>,
-    /// The highest release that is ready, and since when there is any.
+struct Deployments {
+    running: BTreeSet<Version>,
+    /// The highest release that is ready, and when the first one became ready.
     ready: Option<(Version, Instant)>,
 }
 
-impl Found {
-    /// From when on the best release is taken; none while none is ready.
+impl Deployments {
+    /// When the highest release that is ready becomes the stable version; none while none is ready.
     fn due(&self) -> Option<Instant> {
         let (best, since) = self.ready.as_ref()?;
         let is_higher = |version: &Version| version.pre.is_empty() && version > best;
-        let is_waited_for = self.on_the_way.iter().any(is_higher);
-        Some(if is_waited_for { *since + PATIENCE } else { *since })
+        let is_higher_running = self.running.iter().any(is_higher);
+        Some(if is_higher_running { *since + MAX_WAIT } else { *since })
     }
 
     fn end(&mut self, version: &Version, is_ready: bool, now: Instant) {
-        self.on_the_way.remove(version);
+        self.running.remove(version);
         if !is_ready || !version.pre.is_empty() {
             return;
         }
@@ -50,46 +50,50 @@ impl Found {
 }
 
 impl Adoption {
-    /// For versions that are about to be loaded.
+    /// For versions whose deployments are about to start.
     pub(super) fn new<'a>(ids: impl IntoIterator<Item = &'a VersionId>) -> Self {
-        let mut models = BTreeMap::<ModelName, Found>::new();
+        let mut models = BTreeMap::<ModelName, Deployments>::new();
         for id in ids {
-            models.entry(id.name.clone()).or_default().on_the_way.insert(id.version.clone());
+            models.entry(id.name.clone()).or_default().running.insert(id.version.clone());
         }
         Self { models: Mutex::new(models), changed: Condvar::new() }
     }
 
-    /// It is known what has become of a version.
+    /// The deployment of a version has ended.
     pub(super) fn end(&self, id: &VersionId, is_ready: bool) {
-        if let Some(found) = self.lock().get_mut(&id.name) {
-            found.end(&id.version, is_ready, Instant::now());
+        if let Some(deployments) = self.lock().get_mut(&id.name) {
+            deployments.end(&id.version, is_ready, Instant::now());
         }
         self.changed.notify_all();
     }
 
-    /// No version is on its way any more.
+    /// All deployments have ended.
     pub(super) fn end_all(&self) {
-        self.lock().values_mut().for_each(|found| found.on_the_way.clear());
+        self.lock().values_mut().for_each(|deployments| deployments.running.clear());
         self.changed.notify_all();
     }
 
-    /// Give each model its stable version when it is time, until nothing is on its way.
+    /// Give each model its stable version when it is due, until all deployments have ended.
     pub(super) fn run(&self, control: &Control) {
         while let Some(model) = self.next() {
             control.adopt(&model);
         }
     }
 
-    /// Wait for the next model that is due; none when there will be none.
+    /// Wait for the next model that is due; none if there will be no more.
     fn next(&self) -> Option<ModelName> {
         let mut models = self.lock();
         loop {
-            // Of others there is nothing to come.
-            models.retain(|_, found| found.ready.is_some() || !found.on_the_way.is_empty());
+            // Nothing more is expected of the other models.
+            models.retain(|_, deployments| {
+                deployments.ready.is_some() || !deployments.running.is_empty()
+            });
             if models.is_empty() {
                 return None;
             }
-            let due = models.iter().filter_map(|(name, found)| Some((found.due()?, name.clone())));
+            let due = models
+                .iter()
+                .filter_map(|(name, deployments)| Some((deployments.due()?, name.clone())));
             let first = due.min();
             let now = Instant::now();
             models = match first {
@@ -106,7 +110,7 @@ impl Adoption {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Found>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Deployments>> {
         self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -119,18 +123,18 @@ mod tests {
     fn a_release_waits_for_a_higher_one_with_a_limit() {
         let version = |text: &str| text.parse::<Version>().unwrap();
         let start = Instant::now();
-        let mut found = Found::default();
+        let mut deployments = Deployments::default();
         let all = ["1.0.0", "1.1.0", "1.2.0", "2.0.0-rc.1"];
-        found.on_the_way.extend(all.map(version));
-        assert_eq!(found.due(), None);
-        found.end(&version("2.0.0-rc.1"), true, start);
-        assert_eq!(found.due(), None, "a pre-release is nobody's default");
-        found.end(&version("1.1.0"), true, start);
-        assert_eq!(found.due(), Some(start + PATIENCE));
-        found.end(&version("1.0.0"), true, start + PATIENCE);
-        assert_eq!(found.due(), Some(start + PATIENCE), "a lower one changes nothing");
-        found.end(&version("1.2.0"), false, start + PATIENCE);
-        assert_eq!(found.due(), Some(start), "nothing higher can come");
+        deployments.running.extend(all.map(version));
+        assert_eq!(deployments.due(), None);
+        deployments.end(&version("2.0.0-rc.1"), true, start);
+        assert_eq!(deployments.due(), None, "a pre-release is nobody's default");
+        deployments.end(&version("1.1.0"), true, start);
+        assert_eq!(deployments.due(), Some(start + MAX_WAIT));
+        deployments.end(&version("1.0.0"), true, start + MAX_WAIT);
+        assert_eq!(deployments.due(), Some(start + MAX_WAIT), "a lower one changes nothing");
+        deployments.end(&version("1.2.0"), false, start + MAX_WAIT);
+        assert_eq!(deployments.due(), Some(start), "nothing higher can come");
     }
 
     #[test]

@@ -66,7 +66,7 @@ const SEARCHED_ENTRIES: usize = 100;
 /// Called with the name of each step when it starts.
 pub(super) type Progress<'a> = &'a (dyn Fn(&'static str) + Sync);
 
-/// What is to be deployed, and for whom.
+/// A deployment that is to be run: its artifact and its origin.
 #[derive(Clone)]
 pub(super) struct Plan<'a> {
     pub(super) id: VersionId,
@@ -79,20 +79,20 @@ pub(super) struct Plan<'a> {
     pub(super) found_below: Option<(Version, Digest)>,
 }
 
-/// What brought the artifact.
+/// Where the artifact comes from.
 #[derive(Clone)]
 pub(super) enum Origin<'a> {
-    /// Somebody asked for this deployment, and waits for its answer.
+    /// A caller asked for this deployment, and waits for the outcome.
     Request(DeploymentRequest<'a>),
-    /// It lay in the repository folder.
+    /// A file of the repository folder.
     Folder,
-    /// The ledger says that it is deployed.
+    /// The ledger says that the version is deployed.
     Restore,
-    /// Somebody asked for the model by name, and the ledger says that this version is deployed.
+    /// A caller loads the model by its name, and the ledger says that this version is deployed.
     Load,
 }
 
-/// A deployment that was asked for.
+/// A deployment that a caller asked for.
 #[derive(Clone)]
 pub(super) struct DeploymentRequest<'a> {
     pub(super) promotion: Promotion,
@@ -120,7 +120,7 @@ pub(super) enum State {
     Published(Option<ChangeOutcome>),
 }
 
-/// Where a deployment stands that does not hold its thread any longer.
+/// Why a deployment has left its thread.
 pub(super) enum Progressed {
     /// It has to wait for the compiler; resume it in [`State::Uncompiled`].
     Waits(CompileJob),
@@ -132,7 +132,7 @@ pub(super) enum Progressed {
 pub(super) struct Deployment<'a> {
     control: &'a Control,
     plan: &'a Plan<'a>,
-    /// Where the version was before this run.
+    /// How far the version was loaded before this run.
     before: Option<LoadState>,
     started: Instant,
     is_compiled_now: bool,
@@ -256,7 +256,7 @@ impl<'a> Deployment<'a> {
         })
     }
 
-    /// The artifact; read again from the store, unless somebody has just uploaded it.
+    /// The artifact. It is read from the store, unless it was just uploaded.
     fn artifact(&self) -> Result<Arc<Artifact>, LoadError> {
         match &self.plan.origin {
             Origin::Request(request) => Ok(Arc::clone(&request.artifact)),
@@ -269,7 +269,7 @@ impl<'a> Deployment<'a> {
         let (control, plan) = (self.control, self.plan);
         let Origin::Request(request) = &plan.origin else { return Ok(State::Checked) };
         let DeploymentRequest { options, artifact, .. } = request;
-        // Whoever held the lock before may have been this very request.
+        // The previous holder of the lock may have been a repetition of this request.
         if let Some(answer) = control.stored_answer(options)? {
             return Ok(State::Published(Some(answer)));
         }
@@ -285,8 +285,8 @@ impl<'a> Deployment<'a> {
             .map_err(LoadError::from)?;
         control.check_contract(&state, &plan.id, signature)?;
         if control.is_loaded(&plan.id) {
-            // It is deployed; only its promotion may be new. If somebody undeploys it before that is
-            // decided, it is loaded after all.
+            // It is deployed already, and only its promotion may be new. If it is undeployed before that is
+            // decided, it is loaded below.
             let proposal =
                 Proposal { model: &plan.id.name, operation: &operation, options, may_lack: false };
             let mut loaded = Loaded::new(None, plan.report(None));
@@ -346,7 +346,7 @@ impl<'a> Deployment<'a> {
             Origin::Request(request) => request.options,
             Origin::Folder => &folder,
             Origin::Restore | Origin::Load => {
-                // Somebody may have undeployed it in the meantime; then it is dropped.
+                // If it was undeployed in the meantime, it is dropped.
                 control.registry.insert_loaded(version);
                 self.log_ready();
                 return Ok(None);
@@ -361,7 +361,7 @@ impl<'a> Deployment<'a> {
         Ok(Some(answer))
     }
 
-    /// Count the outcome, and let those know of it whom it concerns.
+    /// Count the outcome, and log, show or record a failure.
     fn conclude(&self, outcome: &Result<Option<ChangeOutcome>, ControlError>) {
         let (control, plan) = (self.control, self.plan);
         control.count_deployment(outcome.is_ok());
@@ -528,7 +528,7 @@ impl Control {
     fn show_failed(&self, id: &VersionId, failure: Failure) -> Option<Instant> {
         let retry_at = self.retries.note(id, failure.cause, Instant::now());
         let failure = Failure { retry_at, ..failure };
-        // Whoever reads the line finds the version as it says.
+        // Before the line is logged, so that its readers find the version in this state.
         self.registry.set_load_state(id, LoadState::Failed(failure.clone()));
         let (model, version) = (&id.name, &id.version);
         let (step, reason) = (failure.step, &*failure.reason);

@@ -1,9 +1,8 @@
-//! Every order of events: changes that are asked for at the same time, step by step, as [`Control`]
-//! makes them. What is decided ([`rollout::decide`]) and what is published ([`TestRegistryState`]) is the code
-//! that serves; a version is nothing but its number here, so that all orders can be gone through.
+//! Tests that go through all interleavings of concurrent changes, step by step as [`Control`] makes them.
+//! The decisions ([`rollout::decide`]) and the registry ([`TestRegistryState`]) are the code of the server; a
+//! version is a mere number here, so that all interleavings can be searched.
 //!
-//! A step is what happens without anybody else in between: what is done under one lock, and each
-//! beginning and end of loading.
+//! A step is what happens atomically: the work under one lock, and each start and end of loading.
 //!
 //! [`Control`]: super::state::Control
 
@@ -21,7 +20,7 @@ use guesthouse_model::{ModelName, VersionId};
 
 type Decide = fn(&ModelState, &Operation, &Rules<'_>) -> Result<Decision, RolloutError>;
 
-/// Somebody who wants something.
+/// A change that a process makes.
 #[derive(Debug, Clone)]
 enum Task {
     Deploy(Version, Promotion),
@@ -32,15 +31,15 @@ enum Task {
     Restore,
 }
 
-/// How far somebody has come.
+/// How far a process is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum At {
     Start,
     /// A deployment has seen that its version is loaded.
     SeenLoaded,
-    /// A change was told that this version is missing.
-    Told(Version),
-    /// Somebody else loads it.
+    /// A change needs this version, which is not loaded.
+    Missing(Version),
+    /// Another process has the lock of the version.
     Waiting(Version),
     Loading(Version),
     Commit,
@@ -51,10 +50,10 @@ enum At {
 struct Process {
     task: Task,
     at: At,
-    turns: BTreeSet<Version>,
-    /// Loaded, and not published.
-    in_hand: Vec<Version>,
-    /// What a start has still to load.
+    locks: BTreeSet<Version>,
+    /// Versions that are loaded and not published.
+    loaded: Vec<Version>,
+    /// Versions that a start has yet to load.
     left: Vec<Version>,
 }
 
@@ -83,8 +82,8 @@ fn digest(version: &Version) -> Digest {
 
 impl Process {
     fn new(task: Task) -> Self {
-        let (turns, in_hand, left) = (BTreeSet::new(), Vec::new(), Vec::new());
-        Self { task, at: At::Start, turns, in_hand, left }
+        let (locks, loaded, left) = (BTreeSet::new(), Vec::new(), Vec::new());
+        Self { task, at: At::Start, locks, loaded, left }
     }
 
     fn operation(&self) -> Option<Operation> {
@@ -110,10 +109,10 @@ impl World {
     }
 
     fn is_free(&self, version: &Version) -> bool {
-        !self.processes.iter().any(|process| process.turns.contains(version))
+        !self.processes.iter().any(|process| process.locks.contains(version))
     }
 
-    /// The next step of a process; none if it waits or is done.
+    /// The state after the next step of a process; none if it waits or is done.
     fn after(&self, index: usize) -> Option<Self> {
         let mut world = self.clone();
         let mut process = world.processes[index].clone();
@@ -129,7 +128,7 @@ impl World {
     fn step(&mut self, process: &mut Process) -> Option<At> {
         match (process.at.clone(), process.task.clone()) {
             (At::Start, Task::Deploy(version, _)) => {
-                self.take(process, &version)?;
+                self.lock(process, &version)?;
                 Some(if self.is_loaded(&version) {
                     At::SeenLoaded
                 } else {
@@ -141,20 +140,20 @@ impl World {
                 None => At::Done,
             }),
             (At::Start, Task::Change(_)) | (At::Commit, _) => Some(match self.commit(process) {
-                Some(missing) => At::Told(missing),
+                Some(missing) => At::Missing(missing),
                 None => At::Done,
             }),
-            (At::Told(version), _) => Some(if self.take(process, &version).is_some() {
+            (At::Missing(version), _) => Some(if self.lock(process, &version).is_some() {
                 At::Loading(version)
             } else {
                 if matches!(process.task, Task::Change(_)) {
-                    process.in_hand.clear();
-                    process.turns.clear();
+                    process.loaded.clear();
+                    process.locks.clear();
                 }
                 At::Waiting(version)
             }),
             (At::Waiting(version), _) => {
-                self.take(process, &version)?;
+                self.lock(process, &version)?;
                 Some(At::Loading(version))
             }
             (At::Start, Task::Load) => {
@@ -174,14 +173,14 @@ impl World {
                 let is_deploying = matches!(task, Task::Deploy(..));
                 let is_there = self.state().versions.contains_key(&version) || is_deploying;
                 if is_there && !self.is_loaded(&version) {
-                    process.in_hand.push(version);
+                    process.loaded.push(version);
                 }
                 match task {
                     Task::Deploy(..) | Task::Change(_) => Some(At::Commit),
                     Task::Load => Some(At::Done),
                     Task::Restore => {
                         self.offer(process);
-                        process.turns.clear();
+                        process.locks.clear();
                         Some(self.next_to_restore(process))
                     }
                 }
@@ -190,9 +189,9 @@ impl World {
         }
     }
 
-    /// The turn of a version, unless somebody else has it.
-    fn take(&self, process: &mut Process, version: &Version) -> Option<()> {
-        self.is_free(version).then(|| process.turns.insert(version.clone())).map(drop)
+    /// Lock a version, unless another process has locked it.
+    fn lock(&self, process: &mut Process, version: &Version) -> Option<()> {
+        self.is_free(version).then(|| process.locks.insert(version.clone())).map(drop)
     }
 
     fn begin_deploying(&mut self, version: &Version) -> At {
@@ -210,32 +209,32 @@ impl World {
         }
     }
 
-    /// Decide and publish; the version that is missing, if one is.
+    /// Decide and publish. Returns the version that is missing, if one is.
     fn commit(&mut self, process: &mut Process) -> Option<Version> {
         let (state, operation) = (self.state(), process.operation()?);
         let is_ready =
-            |version: &Version| process.in_hand.contains(version) || self.is_loaded(version);
+            |version: &Version| process.loaded.contains(version) || self.is_loaded(version);
         let rules = Rules { is_ready: &is_ready, max_parked: 0, revision: state.revision + 1 };
         let next = match (self.decide)(&state, &operation, &rules) {
             Ok(Decision::Load(missing)) => return Some(missing),
             Ok(Decision::Apply(outcome)) if outcome.state != state => outcome.state,
             Ok(Decision::Apply(_)) | Err(_) => return None,
         };
-        let loaded = std::mem::take(&mut process.in_hand).into_iter();
+        let loaded = std::mem::take(&mut process.loaded).into_iter();
         let loaded = loaded.map(|version| (id(&version), Arc::new(version)));
         drop(self.registry.decide(&model(), next, loaded.collect()));
         None
     }
 
     fn offer(&mut self, process: &mut Process) {
-        for version in process.in_hand.drain(..) {
+        for version in process.loaded.drain(..) {
             drop(self.registry.insert_loaded(id(&version), digest(&version), Arc::new(version)));
         }
     }
 
     fn finish(&mut self, process: &mut Process) {
         self.offer(process);
-        process.turns.clear();
+        process.locks.clear();
         if let Task::Deploy(version, _) = &process.task
             && matches!(self.registry.load_states.get(&id(version)), Some(TestLoadState::Loading))
         {
@@ -243,12 +242,12 @@ impl World {
         }
     }
 
-    /// What must hold at any moment, and what must hold when nobody wants anything any more.
+    /// What is wrong with this state. `is_over` says whether all processes are done.
     fn violation(&self, is_over: bool) -> Option<String> {
         let state = self.state();
         let is_loaded = |version: &&Version| self.is_loaded(version);
         let routed = state.versions.keys().filter(|version| state.routing.uses(version));
-        // A split of the configuration may name what is not deployed, and its share goes to others.
+        // A split of the configuration may name a version that is not deployed; others get its share.
         let is_configured =
             |it: &Version| state.configured.as_ref().is_some_and(|split| split.contains_key(it));
         let is_lost = |it: &Version| !state.versions.contains_key(it) && !is_configured(it);
@@ -283,7 +282,7 @@ impl World {
     }
 }
 
-/// Go through all orders; the first one that leads to something wrong.
+/// Search all interleavings. The error describes the first state with something wrong.
 fn search(world: &World) -> Result<usize, String> {
     let mut seen = HashSet::from([world.key()]);
     let mut left = vec![world.clone()];
@@ -291,7 +290,7 @@ fn search(world: &World) -> Result<usize, String> {
         let next: Vec<_> =
             (0..world.processes.len()).filter_map(|index| world.after(index)).collect();
         let is_over = world.processes.iter().all(|process| process.at == At::Done);
-        let stuck = (next.is_empty() && !is_over).then(|| "everybody waits".to_owned());
+        let stuck = (next.is_empty() && !is_over).then(|| "a deadlock".to_owned());
         if let Some(what) = stuck.or(world.violation(is_over)) {
             return Err(format!("{what}: {}", world.key()));
         }
@@ -316,7 +315,7 @@ fn rollback(to: Option<&str>) -> Task {
     Task::Change(Operation::Rollback { to: to.map(version) })
 }
 
-/// A world in which these were done one after the other.
+/// The state after these tasks, one after the other.
 fn world_after(tasks: &[Task]) -> World {
     let registry = TestRegistryState::new(BTreeMap::new());
     let mut world = World { registry, processes: Vec::new(), decide: rollout::decide };
@@ -361,15 +360,15 @@ fn tasks() -> Vec<Task> {
     tasks
 }
 
-/// Where it begins: one version of two is stable; three, of which two are retired.
-fn beginnings() -> [World; 2] {
+/// The initial states: two versions of which one is stable, and three of which two are retired.
+fn initial_worlds() -> [World; 2] {
     let first = deploy("1.0.0", Promotion::IfFirst);
     let two = [first.clone(), deploy("1.1.0", Promotion::No)];
     let three = [first, deploy("1.1.0", Promotion::Yes), deploy("1.2.0", Promotion::Yes)];
     [world_after(&two), world_after(&three)]
 }
 
-/// Any three at once, with repetition.
+/// Search any three tasks at once, with repetition.
 fn every_three(world: &World, more: &[Task]) -> Result<usize, String> {
     let (tasks, mut count) = (tasks(), 0);
     for (one, first) in tasks.iter().enumerate() {
@@ -386,7 +385,7 @@ fn every_three(world: &World, more: &[Task]) -> Result<usize, String> {
 
 #[test]
 fn no_interleaving_routes_to_an_unloaded_version() {
-    for world in beginnings() {
+    for world in initial_worlds() {
         assert!(world.violation(true).is_none());
         let count = every_three(&world, &[]).unwrap_or_else(|what| panic!("{what}"));
         assert!(count > 10_000, "{count}");
@@ -395,7 +394,7 @@ fn no_interleaving_routes_to_an_unloaded_version() {
 
 #[test]
 fn no_interleaving_with_a_start_routes_to_an_unloaded_version() {
-    for world in beginnings() {
+    for world in initial_worlds() {
         let registry = TestRegistryState::new(world.registry.states.clone());
         let tasks = tasks();
         for (index, one) in tasks.iter().enumerate() {
@@ -419,7 +418,7 @@ fn the_search_detects_a_stale_decision() {
     ) -> Result<Decision, RolloutError> {
         rollout::apply(state, operation, rules).map(Decision::Apply)
     }
-    let [mut world, _] = beginnings();
+    let [mut world, _] = initial_worlds();
     world.decide = careless;
     world.processes = [deploy("1.1.0", Promotion::Yes), undeploy("1.1.0")].map(Process::new).into();
     let wrong = search(&world).unwrap_err();

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_is_locked_once_and_others_beside_it() {
+    fn a_version_is_locked_once_and_others_independently() {
         let id = |name: &str| VersionId {
             name: name.parse().unwrap(),
             version: "1.0.0".parse().unwrap(),

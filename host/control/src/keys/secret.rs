@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_a_key_is_noticed() {
+    fn a_mistyped_key_is_detected() {
         let key = key_from_bytes([7; 32]);
         assert!(!is_malformed(b"a key of the operator's own"));
         assert!(is_malformed(b"guesthouse_"));

@@ -1,4 +1,4 @@
-//! What lasts, and what is noticed.
+//! Tests of durability, and of the detection of losses.
 
 use semver::Version;
 
@@ -201,7 +201,7 @@ fn keys_survive_a_restart_and_entries_hide_their_hashes() {
     assert_eq!(again, IdempotencyLookup::Answered("answer".to_owned()));
 }
 
-/// Entries that a host wrote when the log was about models alone.
+/// Entries of a release whose log had models only.
 const OLD_ENTRIES: [&str; 2] = [
     r#"{"sequence":2,"revision":2,"time":"2026-11-22T22:00:45.305706Z","actor":"repository","reason":null,"operation":"deploy","model":"text-direction","version":"1.0.0","digest":"sha256:a4695e976d674c96ff111bc3d2815c39aa93274dc6ce2ed89d918c9a48930ec9","outcome":"applied","status":"Deployed","error":null,"before":{"stable":null,"candidates":{},"shadow":null,"promoted":[]},"after":{"stable":null,"candidates":{},"shadow":null,"promoted":[]},"previous_hash":"bbc279115660eb0ad38cb9f70ae266a8a092c42fa2a4a4d7e677ff1906c86032","hash":"6dc5280d7cef57a54a8d3be5d6e84ace16d2a29ff5bece99c2c82fcdfb235e2a"}"#,
     r#"{"sequence":1,"revision":1,"time":"2026-11-22T22:00:44.334070Z","actor":"configuration","reason":null,"operation":"configure","model":"toxicity","version":null,"digest":null,"outcome":"applied","status":"Configured","error":null,"before":{"stable":null,"candidates":{},"shadow":null,"promoted":[]},"after":{"stable":"1.0.0","candidates":{"2.0.0":100000},"shadow":null,"promoted":[]},"previous_hash":"0000000000000000000000000000000000000000000000000000000000000000","hash":"bbc279115660eb0ad38cb9f70ae266a8a092c42fa2a4a4d7e677ff1906c86032"}"#,
@@ -244,7 +244,7 @@ fn a_ledger_of_format_1_is_upgraded() {
     assert_eq!((ledger.keys().unwrap().len(), ledger.head().unwrap().0), (1, 3));
 }
 
-/// A state folder with three changes of models and a key that was revoked last.
+/// A state folder with three changes of models, and a revoked key as the last change.
 fn revoked_last(folder: &Path) -> KeyHash {
     let ledger = open(folder);
     for revision in 1..=3 {
@@ -280,11 +280,11 @@ fn a_deleted_or_truncated_ledger_is_detected() {
     assert_eq!(entries.len(), 1);
     assert_eq!((entries[0].operation.as_str(), entries[0].revision), ("accept_ledger_loss", 6));
     drop(ledger);
-    // Once; from then on, all is well.
+    // The loss is accepted once. The next start is normal.
     let ledger = open(folder.path());
     assert!(ledger.revoked_keys().contains(&hash));
     assert_eq!(ledger.head().unwrap().0, 6);
-    // What was there is kept for who wants to look at it.
+    // The damaged ledger is kept.
     assert!(folder.path().join("ledger.redb.damaged-1").exists());
 }
 
@@ -359,7 +359,7 @@ fn a_missing_or_damaged_head_file_is_detected() {
     assert!(is_lost(folder.path(), true));
     fs::write(&path, whole.iter().map(|byte| byte ^ 1).collect::<Vec<_>>()).unwrap();
     assert!(is_lost(folder.path(), true));
-    // The ledger is the better witness for the last of several records.
+    // Of several records, the ledger confirms the last one.
     let mut torn = whole.clone();
     let end = torn.iter().rposition(|byte| *byte != 0).unwrap();
     torn[end - 1] ^= 1;
@@ -392,13 +392,13 @@ fn artifacts_without_a_ledger_are_a_lost_ledger() {
     assert_eq!(accept(folder.path()).head().unwrap().0, 1);
     let new = tempfile::tempdir().unwrap();
     drop(open(new.path()));
-    // Artifacts may have come without a change, when none of them could be deployed.
+    // There may be artifacts without a change, if none of them could be deployed.
     fs::remove_file(new.path().join("ledger.redb")).unwrap();
     drop(Ledger::open(new.path(), true, OnLoss::Refuse).unwrap());
 }
 
-/// The bits to flip: all of those in blocks in which there is anything, and of each block of zeros one,
-/// another one each time.
+/// The bits to flip: all bits of blocks that are not zero, and one bit of each block of zeros, another one
+/// each time.
 fn telling_bits(bytes: &[u8]) -> Vec<usize> {
     const BLOCK: usize = 32;
     let blocks = bytes.chunks(BLOCK).enumerate();
@@ -456,7 +456,7 @@ fn a_ledger_without_a_head_file_is_upgraded() {
     revoked_last(folder.path());
     fs::remove_file(folder.path().join("ledger.head")).unwrap();
     assert!(is_lost(folder.path(), true));
-    // What an earlier host writes knows nothing of it.
+    // An earlier release writes no head file.
     let database = Database::open(folder.path().join("ledger.redb")).unwrap();
     let transaction = database.begin_write().unwrap();
     transaction.open_table(NUMBERS).unwrap().remove("writes").unwrap();

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn stable_gets_what_is_left() {
+    fn the_remainder_is_what_other_shares_leave() {
         assert_eq!(Share::remainder([Share(100_000), Share(1)].into_iter()), Share(899_999));
         assert_eq!(Share::remainder([Share::ALL, Share(1)].into_iter()), Share(0));
     }

@@ -1,4 +1,4 @@
-//! Examples of the rules, and what holds after any operations.
+//! Examples of the rules, and properties that hold after any operations.
 
 use std::collections::BTreeMap;
 
@@ -165,7 +165,7 @@ fn a_changed_split_of_the_configuration_is_applied() {
     assert_eq!(stable(&state), "1.0.0");
     assert_eq!(state.routing.shares().count(), 2);
     state = applied(&state, promote("2.0.0"));
-    // The file says what it said before: what was decided since holds.
+    // The configuration is unchanged, so later decisions stay.
     let again = applied(&state, configure(both(900_000, 100_000)));
     assert_eq!(again, state);
     let other = applied(&state, configure(both(500_000, 500_000)));
@@ -206,7 +206,7 @@ fn any_operation() -> impl Strategy<Value = Operation> {
 }
 
 proptest! {
-    /// Whatever operators do: what is pointed to is deployed and loaded, shares are the whole, the
+    /// After any operations: versions in use are deployed and loaded, the shares add up to the whole, the
     /// bounds hold, and a refusal or a repetition changes nothing.
     #[test]
     fn every_reachable_state_is_servable(
@@ -218,7 +218,7 @@ proptest! {
             let deployed = state.versions.clone();
             let is_ready = |version: &Version| deployed.contains_key(version);
             let rules = Rules { is_ready: &is_ready, max_parked, revision: state.revision + 1 };
-            // What the registry says is ready is deployed.
+            // Versions that are ready are deployed.
             if let Operation::Adopt { ready } = &operation
                 && !ready.iter().all(is_ready)
             {
@@ -244,8 +244,8 @@ proptest! {
         }
     }
 
-    /// Of any number of candidates, one gets more at the cost of the stable version alone, or of older
-    /// candidates that move up; nobody falls back to the stable version.
+    /// If the weight of one of several candidates is raised, it takes draws from the stable version or from
+    /// older candidates. No draw moves back to the stable version.
     #[test]
     fn raising_a_weight_moves_no_caller_back_to_stable(
         weights in prop::collection::vec(0..300_000_u32, 1..4),

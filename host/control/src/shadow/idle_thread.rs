@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_returns_its_result_and_a_panic_does_not_end_the_thread() {
+    fn work_returns_its_result_and_a_panic_ends_no_thread() {
         let idle = IdleThread::start("idle-test".to_owned(), 1 << 20).unwrap();
         let name = idle.run(|| thread::current().name().map(str::to_owned));
         assert_eq!(name.flatten().as_deref(), Some("idle-test"));

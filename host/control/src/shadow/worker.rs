@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_that_a_candidate_does_not_accept_are_never_given_to_it() {
+    fn a_candidate_never_gets_inputs_it_does_not_accept() {
         let row = || json!({"text": "abc"});
         let renamed = Field { name: "words".to_owned(), ..text(9) };
         let retyped = field("text", Datatype::Fp32, &[]);
