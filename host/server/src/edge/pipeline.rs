@@ -108,29 +108,21 @@ pub(super) struct Reply {
     pub(super) comparison: Option<CompareOnDrop>,
 }
 
-/// Answer a prediction request: the head, then the body, which `body` reads. A stopping server interrupts the
-/// request and its guest.
+/// Answer a prediction request: the head, then the body, which `body` reads.
 pub(super) async fn predict<C: Codec>(
     head: RequestHead<'_>,
     codec: Result<C, ApiError>,
     body: impl Future<Output = Result<RequestBody, ApiError>>,
     log: &mut RequestLog,
 ) -> Result<Reply, ApiError> {
-    let mut interrupted = head.edge.interrupted.clone();
-    let answer = async {
-        let mut request = PredictRequest::authenticate(head, log)?;
-        let codec = codec?;
-        request.check(&codec, log)?;
-        let body = body.await?;
-        request.answer(codec, body, log).await
-    };
-    tokio::select! {
-        outcome = answer => outcome,
-        Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::stopping()),
-    }
+    let mut request = PredictRequest::authenticate(head, log)?;
+    let codec = codec?;
+    request.check(&codec, log)?;
+    request.answer(codec, body.await?, log).await
 }
 
-/// Answer a prediction request that arrives by HTTP. `words` may change the message of an error.
+/// Answer a prediction request that arrives by HTTP, unless a stopping server interrupts it. `words` may
+/// change the message of an error.
 pub(super) async fn predict_over_http<C: Codec>(
     edge: &Edge,
     target: impl FnOnce(&Policy, &Snapshot) -> Target,
@@ -144,7 +136,12 @@ pub(super) async fn predict_over_http<C: Codec>(
     let (target, headers) = (target(&policy, &snapshot), &parts.headers);
     let body = body::read(headers, body, &policy.limits, &edge.bodies);
     let head = RequestHead { edge, policy: &policy, snapshot, headers, target };
-    let outcome = predict(head, codec(&parts), body, &mut log).await;
+    let mut interrupted = edge.interrupted.clone();
+    let outcome = tokio::select! {
+        outcome = predict(head, codec(&parts), body, &mut log) => outcome,
+        // Dropping the prediction interrupts its guest.
+        Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::stopping()),
+    };
     log.attach_to(outcome.map(Reply::into_response).map_err(words))
 }
 
