@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let builder = tonic_prost_build::configure().build_client(false);
     // Looks at what a message would take before it is read.
-    let builder = builder.codec_path("crate::edge::grpc::Codec");
+    let builder = builder.codec_path("crate::edge::pb::Codec");
     // Raw contents are shared with what was received, and not copied.
     // Maps have an order, so that the same message is always the same bytes.
     builder.bytes(".").btree_map(".").compile_fds(files)?;

@@ -83,6 +83,42 @@ fn pages_for_entry_are_short() {
     }
 }
 
+/// The words in backticks of a line.
+fn code_words(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn files_and_modules_of_the_map_exist() {
+    let map = Page::open("host/ARCHITECTURE.md").text;
+    let host = book::root().join("host");
+    let (mut files, mut modules, mut one) = (0, 0, String::new());
+    for line in map.lines() {
+        for file in code_words(line).filter(|word| word.ends_with(".rs")) {
+            let path = match file.split_once('/') {
+                Some(("tests", _)) => book::root().join(file),
+                Some((one, rest)) => host.join(one).join("src").join(rest),
+                None => host.join(file),
+            };
+            assert!(path.exists(), "there is no {file}");
+            files += 1;
+        }
+        // Rows of the table of modules: the crate, in its first row only; modules; what they own.
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        let [_, name, names, ..] = cells[..] else { continue };
+        if let Some(name) = code_words(name).next() {
+            one = name.to_owned();
+        }
+        let source = host.join(&one).join("src");
+        for module in code_words(names).filter(|word| !word.contains(['/', '.'])) {
+            let path = source.join(module).with_extension("rs");
+            assert!(path.exists(), "{one} has no module {module}");
+            modules += 1;
+        }
+    }
+    assert!(files >= 12 && modules >= 25, "{files} files, {modules} modules");
+}
+
 #[test]
 fn generated_pages_are_what_the_program_prints() {
     let mut count = 0;

@@ -26,6 +26,8 @@ mod documentation;
 mod draining;
 /// An acknowledged change survives any crash, and a full disk changes nothing.
 mod durability;
+/// A program that embeds the runtime gets the same outputs as a client of the server.
+mod embedding;
 /// The public endpoints: versions, headers, request ids and the traffic split.
 mod endpoints;
 /// Every entry point into a guest is interrupted at the deadline or when the caller disconnects.
@@ -90,12 +92,14 @@ mod overload;
 mod packaging;
 /// A batch with `partial=true` succeeds and fails row by row.
 mod partial_batches;
+/// Predictions keep the same promises over each of the four protocols.
+mod protocols;
 /// Rate limits of keys and models.
 mod rates;
+/// The program prints its own reference, and the admin API describes itself.
+mod reference;
 /// Scores equal scikit-learn's on texts that were not used for training.
 mod reference_scores;
-/// The program prints its own documentation, and the admin API describes itself.
-mod references;
 /// Files in the repository folder are deployed, and nothing else in it has an effect.
 mod repository_folder;
 /// Compressed bodies, multipart forms and raw bytes are equivalent to JSON, within the same limits.

@@ -560,8 +560,7 @@ fn spawn(config: &Path, repository: &Path, state: &Path, setup: &Setup) -> (Chil
     // Standard output and standard error go to one reader, as under most service managers.
     let (reader, writer) = std::io::pipe().expect("a pipe can be made");
     let outputs = (writer.try_clone().expect("a pipe can be shared"), writer);
-    let child = command.stdout(outputs.0).stderr(outputs.1).spawn();
-    let child = child.expect("the host program can be run");
+    let child = command.stdout(outputs.0).stderr(outputs.1).spawn().expect("the host can be run");
     drop(command);
     let log = Arc::new(Log::default());
     log.follow(reader);

@@ -34,7 +34,7 @@ pub use sections::CONTRACT_VERSION;
 
 use guesthouse_model::{Signature, SignatureError, VersionId};
 use sections::Sections;
-use source::{ReadAt as _, Source};
+use source::{ArtifactSource, ReadAt as _};
 
 const DESCRIPTOR_SECTION: &str = "guesthouse:descriptor";
 const SIGNATURE_SECTION: &str = "guesthouse:signature";
@@ -162,7 +162,7 @@ pub enum ArtifactError {
 
 /// An artifact that has been read and validated, but not run.
 pub struct Artifact {
-    source: Source,
+    source: ArtifactSource,
     digest: Digest,
     /// The ranges of the component in the file, without its custom sections.
     code: Vec<Range<usize>>,
@@ -201,7 +201,7 @@ impl Artifact {
     /// # Errors
     /// [`ArtifactError`] with the first thing that is wrong.
     pub fn open_draft(path: &Path) -> Result<Self, ArtifactError> {
-        Self::read(Source::open(path)?)
+        Self::read(ArtifactSource::open(path)?)
     }
 
     /// Read an artifact that is in memory, such as one that was just downloaded.
@@ -212,10 +212,10 @@ impl Artifact {
         if bytes.len() as u64 > MAX_ARTIFACT_BYTES {
             return Err(ArtifactError::TooLarge);
         }
-        Self::read(Source::Memory(bytes))
+        Self::read(ArtifactSource::Memory(bytes))
     }
 
-    fn read(source: Source) -> Result<Self, ArtifactError> {
+    fn read(source: ArtifactSource) -> Result<Self, ArtifactError> {
         let sections = Sections::scan(&source)?;
         sections.check_world()?;
         let (id, metadata) = sections.identity(&source)?;

@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn exports_and_their_names_are_bounded() {
+    fn the_number_and_length_of_exports_is_bounded() {
         let exporting = |names: &mut dyn Iterator<Item = String>| {
             let mut exports = ComponentExportSection::new();
             names.for_each(|name| {

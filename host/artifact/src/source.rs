@@ -70,14 +70,14 @@ impl ReadAt for [u8] {
 }
 
 /// The bytes of one artifact.
-pub(super) enum Source {
+pub(super) enum ArtifactSource {
     /// All of it is in memory.
     Memory(Vec<u8>),
     /// The file must not be modified while it is in use; digests detect it if it is.
     File { file: File, length: usize },
 }
 
-impl Source {
+impl ArtifactSource {
     /// Open a regular file that is no larger than an artifact may be.
     pub(super) fn open(path: &Path) -> Result<Self, ArtifactError> {
         let file = open_regular(path).map_err(ArtifactError::Read)?;
@@ -95,7 +95,7 @@ impl Source {
     }
 }
 
-impl ReadAt for Source {
+impl ReadAt for ArtifactSource {
     fn length(&self) -> usize {
         match self {
             Self::Memory(bytes) => bytes.len(),
@@ -181,7 +181,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, &bytes).unwrap();
-        let (file, memory) = (Source::open(&path).unwrap(), Source::Memory(bytes.clone()));
+        let (file, memory) =
+            (ArtifactSource::open(&path).unwrap(), ArtifactSource::Memory(bytes.clone()));
         let ranges = [5..PIECE_BYTES + 9, 0..0, 3..4];
         for source in [&file, &memory] {
             assert_eq!(source.digest(once(0..bytes.len())).unwrap(), Digest::from_content(&bytes));
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_32_bits() {
+    fn leb128_numbers_over_32_bits_are_rejected() {
         let number = |bytes: &[u8]| Cursor::new(bytes, 0..bytes.len()).number().ok();
         assert_eq!(number(&[0x7f]), Some(127));
         assert_eq!(number(&[0x80, 0x80, 0x00]), Some(0));

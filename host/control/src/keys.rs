@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn only_known_keys_are_authenticated() {
+    fn unknown_keys_are_rejected() {
         // The SHA-256 of "secret", by sha256sum.
         let sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
         let ci = Key { sha256: sha256.to_owned().try_into().unwrap(), ..key("ci", "") };
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn revoked_and_expired_keys_are_refused() {
+    fn revoked_and_expired_keys_are_rejected() {
         let keys = Keys::default();
         let now = SystemTime::now();
         let past = Timestamp::from_system_time(now - std::time::Duration::from_secs(1)).unwrap();
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn two_keys_with_one_name_or_hash_are_refused() {
+    fn keys_with_equal_hash_prefixes_are_distinguished() {
         let keys = Keys::default();
         keys.replace_stored(vec![stored("ann", "a")]);
         for same in [
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_keeps_its_state_when_other_keys_change() {
+    fn unrelated_changes_keep_the_rate_limit_state() {
         let keys = Keys::default();
         let rate = Rate::new(0.001, Some(1)).ok();
         let take = |secret: &str| {

@@ -9,6 +9,7 @@
 
 mod entry;
 mod error;
+mod format;
 mod head;
 mod open;
 mod tables;

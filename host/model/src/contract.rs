@@ -10,7 +10,7 @@
 //! | an input or an output removed, renamed or retyped; class labels in another order | major |
 //! | a new input without a default, a default taken away | major |
 //! | an old field in another place, or a new one before it | major |
-//! | a row whose shape the number of its elements has told and tells no more, or the other way round | major |
+//! | the number of elements no longer determines the shape of a row, or newly does | major |
 //! | an input accepts less, an output promises less | major |
 //!
 //! Positions matter because they are the field numbers in gRPC, and the way a row's shape is

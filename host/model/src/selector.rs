@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn full_versions_are_exact_and_parts_are_ranges() {
+    fn full_versions_are_exact_and_partial_ones_ranges() {
         assert!(matches("1.2.3", "1.2.3") && !matches("1.2.3", "1.2.4"));
         assert!(matches("=1.2.3", "1.2.3") && !matches("=1.2.3", "1.3.0"));
         assert!(matches("^1.2", "1.10.0") && !matches("^1.2", "2.0.0"));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn build_metadata_counts_only_if_it_is_named() {
+    fn build_metadata_matters_only_if_named() {
         assert!(matches("1.0.0", "1.0.0+a") && matches("=1.0.0+a", "1.0.0+a"));
         assert!(!matches("1.0.0+b", "1.0.0+a") && matches("^1", "1.0.0+a"));
     }

@@ -1,7 +1,7 @@
 //! The runtime as a library: open an artifact and predict, without a server.
 //!
 //! A [`Runtime`] owns what versions share: the engine, a state folder with compiled code, and the
-//! threads that run guests. A [`Model`] is one loaded version. Both are handles that may be used from
+//! threads that run guests. A [`LoadedModel`] is one loaded version. Both are handles that may be used from
 //! several threads; rows that are submitted at the same time share calls of the guest. Which version
 //! answers, who may ask, and what is recorded of it is left to the embedding program.
 //!
@@ -32,7 +32,7 @@ use crate::version::{
     BudgetExceeded, CallerId, ModelLimits, ProofError, ResourceBudget, ServableVersion,
 };
 
-/// Batches of one version that are set aside instances for, by default.
+/// The number of versions with room for all their instances, by default.
 const DEFAULT_VERSIONS: u32 = 32;
 
 /// The settings of a [`Runtime`]. The defaults suit a program that owns its machine.
@@ -90,7 +90,7 @@ pub struct Runtime {
 
 /// Why a runtime cannot be opened or a version cannot be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub enum OpenError {
     /// The file is not a valid artifact.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -150,8 +150,8 @@ impl Runtime {
     /// runtime or server can use a state folder at a time.
     ///
     /// # Errors
-    /// [`LoadError::Store`], [`LoadError::Engine`] or [`LoadError::Threads`].
-    pub fn open(state_folder: &Path, options: RuntimeOptions) -> Result<Self, LoadError> {
+    /// [`OpenError::Store`], [`OpenError::Engine`] or [`OpenError::Threads`].
+    pub fn open(state_folder: &Path, options: RuntimeOptions) -> Result<Self, OpenError> {
         let instance = options.model.instance;
         let limits = EngineLimits {
             max_instances: options.max_instances,
@@ -163,7 +163,7 @@ impl Runtime {
         let limits =
             InferenceLimits { threads: options.threads, queued_per_version: options.model.queued };
         let threads = InferenceThreads::start(limits, engines.thread_stack_bytes());
-        let threads = Arc::new(threads.map_err(LoadError::Threads)?);
+        let threads = Arc::new(threads.map_err(OpenError::Threads)?);
         Ok(Self { engines, store, budget, threads, options })
     }
 
@@ -171,8 +171,8 @@ impl Runtime {
     /// examples. Blocks; the first time takes seconds.
     ///
     /// # Errors
-    /// [`LoadError`].
-    pub fn load(&self, artifact: &Path) -> Result<Model, LoadError> {
+    /// [`OpenError`].
+    pub fn load(&self, artifact: &Path) -> Result<LoadedModel, OpenError> {
         let artifact = Artifact::open(artifact)?;
         let reservation = self.budget.reserve(&self.options.model)?;
         let compiled = match self.store.find(artifact.digest())? {
@@ -180,17 +180,17 @@ impl Runtime {
             None => self.compile(&artifact)?,
         };
         let limits = self.options.model;
-        let version = load::activate::<LoadError>(
+        let version = load::activate::<OpenError>(
             &self.engines,
             &Arc::new(artifact),
             &compiled,
             limits,
             reservation,
         )?;
-        Ok(Model { version: Arc::new(version), threads: Arc::clone(&self.threads) })
+        Ok(LoadedModel { version: Arc::new(version), threads: Arc::clone(&self.threads) })
     }
 
-    fn compile(&self, artifact: &Artifact) -> Result<CompiledVersion, LoadError> {
+    fn compile(&self, artifact: &Artifact) -> Result<CompiledVersion, OpenError> {
         let instance = self.options.model.instance;
         let limits = PreinitLimits {
             guest_memory_bytes: instance.memory_bytes,
@@ -216,12 +216,12 @@ impl Runtime {
 
 /// A loaded version. It keeps its instances until the last clone is dropped.
 #[derive(Clone)]
-pub struct Model {
+pub struct LoadedModel {
     version: Arc<ServableVersion>,
     threads: Arc<InferenceThreads>,
 }
 
-impl Model {
+impl LoadedModel {
     /// The name of the model and the version.
     pub fn id(&self) -> &VersionId {
         self.version.id()
@@ -245,10 +245,10 @@ impl Model {
         runtime.map_err(RowsError::Wait)?.block_on(self.predict_rows(rows))
     }
 
-    /// Like [`Model::predict`], for asynchronous programs. Needs a tokio runtime with a timer.
+    /// Like [`LoadedModel::predict`], for asynchronous programs. Needs a tokio runtime with a timer.
     ///
     /// # Errors
-    /// [`RowsError`], as for [`Model::predict`].
+    /// [`RowsError`], as for [`LoadedModel::predict`].
     pub async fn predict_rows(
         &self,
         rows: &[Map<String, Value>],
@@ -262,7 +262,7 @@ impl Model {
     /// Needs a tokio runtime with a timer.
     ///
     /// # Errors
-    /// [`RowsError`], as for [`Model::predict`].
+    /// [`RowsError`], as for [`LoadedModel::predict`].
     pub async fn predict_tensors(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, RowsError> {
         let inputs = record::validate_tensors(self.signature(), inputs)?;
         self.run(inputs).await
@@ -297,10 +297,10 @@ mod tests {
         let options = RuntimeOptions { max_instances: 4, threads: 1, ..RuntimeOptions::default() };
         let first = Runtime::open(folder.path(), options.clone()).unwrap();
         let second = Runtime::open(folder.path(), options.clone());
-        assert!(matches!(second, Err(LoadError::Store(_))));
+        assert!(matches!(second, Err(OpenError::Store(_))));
         drop(first);
         let again = Runtime::open(folder.path(), options).unwrap();
         let absent = again.load(&folder.path().join("absent.wasm"));
-        assert!(matches!(absent, Err(LoadError::Artifact(ArtifactError::Read(_)))));
+        assert!(matches!(absent, Err(OpenError::Artifact(ArtifactError::Read(_)))));
     }
 }

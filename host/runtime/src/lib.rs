@@ -21,7 +21,7 @@
 //! // The first time, this compiles the artifact, which takes seconds.
 //! let model = runtime.load(&repository.join("toxicity-1.0.0.wasm"))?;
 //!
-//! let row = json!({ "text": "you are a stupid idiot" });
+//! let row = json!({ "text": "You are an idiot" });
 //! let row = row.as_object().cloned().unwrap_or_default();
 //! for outputs in model.predict(&[row])? {
 //!     println!("{}: {}", model.id(), outputs["label"]);

@@ -8,9 +8,9 @@ mod cgroup;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use self::cgroup::Limits;
+use self::cgroup::CgroupLimits;
 
-static LIMITS: LazyLock<Limits> = LazyLock::new(|| Limits::read(Path::new("/")));
+static LIMITS: LazyLock<CgroupLimits> = LazyLock::new(|| CgroupLimits::read(Path::new("/")));
 
 /// The number of threads that can run at the same time, at least one: the processors available to
 /// the process or, if that is less, the whole processors of its quota.

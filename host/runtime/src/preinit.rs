@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use self::core_limit::CoreLimit;
-use self::initialise::Task;
+use self::initialise::Preinitialisation;
 use crate::guest::DEFAULT_START_TIME;
 use guesthouse_model::Signature;
 
@@ -262,7 +262,13 @@ pub fn run_in_process(
     };
     let (guest_memory_bytes, guest_stack_bytes) =
         (limits.guest_memory_bytes, limits.guest_stack_bytes);
-    let task = Task { artifact, files, guest_memory_bytes, guest_stack_bytes, start_limit: None };
+    let task = Preinitialisation {
+        artifact,
+        files,
+        guest_memory_bytes,
+        guest_stack_bytes,
+        start_limit: None,
+    };
     // On a thread of its own, because the caller's may have a small stack, or be a worker of tokio.
     let thread = std::thread::Builder::new().name("preinit".to_owned());
     let thread = thread.stack_size(COMPILER_STACK_BYTES.saturating_add(guest_stack_bytes));

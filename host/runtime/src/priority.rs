@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Use the idle scheduling policy for the calling thread, and for threads and processes that it
 /// starts: it only runs on idle processors and is preempted at once. Niceness does not do this,
 /// because the kernel lets a nice process finish its time slice of a few milliseconds.
@@ -11,7 +13,7 @@ use std::time::Duration;
 pub fn use_idle_scheduling() -> std::io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameters live as long as the call, which reads them and nothing else.
-    #[expect(unsafe_code, reason = "no safe library knows this call")]
+    #[expect(unsafe_code, reason = "rustix has no sched_setscheduler")]
     let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
     if outcome == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
@@ -31,24 +33,16 @@ pub fn lower_priority() -> std::io::Result<()> {
 
 /// The CPU time of the calling thread.
 pub fn thread_cpu_time() -> Duration {
-    cpu_time(libc::CLOCK_THREAD_CPUTIME_ID)
+    cpu_time(ClockId::ThreadCPUTime)
 }
 
 /// The CPU time of all threads of the process.
 pub fn process_cpu_time() -> Duration {
-    cpu_time(libc::CLOCK_PROCESS_CPUTIME_ID)
+    cpu_time(ClockId::ProcessCPUTime)
 }
 
-fn cpu_time(clock: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes to the structure, which is there until it returns, and nowhere else.
-    #[expect(unsafe_code, reason = "the safe library's clocks are not built in for this alone")]
-    let outcome = unsafe { libc::clock_gettime(clock, &raw mut time) };
-    if outcome != 0 {
-        return Duration::ZERO;
-    }
-    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
-    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
+fn cpu_time(clock: ClockId) -> Duration {
+    Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ impl CompiledVersion {
 /// The record that accompanies the native code.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
+struct CompiledRecord {
     /// The MAC over the code, the artifact's digest, the engine's fingerprint and the report.
     mac: String,
     report: PreinitReport,
@@ -157,7 +157,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(StoreError::new("cannot read a record"))?,
         };
-        let Ok(record) = serde_json::from_slice::<Record>(&record) else {
+        let Ok(record) = serde_json::from_slice::<CompiledRecord>(&record) else {
             tracing::warn!(%artifact, "the record of a compiled version is damaged, compiling anew");
             return Ok(None);
         };
@@ -221,7 +221,7 @@ impl Store {
         let mac = self.version_mac(&code, artifact, report)?.to_hex().to_string();
         let to = self.path(artifact, "cwasm");
         durable::rename(made, &to)?;
-        let record = serde_json::to_vec(&Record { mac, report: report.clone() })?;
+        let record = serde_json::to_vec(&CompiledRecord { mac, report: report.clone() })?;
         let name = self.path(artifact, "json");
         let name = name.file_name().unwrap_or_default().to_string_lossy();
         durable::write_file(&self.compiled, &name, &record)?;
@@ -275,7 +275,7 @@ pub fn reports(
                 .and_then(|rest| rest.strip_suffix(".json"));
             let Some(engine) = engine else { continue };
             // A damaged record is skipped; the host will compile the artifact again.
-            if let Ok(Record { report, .. }) = serde_json::from_slice(&fs::read(&path)?) {
+            if let Ok(CompiledRecord { report, .. }) = serde_json::from_slice(&fs::read(&path)?) {
                 reports.insert(engine.to_owned(), report);
             }
         }

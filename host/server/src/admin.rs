@@ -36,9 +36,9 @@ use crate::api::change::{
 use crate::config::MetricsListener;
 use crate::edge::error::{ApiError, ErrorCode};
 use crate::edge::idempotency::{self, REPLAYED_HEADER};
-use crate::edge::observe::{Account, Around};
+use crate::edge::request_log::RequestLog;
 use crate::edge::{
-    Edge, access, docs, media_type, metrics_at, observed, query, refused as error, target,
+    Edge, access, admin_middleware, docs, media_type, metrics_at, query, target, with_middleware,
 };
 use guesthouse_control::control::{ChangeOptions, ChangeOutcome, Control};
 use guesthouse_control::keys::Caller;
@@ -82,7 +82,7 @@ impl Admin {
 
     /// Authenticate the request, which needs a key with the scope `admin`.
     fn authorize(&self, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
-        access::administrator(self.control.keys(), headers)
+        access::authenticate_admin(self.control.keys(), headers)
     }
 }
 
@@ -107,7 +107,7 @@ pub fn endpoints(admin: Arc<Admin>, edge: &Arc<Edge>) -> Router {
         .route("/openapi.json", get(openapi::show))
         .merge(docs::endpoints());
     let endpoints = endpoints.merge(metrics_at(MetricsListener::Admin, edge));
-    observed(endpoints, Around { largest: MAX_BODY, ..edge.around_admin() }).with_state(admin)
+    with_middleware(endpoints, admin_middleware(edge, MAX_BODY)).with_state(admin)
 }
 
 /// The part of a change that does not depend on what is changed: who, on which conditions, and the
@@ -124,15 +124,15 @@ impl ChangeContext {
         admin: &Admin,
         headers: &HeaderMap,
         query: Option<&str>,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Self, ApiError> {
         let actor = admin.authorize(headers)?.name().to_owned();
-        account.caller = Some(actor.clone());
+        log.caller = Some(actor.clone());
         let query: ChangeQuery = query::parse(query)?;
         if query.reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
             return Err(ApiError::malformed(format!("the reason is over {MAX_REASON} bytes")));
         }
-        let idempotency_key = idempotency::key_of(headers)?;
+        let idempotency_key = idempotency::key_from_headers(headers)?;
         Ok(Self { actor, query, idempotency_key })
     }
 
@@ -223,10 +223,10 @@ async fn change<T: DeserializeOwned>(
     request: Request,
     operation: impl FnOnce(T) -> Result<Operation, ApiError>,
 ) -> Response {
-    let mut account = Account::of(&request);
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
     let outcome = async {
-        let context = ChangeContext::new(&admin, &parts.headers, query.as_deref(), &mut account)?;
+        let context = ChangeContext::new(&admin, &parts.headers, query.as_deref(), &mut log)?;
         if context.query.promote.is_some() {
             return Err(ApiError::malformed("`promote` is for deployments"));
         }
@@ -238,7 +238,7 @@ async fn change<T: DeserializeOwned>(
         let control = Arc::clone(&admin.control);
         // Waits for the disk, and perhaps for a version to be loaded. It continues if the client leaves.
         let work = tokio::task::spawn_blocking(move || control.change(&name, &operation, &ask));
-        let answer = work.await.map_err(|_panic| error::broken())??;
+        let answer = work.await.map_err(|_panic| ApiError::internal())??;
         if begins_shadow
             && matches!(&answer, ChangeOutcome::Made(changed) if changed.changed && !changed.dry_run)
         {
@@ -252,14 +252,14 @@ async fn change<T: DeserializeOwned>(
     };
     let outcome = outcome.await;
     let response = match outcome {
-        Ok((body, is_replayed)) => change_response(body, is_replayed, account.request_id.as_str()),
+        Ok((body, is_replayed)) => change_response(body, is_replayed, log.request_id.as_str()),
         Err(error) => error.into_response(),
     };
-    with_account(response, account)
+    with_log(response, log)
 }
 
-fn with_account(mut response: Response, account: Account) -> Response {
-    response.extensions_mut().insert(account);
+fn with_log(mut response: Response, log: RequestLog) -> Response {
+    response.extensions_mut().insert(log);
     response
 }
 
@@ -277,7 +277,7 @@ fn change_response<T: Serialize>(body: T, is_replayed: bool, request_id: &str) -
 fn stored<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
     parse_stored(text).ok_or_else(|| {
         tracing::error!("the ledger keeps an outcome that cannot be parsed");
-        error::broken()
+        ApiError::internal()
     })
 }
 
@@ -290,12 +290,12 @@ async fn read_json<T: DeserializeOwned>(
     media_type(headers, &["application/json"])?;
     let too_large =
         |_| ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {MAX_BODY} bytes"));
-    let too_slow = |_| ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time");
+    let too_slow = |_| ApiError::new(ErrorCode::RequestTimeout, "the body did not arrive in time");
     let mut stopping = admin.stopping.clone();
     let bytes = tokio::select! {
         bytes = tokio::time::timeout(admin.body_time, to_bytes(body, MAX_BODY)) => bytes,
         // An error means that the sender was dropped, which is a stop as well.
-        _ = stopping.wait_for(|stopping| *stopping) => return Err(ApiError::going_down()),
+        _ = stopping.wait_for(|stopping| *stopping) => return Err(ApiError::stopping()),
     };
     let bytes = bytes.map_err(too_slow)?.map_err(too_large)?;
     let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };

@@ -11,16 +11,18 @@
 //! and describes the configuration file as well, for which `utoipa` has no notion.
 //!
 //! Requests are strict (`deny_unknown_fields`). Responses are parsed leniently: fields that this release
-//! does not know are ignored, and a [`Word`] of a later release is kept as it is.
+//! does not know are ignored, and an unknown variant of an [`OpenEnum`] is kept as it is.
 
 pub mod catalogue;
 pub mod change;
 pub mod error;
 pub mod history;
 pub mod keys;
+mod open_enum;
 pub mod operation;
 pub(crate) mod schema;
 pub mod status;
-mod word;
+#[cfg(test)]
+mod tests;
 
-pub use word::Word;
+pub use open_enum::OpenEnum;

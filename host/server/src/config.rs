@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_enough() {
+    fn an_empty_file_is_valid() {
         let settings = validate("").unwrap();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
         assert_eq!(settings.grpc_listen, GrpcListen::At(ListenAddress::loopback(8001)));

@@ -1,166 +1,87 @@
-//! The public edge: HTTP and gRPC in, validated batches to the router and the inference threads, HTTP
-//! and gRPC out.
+//! The HTTP and gRPC APIs: from a connection to the inference threads and back.
 //!
-//! Only this module knows axum, tonic and the JSON of requests. Bodies are bounded in size and time;
-//! every answer is JSON, carries a request id and is one line in the log. Keys are checked before a
-//! body is read; health and readiness need none.
+//! Here are the routes. From the bottom up, the modules are: [`error`] and what requests and responses are made
+//! of ([`body`], [`request_id`], [`request_log`]); [`policy`] and [`state`], which all requests share;
+//! [`codec`], which decodes and encodes predictions; [`pipeline`], the sequence that every prediction goes
+//! through; the endpoints ([`rest`], [`oip`], [`grpc`] and those for readers); and the [`middleware`] and the
+//! [`listener`] around all of them.
 
 pub(crate) mod access;
 mod body;
 pub(crate) mod catalogue;
 mod codec;
 mod compare;
+mod compress;
+mod control_error;
 mod cors;
+mod decompress;
 pub(crate) mod docs;
-mod encoding;
 pub(crate) mod error;
 pub(crate) mod forwarded;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 pub(crate) mod grpc;
-mod host;
+mod host_header;
 pub(crate) mod idempotency;
 mod json;
 mod listener;
+mod listener_kind;
 mod metrics;
+mod middleware;
 mod model_info;
-pub(crate) mod observe;
+mod model_services;
 mod oip;
+mod oip_path;
 mod openapi;
 mod pages;
+pub(crate) mod pb;
 mod pipeline;
+mod policy;
 mod problem;
 mod proto;
 pub(crate) mod query;
-pub(crate) mod refused;
+mod rate_limits;
+mod render;
 mod request_headers;
+mod request_id;
+pub(crate) mod request_log;
 mod rest;
 mod run;
+mod state;
 pub(crate) mod target;
-mod tls;
-mod unread;
+mod unread_body;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
-use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::json;
-use tokio::sync::watch;
 
-pub use access::ModelRates;
 pub use body::Bodies;
 pub(crate) use body::media_type;
 use codec::Multiplicity;
 use error::ApiError;
 pub use error::reference as error_reference;
 pub use grpc::endpoints as grpc_endpoints;
-pub use grpc::services::Services;
-pub use idempotency::Answers;
-pub use listener::{Entrance, serve};
+pub use idempotency::AnswerStore;
+pub use listener::tls::{Tls, TlsError};
+pub use listener::{Listener, serve};
+pub use listener_kind::ListenerKind;
 pub use metrics::reference as metrics_reference;
-use observe::Around;
-pub use observe::Way;
+use middleware::Middleware;
+pub use model_services::Services;
 pub use pages::Pages;
-pub use tls::{Tls, TlsError};
+pub use policy::Policy;
+pub use rate_limits::ModelRates;
+pub use state::Edge;
+use state::EdgeState;
 
-use crate::config::{Limits, MetricsAccess, MetricsListener, Origins, ServerIdentity, Sticky};
-use crate::observe::capture::CaptureWriter;
-use crate::observe::server_metrics::ServerMetrics;
-use crate::observe::trace::Tracer;
-use guesthouse_control::control::Control;
-use guesthouse_control::keys::Keys;
-use guesthouse_control::registry::Registry;
-use guesthouse_control::shadow::Shadows;
-use guesthouse_control::traffic::Traffic;
-use guesthouse_model::ModelName;
-use guesthouse_runtime::inference::InferenceThreads;
+use crate::config::MetricsListener;
 
-/// Everything that a request needs.
-pub struct Edge {
-    /// What is loaded.
-    pub registry: Arc<Registry>,
-    /// Where that is changed.
-    pub control: Arc<Control>,
-    /// Where guests run.
-    pub inference: InferenceThreads,
-    /// What was answered, for who asks again.
-    pub answers: Arc<Answers>,
-    /// Where answers are compared with those of other versions.
-    pub shadows: Arc<Shadows>,
-    /// Who may ask.
-    pub keys: Arc<Keys>,
-    /// How often all of them together may ask, by model.
-    pub model_rates: ModelRates,
-    /// What the operator may change meanwhile. A request looks at it once.
-    pub policy: ArcSwap<Policy>,
-    /// The bodies that are read or answered.
-    pub bodies: Bodies,
-    /// Who answered.
-    pub traffic: Arc<Traffic>,
-    /// The gRPC services of what is loaded.
-    pub services: Services,
-    /// Answers about many models.
-    pub pages: Pages,
-    /// What is measured of the server as a whole.
-    pub meters: Arc<ServerMetrics>,
-    /// Where spans come from, if there is a collector.
-    pub tracer: Option<Arc<Tracer>>,
-    /// Where requests are kept, if any are.
-    pub capture: CaptureWriter,
-    /// Set when the server is going down: not ready any more, but still answering.
-    pub draining: AtomicBool,
-    /// Says when requests that are still under way are not finished any more.
-    pub interrupted: watch::Receiver<bool>,
-}
-
-/// What the configuration says of requests, and may say otherwise while the server runs.
-#[derive(Debug, Clone)]
-pub struct Policy {
-    /// Models of which the worst disagreements are kept with what was asked and answered.
-    pub captured: BTreeSet<ModelName>,
-    /// Which share of a model's requests is kept with its answers.
-    pub capture_shares: BTreeMap<ModelName, f64>,
-    /// The model that paths without a model mean.
-    pub default_model: Option<ModelName>,
-    /// The web pages that may ask.
-    pub origins: Origins,
-    /// How callers are told apart, by model.
-    pub sticky: BTreeMap<ModelName, Sticky>,
-    /// All bounds.
-    pub limits: Limits,
-    /// Where Prometheus reads, and whether it needs a key.
-    pub metrics: MetricsAccess,
-    /// What the server says of itself, and whether it may be changed by who calls it.
-    pub server: ServerIdentity,
-}
-
-type Shared = State<Arc<Edge>>;
-
-impl Edge {
-    /// What is done around every request of operators.
-    pub fn around_admin(&self) -> Around {
-        let tracer = self.tracer.clone();
-        Around { way: Way::Admin(Arc::clone(&self.meters)), largest: 0, tracer }
-    }
-
-    /// Write what waits to be written, within about that time for each. Blocks.
-    pub fn finish(&self, time: Duration) {
-        std::thread::scope(|scope| {
-            if let Some(tracer) = &self.tracer {
-                scope.spawn(move || tracer.shutdown(time));
-            }
-            self.capture.shutdown(time);
-        });
-    }
-}
-
-/// The endpoints.
+/// The router of the HTTP API.
 pub fn endpoints(edge: Arc<Edge>) -> Router {
     let endpoints = Router::new()
         .route("/healthz", get(healthz))
@@ -178,14 +99,15 @@ pub fn endpoints(edge: Arc<Edge>) -> Router {
         .route("/models/{model}/versions/{selector}/proto", get(proto::proto))
         .route("/models/{model}/openapi.json", get(openapi::model))
         .route("/openapi.json", get(openapi::server));
-    let (way, tracer) = (Way::Public(Arc::clone(&edge.meters)), edge.tracer.clone());
-    let around = Around { way, largest: edge.policy.load().limits.body_bytes, tracer };
-    // Inside of what observes: browsers' questions have an id and a line in the log as well.
+    let listener = ListenerKind::Public(Arc::clone(&edge.meters));
+    let largest = edge.policy.load().limits.body_bytes;
+    let middleware = Middleware { listener, largest, tracer: edge.tracer.clone() };
+    // Inside the other middleware, so that preflight requests are logged as well.
     let cors = axum::middleware::from_fn_with_state(Arc::clone(&edge), cors::allow);
-    watched(whole(endpoints).layer(cors), around).with_state(edge)
+    wrap(with_fallbacks(endpoints).layer(cors), middleware).with_state(edge)
 }
 
-/// `/metrics`, if it is to be served at this listener.
+/// The route `/metrics`, if this listener is configured to serve it.
 pub(crate) fn metrics_at<S>(listener: MetricsListener, edge: &Arc<Edge>) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
@@ -196,40 +118,45 @@ where
     Router::new().route("/metrics", get(metrics::metrics)).with_state(Arc::clone(edge))
 }
 
-/// Endpoints whose every answer has an id, a line in the log and, if it is an error, a body; those
-/// that there are not, too. Large answers are compressed for those that understand it.
-pub(crate) fn observed<S>(endpoints: Router<S>, around: Around) -> Router<S>
+/// The middleware of the operators' listener, for bodies of at most `largest` bytes.
+pub(crate) fn admin_middleware(edge: &Edge, largest: usize) -> Middleware {
+    let listener = ListenerKind::Admin(Arc::clone(&edge.meters));
+    Middleware { listener, largest, tracer: edge.tracer.clone() }
+}
+
+/// The router with fallbacks for unknown paths and methods, and with the middleware around it: every response
+/// has an id, is logged, is compressed if the caller accepts that, and has a body if it is an error.
+pub(crate) fn with_middleware<S>(endpoints: Router<S>, middleware: Middleware) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
-    watched(whole(endpoints), around)
+    wrap(with_fallbacks(endpoints), middleware)
 }
 
-/// Endpoints with an answer for those that there are not.
-fn whole<S: Clone + Send + Sync + 'static>(endpoints: Router<S>) -> Router<S> {
+fn with_fallbacks<S: Clone + Send + Sync + 'static>(endpoints: Router<S>) -> Router<S> {
     endpoints
         .fallback(async || ApiError::no_such_endpoint())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
 }
 
-fn watched<S>(endpoints: Router<S>, around: Around) -> Router<S>
+fn wrap<S>(endpoints: Router<S>, middleware: Middleware) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
     endpoints
-        .layer(axum::middleware::from_fn_with_state(around, observe::each_request))
-        .layer(encoding::answers())
-        .layer(axum::middleware::map_request(encoding::accept_plain))
+        .layer(axum::middleware::from_fn_with_state(middleware, middleware::handle))
+        .layer(compress::layer())
+        .layer(axum::middleware::map_request(compress::restrict_accepted))
 }
 
-/// Alive: the process answers.
+/// `GET /healthz`: the process responds.
 async fn healthz() -> (StatusCode, axum::Json<serde_json::Value>) {
     (StatusCode::OK, axum::Json(json!({"status": "alive"})))
 }
 
-/// Ready: everything has been tried, something serves, and the server is not going down.
-/// Says no names: it needs no key.
-async fn readyz(State(edge): Shared) -> Result<axum::Json<serde_json::Value>, ApiError> {
+/// `GET /readyz`: the initial loading has finished, a version serves, and the server is not stopping. The
+/// response names no models, because it requires no key.
+async fn readyz(State(edge): EdgeState) -> Result<axum::Json<serde_json::Value>, ApiError> {
     if !edge.registry.snapshot().is_ready() || edge.draining.load(Ordering::Relaxed) {
         return Err(ApiError::not_ready());
     }

@@ -1,27 +1,27 @@
-//! Everything that reads bytes from outside, one function each, for the fuzzer in `tests/fuzz`.
+//! Fuzz targets: a function for each reader of untrusted bytes, for the fuzzer in `tests/fuzz`.
 //!
-//! A function takes any bytes and returns; it panics if what the host relies on does not hold for
-//! them. There is none of this in the server: the module is built for tests and with the feature
-//! `fuzzing` alone. The inputs in `tests/fuzz/corpus`, a folder for each target, go through their
-//! targets in every `cargo test`; the fuzzer begins with them.
+//! A target takes arbitrary bytes, and panics if an invariant of the host does not hold for them.
+//! The server does not contain this module: it is only built for tests and with the feature
+//! `fuzzing`. The inputs in `tests/fuzz/corpus`, a folder for each target, run in every `cargo
+//! test`, and the fuzzer starts with them.
 
 mod artifacts;
 mod bytes;
 mod records;
 mod texts;
 
-/// One reader of bytes from outside.
+/// A fuzz target.
 pub struct FuzzTarget {
-    /// Names it on the command line and names the folder of its corpus.
+    /// The name on the command line and of the corpus folder.
     pub name: &'static str,
-    /// What it does with the bytes.
+    /// Runs the target on an input.
     pub run: fn(&[u8]),
-    /// The most memory that it may take at any time for each byte of the input.
+    /// The most bytes of memory in use at any time, for each byte of the input.
     per_byte: usize,
 }
 
-/// What a target may take on top, in bytes, however small its input is: tables that are made on first
-/// use, a runtime, and a tensor of defaults.
+/// The memory of a target besides that for its input, in bytes: lazily created tables, a runtime,
+/// and a tensor of defaults.
 const FIXED_BYTES: usize = 16 << 20;
 
 impl FuzzTarget {
@@ -29,14 +29,14 @@ impl FuzzTarget {
         Self { name, run, per_byte }
     }
 
-    /// The most bytes of memory that an input of this length may take at any time.
+    /// The most bytes of memory in use at any time for an input of this length.
     pub fn memory_bytes(&self, length: usize) -> usize {
         FIXED_BYTES.saturating_add(self.per_byte.saturating_mul(length))
     }
 }
 
-/// All of them. A JSON value of a byte or two takes 72 bytes, twice that in a vector that has just grown, and is there
-/// several times at once, because it is compared with itself read in another way.
+/// All targets. A JSON value of one or two bytes takes 72 bytes, twice that in a vector that has
+/// just grown, and several copies exist at once, because results are compared.
 pub const TARGETS: [FuzzTarget; 12] = [
     FuzzTarget::new("json", records::json, 4096),
     FuzzTarget::new("record", records::record, 4096),
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_input_of_the_corpus_passes_its_target() {
+    fn every_corpus_input_passes_its_target() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus");
         for target in &TARGETS {
             let mut inputs = 0;
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn no_input_is_a_target_s_undoing() {
+    fn targets_pass_simple_inputs() {
         for target in &TARGETS {
             for length in 0..40 {
                 for byte in [0, b'\n', b'1', b'{', 0x7f, 0xff] {

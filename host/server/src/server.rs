@@ -29,7 +29,7 @@ use self::signals::{Signal, Signals};
 use self::state_folder::open_state;
 use crate::admin::{self, Admin};
 use crate::config::{GrpcListen, MetricsListener, Settings};
-use crate::edge::{self, Answers, Bodies, Edge, Entrance, ModelRates, Pages, Services, Tls};
+use crate::edge::{self, AnswerStore, Bodies, Edge, Listener, ModelRates, Pages, Services, Tls};
 use crate::observe::capture::CaptureWriter;
 use crate::observe::logs;
 use crate::observe::trace::Tracer;
@@ -91,13 +91,23 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     let mut servers = JoinSet::new();
     if let Some((listeners, admin)) = admin(&settings, &control, &edge, &stopping).await? {
         let endpoints = admin::endpoints(admin, &edge);
-        let way = edge::Way::Admin(Arc::clone(&edge.meters));
-        let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
+        let kind = edge::ListenerKind::Admin(Arc::clone(&edge.meters));
+        let entrance = Listener {
+            sockets: listeners,
+            tls: tls.clone(),
+            kind,
+            trusted_proxies: Arc::clone(&trusted),
+        };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
-    if let Some((listeners, way)) = grpc(&settings, &edge).await? {
+    if let Some((listeners, kind)) = grpc(&settings, &edge).await? {
         let endpoints = edge::grpc_endpoints(Arc::clone(&edge), stopping.clone());
-        let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
+        let entrance = Listener {
+            sockets: listeners,
+            tls: tls.clone(),
+            kind,
+            trusted_proxies: Arc::clone(&trusted),
+        };
         servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     }
     for address in bind::addresses(&listeners) {
@@ -109,8 +119,13 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, start);
     let watchdog = tokio::spawn(run_watchdog());
     let endpoints = edge::endpoints(Arc::clone(&edge));
-    let way = edge::Way::Public(Arc::clone(&edge.meters));
-    let entrance = Entrance { listeners, tls: tls.clone(), way, trusted: Arc::clone(&trusted) };
+    let kind = edge::ListenerKind::Public(Arc::clone(&edge.meters));
+    let entrance = Listener {
+        sockets: listeners,
+        tls: tls.clone(),
+        kind,
+        trusted_proxies: Arc::clone(&trusted),
+    };
     servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
     if let Some(tls) = tls {
         tokio::spawn(tls.follow(stopping.clone()));
@@ -200,10 +215,10 @@ fn edge(
         registry: Arc::clone(control.registry()),
         control: Arc::clone(control),
         inference,
-        answers: Arc::new(Answers::new(settings.answers)),
+        answers: Arc::new(AnswerStore::new(settings.answers)),
         shadows: Arc::new(shadows.map_err(ServeError::Start)?),
         keys,
-        model_rates: ModelRates::of(&settings.model_rates),
+        model_rates: ModelRates::new(&settings.model_rates),
         policy: ArcSwap::from_pointee(reload::policy(settings, limits)),
         bodies: Bodies::new(limits.bodies_in_flight_bytes),
         traffic,
@@ -247,13 +262,13 @@ async fn admin(
 async fn grpc(
     settings: &Settings,
     edge: &Edge,
-) -> Result<Option<(Vec<TcpListener>, edge::Way)>, ServeError> {
+) -> Result<Option<(Vec<TcpListener>, edge::ListenerKind)>, ServeError> {
     let GrpcListen::At(wanted) = &settings.grpc_listen else { return Ok(None) };
     let listeners = bind::listen(wanted).await?;
     for address in bind::addresses(&listeners) {
         tracing::info!(%address, "grpc listening");
     }
-    Ok(Some((listeners, edge::Way::Grpc(Arc::clone(&edge.meters)))))
+    Ok(Some((listeners, edge::ListenerKind::Grpc(Arc::clone(&edge.meters)))))
 }
 
 /// Wait until running requests have ended. Those that have not after `time` are interrupted, and their callers

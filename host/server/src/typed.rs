@@ -1,5 +1,6 @@
-//! A signature as a gRPC service of its own: names, numbers, the `.proto` that says so, and rows to and
-//! from its messages. Made when a version is there, without a compiler.
+//! Makes a gRPC service of a signature: its names and field numbers, its `.proto` file, and the
+//! conversion of its messages to and from tensors. The service is created when a version is loaded,
+//! without a compiler.
 //!
 //! | of the signature | in protobuf |
 //! |---|---|
@@ -10,13 +11,13 @@
 //! | INT8, INT16, INT32; INT64 | `int32`; `int64` |
 //! | FP16, BF16, FP32; FP64 | `float`; `double` |
 //! | BYTES that are texts; others | `string`; `bytes` |
-//! | a row without dimensions | `optional`: presence is told, so that a zero is not taken for nothing |
+//! | a row without dimensions | `optional`: explicit presence distinguishes a zero from an omitted value |
 //! | a row whose shape follows from the number of its elements | `repeated`, row-major |
 //! | any other row | a message with `shape` and `values` |
 //!
-//! Numbers are places, so a place is part of what versions promise ([`guesthouse_model::contract`]). Messages are
-//! read and written here as they are on the wire, without a tree of values in between, which could be
-//! dozens of times as large as what was sent.
+//! Field numbers are positions, so positions are part of the contract between versions
+//! ([`guesthouse_model::contract`]). Messages are decoded and encoded directly in the wire format,
+//! without a tree of values in between, which could be dozens of times as large as the message.
 
 mod decode;
 mod descriptor;
@@ -30,7 +31,7 @@ mod wire;
 
 use prost_types::FileDescriptorProto;
 use prost_types::field_descriptor_proto::Type;
-use wire::Wire;
+use wire::WireType;
 
 pub use decode::{DecodeError, decode_batch};
 pub use encode::{
@@ -42,8 +43,8 @@ pub use wire::WireError;
 
 use guesthouse_model::{Datatype, Field, MAX_FIELDS, ModelName, Signature};
 
-/// The number of the first field that the host adds: higher than any place in a signature, and lower than
-/// 2048, from where on a number takes a byte more on the wire.
+/// The number of the first field that the host adds: higher than any position in a signature, and
+/// lower than 2048, from which on a field number takes another byte.
 pub const FIRST_HOST_FIELD_NUMBER: u32 = 2000;
 
 const _: () = assert!(
@@ -51,10 +52,10 @@ const _: () = assert!(
     "a place is never a number of the host's"
 );
 
-/// The number of `model_version`.
+/// The field number of `model_version`.
 const MODEL_VERSION: u32 = FIRST_HOST_FIELD_NUMBER;
 
-/// The service of the versions of a model that go on from each other.
+/// The gRPC service of compatible versions of a model.
 #[derive(Debug, Clone)]
 pub struct ModelService {
     package: String,
@@ -64,30 +65,30 @@ pub struct ModelService {
     file: FileDescriptorProto,
 }
 
-/// A field of a signature as a field of a message. Its number is its place, from 1 on.
+/// A field of the signature as a field of a message. Its number is its position, from 1 on.
 #[derive(Debug, Clone)]
 struct MessageField {
-    /// In protobuf.
+    /// The name in protobuf.
     name: String,
-    /// In the signature.
+    /// The name in the signature.
     of: String,
     datatype: Datatype,
     scalar: Scalar,
     form: FieldEncoding,
 }
 
-/// How the elements of a row are written.
+/// How the elements of a row are encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum FieldEncoding {
-    /// There is one.
+    /// A single value.
     Single,
-    /// One after the other, in a row of this shape.
+    /// A repeated field; the row has this shape.
     Flat(Vec<Option<u32>>),
-    /// With their shape.
+    /// A message with the shape and the values.
     Shaped,
 }
 
-/// The type of an element in protobuf.
+/// The protobuf type of an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Scalar {
     Bool,
@@ -102,7 +103,7 @@ enum Scalar {
 }
 
 impl ModelService {
-    /// The service of versions of a model, by the signature of one of them.
+    /// Create the service of compatible versions from the signature of one of them.
     pub fn new(model: &ModelName, class: CompatibleRange, signature: &Signature) -> Self {
         let (package, name) = (names::package(model, class), names::service(model));
         let inputs = members(&signature.inputs, &[]);
@@ -113,17 +114,17 @@ impl ModelService {
         service
     }
 
-    /// Its name with its package: `guesthouse.toxicity.v1.Toxicity`.
+    /// The name with the package: `guesthouse.toxicity.v1.Toxicity`.
     pub fn full_name(&self) -> String {
         format!("{}.{}", self.package, self.name)
     }
 
-    /// Everything about it, as reflection tells it; texts of the signature are comments.
+    /// The descriptor for reflection; texts of the signature are comments.
     pub fn descriptor(&self) -> &FileDescriptorProto {
         &self.file
     }
 
-    /// The same as a `.proto` file.
+    /// The `.proto` file.
     pub fn proto(&self) -> String {
         print::file(&self.file)
     }
@@ -194,7 +195,7 @@ impl Scalar {
         }
     }
 
-    /// The message of elements with their shape.
+    /// The name of the message with the shape and the values.
     fn shaped(self) -> &'static str {
         match self {
             Self::Bool => "BoolTensor",
@@ -209,16 +210,18 @@ impl Scalar {
         }
     }
 
-    fn wire(self) -> Wire {
+    fn wire(self) -> WireType {
         match self {
-            Self::Bool | Self::Uint32 | Self::Uint64 | Self::Int32 | Self::Int64 => Wire::Varint,
-            Self::Float => Wire::Fixed32,
-            Self::Double => Wire::Fixed64,
-            Self::String | Self::Bytes => Wire::Delimited,
+            Self::Bool | Self::Uint32 | Self::Uint64 | Self::Int32 | Self::Int64 => {
+                WireType::Varint
+            }
+            Self::Float => WireType::Fixed32,
+            Self::Double => WireType::Fixed64,
+            Self::String | Self::Bytes => WireType::Delimited,
         }
     }
 
-    /// Whether several of them are written without a key for each.
+    /// Whether repeated values are packed.
     fn is_packed(self) -> bool {
         !matches!(self, Self::String | Self::Bytes)
     }

@@ -1,12 +1,13 @@
-//! How long a text is, and how heavy: for tests of what callers notice when versions grow.
+//! Measures texts, with a signature that depends on a parameter: for tests of changes of the
+//! contract.
 //!
-//! The manifest's parameter `stage` says how far it has come: at first there is a length; from the second
-//! stage on, a factor may be given and a weight comes out as well; in the third one, which is another
-//! major version, the factor has to be given, and everything is in another place.
+//! The manifest's parameter `stage` selects the signature: stage 1 has a length; stage 2 adds an
+//! optional factor and a weight; stage 3, another major version, requires the factor and reorders
+//! all fields.
 
 use guesthouse_guest::{Assets, Batch, Error, Field, Guest, PredictError, Signature, Tensor};
 
-/// Where none is given.
+/// The default factor.
 const FACTOR: f32 = 2.0;
 
 struct Growing {

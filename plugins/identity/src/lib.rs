@@ -1,6 +1,6 @@
-//! What goes in comes out, bit by bit: for tests of what lies between a client and a guest.
+//! Returns its input unchanged, for tests of everything between a client and a guest.
 //!
-//! The manifest's parameters say of what kind it is:
+//! The manifest's parameters configure it:
 //!
 //! | parameter | what it is |
 //! |---|---|

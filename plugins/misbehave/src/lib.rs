@@ -1,6 +1,6 @@
-//! The guest that does on demand what a guest must not do; the tests run it beside healthy models.
+//! A guest that misbehaves on demand; the tests run it beside healthy models.
 //!
-//! Its one input says what to do. The parameter `init` of the manifest says how `init` behaves.
+//! Its input selects what to do. The manifest's parameter `init` selects how `init` behaves.
 #![expect(clippy::print_stdout, reason = "printing is one of the things it must not do")]
 
 use std::arch::wasm32::{
@@ -19,14 +19,14 @@ use guesthouse_guest::{
     Assets, Batch, Error, Field, Guest, PredictError, Rejections, Signature, Tensor, export, log,
 };
 
-/// State that a guest keeps between calls, as long as its instance lives.
+/// State that is kept between calls of an instance.
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
-/// Ends the line that it is in and begins another, or would make a terminal show something else.
+/// A text that would start a new line, or make a terminal show something else.
 const FORGERY: &str = "told\r\nforged\nforged\0\x1b[2Jcleared\u{9b}2J\u{85}next\u{202e}turned\u{2066}\
                        \u{200f}\u{2028}forged\u{2029}forged\x7f";
 
-/// What relaxed SIMD gave when `init` ran.
+/// The results of relaxed SIMD in `init`.
 static RELAXED_IN_INIT: OnceLock<String> = OnceLock::new();
 
 struct Misbehave;
@@ -35,7 +35,8 @@ impl Guest for Misbehave {
     fn init(assets: &Assets) -> Result<(Self, Signature), Error> {
         let behaviour = assets.parameter::<String>("init")?;
         match behaviour.as_str() {
-            // All words are as long as "well", so that a test can change a packed artifact's mind.
+            // All values have the length of "well", so that a test can replace them in a packed
+            // artifact.
             "well" => {}
             "fail" => return Err(Error::new("init was told to fail")),
             "miss" => drop(assets.read("absent.bin")?),
@@ -58,7 +59,7 @@ impl Guest for Misbehave {
         let actions = batch.texts("action")?;
         let (rows, mut rejections) = (actions.len(), Rejections::default());
         for (row, action) in actions.iter().enumerate() {
-            // What follows the first word makes requests differ.
+            // The text after the first word makes requests distinct.
             match action.split(' ').next().unwrap_or_default() {
                 "echo" => {}
                 "reject" => rejections.reject(row, "action", "is not wanted here"),
@@ -126,7 +127,8 @@ impl Guest for Misbehave {
     }
 }
 
-/// What the instructions give whose results WebAssembly leaves open, where machines differ.
+/// The results of the instructions that WebAssembly leaves implementation-defined, on operands for
+/// which machines differ.
 #[target_feature(enable = "simd128,relaxed-simd")]
 fn relaxed_simd_of(bytes: v128, others: v128, floats: v128, doubles: v128) -> [v128; 10] {
     [
@@ -145,7 +147,8 @@ fn relaxed_simd_of(bytes: v128, others: v128, floats: v128, doubles: v128) -> [v
 
 #[target_feature(enable = "simd128,relaxed-simd")]
 fn relaxed_simd() -> String {
-    // Indices out of range, numbers too large, the smallest numbers: where the choice shows.
+    // Indices out of range, numbers that are too large, and subnormal numbers, for which
+    // implementations differ.
     let bytes = black_box(u8x16(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 200));
     let others =
         black_box(u8x16(16, 33, 64, 127, 0, 128, 0, 128, 200, 255, 16, 17, 18, 19, 0x55, 0x3c));
@@ -157,17 +160,17 @@ fn relaxed_simd() -> String {
     lanes.iter().flatten().map(|lane| format!("{lane:016x}")).collect()
 }
 
-/// The outputs, of which one is always right.
+/// The outputs; one of them is always correct.
 fn beside_score(done: Tensor, rows: usize) -> Vec<Tensor> {
     vec![done, Tensor::fp32("score", std::iter::repeat_n(0.0, rows))]
 }
 
-/// The guest's failure goes to the log, where a test can read what the sandbox let it see.
+/// Fail with a text that a test can read in the log: what the sandbox lets the guest see.
 fn told<T: std::fmt::Debug>(outcome: std::io::Result<T>) -> PredictError {
     PredictError::failed(format!("{outcome:?}"))
 }
 
-/// Tenths of a second of work.
+/// Compute for tenths of a second.
 fn count_to(end: u64) -> u64 {
     (0..end).fold(0, |sum, number| black_box(sum + number))
 }
@@ -186,7 +189,7 @@ fn spin_in_memory() -> ! {
     }
 }
 
-/// Spends nearly all of its time in the host: the message is copied there and then not logged.
+/// Spend nearly all of the time in the host, which copies the message and drops it.
 fn spin_in_host_calls() -> ! {
     let message = "x".repeat(4096);
     loop {

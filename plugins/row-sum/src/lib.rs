@@ -1,5 +1,5 @@
-//! Rows of any length to their sums. Zeros change no sum, so the host may fill shorter rows up and
-//! let them share a batch with longer ones.
+//! Sums rows of any length. Padding with zeros does not change a sum, so rows of different lengths
+//! can share a batch.
 
 use guesthouse_guest::{
     Assets, Batch, Datatype, Error, Field, Guest, PredictError, Signature, Tensor,
@@ -19,7 +19,7 @@ impl Guest for RowSum {
     fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
         let (numbers, rows) = (batch.fp32("INPUT0")?, batch.rows());
         let width = numbers.len().checked_div(rows).unwrap_or(0);
-        // From a positive zero on: zeros after the last number change not even the sign of a zero.
+        // Starts from positive zero, so that padding does not even change the sign of a zero.
         let sum = |row: usize| numbers[row * width..][..width].iter().fold(0.0, |sum, n| sum + n);
         Ok(vec![Tensor::fp32("OUTPUT0", (0..rows).map(sum))])
     }

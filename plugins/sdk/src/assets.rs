@@ -1,7 +1,7 @@
-//! The files and parameters that travel in the artifact, readable during `init`.
+//! The files and parameters in the artifact, which are readable during `init`.
 //!
-//! They are streamed through an import, never linked in: what is in memory when `init` ends is in
-//! the image of every instance.
+//! They are streamed through an import instead of being linked in, because the memory at the end of
+//! `init` is part of every instance.
 
 use std::io::{self, Read};
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use std::str::FromStr;
 use crate::Error;
 use crate::bindings::guesthouse::model::assets;
 
-/// Bytes asked for at once; the contract's own limit.
+/// The bytes that one call requests; the contract's limit.
 const CHUNK_BYTES: u64 = 8 << 20;
 
 /// The artifact's assets and parameters.
@@ -21,7 +21,7 @@ impl Assets {
         Self(())
     }
 
-    /// A reader over the asset, which is never whole in memory.
+    /// Open an asset as a reader, which does not load all of it into memory.
     ///
     /// # Errors
     /// The artifact has no asset of that name.
@@ -31,7 +31,7 @@ impl Assets {
         Ok(Asset { name: name.to_owned(), size, offset: 0, chunk: Vec::new(), taken: 0 })
     }
 
-    /// The whole asset.
+    /// Read an asset into memory.
     ///
     /// # Errors
     /// The artifact has no asset of that name.
@@ -43,7 +43,7 @@ impl Assets {
         Ok(bytes)
     }
 
-    /// The whole asset as text.
+    /// Read an asset as text.
     ///
     /// # Errors
     /// The artifact has no asset of that name, or it is not UTF-8.
@@ -52,7 +52,7 @@ impl Assets {
             .map_err(|error| Error::new(format!("asset {name:?} is not UTF-8: {error}")))
     }
 
-    /// A parameter of the manifest, parsed.
+    /// Parse a parameter of the manifest.
     ///
     /// # Errors
     /// The manifest has no such parameter, or it does not parse as a `T`.

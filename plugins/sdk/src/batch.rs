@@ -1,8 +1,8 @@
-//! The inputs of one call of `predict`, and what can go wrong with it.
+//! The inputs of a call of `predict`, and its errors.
 
 use crate::bindings::guesthouse::model::types as wit;
 
-/// The inputs of one call, validated by the host against the signature.
+/// The inputs of a call, which the host has validated against the signature.
 #[derive(Debug)]
 pub struct Batch {
     inputs: Vec<wit::Tensor>,
@@ -13,13 +13,13 @@ impl Batch {
         Self { inputs }
     }
 
-    /// Number of rows; at least 1.
+    /// The number of rows, at least 1.
     pub fn rows(&self) -> usize {
         let rows = self.inputs.first().and_then(|input| input.shape.first()).copied();
         rows.and_then(|rows| usize::try_from(rows).ok()).unwrap_or(0)
     }
 
-    /// One text a row.
+    /// The texts of an input with one text per row.
     ///
     /// # Errors
     /// The signature has no such input, or it does not hold texts.
@@ -28,7 +28,7 @@ impl Batch {
         texts.collect::<Result<_, _>>().map_err(|_error| wrong_type(name, "texts"))
     }
 
-    /// One byte string a row.
+    /// The byte strings of an input with one byte string per row.
     ///
     /// # Errors
     /// The signature has no such input, or it is not of datatype `bytes`.
@@ -63,7 +63,7 @@ impl Batch {
         Ok(elements.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect())
     }
 
-    /// The shape of an input, the number of rows first.
+    /// The shape of an input; the first dimension is the number of rows.
     ///
     /// # Errors
     /// The signature has no such input.
@@ -71,7 +71,7 @@ impl Batch {
         Ok(&self.input(name)?.shape)
     }
 
-    /// The raw bytes of an input.
+    /// The data of an input, in the encoding of the contract.
     ///
     /// # Errors
     /// The signature has no such input, or it is of another datatype.
@@ -93,12 +93,12 @@ fn wrong_type(name: &str, wanted: &str) -> PredictError {
     PredictError::failed(format!("input {name:?} does not hold {wanted}"))
 }
 
-/// Rows refused through the caller's fault, collected while a batch is looked through.
+/// Collects the rejected rows of a batch.
 #[derive(Debug, Default)]
 pub struct Rejections(Vec<wit::Rejection>);
 
 impl Rejections {
-    /// Refuse one row: `reason` is a lower-case fragment that the caller may read.
+    /// Reject a row. `reason` is a lower-case fragment that is shown to the caller.
     ///
     /// # Panics
     /// More than 2³² rows, which no batch has.
@@ -107,26 +107,26 @@ impl Rejections {
         self.0.push(wit::Rejection { row, input: input.to_owned(), reason: reason.into() });
     }
 
-    /// Nothing, if no row was refused.
+    /// Check that no row was rejected.
     ///
     /// # Errors
-    /// [`PredictError::Rejected`] with all refused rows.
+    /// [`PredictError::Rejected`] with all rejected rows.
     pub fn check(self) -> Result<(), PredictError> {
         if self.0.is_empty() { Ok(()) } else { Err(PredictError::Rejected(self)) }
     }
 }
 
-/// Why a call of `predict` gives no outputs.
+/// Why a call of `predict` returns no outputs.
 #[derive(Debug)]
 pub enum PredictError {
-    /// Some rows are unacceptable, through the caller's fault.
+    /// Some rows are not acceptable: the caller's fault.
     Rejected(Rejections),
-    /// The guest failed; the text is logged, the caller does not see it.
+    /// The guest failed. The text is logged and not shown to the caller.
     Failed(String),
 }
 
 impl PredictError {
-    /// The guest failed; the text is logged, the caller does not see it.
+    /// The guest failed. The text is logged and not shown to the caller.
     pub fn failed(reason: impl std::fmt::Display) -> Self {
         Self::Failed(reason.to_string())
     }

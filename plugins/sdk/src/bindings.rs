@@ -1,4 +1,4 @@
-//! The bindings that wit-bindgen makes of `wit/model.wit`. Not for guests' authors.
+//! The bindings that wit-bindgen generates from `wit/model.wit`. Guests do not use them directly.
 #![allow(
     missing_docs,
     unreachable_pub,

@@ -1,6 +1,6 @@
-//! Between the generated bindings and a guest's type. Not for guests' authors.
+//! Connects the generated bindings with the guest's type. Guests do not use it directly.
 //!
-//! Owns the panic hook: a panic's text goes to the host's log, because a snapshot must not hold
+//! It installs the panic hook, which writes to the host's log, because a snapshot must not contain
 //! handles of standard streams.
 
 use std::sync::OnceLock;
@@ -8,10 +8,10 @@ use std::sync::OnceLock;
 pub use crate::bindings::guesthouse::model::types::{PredictError, Signature, Tensor};
 use crate::{Assets, Batch, Guest, log};
 
-/// Run the guest's `init` and keep what it made.
+/// Run the guest's `init` and store the guest.
 ///
 /// # Errors
-/// The guest's own, and a second call.
+/// The guest's error, or an error if `init` is called twice.
 pub fn init<G: Guest>(guest: &OnceLock<G>) -> Result<Signature, String> {
     std::panic::set_hook(Box::new(|panic| log::error(&panic.to_string())));
     let (made, signature) = G::init(&Assets::new()).map_err(|error| error.to_string())?;
@@ -25,7 +25,7 @@ pub fn init<G: Guest>(guest: &OnceLock<G>) -> Result<Signature, String> {
 /// Run the guest's `predict`.
 ///
 /// # Errors
-/// The guest's own, and a call before `init`.
+/// The guest's error, or an error if `predict` is called before `init`.
 pub fn predict<G: Guest>(
     guest: &OnceLock<G>,
     inputs: Vec<Tensor>,

@@ -1,4 +1,4 @@
-//! What the author of a guest writes against.
+//! The SDK for guests.
 //!
 //! A guest is a type with two functions, [`Guest::init`] and [`Guest::predict`], and one line,
 //! [`export!`]:
@@ -24,10 +24,10 @@
 //! guesthouse_guest::export!(Length);
 //! ```
 //!
-//! `init` runs once, when the version is deployed; the host snapshots the memory it leaves, and
-//! every instance starts from that snapshot. The contract itself is `wit/model.wit`.
+//! `init` runs once, when the version is deployed. The host takes a snapshot of the memory that it
+//! leaves, and every instance starts from this snapshot. The contract itself is `wit/model.wit`.
 //!
-//! No `HashMap` keyed by what callers send: hash seeds are frozen into the snapshot.
+//! Do not use a `HashMap` whose keys callers choose: the hash seeds are part of the snapshot.
 
 mod assets;
 mod batch;
@@ -53,12 +53,12 @@ pub use tract::{Model, ModelBuilder, ModelInput, ModelOutputs};
 #[cfg(feature = "tract")]
 pub use tract_onnx;
 
-/// What goes wrong in `init`: a lower-case fragment that says what is wrong with the artifact.
+/// An error of `init`: a lower-case fragment that says what is wrong with the artifact.
 #[derive(Debug)]
 pub struct Error(String);
 
 impl Error {
-    /// An error that reads `message`.
+    /// Create an error with this message.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }
@@ -72,7 +72,7 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// For running `predict`'s own code once in `init`.
+/// For `init` functions that run the code of `predict` once.
 impl From<PredictError> for Error {
     fn from(error: PredictError) -> Self {
         Self(match error {
@@ -82,23 +82,22 @@ impl From<PredictError> for Error {
     }
 }
 
-/// One model version: what a guest's author implements.
+/// A version of a model, to be implemented by the guest.
 pub trait Guest: Sized + 'static {
-    /// Read the assets, build what [`Guest::predict`] needs and say what it takes and gives.
+    /// Read the assets, build what [`Guest::predict`] needs, and declare the signature.
     ///
     /// # Errors
-    /// Whatever makes the artifact unusable; the host refuses the version with this text.
+    /// Why the artifact is unusable; the host rejects the version with this text.
     fn init(assets: &Assets) -> Result<(Self, Signature), Error>;
 
-    /// Outputs for a batch that the host has validated against the signature.
+    /// Predict for a batch that the host has validated against the signature.
     ///
     /// # Errors
-    /// [`PredictError::Rejected`] for rows through the caller's fault, else
-    /// [`PredictError::Failed`].
+    /// [`PredictError::Rejected`] if rows are not acceptable, [`PredictError::Failed`] otherwise.
     fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError>;
 }
 
-/// Turn a type that implements [`Guest`] into the component's exports.
+/// Export a type that implements [`Guest`] from the component.
 #[macro_export]
 macro_rules! export {
     ($guest:ty) => {

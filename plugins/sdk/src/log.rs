@@ -1,23 +1,24 @@
-//! Lines in the host's log, tagged there with the model and the version. Never a caller's input.
+//! Writes to the host's log, in which lines carry the model and the version. Do not log callers'
+//! inputs.
 
 use crate::bindings::guesthouse::model::log::{Level, write};
 
-/// For the guest's author.
+/// Log information for debugging the guest.
 pub fn debug(message: &str) {
     write(Level::Debug, message);
 }
 
-/// For the record.
+/// Log information about normal operation.
 pub fn info(message: &str) {
     write(Level::Info, message);
 }
 
-/// Somebody should look at it one day.
+/// Log something unexpected that does not fail the call.
 pub fn warn(message: &str) {
     write(Level::Warn, message);
 }
 
-/// The call it belongs to is going to fail.
+/// Log why the call fails.
 pub fn error(message: &str) {
     write(Level::Error, message);
 }

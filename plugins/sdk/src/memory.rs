@@ -1,11 +1,10 @@
-//! Where a guest's memory comes from: what `init` leaves and what `predict` takes lie apart.
+//! The allocator of guests, which separates the memory of `init` from that of calls.
 //!
-//! `init` parses and optimises a model and leaves free memory in thousands of places between what it
-//! keeps. An allocator that filled those places again would make each call write to most of the
-//! pages of the snapshot, and every page that an instance writes to is one that it has for itself:
-//! a page fault when it is first written, a page to take back when the instance goes, and memory that
-//! is not shared. So from the end of `init` on, memory comes from behind all that is there, and a
-//! call uses the same few pages over and over. (A small CNN: 378 pages a call before, 309 after.)
+//! `init` parses and optimises a model and leaves free blocks in thousands of places between those
+//! in use. If calls reused these blocks, they would write to most pages of the snapshot, and every
+//! written page costs the instance a page fault, unshared memory, and a page to release. So after
+//! `init`, memory is allocated behind all existing memory, and calls reuse the same few pages. (A
+//! small CNN: 378 pages per call before, 309 after.)
 #![expect(unsafe_code, reason = "an allocator hands out raw memory")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -20,21 +19,21 @@ use dlmalloc::Dlmalloc;
 static MEMORY: Memory =
     Memory { serving_from: AtomicUsize::new(0), serving: UnsafeCell::new(Dlmalloc::new()) };
 
-/// Bytes in a page of WebAssembly's.
+/// The size of a WebAssembly page, in bytes.
 const PAGE_BYTES: usize = 64 << 10;
 
-/// Memory that every instance has for its calls from the start, so that it need not ask for it
-/// piece by piece. Costs nothing until it is written to.
+/// The memory that is reserved for calls in advance, so that instances need not grow in small
+/// steps. It costs nothing until it is written to.
 const FIRST_BYTES: usize = 4 << 20;
 
-/// `init` is over, and what follows are calls.
+/// Allocate separately from now on, after `init`.
 pub(crate) fn begin_serving() {
     MEMORY.serving_from.store(memory_size(0) * PAGE_BYTES, Ordering::Relaxed);
     drop(Vec::<u8>::with_capacity(FIRST_BYTES));
 }
 
 struct Memory {
-    /// The first address that is not of `init`; 0 while it runs.
+    /// The first address after the memory of `init`; 0 while it runs.
     serving_from: AtomicUsize,
     serving: UnsafeCell<Dlmalloc>,
 }
@@ -47,8 +46,8 @@ impl Memory {
         self.serving_from.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether this memory was taken since `init` was over: then it lies behind all that was there.
-    fn is_of_calls(&self, memory: *mut u8) -> bool {
+    /// Whether the block was allocated after `init`, behind all earlier memory.
+    fn is_call_memory(&self, memory: *mut u8) -> bool {
         self.is_serving() && memory.addr() >= self.serving_from.load(Ordering::Relaxed)
     }
 
@@ -62,7 +61,7 @@ impl Memory {
     }
 }
 
-// SAFETY: each block goes back to the allocator that it is from, which the address tells; both
+// SAFETY: the address of a block identifies its allocator, to which it is returned; both allocators
 // keep the trait's promises.
 unsafe impl GlobalAlloc for Memory {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -86,7 +85,7 @@ unsafe impl GlobalAlloc for Memory {
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        if self.is_of_calls(memory) {
+        if self.is_call_memory(memory) {
             // SAFETY: it came from there, and as promised to this function.
             unsafe { self.serving().free(memory, layout.size(), layout.align()) }
         } else {
@@ -97,7 +96,7 @@ unsafe impl GlobalAlloc for Memory {
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let (size, align) = (layout.size(), layout.align());
-        if self.is_of_calls(memory) {
+        if self.is_call_memory(memory) {
             // SAFETY: it came from there, and as promised to this function.
             return unsafe { self.serving().realloc(memory, size, align, new_size) };
         }

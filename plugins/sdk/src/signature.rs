@@ -1,43 +1,43 @@
-//! What a version takes and gives, as its author writes it down.
+//! The signature of a version, to be declared by the guest.
 
 use crate::bindings::guesthouse::model::types as wit;
 
-/// One input or one output. The host checks every value against it before the guest sees it, and
+/// An input or an output. The host validates every value of an input before it calls the guest, and
 /// derives the JSON Schema from it.
 #[derive(Debug, Clone)]
 pub struct Field(wit::Field);
 
 impl Field {
-    /// A UTF-8 text a row (datatype `bytes`, shape `[rows]`).
+    /// One UTF-8 text per row (datatype `bytes`, shape `[rows]`).
     pub fn text(name: &str, description: &str) -> Self {
         Self::new(name, description, wit::Datatype::Bytes).with(wit::Constraint::Text)
     }
 
-    /// A byte string a row, such as a file (datatype `bytes`, shape `[rows]`).
+    /// One byte string per row, such as a file (datatype `bytes`, shape `[rows]`).
     pub fn bytes(name: &str, description: &str) -> Self {
         Self::new(name, description, wit::Datatype::Bytes)
     }
 
-    /// A label a row, one of `labels` (datatype `bytes`, shape `[rows]`).
+    /// One label per row, out of `labels` (datatype `bytes`, shape `[rows]`).
     pub fn label<const N: usize>(name: &str, description: &str, labels: [&str; N]) -> Self {
         let labels = labels.map(str::to_owned).to_vec();
         Self::text(name, description).with(wit::Constraint::OneOf(labels))
     }
 
-    /// A single-precision number a row (shape `[rows]`).
+    /// One single-precision number per row (shape `[rows]`).
     pub fn fp32(name: &str, description: &str) -> Self {
         Self::new(name, description, wit::Datatype::Fp32)
     }
 
-    /// A 64-bit integer a row (shape `[rows]`).
+    /// One 64-bit integer per row (shape `[rows]`).
     pub fn int64(name: &str, description: &str) -> Self {
         Self::new(name, description, wit::Datatype::Int64)
     }
 
-    /// A field of any datatype, one element a row until [`Field::row_shape`] says otherwise.
+    /// A field of any datatype, with one element per row unless [`Field::row_shape`] is called.
     ///
-    /// A name is 1 to 64 ASCII letters, digits and `_`, beginning with a letter. The host refuses
-    /// names that differ in upper and lower case only, and those that answers use for themselves.
+    /// The name is 1 to 64 ASCII letters, digits and `_`, beginning with a letter. The host rejects
+    /// names that only differ in case, and names of other members of responses.
     pub fn new(name: &str, description: &str, datatype: wit::Datatype) -> Self {
         Self(wit::Field {
             name: name.to_owned(),
@@ -49,44 +49,44 @@ impl Field {
         })
     }
 
-    /// The dimensions of one row, without the batch dimension; `None` stands for any size.
+    /// Set the dimensions of one row, without the batch dimension; `None` is a variable size.
     #[must_use]
     pub fn row_shape(mut self, shape: impl IntoIterator<Item = Option<u32>>) -> Self {
         self.0.row_shape = shape.into_iter().collect();
         self
     }
 
-    /// What an input is where a caller leaves it out: the elements of one row in the raw form of
-    /// [`Tensor::raw`](crate::Tensor::raw). Without it, an input has to be given. The row's dimensions
-    /// are all fixed.
+    /// Set the default of an input: the elements of one row in the encoding of
+    /// [`Tensor::raw`](crate::Tensor::raw). An input without a default is required. All dimensions
+    /// of the row must be fixed.
     #[must_use]
     pub fn default_row(mut self, row: impl Into<Vec<u8>>) -> Self {
         self.0.default = Some(row.into());
         self
     }
 
-    /// White space at both ends is removed before anything else is checked.
+    /// Strip white space at both ends before other constraints are checked.
     #[must_use]
     pub fn stripped(self) -> Self {
         self.with(wit::Constraint::Stripped)
     }
 
-    /// Least and greatest length: characters of a text, bytes else.
+    /// Bound the length: the characters of a text, or the bytes of any other byte string.
     #[must_use]
     pub fn length(self, minimum: u32, maximum: u32) -> Self {
         self.with(wit::Constraint::Length(wit::LengthRange { minimum, maximum }))
     }
 
-    /// Least and greatest value, inclusive.
+    /// Bound the value, inclusively.
     #[must_use]
     pub fn range(self, minimum: f64, maximum: f64) -> Self {
         let (minimum, maximum) = (Some(minimum), Some(maximum));
         self.with(wit::Constraint::Range(wit::NumberRange { minimum, maximum }))
     }
 
-    /// Rows of different sizes may share a call of `predict`: the host fills shorter ones up with
-    /// `element`, in the raw form of [`Tensor::raw`](crate::Tensor::raw), along the dimensions of any
-    /// size. So it must change nothing of the outputs, whose dimensions are all fixed.
+    /// Let rows of different sizes share a call of `predict`: the host pads shorter ones with
+    /// `element`, in the encoding of [`Tensor::raw`](crate::Tensor::raw), along variable
+    /// dimensions. Padding must not change the outputs, whose dimensions must all be fixed.
     #[must_use]
     pub fn padded(self, element: impl Into<Vec<u8>>) -> Self {
         self.with(wit::Constraint::Padded(element.into()))
@@ -103,11 +103,10 @@ impl Field {
 pub struct Signature(wit::Signature);
 
 impl Signature {
-    /// The inputs and outputs in their order; a batch size of 1 until
-    /// [`Signature::max_batch_size`] says otherwise.
+    /// Create a signature with a batch size of 1 unless [`Signature::max_batch_size`] is called.
     ///
-    /// The order is part of what a version promises, because a place is the number of a field in gRPC:
-    /// until the next major version, what is new comes after what is old.
+    /// The order is part of the contract, because positions are field numbers in gRPC: within a
+    /// major version, new fields must come after existing ones.
     pub fn new<const I: usize, const O: usize>(inputs: [Field; I], outputs: [Field; O]) -> Self {
         Self(wit::Signature {
             inputs: inputs.into_iter().map(|field| field.0).collect(),
@@ -116,7 +115,7 @@ impl Signature {
         })
     }
 
-    /// The most rows that one call of `predict` may carry.
+    /// Set the most rows of one call of `predict`.
     #[must_use]
     pub fn max_batch_size(mut self, rows: u32) -> Self {
         self.0.max_batch_size = rows;

@@ -1,4 +1,4 @@
-//! Tensors on their way out of a guest.
+//! The tensors that a guest returns.
 
 use crate::bindings::guesthouse::model::types as wit;
 
@@ -7,12 +7,12 @@ use crate::bindings::guesthouse::model::types as wit;
 pub struct Tensor(wit::Tensor);
 
 impl Tensor {
-    /// One text a row, shape `[rows]`.
+    /// A tensor of one text per row, with the shape `[rows]`.
     pub fn texts<'a>(name: &str, rows: impl IntoIterator<Item = &'a str>) -> Self {
         Self::bytes(name, rows.into_iter().map(str::as_bytes))
     }
 
-    /// One byte string a row, shape `[rows]`.
+    /// A tensor of one byte string per row, with the shape `[rows]`.
     ///
     /// # Panics
     /// A string is longer than 4 GiB, more than a guest's memory holds.
@@ -28,22 +28,22 @@ impl Tensor {
         Self::raw(name, wit::Datatype::Bytes, vec![count], data)
     }
 
-    /// One number a row, shape `[rows]`.
+    /// A tensor of one number per row, with the shape `[rows]`.
     pub fn fp32(name: &str, rows: impl IntoIterator<Item = f32>) -> Self {
         let data: Vec<u8> = rows.into_iter().flat_map(f32::to_le_bytes).collect();
         let count = data.len() / size_of::<f32>();
         Self::raw(name, wit::Datatype::Fp32, vec![count as u64], data)
     }
 
-    /// One integer a row, shape `[rows]`.
+    /// A tensor of one integer per row, with the shape `[rows]`.
     pub fn int64(name: &str, rows: impl IntoIterator<Item = i64>) -> Self {
         let data: Vec<u8> = rows.into_iter().flat_map(i64::to_le_bytes).collect();
         let count = data.len() / size_of::<i64>();
         Self::raw(name, wit::Datatype::Int64, vec![count as u64], data)
     }
 
-    /// Any tensor, its `data` in the raw form of the contract (`wit/model.wit`). The host checks
-    /// that it fits the shape.
+    /// Any tensor. `data` has the encoding of the contract (`wit/model.wit`); the host checks that
+    /// it matches the shape.
     pub fn raw(name: &str, datatype: wit::Datatype, shape: Vec<u64>, data: Vec<u8>) -> Self {
         Self(wit::Tensor { name: name.to_owned(), datatype, shape, data })
     }

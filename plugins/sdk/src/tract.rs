@@ -1,7 +1,7 @@
 //! ONNX models with tract: parsed, optimised and run once in `init`.
 //!
-//! Bounded by the guest's memory limit. The protobuf is streamed from the asset and dropped before
-//! `init` ends, so that only the optimised plan is in the image.
+//! Memory is bounded by the guest's limit. The protobuf is streamed from the asset and dropped
+//! before `init` ends, so that the snapshot only contains the optimised plan.
 
 use std::sync::Arc;
 
@@ -9,8 +9,7 @@ use tract_onnx::prelude::*;
 
 use crate::{Assets, Error, PredictError};
 
-/// An input of the ONNX graph: its element type and its shape, where a name stands for a
-/// dimension that differs from call to call.
+/// An input of the ONNX graph: its element type and its shape. Named dimensions vary between calls.
 #[derive(Debug, Clone)]
 pub struct ModelInput {
     datum_type: DatumType,
@@ -24,19 +23,21 @@ enum Dimension {
 }
 
 impl ModelInput {
-    /// An input of elements of type `T` without dimensions; add them from the outermost in.
-    pub fn of<T: Datum>() -> Self {
+    /// Create an input of elements of type `T` without dimensions. Add dimensions beginning with
+    /// the outermost.
+    pub fn new<T: Datum>() -> Self {
         Self { datum_type: T::datum_type(), shape: Vec::new() }
     }
 
-    /// One more dimension, whose size is known.
+    /// Add a dimension of fixed size.
     #[must_use]
     pub fn fixed(mut self, size: usize) -> Self {
         self.shape.push(Dimension::Fixed(size));
         self
     }
 
-    /// One more dimension, whose size differs from call to call; dimensions of one name agree.
+    /// Add a dimension whose size varies between calls. Dimensions of the same name have the same
+    /// size.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         self.shape.push(Dimension::Named(name.to_owned()));
@@ -44,14 +45,14 @@ impl ModelInput {
     }
 }
 
-/// What is known of a model before it is loaded.
+/// Builds a [`Model`].
 #[derive(Debug, Default)]
 pub struct ModelBuilder {
     inputs: Vec<ModelInput>,
 }
 
 impl ModelBuilder {
-    /// The graph's next input.
+    /// Declare the next input of the graph.
     #[must_use]
     pub fn input(mut self, input: ModelInput) -> Self {
         self.inputs.push(input);
@@ -90,15 +91,15 @@ impl ModelBuilder {
 pub struct Model(Arc<TypedRunnableModel>);
 
 impl Model {
-    /// A model with the graph's inputs still to be declared.
+    /// Create a builder, to declare the inputs of the graph.
     pub fn builder() -> ModelBuilder {
         ModelBuilder::default()
     }
 
-    /// The graph's outputs for its inputs.
+    /// Run the graph.
     ///
     /// # Errors
-    /// [`PredictError::Failed`] with tract's own words.
+    /// [`PredictError::Failed`] with the error of tract.
     pub fn run<const N: usize>(
         &self,
         inputs: [tract_onnx::prelude::Tensor; N],
@@ -108,7 +109,7 @@ impl Model {
     }
 }
 
-/// What a run of a [`Model`] gave, in the order of the graph's outputs.
+/// The outputs of a [`Model`], in the order of the graph.
 #[derive(Debug)]
 pub struct ModelOutputs(TVec<TValue>);
 

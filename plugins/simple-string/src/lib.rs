@@ -1,14 +1,14 @@
-//! Two rows of sixteen numbers, each a text, to their sums and differences: the model
-//! `simple_string` that published programs for the Open Inference Protocol ask.
+//! Adds and subtracts two rows of sixteen numbers in text form: the model `simple_string` that
+//! published examples of Open Inference Protocol clients use.
 
 use guesthouse_guest::{
     Assets, Batch, Datatype, Error, Field, Guest, PredictError, Rejections, Signature, Tensor,
 };
 
-/// Numbers in a row.
+/// The numbers of a row.
 const WIDTH: usize = 16;
 
-/// The longest text that is a number of 64 bits, in characters.
+/// The longest text form of a 64-bit number, in characters.
 const LONGEST: u32 = 20;
 
 struct SimpleString;
@@ -36,7 +36,7 @@ impl Guest for SimpleString {
         let other = numbers(batch, "INPUT1", &mut rejections)?;
         rejections.check()?;
         let output = |name, operation: fn(i128, i128) -> i128| {
-            // Of 64 bits each, so that neither can overflow.
+            // With 64 bits, neither operation overflows.
             let results = one.iter().zip(&other).map(|(one, other)| operation(*one, *other));
             texts(name, batch.rows(), results)
         };
@@ -44,8 +44,7 @@ impl Guest for SimpleString {
     }
 }
 
-/// All rows' numbers, one row after the other. The first text of a row that is no number has it
-/// rejected.
+/// The numbers of all rows, concatenated. A row with a text that is not a number is rejected.
 fn numbers(
     batch: &Batch,
     name: &str,

@@ -1,11 +1,11 @@
-//! Two rows of sixteen numbers to their sums and differences: the model `simple` that published
-//! programs for the Open Inference Protocol ask.
+//! Adds and subtracts two rows of sixteen numbers: the model `simple` that published examples of
+//! Open Inference Protocol clients use.
 
 use guesthouse_guest::{
     Assets, Batch, Datatype, Error, Field, Guest, PredictError, Signature, Tensor,
 };
 
-/// Numbers in a row.
+/// The numbers of a row.
 const WIDTH: u32 = 16;
 
 struct Simple;
@@ -37,7 +37,7 @@ impl Guest for Simple {
     }
 }
 
-/// All rows' numbers, one row after the other.
+/// The numbers of all rows, concatenated.
 fn numbers(batch: &Batch, name: &str) -> Result<Vec<i32>, PredictError> {
     let (numbers, _rest) = batch.data(name, Datatype::Int32)?.as_chunks();
     Ok(numbers.iter().map(|bytes| i32::from_le_bytes(*bytes)).collect())

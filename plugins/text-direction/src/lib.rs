@@ -1,9 +1,9 @@
-//! Whether a picture of a line of text stands on its head: PaddleOCR's text direction classifier,
-//! a small CNN in ONNX.
+//! Detects whether a picture of a line of text is upside down: PaddleOCR's text direction
+//! classifier, a small CNN in ONNX.
 //!
-//! The preprocessing is that of `TextClassifier` in RapidOCR, on what OpenCV reads of a file;
-//! `models/text-direction/README.md` says it step by step. It owns the bounds on what a file may
-//! unpack to ([`picture`]) and the resampling ([`resample`]).
+//! The preprocessing is that of `TextClassifier` in RapidOCR, on pictures as OpenCV reads them; it
+//! is described in `models/text-direction/README.md`. This guest owns the bounds of what a file may
+//! decode to ([`picture`]) and the resampling ([`resample`]).
 
 mod picture;
 mod resample;
@@ -15,20 +15,20 @@ use guesthouse_guest::{
 };
 use image::RgbImage;
 
-/// Height and width of what the network sees, in pixels.
+/// The height and the width of the network's input, in pixels.
 const HEIGHT: usize = 48;
 const WIDTH: usize = 192;
 
-/// Blue, green and red, in this order.
+/// The channels: blue, green and red, in this order.
 const CHANNELS: usize = 3;
 
-/// Of one row of the network's input.
+/// The elements of one row of the network's input.
 const SHAPE: [usize; 4] = [1, CHANNELS, HEIGHT, WIDTH];
 
-/// By how many degrees the line is turned, in the order of the network's outputs.
+/// The rotation of the line in degrees, in the order of the network's outputs.
 const LABELS: [&str; 2] = ["0", "180"];
 
-/// The largest file, in bytes: four rows of it fit into no request of the default size.
+/// The largest file, in bytes; a request of the default size has room for less than four.
 const MAX_FILE_BYTES: u32 = 2 << 20;
 
 struct TextDirection {
@@ -37,12 +37,11 @@ struct TextDirection {
 
 impl Guest for TextDirection {
     fn init(assets: &Assets) -> Result<(Self, Signature), Error> {
-        // One row at a time: where the number of rows is open, tract was measured to take six
-        // times as long for each.
-        let pixels = ModelInput::of::<f32>().fixed(1).fixed(CHANNELS).fixed(HEIGHT).fixed(WIDTH);
+        // One row per run: with a variable number of rows, tract took six times as long for each.
+        let pixels = ModelInput::new::<f32>().fixed(1).fixed(CHANNELS).fixed(HEIGHT).fixed(WIDTH);
         let model = Model::builder().input(pixels).load_onnx(assets, "model.onnx")?;
         let text_direction = Self { model };
-        // Once before the snapshot: what a run needs of memory is there in every instance.
+        // Run once before the snapshot, so that every instance has the memory for a run.
         let grey = seen(&RgbImage::new(1, 1)).map_err(PredictError::failed)?;
         text_direction.classify(grey)?;
 
@@ -72,7 +71,7 @@ impl Guest for TextDirection {
 }
 
 impl TextDirection {
-    /// The more likely label, and how likely it is.
+    /// The more likely label and its probability.
     fn classify(&self, seen: Array) -> Result<(&'static str, f32), PredictError> {
         match self.model.run([seen])?.fp32(0)?[..] {
             [upright, turned] if turned > upright => Ok((LABELS[1], turned)),
@@ -82,8 +81,8 @@ impl TextDirection {
     }
 }
 
-/// What the network sees of a picture: as high as it sees, as wide as the ratio asks or as it sees
-/// at most, levels from -1 to 1, and a mean grey to the right.
+/// Convert a picture to the network's input: scaled to its height, as wide as the aspect ratio
+/// requires up to its width, with levels from -1 to 1, and padded with grey to the right.
 fn seen(picture: &RgbImage) -> TractResult<Array> {
     let ratio = f64::from(picture.width()) / f64::from(picture.height());
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to WIDTH")]

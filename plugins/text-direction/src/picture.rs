@@ -1,8 +1,8 @@
-//! From a file to pixels, as OpenCV's `imread` gives them: eight bits a channel, without
-//! transparency, turned as its EXIF orientation says.
+//! Decodes files to pixels like OpenCV's `imread`: eight bits per channel, without transparency,
+//! rotated according to the EXIF orientation.
 //!
-//! Bounded before anything is unpacked: the sides, the pixels and what the decoder allocates, so
-//! that a small file cannot unpack to more than a call's memory.
+//! The sides, the number of pixels and the decoder's allocations are bounded before decoding, so
+//! that a small file cannot decode to more than a call's memory.
 
 use std::io::Cursor;
 
@@ -14,16 +14,17 @@ use image::{
 /// The longest side, in pixels.
 const MAX_SIDE: u32 = 8192;
 
-/// The most pixels: a line of 1,024 by 4,096.
+/// The most pixels: a picture of 1,024 by 4,096.
 const MAX_PIXELS: u64 = 4 << 20;
 
-/// What a decoder may allocate: the most pixels of four 16-bit channels, and as much to work with.
+/// The most bytes that a decoder may allocate: the largest picture with four 16-bit channels, and
+/// the same for work.
 const MAX_DECODER_BYTES: u64 = 64 << 20;
 
-/// The pixels of a PNG or JPEG file.
+/// Decode a PNG or JPEG file.
 ///
 /// # Errors
-/// Why the file is refused, as a fragment that the caller reads.
+/// Why the file is rejected, as a fragment that is shown to the caller.
 pub(crate) fn decode(file: &[u8]) -> Result<RgbImage, String> {
     try_decode(file).map_err(|error| match error {
         ImageError::Limits(_) => {
@@ -60,7 +61,7 @@ fn try_decode(file: &[u8]) -> Result<RgbImage, ImageError> {
     Ok(into_rgb8(picture))
 }
 
-/// Whether the end of the image follows its last scan: the decoder makes up what is cut off.
+/// Whether the file has an end marker after the last scan; the decoder fills in truncated data.
 fn is_whole_jpeg(file: &[u8]) -> bool {
     const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
     const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
@@ -71,7 +72,7 @@ fn is_whole_jpeg(file: &[u8]) -> bool {
 fn into_rgb8(picture: DynamicImage) -> RgbImage {
     match picture.color() {
         ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16 => {
-            // OpenCV leaves the lower byte out, where the library would round.
+            // OpenCV drops the lower byte, whereas the library would round.
             let deep = picture.into_rgb16();
             let levels = deep.iter().map(|level| level.to_be_bytes()[0]).collect();
             RgbImage::from_raw(deep.width(), deep.height(), levels)

@@ -1,14 +1,14 @@
-//! Resizing a picture to the very pixels that OpenCV's `resize` gives with `INTER_LINEAR`, on
-//! which the network was trained and its answers were computed.
+//! Resizes pictures to exactly the pixels of OpenCV's `resize` with `INTER_LINEAR`, on which the
+//! network was trained and its reference outputs were computed.
 //!
 //! A pixel of the result is a weighted mean of two by two pixels of the picture; there is no
-//! smoothing where the result is smaller. Pixels are squares, so that centres lie at halves. Weights
-//! are whole 2,048ths; the sums over columns lose four bits and those over rows sixteen before
-//! they are rounded.
+//! smoothing when shrinking. Pixels are squares, so their centres are at halves. Weights are
+//! multiples of 1/2,048; sums over columns are shifted by four bits and sums over rows by sixteen
+//! before they are rounded.
 
 use image::RgbImage;
 
-/// Weights are whole fractions of this.
+/// The denominator of weights.
 const ONE: f32 = 2048.0;
 
 /// Two neighbours along an axis and their weights, which add up to [`ONE`].
@@ -42,9 +42,9 @@ fn blend(rows: [&[[u8; 3]]; 2], row_weights: [u32; 2], column: &Pair) -> [u8; 3]
     })
 }
 
-/// Which pixels of an axis of `from` pixels each pixel of one of `to` pixels is made of.
+/// The pixels, out of `from` along an axis, of which each of `to` pixels is composed.
 fn pairs(from: usize, to: usize) -> Vec<Pair> {
-    // Not `from / to`, which may differ in the last bit.
+    // `from / to` may differ in the last bit.
     let scale = 1.0 / (to as f64 / from as f64);
     let pair = |place: usize| {
         #[expect(clippy::cast_possible_truncation, reason = "OpenCV goes on in single precision")]
@@ -54,7 +54,7 @@ fn pairs(from: usize, to: usize) -> Vec<Pair> {
         let weights = [1.0 - part, part].map(|weight| (weight * ONE).round_ties_even() as u32);
         #[expect(clippy::cast_possible_truncation, reason = "-1 to the number of pixels")]
         let first = centre.floor() as isize;
-        // Outside, the pixel at the edge goes on.
+        // Beyond the edge, the edge pixel is repeated.
         let inside = |place: isize| place.max(0).cast_unsigned().min(from - 1);
         Pair { places: [inside(first), inside(first + 1)], weights }
     };

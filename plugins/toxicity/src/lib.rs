@@ -1,7 +1,8 @@
 //! Toxicity of a text: TF-IDF over a fixed vocabulary, then a calibrated linear classifier in ONNX.
 //!
-//! The preprocessing is scikit-learn's `TfidfVectorizer` with the settings that
-//! `models/toxicity/README.md` names; it travels with the weights, so the two cannot drift apart.
+//! The preprocessing is scikit-learn's `TfidfVectorizer` with the settings in
+//! `models/toxicity/README.md`. It is part of the same artifact as the weights, so the two cannot
+//! diverge.
 
 mod vocabulary;
 
@@ -22,8 +23,8 @@ impl Guest for Toxicity {
         let toxicity = Self {
             vocabulary: Vocabulary::parse(&assets.read_text("vocabulary.tsv")?)?,
             model: Model::builder()
-                .input(ModelInput::of::<i64>().named("rows").named("terms"))
-                .input(ModelInput::of::<f32>().named("rows").named("terms"))
+                .input(ModelInput::new::<i64>().named("rows").named("terms"))
+                .input(ModelInput::new::<f32>().named("rows").named("terms"))
                 .load_onnx(assets, "model.onnx")?,
             threshold: assets.parameter("threshold")?,
         };
@@ -48,7 +49,8 @@ impl Guest for Toxicity {
 impl Toxicity {
     fn scores(&self, texts: &[&str]) -> Result<Vec<f32>, PredictError> {
         let rows: Vec<_> = texts.iter().map(|text| self.vocabulary.weigh(text)).collect();
-        // Rows are padded with weight 0 to the longest, and to 1 where no text has a known term.
+        // Rows are padded to the longest one with weight 0, and to length 1 if no text has a known
+        // term.
         let width = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let mut terms = vec![0_i64; rows.len() * width];
         let mut weights = vec![0_f32; rows.len() * width];

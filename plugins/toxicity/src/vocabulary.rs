@@ -1,7 +1,7 @@
-//! Texts to weighted terms, as scikit-learn's `TfidfVectorizer` does it with
+//! Converts texts to weighted terms like scikit-learn's `TfidfVectorizer` with
 //! `token_pattern=r"(?u)\b\w\w+\b"`, lower-casing, smooth idf and the l2 norm.
 //!
-//! Stop words need no list here: they are not in the vocabulary.
+//! Stop words need no list, because they are not in the vocabulary.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use unicode_general_category::{GeneralCategory, get_general_category};
 pub(crate) struct Vocabulary(Vec<(Box<str>, f64)>);
 
 impl Vocabulary {
-    /// Lines of `term<TAB>idf`, sorted by term.
+    /// Parse lines of `term<TAB>idf`, sorted by term.
     pub(crate) fn parse(lines: &str) -> Result<Self, Error> {
         let terms: Option<Vec<_>> = lines.lines().map(parse_line).collect();
         match terms {

@@ -36,7 +36,7 @@ struct Step {
     check: fn(&Workspace, &Path) -> Result<()>,
 }
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step {
         name: "openapi",
         about: "the documents are OpenAPI",
@@ -46,6 +46,11 @@ const STEPS: [Step; 7] = [
         name: "schemathesis",
         about: "the server does what its document says",
         check: description::check_answers,
+    },
+    Step {
+        name: "schemathesis-admin",
+        about: "the admin API does what its document says",
+        check: description::check_admin_answers,
     },
     Step { name: "docs", about: "the page works in a browser", check: page::check },
     Step {

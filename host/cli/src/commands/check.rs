@@ -1,4 +1,4 @@
-//! `guesthouse check`
+//! `guesthouse check`: compares the signatures of two versions with their numbers.
 
 use std::path::{Path, PathBuf};
 
@@ -10,16 +10,16 @@ use serde_json::json;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArguments {
-    /// The artifact that callers use now, or what `guesthouse inspect --signature` printed of it.
+    /// The current artifact, or the JSON that `guesthouse inspect --signature` printed of it.
     old: PathBuf,
-    /// The artifact that is to follow it, or the same of that.
+    /// The next artifact, or the JSON that `guesthouse inspect --signature` printed of it.
     new: PathBuf,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Fails if the new version's number promises callers more than its signature keeps.
+/// Fails if the new version number promises more compatibility than the signature keeps.
 pub(crate) fn run(arguments: &CheckArguments) -> anyhow::Result<()> {
     let (old, new) = (open(&arguments.old)?, open(&arguments.new)?);
     let (was, is) = (&old, &new);

@@ -1,4 +1,4 @@
-//! `guesthouse inspect`
+//! `guesthouse inspect`: prints the contents of an artifact.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,10 +17,10 @@ use serde_json::{Map, Value};
 pub(crate) struct InspectArguments {
     /// The artifact.
     file: PathBuf,
-    /// A server's state folder: what compiling the artifact took there is printed, too.
+    /// The state folder of a server, to print the cost of compiling the artifact there as well.
     #[arg(long)]
     state: Option<PathBuf>,
-    /// Print the signature alone, in canonical JSON: for a file to which `guesthouse check` compares.
+    /// Print the signature alone, in canonical JSON, for `guesthouse check`.
     #[arg(long, conflicts_with_all = ["json", "state"])]
     signature: bool,
     /// Print JSON.
@@ -28,7 +28,7 @@ pub(crate) struct InspectArguments {
     json: bool,
 }
 
-/// Everything about an artifact; the JSON form of it is stable.
+/// The contents of an artifact. The JSON form is stable.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     model: &'a str,
@@ -132,7 +132,7 @@ fn print_for_people(report: &Report<'_>) {
     report.exports.iter().for_each(|export| println!("  {}", printable(export)));
     println!("golden examples ({})", report.golden_examples.len());
     for example in report.golden_examples {
-        println!("  {} -> {}", glimpse(&example.inputs), glimpse(&example.outputs));
+        println!("  {} -> {}", excerpt(&example.inputs), excerpt(&example.outputs));
     }
     for (output, tolerance) in report.tolerances {
         println!("  {} within {tolerance}", printable(output));
@@ -145,7 +145,7 @@ fn print_for_people(report: &Report<'_>) {
 
 fn print_compiled(compiled: &PreinitReport) {
     match &compiled.start {
-        InstanceStart::Snapshot => println!("  instances begin in a snapshot"),
+        InstanceStart::Snapshot => println!("  instances start from a snapshot"),
         InstanceStart::Init(why) => println!("  init runs in each instance: {}", printable(why)),
     }
     for (step, milliseconds) in &compiled.steps_ms {
@@ -154,8 +154,8 @@ fn print_compiled(compiled: &PreinitReport) {
     println!("  {:<20} {} MiB", "peak memory", compiled.peak_memory_bytes >> 20);
 }
 
-/// The beginning of a record.
-fn glimpse(record: &Map<String, Value>) -> String {
+/// The first characters of a record.
+fn excerpt(record: &Map<String, Value>) -> String {
     let json = serde_json::to_string(record).unwrap_or_default();
     let shown: String = json.chars().take(80).collect();
     let cut = if shown.len() < json.len() { "…" } else { "" };

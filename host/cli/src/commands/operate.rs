@@ -8,8 +8,10 @@ mod changes;
 mod client;
 mod deploy;
 mod error;
+mod idempotency_key;
 mod keys;
 mod output;
+mod server_url;
 mod text;
 mod trust;
 mod upload;
@@ -21,7 +23,8 @@ use clap::{Args, Subcommand};
 
 pub(crate) use error::exit_code;
 
-use self::client::{IdempotencyKey, ServerUrl};
+use self::idempotency_key::IdempotencyKey;
+use self::server_url::ServerUrl;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum OperateCommand {

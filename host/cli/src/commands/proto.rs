@@ -1,4 +1,4 @@
-//! `guesthouse proto`
+//! `guesthouse proto`: prints the `.proto` of an artifact.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub(crate) fn run(arguments: &ProtoArguments) -> anyhow::Result<()> {
         .with_context(|| format!("failed to open {}", arguments.file.display()))?;
     let signature = artifact.signature().context("the artifact does not carry its signature")?;
     let id = artifact.id();
-    // Everything that is the artifact's own in it has been made fit for a terminal.
+    // The text of the artifact in it is escaped already.
     print!(
         "{}",
         ModelService::new(&id.name, CompatibleRange::from_version(&id.version), signature).proto()

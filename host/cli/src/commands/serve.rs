@@ -1,4 +1,4 @@
-//! `guesthouse serve`, and `guesthouse config check`, which validates its configuration.
+//! `guesthouse serve`, and `guesthouse config check`, which validates the same configuration.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use guesthouse_server::config::{
 use guesthouse_server::edge::Tls;
 use guesthouse_server::server;
 
-/// Environment variables with names of their own, and the configuration keys that they set.
+/// Environment variables with short names, and the keys that they set.
 const VARIABLES: [(&str, &str); 5] = [
     ("GUESTHOUSE_LISTEN", "listen"),
     ("GUESTHOUSE_GRPC_LISTEN", "grpc_listen"),
@@ -26,49 +26,49 @@ const VARIABLES: [(&str, &str); 5] = [
 pub(crate) struct ServeArguments {
     #[command(flatten)]
     configuration: ConfigurationArguments,
-    /// Accept the keys `local-demo-key` and `local-demo-admin-key`, which are public.
+    /// Accept the public keys `local-demo-key` and `local-demo-admin-key`.
     #[arg(long)]
     demo: bool,
-    /// Start although the ledger has lost changes, and continue with what is left. The audit log records
-    /// what is missing, and revoked keys stay revoked. Use it for one start only.
+    /// Start although the ledger has lost changes, and continue with the rest. The loss is recorded in the
+    /// audit log, and revoked keys stay revoked. For a single start.
     #[arg(long)]
     accept_ledger_loss: bool,
 }
 
-/// The sources of the configuration. Later ones override earlier ones.
+/// The sources of the configuration. Later ones take precedence over earlier ones.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ConfigurationArguments {
     /// The configuration file, in TOML.
     #[arg(long, env = "GUESTHOUSE_CONFIG")]
     config: Option<PathBuf>,
-    /// A configuration key and its value, such as `limits.batch_rows=64`. Environment variables such as
-    /// GUESTHOUSE__LIMITS__BATCH_ROWS do the same.
+    /// Set a key of the configuration, such as `limits.batch_rows=64`. Environment variables such as
+    /// GUESTHOUSE__LIMITS__BATCH_ROWS do the same. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Address or host name and port of the HTTP endpoints. Port 0 lets the system choose. Also
-    /// GUESTHOUSE_LISTEN.
+    /// The address or host name, and the port, of the public HTTP listener. The system chooses a port for
+    /// 0. Also GUESTHOUSE_LISTEN.
     #[arg(long)]
     listen: Option<ListenAddress>,
-    /// Address or host name and port of gRPC, or `off`. Port 0 lets the system choose. Also
-    /// GUESTHOUSE_GRPC_LISTEN.
+    /// The address or host name, and the port, of the gRPC listener, or `off`. The system chooses a port
+    /// for 0. Also GUESTHOUSE_GRPC_LISTEN.
     #[arg(long)]
     grpc_listen: Option<GrpcListen>,
-    /// Address or host name and port of the admin API. Port 0 lets the system choose. Also
+    /// The address or host name, and the port, of the admin API. The system chooses a port for 0. Also
     /// GUESTHOUSE_ADMIN_LISTEN.
     #[arg(long)]
     admin_listen: Option<ListenAddress>,
-    /// The repository folder, whose artifacts are deployed. Also GUESTHOUSE_REPOSITORY.
+    /// The folder of artifacts to serve. Also GUESTHOUSE_REPOSITORY.
     #[arg(long)]
     repository: Option<PathBuf>,
-    /// The state folder: the ledger, artifacts and compiled code. Also GUESTHOUSE_STATE.
+    /// The folder of the server's state. Also GUESTHOUSE_STATE.
     #[arg(long)]
     state: Option<PathBuf>,
 }
 
-/// Commands on a configuration that do not serve it.
+/// Commands for a configuration that is not served.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Check whether `serve` accepts the configuration. Exits with 1 and the reason if it does not.
+    /// Check whether `serve` would accept the configuration. Fails with the reason if not.
     Check(ServeArguments),
 }
 
@@ -76,11 +76,11 @@ pub(crate) fn run(arguments: &ServeArguments, started: Instant) -> anyhow::Resul
     clock::check().context("failed to serve")?;
     let settings = arguments.validate_with_listeners().context("failed to configure")?;
     if arguments.configuration.file()?.repository.is_none() {
-        // A configured folder that does not exist is a mistake. The default one is created.
+        // A configured folder that does not exist is a mistake; the default one is created.
         std::fs::create_dir_all(&settings.repository).context("failed to make `repository`")?;
     }
     if arguments.demo {
-        tracing::warn!("demo mode: its keys are public, keep this server off the network");
+        tracing::warn!("demo mode: the keys are public, so keep this server off the network");
     }
     let arguments = arguments.clone();
     let reread = Box::new(move || arguments.validate().map_err(|error| format!("{error:#}")));
@@ -107,10 +107,10 @@ impl ServeArguments {
         Ok(settings)
     }
 
-    /// The settings, with the addresses of all listeners checked against each other.
+    /// The settings of a server that has not bound its listeners yet.
     fn validate_with_listeners(&self) -> anyhow::Result<Settings> {
         let settings = self.validate()?;
-        // Without a key for the admin API it is not opened, so its default address cannot conflict.
+        // Without a key for it, the admin API stays closed, so its default address may be in use.
         let is_named = self.configuration.file()?.admin_listen.is_some();
         let has_key = settings.keys.iter().any(|key| key.scopes.administers());
         settings.check_listeners(is_named || has_key)?;
@@ -119,14 +119,13 @@ impl ServeArguments {
 }
 
 impl ConfigurationArguments {
-    /// The configuration file with all overrides applied.
+    /// The file with all overrides applied.
     fn file(&self) -> anyhow::Result<ConfigFile> {
         let mut overrides = Vec::new();
-        // Later overrides take precedence.
         for (variable, key) in VARIABLES {
             let Some(value) = std::env::var_os(variable) else { continue };
             let value = value.into_string();
-            let value = value.map_err(|_value| anyhow::anyhow!("{variable} is not a text"))?;
+            let value = value.map_err(|_value| anyhow::anyhow!("{variable} is not valid UTF-8"))?;
             overrides.push(Override::from_text(key, value));
         }
         for (name, value) in std::env::vars_os() {

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_release_waits_for_a_higher_one_for_a_bounded_time() {
+    fn a_release_waits_for_a_higher_one_with_a_limit() {
         let version = |text: &str| text.parse::<Version>().unwrap();
         let start = Instant::now();
         let mut deployments = Deployments::default();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_gets_its_stable_version_once_if_it_has_a_release() {
+    fn models_are_adopted_once_and_only_with_a_release() {
         let id = |name: &str, version: &str| VersionId {
             name: name.parse().unwrap(),
             version: version.parse().unwrap(),

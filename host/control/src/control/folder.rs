@@ -29,7 +29,6 @@ use crate::rollout::{Deployed, ModelState, Operation, RolloutError, Stage};
 use guesthouse_artifact::{ArtifactError, Digest};
 use guesthouse_model::terminal;
 use guesthouse_model::{ModelName, Signature, VersionId};
-use guesthouse_runtime::load::SignatureMismatch;
 use guesthouse_runtime::preinit::queue::CompilePriority;
 
 /// How often the folder's timers are compared with the clock.
@@ -325,8 +324,11 @@ impl Control {
         catch_panic(|| {
             let (artifact, received) = self.loader.store.receive_file::<LoadError>(path)?;
             let (id, digest) = (artifact.id().clone(), artifact.digest());
-            let signature =
-                artifact.signature().cloned().ok_or(LoadError::Signature(SignatureMismatch))?;
+            let signature = artifact
+                .signature()
+                .cloned()
+                .ok_or(guesthouse_runtime::load::SignatureMismatch)
+                .map_err(LoadError::from)?;
             let state = self.registry.state(&id.name);
             if let Some(received) = received
                 && !state.withdrawn.contains(&digest)
@@ -507,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn only_files_that_may_become_readable_are_retried() {
+    fn only_transient_failures_of_a_file_are_retried() {
         use rustix::io::Errno;
         let tried = |errno: Errno| may_pass(&io::Error::from_raw_os_error(errno.raw_os_error()));
         assert!(

@@ -384,7 +384,7 @@ fn every_three(world: &World, more: &[Task]) -> Result<usize, String> {
 }
 
 #[test]
-fn no_interleaving_routes_to_a_version_that_is_not_loaded() {
+fn no_interleaving_routes_to_an_unloaded_version() {
     for world in initial_worlds() {
         assert!(world.violation(true).is_none());
         let count = every_three(&world, &[]).unwrap_or_else(|what| panic!("{what}"));
@@ -410,7 +410,7 @@ fn no_interleaving_with_a_start_routes_to_an_unloaded_version() {
 }
 
 #[test]
-fn the_search_finds_a_decision_that_is_not_repeated() {
+fn the_search_detects_a_stale_decision() {
     fn careless(
         state: &ModelState,
         operation: &Operation,

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_a_bound() {
+    fn retry_delays_grow_to_a_limit() {
         let mut last = Duration::ZERO;
         for failures in 1..=100 {
             let (least, most) = (pause(failures, 1.0), pause(failures, 0.0));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn only_failures_that_may_pass_are_retried() {
+    fn only_transient_failures_are_retried() {
         let (retries, now) = (Retries::default(), Instant::now());
         assert_eq!(retries.note(&id(), FailureCause::Artifact, now), None);
         for _ in 0..50 {

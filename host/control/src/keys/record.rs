@@ -302,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_expiry_is_absolute_or_relative() {
+    fn expiry_times_are_absolute_or_relative() {
         let now = humantime::parse_rfc3339("2026-11-23T01:00:00.5Z").unwrap();
         let parse_expiry =
             |text: &str| Timestamp::parse_expiry(text, now).map(|time| time.to_string());
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn names_have_only_characters_that_are_safe_in_logs() {
+    fn key_names_are_validated() {
         for good in ["a", "ci", "ann@example.org", "team-a_2.1", &"n".repeat(64)] {
             assert_eq!(good.parse::<KeyName>().unwrap().as_str(), good);
         }
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_key_parses_and_its_debug_output_has_no_hash() {
+    fn a_stored_key_round_trips_and_hides_its_hash() {
         let stored = StoredKey {
             id: "0123".to_owned(),
             key: Key { rate: Some(Rate::new(1.5, None).unwrap()), ..Key::demo() },

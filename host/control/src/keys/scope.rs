@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_permits_its_scopes_and_nothing_else() {
+    fn a_scope_grants_only_what_it_names() {
         let (one, other): (ModelName, ModelName) =
             ("toxicity".parse().unwrap(), "toxicity-2".parse().unwrap());
         let named = scopes(&["predict:toxicity"]);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_parse_from_their_display() {
+    fn scopes_round_trip_as_text() {
         let written = serde_json::to_string(&scopes(&["predict:b", "admin", "predict:*"])).unwrap();
         assert_eq!(written, r#"["admin","predict:*","predict:b"]"#);
         assert_eq!(

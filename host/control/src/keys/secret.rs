@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn generated_keys_differ_and_have_the_prefix() {
+    fn generated_keys_are_unique_and_recognisable() {
         let (one, other) = (generate().unwrap(), generate().unwrap());
         assert_ne!(one, other);
         for key in [&one, &other] {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn base_62_digits_are_complete() {
+    fn keys_encode_all_leading_zeros() {
         // Python: divmod of the integer by 62, again and again.
         assert_eq!(base62::<6>(&[255; 4]), "4gfFC3");
         assert_eq!(base62::<3>(&[1, 0]), "048");

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::tables::FORMAT;
+use super::format::FORMAT;
 
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn appended_records_are_read_again() {
+    fn appended_records_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Noted::read(folder.path()).unwrap(), None);
         let mut file = HeadFile::create(folder.path(), head(0), Vec::new()).unwrap();
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_never_changes_a_record() {
+    fn a_flipped_bit_never_yields_another_record() {
         let folder = tempfile::tempdir().unwrap();
         let mut file = HeadFile::create(folder.path(), head(1), vec![hash(1)]).unwrap();
         file.reserve().unwrap();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn revoked_keys_are_bounded() {
+    fn the_number_of_revoked_keys_is_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let hashes: Vec<_> = (0..MAX_REVOKED + 5).map(hash).collect();
         HeadFile::create(folder.path(), head(1), hashes.clone()).unwrap();

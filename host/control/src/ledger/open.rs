@@ -15,10 +15,11 @@ use redb::{Builder, Database, ReadTransaction, ReadableDatabase as _, ReadableTa
 
 use super::entry::{Author, Entry, check_chain, no_hash};
 use super::error::LedgerError;
+use super::format::{FORMAT, FORMAT_WITHOUT_KEYS};
 use super::head::{self, Head, HeadFile, Noted};
 use super::tables::{
-    ANSWERS, AUDIT, FORMAT, FORMAT_WITHOUT_KEYS, KEYS, MODELS, NUMBERS, append, digest_of_nothing,
-    history_of, keys_of, models_of, parse_entry, position, put_key, revoked, seal,
+    ANSWERS, AUDIT, KEYS, MODELS, NUMBERS, append, digest_of_nothing, history_of, keys_of,
+    models_of, parse_entry, position, put_key, revoked, seal,
 };
 use crate::keys::{StoredKey, Timestamp};
 use guesthouse_runtime::clock;

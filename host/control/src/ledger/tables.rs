@@ -28,12 +28,6 @@ pub(super) const ANSWERS: TableDefinition<'_, &str, (u64, &str, &str)> =
 /// `format`, `revision`, and `writes`: the number of transactions since the head file exists.
 pub(super) const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 
-/// The format that this release reads and writes.
-pub(super) const FORMAT: u64 = 2;
-
-/// The previous format: the same without keys.
-pub(super) const FORMAT_WITHOUT_KEYS: u64 = 1;
-
 /// The most entries that one query reads: changes wait meanwhile.
 pub(super) const MAX_ENTRIES_READ: usize = 10_000;
 

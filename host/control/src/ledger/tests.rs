@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::tables::{AUDIT, FORMAT_WITHOUT_KEYS};
+use super::format::FORMAT_WITHOUT_KEYS;
+use super::tables::AUDIT;
 use super::*;
 use crate::keys::Timestamp;
 use crate::rollout::{Operation, Promotion, Routing, ShadowShare};
@@ -44,7 +45,7 @@ pub(super) fn request(asked: &str) -> IdempotentRequest {
 }
 
 #[test]
-fn a_committed_change_is_there_after_a_restart() {
+fn committed_changes_survive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     assert_eq!(ledger.head().unwrap(), (0, no_hash()));
@@ -121,7 +122,7 @@ fn stored_responses_are_bounded() {
 }
 
 #[test]
-fn an_altered_or_removed_entry_is_detected() {
+fn altered_and_removed_entries_are_detected() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     for revision in 1..=4 {
@@ -151,7 +152,7 @@ fn an_altered_or_removed_entry_is_detected() {
 }
 
 #[test]
-fn a_file_that_is_no_ledger_is_refused() {
+fn a_file_that_is_not_a_ledger_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     std::fs::write(&path, b"something else that somebody put here").unwrap();
@@ -176,7 +177,7 @@ pub(super) fn key_change(name: &str) -> KeyChange {
 }
 
 #[test]
-fn keys_are_kept_and_their_hashes_are_not_in_the_log() {
+fn keys_survive_a_restart_and_entries_hide_their_hashes() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = open(folder.path());
     ledger.commit(&change("promote"), &state(1), None, "").unwrap();
@@ -207,7 +208,7 @@ const OLD_ENTRIES: [&str; 2] = [
 ];
 
 #[test]
-fn entries_of_the_format_without_keys_keep_their_hashes() {
+fn entries_of_format_1_keep_their_hashes() {
     let parse = |json: &str| serde_json::from_str::<Entry>(json).unwrap();
     let entries = OLD_ENTRIES.map(parse);
     assert_eq!(check_chain(&entries), Ok(()));
@@ -217,7 +218,7 @@ fn entries_of_the_format_without_keys_keep_their_hashes() {
 }
 
 #[test]
-fn a_ledger_of_the_format_without_keys_is_upgraded() {
+fn a_ledger_of_format_1_is_upgraded() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let database = Database::builder().create_with_backend(DatabaseFile::open(&path).unwrap());
@@ -261,7 +262,7 @@ fn accept(folder: &Path) -> Ledger {
 }
 
 #[test]
-fn a_deleted_emptied_or_truncated_ledger_is_detected() {
+fn a_deleted_or_truncated_ledger_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let hash = revoked_last(folder.path());
@@ -288,7 +289,7 @@ fn a_deleted_emptied_or_truncated_ledger_is_detected() {
 }
 
 #[test]
-fn a_copy_without_the_last_change_is_detected() {
+fn an_outdated_copy_of_the_ledger_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let ledger = open(folder.path());
@@ -316,7 +317,7 @@ fn a_copy_without_the_last_change_is_detected() {
 }
 
 #[test]
-fn a_lost_response_is_detected() {
+fn a_lost_stored_response_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.redb");
     let ledger = open(folder.path());
@@ -368,7 +369,7 @@ fn a_missing_or_damaged_head_file_is_detected() {
 }
 
 #[test]
-fn a_committed_change_that_was_not_noted_is_no_loss() {
+fn a_commit_missing_from_the_head_file_is_accepted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger.head");
     let hash = revoked_last(folder.path());
@@ -385,7 +386,7 @@ fn a_committed_change_that_was_not_noted_is_no_loss() {
 }
 
 #[test]
-fn a_folder_with_artifacts_and_no_ledger_is_a_loss() {
+fn artifacts_without_a_ledger_are_a_lost_ledger() {
     let folder = tempfile::tempdir().unwrap();
     assert!(is_lost(folder.path(), true));
     assert_eq!(accept(folder.path()).head().unwrap().0, 1);
@@ -450,7 +451,7 @@ fn every_flipped_bit_is_detected_or_harmless() {
 }
 
 #[test]
-fn a_ledger_without_a_head_file_gets_one() {
+fn a_ledger_without_a_head_file_is_upgraded() {
     let folder = tempfile::tempdir().unwrap();
     revoked_last(folder.path());
     fs::remove_file(folder.path().join("ledger.head")).unwrap();

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_exact() {
+    fn shares_are_parsed_exactly() {
         let good = [
             ("0", 0, "0 %"),
             ("0%", 0, "0 %"),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn every_share_parses_from_its_display() {
+    fn shares_round_trip_through_their_text() {
         for parts in (0..=WHOLE).step_by(7) {
             let share = Share(parts);
             assert_eq!(share.to_string().parse(), Ok(share));

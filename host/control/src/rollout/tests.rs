@@ -66,7 +66,7 @@ fn stages(state: &ModelState) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_rollback_goes_to_the_previously_promoted_version() {
+fn a_rollback_restores_the_previously_promoted_version() {
     let mut state = state(&["1.0.0", "1.1.0", "2.0.0", "3.0.0"]);
     state = applied(&state, promote("1.1.0"));
     state = applied(&state, canary("2.0.0", 10));
@@ -81,7 +81,7 @@ fn a_rollback_goes_to_the_previously_promoted_version() {
 }
 
 #[test]
-fn a_second_rollout_is_refused_unless_it_supersedes() {
+fn a_second_rollout_must_supersede_the_first() {
     let state = applied(&state(&["1.0.0", "1.1.0", "2.0.0"]), canary("1.1.0", 100));
     let active = Err(RolloutError::RolloutActive(version("1.1.0")));
     assert_eq!(try_apply(&state, canary("2.0.0", 5)), active);
@@ -96,7 +96,7 @@ fn a_second_rollout_is_refused_unless_it_supersedes() {
 }
 
 #[test]
-fn a_refused_operation_changes_nothing_and_has_a_reason() {
+fn rejected_changes_have_a_reason_and_no_effect() {
     let state = applied(&state(&["1.0.0", "1.1.0", "2.0.0"]), promote("1.1.0"));
     let refused = |operation| try_apply(&state, operation).unwrap_err();
     let v = version;
@@ -128,7 +128,7 @@ fn a_refused_operation_changes_nothing_and_has_a_reason() {
 }
 
 #[test]
-fn replaced_versions_are_parked_then_retired() {
+fn replaced_versions_are_parked_before_they_are_retired() {
     let mut state = state(&["1.0.0", "1.1.0", "1.2.0", "1.3.0"]);
     assert_eq!(stages(&state), ["deployed"; 4]);
     state = applied(&state, promote("1.1.0"));
@@ -146,7 +146,7 @@ fn replaced_versions_are_parked_then_retired() {
 }
 
 #[test]
-fn the_last_version_can_be_undeployed_and_stays_withdrawn() {
+fn the_last_version_can_be_undeployed_for_good() {
     let mut state = state(&["1.0.0", "2.0.0"]);
     state = applied(&state, Operation::Undeploy { version: version("2.0.0") });
     state = applied(&state, Operation::Undeploy { version: version("1.0.0") });
@@ -155,7 +155,7 @@ fn the_last_version_can_be_undeployed_and_stays_withdrawn() {
 }
 
 #[test]
-fn a_configured_split_is_applied_when_it_changes() {
+fn a_changed_split_of_the_configuration_is_applied() {
     let both = |one, two| Some(BTreeMap::from([(version("1.0.0"), one), (version("2.0.0"), two)]));
     let configure = |split| Operation::Configure { split };
     let mut state = applied(&ModelState::default(), configure(both(900_000, 100_000)));
@@ -176,7 +176,7 @@ fn a_configured_split_is_applied_when_it_changes() {
 }
 
 #[test]
-fn a_candidate_of_weight_zero_gets_no_draw() {
+fn a_weight_of_zero_gets_no_callers() {
     let state = applied(&state(&["1.0.0", "2.0.0"]), canary("2.0.0", 0));
     assert_eq!(state.routing.version_at(0), Some(&version("1.0.0")));
     assert_eq!(state.routing.channel(Channel::Canary), Some(&version("2.0.0")));
@@ -209,7 +209,7 @@ proptest! {
     /// After any operations: versions in use are deployed and loaded, the shares add up to the whole, the
     /// bounds hold, and a refusal or a repetition changes nothing.
     #[test]
-    fn every_reachable_state_can_be_served(
+    fn every_reachable_state_is_servable(
         operations in prop::collection::vec(any_operation(), 1..60),
         max_parked in 0_usize..3,
     ) {

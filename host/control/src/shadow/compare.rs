@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn every_datatype_is_compared_by_its_values() {
+    fn every_datatype_is_compared_by_value() {
         for (datatype, one, other, (kind, distance)) in pairs() {
             let (one, other) = (tensor(datatype, &[1], one), tensor(datatype, &[1], other));
             let (counts, found) = differences(&one, Some(&one.clone()), 0.0);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn only_floating_point_numbers_have_a_tolerance() {
+    fn tolerances_apply_to_floats_only() {
         for (datatype, one, other, ..) in pairs() {
             let (one, other) = (tensor(datatype, &[1], one), tensor(datatype, &[1], other));
             let (counts, _) = differences(&one, Some(&other), f64::MAX);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tolerance_includes_its_bound_and_distances_are_kept() {
+    fn a_tolerance_is_inclusive_and_differences_are_measured() {
         let (one, other) = (singles(&[3], &[0.0, 0.5, 1.0]), singles(&[3], &[0.25, 0.5, 0.0]));
         let (counts, found) = differences(&one, Some(&other), 0.25);
         assert_eq!((counts.score, counts.largest_difference), (1, 1.0));
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_one_difference_of_the_gravest_kind() {
+    fn a_row_reports_its_worst_difference() {
         let one = singles(&[2, 3], &[1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
         let other = singles(&[2, 3], &[1.0, 9.0, f32::NAN, 4.0, 2.0, 8.0]);
         let (counts, found) = differences(&one, Some(&other), 0.0);
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_and_infinities_only_equal_themselves() {
+    fn non_finite_values_equal_only_themselves() {
         let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0];
         for (at, one) in odd.iter().enumerate() {
             for (other_at, other) in odd.iter().enumerate() {
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn half_precision_is_decoded_by_ieee_754() {
+    fn half_precision_floats_are_decoded() {
         for (bits, value) in [
             (0x0000, 0.0),
             (0x0001, 5.960_464_477_539_063e-8),
@@ -416,7 +416,7 @@ mod tests {
     proptest! {
         /// Each row is judged by itself, as arithmetic on its values says.
         #[test]
-        fn rows_differ_if_their_values_do(
+        fn float_rows_differ_like_their_values(
             rows in prop::collection::vec((-10_i8..10, -10_i8..10), 1..30),
             tolerance in 0_u8..5,
         ) {

@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn with_capture_the_row_is_kept_as_records() {
+    fn with_capture_rows_are_kept_as_records() {
         let kept = serde_json::to_value(kept(true, SECRET)).unwrap();
         let captured = &kept[0]["captured"];
         assert_eq!(captured["input"], serde_json::json!({"text": SECRET}));
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn captured_records_are_truncated() {
+    fn captured_rows_are_truncated() {
         let long = "ü".repeat(MAX_RECORD_BYTES);
         let kept = kept(true, &long);
         let Excerpt(input) = &kept[0].captured.as_ref().unwrap().input;
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_have_a_hash_that_others_can_compute() {
+    fn input_hashes_are_reproducible() {
         // Computed with Python's hashlib and struct.
         let wanted = "1759edebc77930a9ec8a57deb270f3caf9fb212d709ec09a9033070ca03b5b7f";
         assert_eq!(hash_inputs(&[texts("text", &["a"])]), wanted);

@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_one_result_for_all_of_its_rows() {
+    fn a_request_counts_as_one_result() {
         let reports = Reports::default();
         let report = report_of(&reports, "2.0.0");
         report.count(ComparisonOutcome::Compared(findings(0, None)));
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_of_one_request_add_up() {
+    fn differences_of_a_request_add_up() {
         let mut all = Findings::default();
         all.add(findings(1, None));
         all.add(findings(2, None));
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kept_disagreements_are_bounded() {
+    fn kept_examples_are_bounded() {
         let reports = Reports::default();
         for candidate in 0..2 * MAX_PAIRS {
             let report = report_of(&reports, &format!("2.{candidate}.0"));
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn counting_a_drop_takes_no_lock() {
+    fn counting_drops_does_not_block() {
         let reports = Reports::default();
         let report = report_of(&reports, "2.0.0");
         let _somebody_reads = report.lock();
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_serialises_as_documented() {
+    fn a_report_has_the_documented_fields() {
         let reports = Reports::default();
         report_of(&reports, "2.0.0").count(ComparisonOutcome::Compared(findings(1, None)));
         let report =

@@ -66,7 +66,7 @@ mod tests {
     ];
 
     #[test]
-    fn errors_come_first_and_scores_last_by_their_size() {
+    fn errors_rank_before_score_differences() {
         let mut worst = Worst::default();
         for kind in [
             DifferenceKind::Score,
@@ -94,7 +94,7 @@ mod tests {
     proptest! {
         /// The list is bounded, and has the items that sorting all of them would leave.
         #[test]
-        fn the_gravest_of_any_sequence_are_kept(
+        fn the_worst_differences_are_kept(
             all in prop::collection::vec((0_usize..5, 0_u8..20), 0..100),
         ) {
             let severity = |(kind, distance): (usize, u8)| {

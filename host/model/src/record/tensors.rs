@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_come_in_the_order_of_the_signature() {
+    fn tensors_are_ordered_like_the_signature() {
         let mut with_default = field("b", Datatype::Uint8, vec![Some(2)]);
         with_default.default = Some(vec![7, 8]);
         let signature = signature(vec![field("a", Datatype::Int8, vec![]), with_default]);
@@ -314,7 +314,7 @@ mod tests {
     proptest! {
         /// Numbers in tensors are validated like numbers in records.
         #[test]
-        fn tensors_and_records_are_the_same(
+        fn tensors_and_records_are_equivalent(
             values in prop::collection::vec(-2000_i32..2000, 1..20),
             low in -1000_i32..0,
             high in 0_i32..1000,

@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_is_held_back_until_its_batch_is_full_or_due() {
+    fn a_lane_waits_until_its_batch_is_full_or_due() {
         let (mut queue, now) = (FairQueue::new(100), Instant::now());
         let held =
             |rows| QueueEntry { hold_until: now + 5 * MILLISECOND, ..entry(now, 0, Some(0), rows) };
@@ -440,7 +440,7 @@ mod tests {
         /// allowed, no job waits that could run, and jobs of equal priority and key keep their
         /// order.
         #[test]
-        fn every_job_runs_in_a_batch_of_its_kind(
+        fn every_job_runs_once_in_a_batch_of_its_kind(
             steps in prop::collection::vec(
                 (0_u8..5, 0_u64..3, 0_u64..4, prop::option::of(0_u64..2), 1_u64..6), 1..200,
             ),

@@ -12,14 +12,14 @@ const NO_MEMORY_LIMIT: u64 = 1 << 60;
 
 /// The lowest limits of the groups of this process and of their ancestors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Limits {
+pub(super) struct CgroupLimits {
     pub(super) memory_bytes: Option<u64>,
     /// Whole processors, at least one: a thread for a fraction of a processor would only be
     /// throttled.
     pub(super) cpus: Option<usize>,
 }
 
-impl Limits {
+impl CgroupLimits {
     /// Read the limits of the calling process, with `root` as the root of the file system.
     pub(super) fn read(root: &Path) -> Self {
         let text = |path| fs::read_to_string(root.join(path)).unwrap_or_default();
@@ -146,7 +146,7 @@ mod tests {
     const CPU: &str = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n";
 
     /// The limits that are read from these groups, mounts and files.
-    fn limits(groups: &str, mounts: &str, files: &[(&str, &str)]) -> Limits {
+    fn limits(groups: &str, mounts: &str, files: &[(&str, &str)]) -> CgroupLimits {
         let root = tempfile::tempdir().unwrap();
         let process = [("proc/self/cgroup", groups), ("proc/self/mountinfo", mounts)];
         for (path, text) in process.iter().chain(files) {
@@ -154,11 +154,14 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        Limits::read(root.path())
+        CgroupLimits::read(root.path())
     }
 
-    fn expect(memory_bytes: impl Into<Option<u64>>, cpus: impl Into<Option<usize>>) -> Limits {
-        Limits { memory_bytes: memory_bytes.into(), cpus: cpus.into() }
+    fn expect(
+        memory_bytes: impl Into<Option<u64>>,
+        cpus: impl Into<Option<usize>>,
+    ) -> CgroupLimits {
+        CgroupLimits { memory_bytes: memory_bytes.into(), cpus: cpus.into() }
     }
 
     #[test]
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_has_a_hierarchy_for_each_controller() {
+    fn version_1_reads_a_hierarchy_per_controller() {
         let groups = "5:cpu,cpuacct:/a\n4:memory:/a/b\n1:name=systemd:/\n0::/\n";
         let mounts = format!("{CPU}{MEMORY}{UNIFIED}");
         let read = |files: &[(&str, &str)]| limits(groups, &mounts, files);
@@ -264,6 +267,6 @@ mod tests {
         );
         let file = [("sys/fs/cgroup/memory.max", "many\n"), ("sys/fs/cgroup/cpu.max", "a b\n")];
         assert_eq!(limits("0::/\n", UNIFIED, &file), expect(None, None));
-        assert_eq!(Limits::read(Path::new("/nowhere")), expect(None, None));
+        assert_eq!(CgroupLimits::read(Path::new("/nowhere")), expect(None, None));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, Signal};
 
-use super::initialise::{self, StartLimit, Task};
+use super::initialise::{self, Preinitialisation, StartLimit};
 use super::{ChildPriority, CompileFiles, PreinitError, PreinitReport};
 use crate::priority;
 
@@ -117,7 +117,7 @@ fn limit_self(arguments: &ChildArguments) -> rustix::io::Result<()> {
 
 fn initialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitError> {
     let files = arguments.files();
-    initialise::run(&Task {
+    initialise::run(&Preinitialisation {
         artifact: &arguments.artifact,
         files: files.as_ref(),
         guest_memory_bytes: arguments.guest_memory_bytes,

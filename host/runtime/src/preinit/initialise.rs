@@ -22,7 +22,7 @@ use crate::guest::{
 };
 
 /// A pre-initialisation.
-pub(super) struct Task<'a> {
+pub(super) struct Preinitialisation<'a> {
     /// The artifact, which may be a draft.
     pub(super) artifact: &'a Path,
     /// The files to read and write; `None` if only the signature is needed.
@@ -44,7 +44,7 @@ pub(super) struct StartLimit {
 }
 
 /// Pre-initialise an artifact.
-pub(super) fn run(task: &Task<'_>) -> Result<PreinitReport, PreinitError> {
+pub(super) fn run(task: &Preinitialisation<'_>) -> Result<PreinitReport, PreinitError> {
     let mut steps = StepTimes { last: Instant::now(), milliseconds: Vec::new() };
     let artifact = Artifact::open_draft(task.artifact);
     let artifact = artifact.map_err(|error| PreinitError::Component(error.to_string()))?;
@@ -80,7 +80,7 @@ struct Initialised {
 
 fn initialise(
     artifact: &Arc<Artifact>,
-    task: &Task<'_>,
+    task: &Preinitialisation<'_>,
     steps: &mut StepTimes,
 ) -> Result<Initialised, PreinitError> {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
@@ -100,7 +100,7 @@ fn initialise(
 }
 
 /// Read the cached functions. A cache that cannot be read only costs time.
-fn read_functions(task: &Task<'_>) -> FunctionCache {
+fn read_functions(task: &Preinitialisation<'_>) -> FunctionCache {
     let Some(files) = task.files else { return FunctionCache::default() };
     FunctionCache::read(&files.functions).unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read compiled functions");
@@ -136,7 +136,7 @@ impl From<PreinitError> for SnapshotFailure {
 /// that `init` left.
 async fn snapshot(
     artifact: &Arc<Artifact>,
-    task: &Task<'_>,
+    task: &Preinitialisation<'_>,
     steps: &mut StepTimes,
 ) -> Result<(Signature, Vec<u8>), SnapshotFailure> {
     let none = |error: wasmtime::Error| SnapshotFailure::Impossible(one_line(&error));
@@ -174,7 +174,7 @@ async fn snapshot(
 /// Run `init` as each instance will run it. Returns the signature.
 fn init_without_snapshot(
     artifact: &Arc<Artifact>,
-    task: &Task<'_>,
+    task: &Preinitialisation<'_>,
     steps: &mut StepTimes,
 ) -> Result<Signature, PreinitError> {
     let engine = Engine::snapshotting(task.guest_stack_bytes).map_err(host_error)?;
@@ -200,7 +200,11 @@ fn component_bytes(artifact: &Artifact) -> Result<Vec<u8>, PreinitError> {
     artifact.component().map_err(|error| file_error("reading the artifact", &error))
 }
 
-fn init_store(engine: &Engine, artifact: &Arc<Artifact>, task: &Task<'_>) -> Store<HostState> {
+fn init_store(
+    engine: &Engine,
+    artifact: &Arc<Artifact>,
+    task: &Preinitialisation<'_>,
+) -> Store<HostState> {
     let version = Arc::new(artifact.id().clone());
     let memory_bytes = task.guest_memory_bytes;
     let limits = InstanceLimits { memory_bytes, ..InstanceLimits::default() };
@@ -213,7 +217,7 @@ fn init_store(engine: &Engine, artifact: &Arc<Artifact>, task: &Task<'_>) -> Sto
 }
 
 /// Limit the CPU time of `start` functions, which run during instantiation.
-fn limit_start(task: &Task<'_>) -> Result<Option<CpuTimeLimit>, PreinitError> {
+fn limit_start(task: &Preinitialisation<'_>) -> Result<Option<CpuTimeLimit>, PreinitError> {
     let Some(StartLimit { time, report }) = task.start_limit else { return Ok(None) };
     let limit = CpuTimeLimit::begin(time, move |time| {
         let what = format!("{} s of CPU time for `start` functions", time.as_secs());

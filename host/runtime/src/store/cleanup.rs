@@ -1,9 +1,9 @@
-//! Removing compiled forms that nothing needs any more.
+//! Removes compiled versions and artifacts that are not used any more.
 //!
-//! A form that no artifact names may be needed again, when an operator puts an old file or an old
-//! host back. So as many are kept as there are artifacts, those that were used last, for a month.
-//! What children share is only kept for the engine of this host: it saves time and nothing else.
-//! What has another name than this module's own is left alone.
+//! A compiled version without a loaded artifact may be needed again if an operator restores an old
+//! file or an old host. So as many unused ones are kept as there are artifacts, the most recently
+//! used, for a month. Shared code is only kept for the engine of this host, because it only saves
+//! time. Files with names of other forms are left alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,13 +14,13 @@ use std::time::{Duration, SystemTime};
 use super::Store;
 use guesthouse_artifact::Digest;
 
-/// How long a form is kept that no artifact names.
+/// How long unused files are kept.
 const KEPT_UNUSED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// How many of them are kept even if there are fewer artifacts.
+/// How many unused ones are kept at least, even if there are fewer artifacts.
 const MIN_KEPT_UNUSED: usize = 8;
 
-/// Files that belong together.
+/// Files with the same stem.
 #[derive(Default)]
 struct StoredFiles {
     paths: Vec<PathBuf>,
@@ -28,52 +28,52 @@ struct StoredFiles {
     used: Option<SystemTime>,
 }
 
-/// What a name says.
+/// The meaning of a file name.
 #[derive(Debug, PartialEq)]
 enum StoredKind {
-    /// The compiled form of an artifact with this digest.
+    /// The compiled version of an artifact with this digest.
     Version(String),
-    /// What children share.
+    /// Code that children share.
     Shared,
 }
 
 impl Store {
-    /// Remove compiled forms that are not of these artifacts, which are loaded, and artifacts that are
-    /// not among the `deployed` ones. What is being compiled or deployed at the same time could be taken
-    /// for unused: whoever calls this sees to it that nothing is.
+    /// Remove compiled versions of artifacts other than the `loaded` ones, and artifacts other than
+    /// the `deployed` ones. The caller has to ensure that nothing is compiled or deployed at the
+    /// same time, because it could be taken for unused.
     pub fn collect(&self, loaded: &BTreeSet<Digest>, deployed: &BTreeSet<Digest>, now: SystemTime) {
-        let unneeded = self.unneeded(loaded, now).and_then(|mut unneeded| {
-            unneeded.extend(self.unneeded_artifacts(deployed, now)?);
-            Ok(unneeded)
+        let removable = self.removable(loaded, now).and_then(|mut removable| {
+            removable.extend(self.removable_artifacts(deployed, now)?);
+            Ok(removable)
         });
-        match unneeded {
-            Ok(unneeded) => unneeded.iter().for_each(|(name, form)| remove(name, form)),
+        match removable {
+            Ok(removable) => removable.iter().for_each(|(name, form)| remove(name, form)),
             Err(error) => tracing::warn!(%error, "cannot look for files to remove"),
         }
     }
 
-    fn unneeded(
+    fn removable(
         &self,
-        named: &BTreeSet<Digest>,
+        loaded: &BTreeSet<Digest>,
         now: SystemTime,
     ) -> io::Result<Vec<(String, StoredFiles)>> {
-        let named: BTreeSet<_> = named.iter().map(Digest::hex).collect();
-        let (mut unneeded, mut unused) = (Vec::new(), Vec::new());
+        let loaded: BTreeSet<_> = loaded.iter().map(Digest::hex).collect();
+        let (mut removable, mut unused) = (Vec::new(), Vec::new());
         for (name, form) in self.forms()? {
             let Some((kind, engine)) = parse(&name) else { continue };
             match kind {
                 StoredKind::Shared if engine == self.fingerprint => {}
-                StoredKind::Shared => unneeded.push((name, form)),
+                StoredKind::Shared => removable.push((name, form)),
                 StoredKind::Version(digest)
-                    if engine == self.fingerprint && named.contains(&digest) => {}
+                    if engine == self.fingerprint && loaded.contains(&digest) => {}
                 StoredKind::Version(_) => unused.push((name, form)),
             }
         }
-        unneeded.extend(too_old_or_many(unused, named.len(), now));
-        Ok(unneeded)
+        removable.extend(select_removable(unused, loaded.len(), now));
+        Ok(removable)
     }
 
-    fn unneeded_artifacts(
+    fn removable_artifacts(
         &self,
         deployed: &BTreeSet<Digest>,
         now: SystemTime,
@@ -83,17 +83,17 @@ impl Store {
             is_hex(name, 64) && !deployed.contains(name.as_str())
         };
         let unused = forms(&self.artifacts, &["wasm"])?.into_iter().filter(is_unused).collect();
-        Ok(too_old_or_many(unused, deployed.len(), now))
+        Ok(select_removable(unused, deployed.len(), now))
     }
 
-    /// Files of compiled code by their names without the extension.
+    /// The files of compiled code by stem.
     fn forms(&self) -> io::Result<BTreeMap<String, StoredFiles>> {
         forms(&self.compiled, &["cwasm", "json", "bin", "mac"])
     }
 }
 
-/// Which of these to remove, where so many others are used.
-fn too_old_or_many(
+/// Select the unused files to remove: those that are too old, or beyond the number of used ones.
+fn select_removable(
     mut unused: Vec<(String, StoredFiles)>,
     used: usize,
     now: SystemTime,
@@ -101,7 +101,7 @@ fn too_old_or_many(
     unused.sort_by_key(|(_, form)| std::cmp::Reverse(form.used));
     let most = used.max(MIN_KEPT_UNUSED);
     let goes = |(index, (_, form)): &(usize, (String, StoredFiles))| {
-        // A time in the future is no age.
+        // A modification time in the future counts as recent.
         let age = form.used.and_then(|used| now.duration_since(used).ok());
         *index >= most || age.is_some_and(|age| age > KEPT_UNUSED)
     };
@@ -130,7 +130,7 @@ fn is_hex(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Which form a file of this name, without its extension, belongs to, and to which engine.
+/// Parse the stem of a file name into its kind and the fingerprint of its engine.
 fn parse(name: &str) -> Option<(StoredKind, &str)> {
     let (front, engine) = name.rsplit_once('-')?;
     let front_is_ours = match front.strip_prefix("init-") {
@@ -145,7 +145,8 @@ fn parse(name: &str) -> Option<(StoredKind, &str)> {
     Some((kind, engine))
 }
 
-/// If this stops half-way, what is left is no whole form and goes the next time.
+/// Remove files. If this is interrupted, the remaining ones are incomplete and removed the next
+/// time.
 fn remove(name: &str, form: &StoredFiles) {
     let mut removed = Ok(());
     for path in &form.paths {
@@ -173,7 +174,7 @@ mod tests {
         Digest::from_content(&name.to_le_bytes())
     }
 
-    /// Keep the forms, each used a minute after the one before.
+    /// Store compiled versions, each used a minute after the previous one.
     fn fill(store: &Store, names: std::ops::Range<u32>) {
         for name in names {
             keep(store, digest(name), b"code");
@@ -190,24 +191,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_stays_and_of_the_rest_what_was_used_last() {
+    fn loaded_and_recently_used_versions_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), ENGINE);
         fill(&store, 0..12);
-        let named = BTreeSet::from([digest(0), digest(3)]);
-        store.collect(&named, &named, SystemTime::now());
+        let loaded = BTreeSet::from([digest(0), digest(3)]);
+        store.collect(&loaded, &loaded, SystemTime::now());
         assert_eq!(there(&store, 0..12), [0, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
-        // What is found has been used.
+        // Finding a version counts as a use.
         assert!(store.find(digest(4)).unwrap().is_some());
-        store.collect(&named, &named, SystemTime::now() + KEPT_UNUSED - DAY / 2);
+        store.collect(&loaded, &loaded, SystemTime::now() + KEPT_UNUSED - DAY / 2);
         assert_eq!(there(&store, 0..12), [0, 3, 4]);
-        store.collect(&named, &named, SystemTime::now() + KEPT_UNUSED + DAY);
+        store.collect(&loaded, &loaded, SystemTime::now() + KEPT_UNUSED + DAY);
         assert_eq!(there(&store, 0..12), [0, 3]);
         assert_eq!(fs::read_dir(&store.compiled).unwrap().count(), 4, "code and record of each");
     }
 
     #[test]
-    fn as_many_are_kept_as_are_named() {
+    fn as_many_unused_versions_are_kept_as_are_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), ENGINE);
         fill(&store, 0..30);
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_children_share_is_only_kept_for_this_engine() {
+    fn shared_code_is_only_kept_for_this_engine() {
         let folder = tempfile::tempdir().unwrap();
         drop(open(folder.path(), ENGINE));
         let compiled = folder.path().join("compiled");
@@ -236,7 +237,7 @@ mod tests {
         names.iter().for_each(|name| fs::write(compiled.join(name), b"code").unwrap());
         keep(&store, digest(2), b"code");
         drop(store);
-        // Another host's forms are kept like those that nobody names.
+        // Compiled versions of another engine are kept like other unused ones.
         let store = open(folder.path(), OTHER_ENGINE);
         keep(&store, digest(2), b"code");
         fs::write(compiled.join(".new-1"), b"code").unwrap();

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn code_for_init_is_only_provided_for_the_component_it_was_made_from() {
+    fn code_for_init_is_only_provided_for_its_component() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
         let (one, two) = (Digest::from_content(b"one"), Digest::from_content(b"two"));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_used_for_longest_goes_first() {
+    fn the_least_recently_used_code_is_evicted_first() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
         let component = |index: usize| Digest::from_content(&index.to_le_bytes());

@@ -16,10 +16,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant};
 
 use super::operations::{FailOnDrop, OperationHandle};
-use super::{Admin, ChangeContext, Shared, error, stored, with_account};
+use super::{Admin, ChangeContext, Shared, stored, with_log};
 use crate::api::operation::Deployment;
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::observe::Account;
+use crate::edge::request_log::RequestLog;
 use crate::edge::{forwarded, media_type};
 use guesthouse_artifact::{Artifact, MAX_ARTIFACT_BYTES};
 use guesthouse_control::control::{ChangeOutcome, ControlError, DEPLOY_STEPS};
@@ -39,10 +39,10 @@ pub(super) async fn deploy(
     RawQuery(query): RawQuery,
     request: Request,
 ) -> Response {
-    let mut account = Account::of(&request);
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
     let start = async {
-        let context = ChangeContext::new(&admin, &parts.headers, query.as_deref(), &mut account)?;
+        let context = ChangeContext::new(&admin, &parts.headers, query.as_deref(), &mut log)?;
         media_type(&parts.headers, &["application/wasm", "application/octet-stream"])?;
         if body.size_hint().lower() > MAX_ARTIFACT_BYTES {
             return Err(too_large());
@@ -53,12 +53,12 @@ pub(super) async fn deploy(
         let file = match receive(&admin, body).await {
             Ok(file) => file,
             Err(error) => {
-                operation.end(Err(error.body(account.request_id.as_str())));
+                operation.end(Err(error.body(log.request_id.as_str())));
                 return Err(error);
             }
         };
         let progress = operation.progress();
-        let (admin, request_id) = (Arc::clone(&admin), account.request_id.as_str().to_owned());
+        let (admin, request_id) = (Arc::clone(&admin), log.request_id.as_str().to_owned());
         // Golden examples run on this thread, so it has the stack that guests may use.
         let stack = admin.control.loader().engines.thread_stack_bytes();
         let thread = std::thread::Builder::new().name("deploy".to_owned()).stack_size(stack);
@@ -67,7 +67,7 @@ pub(super) async fn deploy(
             let outcome = run(&admin, file, &context, &operation);
             operation.end(outcome.map_err(|error| error.body(&request_id)));
         };
-        thread.spawn(work).map_err(|_error| error::broken())?;
+        thread.spawn(work).map_err(|_error| ApiError::internal())?;
         Ok(progress)
     };
     let outcome = start.await;
@@ -84,7 +84,7 @@ pub(super) async fn deploy(
         }
         Err(error) => error.into_response(),
     };
-    with_account(response, account)
+    with_log(response, log)
 }
 
 /// Receive the body into a file of the state folder.
@@ -100,7 +100,7 @@ async fn receive(admin: &Admin, mut body: Body) -> Result<NamedTempFile, ApiErro
         let deadline = latest.min(Instant::now() + admin.body_time);
         let frame = tokio::select! {
             frame = tokio::time::timeout_at(deadline, body.frame()) => frame,
-            Ok(_) = stopping.wait_for(|stopping| *stopping) => break Err(ApiError::going_down()),
+            Ok(_) = stopping.wait_for(|stopping| *stopping) => break Err(ApiError::stopping()),
         };
         let frame = match frame {
             Err(_elapsed) => {
@@ -122,7 +122,7 @@ async fn receive(admin: &Admin, mut body: Body) -> Result<NamedTempFile, ApiErro
         }
     };
     drop(chunks);
-    let written = writing.await.map_err(|_panic| error::broken())??;
+    let written = writing.await.map_err(|_panic| ApiError::internal())??;
     received.map(|()| written)
 }
 
@@ -167,7 +167,7 @@ fn run(
     };
     let begin_step = |step| operation.begin_step(step);
     match admin.control.deploy(artifact, promotion, &ask, &begin_step)? {
-        ChangeOutcome::Made(changed) => Deployment::new(&changed).ok_or_else(error::broken),
+        ChangeOutcome::Made(changed) => Deployment::new(&changed).ok_or_else(ApiError::internal),
         ChangeOutcome::Replayed(text) => Ok(Deployment { replayed: true, ..stored(&text)? }),
     }
 }

@@ -11,12 +11,11 @@ use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Admin, ChangeContext, EmptyRequest, Shared, change_response, error, read_json, stored,
-    with_account,
+    Admin, ChangeContext, EmptyRequest, Shared, change_response, read_json, stored, with_log,
 };
 use crate::api::keys::{CreateKeyRequest, KeyChange, KeyList};
 use crate::edge::error::ApiError;
-use crate::edge::observe::Account;
+use crate::edge::request_log::RequestLog;
 use guesthouse_control::control::{ChangeOptions, Control, ControlError, KeyChangeOutcome, NewKey};
 use guesthouse_control::keys::{ScopesError, Timestamp};
 use guesthouse_runtime::clock;
@@ -76,11 +75,11 @@ async fn change<T: DeserializeOwned, C>(
 where
     C: FnOnce(&Control, &ChangeOptions) -> Result<KeyChangeOutcome, ControlError> + Send + 'static,
 {
-    let mut account = Account::of(&request);
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
     let outcome = async {
         let admin: &Arc<Admin> = &admin;
-        let context = ChangeContext::new(admin, &parts.headers, query.as_deref(), &mut account)?;
+        let context = ChangeContext::new(admin, &parts.headers, query.as_deref(), &mut log)?;
         if context.query.promote.is_some() || context.query.expected_revision.is_some() {
             // Names and ids already tell whether somebody else was faster.
             let message = "keys have no revisions and are not promoted";
@@ -90,7 +89,7 @@ where
         let control = Arc::clone(&admin.control);
         // Waits for the disk. It continues if the client leaves.
         let work = tokio::task::spawn_blocking(move || change(&control, &ask));
-        match work.await.map_err(|_panic| error::broken())?? {
+        match work.await.map_err(|_panic| ApiError::internal())?? {
             KeyChangeOutcome::Made(changed) => Ok((KeyChange::from(*changed), false)),
             KeyChangeOutcome::Replayed(text) => Ok((stored(&text)?, true)),
         }
@@ -98,12 +97,12 @@ where
     let outcome = outcome.await;
     let response = match outcome {
         Ok((body, is_replayed)) => {
-            let mut response = change_response(body, is_replayed, account.request_id.as_str());
+            let mut response = change_response(body, is_replayed, log.request_id.as_str());
             // It may contain a secret.
             response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             response
         }
         Err(error) => error.into_response(),
     };
-    with_account(response, account)
+    with_log(response, log)
 }

@@ -9,7 +9,7 @@ use axum::http::HeaderMap;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::{Shared, error};
+use super::Shared;
 use crate::api::catalogue::{Resolution, ResolveQuery};
 use crate::api::change::{
     CanaryRequest, ChangeQuery, ModelChange, PromoteRequest, RollbackRequest, ShadowReport,
@@ -61,7 +61,7 @@ pub(super) async fn show(
     // Relative to the document, unless a proxy tells the path under which it serves the API.
     let server = forwarded::prefix(&headers).unwrap_or(".").to_owned();
     let render = move || Json(document(&server));
-    tokio::task::spawn_blocking(render).await.map_err(|_panic| error::broken())
+    tokio::task::spawn_blocking(render).await.map_err(|_panic| ApiError::internal())
 }
 
 /// The OpenAPI document of the admin API. Its paths begin at the server's URL.
@@ -322,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_of_the_document_lead_somewhere() {
+    fn references_of_the_document_resolve() {
         fn references(value: &Value, found: &mut Vec<String>) {
             match value {
                 Value::Object(fields) => {

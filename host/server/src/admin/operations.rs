@@ -149,7 +149,7 @@ pub(super) struct FailOnDrop(pub(super) OperationHandle);
 impl Drop for FailOnDrop {
     fn drop(&mut self) {
         if self.0.progress().state == OperationState::Running {
-            self.0.end(Err(super::error::broken().body("")));
+            self.0.end(Err(ApiError::internal().body("")));
         }
     }
 }

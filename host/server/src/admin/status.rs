@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::HeaderMap;
 
-use super::{Admin, Shared, error, model_name, unknown_model};
+use super::{Admin, Shared, model_name, unknown_model};
 use crate::api::catalogue::Resolution;
 use crate::api::change::ShadowReport;
 use crate::api::history::{History, HistoryEntry, HistoryQuery};
@@ -32,7 +32,7 @@ pub(super) async fn status(
     admin.authorize(&headers)?;
     let render = move || Json(all_models(&admin));
     // The time grows with the number of models.
-    tokio::task::spawn_blocking(render).await.map_err(|_panic| error::broken())
+    tokio::task::spawn_blocking(render).await.map_err(|_panic| ApiError::internal())
 }
 
 fn all_models(admin: &Admin) -> Status {
@@ -122,7 +122,8 @@ pub(super) async fn history(
     let limit = limit.unwrap_or(DEFAULT_ENTRIES).min(MAX_ENTRIES);
     let control = std::sync::Arc::clone(&admin.control);
     let read = move || control.ledger().history(model.as_ref(), before, limit);
-    let entries = tokio::task::spawn_blocking(read).await.map_err(|_panic| error::broken())??;
+    let entries =
+        tokio::task::spawn_blocking(read).await.map_err(|_panic| ApiError::internal())??;
     Ok(Json(History { entries: entries.into_iter().map(HistoryEntry::from).collect() }))
 }
 

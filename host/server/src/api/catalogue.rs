@@ -7,7 +7,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Word;
+use super::OpenEnum;
 use super::schema;
 use super::status::VersionState;
 use guesthouse_artifact::{ArtifactMetadata, Digest};
@@ -46,7 +46,7 @@ pub struct ModelVersion {
     #[schemars(with = "schema::AnyVersion")]
     pub version: Version,
     /// How far the version has come.
-    pub state: Word<VersionState>,
+    pub state: OpenEnum<VersionState>,
     /// The step of loading that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_step: Option<String>,

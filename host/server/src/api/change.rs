@@ -5,7 +5,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Word;
+use super::OpenEnum;
 use super::schema;
 use super::status::{Routing, Shadow};
 use guesthouse_control::control;
@@ -112,7 +112,7 @@ pub struct ModelChange {
     #[serde(default)]
     pub dry_run: bool,
     /// What was done.
-    pub status: Word<ChangeStatus>,
+    pub status: OpenEnum<ChangeStatus>,
     /// The routing before the change.
     #[serde(default)]
     #[schemars(with = "Routing")]

@@ -4,14 +4,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Word;
+use super::OpenEnum;
 use guesthouse_model::contract;
 
 /// The kind of an error, for programs. The words are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
-#[expect(missing_docs, reason = "`meaning` is the documentation")]
+#[expect(missing_docs, reason = "`cause` is the documentation")]
 pub enum ErrorCode {
     MalformedRequest,
     Unauthorized,
@@ -69,66 +69,106 @@ impl ErrorCode {
     }
 
     /// When a response has the code, for the reference.
-    pub fn meaning(self) -> &'static str {
+    pub fn cause(self) -> &'static str {
         match self {
             Self::MalformedRequest => {
-                "The request is not valid: not JSON, a wrong type, a missing or unknown field, an empty \
-                 batch, a malformed header or query."
+                "The body is not valid JSON, or has a wrong type, a missing or unknown field \
+                 or no rows; the version or query is malformed; the form or the compression \
+                 is broken."
             }
             Self::Unauthorized => {
-                "The request has no key, or one that is unknown, expired or revoked. The response has \
-                 `WWW-Authenticate`."
+                "No key, or one that is not valid (any more); the response does not say \
+                 which. `WWW-Authenticate` is set."
             }
             Self::Forbidden => {
-                "The key has no scope for this model, or for changing what is served."
+                "The key's scopes do not include this model or, on the admin API, changing \
+                 what is served."
             }
-            Self::NotFound => "There is no such endpoint, model or version.",
-            Self::MethodNotAllowed => "The endpoint does not support the method.",
+            Self::NotFound => "No such endpoint, model or version.",
+            Self::MethodNotAllowed => "The endpoint has another method, named in `Allow`.",
             Self::RequestTimeout => "The body did not arrive in time.",
-            Self::PayloadTooLarge => "The body exceeds the limit, or has too many values.",
+            Self::Conflict => {
+                "(Admin) The state of the model does not allow the change: a rollout is in \
+                 progress, a version is in use, not ready or has other bytes, and the like."
+            }
+            Self::RevisionConflict => {
+                "(Admin) The model has been changed since the expected revision."
+            }
+            Self::PayloadTooLarge => {
+                "The body is over the limit, compressed or decompressed, or has more than \
+                 1,048,576 values."
+            }
             Self::UnsupportedMediaType => {
-                "The endpoint does not support the content type or the content encoding of the body."
+                "The body is not JSON, nor a form or bytes that this endpoint and this model \
+                 accept, or has a content encoding other than gzip, deflate and zstd."
             }
             Self::UnacceptableInput => {
-                "The input has the right form, but a value that the model does not accept."
+                "The request is well-formed, but the model does not accept a value: too long, \
+                 out of range, too many rows, or NaN or infinite in a row whose output then \
+                 is not finite either."
             }
-            Self::RateLimited => {
-                "The key, or all keys of the model together, exceeded the rate limit. The response has \
-                 `Retry-After`."
-            }
-            Self::TooManyFailures => {
-                "The version keeps failing on this caller's requests, and rejects them for a while. The \
-                 response has `Retry-After`."
-            }
-            Self::ModelFailure => {
-                "The guest trapped, failed, or returned something that its signature does not allow."
-            }
-            Self::Internal => "The server has a bug or a broken environment; the log says more.",
-            Self::Overloaded => {
-                "The queue is full, the time to wait in it is over, or too many bodies are in flight. The \
-                 response has `Retry-After`."
-            }
-            Self::NotReady => {
-                "The version is loading, failed to load or is suspended, or the server is stopping. The \
-                 response has `Retry-After`."
-            }
-            Self::DeadlineExceeded => {
-                "The deadline of the request passed before there was a response."
-            }
-            Self::Conflict => "What is served does not allow the change.",
-            Self::RevisionConflict => "The model was changed since the expected revision.",
             Self::UnacceptableArtifact => {
-                "The file is not an artifact, or its version cannot be loaded or fails its golden \
-                 examples."
+                "(Admin) The file is not an artifact, or its version cannot be loaded or \
+                 fails its golden examples."
             }
             Self::ContractViolation => {
-                "The version number promises more compatibility than the signature keeps."
+                "(Admin) The version number promises callers more than the signature keeps; \
+                 `details` has `bump` and `what`."
             }
             Self::IdempotencyConflict => {
-                "A request with the same idempotency key is in progress. The response has `Retry-After`."
+                "A request with the same idempotency key is in progress. `Retry-After` is set."
             }
             Self::IdempotencyMismatch => "The idempotency key was used for a different request.",
-            Self::InsufficientStorage => "The disk is full.",
+            Self::RateLimited => {
+                "Too many requests for this key or this model. `Retry-After` is set."
+            }
+            Self::TooManyFailures => {
+                "The version keeps failing on this caller's requests and rejects them for a \
+                 while. `Retry-After` is set."
+            }
+            Self::ModelFailure => {
+                "The guest trapped, failed, or returned something other than its signature \
+                 promises or a number that is not finite; or it did so three times on the \
+                 same input, which is then not run for a minute."
+            }
+            Self::Internal => "A fault of the host.",
+            Self::Overloaded => {
+                "More requests, or more bytes of them, than can be answered in time. \
+                 `Retry-After` is set."
+            }
+            Self::NotReady => {
+                "Loading, failed to load, suspended, or shutting down. `Retry-After` is set."
+            }
+            Self::DeadlineExceeded => "No answer before the deadline.",
+            Self::InsufficientStorage => "(Admin) The disk is full; nothing has changed.",
+        }
+    }
+
+    /// Whether the same request can succeed later, for the reference.
+    pub fn retry(self) -> &'static str {
+        match self {
+            Self::MalformedRequest
+            | Self::Unauthorized
+            | Self::Forbidden
+            | Self::NotFound
+            | Self::MethodNotAllowed
+            | Self::Conflict
+            | Self::PayloadTooLarge
+            | Self::UnsupportedMediaType
+            | Self::UnacceptableInput
+            | Self::UnacceptableArtifact
+            | Self::ContractViolation
+            | Self::IdempotencyMismatch
+            | Self::ModelFailure
+            | Self::Internal => "no",
+            Self::RequestTimeout
+            | Self::IdempotencyConflict
+            | Self::Overloaded
+            | Self::NotReady => "yes",
+            Self::RevisionConflict => "after reading the new state",
+            Self::RateLimited | Self::TooManyFailures => "after `Retry-After`",
+            Self::DeadlineExceeded => "maybe",
+            Self::InsufficientStorage => "later",
         }
     }
 
@@ -140,9 +180,15 @@ impl ErrorCode {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
+        Self::Conflict,
+        Self::RevisionConflict,
         Self::PayloadTooLarge,
         Self::UnsupportedMediaType,
         Self::UnacceptableInput,
+        Self::UnacceptableArtifact,
+        Self::ContractViolation,
+        Self::IdempotencyConflict,
+        Self::IdempotencyMismatch,
         Self::RateLimited,
         Self::TooManyFailures,
         Self::ModelFailure,
@@ -150,12 +196,6 @@ impl ErrorCode {
         Self::Overloaded,
         Self::NotReady,
         Self::DeadlineExceeded,
-        Self::Conflict,
-        Self::RevisionConflict,
-        Self::UnacceptableArtifact,
-        Self::ContractViolation,
-        Self::IdempotencyConflict,
-        Self::IdempotencyMismatch,
         Self::InsufficientStorage,
     ];
 }
@@ -165,7 +205,7 @@ impl ErrorCode {
 #[schemars(rename = "Error")]
 pub struct ErrorBody {
     /// The kind of the error, for programs.
-    pub error_code: Word<ErrorCode>,
+    pub error_code: OpenEnum<ErrorCode>,
     /// The error, for people.
     #[serde(default)]
     pub message: String,
@@ -244,7 +284,7 @@ pub struct Problem {
 #[schemars(rename = "ProtocolError")]
 pub struct ProtocolError {
     /// The kind of the error, for programs.
-    pub error_code: Word<ErrorCode>,
+    pub error_code: OpenEnum<ErrorCode>,
     /// The single problems, if there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<ErrorDetail>,
@@ -259,7 +299,7 @@ pub struct ProtocolError {
 #[schemars(rename = "RowError")]
 pub struct RowError {
     /// The kind of the error, for programs.
-    pub error_code: Word<ErrorCode>,
+    pub error_code: OpenEnum<ErrorCode>,
     /// The error, for people.
     pub message: String,
     /// The single problems, if there are several.
@@ -272,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_words_are_those_of_the_json() {
+    fn codes_are_written_as_in_json() {
         for code in ErrorCode::ALL {
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
         }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::Word;
+use super::OpenEnum;
 use super::schema;
 use super::status::Routing;
 use guesthouse_artifact::Digest;
@@ -65,7 +65,7 @@ pub struct HistoryEntry {
     #[schemars(with = "Option<schema::Digest>")]
     pub digest: Option<Digest>,
     /// Whether the change was made.
-    pub outcome: Word<Outcome>,
+    pub outcome: OpenEnum<Outcome>,
     /// What the change has done.
     #[serde(default)]
     pub status: Option<String>,
@@ -135,7 +135,7 @@ impl From<ledger::Entry> for HistoryEntry {
             key,
             version: entry.version,
             digest: entry.digest,
-            outcome: Word::new(&entry.outcome),
+            outcome: OpenEnum::new(&entry.outcome),
             status: entry.status,
             error: entry.error,
             before: entry.before.map(Routing::from),

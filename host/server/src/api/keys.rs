@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Word;
+use super::OpenEnum;
 use super::schema;
 use guesthouse_control::control;
 use guesthouse_control::keys::{KeyName, KeyView, Scope, Scopes};
@@ -70,7 +70,7 @@ pub struct Key {
     #[schemars(with = "schema::Scopes")]
     pub scopes: Vec<String>,
     /// Whether the key is valid.
-    pub state: Word<KeyState>,
+    pub state: OpenEnum<KeyState>,
     /// When the key expires.
     #[serde(default)]
     #[schemars(with = "Option<schema::Time>")]
@@ -79,7 +79,7 @@ pub struct Key {
     #[serde(default)]
     pub rate: Option<Rate>,
     /// Where the key comes from.
-    pub source: Word<KeySource>,
+    pub source: OpenEnum<KeySource>,
     /// When the key was made.
     #[serde(default)]
     #[schemars(with = "Option<schema::Time>")]
@@ -139,7 +139,7 @@ pub struct KeyChange {
     /// Whether it was a dry run.
     pub dry_run: bool,
     /// What was done.
-    pub status: Word<KeyChangeStatus>,
+    pub status: OpenEnum<KeyChangeStatus>,
     /// The key itself, in the response to its creation and never again.
     #[serde(default)]
     pub secret: Option<String>,
@@ -166,10 +166,10 @@ impl From<KeyView> for Key {
             id: key.id,
             name: key.name.to_string(),
             scopes: scope_words(key.scopes),
-            state: Word::new(key.state),
+            state: OpenEnum::new(key.state),
             expires: key.expires.map(|time| time.to_string()),
             rate: key.rate.map(|rate| Rate { per_second: rate.per_second(), burst: rate.burst() }),
-            source: Word::new(key.source),
+            source: OpenEnum::new(key.source),
             created: key.created.map(|time| time.to_string()),
             created_by: key.created_by,
             revoked: key.revoked.map(|time| time.to_string()),
@@ -184,7 +184,7 @@ impl From<control::KeyChangeReport> for KeyChange {
             revision: change.revision,
             changed: change.changed,
             dry_run: change.dry_run,
-            status: Word::new(change.status),
+            status: OpenEnum::new(change.status),
             secret: change.secret,
         }
     }

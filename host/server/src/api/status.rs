@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::Word;
+use super::OpenEnum;
 use super::schema;
 use guesthouse_artifact::Digest;
 use guesthouse_control::rollout::{self, Share};
@@ -108,7 +108,7 @@ pub struct VersionStatus {
     #[schemars(with = "Option<schema::Digest>")]
     pub digest: Option<Digest>,
     /// How far the version has come.
-    pub state: Word<VersionState>,
+    pub state: OpenEnum<VersionState>,
     /// Whether the version is suspended because it keeps failing.
     #[serde(default)]
     pub suspended: bool,

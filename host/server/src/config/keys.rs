@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_for_predictions_unless_they_say_otherwise() {
+    fn keys_are_for_predictions_by_default() {
         let text = key("ci", '0', "rate = { per_second = 100, burst = 200 }")
             + &key("ann", '1', "scopes = [\"admin\"]\nexpires = \"2027-01-01T00:00:00Z\"")
             + "[rate_limit]\nrequests_per_second = 2.5\n[models.m]\nrate = { per_second = 1 }";
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_rates_that_make_no_sense_are_refused() {
+    fn invalid_keys_and_rates_are_rejected() {
         for bad in [
             key("a b", '0', ""),
             key("a", 'g', ""),

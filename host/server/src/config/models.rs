@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use semver::Version;
 use serde::Deserialize;
 
@@ -39,7 +39,7 @@ pub struct ModelSection {
     pub capture_share: Option<f64>,
     /// How strictly requests are isolated from each other: `"fresh"` makes a new instance for every
     /// batch, `{ reuse = { … } }` reuses an instance until it reaches a limit.
-    #[schemars(schema_with = "schema::isolation")]
+    #[schemars(schema_with = "isolation_schema")]
     pub isolation: Option<IsolationValue>,
     /// The deadline of a request that sets none.
     pub predict_milliseconds: Option<u64>,
@@ -226,4 +226,13 @@ impl IsolationValue {
         }
         Ok(Isolation::Reuse(limits))
     }
+}
+
+/// The schema of [`IsolationValue`].
+fn isolation_schema(generator: &mut SchemaGenerator) -> Schema {
+    let reuse = generator.subschema_for::<ReuseSection>();
+    json_schema!({"anyOf": [
+        {"type": "string", "enum": ["fresh"]},
+        {"type": "object", "properties": {"reuse": reuse}},
+    ]})
 }

@@ -2,8 +2,6 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::models::ReuseSection;
-
 /// A rate of predictions.
 #[derive(JsonSchema)]
 #[expect(dead_code, reason = "describes `guesthouse_control::rate::Rate`, as it is written")]
@@ -23,13 +21,4 @@ pub(super) fn priority(_: &mut SchemaGenerator) -> Schema {
 pub(super) fn split(_: &mut SchemaGenerator) -> Schema {
     let share = json_schema!({"type": ["integer", "string"]});
     json_schema!({"type": "object", "additionalProperties": share})
-}
-
-/// [`IsolationValue`](super::IsolationValue).
-pub(super) fn isolation(generator: &mut SchemaGenerator) -> Schema {
-    let reuse = generator.subschema_for::<ReuseSection>();
-    json_schema!({"anyOf": [
-        {"type": "string", "enum": ["fresh"]},
-        {"type": "object", "properties": {"reuse": reuse}},
-    ]})
 }

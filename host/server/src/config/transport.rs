@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn origins_are_what_browsers_send() {
+    fn origins_have_the_form_that_browsers_send() {
         assert_eq!(CorsSection::default().validate().unwrap(), Origins::None);
         assert_eq!(validate(&["*"]).unwrap(), Origins::Any);
         for good in ["https://example.org", "http://localhost:8080", "http://[::1]:3000"] {

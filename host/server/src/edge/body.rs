@@ -10,7 +10,7 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::encoding::{Encoding, Full, InflateError, Inflater};
+use super::decompress::{BufferFull, DecompressError, Decompressor, Encoding};
 use super::error::{ApiError, ErrorCode};
 use crate::config::Limits;
 
@@ -40,35 +40,35 @@ impl RequestBody {
     }
 }
 
-/// What all bodies together may take.
+/// Limits the memory of all bodies in flight.
 #[derive(Clone)]
 pub struct Bodies {
-    most: usize,
+    max_bytes: usize,
     /// A permit for each byte.
     bytes: Arc<Semaphore>,
-    /// A permit for each body that needs a window to be inflated. They are counted apart, because a
-    /// caller can hold one for the price of a head: whoever sends other bodies is not to notice.
+    /// A permit for each body that needs a window to be decompressed. They are counted apart from the bytes,
+    /// because a caller can hold one without sending a body, and must not exclude callers that send one.
     windows: Arc<Semaphore>,
 }
 
-/// Windows at the same time: 256 MiB.
+/// The most windows at the same time: 256 MiB.
 const MAX_WINDOWS: usize = 32;
 
 impl Bodies {
-    /// None yet, and so many bytes at most.
-    pub fn new(most: usize) -> Self {
-        let (bytes, windows) = (Semaphore::new(most), Semaphore::new(MAX_WINDOWS));
-        Self { most, bytes: Arc::new(bytes), windows: Arc::new(windows) }
+    /// For so many bytes at most.
+    pub fn new(max_bytes: usize) -> Self {
+        let (bytes, windows) = (Semaphore::new(max_bytes), Semaphore::new(MAX_WINDOWS));
+        Self { max_bytes, bytes: Arc::new(bytes), windows: Arc::new(windows) }
     }
 
-    /// That many bytes more, until what comes back is dropped.
+    /// Count more bytes, until the permit is dropped.
     pub(super) fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         permit(&self.bytes, bytes)
     }
 
-    /// How many bytes there are.
+    /// The bytes in flight.
     pub(super) fn in_flight(&self) -> usize {
-        self.most.saturating_sub(self.bytes.available_permits())
+        self.max_bytes.saturating_sub(self.bytes.available_permits())
     }
 }
 
@@ -81,18 +81,18 @@ fn crowded() -> ApiError {
     ApiError::new(ErrorCode::Overloaded, "too many bodies are in flight")
 }
 
-/// Where the bytes of a body go: up to its limit, as long as there is room for it beside the others.
-struct Room<'a> {
+/// A buffer for a body, with a limit on its length and on the memory of all bodies.
+struct LimitedBuffer<'a> {
     bytes: Vec<u8>,
-    most: usize,
+    max_bytes: usize,
     bodies: &'a Arc<Semaphore>,
     permit: OwnedSemaphorePermit,
-    /// Why it took no more.
-    refusal: Option<ApiError>,
+    /// Which limit was exceeded.
+    error: Option<ApiError>,
 }
 
-impl Room<'_> {
-    /// Count this many bytes, if they are not counted yet.
+impl LimitedBuffer<'_> {
+    /// Enlarge the permit to this length.
     fn reserve(&mut self, bytes: usize) -> Result<(), ApiError> {
         let more = bytes.saturating_sub(self.permit.num_permits());
         if more > 0 {
@@ -101,10 +101,10 @@ impl Room<'_> {
         Ok(())
     }
 
-    fn take(&mut self, data: &[u8]) -> Result<(), ApiError> {
+    fn append(&mut self, data: &[u8]) -> Result<(), ApiError> {
         let length = self.bytes.len().saturating_add(data.len());
-        if length > self.most {
-            return Err(too_large(self.most));
+        if length > self.max_bytes {
+            return Err(too_large(self.max_bytes));
         }
         self.reserve(length)?;
         self.bytes.extend_from_slice(data);
@@ -112,14 +112,14 @@ impl Room<'_> {
     }
 }
 
-impl Write for Room<'_> {
+impl Write for LimitedBuffer<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.refusal.is_none() {
-            self.refusal = self.take(data).err();
+        if self.error.is_none() {
+            self.error = self.append(data).err();
         }
-        match self.refusal {
+        match self.error {
             None => Ok(data.len()),
-            Some(_) => Err(io::Error::other(Full)),
+            Some(_) => Err(io::Error::other(BufferFull)),
         }
     }
 
@@ -128,41 +128,40 @@ impl Write for Room<'_> {
     }
 }
 
-/// The whole body, if it is within the limits.
+/// Read a whole body, within the limits.
 pub(super) async fn read(
     headers: &HeaderMap,
     body: Body,
     limits: &Limits,
     bodies: &Bodies,
 ) -> Result<RequestBody, ApiError> {
-    let encoding = Encoding::of(headers)?;
+    let encoding = Encoding::from_headers(headers)?;
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = length.and_then(|length| length.parse().ok()).unwrap_or(0_u64);
     let announced = usize::try_from(announced).unwrap_or(usize::MAX);
     if announced > limits.body_bytes {
         return Err(too_large(limits.body_bytes));
     }
-    // What there is no room for now is not begun. Room is taken as bytes come: who announces much and
-    // sends nothing takes nothing from the others.
+    // A body for which there is no memory now is rejected before it is read. Memory is counted as bytes
+    // arrive, so that a caller that announces a large body and sends nothing takes nothing from others.
     if announced > bodies.bytes.available_permits() {
         return Err(crowded());
     }
     let _window = encoding.needs_window().then(|| permit(&bodies.windows, 1)).transpose()?;
     let permit = permit(&bodies.bytes, 0)?;
-    let (most, bytes) = (limits.body_bytes, Vec::new());
-    let mut room = Room { bytes, most, bodies: &bodies.bytes, permit, refusal: None };
-    let collected = collect(body, encoding, limits.body_bytes, &mut room);
+    let (max_bytes, bytes) = (limits.body_bytes, Vec::new());
+    let mut buffer = LimitedBuffer { bytes, max_bytes, bodies: &bodies.bytes, permit, error: None };
+    let collected = collect(body, encoding, limits.body_bytes, &mut buffer);
     match tokio::time::timeout(limits.body_time, collected).await {
-        Ok(Ok(())) => Ok(RequestBody::new(room.bytes, Some(room.permit))),
-        Ok(Err(error)) => Err(room.refusal.unwrap_or(error)),
+        Ok(Ok(())) => Ok(RequestBody::new(buffer.bytes, Some(buffer.permit))),
+        Ok(Err(error)) => Err(buffer.error.unwrap_or(error)),
         Err(_elapsed) => {
-            Err(ApiError::new(ErrorCode::RequestTimeout, "the body did not come in time"))
+            Err(ApiError::new(ErrorCode::RequestTimeout, "the body did not arrive in time"))
         }
     }
 }
 
-/// Which of the accepted media types a body has by its header; none, if there is no header. Of all
-/// endpoints, so that a body is refused by each of them or by none.
+/// Which of the accepted media types the headers name; none if there is no `Content-Type`.
 pub(crate) fn media_type<'a>(
     headers: &HeaderMap,
     accepted: &[&'a str],
@@ -189,34 +188,36 @@ pub(crate) fn media_type<'a>(
     Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
 }
 
-pub(super) fn too_large(most: usize) -> ApiError {
-    ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {most} bytes"))
+pub(super) fn too_large(max_bytes: usize) -> ApiError {
+    ApiError::new(ErrorCode::PayloadTooLarge, format!("the body is over {max_bytes} bytes"))
 }
 
 async fn collect(
     mut body: Body,
     encoding: Encoding,
-    most: usize,
-    room: &mut Room<'_>,
+    max_bytes: usize,
+    buffer: &mut LimitedBuffer<'_>,
 ) -> Result<(), ApiError> {
-    // Where the room is full, it knows why.
-    let refused = |error| match error {
-        InflateError::Full => too_large(most),
-        InflateError::Garbage => ApiError::malformed("the body is not what its encoding says"),
-        InflateError::TooManyParts => {
+    // The buffer knows which of its limits was exceeded.
+    let to_error = |error| match error {
+        DecompressError::BufferFull => too_large(max_bytes),
+        DecompressError::Malformed => {
+            ApiError::malformed("the body is not valid in its Content-Encoding")
+        }
+        DecompressError::TooManyMembers => {
             let message = "the body has too many compressed members for what is in them";
             ApiError::new(ErrorCode::PayloadTooLarge, message)
         }
     };
-    let mut left = most;
-    let mut inflater = Inflater::new(encoding, room).map_err(refused)?;
+    let mut left = max_bytes;
+    let mut decompressor = Decompressor::new(encoding, buffer).map_err(to_error)?;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_error| ApiError::malformed("the body was cut off"))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        left = left.checked_sub(data.len()).ok_or_else(|| too_large(most))?;
-        inflater.push(&data).await.map_err(refused)?;
+        left = left.checked_sub(data.len()).ok_or_else(|| too_large(max_bytes))?;
+        decompressor.push(&data).await.map_err(to_error)?;
     }
-    inflater.finish().map(drop).map_err(refused)
+    decompressor.finish().map(drop).map_err(to_error)
 }

@@ -10,10 +10,11 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 
 use super::error::ApiError;
-use super::observe::{Account, answered};
-use super::pages::{Content, Key, Kind, Scope};
+use super::pages::{ModelScope, PageContent, PageKey, PageKind};
+use super::query;
+use super::request_log::RequestLog;
+use super::state::{Edge, EdgeState};
 use super::target::target;
-use super::{Edge, Shared, query};
 use crate::api::catalogue::{
     Choice, Match, Model, ModelList, ModelVersion, Resolution, ResolveQuery, VersionDetails,
 };
@@ -26,42 +27,43 @@ use guesthouse_runtime::preinit::InstanceStart;
 use guesthouse_runtime::version::ServableVersion;
 
 /// `GET /models`
-pub(super) async fn models(State(edge): Shared, parts: Parts) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+pub(super) async fn models(State(edge): EdgeState, parts: Parts) -> Response {
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
-        let caller = edge.admit_reader_of_all(&parts.headers, &mut account)?;
-        let make = |edge: &Edge, key: &Key| {
+        let caller = edge.admit_reader_of_all(&parts.headers, &mut log)?;
+        let make = |edge: &Edge, key: &PageKey| {
             let snapshot = edge.registry.snapshot();
             let models = key.scope.models(&snapshot);
             let models = models.map(|(name, model)| describe(name, model)).collect();
-            Ok(Content::json(&ModelList { models }))
+            Ok(PageContent::json(&ModelList { models }))
         };
-        let key = Key::new(Kind::Models, Scope::of(&caller), &parts.headers);
+        let key = PageKey::new(PageKind::Models, ModelScope::from_caller(&caller), &parts.headers);
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 /// `GET /models/{model}`
 pub(super) async fn model(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path(model): Path<String>,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
-        let model = known_model(&edge, &model, &parts.headers, &mut account)?;
-        let key = Key::new(Kind::Model(model.clone()), Scope::only(&model), &parts.headers);
-        let make = move |edge: &Edge, _: &Key| {
+        let model = known_model(&edge, &model, &parts.headers, &mut log)?;
+        let key =
+            PageKey::new(PageKind::Model(model.clone()), ModelScope::only(&model), &parts.headers);
+        let make = move |edge: &Edge, _: &PageKey| {
             let snapshot = edge.registry.snapshot();
             let versions = snapshot.models.get(&model).ok_or(RouteError::UnknownModel)?;
-            Ok(Content::json(&describe(&model, versions)))
+            Ok(PageContent::json(&describe(&model, versions)))
         };
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 /// The model of a path, if the request has a key that may read about it.
@@ -69,12 +71,12 @@ pub(super) fn known_model(
     edge: &Edge,
     model: &str,
     headers: &HeaderMap,
-    account: &mut Account,
+    log: &mut RequestLog,
 ) -> Result<ModelName, ApiError> {
     // Without a key, nothing is revealed about the name.
-    let caller = edge.identify(headers, account)?;
+    let caller = edge.identify(headers, log)?;
     let (model, _) = target(model, None)?;
-    edge.admit_reader(&caller, &model, account)?;
+    edge.admit_reader(&caller, &model, log)?;
     if !edge.registry.snapshot().models.contains_key(&model) {
         return Err(RouteError::UnknownModel.into());
     }
@@ -87,11 +89,11 @@ pub(super) fn known_version(
     edge: &Edge,
     (model, selector): (&str, &str),
     headers: &HeaderMap,
-    account: &mut Account,
+    log: &mut RequestLog,
 ) -> Result<Arc<ServableVersion>, ApiError> {
-    let caller = edge.identify(headers, account)?;
+    let caller = edge.identify(headers, log)?;
     let (model, selector) = target(model, Some(selector))?;
-    edge.admit_reader(&caller, &model, account)?;
+    edge.admit_reader(&caller, &model, log)?;
     let found = router::explain(&edge.registry.snapshot(), &model, &selector, Instant::now())?;
     let (version, ..) = found.into_iter().next().ok_or(RouteError::NotReady)?;
     Ok(version)
@@ -99,12 +101,12 @@ pub(super) fn known_version(
 
 /// `GET /models/{model}/versions/{selector}`
 pub(super) async fn version(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path((model, selector)): Path<(String, String)>,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
-    let found = known_version(&edge, (&model, &selector), &parts.headers, &mut account);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
+    let found = known_version(&edge, (&model, &selector), &parts.headers, &mut log);
     let outcome = found.map(|version| {
         let (id, report) = (version.id(), version.report());
         Json(VersionDetails {
@@ -117,20 +119,20 @@ pub(super) async fn version(
         })
         .into_response()
     });
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 /// `GET /models/{model}/resolve?selector=…&key=…`
 pub(super) async fn resolve(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path(model): Path<String>,
     RawQuery(query): RawQuery,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
-    let answer = known_model(&edge, &model, &parts.headers, &mut account)
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
+    let answer = known_model(&edge, &model, &parts.headers, &mut log)
         .and_then(|_| resolution(&edge.registry.snapshot(), &model, query.as_deref()));
-    answered(answer.map(|resolution| Json(resolution).into_response()), account)
+    log.attach_to(answer.map(|resolution| Json(resolution).into_response()))
 }
 
 /// Which versions answer requests with a selector, and which one answers the caller with the key.

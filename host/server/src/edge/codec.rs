@@ -18,11 +18,14 @@ use axum::http::{HeaderName, StatusCode};
 
 use super::body::RequestBody;
 use super::error::{ApiError, ErrorCode};
-use super::observe::RequestId;
+use super::request_id::RequestId;
 use crate::config::Limits;
 use guesthouse_model::{Signature, Tensor};
 use guesthouse_runtime::inference::QueueOptions;
 use guesthouse_runtime::version::ServableVersion;
+
+/// Carries the idempotency key beside the inputs, for callers that cannot set headers.
+pub(super) const IDEMPOTENCY_FIELD: &str = "idempotency_key";
 
 /// How many bytes of a body are JSON, where tensors follow: of requests and of answers.
 pub(super) const JSON_LENGTH_HEADER: HeaderName =
@@ -110,7 +113,7 @@ pub(super) struct Inputs {
     pub(super) rows: usize,
     /// Where the caller accepts that some rows fail: which ones are in the tensors.
     pub(super) partial: Option<PartialRows>,
-    pub(super) urgency: QueueOptions,
+    pub(super) queue_options: QueueOptions,
 }
 
 /// The rows of a request whose caller accepts that some of them fail.

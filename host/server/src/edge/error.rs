@@ -12,7 +12,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tonic::Code;
 
-use crate::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError};
+use crate::api::error::{ErrorBody, ErrorDetail, Problem, ProtocolError, RowError};
 pub(crate) use crate::api::error::{ErrorCode, ValueDetail as Detail};
 use guesthouse_control::router::RouteError;
 use guesthouse_model::contract::SignatureChange;
@@ -26,8 +26,8 @@ use guesthouse_runtime::version::admission::ShedReason;
 const MAX_DETAILS: usize = 20;
 
 impl ErrorCode {
-    /// Whether its answers say when to come back.
-    pub(crate) fn tells_when(self) -> bool {
+    /// Whether responses with the code have `Retry-After`.
+    pub(crate) fn has_retry_delay(self) -> bool {
         self.is_temporary() || self == Self::RateLimited
     }
 
@@ -64,7 +64,7 @@ impl ErrorCode {
         }
     }
 
-    /// What it is called in gRPC.
+    /// The gRPC status code.
     pub(crate) fn grpc(self) -> Code {
         match self {
             Self::MalformedRequest
@@ -88,17 +88,17 @@ impl ErrorCode {
     }
 }
 
-/// An error on its way to a caller.
+/// An error that is reported to a caller.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiError {
     pub(crate) code: ErrorCode,
     pub(crate) message: String,
     pub(crate) details: Vec<Detail>,
-    /// What callers of a model would notice of a change.
+    /// The incompatible changes of a model's signature.
     pub(crate) violations: Vec<SignatureChange>,
-    /// When the caller may come back, in seconds, if the code is one that says so.
+    /// The value of `Retry-After`, in seconds, if the code has one.
     pub(crate) retry_seconds: u64,
-    /// Whether there is no such model, which some protocols have their own words for.
+    /// Whether the model does not exist, for which the Open Inference Protocol has its own message.
     pub(crate) is_unknown_model: bool,
 }
 
@@ -118,10 +118,10 @@ impl ApiError {
     }
 
     pub(crate) fn method_not_allowed() -> Self {
-        Self::new(ErrorCode::MethodNotAllowed, "this endpoint does not take this method")
+        Self::new(ErrorCode::MethodNotAllowed, "this endpoint does not support this method")
     }
 
-    /// For a gRPC method that there is not.
+    /// For a gRPC method that does not exist.
     pub(super) fn no_such_method() -> Self {
         Self::new(ErrorCode::MethodNotAllowed, "there is no such method")
     }
@@ -130,9 +130,9 @@ impl ApiError {
         Self::new(ErrorCode::NotReady, "not ready")
     }
 
-    /// For a request that a stopping server does not finish.
-    pub(crate) fn going_down() -> Self {
-        Self::new(ErrorCode::NotReady, "the server is going down")
+    /// For a request that a stopping server interrupts.
+    pub(crate) fn stopping() -> Self {
+        Self::new(ErrorCode::NotReady, "the server is stopping")
     }
 
     fn suspended(time: Duration) -> Self {
@@ -142,16 +142,16 @@ impl ApiError {
 
     fn caller_suspended(time: Duration) -> Self {
         let message =
-            "the model's version keeps failing on your requests and takes none for a while";
+            "the model's version keeps failing on your requests and is suspended for them";
         Self::new(ErrorCode::TooManyFailures, message).retry_after(time)
     }
 
-    /// When the caller may come back, if the code is one that says so.
+    /// When the caller may retry, if the code has a retry delay.
     pub(crate) fn retry_delay(&self) -> Duration {
         Duration::from_secs(self.retry_seconds)
     }
 
-    /// Rounded up: whoever comes back earlier is refused again.
+    /// Rounded up, because an earlier retry would be rejected again.
     fn retry_after(self, time: Duration) -> Self {
         Self { retry_seconds: (time + Duration::from_millis(999)).as_secs().max(1), ..self }
     }
@@ -161,7 +161,7 @@ impl ApiError {
     }
 
     /// For an answer that the HTTP library gave by itself: to a path that is not UTF-8.
-    pub(crate) fn of_library(status: StatusCode) -> Option<Self> {
+    pub(crate) fn from_library(status: StatusCode) -> Option<Self> {
         if status.is_client_error() {
             Some(Self::malformed("the request is malformed"))
         } else if status.is_server_error() {
@@ -198,7 +198,7 @@ impl ApiError {
         }
     }
 
-    /// The same error, told of the rows of a request rather than of a batch.
+    /// The error with row numbers of the whole request, in which the batch begins at row `by`.
     pub(crate) fn shift_rows(mut self, by: usize) -> Self {
         for detail in &mut self.details {
             detail.row += by;
@@ -224,6 +224,12 @@ impl ApiError {
         }
     }
 
+    /// The error of one row of a batch, whose other rows may have succeeded.
+    pub(crate) fn row_body(&self) -> RowError {
+        let ErrorBody { error_code, message, details, .. } = self.body("");
+        RowError { error_code, message, details }
+    }
+
     /// The body in the form of the Open Inference Protocol.
     pub(crate) fn protocol_body(&self, request_id: &str) -> ProtocolError {
         let ErrorBody { error_code, message: error, request_id, details } = self.body(request_id);
@@ -243,7 +249,7 @@ impl ApiError {
     }
 }
 
-/// The body is written by [`super::observe::each_request`], which knows the request's id.
+/// The middleware writes the body, because it knows the id of the request.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
@@ -305,12 +311,12 @@ impl From<RouteError> for ApiError {
 impl From<ShedReason> for ApiError {
     fn from(reason: ShedReason) -> Self {
         let why = match reason {
-            ShedReason::Limit => {
-                "the model's version has as many requests as it can answer in time"
+            ShedReason::Limit => "the model's version is at its limit of concurrent requests",
+            ShedReason::Batch => "batches are shed under load",
+            ShedReason::Candidate => {
+                "requests to a candidate are shed while the stable version is under load"
             }
-            ShedReason::Batch => "there is room for single requests only",
-            ShedReason::Candidate => "the model's stable version needs the room",
-            ShedReason::Late => "there would be no answer in the time that is given",
+            ShedReason::Late => "the request would not be answered before its deadline",
         };
         Self::new(ErrorCode::Overloaded, why)
     }
@@ -319,9 +325,9 @@ impl From<ShedReason> for ApiError {
 impl From<PredictError> for ApiError {
     fn from(error: PredictError) -> Self {
         match error {
-            PredictError::Overloaded => Self::new(ErrorCode::Overloaded, "too many requests wait"),
+            PredictError::Overloaded => Self::new(ErrorCode::Overloaded, "the queue is full"),
             PredictError::QueueTimeout => {
-                let message = "no thread was free in the time that the request may wait";
+                let message = "the request timed out in the queue";
                 Self::new(ErrorCode::Overloaded, message)
             }
             PredictError::Stopped => Self::not_ready(),
@@ -333,7 +339,10 @@ impl From<PredictError> for ApiError {
                 Self::new(ErrorCode::ModelFailure, message)
             }
             PredictError::Expired | PredictError::Guest(Fault::Deadline | Fault::Cancelled) => {
-                Self::new(ErrorCode::DeadlineExceeded, "there was no answer in time")
+                Self::new(
+                    ErrorCode::DeadlineExceeded,
+                    "the deadline passed before there was an answer",
+                )
             }
             PredictError::Guest(
                 Fault::Rejected(rejections) | Fault::NonFiniteInput(rejections),
@@ -354,17 +363,14 @@ impl From<PredictError> for ApiError {
     }
 }
 
-/// The reference of error codes as a Markdown table, ordered by status.
+/// The reference of error codes as a Markdown table.
 pub fn reference() -> String {
-    let mut codes = ErrorCode::ALL;
-    codes.sort_by_key(|code| code.status());
-    let mut text =
-        "| error_code | HTTP status | gRPC status | meaning |\n|---|---|---|---|\n".to_owned();
-    for code in codes {
-        let (status, grpc, meaning) = (code.status().as_u16(), code.grpc(), code.meaning());
+    let mut text = "| Code | HTTP | gRPC | Cause | Retry |\n|---|---|---|---|---|\n".to_owned();
+    for code in ErrorCode::ALL {
+        let (status, cause, retry) = (code.status().as_u16(), code.cause(), code.retry());
         // The variants are named after the words of the specification.
-        let grpc = screaming_snake_case(&format!("{grpc:?}"));
-        writeln!(text, "| `{}` | {status} | `{grpc}` | {meaning} |", code.as_str())
+        let grpc = screaming_snake_case(&format!("{:?}", code.grpc()));
+        writeln!(text, "| `{}` | {status} | {grpc} | {cause} | {retry} |", code.as_str())
             .expect("a string takes it");
     }
     text
@@ -389,8 +395,8 @@ mod tests {
     fn the_reference_has_statuses_of_both_protocols() {
         let text = reference();
         for row in [
-            "| `malformed_request` | 400 | `INVALID_ARGUMENT` | The request is not valid",
-            "| `deadline_exceeded` | 504 | `DEADLINE_EXCEEDED` |",
+            "| `malformed_request` | 400 | INVALID_ARGUMENT | The body is not valid JSON",
+            "| `deadline_exceeded` | 504 | DEADLINE_EXCEEDED |",
         ] {
             assert!(text.contains(row), "{row} is not in\n{text}");
         }

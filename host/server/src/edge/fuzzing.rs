@@ -1,4 +1,4 @@
-//! What of the edge reads callers' bytes, opened to the fuzzer: this module is not in the server.
+//! Functions that parse callers' bytes, for the fuzzer. This module is not part of the server.
 
 use std::sync::LazyLock;
 
@@ -12,8 +12,8 @@ use super::body::{self, Bodies, RequestBody};
 use super::codec::rest::record::{self as body_record, Media};
 use super::codec::rest::{BodyRow, field_value};
 use super::codec::{Multiplicity, oip};
-use super::json::{self, Refusal};
-use super::observe::RequestId;
+use super::json::{self, JsonError};
+use super::request_id::RequestId;
 use super::{access, idempotency, query, request_headers, target};
 use crate::config::{ConfigFile, Limits};
 use guesthouse_control::keys::Keys;
@@ -22,7 +22,7 @@ use guesthouse_model::{Constraint, Datatype, Field, ModelName, Signature};
 
 pub(crate) const MAX_VALUES: usize = json::MAX_VALUES;
 
-/// Few and small, so that inputs of the fuzzer reach them.
+/// Small limits, so that the fuzzer's inputs reach them.
 static LIMITS: LazyLock<Limits> = LazyLock::new(|| {
     let settings = ConfigFile::default().validate().expect("the defaults make sense");
     Limits {
@@ -38,7 +38,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     runtime.expect("a runtime without threads or sockets")
 });
 
-/// What became of JSON.
+/// The result of parsing JSON.
 pub(crate) enum Parsed {
     Value(Value),
     Syntax,
@@ -47,23 +47,23 @@ pub(crate) enum Parsed {
     TooManyRows,
 }
 
-/// The value that the JSON is.
+/// Parse JSON.
 pub(crate) fn value(json: &[u8], max_rows: Option<usize>) -> Parsed {
     match json::parse(json, max_rows) {
         Ok(value) => Parsed::Value(value),
-        Err(Refusal::Syntax(_)) => Parsed::Syntax,
-        Err(Refusal::TooManyValues) => Parsed::TooManyValues,
-        Err(Refusal::RepeatedKey) => Parsed::RepeatedKey,
-        Err(Refusal::TooManyRows) => Parsed::TooManyRows,
+        Err(JsonError::Syntax(_)) => Parsed::Syntax,
+        Err(JsonError::TooManyValues) => Parsed::TooManyValues,
+        Err(JsonError::RepeatedKey) => Parsed::RepeatedKey,
+        Err(JsonError::TooManyRows) => Parsed::TooManyRows,
     }
 }
 
-/// Read a body of the Open Inference Protocol, of which so many bytes are JSON if that is said.
+/// Parse a body of the Open Inference Protocol; `length` is the length of its JSON, if a header has one.
 pub(crate) fn tensors(body: &[u8], length: Option<usize>) {
     oip::fuzz_body(body, length);
 }
 
-/// The rows of a body in JSON.
+/// Parse the rows of a JSON body.
 pub(crate) fn rows(json: &[u8], is_batch: bool, signature: &Signature) -> Option<Vec<BodyRow>> {
     let bodies = Bodies::new(LIMITS.bodies_in_flight_bytes);
     let (headers, body) = (HeaderMap::new(), Body::from(json.to_vec()));
@@ -71,7 +71,7 @@ pub(crate) fn rows(json: &[u8], is_batch: bool, signature: &Signature) -> Option
     rows_of(&received, &Media::Json, is_batch, signature)
 }
 
-/// The rows of a body of any kind.
+/// Parse the rows of a body of any media type.
 fn rows_of(
     received: &RequestBody,
     media: &Media,
@@ -93,7 +93,7 @@ fn rows_of(
         multiplicity,
         signature,
     );
-    if let Some(Ok(key)) = key.map(|key| idempotency::key_in(field_value(&key))) {
+    if let Some(Ok(key)) = key.map(|key| idempotency::key_from_field(field_value(&key))) {
         assert!(!key.is_empty() && key.is_ascii());
     }
     let rows = body_record::rows(record, multiplicity, signature, LIMITS.batch_rows).ok()?;
@@ -102,7 +102,7 @@ fn rows_of(
     Some(rows)
 }
 
-/// What forms and plain bytes are for: a file, or a file, a text and a number.
+/// Signatures for forms and plain bytes: a file; and a file, a text and a number.
 static SIGNATURES: LazyLock<[Signature; 2]> = LazyLock::new(|| {
     let field = |name: &str, datatype, constraints| Field {
         name: name.to_owned(),
@@ -122,15 +122,14 @@ static SIGNATURES: LazyLock<[Signature; 2]> = LazyLock::new(|| {
     })
 });
 
-/// A request: the lines of a head up to an empty one, then the body. Headers are read, then the body
-/// as they say.
+/// Parse a request: header lines up to an empty one, then the body, as the headers describe it.
 pub(crate) fn request(bytes: &[u8]) {
     let end = bytes.windows(2).position(|two| two == b"\n\n");
     let (head, body) = end.map_or((bytes, &[][..]), |end| (&bytes[..end], &bytes[end + 2..]));
     let headers = headers(head);
     request_headers::fuzz(&headers);
-    assert!(access::authenticate(&Keys::default(), &headers).is_err(), "nobody has a key");
-    if let Ok(Some(key)) = idempotency::key_of(&headers) {
+    assert!(access::authenticate(&Keys::default(), &headers).is_err(), "no key is valid");
+    if let Ok(Some(key)) = idempotency::key_from_headers(&headers) {
         assert!(!key.is_empty() && key.is_ascii());
     }
     let bodies = Bodies::new(LIMITS.bodies_in_flight_bytes);
@@ -146,7 +145,7 @@ pub(crate) fn request(bytes: &[u8]) {
         }
         assert!(bodies.in_flight() >= received.bytes.len());
     }
-    assert_eq!(bodies.in_flight(), 0, "all is given back");
+    assert_eq!(bodies.in_flight(), 0, "all bytes are released");
 }
 
 fn headers(head: &[u8]) -> HeaderMap {
@@ -159,7 +158,7 @@ fn headers(head: &[u8]) -> HeaderMap {
     head.split(|byte| *byte == b'\n').take(32).filter_map(header).collect()
 }
 
-/// What queries may have: a field of each kind.
+/// A query with a parameter of each type.
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Query {
@@ -170,7 +169,7 @@ struct Query {
     dry_run: Option<bool>,
 }
 
-/// The fields of a query, and the texts that are parts of paths.
+/// Parse a query, a request id, and the segments of paths.
 pub(crate) fn texts(text: &str) {
     if let Ok(fields) = query::parse::<Query>(Some(text)) {
         assert_eq!(query::parse::<Query>(Some(text)).ok(), Some(fields));

@@ -1,27 +1,25 @@
-//! gRPC: the same models, keys, limits and errors as over HTTP, on a listener of its own.
+//! The gRPC API: the same models, keys, limits and errors as over HTTP, on a listener of its own.
 //!
-//! What is done around every call is in `around`: its id, its key, its time and its size are seen to
-//! before tonic reads a message. Which methods there are, and what they need, says `method`.
+//! The middleware checks a call's key, deadline and size before tonic reads a message. [`method`] lists the
+//! methods that do not depend on models; [`model_methods`] has the others.
 
-mod around;
-mod arriving;
 mod call;
-mod codec;
-mod describe;
 mod health;
-mod inference;
-mod leaving;
+mod message_permits;
 mod method;
-mod oip;
-pub(in crate::edge) mod pb;
-mod raw;
+mod middleware;
+mod model_messages;
+mod model_methods;
+mod model_stream;
+mod oip_predict;
+mod oip_service;
+mod oip_stream;
+mod predict;
 mod reflection;
-pub(in crate::edge) mod services;
+mod request_body;
+mod response_body;
 mod serving;
-mod signature;
-mod signature_stream;
 mod status;
-mod stream;
 
 use std::sync::Arc;
 
@@ -36,20 +34,21 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::pb::{v1, v1alpha};
 
-pub(crate) use codec::Codec;
-use pb::grpc_inference_service_server::{self as inference_service, GrpcInferenceServiceServer};
+use super::pb::grpc_inference_service_server::{
+    self as inference_service, GrpcInferenceServiceServer,
+};
 
 use self::serving::Serving;
-use super::Edge;
 use super::error::ApiError;
+use super::state::Edge;
 
-/// The largest message of those who ask for health or for types: a name, and a host to say it to.
-const MAX_QUESTION: usize = 4 << 10;
+/// The largest message to the health and reflection services, in bytes: it has a name and a host.
+const MAX_SMALL_MESSAGE: usize = 4 << 10;
 
-/// Every method.
+/// The router of all methods.
 pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
     let serving = Serving { edge, stopping };
-    let around = axum::middleware::from_fn_with_state(serving.clone(), around::each_call);
+    let middleware = axum::middleware::from_fn_with_state(serving.clone(), middleware::handle);
     let inference = GrpcInferenceServiceServer::new(serving.clone())
         .accept_compressed(Gzip)
         .accept_compressed(Deflate)
@@ -57,10 +56,10 @@ pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
         .send_compressed(Deflate);
     let shared = serving.clone();
     let inference = async move |request: Request| match request.uri().path() {
-        oip::MODEL_INFER => oip::model_infer(&shared, request).await,
-        oip::MODEL_STREAM_INFER => stream::model_stream_infer(&shared, request).await,
+        oip_predict::MODEL_INFER => oip_predict::model_infer(&shared, request).await,
+        oip_predict::MODEL_STREAM_INFER => oip_stream::model_stream_infer(&shared, request).await,
         _ => {
-            // What holds now, also of what a message becomes when it is inflated.
+            // The limit may have been reloaded. It applies to decompressed messages.
             let most = shared.edge.policy.load().limits.body_bytes;
             let mut inference = inference.clone().max_decoding_message_size(most);
             match inference.call(request).await {
@@ -71,8 +70,8 @@ pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
     };
     let inference_path = format!("/{}/{{*method}}", inference_service::SERVICE_NAME);
     let health = health::Checks::new(serving.clone());
-    let health = HealthServer::new(health).max_decoding_message_size(MAX_QUESTION);
-    // Clients that compress everything compress these as well.
+    let health = HealthServer::new(health).max_decoding_message_size(MAX_SMALL_MESSAGE);
+    // Some clients compress every message.
     let health = health.accept_compressed(Gzip).accept_compressed(Deflate);
     let reflection = v1::server_reflection_server::ServerReflectionServer::new(serving.clone());
     let older = v1alpha::server_reflection_server::ServerReflectionServer::new(serving.clone());
@@ -80,12 +79,12 @@ pub fn endpoints(edge: Arc<Edge>, stopping: watch::Receiver<bool>) -> Router {
     let older = older.accept_compressed(Gzip).accept_compressed(Deflate);
     let routes = Routes::from(Router::new())
         .add_service(health)
-        .add_service(reflection.max_decoding_message_size(MAX_QUESTION))
-        .add_service(older.max_decoding_message_size(MAX_QUESTION));
+        .add_service(reflection.max_decoding_message_size(MAX_SMALL_MESSAGE))
+        .add_service(older.max_decoding_message_size(MAX_SMALL_MESSAGE));
     let of_models = async move |request: Request| {
-        let answer = signature::call(&serving, request).await;
-        answer.unwrap_or_else(|| status::refusal(&ApiError::no_such_method()))
+        let answer = model_methods::call(&serving, request).await;
+        answer.unwrap_or_else(|| status::rejection(&ApiError::no_such_method()))
     };
     let routes = routes.into_axum_router().route(&inference_path, any(inference));
-    routes.fallback(of_models).layer(around)
+    routes.fallback(of_models).layer(middleware)
 }

@@ -1,7 +1,7 @@
-//! JSON to values, within bounds on what they take in memory.
+//! Parsing of JSON into values, with a limit on their number.
 //!
-//! A value takes many times the bytes that it has in JSON: a body within its limit could otherwise
-//! fill hundreds of megabytes before anybody looks at it. Reading stops at the first value too many.
+//! A value takes many times the memory of its JSON, so that a body within its limit could fill hundreds of
+//! megabytes. Parsing stops at the first value over the limit.
 
 use std::fmt;
 
@@ -14,60 +14,60 @@ use super::error::{ApiError, ErrorCode};
 /// six images of 224 × 224 × 3, or a minute of sound; at 72 bytes each they take 75 MB.
 pub(super) const MAX_VALUES: usize = 1 << 20;
 
-/// What an object costs on top, in values: its table, and room for its first fields.
+/// The cost of an object in addition to its fields, in values: its table has room for several fields.
 const OBJECT_COST: usize = 5;
 
-/// Why there are no values.
+/// Why JSON could not be parsed.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(super) enum JsonError {
     /// It is not JSON.
     Syntax(serde_json::Error),
     /// There are more than [`MAX_VALUES`].
     TooManyValues,
     /// An array in a field of the body has more elements than the rows that are allowed.
     TooManyRows,
-    /// A key is in an object twice. Readers differ in which of the two counts, and this one is not the
-    /// only one that looks at a request on its way.
+    /// A key is in an object twice. Parsers differ in which of the two counts, and a proxy may have used
+    /// another one than this.
     RepeatedKey,
 }
 
-/// The value that the JSON is. With `max_rows`, an array right in a field of the outermost object
-/// has at most that many elements.
-pub(super) fn parse(json: &[u8], max_rows: Option<usize>) -> Result<Value, Refusal> {
+/// Parse JSON. With `max_rows`, arrays that are fields of the outermost object are limited to that many
+/// elements.
+pub(super) fn parse(json: &[u8], max_rows: Option<usize>) -> Result<Value, JsonError> {
     parse_within(json, max_rows, &mut { MAX_VALUES })
 }
 
-/// The same for one of several texts that share the values that are left.
+/// Parse one of several texts that share a limit; `values` is how many more values are allowed.
 pub(super) fn parse_within(
     json: &[u8],
     max_rows: Option<usize>,
     values: &mut usize,
-) -> Result<Value, Refusal> {
-    let mut budget = Budget { values: *values, refusal: None };
+) -> Result<Value, JsonError> {
+    let mut budget = Budget { values: *values, error: None };
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let tree = Tree { budget: &mut budget, place: Place::Body { max_rows } };
     let value = tree.deserialize(&mut deserializer);
     let value = value.and_then(|value| deserializer.end().map(|()| value));
     *values = budget.values;
-    value.map_err(|error| budget.refusal.unwrap_or(Refusal::Syntax(error)))
+    value.map_err(|error| budget.error.unwrap_or(JsonError::Syntax(error)))
 }
 
-/// What the caller is told of [`Refusal::RepeatedKey`].
+/// The error for [`JsonError::RepeatedKey`].
 pub(super) fn repeated_key() -> ApiError {
     ApiError::malformed("a key is in an object of the body twice")
 }
 
-/// What the caller is told of [`Refusal::TooManyValues`].
+/// The error for [`JsonError::TooManyValues`].
 pub(super) fn too_many_values() -> ApiError {
     let message = format!("the body has over {MAX_VALUES} values");
     ApiError::new(ErrorCode::PayloadTooLarge, message)
 }
 
 struct Budget {
-    /// How many more values there may be.
+    /// How many more values are allowed.
     values: usize,
-    /// Why reading was stopped, which an error of serde cannot carry.
-    refusal: Option<Refusal>,
+    /// Why parsing was stopped, which an error of serde cannot carry.
+    error: Option<JsonError>,
 }
 
 impl Budget {
@@ -77,29 +77,29 @@ impl Budget {
                 self.values = left;
                 Ok(())
             }
-            None => Err(self.stop(Refusal::TooManyValues)),
+            None => Err(self.stop(JsonError::TooManyValues)),
         }
     }
 
-    fn stop<E: serde::de::Error>(&mut self, refusal: Refusal) -> E {
-        self.refusal = Some(refusal);
+    fn stop<E: serde::de::Error>(&mut self, error: JsonError) -> E {
+        self.error = Some(error);
         E::custom("over a limit")
     }
 }
 
-/// Where a value is.
+/// The position of a value.
 #[derive(Clone, Copy)]
 enum Place {
-    /// It is all of the body.
+    /// The whole body.
     Body { max_rows: Option<usize> },
-    /// It is a field of the body.
+    /// A field of the body.
     Field { max_rows: Option<usize> },
-    /// It is deeper.
+    /// Anything deeper.
     Inside,
 }
 
 impl Place {
-    /// Of a field of an object that is here.
+    /// The position of a field of an object at this position.
     fn field(self) -> Self {
         match self {
             Self::Body { max_rows } => Self::Field { max_rows },
@@ -173,7 +173,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
             elements.next_element_seed(Tree { budget: &mut *budget, place: Place::Inside })?
         {
             if values.len() == most {
-                return Err(budget.stop(Refusal::TooManyRows));
+                return Err(budget.stop(JsonError::TooManyRows));
             }
             values.push(value);
         }
@@ -188,7 +188,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
             budget.take(1)?;
             let value = fields.next_value_seed(Tree { budget: &mut *budget, place })?;
             if object.insert(key, value).is_some() {
-                return Err(budget.stop(Refusal::RepeatedKey));
+                return Err(budget.stop(JsonError::RepeatedKey));
             }
         }
         Ok(Value::Object(object))
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_counted_in_fields_of_the_body_only() {
+    fn rows_are_counted_in_fields_of_the_body() {
         let rows = |value: Value| parse(value.to_string().as_bytes(), Some(3));
         for good in [
             json!({"texts": [1, 2, 3], "others": [4, 5, 6]}),
@@ -212,54 +212,54 @@ mod tests {
         ] {
             assert_eq!(rows(good.clone()).unwrap(), good);
         }
-        assert!(matches!(rows(json!({"a": [1, 2, 3, 4]})), Err(Refusal::TooManyRows)));
+        assert!(matches!(rows(json!({"a": [1, 2, 3, 4]})), Err(JsonError::TooManyRows)));
         assert!(parse(b"{\"a\": [1, 2, 3, 4]}", None).is_ok());
     }
 
     #[test]
-    fn values_are_counted_wherever_they_are() {
+    fn values_are_counted_at_every_depth() {
         let numbers = |count: usize| format!("[{}0]", "0,".repeat(count - 1));
         assert!(parse(numbers(MAX_VALUES - 1).as_bytes(), None).is_ok());
         let objects = format!("[{}{{}}]", "{\"\":0},".repeat(MAX_VALUES / 7 + 1));
         for bad in [numbers(MAX_VALUES), objects] {
-            assert!(matches!(parse(bad.as_bytes(), None), Err(Refusal::TooManyValues)));
+            assert!(matches!(parse(bad.as_bytes(), None), Err(JsonError::TooManyValues)));
         }
     }
 
     #[test]
-    fn a_key_is_in_an_object_once() {
+    fn a_repeated_key_is_rejected() {
         for twice in [
             r#"{"a": 1, "b": 2, "a": 1}"#,
             r#"{"instances": [{"a": 1}, {"a": 1, "\u0061": 2}]}"#,
             r#"{"": {"": {"": 0, "": 0}}}"#,
         ] {
             let refused = parse(twice.as_bytes(), Some(3));
-            assert!(matches!(refused, Err(Refusal::RepeatedKey)), "{twice}");
+            assert!(matches!(refused, Err(JsonError::RepeatedKey)), "{twice}");
         }
         assert!(parse(br#"{"a": {"a": [{"a": 1}, {"a": 1}]}, "A": 1}"#, None).is_ok());
     }
 
     #[test]
-    fn a_refusal_outranks_what_comes_after_it() {
-        assert!(matches!(parse(b"{\"a\": [1, 2, oops", Some(1)), Err(Refusal::TooManyRows)));
-        assert!(matches!(parse(b"{\"a\": [1, oops", Some(1)), Err(Refusal::Syntax(_))));
-        assert!(matches!(parse(b"{} {}", None), Err(Refusal::Syntax(_))));
+    fn the_first_error_is_reported() {
+        assert!(matches!(parse(b"{\"a\": [1, 2, oops", Some(1)), Err(JsonError::TooManyRows)));
+        assert!(matches!(parse(b"{\"a\": [1, oops", Some(1)), Err(JsonError::Syntax(_))));
+        assert!(matches!(parse(b"{} {}", None), Err(JsonError::Syntax(_))));
     }
 
     proptest! {
-        /// Whatever serde_json makes of a text by itself, it makes of it here.
+        /// Values and errors are those of serde_json.
         #[test]
         fn values_are_those_of_serde_json(text in r#"[\[\]{}:,"a0-9.eE+\-\\ ntrue]{0,24}"#) {
             let plain = serde_json::from_str::<Value>(&text);
             match (parse(text.as_bytes(), None), plain) {
                 (Ok(bounded), Ok(plain)) => prop_assert_eq!(bounded, plain),
-                (Err(Refusal::Syntax(bounded)), Err(plain)) => {
+                (Err(JsonError::Syntax(bounded)), Err(plain)) => {
                     let place = |error: &serde_json::Error| (error.line(), error.column());
                     prop_assert_eq!(place(&bounded), place(&plain));
                     prop_assert_eq!(bounded.classify(), plain.classify());
                 }
-                // Which of the two was meant, serde_json does not ask.
-                (Err(Refusal::RepeatedKey), _) => {
+                // serde_json accepts repeated keys.
+                (Err(JsonError::RepeatedKey), _) => {
                     prop_assert!(text.matches(':').count() > 1, "{}", text);
                 }
                 (bounded, plain) => prop_assert!(false, "{:?} {:?}", bounded, plain),
@@ -268,7 +268,7 @@ mod tests {
 
         /// The same for values of every kind, nested.
         #[test]
-        fn values_come_back(value in values()) {
+        fn values_round_trip(value in values()) {
             prop_assert_eq!(parse(value.to_string().as_bytes(), None).unwrap(), value);
         }
     }

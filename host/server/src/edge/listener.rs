@@ -1,15 +1,16 @@
-//! Connections: accepted up to a limit, served HTTP/1.1 and HTTP/2, and closed when they say nothing.
+//! Accepts connections up to a limit, serves HTTP/1.1 and HTTP/2 on them, and closes idle ones.
 //!
-//! Which of the two it is, the TLS handshake says, or without TLS the first bytes. A caller that does
-//! not send the head of a request in time is cut off, so that silent connections cannot use up the
-//! limit; the handshake has that long as well. One that has made a request is kept alive for longer,
-//! but makes room where the limit is reached. An answer has to be taken in the time for a head and the
-//! time for a body together. How long a body may take is bounded in `body`, how long an answer may take
-//! by the deadline of the prediction. An answer that goes on for as long as its caller likes
-//! ([`Streamed`]) is left lying only while there is a piece of it that the caller does not take.
+//! The protocol is negotiated in the TLS handshake; without TLS, the first bytes tell it. A client that
+//! does not send the head of a request in time is disconnected, so that silent connections cannot use up
+//! the limit. The handshake has the same time. A connection that has made a request is kept alive for
+//! longer, but is evicted when the limit is reached. A client must read a response within the time for a
+//! head and the time for a body together. The time of a request body is bounded in `body`, the time until
+//! a response by the deadline of the prediction. A response of unlimited duration ([`Streamed`]) counts as
+//! unread only while there is a chunk that the client does not read.
 
 mod activity;
 mod socket;
+pub(super) mod tls;
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -35,82 +36,81 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
-use self::activity::{Activity, Silence, Stream, Untaken, Working};
-pub(super) use self::socket::Socket;
-use self::socket::Wire;
+use self::activity::{Activity, InProgress, Silence, StreamedBody, Unread};
+use self::socket::{Socket, Wire};
+use self::tls::Tls;
 use super::forwarded::FORWARDED_PREFIX;
-use super::observe::Way;
-use super::tls::{self, Tls};
-use super::unread::Leftover;
+use super::listener_kind::ListenerKind;
+use super::unread_body::Leftover;
 use crate::config::{Limits, TrustedProxies};
 use crate::observe::server_metrics::GaugeGuard;
 
-/// How long to wait when the machine refuses connections, for want of files or memory: short
-/// enough that nobody notices when it is over, long enough not to spin.
+/// The delay after the machine failed to accept a connection, for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Requests of one HTTP/2 connection at the same time: what the standard recommends to allow.
+/// Concurrent requests of one HTTP/2 connection: the least that the standard recommends to allow.
 const MAX_STREAMS: u32 = 100;
 
-/// Bytes in the headers of an HTTP/2 request, inflated. HTTP/1 has hyper's own limits: 100 headers
-/// in about 400 KiB.
+/// The size of the headers of an HTTP/2 request, decompressed. For HTTP/1, hyper limits them to 100
+/// headers in about 400 KiB.
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
-/// Bytes of one body, and of all bodies of a connection, that HTTP/2 callers may send ahead. Bodies
-/// are read as they come, so this is for the way only: 20 Mbit/s over a tenth of a second.
+/// The flow-control windows of HTTP/2 for one body and for all bodies of a connection. Bodies are read as
+/// they arrive, so the windows only cover the network: 20 Mbit/s with a tenth of a second of latency.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// Bytes of one HTTP/2 answer that wait in the connection.
+/// Bytes of one HTTP/2 response that are buffered in the connection.
 const MAX_SEND_BUFFER: usize = 64 << 10;
 
-/// How often an HTTP/2 caller that says nothing is asked whether it is there, and how long it has for
-/// the answer: one that has vanished is found within half a minute, whatever it was waiting for.
+/// The interval of pings on a silent HTTP/2 connection, and the time for the reply: a client that has
+/// vanished is detected within half a minute.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIME: Duration = Duration::from_secs(15);
 
-/// Requests that a caller may take back before they are looked at, and that may be wrong, before the
-/// connection is closed. Who opens and resets streams in a loop costs work and waits for nothing.
+/// The streams that a client may reset before they are handled, and the streams with protocol errors,
+/// before the connection is closed. They bound the work that a client causes by opening and resetting
+/// streams in a loop.
 const MAX_PENDING_RESETS: usize = 20;
 const MAX_ERROR_RESETS: usize = 256;
 
-/// How long a closing HTTP/2 connection with no request under way waits for its caller's last word:
-/// a round trip over any network.
-const GOODBYE_TIME: Duration = Duration::from_secs(1);
+/// How long a closing HTTP/2 connection without requests waits for the client to close it: a round trip
+/// over any network.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
 
-/// How often idle connections are looked for while there is no room for others, and how many make room
-/// at once: looking at all takes a fraction of a millisecond, and hundreds per second can come.
+/// How often idle connections are evicted while the limit is reached, and how many at once. Looking at all
+/// connections takes a fraction of a millisecond.
 const EVICT_INTERVAL: Duration = Duration::from_millis(100);
 const EVICTED_AT_ONCE: usize = 64;
 
-/// How long before an idle connection is closed its client is told to use it no more: a request that is
-/// on its way by then has arrived. A fifth of the time, if that is less.
+/// How much earlier than the server closes an idle connection the client is told to stop using it, so
+/// that a request on its way arrives in time. At most a fifth of the idle time.
 const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(5);
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// Where callers come in.
-pub struct Entrance {
-    /// The sockets, at least one: a name can have several addresses.
-    pub listeners: Vec<TcpListener>,
-    /// How connections are made private, if they are.
+/// A listener: its sockets, and how their connections are served.
+pub struct Listener {
+    /// The sockets, at least one: a host name can have several addresses.
+    pub sockets: Vec<TcpListener>,
+    /// The certificate; `None` for plain HTTP.
     pub tls: Option<Arc<Tls>>,
-    /// Whom it is for.
-    pub way: Way,
-    /// Whose word is taken for what they were asked for.
-    pub trusted: Arc<TrustedProxies>,
+    /// For whom the listener is.
+    pub kind: ListenerKind,
+    /// The proxies whose forwarding headers are honoured.
+    pub trusted_proxies: Arc<TrustedProxies>,
 }
 
 /// The connections of a listener.
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
-    /// What is under way on each.
+    /// The activity of each connection.
     activities: HashMap<Id, Arc<Activity>>,
 }
 
 impl Connections {
-    /// Wait until one ends; none, if there is none.
+    /// Wait until a connection ends; `None` if there are none.
     async fn ended(&mut self) -> Option<()> {
         let id = match self.tasks.join_next_with_id().await? {
             Ok((id, ())) => id,
@@ -120,7 +120,7 @@ impl Connections {
         Some(())
     }
 
-    /// Have those closed that have been idle for longest, and for that long at least.
+    /// Close the connections that have been idle for longest, and for the given time at least.
     fn evict(&self, time: Duration) {
         let now = Instant::now();
         let idle = self.activities.values().filter_map(|activity| {
@@ -135,9 +135,9 @@ impl Connections {
     }
 }
 
-/// Serve until `stopping` says otherwise, then finish the requests that are under way.
+/// Serve until `stopping` is true, then complete the requests in progress.
 pub async fn serve(
-    entrance: Entrance,
+    listener: Listener,
     endpoints: Router,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
@@ -146,23 +146,23 @@ pub async fn serve(
         plain: http(),
         http2: http().http2_only(),
         http1: http().http1_only(),
-        tls: entrance.tls,
+        tls: listener.tls,
         endpoints,
         keep_alive: keep_alive(limits.idle_time),
-        trusted: entrance.trusted,
+        trusted_proxies: listener.trusted_proxies,
         limits,
     });
     let mut connections = Connections::default();
     let mut next_eviction = Instant::now();
-    let (mut refusing, mut first) = (false, 0);
+    let (mut is_failing, mut first) = (false, 0);
     loop {
-        // Over the limit, callers wait in the system's own queue until a connection ends.
-        let room = connections.tasks.len() < limits.connections;
+        // Over the limit, clients wait in the kernel's accept queue until a connection ends.
+        let has_room = connections.tasks.len() < limits.connections;
         let accepted = tokio::select! {
             () = stopped(&mut stopping) => break,
             Some(()) = connections.ended() => continue,
-            accepted = accept(&entrance.listeners, &mut first), if room => accepted,
-            () = tokio::time::sleep_until(next_eviction), if !room => {
+            accepted = accept(&listener.sockets, &mut first), if has_room => accepted,
+            () = tokio::time::sleep_until(next_eviction), if !has_room => {
                 connections.evict(limits.head_time);
                 next_eviction = Instant::now() + EVICT_INTERVAL;
                 continue;
@@ -170,48 +170,46 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                refusing = false;
-                let (server, way) = (Arc::clone(&server), entrance.way.clone());
+                is_failing = false;
+                let (server, kind) = (Arc::clone(&server), listener.kind.clone());
                 let (stopping, activity) = (stopping.clone(), Arc::new(Activity::new()));
-                let is_trusted = server.trusted.contains(peer.ip());
+                let is_trusted = server.trusted_proxies.contains(peer.ip());
                 let connection = Connection { activity: Arc::clone(&activity), is_trusted };
                 let task = connections.tasks.spawn(async move {
-                    way.meters().accepted.count();
-                    let _open = GaugeGuard::new(&way.meters().open);
+                    kind.metrics().accepted.count();
+                    let _open = GaugeGuard::new(&kind.metrics().open);
                     server.connection(stream, &connection, stopping).await;
                 });
                 connections.activities.insert(task.id(), activity);
             }
-            // The caller left while it waited.
-            Err(error) if is_of_caller(&error) => {}
+            // The client left while it waited.
+            Err(error) if is_client_error(&error) => {}
             Err(error) => {
-                if !refusing {
+                if !is_failing {
                     tracing::error!(%error, "cannot accept connections");
                 }
-                refusing = true;
+                is_failing = true;
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
-    // Nobody may connect any more.
-    drop(entrance.listeners);
+    // Stop accepting connections.
+    drop(listener.sockets);
     while connections.ended().await.is_some() {}
 }
 
-/// What clients are told of how long a connection is kept alive, if that is long enough to tell.
+/// The value of `Keep-Alive`, which tells clients how long a connection may be idle; `None` below a
+/// second.
 fn keep_alive(idle_time: Duration) -> Option<HeaderValue> {
     let seconds = (idle_time - KEEP_ALIVE_MARGIN.min(idle_time / 5)).as_secs();
     HeaderValue::try_from(format!("timeout={seconds}")).ok().filter(|_| seconds > 0)
 }
 
-/// The next connection of any of the sockets. They take turns in being asked first, so that callers
-/// at one address cannot starve those at another.
-async fn accept(
-    listeners: &[TcpListener],
-    first: &mut usize,
-) -> io::Result<(TcpStream, SocketAddr)> {
-    *first = first.wrapping_add(1) % listeners.len();
-    let (before, after) = listeners.split_at(*first);
+/// Accept a connection from any of the sockets. They are polled in rotation, so that clients of one
+/// address cannot starve those of another.
+async fn accept(sockets: &[TcpListener], first: &mut usize) -> io::Result<(TcpStream, SocketAddr)> {
+    *first = first.wrapping_add(1) % sockets.len();
+    let (before, after) = sockets.split_at(*first);
     poll_fn(|context| {
         let mut accepted = after.iter().chain(before).map(|one| one.poll_accept(context));
         accepted.find(Poll::is_ready).unwrap_or(Poll::Pending)
@@ -219,7 +217,7 @@ async fn accept(
     .await
 }
 
-fn is_of_caller(error: &io::Error) -> bool {
+fn is_client_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
@@ -228,7 +226,7 @@ type Http = auto::Builder<TokioExecutor>;
 
 fn http() -> Http {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    // How long a head may take, and whether the caller is there, is seen to here.
+    // The time of a head and half-closed connections are handled in this module.
     http.http1().timer(TokioTimer::new()).header_read_timeout(None).half_close(true);
     http.http2()
         .timer(TokioTimer::new())
@@ -244,37 +242,37 @@ fn http() -> Http {
     http
 }
 
-/// Marks an answer that comes piece by piece, whenever there is one.
+/// Marks a response whose chunks are produced over an unlimited time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Streamed;
 
-/// What all connections of a listener have in common.
+/// The state that all connections of a listener share.
 struct Server {
-    /// For callers that say what they speak by speaking it, and for those that have agreed on it.
+    /// Detects the protocol from the first bytes; the others serve the protocol of the TLS handshake.
     plain: Http,
     http2: Http,
     http1: Http,
     tls: Option<Arc<Tls>>,
     endpoints: Router,
-    /// What clients of HTTP/1 are told of how long connections are kept alive.
+    /// The value of `Keep-Alive` for HTTP/1.
     keep_alive: Option<HeaderValue>,
-    trusted: Arc<TrustedProxies>,
+    trusted_proxies: Arc<TrustedProxies>,
     limits: Limits,
 }
 
-/// What is known of one.
+/// One connection.
 struct Connection {
     activity: Arc<Activity>,
-    /// Whether the peer is a proxy whose word is taken.
+    /// Whether the peer is a trusted proxy.
     is_trusted: bool,
 }
 
-/// How a connection came to its end.
+/// How a connection has ended.
 #[derive(PartialEq, Eq)]
 enum End {
-    /// By itself, which may be because the last response was written.
-    Over,
-    /// It was cut off, or there was nothing to write.
+    /// HTTP completed it, possibly after writing the last response.
+    Completed,
+    /// It was closed, or there was nothing to write.
     Closed,
 }
 
@@ -285,37 +283,37 @@ impl Server {
         connection: &Connection,
         mut stopping: watch::Receiver<bool>,
     ) {
-        // Answers are written at once, so there is nothing to gather. This and the next fail on a
-        // connection that has ended, which the first read tells as well.
+        // Responses are written in one go, so there is nothing to coalesce. This and the next call fail on
+        // a connection that has ended, which the first read reports as well.
         let _ = stream.set_nodelay(true);
-        // A caller that does not take its answers would hold the connection for ever.
-        let take_time = self.limits.body_time.as_millis();
-        let take_time = u32::try_from(take_time).unwrap_or(u32::MAX);
-        let _ = set_tcp_user_timeout(&stream, take_time);
+        // A client that does not read its responses must not hold the connection for ever.
+        let read_time = self.limits.body_time.as_millis();
+        let read_time = u32::try_from(read_time).unwrap_or(u32::MAX);
+        let _ = set_tcp_user_timeout(&stream, read_time);
         let stream = Arc::new(stream);
         let socket = Socket::new(&stream);
         let activity = &connection.activity;
         let served = async {
             let Some(tls) = &self.tls else {
-                return self.speak(&self.plain, socket, connection, stopping.clone()).await;
+                return self.serve_http(&self.plain, socket, connection, stopping.clone()).await;
             };
-            // What goes wrong here concerns the caller only, and there is no request to log.
+            // A failed handshake concerns the client only, and there is no request to log.
             let mut stopping = stopping.clone();
-            let shaken = tokio::select! {
-                shaken = tokio::time::timeout(self.limits.head_time, tls.accept(socket)) => shaken,
+            let handshake = tokio::select! {
+                handshake = tokio::time::timeout(self.limits.head_time, tls.accept(socket)) => handshake,
                 () = stopped(&mut stopping) => return End::Closed,
             };
-            let Ok(Ok(socket)) = shaken else { return End::Closed };
+            let Ok(Ok(socket)) = handshake else { return End::Closed };
             let http = if tls::is_http2(&socket) { &self.http2 } else { &self.http1 };
-            self.speak(http, socket, connection, stopping).await
+            self.serve_http(http, socket, connection, stopping).await
         };
         let end = tokio::select! {
             biased;
             end = served => end,
-            // The requests that are under way are cancelled.
+            // The requests in progress are cancelled.
             () = socket::reset(&stream, activity) => End::Closed,
         };
-        if end == End::Over && !activity.is_http2() {
+        if end == End::Completed && !activity.is_http2() {
             tokio::select! {
                 () = socket::linger(&stream) => {}
                 () = stopped(&mut stopping) => {}
@@ -323,7 +321,7 @@ impl Server {
         }
     }
 
-    async fn speak(
+    async fn serve_http(
         &self,
         http: &Http,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -335,40 +333,40 @@ impl Server {
         let endpoints = TowerToHyperService::new(self.endpoints.clone());
         let service = service_fn(move |mut request: hyper::Request<_>| {
             let heads = Arc::clone(&heads);
-            let mut working = heads.activity.begin_request(request.version());
+            let mut in_progress = heads.activity.begin_request(request.version());
             let is_persistent = heads.request(&mut request);
-            let answer = endpoints.call(request);
+            let response = endpoints.call(request);
             async move {
-                let answer = answer.await;
-                working.answered();
-                answer.map(|answer| heads.answer(answer, is_persistent, working))
+                let response = response.await;
+                in_progress.handler_completed();
+                response.map(|response| heads.response(response, is_persistent, in_progress))
             }
         });
         let stream = TokioIo::new(Wire::new(stream, activity));
         let mut connection = pin!(http.serve_connection(stream, service));
-        // What has arrived is looked at first. How a connection ends concerns its caller only.
+        // Bytes that have arrived are handled first. An error of the connection concerns its client only.
         let is_idle = tokio::select! {
             biased;
-            _ = connection.as_mut() => return End::Over,
+            _ = connection.as_mut() => return End::Completed,
             () = stopped(&mut stopping) => false,
             silence = activity.silent(&self.limits) => match silence {
                 Silence::Head => return End::Closed,
                 Silence::Idle => true,
             },
             () = activity.evicted() => true,
-            // The window of HTTP/2 is the caller's own: the kernel sees nothing of it.
-            () = activity.untaken_for(self.limits.head_time + self.limits.body_time) => {
+            // The kernel's timeout does not cover HTTP/2, where the client controls the window.
+            () = activity.unread_for(self.limits.head_time + self.limits.body_time) => {
                 return End::Closed;
             }
         };
-        // A connection between two requests is closed at once; one before its first is, too, because
-        // it would be waited for until its head is complete.
-        if !activity.has_asked() {
+        // hyper closes a connection between two requests at once, but would wait for the head of a first
+        // request.
+        if !activity.has_had_request() {
             return End::Closed;
         }
         connection.as_mut().graceful_shutdown();
         if is_idle {
-            // There may be an answer that is still being taken.
+            // The client may still be reading a response.
             tokio::select! {
                 biased;
                 _ = connection.as_mut() => return End::Closed,
@@ -377,15 +375,15 @@ impl Server {
             }
         }
         if !activity.is_http2() {
-            // The time to drain is the server's.
+            // The caller of `serve` bounds the time to drain.
             let _ = connection.await;
             return End::Closed;
         }
-        // The caller would have to say goodbye as well, and need not.
+        // The client should close the connection as well, but need not.
         tokio::select! {
             _ = connection.as_mut() => {}
-            () = activity.idle_for(GOODBYE_TIME) => {}
-            () = activity.untaken_for(self.limits.head_time + self.limits.body_time) => {}
+            () = activity.idle_for(CLOSE_TIME) => {}
+            () = activity.unread_for(self.limits.head_time + self.limits.body_time) => {}
         }
         End::Closed
     }
@@ -400,7 +398,7 @@ impl Server {
     }
 }
 
-/// What is done with the heads of requests and answers, because it concerns the connection.
+/// Handles the connection-specific headers of requests and responses.
 struct Heads {
     activity: Arc<Activity>,
     is_trusted: bool,
@@ -409,8 +407,8 @@ struct Heads {
 }
 
 impl Heads {
-    /// Whether the client of HTTP/1 wants to make another request. What others than proxies say in a
-    /// proxy's header is removed.
+    /// Whether the HTTP/1 client keeps the connection for another request. Removes the forwarding header
+    /// of a peer that is not a trusted proxy.
     fn request<T>(&self, request: &mut hyper::Request<T>) -> bool {
         if !self.is_trusted {
             request.headers_mut().remove(FORWARDED_PREFIX);
@@ -423,9 +421,14 @@ impl Heads {
         }
     }
 
-    fn answer(&self, mut answer: Response, is_persistent: bool, working: Working) -> Response {
+    fn response(
+        &self,
+        mut response: Response,
+        is_persistent: bool,
+        in_progress: InProgress,
+    ) -> Response {
         let is_http1 = !self.activity.is_http2();
-        let leftover = answer.extensions_mut().remove::<Leftover>();
+        let leftover = response.extensions_mut().remove::<Leftover>();
         let must_close = leftover.is_some_and(|leftover| match leftover.take(is_http1) {
             Some(remainder) => {
                 self.activity.read_on(remainder);
@@ -433,7 +436,7 @@ impl Heads {
             }
             None => true,
         });
-        let headers = answer.headers_mut();
+        let headers = response.headers_mut();
         if is_http1 && must_close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         } else if let Some(keep_alive) = &self.keep_alive
@@ -444,12 +447,12 @@ impl Heads {
             headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
             headers.insert(KEEP_ALIVE, keep_alive.clone());
         }
-        if answer.extensions().get::<Streamed>().is_some() {
-            Stream::begin(&self.activity, working, answer)
+        if response.extensions().get::<Streamed>().is_some() {
+            StreamedBody::wrap(&self.activity, in_progress, response)
         } else {
-            let answer = Untaken::begin(&self.activity, answer);
-            drop(working);
-            answer
+            let response = Unread::wrap(&self.activity, response);
+            drop(in_progress);
+            response
         }
     }
 }
@@ -460,8 +463,8 @@ fn has_connection_option(headers: &HeaderMap, wanted: &str) -> bool {
     options.any(|option| option.trim().eq_ignore_ascii_case(wanted))
 }
 
-/// Ends when it is time to stop.
+/// Completes when the server stops.
 pub(super) async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, which is a stop as well.
+    // An error means that the sender was dropped, which is a stop as well.
     let _ = stopping.wait_for(|stop| *stop).await;
 }

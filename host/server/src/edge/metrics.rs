@@ -38,9 +38,9 @@ use prometheus_client::registry::Registry;
 pub use self::families::reference;
 use self::families::{Family, PREFIX};
 use self::versions::Versions;
-use super::observe::{Account, answered};
-use super::pages::{Content, Key, Kind, Scope};
-use super::{Edge, Shared};
+use super::pages::{ModelScope, PageContent, PageKey, PageKind};
+use super::request_log::RequestLog;
+use super::state::{Edge, EdgeState};
 use guesthouse_model::VersionId;
 
 /// The content type of OpenMetrics.
@@ -50,15 +50,16 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// `GET /metrics`
-pub(super) async fn metrics(State(edge): Shared, parts: Parts) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+pub(super) async fn metrics(State(edge): EdgeState, parts: Parts) -> Response {
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
         if edge.policy.load().metrics.needs_key {
-            edge.admit_scraper(&parts.headers, &mut account)?;
+            edge.admit_scraper(&parts.headers, &mut log)?;
         }
         let accept = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let is_open_metrics = wants_open_metrics(&accept.collect::<Vec<_>>().join(","));
-        let key = Key::new(Kind::Metrics { is_open_metrics }, Scope::All, &parts.headers);
+        let key =
+            PageKey::new(PageKind::Metrics { is_open_metrics }, ModelScope::All, &parts.headers);
         let of_edge = Arc::clone(&edge);
         let page = edge.page(key, move |_, _| Ok(content(of_edge, is_open_metrics))).await?;
         let mut response = page.respond(&parts.headers);
@@ -66,10 +67,10 @@ pub(super) async fn metrics(State(edge): Shared, parts: Parts) -> Response {
         Ok(response)
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
-fn content(edge: Arc<Edge>, is_open_metrics: bool) -> Content {
+fn content(edge: Arc<Edge>, is_open_metrics: bool) -> PageContent {
     let mut of_server = Registry::with_prefix(PREFIX);
     of_server.register_collector(Box::new(Page(edge)));
     // The names of process metrics have no prefix in any program.
@@ -83,7 +84,7 @@ fn content(edge: Arc<Edge>, is_open_metrics: bool) -> Content {
     } else {
         (TEXT, text_format::from_open_metrics(&page))
     };
-    Content { content_type, bytes: page.into_bytes() }
+    PageContent { content_type, bytes: page.into_bytes() }
 }
 
 /// Whether a client accepts OpenMetrics and does not prefer the older format, which is the default.
@@ -138,7 +139,9 @@ fn write<M: EncodeMetric>(
     let metric_type = first.metric_type();
     debug_assert!(family.kind.matches(metric_type), "{family:?} has series of another type");
     let Family { name, unit, help, labels: family_labels, .. } = family;
-    let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), metric_type)?;
+    // A scrape is plain text.
+    let help = help.replace('`', "");
+    let mut family = encoder.encode_descriptor(name, &help, unit.as_ref(), metric_type)?;
     for (labels, metric) in series {
         debug_assert!(
             labels.iter().map(|(name, _)| *name).eq(family_labels.iter().copied()),

@@ -1,8 +1,8 @@
-//! What the Open Inference Protocol tells of the server and of its models, and how its clients load and
-//! unload them: the same for REST and for gRPC. Field names are the protocol's.
+//! Information about the server and its models in the Open Inference Protocol, and the loading and unloading
+//! of models, for REST and gRPC. The names of fields are the protocol's.
 //!
-//! Health and the server's metadata need no key. What is known of a model needs a key that is good for
-//! it, as in the catalogue; all of the model repository needs an admin key.
+//! Health and the server's metadata require no key. Information about a model requires a key for it, as in
+//! the catalogue; the model repository requires a key with the scope `admin`.
 
 mod messages;
 
@@ -17,12 +17,11 @@ pub(in crate::edge) use self::messages::{
     ConfigInput, ConfigOutput, Duration, IndexEntry, ModelConfig, ModelMetadata, ModelStatistics,
     ServerMetadata, TensorMetadata,
 };
-use crate::edge::Edge;
-use crate::edge::access;
 use crate::edge::codec::tensors::{Parameter, Parameters, in_protocol_words, named};
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::observe::Account;
-use crate::edge::pages::Scope;
+use crate::edge::pages::ModelScope;
+use crate::edge::request_log::RequestLog;
+use crate::edge::state::Edge;
 use guesthouse_control::control::{ChangeOptions, Control, ControlError};
 use guesthouse_control::ledger::Author;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
@@ -30,7 +29,7 @@ use guesthouse_control::router::{self, RouteError};
 use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::ServableVersion;
 
-/// What works here beyond the protocol itself. Load tools switch features on by these.
+/// The supported extensions of the protocol. Clients enable features by their names.
 const EXTENSIONS: [&str; 6] = [
     "binary_tensor_data",
     "classification",
@@ -40,15 +39,15 @@ const EXTENSIONS: [&str; 6] = [
     "statistics",
 ];
 
-/// The extension that operators can switch off.
+/// The extension that operators can disable.
 const REPOSITORY: &str = "model_repository";
 
-/// Whether requests should be sent here: what `/readyz` says.
+/// Whether the server is ready, as `/readyz` reports it.
 pub(in crate::edge) fn is_ready(edge: &Edge) -> bool {
     edge.registry.snapshot().is_ready() && !edge.draining.load(Ordering::Relaxed)
 }
 
-/// The server.
+/// The metadata of the server.
 pub(in crate::edge) fn server(edge: &Edge) -> ServerMetadata {
     let words = &edge.policy.load().server;
     let works = |extension: &&str| words.repository_changes || *extension != REPOSITORY;
@@ -56,68 +55,68 @@ pub(in crate::edge) fn server(edge: &Edge) -> ServerMetadata {
     ServerMetadata { name: words.name.clone(), version: env!("CARGO_PKG_VERSION"), extensions }
 }
 
-/// What has been counted of all versions that are loaded, of the models in the scope.
-pub(in crate::edge) fn statistics(edge: &Edge, scope: &Scope) -> Vec<ModelStatistics> {
+/// The statistics of all loaded versions of the models in the scope.
+pub(in crate::edge) fn statistics(edge: &Edge, scope: &ModelScope) -> Vec<ModelStatistics> {
     let snapshot = edge.registry.snapshot();
     let versions = scope.models(&snapshot).flat_map(|(_, model)| model.versions.values());
     let loaded = versions.filter_map(VersionState::servable);
-    loaded.map(|version| ModelStatistics::of(version)).collect()
+    loaded.map(|version| ModelStatistics::new(version)).collect()
 }
 
-/// The name of the model whose metadata would be where the statistics of all models are.
+/// The name of a model whose metadata has the same path as the statistics of all models.
 const STATS: &str = "stats";
 
-/// The metadata of the model of that name, if there is one in the scope: it is told beside the statistics.
-pub(in crate::edge) fn metadata_of_stats(edge: &Edge, scope: &Scope) -> Map<String, Value> {
+/// The metadata of the model with that name, if the scope has it: it is part of the statistics' response.
+pub(in crate::edge) fn metadata_of_stats(edge: &Edge, scope: &ModelScope) -> Map<String, Value> {
     let snapshot = edge.registry.snapshot();
     let answering = || {
         let name: ModelName = STATS.parse().ok().filter(|name| scope.has(name))?;
-        one(&snapshot, &name, &Selector::Default).ok()
+        main_version(&snapshot, &name, &Selector::Default).ok()
     };
-    let metadata =
-        answering().map(|version| ModelMetadata::of(&version, all_of(&snapshot, &version)));
+    let metadata = answering()
+        .map(|version| ModelMetadata::new(&version, loaded_versions(&snapshot, &version)));
     match metadata.map(serde_json::to_value) {
         Some(Ok(Value::Object(metadata))) => metadata,
         _ => Map::new(),
     }
 }
 
-/// All versions there are, or those that can be asked.
+/// All versions, or only those that are ready.
 pub(in crate::edge) fn index(edge: &Edge, only_ready: bool) -> Vec<IndexEntry> {
     let snapshot = edge.registry.snapshot();
-    let all = snapshot.models.iter().flat_map(|(name, model)| index_of(name, model));
+    let all = snapshot.models.iter().flat_map(|(name, model)| index_entries(name, model));
     let states = edge.registry.states();
-    let gone = states
+    let unloaded = states
         .iter()
         .filter(|(name, state)| !state.withdrawn.is_empty() && !snapshot.models.contains_key(name));
-    let gone = gone.map(|(name, _)| {
+    let unloaded = unloaded.map(|(name, _)| {
         let (name, version, reason) = (name.to_string(), String::new(), "unloaded".to_owned());
         IndexEntry { name, version, state: "UNAVAILABLE", reason }
     });
-    all.chain(gone).filter(|entry| !only_ready || entry.state == "READY").collect()
+    all.chain(unloaded).filter(|entry| !only_ready || entry.state == "READY").collect()
 }
 
-/// Somebody who asks about models.
-pub(in crate::edge) struct Asker<'a> {
+/// A request for information about models, or to load or unload one.
+pub(in crate::edge) struct InfoRequest<'a> {
     pub(in crate::edge) edge: &'a Edge,
-    /// Or what stands for them in gRPC.
+    /// The headers, or the metadata of a gRPC call.
     pub(in crate::edge) headers: &'a HeaderMap,
-    /// Is told who asks.
-    pub(in crate::edge) account: &'a mut Account,
+    pub(in crate::edge) log: &'a mut RequestLog,
 }
 
-impl Asker<'_> {
-    /// Whether a version can be asked; an empty `version` stands for the model's traffic. An error for a
-    /// model that there is not.
+impl InfoRequest<'_> {
+    /// Whether a version is ready. An empty `version` stands for the version that gets most of the traffic.
+    ///
+    /// # Errors
+    /// There is no such model.
     pub(in crate::edge) fn model_is_ready(
         &mut self,
         model: &str,
         version: &str,
     ) -> Result<bool, ApiError> {
-        // A server that goes down is ready for nothing.
         let is_draining = self.edge.draining.load(Ordering::Relaxed);
-        let (name, selector) = self.permitted(model, version)?;
-        match one(&self.edge.registry.snapshot(), &name, &selector) {
+        let (name, selector) = self.authorize(model, version)?;
+        match main_version(&self.edge.registry.snapshot(), &name, &selector) {
             Ok(_) => Ok(!is_draining),
             Err(
                 RouteError::NotReady
@@ -130,7 +129,7 @@ impl Asker<'_> {
         }
     }
 
-    /// What a version takes and gives.
+    /// The inputs and outputs of a version.
     pub(in crate::edge) fn metadata(
         &mut self,
         model: &str,
@@ -138,11 +137,11 @@ impl Asker<'_> {
     ) -> Result<ModelMetadata, ApiError> {
         let found = self.find(model, version)?;
         let versions = if version.is_empty() {
-            all_of(&self.edge.registry.snapshot(), &found)
+            loaded_versions(&self.edge.registry.snapshot(), &found)
         } else {
             vec![found.id().version.to_string()]
         };
-        Ok(ModelMetadata::of(&found, versions))
+        Ok(ModelMetadata::new(&found, versions))
     }
 
     /// How a version is run.
@@ -151,81 +150,81 @@ impl Asker<'_> {
         model: &str,
         version: &str,
     ) -> Result<ModelConfig, ApiError> {
-        self.find(model, version).map(|version| ModelConfig::of(&version))
+        self.find(model, version).map(|version| ModelConfig::new(&version))
     }
 
-    /// What has been counted of a version.
+    /// The statistics of a version.
     pub(in crate::edge) fn version_statistics(
         &mut self,
         model: &str,
         version: &str,
     ) -> Result<ModelStatistics, ApiError> {
         let version = self.find(model, version)?;
-        Ok(ModelStatistics::of(&version))
+        Ok(ModelStatistics::new(&version))
     }
 
-    /// A model that there is, for somebody who may ask about all of its versions and has not done so too
-    /// often.
+    /// The name of an existing model, for a caller that may use it. Charged to the key's rate.
     pub(in crate::edge) fn reader_of(&mut self, model: &str) -> Result<ModelName, ApiError> {
-        let caller = self.edge.identify(self.headers, self.account)?;
+        let caller = self.edge.identify(self.headers, self.log)?;
         let (name, _) = named(model, "").map_err(|error| in_protocol_words(error, model))?;
-        self.edge.admit_reader(&caller, &name, self.account)?;
+        self.edge.admit_reader(&caller, &name, self.log)?;
         if self.edge.registry.snapshot().models.contains_key(&name) {
             return Ok(name);
         }
         Err(in_protocol_words(RouteError::UnknownModel.into(), model))
     }
 
-    /// Let somebody with an admin key see all that there is, if it has not asked too often.
+    /// Authorize an operator to read the index of all models. Charged to the key's rate.
     pub(in crate::edge) fn reader_of_index(&mut self) -> Result<(), ApiError> {
-        let caller = access::administrator(&self.edge.keys, self.headers)?;
-        self.account.caller = Some(caller.name().to_owned());
-        Edge::charge(&caller, self.account)
+        let caller = self.edge.identify_admin(self.headers, self.log)?;
+        Edge::charge(&caller, self.log)
     }
 
-    /// See to it that a model is served. Of parameters, only a `config` that says nothing else than what
-    /// holds anyhow is taken: how a version is run is the artifact's and the operator's to say.
+    /// Load a model. The only accepted parameter is a `config` that agrees with the model's configuration,
+    /// which artifacts and operators determine.
     pub(in crate::edge) async fn load(
         &mut self,
         model: &str,
         parameters: &Parameters,
     ) -> Result<(), ApiError> {
-        let actor = self.changer()?;
+        let actor = self.check_changes()?;
         let load = async {
-            let wanted = wanted_config(parameters)?;
+            let expected = expected_config(parameters)?;
             let name = self.change(actor, model, Control::load_model).await?;
-            let version = one(&self.edge.registry.snapshot(), &name, &Selector::Default)?;
-            let Some(wanted) = wanted else { return Ok(()) };
-            let is = serde_json::to_value(ModelConfig::of(&version)).unwrap_or_default();
-            match wanted.iter().find(|(key, value)| is.get(key.as_str()) != Some(value)) {
+            let version = main_version(&self.edge.registry.snapshot(), &name, &Selector::Default)?;
+            let Some(expected) = expected else { return Ok(()) };
+            let actual = serde_json::to_value(ModelConfig::new(&version)).unwrap_or_default();
+            match expected.iter().find(|(key, value)| actual.get(key.as_str()) != Some(value)) {
                 None => Ok(()),
                 Some((key, _)) => {
                     let key: String = key.chars().take(MAX_SHOWN).collect();
-                    Err(ApiError::malformed(format!("`{key}` of its configuration is not that")))
+                    Err(ApiError::malformed(format!(
+                        "`{key}` differs from the model's configuration"
+                    )))
                 }
             }
         };
-        load.await.map_err(|error| failed_to("load", model, error))
+        load.await.map_err(|error| with_context("load", model, error))
     }
 
-    /// Serve a model no more, as far as the rules for undeploying allow.
+    /// Unload a model, as far as the rules for undeploying allow it.
     pub(in crate::edge) async fn unload(
         &mut self,
         model: &str,
         parameters: &Parameters,
     ) -> Result<(), ApiError> {
-        let actor = self.changer()?;
+        let actor = self.check_changes()?;
         let unload = async {
-            // There are no dependents, so it makes no difference.
+            // Models have no dependents, so the value does not matter.
             match parameters.keys().find(|key| *key != "unload_dependents") {
                 Some(unknown) => Err(unknown_parameter(unknown)),
                 None => self.change(actor, model, Control::unload_model).await.map(drop),
             }
         };
-        unload.await.map_err(|error| failed_to("unload", model, error))
+        unload.await.map_err(|error| with_context("unload", model, error))
     }
 
-    /// Make a change, which goes on if its caller leaves; it may take as long as compiling does.
+    /// Make a change, which continues if its caller disconnects; it may take as long as compiling a version.
     async fn change(
         &self,
         actor: String,
@@ -241,44 +240,37 @@ impl Asker<'_> {
         Ok(name)
     }
 
-    /// The name of somebody with an admin key.
-    pub(in crate::edge) fn administrator(&mut self) -> Result<String, ApiError> {
-        let caller = access::administrator(&self.edge.keys, self.headers)?;
-        self.account.caller = Some(caller.name().to_owned());
-        Ok(caller.name().to_owned())
-    }
-
-    /// The same, if changes are taken here at all.
-    pub(in crate::edge) fn changer(&mut self) -> Result<String, ApiError> {
-        let actor = self.administrator()?;
+    /// Authorize an operator to change models by this API; the name of the key.
+    pub(in crate::edge) fn check_changes(&mut self) -> Result<String, ApiError> {
+        let caller = self.edge.identify_admin(self.headers, self.log)?;
         if self.edge.policy.load().server.repository_changes {
-            return Ok(actor);
+            return Ok(caller.name().to_owned());
         }
-        let message = "models are not loaded and unloaded here, but by the admin API";
+        let message = "models are loaded and unloaded by the admin API only";
         Err(ApiError::new(ErrorCode::Forbidden, message))
     }
 
-    /// A model that the key is good for, whether there is such a one or not.
-    fn permitted(&mut self, model: &str, version: &str) -> Result<(ModelName, Selector), ApiError> {
-        let caller = self.edge.identify(self.headers, self.account)?;
+    /// The model and the version that are named, for a caller that may use the model. It may not exist.
+    fn authorize(&mut self, model: &str, version: &str) -> Result<(ModelName, Selector), ApiError> {
+        let caller = self.edge.identify(self.headers, self.log)?;
         let (name, selector) =
             named(model, version).map_err(|error| in_protocol_words(error, model))?;
-        self.edge.permit(&caller, &name)?;
+        self.edge.check_model(&caller, &name)?;
         Ok((name, selector))
     }
 
-    /// The version that answers most of such requests.
+    /// The version that answers most of the requests with these names.
     fn find(&mut self, model: &str, version: &str) -> Result<Arc<ServableVersion>, ApiError> {
-        let (name, selector) = self.permitted(model, version)?;
-        let found = one(&self.edge.registry.snapshot(), &name, &selector);
+        let (name, selector) = self.authorize(model, version)?;
+        let found = main_version(&self.edge.registry.snapshot(), &name, &selector);
         found.map_err(|error| in_protocol_words(error.into(), model))
     }
 }
 
-/// The longest part of a caller's own words in an answer, in characters.
+/// The most characters of a caller's text in an error message.
 const MAX_SHOWN: usize = 64;
 
-fn one(
+fn main_version(
     snapshot: &Snapshot,
     model: &ModelName,
     selector: &Selector,
@@ -287,8 +279,8 @@ fn one(
     found.into_iter().next().map(|(version, ..)| version).ok_or(RouteError::NotReady)
 }
 
-/// The versions of its model that can be asked for by their number.
-fn all_of(snapshot: &Snapshot, version: &ServableVersion) -> Vec<String> {
+/// The loaded versions of a version's model.
+fn loaded_versions(snapshot: &Snapshot, version: &ServableVersion) -> Vec<String> {
     snapshot.models.get(&version.id().name).map(loaded).unwrap_or_default()
 }
 
@@ -297,7 +289,7 @@ fn loaded(model: &ModelVersions) -> Vec<String> {
     versions.map(|(version, _)| version.to_string()).collect()
 }
 
-fn index_of(name: &ModelName, model: &ModelVersions) -> Vec<IndexEntry> {
+fn index_entries(name: &ModelName, model: &ModelVersions) -> Vec<IndexEntry> {
     let entry = |version: String, state, reason: &str| {
         let (name, reason) = (name.to_string(), reason.to_owned());
         IndexEntry { name, version, state, reason }
@@ -326,8 +318,8 @@ fn index_of(name: &ModelName, model: &ModelVersions) -> Vec<IndexEntry> {
     versions.collect()
 }
 
-/// The error in the words that clients look for; what is wrong with the caller's key stays as it is.
-fn failed_to(what: &str, model: &str, error: ApiError) -> ApiError {
+/// The error with the message that clients expect. Errors about keys are not changed.
+fn with_context(what: &str, model: &str, error: ApiError) -> ApiError {
     let model: String = model.chars().take(MAX_SHOWN).collect();
     let message = format!("failed to {what} '{model}': {}", error.message);
     ApiError { message, ..error }
@@ -338,8 +330,8 @@ fn unknown_parameter(name: &str) -> ApiError {
     ApiError::malformed(format!("parameter `{name}` is not taken"))
 }
 
-/// The configuration that a client wants a model to be loaded with.
-fn wanted_config(parameters: &Parameters) -> Result<Option<Map<String, Value>>, ApiError> {
+/// The configuration that a client expects the model to have.
+fn expected_config(parameters: &Parameters) -> Result<Option<Map<String, Value>>, ApiError> {
     if let Some(unknown) = parameters.keys().find(|key| *key != "config") {
         return Err(unknown_parameter(unknown));
     }

@@ -1,8 +1,7 @@
 //! The Open Inference Protocol, version 2, over REST, with those of Triton's extensions that work here.
 //!
-//! What a request means is in `infer`, and what is told of models in `infer::about`; here are the paths,
-//! the bodies, and which answer is which. Every answer is `application/json`, but for those with tensors
-//! in their raw form; errors have their words in `error`, as the protocol's clients expect.
+//! Responses are `application/json`, except for those with tensors in binary form. Errors have their message
+//! in the field `error`, as the protocol's clients expect.
 
 use std::sync::Arc;
 
@@ -21,11 +20,12 @@ use super::body;
 use super::codec::oip::{OipCodec, check_media_type, request};
 use super::codec::tensors::{Parameters, in_protocol_words, named};
 use super::error::{ApiError, ErrorCode};
-use super::model_info::{self as about, Asker};
-use super::observe::{Account, answered};
-use super::pages::{Content, Key, Kind, Scope};
+use super::model_info::{self, InfoRequest};
+use super::pages::{ModelScope, PageContent, PageKey, PageKind};
 use super::pipeline::predict_over_http;
-use super::{Edge, Policy, Shared};
+use super::policy::Policy;
+use super::request_log::RequestLog;
+use super::state::{Edge, EdgeState};
 use guesthouse_control::registry::Snapshot;
 
 /// The endpoints.
@@ -51,25 +51,10 @@ pub(super) fn endpoints() -> Router<Arc<Edge>> {
         .route("/v2/repository/models/{model}/unload", post(unload))
 }
 
-/// Whether what is answered at a path is told in the protocol's words. Not of it are the predictions of
-/// the default model's second major.
-pub(super) fn has_path(path: &str) -> bool {
-    let rest = path.strip_prefix("/v2");
-    rest.is_some_and(|rest| {
-        (rest.is_empty() || rest.starts_with('/'))
-            && !["/predict", "/batch_predict"].contains(&rest)
-    })
-}
-
-/// Whether that is the pattern of an endpoint that answers with tensors.
-pub(super) fn is_inference(pattern: &str) -> bool {
-    pattern.starts_with("/v2/") && pattern.ends_with("/infer")
-}
-
 /// The model, and the version if the path names one.
-type Named = Path<Vec<(String, String)>>;
+type NamedPath = Path<Vec<(String, String)>>;
 
-fn model_of(path: &[(String, String)]) -> (&str, &str) {
+fn path_names(path: &[(String, String)]) -> (&str, &str) {
     let value = |name: &str| {
         let found = path.iter().find(|(key, _)| key == name);
         found.map_or("", |(_, value)| value.as_str())
@@ -78,34 +63,34 @@ fn model_of(path: &[(String, String)]) -> (&str, &str) {
 }
 
 /// `GET /v2`
-async fn server(State(edge): Shared) -> Response {
-    tell(&about::server(&edge))
+async fn server(State(edge): EdgeState) -> Response {
+    json_response(&model_info::server(&edge))
 }
 
 /// `GET /v2/health/live`
 async fn live() -> Response {
-    tell(&json!({"live": true}))
+    json_response(&json!({"live": true}))
 }
 
 /// `GET /v2/health/ready`
-async fn ready(State(edge): Shared) -> Response {
-    if about::is_ready(&edge) {
-        tell(&json!({"live": true, "ready": true}))
+async fn ready(State(edge): EdgeState) -> Response {
+    if model_info::is_ready(&edge) {
+        json_response(&json!({"live": true, "ready": true}))
     } else {
         ApiError::not_ready().into_response()
     }
 }
 
 /// `GET /v2/models/{model}` and `GET /v2/models/{model}/versions/{version}`
-async fn metadata(State(edge): Shared, path: Named, request: Request) -> Response {
-    let (model, version) = model_of(&path);
-    ask(&edge, &request, |mut asker| asker.metadata(model, version))
+async fn metadata(State(edge): EdgeState, path: NamedPath, request: Request) -> Response {
+    let (model, version) = path_names(&path);
+    inform(&edge, &request, |mut info| info.metadata(model, version))
 }
 
 /// `GET …/ready`
-async fn model_ready(State(edge): Shared, path: Named, request: Request) -> Response {
-    let (model, version) = model_of(&path);
-    ask(&edge, &request, |mut asker| match asker.model_is_ready(model, version)? {
+async fn model_ready(State(edge): EdgeState, path: NamedPath, request: Request) -> Response {
+    let (model, version) = path_names(&path);
+    inform(&edge, &request, |mut info| match info.model_is_ready(model, version)? {
         true => Ok(json!({"name": model, "ready": true})),
         false => {
             let message = "the model's version is not ready";
@@ -115,100 +100,112 @@ async fn model_ready(State(edge): Shared, path: Named, request: Request) -> Resp
 }
 
 /// `GET …/config`
-async fn config(State(edge): Shared, path: Named, request: Request) -> Response {
-    let (model, version) = model_of(&path);
-    ask(&edge, &request, |mut asker| asker.config(model, version))
+async fn config(State(edge): EdgeState, path: NamedPath, request: Request) -> Response {
+    let (model, version) = path_names(&path);
+    inform(&edge, &request, |mut info| info.config(model, version))
 }
 
 /// `GET …/stats`
-async fn statistics(State(edge): Shared, path: Named, parts: Parts) -> Response {
-    let (model, version) = model_of(&path);
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
-    let mut asker = Asker { edge: &edge, headers: &parts.headers, account: &mut account };
+async fn statistics(State(edge): EdgeState, path: NamedPath, parts: Parts) -> Response {
+    let (model, version) = path_names(&path);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
+    let mut info = InfoRequest { edge: &edge, headers: &parts.headers, log: &mut log };
     let outcome = async {
         if !version.is_empty() {
-            let statistics = asker.version_statistics(model, version)?;
-            return Ok(tell(&json!({"model_stats": [statistics]})));
+            let statistics = info.version_statistics(model, version)?;
+            return Ok(json_response(&json!({"model_stats": [statistics]})));
         }
-        let name = asker.reader_of(model)?;
+        let name = info.reader_of(model)?;
         let page = edge.page(
-            Key::plain(Kind::Statistics(Some(name.clone())), Scope::only(&name)),
+            PageKey::plain(PageKind::Statistics(Some(name.clone())), ModelScope::only(&name)),
             |edge, key| {
-                Ok(Content::json(&json!({"model_stats": about::statistics(edge, &key.scope)})))
+                Ok(PageContent::json(
+                    &json!({"model_stats": model_info::statistics(edge, &key.scope)}),
+                ))
             },
         );
         Ok(page.await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
-/// `GET /v2/models/stats`: what has been counted of all models, and beside it the metadata of the model
-/// that is called `stats`, if there is one.
-async fn all_statistics(State(edge): Shared, parts: Parts) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+/// `GET /v2/models/stats`: the statistics of all models, and the metadata of the model with the name `stats`,
+/// if there is one.
+async fn all_statistics(State(edge): EdgeState, parts: Parts) -> Response {
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
-        let caller = edge.admit_reader_of_all(&parts.headers, &mut account)?;
-        let make = |edge: &Edge, key: &Key| {
-            let mut answer = about::metadata_of_stats(edge, &key.scope);
-            answer.insert("model_stats".to_owned(), json!(about::statistics(edge, &key.scope)));
-            Ok(Content::json(&answer))
+        let caller = edge.admit_reader_of_all(&parts.headers, &mut log)?;
+        let make = |edge: &Edge, key: &PageKey| {
+            let mut answer = model_info::metadata_of_stats(edge, &key.scope);
+            answer
+                .insert("model_stats".to_owned(), json!(model_info::statistics(edge, &key.scope)));
+            Ok(PageContent::json(&answer))
         };
-        let page = edge.page(Key::plain(Kind::Statistics(None), Scope::of(&caller)), make).await?;
+        let page = edge
+            .page(
+                PageKey::plain(PageKind::Statistics(None), ModelScope::from_caller(&caller)),
+                make,
+            )
+            .await?;
         Ok(page.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
-fn tell(answer: &impl Serialize) -> Response {
-    // What is told is made of texts and numbers.
+fn json_response(answer: &impl Serialize) -> Response {
+    // Serializing strings and numbers does not fail.
     let body = serde_json::to_vec(answer).unwrap_or_default();
     let json = HeaderValue::from_static("application/json");
     ([(CONTENT_TYPE, json)], body).into_response()
 }
 
-fn ask<T: Serialize>(
+fn inform<T: Serialize>(
     edge: &Edge,
     request: &Request,
-    question: impl FnOnce(Asker<'_>) -> Result<T, ApiError>,
+    read: impl FnOnce(InfoRequest<'_>) -> Result<T, ApiError>,
 ) -> Response {
-    let mut account = Account::of(request);
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let headers = request.headers();
-    let outcome = question(Asker { edge, headers, account: &mut account });
-    answered(outcome.map(|answer| tell(&answer)), account)
+    let outcome = read(InfoRequest { edge, headers, log: &mut log });
+    log.attach_to(outcome.map(|answer| json_response(&answer)))
 }
 
 /// `POST /v2/repository/index`
-async fn index(State(edge): Shared, request: Request) -> Response {
-    let mut account = Account::of(&request);
+async fn index(State(edge): EdgeState, request: Request) -> Response {
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
     let outcome = async {
-        let mut asker = Asker { edge: &edge, headers: &parts.headers, account: &mut account };
-        // Who may not ask is not listened to.
-        asker.reader_of_index()?;
+        let mut info = InfoRequest { edge: &edge, headers: &parts.headers, log: &mut log };
+        // Before the body is read.
+        info.reader_of_index()?;
         let body = read_small(&edge, &parts.headers, body).await?;
         let only_ready = request::parse_only_ready(&body)?;
-        let make = move |edge: &Edge, _: &Key| Ok(Content::json(&about::index(edge, only_ready)));
-        let page = edge.page(Key::plain(Kind::Index { only_ready }, Scope::All), make).await?;
+        let make = move |edge: &Edge, _: &PageKey| {
+            Ok(PageContent::json(&model_info::index(edge, only_ready)))
+        };
+        let page = edge
+            .page(PageKey::plain(PageKind::Index { only_ready }, ModelScope::All), make)
+            .await?;
         Ok(page.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 /// `POST /v2/repository/models/{model}/load`
-async fn load(State(edge): Shared, path: Named, request: Request) -> Response {
-    change(&edge, request, async |mut asker, parameters| {
-        asker.load(model_of(&path).0, &parameters).await
+async fn load(State(edge): EdgeState, path: NamedPath, request: Request) -> Response {
+    change(&edge, request, async |mut info, parameters| {
+        info.load(path_names(&path).0, &parameters).await
     })
     .await
 }
 
 /// `POST /v2/repository/models/{model}/unload`
-async fn unload(State(edge): Shared, path: Named, request: Request) -> Response {
-    change(&edge, request, async |mut asker, parameters| {
-        asker.unload(model_of(&path).0, &parameters).await
+async fn unload(State(edge): EdgeState, path: NamedPath, request: Request) -> Response {
+    change(&edge, request, async |mut info, parameters| {
+        info.unload(path_names(&path).0, &parameters).await
     })
     .await
 }
@@ -216,23 +213,23 @@ async fn unload(State(edge): Shared, path: Named, request: Request) -> Response 
 async fn change(
     edge: &Edge,
     request: Request,
-    make: impl AsyncFnOnce(Asker<'_>, Parameters) -> Result<(), ApiError>,
+    make: impl AsyncFnOnce(InfoRequest<'_>, Parameters) -> Result<(), ApiError>,
 ) -> Response {
-    let mut account = Account::of(&request);
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
     let outcome = async {
-        let mut asker = Asker { edge, headers: &parts.headers, account: &mut account };
-        asker.changer()?;
-        let body = read_small(edge, asker.headers, body).await?;
+        let mut info = InfoRequest { edge, headers: &parts.headers, log: &mut log };
+        info.check_changes()?;
+        let body = read_small(edge, info.headers, body).await?;
         let parameters = request::parse_parameters(&body)?;
-        make(asker, parameters).await?;
-        Ok(tell(&json!({})))
+        make(info, parameters).await?;
+        Ok(json_response(&json!({})))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
-/// A body that says little, or nothing at all.
+/// A body that may be empty.
 async fn read_small(
     edge: &Edge,
     headers: &HeaderMap,
@@ -245,8 +242,8 @@ async fn read_small(
 }
 
 /// `POST …/infer`
-async fn infer(State(edge): Shared, path: Named, request: Request) -> Response {
-    let (model, version) = model_of(&path);
+async fn infer(State(edge): EdgeState, path: NamedPath, request: Request) -> Response {
+    let (model, version) = path_names(&path);
     let target = |_: &Policy, _: &Snapshot| named(model, version);
     let words = |error| in_protocol_words(error, model);
     let codec = |parts: &Parts| OipCodec::new(&parts.headers);

@@ -1,10 +1,9 @@
-//! What can be asked of the server, as OpenAPI 3.1: made from what is loaded whenever that has changed, so
-//! that it never says anything else than what is served. Needs a key, because names say something too.
+//! The OpenAPI 3.1 documents of the public listener, rendered from the loaded versions whenever they
+//! change, so that they always describe what is served. They need a key, because names are confidential.
 //!
-//! The part about one model is rendered once for each set of its versions and kept; a document is such
-//! parts, one after the other, so that a change of one model among a thousand costs little.
+//! The fragment about a model is rendered once for each set of its versions and cached. A document joins
+//! such fragments, so that a change of one model among a thousand is cheap.
 
-mod fragments;
 mod operations;
 mod protocol;
 mod schemas;
@@ -16,16 +15,17 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::response::Response;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-pub(super) use self::fragments::Fragments;
-use self::fragments::{Fragment, join, members};
 use self::operations::Operations;
 use self::schemas::Schemas;
 use super::catalogue::{known_model, known_version};
-use super::observe::{Account, answered};
-use super::pages::{Content, Key, Kind, Scope};
-use super::{Edge, Policy, Shared, forwarded};
+use super::forwarded;
+use super::pages::fragments::{Document, Fragment, join, members};
+use super::pages::{ModelScope, PageContent, PageKey, PageKind};
+use super::policy::Policy;
+use super::request_log::RequestLog;
+use super::state::{Edge, EdgeState};
 use crate::api::catalogue::VersionSchemas;
 use guesthouse_control::registry::{Snapshot, VersionState};
 use guesthouse_control::router;
@@ -33,33 +33,33 @@ use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::ServableVersion;
 
 /// `GET /openapi.json`
-pub(super) async fn server(State(edge): Shared, parts: Parts) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+pub(super) async fn server(State(edge): EdgeState, parts: Parts) -> Response {
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
-        let caller = edge.admit_reader_of_all(&parts.headers, &mut account)?;
+        let caller = edge.admit_reader_of_all(&parts.headers, &mut log)?;
         let server = server_url(&parts.headers, ".");
-        let kind = Kind::OpenApi { server: server.clone() };
-        let key = Key::new(kind, Scope::of(&caller), &parts.headers);
-        let make = move |edge: &Edge, key: &Key| Ok(whole(edge, &key.scope, &server));
+        let kind = PageKind::OpenApi { server: server.clone() };
+        let key = PageKey::new(kind, ModelScope::from_caller(&caller), &parts.headers);
+        let make = move |edge: &Edge, key: &PageKey| Ok(whole(edge, &key.scope, &server));
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 /// `GET /models/{model}/openapi.json`
 pub(super) async fn model(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path(model): Path<String>,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
-        let model = known_model(&edge, &model, &parts.headers, &mut account)?;
+        let model = known_model(&edge, &model, &parts.headers, &mut log)?;
         let server = server_url(&parts.headers, "../..");
-        let kind = Kind::ModelOpenApi { model: model.clone(), server: server.clone() };
-        let key = Key::new(kind, Scope::only(&model), &parts.headers);
-        let make = move |edge: &Edge, key: &Key| {
+        let kind = PageKind::ModelOpenApi { model: model.clone(), server: server.clone() };
+        let key = PageKey::new(kind, ModelScope::only(&model), &parts.headers);
+        let make = move |edge: &Edge, key: &PageKey| {
             let (snapshot, policy) = (edge.registry.snapshot(), edge.policy.load_full());
             let fragments = fragments_of(edge, &snapshot, &policy, &key.scope);
             let title = format!("Guesthouse: {model}");
@@ -68,36 +68,37 @@ pub(super) async fn model(
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
 /// `GET /models/{model}/versions/{selector}/schema`
 pub(super) async fn schema(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path((model, selector)): Path<(String, String)>,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
         let path = (&*model, &*selector);
-        let version = known_version(&edge, path, &parts.headers, &mut account)?;
+        let version = known_version(&edge, path, &parts.headers, &mut log)?;
         let id = version.id();
-        let key = Key::new(Kind::Schema(id.clone()), Scope::only(&id.name), &parts.headers);
-        let make = move |edge: &Edge, _: &Key| Ok(schemas_of(&edge.policy.load(), &version));
+        let key =
+            PageKey::new(PageKind::Schema(id.clone()), ModelScope::only(&id.name), &parts.headers);
+        let make = move |edge: &Edge, _: &PageKey| Ok(schemas_of(&edge.policy.load(), &version));
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }
 
-fn schemas_of(policy: &Policy, version: &ServableVersion) -> Content {
+fn schemas_of(policy: &Policy, version: &ServableVersion) -> PageContent {
     let schemas = Schemas::new(policy, version);
     let dialect = "https://json-schema.org/draft/2020-12/schema";
     let whole = |mut schema: Value| {
         schema["$schema"] = json!(dialect);
         schema
     };
-    Content::json(&VersionSchemas {
+    PageContent::json(&VersionSchemas {
         model: version.id().name.clone(),
         version: version.id().version.clone(),
         request: whole(schemas.request()),
@@ -107,35 +108,35 @@ fn schemas_of(policy: &Policy, version: &ServableVersion) -> Content {
     })
 }
 
-/// Where the paths begin: under the path at which a proxy says that it serves them, for tools that cannot
-/// resolve a relative address; else relative to the document, which holds behind a proxy as well.
+/// The URL at which paths begin. A trusted proxy can name its prefix, for tools that cannot resolve a
+/// relative URL; otherwise the URL is relative to the document, which also works behind a proxy.
 fn server_url(headers: &HeaderMap, relative: &str) -> String {
     forwarded::prefix(headers).unwrap_or(relative).to_owned()
 }
 
-/// The whole document; it names no models but those that its reader may know of.
-fn whole(edge: &Edge, scope: &Scope, server: &str) -> Content {
+/// The document of the server, with the models of the scope only.
+fn whole(edge: &Edge, scope: &ModelScope, server: &str) -> PageContent {
     let (snapshot, policy) = (edge.registry.snapshot(), edge.policy.load_full());
     let mut general = Document::default();
     operations::general(&mut general, &policy);
     protocol::general(&mut general);
     general.default_model(&snapshot, &policy, scope);
-    // They stand in the part of the model itself.
+    // They are part of the fragment of the model.
     general.schemas.clear();
     let fragments = fragments_of(edge, &snapshot, &policy, scope);
     if fragments.iter().any(|fragment| fragment.has_path(protocol::STATISTICS)) {
-        // The model of that name is described there as well.
+        // The fragment of the model with that name describes the path.
         general.paths.shift_remove(protocol::STATISTICS);
     }
     document("Guesthouse", server, &general, &fragments)
 }
 
-/// The parts about the models in the scope, by name.
+/// The fragments of the models in the scope, by name.
 fn fragments_of(
     edge: &Edge,
     snapshot: &Snapshot,
     policy: &Arc<Policy>,
-    scope: &Scope,
+    scope: &ModelScope,
 ) -> Vec<Arc<Fragment>> {
     let fragments = &edge.pages.fragments;
     fragments.forget_others(snapshot);
@@ -144,7 +145,7 @@ fn fragments_of(
         let loaded: Vec<_> =
             versions.versions.values().filter_map(VersionState::servable).collect();
         let mut made_of: Vec<_> = loaded.iter().map(|version| version.key()).collect();
-        // The one for which nothing is said, which may be none, comes first.
+        // The version of requests without a selector comes first; 0 if there is none.
         made_of.insert(0, answering.as_ref().map_or(0, |version| version.key()));
         fragments.get(name, policy, made_of, || {
             let mut document = Document::default();
@@ -155,8 +156,13 @@ fn fragments_of(
     models.collect()
 }
 
-/// A document: what is not about single models, and the parts that are.
-fn document(title: &str, server: &str, general: &Document, fragments: &[Arc<Fragment>]) -> Content {
+/// Join a document from its general part and the fragments of models.
+fn document(
+    title: &str,
+    server: &str,
+    general: &Document,
+    fragments: &[Arc<Fragment>],
+) -> PageContent {
     let info = json!({
         "title": title,
         "version": env!("CARGO_PKG_VERSION"),
@@ -170,27 +176,22 @@ fn document(title: &str, server: &str, general: &Document, fragments: &[Arc<Frag
     let security = json!([{"key": []}, {"bearer": []}]);
     let general = Fragment::new(general);
     let all = || std::iter::once(&general).chain(fragments.iter().map(|it| &**it));
-    let common = members(&schemas::common());
+    let mut common = schemas::common();
+    let protocol = protocol::schemas().into_iter();
+    common.extend(protocol.map(|(name, schema)| (name.to_owned(), schema)));
+    let common = members(&common);
     let schemas = join(std::iter::once(&*common).chain(all().map(|part| &*part.schemas)));
     let responses = Value::Object(operations::responses());
     let (tags, paths) = (join(all().map(|part| &*part.tags)), join(all().map(|part| &*part.paths)));
     let text = format!(
         r#"{{"openapi":"3.1.0","info":{info},"servers":{servers},"security":{security},"tags":[{tags}],"paths":{{{paths}}},"components":{{"schemas":{{{schemas}}},"responses":{responses},"securitySchemes":{security_schemes}}}}}"#
     );
-    Content { content_type: "application/json", bytes: text.into_bytes() }
-}
-
-/// A document on its way.
-#[derive(Default)]
-struct Document {
-    paths: Map<String, Value>,
-    schemas: Map<String, Value>,
-    tags: Vec<Value>,
+    PageContent { content_type: "application/json", bytes: text.into_bytes() }
 }
 
 impl Document {
-    /// The paths that name no model.
-    fn default_model(&mut self, snapshot: &Snapshot, policy: &Policy, scope: &Scope) {
+    /// Describe the paths that name no model.
+    fn default_model(&mut self, snapshot: &Snapshot, policy: &Policy, scope: &ModelScope) {
         let mut names = snapshot.models.keys();
         let only = names.next().filter(|_| names.next().is_none());
         let name = policy.default_model.as_ref().or(only).filter(|name| scope.has(name));
@@ -213,8 +214,8 @@ impl Document {
         }
     }
 
-    /// The paths of one model: of the version that answers requests that name none, if one does, and of
-    /// those that are loaded.
+    /// Describe the paths of one model: of the version that answers requests without a selector, if there
+    /// is one, and of every loaded version.
     fn model(
         &mut self,
         policy: &Policy,
@@ -255,7 +256,7 @@ impl Document {
     }
 }
 
-/// The version that answers most requests with the selector.
+/// The version with the largest share of the requests with the selector.
 fn answering(
     snapshot: &Snapshot,
     model: &ModelName,

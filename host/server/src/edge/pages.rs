@@ -1,14 +1,14 @@
-//! Answers about many models: rendered on threads of their own, once for all who ask for the same one at
-//! the same time, and kept while nothing that they show has changed.
+//! Cached responses about many models ("pages"). A page is rendered on a thread of its own, once for all
+//! concurrent requests, and cached until anything that it shows changes.
 //!
-//! What an answer is a function of is its [`Key`] (which page, which models its reader may know of, how it
-//! is compressed) and a [`State`] (the snapshot, the policy, which versions are suspended). Measurements
-//! are more than that, so pages of them are rendered for each request that does not find one about to be
-//! rendered, as long as they are small. No versions are held: a draining one goes while its pages are
-//! still there.
+//! A page is a function of its [`PageKey`] (which page, for which models, in which encoding) and a [`PageState`]
+//! (the snapshot, the policy, the suspended versions). Pages with measurements depend on more than that.
+//! As long as they are small, they are rendered for each request, unless one is about to be rendered. The
+//! cache holds no versions, so a draining version is dropped while its pages are still cached.
 
+mod cache;
 mod coding;
-mod table;
+pub(super) mod fragments;
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher as _};
@@ -24,44 +24,43 @@ use axum::response::{IntoResponse as _, Response};
 use prost_reflect::DescriptorPool;
 use serde::Serialize;
 
+pub(super) use self::cache::MemorySize;
+use self::cache::{RenderCache, RenderThreads};
 pub(super) use self::coding::Coding;
-pub(super) use self::table::Weigh;
-use self::table::{Table, Threads};
-use super::encoding::Plain;
-use super::error::ApiError;
-use super::openapi::Fragments;
-use super::{Edge, Policy};
+use self::fragments::Fragments;
+use super::compress::Uncompressed;
+use super::policy::Policy;
 use guesthouse_control::keys::Caller;
 use guesthouse_control::registry::{ModelVersions, Snapshot, VersionState};
 use guesthouse_model::{ModelName, VersionId};
 
-/// What is kept of answers about many models.
+/// The caches of pages.
 pub struct Pages {
-    bodies: Arc<Table<Key, State, Page>>,
-    types: Arc<Table<Key, State, Types>>,
+    pub(super) bodies: Arc<RenderCache<PageKey, PageState, Page>>,
+    pub(super) types: Arc<RenderCache<PageKey, PageState, GrpcTypes>>,
     /// The parts of the OpenAPI document, by model.
     pub(super) fragments: Fragments,
 }
 
 impl Pages {
-    /// With nothing rendered yet.
+    /// Start the threads, with empty caches.
     ///
     /// # Errors
     /// A thread cannot be started.
     pub fn start() -> std::io::Result<Self> {
-        let threads = Threads::start()?;
-        let (bodies, types) = (Table::new(threads.clone()), Table::new(threads));
+        let threads = RenderThreads::start()?;
+        let (bodies, types) = (RenderCache::new(threads.clone()), RenderCache::new(threads));
         let (bodies, types) = (Arc::new(bodies), Arc::new(types));
         Ok(Self { bodies, types, fragments: Fragments::default() })
     }
 }
 
-/// Which page it is.
+/// The kind of a page.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    /// The whole OpenAPI document, with the address at which its paths begin.
+pub(super) enum PageKind {
+    /// The OpenAPI document of the server, with the URL at which its paths begin.
     OpenApi { server: String },
-    /// The part of it about one model.
+    /// The OpenAPI document of one model.
     ModelOpenApi { model: ModelName, server: String },
     /// The JSON Schemas of a version.
     Schema(VersionId),
@@ -71,29 +70,29 @@ pub(super) enum Kind {
     Models,
     /// One model with its versions.
     Model(ModelName),
-    /// The index of the model repository.
+    /// The index of the model repository, as JSON.
     Index { only_ready: bool },
-    /// The same as a message of gRPC.
+    /// The index of the model repository, as a gRPC message.
     IndexMessage { only_ready: bool },
-    /// What has been counted of a model, or of all of them.
+    /// The statistics of a model, or of all models, as JSON.
     Statistics(Option<ModelName>),
-    /// The same as a message of gRPC.
+    /// The statistics of a model, or of all models, as a gRPC message.
     StatisticsMessage(Option<ModelName>),
-    /// What Prometheus reads.
+    /// The metrics.
     Metrics { is_open_metrics: bool },
     /// The types of gRPC services.
     Types,
 }
 
-/// The models that the reader of a page may know of. Readers for whom they are the same share pages.
+/// The models that a key may see. Keys that may see the same models share pages.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Scope {
+pub(super) enum ModelScope {
     All,
     Models(BTreeSet<ModelName>),
 }
 
-impl Scope {
-    pub(super) fn of(caller: &Caller) -> Self {
+impl ModelScope {
+    pub(super) fn from_caller(caller: &Caller) -> Self {
         caller.scopes().models().map_or(Self::All, Self::Models)
     }
 
@@ -108,7 +107,7 @@ impl Scope {
         }
     }
 
-    /// The models of the snapshot that it has, by name.
+    /// The models of the snapshot that are visible, by name.
     pub(super) fn models<'a>(
         &'a self,
         snapshot: &'a Snapshot,
@@ -122,51 +121,35 @@ impl Scope {
     }
 }
 
-/// What tells a page from others.
+/// Identifies a page in the cache.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key {
-    pub(super) kind: Kind,
-    pub(super) scope: Scope,
+pub(super) struct PageKey {
+    pub(super) kind: PageKind,
+    pub(super) scope: ModelScope,
     pub(super) coding: Coding,
 }
 
-impl Key {
-    pub(super) fn new(kind: Kind, scope: Scope, headers: &HeaderMap) -> Self {
+impl PageKey {
+    pub(super) fn new(kind: PageKind, scope: ModelScope, headers: &HeaderMap) -> Self {
         Self { kind, scope, coding: Coding::accepted(headers) }
     }
 
-    /// Of an answer that is not compressed, whatever its caller understands.
-    pub(super) fn plain(kind: Kind, scope: Scope) -> Self {
+    /// The key of a page that is never compressed.
+    pub(super) fn plain(kind: PageKind, scope: ModelScope) -> Self {
         Self { kind, scope, coding: Coding::Identity }
-    }
-
-    /// What the page is a function of, if that is all.
-    fn state(&self, edge: &Edge) -> Option<State> {
-        match self.kind {
-            Kind::Statistics(_) | Kind::StatisticsMessage(_) | Kind::Metrics { .. } => None,
-            Kind::OpenApi { .. }
-            | Kind::ModelOpenApi { .. }
-            | Kind::Schema(_)
-            | Kind::Proto(_)
-            | Kind::Models
-            | Kind::Model(_)
-            | Kind::Index { .. }
-            | Kind::IndexMessage { .. }
-            | Kind::Types => Some(State::new(edge, &self.scope)),
-        }
     }
 }
 
-/// What most pages are a function of.
+/// The state of the server that most pages depend on.
 #[derive(Clone)]
-pub(super) struct State {
+pub(super) struct PageState {
     generation: u64,
     policy: Arc<Policy>,
-    /// A hash of the versions that are suspended at the moment: breakers are not in the snapshot.
+    /// A hash of the suspended versions, which are not part of the snapshot.
     suspended: u64,
 }
 
-impl PartialEq for State {
+impl PartialEq for PageState {
     fn eq(&self, other: &Self) -> bool {
         self.generation == other.generation
             && self.suspended == other.suspended
@@ -174,82 +157,80 @@ impl PartialEq for State {
     }
 }
 
-impl State {
-    fn new(edge: &Edge, scope: &Scope) -> Self {
-        let (snapshot, now) = (edge.registry.snapshot(), Instant::now());
+impl PageState {
+    pub(super) fn new(snapshot: &Snapshot, policy: Arc<Policy>, scope: &ModelScope) -> Self {
+        let now = Instant::now();
         let mut hasher = DefaultHasher::new();
-        let versions = scope.models(&snapshot).flat_map(|(_, model)| model.versions.values());
+        let versions = scope.models(snapshot).flat_map(|(_, model)| model.versions.values());
         for version in versions.filter_map(VersionState::servable) {
             if !version.breaker().allows(now) {
                 version.key().hash(&mut hasher);
             }
         }
-        let (generation, suspended) = (snapshot.generation, hasher.finish());
-        Self { generation, policy: edge.policy.load_full(), suspended }
+        Self { generation: snapshot.generation, policy, suspended: hasher.finish() }
     }
 }
 
-/// A body as it is sent.
+/// A page as it is sent.
 pub(super) struct Page {
     bytes: Bytes,
     content_type: &'static str,
     coding: Coding,
-    /// Names the bytes, if they may be asked for again.
+    /// The entity tag of the bytes, for pages that support conditional requests.
     tag: Option<HeaderValue>,
 }
 
-impl Weigh for Page {
+impl MemorySize for Page {
     fn bytes(&self) -> usize {
         self.bytes.len()
     }
 }
 
-/// What a page is made of, before it is compressed.
-pub(super) struct Content {
+/// The content of a page before it is compressed.
+pub(super) struct PageContent {
     pub(super) content_type: &'static str,
     pub(super) bytes: Vec<u8>,
 }
 
-impl Content {
+impl PageContent {
     pub(super) fn json(value: &impl Serialize) -> Self {
-        // What is told is made of texts and numbers.
-        let bytes = serde_json::to_vec(value).unwrap_or_default();
+        let bytes = serde_json::to_vec(value).expect("pages are texts and numbers");
         Self { content_type: "application/json", bytes }
     }
 }
 
 impl Page {
-    fn new(content: Content, key: &Key) -> Self {
-        let Content { content_type, bytes } = content;
+    pub(super) fn new(content: PageContent, key: &PageKey) -> Self {
+        let PageContent { content_type, bytes } = content;
         let (bytes, coding) = key.coding.encode(bytes);
         let has_tag = match key.kind {
-            Kind::OpenApi { .. }
-            | Kind::ModelOpenApi { .. }
-            | Kind::Schema(_)
-            | Kind::Proto(_)
-            | Kind::Models
-            | Kind::Model(_) => true,
-            Kind::Index { .. }
-            | Kind::IndexMessage { .. }
-            | Kind::Statistics(_)
-            | Kind::StatisticsMessage(_)
-            | Kind::Metrics { .. }
-            | Kind::Types => false,
+            PageKind::OpenApi { .. }
+            | PageKind::ModelOpenApi { .. }
+            | PageKind::Schema(_)
+            | PageKind::Proto(_)
+            | PageKind::Models
+            | PageKind::Model(_) => true,
+            PageKind::Index { .. }
+            | PageKind::IndexMessage { .. }
+            | PageKind::Statistics(_)
+            | PageKind::StatisticsMessage(_)
+            | PageKind::Metrics { .. }
+            | PageKind::Types => false,
         };
-        // Of the bytes as they are sent, so that it is a strong one.
+        // A hash of the bytes as they are sent, so that the tag is strong.
         let tag = has_tag.then(|| format!("\"{}\"", blake3::hash(&bytes).to_hex()));
         let tag = tag.and_then(|tag| HeaderValue::try_from(tag).ok());
         Self { bytes: bytes.into(), content_type, coding, tag }
     }
 
-    /// The bytes, which nothing has compressed.
+    /// The bytes of a page whose key is [`PageKey::plain`].
     pub(super) fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The answer to a request with these headers.
+    /// The response to a request with these headers.
     pub(super) fn respond(&self, request: &HeaderMap) -> Response {
-        let is_known = self.tag.as_ref().is_some_and(|tag| is_named(request, tag));
+        let is_known = self.tag.as_ref().is_some_and(|tag| matches_tag(request, tag));
         let mut response = if is_known {
             StatusCode::NOT_MODIFIED.into_response()
         } else {
@@ -265,64 +246,33 @@ impl Page {
         headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
         if let Some(tag) = &self.tag {
             headers.insert(ETAG, tag.clone());
-            // What one key may see is nobody else's, and holds until the next change.
+            // The page is for this key only, and valid until the next change.
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
         }
-        // What is compressed, is compressed once and elsewhere.
-        response.extensions_mut().insert(Plain);
+        // The page is compressed once, and not again by the middleware.
+        response.extensions_mut().insert(Uncompressed);
         response
     }
 }
 
-/// Whether the caller has the bytes of that name.
-fn is_named(request: &HeaderMap, tag: &HeaderValue) -> bool {
+/// Whether `If-None-Match` contains the tag.
+fn matches_tag(request: &HeaderMap, tag: &HeaderValue) -> bool {
     let values = request.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut names = values.flat_map(|value| value.split(',').map(str::trim));
-    // A weak name, as proxies make of ours, is as good here.
+    // Proxies may have weakened the tag.
     names.any(|name| name == "*" || name.trim_start_matches("W/").as_bytes() == tag.as_bytes())
 }
 
 /// The types of gRPC services.
-pub(super) struct Types {
+pub(super) struct GrpcTypes {
     pub(super) pool: DescriptorPool,
-    /// About the memory that it takes.
+    /// The approximate memory of the types.
     pub(super) bytes: usize,
 }
 
-impl Weigh for Types {
+impl MemorySize for GrpcTypes {
     fn bytes(&self) -> usize {
         self.bytes
-    }
-}
-
-impl Edge {
-    /// The page, rendered by `make` if there is none that shows what holds now.
-    pub(super) async fn page(
-        self: &Arc<Self>,
-        key: Key,
-        make: impl FnOnce(&Self, &Key) -> Result<Content, ApiError> + Send + 'static,
-    ) -> Result<Arc<Page>, ApiError> {
-        let state = self.state_of(&key);
-        let (edge, same) = (Arc::clone(self), key.clone());
-        let make = move || make(&edge, &same).map(|content| Page::new(content, &same));
-        self.pages.bodies.get(key, state, make).await
-    }
-
-    /// The types of the services of the models in the scope.
-    pub(super) async fn types(
-        self: &Arc<Self>,
-        scope: Scope,
-        make: impl FnOnce(&Self, &Scope) -> Types + Send + 'static,
-    ) -> Result<Arc<Types>, ApiError> {
-        let key = Key::plain(Kind::Types, scope);
-        let state = self.state_of(&key);
-        let (edge, scope) = (Arc::clone(self), key.scope.clone());
-        self.pages.types.get(key, state, move || Ok(make(&edge, &scope))).await
-    }
-
-    fn state_of(self: &Arc<Self>, key: &Key) -> impl Fn() -> Option<State> + Send + use<> {
-        let (edge, key) = (Arc::clone(self), key.clone());
-        move || key.state(&edge)
     }
 }
 
@@ -331,12 +281,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_that_the_caller_has_is_not_sent_again() {
+    fn an_unchanged_body_is_not_sent_again() {
         let request = |value: &str| {
             HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::try_from(value).unwrap())])
         };
-        let content = Content::json(&"body");
-        let page = Page::new(content, &Key::plain(Kind::Models, Scope::All));
+        let content = PageContent::json(&"body");
+        let page = Page::new(content, &PageKey::plain(PageKind::Models, ModelScope::All));
         let tag = page.tag.as_ref().unwrap().to_str().unwrap();
         for (named, status) in [
             (tag.to_owned(), 304),
@@ -350,7 +300,10 @@ mod tests {
             assert_eq!(page.respond(&request(&named)).status(), status, "{named}");
         }
         assert_eq!(page.respond(&HeaderMap::new()).status(), 200);
-        let counted = Page::new(Content::json(&1), &Key::plain(Kind::Statistics(None), Scope::All));
+        let counted = Page::new(
+            PageContent::json(&1),
+            &PageKey::plain(PageKind::Statistics(None), ModelScope::All),
+        );
         assert_eq!(counted.respond(&request("*")).status(), 200);
     }
 }

@@ -20,11 +20,13 @@ use super::body::{self, RequestBody};
 use super::codec::{Codec, Encoded, FieldValue, JSON_LENGTH_HEADER};
 use super::compare::CompareOnDrop;
 use super::error::ApiError;
-use super::idempotency::{self, Answer, Before, REPLAYED_HEADER};
-use super::observe::{Account, answered};
+use super::idempotency::{self, Lookup, PendingAnswer, REPLAYED_HEADER, StoredAnswer};
+use super::policy::Policy;
+use super::request_headers;
+use super::request_log::RequestLog;
 use super::run::Runner;
+use super::state::Edge;
 use super::target::{self, Target};
-use super::{Edge, Policy, request_headers};
 use crate::config::Sticky;
 use crate::observe::capture::CapturedRequest;
 use guesthouse_control::keys::Caller;
@@ -35,39 +37,39 @@ use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::version::CallerId;
 use guesthouse_runtime::version::admission::{AdmissionGuard, AdmissionRequest, RequestClass};
 
-/// Of a model for which the configuration names neither a sticky header nor a sticky field.
+/// For a model without a sticky header and without a sticky field.
 const NO_STICKY: Sticky = Sticky { header: None, field: None };
 
 /// What is known of a request before its body is read.
 pub(super) struct RequestHead<'a> {
     pub(super) edge: &'a Edge,
     pub(super) policy: &'a Policy,
-    /// What is loaded at the moment at which the request arrives.
+    /// The loaded versions when the request arrives.
     pub(super) snapshot: Arc<Snapshot>,
     /// The headers, or the metadata of a gRPC call.
     pub(super) headers: &'a HeaderMap,
     pub(super) target: Target,
 }
 
-/// A request whose caller may ask for predictions of its model.
+/// A request whose caller is authorized to use its model.
 pub(super) struct PredictRequest<'a> {
     edge: &'a Edge,
     policy: &'a Policy,
     caller: Arc<Caller>,
     model: ModelName,
     selector: Selector,
-    /// Whether it is a batch, which is the first to be shed.
+    /// Whether it is a batch: batches are shed first.
     is_batch: bool,
     sticky: &'a Sticky,
-    /// How long the caller waits for the answer, if it says so.
+    /// The caller's timeout, if it has set one.
     timeout: Option<Duration>,
     idempotency_key: Option<String>,
     routing: Routing,
 }
 
-/// Whether it is known which version answers.
+/// Whether the version is chosen.
 enum Routing {
-    /// A field of the body tells, once it is decoded.
+    /// The sticky key is in the body.
     Pending(Arc<Snapshot>),
     Done(Result<Routed, RouteError>),
 }
@@ -76,7 +78,7 @@ enum Routing {
 struct Routed {
     route: Route,
     caller: CallerId,
-    /// Whether the version was drawn by chance, and not by the caller's sticky key.
+    /// Whether the version was drawn at random, and not by a sticky key.
     is_random: bool,
 }
 
@@ -89,33 +91,42 @@ struct AdmittedRequest {
     _admitted: AdmissionGuard,
 }
 
+/// A request whose body was parsed.
+enum Parsed {
+    /// It is to run, and its answer to be stored if it has an idempotency key.
+    Admitted(AdmittedRequest, Option<PendingAnswer>),
+    /// Its answer is stored.
+    Answered(Arc<StoredAnswer>),
+}
+
 /// The answer to a prediction request, and what happens once it has been sent.
 pub(super) struct Reply {
-    pub(super) answer: Arc<Answer>,
-    /// Whether it had been given before, to a request with the same idempotency key.
+    pub(super) answer: Arc<StoredAnswer>,
+    /// Whether it was stored, under the idempotency key of the request.
     pub(super) is_replay: bool,
     /// To be dropped when the answer has been sent.
     pub(super) comparison: Option<CompareOnDrop>,
 }
 
-/// Answer a prediction request. A stopping server interrupts it, and with it the guest that works for it.
+/// Answer a prediction request: the head, then the body, which `body` reads. A stopping server interrupts the
+/// request and its guest.
 pub(super) async fn predict<C: Codec>(
     head: RequestHead<'_>,
     codec: Result<C, ApiError>,
     body: impl Future<Output = Result<RequestBody, ApiError>>,
-    account: &mut Account,
+    log: &mut RequestLog,
 ) -> Result<Reply, ApiError> {
     let mut interrupted = head.edge.interrupted.clone();
     let answer = async {
-        let mut request = PredictRequest::authenticate(head, account)?;
+        let mut request = PredictRequest::authenticate(head, log)?;
         let codec = codec?;
-        request.check(&codec, account)?;
+        request.check(&codec, log)?;
         let body = body.await?;
-        request.answer(codec, body, account).await
+        request.answer(codec, body, log).await
     };
     tokio::select! {
         outcome = answer => outcome,
-        Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::going_down()),
+        Ok(_) = interrupted.wait_for(|interrupted| *interrupted) => Err(ApiError::stopping()),
     }
 }
 
@@ -127,26 +138,26 @@ pub(super) async fn predict_over_http<C: Codec>(
     words: impl FnOnce(ApiError) -> ApiError,
     request: Request,
 ) -> Response {
-    let mut account = Account::of(&request);
+    let mut log = RequestLog::new(request.headers(), request.extensions());
     let (parts, body) = request.into_parts();
     let (policy, snapshot) = (edge.policy.load_full(), Arc::clone(&edge.registry.snapshot()));
     let (target, headers) = (target(&policy, &snapshot), &parts.headers);
     let body = body::read(headers, body, &policy.limits, &edge.bodies);
     let head = RequestHead { edge, policy: &policy, snapshot, headers, target };
-    let outcome = predict(head, codec(&parts), body, &mut account).await;
-    answered(outcome.map(Reply::into_response).map_err(words), account)
+    let outcome = predict(head, codec(&parts), body, &mut log).await;
+    log.attach_to(outcome.map(Reply::into_response).map_err(words))
 }
 
 impl<'a> PredictRequest<'a> {
     /// Authenticate the caller, charge the rates, and choose the version if the headers decide it.
     pub(super) fn authenticate(
         head: RequestHead<'a>,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Self, ApiError> {
         let RequestHead { edge, policy, snapshot, headers, target } = head;
-        let caller = edge.identify(headers, account)?;
+        let caller = edge.identify(headers, log)?;
         let (model, selector) = target?;
-        edge.admit(&caller, &model, &mut account.allowance)?;
+        edge.admit_prediction(&caller, &model, log)?;
         let mut request = Self {
             edge,
             policy,
@@ -155,7 +166,7 @@ impl<'a> PredictRequest<'a> {
             is_batch: false,
             sticky: policy.sticky.get(&model).unwrap_or(&NO_STICKY),
             timeout: request_headers::timeout(headers)?,
-            idempotency_key: idempotency::key_of(headers)?,
+            idempotency_key: idempotency::key_from_headers(headers)?,
             routing: Routing::Pending(snapshot),
             model,
         };
@@ -186,104 +197,122 @@ impl<'a> PredictRequest<'a> {
 
     /// Shed a request that would not be admitted before its body is read. One with an idempotency key may
     /// have been answered already.
-    fn check(&mut self, codec: &impl Codec, account: &mut Account) -> Result<(), ApiError> {
+    fn check(&mut self, codec: &impl Codec, log: &mut RequestLog) -> Result<(), ApiError> {
         self.is_batch = codec.is_batch();
         let Routing::Done(routed) = &self.routing else { return Ok(()) };
         if self.idempotency_key.is_some() {
             return Ok(());
         }
         let Routed { route, .. } = routed.as_ref().map_err(|error| *error)?;
-        account.route_to(route);
+        log.set_route(route);
         Ok(self.admission(route).check()?)
     }
 
-    /// Answer the request, whose body was complete when it was read.
+    /// Answer the request, after its body was read.
     pub(super) async fn answer<C: Codec>(
         &mut self,
         mut codec: C,
         body: RequestBody,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Reply, ApiError> {
-        self.is_batch = codec.is_batch();
-        let limits = &self.policy.limits;
-        let mut ticket = match self.idempotency_key.take() {
-            None => None,
-            Some(key) => match self.remember(&key, &codec, &body)? {
-                Before::Answered(answer) => return Ok(Reply::replay(answer, account)),
-                Before::New(ticket) => Some(ticket),
-            },
-        };
-        let is_parsed = matches!(self.routing, Routing::Pending(_));
-        if is_parsed {
-            codec.parse(&body, limits, &mut account.request_id)?;
-            let field = self.sticky.field.as_deref().unwrap_or_default();
-            let key = sticky_key(field, codec.field(field))?;
-            self.route(key.as_deref());
-        }
-        let admitted = self.admit(body.complete, account)?;
-        let (route, version) = (&admitted.route, &admitted.route.version);
-        if !is_parsed {
-            codec.parse(&body, limits, &mut account.request_id)?;
-        }
-        if let Some(field) = &self.sticky.field {
-            codec.take_field(field, version.signature());
-        }
-        let key = codec.take_field(idempotency::KEY_FIELD, version.signature());
-        // Checked even where the header's is taken: a malformed one is never let through.
-        let key = key.map(idempotency::key_in).transpose()?;
-        if let (Some(key), None) = (key, &ticket) {
-            match self.remember(&key, &codec, &body)? {
-                Before::Answered(answer) => return Ok(Reply::replay(answer, account)),
-                Before::New(new) => ticket = Some(new),
+        let (admitted, pending) = match self.parse(&mut codec, &body, log)? {
+            Parsed::Admitted(admitted, pending) => (admitted, pending),
+            Parsed::Answered(answer) => {
+                log.set_replay(&answer);
+                return Ok(Reply { answer, is_replay: true, comparison: None });
             }
-        }
-        let inputs = codec.decode(version.signature(), limits)?;
-        account.rows = inputs.rows;
+        };
+        let (route, version) = (&admitted.route, &admitted.route.version);
+        let inputs = codec.decode(version.signature(), &self.policy.limits)?;
+        log.rows = inputs.rows;
         version.statistics().record_input_conversion(body.complete.elapsed());
         self.edge.traffic.count(version.id(), route.reason.as_str(), admitted.is_random);
         let captured = self.is_captured(route).then(|| body.bytes.clone());
-        // The inputs are tensors now; the body counts among those in flight until it is answered.
-        let _held = body.into_permit();
+        // Drops the bytes: the inputs are tensors now. The body still counts among those in flight.
+        let _permit = body.into_permit();
         let mut runner = Runner {
             inference: &self.edge.inference,
             route,
             caller: admitted.caller,
             deadline: admitted.deadline,
-            timer: account.timer(),
-            urgency: inputs.urgency,
+            timer: log.stage_timer(),
+            queue_options: inputs.queue_options,
             compared: Vec::new(),
         };
         let outputs = runner.run(inputs).await?;
-        let begin = Instant::now();
-        let encoded = codec.encode(version, outputs, account.request_id.as_str())?;
+        let (begin, request_id) = (Instant::now(), log.request_id.as_str());
+        let encoded = codec.encode(version, outputs, request_id)?;
         runner.encoded(begin);
-        let (reason, rows) = (route.reason, account.rows);
-        let answer = Arc::new(Answer { encoded, version: version.id().clone(), reason, rows });
-        let request_id = account.request_id.as_str();
+        let (version, reason, rows) = (version.id().clone(), route.reason, log.rows);
+        let answer = Arc::new(StoredAnswer { encoded, version, reason, rows });
         if let Some(request) = captured {
             self.edge.capture.enqueue(capture(&answer, request.to_vec(), request_id));
+        }
+        if let Some(pending) = pending {
+            pending.complete(Arc::clone(&answer));
         }
         let comparison = runner.comparison(self.policy, request_id);
         let comparison =
             comparison.map(|comparison| CompareOnDrop::new(comparison, &self.edge.shadows));
-        if let Some(ticket) = ticket {
-            ticket.answered(Arc::clone(&answer));
-        }
         Ok(Reply { answer, is_replay: false, comparison })
     }
 
-    /// Admit the request, which was complete at that time.
+    /// Look up the idempotency key, choose the version if the body has the sticky key, and admit the request.
+    /// The body is parsed after that if possible, so that shedding a request is cheap.
+    fn parse<C: Codec>(
+        &mut self,
+        codec: &mut C,
+        body: &RequestBody,
+        log: &mut RequestLog,
+    ) -> Result<Parsed, ApiError> {
+        self.is_batch = codec.is_batch();
+        let limits = &self.policy.limits;
+        let mut pending = None;
+        if let Some(key) = self.idempotency_key.take() {
+            match self.look_up(&key, codec, body)? {
+                Lookup::Answered(answer) => return Ok(Parsed::Answered(answer)),
+                Lookup::New(new) => pending = Some(new),
+            }
+        }
+        let needs_body = matches!(self.routing, Routing::Pending(_));
+        if needs_body {
+            codec.parse(body, limits, &mut log.request_id)?;
+            let field = self.sticky.field.as_deref().unwrap_or_default();
+            let key = sticky_key(field, codec.field(field))?;
+            self.route(key.as_deref());
+        }
+        let admitted = self.admit(body.complete, log)?;
+        if !needs_body {
+            codec.parse(body, limits, &mut log.request_id)?;
+        }
+        let signature = admitted.route.version.signature();
+        if let Some(field) = &self.sticky.field {
+            codec.take_field(field, signature);
+        }
+        let key = codec.take_field(idempotency::KEY_FIELD, signature);
+        // Validated even if the header has a key, which takes precedence.
+        let key = key.map(idempotency::key_from_field).transpose()?;
+        if let (Some(key), None) = (key, &pending) {
+            match self.look_up(&key, codec, body)? {
+                Lookup::Answered(answer) => return Ok(Parsed::Answered(answer)),
+                Lookup::New(new) => pending = Some(new),
+            }
+        }
+        Ok(Parsed::Admitted(admitted, pending))
+    }
+
+    /// Admit the request, whose deadline counts from when it was complete.
     fn admit(
         &mut self,
         complete: Instant,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<AdmittedRequest, ApiError> {
         let routed = match &self.routing {
             Routing::Done(routed) => routed.as_ref().map_err(|error| *error)?,
             Routing::Pending(_) => return Err(ApiError::from(RouteError::NotReady)),
         };
         let Routed { route, caller, is_random } = routed;
-        account.route_to(route);
+        log.set_route(route);
         let admission = self.admission(route);
         let deadline = complete + admission.time;
         let _admitted = admission.admit()?;
@@ -302,21 +331,21 @@ impl<'a> PredictRequest<'a> {
         AdmissionRequest { version: &route.version, stable: route.stable.as_ref(), class, time }
     }
 
-    /// The answer that was given under this idempotency key, or the duty to give one.
-    fn remember(
+    /// Look up an idempotency key.
+    fn look_up(
         &self,
         key: &str,
         codec: &impl Codec,
         body: &RequestBody,
-    ) -> Result<Before, ApiError> {
+    ) -> Result<Lookup, ApiError> {
         let selector = target::selector_text(&self.selector);
         let (context, body) = (codec.context(), codec.canonical(&body.bytes));
         let parts =
             [self.model.as_str().as_bytes(), selector.as_bytes(), context.as_bytes(), &body];
-        self.edge.answers.begin(self.caller.name(), key, idempotency::hash(&parts))
+        self.edge.answers.look_up(self.caller.name(), key, idempotency::hash(&parts))
     }
 
-    /// Whether the request is one of those that the operator wants to keep.
+    /// Whether the request is in the share of the model's requests that are captured.
     fn is_captured(&self, route: &Route) -> bool {
         let share = self.policy.capture_shares.get(&route.version.id().name).copied();
         share.is_some_and(|share| share > 0.0 && rand::rng().random_bool(share))
@@ -324,12 +353,7 @@ impl<'a> PredictRequest<'a> {
 }
 
 impl Reply {
-    fn replay(answer: Arc<Answer>, account: &mut Account) -> Self {
-        account.answered_before(&answer);
-        Self { answer, is_replay: true, comparison: None }
-    }
-
-    /// The answer over HTTP.
+    /// The response over HTTP.
     fn into_response(self) -> Response {
         let Encoded { status, content_type, json_length, body } = &self.answer.encoded;
         let mut response = (*status, body.clone()).into_response();
@@ -361,7 +385,7 @@ fn sticky_key(field: &str, value: Option<FieldValue>) -> Result<Option<Vec<u8>>,
     }
 }
 
-fn capture(answer: &Answer, request: Vec<u8>, request_id: &str) -> CapturedRequest {
+fn capture(answer: &StoredAnswer, request: Vec<u8>, request_id: &str) -> CapturedRequest {
     CapturedRequest {
         request_id: request_id.to_owned(),
         model: answer.version.name.to_string(),

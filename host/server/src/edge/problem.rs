@@ -1,17 +1,17 @@
-//! In which form a caller wants its errors: as plain JSON, or as `application/problem+json` (RFC 9457),
-//! if its `Accept` asks for that.
+//! Content negotiation of errors: plain JSON, or `application/problem+json` (RFC 9457) if `Accept` asks for
+//! it.
 
 use axum::http::HeaderMap;
 use axum::http::header::ACCEPT;
 
-/// What of `Accept` is looked at: more than any client says.
+/// The most media ranges of `Accept` that are considered: more than any client sends.
 const MAX_RANGES: usize = 32;
 
 const PROBLEM: &str = "application/problem+json";
 const JSON: &str = "application/json";
 
-/// Whether errors are to be problems: they are asked for by name, and nothing says that plain JSON is
-/// better. Who takes anything gets plain JSON.
+/// Whether the caller prefers problem details: it names their media type, with at least the quality of plain
+/// JSON. A wildcard gets plain JSON.
 pub(super) fn wants_problem(headers: &HeaderMap) -> bool {
     let values = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let ranges: Vec<_> = values.flat_map(|value| value.split(',')).take(MAX_RANGES).collect();
@@ -26,7 +26,7 @@ pub(super) fn wants_problem(headers: &HeaderMap) -> bool {
     quality(PROBLEM).is_some_and(|problem| problem > 0 && Some(problem) >= quality(JSON))
 }
 
-/// The `q` among the parameters, in thousandths; 1, if there is none, and 0, if it is none.
+/// The `q` among the parameters, in thousandths: 1000 if there is none, 0 if it is malformed.
 fn quality<'a>(parameters: impl Iterator<Item = &'a str>) -> u16 {
     let named = parameters.filter_map(|parameter| parameter.split_once('='));
     let mut weights = named.filter(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn problems_are_for_who_asks_for_them() {
+    fn problems_are_for_callers_that_name_them() {
         let wants = |accept: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, accept.parse().unwrap());
@@ -75,7 +75,10 @@ mod tests {
         ] {
             assert!(!wants(plain), "{plain}");
         }
-        assert!(!wants(&"a/b,".repeat(40).replace("a/b,a/b,a/b", "a/b,")), "nobody says so much");
+        assert!(
+            !wants(&"a/b,".repeat(40).replace("a/b,a/b,a/b", "a/b,")),
+            "it is beyond the considered ranges"
+        );
         assert!(!wants_problem(&HeaderMap::new()));
     }
 }

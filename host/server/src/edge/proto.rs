@@ -4,24 +4,26 @@ use axum::extract::{Path, State};
 use axum::http::request::Parts;
 use axum::response::Response;
 
-use super::observe::{Account, answered};
-use super::pages::{Content, Key, Kind, Scope};
-use super::{Edge, Shared, catalogue};
+use super::catalogue;
+use super::pages::{ModelScope, PageContent, PageKey, PageKind};
+use super::request_log::RequestLog;
+use super::state::{Edge, EdgeState};
 use crate::typed::{CompatibleRange, ModelService};
 
 /// `GET /models/{model}/versions/{selector}/proto`
 pub(super) async fn proto(
-    State(edge): Shared,
+    State(edge): EdgeState,
     Path((model, selector)): Path<(String, String)>,
     parts: Parts,
 ) -> Response {
-    let mut account = Account::of_head(&parts.headers, &parts.extensions);
+    let mut log = RequestLog::new(&parts.headers, &parts.extensions);
     let outcome = async {
         let path = (&*model, &*selector);
-        let version = catalogue::known_version(&edge, path, &parts.headers, &mut account)?;
+        let version = catalogue::known_version(&edge, path, &parts.headers, &mut log)?;
         let id = version.id();
-        let key = Key::new(Kind::Proto(id.clone()), Scope::only(&id.name), &parts.headers);
-        let make = move |_: &Edge, _: &Key| {
+        let key =
+            PageKey::new(PageKind::Proto(id.clone()), ModelScope::only(&id.name), &parts.headers);
+        let make = move |_: &Edge, _: &PageKey| {
             let id = version.id();
             let service = ModelService::new(
                 &id.name,
@@ -29,10 +31,10 @@ pub(super) async fn proto(
                 version.signature(),
             );
             let content_type = "text/plain; charset=utf-8";
-            Ok(Content { content_type, bytes: service.proto().into_bytes() })
+            Ok(PageContent { content_type, bytes: service.proto().into_bytes() })
         };
         Ok(edge.page(key, make).await?.respond(&parts.headers))
     };
     let outcome = outcome.await;
-    answered(outcome, account)
+    log.attach_to(outcome)
 }

@@ -1,12 +1,15 @@
-//! The part of an address after its question mark: known names, each once, or an error.
+//! Parsing of query strings: known parameters, each once, or an error.
+//!
+//! `serde_urlencoded` is small and finished. Its successor `serde_html_form` reads an empty value of an optional
+//! parameter as a missing one, so that `?selector=` would get the default instead of an error.
 
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 
-/// The fields of a query.
+/// The parameters of a query.
 pub(crate) fn parse<T: DeserializeOwned>(query: Option<&str>) -> Result<T, ApiError> {
-    // What it says names fields and types, and repeats nothing of the values but numbers.
+    // The library's messages have names of fields and types, and no values except numbers.
     serde_urlencoded::from_str(query.unwrap_or_default())
         .map_err(|error| ApiError::malformed(format!("the query is malformed: {error}")))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::http::{HeaderMap, HeaderName};
 
 use super::error::ApiError;
-use super::observe::VERSION_HEADER;
+use super::request_log::VERSION_HEADER;
 use super::target::parse_selector;
 use crate::config::Sticky;
 use guesthouse_model::Selector;

@@ -11,29 +11,30 @@ use axum::routing::post;
 use super::codec::Multiplicity;
 use super::codec::rest::RestCodec;
 use super::pipeline::predict_over_http;
+use super::policy::Policy;
+use super::state::{Edge, EdgeState};
 use super::target::{Target, default_target, major_target, target};
-use super::{Edge, Policy, Shared};
 use guesthouse_control::registry::Snapshot;
 use guesthouse_model::Selector;
 
 /// The endpoints whose paths end in `name`.
 pub(super) fn endpoints(name: &str, multiplicity: Multiplicity) -> Router<Arc<Edge>> {
-    let default = async move |State(edge): Shared, request: Request| {
+    let default = async move |State(edge): EdgeState, request: Request| {
         let target = |policy: &Policy, snapshot: &Snapshot| {
             default_target(snapshot, policy.default_model.as_ref(), Selector::Default)
         };
         predict(&edge, target, multiplicity, request).await
     };
-    let major = async move |State(edge): Shared, Path(major): Path<String>, request: Request| {
+    let major = async move |State(edge): EdgeState, Path(major): Path<String>, request: Request| {
         let target = |policy: &Policy, snapshot: &Snapshot| {
             major_target(snapshot, policy.default_model.as_ref(), &major)
         };
         predict(&edge, target, multiplicity, request).await
     };
-    let model = async move |State(edge): Shared, Path(model): Path<String>, request: Request| {
+    let model = async move |State(edge): EdgeState, Path(model): Path<String>, request: Request| {
         predict(&edge, |_, _| target(&model, None), multiplicity, request).await
     };
-    let version = async move |State(edge): Shared,
+    let version = async move |State(edge): EdgeState,
                               Path((model, selector)): Path<(String, String)>,
                               request: Request| {
         let target = |_: &Policy, _: &Snapshot| target(&model, Some(&selector));

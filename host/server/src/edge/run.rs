@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Policy;
 use super::codec::{Inputs, Outputs, PartialRows};
 use super::error::{ApiError, Detail, ErrorCode};
+use super::policy::Policy;
 use guesthouse_control::router::Route;
 use guesthouse_control::shadow::{ComparedBatch, Comparison};
 use guesthouse_model::Tensor;
@@ -29,7 +29,7 @@ pub(super) struct Runner<'a> {
     pub(super) caller: CallerId,
     pub(super) deadline: Instant,
     pub(super) timer: StageTimer,
-    pub(super) urgency: QueueOptions,
+    pub(super) queue_options: QueueOptions,
     /// The calls that a shadow is to run as well.
     pub(super) compared: Vec<ComparedBatch>,
 }
@@ -37,7 +37,7 @@ pub(super) struct Runner<'a> {
 impl Runner<'_> {
     /// The outputs of all rows, or of those that did not fail where that is accepted.
     pub(super) async fn run(&mut self, inputs: Inputs) -> Result<Outputs, ApiError> {
-        let Inputs { tensors, rows, partial, urgency: _ } = inputs;
+        let Inputs { tensors, rows, partial, queue_options: _ } = inputs;
         match partial {
             None => self.run_whole(tensors, rows).await,
             Some(partial) => self.run_partial(tensors, partial).await,
@@ -115,7 +115,7 @@ impl Runner<'_> {
             inputs = Arc::new(inputs.iter().map(|input| input.select_rows(&left)).collect());
             places = left.into_iter().map(|row| places[row]).collect();
         }
-        let message = "the model rejects other rows each time it is asked";
+        let message = "the model rejects different rows each time it runs";
         let error = ApiError::new(ErrorCode::ModelFailure, message);
         failed.extend(places.into_iter().map(|place| (place, error.clone())));
         Ok(None)
@@ -125,9 +125,9 @@ impl Runner<'_> {
     async fn call(&mut self, inputs: Arc<Vec<Tensor>>) -> Result<Vec<Tensor>, ApiError> {
         let compared = self.route.shadow.as_ref().map(|_| Arc::clone(&inputs));
         let (version, timer) = (Arc::clone(&self.route.version), self.timer.clone());
-        let (caller, deadline, urgency) = (self.caller, self.deadline, self.urgency);
-        let work = PredictJob { version, caller, inputs, deadline, timer, queue_options: urgency };
-        let outputs = self.inference.predict(work).await?;
+        let (caller, deadline, queue_options) = (self.caller, self.deadline, self.queue_options);
+        let job = PredictJob { version, caller, inputs, deadline, timer, queue_options };
+        let outputs = self.inference.predict(job).await?;
         if let Some(inputs) = compared {
             self.compared.push(ComparedBatch { inputs, outputs: outputs.clone() });
         }

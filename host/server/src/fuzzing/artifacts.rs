@@ -1,4 +1,4 @@
-//! Artifacts: the whole file, and the texts in it.
+//! Targets for artifacts: the whole file, and the texts in its sections.
 
 use std::borrow::Cow;
 
@@ -10,16 +10,16 @@ use wasm_encoder::{
 use guesthouse_artifact::{Artifact, Digest, Manifest};
 use guesthouse_model::Selector;
 
-/// Parts of the input that become sections are between bytes that are in no UTF-8.
+/// Separates the parts of the input that become sections; the byte does not occur in UTF-8.
 const SEPARATOR: u8 = 0xff;
 
-/// Any bytes as a file.
+/// Read arbitrary bytes as an artifact.
 pub(super) fn artifact(bytes: &[u8]) {
     let Ok(artifact) = Artifact::from_bytes(bytes.to_vec()) else { return };
     read(&artifact, bytes);
 }
 
-/// What the host relies on in an artifact.
+/// Check the invariants of an artifact.
 fn read(artifact: &Artifact, bytes: &[u8]) {
     assert_eq!(artifact.digest(), Digest::from_content(bytes));
     assert_eq!(artifact.size_bytes(), bytes.len());
@@ -54,7 +54,7 @@ fn read(artifact: &Artifact, bytes: &[u8]) {
     assert!(Artifact::from_bytes(component).is_err(), "what was packed is not in the component");
 }
 
-/// The texts of an artifact, in one that is whole around them.
+/// Read an artifact with a valid structure and arbitrary texts.
 pub(super) fn sections(bytes: &[u8]) {
     let mut parts = bytes.split(|byte| *byte == SEPARATOR);
     let mut next = || parts.next().unwrap_or_default();
@@ -91,7 +91,7 @@ pub(super) fn sections(bytes: &[u8]) {
     }
 }
 
-/// The section that holds the component's own name.
+/// The section with the component's own name.
 fn component_name(name: &[u8]) -> Vec<u8> {
     let mut data = Vec::new();
     name.encode(&mut data);
@@ -100,7 +100,7 @@ fn component_name(name: &[u8]) -> Vec<u8> {
     section
 }
 
-/// `@` stands for the asset's digest, which no fuzzer guesses.
+/// Replace `@` by the asset's digest, which a fuzzer cannot guess.
 fn with_digest<'a>(descriptor: &'a [u8], asset: &[u8]) -> Cow<'a, [u8]> {
     let Some(place) = descriptor.iter().position(|byte| *byte == b'@') else {
         return descriptor.into();
@@ -109,7 +109,7 @@ fn with_digest<'a>(descriptor: &'a [u8], asset: &[u8]) -> Cow<'a, [u8]> {
     [&descriptor[..place], digest.as_bytes(), &descriptor[place + 1..]].concat().into()
 }
 
-/// What `pack` is given.
+/// Read a manifest.
 pub(super) fn manifest(bytes: &[u8]) {
     let Ok(manifest) = Manifest::parse(bytes) else { return };
     assert_eq!(manifest.name.as_str().parse(), Ok(manifest.name.clone()));

@@ -1,4 +1,4 @@
-//! Values that are made of the fuzzer's bytes. Where they end, everything is zero.
+//! Builds values from the fuzzer's bytes, which are followed by zeros.
 
 use guesthouse_model::{Constraint, Datatype, Field, Signature};
 
@@ -19,14 +19,14 @@ const DATATYPES: [Datatype; 14] = [
     Datatype::Bf16,
 ];
 
-/// The names of fields, in their order.
+/// The names of fields, in order.
 const NAMES: [&str; 4] = ["a", "b", "c", "D4"];
 
 const LABELS: [&str; 3] = ["", "x", "é"];
 
 const BOUNDS: [f64; 6] = [0.0, -1.0, 1.0, 255.0, f64::INFINITY, f64::NEG_INFINITY];
 
-/// What is left of an input.
+/// The remaining bytes of an input.
 pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Bytes<'a> {
@@ -36,17 +36,17 @@ impl<'a> Bytes<'a> {
         *first
     }
 
-    /// A number below this one.
+    /// A number below `end`.
     pub(super) fn below(&mut self, end: usize) -> usize {
         usize::from(self.byte()) % end
     }
 
-    /// All that is left.
+    /// All remaining bytes.
     pub(super) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
 
-    /// A signature that the host accepts, or none.
+    /// A valid signature, or `None`.
     pub(super) fn signature(&mut self) -> Option<Signature> {
         let inputs = self.fields(true);
         let outputs = self.fields(false);

@@ -1,4 +1,4 @@
-//! JSON from callers to tensors, and tensors from guests to JSON.
+//! Targets for the conversions between JSON and tensors.
 
 use semver::Version;
 use serde_json::{Map, Value};
@@ -9,11 +9,12 @@ use guesthouse_model::contract::{self, SignatureSnapshot};
 use guesthouse_model::record::{self, RecordError};
 use guesthouse_model::{Constraint, Signature, Tensor, VersionId};
 
-/// The longest input of which no value can be one too many: an empty object costs as much as six
-/// values, and takes three bytes.
+/// The longest input that cannot exceed the limit of values: an empty object costs as much as six
+/// values and takes three bytes.
 const SURELY_WITHIN_LIMITS: usize = edge::MAX_VALUES / 6;
 
-/// A body of the Open Inference Protocol, after a line that says how much of it is JSON, or nothing.
+/// Read a body of the Open Inference Protocol, after a line with the length of its JSON part, or an
+/// empty line.
 pub(super) fn tensors(bytes: &[u8]) {
     let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return };
     let (line, body) = (&bytes[..end], &bytes[end + 1..]);
@@ -21,7 +22,7 @@ pub(super) fn tensors(bytes: &[u8]) {
     edge::tensors(body, length);
 }
 
-/// Any JSON, read with and without a limit on rows.
+/// Read arbitrary JSON, with and without a limit of rows.
 pub(super) fn json(bytes: &[u8]) {
     let mut bytes = Bytes(bytes);
     let most = bytes.below(8);
@@ -44,14 +45,14 @@ pub(super) fn json(bytes: &[u8]) {
     let is_over = |value: &Value| value.as_array().is_some_and(|rows| rows.len() > most);
     match edge::value(json, Some(most)) {
         Parsed::Value(Value::Object(fields)) => assert!(!fields.values().any(is_over)),
-        // Reading stops there: what comes after it may be anything.
+        // Reading stops at the limit, so the rest is not checked.
         Parsed::TooManyRows => assert!(json.len() > most),
         Parsed::TooManyValues => assert!(json.len() > SURELY_WITHIN_LIMITS),
         Parsed::Value(_) | Parsed::Syntax | Parsed::RepeatedKey => {}
     }
 }
 
-/// A body for a signature, both from the input.
+/// Read a body against a signature, both from the input.
 pub(super) fn record(bytes: &[u8]) {
     let mut bytes = Bytes(bytes);
     let is_batch = bytes.byte() % 2 == 1;
@@ -69,7 +70,7 @@ pub(super) fn record(bytes: &[u8]) {
     }
 }
 
-/// Tensors that came of this many rows.
+/// Check the tensors that were decoded from this number of rows.
 fn decoded(signature: &Signature, rows: usize, tensors: &[Tensor]) {
     assert_eq!(tensors.len(), signature.inputs.len());
     for (field, tensor) in signature.inputs.iter().zip(tensors) {
@@ -84,10 +85,10 @@ fn decoded(signature: &Signature, rows: usize, tensors: &[Tensor]) {
             assert_eq!([one.data, other.data].concat(), tensor.data, "no row is lost");
         }
     }
-    // What a model gets, asked for once more in the form that it would answer in, is the same.
+    // Encoding the tensors as outputs and decoding them again must not change them.
     let mut outputs = signature.inputs.clone();
     for field in &mut outputs {
-        // A default may be what no caller may say.
+        // A default may violate the constraints for callers.
         field.constraints.retain(|constraint| *constraint == Constraint::Text);
     }
     let echo = Signature { inputs: outputs.clone(), outputs, ..*signature };
@@ -97,7 +98,7 @@ fn decoded(signature: &Signature, rows: usize, tensors: &[Tensor]) {
     assert_eq!(again.as_deref(), Ok(tensors), "{records:?}");
 }
 
-/// What a guest answers: a tensor for each output of a signature, of any shape.
+/// Encode outputs: a tensor of arbitrary shape for each output of a signature.
 pub(super) fn output(bytes: &[u8]) {
     let mut bytes = Bytes(bytes);
     let Some(signature) = bytes.signature() else { return };
@@ -105,7 +106,7 @@ pub(super) fn output(bytes: &[u8]) {
     let outputs = signature.outputs.iter().map(|field| {
         let mut shape = vec![rows];
         shape.extend((0..bytes.below(4)).map(|_| match bytes.byte() {
-            // The product must not be trusted before it is counted.
+            // The product of the dimensions may overflow.
             255 => u64::MAX,
             254 => 1 << 33,
             size => u64::from(size % 16),
@@ -135,7 +136,7 @@ pub(super) fn output(bytes: &[u8]) {
     }
 }
 
-/// What a guest says of itself, by number and as JSON.
+/// Read signatures: as JSON, and built from the input.
 pub(super) fn signature(bytes: &[u8]) {
     let read = serde_json::from_slice::<Signature>(bytes).ok();
     let read = read.filter(|signature| signature.check().is_ok());
@@ -154,7 +155,7 @@ pub(super) fn signature(bytes: &[u8]) {
             contract::required_bump(&contract::changes(signature, &again.signature))
                 == contract::Bump::Patch
         );
-        // The defaults of inputs, where no other is needed.
+        // A row of defaults, if no input is required.
         if let Ok(tensors) = record::decode(signature, &[&Map::new()]) {
             decoded(signature, 1, &tensors);
         }

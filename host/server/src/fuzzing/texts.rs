@@ -1,4 +1,4 @@
-//! Texts: the configuration, names, heads of requests, and what the state folder keeps as JSON.
+//! Targets for texts: the configuration, names, request heads, and the JSON in the state folder.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,10 +17,10 @@ use guesthouse_control::rollout::ModelState;
 use guesthouse_model::{ModelName, Selector};
 use guesthouse_runtime::preinit::{PreinitError, PreinitReport};
 
-/// Lines of a configuration file that begin like this are said beside it.
+/// The prefix of lines that become overrides of the configuration.
 const BESIDE: &str = "#set ";
 
-/// A configuration file with what stands over it, and what the server would do.
+/// Parse and validate a configuration file with overrides.
 pub(super) fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let beside = text.lines().filter_map(|line| line.strip_prefix(BESIDE)).take(8);
@@ -57,15 +57,15 @@ pub(super) fn config(bytes: &[u8]) {
     }
 }
 
-/// Whether adding it to the time of day overflows nothing.
+/// Whether the duration can be added to the current time.
 fn can_be_waited_for(time: Duration) -> bool {
     Instant::now().checked_add(time).is_some()
 }
 
-/// The longest selector, in bytes: what is written in another way may be longer than it was.
+/// The longest selector, in bytes: a normalised one may be longer than the original.
 const LONGEST: usize = 256;
 
-/// Names of models and versions, digests, queries.
+/// Parse names of models, selectors, digests, scopes and queries.
 pub(super) fn names(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     edge::texts(text);
@@ -83,7 +83,7 @@ pub(super) fn names(bytes: &[u8]) {
     let Ok(selector) = text.parse::<Selector>() else { return };
     let versions = [Version::new(0, 0, 0), Version::new(1, 2, 3), Version::new(1, u64::MAX, 0)];
     match &selector {
-        Selector::Default => panic!("nobody names what is meant by saying nothing"),
+        Selector::Default => panic!("no text parses as the default selector"),
         Selector::Exact(version) => {
             assert!(selector.matches(version));
             for written in [version.to_string(), format!("={version}")] {
@@ -107,12 +107,12 @@ pub(super) fn names(bytes: &[u8]) {
     }
 }
 
-/// The head of a request and a body.
+/// Read a request head and a body.
 pub(super) fn request(bytes: &[u8]) {
     edge::request(bytes);
 }
 
-/// What the ledger and the store keep, and what a child reports.
+/// Read the JSON of the ledger and the store, and the report of a child.
 pub(super) fn state(bytes: &[u8]) {
     let entries: Option<Vec<Entry>> =
         bytes.split(|byte| *byte == b'\n').take(64).map(written_as_read::<Entry>).collect();
@@ -129,7 +129,7 @@ pub(super) fn state(bytes: &[u8]) {
     written_as_read::<Result<PreinitReport, PreinitError>>(bytes);
 }
 
-/// The value, if it is one; then it is the same when it is written and read again.
+/// Parse a value and check that it round-trips.
 fn written_as_read<T: Serialize + DeserializeOwned>(json: &[u8]) -> Option<T> {
     let value: T = serde_json::from_slice(json).ok()?;
     let text = serde_json::to_string(&value).expect("what was read can be written");

@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_not_ours() {
+    fn targets_of_libraries_are_recognised() {
         for ours in ["guesthouse", "guesthouse_server::edge::predict", "request", "fault", "guest"]
         {
             assert!(is_ours(ours), "{ours}");

@@ -8,19 +8,20 @@
 //! not accept them in time.
 
 use std::fmt;
-use std::str::FromStr as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{
-    Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId,
-    TraceState, Tracer as _, TracerProvider as _,
+    Span as _, SpanContext, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId,
+    Tracer as _, TracerProvider as _,
 };
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{ExporterBuildError, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, Span, SpanData,
     SpanExporter, SpanProcessor,
@@ -241,23 +242,43 @@ impl TraceContext {
     }
 }
 
-/// A trace context by its headers: version 00 of the specification, and of later ones what is the same.
+/// The headers of a trace context.
+struct TraceHeaders<'a> {
+    parent: &'a str,
+    state: Option<&'a str>,
+}
+
+impl Extractor for TraceHeaders<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        match key {
+            "traceparent" => Some(self.parent),
+            "tracestate" => self.state,
+            _ => None,
+        }
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec!["traceparent", "tracestate"]
+    }
+}
+
+/// The length of `traceparent` in version 00; later versions may append fields.
+const PARENT_LENGTH: usize = 55;
+
+/// Parse a trace context. Invalid headers are ignored.
 fn parse(parent: &str, state: Option<&str>) -> Option<SpanContext> {
-    let mut parts = parent.trim().split('-');
-    let mut part = |length: usize| {
-        let part = parts.next()?;
-        let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        (part.len() == length && part.bytes().all(is_hex)).then_some(part)
-    };
-    let (version, trace, span, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
-    if version == "ff" || version == "00" && parts.next().is_some() {
+    let parent = parent.trim();
+    // The library also accepts ids and flags of the wrong length, signs, and a trailing `-`.
+    let (fields, more) = parent.split_at_checked(PARENT_LENGTH)?;
+    let is_shaped = fields.split('-').map(str::len).eq([2, 32, 16, 2])
+        && fields.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    if !is_shaped || fields.starts_with("00-") && !more.is_empty() {
         return None;
     }
-    let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED;
-    let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
     let state = state.filter(|state| state.len() <= MAX_STATE_LENGTH);
-    let state = state.and_then(|state| TraceState::from_str(state).ok()).unwrap_or_default();
-    Some(SpanContext::new(trace, span, flags, true, state)).filter(SpanContext::is_valid)
+    let headers = TraceHeaders { parent, state };
+    let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
+    Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
 }
 
 /// The spans of a sampled request.
@@ -335,6 +356,8 @@ impl RecordStage for RequestSpans {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry::trace::TraceState;
+
     use super::*;
 
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -369,6 +392,9 @@ mod tests {
             format!("00-{TRACE}-{}-01", &zeros[..16]),
             format!("00-{upper}-{SPAN}-01"),
             format!("00-{TRACE}-{SPAN}-0"),
+            format!("00-{TRACE}-{SPAN}-01-"),
+            format!("00-+{}-{SPAN}-01", &TRACE[1..]),
+            format!("00-{}-{SPAN}-001", &TRACE[1..]),
             format!("00-{}é-{SPAN}-01", &TRACE[..30]),
         ] {
             assert!(parse(&garbage, None).is_none(), "{garbage}");

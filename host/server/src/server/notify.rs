@@ -44,8 +44,9 @@ impl ServiceManager {
     }
 }
 
-/// Send `WATCHDOG=1` twice in each watchdog interval, while tokio's workers run tasks: each ping follows a
-/// task that was spawned for it. Returns at once if the service manager has no watchdog for this process.
+/// Send `WATCHDOG=1` twice in each watchdog interval, while tokio's workers and its blocking threads run
+/// tasks: each ping is a task that was spawned for it. Returns at once if the service manager has no watchdog
+/// for this process.
 pub(super) async fn run_watchdog() {
     // A timer needs a period above zero.
     let Some(time) = sd_notify::watchdog_enabled().filter(|time| *time >= Duration::from_millis(2))
@@ -56,9 +57,11 @@ pub(super) async fn run_watchdog() {
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         pings.tick().await;
-        if tokio::spawn(async {}).await.is_ok() {
-            send(&[NotifyState::Watchdog]);
-        }
+        let ping = async {
+            // Sending blocks while the service manager reads nothing.
+            let _ = tokio::task::spawn_blocking(|| send(&[NotifyState::Watchdog])).await;
+        };
+        let _ = tokio::spawn(ping).await;
     }
 }
 

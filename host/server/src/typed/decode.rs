@@ -1,30 +1,30 @@
-//! Rows from messages, as they are on the wire.
+//! Decodes messages into tensors, directly from the wire format.
 //!
-//! What a message takes here is at most eight times what it took on the wire: an element of an UINT64
-//! may have come as one byte.
+//! Tensors take at most eight times the size of the message: an element of UINT64 may be encoded in
+//! one byte.
 
 use half::{bf16, f16};
 
-use super::wire::{Reader, Wire, WireError};
+use super::wire::{WireError, WireReader, WireType};
 use super::{FieldEncoding, MessageField, ModelService, Scalar};
 use guesthouse_model::record::{RecordError, RowIssue};
 use guesthouse_model::{Datatype, Tensor};
 
-/// A message is not one of a row.
+/// A message that cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// It is not one of its type at all.
+    /// The message is malformed.
     #[error("the message is malformed: {0}")]
     Wire(#[from] WireError),
-    /// There are more rows than there may be.
+    /// There are too many rows.
     #[error("there are too many rows")]
     TooManyRows,
-    /// A field does not have a value of its input.
+    /// A field does not match the input.
     #[error(transparent)]
     Row(#[from] RecordError),
 }
 
-/// What has come of a field.
+/// The decoded part of a field.
 #[derive(Default)]
 struct Value {
     is_set: bool,
@@ -33,19 +33,19 @@ struct Value {
     shape: Vec<u64>,
 }
 
-/// A number is not one of its datatype.
+/// A number is out of the range of its datatype.
 struct OutOfRange;
 
 type Read = Result<Result<(), OutOfRange>, WireError>;
 
 impl ModelService {
-    /// The inputs that a `PredictRequest` sets, as tensors of one row.
+    /// Decode the inputs of a `PredictRequest` as tensors of one row.
     ///
     /// # Errors
-    /// [`DecodeError`], if the bytes are no such message.
-    pub fn read(&self, message: &[u8]) -> Result<Vec<Tensor>, DecodeError> {
+    /// [`DecodeError`], if the message is malformed or too large.
+    pub fn decode_request(&self, message: &[u8]) -> Result<Vec<Tensor>, DecodeError> {
         let mut values: Vec<Value> = self.inputs.iter().map(|_| Value::default()).collect();
-        let mut reader = Reader(message);
+        let mut reader = WireReader(message);
         while !reader.is_empty() {
             let (number, wire) = reader.key()?;
             let place = usize::try_from(number - 1).unwrap_or(usize::MAX);
@@ -65,19 +65,19 @@ impl ModelService {
     }
 }
 
-/// The messages in a `BatchPredictRequest` of any service.
+/// Split the `BatchPredictRequest` of any service into its messages, at most `most`.
 ///
 /// # Errors
-/// [`DecodeError`], if the bytes are no such message, or more than so many.
+/// [`DecodeError`], if the message is malformed or too large.
 pub fn decode_batch(batch: &[u8], most: usize) -> Result<Vec<&[u8]>, DecodeError> {
-    let (mut reader, mut messages) = (Reader(batch), Vec::new());
+    let (mut reader, mut messages) = (WireReader(batch), Vec::new());
     while !reader.is_empty() {
         let (number, wire) = reader.key()?;
         if number != 1 {
             reader.skip(number, wire)?;
             continue;
         }
-        wire.expect(Wire::Delimited)?;
+        wire.expect(WireType::Delimited)?;
         if messages.len() == most {
             return Err(DecodeError::TooManyRows);
         }
@@ -87,35 +87,35 @@ pub fn decode_batch(batch: &[u8], most: usize) -> Result<Vec<&[u8]>, DecodeError
 }
 
 impl Value {
-    fn read(&mut self, member: &MessageField, wire: Wire, reader: &mut Reader<'_>) -> Read {
+    fn read(&mut self, member: &MessageField, wire: WireType, reader: &mut WireReader<'_>) -> Read {
         self.is_set = true;
         match member.form {
             FieldEncoding::Single => {
-                // The last one counts.
+                // The last value counts.
                 self.data.clear();
                 self.elements = 0;
                 self.element(member, wire, reader)
             }
             FieldEncoding::Flat(_) => self.elements(member, wire, reader),
             FieldEncoding::Shaped => {
-                wire.expect(Wire::Delimited)?;
-                self.shaped(member, Reader(reader.delimited()?))
+                wire.expect(WireType::Delimited)?;
+                self.shaped(member, WireReader(reader.delimited()?))
             }
         }
     }
 
-    fn shaped(&mut self, member: &MessageField, mut reader: Reader<'_>) -> Read {
+    fn shaped(&mut self, member: &MessageField, mut reader: WireReader<'_>) -> Read {
         while !reader.is_empty() {
             let (number, wire) = reader.key()?;
             match number {
-                1 if wire == Wire::Delimited => {
-                    let mut sizes = Reader(reader.delimited()?);
+                1 if wire == WireType::Delimited => {
+                    let mut sizes = WireReader(reader.delimited()?);
                     while !sizes.is_empty() {
                         self.shape.push(sizes.varint()?);
                     }
                 }
                 1 => {
-                    wire.expect(Wire::Varint)?;
+                    wire.expect(WireType::Varint)?;
                     self.shape.push(reader.varint()?);
                 }
                 2 => {
@@ -129,12 +129,17 @@ impl Value {
         Ok(Ok(()))
     }
 
-    /// One, or as many as are packed.
-    fn elements(&mut self, member: &MessageField, wire: Wire, reader: &mut Reader<'_>) -> Read {
-        if !member.scalar.is_packed() || wire != Wire::Delimited {
+    /// Decode one element, or packed elements.
+    fn elements(
+        &mut self,
+        member: &MessageField,
+        wire: WireType,
+        reader: &mut WireReader<'_>,
+    ) -> Read {
+        if !member.scalar.is_packed() || wire != WireType::Delimited {
             return self.element(member, wire, reader);
         }
-        let mut packed = Reader(reader.delimited()?);
+        let mut packed = WireReader(reader.delimited()?);
         while !packed.is_empty() {
             if let Err(OutOfRange) = self.element(member, member.scalar.wire(), &mut packed)? {
                 return Ok(Err(OutOfRange));
@@ -143,7 +148,12 @@ impl Value {
         Ok(Ok(()))
     }
 
-    fn element(&mut self, member: &MessageField, wire: Wire, reader: &mut Reader<'_>) -> Read {
+    fn element(
+        &mut self,
+        member: &MessageField,
+        wire: WireType,
+        reader: &mut WireReader<'_>,
+    ) -> Read {
         wire.expect(member.scalar.wire())?;
         self.elements += 1;
         let data = &mut self.data;
@@ -170,7 +180,7 @@ impl Value {
             FieldEncoding::Single if !self.is_set => return Ok(None),
             FieldEncoding::Single => {}
             FieldEncoding::Flat(sizes) => {
-                // Nothing at all is nothing where it cannot be a value.
+                // Without elements, the field is absent, unless an empty row is valid.
                 if self.elements == 0 && !sizes.contains(&None) && !sizes.contains(&Some(0)) {
                     return Ok(None);
                 }
@@ -202,7 +212,7 @@ fn unacceptable(member: &MessageField, reason: &str) -> DecodeError {
     DecodeError::Row(RecordError::Unacceptable(vec![RowIssue { row: 0, field, reason }]))
 }
 
-/// The shape of a row with so many elements, if there is one.
+/// The shape of a row with this number of elements, if there is one.
 fn flat_shape(sizes: &[Option<u32>], elements: u64) -> Option<Vec<u64>> {
     let mut fixed = 1_u64;
     for size in sizes.iter().flatten() {
@@ -213,8 +223,8 @@ fn flat_shape(sizes: &[Option<u32>], elements: u64) -> Option<Vec<u64>> {
         .then(|| sizes.iter().map(|size| size.map_or(any, u64::from)).collect())
 }
 
-/// Append a float as the datatype has it: the nearest one, of two the even one, and never an infinity for
-/// a number that is none.
+/// Append a float, rounded to the nearest value of the datatype, ties to even. A finite number is
+/// never rounded to infinity.
 fn float(datatype: Datatype, bytes: [u8; 4], data: &mut Vec<u8>) -> Result<(), OutOfRange> {
     let value = f32::from_le_bytes(bytes);
     let (narrow, is_infinite) = match datatype {
@@ -238,8 +248,7 @@ fn float(datatype: Datatype, bytes: [u8; 4], data: &mut Vec<u8>) -> Result<(), O
     Ok(())
 }
 
-/// Append a whole number as the datatype has it. What a `uint32` or an `int32` does not hold is cut, as
-/// protobuf wants it.
+/// Append an integer. Values beyond `uint32` or `int32` are truncated, as protobuf requires.
 fn whole(datatype: Datatype, value: u64, data: &mut Vec<u8>) -> Result<(), OutOfRange> {
     let [a, b, c, d, ..] = value.to_le_bytes();
     let (unsigned, signed) = (u32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([a, b, c, d]));

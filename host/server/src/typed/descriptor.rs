@@ -1,4 +1,5 @@
-//! What reflection tells of a service: everything that is in its `.proto`, comments included.
+//! Builds the descriptor of a service: the complete content of its `.proto` file, including
+//! comments.
 
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::source_code_info::Location;
@@ -16,14 +17,14 @@ use guesthouse_model::{Constraint, Field, ModelName, Signature};
 
 pub(super) const MODEL_VERSION_NAME: &str = "model_version";
 
-// Numbers in descriptors: of the fields of files, messages and services whose comments these are.
+// Field numbers of descriptor messages, which form the paths of comments.
 const SYNTAX: i32 = 12;
 const MESSAGES: i32 = 4;
 const SERVICES: i32 = 6;
 const FIELDS: i32 = 2;
 const METHODS: i32 = 2;
 
-/// A message on its way, with what is said of its fields.
+/// A message under construction, with the comments of its fields.
 struct Message {
     descriptor: DescriptorProto,
     comment: String,
@@ -183,13 +184,13 @@ fn methods(service: &ModelService) -> Vec<(MethodDescriptorProto, &'static str)>
     ]
 }
 
-/// Fields that are not repeated tell presence, for which a compiler makes a `oneof` of one each.
+/// Single fields have explicit presence, for which compilers generate a `oneof` each.
 fn of_fields(fields: impl Iterator<Item = FieldDescriptorProto>) -> DescriptorProto {
     let mut message = DescriptorProto::default();
     for mut field in fields {
         if field.proto3_optional() {
             field.oneof_index = i32::try_from(message.oneof_decl.len()).ok();
-            // Nothing else begins with `_`.
+            // No other name begins with `_`.
             message.oneof_decl.push(oneof(&format!("_{}", field.name())));
         }
         message.field.push(field);
@@ -246,7 +247,7 @@ fn qualified(service: &ModelService, message: &str) -> String {
     format!(".{}.{message}", service.package)
 }
 
-/// What compilers make of a name for JSON.
+/// The JSON name that compilers derive from a field's name.
 fn json_name(name: &str) -> String {
     let mut json = String::with_capacity(name.len());
     let mut is_next_upper = false;
@@ -262,7 +263,7 @@ fn json_name(name: &str) -> String {
     json
 }
 
-/// A comment as descriptors have it: each line with what is between the slashes and it.
+/// A comment in a descriptor: each line with the text after the slashes.
 fn location(path: &[i32], comment: &str) -> Location {
     let line = |line: &str| match line {
         "" => "\n".to_owned(),
@@ -270,12 +271,12 @@ fn location(path: &[i32], comment: &str) -> Location {
     };
     let comment: String = comment.lines().map(line).collect();
     let leading_comments = Some(comment).filter(|comment| !comment.is_empty());
-    // Nobody wrote it in a place.
+    // There is no source position.
     let span = vec![0, 0, 0];
     Location { path: path.to_vec(), span, leading_comments, ..Location::default() }
 }
 
-/// What the signature says of a field and its type does not.
+/// The comment of a field: its description, datatype and constraints.
 fn describe(field: &Field) -> String {
     let mut lines: Vec<_> = field.description.lines().map(terminal::printable).collect();
     let shape: Vec<_> = field
@@ -295,13 +296,13 @@ fn describe(field: &Field) -> String {
     lines.join("\n")
 }
 
-/// As many labels as stand in a line.
+/// The most labels in a comment.
 const MAX_LABELS: usize = 10;
 
 fn constraint(constraint: &Constraint) -> Option<String> {
     let bound = |bound: &Option<f64>| bound.map_or("any".to_owned(), |bound| bound.to_string());
     Some(match constraint {
-        // The type says so; or it is nothing that callers send or get.
+        // Implied by the type, or not visible to callers.
         Constraint::Text | Constraint::Padded(_) => return None,
         Constraint::Stripped => "white space at both ends is removed".to_owned(),
         Constraint::Length { minimum, maximum } => format!("length {minimum} to {maximum}"),

@@ -1,4 +1,4 @@
-//! Rows to messages, as they are on the wire.
+//! Encodes tensors as messages, directly in the wire format.
 
 use half::{bf16, f16};
 use semver::Version;
@@ -7,36 +7,36 @@ use super::wire::{put_delimited, put_key, put_varint};
 use super::{FieldEncoding, MODEL_VERSION, MessageField, ModelService, Scalar};
 use guesthouse_model::{Datatype, Tensor};
 
-/// The most bytes of one message that answers. Numbers take up to ten times what they take in a tensor,
-/// and a guest decides how many there are.
+/// The largest response message, in bytes. Guests decide the number of outputs, and numbers take up
+/// to ten times the size that they have in a tensor.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// The outputs are more than a message may have.
+/// The outputs exceed the size of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the outputs take over {MAX_MESSAGE_BYTES} bytes")]
 pub struct MessageTooLarge;
 
-/// The rows of outputs, one message after the other.
+/// Encodes the rows of outputs, one message at a time.
 pub struct EncodedRows<'a> {
     outputs: Vec<Output<'a>>,
     version: String,
     left: u64,
 }
 
-/// What is left of an output.
+/// The remaining rows of an output.
 struct Output<'a> {
     number: u32,
     member: &'a MessageField,
     shape: &'a [u64],
-    /// In a row.
+    /// The elements of a row.
     elements: u64,
     data: &'a [u8],
 }
 
 impl ModelService {
-    /// The rows of what a version has answered: of any of the service's, with the outputs that it has.
-    /// The outputs must have been checked.
-    pub fn rows<'a>(&'a self, version: &Version, outputs: &'a [Tensor]) -> EncodedRows<'a> {
+    /// Encode the outputs of a version. It may have other outputs than the service; only common
+    /// ones are encoded. The outputs must have been validated.
+    pub fn encode_rows<'a>(&'a self, version: &Version, outputs: &'a [Tensor]) -> EncodedRows<'a> {
         let left = outputs.first().map_or(0, Tensor::rows);
         let of = |(number, member): (u32, &'a MessageField)| {
             let output = outputs
@@ -75,7 +75,7 @@ impl Output<'_> {
             FieldEncoding::Flat(_) if self.member.scalar.is_packed() => {
                 let mut packed = Vec::new();
                 self.put_packed(&mut packed)?;
-                // Nothing is written where nothing is.
+                // An empty list is not encoded.
                 if !packed.is_empty() {
                     put_delimited(self.number, &packed, message);
                 }
@@ -100,7 +100,7 @@ impl Output<'_> {
         check(message)
     }
 
-    /// Each of the row's with a key.
+    /// Encode each element of the row with a key.
     fn put_elements(&mut self, number: u32, out: &mut Vec<u8>) -> Result<(), MessageTooLarge> {
         for _ in 0..self.elements {
             put_key(number, self.member.scalar.wire(), out);
@@ -118,7 +118,7 @@ impl Output<'_> {
         Ok(())
     }
 
-    /// The next element; a checked tensor has it.
+    /// Encode the next element, which a valid tensor has.
     fn put_element(&mut self, out: &mut Vec<u8>) {
         match self.member.datatype {
             Datatype::Bool => put_varint(u64::from(self.take::<1>() != [0]), out),
@@ -145,7 +145,7 @@ impl Output<'_> {
                 let (bytes, rest) = self.data.split_at_checked(length).unwrap_or_default();
                 self.data = rest;
                 if self.member.scalar == Scalar::String {
-                    // As in JSON: what is no text is shown as far as it is one.
+                    // As in JSON, invalid UTF-8 is replaced.
                     put_text(&String::from_utf8_lossy(bytes), out);
                 } else {
                     put_varint(bytes.len() as u64, out);
@@ -175,7 +175,7 @@ fn check(message: &[u8]) -> Result<(), MessageTooLarge> {
     if message.len() > MAX_MESSAGE_BYTES { Err(MessageTooLarge) } else { Ok(()) }
 }
 
-/// A `BatchPredictResponse` of any service.
+/// Encode a `BatchPredictResponse` of any service.
 ///
 /// # Errors
 /// [`MessageTooLarge`].
@@ -188,14 +188,14 @@ pub fn encode_batch(rows: EncodedRows<'_>) -> Result<Vec<u8>, MessageTooLarge> {
     Ok(message)
 }
 
-/// A `PredictStreamResponse` of any service with that `PredictResponse`.
+/// Encode a `PredictStreamResponse` of any service with a `PredictResponse`.
 pub fn encode_stream_response(response: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(response.len() + 11);
     put_delimited(1, response, &mut message);
     message
 }
 
-/// A `PredictStreamResponse` of any service with that error.
+/// Encode a `PredictStreamResponse` of any service with an error.
 pub fn encode_stream_error(code: &str, message: &str) -> Vec<u8> {
     let (mut error, mut answer) = (Vec::new(), Vec::new());
     put_delimited(1, code.as_bytes(), &mut error);

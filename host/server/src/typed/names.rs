@@ -1,11 +1,11 @@
-//! Names in protobuf, from those of models and fields.
+//! Derives protobuf names from the names of models and fields.
 
 use std::collections::BTreeSet;
 
 use super::{CompatibleRange, Scalar};
 use guesthouse_model::ModelName;
 
-/// Above all packages of models.
+/// The package of all models.
 const ROOT: &str = "guesthouse";
 
 pub(super) const REQUEST: &str = "PredictRequest";
@@ -15,16 +15,16 @@ pub(super) const ERROR: &str = "PredictError";
 pub(super) const BATCH_REQUEST: &str = "BatchPredictRequest";
 pub(super) const BATCH_RESPONSE: &str = "BatchPredictResponse";
 
-/// The messages of every package, beside [`Scalar::shaped`].
+/// The messages of every package, besides [`Scalar::shaped`].
 const MESSAGES: [&str; 6] =
     [REQUEST, RESPONSE, STREAM_RESPONSE, ERROR, BATCH_REQUEST, BATCH_RESPONSE];
 
-/// The package above those of all versions of a model.
+/// The package of a model, which contains those of its version ranges.
 pub fn package_root(model: &ModelName) -> String {
     format!("{ROOT}.{}", segment(model))
 }
 
-/// The part of the package that stands for the model.
+/// The segment of the package with the model's name.
 pub(super) fn segment(model: &ModelName) -> String {
     model.as_str().replace('-', "_")
 }
@@ -48,13 +48,13 @@ pub(super) fn service(model: &ModelName) -> String {
     name
 }
 
-/// What tools derive from a field's name has to be another one for each field: it is this, or less.
+/// The part of a name that must be unique: tools derive identifiers that contain at least this.
 fn derived(name: &str) -> String {
     name.chars().filter(|letter| *letter != '_').map(|letter| letter.to_ascii_lowercase()).collect()
 }
 
-/// The fields' names as they are, but for one from which tools would derive what they derive from an
-/// earlier one: its number is added. So a name depends on the fields before it alone.
+/// The names of fields in protobuf: the names in the signature, except that a name that collides
+/// with an earlier one gets its number appended. So a name only depends on the fields before it.
 pub(super) fn fields<'a>(names: impl Iterator<Item = &'a str>, own: &[&str]) -> Vec<String> {
     let mut taken: BTreeSet<_> = own.iter().map(|name| derived(name)).collect();
     let mut given = Vec::new();
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_models_become_packages_and_services() {
+    fn model_names_become_packages_and_services() {
         let class = CompatibleRange::from_version(&semver::Version::new(1, 0, 0));
         for (model, package_name, service_name) in [
             ("toxicity", "guesthouse.toxicity.v1", "Toxicity"),
@@ -93,16 +93,16 @@ mod tests {
     }
 
     #[test]
-    fn names_that_tools_take_for_the_same_get_their_number() {
+    fn colliding_names_get_their_number() {
         let names = |all: &[&str]| fields(all.iter().copied(), &["model_version"]);
         assert_eq!(names(&["text", "INPUT0", "message"]), ["text", "INPUT0", "message"]);
         assert_eq!(names(&["a_1", "a1", "A__1"]), ["a_1", "a1_2", "A__1_3"]);
         assert_eq!(names(&["modelVersion"]), ["modelVersion_1"]);
         assert_eq!(names(&["a", "a2_2", "a2", "a_22"]), ["a", "a2_2", "a2", "a_22_4"]);
         assert_eq!(names(&["ab3", "a3", "ab_3"]), ["ab3", "a3", "ab_3_3"]);
-        // What is added may be taken as well.
+        // The name with its number may be taken as well.
         assert_eq!(names(&["a_1", "a_13", "a1"]), ["a_1", "a_13", "a1_3x"]);
-        // Those before do not depend on those after.
+        // Earlier names do not depend on later ones.
         assert_eq!(names(&["a_1", "a1", "b"])[..2], names(&["a_1", "a1"]));
     }
 }

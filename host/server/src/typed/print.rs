@@ -1,4 +1,4 @@
-//! A descriptor as the text that a compiler would make it of.
+//! Prints a descriptor as the `.proto` source from which a compiler would produce it.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use prost_types::{
     DescriptorProto, FieldDescriptorProto, FileDescriptorProto, MethodDescriptorProto,
 };
 
-/// The text of a file of this module: no imports, options, enums or nested messages.
+/// Print a file of this module: without imports, options, enums and nested messages.
 pub(super) fn file(file: &FileDescriptorProto) -> String {
     let mut text = String::new();
     let printer = Printer { file };
@@ -102,7 +102,7 @@ impl Printer<'_> {
         writeln!(text, "{indent}{label}{kind} {} = {};", field.name(), field.number())
     }
 
-    /// A type of this package.
+    /// The name of a type relative to the package.
     fn relative<'n>(&self, name: &'n str) -> &'n str {
         let inside = name.strip_prefix('.').and_then(|name| name.strip_prefix(self.file.package()));
         inside.and_then(|name| name.strip_prefix('.')).unwrap_or(name)

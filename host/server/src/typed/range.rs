@@ -1,4 +1,5 @@
-//! Versions that go on from each other, by Cargo's reading of their numbers: those that share a package.
+//! Ranges of compatible versions, as Cargo interprets version numbers: the versions that share a
+//! package.
 
 use std::fmt;
 
@@ -6,26 +7,26 @@ use semver::{Comparator, Op, Prerelease, Version, VersionReq};
 
 use guesthouse_model::Selector;
 
-/// Versions that go on from each other: `^1`, `^0.1`, `^0.0.3`. Within a class, fields keep their
+/// A range of compatible versions: `^1`, `^0.1` or `^0.0.3`. Within a range, fields keep their
 /// numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CompatibleRange {
     major: u64,
-    /// In `0.y.z`, where the minor is what the major is elsewhere.
+    /// Set for `0.y.z`, where the minor version acts as the major version.
     minor: Option<u64>,
-    /// In `0.0.z`.
+    /// Set for `0.0.z`.
     patch: Option<u64>,
 }
 
 impl CompatibleRange {
-    /// The one that a version is in, or leads to as a pre-release.
+    /// The range of a version, or of the release that a pre-release leads to.
     pub fn from_version(version: &Version) -> Self {
         let minor = (version.major == 0).then_some(version.minor);
         let patch = (minor == Some(0)).then_some(version.patch);
         Self { major: version.major, minor, patch }
     }
 
-    /// What chooses among its versions as operators have decided.
+    /// The selector of the versions in the range.
     pub fn selector(self) -> Selector {
         let Self { major, minor, patch } = self;
         let comparator = Comparator { op: Op::Caret, major, minor, patch, pre: Prerelease::EMPTY };
@@ -36,7 +37,7 @@ impl CompatibleRange {
         [Some(self.major), self.minor, self.patch].into_iter().flatten()
     }
 
-    /// The last part of its package: `v1`, `v0_1`, `v0_0_3`.
+    /// The last segment of the package name: `v1`, `v0_1`, `v0_0_3`.
     pub(super) fn segment(self) -> String {
         let numbers: Vec<_> = self.numbers().map(|number| number.to_string()).collect();
         format!("v{}", numbers.join("_"))
@@ -56,7 +57,7 @@ mod tests {
     use guesthouse_model::contract::Bump;
 
     #[test]
-    fn what_shares_a_package_promises_to_go_on() {
+    fn versions_that_share_a_package_are_compatible() {
         let numbers = [0, 1, 2];
         let releases = numbers.into_iter().flat_map(|major| {
             numbers.into_iter().flat_map(move |minor| {
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn packages_are_named_by_what_does_not_change() {
+    fn packages_are_named_by_the_fixed_part_of_the_version() {
         for (version, segment, range) in [
             ("1.2.3", "v1", "^1"),
             ("12.0.0-rc.1", "v12", "^12"),

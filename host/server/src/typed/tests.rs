@@ -1,4 +1,4 @@
-//! The service against compilers and readers of protobuf that others have written.
+//! Tests the service against independent compilers and readers of protobuf.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use semver::Version;
 use super::*;
 use guesthouse_model::{Constraint, Tensor};
 
-/// Words of the language, and names that differ in nothing but case and `_`.
+/// Keywords of the language, and names that only differ in case and `_`.
 const ODD_NAMES: [&str; 40] = [
     "message",
     "rpc",
@@ -116,7 +116,7 @@ fn service_of(model: &str, version: &str, signature: &Signature) -> ModelService
     ModelService::new(&model.parse().unwrap(), CompatibleRange::from_version(&version), signature)
 }
 
-/// What a compiler makes of the text.
+/// Compile the text.
 fn compiled(text: &str, name: &str) -> FileDescriptorProto {
     let file = protox::file::File::from_source(name, text)
         .unwrap_or_else(|error| panic!("{error:?}\n{text}"));
@@ -136,7 +136,7 @@ fn compiled(text: &str, name: &str) -> FileDescriptorProto {
     set.file.into_iter().find(|file| file.name() == name).unwrap()
 }
 
-/// What two descriptors have to agree on: all but comments and where they stand, and the order.
+/// A descriptor without comments and source positions.
 fn essence(file: &FileDescriptorProto) -> FileDescriptorProto {
     FileDescriptorProto { source_code_info: None, ..file.clone() }
 }
@@ -151,9 +151,9 @@ fn message(service: &ModelService, name: &str) -> MessageDescriptor {
 }
 
 proptest! {
-    /// Whoever compiles the text has the descriptor that reflection tells.
+    /// Compiling the text results in the descriptor.
     #[test]
-    fn the_text_compiles_to_the_descriptor(
+    fn the_proto_text_compiles_to_the_descriptor(
         signature in signature(),
         model in model_name(),
         version in prop::sample::select(&["1.2.3", "0.1.0", "0.0.7", "12.0.0-rc.1"][..]),
@@ -166,9 +166,9 @@ proptest! {
         prop_assert!(found);
     }
 
-    /// What others write is read, with the values that it had, whatever others do with numbers and order.
+    /// Messages that another implementation has encoded are decoded to the same values.
     #[test]
-    fn rows_of_others_are_read(
+    fn rows_of_other_implementations_are_decoded(
         (signature, rows) in signature().prop_flat_map(|signature| {
             let rows = signature.inputs.iter().map(row).collect::<Vec<_>>();
             (Just(signature), rows)
@@ -182,8 +182,8 @@ proptest! {
             }
         }
         let bytes = prost::Message::encode_to_vec(&message);
-        let read = service.read(&bytes).unwrap();
-        // Nothing at all stands for an empty row, and for one that is not given.
+        let read = service.decode_request(&bytes).unwrap();
+        // An empty row and an omitted one have the same encoding.
         let given = |(field, tensor): (&Field, Option<Tensor>)| match tensor {
             None if FieldEncoding::from_field(field) == FieldEncoding::Single || FieldEncoding::from_field(field) == FieldEncoding::Shaped => None,
             None if !field.row_shape.contains(&None) && !field.row_shape.contains(&Some(0)) => None,
@@ -194,9 +194,9 @@ proptest! {
         prop_assert_eq!(read, wanted);
     }
 
-    /// What is written others read, with the values that it had.
+    /// Encoded messages are decoded by another implementation to the same values.
     #[test]
-    fn rows_are_read_by_others(
+    fn encoded_rows_are_decoded_by_other_implementations(
         (signature, rows) in signature().prop_flat_map(|signature| {
             let rows = signature.outputs.iter().map(row).collect::<Vec<_>>();
             (Just(signature), rows)
@@ -205,7 +205,7 @@ proptest! {
         let service = service_of("m", "1.0.0", &signature);
         let outputs: Vec<_> = rows.iter().flatten().cloned().collect();
         prop_assume!(!outputs.is_empty());
-        let written: Vec<_> = service.rows(&Version::new(1, 2, 3), &outputs).map(Result::unwrap).collect();
+        let written: Vec<_> = service.encode_rows(&Version::new(1, 2, 3), &outputs).map(Result::unwrap).collect();
         prop_assert_eq!(written.len(), 1);
         let descriptor = message(&service, "PredictResponse");
         let is = DynamicMessage::decode(descriptor.clone(), &written[0][..]).unwrap();
@@ -216,19 +216,19 @@ proptest! {
             }
         }
         wanted.set_field_by_number(MODEL_VERSION, Value::String("1.2.3".to_owned()));
-        // By bytes, which tell NaNs and zeros apart.
+        // Compared by bytes, which distinguish NaNs and signed zeros.
         prop_assert_eq!(prost::Message::encode_to_vec(&is), prost::Message::encode_to_vec(&wanted));
         prop_assert_eq!(is.unknown_fields().count(), 0);
     }
 
-    /// Whatever comes, nothing panics, and what is read is whole and not much larger.
+    /// Decoding arbitrary bytes does not panic, and the resulting tensors are valid and bounded.
     #[test]
-    fn any_bytes_are_read_or_refused(
+    fn arbitrary_bytes_are_decoded_or_rejected(
         signature in signature(),
         bytes in prop::collection::vec(any::<u8>(), 0..60),
     ) {
         let service = service_of("m", "1.0.0", &signature);
-        if let Ok(tensors) = service.read(&bytes) {
+        if let Ok(tensors) = service.decode_request(&bytes) {
             for tensor in &tensors {
                 prop_assert_eq!(tensor.check(), Ok(()));
                 prop_assert!(tensor.data.len() <= bytes.len() * 8);
@@ -244,7 +244,7 @@ fn empty(field: &Field) -> Tensor {
     Tensor { name: field.name.clone(), datatype: field.datatype, shape, data: vec![] }
 }
 
-/// A row of a field, or none.
+/// A row of a field, or `None`.
 fn row(field: &Field) -> impl Strategy<Value = Option<Tensor>> + use<> {
     let field = field.clone();
     let sizes: Vec<_> =
@@ -257,7 +257,7 @@ fn row(field: &Field) -> impl Strategy<Value = Option<Tensor>> + use<> {
             Datatype::Bool => vec![bytes[0] & 1],
             Datatype::Bytes if is_text => [&3_u32.to_le_bytes()[..], b"a\xc3\xa4"].concat(),
             Datatype::Bytes => [&2_u32.to_le_bytes()[..], &bytes[..2]].concat(),
-            // A NaN that is narrowed is quiet afterwards.
+            // Narrowing makes NaNs quiet.
             Datatype::Fp16 => {
                 (u16::from_le_bytes([bytes[0], bytes[1]]) & 0xbfff).to_le_bytes().to_vec()
             }
@@ -274,7 +274,7 @@ fn row(field: &Field) -> impl Strategy<Value = Option<Tensor>> + use<> {
     prop::option::weighted(0.8, row)
 }
 
-/// Set a field to a row by another way.
+/// Set a field to a row by reflection.
 fn set(message: &mut DynamicMessage, number: u32, field: &Field, tensor: &Tensor) {
     let values = values(field, tensor);
     let value = match FieldEncoding::from_field(field) {
@@ -337,7 +337,7 @@ fn plain(name: &str, datatype: Datatype, row_shape: &[Option<u32>]) -> Field {
 }
 
 #[test]
-fn the_text_is_what_people_expect() {
+fn the_proto_file_is_readable() {
     let mut text = plain("text", Datatype::Bytes, &[]);
     text.description = "the text to judge".to_owned();
     text.constraints = vec![
@@ -374,11 +374,12 @@ fn the_text_is_what_people_expect() {
 }
 
 #[test]
-fn numbers_that_do_not_fit_are_refused() {
+fn numbers_out_of_range_are_rejected() {
     let read = |datatype, bytes: &[u8]| {
         let inputs = vec![plain("x", datatype, &[])];
         let outputs = vec![plain("y", Datatype::Bool, &[])];
-        service_of("m", "1.0.0", &Signature { inputs, outputs, max_batch_size: 1 }).read(bytes)
+        service_of("m", "1.0.0", &Signature { inputs, outputs, max_batch_size: 1 })
+            .decode_request(bytes)
     };
     let varint = |value: i64| {
         let mut bytes = vec![0x08];
@@ -396,7 +397,7 @@ fn numbers_that_do_not_fit_are_refused() {
         (Datatype::Int8, vec![-128, 127], vec![128, -129]),
         (Datatype::Uint16, vec![65535], vec![65536]),
         (Datatype::Int16, vec![-32768, 32767], vec![32768]),
-        // Cut as protobuf wants it, and never refused.
+        // Truncated, as protobuf requires, and never rejected.
         (Datatype::Uint32, vec![i64::from(u32::MAX), i64::MIN], vec![]),
         (Datatype::Int32, vec![i64::from(i32::MIN), i64::MIN], vec![]),
         (Datatype::Bool, vec![0, 1, 2, -1], vec![]),
@@ -419,7 +420,7 @@ fn numbers_that_do_not_fit_are_refused() {
         (half, 1.5, 0x3e00_u16),
         (half, 65519.996, 0x7bff),
         (half, f32::NEG_INFINITY, 0xfc00),
-        // Of two that are as near, the even one.
+        // Ties round to even.
         (half, 1.0 + 2_f32.powi(-11), 0x3c00),
         (half, 1.0 + 3.0 * 2_f32.powi(-11), 0x3c02),
         (half, 2_f32.powi(-25), 0),
@@ -435,27 +436,27 @@ fn numbers_that_do_not_fit_are_refused() {
         assert!(narrow(datatype, value).is_err(), "{datatype:?} {value}");
     }
     assert!(narrow(half, f32::NAN).unwrap() & 0x7fff > 0x7c00);
-    // Of two values the last one counts, and what is not known is passed over.
+    // The last value counts, and unknown fields are skipped.
     let twice = [varint(1), vec![0xa2, 0x06, 1, 0], varint(7)].concat();
     assert_eq!(read(Datatype::Uint8, &twice).unwrap()[0].data, [7]);
     assert_eq!(read(Datatype::Uint8, &[0x0a, 1, 7]), Err(DecodeError::Wire(WireError::Type)));
 }
 
 #[test]
-fn the_number_of_elements_says_the_shape_where_it_can() {
+fn the_number_of_elements_determines_flat_shapes() {
     let read = |row_shape: &[Option<u32>], count: usize| {
         let inputs = vec![plain("x", Datatype::Uint8, row_shape)];
         let outputs = vec![plain("y", Datatype::Bool, &[])];
         let service = service_of("m", "1.0.0", &Signature { inputs, outputs, max_batch_size: 1 });
         let mut bytes = Vec::new();
         wire::put_delimited(1, &vec![1; count], &mut bytes);
-        let tensors = service.read(&bytes);
+        let tensors = service.decode_request(&bytes);
         tensors.map(|tensors| tensors.first().map(|tensor| tensor.shape.clone()))
     };
     assert_eq!(read(&[Some(2), Some(3)], 6), Ok(Some(vec![1, 2, 3])));
     assert_eq!(read(&[Some(2), None], 6), Ok(Some(vec![1, 2, 3])));
     assert_eq!(read(&[None, Some(2)], 0), Ok(Some(vec![1, 0, 2])));
-    // As if it were not there: a default may stand for it.
+    // As if it were absent: its default may apply.
     assert_eq!(read(&[Some(2)], 0), Ok(None));
     for (shape, count) in [(&[Some(2), Some(3)][..], 5), (&[Some(2), None], 5), (&[Some(2)], 3)] {
         let outcome = read(shape, count);
@@ -468,7 +469,7 @@ fn the_number_of_elements_says_the_shape_where_it_can() {
 }
 
 #[test]
-fn what_is_new_moves_nothing() {
+fn new_fields_do_not_change_existing_ones() {
     let old = Signature {
         inputs: vec![plain("a_1", Datatype::Fp32, &[])],
         outputs: vec![plain("y", Datatype::Fp32, &[])],

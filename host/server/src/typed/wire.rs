@@ -1,34 +1,39 @@
-//! Protobuf on the wire: keys, varints, and what is skipped.
+//! The wire format of protobuf: keys, varints, length-delimited fields, and skipping unknown fields.
+//!
+//! The service's messages are only known at run time, so there are no generated types for prost. Its module
+//! `prost::encoding` has the same functions, but it is documented as internal to prost and hidden from its
+//! documentation, and its errors do not distinguish what is wrong with a message. `prost-reflect` builds a
+//! tree of values, which may be dozens of times as large as the message.
 
-/// How deep groups that nobody knows may lie in each other: as in other implementations.
+/// The most nested groups in unknown fields, as in other implementations.
 const MAX_DEPTH: u32 = 100;
 
-/// The bytes are no message of the type.
+/// Why a message is malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// They end in the middle of a field.
+    /// It ends in the middle of a field.
     #[error("it ends in the middle of a field")]
     Cut,
     /// A number takes more than 64 bits.
     #[error("a number takes more than 64 bits")]
     Varint,
-    /// A field has no number, or one that there cannot be, or a type that there is not.
+    /// A key has an invalid field number or wire type.
     #[error("there is no such key")]
     Key,
-    /// A known field has another type.
+    /// A known field has the wrong wire type.
     #[error("a field has another type")]
     Type,
-    /// A group ends that has not begun, or does not end.
+    /// A group is not closed, or is closed without being open.
     #[error("a group is broken")]
     Group,
-    /// Groups lie in groups without end.
+    /// Groups are nested too deeply.
     #[error("it is nested too deep")]
     Depth,
 }
 
-/// How the value of a field is written.
+/// The wire types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wire {
+pub(super) enum WireType {
     Varint,
     Fixed64,
     Delimited,
@@ -37,18 +42,18 @@ pub(super) enum Wire {
     Fixed32,
 }
 
-impl Wire {
-    /// This type and no other.
+impl WireType {
+    /// Check that this is the wanted wire type.
     pub(super) fn expect(self, wanted: Self) -> Result<(), WireError> {
         if self == wanted { Ok(()) } else { Err(WireError::Type) }
     }
 }
 
-/// The bytes of a message that have not been read.
+/// The remaining bytes of a message.
 #[derive(Clone, Copy)]
-pub(super) struct Reader<'a>(pub(super) &'a [u8]);
+pub(super) struct WireReader<'a>(pub(super) &'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> WireReader<'a> {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -70,16 +75,16 @@ impl<'a> Reader<'a> {
         Err(if self.0.len() < 10 { WireError::Cut } else { WireError::Varint })
     }
 
-    /// The number of the next field, and how its value is written.
-    pub(super) fn key(&mut self) -> Result<(u32, Wire), WireError> {
+    /// Read the key of the next field: its number and its wire type.
+    pub(super) fn key(&mut self) -> Result<(u32, WireType), WireError> {
         let key = u32::try_from(self.varint()?).map_err(|_error| WireError::Key)?;
         let wire = match key & 7 {
-            0 => Wire::Varint,
-            1 => Wire::Fixed64,
-            2 => Wire::Delimited,
-            3 => Wire::GroupStart,
-            4 => Wire::GroupEnd,
-            5 => Wire::Fixed32,
+            0 => WireType::Varint,
+            1 => WireType::Fixed64,
+            2 => WireType::Delimited,
+            3 => WireType::GroupStart,
+            4 => WireType::GroupEnd,
+            5 => WireType::Fixed32,
             _ => return Err(WireError::Key),
         };
         if key >> 3 == 0 { Err(WireError::Key) } else { Ok((key >> 3, wire)) }
@@ -98,22 +103,22 @@ impl<'a> Reader<'a> {
         Ok(*bytes)
     }
 
-    /// Pass over the value of a field that is not known.
-    pub(super) fn skip(&mut self, number: u32, wire: Wire) -> Result<(), WireError> {
+    /// Skip the value of an unknown field.
+    pub(super) fn skip(&mut self, number: u32, wire: WireType) -> Result<(), WireError> {
         self.skip_at(number, wire, 0)
     }
 
-    fn skip_at(&mut self, number: u32, wire: Wire, depth: u32) -> Result<(), WireError> {
+    fn skip_at(&mut self, number: u32, wire: WireType, depth: u32) -> Result<(), WireError> {
         match wire {
-            Wire::Varint => self.varint().map(drop),
-            Wire::Fixed64 => self.fixed::<8>().map(drop),
-            Wire::Delimited => self.delimited().map(drop),
-            Wire::Fixed32 => self.fixed::<4>().map(drop),
-            Wire::GroupEnd => Err(WireError::Group),
-            Wire::GroupStart if depth == MAX_DEPTH => Err(WireError::Depth),
-            Wire::GroupStart => loop {
+            WireType::Varint => self.varint().map(drop),
+            WireType::Fixed64 => self.fixed::<8>().map(drop),
+            WireType::Delimited => self.delimited().map(drop),
+            WireType::Fixed32 => self.fixed::<4>().map(drop),
+            WireType::GroupEnd => Err(WireError::Group),
+            WireType::GroupStart if depth == MAX_DEPTH => Err(WireError::Depth),
+            WireType::GroupStart => loop {
                 match self.key()? {
-                    (end, Wire::GroupEnd) if end == number => return Ok(()),
+                    (end, WireType::GroupEnd) if end == number => return Ok(()),
                     (inner, wire) => self.skip_at(inner, wire, depth + 1)?,
                 }
             },
@@ -129,20 +134,20 @@ pub(super) fn put_varint(mut value: u64, out: &mut Vec<u8>) {
     out.push(value.to_le_bytes()[0]);
 }
 
-pub(super) fn put_key(number: u32, wire: Wire, out: &mut Vec<u8>) {
+pub(super) fn put_key(number: u32, wire: WireType, out: &mut Vec<u8>) {
     let wire = match wire {
-        Wire::Varint => 0,
-        Wire::Fixed64 => 1,
-        Wire::Delimited => 2,
-        Wire::GroupStart => 3,
-        Wire::GroupEnd => 4,
-        Wire::Fixed32 => 5,
+        WireType::Varint => 0,
+        WireType::Fixed64 => 1,
+        WireType::Delimited => 2,
+        WireType::GroupStart => 3,
+        WireType::GroupEnd => 4,
+        WireType::Fixed32 => 5,
     };
     put_varint(u64::from(number) << 3 | wire, out);
 }
 
 pub(super) fn put_delimited(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
-    put_key(number, Wire::Delimited, out);
+    put_key(number, WireType::Delimited, out);
     put_varint(bytes.len() as u64, out);
     out.extend_from_slice(bytes);
 }
@@ -155,38 +160,38 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_come_back(value in any::<u64>(), shift in 0_u32..64) {
+        fn varints_round_trip(value in any::<u64>(), shift in 0_u32..64) {
             let mut bytes = Vec::new();
             put_varint(value >> shift, &mut bytes);
             bytes.push(7);
-            let mut reader = Reader(&bytes);
+            let mut reader = WireReader(&bytes);
             prop_assert_eq!(reader.varint(), Ok(value >> shift));
             prop_assert_eq!(reader.0, &[7]);
         }
     }
 
     #[test]
-    fn broken_bytes_are_told_apart() {
-        let varint = |bytes: &[u8]| Reader(bytes).varint();
+    fn malformed_messages_are_distinguished() {
+        let varint = |bytes: &[u8]| WireReader(bytes).varint();
         assert_eq!(varint(&[]), Err(WireError::Cut));
         assert_eq!(varint(&[0xff]), Err(WireError::Cut));
         assert_eq!(varint(&[0xff; 10]), Err(WireError::Varint));
         assert_eq!(varint(&[&[0xff; 9][..], &[2]].concat()), Err(WireError::Varint));
         assert_eq!(varint(&[&[0xff; 9][..], &[1]].concat()), Ok(u64::MAX));
-        // A number may be longer than it has to be.
+        // An overlong encoding is valid.
         assert_eq!(varint(&[0x81, 0x80, 0]), Ok(1));
-        let key = |bytes: &[u8]| Reader(bytes).key().map(|(number, _)| number);
+        let key = |bytes: &[u8]| WireReader(bytes).key().map(|(number, _)| number);
         assert_eq!(key(&[0]), Err(WireError::Key));
         assert_eq!(key(&[0x0e]), Err(WireError::Key));
         assert_eq!(key(&[&[0xff; 9][..], &[1]].concat()), Err(WireError::Key));
         assert_eq!(key(&[0x0a]), Ok(1));
-        assert_eq!(Reader(&[2, 0]).delimited(), Err(WireError::Cut));
+        assert_eq!(WireReader(&[2, 0]).delimited(), Err(WireError::Cut));
     }
 
     #[test]
     fn groups_are_skipped_as_a_whole() {
         let skip = |bytes: &[u8]| {
-            let mut reader = Reader(bytes);
+            let mut reader = WireReader(bytes);
             let (number, wire) = reader.key()?;
             reader.skip(number, wire).map(|()| reader.0.len())
         };

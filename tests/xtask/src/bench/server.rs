@@ -137,6 +137,11 @@ impl Server {
         Client::new(self.address, KEY)
     }
 
+    /// A URL of the admin listener.
+    pub(crate) fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin_address)
+    }
+
     /// A client of the admin API.
     pub(super) fn admin(&self) -> Admin {
         Admin::new(self.admin_address)

@@ -2,12 +2,13 @@
 //! schemathesis generates.
 
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::Result;
 
 use super::python::Python;
 use super::with_server;
-use crate::bench::server::KEY;
+use crate::bench::server::{KEY, Server};
 use crate::run;
 use crate::workspace::Workspace;
 
@@ -32,6 +33,18 @@ expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "422", "429", "5x
 expected-statuses = ["2xx", "3xx", "4xx", "504"]
 "#;
 
+/// The same for the admin API, where a valid request gets 503 if too many deployments are in progress.
+const ADMIN_SETTINGS: &str = r#"
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "404", "409", "422", "503"]
+
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "4xx", "503"]
+"#;
+
+/// The key of the demonstration for the admin API.
+const ADMIN_KEY: &str = "local-demo-admin-key";
+
 /// The time limit of a response, which is longer than the default deadline of a prediction.
 const SLOWEST_SECONDS: &str = "10";
 
@@ -42,29 +55,53 @@ pub(super) fn check_documents(workspace: &Workspace, _host: &Path) -> Result<()>
         let mut check = python.run("python");
         check.args(["-c", include_str!("documents.py"), &server.url("")]).env("KEY", KEY);
         print!("{}", run::output(&mut check)?);
+        let mut check = python.run("python");
+        let arguments = ["-c", include_str!("documents.py"), &server.admin_url(""), "admin"];
+        check.args(arguments).env("KEY", ADMIN_KEY);
+        print!("{}", run::output(&mut check)?);
         Ok(())
     })
 }
 
 /// Checks that every response conforms to the server's document.
 pub(super) fn check_answers(workspace: &Workspace, _host: &Path) -> Result<()> {
+    check_responses(workspace, "schemathesis", SETTINGS, |server, run| {
+        run.args(["run", &server.url("/openapi.json")])
+            .args(["--header", &format!("X-API-Key: {KEY}")])
+            // The elements of a tensor depend on its datatype, which JSON Schema cannot express.
+            .args(["--exclude-path-regex", "^/v2/.*/infer$"]);
+    })
+}
+
+/// Checks that every response of the admin API conforms to its document.
+pub(super) fn check_admin_answers(workspace: &Workspace, _host: &Path) -> Result<()> {
+    check_responses(workspace, "schemathesis-admin", ADMIN_SETTINGS, |server, run| {
+        run.args(["run", &server.admin_url("/openapi.json")])
+            .args(["--header", &format!("X-API-Key: {ADMIN_KEY}")]);
+    })
+}
+
+fn check_responses(
+    workspace: &Workspace,
+    folder: &str,
+    settings: &str,
+    configure: impl FnOnce(&Server, &mut Command),
+) -> Result<()> {
     let python = Python::install(workspace, "schemathesis", &SCHEMATHESIS)?;
     // The tool writes its results into the current folder.
-    let folder = workspace.output().join("schemathesis");
+    let folder = workspace.output().join(folder);
     std::fs::create_dir_all(&folder)?;
-    std::fs::write(folder.join("schemathesis.toml"), SETTINGS)?;
+    std::fs::write(folder.join("schemathesis.toml"), settings)?;
     with_server(workspace, |server| {
         let mut run = python.run("schemathesis");
-        run.current_dir(&folder)
-            .args(["run", &server.url("/openapi.json"), "--no-color"])
-            .args(["--header", &format!("X-API-Key: {KEY}")])
+        run.current_dir(&folder);
+        configure(server, &mut run);
+        run.arg("--no-color")
             .args(["--phases", "examples,coverage,fuzzing,stateful", "--checks", "all"])
             .args(["--max-examples", EXAMPLES, "--seed", SEED, "--continue-on-failure"])
             .args(["--max-response-time", SLOWEST_SECONDS])
             .arg("--generation-database")
             .arg(Path::new("hypothesis"));
-        // The elements of a tensor depend on its datatype, which JSON Schema cannot express.
-        run.args(["--exclude-path-regex", "^/v2/.*/infer$"]);
         // It would send a generated key beside the valid one, and two different keys are rejected.
         run.args(["--generation-with-security-parameters", "false"]);
         run::shown(&mut run)

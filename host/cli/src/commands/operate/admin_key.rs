@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_read_without_its_line_end() {
+    fn a_key_file_is_read_without_its_line_end() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"secret-key\r\n").unwrap();
         let key = find(Some(file.path())).unwrap();

@@ -6,22 +6,20 @@
 //! meaning of a body is left to the commands.
 
 use std::error::Error;
-use std::fmt;
 use std::io;
-use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
-use guesthouse_runtime::clock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use ureq::http::uri::Uri;
 use ureq::http::{HeaderValue, Response};
 use ureq::typestate::WithBody;
 use ureq::{Agent, Body, RequestBuilder, SendBody, Timeout};
 
 use super::error::{OperateError, ServerError};
+use super::idempotency_key::IdempotencyKey;
+use super::server_url::ServerUrl;
 use super::upload::{self, Upload, UploadError};
 use super::{ServerArguments, admin_key, trust};
 
@@ -46,78 +44,6 @@ const RETRY_DELAYS: [Duration; 3] =
 
 /// The largest response. The history is read in pages.
 const MAX_RESPONSE_BYTES: u64 = 64 << 20;
-
-/// The longest idempotency key that the server accepts.
-const MAX_IDEMPOTENCY_KEY_LENGTH: usize = 128;
-
-/// The URL of an admin API, without a trailing slash.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ServerUrl(String);
-
-/// A string is not a [`ServerUrl`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a server's address is like http://127.0.0.1:8002 or https://127.0.0.1:8002")]
-pub(super) struct ServerUrlError;
-
-impl FromStr for ServerUrl {
-    type Err = ServerUrlError;
-
-    fn from_str(text: &str) -> Result<Self, ServerUrlError> {
-        let uri: Uri = text.parse().map_err(|_malformed| ServerUrlError)?;
-        let authority = uri.authority().ok_or(ServerUrlError)?;
-        let host_alone = authority.as_str() == authority.host();
-        let is_valid = matches!(uri.scheme_str(), Some("http" | "https"))
-            && (host_alone || authority.port_u16().is_some())
-            && !authority.host().is_empty()
-            && !authority.as_str().contains('@')
-            && !text.contains(['?', '#']);
-        if is_valid { Ok(Self(text.trim_end_matches('/').to_owned())) } else { Err(ServerUrlError) }
-    }
-}
-
-impl ServerUrl {
-    fn is_https(&self) -> bool {
-        self.0.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
-    }
-}
-
-impl fmt::Display for ServerUrl {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-/// Identifies a change to the server across retries: 1 to 128 visible ASCII characters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct IdempotencyKey(String);
-
-/// A string is not an [`IdempotencyKey`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("an idempotency key is 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} visible ASCII characters")]
-pub(super) struct IdempotencyKeyError;
-
-impl IdempotencyKey {
-    /// A new key.
-    pub(super) fn random() -> Self {
-        Self(clock::new_id().to_string())
-    }
-}
-
-impl FromStr for IdempotencyKey {
-    type Err = IdempotencyKeyError;
-
-    fn from_str(text: &str) -> Result<Self, IdempotencyKeyError> {
-        let is_valid = (1..=MAX_IDEMPOTENCY_KEY_LENGTH).contains(&text.len())
-            && text.bytes().all(|byte| byte.is_ascii_graphic());
-        if is_valid { Ok(Self(text.to_owned())) } else { Err(IdempotencyKeyError) }
-    }
-}
-
-impl fmt::Display for IdempotencyKey {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
 
 /// The parameters of a query. Those without a value are left out.
 pub(super) type Query = [(&'static str, Option<String>)];
@@ -388,50 +314,6 @@ fn is_untrusted(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn server_urls_have_scheme_host_and_port() {
-        let good = [
-            ("http://127.0.0.1:8002", "http://127.0.0.1:8002"),
-            ("http://localhost", "http://localhost"),
-            ("http://[::1]:8002/", "http://[::1]:8002"),
-            ("https://127.0.0.1:8002", "https://127.0.0.1:8002"),
-            ("http://gateway:80/guesthouse/", "http://gateway:80/guesthouse"),
-        ];
-        for (text, url) in good {
-            assert_eq!(text.parse::<ServerUrl>().unwrap().to_string(), url);
-        }
-        for bad in [
-            "",
-            "127.0.0.1:8002",
-            "ftp://127.0.0.1:8002",
-            "http://",
-            "http://:8002",
-            "http://host:99999",
-            "http://somebody:secret@host:8002",
-            "http://host:8002/?a=b",
-            "http://host:8002/#a",
-            "http://host name",
-            "/admin",
-        ] {
-            assert_eq!(bad.parse::<ServerUrl>(), Err(ServerUrlError), "{bad}");
-        }
-    }
-
-    #[test]
-    fn idempotency_keys_are_visible_ascii() {
-        let long = "k".repeat(MAX_IDEMPOTENCY_KEY_LENGTH);
-        for good in ["a", "deploy-1.2.3/41", long.as_str()] {
-            assert_eq!(good.parse::<IdempotencyKey>().unwrap().to_string(), good);
-        }
-        let longer = format!("{long}k");
-        for bad in ["", "a b", "a\n", "é", longer.as_str()] {
-            assert_eq!(bad.parse::<IdempotencyKey>(), Err(IdempotencyKeyError), "{bad}");
-        }
-        let random = IdempotencyKey::random();
-        assert_eq!(random.to_string().parse(), Ok(random.clone()));
-        assert_ne!(random, IdempotencyKey::random());
-    }
 
     #[test]
     fn only_failed_connections_count_as_not_sent() {

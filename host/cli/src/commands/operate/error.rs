@@ -11,13 +11,14 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
-use guesthouse_server::api::Word;
+use guesthouse_server::api::OpenEnum;
 use guesthouse_server::api::error::{ErrorBody, ErrorCode, ErrorDetail};
 use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::admin_key::KeyError;
-use super::client::{IdempotencyKey, ServerUrl};
+use super::idempotency_key::IdempotencyKey;
+use super::server_url::ServerUrl;
 use super::trust::TrustError;
 use super::upload::UploadError;
 
@@ -107,8 +108,8 @@ impl ServerError {
     /// The error of an operation that failed after it was accepted, which has no status.
     pub(super) fn from_operation(error: Option<&ErrorBody>) -> Self {
         let exit_code = match error.map(|error| &error.error_code) {
-            Some(Word::Known(ErrorCode::Conflict | ErrorCode::RevisionConflict)) => CONFLICT,
-            Some(Word::Known(
+            Some(OpenEnum::Known(ErrorCode::Conflict | ErrorCode::RevisionConflict)) => CONFLICT,
+            Some(OpenEnum::Known(
                 ErrorCode::MalformedRequest
                 | ErrorCode::NotFound
                 | ErrorCode::PayloadTooLarge

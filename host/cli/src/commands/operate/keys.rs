@@ -9,8 +9,9 @@ use guesthouse_model::terminal::printable;
 use guesthouse_server::api::keys::{CreateKeyRequest, KeyChange};
 use serde_json::json;
 
-use super::client::{ChangeRequest, Client, IdempotencyKey, Payload, ServerResponse};
+use super::client::{ChangeRequest, Client, Payload, ServerResponse};
 use super::error::OperateError;
+use super::idempotency_key::IdempotencyKey;
 use super::output::{self, print_note, show};
 use super::{ServerArguments, text};
 

@@ -9,7 +9,7 @@ use guesthouse_control::rollout::Share;
 use guesthouse_model::terminal::printable;
 use serde_json::Value;
 
-use guesthouse_server::api::Word;
+use guesthouse_server::api::OpenEnum;
 use guesthouse_server::api::catalogue::Resolution;
 use guesthouse_server::api::change::ModelChange;
 use guesthouse_server::api::history::{History, HistoryEntry, Outcome};
@@ -125,7 +125,7 @@ fn entry(entry: &HistoryEntry) -> [String; 8] {
     let or_nothing = |text: Option<String>| text.unwrap_or_else(|| NOTHING.to_owned());
     let version = entry.version.as_ref();
     let outcome = match (&entry.outcome, &entry.status, &entry.error) {
-        (Word::Known(Outcome::Applied), Some(status), _) => status.clone(),
+        (OpenEnum::Known(Outcome::Applied), Some(status), _) => status.clone(),
         (outcome, _, Some(error)) => format!("{outcome}: {error}"),
         (outcome, _, None) => outcome.to_string(),
     };
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_of_a_model_fits_a_glance() {
+    fn a_models_state_is_summarised() {
         let value =
             json!({"revision": 13, "audit_head": "0123456789abcdef", "models": [toxicity()]});
         let lines = status(&parse(value));
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_says_what_was_served_and_what_is() {
+    fn a_change_shows_the_routing_before_and_after() {
         let before = json!({"stable": "1.0.0", "candidates": {"2.0.0": 5_000}, "promoted": [],
             "shadow": {"version": "2.0.0", "share": 1}});
         let mut value = json!({"model": "toxicity", "revision": 13, "changed": true,
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deployment_shows_where_the_version_differs() {
+    fn a_deployment_shows_replay_differences() {
         let difference = "example 1: `score` is 0.7, not 0.03";
         let value = json!({"model": "toxicity", "revision": 2, "changed": true, "dry_run": false,
             "status": "Deployed", "before": null, "after": {"stable": null}, "version": "1.1.0",
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_a_table_without_keys() {
+    fn keys_are_listed_without_secrets() {
         let value = json!({"keys": [
             {"id": null, "name": "ci", "scopes": ["predict:*"], "state": "active", "expires": null,
              "rate": null, "source": "configuration", "created_by": null},
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resolution_is_one_version_or_what_it_depends_on() {
+    fn a_resolution_shows_one_version_or_the_shares() {
         let one = json!({"model": "m", "selector": "stable", "version": "1.0.0",
             "reason": "channel", "matches": []});
         assert_eq!(resolution(&parse(one)), ["m@1.0.0 would answer (channel)"]);
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn any_report_has_an_outline() {
+    fn arbitrary_reports_are_printed() {
         let value = json!({"version": "2.0.0", "requests": 7, "latency": {"p50": 1.5, "best": null},
             "examples": [{"row": 1, "why": "x"}, "plain"]});
         let shown = [

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_shrinks_ends_the_attempt() {
+    fn a_shrinking_file_fails_the_upload() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"artifact").unwrap();
         let upload = Upload::open(file.path()).unwrap();
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_are_sent() {
+    fn only_regular_files_are_uploaded() {
         let folder = tempfile::tempdir().unwrap();
         let error = Upload::open(folder.path()).unwrap_err();
         assert!(matches!(error, UploadError::NotRegular), "{error}");

@@ -206,7 +206,7 @@ proptest! {
 
     /// A successful key is not refused beside two failing ones, even if it comes late.
     #[test]
-    fn a_good_key_that_comes_late_is_accepted(
+    fn a_new_good_key_is_admitted_during_a_suspension(
         requests in prop::collection::vec((0_u64..3000, 0_usize..2), 1..200),
         late in 0_usize..200,
     ) {
@@ -222,7 +222,7 @@ proptest! {
 
     /// The number of records is bounded.
     #[test]
-    fn evidence_is_bounded(callers in 0..3 * MAX_CALLERS) {
+    fn the_number_of_tracked_callers_is_bounded(callers in 0..3 * MAX_CALLERS) {
         let (breaker, now) = (Breaker::default(), Instant::now());
         for index in 0..callers {
             breaker.record_failure(member(&(index % 7).to_string(), index), now);

@@ -1,4 +1,4 @@
-//! The Open Inference Protocol over REST: JSON, and behind it the tensors that are in their raw form.
+//! The Open Inference Protocol over REST: JSON, and after it the tensors in binary form.
 
 mod answer;
 mod elements;
@@ -10,14 +10,14 @@ mod round_trip;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode};
 
-use self::answer::Forms;
+use self::answer::OutputForms;
 use self::request::{Layout, RestRequest};
 use super::tensors::{TensorRequest, WantedOutputs};
 use super::{Codec, Encoded, FieldValue, Inputs, Outputs};
 use crate::config::Limits;
 use crate::edge::body::{RequestBody, media_type};
 use crate::edge::error::ApiError;
-use crate::edge::observe::RequestId;
+use crate::edge::request_id::RequestId;
 use guesthouse_model::{Datatype, Signature, Tensor};
 use guesthouse_runtime::version::ServableVersion;
 
@@ -27,7 +27,7 @@ pub(in crate::edge) struct OipCodec {
     /// The body, if it is the one input and nothing else.
     raw: Option<Bytes>,
     request: TensorRequest,
-    forms: Forms,
+    forms: OutputForms,
     id: Option<String>,
     wanted: WantedOutputs,
 }
@@ -35,16 +35,16 @@ pub(in crate::edge) struct OipCodec {
 impl OipCodec {
     /// By the headers of a request.
     pub(in crate::edge) fn new(headers: &HeaderMap) -> Result<Self, ApiError> {
-        let layout = Layout::of(headers)?;
+        let layout = Layout::from_headers(headers)?;
         check_media_type(headers)?;
         let (request, wanted) = (TensorRequest::default(), WantedOutputs::default());
-        // Who sends no JSON reads none.
-        let forms = Forms::of(true, &[])?;
+        // A caller that sends no JSON gets binary outputs.
+        let forms = OutputForms::new(true, &[])?;
         Ok(Self { layout, raw: None, request, forms, id: None, wanted })
     }
 }
 
-/// Whether a body may be one of the protocol. How much of it is JSON, another header says.
+/// Check the media type of a body. Which part of it is JSON depends on another header.
 pub(in crate::edge) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     media_type(headers, &["application/json", "application/octet-stream"]).map(drop)
 }
@@ -64,7 +64,7 @@ impl Codec for OipCodec {
             return Ok(());
         }
         let RestRequest { request, binary_outputs } = request::parse(&body.bytes, self.layout)?;
-        self.forms = Forms::of(binary_outputs, &request.outputs)?;
+        self.forms = OutputForms::new(binary_outputs, &request.outputs)?;
         self.request = request;
         Ok(())
     }
@@ -106,21 +106,21 @@ impl Codec for OipCodec {
     }
 }
 
-/// Read a body, of which so many bytes are JSON if that is said.
+/// Read a body for the fuzzer; `length` is the length of its JSON, if a header has one.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(in crate::edge) fn fuzz_body(body: &[u8], length: Option<usize>) {
     round_trip::read(body, length.map_or(Layout::Json, Layout::JsonThenTensors));
 }
 
-/// The one row of the one input: its elements, or the bytes of its one byte string. One dimension may be
-/// of any size, because the length says which.
+/// The one row of the one input, from its elements or the bytes of its byte string. One dimension of variable
+/// size is determined by the length of the body.
 fn raw_input(signature: &Signature, body: &[u8]) -> Result<Tensor, ApiError> {
     let [field] = &signature.inputs[..] else {
         return Err(ApiError::malformed("a body without JSON is for models with one input"));
     };
     let Some(size) = field.datatype.element_size() else {
         if field.row_shape.iter().any(|size| size.is_some_and(|size| size != 1)) {
-            return Err(ApiError::malformed("a body without JSON is for one byte string alone"));
+            return Err(ApiError::malformed("a body without JSON must be a single byte string"));
         }
         let length = u32::try_from(body.len());
         let length = length.map_err(|_error| ApiError::malformed("the byte string is too long"))?;
@@ -136,7 +136,7 @@ fn raw_input(signature: &Signature, body: &[u8]) -> Result<Tensor, ApiError> {
         (Some(known), 0) if known == length => 1,
         (Some(known), 1) if known > 0 && length.is_multiple_of(known) => length / known,
         _ => {
-            let message = "the body is not as long as the one input of the model";
+            let message = "the length of the body is not that of the model's one input";
             return Err(ApiError::malformed(message));
         }
     };

@@ -1,8 +1,8 @@
-//! Tensors of gRPC messages: their contents by type, or raw.
+//! The Open Inference Protocol over gRPC: tensors have typed contents or raw contents.
 //!
-//! Who sends raw contents gets raw contents. Who sends contents by type gets both: some clients read the
-//! ones and some the others, and each leaves alone what it does not read. The request's parameter
-//! `binary_data_output` says otherwise. FP16 and BF16 have raw contents only.
+//! A request with raw contents gets raw contents. A request with typed contents gets both, because some
+//! clients read the ones and some the others. The parameter `binary_data_output` overrides this. FP16 and BF16
+//! have raw contents only.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,23 +13,22 @@ use prost::bytes::Bytes;
 use super::tensors::{
     MAX_PARAMETERS, Parameter, Parameters, RequestedOutput, TensorRequest, WantedOutputs,
 };
-use super::{Codec, Encoded, FieldValue, Inputs, Outputs};
+use super::{Codec, Encoded, FieldValue, IDEMPOTENCY_FIELD, Inputs, Outputs};
 use crate::config::Limits;
 use crate::edge::body::RequestBody;
 use crate::edge::error::ApiError;
-use crate::edge::grpc::pb;
-use crate::edge::idempotency::KEY_FIELD;
-use crate::edge::observe::RequestId;
+use crate::edge::pb;
+use crate::edge::request_id::RequestId;
 use guesthouse_model::{Datatype, Signature, Tensor, VersionId, bytes_elements};
 use guesthouse_runtime::version::ServableVersion;
 use pb::infer_parameter::ParameterChoice;
 use pb::model_infer_request::InferInputTensor;
 use pb::model_infer_response::InferOutputTensor;
 
-/// The longest part of a caller's own words in an answer, in characters.
+/// The most characters of a caller's text in an error message.
 const MAX_SHOWN: usize = 64;
 
-/// In which form outputs go back.
+/// The contents of outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Contents {
     Raw,
@@ -37,8 +36,8 @@ enum Contents {
     Both,
 }
 
-/// By which clients of models with any number of answers ask for the last one to be marked, and the
-/// mark. Here, every answer is the last.
+/// The parameter by which clients of Triton's decoupled models ask to mark the last response, and the mark.
+/// Here, every response is the last one of its request.
 const WANTS_MARK: &str = "triton_enable_empty_final_response";
 const MARK: &str = "triton_final_response";
 
@@ -57,9 +56,9 @@ pub(in crate::edge) struct OipGrpcCodec {
 }
 
 impl OipGrpcCodec {
-    /// Of a message, whose metadata has an idempotency key or not.
+    /// For a message; `has_key` tells whether its metadata has an idempotency key.
     pub(in crate::edge) fn new(message: pb::ModelInferRequest, has_key: bool) -> Self {
-        let has_key = has_key || message.parameters.contains_key(KEY_FIELD);
+        let has_key = has_key || message.parameters.contains_key(IDEMPOTENCY_FIELD);
         let canonical = has_key.then(|| message.encode_to_vec());
         let (request, wanted) = (TensorRequest::default(), WantedOutputs::default());
         let (id, contents, marks_last) = (None, Contents::Both, false);
@@ -126,8 +125,8 @@ impl Codec for OipGrpcCodec {
     }
 }
 
-/// Bytes that a message holds.
-pub(in crate::edge) fn size(message: &pb::ModelInferRequest) -> usize {
+/// The memory that the tensors of a decoded message take, in bytes.
+pub(in crate::edge) fn message_size(message: &pb::ModelInferRequest) -> usize {
     let raw: usize = message.raw_input_contents.iter().map(Bytes::len).sum();
     let contents = message.inputs.iter().filter_map(|input| input.contents.as_ref());
     let typed = contents.map(|contents| {
@@ -145,7 +144,7 @@ pub(in crate::edge) fn size(message: &pb::ModelInferRequest) -> usize {
     raw + typed.sum::<usize>()
 }
 
-/// What a message asks for, and in which form.
+/// Decode a message: the request, and the contents of its outputs.
 fn read(message: pb::ModelInferRequest) -> Result<(TensorRequest, Contents), ApiError> {
     let pb::ModelInferRequest { id, parameters, inputs, outputs, raw_input_contents: raw, .. } =
         message;
@@ -204,7 +203,7 @@ fn shown(name: &str) -> String {
 fn tensor(input: InferInputTensor, raw: Option<Bytes>) -> Result<Tensor, ApiError> {
     let InferInputTensor { name, datatype, shape, parameters, contents } = input;
     let wrong = |what: &str| ApiError::malformed(format!("input `{}` {what}", shown(&name)));
-    // Nothing else is said by them here, but they are bounded like the others.
+    // Other parameters of an input have no meaning here, but their number is limited as well.
     if self::parameters(parameters)?.keys().any(|key| key.starts_with("shared_memory_")) {
         return Err(wrong("is in shared memory, which is not supported"));
     }
@@ -219,11 +218,11 @@ fn tensor(input: InferInputTensor, raw: Option<Bytes>) -> Result<Tensor, ApiErro
         Some(raw) => raw.into(),
         None => self::raw(datatype, contents).map_err(wrong)?,
     };
-    // Whether its length is that of its shape is for who holds it against the signature.
+    // The length is validated with the signature.
     Ok(Tensor { name, datatype, shape, data })
 }
 
-/// Contents by type in their raw form, or what is wrong with them.
+/// Typed contents in binary form, or why they are invalid.
 fn raw(datatype: Datatype, contents: pb::InferTensorContents) -> Result<Vec<u8>, &'static str> {
     use Datatype::{
         Bf16, Bool, Bytes, Fp16, Fp32, Fp64, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32,
@@ -283,13 +282,13 @@ fn write(
     contents: Contents,
 ) -> pb::ModelInferResponse {
     let has_raw_only = |tensor: &Tensor| matches!(tensor.datatype, Datatype::Fp16 | Datatype::Bf16);
-    // One that has no other form makes all of them raw.
+    // Raw contents are for all outputs or for none.
     let contents = if outputs.iter().any(has_raw_only) { Contents::Raw } else { contents };
     let (mut tensors, mut raw) = (Vec::with_capacity(outputs.len()), Vec::new());
     for output in outputs {
         let typed = (contents != Contents::Raw).then(|| typed(&output));
         let Tensor { name, datatype, shape, data } = output;
-        // What is there is counted in bytes, of which there are fewer than that.
+        // A dimension is at most the number of bytes, which is less than that.
         let shape = shape.into_iter().map(|size| i64::try_from(size).unwrap_or(i64::MAX));
         tensors.push(InferOutputTensor {
             name,
@@ -312,7 +311,7 @@ fn write(
     }
 }
 
-/// The elements by their type.
+/// The typed contents of a tensor.
 fn typed(tensor: &Tensor) -> pb::InferTensorContents {
     use Datatype::{
         Bf16, Bool, Bytes, Fp16, Fp32, Fp64, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32,

@@ -16,13 +16,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 pub(crate) use self::record::BodyRow;
-use self::record::{Media, Record};
+use self::record::{Media, ParsedBody};
 use super::{Codec, Encoded, FieldValue, Inputs, Multiplicity, Outputs, PartialRows};
 use crate::config::Limits;
 use crate::edge::body::RequestBody;
 use crate::edge::error::ApiError;
-use crate::edge::observe::RequestId;
 use crate::edge::query;
+use crate::edge::request_id::RequestId;
 use guesthouse_model::Signature;
 use guesthouse_model::record::{ValidRows, decode, decode_valid_rows, encode};
 use guesthouse_runtime::inference::QueueOptions;
@@ -49,8 +49,8 @@ pub(in crate::edge) struct RestCodec {
     is_partial: bool,
     /// Query and content type, as they came.
     context: String,
-    /// Taken when it is decoded.
-    record: Option<Record>,
+    /// None before it is parsed, and after it is decoded.
+    record: Option<ParsedBody>,
 }
 
 impl RestCodec {
@@ -114,8 +114,8 @@ impl Codec for RestCodec {
             return decode_partial(signature, &rows);
         }
         rows.iter().try_for_each(BodyRow::check)?;
-        let (tensors, urgency) = (decode(signature, &rows)?, QueueOptions::default());
-        Ok(Inputs { tensors, rows: rows.len(), partial: None, urgency })
+        let (tensors, queue_options) = (decode(signature, &rows)?, QueueOptions::default());
+        Ok(Inputs { tensors, rows: rows.len(), partial: None, queue_options })
     }
 
     fn encode(
@@ -180,15 +180,11 @@ fn decode_partial(signature: &Signature, rows: &[BodyRow]) -> Result<Inputs, Api
     if places.is_empty() {
         return Err(ApiError::all_rows_failed(&failed));
     }
-    let (partial, urgency) = (Some(PartialRows { places, failed }), QueueOptions::default());
-    Ok(Inputs { tensors: inputs, rows: rows.len(), partial, urgency })
+    let (partial, queue_options) = (Some(PartialRows { places, failed }), QueueOptions::default());
+    Ok(Inputs { tensors: inputs, rows: rows.len(), partial, queue_options })
 }
 
 /// What stands in the place of a row that has failed.
 fn failed_row(error: &ApiError) -> Map<String, Value> {
-    let mut body = json!({"error_code": error.code.as_str(), "message": error.message});
-    if !error.details.is_empty() {
-        body["details"] = json!(error.details);
-    }
-    Map::from_iter([("error".to_owned(), body)])
+    Map::from_iter([("error".to_owned(), json!(error.row_body()))])
 }

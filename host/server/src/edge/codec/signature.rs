@@ -8,8 +8,8 @@ use super::{Codec, Encoded, FieldValue, Inputs, Multiplicity, Outputs};
 use crate::config::Limits;
 use crate::edge::body::RequestBody;
 use crate::edge::error::{ApiError, Detail, ErrorCode};
-use crate::edge::grpc::services::Offered;
-use crate::edge::observe::RequestId;
+use crate::edge::model_services::RoutedService;
+use crate::edge::request_id::RequestId;
 use crate::typed::{self, DecodeError, MessageTooLarge, ModelService};
 use guesthouse_model::record::validate_tensors;
 use guesthouse_model::{Datatype, Signature, Tensor, bytes_elements};
@@ -18,7 +18,7 @@ use guesthouse_runtime::version::ServableVersion;
 
 /// A message of `Predict`, `PredictStream` or `BatchPredict`.
 pub(in crate::edge) struct SignatureCodec {
-    offered: Arc<Offered>,
+    service: Arc<RoutedService>,
     multiplicity: Multiplicity,
     /// The messages of a batch.
     messages: Vec<Bytes>,
@@ -28,8 +28,8 @@ pub(in crate::edge) struct SignatureCodec {
 
 impl SignatureCodec {
     /// Of a message to this service.
-    pub(in crate::edge) fn new(offered: Arc<Offered>, multiplicity: Multiplicity) -> Self {
-        Self { offered, multiplicity, messages: Vec::new(), row: None }
+    pub(in crate::edge) fn new(service: Arc<RoutedService>, multiplicity: Multiplicity) -> Self {
+        Self { service, multiplicity, messages: Vec::new(), row: None }
     }
 }
 
@@ -39,7 +39,7 @@ impl Codec for SignatureCodec {
     }
 
     fn context(&self) -> String {
-        let service = self.offered.service.full_name();
+        let service = self.service.service.full_name();
         format!("{service} {:?}", self.multiplicity)
     }
 
@@ -50,7 +50,9 @@ impl Codec for SignatureCodec {
         _: &mut RequestId,
     ) -> Result<(), ApiError> {
         match self.multiplicity {
-            Multiplicity::Single => self.row = Some(self.offered.service.read(&body.bytes)?),
+            Multiplicity::Single => {
+                self.row = Some(self.service.service.decode_request(&body.bytes)?)
+            }
             Multiplicity::Batch => {
                 let messages = typed::decode_batch(&body.bytes, limits.batch_rows)?;
                 let share = |message: &[u8]| body.bytes.slice_ref(message);
@@ -74,10 +76,10 @@ impl Codec for SignatureCodec {
             Some(row) => (validate_tensors(signature, row)?, 1),
             None => {
                 let messages = std::mem::take(&mut self.messages);
-                (batch(&self.offered.service, signature, &messages)?, messages.len())
+                (batch(&self.service.service, signature, &messages)?, messages.len())
             }
         };
-        Ok(Inputs { tensors, rows, partial: None, urgency: QueueOptions::default() })
+        Ok(Inputs { tensors, rows, partial: None, queue_options: QueueOptions::default() })
     }
 
     fn encode(
@@ -87,7 +89,7 @@ impl Codec for SignatureCodec {
         _request_id: &str,
     ) -> Result<Encoded, ApiError> {
         let outputs = outputs.into_tensors()?;
-        let mut rows = self.offered.service.rows(&version.id().version, &outputs);
+        let mut rows = self.service.service.encode_rows(&version.id().version, &outputs);
         let message = match self.multiplicity {
             Multiplicity::Single => rows.next().transpose()?.unwrap_or_default(),
             Multiplicity::Batch => typed::encode_batch(rows)?,
@@ -96,7 +98,7 @@ impl Codec for SignatureCodec {
     }
 }
 
-/// The tensors of all rows. What one leaves out is filled by the version that answers.
+/// The tensors of all rows. Inputs that a row omits have the defaults of the version that answers.
 fn batch(
     service: &ModelService,
     signature: &Signature,
@@ -104,7 +106,7 @@ fn batch(
 ) -> Result<Vec<Tensor>, ApiError> {
     let mut inputs: Vec<Tensor> = Vec::new();
     for (row, message) in messages.iter().enumerate() {
-        let read = service.read(message).map_err(ApiError::from);
+        let read = service.decode_request(message).map_err(ApiError::from);
         let conformed = read.and_then(|tensors| Ok(validate_tensors(signature, tensors)?));
         let tensors = conformed.map_err(|error| error.shift_rows(row))?;
         if inputs.is_empty() {

@@ -1,7 +1,7 @@
-//! Requests of the Open Inference Protocol without their envelope: named tensors in, those that are asked
-//! for out.
+//! Requests of the Open Inference Protocol, as its codecs for REST and gRPC share them: named tensors in, the
+//! requested outputs out.
 //!
-//! REST and gRPC share this; what they do not share is how tensors are written. Facts of the protocol:
+//! The protocol:
 //! <https://github.com/kserve/open-inference-protocol> and the documentation of Triton's extensions.
 
 use std::collections::BTreeMap;
@@ -15,11 +15,11 @@ use guesthouse_model::record::{TensorInputError, validate_tensors};
 use guesthouse_model::{Datatype, Signature, Tensor};
 use guesthouse_runtime::inference::QueueOptions;
 
-/// The most parameters of a request, of a tensor and of an output: each is a few dozen bytes, and no
-/// client sends more than ten.
+/// The most parameters of a request, of a tensor and of an output. Each takes a few dozen bytes, and no client
+/// sends more than ten.
 pub(in crate::edge) const MAX_PARAMETERS: usize = 64;
 
-/// The most elements that a classification takes of a row.
+/// The most classes of a row.
 const MAX_CLASSES: u64 = 1000;
 
 /// A parameter of a request, of a tensor or of an output.
@@ -34,30 +34,30 @@ pub(in crate::edge) enum Parameter {
 
 pub(in crate::edge) type Parameters = BTreeMap<String, Parameter>;
 
-/// An output that is asked for.
+/// An output that the request names.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct RequestedOutput {
     pub(super) name: String,
     pub(super) parameters: Parameters,
 }
 
-/// A request without its envelope: tensors in their raw form.
+/// A request; its tensors are in binary form.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct TensorRequest {
-    /// Comes back in the answer.
+    /// Repeated in the response.
     pub(super) id: Option<String>,
     pub(super) parameters: Parameters,
     pub(super) inputs: Vec<Tensor>,
-    /// None stands for all.
+    /// Empty if all outputs are requested.
     pub(super) outputs: Vec<RequestedOutput>,
 }
 
-/// What a request names: an empty version stands for none, a bare number for a major.
+/// The target of a request. An empty version counts as missing; a single number is a major version.
 pub(in crate::edge) fn named(model: &str, version: &str) -> Target {
     target(model, Some(version).filter(|version| !version.is_empty()))
 }
 
-/// The error in the words that the protocol's clients look for.
+/// The error with the message that the protocol's clients look for.
 pub(in crate::edge) fn in_protocol_words(mut error: ApiError, model: &str) -> ApiError {
     if error.is_unknown_model {
         let model: String = model.chars().take(64).collect();
@@ -77,17 +77,17 @@ impl TensorRequest {
         self.parameters.remove(name).as_ref().map(field_value)
     }
 
-    /// The inputs in the order of the signature, and which outputs are asked for.
+    /// The inputs in the order of the signature, and the requested outputs.
     pub(super) fn decode(
         self,
         signature: &Signature,
         limits: &Limits,
     ) -> Result<(Inputs, WantedOutputs), ApiError> {
-        let urgency = urgency(&self.parameters)?;
+        let queue_options = queue_options(&self.parameters)?;
         let wanted = WantedOutputs::new(signature, self.outputs)?;
         let tensors = validate_tensors(signature, self.inputs)?;
         let rows = rows_of(&tensors, limits.batch_rows)?;
-        Ok((Inputs { tensors, rows, partial: None, urgency }, wanted))
+        Ok((Inputs { tensors, rows, partial: None, queue_options }, wanted))
     }
 }
 
@@ -107,14 +107,14 @@ fn rows_of(inputs: &[Tensor], most: usize) -> Result<usize, ApiError> {
     rows.ok_or_else(|| ApiError::new(ErrorCode::UnacceptableInput, too_many()))
 }
 
-/// Triton's schedule policy, as far as a request may have one.
-fn urgency(parameters: &Parameters) -> Result<QueueOptions, ApiError> {
+/// The parameters of Triton's schedule policy: priority and queue timeout.
+fn queue_options(parameters: &Parameters) -> Result<QueueOptions, ApiError> {
     let number = |name: &str| {
         let number = match parameters.get(name) {
             None => return Ok(None),
             Some(Parameter::Uint(number)) => Some(*number),
             Some(Parameter::Int(number)) => u64::try_from(*number).ok(),
-            // Clients without an unsigned type send it so.
+            // Some clients have no unsigned type.
             Some(Parameter::Text(text)) => text.parse().ok(),
             Some(Parameter::Bool(_) | Parameter::Double(_)) => None,
         };
@@ -133,7 +133,7 @@ fn urgency(parameters: &Parameters) -> Result<QueueOptions, ApiError> {
     Ok(QueueOptions { priority, queue_timeout })
 }
 
-/// The places of the outputs that are asked for, and of how many classes each is to consist.
+/// The places of the requested outputs, and the number of classes that each is converted to.
 #[derive(Default)]
 pub(super) struct WantedOutputs(Vec<(usize, Option<u64>)>);
 
@@ -151,18 +151,18 @@ impl WantedOutputs {
                 return Err(ApiError::malformed(message));
             };
             if parameters.keys().any(|key| key.starts_with("shared_memory_")) {
-                let message = format!("output `{name}`: there is no shared memory here");
+                let message = format!("output `{name}`: shared memory is not supported");
                 return Err(ApiError::malformed(message));
             }
             if wanted.iter().any(|(other, _)| *other == place) {
-                return Err(ApiError::malformed(format!("output `{name}` is asked for twice")));
+                return Err(ApiError::malformed(format!("output `{name}` is requested twice")));
             }
             wanted.push((place, classes(signature, place, &parameters)?));
         }
         Ok(Self(wanted))
     }
 
-    /// Those outputs, in the order in which they are asked for.
+    /// The requested outputs, in their order.
     pub(super) fn take(&self, outputs: Vec<Tensor>) -> Vec<Tensor> {
         let mut outputs: Vec<_> = outputs.into_iter().map(Some).collect();
         let taken = self.0.iter().filter_map(|(place, classes)| {
@@ -176,7 +176,7 @@ impl WantedOutputs {
     }
 }
 
-/// How many classes of an output are asked for, if they are instead of its elements.
+/// The number of classes that an output is converted to, if the request asks for that.
 fn classes(
     signature: &Signature,
     place: usize,
@@ -190,10 +190,10 @@ fn classes(
     };
     let output = &signature.outputs[place];
     match count {
-        // What clients send that do not ask for it.
+        // Clients send 0 if they do not ask for classes.
         Some(0) => Ok(None),
         Some(_) if matches!(output.datatype, Datatype::Bytes | Datatype::Bool) => {
-            let message = format!("output `{}` has no numbers to be classified by", output.name);
+            let message = format!("output `{}` has no numbers to classify by", output.name);
             Err(ApiError::malformed(message))
         }
         Some(count) => Ok(Some(count.min(MAX_CLASSES))),
@@ -201,7 +201,7 @@ fn classes(
     }
 }
 
-/// For each row its so many greatest elements, greatest first, each as `value:index`.
+/// The greatest elements of each row, in descending order, each as `value:index`.
 fn classify(output: &Tensor, count: u64) -> Tensor {
     let rows = usize::try_from(output.rows()).unwrap_or(usize::MAX).max(1);
     let values: Vec<f64> = output.numbers().collect();
@@ -210,13 +210,13 @@ fn classify(output: &Tensor, count: u64) -> Tensor {
     let mut data = Vec::new();
     for row in values.chunks(per_row.max(1)).take(rows) {
         let mut order: Vec<usize> = (0..row.len()).collect();
-        // Of equals the first comes first; what is no number comes last.
+        // The sort is stable, so the first of equal elements comes first. NaN comes last.
         let rank =
             |index: &usize| if row[*index].is_nan() { f64::NEG_INFINITY } else { row[*index] };
         order.sort_by(|one, other| rank(other).total_cmp(&rank(one)));
         for index in order.into_iter().take(count) {
             let class = format!("{:.6}:{index}", row[index]);
-            // A few dozen bytes.
+            // A class is a few dozen bytes.
             data.extend_from_slice(&u32::try_from(class.len()).unwrap_or_default().to_le_bytes());
             data.extend_from_slice(class.as_bytes());
         }
@@ -240,7 +240,7 @@ mod tests {
     use guesthouse_model::bytes_elements;
 
     #[test]
-    fn the_greatest_come_first() {
+    fn classes_are_in_descending_order() {
         let values = [0.5_f32, f32::NAN, 2.0, 2.0, -1.0, -1.0, -1.0, 7.25];
         let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let (name, shape) = ("y".to_owned(), vec![2, 4]);
@@ -254,8 +254,8 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_is_of_whole_numbers() {
-        let of = |name: &str, value| urgency(&Parameters::from([(name.to_owned(), value)]));
+    fn priority_and_timeout_are_integers() {
+        let of = |name: &str, value| queue_options(&Parameters::from([(name.to_owned(), value)]));
         let two = of("timeout", Parameter::Int(2000)).unwrap();
         assert_eq!(two.queue_timeout, Some(Duration::from_millis(2)));
         assert_eq!(of("timeout", Parameter::Uint(0)).unwrap(), QueueOptions::default());

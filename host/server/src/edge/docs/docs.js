@@ -10,6 +10,9 @@ const METHODS = ["get", "post", "put", "patch", "delete", "head", "options"];
 /// Paths are relative to this page, which may be behind the prefix of a reverse proxy.
 const WHOLE_SERVER = "openapi.json";
 
+/// The catalogue, which the admin API does not have.
+const MODELS = "models";
+
 const find = (id) => document.getElementById(id);
 const key = () => find("key").value;
 
@@ -30,9 +33,11 @@ async function open(path, isNewCaller) {
   const mine = asked;
   say("Loading …");
   try {
-    const [root, models] = await Promise.all([fetchJson(path), isNewCaller ? fetchJson("models") : undefined]);
+    const root = await fetchJson(path);
+    const hasModels = Object.keys(root.paths ?? {}).some((known) => known.slice(1) === MODELS);
+    const models = isNewCaller && hasModels ? await fetchJson(MODELS) : undefined;
     if (mine !== asked) return;
-    if (models) offerModels(models.models ?? []);
+    if (isNewCaller) offerModels(models?.models ?? []);
     render(root);
     say("");
     reveal();

@@ -1,4 +1,4 @@
-//! What is known of a call, between what is done around it and the method that answers it.
+//! A gRPC call, as its middleware and its method share it.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,108 +7,110 @@ use axum::http::{Extensions, HeaderMap};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
-use super::arriving::Held;
+use super::message_permits::MessagePermits;
 use super::method::Method;
 use super::status;
 use crate::edge::access;
 use crate::edge::compare::CompareOnDrop;
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::observe::Account;
+use crate::edge::request_log::RequestLog;
 
-/// A call. Its method finds it in the extensions of the request.
-pub(crate) struct Call {
-    pub(crate) method: Method,
-    pub(super) held: Arc<Held>,
-    /// As they came.
-    pub(crate) headers: HeaderMap,
-    noted: Mutex<Noted>,
+/// A gRPC call. Its method finds it in the extensions of the request.
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) permits: MessagePermits,
+    /// The metadata, as it arrived.
+    pub(super) headers: HeaderMap,
+    state: Mutex<CallState>,
 }
 
-/// What the line in the log is to say.
-struct Noted {
-    account: Account,
+struct CallState {
+    log: RequestLog,
     error: Option<ErrorCode>,
-    /// Dropped with the call, when its answer is on its way.
+    /// Dropped with the call, when its response has been sent.
     comparison: Option<CompareOnDrop>,
 }
 
 impl Call {
     pub(super) fn new(
         method: Method,
-        held: Arc<Held>,
+        permits: MessagePermits,
         headers: HeaderMap,
-        account: Account,
+        log: RequestLog,
     ) -> Arc<Self> {
-        let noted = Mutex::new(Noted { account, error: None, comparison: None });
-        Arc::new(Self { method, held, headers, noted })
+        let state = Mutex::new(CallState { log, error: None, comparison: None });
+        Arc::new(Self { method, permits, headers, state })
     }
 
-    /// The call of a request.
-    pub(crate) fn of(extensions: &Extensions) -> Result<Arc<Self>, Status> {
+    /// The call in the extensions of a request, where the middleware has put it.
+    pub(super) fn from_extensions(extensions: &Extensions) -> Result<Arc<Self>, Status> {
         let call = extensions.get::<Arc<Self>>().cloned();
-        call.ok_or_else(|| status::of(&ApiError::new(ErrorCode::Internal, "the call is not known")))
+        call.ok_or_else(|| status::from_error(&ApiError::internal()))
     }
 
-    /// Work on it: what is found out by then is known, however the work ends.
-    pub(crate) fn work(self: &Arc<Self>) -> Work {
-        Work { account: self.account(), call: Arc::clone(self) }
+    /// The log of the call, for its method to add to.
+    pub(super) fn log_guard(self: &Arc<Self>) -> CallLogGuard {
+        CallLogGuard { log: self.log(), call: Arc::clone(self) }
     }
 
-    /// Whether its caller says who it is.
+    /// Whether the metadata has a key, valid or not.
     pub(super) fn has_key(&self) -> bool {
-        access::carries_key(&self.headers)
+        access::has_key(&self.headers)
     }
 
-    /// What is known of it so far.
-    pub(crate) fn account(&self) -> Account {
-        self.noted().account.clone()
+    /// The log of the call so far.
+    pub(super) fn log(&self) -> RequestLog {
+        self.state().log.clone()
     }
 
-    /// Why it comes to nothing, if that is known.
+    /// The error that the call ends with, if it is known.
     pub(super) fn error(&self) -> Option<ErrorCode> {
-        self.noted().error
+        self.state().error
     }
 
-    /// It comes to nothing.
-    pub(crate) fn fail(&self, error: &ApiError) -> Status {
-        self.noted().error = Some(error.code);
-        status::of(error)
+    /// Note the error that the call ends with.
+    pub(super) fn fail(&self, error: &ApiError) -> Status {
+        self.state().error = Some(error.code);
+        status::from_error(error)
     }
 
-    /// Compare the answer once it is on its way.
+    /// Compare the answer when it has been sent.
     pub(super) fn compare_when_sent(&self, comparison: Option<CompareOnDrop>) {
-        self.noted().comparison = comparison;
+        self.state().comparison = comparison;
     }
 
-    /// Why a message could not be read: known to the call, or found by the library.
+    /// The error of a message that could not be read: the call knows it, or the library found it.
     pub(super) fn read_error(&self, status: &Status) -> ApiError {
         match self.error() {
             Some(code) => ApiError::new(code, status.message()),
-            None => status::of_library(status.code())
+            None => status::library_error(status.code())
                 .unwrap_or_else(|| ApiError::malformed("the message is malformed")),
         }
     }
 
-    /// The memory of the message that has just been read, which is this long; it counts until this is
-    /// dropped. One for each message, in their order.
-    pub(crate) fn take_message(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        self.held.take(bytes)
+    /// The permit of the message that was read last, of so many bytes; the message counts among the bodies
+    /// in flight until it is dropped. To be called once for each message, in their order.
+    pub(super) fn take_permit(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.permits.take(bytes)
     }
 
-    fn noted(&self) -> MutexGuard<'_, Noted> {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, CallState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A call at work: its account, which the call has again when this is dropped.
-pub(crate) struct Work {
-    account: Account,
+/// The log of a call, which the call gets back when this is dropped.
+pub(super) struct CallLogGuard {
+    log: RequestLog,
     call: Arc<Call>,
 }
 
-impl Work {
-    /// What the method answers.
-    pub(crate) fn end<T>(self, outcome: Result<T, ApiError>) -> Result<tonic::Response<T>, Status> {
+impl CallLogGuard {
+    /// The response of the method.
+    pub(super) fn respond<T>(
+        self,
+        outcome: Result<T, ApiError>,
+    ) -> Result<tonic::Response<T>, Status> {
         match outcome {
             Ok(answer) => Ok(tonic::Response::new(answer)),
             Err(error) => Err(self.call.fail(&error)),
@@ -116,22 +118,22 @@ impl Work {
     }
 }
 
-impl Deref for Work {
-    type Target = Account;
+impl Deref for CallLogGuard {
+    type Target = RequestLog;
 
-    fn deref(&self) -> &Account {
-        &self.account
+    fn deref(&self) -> &RequestLog {
+        &self.log
     }
 }
 
-impl DerefMut for Work {
-    fn deref_mut(&mut self) -> &mut Account {
-        &mut self.account
+impl DerefMut for CallLogGuard {
+    fn deref_mut(&mut self) -> &mut RequestLog {
+        &mut self.log
     }
 }
 
-impl Drop for Work {
+impl Drop for CallLogGuard {
     fn drop(&mut self) {
-        self.call.noted().account = self.account.clone();
+        self.call.state().log = self.log.clone();
     }
 }

@@ -1,6 +1,6 @@
-//! `grpc.health.v1.Health`: what balancers ask, of the server as a whole, of its services, and of models.
+//! `grpc.health.v1.Health`: health checks of the server, of its services, and of models.
 //!
-//! Needs no key, but for models: who has none is told that there are none.
+//! Only models require a key. Without one, they are reported as unknown.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,21 +16,22 @@ use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::call::Call;
+use super::model_methods;
 use super::serving::{Serving, stopped};
-use super::signature;
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::model_info::{self as about, Asker};
+use crate::edge::model_info::{self, InfoRequest};
 
-/// How often those that watch are told of a change: as soon as anybody could act on it.
+/// How often watched services are checked: watchers receive a change within this time.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Those that watch at the same time without a key: each of them costs a look four times a second.
-const MAX_WATCHING: usize = 1000;
+/// The most watchers without a key: each of them costs a check four times a second.
+const MAX_WATCHERS: usize = 1000;
 
-/// Those that watch at the same time with a good key, who are not refused because of others without one.
-const MAX_WATCHING_WITH_KEY: usize = 1000;
+/// The most watchers with a valid key. They are counted apart, so that watchers without a key cannot exclude
+/// them.
+const MAX_WATCHERS_WITH_KEY: usize = 1000;
 
-/// Services that are there as long as the server is.
+/// The services that do not depend on the models.
 const SERVICES: [&str; 5] = [
     "",
     "inference.GRPCInferenceService",
@@ -39,43 +40,43 @@ const SERVICES: [&str; 5] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// What answers.
+/// The health service.
 #[derive(Clone)]
 pub(super) struct Checks {
     serving: Serving,
-    watching: Arc<Semaphore>,
-    watching_with_key: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
+    watchers_with_key: Arc<Semaphore>,
 }
 
 impl Checks {
     pub(super) fn new(serving: Serving) -> Self {
-        let watching = Arc::new(Semaphore::new(MAX_WATCHING));
-        let watching_with_key = Arc::new(Semaphore::new(MAX_WATCHING_WITH_KEY));
-        Self { serving, watching, watching_with_key }
+        let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
+        let watchers_with_key = Arc::new(Semaphore::new(MAX_WATCHERS_WITH_KEY));
+        Self { serving, watchers, watchers_with_key }
     }
 
-    /// The right to watch, if there is room.
+    /// Admit a watcher.
     fn admit(&self, call: &Call) -> Result<OwnedSemaphorePermit, ApiError> {
-        let has_key = call.has_key() && self.serving.edge.authorize(&call.headers).is_ok();
-        let watching = if has_key { &self.watching_with_key } else { &self.watching };
-        Arc::clone(watching)
+        let has_key = call.has_key() && self.serving.edge.authenticate(&call.headers).is_ok();
+        let watchers = if has_key { &self.watchers_with_key } else { &self.watchers };
+        Arc::clone(watchers)
             .try_acquire_owned()
-            .map_err(|_none| ApiError::new(ErrorCode::Overloaded, "too many watch"))
+            .map_err(|_none| ApiError::new(ErrorCode::Overloaded, "there are too many watchers"))
     }
 }
 
 fn status(serving: &Serving, call: &Call, service: &str) -> ServingStatus {
     let edge = &*serving.edge;
     let is_ready = if SERVICES.contains(&service) {
-        Some(about::is_ready(edge))
+        Some(model_info::is_ready(edge))
     } else {
-        let model = signature::model_of(edge, service);
+        let model = model_methods::model_of(edge, service);
         let model = model.as_ref().map_or(service, |model| model.as_str());
-        // Nobody who has no key is counted as one who has tried one.
-        let may_ask = call.has_key();
-        let mut account = call.account();
-        let mut asker = Asker { edge, headers: &call.headers, account: &mut account };
-        may_ask.then(|| asker.model_is_ready(model, "").ok()).flatten()
+        // A caller without a key is not counted as a failed authentication.
+        let has_key = call.has_key();
+        let mut log = call.log();
+        let mut info = InfoRequest { edge, headers: &call.headers, log: &mut log };
+        has_key.then(|| info.model_is_ready(model, "").ok()).flatten()
     };
     match is_ready {
         Some(true) => ServingStatus::Serving,
@@ -90,7 +91,7 @@ impl Health for Checks {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         match status(&self.serving, &call, &request.get_ref().service) {
             ServingStatus::ServiceUnknown => {
                 let error = ApiError::new(ErrorCode::NotFound, "there is no such service");
@@ -103,33 +104,33 @@ impl Health for Checks {
     type WatchStream = Watch;
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watch>, Status> {
-        let call = Call::of(request.extensions())?;
-        let watching = self.admit(&call).map_err(|error| call.fail(&error))?;
-        let mut looks = interval(WATCH_INTERVAL);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let call = Call::from_extensions(request.extensions())?;
+        let permit = self.admit(&call).map_err(|error| call.fail(&error))?;
+        let mut checks = interval(WATCH_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Response::new(Watch {
             stopped: Box::pin(stopped(self.serving.stopping.clone())),
             serving: self.serving.clone(),
             call,
             service: request.into_inner().service,
             last: None,
-            looks,
-            is_over: false,
-            _watching: watching,
+            checks,
+            is_done: false,
+            _permit: permit,
         }))
     }
 }
 
-/// The status now, and each other one from then on.
+/// The status, and each change of it.
 pub(crate) struct Watch {
     serving: Serving,
     call: Arc<Call>,
     service: String,
     last: Option<ServingStatus>,
-    looks: Interval,
+    checks: Interval,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
-    is_over: bool,
-    _watching: OwnedSemaphorePermit,
+    is_done: bool,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Stream for Watch {
@@ -137,7 +138,7 @@ impl Stream for Watch {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        if this.is_over {
+        if this.is_done {
             return Poll::Ready(None);
         }
         loop {
@@ -148,10 +149,10 @@ impl Stream for Watch {
                 return Poll::Ready(Some(Ok(HealthCheckResponse { status: now.into() })));
             }
             if is_stopped {
-                this.is_over = true;
-                return Poll::Ready(Some(Err(this.call.fail(&ApiError::going_down()))));
+                this.is_done = true;
+                return Poll::Ready(Some(Err(this.call.fail(&ApiError::stopping()))));
             }
-            ready!(this.looks.poll_tick(context));
+            ready!(this.checks.poll_tick(context));
         }
     }
 }

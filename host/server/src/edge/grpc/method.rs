@@ -1,57 +1,56 @@
-//! The methods that there are.
+//! The gRPC methods that do not depend on the models, and which key each of them requires.
 
 use std::sync::Arc;
 
-/// What a caller needs for a method. Each model is looked at again, where a message names one.
+/// The key that a method requires. Methods that name a model check the key's scope for it as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Needs {
-    /// Nothing: what balancers ask.
-    Nothing,
-    /// A key that is good for some model.
-    Key,
-    /// A key that is good for changing what is served.
+pub(super) enum RequiredKey {
+    /// None: the method is for load balancers.
+    None,
+    /// A key with a scope for some model.
+    AnyModel,
+    /// A key with the scope `admin`.
     Admin,
 }
 
-/// A method.
+/// A gRPC method.
 #[derive(Debug, Clone)]
-pub(crate) struct Method {
-    /// As callers write it.
-    pub(crate) path: Arc<str>,
-    pub(crate) needs: Needs,
-    /// Whether messages come or go for as long as somebody likes.
-    pub(crate) is_stream: bool,
+pub(super) struct Method {
+    /// The path of the method, or its pattern: for logs and metrics.
+    pub(super) path: Arc<str>,
+    pub(super) required_key: RequiredKey,
+    /// Whether requests or responses are streams.
+    pub(super) is_stream: bool,
 }
 
 impl Method {
-    /// The method of that path, among those that do not depend on what is served.
+    /// The method at this path, if it is one of [`METHODS`].
     pub(super) fn find(path: &str) -> Option<Self> {
         let found = METHODS.iter().find(|(known, ..)| *known == path);
-        found.map(|(path, needs, is_stream)| Self {
+        found.map(|(path, required_key, is_stream)| Self {
             path: Arc::from(*path),
-            needs: *needs,
+            required_key: *required_key,
             is_stream: *is_stream,
         })
     }
 }
 
-/// Their paths, what they need, and whether they are streams. What names models needs a key, because
-/// names say something too.
-const METHODS: [(&str, Needs, bool); 16] = [
-    ("/inference.GRPCInferenceService/ModelInfer", Needs::Key, false),
-    ("/inference.GRPCInferenceService/ModelStreamInfer", Needs::Key, true),
-    ("/inference.GRPCInferenceService/ServerLive", Needs::Nothing, false),
-    ("/inference.GRPCInferenceService/ServerReady", Needs::Nothing, false),
-    ("/inference.GRPCInferenceService/ServerMetadata", Needs::Nothing, false),
-    ("/inference.GRPCInferenceService/ModelReady", Needs::Key, false),
-    ("/inference.GRPCInferenceService/ModelMetadata", Needs::Key, false),
-    ("/inference.GRPCInferenceService/ModelConfig", Needs::Key, false),
-    ("/inference.GRPCInferenceService/ModelStatistics", Needs::Key, false),
-    ("/inference.GRPCInferenceService/RepositoryIndex", Needs::Admin, false),
-    ("/inference.GRPCInferenceService/RepositoryModelLoad", Needs::Admin, false),
-    ("/inference.GRPCInferenceService/RepositoryModelUnload", Needs::Admin, false),
-    ("/grpc.health.v1.Health/Check", Needs::Nothing, false),
-    ("/grpc.health.v1.Health/Watch", Needs::Nothing, true),
-    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Needs::Key, true),
-    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Needs::Key, true),
+/// Paths, required keys, and whether the methods are streams. Whatever tells names of models requires a key.
+const METHODS: [(&str, RequiredKey, bool); 16] = [
+    ("/inference.GRPCInferenceService/ModelInfer", RequiredKey::AnyModel, false),
+    ("/inference.GRPCInferenceService/ModelStreamInfer", RequiredKey::AnyModel, true),
+    ("/inference.GRPCInferenceService/ServerLive", RequiredKey::None, false),
+    ("/inference.GRPCInferenceService/ServerReady", RequiredKey::None, false),
+    ("/inference.GRPCInferenceService/ServerMetadata", RequiredKey::None, false),
+    ("/inference.GRPCInferenceService/ModelReady", RequiredKey::AnyModel, false),
+    ("/inference.GRPCInferenceService/ModelMetadata", RequiredKey::AnyModel, false),
+    ("/inference.GRPCInferenceService/ModelConfig", RequiredKey::AnyModel, false),
+    ("/inference.GRPCInferenceService/ModelStatistics", RequiredKey::AnyModel, false),
+    ("/inference.GRPCInferenceService/RepositoryIndex", RequiredKey::Admin, false),
+    ("/inference.GRPCInferenceService/RepositoryModelLoad", RequiredKey::Admin, false),
+    ("/inference.GRPCInferenceService/RepositoryModelUnload", RequiredKey::Admin, false),
+    ("/grpc.health.v1.Health/Check", RequiredKey::None, false),
+    ("/grpc.health.v1.Health/Watch", RequiredKey::None, true),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", RequiredKey::AnyModel, true),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", RequiredKey::AnyModel, true),
 ];

@@ -1,7 +1,6 @@
-//! `grpc.reflection.v1.ServerReflection` and its older name: which services there are, and their types.
+//! `grpc.reflection.v1.ServerReflection` and its older version: the services and their types.
 //!
-//! Answered from what is there when it is asked: services that are made from models come and go with
-//! them. Who may not ask a model is not told of it.
+//! The services of models come and go with them. A caller sees those of the models that its key is good for.
 
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
@@ -14,13 +13,13 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_reflection::pb::{v1, v1alpha};
 
 use super::call::Call;
-use super::codec::POOL;
+use super::model_methods;
+use super::oip_stream::MessageStream;
 use super::serving::Serving;
-use super::signature;
-use super::stream::Messages;
-use crate::edge::Edge;
 use crate::edge::error::ApiError;
-use crate::edge::pages::{Scope, Types};
+use crate::edge::pages::{GrpcTypes, ModelScope};
+use crate::edge::pb::POOL;
+use crate::edge::state::Edge;
 
 /// The types of the services that do not depend on what is served.
 static OWN: LazyLock<DescriptorPool> = LazyLock::new(|| {
@@ -35,11 +34,11 @@ static OWN: LazyLock<DescriptorPool> = LazyLock::new(|| {
     pool
 });
 
-/// How much memory a type takes, for each byte of its description.
+/// The memory that a type takes, in multiples of its encoded description.
 const MEMORY_FACTOR: usize = 8;
 
-/// What is asked.
-enum Question {
+/// A request of any version of the protocol.
+enum ReflectionRequest {
     File(String),
     Symbol(String),
     Extension,
@@ -48,22 +47,22 @@ enum Question {
     Nothing,
 }
 
-/// What is answered.
-enum Answer {
+/// A response of any version of the protocol.
+enum ReflectionResponse {
     File(Bytes),
     Extensions(String),
     Services(Vec<String>),
     Error(Code, &'static str),
 }
 
-fn file(file: Option<FileDescriptor>) -> Answer {
+fn file(file: Option<FileDescriptor>) -> ReflectionResponse {
     match file {
-        Some(file) => Answer::File(file.file_descriptor_proto().encode_to_vec().into()),
-        None => Answer::Error(Code::NotFound, "there is no such name"),
+        Some(file) => ReflectionResponse::File(file.file_descriptor_proto().encode_to_vec().into()),
+        None => ReflectionResponse::Error(Code::NotFound, "there is no such name"),
     }
 }
 
-/// Where a service, a method, a message, an enumeration or a field of a message is described.
+/// The file that describes a service, a method, a message, an enumeration or a field of a message.
 fn symbol(pool: &DescriptorPool, name: &str) -> Option<FileDescriptor> {
     let whole = |name: &str| {
         let service = pool.get_service_by_name(name).map(|service| service.parent_file());
@@ -83,48 +82,50 @@ fn symbol(pool: &DescriptorPool, name: &str) -> Option<FileDescriptor> {
 }
 
 /// The types of the services of the models in the scope.
-fn types(edge: &Edge, scope: &Scope) -> Types {
+fn types(edge: &Edge, scope: &ModelScope) -> GrpcTypes {
     let (mut pool, mut bytes) = (OWN.clone(), 0);
-    for file in signature::files(edge, scope) {
+    for file in model_methods::file_descriptors(edge, scope) {
         bytes += file.encoded_len() * MEMORY_FACTOR;
-        // Two models cannot have the same service, so what does not fit is not there.
+        // Not expected: no two models have the same service.
         if let Err(error) = pool.add_file_descriptor_proto(file) {
             tracing::error!(%error, "a model's service cannot be described");
         }
     }
-    Types { pool, bytes }
+    GrpcTypes { pool, bytes }
 }
 
 async fn answer(
     serving: &Serving,
     call: &Arc<Call>,
-    question: Question,
-) -> Result<Answer, ApiError> {
+    request: ReflectionRequest,
+) -> Result<ReflectionResponse, ApiError> {
     let edge = &serving.edge;
-    let mut work = call.work();
-    // A key can be taken back while the stream is open.
-    let caller = edge.admit_reader_of_all(&call.headers, &mut work)?;
-    drop(work);
-    let types = edge.types(Scope::of(&caller), types).await?;
+    // For each request, because a key can be revoked while the stream is open.
+    let caller = edge.admit_reader_of_all(&call.headers, &mut call.log_guard())?;
+    let types = edge.types(ModelScope::from_caller(&caller), types).await?;
     let pool = &types.pool;
-    Ok(match question {
-        Question::File(name) => file(pool.get_file_by_name(&name)),
-        Question::Symbol(name) => file(symbol(pool, name.trim_start_matches('.'))),
-        Question::Extension => Answer::Error(Code::NotFound, "there are no extensions"),
-        Question::Extensions(name) => match pool.get_message_by_name(&name) {
-            Some(_) => Answer::Extensions(name),
-            None => Answer::Error(Code::NotFound, "there is no such type"),
-        },
-        Question::Services => {
-            Answer::Services(pool.services().map(|it| it.full_name().to_owned()).collect())
+    Ok(match request {
+        ReflectionRequest::File(name) => file(pool.get_file_by_name(&name)),
+        ReflectionRequest::Symbol(name) => file(symbol(pool, name.trim_start_matches('.'))),
+        ReflectionRequest::Extension => {
+            ReflectionResponse::Error(Code::NotFound, "there are no extensions")
         }
-        Question::Nothing => Answer::Error(Code::InvalidArgument, "nothing is asked"),
+        ReflectionRequest::Extensions(name) => match pool.get_message_by_name(&name) {
+            Some(_) => ReflectionResponse::Extensions(name),
+            None => ReflectionResponse::Error(Code::NotFound, "there is no such type"),
+        },
+        ReflectionRequest::Services => ReflectionResponse::Services(
+            pool.services().map(|it| it.full_name().to_owned()).collect(),
+        ),
+        ReflectionRequest::Nothing => {
+            ReflectionResponse::Error(Code::InvalidArgument, "the request is empty")
+        }
     })
 }
 
 macro_rules! reflection {
     ($version:ident) => {
-        impl From<$version::ServerReflectionRequest> for Question {
+        impl From<$version::ServerReflectionRequest> for ReflectionRequest {
             fn from(request: $version::ServerReflectionRequest) -> Self {
                 use $version::server_reflection_request::MessageRequest;
                 match request.message_request {
@@ -138,31 +139,33 @@ macro_rules! reflection {
             }
         }
 
-        impl From<Answer> for $version::server_reflection_response::MessageResponse {
-            fn from(answer: Answer) -> Self {
+        impl From<ReflectionResponse> for $version::server_reflection_response::MessageResponse {
+            fn from(answer: ReflectionResponse) -> Self {
                 match answer {
-                    Answer::File(file) => {
+                    ReflectionResponse::File(file) => {
                         let file_descriptor_proto = vec![file.into()];
                         let file = $version::FileDescriptorResponse { file_descriptor_proto };
                         Self::FileDescriptorResponse(file)
                     }
-                    Answer::Extensions(base_type_name) => {
+                    ReflectionResponse::Extensions(base_type_name) => {
                         let extension_number = Vec::new();
                         Self::AllExtensionNumbersResponse($version::ExtensionNumberResponse {
                             base_type_name,
                             extension_number,
                         })
                     }
-                    Answer::Services(names) => {
+                    ReflectionResponse::Services(names) => {
                         let service =
                             names.into_iter().map(|name| $version::ServiceResponse { name });
                         let service = service.collect();
                         Self::ListServicesResponse($version::ListServiceResponse { service })
                     }
-                    Answer::Error(code, message) => Self::ErrorResponse($version::ErrorResponse {
-                        error_code: code.into(),
-                        error_message: message.to_owned(),
-                    }),
+                    ReflectionResponse::Error(code, message) => {
+                        Self::ErrorResponse($version::ErrorResponse {
+                            error_code: code.into(),
+                            error_message: message.to_owned(),
+                        })
+                    }
                 }
             }
         }
@@ -177,15 +180,15 @@ macro_rules! reflection {
                 &self,
                 request: Request<Streaming<$version::ServerReflectionRequest>>,
             ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
-                let call = Call::of(request.extensions())?;
+                let call = Call::from_extensions(request.extensions())?;
                 let serving = self.clone();
-                let messages = Messages::new(self, &call, request.into_inner());
+                let messages = MessageStream::new(self, &call, request.into_inner());
                 let answers = messages.then(move |asked| {
                     let (serving, call) = (serving.clone(), Arc::clone(&call));
                     async move {
                         let asked = asked?;
                         let answered = async {
-                            let _held = call.take_message(asked.encoded_len())?;
+                            let _permit = call.take_permit(asked.encoded_len())?;
                             answer(&serving, &call, asked.clone().into()).await
                         };
                         let answered = answered.await.map_err(|error| call.fail(&error))?;

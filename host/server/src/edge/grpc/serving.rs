@@ -1,21 +1,21 @@
-//! What every method of gRPC needs.
+//! The state that all gRPC methods share.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::edge::Edge;
+use crate::edge::state::Edge;
 
-/// What every method needs.
+/// The state of all methods.
 #[derive(Clone)]
 pub(in crate::edge) struct Serving {
     pub(in crate::edge) edge: Arc<Edge>,
-    /// Becomes true when calls that have no end of their own have to end.
+    /// Becomes true when the server stops, so that calls without an end of their own have to end.
     pub(in crate::edge) stopping: watch::Receiver<bool>,
 }
 
-/// Ends when the server is told to stop.
+/// Completes when the server stops.
 pub(super) async fn stopped(mut stopping: watch::Receiver<bool>) {
-    // An error means that the sender is gone, which is a stop as well.
+    // An error means that the sender is gone: the server has stopped.
     let _ = stopping.wait_for(|stop| *stop).await;
 }

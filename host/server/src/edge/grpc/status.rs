@@ -1,4 +1,4 @@
-//! Errors as gRPC tells them: a status, and what is known of it as `google.rpc` has it.
+//! Errors as gRPC statuses, with details in the messages of `google.rpc`.
 
 use std::collections::HashMap;
 
@@ -8,19 +8,19 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::edge::error::{ApiError, ErrorCode};
 
-/// Whose reasons these are.
+/// The domain of the error codes in the details.
 const DOMAIN: &str = "guesthouse";
 
-/// The most of an error that goes into the trailers: clients take some 8 KiB of them, base64 included,
-/// and lose the status with the rest if there is more.
+/// Limits on what goes into the trailers. Clients accept some 8 KiB, in base64, and lose the status if there
+/// is more.
 const MAX_MESSAGE: usize = 1024;
 const MAX_VIOLATIONS: usize = 10;
 const MAX_REASON: usize = 200;
 
 /// The status of an error.
-pub(super) fn of(error: &ApiError) -> Status {
+pub(super) fn from_error(error: &ApiError) -> Status {
     let mut details = ErrorDetails::with_error_info(error.code.as_str(), DOMAIN, HashMap::new());
-    if error.code.tells_when() {
+    if error.code.has_retry_delay() {
         details.set_retry_info(Some(error.retry_delay()));
     }
     for detail in error.details.iter().take(MAX_VIOLATIONS) {
@@ -30,9 +30,9 @@ pub(super) fn of(error: &ApiError) -> Status {
     Status::with_error_details(error.code.grpc(), clip(&error.message, MAX_MESSAGE), details)
 }
 
-/// The answer to a call that comes to nothing, which is known before there is any of it.
-pub(super) fn refusal(error: &ApiError) -> Response {
-    let mut response = of(error).into_http::<axum::body::Body>().into_response();
+/// The response to a call that is rejected before its method is called.
+pub(super) fn rejection(error: &ApiError) -> Response {
+    let mut response = from_error(error).into_http::<axum::body::Body>().into_response();
     response.extensions_mut().insert(error.clone());
     response
 }
@@ -42,9 +42,9 @@ fn clip(text: &str, most: usize) -> String {
     text[..end.unwrap_or(0)].to_owned()
 }
 
-/// An error that the library found by itself. Its own words tell how it is built, and one of its codes
-/// another story than ours.
-pub(super) fn of_library(code: Code) -> Option<ApiError> {
+/// The error for a status of the library. Its own messages are about its implementation, and it has
+/// another code for messages that are too large.
+pub(super) fn library_error(code: Code) -> Option<ApiError> {
     Some(match code {
         Code::Ok => return None,
         Code::OutOfRange | Code::ResourceExhausted => {
@@ -58,7 +58,7 @@ pub(super) fn of_library(code: Code) -> Option<ApiError> {
     })
 }
 
-/// The name of a status, as the specification has it.
+/// The name of a status in the gRPC specification.
 pub(super) fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_fits_into_the_trailers_whatever_it_says() {
+    fn a_large_error_fits_into_the_trailers() {
         let detail = |row| crate::edge::error::Detail {
             row,
             field: "f".repeat(64),
@@ -94,7 +94,7 @@ mod tests {
         };
         let mut error = ApiError::new(ErrorCode::UnacceptableInput, "ä".repeat(100_000));
         error.details = (0..1000).map(detail).collect();
-        let status = of(&error);
+        let status = from_error(&error);
         let mut headers = axum::http::HeaderMap::new();
         status.add_header(&mut headers).unwrap();
         let bytes: usize = headers.values().map(axum::http::HeaderValue::len).sum();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_the_specification() {
+    fn every_code_has_its_name_in_the_specification() {
         for code in ErrorCode::ALL {
             assert_ne!(name(code.grpc()), "OK", "{}", code.as_str());
             let words = name(code.grpc()).to_lowercase().replace('_', "");

@@ -1,4 +1,4 @@
-//! What is under way on a connection, and since when nothing is.
+//! The activity of a connection: requests and responses in progress, and how long it has been idle.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -18,55 +18,56 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Limits;
-use crate::edge::unread::Remainder;
+use crate::edge::unread_body::Remainder;
 
-/// What is under way on a connection.
+/// The activity of a connection.
 pub(super) struct Activity {
-    /// Requests and refused bodies that are being read, and responses that are streamed.
-    working: AtomicUsize,
-    /// Requests whose handlers are at work.
-    unanswered: AtomicUsize,
-    /// Whether there ever was a request.
-    has_asked: AtomicBool,
+    /// Requests, bodies of rejected requests that are being read, and responses that are streamed.
+    in_progress: AtomicUsize,
+    /// Requests whose handlers have not completed.
+    handlers: AtomicUsize,
+    /// Whether there has been a request.
+    has_had_request: AtomicBool,
     is_http2: AtomicBool,
-    /// Whether the peer sends nothing more.
+    /// Whether the peer has closed its sending side.
     is_half_closed: AtomicBool,
     times: Mutex<Times>,
-    /// When responses were handed over that have not been taken, by their numbers.
-    untaken: Mutex<(u64, BTreeMap<u64, Instant>)>,
-    /// Bodies of refused requests, read on after the response. At most one for each request under way.
+    /// When responses were handed over that the client has not read yet, by their numbers.
+    unread: Mutex<(u64, BTreeMap<u64, Instant>)>,
+    /// Tasks that read the rest of the bodies of rejected requests, after the response. At most one for
+    /// each request in progress.
     remainders: Mutex<JoinSet<()>>,
-    /// The connection has to make room for others.
+    /// Wakes the task of the connection when it is evicted.
     evict: Notify,
     is_evicted: AtomicBool,
 }
 
 struct Times {
-    /// When there was something under way for the last time.
+    /// When something was in progress for the last time.
     last: Instant,
     /// When the first byte since then arrived.
     input: Option<Instant>,
 }
 
-/// What a connection is silent about.
+/// Why a connection is considered silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Silence {
-    /// It has begun a request and does not go on, or has never made one.
+    /// The head of a request is incomplete, or there has been no request.
     Head,
-    /// It is kept alive and makes no other request.
+    /// It is kept alive and has made no further request.
     Idle,
 }
 
 impl Activity {
     pub(super) fn new() -> Self {
         Self {
-            working: AtomicUsize::new(0),
-            unanswered: AtomicUsize::new(0),
-            has_asked: AtomicBool::new(false),
+            in_progress: AtomicUsize::new(0),
+            handlers: AtomicUsize::new(0),
+            has_had_request: AtomicBool::new(false),
             is_http2: AtomicBool::new(false),
             is_half_closed: AtomicBool::new(false),
             times: Mutex::new(Times { last: Instant::now(), input: None }),
-            untaken: Mutex::default(),
+            unread: Mutex::default(),
             remainders: Mutex::default(),
             evict: Notify::new(),
             is_evicted: AtomicBool::new(false),
@@ -77,73 +78,73 @@ impl Activity {
         self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn untaken(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Instant>)> {
-        self.untaken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unread(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Instant>)> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn touch(&self) {
         *self.times() = Times { last: Instant::now(), input: None };
     }
 
-    fn is_at_work(&self) -> bool {
-        self.working.load(Ordering::Acquire) > 0 || !self.untaken().1.is_empty()
+    fn is_busy(&self) -> bool {
+        self.in_progress.load(Ordering::Acquire) > 0 || !self.unread().1.is_empty()
     }
 
-    /// Whether there ever was a request.
-    pub(super) fn has_asked(&self) -> bool {
-        self.has_asked.load(Ordering::Relaxed)
+    /// Whether there has been a request.
+    pub(super) fn has_had_request(&self) -> bool {
+        self.has_had_request.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_http2(&self) -> bool {
         self.is_http2.load(Ordering::Relaxed)
     }
 
-    /// Bytes have arrived.
+    /// Note that bytes have arrived.
     pub(super) fn note_input(&self) {
-        if self.working.load(Ordering::Acquire) == 0 {
+        if self.in_progress.load(Ordering::Acquire) == 0 {
             self.times().input.get_or_insert_with(Instant::now);
         }
     }
 
-    /// The peer sends nothing more.
+    /// Note that the peer has closed its sending side.
     pub(super) fn note_end_of_input(&self) {
         self.is_half_closed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a handler of HTTP/1 works for a peer of which nobody knows whether it is there.
+    /// Whether an HTTP/1 handler works for a half-closed peer, which may have left.
     pub(super) fn may_be_abandoned(&self) -> bool {
         self.is_half_closed.load(Ordering::Relaxed)
-            && self.unanswered.load(Ordering::Acquire) > 0
+            && self.handlers.load(Ordering::Acquire) > 0
             && !self.is_http2()
     }
 
-    /// A request begins.
-    pub(super) fn begin_request(self: &Arc<Self>, version: Version) -> Working {
-        let mut working = Working::begin(self);
+    /// Note that a request begins.
+    pub(super) fn begin_request(self: &Arc<Self>, version: Version) -> InProgress {
+        let mut in_progress = InProgress::begin(self);
         self.is_http2.store(version == Version::HTTP_2, Ordering::Relaxed);
-        self.has_asked.store(true, Ordering::Relaxed);
-        self.unanswered.fetch_add(1, Ordering::AcqRel);
-        working.is_unanswered = true;
-        working
+        self.has_had_request.store(true, Ordering::Relaxed);
+        self.handlers.fetch_add(1, Ordering::AcqRel);
+        in_progress.has_handler = true;
+        in_progress
     }
 
-    /// Read what is left of the body of a request that has been answered.
+    /// Read and discard the rest of the body of a request that already has a response.
     pub(super) fn read_on(self: &Arc<Self>, remainder: Remainder) {
-        let working = Working::begin(self);
+        let in_progress = InProgress::begin(self);
         let mut remainders = self.remainders.lock().unwrap_or_else(PoisonError::into_inner);
         while remainders.try_join_next().is_some() {}
         remainders.spawn(async move {
             remainder.discard().await;
-            drop(working);
+            drop(in_progress);
         });
     }
 
-    /// Ends when a response has been left lying for that long.
-    pub(super) async fn untaken_for(&self, time: Duration) {
+    /// Completes when the client has not read a response for that long.
+    pub(super) async fn unread_for(&self, time: Duration) {
         loop {
-            let oldest = self.untaken().1.first_key_value().map(|(_, since)| *since);
+            let oldest = self.unread().1.first_key_value().map(|(_, since)| *since);
             let now = Instant::now();
-            // What is handed over from now on is left for less.
+            // A response that is handed over from now on has been unread for less.
             let end = oldest.unwrap_or(now) + time;
             if end <= now {
                 return;
@@ -152,14 +153,14 @@ impl Activity {
         }
     }
 
-    /// Ends when nothing has been under way for that long.
+    /// Completes when nothing has been in progress for that long.
     pub(super) async fn idle_for(&self, time: Duration) {
         loop {
-            // In this order: what ends in between has set the time before.
-            let is_at_work = self.is_at_work();
+            // In this order: a request that ends in between has set the time before.
+            let is_busy = self.is_busy();
             let now = Instant::now();
-            // What is under way now ends later, so this is not too late.
-            let end = if is_at_work { now } else { self.times().last } + time;
+            // A request in progress ends later, so this is not too late.
+            let end = if is_busy { now } else { self.times().last } + time;
             if end <= now {
                 return;
             }
@@ -167,7 +168,7 @@ impl Activity {
         }
     }
 
-    /// Ends when the connection has been silent for longer than it may be.
+    /// Completes when the connection has been silent for longer than it may be.
     pub(super) async fn silent(&self, limits: &Limits) -> Silence {
         let mut sleep = pin!(sleep_until(self.silent_at(limits).0));
         poll_fn(|context| {
@@ -176,7 +177,7 @@ impl Activity {
                 if end <= Instant::now() {
                     return Poll::Ready(silence);
                 }
-                // A later end is seen when this one is over.
+                // A later end is noticed when this timer has elapsed.
                 if end < sleep.deadline() || sleep.is_elapsed() {
                     sleep.as_mut().reset(end);
                 }
@@ -186,90 +187,91 @@ impl Activity {
         .await
     }
 
-    /// When the silence would be too long, if nothing happened until then.
+    /// When the connection will have been silent for too long, unless something happens.
     fn silent_at(&self, limits: &Limits) -> (Instant, Silence) {
-        // In this order: what ends in between has set the time before.
-        let is_at_work = self.is_at_work();
-        if is_at_work {
+        // In this order: a request that ends in between has set the time before.
+        let is_busy = self.is_busy();
+        if is_busy {
             return (Instant::now() + limits.head_time.min(limits.idle_time), Silence::Idle);
         }
         let Times { last, input } = *self.times();
-        if !self.has_asked() {
+        if !self.has_had_request() {
             return (last + limits.head_time, Silence::Head);
         }
-        // Peers of HTTP/2 send frames that belong to no request.
+        // HTTP/2 peers send frames that belong to no request.
         match input.filter(|_| !self.is_http2()) {
             Some(began) => (began + limits.head_time, Silence::Head),
             None => (last + limits.idle_time, Silence::Idle),
         }
     }
 
-    /// Since when a connection that is kept alive has waited for its next request.
+    /// Since when a kept-alive connection has been idle; `None` if it is busy or already evicted.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        // One that is being closed may take a while: others can make room as well.
-        if !self.has_asked() || self.is_evicted.load(Ordering::Relaxed) || self.is_at_work() {
+        // Closing may take a while, so an evicted connection is not chosen again.
+        if !self.has_had_request() || self.is_evicted.load(Ordering::Relaxed) || self.is_busy() {
             return None;
         }
         Some(self.times().last)
     }
 
-    /// Have the connection closed as if it had been idle for too long.
+    /// Close the connection as if it had been idle for too long.
     pub(super) fn evict(&self) {
         self.is_evicted.store(true, Ordering::Relaxed);
         self.evict.notify_one();
     }
 
-    /// Ends when the connection has to make room.
+    /// Completes when the connection is evicted.
     pub(super) async fn evicted(&self) {
         self.evict.notified().await;
     }
 }
 
-/// Something under way, until this is dropped.
-pub(super) struct Working {
+/// Counts something as in progress until it is dropped.
+pub(super) struct InProgress {
     activity: Arc<Activity>,
-    is_unanswered: bool,
+    has_handler: bool,
 }
 
-impl Working {
+impl InProgress {
     fn begin(activity: &Arc<Activity>) -> Self {
-        activity.working.fetch_add(1, Ordering::AcqRel);
-        Self { activity: Arc::clone(activity), is_unanswered: false }
+        activity.in_progress.fetch_add(1, Ordering::AcqRel);
+        Self { activity: Arc::clone(activity), has_handler: false }
     }
 
-    /// The handler is over.
-    pub(super) fn answered(&mut self) {
-        if std::mem::take(&mut self.is_unanswered) {
-            self.activity.unanswered.fetch_sub(1, Ordering::AcqRel);
+    /// Note that the handler of the request has completed.
+    pub(super) fn handler_completed(&mut self) {
+        if std::mem::take(&mut self.has_handler) {
+            self.activity.handlers.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
-impl Drop for Working {
+impl Drop for InProgress {
     fn drop(&mut self) {
-        self.answered();
-        // The time first: whoever sees nothing at work sees when that was.
+        self.handler_completed();
+        // The time is set first, so that an idle connection always has the time since when it is idle.
         self.activity.touch();
-        self.activity.working.fetch_sub(1, Ordering::AcqRel);
+        self.activity.in_progress.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// A response, or a piece of it, that its caller has not taken, until this is dropped.
-pub(super) struct Untaken(Arc<Activity>, u64);
+/// Counts a response, or a chunk of it, as unread until it is dropped.
+pub(super) struct Unread(Arc<Activity>, u64);
 
-impl Untaken {
+impl Unread {
     fn new(activity: &Arc<Activity>) -> Self {
-        let mut untaken = activity.untaken();
-        untaken.0 += 1;
-        let number = untaken.0;
-        untaken.1.insert(number, Instant::now());
+        let mut unread = activity.unread();
+        unread.0 += 1;
+        let number = unread.0;
+        unread.1.insert(number, Instant::now());
         Self(Arc::clone(activity), number)
     }
 
-    pub(super) fn begin(activity: &Arc<Activity>, answer: Response) -> Response {
+    /// Count the response as unread until its body is dropped.
+    pub(super) fn wrap(activity: &Arc<Activity>, response: Response) -> Response {
         let guard = Self::new(activity);
-        answer.map(|body| {
-            // It owns what it is given, and leaves the body and its length as they are.
+        response.map(|body| {
+            // The closure owns the guard, and changes neither the body nor its length.
             Body::new(body.map_err(move |error| {
                 let _owned = &guard;
                 error
@@ -278,33 +280,37 @@ impl Untaken {
     }
 }
 
-impl Drop for Untaken {
+impl Drop for Unread {
     fn drop(&mut self) {
         self.0.touch();
-        self.0.untaken().1.remove(&self.1);
+        self.0.unread().1.remove(&self.1);
     }
 }
 
-/// The body of an answer that is [`Streamed`](super::Streamed): under way until it ends, and untaken from
-/// its head, or a piece that was handed over, until the next one is asked for.
-pub(super) struct Stream {
+/// The body of a [`Streamed`](super::Streamed) response. It is in progress until it ends, and unread from
+/// the time its head or a chunk is handed over until the next chunk is polled for.
+pub(super) struct StreamedBody {
     body: Body,
     activity: Arc<Activity>,
-    untaken: Option<Untaken>,
-    _working: Working,
+    unread: Option<Unread>,
+    _in_progress: InProgress,
 }
 
-impl Stream {
-    pub(super) fn begin(activity: &Arc<Activity>, working: Working, answer: Response) -> Response {
-        answer.map(|body| {
-            let untaken = Some(Untaken::new(activity));
+impl StreamedBody {
+    pub(super) fn wrap(
+        activity: &Arc<Activity>,
+        in_progress: InProgress,
+        response: Response,
+    ) -> Response {
+        response.map(|body| {
+            let unread = Some(Unread::new(activity));
             let activity = Arc::clone(activity);
-            Body::new(Self { body, activity, untaken, _working: working })
+            Body::new(Self { body, activity, unread, _in_progress: in_progress })
         })
     }
 }
 
-impl HttpBody for Stream {
+impl HttpBody for StreamedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -312,11 +318,11 @@ impl HttpBody for Stream {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        // Whoever asks for more has taken what there was.
-        self.untaken = None;
+        // The previous chunk has been written.
+        self.unread = None;
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if frame.is_some() {
-            self.untaken = Some(Untaken::new(&self.activity));
+            self.unread = Some(Unread::new(&self.activity));
         }
         Poll::Ready(frame)
     }

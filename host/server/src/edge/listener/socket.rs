@@ -1,10 +1,9 @@
-//! The socket of a connection: shared between HTTP, which reads and writes it, and the task that watches
-//! whether its peer is gone.
+//! The socket of a connection, shared between HTTP, which reads and writes it, and a task that detects a
+//! peer that has left.
 //!
-//! A FIN says that the peer sends nothing more, which is as true of `shutdown(SHUT_WR)` as of `close()`.
-//! The two are told apart by sending something: a peer that has closed answers data with a reset. All
-//! responses of HTTP/1 begin with the same byte, so that byte can be sent before the rest is known
-//! ([`Wire`]). Nobody notices it but a peer that is gone.
+//! A FIN means that the peer sends nothing more, after `shutdown(SHUT_WR)` as well as after `close()`. The
+//! two differ when something is sent to the peer: one that has closed replies with a reset. All HTTP/1
+//! responses begin with the same byte, so that byte can be sent before the rest is known ([`Wire`]).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -21,20 +20,19 @@ use super::activity::Activity;
 /// The first byte of `HTTP/1.1` and of `HTTP/1.0`.
 const FIRST_BYTE: &[u8] = b"H";
 
-/// How long a connection that is closed by the server is read on, so that no reset overtakes the last
-/// response, and how much: what a client may still send before it looks at the response. Eight times
-/// the default limit of bodies.
+/// How long, and how many bytes, a connection is read after the server has closed its side, so that a reset
+/// does not overtake the last response. The bytes are eight times the default limit of bodies.
 const LINGER_TIME: Duration = Duration::from_secs(5);
 const LINGER_BYTES: usize = 64 << 20;
 
-/// Bytes that are thrown away at once.
+/// The size of the buffer for bytes that are discarded.
 const DISCARD_BUFFER: usize = 16 << 10;
 
 /// One of the owners of a TCP socket.
 pub(in crate::edge) struct Socket(Arc<TcpStream>);
 
 impl Socket {
-    /// What reads and writes the socket. Only one may do so.
+    /// The half that reads and writes. There must be only one.
     pub(super) fn new(stream: &Arc<TcpStream>) -> Self {
         Self(Arc::clone(stream))
     }
@@ -92,24 +90,24 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Ends when the peer has reset the connection, or is known to be gone for another reason. Notes in
-/// `activity` that it sends nothing more.
+/// Completes when the peer has reset the connection, or the connection has failed otherwise. Notes in
+/// `activity` when the peer closes its sending side.
 pub(super) async fn reset(stream: &TcpStream, activity: &Activity) {
-    // "Priority" is out-of-band data, which is not asked for, or the end of what the peer sends.
+    // "Priority" is out-of-band data, which is not requested, or the end of the peer's data.
     let closing = stream.ready(Interest::PRIORITY | Interest::ERROR).await;
     if closing.is_ok_and(|ready| !ready.is_error()) {
         activity.note_end_of_input();
-        // HTTP is polled before this, and has to be polled again to see it.
+        // HTTP is polled before this, and must be polled again to see it.
         tokio::task::yield_now().await;
         let _ = stream.ready(Interest::ERROR).await;
     }
 }
 
-/// Close a connection whose last response has been written: say so, and throw away what the peer still
-/// sends until it closes as well. A socket that is closed with unread data resets the connection, and
-/// the peer may lose what it has not read.
+/// Close a connection whose last response has been written: close the sending side, and discard what the
+/// peer still sends until it closes as well. Closing a socket with unread data resets the connection, and
+/// the peer may lose the response.
 pub(super) async fn linger(stream: &TcpStream) {
-    // It may be shut down already, or reset.
+    // The connection may be closed already.
     let _ = shutdown(stream, Shutdown::Write);
     let discard = async {
         let (mut buffer, mut left) = (vec![0; DISCARD_BUFFER], LINGER_BYTES);
@@ -125,8 +123,8 @@ pub(super) async fn linger(stream: &TcpStream) {
     let _ = tokio::time::timeout(LINGER_TIME, discard).await;
 }
 
-/// What HTTP reads and writes: the socket, or TLS over it. Notes when bytes arrive. While a handler of
-/// HTTP/1 works for a peer that sends nothing more, it sends the first byte of the response ahead.
+/// The stream that HTTP reads and writes: the socket, or TLS over it. It notes when bytes arrive. While an
+/// HTTP/1 handler works for a half-closed peer, it sends the first byte of the response ahead.
 pub(super) struct Wire<S> {
     stream: S,
     activity: Arc<Activity>,
@@ -164,7 +162,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         if !self.is_ahead || data.is_empty() {
             return Pin::new(&mut self.stream).poll_write(context, data);
         }
-        debug_assert_eq!(data[..1], *FIRST_BYTE, "hyper speaks HTTP/1");
+        debug_assert_eq!(data[..1], *FIRST_BYTE, "hyper writes HTTP/1");
         let rest = &data[1..];
         let mut written = 0;
         if !rest.is_empty() {
@@ -190,14 +188,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes whenever it has been polled and everything that it had to write is written: so this
-    /// is between two responses, if a handler is at work.
+    /// hyper flushes whenever it was polled and has written everything. So this is between two responses
+    /// if a handler is in progress.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.is_ahead && self.activity.may_be_abandoned() {
             match Pin::new(&mut self.stream).poll_write(context, FIRST_BYTE) {
                 Poll::Ready(Ok(count)) => self.is_ahead = count > 0,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                // The peer takes nothing, so a byte more would not tell whether it is there.
+                // The peer does not read, so one more byte would not tell whether it has left.
                 Poll::Pending => {}
             }
         }
@@ -215,7 +213,7 @@ mod tests {
 
     use super::*;
 
-    /// However the response is cut into writes, the peer reads it once and whole.
+    /// The peer reads the response once and whole, however it is split into writes.
     #[tokio::test]
     async fn a_first_byte_sent_ahead_is_not_sent_again() {
         for cut in 1..8 {

@@ -17,6 +17,7 @@ pub(super) struct Family {
     pub(super) kind: Kind,
     pub(super) unit: Option<Unit>,
     pub(super) labels: &'static [&'static str],
+    /// The meaning, in Markdown.
     pub(super) help: &'static str,
 }
 
@@ -75,100 +76,119 @@ const SECONDS: Option<Unit> = Some(Unit::Seconds);
 const BYTES: Option<Unit> = Some(Unit::Bytes);
 
 families! { OF_SERVER;
-    BUILD_INFO = Gauge "build_info" None, ["version"], "The version of the program, as a constant 1";
-    READY = Gauge "ready" None, [], "Whether the server is ready, as `/readyz` reports";
-    HTTP_REQUESTS = Counter "http_requests" None, ["listener", "route", "code"],
-        "Responses by endpoint and status; 499: the client left before the response";
-    GRPC_CALLS = Counter "grpc_calls" None, ["method", "grpc_status"],
-        "Completed gRPC calls by method and status";
-    HTTP_ERRORS = Counter "http_errors" None, ["listener", "error_code"],
-        "Error responses by error code";
-    HTTP_REQUESTS_IN_FLIGHT = Gauge "http_requests_in_flight" None, ["listener"],
-        "Requests without a response yet";
-    AUTH_FAILURES = Counter "auth_failures" None, ["reason"],
-        "Requests without a key that is valid for them, by reason";
-    CONNECTIONS_OPEN = Gauge "connections_open" None, ["listener"], "Open connections";
-    CONNECTIONS_ACCEPTED = Counter "connections_accepted" None, ["listener"],
-        "Connections accepted since the start";
-    BODIES_IN_FLIGHT = Gauge "bodies_in_flight" BYTES, [],
-        "Request bodies that are being read or answered";
-    BODIES_IN_FLIGHT_LIMIT = Gauge "bodies_in_flight_limit" BYTES, [],
-        "The limit of request bodies that are being read or answered";
-    DEPLOYMENTS = Counter "deployments" None, ["outcome"], "Completed deployments by outcome";
-    DEPLOY_STEPS = Counter "deploy_steps" None, ["step", "outcome"],
-        "Completed steps of making versions servable";
-    DEPLOY_STEP_SECONDS = Counter "deploy_step" SECONDS, ["step", "outcome"],
-        "Total time of the steps of making versions servable";
-    LOG_LINES_DROPPED = Counter "log_lines_dropped" None, [],
-        "Log lines dropped because the reader of the log was too slow";
-    CAPTURED_REQUESTS = Counter "captured_requests" None, ["outcome"],
-        "Requests sampled for the capture files, by outcome";
-    SPANS = Counter "spans" None, ["outcome"],
-        "Spans for the trace collector, by outcome; only with a collector";
     REQUESTS = Counter "requests" None, ["model", "version", "role", "route", "protocol", "code"],
-        "Requests routed to a version, by status";
+        "Requests for which a version was chosen, by `model`, `version`, `role` (`stable`, \
+         `candidate`, `other`), `route`, `protocol` and `code`.";
     REQUEST_DURATION = Histogram "request_duration" SECONDS, ["model", "version", "role"],
-        "Time from the head of a request to its response";
-    QUEUE_DURATION = Histogram "queue_duration" SECONDS, ["model", "version"],
-        "Time that a batch waits for an inference thread";
-    INSTANTIATE_DURATION = Histogram "instantiate_duration" SECONDS, ["model", "version"],
-        "Time to get an instance for a batch";
-    PREDICT_DURATION = Histogram "predict_duration" SECONDS, ["model", "version"],
-        "Time that the guest computes for a batch";
-    ENCODE_DURATION = Histogram "encode_duration" SECONDS, ["model", "version"],
-        "Time to encode a response";
+        "Time from the request head to the response.";
     BATCH_SIZE_ROWS = Histogram "batch_size_rows" None, ["model", "version"],
-        "Rows per call of a guest";
+        "Rows per call of the guest, of one request or several.";
+    QUEUE_DURATION = Histogram "queue_duration" SECONDS, ["model", "version"],
+        "Time a request waited for a thread, for each of its batches.";
+    INSTANTIATE_DURATION = Histogram "instantiate_duration" SECONDS, ["model", "version"],
+        "Time to get an instance for a call of the guest.";
+    PREDICT_DURATION = Histogram "predict_duration" SECONDS, ["model", "version"],
+        "Time of the call of the guest itself.";
+    ENCODE_DURATION = Histogram "encode_duration" SECONDS, ["model", "version"],
+        "Time to encode the response.";
     REQUESTS_IN_FLIGHT = Gauge "requests_in_flight" None, ["model", "version"],
-        "Requests of a version that are queued or running";
+        "Requests that wait or run.";
     CONCURRENCY_LIMIT = Gauge "concurrency_limit" None, ["model", "version"],
-        "Requests of a version that may be queued or running, adapted to the queue times";
+        "Requests that may wait or run, adapted to how long they wait.";
     QUEUE_DEPTH = Gauge "queue_depth" None, ["model", "version"],
-        "Batches of a version that wait for an inference thread";
+        "Batches that wait for a thread.";
     REJECTIONS = Counter "rejections" None, ["model", "version", "reason"],
-        "Requests and batches that a version rejected, by reason";
+        "Requests that a version did not accept, by `reason`: `limit`, `batch`, `candidate`, \
+         `late` (before the body was read), `queue_full`, `suspended`, `caller_suspended`, \
+         `quarantined` (the same input failed three times), `expired`, `queue_timeout`.";
     FAULTS = Counter "faults" None, ["model", "version", "kind", "trap"],
-        "Calls of a guest that returned no outputs, by kind of fault";
+        "Calls of a guest without outputs, by `kind` and `trap`; `rejected` and \
+         `non_finite_input` are the caller's fault.";
     VERSION_SUSPENDED = Gauge "version_suspended" None, ["model", "version"],
-        "Whether a version is suspended for all callers because it keeps failing";
+        "1 while the version as a whole is suspended; individually suspended callers are \
+         counted in `guesthouse_rejections_total`.";
     ROUTED_REQUESTS = Counter "routed_requests" None, ["model", "version", "reason"],
-        "Requests routed to a version, by the reason of the choice";
+        "Requests by `reason`: `pin`, `channel`, `range`, `split`, `default`.";
     RANDOM_CHOICES = Counter "random_choices" None, ["model", "version"],
-        "Requests of a split that were routed at random, because they have no sticky key";
+        "Requests for which a split was decided at random.";
     SPLIT_WEIGHT = Gauge "split_weight_ratio" None, ["model", "version"],
-        "The share of a version in the split";
-    INSTANCES = Gauge "instances" None, ["model", "version", "state"], "Instances of a version";
+        "The share that a split gives to the version.";
+    INSTANCES = Gauge "instances" None, ["model", "version", "state"],
+        "Instances, by `state`: `idle`, `busy`.";
     INSTANCES_MADE = Counter "instances_made" None, ["model", "version"],
-        "Instances made since the version was loaded";
+        "Instances made since the version was loaded.";
     INSTANCE_MEMORY = Gauge "instance_memory" BYTES, ["model", "version", "state"],
-        "Linear memory of the instances; of busy ones, as it was before the call";
+        "Linear memory of the instances, by `state`; of busy ones, as before the call.";
     VERSION_SNAPSHOT = Gauge "version_snapshot" None, ["model", "version"],
-        "Whether instances start from a snapshot of the initialised guest";
+        "1 if instances start from a snapshot.";
     PREINIT_STEP = Gauge "preinit_step" SECONDS, ["model", "version", "step"],
-        "Time of a step of pre-initialisation";
+        "Duration of a `step` of pre-initialisation.";
     PREINIT_PEAK_MEMORY = Gauge "preinit_peak_memory" BYTES, ["model", "version"],
-        "Peak memory of pre-initialisation";
+        "Peak memory of pre-initialisation.";
     SHADOW_COMPARISONS = Counter "shadow_comparisons" None, ["model", "version", "primary", "result"],
-        "Requests offered to a shadow, by result";
-    SHADOW_DIFFERENCES = Counter "shadow_differences" None,
-        ["model", "version", "primary", "output", "kind"],
-        "Rows in which an output of the shadow differed from the primary's";
+        "Requests offered to a shadow, by `primary` and `result`.";
+    SHADOW_DIFFERENCES = Counter "shadow_differences" None, ["model", "version", "primary", "output", "kind"],
+        "Rows that differed, by `primary`, `output` and `kind`.";
+    HTTP_REQUESTS = Counter "http_requests" None, ["listener", "route", "code"],
+        "All responses, by `listener` (`public`, `grpc`, `admin`), `route` (`none`: no such \
+         endpoint) and `code`; for gRPC, the code it would have over HTTP; 499: the caller \
+         left.";
+    GRPC_CALLS = Counter "grpc_calls" None, ["method", "grpc_status"],
+        "Finished gRPC calls, by `method` and `grpc_status`.";
+    HTTP_ERRORS = Counter "http_errors" None, ["listener", "error_code"],
+        "Error responses, by `listener` and `error_code`.";
+    HTTP_REQUESTS_IN_FLIGHT = Gauge "http_requests_in_flight" None, ["listener"],
+        "Requests not answered yet, by `listener`.";
+    AUTH_FAILURES = Counter "auth_failures" None, ["reason"],
+        "Requests without a valid key for them, by `reason`: `missing`, `malformed`, \
+         `unknown`, `expired`, `revoked`, `forbidden`.";
+    CONNECTIONS_OPEN = Gauge "connections_open" None, ["listener"],
+        "Open connections, by `listener`.";
+    CONNECTIONS_ACCEPTED = Counter "connections_accepted" None, ["listener"],
+        "Accepted connections, by `listener`.";
+    BODIES_IN_FLIGHT = Gauge "bodies_in_flight" BYTES, [],
+        "Bytes of bodies being read or answered.";
+    BODIES_IN_FLIGHT_LIMIT = Gauge "bodies_in_flight_limit" BYTES, [],
+        "The limit of these.";
+    DEPLOYMENTS = Counter "deployments" None, ["outcome"],
+        "Deployments, by `outcome`: `succeeded`, `failed`.";
+    DEPLOY_STEPS = Counter "deploy_steps" None, ["step", "outcome"],
+        "Steps of loading versions, by `step` (`find`, `compile`, `prove`) and `outcome`.";
+    DEPLOY_STEP_SECONDS = Counter "deploy_step" SECONDS, ["step", "outcome"],
+        "Total time of the steps of loading versions.";
+    CAPTURED_REQUESTS = Counter "captured_requests" None, ["outcome"],
+        "Requests selected for capture, by `outcome`: `written`, `dropped`, `failed`.";
+    SPANS = Counter "spans" None, ["outcome"],
+        "Spans for the collector, by `outcome`: `exported`, `failed` (not accepted in time), \
+         `dropped` (queue full); only with a collector.";
+    LOG_LINES_DROPPED = Counter "log_lines_dropped" None, [],
+        "Log lines that nobody read in time.";
+    READY = Gauge "ready" None, [],
+        "1 if `/readyz` answers 200.";
+    BUILD_INFO = Gauge "build_info" None, ["version"],
+        "1, with the label `version`.";
 }
 
 families! { OF_PROCESS;
-    PROCESS_CPU = Counter "process_cpu" SECONDS, [], "User and system CPU time";
+    PROCESS_CPU = Counter "process_cpu" SECONDS, [],
+        "Processor time.";
     PROCESS_START_TIME = Gauge "process_start_time" SECONDS, [],
-        "Start time of the process since the Unix epoch";
-    PROCESS_RESIDENT_MEMORY = Gauge "process_resident_memory" BYTES, [], "Resident memory size";
-    PROCESS_VIRTUAL_MEMORY = Gauge "process_virtual_memory" BYTES, [], "Virtual memory size";
-    PROCESS_THREADS = Gauge "process_threads" None, [], "Threads of the process";
-    PROCESS_OPEN_FDS = Gauge "process_open_fds" None, [], "Open file descriptors";
-    PROCESS_MAX_FDS = Gauge "process_max_fds" None, [], "Limit of open file descriptors";
+        "Start time since 1970.";
+    PROCESS_RESIDENT_MEMORY = Gauge "process_resident_memory" BYTES, [],
+        "Resident memory.";
+    PROCESS_VIRTUAL_MEMORY = Gauge "process_virtual_memory" BYTES, [],
+        "Virtual memory.";
+    PROCESS_THREADS = Gauge "process_threads" None, [],
+        "Threads.";
+    PROCESS_OPEN_FDS = Gauge "process_open_fds" None, [],
+        "Open file descriptors.";
+    PROCESS_MAX_FDS = Gauge "process_max_fds" None, [],
+        "Limit of file descriptors.";
 }
 
 /// The reference of metrics as a Markdown table.
 pub fn reference() -> String {
-    let mut text = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
+    let mut text = "| Metric | Type | Labels | Description |\n|---|---|---|---|\n".to_owned();
     let of_server = OF_SERVER.iter().map(|family| (family, format!("{PREFIX}_")));
     let of_process = OF_PROCESS.iter().map(|family| (family, String::new()));
     for (family, prefix) in of_server.chain(of_process) {
@@ -189,7 +209,7 @@ mod tests {
         let text = reference();
         for row in [
             "| `guesthouse_requests_total` | counter | `model`, `version`, `role`, `route`,",
-            "| `guesthouse_queue_duration_seconds` | histogram | `model`, `version` | Time that",
+            "| `guesthouse_queue_duration_seconds` | histogram | `model`, `version` | Time a",
             "| `guesthouse_deploy_step_seconds_total` | counter | `step`, `outcome` |",
             "| `process_cpu_seconds_total` | counter |  |",
         ] {

@@ -8,7 +8,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::{Labels, families, gauge, write};
-use crate::edge::Edge;
+use crate::edge::state::Edge;
 use crate::observe::logs;
 use crate::observe::server_metrics::{ListenerMetrics, ServerMetrics};
 use guesthouse_control::registry::metrics::DeploymentMetrics;

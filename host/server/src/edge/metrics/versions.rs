@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::families::{self, Family};
 use super::{Labels, Times, gauge, write};
-use crate::edge::Edge;
+use crate::edge::state::Edge;
 use guesthouse_control::rollout::WHOLE;
 use guesthouse_control::traffic::{RequestCounts, TrafficCounts};
 use guesthouse_model::VersionId;

@@ -1,5 +1,5 @@
-//! What is told of the server and of models, in the protocol's words: made of what a version is, and
-//! written as JSON by REST and as messages by gRPC.
+//! The messages with information about the server and its models. REST serializes them as JSON, gRPC converts
+//! them to protobuf.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use guesthouse_runtime::inference::{DEFAULT_PRIORITY, PRIORITY_LEVELS};
 use guesthouse_runtime::version::ServableVersion;
 use guesthouse_runtime::version::statistics::{DurationCount, StatisticsSnapshot};
 
-/// What runs every model here.
+/// The platform of every model.
 const PLATFORM: &str = "guesthouse_wasm";
 
-/// The same, as configurations name it.
+/// The backend of every model, in configurations.
 const BACKEND: &str = "guesthouse";
 
-/// The server.
+/// The metadata of the server.
 #[derive(Debug, Serialize)]
 pub(in crate::edge) struct ServerMetadata {
     pub(in crate::edge) name: String,
@@ -24,11 +24,11 @@ pub(in crate::edge) struct ServerMetadata {
     pub(in crate::edge) extensions: Vec<&'static str>,
 }
 
-/// What a version takes and gives.
+/// The inputs and outputs of a version.
 #[derive(Debug, Serialize)]
 pub(in crate::edge) struct ModelMetadata {
     pub(in crate::edge) name: String,
-    /// By semver, ascending; only the one that was asked for, if one was.
+    /// Ascending; only the requested one, if the request names a version.
     pub(in crate::edge) versions: Vec<String>,
     pub(in crate::edge) platform: &'static str,
     pub(in crate::edge) inputs: Vec<TensorMetadata>,
@@ -45,7 +45,7 @@ pub(in crate::edge) struct TensorMetadata {
     pub(in crate::edge) shape: Vec<i64>,
 }
 
-/// How a version is run, as Triton writes it.
+/// The configuration of a version, in Triton's form.
 #[derive(Debug, Serialize)]
 pub(in crate::edge) struct ModelConfig {
     pub(in crate::edge) name: String,
@@ -55,7 +55,7 @@ pub(in crate::edge) struct ModelConfig {
     pub(in crate::edge) max_batch_size: u32,
     pub(in crate::edge) input: Vec<ConfigInput>,
     pub(in crate::edge) output: Vec<ConfigOutput>,
-    /// None where every request is a batch of its own.
+    /// None if requests are not batched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::edge) dynamic_batching: Option<DynamicBatching>,
 }
@@ -80,22 +80,22 @@ pub(in crate::edge) struct ConfigOutput {
     pub(in crate::edge) dims: Vec<i64>,
 }
 
-/// How rows of several requests become one batch.
+/// How requests are batched.
 #[derive(Debug, Serialize)]
 pub(in crate::edge) struct DynamicBatching {
     pub(in crate::edge) max_queue_delay_microseconds: u64,
     /// 1 is the most urgent.
     pub(in crate::edge) priority_levels: u64,
-    /// Of requests that say nothing.
+    /// The priority of requests that do not set one.
     pub(in crate::edge) default_priority_level: u64,
 }
 
-/// What has been counted of a version since it was loaded.
+/// The statistics of a version since it was loaded.
 #[derive(Debug, Serialize)]
 pub(in crate::edge) struct ModelStatistics {
     pub(in crate::edge) name: String,
     pub(in crate::edge) version: String,
-    /// Milliseconds since 1970; 0, if there was none.
+    /// Milliseconds since 1970; 0 if there was none.
     pub(in crate::edge) last_inference: u64,
     /// Rows.
     pub(in crate::edge) inference_count: u64,
@@ -115,7 +115,7 @@ pub(in crate::edge) struct InferStatistics {
     pub(in crate::edge) compute_output: Duration,
 }
 
-/// Batches of one size, in rows.
+/// The statistics of batches of one size.
 #[derive(Debug, Serialize)]
 pub(in crate::edge) struct BatchStatistics {
     pub(in crate::edge) batch_size: u64,
@@ -124,27 +124,27 @@ pub(in crate::edge) struct BatchStatistics {
     pub(in crate::edge) compute_output: Duration,
 }
 
-/// How often, and how long in all.
+/// How often something happened, and how long it took in total.
 #[derive(Debug, Serialize)]
 pub(in crate::edge) struct Duration {
     pub(in crate::edge) count: u64,
     pub(in crate::edge) ns: u64,
 }
 
-/// A version, as the model repository has it.
+/// A version in the index of the model repository.
 #[derive(Debug, Serialize)]
 pub(in crate::edge) struct IndexEntry {
     pub(in crate::edge) name: String,
     /// Empty for a model without any version.
     pub(in crate::edge) version: String,
     pub(in crate::edge) state: &'static str,
-    /// Why, where it is not ready; else empty.
+    /// Why it is not ready; empty if it is.
     pub(in crate::edge) reason: String,
 }
 
 impl ModelMetadata {
-    /// Of a version, among these of its model.
-    pub(super) fn of(version: &ServableVersion, versions: Vec<String>) -> Self {
+    /// Of a version; `versions` are those of its model.
+    pub(super) fn new(version: &ServableVersion, versions: Vec<String>) -> Self {
         let (id, signature) = (version.id(), version.signature());
         let mut properties = BTreeMap::from([
             ("model_version", id.version.to_string()),
@@ -157,15 +157,15 @@ impl ModelMetadata {
             name: id.name.to_string(),
             versions,
             platform: PLATFORM,
-            inputs: signature.inputs.iter().map(TensorMetadata::of).collect(),
-            outputs: signature.outputs.iter().map(TensorMetadata::of).collect(),
+            inputs: signature.inputs.iter().map(TensorMetadata::from_field).collect(),
+            outputs: signature.outputs.iter().map(TensorMetadata::from_field).collect(),
             properties,
         }
     }
 }
 
 impl TensorMetadata {
-    pub(super) fn of(field: &Field) -> Self {
+    fn from_field(field: &Field) -> Self {
         let shape = std::iter::once(-1).chain(dims(field)).collect();
         Self { name: field.name.clone(), datatype: field.datatype.as_str(), shape }
     }
@@ -176,7 +176,7 @@ fn dims(field: &Field) -> impl Iterator<Item = i64> + '_ {
 }
 
 impl ModelConfig {
-    pub(super) fn of(version: &ServableVersion) -> Self {
+    pub(super) fn new(version: &ServableVersion) -> Self {
         let (id, signature) = (version.id(), version.signature());
         let input = |field: &Field| ConfigInput {
             name: field.name.clone(),
@@ -196,13 +196,13 @@ impl ModelConfig {
             max_batch_size: u32::try_from(version.max_batch_size()).unwrap_or(u32::MAX),
             input: signature.inputs.iter().map(input).collect(),
             output: signature.outputs.iter().map(output).collect(),
-            dynamic_batching: version.is_batched().then(|| DynamicBatching::of(version)),
+            dynamic_batching: version.is_batched().then(|| DynamicBatching::new(version)),
         }
     }
 }
 
 impl DynamicBatching {
-    fn of(version: &ServableVersion) -> Self {
+    fn new(version: &ServableVersion) -> Self {
         let delay = version.limits().batching.max_queue_delay.as_micros();
         Self {
             max_queue_delay_microseconds: u64::try_from(delay).unwrap_or(u64::MAX),
@@ -233,13 +233,13 @@ fn config_type(datatype: Datatype) -> &'static str {
 }
 
 impl Duration {
-    fn of(taken: DurationCount) -> Self {
-        Self { count: taken.count, ns: taken.nanoseconds }
+    fn from_count(count: DurationCount) -> Self {
+        Self { count: count.count, ns: count.nanoseconds }
     }
 }
 
 impl ModelStatistics {
-    pub(super) fn of(version: &ServableVersion) -> Self {
+    pub(super) fn new(version: &ServableVersion) -> Self {
         let StatisticsSnapshot {
             last_inference_ms,
             inference_count,
@@ -254,9 +254,9 @@ impl ModelStatistics {
         } = version.statistics().snapshot();
         let batches = batches.into_iter().map(|batch| BatchStatistics {
             batch_size: batch.batch_size,
-            compute_input: Duration::of(batch.compute_input),
-            compute_infer: Duration::of(batch.compute_infer),
-            compute_output: Duration::of(batch.compute_output),
+            compute_input: Duration::from_count(batch.compute_input),
+            compute_infer: Duration::from_count(batch.compute_infer),
+            compute_output: Duration::from_count(batch.compute_output),
         });
         let id = version.id();
         Self {
@@ -266,12 +266,12 @@ impl ModelStatistics {
             inference_count,
             execution_count,
             inference_stats: InferStatistics {
-                success: Duration::of(success),
-                fail: Duration::of(fail),
-                queue: Duration::of(queue),
-                compute_input: Duration::of(compute_input),
-                compute_infer: Duration::of(compute_infer),
-                compute_output: Duration::of(compute_output),
+                success: Duration::from_count(success),
+                fail: Duration::from_count(fail),
+                queue: Duration::from_count(queue),
+                compute_input: Duration::from_count(compute_input),
+                compute_infer: Duration::from_count(compute_infer),
+                compute_output: Duration::from_count(compute_output),
             },
             batch_stats: batches.collect(),
         }

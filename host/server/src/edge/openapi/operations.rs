@@ -1,16 +1,16 @@
-//! The operations: what is sent, and everything that can come back.
+//! The operation objects of the document: parameters, bodies and responses.
 
 use serde_json::{Map, Value, json};
 
-use super::Document;
 use super::schemas::{Schemas, reference};
 use crate::config::MetricsListener;
-use crate::edge::Policy;
 use crate::edge::error::ErrorCode;
 use crate::edge::idempotency::MAX_KEY_LENGTH;
+use crate::edge::pages::fragments::Document;
+use crate::edge::policy::Policy;
 use guesthouse_model::{Field, ModelName};
 
-/// What any request can be answered with, whatever it asks for.
+/// The errors of every request.
 pub(super) const GENERAL: [ErrorCode; 4] = [
     ErrorCode::MalformedRequest,
     ErrorCode::MethodNotAllowed,
@@ -18,11 +18,11 @@ pub(super) const GENERAL: [ErrorCode; 4] = [
     ErrorCode::NotReady,
 ];
 
-/// What a request that needs a key can be answered with as well.
+/// Further errors of requests that need a key.
 pub(super) const KEYED: [ErrorCode; 4] =
     [ErrorCode::Unauthorized, ErrorCode::Forbidden, ErrorCode::RateLimited, ErrorCode::NotFound];
 
-/// What a prediction can be answered with as well.
+/// Further errors of predictions.
 pub(super) const PREDICTION: [ErrorCode; 10] = [
     ErrorCode::RequestTimeout,
     ErrorCode::PayloadTooLarge,
@@ -36,15 +36,16 @@ pub(super) const PREDICTION: [ErrorCode; 10] = [
     ErrorCode::DeadlineExceeded,
 ];
 
-/// What a change of what is served can be answered with as well.
+/// Further errors of changes of what is served.
 pub(super) const CHANGES: [ErrorCode; 3] =
     [ErrorCode::Conflict, ErrorCode::UnacceptableArtifact, ErrorCode::InsufficientStorage];
 
-/// What is no id is not refused: the request gets another one.
-const REQUEST_ID: &str = "1 to 128 visible ASCII characters, which come back and stand in the log; \
-    anything else is replaced";
+/// An invalid request id is not an error, but replaced.
+const REQUEST_ID: &str = "1 to 128 visible ASCII characters, which are returned and logged; \
+    any other value is replaced";
 
-/// Channels, versions, and ranges of one comparison; there are more, for which a pattern has no words.
+/// Channels, versions, and ranges of one comparator. There are further selectors, which a pattern cannot
+/// express.
 const SELECTOR: &str = r"^(?:stable|canary|[=^~]?(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){0,2}|=?(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){2}-[a-z][0-9a-z]{0,8}(?:\.(?:0|[1-9][0-9]{0,8}))?)$";
 
 pub(super) fn selector_schema() -> Value {
@@ -57,7 +58,7 @@ pub(super) struct Operations<'a> {
     pub(super) path: &'a str,
     pub(super) tag: &'a str,
     pub(super) schemas: &'a Schemas<'a>,
-    /// Whether the path leaves it to a header which version answers.
+    /// Whether a header selects the version, because the path does not.
     pub(super) takes_selector: bool,
 }
 
@@ -79,14 +80,14 @@ impl Operations<'_> {
 
     pub(super) fn batch(&self) -> Value {
         let content = json!({"application/json": self.body("batch-request")});
-        let mut operation =
-            self.operation("batch_predict", "Many rows, answered in their order", &content);
+        let mut operation = self.operation("batch_predict", "Many rows, in their order", &content);
         operation["responses"]["200"] = self.answer("The outputs of all rows", "batch-response");
-        let some = "The outputs of some rows, and why the others have none; only if asked for";
+        let some =
+            "The outputs of some rows and the errors of the others; only with `partial=true`";
         operation["responses"]["207"] = self.answer(some, "batch-response");
         let partial = json!({
             "name": "partial", "in": "query", "schema": {"enum": ["true", "false"]},
-            "description": "whether rows that cannot be answered leave the others theirs",
+            "description": "whether valid rows are answered if others fail",
         });
         operation["parameters"].as_array_mut().expect("parameters").push(partial);
         operation
@@ -96,7 +97,7 @@ impl Operations<'_> {
         json!({"schema": reference(&self.schemas.name(what))})
     }
 
-    /// A part for each input: bytes as they are, texts as they are, all else in JSON.
+    /// The form: a part for each input. Bytes and texts are sent as they are, everything else as JSON.
     fn form(&self) -> Value {
         let part = |field: &Field| {
             let schema = if field.is_text() || !self.schemas.files().any(|it| it.name == field.name)
@@ -142,26 +143,30 @@ impl Operations<'_> {
 
     fn parameters(&self) -> Vec<Value> {
         let header = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "header", "description": description, "schema": schema});
-        // Spaces at its ends are the header's, not the key's.
+        // Leading and trailing spaces belong to the header, not to the key.
         let key = json!({"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH, "pattern": "^[ -~]*[!-~][ -~]*$"});
         let mut parameters = vec![
             header("X-Request-Id", REQUEST_ID, json!({"type": "string"})),
-            header("Idempotency-Key", "names the request: asked again, its answer comes back", key),
+            header(
+                "Idempotency-Key",
+                "the idempotency key: a retry gets the first response again",
+                key,
+            ),
             header(
                 "X-Request-Timeout-Ms",
-                "how long the caller waits",
+                "the deadline of the request",
                 json!({"type": "integer", "minimum": 1, "maximum": u32::MAX}),
             ),
         ];
         if self.takes_selector {
             let selector = selector_schema();
-            parameters.push(header("X-Model-Version", "which version is to answer", selector));
+            parameters.push(header("X-Model-Version", "selects the version", selector));
         }
         parameters
     }
 }
 
-/// The paths that are not about one model.
+/// Describe the paths that are not about one model.
 pub(super) fn general(document: &mut Document, policy: &Policy) {
     document.tag("server", "The server itself.");
     let status = |word: &str| {
@@ -188,7 +193,7 @@ pub(super) fn general(document: &mut Document, policy: &Policy) {
     }
 }
 
-/// The paths that say what one model is; of one that nothing is loaded of, how far its versions have come.
+/// Describe the catalogue of one model. If no version is loaded, only its state can be read.
 pub(super) fn catalogue(document: &mut Document, model: &ModelName, is_loaded: bool) {
     let selector = json!({
         "name": "selector", "in": "path", "required": true,
@@ -262,7 +267,8 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName, is_loaded: b
     }
 }
 
-/// Which field of an answer selects a version, and what can be asked of it next.
+/// The link of an operation: the field of its response that selects a version, and the operation to call
+/// with it.
 fn link(name: &str) -> Option<(&'static str, &'static str)> {
     match name {
         "state" => Some(("stable", "version")),
@@ -314,16 +320,16 @@ pub(super) fn content_of(description: &str, schema: &Value) -> Value {
     json!({"description": description, "content": {"application/json": {"schema": schema}}})
 }
 
-/// In which form errors are told.
+/// The form of error bodies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Errors {
-    /// As the server has them, or as RFC 9457 does.
+    /// The server's own, or problem details (RFC 9457).
     Own,
-    /// As the Open Inference Protocol has them.
+    /// That of the Open Inference Protocol.
     Protocol,
 }
 
-/// A reference to a response for each status that the errors have.
+/// References to the responses of the errors, by status.
 pub(super) fn errors(codes: &[ErrorCode], form: Errors) -> Value {
     let responses = by_status(codes).into_iter().map(|(status, codes)| {
         let reference = format!("#/components/responses/{}", response_name(&codes, form));
@@ -332,7 +338,8 @@ pub(super) fn errors(codes: &[ErrorCode], form: Errors) -> Value {
     responses.collect::<Map<_, _>>().into()
 }
 
-/// The responses that operations refer to: a document about a thousand models has each of them once.
+/// The responses that operations refer to, so that a document about a thousand models contains each of
+/// them once.
 pub(super) fn responses() -> Map<String, Value> {
     let sets = [
         GENERAL.to_vec(),
@@ -371,7 +378,7 @@ fn response_name(codes: &[ErrorCode], form: Errors) -> String {
 
 fn error_response(codes: &[ErrorCode], form: Errors) -> Value {
     let words: Vec<_> = codes.iter().map(|code| code.as_str()).collect();
-    let tells_when = codes.iter().any(|code| code.tells_when());
+    let tells_when = codes.iter().any(|code| code.has_retry_delay());
     let content = match form {
         Errors::Own => json!({
             "application/json": {"schema": reference("Error")},

@@ -1,22 +1,22 @@
-//! The Open Inference Protocol in the document: its paths, what is sent and what comes back. What the
-//! elements of a tensor are says another field of it, for which schemas have no words.
+//! The Open Inference Protocol in the document: its paths, requests and responses. The type of a tensor's
+//! elements depends on another field, which JSON Schema cannot express.
 
 use serde_json::{Map, Value, json};
 
-use super::Document;
 use super::operations::{
     CHANGES, Errors, GENERAL, KEYED, PREDICTION, content_of, errors, headers, read_in,
     selector_schema,
 };
 use super::schemas::reference;
+use crate::edge::pages::fragments::Document;
 use guesthouse_model::{Datatype, ModelName};
 
 const TAG: &str = "open inference protocol";
 
-/// Where the statistics of all models are, and the metadata of one that is called `stats`.
+/// The path of the statistics of all models, and of the metadata of a model called `stats`.
 pub(super) const STATISTICS: &str = "/v2/models/stats";
 
-/// The paths that are not about one model.
+/// Describe the paths that are not about one model.
 pub(super) fn general(document: &mut Document) {
     document.tag(TAG, "The Open Inference Protocol, version 2, with Triton's extensions.");
     let flags = |names: &[&str]| {
@@ -47,7 +47,7 @@ pub(super) fn general(document: &mut Document) {
     repository(document);
 }
 
-/// What changes models by their names; for operators.
+/// Describe loading and unloading by name, for operators.
 fn repository(document: &mut Document) {
     let entry = object(
         json!({
@@ -78,7 +78,7 @@ fn repository(document: &mut Document) {
     }
 }
 
-/// The paths of one model, with a version and without.
+/// Describe the paths of one model, with and without a version.
 pub(super) fn model(document: &mut Document, name: &ModelName) {
     let version = json!({
         "name": "version", "in": "path", "required": true, "schema": selector_schema(),

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use crate::api::catalogue::{Model, Resolution, VersionDetails, VersionSchemas};
 use crate::api::error::{ErrorBody, Problem, ProtocolError, RowError};
 use crate::api::schema as api_schema;
-use crate::edge::Policy;
 use crate::edge::idempotency::KEY_FIELD;
+use crate::edge::policy::Policy;
 use guesthouse_model::record::schema;
 use guesthouse_model::{Datatype, Field, Signature};
 use guesthouse_runtime::version::ServableVersion;
@@ -168,8 +168,5 @@ pub(super) fn common() -> Map<String, Value> {
     generator.subschema_for::<VersionDetails>();
     generator.subschema_for::<VersionSchemas>();
     generator.subschema_for::<Resolution>();
-    let mut all = api_schema::definitions(generator);
-    let protocol = super::protocol::schemas().into_iter();
-    all.extend(protocol.map(|(name, schema)| (name.to_owned(), schema)));
-    all
+    api_schema::definitions(generator)
 }

@@ -1,4 +1,4 @@
-//! How a page is compressed, once for everybody who takes it so.
+//! The compression of pages, which are compressed once for all clients.
 
 use std::io::Write as _;
 
@@ -7,13 +7,13 @@ use axum::http::header::ACCEPT_ENCODING;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// The smallest page that is compressed, in bytes: a smaller one is one packet anyhow.
+/// The smallest page that is compressed, in bytes. A smaller one fits into one packet anyway.
 const MIN_BYTES: usize = 1 << 10;
 
-/// The level of zstd that takes the least time.
+/// The fastest level of zstd.
 const ZSTD_LEVEL: i32 = 1;
 
-/// How a body is encoded.
+/// A content coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::edge) enum Coding {
     Identity,
@@ -22,7 +22,7 @@ pub(in crate::edge) enum Coding {
 }
 
 impl Coding {
-    /// The best one that the caller takes.
+    /// The preferred coding among those that the client accepts.
     pub(super) fn accepted(headers: &HeaderMap) -> Self {
         let values = headers.get_all(ACCEPT_ENCODING).iter();
         let values: Vec<_> = values.filter_map(|value| value.to_str().ok()).collect();
@@ -49,7 +49,7 @@ impl Coding {
         }
     }
 
-    /// The body in this encoding, or as it is if that is not worth the time.
+    /// Encode the body. A small body is returned unencoded.
     pub(super) fn encode(self, bytes: Vec<u8>) -> (Vec<u8>, Self) {
         if bytes.len() < MIN_BYTES {
             return (bytes, Self::Identity);
@@ -65,7 +65,7 @@ impl Coding {
         encoded.map_or((bytes, Self::Identity), |encoded| (encoded, self))
     }
 
-    /// The name in `Content-Encoding`.
+    /// The value of `Content-Encoding`; `None` for an unencoded body.
     pub(super) fn name(self) -> Option<&'static str> {
         match self {
             Self::Identity => None,
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_coding_that_the_caller_takes_is_chosen() {
+    fn the_preferred_accepted_encoding_is_chosen() {
         for (accepted, coding) in [
             ("", Coding::Identity),
             ("gzip", Coding::Gzip),

@@ -19,7 +19,7 @@ use crate::bench::statistics::median;
 use crate::bench::{Bar, Figure};
 use crate::run;
 
-/// How often each kind of disconnect is measured. Odd, so that the median is a measured value.
+/// How often each kind of abort is measured. Odd, so that the median is a measured value.
 const TIMES: usize = 51;
 
 /// The time limit until the second request is queued.
@@ -28,9 +28,9 @@ const WAIT_LIMIT: Duration = Duration::from_secs(30);
 /// The tick of the clock at which guests check for cancellation.
 const TICK_MS: Bar = Bar::AtMost(1.0);
 
-/// How a caller disconnects.
+/// How a caller abandons its request.
 #[derive(Clone, Copy)]
-enum Disconnect {
+enum Abort {
     /// It closes its HTTP/1.1 connection.
     HttpDisconnect,
     /// It closes its gRPC connection.
@@ -49,9 +49,9 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     })?;
     let mut figures = vec![Figure::new("cancellation_answer_alone_ms", alone, "ms", None)];
     for (name, disconnect) in [
-        ("http_disconnect", Disconnect::HttpDisconnect),
-        ("grpc_disconnect", Disconnect::GrpcDisconnect),
-        ("grpc_cancel", Disconnect::GrpcCancel),
+        ("http_disconnect", Abort::HttpDisconnect),
+        ("grpc_disconnect", Abort::GrpcDisconnect),
+        ("grpc_cancel", Abort::GrpcCancel),
     ] {
         let leave = || (0..TIMES).map(|_| freed_after(bench, &server, disconnect)).collect();
         let times: Vec<f64> = run::step(&format!("cancellation: {name}"), leave)?;
@@ -76,10 +76,10 @@ fn timed_echo(bench: &Bench<'_>, server: &Server) -> Result<f64> {
 
 /// The time from the disconnect of the first caller to the response of the second request, in
 /// milliseconds.
-fn freed_after(bench: &Bench<'_>, server: &Server, disconnect: Disconnect) -> Result<f64> {
+fn freed_after(bench: &Bench<'_>, server: &Server, disconnect: Abort) -> Result<f64> {
     let mut first = match disconnect {
-        Disconnect::HttpDisconnect => spin_by_http(bench, server.address()),
-        Disconnect::GrpcDisconnect | Disconnect::GrpcCancel => {
+        Abort::HttpDisconnect => spin_by_http(bench, server.address()),
+        Abort::GrpcDisconnect | Abort::GrpcCancel => {
             spin_by_grpc(&bench.misbehave.name, server.grpc_address())
         }
     }?;
@@ -92,11 +92,9 @@ fn freed_after(bench: &Bench<'_>, server: &Server, disconnect: Disconnect) -> Re
         wait_until(server, "guesthouse_queue_depth", "")?;
         let left = Instant::now();
         match disconnect {
-            Disconnect::HttpDisconnect | Disconnect::GrpcDisconnect => {
-                first.shutdown(Shutdown::Both)?
-            }
+            Abort::HttpDisconnect | Abort::GrpcDisconnect => first.shutdown(Shutdown::Both)?,
             // RST_STREAM with the error code CANCEL.
-            Disconnect::GrpcCancel => first.write_all(&frame(3, 0, 1, &8_u32.to_be_bytes()))?,
+            Abort::GrpcCancel => first.write_all(&frame(3, 0, 1, &8_u32.to_be_bytes()))?,
         }
         let answered = second.join().map_err(|_panic| anyhow!("the second caller panicked"))??;
         Ok((answered - left).as_secs_f64() * 1e3)

@@ -1,4 +1,4 @@
-//! An answer of the protocol: JSON, and behind it the outputs that go back in their raw form.
+//! Encoding of responses: JSON, and after it the outputs in binary form.
 
 use super::elements::{self, NoJson};
 use super::request::flag;
@@ -6,18 +6,18 @@ use crate::edge::codec::tensors::RequestedOutput;
 use crate::edge::error::ApiError;
 use guesthouse_model::{Signature, Tensor, VersionId};
 
-/// How outputs go back.
+/// The forms of the outputs: JSON or binary.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Forms {
-    /// Where nothing is said of single outputs.
+pub(super) struct OutputForms {
+    /// Whether outputs are binary by default.
     binary: bool,
-    /// Of those that are asked for, in that order; none stands for all outputs, of which nothing is said.
+    /// Whether each requested output is binary, in their order; empty if all outputs are returned.
     outputs: Vec<bool>,
 }
 
-impl Forms {
-    /// What a request asks for.
-    pub(super) fn of(binary: bool, outputs: &[RequestedOutput]) -> Result<Self, ApiError> {
+impl OutputForms {
+    /// The forms that a request asks for.
+    pub(super) fn new(binary: bool, outputs: &[RequestedOutput]) -> Result<Self, ApiError> {
         let form = |output: &RequestedOutput| match output.parameters.contains_key("binary_data") {
             true => flag(&output.parameters, "binary_data"),
             false => Ok(binary),
@@ -26,13 +26,12 @@ impl Forms {
         Ok(Self { binary, outputs })
     }
 
-    /// Whether an output goes back in its raw form, by its place in the answer.
+    /// Whether an output is binary, by its place in the response.
     fn is_binary(&self, place: usize) -> bool {
         self.outputs.get(place).copied().unwrap_or(self.binary)
     }
 
-    /// Refuse what could not be answered before anything is computed: an output in JSON that has no form
-    /// there.
+    /// Reject a request before it runs, if an output would have to be in JSON that has no form there.
     pub(super) fn check(
         &self,
         signature: &Signature,
@@ -67,18 +66,18 @@ fn ask_for_binary(name: &str, NoJson(why): &NoJson) -> ApiError {
     ApiError::malformed(message)
 }
 
-/// The answer's body, and how many bytes of it are JSON where tensors follow.
+/// The body of a response; `json_length` is the length of its JSON, if tensors follow.
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     pub(super) json_length: Option<usize>,
 }
 
-/// Write an answer.
+/// Encode a response.
 pub(super) fn write(
     version: &VersionId,
     id: Option<&str>,
     outputs: &[Tensor],
-    forms: &Forms,
+    forms: &OutputForms,
 ) -> Result<Body, ApiError> {
     let mut json = Vec::with_capacity(256);
     json.extend(b"{\"model_name\":");

@@ -1,10 +1,9 @@
-//! The elements of a tensor in JSON: read from `data` into their raw form, and written from it, exactly.
+//! The elements of a tensor in JSON, read into their binary form and written from it without loss.
 //!
-//! Integers are integers of their datatype; that they are written as 3.0, and truths as 0 and 1, is taken
-//! from clients whose language has one kind of number. A float is the nearest one
-//! to what is written, and is written as the shortest text that comes back as itself, also for who reads
-//! it as a double first. FP16 and BF16 have no form in JSON, nor have NaN, infinities and byte strings
-//! that are no text: they are for the binary form.
+//! Integers are accepted as 3.0, and booleans as 0 and 1, because some clients' languages have one type of
+//! number. A float is read as the nearest one to its text, and is written as the shortest text that is read as
+//! the same float, also by clients that read a double first. FP16 and BF16 have no form in JSON, nor have NaN,
+//! infinities and byte strings that are not UTF-8: they require the binary form.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -15,27 +14,26 @@ use serde_json::Serializer;
 use super::reader::{Read, Reader};
 use guesthouse_model::{Datatype, Tensor, bytes_elements};
 
-/// How deep `data` may be nested: a row has at most 8 dimensions, and the batch is one more.
+/// The deepest nesting of `data`: a row has at most 8 dimensions, and the batch is one more.
 const MAX_DIMENSIONS: usize = 16;
 
-/// What an array of elements says of its shape.
+/// The shape of a nested array of elements.
 #[derive(Debug, Default)]
 pub(super) struct Nesting {
-    /// How many there are along each dimension.
+    /// The size along each dimension.
     sizes: Vec<Option<u64>>,
-    /// At which depth there are elements, and no arrays.
+    /// The depth at which there are elements instead of arrays.
     leaves: Option<usize>,
 }
 
 impl Nesting {
-    /// Whether that may be the elements of a tensor of this shape: all in one array, or nested as the
-    /// shape says.
+    /// Whether a tensor may have this shape: its elements are in one flat array, or nested like the shape.
     pub(super) fn fits(&self, shape: &[u64]) -> bool {
         self.sizes.len() <= 1 || self.sizes.iter().copied().eq(shape.iter().copied().map(Some))
     }
 }
 
-/// The elements of `data`, in row-major order, flat or nested.
+/// Read the elements of `data`, in row-major order, flat or nested.
 pub(super) fn read(
     reader: &mut Reader<'_>,
     datatype: Datatype,
@@ -70,7 +68,7 @@ fn array(
         }
         element(reader, datatype, data)
     })?;
-    // Inner arrays end before outer ones.
+    // Inner arrays end before outer ones, so a dimension may not have a size yet.
     if nesting.sizes.len() <= depth {
         nesting.sizes.resize(depth + 1, None);
     }
@@ -83,7 +81,7 @@ fn array(
 
 fn element(reader: &mut Reader<'_>, datatype: Datatype, data: &mut Vec<u8>) -> Read<()> {
     match datatype {
-        Datatype::Bool => data.push(truth(reader)?),
+        Datatype::Bool => data.push(boolean(reader)?),
         Datatype::Uint8 => data.push(integer(reader, datatype)?),
         Datatype::Uint16 => data.extend(integer::<u16>(reader, datatype)?.to_le_bytes()),
         Datatype::Uint32 => data.extend(integer::<u32>(reader, datatype)?.to_le_bytes()),
@@ -119,7 +117,7 @@ fn element(reader: &mut Reader<'_>, datatype: Datatype, data: &mut Vec<u8>) -> R
 
 fn parsed<T: FromStr>(reader: &mut Reader<'_>, datatype: Datatype) -> Read<T> {
     let number = reader.number()?.parse();
-    number.map_err(|_error| reader.error(format!("that is no {}", datatype.as_str())))
+    number.map_err(|_error| reader.error(format!("that is not a valid {}", datatype.as_str())))
 }
 
 fn integer<T: FromStr>(reader: &mut Reader<'_>, datatype: Datatype) -> Read<T> {
@@ -128,10 +126,10 @@ fn integer<T: FromStr>(reader: &mut Reader<'_>, datatype: Datatype) -> Read<T> {
         Some(text) => text.parse(),
         None => Err(error),
     });
-    number.map_err(|_error| reader.error(format!("that is no {}", datatype.as_str())))
+    number.map_err(|_error| reader.error(format!("that is not a valid {}", datatype.as_str())))
 }
 
-/// The number without a fraction of zeros.
+/// The number without a fraction that is zero.
 fn whole(text: &str) -> &str {
     match text.split_once('.') {
         Some((whole, fraction)) if fraction.bytes().all(|digit| digit == b'0') => whole,
@@ -139,15 +137,15 @@ fn whole(text: &str) -> &str {
     }
 }
 
-/// The digits of a number with an exponent, if it is a whole one that a double holds exactly.
+/// A number with an exponent in digits alone, if it is an integer that a double represents exactly.
 fn exponent_free(text: &str) -> Option<String> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let value: f64 = text.contains(['e', 'E']).then(|| text.parse().ok())??;
-    // A double is written without an exponent.
+    // Display writes a double without an exponent.
     (value.fract() == 0.0 && value.abs() <= EXACT).then(|| value.to_string())
 }
 
-fn truth(reader: &mut Reader<'_>) -> Read<u8> {
+fn boolean(reader: &mut Reader<'_>) -> Read<u8> {
     if !matches!(reader.peek()?, b'0' | b'1') {
         return reader.boolean().map(u8::from);
     }
@@ -162,16 +160,16 @@ fn finite(reader: &Reader<'_>, is_finite: bool) -> Read<()> {
     if is_finite { Ok(()) } else { Err(reader.error("a number is too large")) }
 }
 
-/// Why elements are not in JSON.
+/// Why a tensor has no form in JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NoJson(pub(super) &'static str);
 
-/// Whether elements of that datatype can be in JSON at all.
+/// Whether elements of the datatype have a form in JSON.
 pub(super) fn has_json(datatype: Datatype) -> bool {
     !matches!(datatype, Datatype::Fp16 | Datatype::Bf16)
 }
 
-/// The elements as one array. The tensor has passed [`Tensor::check`].
+/// Write the elements as one array. The tensor has passed [`Tensor::check`].
 pub(super) fn write(tensor: &Tensor, json: &mut Vec<u8>) -> Result<(), NoJson> {
     macro_rules! integers {
         ($type:ty) => {
@@ -228,13 +226,13 @@ fn list<T>(
 
 fn text(json: &mut Vec<u8>, value: impl Display) {
     use std::io::Write as _;
-    // Memory takes everything.
+    // Writing to a vector does not fail.
     let _ = write!(json, "{value}");
 }
 
-/// A string of JSON.
+/// Write a JSON string.
 pub(super) fn string(json: &mut Vec<u8>, text: &str) {
-    // Memory takes everything, and a text is always JSON.
+    // Writing to a vector does not fail.
     let _ = text.serialize(&mut Serializer::new(json));
 }
 
@@ -246,9 +244,9 @@ fn single(json: &mut Vec<u8>, value: f32) -> Result<(), NoJson> {
     }
     let start = json.len();
     let _ = value.serialize(&mut Serializer::new(&mut *json));
-    // The shortest text of a float is, rarely, not the float that is nearest to its double.
+    // In rare cases, the shortest text of a float is read as another float if it is read as a double first.
     let written = str::from_utf8(&json[start..]).ok().and_then(|text| text.parse::<f64>().ok());
-    #[expect(clippy::cast_possible_truncation, reason = "what its readers do")]
+    #[expect(clippy::cast_possible_truncation, reason = "as clients do")]
     if written.is_none_or(|double| (double as f32).to_bits() != value.to_bits()) {
         json.truncate(start);
         return double(json, value.into());
@@ -284,7 +282,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn integers_are_those_of_their_datatype() {
+    fn integers_are_within_their_datatype() {
         for (datatype, least, most) in [
             (Datatype::Uint8, 0, i128::from(u8::MAX)),
             (Datatype::Uint16, 0, i128::from(u16::MAX)),
@@ -315,7 +313,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn floats_are_exact_or_refused() {
+    fn floats_are_exact_or_rejected() {
         let single = |text: &str| read_all(text, Datatype::Fp32, &[1]);
         let double = |text: &str| read_all(text, Datatype::Fp64, &[1]);
         assert_eq!(single("[7.038531e-26]"), Some(7.038_531e-26_f32.to_le_bytes().to_vec()));
@@ -335,7 +333,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn data_is_flat_or_as_its_shape_says() {
+    fn data_is_flat_or_nested_like_its_shape() {
         let bytes = |text: &str, shape: &[u64]| read_all(text, Datatype::Uint8, shape);
         let six = Some(vec![1, 2, 3, 4, 5, 6]);
         assert_eq!(bytes("[1,2,3,4,5,6]", &[2, 3]), six);
@@ -366,7 +364,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_json_cannot_say_is_not_said() {
+    fn values_without_a_json_form_are_rejected() {
         for (datatype, data) in [
             (Datatype::Fp32, f32::NAN.to_le_bytes().to_vec()),
             (Datatype::Fp32, f32::NEG_INFINITY.to_le_bytes().to_vec()),
@@ -379,7 +377,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Tensors of any datatype; what JSON has no form for only where that is wanted.
+    /// Tensors of any datatype, or only those that have a form in JSON.
     pub(crate) fn tensors(of_json: bool) -> impl Strategy<Value = Tensor> {
         let datatypes = Datatype::ALL.into_iter().filter(move |it| !of_json || has_json(*it));
         let datatype = prop::sample::select(datatypes.collect::<Vec<_>>());
@@ -409,7 +407,7 @@ pub(super) mod tests {
                             }
                             let is_float = matches!(datatype, Datatype::Fp32 | Datatype::Fp64);
                             if of_json && is_float {
-                                // Never the exponent of what is not finite.
+                                // Clears a bit of the exponent, so that the float is finite.
                                 data.iter_mut()
                                     .skip(size - 1)
                                     .step_by(size)
@@ -430,10 +428,9 @@ pub(super) mod tests {
     }
 
     proptest! {
-        /// Whatever can be written is read as the same bits, flat as it is written, and by who reads
-        /// all numbers as doubles.
+        /// Whatever can be written is read as the same bits, also by clients that read doubles.
         #[test]
-        fn elements_come_back_bit_by_bit(tensor in tensors(true)) {
+        fn elements_round_trip_bit_for_bit(tensor in tensors(true)) {
             let mut json = Vec::new();
             prop_assert_eq!(write(&tensor, &mut json), Ok(()));
             let text = str::from_utf8(&json).unwrap();
@@ -441,7 +438,7 @@ pub(super) mod tests {
             prop_assert_eq!(read.as_ref(), Some(&tensor.data), "{}", text);
             if tensor.datatype == Datatype::Fp32 {
                 let numbers = text.trim_matches(['[', ']']).split(',').filter(|it| !it.is_empty());
-                #[expect(clippy::cast_possible_truncation, reason = "what clients do")]
+                #[expect(clippy::cast_possible_truncation, reason = "as clients do")]
                 let floats = numbers.map(|number| number.parse::<f64>().unwrap() as f32);
                 let bytes: Vec<u8> = floats.flat_map(f32::to_le_bytes).collect();
                 prop_assert_eq!(&bytes, &tensor.data);

@@ -1,7 +1,7 @@
-//! A body of the protocol, taken apart: JSON, and behind it the tensors that are in their raw form.
+//! Parsing of request bodies: JSON, and after it the tensors in binary form.
 //!
-//! The fields of the JSON may come in any order, so `data` can come before the datatype that says how to
-//! read it. Then it is passed over, and read when everything else is known.
+//! The fields of the JSON may be in any order, so `data` may come before the datatype by which it is parsed. It
+//! is then skipped, and parsed in a second pass.
 
 use std::borrow::Cow;
 
@@ -19,38 +19,38 @@ use guesthouse_model::{Datatype, Tensor};
 /// The most inputs and the most outputs of a request: as many as a signature may have.
 const MAX_TENSORS: usize = 1024;
 
-/// The most dimensions of a shape that are looked at; a row has at most 8.
+/// The most dimensions of a shape; a row has at most 8.
 const MAX_DIMENSIONS: usize = 16;
 
-/// The longest part of a caller's own words in an answer, in characters.
+/// The most characters of a caller's text in an error message.
 const MAX_SHOWN: usize = 64;
 
-/// A request as it came by REST.
+/// A parsed body.
 #[derive(Debug, PartialEq)]
 pub(super) struct RestRequest {
     pub(super) request: TensorRequest,
-    /// Whether outputs of which nothing is said go back in their raw form.
+    /// Whether outputs are in binary form unless the request says otherwise.
     pub(super) binary_outputs: bool,
 }
 
-/// What a body is by its header.
+/// The layout of a body, by its headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// JSON and nothing else.
+    /// Only JSON.
     Json,
-    /// So many bytes of JSON, then tensors.
+    /// So many bytes of JSON, then tensors in binary form.
     JsonThenTensors(usize),
-    /// The one input's elements and nothing else.
+    /// Only the elements of the one input.
     Raw,
 }
 
 impl Layout {
-    /// By the header of a request.
-    pub(super) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+    /// By the headers of a request.
+    pub(super) fn from_headers(headers: &HeaderMap) -> Result<Self, ApiError> {
         let mut values = headers.get_all(JSON_LENGTH_HEADER).iter();
         let length = match (values.next(), values.next()) {
             (None, _) => return Ok(Self::Json),
-            (Some(length), None) => number_of(length),
+            (Some(length), None) => parse_length(length),
             (Some(_), Some(_)) => None,
         };
         match length {
@@ -64,8 +64,8 @@ impl Layout {
     }
 }
 
-/// Digits and nothing else, not even a sign.
-fn number_of(value: &HeaderValue) -> Option<usize> {
+/// Digits only, without a sign.
+fn parse_length(value: &HeaderValue) -> Option<usize> {
     let text = value.to_str().ok()?;
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if is_number { text.parse().ok() } else { None }
@@ -77,7 +77,7 @@ impl From<JsonError> for ApiError {
     }
 }
 
-/// An input on its way.
+/// An input that is being parsed.
 #[derive(Debug, Default)]
 struct Input {
     name: Option<String>,
@@ -85,11 +85,11 @@ struct Input {
     shape: Option<Vec<u64>>,
     parameters: Parameters,
     has_data: bool,
-    /// None as long as the datatype is not known.
+    /// None if it was skipped, because the datatype was not known.
     data: Option<(Vec<u8>, elements::Nesting)>,
 }
 
-/// What the JSON says.
+/// The fields of the JSON.
 #[derive(Debug, Default)]
 struct Envelope {
     id: Option<String>,
@@ -98,7 +98,7 @@ struct Envelope {
     outputs: Option<Vec<RequestedOutput>>,
 }
 
-/// The request in a body of JSON with tensors behind it, or without.
+/// Parse a body.
 pub(super) fn parse(body: &[u8], layout: Layout) -> Result<RestRequest, ApiError> {
     let (json, tensors) = match layout {
         Layout::JsonThenTensors(length) => body.split_at_checked(length).ok_or_else(|| {
@@ -139,7 +139,7 @@ pub(in crate::edge) fn parse_parameters(body: &[u8]) -> Result<Parameters, ApiEr
     Ok(given.unwrap_or_default())
 }
 
-/// The fields of an object, or nothing in an empty body.
+/// Read the fields of an object; an empty body has none.
 fn fields(
     body: &[u8],
     field: impl FnMut(&mut Reader<'_>, &str) -> Read<()>,
@@ -154,7 +154,7 @@ fn fields(
     Ok(reader.end()?)
 }
 
-/// Whether a parameter is there and true.
+/// The value of a boolean parameter; false if it is missing.
 pub(super) fn flag(parameters: &Parameters, name: &str) -> Result<bool, ApiError> {
     match parameters.get(name) {
         None => Ok(false),
@@ -167,15 +167,15 @@ fn shown(name: &str) -> String {
     name.chars().take(MAX_SHOWN).collect()
 }
 
-fn refuse_shared_memory(name: &str, parameters: &Parameters) -> Result<(), ApiError> {
+fn reject_shared_memory(name: &str, parameters: &Parameters) -> Result<(), ApiError> {
     if parameters.keys().any(|key| key.starts_with("shared_memory_")) {
         let name = shown(name);
-        return Err(ApiError::malformed(format!("`{name}`: there is no shared memory here")));
+        return Err(ApiError::malformed(format!("`{name}`: shared memory is not supported")));
     }
     Ok(())
 }
 
-/// The inputs, those without `data` from what is behind the JSON: all of it, in their order.
+/// The inputs. Those without `data` are in the bytes after the JSON, in their order and without a rest.
 fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, ApiError> {
     let mut taken = Vec::with_capacity(inputs.len());
     for input in inputs {
@@ -185,7 +185,7 @@ fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, A
             let name = shown(&name);
             ApiError::malformed(format!("input `{name}` {what}"))
         };
-        refuse_shared_memory(&name, &parameters)?;
+        reject_shared_memory(&name, &parameters)?;
         let datatype = datatype.ok_or_else(|| wrong("has no datatype"))?;
         let shape = shape.ok_or_else(|| wrong("has no shape"))?;
         let size = match parameters.get("binary_data_size") {
@@ -198,7 +198,7 @@ fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, A
             (true, true) => return Err(wrong("has both `data` and `binary_data_size`")),
             (false, false) => return Err(wrong("has no data")),
             (true, false) => {
-                let size = size.ok_or_else(|| wrong("has a binary_data_size that is none"))?;
+                let size = size.ok_or_else(|| wrong("has a malformed binary_data_size"))?;
                 let split = tensors.split_at_checked(size);
                 let (own, others) =
                     split.ok_or_else(|| wrong("has a binary_data_size beyond the body's end"))?;
@@ -208,9 +208,7 @@ fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, A
             (false, true) => {
                 let (data, nesting) = data.unwrap_or_default();
                 if !nesting.fits(&shape) {
-                    return Err(wrong(
-                        "has data that is nested in another way than its shape says",
-                    ));
+                    return Err(wrong("has data that is not nested like its shape"));
                 }
                 data
             }
@@ -223,7 +221,7 @@ fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, A
     Ok(taken)
 }
 
-/// Keep the value of a field that may be there once; `null` is as good as nothing.
+/// Read a field that may occur once; `null` counts as missing.
 pub(super) fn once<T>(
     reader: &mut Reader<'_>,
     place: &mut Option<T>,
@@ -246,13 +244,13 @@ impl Envelope {
             "parameters" => once(reader, &mut self.parameters, parameters),
             "inputs" => once(reader, &mut self.inputs, inputs),
             "outputs" => once(reader, &mut self.outputs, outputs),
-            // Clients repeat the model's name and the like.
+            // Unknown fields are ignored: some clients repeat the model's name.
             _ => reader.skip(),
         })?;
         reader.end()?;
-        let passed_over = |input: &Input| input.has_data && input.data.is_none();
+        let is_skipped = |input: &Input| input.has_data && input.data.is_none();
         match &mut self.inputs {
-            Some(inputs) if inputs.iter().any(passed_over) => again(text, inputs),
+            Some(inputs) if inputs.iter().any(is_skipped) => parse_skipped(text, inputs),
             _ => Ok(()),
         }
     }
@@ -298,8 +296,8 @@ fn input(reader: &mut Reader<'_>) -> Read<Input> {
     Ok(input)
 }
 
-/// Read the data that was passed over.
-fn again(text: &str, inputs: &mut [Input]) -> Read<()> {
+/// Parse the data that was skipped.
+fn parse_skipped(text: &str, inputs: &mut [Input]) -> Read<()> {
     Reader::new(text).object(|reader, field| {
         if field != "inputs" || reader.peek()? != b'[' {
             return reader.skip();
@@ -366,7 +364,7 @@ fn outputs(reader: &mut Reader<'_>) -> Read<Vec<RequestedOutput>> {
     Ok(outputs)
 }
 
-/// Parameters: texts, numbers and truth values; `null` is as good as nothing.
+/// Read parameters: strings, numbers and booleans; `null` counts as missing.
 pub(super) fn parameters(reader: &mut Reader<'_>) -> Read<Parameters> {
     let mut parameters = Parameters::new();
     reader.object(|reader, name| {

@@ -1,19 +1,21 @@
-//! Whatever is read of a request can be written as an answer, and is read as the same again: for tests and
-//! for the fuzzer, and not in the server.
+//! Tensors of requests are written as responses and read again, for tests and the fuzzer.
 
-use super::answer::{self, Forms};
+use super::answer::{self, OutputForms};
 use super::request::{self, Layout};
 use crate::edge::error::ApiError;
 use guesthouse_model::{Tensor, VersionId};
 
-/// Write tensors as outputs and read them as inputs; an error, if they have no form in JSON.
+/// Write tensors as outputs and read them as inputs.
+///
+/// # Errors
+/// They have no form in JSON.
 ///
 /// # Panics
-/// They are not the same any more.
+/// They have changed.
 fn round_trip(tensors: &[Tensor], binary: bool) -> Result<(), ApiError> {
     let version = "1.0.0".parse().expect("a version");
     let version = VersionId { name: "model".parse().expect("a name"), version };
-    let body = answer::write(&version, None, tensors, &Forms::of(binary, &[])?)?;
+    let body = answer::write(&version, None, tensors, &OutputForms::new(binary, &[])?)?;
     let (json, raw) = body.bytes.split_at(body.json_length.unwrap_or(body.bytes.len()));
     let json = str::from_utf8(json).expect("JSON is a text");
     serde_json::from_str::<serde_json::Value>(json).expect("JSON for others as well");
@@ -25,14 +27,14 @@ fn round_trip(tensors: &[Tensor], binary: bool) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Read a body of which so many bytes are said to be JSON, and hold what is read against itself.
+/// Read a body, and check that its tensors survive a round trip.
 pub(in crate::edge) fn read(body: &[u8], layout: Layout) {
     let Ok(request) = request::parse(body, layout) else { return };
     assert_eq!(request::parse(body, layout).ok().as_ref(), Some(&request));
     let mut tensors = request.request.inputs;
     tensors.retain(|tensor| tensor.check().is_ok());
-    assert!(round_trip(&tensors, true).is_ok(), "there is a raw form of everything");
-    // JSON has none of some, which is said.
+    assert!(round_trip(&tensors, true).is_ok(), "every tensor has a binary form");
+    // Some tensors have no form in JSON.
     let _ = round_trip(&tensors, false);
 }
 
@@ -45,22 +47,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn raw_tensors_come_back_bit_by_bit(
+        fn raw_tensors_round_trip_bit_for_bit(
             tensors in prop::collection::vec(tensors(false), 0..4),
         ) {
             prop_assert!(round_trip(&tensors, true).is_ok());
         }
 
         #[test]
-        fn tensors_in_json_come_back_bit_by_bit(
+        fn json_tensors_round_trip_bit_for_bit(
             tensors in prop::collection::vec(tensors(true), 0..4),
         ) {
             prop_assert!(round_trip(&tensors, false).is_ok());
         }
 
-        /// Whatever arrives is read or refused.
+        /// No body causes a panic.
         #[test]
-        fn any_bytes_are_read_or_refused(
+        fn any_bytes_are_read_or_rejected(
             body in prop::collection::vec(any::<u8>(), 0..64),
             length in 0..80_usize,
         ) {
@@ -68,9 +70,9 @@ mod tests {
             read(&body, Layout::JsonThenTensors(length));
         }
 
-        /// Whatever comes first, the datatype or what it is about.
+        /// The datatype may come before or after the data.
         #[test]
-        fn fields_come_in_any_order(
+        fn fields_are_accepted_in_any_order(
             tensor in tensors(true),
             order in Just(vec![0, 1, 2, 3]).prop_shuffle(),
         ) {

@@ -1,9 +1,8 @@
-//! Bodies that are no JSON: forms (`multipart/form-data`), whose parts are named by inputs, and the
-//! plain bytes of one input.
+//! Bodies other than JSON: forms (`multipart/form-data`), whose parts are inputs, and the bytes of one input.
 //!
-//! A part for an input of byte strings is those bytes, as they are; one for any other input is its
-//! JSON. So a file needs no base64 and is copied, not decoded. What a part says of its own type or
-//! file name changes nothing. Bounded are the parts, their headers, and the values of their JSON.
+//! A part for an input of byte strings is used as it is; a part for any other input is parsed as JSON. A file
+//! therefore needs no base64. The content type and the file name of a part are ignored. The number of parts,
+//! the size of their headers, and the values of their JSON are limited.
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -15,22 +14,22 @@ use serde_json::Value;
 use crate::config::Limits;
 use crate::edge::codec::Multiplicity;
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::json::{self, Refusal};
-use crate::edge::observe::RequestId;
+use crate::edge::json::{self, JsonError};
+use crate::edge::request_id::RequestId;
 use guesthouse_model::record::{InputRow, InputValue};
 use guesthouse_model::{Datatype, Field, Signature};
 
-/// The longest boundary, by RFC 2046.
+/// The longest boundary, in RFC 2046.
 const MAX_BOUNDARY: usize = 70;
 
-/// The most parts of a form that is one row: as many inputs as a signature may have, and what
-/// stands beside them. One that is a batch may have as many rows, and these.
-const MAX_PARTS_OF_ROW: usize = 1024 + BESIDE;
+/// The most parts of a form that is one row: the most inputs of a signature, and other fields. A form that is
+/// a batch may have as many parts as the batch may have rows, and other fields.
+const MAX_PARTS_OF_ROW: usize = 1024 + OTHER_FIELDS;
 
-/// Parts that are no inputs: the id, the idempotency key, and what keeps a caller with a version.
-const BESIDE: usize = 3;
+/// Fields that are not inputs: the request id, the idempotency key, and the sticky key.
+const OTHER_FIELDS: usize = 3;
 
-/// Bytes in the headers of a part: a name, a file name, a type and more than anybody sends.
+/// The most bytes in the headers of a part: name, file name and type need less.
 const MAX_HEADER_BYTES: usize = 8 << 10;
 
 /// A part of a form.
@@ -39,7 +38,7 @@ pub(in crate::edge) struct Part {
     pub(in crate::edge) data: Bytes,
 }
 
-/// The boundary that the content type names.
+/// The boundary in a content type.
 pub(super) fn boundary(content_type: &str) -> Result<String, ApiError> {
     let boundary = multer::parse_boundary(content_type).ok();
     boundary
@@ -47,7 +46,7 @@ pub(super) fn boundary(content_type: &str) -> Result<String, ApiError> {
         .ok_or_else(|| ApiError::malformed("the Content-Type has no boundary"))
 }
 
-/// The parts of a form, without its `request_id`, which goes to where it is told of.
+/// Parse the parts of a form. A part `request_id` replaces the id of the request.
 pub(super) fn parse(
     bytes: &Bytes,
     boundary: &str,
@@ -57,10 +56,10 @@ pub(super) fn parse(
 ) -> Result<Vec<Part>, ApiError> {
     let most = match multiplicity {
         Multiplicity::Single => MAX_PARTS_OF_ROW,
-        Multiplicity::Batch => limits.batch_rows.saturating_add(BESIDE),
+        Multiplicity::Batch => limits.batch_rows.saturating_add(OTHER_FIELDS),
     };
     let read = read(bytes.clone(), boundary, most);
-    // All of it is there, so there is nothing to wait for; a reader that waits is at a loss.
+    // The whole form is in memory, so a reader that waits has found no end.
     let mut context = Context::from_waker(Waker::noop());
     let parts = match pin!(read).poll(&mut context) {
         Poll::Ready(parts) => parts?,
@@ -82,7 +81,7 @@ fn parse_id(data: &[u8]) -> Result<RequestId, ApiError> {
 }
 
 fn malformed() -> ApiError {
-    ApiError::malformed("the body is no whole form, by the boundary of its Content-Type")
+    ApiError::malformed("the body is not a complete form with the boundary of its Content-Type")
 }
 
 async fn read(bytes: Bytes, boundary: &str, most: usize) -> Result<Vec<Part>, ApiError> {
@@ -107,7 +106,7 @@ async fn read(bytes: Bytes, boundary: &str, most: usize) -> Result<Vec<Part>, Ap
         };
         let mut data = Bytes::new();
         while let Some(chunk) = field.chunk().await.map_err(|_error| malformed())? {
-            // There is one, because all is there.
+            // Usually there is one chunk, because the whole form is in memory.
             data = if data.is_empty() { chunk } else { [data, chunk].concat().into() };
         }
         parts.push(Part { name, data });
@@ -115,61 +114,61 @@ async fn read(bytes: Bytes, boundary: &str, most: usize) -> Result<Vec<Part>, Ap
     Ok(parts)
 }
 
-/// The values of one row that did not come as an object.
+/// A row that is not a JSON object.
 #[derive(Debug)]
-pub(crate) struct Cells(Vec<(String, Cell)>);
+pub(crate) struct FormRow(Vec<(String, FormValue)>);
 
 #[derive(Debug)]
-enum Cell {
+enum FormValue {
     Raw(Bytes),
     Json(Value),
 }
 
-impl InputRow for Cells {
+impl InputRow for FormRow {
     fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
     fn value(&self, name: &str) -> Option<InputValue<'_>> {
-        let (_, cell) = self.0.iter().find(|(other, _)| other == name)?;
-        Some(match cell {
-            Cell::Raw(bytes) => InputValue::Raw(bytes),
-            Cell::Json(value) => InputValue::Json(value),
+        let (_, value) = self.0.iter().find(|(other, _)| other == name)?;
+        Some(match value {
+            FormValue::Raw(bytes) => InputValue::Raw(bytes),
+            FormValue::Json(value) => InputValue::Json(value),
         })
     }
 }
 
-/// The rows of a form: all parts are one, or each of them is one.
+/// The rows of a form: all parts are one row, or each part is a row.
 pub(super) fn rows(
     parts: Vec<Part>,
     multiplicity: Multiplicity,
     signature: &Signature,
-) -> Result<Vec<Cells>, ApiError> {
+) -> Result<Vec<FormRow>, ApiError> {
     match multiplicity {
         Multiplicity::Single => Ok(vec![single(parts, signature)?]),
         Multiplicity::Batch => batch(parts, signature),
     }
 }
 
-fn single(parts: Vec<Part>, signature: &Signature) -> Result<Cells, ApiError> {
+fn single(parts: Vec<Part>, signature: &Signature) -> Result<FormRow, ApiError> {
     let mut values = json::MAX_VALUES;
-    let mut cells: Vec<(String, Cell)> = Vec::with_capacity(parts.len());
+    let mut row: Vec<(String, FormValue)> = Vec::with_capacity(parts.len());
     for Part { name, data } in parts {
-        if cells.iter().any(|(other, _)| *other == name) {
+        if row.iter().any(|(other, _)| *other == name) {
             return Err(ApiError::malformed("there is more than one part for an input"));
         }
         let field = signature.inputs.iter().find(|field| field.name == name);
-        // What is no input is told with all others.
-        let cell = match field {
-            Some(field) => cell(field, data, &mut values)?,
-            None => Cell::Raw(data),
+        // An unknown input is reported when the row is validated.
+        let value = match field {
+            Some(field) => form_value(field, data, &mut values)?,
+            None => FormValue::Raw(data),
         };
-        cells.push((name, cell));
+        row.push((name, value));
     }
-    Ok(Cells(cells))
+    Ok(FormRow(row))
 }
 
-fn batch(parts: Vec<Part>, signature: &Signature) -> Result<Vec<Cells>, ApiError> {
+fn batch(parts: Vec<Part>, signature: &Signature) -> Result<Vec<FormRow>, ApiError> {
     let Some(field) = only_input(signature) else {
         let message = "a batch of a model with several required inputs must be JSON";
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
@@ -182,8 +181,8 @@ fn batch(parts: Vec<Part>, signature: &Signature) -> Result<Vec<Cells>, ApiError
             let message = format!("a batch is parts `{}` and nothing else", field.name);
             return Err(ApiError::malformed(message));
         }
-        let cell = cell(field, data, &mut values)?;
-        rows.push(Cells(vec![(field.name.clone(), cell)]));
+        let value = form_value(field, data, &mut values)?;
+        rows.push(FormRow(vec![(field.name.clone(), value)]));
     }
     if rows.is_empty() {
         return Err(ApiError::malformed("the batch is empty"));
@@ -191,25 +190,25 @@ fn batch(parts: Vec<Part>, signature: &Signature) -> Result<Vec<Cells>, ApiError
     Ok(rows)
 }
 
-/// The row that a body without any form is.
+/// The row of a body that is the bytes of one input.
 pub(super) fn octets(
     data: Bytes,
     multiplicity: Multiplicity,
     signature: &Signature,
-) -> Result<Cells, ApiError> {
+) -> Result<FormRow, ApiError> {
     let unsupported = |message| Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     if multiplicity == Multiplicity::Batch {
-        return unsupported("application/octet-stream is one row, and no batch");
+        return unsupported("application/octet-stream is one row and cannot be a batch");
     }
     match only_input(signature) {
         Some(field) if is_byte_string(field) => {
-            Ok(Cells(vec![(field.name.clone(), Cell::Raw(data))]))
+            Ok(FormRow(vec![(field.name.clone(), FormValue::Raw(data))]))
         }
         _ => unsupported("application/octet-stream is for models whose one input is a byte string"),
     }
 }
 
-/// The one required input, if there is one only.
+/// The required input, if there is exactly one.
 fn only_input(signature: &Signature) -> Option<&Field> {
     let mut required = signature.required_inputs();
     required.next().filter(|_| required.next().is_none())
@@ -219,16 +218,16 @@ fn is_byte_string(field: &Field) -> bool {
     field.datatype == Datatype::Bytes && field.row_shape.is_empty()
 }
 
-/// What a part is for an input; its JSON takes from the values that are left.
-fn cell(field: &Field, data: Bytes, values: &mut usize) -> Result<Cell, ApiError> {
+/// The value of a part for an input; its JSON counts towards the limit on values.
+fn form_value(field: &Field, data: Bytes, values: &mut usize) -> Result<FormValue, ApiError> {
     if is_byte_string(field) {
-        return Ok(Cell::Raw(data));
+        return Ok(FormValue::Raw(data));
     }
     match json::parse_within(&data, None, values) {
-        Ok(value) => Ok(Cell::Json(value)),
-        Err(Refusal::TooManyValues | Refusal::TooManyRows) => Err(json::too_many_values()),
-        Err(Refusal::RepeatedKey) => Err(json::repeated_key()),
-        Err(Refusal::Syntax(_)) => {
+        Ok(value) => Ok(FormValue::Json(value)),
+        Err(JsonError::TooManyValues | JsonError::TooManyRows) => Err(json::too_many_values()),
+        Err(JsonError::RepeatedKey) => Err(json::repeated_key()),
+        Err(JsonError::Syntax(_)) => {
             Err(ApiError::malformed(format!("the part `{}` is not valid JSON", field.name)))
         }
     }

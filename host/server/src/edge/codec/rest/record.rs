@@ -1,4 +1,4 @@
-//! Bodies of REST, taken apart: first without any signature, then into rows by that of a version.
+//! Parsing of REST bodies: first without a signature, then into rows by the signature of a version.
 
 use std::borrow::Cow;
 
@@ -7,17 +7,17 @@ use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use serde_json::{Map, Value};
 
-use super::form::{self, Cells, Part};
+use super::form::{self, FormRow, Part};
 use crate::config::Limits;
 use crate::edge::body::media_type;
 use crate::edge::codec::Multiplicity;
 use crate::edge::error::{ApiError, ErrorCode};
-use crate::edge::json::{self, Refusal};
-use crate::edge::observe::RequestId;
+use crate::edge::json::{self, JsonError};
+use crate::edge::request_id::RequestId;
 use guesthouse_model::Signature;
 use guesthouse_model::record::{InputRow, InputValue};
 
-/// What a body is, by its content type.
+/// The media type of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::edge) enum Media {
     Json,
@@ -25,7 +25,7 @@ pub(in crate::edge) enum Media {
     Octets,
 }
 
-/// A request without a content type is taken for JSON.
+/// The media type in the headers; JSON if there is none.
 pub(in crate::edge) fn media(headers: &HeaderMap) -> Result<Media, ApiError> {
     let accepted = ["application/json", "multipart/form-data", "application/octet-stream"];
     match media_type(headers, &accepted)? {
@@ -38,18 +38,18 @@ pub(in crate::edge) fn media(headers: &HeaderMap) -> Result<Media, ApiError> {
     }
 }
 
-/// A body that has been taken apart, but not yet for one version.
-pub(in crate::edge) enum Record {
-    /// Values by input, or the rows.
+/// A body that is parsed, but not yet for a version.
+pub(in crate::edge) enum ParsedBody {
+    /// A row or a batch in JSON.
     Object(Map<String, Value>),
-    /// A form.
+    /// The parts of a form.
     Parts(Vec<Part>),
-    /// The value of the one input.
+    /// The bytes of the one input.
     Octets(Bytes),
 }
 
-impl Record {
-    /// The value of a field; texts and no more of a form, because of its inputs nothing is known yet.
+impl ParsedBody {
+    /// The value of a field. Of a form it is a string, because the types of its inputs are not known yet.
     pub(in crate::edge) fn get(&self, field: &str) -> Option<Cow<'_, Value>> {
         match self {
             Self::Object(object) => object.get(field).map(Cow::Borrowed),
@@ -62,7 +62,7 @@ impl Record {
         }
     }
 
-    /// Take all parts of that name away; the value of the first.
+    /// Remove all parts with this name; the value of the first.
     fn take_parts(&mut self, field: &str) -> Option<Value> {
         let value = self.get(field).map(Cow::into_owned);
         if let Self::Parts(parts) = self {
@@ -72,19 +72,19 @@ impl Record {
     }
 }
 
-/// One row, as it came.
+/// A row, before it is validated.
 pub(crate) enum BodyRow {
     Object(Map<String, Value>),
-    Cells(Cells),
-    /// An element of `instances` that is no object.
+    Form(FormRow),
+    /// An element of `instances` that is not an object, and its place.
     Other(usize),
 }
 
 impl BodyRow {
-    /// What is wrong with the row as a whole, if anything is.
+    /// Check that the row is one.
     pub(in crate::edge) fn check(&self) -> Result<(), ApiError> {
         match self {
-            Self::Object(_) | Self::Cells(_) => Ok(()),
+            Self::Object(_) | Self::Form(_) => Ok(()),
             Self::Other(row) => Err(ApiError::malformed(format!("row {row} must be an object"))),
         }
     }
@@ -94,7 +94,7 @@ impl InputRow for BodyRow {
     fn names(&self) -> impl Iterator<Item = &str> {
         let (object, cells) = match self {
             Self::Object(object) => (Some(object), None),
-            Self::Cells(cells) => (None, Some(cells)),
+            Self::Form(form) => (None, Some(form)),
             Self::Other(_) => (None, None),
         };
         object
@@ -106,7 +106,7 @@ impl InputRow for BodyRow {
     fn value(&self, name: &str) -> Option<InputValue<'_>> {
         match self {
             Self::Object(object) => object.value(name),
-            Self::Cells(cells) => cells.value(name),
+            Self::Form(form) => form.value(name),
             Self::Other(_) => None,
         }
     }
@@ -116,21 +116,21 @@ fn too_many_rows(most: usize) -> ApiError {
     ApiError::new(ErrorCode::UnacceptableInput, format!("the batch has over {most} rows"))
 }
 
-/// What a body says, without its `request_id`, which goes to where it is told of. One with more rows
-/// or values than are allowed is not read to its end.
+/// Parse a body. A field `request_id` replaces the id of the request. Parsing stops at the limits on rows and
+/// values.
 pub(in crate::edge) fn parse(
     bytes: &Bytes,
     media: &Media,
     multiplicity: Multiplicity,
     limits: &Limits,
     request_id: &mut RequestId,
-) -> Result<Record, ApiError> {
+) -> Result<ParsedBody, ApiError> {
     match media {
-        Media::Json => parse_json(bytes, multiplicity, limits, request_id).map(Record::Object),
+        Media::Json => parse_json(bytes, multiplicity, limits, request_id).map(ParsedBody::Object),
         Media::Form { boundary } => {
-            form::parse(bytes, boundary, multiplicity, limits, request_id).map(Record::Parts)
+            form::parse(bytes, boundary, multiplicity, limits, request_id).map(ParsedBody::Parts)
         }
-        Media::Octets => Ok(Record::Octets(bytes.clone())),
+        Media::Octets => Ok(ParsedBody::Octets(bytes.clone())),
     }
 }
 
@@ -142,18 +142,18 @@ fn parse_json(
 ) -> Result<Map<String, Value>, ApiError> {
     let max_rows = match multiplicity {
         Multiplicity::Single => None,
-        // Whatever array is in a field of a batch, it is the rows or a mistake.
+        // An array in a field of a batch is its rows or an error.
         Multiplicity::Batch => Some(limits.batch_rows),
     };
-    // serde_json refuses nesting deeper than 128 and invalid UTF-8 by itself. Its own words may
-    // repeat the input, so only the place is told.
+    // serde_json rejects nesting deeper than 128 and invalid UTF-8. Its messages may repeat the input, so
+    // only the position is reported.
     let mut object = match json::parse(bytes, max_rows) {
         Ok(Value::Object(object)) => object,
         Ok(_) => return Err(ApiError::malformed("the body must be a JSON object")),
-        Err(Refusal::TooManyRows) => return Err(too_many_rows(limits.batch_rows)),
-        Err(Refusal::TooManyValues) => return Err(json::too_many_values()),
-        Err(Refusal::RepeatedKey) => return Err(json::repeated_key()),
-        Err(Refusal::Syntax(error)) => {
+        Err(JsonError::TooManyRows) => return Err(too_many_rows(limits.batch_rows)),
+        Err(JsonError::TooManyValues) => return Err(json::too_many_values()),
+        Err(JsonError::RepeatedKey) => return Err(json::repeated_key()),
+        Err(JsonError::Syntax(error)) => {
             let what = match error.classify() {
                 serde_json::error::Category::Eof => "ends too early",
                 _ => "is not valid JSON",
@@ -171,17 +171,17 @@ fn parse_json(
     Ok(object)
 }
 
-/// Take a field away that stands beside the inputs and is none of them.
+/// Remove a field that stands beside the inputs and is none of them; its value.
 pub(in crate::edge) fn take_beside_inputs(
-    record: &mut Record,
+    record: &mut ParsedBody,
     field: &str,
     multiplicity: Multiplicity,
     signature: &Signature,
 ) -> Option<Value> {
     let is_input = signature.inputs.iter().any(|input| input.name == field);
     match record {
-        Record::Object(object) => {
-            // A batch has its rows in an array, whatever that is called.
+        ParsedBody::Object(object) => {
+            // The array of a batch is its rows, whatever its name is.
             let is_rows = object.get(field).is_some_and(Value::is_array);
             let stays = match multiplicity {
                 Multiplicity::Single => is_input,
@@ -189,17 +189,17 @@ pub(in crate::edge) fn take_beside_inputs(
             };
             if stays { None } else { object.remove(field) }
         }
-        Record::Parts(_) => {
+        ParsedBody::Parts(_) => {
             let is_rows = plural_key(signature).is_some_and(|(plural, _)| plural == field);
             if is_input || is_rows { None } else { record.take_parts(field) }
         }
-        Record::Octets(_) => None,
+        ParsedBody::Octets(_) => None,
     }
 }
 
-/// The rows of a body; their values are checked against the signature later.
+/// The rows of a body; their values are validated later.
 pub(in crate::edge) fn rows(
-    record: Record,
+    record: ParsedBody,
     multiplicity: Multiplicity,
     signature: &Signature,
     max_rows: usize,
@@ -212,19 +212,19 @@ pub(in crate::edge) fn rows(
 }
 
 fn all_rows(
-    record: Record,
+    record: ParsedBody,
     multiplicity: Multiplicity,
     signature: &Signature,
 ) -> Result<Vec<BodyRow>, ApiError> {
     match (record, multiplicity) {
-        (Record::Object(object), Multiplicity::Single) => Ok(vec![BodyRow::Object(object)]),
-        (Record::Object(object), Multiplicity::Batch) => batch_rows(object, signature),
-        (Record::Parts(parts), multiplicity) => {
+        (ParsedBody::Object(object), Multiplicity::Single) => Ok(vec![BodyRow::Object(object)]),
+        (ParsedBody::Object(object), Multiplicity::Batch) => batch_rows(object, signature),
+        (ParsedBody::Parts(parts), multiplicity) => {
             let rows = form::rows(parts, multiplicity, signature)?;
-            Ok(rows.into_iter().map(BodyRow::Cells).collect())
+            Ok(rows.into_iter().map(BodyRow::Form).collect())
         }
-        (Record::Octets(data), multiplicity) => {
-            form::octets(data, multiplicity, signature).map(|row| vec![BodyRow::Cells(row)])
+        (ParsedBody::Octets(data), multiplicity) => {
+            form::octets(data, multiplicity, signature).map(|row| vec![BodyRow::Form(row)])
         }
     }
 }
@@ -269,7 +269,7 @@ fn batch_rows(
     Ok(rows)
 }
 
-/// The short form of a batch, for a signature with one required input: its name with an `s`.
+/// The short form of a batch, for a signature with one required input: the input's name with an `s`.
 fn plural_key(signature: &Signature) -> Option<(String, &str)> {
     let mut required = signature.required_inputs();
     let only = required.next()?;
