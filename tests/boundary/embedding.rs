@@ -14,7 +14,7 @@ fn open(state: &Path, compiler: Compiler) -> Runtime {
 }
 
 #[test]
-fn an_embedded_runtime_predicts_what_the_server_predicts() {
+fn an_embedded_runtime_predicts_like_the_server() {
     let folder = temporary_folder();
     let server = Server::start(&Setup::fixtures(folder.path(), &["row_sum", "simple_string"]));
     let texts = |text: &'static str| vec![text; 16];

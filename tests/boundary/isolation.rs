@@ -156,11 +156,7 @@ fn a_request_timeout_is_capped_by_the_servers_limit() {
     };
     // The limits of model and server are beyond `DEADLINE`, so the response shows that the request's
     // own timeout applies.
-    let (patient, _folder) = server(
-        600_000,
-        "predict_milliseconds_at_most = 600000
-",
-    );
+    let (patient, _folder) = server(600_000, "predict_milliseconds_at_most = 600000\n");
     let (answer, took) = ask(&patient, "100");
     assert_eq!((answer.status, answer.error_code()), (504, Some("deadline_exceeded")));
     assert!(took >= Duration::from_millis(100), "{took:?}");
@@ -169,11 +165,7 @@ fn a_request_timeout_is_capped_by_the_servers_limit() {
         assert_eq!((answer.status, answer.error_code()), (400, Some("malformed_request")), "{bad}");
     }
     // Here the request's timeout and the model's limit are, so the server's limit applies.
-    let (capping, _folder) = server(
-        600_000,
-        "predict_milliseconds_at_most = 2000
-",
-    );
+    let (capping, _folder) = server(600_000, "predict_milliseconds_at_most = 2000\n");
     let (answer, took) = ask(&capping, "600000");
     assert_eq!(answer.status, 504);
     assert!(took >= Duration::from_secs(2), "{took:?}");

@@ -13,7 +13,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, PipeReader, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -69,14 +69,26 @@ pub struct Session {
     background: Vec<Process>,
 }
 
-/// Run every block of the page that is marked with `run`; how many commands there were.
+/// Run every block of the page that is marked with `run`, as in a clone of the repository; how many
+/// commands there were.
 ///
 /// # Panics
 /// A command fails, prints something else than the page shows, or does not end.
 pub fn run(page: &Page) -> usize {
+    run_in(&mut Session::open(&[]), page)
+}
+
+/// The same on a machine on which `guesthouse` is installed.
+///
+/// # Panics
+/// The same.
+pub fn run_installed(page: &Page) -> usize {
+    run_in(&mut Session::open(&["target/release"]), page)
+}
+
+fn run_in(session: &mut Session, page: &Page) -> usize {
     let blocks = page.blocks();
     let marked = |word: &str, block: &Block| block.attributes.iter().any(|one| one == word);
-    let mut session = Session::open();
     let mut count = 0;
     for block in blocks.iter().filter(|block| marked("run", block)) {
         for step in steps(block) {
@@ -112,11 +124,13 @@ fn steps(block: &Block) -> Vec<Step> {
 }
 
 impl Session {
-    fn open() -> Self {
+    /// A shell that finds programs in these folders, too.
+    fn open(programs: &[&str]) -> Self {
         let folder = artifacts::temporary_folder();
         furnish(folder.path()).expect("the scratch folder is writable");
         let ports = PORTS.map(|_port| free_port());
-        let mut command = command(folder.path(), ports);
+        let programs = programs.iter().map(|one| folder.path().join(one)).collect();
+        let mut command = command(folder.path(), programs, ports);
         command.args(["--noprofile", "--norc"]).stdin(Stdio::piped());
         let mut shell = Process::spawn(command);
         let input = shell.child.stdin.take().expect("the shell has an input");
@@ -125,7 +139,7 @@ impl Session {
 
     /// Start a command that goes on, and wait until it has printed what is expected.
     fn start(&mut self, place: &str, step: &Step) {
-        let mut command = command(self.folder.path(), self.ports);
+        let mut command = command(self.folder.path(), Vec::new(), self.ports);
         command.arg("-c").arg(replace_ports(&step.command, self.ports)).stdin(Stdio::null());
         let mut process = Process::spawn(command);
         let expected = format!("{ANY}{}{ANY}", replace_ports(&step.expected, self.ports));
@@ -148,7 +162,7 @@ impl Session {
         assert_eq!(status.trim(), "0", "{place}: `{command}` failed:\n{output}");
         let expected = replace_ports(&step.expected, self.ports);
         assert!(
-            matches(expected.trim_end(), output.trim_end()),
+            matches(expected.trim(), output.trim()),
             "{place}: `{command}` printed:\n{output}\nand not:\n{expected}"
         );
     }
@@ -169,13 +183,16 @@ fn furnish(folder: &Path) -> std::io::Result<()> {
     fs::set_permissions(cargo, fs::Permissions::from_mode(0o755))
 }
 
-/// A shell in that folder, which asks for servers at those ports.
-fn command(folder: &Path, [http, grpc, admin]: [u16; 3]) -> Command {
-    let path = std::env::var("PATH").unwrap_or_default();
+/// A shell in that folder, which finds programs in these folders and servers at those ports.
+fn command(folder: &Path, mut programs: Vec<PathBuf>, [http, grpc, admin]: [u16; 3]) -> Command {
+    programs.push(folder.join("programs"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    programs.extend(std::env::split_paths(&path));
+    let path = std::env::join_paths(programs).expect("no folder has a colon in its name");
     let mut command = Command::new("bash");
     command
         .current_dir(folder)
-        .env("PATH", format!("{}:{path}", folder.join("programs").display()))
+        .env("PATH", path)
         .env("GUESTHOUSE_BIN", environment::host())
         .env("GUESTHOUSE_LISTEN", format!("127.0.0.1:{http}"))
         .env("GUESTHOUSE_GRPC_LISTEN", format!("127.0.0.1:{grpc}"))

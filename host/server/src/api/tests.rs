@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use guesthouse_artifact::{ArtifactMetadata, Digest};
-use guesthouse_control::control::{Changed, DeployReport, KeyChanged, Replay};
-use guesthouse_control::keys::{Key as StoredKey, ShownKey};
+use guesthouse_control::control::{ChangeReport, DeployReport, KeyChangeReport, Replay};
+use guesthouse_control::keys::{Key as StoredKey, KeyView};
 use guesthouse_control::ledger;
 use guesthouse_control::rollout;
 use guesthouse_model::{Constraint, Datatype, Field, Signature};
@@ -32,8 +32,8 @@ fn routing() -> rollout::Routing {
     }
 }
 
-fn changed(deploy: Option<DeployReport>) -> Changed {
-    Changed {
+fn changed(deploy: Option<DeployReport>) -> ChangeReport {
+    ChangeReport {
         model: "toxicity".parse().unwrap(),
         revision: 7,
         changed: true,
@@ -75,8 +75,8 @@ fn a_deployment_has_the_json_that_the_ledger_stores() {
 #[test]
 fn a_change_of_keys_has_the_json_that_the_ledger_stores() {
     let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_800_000_000);
-    let shown = StoredKey::demo_admin().shown(now);
-    let key = ShownKey {
+    let shown = StoredKey::demo_admin().view(now);
+    let key = KeyView {
         id: Some("0123456789ab".to_owned()),
         rate: serde_json::from_value(json!({"per_second": 2.5, "burst": 3})).unwrap(),
         expires: Some("2027-01-01T00:00:00Z".parse().unwrap()),
@@ -85,7 +85,8 @@ fn a_change_of_keys_has_the_json_that_the_ledger_stores() {
     };
     let secret = Some("secret".to_owned());
     let status = "KeyCreated";
-    let change = KeyChanged { key, revision: 3, changed: true, dry_run: false, status, secret };
+    let change =
+        KeyChangeReport { key, revision: 3, changed: true, dry_run: false, status, secret };
     let written = text(&change);
     assert_eq!(text(&KeyChange::from(change)), written);
     let stored: KeyChange = parse_stored(&written).unwrap();
