@@ -58,7 +58,7 @@ fn flip_a_bit(path: &Path) {
 fn recompilations(server: &Server) -> usize {
     let lines = server.lines();
     let anew = |line: &&Value| {
-        line["level"] == "WARN" && line["message"].as_str().unwrap().contains("compiling anew")
+        line["level"] == "WARN" && line["message"].as_str().unwrap().contains("compiling again")
     };
     lines.iter().filter(anew).count()
 }

@@ -158,7 +158,7 @@ impl Store {
             other => other.map_err(StoreError::new("cannot read a record"))?,
         };
         let Ok(record) = serde_json::from_slice::<CompiledRecord>(&record) else {
-            tracing::warn!(%artifact, "the record of a compiled version is damaged, compiling anew");
+            tracing::warn!(%artifact, "the record of a compiled version is damaged, compiling again");
             return Ok(None);
         };
         let unreadable = StoreError::new("cannot read a compiled version");
@@ -172,7 +172,7 @@ impl Store {
             touch(&code);
             return Ok(Some(CompiledVersion { code, report: record.report }));
         }
-        tracing::warn!(%artifact, "a compiled version does not pass its MAC, compiling anew");
+        tracing::warn!(%artifact, "a compiled version does not pass its MAC, compiling again");
         Ok(None)
     }
 
