@@ -72,7 +72,7 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     // Before the log says where the server listens: whoever reads that may send a signal.
     let mut signals = Signals::listen().map_err(ServeError::Start)?;
     let tls = settings.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
-    let listeners = bind::listen(&settings.listen).await?;
+    let sockets = bind::listen(&settings.listen).await?;
     let memory_mib = settings.limits.memory_bytes >> 20;
     let threads_per_version = settings.limits.model.concurrency;
     tracing::info!(cores = machine::cores(), memory_mib, threads_per_version, "resources");
@@ -89,28 +89,20 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     let trusted = Arc::new(settings.trusted_proxies.clone());
     let (stop, stopping) = watch::channel(false);
     let mut servers = JoinSet::new();
-    if let Some((listeners, admin)) = admin(&settings, &control, &edge, &stopping).await? {
+    let listener = |sockets, kind| {
+        let (tls, trusted_proxies) = (tls.clone(), Arc::clone(&trusted));
+        Listener { sockets, tls, kind, trusted_proxies }
+    };
+    if let Some((sockets, admin)) = admin(&settings, &control, &edge, &stopping).await? {
         let endpoints = admin::endpoints(admin, &edge);
-        let kind = edge::ListenerKind::Admin(Arc::clone(&edge.meters));
-        let entrance = Listener {
-            sockets: listeners,
-            tls: tls.clone(),
-            kind,
-            trusted_proxies: Arc::clone(&trusted),
-        };
-        servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
+        let listener = listener(sockets, edge::ListenerKind::Admin(Arc::clone(&edge.meters)));
+        servers.spawn(edge::serve(listener, endpoints, limits, stopping.clone()));
     }
-    if let Some((listeners, kind)) = grpc(&settings, &edge).await? {
+    if let Some((sockets, kind)) = grpc(&settings, &edge).await? {
         let endpoints = edge::grpc_endpoints(Arc::clone(&edge), stopping.clone());
-        let entrance = Listener {
-            sockets: listeners,
-            tls: tls.clone(),
-            kind,
-            trusted_proxies: Arc::clone(&trusted),
-        };
-        servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
+        servers.spawn(edge::serve(listener(sockets, kind), endpoints, limits, stopping.clone()));
     }
-    for address in bind::addresses(&listeners) {
+    for address in bind::addresses(&sockets) {
         tracing::info!(%address, "listening");
     }
     let repository = settings.repository.clone();
@@ -119,14 +111,8 @@ async fn serve(mut settings: Settings, reread: Reread, started: Instant) -> Resu
     let loading = load(Arc::clone(&control), repository, limits.repository_interval, start);
     let watchdog = tokio::spawn(run_watchdog());
     let endpoints = edge::endpoints(Arc::clone(&edge));
-    let kind = edge::ListenerKind::Public(Arc::clone(&edge.meters));
-    let entrance = Listener {
-        sockets: listeners,
-        tls: tls.clone(),
-        kind,
-        trusted_proxies: Arc::clone(&trusted),
-    };
-    servers.spawn(edge::serve(entrance, endpoints, limits, stopping.clone()));
+    let public = listener(sockets, edge::ListenerKind::Public(Arc::clone(&edge.meters)));
+    servers.spawn(edge::serve(public, endpoints, limits, stopping.clone()));
     if let Some(tls) = tls {
         tokio::spawn(tls.follow(stopping.clone()));
     }

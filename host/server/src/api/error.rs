@@ -69,6 +69,7 @@ impl ErrorCode {
     }
 
     /// When a response has the code, for the reference.
+    #[expect(clippy::too_many_lines, reason = "a table with a text for each code")]
     pub fn cause(self) -> &'static str {
         match self {
             Self::MalformedRequest => {
