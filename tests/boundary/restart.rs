@@ -172,7 +172,7 @@ fn inspect_shows_the_cost_of_compiling() {
     assert!(compiled["steps_ms"].as_array().unwrap().iter().any(|step| step[0] == "compile"));
     let output = run_host(&["inspect", "--state", &state, &artifact]);
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("begin in a snapshot") && text.contains("peak memory"), "{text}");
+    assert!(text.contains("start from a snapshot") && text.contains("peak memory"), "{text}");
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn every_error_code_is_documented() {
     let source = fs::read_to_string(root().join("host/server/src/api/error.rs")).unwrap();
     let page = fs::read_to_string(root().join("host/docs/src/reference/errors.md")).unwrap();
     let (_, function) = source.split_once("fn as_str(self)").unwrap();
-    let (function, _) = function.split_once("fn cause(self)").unwrap();
+    let (function, _) = function.split_once("\n    }\n").unwrap();
     let codes: Vec<_> = function.lines().filter_map(|line| line.split('"').nth(1)).collect();
     assert!(codes.len() >= 13, "{codes:?}");
     for code in codes {

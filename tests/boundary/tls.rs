@@ -202,7 +202,7 @@ fn a_valid_renewal_is_used_and_an_invalid_one_ignored() {
     predict(&lasting, server);
     // Half of a renewal: certificate and key do not match.
     replace(folder, "certificate.pem", &second.certificate);
-    let refused = "the new certificate cannot be used, the old one stays";
+    let refused = "the new certificate cannot be used, the previous one stays in use";
     server.wait_for("the rejection", |line| line["message"] == refused);
     assert!(first.is_trusted_at(server) && !second.is_trusted_at(server));
     replace(folder, "key.pem", &second.key);
