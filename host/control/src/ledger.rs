@@ -12,6 +12,7 @@ mod error;
 mod format;
 mod head;
 mod open;
+mod storage;
 mod tables;
 
 use std::collections::{BTreeMap, HashSet};

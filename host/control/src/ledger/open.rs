@@ -17,13 +17,14 @@ use super::entry::{Author, Entry, check_chain, no_hash};
 use super::error::LedgerError;
 use super::format::{FORMAT, FORMAT_WITHOUT_KEYS};
 use super::head::{self, Head, HeadFile, Noted};
+use super::storage::{DatabaseFile, ScratchCopy};
 use super::tables::{
     ANSWERS, AUDIT, KEYS, MODELS, NUMBERS, append, digest_of_nothing, history_of, keys_of,
     models_of, parse_entry, position, put_key, revoked, seal,
 };
 use crate::keys::{StoredKey, Timestamp};
 use guesthouse_runtime::clock;
-use guesthouse_runtime::durable::{self, DatabaseFile, ScratchCopy};
+use guesthouse_runtime::durable;
 
 /// The name of the database in the state folder.
 pub(super) const NAME: &str = "ledger.redb";

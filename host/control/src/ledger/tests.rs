@@ -7,12 +7,12 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::format::FORMAT_WITHOUT_KEYS;
+use super::storage::DatabaseFile;
 use super::tables::AUDIT;
 use super::*;
 use crate::keys::Timestamp;
 use crate::rollout::{Operation, Promotion, Routing, ShadowShare};
 use guesthouse_artifact::Digest;
-use guesthouse_runtime::durable::DatabaseFile;
 
 pub(super) fn open(folder: &Path) -> Ledger {
     Ledger::open(folder, false, OnLoss::Refuse).unwrap()
