@@ -28,6 +28,9 @@ use crate::{artifacts, environment, server};
 /// The longest that a command may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// How long a process may take to end after SIGTERM, before it is killed.
+const STOP_TIME: Duration = Duration::from_secs(30);
+
 /// Stands for any text in an expected output.
 const ANY: char = '…';
 
@@ -292,13 +295,19 @@ fn send_lines(reader: PipeReader, sender: &mpsc::Sender<String>) {
 impl Drop for Process {
     fn drop(&mut self) {
         let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        let _ = id.map(|id| kill_process(id, Signal::TERM));
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(20));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let send = |signal| id.map(|id| kill_process(id, signal));
+        let _ = send(Signal::TERM);
+        let (ended, end) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _ = self.child.wait();
+                let _ = ended.send(());
+            });
+            // Not reaped yet, so the id is still this process's.
+            if end.recv_timeout(STOP_TIME).is_err() {
+                let _ = send(Signal::KILL);
+            }
+        });
     }
 }
 

@@ -59,10 +59,10 @@ pub(super) fn check(workspace: &Workspace, host: &Path) -> Result<()> {
             let mut ask = tool.command();
             ask.args(what).args(["-i", protocol, "-u", &address.to_string(), "-H", &header]);
             ask.args(["--concurrency-range", "4", "--request-count", REQUESTS]);
-            let told = run::output(&mut ask)?;
-            let said = |word: &str| told.lines().find(|line| line.trim().starts_with(word));
-            let throughput = said("Throughput:").context("the output has no throughput")?;
-            let count = said("Request count:").context("the output has no request count")?;
+            let output = run::output(&mut ask)?;
+            let line = |word: &str| output.lines().find(|line| line.trim().starts_with(word));
+            let throughput = line("Throughput:").context("the output has no throughput")?;
+            let count = line("Request count:").context("the output has no request count")?;
             ensure!(count.trim().ends_with(REQUESTS), "not all requests were answered: {count}");
             println!("{protocol} {}: {}", what.join(" "), throughput.trim());
         }
