@@ -7,7 +7,7 @@
 //!
 //! `async-compression`, which compresses our responses, has the same decoders, but neither counts members and
 //! frames nor yields between them: it decodes them in a loop until there is output. A body of 8 MiB can have
-//! 400,000 empty members of gzip, which are decoded in one poll that blocks a thread for seconds.
+//! 400,000 empty members of gzip: version 0.4.52 decoded them in one poll, which blocked its thread for 1.3 s.
 
 use std::io::{self, Write};
 

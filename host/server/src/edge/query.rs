@@ -1,7 +1,8 @@
 //! Parsing of query strings: known parameters, each once, or an error.
 //!
-//! `serde_urlencoded` is small and finished. Its successor `serde_html_form` reads an empty value of an optional
-//! parameter as a missing one, so that `?selector=` would get the default instead of an error.
+//! `serde_urlencoded` is small and finished. Its successor `serde_html_form` (0.4.1, tried) reads an empty number
+//! as a missing one, so that `?limit=` would get the default instead of an error, takes `on` for a boolean,
+//! repeats the caller's value in the message, and does not name a parameter that is given twice.
 
 use serde::de::DeserializeOwned;
 

@@ -7,7 +7,8 @@
 //! `jiter` has a similar interface. Its number tokens, which exactness requires, are read at 0.82 times the
 //! speed of this parser (an image of 3 × 224 × 224 FP32) and 0.77 times (512 INT64 tokens); its floats, at 1.7
 //! times, are rounded to a double first, which makes some FP32 wrong by one bit, as in a visitor of
-//! `serde_json` (1.6 times). It neither rejects repeated names nor limits their number.
+//! `serde_json` (1.6 times). Texts it reads at 3.4 times the speed of this parser, but it neither rejects repeated
+//! names nor limits their number. Each figure is from one run on a busy machine.
 
 use std::borrow::Cow;
 
