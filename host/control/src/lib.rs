@@ -1,6 +1,6 @@
 //! The control plane of Guesthouse: what operators decide, what is loaded, and which version answers.
 //!
-//! The modules stand in the order in which a reader should meet them. This crate runs guests through
+//! The modules are listed in reading order. This crate runs guests through
 //! the runtime only, and knows nothing of sockets.
 #![cfg_attr(rustfmt, rustfmt_skip)]
 

@@ -1,6 +1,6 @@
 //! The runtime of Guesthouse: it compiles model versions and runs them in sandboxed instances.
 //!
-//! The modules stand in the order in which a reader should meet them. Only this crate knows
+//! The modules are listed in reading order. Only this crate knows
 //! wasmtime. It knows nothing of sockets, of what operators decide, or of which version answers.
 //!
 //! # Embedding

@@ -1,6 +1,6 @@
 //! The server of Guesthouse: HTTP, gRPC, the operators' API, configuration and observability.
 //!
-//! The modules stand in the order in which a reader should meet them. Only this crate knows axum,
+//! The modules are listed in reading order. Only this crate knows axum,
 //! hyper and tonic.
 #![cfg_attr(rustfmt, rustfmt_skip)]
 

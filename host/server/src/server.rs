@@ -281,7 +281,7 @@ fn files_for_connections() -> usize {
     connections.max(1)
 }
 
-/// The start of the process, and who is told when it is over.
+/// The start of the process, and the service manager that is notified when it is complete.
 struct Start {
     time: Instant,
     manager: Arc<ServiceManager>,

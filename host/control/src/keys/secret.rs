@@ -1,5 +1,5 @@
-//! Generating keys: 256 random bits of the operating system in base 62, and six check digits by which a
-//! mistyped or truncated key is told from an unknown one.
+//! Generating keys: 256 random bits of the operating system in base 62, and six check digits that
+//! distinguish a mistyped or truncated key from an unknown one.
 
 use rand::TryRng as _;
 pub use rand::rngs::SysError as RandomnessError;

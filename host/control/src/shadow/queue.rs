@@ -192,10 +192,10 @@ mod tests {
         const ITEMS: usize = 2000;
         let (send, parked) = std::sync::mpsc::channel();
         let waiters = (0..3).map(|index| {
-            let (tell, told) = std::sync::mpsc::channel::<Arc<QueueReceiver<usize>>>();
+            let (queue_sender, queues) = std::sync::mpsc::channel::<Arc<QueueReceiver<usize>>>();
             let send = send.clone();
             let waiter = thread::spawn(move || {
-                let receiver = told.recv().unwrap();
+                let receiver = queues.recv().unwrap();
                 loop {
                     match receiver.notifier().wait(index, None) {
                         Wakeup::Closed => break,
@@ -204,13 +204,13 @@ mod tests {
                     }
                 }
             });
-            (waiter, tell)
+            (waiter, queue_sender)
         });
-        let (threads, tell): (Vec<_>, Vec<_>) = waiters.unzip();
+        let (threads, queue_senders): (Vec<_>, Vec<_>) = waiters.unzip();
         let handles = threads.iter().map(|waiter| waiter.thread().clone());
         let (sender, receiver) = bounded(ITEMS, ITEMS, handles);
         let receiver = Arc::new(receiver);
-        tell.iter().for_each(|tell| tell.send(Arc::clone(&receiver)).unwrap());
+        queue_senders.iter().for_each(|sender| sender.send(Arc::clone(&receiver)).unwrap());
         let mut all: Vec<_> = (0..ITEMS)
             .map(|item| {
                 assert!(sender.try_send(item, 1));

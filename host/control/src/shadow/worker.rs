@@ -38,8 +38,8 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Report the end of the request to the breaker of the comparison. The candidate's own breaker is not
-    /// told, because its other requests may go well.
+    /// Report the end of the request to the breaker of the comparison. The candidate's own breaker
+    /// is not involved: its other requests may succeed.
     fn report_to_breaker(&self, fault: Option<&Fault>) {
         let (breaker, now) = (self.report.breaker(), Instant::now());
         let caller = self.comparison.caller;
