@@ -43,6 +43,7 @@ use crate::ledger::Change;
 use guesthouse_artifact::{Artifact, Digest};
 use guesthouse_model::contract::{self, Bump};
 use guesthouse_model::{Signature, VersionId};
+use guesthouse_runtime::load::SignatureMismatch;
 use guesthouse_runtime::measure::Counter;
 
 use crate::registry::{Failure, LoadError, LoadState, catch_panic};
@@ -279,10 +280,7 @@ impl<'a> Deployment<'a> {
         let operation = plan.operation();
         let is_ready = |_: &Version| true;
         rollout::apply(&state, &operation, &control.rules(&plan.id.name, &state, &is_ready))?;
-        let signature = artifact
-            .signature()
-            .ok_or(guesthouse_runtime::load::SignatureMismatch)
-            .map_err(LoadError::from)?;
+        let signature = artifact.signature().ok_or(LoadError::Signature(SignatureMismatch))?;
         control.check_contract(&state, &plan.id, signature)?;
         if control.is_loaded(&plan.id) {
             // It is deployed already, and only its promotion may be new. If it is undeployed before that is

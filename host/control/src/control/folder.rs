@@ -29,6 +29,7 @@ use crate::rollout::{Deployed, ModelState, Operation, RolloutError, Stage};
 use guesthouse_artifact::{ArtifactError, Digest};
 use guesthouse_model::terminal;
 use guesthouse_model::{ModelName, Signature, VersionId};
+use guesthouse_runtime::load::SignatureMismatch;
 use guesthouse_runtime::preinit::queue::CompilePriority;
 
 /// How often the folder's timers are compared with the clock.
@@ -324,11 +325,8 @@ impl Control {
         catch_panic(|| {
             let (artifact, received) = self.loader.store.receive_file::<LoadError>(path)?;
             let (id, digest) = (artifact.id().clone(), artifact.digest());
-            let signature = artifact
-                .signature()
-                .cloned()
-                .ok_or(guesthouse_runtime::load::SignatureMismatch)
-                .map_err(LoadError::from)?;
+            let signature =
+                artifact.signature().cloned().ok_or(LoadError::Signature(SignatureMismatch))?;
             let state = self.registry.state(&id.name);
             if let Some(received) = received
                 && !state.withdrawn.contains(&digest)
