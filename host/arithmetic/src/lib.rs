@@ -8,6 +8,7 @@
 //!
 //! The crate has no parser, no handles and no state.
 
+mod backend;
 mod call;
 mod operation;
 
