@@ -38,6 +38,7 @@ IMAGES = {
 TEXTS = {"1x16": (1, 16), "1x128": (1, 128), "8x16": (8, 16), "8x128": (8, 128)}
 TREE_ROWS = {"1": 1, "64": 64}
 VOCABULARY = 30_522
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 # A step of an 8-bit activation may fall to the other side.
 TOLERANCES = {"efficientnet-lite0-int8": 1.0}
@@ -231,6 +232,23 @@ class Writer:
         }
         (self.folder / f"{model}.jsonl").write_text(json.dumps(golden) + "\n")
 
+    def toxicity(self):
+        """Adds a case of the repository's model `toxicity`: a text with scikit-learn's score."""
+        lines = (REPOSITORY / "tests/data/toxicity/oracle.jsonl").read_text().splitlines()
+        oracle = json.loads(lines[4])
+        text = oracle["text"].encode()
+        (self.folder / "toxicity.in.text.bin").write_bytes(len(text).to_bytes(4, "little") + text)
+        score = numpy.array([oracle["score"]], "f4")
+        entry = {"name": "text", "datatype": "bytes", "shape": [1], "declared": ["rows"]}
+        self.cases.append(
+            {
+                "case": "toxicity",
+                "model": "toxicity",
+                "inputs": [{**entry, "file": "toxicity.in.text.bin"}],
+                "outputs": [self.tensor("toxicity", "out", "score", score, ["rows"])],
+            }
+        )
+
     def tensor(self, case, direction, name, array, named):
         file = f"{case}.{direction}.{name.replace('/', '_')}.bin"
         array = numpy.ascontiguousarray(array)
@@ -284,6 +302,7 @@ def main(packages, folder):
     for size, rows in TREE_ROWS.items():
         writer.case(f"trees-{size}", "trees", {"features": features[:rows]}, ["batch"])
     writer.artifact("trees-1", 64, 1e-5)
+    writer.toxicity()
     (folder / "cases.json").write_text(json.dumps(writer.cases, indent=1) + "\n")
 
 

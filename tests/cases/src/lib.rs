@@ -1,10 +1,9 @@
 //! The cases of the performance benchmark, as `tests/performance/models.py` writes them, and the
 //! protocol of the programs that run them.
 //!
-//! A program that measures a variant reads lines from its standard input, `<case> <seconds>`, and
-//! answers each with one line of JSON: the times of the calls, and the largest difference to the
-//! expected outputs. So the benchmark can alternate between variants, each in its own process with
-//! its model loaded.
+//! A program that measures variants reads lines from its standard input, `<case> <variant> <seconds>`,
+//! and answers each with one line of JSON: the times of the calls, and the largest difference to the
+//! expected outputs. So the benchmark can alternate between variants whose models are all loaded.
 
 use std::fs;
 use std::io::{BufRead, Write};
@@ -65,14 +64,17 @@ pub enum Datatype {
     Fp32,
     /// 64-bit integers.
     Int64,
+    /// Byte strings, each after its length.
+    Bytes,
 }
 
 impl Datatype {
-    /// The size of an element.
-    pub fn bytes(self) -> usize {
+    /// The size of an element, if all have the same.
+    pub fn bytes(self) -> Option<usize> {
         match self {
-            Self::Fp32 => size_of::<f32>(),
-            Self::Int64 => size_of::<i64>(),
+            Self::Fp32 => Some(size_of::<f32>()),
+            Self::Int64 => Some(size_of::<i64>()),
+            Self::Bytes => None,
         }
     }
 }
@@ -170,7 +172,7 @@ pub trait Caller {
     fn outputs(&self) -> Result<Vec<Vec<f32>>>;
 }
 
-/// Answers requests until the input ends. `open` loads a case, which happens once for each.
+/// Answers requests until the input ends. `open` loads a case for a variant, which happens once.
 ///
 /// # Errors
 /// A request is malformed or a call failed.
@@ -178,22 +180,26 @@ pub fn answer(
     cases: &Cases,
     requests: impl BufRead,
     mut answers: impl Write,
-    open: impl Fn(&Case) -> Result<Box<dyn Caller>>,
+    mut open: impl FnMut(&Case, &str) -> Result<Box<dyn Caller>>,
 ) -> Result<()> {
     let mut opened: Vec<(String, Box<dyn Caller>)> = Vec::new();
     for request in requests.lines() {
         let request = request.context("failed to read a request")?;
-        let Some((name, seconds)) = request.split_once(' ') else {
-            bail!("the request {request:?} is not of the form `<case> <seconds>`")
+        let Some((key, seconds)) = request.rsplit_once(' ') else {
+            bail!("the request {request:?} has no duration")
+        };
+        let Some((name, variant)) = key.split_once(' ') else {
+            bail!("the request {request:?} is not of the form `<case> <variant> <seconds>`")
         };
         let duration = seconds.parse().ok().and_then(|it| Duration::try_from_secs_f64(it).ok());
         let duration = duration.with_context(|| format!("{seconds:?} is not a duration"))?;
         let case = cases.find(name)?;
-        let place = opened.iter().position(|(opened, _)| opened == name);
+        let place = opened.iter().position(|(opened, _)| opened == key);
         let place = match place {
             Some(place) => place,
             None => {
-                opened.push((name.to_owned(), open(case)?));
+                let caller = open(case, variant).with_context(|| format!("failed to open {key}"))?;
+                opened.push((key.to_owned(), caller));
                 opened.len() - 1
             }
         };
@@ -252,7 +258,7 @@ mod tests {
         fs::write(folder.join("y"), wanted).unwrap();
         let cases = Cases::open(&folder).unwrap();
         let mut written = Vec::new();
-        let open = |_: &Case| Ok(Box::new(Fixed(outputs.to_vec())) as Box<dyn Caller>);
+        let open = |_: &Case, _: &str| Ok(Box::new(Fixed(outputs.to_vec())) as Box<dyn Caller>);
         let outcome = answer(&cases, requests.as_bytes(), &mut written, open);
         fs::remove_dir_all(&folder).unwrap();
         outcome.map(|()| String::from_utf8(written).unwrap())
@@ -261,17 +267,17 @@ mod tests {
     #[test]
     fn answers_have_times_and_the_largest_difference() {
         let answer: serde_json::Value =
-            serde_json::from_str(&answers("double-2 0\n", &[1.0, 2.5]).unwrap()).unwrap();
+            serde_json::from_str(&answers("double-2 a 0\n", &[1.0, 2.5]).unwrap()).unwrap();
         assert_eq!(answer["difference"], 0.5);
         assert_eq!(answer["seconds"].as_array().unwrap().len(), MIN_CALLS);
     }
 
     #[test]
     fn wrong_requests_and_outputs_are_errors() {
-        for request in ["double-2", "triple 0", "double-2 soon", "double-2 -1"] {
+        for request in ["double-2 0", "triple a 0", "double-2 a soon", "double-2 a -1"] {
             assert!(answers(request, &[1.0, 2.0]).is_err(), "{request}");
         }
-        assert!(answers("double-2 0", &[1.0]).is_err());
-        assert!(answers("double-2 0", &[1.0, f32::NAN]).is_err());
+        assert!(answers("double-2 a 0", &[1.0]).is_err());
+        assert!(answers("double-2 a 0", &[1.0, f32::NAN]).is_err());
     }
 }

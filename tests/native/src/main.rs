@@ -29,6 +29,9 @@ enum Task {
         /// The folder of models and cases.
         #[arg(long)]
         models: PathBuf,
+        /// The folder with `model.onnx` and `vocabulary.tsv` of the model `toxicity`.
+        #[arg(long)]
+        toxicity: PathBuf,
     },
     /// Serve a case's model: the inputs' bytes one after the other in, the first output's bytes out.
     Serve {
@@ -49,7 +52,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
-        Task::Infer { models } => infer::answer(&models),
+        Task::Infer { models, toxicity } => infer::answer(&models, &toxicity),
         Task::Serve { models, case } => serve::tensors(&models, &case),
         Task::Toxicity { assets } => serve::toxicity(&assets),
     };

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use cases::{Case, Cases, Datatype, Dimension, TensorFile};
 use tract_onnx::prelude::*;
 
@@ -28,8 +28,8 @@ pub(crate) fn load(path: &Path, inputs: &[(DatumType, Vec<Dimension>)]) -> Resul
 
 /// Loads the graph of a case.
 pub(crate) fn load_case(cases: &Cases, case: &Case) -> Result<Plan> {
-    let inputs = case.inputs.iter().map(|input| (datum_type(input), input.declared.clone()));
-    let inputs: Vec<_> = inputs.collect();
+    let inputs = case.inputs.iter().map(|it| Ok((datum_type(it)?, it.declared.clone())));
+    let inputs = inputs.collect::<Result<Vec<_>>>()?;
     load(&cases.model(case), &inputs).with_context(|| format!("failed to load {}", case.model))
 }
 
@@ -41,12 +41,14 @@ pub(crate) fn tensor(input: &TensorFile, bytes: &[u8]) -> Result<Tensor> {
             let elements = bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
             Tensor::from_shape(&input.shape, &elements.collect::<Vec<_>>())
         }
+        Datatype::Bytes => bail!("graphs take no byte strings"),
     }
 }
 
-fn datum_type(input: &TensorFile) -> DatumType {
+fn datum_type(input: &TensorFile) -> Result<DatumType> {
     match input.datatype {
-        Datatype::Fp32 => f32::datum_type(),
-        Datatype::Int64 => i64::datum_type(),
+        Datatype::Fp32 => Ok(f32::datum_type()),
+        Datatype::Int64 => Ok(i64::datum_type()),
+        Datatype::Bytes => bail!("graphs take no byte strings"),
     }
 }

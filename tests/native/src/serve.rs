@@ -66,7 +66,8 @@ async fn predict_tensors(
 fn run(plan: &Plan, case: &Case, mut body: &[u8]) -> Result<Vec<u8>> {
     let mut inputs = TVec::new();
     for input in &case.inputs {
-        let bytes = input.shape.iter().product::<usize>() * input.datatype.bytes();
+        let size = input.datatype.bytes().context("elements of variable size")?;
+        let bytes = input.shape.iter().product::<usize>() * size;
         let (elements, rest) = body.split_at_checked(bytes).context("the body is too short")?;
         inputs.push(model::tensor(input, elements)?.into_tvalue());
         body = rest;
