@@ -4,8 +4,7 @@ use crate::Backend;
 
 impl Backend {
     /// All backends, the fastest of each processor first.
-    pub const ALL: [Self; 5] =
-        [Self::Avx512, Self::Avx2, Self::Neon, Self::Simd128, Self::Scalar];
+    pub const ALL: [Self; 5] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Simd128, Self::Scalar];
 
     /// The identifier in configurations and reports.
     pub fn name(self) -> &'static str {
