@@ -25,7 +25,7 @@ impl Backend {
     pub const ALL: [Self; 5] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Simd128, Self::Scalar];
 
     /// The fastest backend of this processor.
-    pub fn detect() -> Self {
+    pub fn fastest() -> Self {
         Self::available().next().unwrap_or(Self::Scalar)
     }
 
@@ -38,7 +38,9 @@ impl Backend {
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => std::arch::is_x86_feature_detected!("avx512f"),
+            Self::Avx512 => {
+                std::arch::is_x86_feature_detected!("avx512f") && Self::Avx2.is_available()
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 std::arch::is_x86_feature_detected!("avx2")
@@ -95,8 +97,8 @@ mod tests {
     }
 
     #[test]
-    fn detected_backend_is_available() {
-        assert!(Backend::detect().is_available());
+    fn fastest_backend_is_available() {
+        assert!(Backend::fastest().is_available());
         assert_eq!(Backend::available().last(), Some(Backend::Scalar));
     }
 }
