@@ -10,6 +10,8 @@ pub(crate) struct Scalar<const N: usize>;
 impl<const N: usize> Simd for Scalar<N> {
     type Vector = [f32; N];
     const LANES: usize = N;
+    const TILE_VECTORS: usize = 3;
+    const TILE_ROWS: [usize; 3] = [8, 4, 4];
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
