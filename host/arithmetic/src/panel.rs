@@ -126,7 +126,7 @@ impl Panel<'_> {
             (1, 1) => simd.call(self.place::<1, 1>(rows, columns)),
             (1, 2) => simd.call(self.place::<2, 1>(rows, columns)),
             (1, 3 | 4) => simd.call(self.place::<4, 1>(rows, columns)),
-            (1, _) => simd.call(self.place::<8, 1>(rows, columns)),
+            (1, _) if S::TILE_ROWS[0] == 8 => simd.call(self.place::<8, 1>(rows, columns)),
             (2, 1) => simd.call(self.place::<1, 2>(rows, columns)),
             (2, 2) => simd.call(self.place::<2, 2>(rows, columns)),
             (2, 3 | 4) => simd.call(self.place::<4, 2>(rows, columns)),
