@@ -74,7 +74,8 @@ pub(super) struct CaseRequest {
 
 impl CaseRequest {
     pub(super) fn read(models: &Path, case: &str) -> Result<Self> {
-        let text = fs::read_to_string(models.join("cases.json")).context("cannot read the cases")?;
+        let text =
+            fs::read_to_string(models.join("cases.json")).context("cannot read the cases")?;
         let cases: Value = serde_json::from_str(&text).context("the cases are not JSON")?;
         let mut cases = cases.as_array().into_iter().flatten();
         let case = cases.find(|known| known["case"] == case).context("no such case")?;
@@ -139,11 +140,8 @@ impl CaseRequest {
             let shape = input["shape"].as_array().into_iter().flatten();
             let shape: Vec<u8> = shape.filter_map(Value::as_u64).flat_map(varint).collect();
             let name = input["name"].as_str().unwrap_or_default();
-            let parts = [
-                field(1, name.as_bytes()),
-                field(2, datatype(input).as_bytes()),
-                field(3, &shape),
-            ];
+            let parts =
+                [field(1, name.as_bytes()), field(2, datatype(input).as_bytes()), field(3, &shape)];
             message.extend(field(5, &parts.concat()));
         }
         message.extend(self.contents.iter().flat_map(|bytes| field(7, bytes)));

@@ -51,14 +51,16 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         let request = CaseRequest::read(&bench.models, case)?;
         let start = || start(bench, case, &request);
         let peers = run::step(&format!("serving of {case}: starts"), start)?;
-        let closed = run::step(&format!("serving of {case}: closed loops"), || closed(bench, &peers));
+        let closed =
+            run::step(&format!("serving of {case}: closed loops"), || closed(bench, &peers));
         let closed = closed?;
         figures.extend(closed.figures(case));
         let open = || open(bench, case, &peers, &closed);
         figures.extend(run::step(&format!("serving of {case}: open loops"), open)?);
         for peer in &peers {
-            let figure =
-                |what: &str, value, unit| Figure::new(&name(case, peer.name, what), value, unit, None);
+            let figure = |what: &str, value, unit| {
+                Figure::new(&name(case, peer.name, what), value, unit, None)
+            };
             figures.push(figure("start_ms", peer.start.as_secs_f64() * 1e3, "ms"));
             figures.push(figure("memory_mib", peer.memory_mib()?, "MiB"));
         }
@@ -96,10 +98,8 @@ fn closed(bench: &Bench<'_>, peers: &[Peer]) -> Result<Closed> {
         for round in 0..ROUNDS as usize {
             for turn in 0..kinds.len() {
                 let requests = kinds[(round + turn) % kinds.len()];
-                let measured = load(bench, requests, Load {
-                    connections: callers,
-                    ..Load::default()
-                })?;
+                let measured =
+                    load(bench, requests, Load { connections: callers, ..Load::default() })?;
                 closed.0.entry((requests.name, callers)).or_default().push(measured);
             }
         }
@@ -168,12 +168,16 @@ fn open(bench: &Bench<'_>, case: &str, peers: &[Peer], closed: &Closed) -> Resul
     let mut latencies: BTreeMap<&str, Latencies> = BTreeMap::new();
     for round in 0..ROUNDS {
         for requests in &kinds {
-            let measured = load(bench, requests, Load {
-                connections: ARRIVAL_CONNECTIONS,
-                rate: Some(half(closed, requests.name)),
-                poisson: Some(SEED + u64::from(round)),
-                ..Load::default()
-            })?;
+            let measured = load(
+                bench,
+                requests,
+                Load {
+                    connections: ARRIVAL_CONNECTIONS,
+                    rate: Some(half(closed, requests.name)),
+                    poisson: Some(SEED + u64::from(round)),
+                    ..Load::default()
+                },
+            )?;
             latencies.entry(requests.name).or_default().add(&measured.latencies);
         }
     }
