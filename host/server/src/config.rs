@@ -452,6 +452,8 @@ mod tests {
             "[tracing]\nsample = -0.1",
             "[tracing]\nendpoint = \"localhost:4317\"",
             "[capture]\nfiles = 0",
+            "[arithmetic]\nbackend = \"simd128\"",
+            "[models.toxicity]\narithmetic = \"auto\"",
             "[models.toxicity]\ninstances = 0",
             "[limits]\nthreads_per_version = 2\n[models.toxicity]\ninstances = 3",
         ] {
@@ -460,6 +462,9 @@ mod tests {
     }
 
     fn assert_smaller_sections(file: &ConfigFile) {
+        let ArithmeticSection { granted: Some(_), backend: Some(_) } = &file.arithmetic else {
+            panic!("a key of arithmetic is not in the book");
+        };
         let (CorsSection { origins: Some(_) }, ProxySection { trusted: Some(_) }) =
             (&file.cors, &file.proxy)
         else {
@@ -539,6 +544,7 @@ mod tests {
             stack_kib: Some(_),
             instances: Some(_),
             accept_non_finite: Some(_),
+            arithmetic: Some(_),
             batching:
                 BatchingSection {
                     enabled: Some(_),
