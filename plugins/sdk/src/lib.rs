@@ -29,6 +29,8 @@
 //!
 //! Do not use a `HashMap` whose keys callers choose: the hash seeds are part of the snapshot.
 
+#[cfg(feature = "tract")]
+mod arithmetic;
 mod assets;
 mod batch;
 #[doc(hidden)]

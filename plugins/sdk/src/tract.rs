@@ -3,6 +3,16 @@
 //! Memory is bounded by the guest's limit. The protobuf is streamed from the asset and dropped
 //! before `init` ends, so that the snapshot only contains the optimised plan.
 
+mod broadcast;
+mod convolution;
+mod execute;
+mod graph;
+mod node;
+mod product;
+mod rewrite;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use tract_onnx::prelude::*;
@@ -82,7 +92,19 @@ impl ModelBuilder {
                 .collect();
             model.set_input_fact(index, input.datum_type.fact(shape).into())?;
         }
-        model.into_optimized()?.into_runnable()
+        optimized(model.into_typed()?)?.into_runnable()
+    }
+}
+
+/// Rewrite and optimise a graph. If the rewrite fails, tract computes all of it.
+fn optimized(model: TypedModel) -> TractResult<TypedModel> {
+    let mut rewritten = model.clone();
+    match rewrite::rewrite(&mut rewritten) {
+        Ok(()) => rewritten.into_optimized(),
+        Err(error) => {
+            crate::log::warn(&format!("the graph is not rewritten: {error:#}"));
+            model.into_optimized()
+        }
     }
 }
 
