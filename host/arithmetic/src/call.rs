@@ -1,6 +1,6 @@
-//! A checked operation and its execution.
+//! A checked operation with its operands, and its execution.
 
-use crate::Operation;
+use crate::{Backend, Operation, execute};
 
 /// The values of an operation, in the order that [`Operation`] documents. An operand that an
 /// operation does not have, or that is left out, is empty.
@@ -32,38 +32,12 @@ impl std::error::Error for Invalid {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stopped;
 
-/// The instructions that execute an operation. All compute the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
-    /// AVX-512F on x86-64.
-    Avx512,
-    /// AVX2 and FMA on x86-64.
-    Avx2,
-    /// NEON on AArch64.
-    Neon,
-    /// WebAssembly's 128-bit vectors with relaxed multiply-add.
-    Simd128,
-    /// Portable code.
-    Scalar,
-}
-
 /// A checked operation with its operands.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    operation: Operation,
-    operands: Operands<'a>,
-    output_len: usize,
-}
-
-impl Operation {
-    /// Check that all indexes of the operation lie within its operands.
-    ///
-    /// # Errors
-    /// The sizes are inconsistent, zero where they must not be, or too large.
-    pub fn check<'a>(&self, operands: Operands<'a>) -> Result<Call<'a>, Invalid> {
-        let _ = (self, operands);
-        Err(Invalid("not implemented"))
-    }
+    pub(crate) operation: Operation,
+    pub(crate) operands: Operands<'a>,
+    pub(crate) output_len: usize,
 }
 
 impl Call<'_> {
@@ -86,7 +60,8 @@ impl Call<'_> {
         output: &mut [f32],
         stopped: &mut dyn FnMut() -> bool,
     ) -> Result<(), Stopped> {
-        let _ = (self.operation, self.operands, backend, output, stopped);
-        Err(Stopped)
+        assert_eq!(output.len(), self.output_len, "the output has another length");
+        assert!(backend.is_available(), "this processor has no {backend}");
+        execute::execute(self, backend, output, stopped)
     }
 }
