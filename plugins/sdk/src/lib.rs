@@ -51,7 +51,7 @@ pub use bindings::guesthouse::model::types::Datatype;
 pub use signature::{Field, Signature};
 pub use tensor::Tensor;
 #[cfg(feature = "tract")]
-pub use tract::{Model, ModelBuilder, ModelInput, ModelOutputs};
+pub use tract::{Model, ModelBuilder, ModelInput, ModelOutputs, OperationTime};
 #[cfg(feature = "tract")]
 pub use tract_onnx;
 

@@ -14,6 +14,7 @@ mod rewrite;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tract_onnx::prelude::*;
 
@@ -59,6 +60,7 @@ impl ModelInput {
 #[derive(Debug, Default)]
 pub struct ModelBuilder {
     inputs: Vec<ModelInput>,
+    is_left_to_tract: bool,
 }
 
 impl ModelBuilder {
@@ -66,6 +68,14 @@ impl ModelBuilder {
     #[must_use]
     pub fn input(mut self, input: ModelInput) -> Self {
         self.inputs.push(input);
+        self
+    }
+
+    /// Let tract compute everything, instead of the operations that the host offers or that this
+    /// crate has. Only to find out what they change.
+    #[must_use]
+    pub fn left_to_tract(mut self) -> Self {
+        self.is_left_to_tract = true;
         self
     }
 
@@ -77,6 +87,14 @@ impl ModelBuilder {
         let mut reader = assets.open(asset)?;
         let plan = self.plan(&mut reader);
         plan.map(Model).map_err(|error| Error::new(format!("loading {asset:?}: {error:#}")))
+    }
+
+    /// Parse ONNX from anywhere and optimise the graph, such as in a test that runs natively.
+    ///
+    /// # Errors
+    /// The bytes are not ONNX, or the graph does not take the inputs that were declared.
+    pub fn read_onnx(self, reader: &mut dyn std::io::Read) -> Result<Model, Error> {
+        self.plan(reader).map(Model).map_err(|error| Error::new(format!("{error:#}")))
     }
 
     fn plan(self, reader: &mut dyn std::io::Read) -> TractResult<Arc<TypedRunnableModel>> {
@@ -92,17 +110,21 @@ impl ModelBuilder {
                 .collect();
             model.set_input_fact(index, input.datum_type.fact(shape).into())?;
         }
-        optimized(model.into_typed()?)?.into_runnable()
+        let model = model.into_typed()?;
+        let model = if self.is_left_to_tract { model.into_optimized()? } else { rewritten(model)? };
+        model.into_runnable()
     }
 }
 
 /// Rewrite and optimise a graph. If the rewrite fails, tract computes all of it.
-fn optimized(model: TypedModel) -> TractResult<TypedModel> {
+fn rewritten(model: TypedModel) -> TractResult<TypedModel> {
+    // Asks the host here, because only what happens in `init` is part of the snapshot.
+    crate::arithmetic::executor();
     let mut rewritten = model.clone();
     match rewrite::rewrite(&mut rewritten) {
         Ok(()) => rewritten.into_optimized(),
         Err(error) => {
-            crate::log::warn(&format!("the graph is not rewritten: {error:#}"));
+            crate::log::warn(&format!("the graph is left to tract: {error:#}"));
             model.into_optimized()
         }
     }
@@ -129,6 +151,53 @@ impl Model {
         let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
         self.0.run(inputs).map(ModelOutputs).map_err(failed)
     }
+}
+
+impl Model {
+    /// Run the graph once, and add up what each kind of operation took by this clock. The clocks of
+    /// the sandbox stand still, so that this is for tests and tools that run natively.
+    ///
+    /// # Errors
+    /// [`PredictError::Failed`] with the error of tract.
+    pub fn profile<const N: usize>(
+        &self,
+        inputs: [tract_onnx::prelude::Tensor; N],
+        clock: impl Fn() -> Duration,
+    ) -> Result<Vec<OperationTime>, PredictError> {
+        let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
+        let mut times: Vec<OperationTime> = Vec::new();
+        let mut state = self.0.spawn().map_err(failed)?;
+        let outputs = state.run_plan_with_eval(inputs, |context, state, node, inputs| {
+            let start = clock();
+            let outputs = tract_onnx::tract_core::plan::eval(context, state, node, inputs);
+            let time = clock().saturating_sub(start);
+            let name = node.op.name();
+            let is_ours = node.op_is::<node::Node>();
+            match times.iter_mut().find(|entry| entry.name == name && entry.is_ours == is_ours) {
+                Some(entry) => {
+                    entry.count += 1;
+                    entry.time += time;
+                }
+                None => times.push(OperationTime { name: name.into(), is_ours, count: 1, time }),
+            }
+            outputs
+        });
+        outputs.map_err(failed)?;
+        Ok(times)
+    }
+}
+
+/// What all operations of a kind took in one run of a [`Model`].
+#[derive(Debug, Clone)]
+pub struct OperationTime {
+    /// The kind of the operation.
+    pub name: String,
+    /// Whether the host computes it if it grants that; else tract does.
+    pub is_ours: bool,
+    /// The number of such operations.
+    pub count: usize,
+    /// The sum of their times.
+    pub time: Duration,
 }
 
 /// The outputs of a [`Model`], in the order of the graph.

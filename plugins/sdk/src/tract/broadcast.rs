@@ -63,7 +63,8 @@ pub(super) fn resolve(
         }
     }
     let [left_strides, right_strides] = strides;
-    let output = left.iter().zip(right).map(|(left, right)| if *left == 1 { *right } else { *left });
+    let output =
+        left.iter().zip(right).map(|(left, right)| if *left == 1 { *right } else { *left });
     let binary = Binary { function, shape, left: left_strides, right: right_strides };
     Ok((binary, output.collect()))
 }

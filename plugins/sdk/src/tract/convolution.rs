@@ -1,6 +1,6 @@
 //! Convolutions and their transposes: geometry and weights.
 
-use guesthouse_arithmetic::{Operands, Operation, PANEL, Tail, WEIGHT_BLOCK};
+use guesthouse_arithmetic::{Operands, Operation, Tail, pack_convolution_weights, pack_matrix};
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::cnn::PoolSpec;
 
@@ -43,7 +43,9 @@ impl Convolution {
 
     pub(super) fn pack(&mut self) {
         if !self.is_depthwise {
-            self.weights = pack_by_channel(&self.weights, self.pool.output_channels);
+            let channels = self.pool.output_channels;
+            let inner = self.weights.len() / channels.max(1);
+            self.weights = pack_convolution_weights(channels, inner, &self.weights).into();
         }
     }
 
@@ -70,7 +72,7 @@ pub(super) struct Deconvolution {
     pub(super) pool: PoolSpec,
     /// The elements that are appended to the output's height and width.
     pub(super) adjustments: TVec<usize>,
-    /// `[output channels][input channels][kernel]`, not packed until [`Deconvolution::pack`].
+    /// `[input channels][output channels][kernel]`, not packed until [`Deconvolution::pack`].
     pub(super) weights: Constant,
     /// By output channel.
     pub(super) bias: Constant,
@@ -78,12 +80,9 @@ pub(super) struct Deconvolution {
 
 impl Deconvolution {
     pub(super) fn pack(&mut self) {
-        let [inputs, outputs] = [self.pool.input_channels, self.pool.output_channels];
-        let kernel: usize = self.pool.kernel_shape.iter().product();
-        self.weights = pack_columns([inputs, outputs * kernel], |input, column| {
-            let (output, tap) = (column / kernel, column % kernel);
-            self.weights[(output * inputs + input) * kernel + tap]
-        });
+        let rows = self.pool.input_channels;
+        let columns = self.weights.len() / rows.max(1);
+        self.weights = pack_matrix([rows, columns], [columns, 1], &self.weights).into();
     }
 
     pub(super) fn resolve(&self, input: &[usize], tail: Tail) -> TractResult<Resolved> {
@@ -150,57 +149,5 @@ fn pair(sizes: &[usize], height: u32) -> TractResult<[u32; 2]> {
         [width] => Ok([height, size(width)?]),
         [height, width] => Ok([size(height)?, size(width)?]),
         _ => bail!("an image has one or two dimensions"),
-    }
-}
-
-/// Pack weights `[channels][k]` in blocks of channels.
-fn pack_by_channel(weights: &[f32], channels: usize) -> Constant {
-    let k = weights.len() / channels.max(1);
-    let mut packed = vec![0.0; channels.div_ceil(WEIGHT_BLOCK) * k * WEIGHT_BLOCK];
-    for (channel, weights) in weights.chunks_exact(k.max(1)).enumerate() {
-        let block = channel / WEIGHT_BLOCK * k * WEIGHT_BLOCK;
-        let lane = channel % WEIGHT_BLOCK;
-        for (index, weight) in weights.iter().enumerate() {
-            packed[block + index * WEIGHT_BLOCK + lane] = *weight;
-        }
-    }
-    packed.into()
-}
-
-/// Pack a matrix `[k, n]` in panels of columns, as the right operand of a matrix product.
-pub(super) fn pack_columns(
-    [k, n]: [usize; 2],
-    element: impl Fn(usize, usize) -> f32,
-) -> Constant {
-    let mut packed = vec![0.0; n.div_ceil(PANEL) * k * PANEL];
-    for row in 0..k {
-        for column in 0..n {
-            packed[(column / PANEL * k + row) * PANEL + column % PANEL] = element(row, column);
-        }
-    }
-    packed.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn packed_weights_are_in_blocks_of_channels() {
-        let weights: Vec<f32> = (0..18_u8).map(f32::from).collect();
-        let packed = pack_by_channel(&weights, 9);
-        assert_eq!(packed.len(), 2 * 2 * WEIGHT_BLOCK);
-        assert_eq!(packed[..3], [0.0, 2.0, 4.0]);
-        assert_eq!(packed[WEIGHT_BLOCK..][..3], [1.0, 3.0, 5.0]);
-        assert_eq!(packed[2 * WEIGHT_BLOCK..][..2], [16.0, 0.0]);
-    }
-
-    #[test]
-    fn packed_columns_are_in_panels() {
-        let packed = pack_columns([2, PANEL + 1], |row, column| (row * 100 + column) as f32);
-        assert_eq!(packed.len(), 2 * 2 * PANEL);
-        assert_eq!(packed[PANEL], 100.0);
-        assert_eq!(packed[2 * PANEL..][..2], [PANEL as f32, 0.0]);
-        assert_eq!(packed[3 * PANEL], 100.0 + PANEL as f32);
     }
 }

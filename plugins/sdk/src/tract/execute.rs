@@ -13,6 +13,10 @@ pub(super) fn execute(
     operands: Operands<'_>,
     shape: &[usize],
 ) -> TractResult<Tensor> {
+    if shape.contains(&0) {
+        return Tensor::zero::<f32>(shape);
+    }
+    ensure!(!operands.first.is_empty(), "the operand is empty");
     match executor() {
         Executor::Local(backend) => {
             let call = operation.check(operands).map_err(|error| format_err!("{error}"))?;
@@ -35,10 +39,8 @@ pub(super) fn execute(
             let target = output.as_ptr_mut::<f32>()?;
             #[expect(unsafe_code, reason = "the result is written to the tensor")]
             // SAFETY: the tensor owns `len` elements there, and nothing else refers to them.
-            unsafe {
-                crate::arithmetic::host::execute(operation, operands, target, len)
-            }
-            .map_err(|error| format_err!("{error}"))?;
+            unsafe { crate::arithmetic::host::execute(operation, operands, target, len) }
+                .map_err(|error| format_err!("{error}"))?;
             Ok(output)
         }
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use guesthouse_arithmetic::{
-    Activation, BinaryFunction, LayerNorm, Operands, Operation, Pool, PoolFunction, Reduction,
+    BinaryFunction, LayerNorm, Operands, Operation, Pool, PoolFunction, Reduction,
     ReductionFunction, Softmax, Tail,
 };
 use tract_onnx::tract_core::internal::*;
@@ -97,17 +97,12 @@ impl Node {
         self.has_tail() && self.tail == Tail::NONE
     }
 
-    /// The node with this activation.
-    pub(super) fn with_activation(&self, activation: Activation) -> Self {
-        self.clone().with_tail(Tail { activation, ..self.tail })
-    }
-
     /// Pack the constants and describe the operation, once nothing changes any more.
     pub(super) fn finish(&mut self, inputs: &[&TypedFact]) -> TractResult<()> {
         match &mut self.kind {
             Kind::Convolution(convolution) => convolution.pack(),
             Kind::Deconvolution(deconvolution) => deconvolution.pack(),
-            Kind::Product(product) => product.pack()?,
+            Kind::Product(product) => product.pack(),
             _ => {}
         }
         let shapes: Option<TVec<&[usize]>> =
@@ -123,9 +118,7 @@ impl Node {
             Kind::Convolution(convolution) => convolution.resolve(input, self.tail)?,
             Kind::Deconvolution(deconvolution) => deconvolution.resolve(input, self.tail)?,
             Kind::Product(product) => product.resolve(inputs, self.tail)?,
-            Kind::Unary => {
-                Resolved { operation: Operation::Unary(self.tail), shape: input.into() }
-            }
+            Kind::Unary => Resolved { operation: Operation::Unary(self.tail), shape: input.into() },
             Kind::Binary(function) => {
                 let right = *inputs.get(1).context("a binary operation has two inputs")?;
                 let (binary, shape) = broadcast::resolve(*function, input, right)?;

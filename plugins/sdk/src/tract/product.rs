@@ -3,10 +3,9 @@
 //! Neighbouring axes that play the same part are one axis in memory. What is then left must be at
 //! most two batch axes and one axis each of `m`, `n` and `k`.
 
-use guesthouse_arithmetic::{MatrixProduct, Operands, Operation, RightOperand, Tail};
+use guesthouse_arithmetic::{MatrixProduct, Operands, Operation, RightOperand, Tail, pack_matrix};
 use tract_onnx::tract_core::internal::*;
 
-use super::convolution::pack_columns;
 use super::node::{Constant, Resolved, size};
 
 /// A product of two tensors.
@@ -94,9 +93,9 @@ impl Axes {
             return None;
         }
         let [columns, rows] = [n.pop().unwrap_or_default(), m.pop().unwrap_or_default()];
-        let [k] = <[Group; 1]>::try_from(k).or_else(|groups| {
-            if groups.is_empty() { Ok([Group::default()]) } else { Err(()) }
-        }).ok()?;
+        let [k] = <[Group; 1]>::try_from(k)
+            .or_else(|groups| if groups.is_empty() { Ok([Group::default()]) } else { Err(()) })
+            .ok()?;
         // What is left over repeats one of the operands.
         let mut outer: Vec<Group> = batch.into_iter().chain(m).chain(n).collect();
         outer.sort_by_key(Group::order);
@@ -224,27 +223,20 @@ impl Product {
         let columns = &self.axes.n.output;
         constant.len() == output.rank()
             && constant.iter().enumerate().all(|(axis, size)| {
-                if columns.contains(&axis) {
-                    output[axis] == size.to_dim()
-                } else {
-                    *size == 1
-                }
+                if columns.contains(&axis) { output[axis] == size.to_dim() } else { *size == 1 }
             })
     }
 
-    pub(super) fn pack(&mut self) -> TractResult<()> {
-        let Operand::Constant(values, shape) = &self.right else { return Ok(()) };
+    pub(super) fn pack(&mut self) {
+        let Operand::Constant(values, shape) = &self.right else { return };
         if !self.axes.is_right_shared() {
-            return Ok(());
+            return;
         }
         let axes = &self.axes;
         let count = |axes: &[usize]| axes.iter().map(|axis| shape[*axis]).product::<usize>();
-        let [rows, columns] = [&axes.k, &axes.n].map(|group| count(&group.right));
-        let [down, right] = [&axes.k, &axes.n].map(|group| stride(&group.right, shape));
-        let packed =
-            pack_columns([rows, columns], |row, column| values[row * down + column * right]);
-        self.right = Operand::Packed(packed, shape.clone());
-        Ok(())
+        let size = [&axes.k, &axes.n].map(|group| count(&group.right));
+        let strides = [&axes.k, &axes.n].map(|group| stride(&group.right, shape));
+        self.right = Operand::Packed(pack_matrix(size, strides, values).into(), shape.clone());
     }
 
     pub(super) fn resolve(&self, inputs: &[&[usize]], tail: Tail) -> TractResult<Resolved> {
@@ -256,11 +248,15 @@ impl Product {
         let left = shape_of(&self.left)?;
         let right = shape_of(&self.right)?;
         let axes = &self.axes;
-        let shape: TVec<usize> = axes.output.iter().map(|sources| {
-            let sizes = [(sources[0], left), (sources[1], right)];
-            let sizes = sizes.map(|(axis, shape)| axis.map_or(1, |axis| shape[axis]));
-            if sizes[0] == 1 { sizes[1] } else { sizes[0] }
-        }).collect();
+        let shape: TVec<usize> = axes
+            .output
+            .iter()
+            .map(|sources| {
+                let sizes = [(sources[0], left), (sources[1], right)];
+                let sizes = sizes.map(|(axis, shape)| axis.map_or(1, |axis| shape[axis]));
+                if sizes[0] == 1 { sizes[1] } else { sizes[0] }
+            })
+            .collect();
         let [batch0, batch1] = &axes.batch;
         let groups = [batch0, batch1, &axes.m, &axes.n, &axes.k];
         let sizes = groups.map(|group| group.size(left, right));

@@ -7,9 +7,7 @@ use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 
 use super::apply;
 use crate::tract::broadcast;
-use crate::tract::graph::{
-    Step, binary, only_step, replace, shape, step, unary, users,
-};
+use crate::tract::graph::{Step, binary, only_step, replace, shape, step, unary, users};
 use crate::tract::node::{Kind, Node};
 
 /// Smaller results are left to tract: a call costs more than they do.
@@ -29,16 +27,14 @@ pub(super) fn rest(model: &mut TypedModel) -> TractResult<()> {
         let Some(tail) = unary(model, node) else { return Ok(None) };
         replace_unary(model, node, node.inputs[0], tail)
     })?;
-    apply::<TypedBinOp>(model, "scale and shift", |model, node, _op| {
-        match step(model, node) {
-            Some((operand, Step::Scale(scale))) => {
-                replace_unary(model, node, operand, Tail { scale, ..Tail::NONE })
-            }
-            Some((operand, Step::Shift(shift))) => {
-                replace_unary(model, node, operand, Tail { shift, ..Tail::NONE })
-            }
-            _ => Ok(None),
+    apply::<TypedBinOp>(model, "scale and shift", |model, node, _op| match step(model, node) {
+        Some((operand, Step::Scale(scale))) => {
+            replace_unary(model, node, operand, Tail { scale, ..Tail::NONE })
         }
+        Some((operand, Step::Shift(shift))) => {
+            replace_unary(model, node, operand, Tail { shift, ..Tail::NONE })
+        }
+        _ => Ok(None),
     })?;
     super::fusion::fuse(model)?;
     apply::<TypedBinOp>(model, "bound", |model, node, _op| {
@@ -135,9 +131,11 @@ fn gelu(model: &TypedModel, node: &TypedNode) -> Option<(OutletId, usize, Tail)>
 /// The operands of a multiplication that keeps their shape.
 fn factors(model: &TypedModel, node: &TypedNode) -> Option<(OutletId, OutletId)> {
     use guesthouse_arithmetic::BinaryFunction::Multiply;
-    let (left, right) = (binary(model, node)? == Multiply).then(|| (node.inputs[0], node.inputs[1]))?;
+    let (left, right) =
+        (binary(model, node)? == Multiply).then(|| (node.inputs[0], node.inputs[1]))?;
     let output = shape(model, node.id.into()).ok()?;
-    let keeps_shape = [left, right].iter().all(|input| shape(model, *input).is_ok_and(|shape| shape == output));
+    let keeps_shape =
+        [left, right].iter().all(|input| shape(model, *input).is_ok_and(|shape| shape == output));
     keeps_shape.then_some((left, right))
 }
 

@@ -179,9 +179,10 @@ fn with_constant(
         Kind::Convolution(convolution) => {
             let channels = convolution.output_channels();
             let is_by_channel = shape.len() == before.shape().rank()
-                && shape.iter().enumerate().all(|(axis, size)| {
-                    *size == if axis == 1 { channels } else { 1 }
-                });
+                && shape
+                    .iter()
+                    .enumerate()
+                    .all(|(axis, size)| *size == if axis == 1 { channels } else { 1 });
             if !is_by_channel {
                 return None;
             }

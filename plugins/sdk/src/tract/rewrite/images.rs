@@ -2,9 +2,7 @@
 
 use guesthouse_arithmetic::PoolFunction;
 use tract_onnx::tract_core::internal::*;
-use tract_onnx::tract_core::ops::cnn::{
-    Conv, Deconv, KernelFormat, MaxPool, PoolSpec, SumPool,
-};
+use tract_onnx::tract_core::ops::cnn::{Conv, Deconv, KernelFormat, MaxPool, PoolSpec, SumPool};
 use tract_onnx::tract_core::ops::nn::DataFormat;
 
 use super::apply;
@@ -30,9 +28,8 @@ fn convolution(
     conv: &Conv,
 ) -> TractResult<Option<TypedModelPatch>> {
     let pool = &conv.pool_spec;
-    let is_depthwise = conv.group > 1
-        && conv.group == pool.input_channels
-        && conv.group == pool.output_channels;
+    let is_depthwise =
+        conv.group > 1 && conv.group == pool.input_channels && conv.group == pool.output_channels;
     if conv.q_params.is_some()
         || conv.kernel_fmt != KernelFormat::OIHW
         || !(conv.group == 1 || is_depthwise)
@@ -62,6 +59,7 @@ fn deconvolution(
     }
     let Some((weights, _shape)) = constant(model, node.inputs[1]) else { return Ok(None) };
     let Some(bias) = bias(model, node.inputs[2], pool) else { return Ok(None) };
+    let weights = by_input_channel(&weights, pool);
     let adjustments = deconv.adjustments.clone();
     let deconvolution = Deconvolution { pool: pool.clone(), adjustments, weights, bias };
     let output = shape(model, node.id.into())?.clone();
@@ -104,6 +102,19 @@ fn replace_pool(
     let output = shape(model, node.id.into())?.clone();
     let kind = Kind::Pool(function, pool.clone());
     replace(model, node, Node::new(kind, output), &node.inputs[..1])
+}
+
+/// Transpose `[output channels][input channels][kernel]` to have the input channels outermost.
+fn by_input_channel(weights: &[f32], pool: &PoolSpec) -> Constant {
+    let [inputs, outputs] = [pool.input_channels, pool.output_channels];
+    let taps: usize = pool.kernel_shape.iter().product();
+    let mut transposed = Vec::with_capacity(weights.len());
+    for input in 0..inputs {
+        for output in 0..outputs {
+            transposed.extend(&weights[(output * inputs + input) * taps..][..taps]);
+        }
+    }
+    transposed.into()
 }
 
 /// Whether input and output are f32 images of one or two dimensions with the channels first.
