@@ -54,7 +54,8 @@ impl Guest for Measured {
     fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
         let mut inputs = Vec::with_capacity(self.inputs.len());
         for input in &self.inputs {
-            let shape: Vec<_> = batch.shape(&input.name)?.iter().map(|size| *size as usize).collect();
+            let shape: Vec<_> =
+                batch.shape(&input.name)?.iter().map(|size| *size as usize).collect();
             inputs.push(match input.datatype {
                 Datatype::Fp32 => array(&shape, &batch.fp32(&input.name)?),
                 _ => array(&shape, &batch.int64(&input.name)?),

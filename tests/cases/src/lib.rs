@@ -2,8 +2,8 @@
 //! protocol of the programs that run them.
 //!
 //! A program that measures variants reads lines from its standard input, `<case> <variant> <seconds>`,
-//! and answers each with one line of JSON: the times of the calls, and the largest difference to the
-//! expected outputs. So the benchmark can alternate between variants whose models are all loaded.
+//! and answers each with one line of JSON: the times of the calls and the largest difference to the
+//! expected outputs, or the reason why it cannot run the case. So the benchmark can alternate between variants whose models are all loaded.
 
 use std::fs;
 use std::io::{BufRead, Write};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The calls before each measurement: caches and branch predictors belong to the variant that ran
 /// last.
@@ -175,7 +175,7 @@ pub trait Caller {
 /// Answers requests until the input ends. `open` loads a case for a variant, which happens once.
 ///
 /// # Errors
-/// A request is malformed or a call failed.
+/// The requests cannot be read, or the answers cannot be written.
 pub fn answer(
     cases: &Cases,
     requests: impl BufRead,
@@ -185,33 +185,41 @@ pub fn answer(
     let mut opened: Vec<(String, Box<dyn Caller>)> = Vec::new();
     for request in requests.lines() {
         let request = request.context("failed to read a request")?;
-        let Some((key, seconds)) = request.rsplit_once(' ') else {
-            bail!("the request {request:?} has no duration")
-        };
-        let Some((name, variant)) = key.split_once(' ') else {
-            bail!("the request {request:?} is not of the form `<case> <variant> <seconds>`")
-        };
-        let duration = seconds.parse().ok().and_then(|it| Duration::try_from_secs_f64(it).ok());
-        let duration = duration.with_context(|| format!("{seconds:?} is not a duration"))?;
-        let case = cases.find(name)?;
-        let place = opened.iter().position(|(opened, _)| opened == key);
-        let place = match place {
-            Some(place) => place,
-            None => {
-                let caller = open(case, variant).with_context(|| format!("failed to open {key}"))?;
-                opened.push((key.to_owned(), caller));
-                opened.len() - 1
-            }
-        };
-        let caller = &mut opened[place].1;
-        let times = measure(caller.as_mut(), duration)?;
-        let difference = cases.difference(case, &caller.outputs()?)?;
-        let times: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
-        writeln!(answers, "{}", json!({ "seconds": times, "difference": difference }))
-            .and_then(|()| answers.flush())
-            .context("failed to answer")?;
+        let answer = respond(cases, &request, &mut opened, &mut open);
+        let answer = answer.unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));
+        writeln!(answers, "{answer}").and_then(|()| answers.flush()).context("failed to answer")?;
     }
     Ok(())
+}
+
+fn respond(
+    cases: &Cases,
+    request: &str,
+    opened: &mut Vec<(String, Box<dyn Caller>)>,
+    mut open: impl FnMut(&Case, &str) -> Result<Box<dyn Caller>>,
+) -> Result<Value> {
+    let Some((key, seconds)) = request.rsplit_once(' ') else {
+        bail!("the request {request:?} has no duration")
+    };
+    let Some((name, variant)) = key.split_once(' ') else {
+        bail!("the request {request:?} is not of the form `<case> <variant> <seconds>`")
+    };
+    let duration = seconds.parse().ok().and_then(|it| Duration::try_from_secs_f64(it).ok());
+    let duration = duration.with_context(|| format!("{seconds:?} is not a duration"))?;
+    let case = cases.find(name)?;
+    let place = opened.iter().position(|(opened, _)| opened == key);
+    let place = match place {
+        Some(place) => place,
+        None => {
+            opened.push((key.to_owned(), open(case, variant)?));
+            opened.len() - 1
+        }
+    };
+    let caller = opened[place].1.as_mut();
+    let times = measure(caller, duration)?;
+    let difference = cases.difference(case, &caller.outputs()?)?;
+    let times: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+    Ok(json!({ "seconds": times, "difference": difference }))
 }
 
 fn measure(caller: &mut dyn Caller, duration: Duration) -> Result<Vec<Duration>> {
@@ -250,7 +258,7 @@ mod tests {
         }
     }
 
-    fn answers(requests: &str, outputs: &[f32]) -> Result<String> {
+    fn answer_to(request: &str, outputs: &[f32]) -> Value {
         let folder = std::env::temp_dir().join(format!("cases-{}-{outputs:?}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("cases.json"), LIST).unwrap();
@@ -259,15 +267,14 @@ mod tests {
         let cases = Cases::open(&folder).unwrap();
         let mut written = Vec::new();
         let open = |_: &Case, _: &str| Ok(Box::new(Fixed(outputs.to_vec())) as Box<dyn Caller>);
-        let outcome = answer(&cases, requests.as_bytes(), &mut written, open);
+        answer(&cases, request.as_bytes(), &mut written, open).unwrap();
         fs::remove_dir_all(&folder).unwrap();
-        outcome.map(|()| String::from_utf8(written).unwrap())
+        serde_json::from_slice(&written).unwrap()
     }
 
     #[test]
     fn answers_have_times_and_the_largest_difference() {
-        let answer: serde_json::Value =
-            serde_json::from_str(&answers("double-2 a 0\n", &[1.0, 2.5]).unwrap()).unwrap();
+        let answer = answer_to("double-2 a 0\n", &[1.0, 2.5]);
         assert_eq!(answer["difference"], 0.5);
         assert_eq!(answer["seconds"].as_array().unwrap().len(), MIN_CALLS);
     }
@@ -275,9 +282,9 @@ mod tests {
     #[test]
     fn wrong_requests_and_outputs_are_errors() {
         for request in ["double-2 0", "triple a 0", "double-2 a soon", "double-2 a -1"] {
-            assert!(answers(request, &[1.0, 2.0]).is_err(), "{request}");
+            assert!(answer_to(request, &[1.0, 2.0])["error"].is_string(), "{request}");
         }
-        assert!(answers("double-2 a 0", &[1.0]).is_err());
-        assert!(answers("double-2 a 0", &[1.0, f32::NAN]).is_err());
+        assert!(answer_to("double-2 a 0", &[1.0])["error"].is_string());
+        assert!(answer_to("double-2 a 0", &[1.0, f32::NAN])["error"].is_string());
     }
 }

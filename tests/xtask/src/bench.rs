@@ -7,11 +7,13 @@
 
 pub(crate) mod admin;
 mod artifacts;
+mod charts;
 mod client;
 mod compare;
 mod edge;
 mod load;
 mod log;
+mod performance;
 mod process;
 mod protocols;
 mod random;
@@ -53,6 +55,10 @@ pub(crate) enum Benchmark {
     Edge(SectionOptions<edge::Section>),
     /// Measure the overhead of each protocol, batching and cancellation.
     Protocols(SectionOptions<protocols::Section>),
+    /// Compare inference in guests with native inference, and the server with others.
+    Performance(SectionOptions<performance::Section>),
+    /// Draw charts for the book from figures of the performance benchmark.
+    Charts(charts::Options),
 }
 
 /// The options of every benchmark.
@@ -140,6 +146,14 @@ impl Benchmark {
                         protocols::Bench::prepare,
                         protocols::Section::measure,
                     )
+                })
+            }
+            Self::Charts(options) => charts::draw(&options),
+            Self::Performance(options) => {
+                let packages = ["load", "probe", "native"];
+                options.general.run(&packages, &["measured"], |it| {
+                    let prepare = performance::setup::Bench::prepare;
+                    sections(&options.only, it, prepare, performance::Section::measure)
                 })
             }
         }
@@ -257,7 +271,9 @@ impl Figure {
             Some(false) => "MISSED",
         };
         let Self { name, value, unit, .. } = self;
-        line([name, &format!("{value:.2}"), unit, &bar, holds])
+        let is_tiny = *value != 0.0 && value.abs() < 0.01;
+        let value = if is_tiny { format!("{value:.1e}") } else { format!("{value:.2}") };
+        line([name, &value, unit, &bar, holds])
     }
 }
 
