@@ -9,6 +9,7 @@ mod execute;
 mod graph;
 mod node;
 mod product;
+mod proto;
 mod rewrite;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,8 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tract_onnx::Onnx;
+use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 
 use crate::{Assets, Error, PredictError};
@@ -98,21 +101,32 @@ impl ModelBuilder {
     }
 
     fn plan(self, reader: &mut dyn std::io::Read) -> TractResult<Arc<TypedRunnableModel>> {
-        let mut model = tract_onnx::onnx().model_for_read(reader)?;
-        for (index, input) in self.inputs.into_iter().enumerate() {
+        let onnx = tract_onnx::onnx();
+        let mut file = onnx.proto_model_for_read(reader)?;
+        let typed = self.typed(&onnx, &file).or_else(|error| {
+            let is_changed = file.graph.as_mut().is_some_and(proto::keep_sizes_symbolic);
+            if is_changed { self.typed(&onnx, &file) } else { Err(error) }
+        });
+        drop(file);
+        let model = typed?;
+        let model = if self.is_left_to_tract { model.into_optimized()? } else { rewritten(model)? };
+        model.into_runnable()
+    }
+
+    fn typed(&self, onnx: &Onnx, file: &ModelProto) -> TractResult<TypedModel> {
+        let mut model = onnx.model_for_proto_model(file)?;
+        for (index, input) in self.inputs.iter().enumerate() {
             let shape: TVec<TDim> = input
                 .shape
-                .into_iter()
+                .iter()
                 .map(|dimension| match dimension {
-                    Dimension::Fixed(size) => TDim::from(size),
-                    Dimension::Named(name) => model.symbols.sym(&name).into(),
+                    Dimension::Fixed(size) => TDim::from(*size),
+                    Dimension::Named(name) => model.symbols.sym(name).into(),
                 })
                 .collect();
             model.set_input_fact(index, input.datum_type.fact(shape).into())?;
         }
-        let model = model.into_typed()?;
-        let model = if self.is_left_to_tract { model.into_optimized()? } else { rewritten(model)? };
-        model.into_runnable()
+        model.into_typed()
     }
 }
 

@@ -36,10 +36,9 @@ fn rewrite_simplified(model: &mut TypedModel) -> TractResult<()> {
     fusion::fuse(model)?;
     normalization::layer_norms(model)?;
     element_wise::activations(model)?;
-    element_wise::rest(model)?;
     rows::rows(model)?;
     images::pools(model)?;
-    fusion::fuse(model)?;
+    element_wise::rest(model)?;
     finish(model)
 }
 

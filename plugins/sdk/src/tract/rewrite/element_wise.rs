@@ -6,6 +6,7 @@ use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 
 use super::apply;
+use super::fusion::{absorb, absorb_unary};
 use crate::tract::broadcast;
 use crate::tract::graph::{Step, binary, only_step, replace, shape, step, unary, users};
 use crate::tract::node::{Kind, Node};
@@ -21,13 +22,27 @@ pub(super) fn activations(model: &mut TypedModel) -> TractResult<()> {
     })
 }
 
-/// Replace all that are left, one by one.
+/// Replace all that are left, one by one, unless the operation before absorbs them.
 pub(super) fn rest(model: &mut TypedModel) -> TractResult<()> {
     apply::<ElementWiseOp>(model, "unary", |model, node, _op| {
         let Some(tail) = unary(model, node) else { return Ok(None) };
-        replace_unary(model, node, node.inputs[0], tail)
+        match absorb_unary(model, node)? {
+            Some(patch) => Ok(Some(patch)),
+            None => replace_unary(model, node, node.inputs[0], tail),
+        }
     })?;
-    apply::<TypedBinOp>(model, "scale and shift", |model, node, _op| match step(model, node) {
+    // Bounds come last, because a factor and a summand with bounds are one activation.
+    for function in [scale_or_shift, bound, two_operands] {
+        apply::<TypedBinOp>(model, "binary", move |model, node, _op| match absorb(model, node)? {
+            Some(patch) => Ok(Some(patch)),
+            None => function(model, node),
+        })?;
+    }
+    Ok(())
+}
+
+fn scale_or_shift(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+    match step(model, node) {
         Some((operand, Step::Scale(scale))) => {
             replace_unary(model, node, operand, Tail { scale, ..Tail::NONE })
         }
@@ -35,31 +50,29 @@ pub(super) fn rest(model: &mut TypedModel) -> TractResult<()> {
             replace_unary(model, node, operand, Tail { shift, ..Tail::NONE })
         }
         _ => Ok(None),
-    })?;
-    super::fusion::fuse(model)?;
-    apply::<TypedBinOp>(model, "bound", |model, node, _op| {
-        let (operand, activation) = match step(model, node) {
-            Some((operand, Step::AtLeast(0.0))) => (operand, Activation::Relu),
-            Some((operand, Step::AtLeast(least))) => {
-                (operand, Activation::Clip(least, f32::INFINITY))
-            }
-            Some((operand, Step::AtMost(greatest))) => {
-                (operand, Activation::Clip(f32::NEG_INFINITY, greatest))
-            }
-            _ => return Ok(None),
-        };
-        replace_unary(model, node, operand, Tail { activation, ..Tail::NONE })
-    })?;
-    apply::<TypedBinOp>(model, "binary", |model, node, _op| {
-        let Some(function) = binary(model, node) else { return Ok(None) };
-        let output = shape(model, node.id.into())?;
-        let operands = [shape(model, node.inputs[0])?, shape(model, node.inputs[1])?];
-        if is_small(output) || !broadcast::is_possible(operands[0], operands[1]) {
-            return Ok(None);
+    }
+}
+
+fn bound(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+    let (operand, activation) = match step(model, node) {
+        Some((operand, Step::AtLeast(0.0))) => (operand, Activation::Relu),
+        Some((operand, Step::AtLeast(least))) => (operand, Activation::Clip(least, f32::INFINITY)),
+        Some((operand, Step::AtMost(greatest))) => {
+            (operand, Activation::Clip(f32::NEG_INFINITY, greatest))
         }
-        let binary = Node::new(Kind::Binary(function), output.clone());
-        replace(model, node, binary, &node.inputs)
-    })
+        _ => return Ok(None),
+    };
+    replace_unary(model, node, operand, Tail { activation, ..Tail::NONE })
+}
+
+fn two_operands(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+    let Some(function) = binary(model, node) else { return Ok(None) };
+    let output = shape(model, node.id.into())?;
+    let operands = [shape(model, node.inputs[0])?, shape(model, node.inputs[1])?];
+    if is_small(output) || !broadcast::is_possible(operands[0], operands[1]) {
+        return Ok(None);
+    }
+    replace(model, node, Node::new(Kind::Binary(function), output.clone()), &node.inputs)
 }
 
 fn replace_unary(
@@ -113,19 +126,37 @@ fn hard_swish(model: &TypedModel, node: &TypedNode) -> Option<(OutletId, usize, 
     })
 }
 
-/// `x * (erf(x / sqrt(2)) + 1)`, which is twice the function.
+/// `x * (erf(x / sqrt(2)) + 1)`, which is twice the function; both factors may be scaled.
 fn gelu(model: &TypedModel, node: &TypedNode) -> Option<(OutletId, usize, Tail)> {
     let (left, right) = factors(model, node)?;
-    [(left, right), (right, left)].into_iter().find_map(|(operand, factor)| {
+    [(left, right), (right, left)].into_iter().find_map(|(first, second)| {
+        let (factor, second_scale) = unscaled(model, second);
         let (erf, Step::Shift(1.0)) = only_step(model, factor)? else { return None };
-        let is_erf = users(model, erf) == 1
-            && unary(model, model.node(erf.node))?.activation == Activation::Erf;
+        if users(model, erf) != 1
+            || unary(model, model.node(erf.node))?.activation != Activation::Erf
+        {
+            return None;
+        }
         let scaled = *model.node(erf.node).inputs.first()?;
-        let (inner, Step::Scale(scale)) = only_step(model, scaled)? else { return None };
-        let is_gelu = is_erf && inner == operand && is_near(scale, 0.5_f32.sqrt());
-        let tail = Tail { activation: Activation::Gelu, scale: 2.0, shift: 0.0 };
-        is_gelu.then_some((operand, 2, tail))
+        let (operand, Step::Scale(scale)) = only_step(model, scaled)? else { return None };
+        let first_scale = if first == operand {
+            1.0
+        } else {
+            let (inner, scale) = unscaled(model, first);
+            (inner == operand).then_some(scale)?
+        };
+        let scale_of_both = 2.0 * first_scale * second_scale;
+        let tail = Tail { activation: Activation::Gelu, scale: scale_of_both, shift: 0.0 };
+        is_near(scale, 0.5_f32.sqrt()).then_some((operand, 2, tail))
     })
+}
+
+/// The operand and the factor at this outlet, if it is the only use of a scaled value.
+fn unscaled(model: &TypedModel, outlet: OutletId) -> (OutletId, f32) {
+    match only_step(model, outlet) {
+        Some((operand, Step::Scale(scale))) => (operand, scale),
+        _ => (outlet, 1.0),
+    }
 }
 
 /// The operands of a multiplication that keeps their shape.

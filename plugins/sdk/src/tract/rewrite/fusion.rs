@@ -25,7 +25,7 @@ pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
 }
 
 /// Let the operation before an element-wise operation with two operands absorb it.
-fn absorb(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+pub(super) fn absorb(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
     let Some(function) = binary(model, node) else { return Ok(None) };
     if let Some((operand, uses, tail)) = pattern(model, node)
         && let Some(patch) = absorb_tail(model, node, (operand, uses), tail)?
@@ -71,7 +71,10 @@ fn absorb(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModel
 }
 
 /// Let the operation before an element-wise operation absorb it.
-fn absorb_unary(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+pub(super) fn absorb_unary(
+    model: &TypedModel,
+    node: &TypedNode,
+) -> TractResult<Option<TypedModelPatch>> {
     let Some(tail) = unary(model, node) else { return Ok(None) };
     absorb_tail(model, node, (node.inputs[0], 1), tail)
 }

@@ -2,7 +2,9 @@
 
 use guesthouse_arithmetic::PoolFunction;
 use tract_onnx::tract_core::internal::*;
-use tract_onnx::tract_core::ops::cnn::{Conv, Deconv, KernelFormat, MaxPool, PoolSpec, SumPool};
+use tract_onnx::tract_core::ops::cnn::{
+    Conv, Deconv, KernelFormat, MaxPool, PaddingSpec, PoolSpec, SumPool,
+};
 use tract_onnx::tract_core::ops::nn::DataFormat;
 
 use super::apply;
@@ -82,7 +84,10 @@ fn mean(
     node: &TypedNode,
     pool: &SumPool,
 ) -> TractResult<Option<TypedModelPatch>> {
+    // A window that rounding up moves past the padding is divided by less than the kernel's size.
+    let is_rounded_up = matches!(pool.pool_spec.padding, PaddingSpec::ExplicitOnnxPool(_, _, true));
     let function = match (pool.normalize, pool.count_include_pad) {
+        (true, true) if is_rounded_up => return Ok(None),
         (true, true) => PoolFunction::AverageWithPadding,
         (true, false) => PoolFunction::Average,
         (false, _) => return Ok(None),

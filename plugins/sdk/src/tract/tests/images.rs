@@ -203,6 +203,7 @@ fn pools_of_all_geometries_are_ours() {
         },
     ];
     for window in windows {
+        let is_rounded_up = matches!(window.padding, PaddingSpec::ExplicitOnnxPool(_, _, true));
         let pool_spec = window.pool(3, 3);
         let maximum = MaxPool { pool_spec: pool_spec.clone(), with_index_outputs: None };
         let mut graph = Graph::new();
@@ -214,7 +215,8 @@ fn pools_of_all_geometries_are_ours() {
             let mut graph = Graph::new();
             let input = graph.rows(2, &[3, 8, 9]);
             let output = graph.wire(mean, &[input]);
-            graph.check(&[output], &["Pool"]);
+            let is_ours = !count_include_pad || !is_rounded_up;
+            graph.check(&[output], &[if is_ours { "Pool" } else { "SumPool" }]);
         }
     }
 }
@@ -247,5 +249,5 @@ fn an_image_with_channels_last_is_transposed_by_tract() {
     let output = graph.with(math::max(), output, 0.0);
     let output = graph.wire(AxisOp::Move(1, 3), &[output]);
     graph.model.select_output_outlets(&[output]).unwrap();
-    graph.check(&[output], &["Move", "Convolution", "Move"]);
+    graph.check(&[output], &["MoveAxis", "Convolution", "MoveAxis"]);
 }
