@@ -272,7 +272,7 @@ fn add_models(paths: &mut Map<String, Value>, components: &mut SchemaGenerator) 
     let operation = model("rollback", "End a rollout, or go back to the version promoted before");
     change("post", "/rollback", operation.body::<RollbackRequest>(false));
     let operation = model("undeploy", "Remove a version to which nothing is routed")
-        .path("version", json!({"type": "string", "examples": ["1.0.0"]}));
+        .path("version", json!({"type": "string", "pattern": schema::VERSION}));
     change("delete", "/versions/{version}", operation);
 }
 
