@@ -277,7 +277,7 @@ fn add_models(paths: &mut Map<String, Value>, components: &mut SchemaGenerator) 
 }
 
 fn add_deployments(paths: &mut Map<String, Value>, components: &mut SchemaGenerator) {
-    let artifact = json!({"schema": {"type": "string", "format": "binary"}});
+    let artifact = json!({"schema": {"type": "string", "format": "binary", "minLength": 1}});
     let content = json!({"application/wasm": artifact, "application/octet-stream": artifact});
     let summary = "Deploy an artifact, which becomes ready in the background";
     let mut operation = OperationObject::new("deployments", "deploy", summary)

@@ -34,8 +34,8 @@ expected-statuses = ["2xx", "3xx", "4xx", "504"]
 "#;
 
 /// The same for the admin API, where a valid request gets 503 if too many deployments are in progress.
-/// Shares written with a decimal point are rejected, because 1.0 could mean all requests; JSON Schema
-/// does not distinguish them from integers.
+/// Integers written with a decimal point are rejected, because a share of 1.0 could mean all requests;
+/// JSON Schema does not distinguish them from other integers.
 const ADMIN_SETTINGS: &str = r#"
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "404", "409", "422", "503"]
@@ -44,7 +44,7 @@ expected-statuses = ["2xx", "404", "409", "422", "503"]
 expected-statuses = ["2xx", "4xx", "503"]
 
 [[operations]]
-include-path-regex = "/(canary|shadow)$"
+include-path-regex = "/(canary|shadow|keys)$"
 
 [operations.checks.positive_data_acceptance]
 expected-statuses = ["2xx", "400", "404", "409", "422", "503"]
