@@ -30,7 +30,7 @@ pub use golden::GoldenExample;
 pub use guesthouse_model::record::Tolerances;
 pub use manifest::{Descriptor, Manifest};
 pub use pack::{PackError, add_signature, pack_draft};
-pub use sections::CONTRACT_VERSION;
+pub use sections::{CONTRACT_VERSION, CONTRACT_VERSIONS};
 
 use guesthouse_model::{Signature, SignatureError, VersionId};
 use sections::Sections;
@@ -40,6 +40,9 @@ const DESCRIPTOR_SECTION: &str = "guesthouse:descriptor";
 const SIGNATURE_SECTION: &str = "guesthouse:signature";
 const GOLDEN_SECTION: &str = "guesthouse:golden";
 const ASSET_SECTION_PREFIX: &str = "guesthouse:asset/";
+
+/// The name of the host's arithmetic among imports, without its version.
+const ARITHMETIC_IMPORT: &str = "guesthouse:model/arithmetic@";
 
 /// The SHA-256 of an artifact's bytes, written `sha256:…`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -146,9 +149,11 @@ pub enum ArtifactError {
     WrongWorld(String),
     /// The guest was built for another version of the contract.
     #[error(
-        "it was made for the contract guesthouse:model@{version}, and this release has \
-         guesthouse:model@{CONTRACT_VERSION}: build and pack it again with this release, and deploy it as \
-         a new version, or under the same number after undeploying this one"
+        "it was made for the contract guesthouse:model@{version}, and this release serves those up to \
+         guesthouse:model@{CONTRACT_VERSION} from guesthouse:model@{oldest} on: upgrade this host if the artifact \
+         is newer; otherwise build and pack it again, and deploy it as a new version, or under the same \
+         number after undeploying this one",
+        oldest = CONTRACT_VERSIONS[0]
     )]
     OtherContract {
         /// The version of the contract that the guest exports.
@@ -248,6 +253,11 @@ impl Artifact {
             imports,
             exports,
         })
+    }
+
+    /// Whether the guest imports the host's arithmetic.
+    pub fn imports_arithmetic(&self) -> bool {
+        self.imports.iter().any(|import| import.starts_with(ARITHMETIC_IMPORT))
     }
 
     /// The size of the artifact, in bytes.

@@ -42,7 +42,11 @@ const REQUIRED_EXPORTS: [&str; 2] = ["guesthouse:model/lifecycle", "guesthouse:m
 const ALLOWED_IMPORTS: [&str; 2] = ["guesthouse:model/", "wasi:"];
 
 /// The version of the contract that this host implements; see `wit/model.wit`.
-pub const CONTRACT_VERSION: &str = "0.2.0";
+pub const CONTRACT_VERSION: &str = "0.2.1";
+
+/// The versions of the contract whose artifacts this host serves, oldest first: all that were
+/// published since the last breaking change. Later versions only add to earlier ones.
+pub const CONTRACT_VERSIONS: [&str; 2] = ["0.2.0", CONTRACT_VERSION];
 
 /// The prefix of the names of this format's own sections.
 const OWN_PREFIX: &str = "guesthouse:";
@@ -176,15 +180,19 @@ impl Sections {
 
     pub(super) fn check_world(&self) -> Result<(), ArtifactError> {
         for required in REQUIRED_EXPORTS {
-            let wanted = format!("{required}@{CONTRACT_VERSION}");
-            let other = |export: &String| {
+            let version = |export: &String| {
                 Some(export.strip_prefix(required)?.strip_prefix('@')?.to_owned())
             };
-            if !self.exports.contains(&wanted) {
-                if let Some(version) = self.exports.iter().find_map(other) {
-                    return Err(ArtifactError::OtherContract { version });
+            let versions: Vec<_> = self.exports.iter().filter_map(version).collect();
+            match versions.first() {
+                Some(_) if versions.iter().any(|it| CONTRACT_VERSIONS.contains(&it.as_str())) => {}
+                Some(other) => return Err(ArtifactError::OtherContract { version: other.clone() }),
+                None => {
+                    let wanted = format!("{required}@{CONTRACT_VERSION}");
+                    return Err(ArtifactError::WrongWorld(format!(
+                        "it does not export `{wanted}`"
+                    )));
                 }
-                return Err(ArtifactError::WrongWorld(format!("it does not export `{wanted}`")));
             }
         }
         let foreign = self

@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 
 use crate::guest::{EngineError, EngineLimits, Engines};
 use crate::inference::{InferenceLimits, InferenceThreads, PredictError, PredictJob, QueueOptions};
-use crate::load::{self, SignatureMismatch};
+use crate::load::{self, SignatureMismatch, grants_arithmetic};
 use crate::machine;
 use crate::preinit::{self, ChildProgram, PreinitError, PreinitHooks, PreinitLimits};
 use crate::stages::StageTimer;
@@ -175,7 +175,10 @@ impl Runtime {
     pub fn load(&self, artifact: &Path) -> Result<LoadedModel, OpenError> {
         let artifact = Artifact::open(artifact)?;
         let reservation = self.budget.reserve(&self.options.model)?;
-        let compiled = match self.store.find(artifact.digest())? {
+        let compiled = match self
+            .store
+            .find(artifact.digest(), grants_arithmetic(&artifact, &self.options.model))?
+        {
             Some(compiled) => compiled,
             None => self.compile(&artifact)?,
         };
@@ -195,6 +198,7 @@ impl Runtime {
         let limits = PreinitLimits {
             guest_memory_bytes: instance.memory_bytes,
             guest_stack_bytes: instance.stack_bytes,
+            arithmetic: instance.arithmetic,
             ..self.options.preinit
         };
         load::compile(&self.store, &self.engines, artifact, |path, goal| {

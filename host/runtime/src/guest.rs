@@ -7,6 +7,7 @@
 //! must be dropped, because a trap leaves its store in an undefined state. How many instances there
 //! are is left to `pool`.
 
+mod arithmetic;
 mod bindings;
 mod convert;
 mod engine;
@@ -18,10 +19,12 @@ mod state;
 mod stop;
 mod ticker;
 
+pub use arithmetic::ArithmeticUsage;
 pub(crate) use bindings::Model;
 pub use convert::{MAX_REJECTIONS, signature_from_wit};
 pub use engine::{Engine, EngineError, EngineLimits, Engines};
 pub use fault::{Fault, Rejection, TrapKind};
+pub use guesthouse_arithmetic::Backend;
 pub use instance::{Instance, LoadedComponent};
 pub use limits::{DEFAULT_START_TIME, InstanceLimits};
 pub(crate) use linker::{NotInSnapshot, Phase, linker};

@@ -17,6 +17,11 @@ use crate::version::{ModelLimits, ProofError, Reservation, ServableVersion};
 #[error("init declares another signature than the one in the artifact")]
 pub struct SignatureMismatch;
 
+/// Whether the guest of an artifact imports arithmetic and is granted it.
+pub fn grants_arithmetic(artifact: &Artifact, limits: &ModelLimits) -> bool {
+    artifact.imports_arithmetic() && limits.instance.arithmetic.is_some()
+}
+
 /// Compile an artifact for these engines and store the result. `run` pre-initialises the artifact at a path.
 ///
 /// # Errors

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use self::core_limit::CoreLimit;
 use self::initialise::Preinitialisation;
-use crate::guest::DEFAULT_START_TIME;
+use crate::guest::{Backend, DEFAULT_START_TIME, InstanceLimits};
 use guesthouse_model::Signature;
 
 /// The longest report that is read from a child, in bytes; a signature is much smaller.
@@ -49,6 +49,8 @@ pub struct PreinitLimits {
     pub guest_memory_bytes: usize,
     /// Call stack of the guest, in bytes.
     pub guest_stack_bytes: usize,
+    /// The instructions of the arithmetic that the guest is granted, or `None`.
+    pub arithmetic: Option<Backend>,
     /// The size of the largest file that the child may write, in bytes.
     pub file_bytes: u64,
     /// The scheduling priority of the child.
@@ -86,6 +88,7 @@ impl Default for PreinitLimits {
             memory_bytes: 6 << 30,
             guest_memory_bytes: 1 << 30,
             guest_stack_bytes: 512 << 10,
+            arithmetic: InstanceLimits::default().arithmetic,
             file_bytes: 4 << 30,
             priority: ChildPriority::Low,
         }
@@ -109,6 +112,10 @@ pub struct PreinitReport {
     pub signature: Signature,
     /// How instances start.
     pub start: InstanceStart,
+    /// Whether the guest imports arithmetic and `init` was granted it: its state may depend on that.
+    // Left out if false, because the MAC of records that were written without it covers the text.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub arithmetic: bool,
     /// The fingerprint of the engines that can run the compiled code; `None` if only the signature
     /// was requested.
     pub fingerprint: Option<String>,
@@ -267,6 +274,7 @@ pub fn run_in_process(
         files,
         guest_memory_bytes,
         guest_stack_bytes,
+        arithmetic: limits.arithmetic,
         start_limit: None,
     };
     // On a thread of its own, because the caller's may have a small stack, or be a worker of tokio.
@@ -313,6 +321,9 @@ fn command(
     limit("--guest-memory-bytes", limits.guest_memory_bytes as u64);
     limit("--guest-stack-bytes", limits.guest_stack_bytes as u64);
     limit("--file-bytes", limits.file_bytes);
+    if let Some(backend) = limits.arithmetic {
+        command.arg("--arithmetic").arg(backend.name());
+    }
     command.arg("--priority").arg(limits.priority.as_str());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     Ok(command)

@@ -147,12 +147,17 @@ impl Store {
         &self.folder
     }
 
-    /// Find the compiled code of an artifact for this engine.
+    /// Find the compiled code of an artifact for this engine, in whose `init` arithmetic was granted
+    /// or not: the answer is part of the snapshot.
     ///
     /// # Errors
     /// The file exists but cannot be read. A file that does not pass its MAC is logged and treated
     /// as absent.
-    pub fn find(&self, artifact: Digest) -> Result<Option<CompiledVersion>, StoreError> {
+    pub fn find(
+        &self,
+        artifact: Digest,
+        arithmetic: bool,
+    ) -> Result<Option<CompiledVersion>, StoreError> {
         let record = match fs::read(self.path(artifact, "json")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(StoreError::new("cannot read a record"))?,
@@ -162,6 +167,10 @@ impl Store {
             return Ok(None);
         };
         let unreadable = StoreError::new("cannot read a compiled version");
+        if record.report.arithmetic != arithmetic {
+            tracing::info!(%artifact, "the grant of arithmetic has changed, compiling again");
+            return Ok(None);
+        }
         let code = match open_regular(&self.path(artifact, "cwasm")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(&unreadable)?,
@@ -387,6 +396,7 @@ mod tests {
         PreinitReport {
             signature,
             start,
+            arithmetic: false,
             fingerprint: None,
             steps_ms: vec![],
             peak_memory_bytes: 0,
@@ -410,35 +420,35 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
         let (one, two) = (Digest::from_content(b"one"), Digest::from_content(b"two"));
-        assert!(store.find(one).unwrap().is_none());
+        assert!(store.find(one, false).unwrap().is_none());
         keep(&store, one, b"code");
         drop(store);
         let other_engine = open(folder.path(), "other");
-        assert!(other_engine.find(one).unwrap().is_none());
+        assert!(other_engine.find(one, false).unwrap().is_none());
         drop(other_engine);
         let store = open(folder.path(), "engine");
-        assert!(store.find(one).unwrap().is_some());
-        assert!(store.find(two).unwrap().is_none());
+        assert!(store.find(one, false).unwrap().is_some());
+        assert!(store.find(two, false).unwrap().is_none());
 
         // The code of another artifact under this artifact's name.
         let path = store.path(one, "cwasm");
         fs::copy(&path, store.path(two, "cwasm")).unwrap();
         fs::copy(store.path(one, "json"), store.path(two, "json")).unwrap();
-        assert!(store.find(two).unwrap().is_none());
+        assert!(store.find(two, false).unwrap().is_none());
         // Other code, and other code with a record under another key.
         fs::write(&path, b"evil").unwrap();
-        assert!(store.find(one).unwrap().is_none());
+        assert!(store.find(one, false).unwrap().is_none());
         let elsewhere = tempfile::tempdir().unwrap();
         let foreign = open(elsewhere.path(), "engine");
         keep(&foreign, one, b"evil");
         fs::copy(foreign.path(one, "json"), store.path(one, "json")).unwrap();
-        assert!(store.find(one).unwrap().is_none());
+        assert!(store.find(one, false).unwrap().is_none());
         // A damaged record, and one whose code is gone.
         fs::write(store.path(one, "json"), b"{").unwrap();
-        assert!(store.find(one).unwrap().is_none());
+        assert!(store.find(one, false).unwrap().is_none());
         keep(&store, one, b"code");
         fs::remove_file(&path).unwrap();
-        assert!(store.find(one).unwrap().is_none());
+        assert!(store.find(one, false).unwrap().is_none());
     }
 
     #[test]
@@ -447,7 +457,7 @@ mod tests {
         let store = open(folder.path(), "engine");
         let artifact = Digest::from_content(b"one");
         let kept = keep(&store, artifact, b"code");
-        let found = store.find(artifact).unwrap().unwrap();
+        let found = store.find(artifact, false).unwrap().unwrap();
         // Another file takes its name after the check.
         let evil = folder.path().join("evil");
         fs::write(&evil, b"evil").unwrap();
@@ -507,7 +517,7 @@ mod tests {
         drop(store);
         let again = open(folder.path(), "engine");
         assert!(!left.exists() && !files.iter().any(|file| file.exists()));
-        assert!(again.find(Digest::from_content(b"one")).unwrap().is_some());
+        assert!(again.find(Digest::from_content(b"one"), false).unwrap().is_some());
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod tests;
 pub mod trace;
 
 pub use closed::closed_loop;
-pub use open::{MAX_RATE, open_loop};
+pub use open::{Arrivals, MAX_RATE, open_loop};
 pub use report::Report;
 pub use run::{Load, MAX_CONNECTIONS, MAX_TIME};
 pub use target::{Expectation, Target};

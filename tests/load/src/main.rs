@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use hyper::StatusCode;
 use hyper::body::Bytes;
 use hyper::header::{HeaderName, HeaderValue};
-use load::{Expectation, Load, Target};
+use load::{Arrivals, Expectation, Load, Target};
 
 /// The limit of a file of bodies, which is kept in memory.
 const MAX_BODIES_BYTES: u64 = 256 << 20;
@@ -30,11 +30,14 @@ struct Arguments {
 enum Shape {
     /// Sends the next request on each connection when the previous one has been answered.
     Closed(LoadArguments),
-    /// Sends requests at a fixed rate; latency counts from the scheduled time.
+    /// Sends requests at a rate; latency counts from the scheduled time.
     Open {
         /// Requests per second.
         #[arg(long)]
         rate: u32,
+        /// Send at random intervals, as independent callers do, with this seed.
+        #[arg(long, value_name = "SEED")]
+        poisson: Option<u64>,
         #[command(flatten)]
         load: LoadArguments,
     },
@@ -108,12 +111,14 @@ fn perform(shape: Shape) -> Result<()> {
         .context("failed to start")?;
     let (rate, arguments) = match shape {
         Shape::Closed(arguments) => (None, arguments),
-        Shape::Open { rate, load } => (Some(rate), load),
+        Shape::Open { rate, poisson, load } => {
+            (Some((rate, poisson.map_or(Arrivals::Regular, Arrivals::Poisson))), load)
+        }
     };
     let load = arguments.load()?;
     let report = match rate {
         None => runtime.block_on(load::closed_loop(&load)),
-        Some(rate) => runtime.block_on(load::open_loop(&load, rate)),
+        Some((rate, arrivals)) => runtime.block_on(load::open_loop(&load, rate, arrivals)),
     };
     let report = report.context("failed to generate the load")?;
     let path = &arguments.report;

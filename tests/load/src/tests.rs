@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 
-use crate::{Expectation, Load, LoadError, Report, Target, closed_loop, open_loop, trace};
+use crate::{
+    Arrivals, Expectation, Load, LoadError, Report, Target, closed_loop, open_loop, trace,
+};
 
 /// The response of a server to the request of this number; none closes the connection.
 type Behaviour = fn(usize) -> Option<&'static str>;
@@ -87,7 +89,7 @@ fn closed(load: &Load) -> Report {
 }
 
 fn open(load: &Load, rate: u32) -> Report {
-    run(open_loop(load, rate)).unwrap()
+    run(open_loop(load, rate, Arrivals::Regular)).unwrap()
 }
 
 fn max_us(report: &Report) -> u64 {
@@ -208,7 +210,7 @@ fn a_trace_has_a_line_for_each_request() {
     }
 
     load.trace = Some(folder.path().join("absent/trace"));
-    assert!(matches!(run(open_loop(&load, 100)), Err(LoadError::Trace(_))));
+    assert!(matches!(run(open_loop(&load, 100, Arrivals::Regular)), Err(LoadError::Trace(_))));
 }
 
 #[test]
@@ -225,7 +227,7 @@ fn a_load_out_of_bounds_is_rejected() {
         assert!(matches!(error, LoadError::OutOfBounds { .. }), "{error}");
     }
     for rate in [0, 100_001] {
-        let error = run(open_loop(&good, rate)).unwrap_err();
+        let error = run(open_loop(&good, rate, Arrivals::Regular)).unwrap_err();
         assert!(matches!(error, LoadError::OutOfBounds { name: "rate", .. }));
     }
 }

@@ -8,6 +8,7 @@ use guesthouse_artifact::Artifact;
 use guesthouse_model::Tensor;
 use guesthouse_model::record;
 use guesthouse_runtime::guest::{Engine, EngineLimits, Instance, LoadedComponent, StopSignal};
+use guesthouse_runtime::load::grants_arithmetic;
 use guesthouse_runtime::store::Store;
 use guesthouse_server::config::ConfigFile;
 
@@ -33,7 +34,8 @@ impl Loaded {
         let store = Store::open(state, engine.fingerprint())?;
 
         let artifact = Artifact::open(artifact).context("failed to read the artifact")?;
-        let compiled = store.find(artifact.digest())?;
+        let arithmetic = grants_arithmetic(&artifact, &limits.model);
+        let compiled = store.find(artifact.digest(), arithmetic)?;
         let compiled = compiled.context("the state folder has no compiled form of the artifact")?;
         let signature = compiled.report.signature.clone();
         let examples = artifact.golden().iter().map(|example| {

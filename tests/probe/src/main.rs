@@ -2,10 +2,12 @@
 //! processes for benchmarks.
 //!
 //! It uses the host as a library and does what a server does, without the server: [`loaded`] finds
-//! and maps a version, and [`instances`], [`memory`] and [`isolation`] measure it and print JSON.
+//! and maps a version, and [`instances`], [`memory`] and [`isolation`] measure it and print JSON. [`infer`] runs the cases of
+//! the performance benchmark.
 //! The benchmarks compare the figures with their bars.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints its result")]
 
+mod infer;
 mod instances;
 mod isolation;
 mod loaded;
@@ -54,6 +56,18 @@ enum Task {
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         count: u32,
     },
+    /// Answer requests for measurements of cases on the standard input.
+    Infer {
+        /// The folder of models and cases.
+        #[arg(long)]
+        models: PathBuf,
+        /// The folder of the models' artifacts.
+        #[arg(long)]
+        artifacts: PathBuf,
+        /// A state folder, which is created if it is absent.
+        #[arg(long)]
+        state: PathBuf,
+    },
     /// Keep one core busy until the time is over or the parent process ends.
     Spin {
         /// The time limit in seconds.
@@ -94,6 +108,9 @@ fn perform(task: Task) -> Result<()> {
         Task::Instances { version, count } => instances::measure(&version.load(1)?, count)?,
         Task::Memory { version, count } => memory::measure(&version.load(count)?, count)?,
         Task::Isolation { version, count } => isolation::measure(&version.load(2)?, count)?,
+        Task::Infer { models, artifacts, state } => {
+            return infer::answer(&models, &artifacts, &state);
+        }
         Task::Spin { seconds } => return process::spin(seconds),
         Task::Become { command } => return process::become_other(&command),
     };

@@ -12,6 +12,7 @@ mod compare;
 mod edge;
 mod load;
 mod log;
+mod performance;
 mod process;
 mod protocols;
 mod random;
@@ -53,6 +54,8 @@ pub(crate) enum Benchmark {
     Edge(SectionOptions<edge::Section>),
     /// Measure the overhead of each protocol, batching and cancellation.
     Protocols(SectionOptions<protocols::Section>),
+    /// Compare inference in guests with native inference, and the server with others.
+    Performance(SectionOptions<performance::Section>),
 }
 
 /// The options of every benchmark.
@@ -140,6 +143,13 @@ impl Benchmark {
                         protocols::Bench::prepare,
                         protocols::Section::measure,
                     )
+                })
+            }
+            Self::Performance(options) => {
+                let packages = ["load", "probe", "native"];
+                options.general.run(&packages, &["measured"], |it| {
+                    let prepare = performance::setup::Bench::prepare;
+                    sections(&options.only, it, prepare, performance::Section::measure)
                 })
             }
         }

@@ -10,7 +10,7 @@ mod metrics;
 mod packaging;
 mod page;
 mod perf_analyzer;
-mod python;
+pub(crate) mod python;
 
 use std::fs;
 use std::io::ErrorKind;

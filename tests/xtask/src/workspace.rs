@@ -98,6 +98,16 @@ impl Workspace {
         self.target.join("release").join("probe")
     }
 
+    /// The program that runs models natively.
+    pub(crate) fn native_binary(&self) -> PathBuf {
+        self.target.join("release").join("native")
+    }
+
+    /// The folder of the Python programs of the performance benchmark.
+    pub(crate) fn performance(&self) -> PathBuf {
+        self.root.join("tests/performance")
+    }
+
     /// Texts with their scores by scikit-learn, as lines of JSON.
     pub(crate) fn toxicity_oracle(&self) -> PathBuf {
         self.root.join("tests/data/toxicity/oracle.jsonl")

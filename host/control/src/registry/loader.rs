@@ -147,7 +147,9 @@ impl Loader {
     /// # Errors
     /// The state folder cannot be read.
     pub fn find(&self, artifact: &Artifact) -> Result<Option<CompiledVersion>, LoadError> {
-        self.meters.time_step("find", || catch_panic(|| Ok(self.store.find(artifact.digest())?)))
+        let arithmetic = load::grants_arithmetic(artifact, self.limits_of(&artifact.id().name));
+        let find = || Ok(self.store.find(artifact.digest(), arithmetic)?);
+        self.meters.time_step("find", || catch_panic(find))
     }
 
     /// The job of compiling an artifact of that size.
@@ -192,6 +194,7 @@ impl Loader {
             memory_bytes: job.memory_bytes(),
             guest_memory_bytes: limits.instance.memory_bytes,
             guest_stack_bytes: limits.instance.stack_bytes,
+            arithmetic: limits.instance.arithmetic,
             ..self.preinit_limits
         };
         let watch = PreinitHooks {

@@ -1,4 +1,5 @@
-//! The bindings that wasmtime makes of `wit/model.wit`.
+//! The bindings that wasmtime makes of `wit/model.wit`, except of the interface `arithmetic`, which
+//! is linked by hand.
 #![allow(
     missing_docs,
     unreachable_pub,
@@ -10,6 +11,8 @@
 
 wasmtime::component::bindgen!({
     path: "../../wit",
-    world: "model",
+    world: "basic",
     imports: { default: trappable },
 });
+
+pub use {Basic as Model, BasicPre as ModelPre};

@@ -4,6 +4,7 @@ use std::fmt;
 
 use wasmtime::{Trap, WasmBacktrace};
 
+use super::arithmetic::ResultTooLarge;
 use super::stop::StopReason;
 
 /// A row that the guest rejected, because the caller's input is not acceptable.
@@ -136,7 +137,7 @@ impl Fault {
                 return Self::Cancelled;
             }
             Some(Trap::Interrupt) => return Self::Deadline,
-            _ if memory_was_denied => return Self::OutOfMemory,
+            _ if memory_was_denied || error.is::<ResultTooLarge>() => return Self::OutOfMemory,
             Some(Trap::StackOverflow) => TrapKind::StackOverflow,
             Some(Trap::UnreachableCodeReached) => TrapKind::Unreachable,
             Some(Trap::MemoryOutOfBounds | Trap::TableOutOfBounds) => TrapKind::OutOfBounds,

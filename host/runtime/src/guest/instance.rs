@@ -7,6 +7,7 @@ use std::time::Instant;
 use wasmtime::component::Component;
 use wasmtime::{Store, UpdateDeadline};
 
+use super::arithmetic::ArithmeticUsage;
 use super::bindings::{Model, ModelPre};
 use super::convert::{
     fault_from_wit, finite_outputs, outputs_from_wit, shorten_failure, signature_from_wit,
@@ -31,6 +32,7 @@ pub struct LoadedComponent {
     limits: InstanceLimits,
     /// Set only if there is no snapshot.
     assets: Option<Arc<Artifact>>,
+    arithmetic_usage: Arc<ArithmeticUsage>,
     ticker: Ticker,
 }
 
@@ -56,7 +58,15 @@ impl LoadedComponent {
         let linker = linker(engine, &component, Phase::Serve)?;
         let pre = ModelPre::new(linker.instantiate_pre(&component)?)?;
         let (version, signature) = (Arc::new(version), Arc::new(signature));
-        Ok(Self { pre, version, signature, limits, assets: None, ticker: engine.ticker() })
+        Ok(Self {
+            pre,
+            version,
+            signature,
+            limits,
+            assets: None,
+            arithmetic_usage: Arc::default(),
+            ticker: engine.ticker(),
+        })
     }
 
     /// Run `init` with these assets in each instance, because there is no snapshot.
@@ -68,6 +78,11 @@ impl LoadedComponent {
     /// Whether each instance runs `init` first, because there is no snapshot.
     pub fn runs_init(&self) -> bool {
         self.assets.is_some()
+    }
+
+    /// The arithmetic of all instances.
+    pub fn arithmetic_usage(&self) -> &Arc<ArithmeticUsage> {
+        &self.arithmetic_usage
     }
 
     /// The stack size of a thread that runs this guest, in bytes.
@@ -82,7 +97,12 @@ impl LoadedComponent {
     /// [`Fault::Host`], if the engine's pool of instances is exhausted; any other fault if guest
     /// code runs.
     pub fn instantiate(&self, stop: &StopSignal) -> Result<Instance, Fault> {
-        let state = HostState::new(Arc::clone(&self.version), &self.limits, self.assets.clone());
+        let state = HostState::new(
+            Arc::clone(&self.version),
+            &self.limits,
+            self.assets.clone(),
+            Arc::clone(&self.arithmetic_usage),
+        );
         let mut store = Store::new(self.pre.engine(), state);
         store.limiter(HostState::limiter);
         store.set_hostcall_fuel(self.limits.transfer_bytes);

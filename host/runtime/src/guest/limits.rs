@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use guesthouse_arithmetic::Backend;
+
 /// The default limit for `start` functions. They set up static data, which takes milliseconds; 30 s
 /// accommodate slow machines and end an infinite loop soon.
 pub const DEFAULT_START_TIME: Duration = Duration::from_secs(30);
@@ -28,6 +30,10 @@ pub struct InstanceLimits {
     /// Whether outputs may be NaN or infinite. Not by default: such a score or probability means
     /// that the model is broken, and JSON cannot represent it.
     pub accept_non_finite: bool,
+    /// The instructions with which the host executes operations for the guest, or `None` if it is
+    /// not granted any. Those of the processor by default: the results are the same, and guests that
+    /// do not import the interface are not affected.
+    pub arithmetic: Option<Backend>,
 }
 
 impl Default for InstanceLimits {
@@ -40,6 +46,7 @@ impl Default for InstanceLimits {
             stack_bytes: 512 << 10,
             start_time: DEFAULT_START_TIME,
             accept_non_finite: false,
+            arithmetic: Some(Backend::fastest()),
         }
     }
 }

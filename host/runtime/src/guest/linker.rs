@@ -10,6 +10,7 @@ use wasmtime_wasi::p2::{DynPollable, add_to_linker_sync};
 use wasmtime_wasi::random::{WasiRandom, WasiRandomCtx};
 use wasmtime_wasi::{ResourceTable, WasiView as _};
 
+use super::arithmetic;
 use super::bindings::Model;
 use super::engine::Engine;
 use super::state::HostState;
@@ -39,6 +40,7 @@ pub(crate) fn linker(
 ) -> wasmtime::Result<Linker<HostState>> {
     let mut linker = Linker::<HostState>::new(engine.wasmtime());
     Model::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+    arithmetic::add_to_linker(&mut linker)?;
     match phase {
         Phase::Serve => {
             add_to_linker_sync(&mut linker)?;

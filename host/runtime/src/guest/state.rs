@@ -10,10 +10,12 @@ use wasmtime_wasi::random::Deterministic;
 use wasmtime_wasi::{HostMonotonicClock, HostWallClock};
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
+use super::arithmetic::{ArithmeticUsage, Permit};
 use super::bindings::guesthouse::model::log::Level;
 use super::bindings::guesthouse::model::{assets, log, types};
 use super::limits::InstanceLimits;
 use super::stop::{StopReason, StopSignal};
+use guesthouse_arithmetic::Backend;
 use guesthouse_artifact::Artifact;
 use guesthouse_model::VersionId;
 
@@ -40,17 +42,21 @@ pub(crate) struct HostState {
     assets: Option<Arc<Artifact>>,
     memory: MemoryLimit,
     stop: Option<StopSignal>,
+    arithmetic: Option<Backend>,
+    arithmetic_usage: Arc<ArithmeticUsage>,
     log_bytes: usize,
     log_bytes_left: usize,
     log_lines_dropped: u64,
 }
 
 impl HostState {
-    /// Create the state of an instance. With `assets`, it can run `init`.
+    /// Create the state of an instance, whose arithmetic counts as usage. With `assets`, it can run
+    /// `init`.
     pub(crate) fn new(
         version: Arc<VersionId>,
         limits: &InstanceLimits,
         assets: Option<Arc<Artifact>>,
+        arithmetic_usage: Arc<ArithmeticUsage>,
     ) -> Self {
         let random = || Deterministic::new(RANDOM_BYTES.to_vec());
         let wasi = WasiCtx::builder()
@@ -74,6 +80,8 @@ impl HostState {
                 denied: false,
             },
             stop: None,
+            arithmetic: limits.arithmetic.filter(is_usable),
+            arithmetic_usage,
             log_bytes: limits.log_bytes,
             log_bytes_left: limits.log_bytes,
             log_lines_dropped: 0,
@@ -106,6 +114,16 @@ impl HostState {
         self.stop.as_ref()?.reason(Instant::now())
     }
 
+    /// What a call of the host's arithmetic needs, if the version is granted it.
+    pub(super) fn arithmetic(&self) -> Option<Permit> {
+        Some(Permit {
+            backend: self.arithmetic?,
+            stop: self.stop.clone(),
+            memory_bytes: self.memory.max_bytes,
+            usage: Arc::clone(&self.arithmetic_usage),
+        })
+    }
+
     /// The size of the instance's linear memory, in bytes.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.memory.bytes
@@ -126,6 +144,12 @@ impl HostState {
             None => bail!("assets can only be read during `init`"),
         }
     }
+}
+
+/// Whether this machine can compute with a backend. Guests' numbers are little-endian, and the host
+/// reads them in place.
+fn is_usable(backend: &Backend) -> bool {
+    cfg!(target_endian = "little") && backend.is_available()
 }
 
 impl WasiView for HostState {

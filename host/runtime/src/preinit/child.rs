@@ -9,6 +9,7 @@ use rustix::process::{Resource, Rlimit, Signal};
 
 use super::initialise::{self, Preinitialisation, StartLimit};
 use super::{ChildPriority, CompileFiles, PreinitError, PreinitReport};
+use crate::guest::Backend;
 use crate::priority;
 
 /// The hidden subcommand of the program that runs the child.
@@ -53,6 +54,9 @@ pub struct ChildArguments {
     /// Limit of the guest's call stack
     #[arg(long)]
     guest_stack_bytes: usize,
+    /// Grant the guest arithmetic with these instructions
+    #[arg(long, value_parser = parse_backend)]
+    arithmetic: Option<Backend>,
     /// Limit of the size of a file
     #[arg(long)]
     file_bytes: u64,
@@ -83,6 +87,11 @@ pub fn run(arguments: &ChildArguments) -> std::io::Result<()> {
         .map_err(|error| PreinitError::Host(format!("limits: {error}")))
         .and_then(|()| initialise(arguments));
     write_report(&outcome)
+}
+
+fn parse_backend(name: &str) -> Result<Backend, String> {
+    let found = Backend::ALL.into_iter().find(|backend| backend.name() == name);
+    found.ok_or_else(|| "there are no such instructions".to_owned())
 }
 
 fn write_report(outcome: &Result<PreinitReport, PreinitError>) -> std::io::Result<()> {
@@ -122,6 +131,7 @@ fn initialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitError>
         files: files.as_ref(),
         guest_memory_bytes: arguments.guest_memory_bytes,
         guest_stack_bytes: arguments.guest_stack_bytes,
+        arithmetic: arguments.arithmetic,
         start_limit: Some(StartLimit {
             time: Duration::from_secs(arguments.start_seconds),
             // If this fails, the parent has exited.

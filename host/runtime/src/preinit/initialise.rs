@@ -18,7 +18,8 @@ use super::function_cache::FunctionCache;
 use super::init_cache::InitCode;
 use super::{CompileFiles, InstanceStart, PreinitError, PreinitReport};
 use crate::guest::{
-    self, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot, Phase,
+    self, Backend, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot,
+    Phase,
 };
 
 /// A pre-initialisation.
@@ -31,6 +32,8 @@ pub(super) struct Preinitialisation<'a> {
     pub(super) guest_memory_bytes: usize,
     /// The limit of the guest's call stack, in bytes.
     pub(super) guest_stack_bytes: usize,
+    /// The instructions of the arithmetic that the guest is granted.
+    pub(super) arithmetic: Option<Backend>,
     /// The limit of `start` functions; it ends the process, so only a child has one.
     pub(super) start_limit: Option<StartLimit>,
 }
@@ -48,6 +51,7 @@ pub(super) fn run(task: &Preinitialisation<'_>) -> Result<PreinitReport, Preinit
     let mut steps = StepTimes { last: Instant::now(), milliseconds: Vec::new() };
     let artifact = Artifact::open_draft(task.artifact);
     let artifact = artifact.map_err(|error| PreinitError::Component(error.to_string()))?;
+    let imports_arithmetic = artifact.imports_arithmetic();
     steps.done("read");
     let (initialised, cache) = std::thread::scope(|scope| {
         // In parallel with `init`.
@@ -66,8 +70,9 @@ pub(super) fn run(task: &Preinitialisation<'_>) -> Result<PreinitReport, Preinit
         write_functions(&cache, &files.functions_output);
         steps.done("keep functions");
     }
+    let arithmetic = task.arithmetic.is_some() && imports_arithmetic;
     let (steps_ms, peak_memory_bytes) = (steps.milliseconds, peak_memory_bytes());
-    Ok(PreinitReport { signature, start, fingerprint, steps_ms, peak_memory_bytes })
+    Ok(PreinitReport { signature, start, arithmetic, fingerprint, steps_ms, peak_memory_bytes })
 }
 
 /// The result of running `init`.
@@ -206,9 +211,9 @@ fn init_store(
     task: &Preinitialisation<'_>,
 ) -> Store<HostState> {
     let version = Arc::new(artifact.id().clone());
-    let memory_bytes = task.guest_memory_bytes;
-    let limits = InstanceLimits { memory_bytes, ..InstanceLimits::default() };
-    let state = HostState::new(version, &limits, Some(Arc::clone(artifact)));
+    let (memory_bytes, arithmetic) = (task.guest_memory_bytes, task.arithmetic);
+    let limits = InstanceLimits { memory_bytes, arithmetic, ..InstanceLimits::default() };
+    let state = HostState::new(version, &limits, Some(Arc::clone(artifact)), Arc::default());
     let mut store = Store::new(engine.wasmtime(), state);
     store.limiter(HostState::limiter);
     // Taking a snapshot transfers whole memories as lists.

@@ -199,7 +199,7 @@ mod tests {
         store.collect(&loaded, &loaded, SystemTime::now());
         assert_eq!(there(&store, 0..12), [0, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
         // Finding a version counts as a use.
-        assert!(store.find(digest(4)).unwrap().is_some());
+        assert!(store.find(digest(4), false).unwrap().is_some());
         store.collect(&loaded, &loaded, SystemTime::now() + KEPT_UNUSED - DAY / 2);
         assert_eq!(there(&store, 0..12), [0, 3, 4]);
         store.collect(&loaded, &loaded, SystemTime::now() + KEPT_UNUSED + DAY);

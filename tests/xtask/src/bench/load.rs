@@ -26,6 +26,8 @@ pub(crate) struct Load<'a> {
     pub(crate) connections: usize,
     /// Requests per second of an open loop; without it, a closed loop.
     pub(crate) rate: Option<u32>,
+    /// The seed of an open loop whose requests arrive at random intervals.
+    pub(crate) poisson: Option<u64>,
     /// The duration of the warm-up.
     pub(crate) warm_up_seconds: f64,
     pub(crate) seconds: f64,
@@ -55,6 +57,7 @@ impl Default for Load<'_> {
             url: "",
             connections: 1,
             rate: None,
+            poisson: None,
             // Long enough for every instance to have run and for the processor to have left its
             // idle frequency.
             warm_up_seconds: 2.0,
@@ -178,6 +181,9 @@ pub(crate) fn start(workspace: &Workspace, load: &Load<'_>) -> Result<Running> {
         None => command.args(["closed", load.url]),
         Some(rate) => command.args(["open", load.url, "--rate", &rate.to_string()]),
     };
+    if let Some(seed) = load.poisson {
+        command.args(["--poisson", &seed.to_string()]);
+    }
     command
         .args(["--connections", &load.connections.to_string()])
         .args(["--seconds", &load.seconds.to_string()])

@@ -1,7 +1,7 @@
 //! A child process of a benchmark, which is killed when it is dropped.
 
 use std::fs;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,12 @@ impl Process {
     pub(super) fn start(name: &'static str, command: &mut Command) -> Result<Self> {
         let child = command.spawn().with_context(|| format!("cannot start the {name}"))?;
         Ok(Self { name, child })
+    }
+
+    /// The pipes to its standard input and from its standard output.
+    pub(super) fn pipes(&mut self) -> Result<(ChildStdin, ChildStdout)> {
+        let pipes = self.child.stdin.take().zip(self.child.stdout.take());
+        pipes.with_context(|| format!("the {} has no pipes", self.name))
     }
 
     pub(super) fn id(&self) -> u32 {

@@ -10,11 +10,11 @@ use crate::run;
 use crate::workspace::Workspace;
 
 /// A virtual environment.
-pub(super) struct Python(PathBuf);
+pub(crate) struct Python(PathBuf);
 
 impl Python {
     /// Installs the packages, unless exactly these are installed.
-    pub(super) fn install(workspace: &Workspace, name: &str, packages: &[&str]) -> Result<Self> {
+    pub(crate) fn install(workspace: &Workspace, name: &str, packages: &[&str]) -> Result<Self> {
         let python = Self(workspace.tools().join(name));
         let stamp = python.0.join("installed");
         let wanted = packages.join(" ");
@@ -34,7 +34,7 @@ impl Python {
     }
 
     /// A command that runs a program of the environment.
-    pub(super) fn run(&self, program: &str) -> Command {
+    pub(crate) fn run(&self, program: &str) -> Command {
         Command::new(self.0.join("bin").join(program))
     }
 }

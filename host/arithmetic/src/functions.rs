@@ -1,0 +1,217 @@
+//! Functions of one element as polynomials and quotients of polynomials, in a fixed order of
+//! operations, so that all backends compute the same bits.
+
+use crate::simd::Simd;
+use crate::{Activation, Tail};
+
+/// Adding it to a number of less than 2^22 rounds the number to an integer, which is then in the
+/// lowest bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// `ln(2)` as a number with few bits, whose products with integers are exact, and the rest.
+const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+
+/// `(exp(r) - 1 - r) / r^2` for `r` of at most `ln(2) / 2`, the highest power first.
+const EXP: [f32; 6] =
+    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+
+/// `erf(x) / x` is the quotient of these polynomials of `x^2`, the highest power first, up to
+/// [`ERF_LIMIT`], where it rounds to 1.
+const ERF: [f32; 6] = [
+    2.050_109_5e-6,
+    2.848_764e-4,
+    3.765_394e-3,
+    5.274_803_4e-2,
+    1.904_014_6e-1,
+    std::f32::consts::FRAC_2_SQRT_PI,
+];
+const ERF_DIVISOR: [f32; 6] =
+    [3.809_161_4e-5, 1.162_478_9e-3, 1.496_877_2e-2, 1.141_070_2e-1, 5.020_716e-1, 1.0];
+const ERF_LIMIT: f32 = 3.92;
+
+/// `tanh(x) / x` is the quotient of these polynomials of `x^2`, the highest power first, up to
+/// [`TANH_LIMIT`], where it rounds to 1.
+const TANH: [f32; 6] =
+    [-1.222_449_7e-11, 3.061_328e-8, 2.801_917_5e-5, 3.868_907_4e-3, 1.368_037_7e-1, 1.0];
+const TANH_DIVISOR: [f32; 5] = [1.288_186_3e-6, 3.939_653_8e-4, 2.724_796e-2, 4.701_371e-1, 1.0];
+const TANH_LIMIT: f32 = 9.01;
+
+/// The exponential function: 0 below -104, infinite above 89.
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+    let x = clip(simd, x, -104.0, 89.0);
+    let round = simd.splat(ROUND);
+    let rounded = simd.multiply_add(x, simd.splat(std::f32::consts::LOG2_E), round);
+    let power = simd.subtract(rounded, round);
+    let rest = simd.multiply_add(power, simd.splat(-LN_2[0]), x);
+    let rest = simd.multiply_add(power, simd.splat(-LN_2[1]), rest);
+    let higher = polynomial(simd, rest, &EXP);
+    let sum = simd.multiply_add(simd.multiply(rest, rest), higher, rest);
+    let sum = simd.add(sum, simd.splat(1.0));
+    simd.scale_by_power(sum, simd.subtract_bits(rounded, round))
+}
+
+/// The error function.
+#[inline(always)]
+pub(crate) fn erf<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+    odd_quotient(simd, x, ERF_LIMIT, &ERF, &ERF_DIVISOR)
+}
+
+/// The hyperbolic tangent.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+    odd_quotient(simd, x, TANH_LIMIT, &TANH, &TANH_DIVISOR)
+}
+
+/// `x * above(x^2) / below(x^2)` between -1 and 1.
+#[inline(always)]
+fn odd_quotient<S: Simd>(
+    simd: S,
+    x: S::Vector,
+    limit: f32,
+    above: &[f32],
+    below: &[f32],
+) -> S::Vector {
+    let x = clip(simd, x, -limit, limit);
+    let square = simd.multiply(x, x);
+    let above = simd.multiply(x, polynomial(simd, square, above));
+    clip(simd, simd.divide(above, polynomial(simd, square, below)), -1.0, 1.0)
+}
+
+#[inline(always)]
+fn polynomial<S: Simd>(simd: S, x: S::Vector, coefficients: &[f32]) -> S::Vector {
+    let mut sum = simd.splat(coefficients[0]);
+    for coefficient in &coefficients[1..] {
+        sum = simd.multiply_add(sum, x, simd.splat(*coefficient));
+    }
+    sum
+}
+
+/// `min(max(x, least), greatest)`; what is no number stays so.
+#[inline(always)]
+pub(crate) fn clip<S: Simd>(simd: S, x: S::Vector, least: f32, greatest: f32) -> S::Vector {
+    simd.minimum(simd.splat(greatest), simd.maximum(simd.splat(least), x))
+}
+
+/// An activation that is known when code is generated, with its parameters.
+pub(crate) trait Curve: Copy {
+    /// The function of each lane.
+    fn apply<S: Simd>(self, simd: S, x: S::Vector) -> S::Vector;
+}
+
+/// What is done with a [`Curve`].
+pub(crate) trait WithCurve {
+    /// What it returns.
+    type Output;
+    /// Does it. Implementations are `#[inline(always)]`.
+    fn run<C: Curve>(self, curve: C) -> Self::Output;
+}
+
+macro_rules! curves {
+    ($($(#[$meta:meta])* $name:ident $(($($parameter:ident),*))? |$simd:ident, $x:ident| $body:expr;)*) => {
+        $(
+            $(#[$meta])*
+            #[derive(Clone, Copy)]
+            struct $name $(($(curves!(@f32 $parameter)),*))?;
+
+            impl Curve for $name {
+                #[inline(always)]
+                fn apply<S: Simd>(self, $simd: S, $x: S::Vector) -> S::Vector {
+                    let Self $(($($parameter),*))? = self;
+                    $body
+                }
+            }
+        )*
+    };
+    (@f32 $parameter:ident) => { f32 };
+}
+
+curves! {
+    Identity |_simd, x| x;
+    Clip(least, greatest) |simd, x| clip(simd, x, least, greatest);
+    LeakyRelu(slope) |simd, x| {
+        simd.select_negative(x, simd.multiply(x, simd.splat(slope)), x)
+    };
+    HardSigmoid(slope, offset) |simd, x| {
+        let line = simd.multiply_add(x, simd.splat(slope), simd.splat(offset));
+        clip(simd, line, 0.0, 1.0)
+    };
+    HardSwish |simd, x| {
+        simd.multiply(x, clip(simd, simd.add(x, simd.splat(3.0)), 0.0, 6.0))
+    };
+    Sigmoid |simd, x| simd.divide(simd.splat(1.0), one_and_exp_of_opposite(simd, x));
+    Silu |simd, x| simd.divide(x, one_and_exp_of_opposite(simd, x));
+    Tanh |simd, x| tanh(simd, x);
+    Gelu |simd, x| {
+        let erf = erf(simd, simd.multiply(x, simd.splat(std::f32::consts::FRAC_1_SQRT_2)));
+        simd.multiply(simd.multiply(x, simd.splat(0.5)), simd.add(erf, simd.splat(1.0)))
+    };
+    Exp |simd, x| exp(simd, x);
+    Erf |simd, x| erf(simd, x);
+    SquareRoot |simd, x| simd.square_root(x);
+    ReciprocalSquareRoot |simd, x| simd.divide(simd.splat(1.0), simd.square_root(x));
+    Reciprocal |simd, x| simd.divide(simd.splat(1.0), x);
+    Square |simd, x| simd.multiply(x, x);
+    Absolute |simd, x| simd.absolute(x);
+}
+
+#[inline(always)]
+fn one_and_exp_of_opposite<S: Simd>(simd: S, x: S::Vector) -> S::Vector {
+    simd.add(simd.splat(1.0), exp(simd, simd.subtract(simd.splat(0.0), x)))
+}
+
+/// A curve followed by `* scale + shift`.
+#[derive(Clone, Copy)]
+struct Scaled<C> {
+    curve: C,
+    scale: f32,
+    shift: f32,
+}
+
+impl<C: Curve> Curve for Scaled<C> {
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, x: S::Vector) -> S::Vector {
+        let x = self.curve.apply(simd, x);
+        simd.multiply_add(x, simd.splat(self.scale), simd.splat(self.shift))
+    }
+}
+
+impl Tail {
+    /// Whether only the activation changes elements.
+    pub(crate) fn is_unscaled(&self) -> bool {
+        self.scale == 1.0 && self.shift == 0.0
+    }
+
+    /// Do something with the tail as a [`Curve`].
+    #[inline(always)]
+    pub(crate) fn with_curve<W: WithCurve>(&self, with: W) -> W::Output {
+        match self.activation {
+            Activation::Identity => self.scaled(Identity, with),
+            Activation::Relu => self.scaled(Clip(0.0, f32::INFINITY), with),
+            Activation::LeakyRelu(slope) => self.scaled(LeakyRelu(slope), with),
+            Activation::Clip(least, greatest) => self.scaled(Clip(least, greatest), with),
+            Activation::HardSigmoid(slope, offset) => self.scaled(HardSigmoid(slope, offset), with),
+            Activation::HardSwish => self.scaled(HardSwish, with),
+            Activation::Sigmoid => self.scaled(Sigmoid, with),
+            Activation::Silu => self.scaled(Silu, with),
+            Activation::Tanh => self.scaled(Tanh, with),
+            Activation::Gelu => self.scaled(Gelu, with),
+            Activation::Exp => self.scaled(Exp, with),
+            Activation::Erf => self.scaled(Erf, with),
+            Activation::SquareRoot => self.scaled(SquareRoot, with),
+            Activation::ReciprocalSquareRoot => self.scaled(ReciprocalSquareRoot, with),
+            Activation::Reciprocal => self.scaled(Reciprocal, with),
+            Activation::Square => self.scaled(Square, with),
+            Activation::Absolute => self.scaled(Absolute, with),
+        }
+    }
+
+    #[inline(always)]
+    fn scaled<C: Curve, W: WithCurve>(&self, curve: C, with: W) -> W::Output {
+        if self.is_unscaled() {
+            with.run(curve)
+        } else {
+            with.run(Scaled { curve, scale: self.scale, shift: self.shift })
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Vectors of whatever width the processor has. A backend is a type without a size whose value
+//! proves that its instructions may be used; all functions on vectors compute, lane by lane, the
+//! same bits on every backend.
+
+pub(crate) mod scalar;
+
+/// The instructions of a backend on vectors of [`Simd::LANES`] numbers.
+///
+/// Results that are no number have unspecified bits; all others are specified by IEEE 754.
+pub(crate) trait Simd: Copy {
+    /// A vector.
+    type Vector: Copy;
+    /// The numbers in a vector: 16 or a part of it.
+    const LANES: usize;
+
+    /// Run a kernel as a function of its own that may use the backend's instructions.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// Load a vector.
+    ///
+    /// # Safety
+    /// [`Simd::LANES`] numbers can be read from the address.
+    #[expect(unsafe_code, reason = "it reads from a pointer")]
+    unsafe fn load(self, from: *const f32) -> Self::Vector;
+    /// Load the first lanes of a vector; the others are zeros.
+    ///
+    /// # Safety
+    /// `count` numbers can be read from the address, and `count` is less than [`Simd::LANES`].
+    #[expect(unsafe_code, reason = "it reads from a pointer")]
+    unsafe fn load_first(self, from: *const f32, count: usize) -> Self::Vector;
+    /// Store a vector.
+    ///
+    /// # Safety
+    /// [`Simd::LANES`] numbers can be written to the address.
+    #[expect(unsafe_code, reason = "it writes to a pointer")]
+    unsafe fn store(self, to: *mut f32, vector: Self::Vector);
+    /// Store the first lanes of a vector.
+    ///
+    /// # Safety
+    /// `count` numbers can be written to the address, and `count` is less than [`Simd::LANES`].
+    #[expect(unsafe_code, reason = "it writes to a pointer")]
+    unsafe fn store_first(self, to: *mut f32, count: usize, vector: Self::Vector);
+    /// Load the elements 0, 2, 4 and so on.
+    ///
+    /// # Safety
+    /// Twice [`Simd::LANES`] numbers can be read from the address.
+    #[expect(unsafe_code, reason = "it reads from a pointer")]
+    unsafe fn load_even(self, from: *const f32) -> Self::Vector;
+
+    /// A vector of equal numbers.
+    fn splat(self, value: f32) -> Self::Vector;
+    /// `left + right`
+    fn add(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
+    /// `left - right`
+    fn subtract(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
+    /// `left * right`
+    fn multiply(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
+    /// `left / right`
+    fn divide(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
+    /// `left * right + summand`, rounded once.
+    fn multiply_add(
+        self,
+        left: Self::Vector,
+        right: Self::Vector,
+        summand: Self::Vector,
+    ) -> Self::Vector;
+    /// The square root.
+    fn square_root(self, vector: Self::Vector) -> Self::Vector;
+    /// `left` if it is greater than `right`, else `right`, also if one of them is no number.
+    fn maximum(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
+    /// `left` if it is less than `right`, else `right`, also if one of them is no number.
+    fn minimum(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
+    /// `lesser` where the vector is less than zero, else `other`.
+    fn select_negative(
+        self,
+        vector: Self::Vector,
+        lesser: Self::Vector,
+        other: Self::Vector,
+    ) -> Self::Vector;
+    /// The absolute value.
+    fn absolute(self, vector: Self::Vector) -> Self::Vector;
+    /// `power` holds integers as bits: the vector times two to the power of each, which lies
+    /// between -252 and 254, in two products.
+    fn scale_by_power(self, vector: Self::Vector, power: Self::Vector) -> Self::Vector;
+    /// The difference of the bits as integers.
+    fn subtract_bits(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
+}
+
+/// A function over vectors of any width.
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Output;
+    /// Runs it. Implementations are `#[inline(always)]`: they must become part of a function that
+    /// has the backend's instructions.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}

@@ -1,0 +1,179 @@
+//! Runs any ONNX graph on tensors as they are: the guest of the performance benchmark.
+//!
+//! The manifest's parameter `inputs` declares the inputs of the graph, separated by `;`, each with its
+//! name, its datatype and its dimensions: `x fp32 1 3 48 192` or `input_ids int64 batch sequence`.
+//! `outputs` declares the outputs in the same way; those are of type fp32. The first dimension is the
+//! batch. The parameter `rows` is the largest batch, and `example` the size of named dimensions in the
+//! call that `init` makes before the snapshot.
+
+use std::collections::BTreeMap;
+
+use guesthouse_guest::tract_onnx::prelude::{Datum, Tensor as Array};
+use guesthouse_guest::{
+    Assets, Batch, Datatype, Error, Field, Guest, Model, ModelInput, ModelOutputs, PredictError,
+    Signature, Tensor, export,
+};
+
+struct Measured {
+    model: Model,
+    inputs: Vec<Declared>,
+    outputs: Vec<Declared>,
+}
+
+/// A declared input or output.
+struct Declared {
+    name: String,
+    datatype: Datatype,
+    dimensions: Vec<Dimension>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Dimension {
+    Fixed(usize),
+    Named(String),
+}
+
+impl Guest for Measured {
+    fn init(assets: &Assets) -> Result<(Self, Signature), Error> {
+        let inputs = parse(&assets.parameter::<String>("inputs")?)?;
+        let outputs = parse(&assets.parameter::<String>("outputs")?)?;
+        let model = inputs.iter().map(Declared::model_input);
+        let model = model.fold(Model::builder(), |builder, input| builder.input(input));
+        let measured = Self { model: model.load_onnx(assets, "model.onnx")?, inputs, outputs };
+        let example: usize = assets.parameter("example")?;
+        let example = measured.inputs.iter().map(|input| input.zeros(example));
+        let example = example.collect::<Result<Vec<_>, _>>()?;
+        measured.run(example)?;
+
+        let inputs: Vec<_> = measured.inputs.iter().map(Declared::field).collect();
+        let outputs: Vec<_> = measured.outputs.iter().map(Declared::field).collect();
+        let signature = signature(inputs, outputs)?.max_batch_size(assets.parameter("rows")?);
+        Ok((measured, signature))
+    }
+
+    fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
+        let mut inputs = Vec::with_capacity(self.inputs.len());
+        for input in &self.inputs {
+            let shape: Vec<_> =
+                batch.shape(&input.name)?.iter().map(|size| *size as usize).collect();
+            inputs.push(match input.datatype {
+                Datatype::Fp32 => array(&shape, &batch.fp32(&input.name)?),
+                _ => array(&shape, &batch.int64(&input.name)?),
+            }?);
+        }
+        // The sizes of named dimensions, which outputs share with inputs.
+        let mut sizes = BTreeMap::new();
+        for (declared, input) in self.inputs.iter().zip(&inputs) {
+            for (dimension, size) in declared.dimensions.iter().zip(input.shape()) {
+                if let Dimension::Named(name) = dimension {
+                    sizes.insert(name.as_str(), *size);
+                }
+            }
+        }
+        let results = self.run(inputs)?;
+        let tensors = self.outputs.iter().enumerate().map(|(index, output)| {
+            let shape = output.dimensions.iter().map(|dimension| match dimension {
+                Dimension::Fixed(size) => *size as u64,
+                Dimension::Named(name) => sizes.get(name.as_str()).copied().unwrap_or(0) as u64,
+            });
+            let elements = results.fp32(index)?;
+            let data = elements.into_iter().flat_map(f32::to_le_bytes).collect();
+            Ok(Tensor::raw(&output.name, Datatype::Fp32, shape.collect(), data))
+        });
+        tensors.collect()
+    }
+}
+
+impl Measured {
+    /// The SDK takes arrays of inputs, because a guest knows its graph.
+    fn run(&self, inputs: Vec<Array>) -> Result<ModelOutputs, PredictError> {
+        fn all<const N: usize>(inputs: Vec<Array>) -> Option<[Array; N]> {
+            inputs.try_into().ok()
+        }
+        let count = inputs.len();
+        let outputs = match count {
+            1 => all::<1>(inputs).map(|inputs| self.model.run(inputs)),
+            2 => all::<2>(inputs).map(|inputs| self.model.run(inputs)),
+            3 => all::<3>(inputs).map(|inputs| self.model.run(inputs)),
+            _ => None,
+        };
+        outputs.unwrap_or_else(|| Err(PredictError::failed(format!("{count} inputs"))))
+    }
+}
+
+/// The SDK takes arrays of fields as well.
+fn signature(inputs: Vec<Field>, outputs: Vec<Field>) -> Result<Signature, Error> {
+    fn all<const N: usize>(fields: &[Field]) -> Option<[Field; N]> {
+        fields.to_vec().try_into().ok()
+    }
+    let (inputs, outputs) = (inputs.as_slice(), outputs.as_slice());
+    let output = all::<1>(outputs).ok_or_else(|| Error::new("there must be one output"))?;
+    let one = all::<1>(inputs).map(|inputs| Signature::new(inputs, output.clone()));
+    let two = || all::<2>(inputs).map(|inputs| Signature::new(inputs, output.clone()));
+    let three = || all::<3>(inputs).map(|inputs| Signature::new(inputs, output.clone()));
+    one.or_else(two).or_else(three).ok_or_else(|| Error::new("there must be 1 to 3 inputs"))
+}
+
+impl Declared {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let name = words.next()?.to_owned();
+        let datatype = match words.next()? {
+            "fp32" => Datatype::Fp32,
+            "int64" => Datatype::Int64,
+            _ => return None,
+        };
+        let dimension = |word: &str| match word.parse() {
+            Ok(size) => Dimension::Fixed(size),
+            Err(_) => Dimension::Named(word.to_owned()),
+        };
+        let dimensions: Vec<_> = words.map(dimension).collect();
+        (!dimensions.is_empty()).then_some(Self { name, datatype, dimensions })
+    }
+
+    fn model_input(&self) -> ModelInput {
+        let input = match self.datatype {
+            Datatype::Fp32 => ModelInput::new::<f32>(),
+            _ => ModelInput::new::<i64>(),
+        };
+        self.dimensions.iter().fold(input, |input, dimension| match dimension {
+            Dimension::Fixed(size) => input.fixed(*size),
+            Dimension::Named(name) => input.named(name),
+        })
+    }
+
+    fn field(&self) -> Field {
+        let row = self.dimensions.iter().skip(1).map(|dimension| match dimension {
+            Dimension::Fixed(size) => u32::try_from(*size).ok(),
+            Dimension::Named(_) => None,
+        });
+        Field::new(&self.name, "a tensor of the graph", self.datatype).row_shape(row)
+    }
+
+    /// An input of zeros.
+    fn zeros(&self, named: usize) -> Result<Array, PredictError> {
+        let sizes = self.dimensions.iter().map(|dimension| match dimension {
+            Dimension::Fixed(size) => *size,
+            Dimension::Named(_) => named,
+        });
+        let shape: Vec<_> = sizes.collect();
+        let count = shape.iter().product();
+        match self.datatype {
+            Datatype::Fp32 => array(&shape, &vec![0_f32; count]),
+            _ => array(&shape, &vec![0_i64; count]),
+        }
+    }
+}
+
+fn array<T: Datum + Copy>(shape: &[usize], elements: &[T]) -> Result<Array, PredictError> {
+    Array::from_shape(shape, elements).map_err(PredictError::failed)
+}
+
+fn parse(list: &str) -> Result<Vec<Declared>, Error> {
+    let parsed = list.split(';').map(|text| {
+        Declared::parse(text).ok_or_else(|| Error::new(format!("{text:?} is not a declaration")))
+    });
+    parsed.collect()
+}
+
+export!(Measured);
