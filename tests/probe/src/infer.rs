@@ -68,7 +68,7 @@ impl Guests {
         let engine = Engine::serving(pool, limits.stack_bytes)?;
         let store = Store::open(&self.state, engine.fingerprint())?;
         let artifact = Artifact::open(artifact).context("failed to read the artifact")?;
-        let compiled = store.find(artifact.digest())?;
+        let compiled = store.find(artifact.digest(), limits.arithmetic.is_some())?;
         let compiled = compiled.context("the state folder has no compiled form of the artifact")?;
         let (id, signature) = (artifact.id().clone(), compiled.report.signature.clone());
         // SAFETY: the store has just checked the file against its MAC, and the path is that of the
@@ -91,7 +91,7 @@ fn inputs(cases: &Cases, case: &Case) -> Result<Vec<Tensor>> {
             Datatype::Bytes => guesthouse_model::Datatype::Bytes,
         };
         let shape = input.shape.iter().map(|size| *size as u64).collect();
-        Ok(Tensor { name: input.name.clone(), datatype, shape, data: cases.bytes(input)? })
+        Ok(Tensor { name: input.name.clone(), datatype, shape, data: cases.bytes(input)?.into() })
     });
     inputs.collect()
 }

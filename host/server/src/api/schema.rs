@@ -112,5 +112,20 @@ pub(crate) fn request<T: JsonSchema>() -> Value {
 
 /// The components that the generator has collected, by name.
 pub(crate) fn definitions(mut generator: SchemaGenerator) -> Map<String, Value> {
-    generator.take_definitions(true)
+    let mut definitions = generator.take_definitions(true);
+    definitions.values_mut().for_each(remove_null_defaults);
+    definitions
+}
+
+/// Remove defaults that say only that a field of an older server's response may be missing: `null` is
+/// no value of the field's type.
+fn remove_null_defaults(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            fields.retain(|name, value| name != "default" || !value.is_null());
+            fields.values_mut().for_each(remove_null_defaults);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_null_defaults),
+        _ => {}
+    }
 }
