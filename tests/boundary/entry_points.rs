@@ -1,10 +1,8 @@
-use std::io::Write as _;
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 use guesthouse_tests::artifacts::{Misbehave, run_host, temporary_folder, toxicity};
 use guesthouse_tests::entry_points::{EntryPoint, Iterations, rewrite};
-use guesthouse_tests::{DEMO_KEY, HttpResponse, Server, Setup};
+use guesthouse_tests::{HttpResponse, Server, Setup};
 use serde_json::{Value, json};
 
 /// The length of an action at which the pack_rewritten entry points loop. The host allocates four bytes
@@ -132,29 +130,14 @@ fn every_entry_point_is_interrupted_on_disconnect() {
     let server = Server::start(&setup);
     let long = "x".repeat(TRIGGER);
     for (version, action) in [("1.0.0", "spin"), ("2.0.0", &long), ("3.0.0", &long)] {
-        disconnect_while_running(&server, version, action);
+        let path = format!("/models/misbehave/versions/{version}/predict");
+        server.disconnect_while_running(&path, &json!({ "action": action }));
         let line = server
             .wait_for(version, |line| line["target"] == "fault" && line["version"] == version);
         assert_eq!(line["kind"], "cancelled", "{line}");
         assert_eq!(ask(&server, version, "echo").status, 200, "{version}");
     }
     server.assert_healthy();
-}
-
-/// Sends a request and disconnects as soon as the guest runs.
-fn disconnect_while_running(server: &Server, version: &str, action: &str) {
-    let body = json!({ "action": action }).to_string();
-    let before = server.thread_time("inference");
-    let mut connection = TcpStream::connect(server.address()).unwrap();
-    write!(
-        connection,
-        "POST /models/misbehave/versions/{version}/predict HTTP/1.1\r\nHost: localhost\r\n\
-         X-API-Key: {DEMO_KEY}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let enough = std::time::Duration::from_millis(50);
-    server.eventually("the guest runs", |server| server.thread_time("inference") > before + enough);
 }
 
 #[test]

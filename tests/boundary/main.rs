@@ -2,6 +2,8 @@
 //! of contents; each module states one promise.
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected fails")]
 
+/// The host computes for guests that ask for it and may, and is not harmed by what they ask.
+mod arithmetic;
 /// A file that is not a valid artifact is rejected with a reason and affects nothing else.
 mod bad_artifacts;
 /// Every malformed request gets a response that says what is wrong.
@@ -16,6 +18,8 @@ mod catalogue;
 mod configuration;
 /// Idle connections neither block other callers nor delay the shutdown.
 mod connections;
+/// Artifacts of every published contract load, predict and are compared by the same rules.
+mod contract_versions;
 /// Every way to deploy an artifact goes through the same steps.
 mod deployments;
 /// Every endpoint is described by schemas and by OpenAPI.

@@ -49,10 +49,12 @@ pub fn compose(component: &Path, output: &Path) {
     let compose = || -> Result<Vec<u8>, Box<dyn std::error::Error>> {
         let mut graph = CompositionGraph::new();
         let package = Package::from_file("test:inner", None, component, graph.types_mut())?;
+        // In the version of the contract that the component was built for.
+        let exports: Vec<_> = graph.types()[package.ty()].exports.keys().cloned().collect();
         let package = graph.register_package(package)?;
         let inner = graph.instantiate(package);
-        for export in ["guesthouse:model/lifecycle@0.2.0", "guesthouse:model/predict@0.2.0"] {
-            let node = graph.alias_instance_export(inner, export)?;
+        for export in exports {
+            let node = graph.alias_instance_export(inner, &export)?;
             graph.export(node, export)?;
         }
         Ok(graph.encode(EncodeOptions::default())?)
@@ -134,6 +136,57 @@ pub fn growing(name: &str, version: &str, stage: u8, folder: &Path) -> PathBuf {
     let outcome = run_host(&arguments);
     assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
     output
+}
+
+/// Describes an artifact of the `arithmetic` guest.
+#[derive(Debug, Clone)]
+pub struct Arithmetic {
+    /// The version of the artifact.
+    pub version: &'static str,
+    /// Whether `init` calls an operation even if that is not granted.
+    pub insists: bool,
+    /// Whether the component is wrapped in another component.
+    pub composed: bool,
+}
+
+impl Default for Arithmetic {
+    fn default() -> Self {
+        Self { version: "1.0.0", insists: false, composed: false }
+    }
+}
+
+impl Arithmetic {
+    /// Packs the artifact into `folder`.
+    ///
+    /// # Panics
+    /// Packing fails.
+    pub fn pack(&self, folder: &Path) -> PathBuf {
+        let Self { version, insists, composed } = self;
+        let manifest = folder.join(format!("arithmetic-{version}.toml"));
+        let text = format!(
+            "name = \"arithmetic\"\nversion = \"{version}\"\n[parameters]\n\
+             insist = \"{insists}\"\n[golden]\nfile = \"arithmetic.jsonl\"\n"
+        );
+        std::fs::write(&manifest, text).expect("the folder is writable");
+        // The squares of 1, 2 and 3, whether they are computed by the host or by the guest.
+        let golden = r#"{"inputs": {"call": "init"}, "outputs": {"result": "AACAPwAAgEAAABBB"}}"#;
+        std::fs::write(folder.join("arithmetic.jsonl"), golden).expect("the folder is writable");
+        let mut component = environment::guests().join("arithmetic.wasm");
+        if *composed {
+            let output = folder.join("composed-arithmetic.wasm-component");
+            compose(&component, &output);
+            component = output;
+        }
+        let output = folder.join(format!("arithmetic-{version}.wasm"));
+        let path = |path: &Path| path.to_string_lossy().into_owned();
+        let (manifest, component) = (path(&manifest), path(&component));
+        let mut arguments = vec!["pack", "--manifest", &manifest, "--component", &component];
+        let written = path(&output);
+        arguments.extend(["--output", &written]);
+        let outcome = run_host(&arguments);
+        assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+        output
+    }
 }
 
 /// Describes an artifact of the `misbehave` guest.

@@ -1,15 +1,38 @@
 //! CPU time of a server, as the kernel accounts it.
 
 use std::fs::{self, DirEntry};
-use std::io;
+use std::io::{self, Write as _};
+use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::Server;
+use serde_json::Value;
+
+use crate::{DEMO_KEY, Server};
 
 /// The length of one clock tick: Linux reports 100 per second to user space.
 const TICK: Duration = Duration::from_millis(10);
 
 impl Server {
+    /// Sends a prediction and disconnects as soon as a guest runs.
+    ///
+    /// # Panics
+    /// The server does not accept the connection, or no guest runs.
+    pub fn disconnect_while_running(&self, path: &str, body: &Value) {
+        let (body, before) = (body.to_string(), self.thread_time("inference"));
+        let mut connection = TcpStream::connect(self.address()).expect("the server accepts");
+        write!(
+            connection,
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {DEMO_KEY}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .expect("the server reads");
+        let enough = Duration::from_millis(50);
+        self.eventually("the guest runs", |server| {
+            server.thread_time("inference") > before + enough
+        });
+    }
+
     /// The CPU time of the server's running threads whose names start with `name`.
     ///
     /// # Panics

@@ -11,12 +11,19 @@
 mod backend;
 mod call;
 mod check;
+mod convolution;
 mod execute;
 mod functions;
 mod operation;
 mod pack;
+mod panel;
 mod plain;
+mod products;
+mod progress;
+mod scratch;
 mod simd;
+mod tile;
+mod windows;
 
 pub use backend::Backend;
 pub use call::{Call, Invalid, Operands, Stopped};

@@ -1,6 +1,7 @@
 //! Plain loops, element by element: they define the bits of every operation.
 
 use crate::functions::{Curve, WithCurve, exp};
+use crate::progress::Progress;
 use crate::simd::scalar::Scalar;
 use crate::{
     Binary, BinaryFunction, Call, Convolution, LayerNorm, MatrixProduct, Operands, Operation,
@@ -11,33 +12,11 @@ use crate::{
 /// Reductions of rows accumulate so many sums, of the elements with equal remainders.
 const LANES: usize = 16;
 
-/// How many multiplications are done between two questions whether to stop.
-const WORK_BETWEEN_QUESTIONS: usize = 50_000;
-
-/// Asks now and then whether to stop.
-struct Progress<'a> {
-    stopped: &'a mut dyn FnMut() -> bool,
-    work: usize,
-}
-
-impl Progress<'_> {
-    fn spend(&mut self, work: usize) -> Result<(), Stopped> {
-        self.work += work;
-        if self.work < WORK_BETWEEN_QUESTIONS {
-            return Ok(());
-        }
-        self.work = 0;
-        if (self.stopped)() { Err(Stopped) } else { Ok(()) }
-    }
-}
-
 pub(crate) fn execute(
     call: &Call<'_>,
     output: &mut [f32],
-    stopped: &mut dyn FnMut() -> bool,
+    progress: &mut Progress<'_>,
 ) -> Result<(), Stopped> {
-    let mut progress = Progress { stopped, work: 0 };
-    let progress = &mut progress;
     let operands = call.operands;
     match &call.operation {
         Operation::Convolution(windows, tail) => {

@@ -2,7 +2,15 @@
 //! proves that its instructions may be used; all functions on vectors compute, lane by lane, the
 //! same bits on every backend.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod scalar;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub(crate) mod simd128;
 
 /// The instructions of a backend on vectors of [`Simd::LANES`] numbers.
 ///
@@ -12,6 +20,11 @@ pub(crate) trait Simd: Copy {
     type Vector: Copy;
     /// The numbers in a vector: 16 or a part of it.
     const LANES: usize;
+    /// The most vectors in a row of a tile of sums: two or three.
+    const TILE_VECTORS: usize;
+    /// The rows of a tile whose rows have one, two or three vectors: 4 or 8. Its sums and a few
+    /// operands fit into the registers.
+    const TILE_ROWS: [usize; 3];
 
     /// Run a kernel as a function of its own that may use the backend's instructions.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;

@@ -175,10 +175,8 @@ impl Runtime {
     pub fn load(&self, artifact: &Path) -> Result<LoadedModel, OpenError> {
         let artifact = Artifact::open(artifact)?;
         let reservation = self.budget.reserve(&self.options.model)?;
-        let compiled = match self
-            .store
-            .find(artifact.digest(), grants_arithmetic(&artifact, &self.options.model))?
-        {
+        let arithmetic = grants_arithmetic(&artifact, &self.options.model.instance);
+        let compiled = match self.store.find(artifact.digest(), arithmetic)? {
             Some(compiled) => compiled,
             None => self.compile(&artifact)?,
         };

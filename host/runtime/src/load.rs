@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use guesthouse_artifact::{Artifact, ArtifactError};
 
-use crate::guest::{EngineError, Engines, LoadedComponent};
+use crate::guest::{EngineError, Engines, InstanceLimits, LoadedComponent};
 use crate::preinit::{InstanceStart, PreinitError, PreinitGoal, PreinitReport};
 use crate::store::{CompiledVersion, Store, StoreError};
 use crate::version::{ModelLimits, ProofError, Reservation, ServableVersion};
@@ -18,8 +18,8 @@ use crate::version::{ModelLimits, ProofError, Reservation, ServableVersion};
 pub struct SignatureMismatch;
 
 /// Whether the guest of an artifact imports arithmetic and is granted it.
-pub fn grants_arithmetic(artifact: &Artifact, limits: &ModelLimits) -> bool {
-    artifact.imports_arithmetic() && limits.instance.arithmetic.is_some()
+pub fn grants_arithmetic(artifact: &Artifact, limits: &InstanceLimits) -> bool {
+    artifact.imports_arithmetic() && limits.arithmetic.is_some()
 }
 
 /// Compile an artifact for these engines and store the result. `run` pre-initialises the artifact at a path.

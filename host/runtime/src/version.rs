@@ -24,7 +24,7 @@ pub use metrics::VersionMetrics;
 pub use quarantine::{InputFingerprint, Quarantine};
 pub use statistics::Statistics;
 
-use crate::guest::{Fault, InstanceLimits, LoadedComponent, StopSignal};
+use crate::guest::{ArithmeticUsage, Fault, InstanceLimits, LoadedComponent, StopSignal};
 use crate::machine;
 use crate::pool::{Isolation, Pool, ReuseLimits};
 use crate::preinit::PreinitReport;
@@ -91,6 +91,17 @@ impl Default for Batching {
     }
 }
 
+/// Whether the host computes for a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArithmeticGrant {
+    /// The guest does not import the interface.
+    Unused,
+    /// The guest may call its functions.
+    Granted,
+    /// The operator does not allow it, and the guest computes by itself.
+    Denied,
+}
+
 /// A version that can serve.
 pub struct ServableVersion {
     key: u64,
@@ -100,6 +111,8 @@ pub struct ServableVersion {
     report: PreinitReport,
     limits: ModelLimits,
     tolerances: Tolerances,
+    arithmetic: ArithmeticGrant,
+    arithmetic_usage: Arc<ArithmeticUsage>,
     pool: Pool,
     shadow_pool: Pool,
     admission: Admission,
@@ -145,6 +158,14 @@ pub enum ProofError {
     },
 }
 
+fn arithmetic_grant(artifact: &Artifact, limits: &ModelLimits) -> ArithmeticGrant {
+    match (artifact.imports_arithmetic(), limits.instance.arithmetic) {
+        (false, _) => ArithmeticGrant::Unused,
+        (true, Some(_)) => ArithmeticGrant::Granted,
+        (true, None) => ArithmeticGrant::Denied,
+    }
+}
+
 fn is_batched(limits: &ModelLimits) -> bool {
     limits.batching.is_enabled && limits.isolation != Isolation::Fresh
 }
@@ -168,6 +189,7 @@ impl ServableVersion {
         reservation: Reservation,
     ) -> Result<Self, ProofError> {
         static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
+        let arithmetic_usage = Arc::clone(component.arithmetic_usage());
         let shadow_pool = Pool::new(component.clone(), limits.isolation, 0);
         let pool = Pool::new(component, limits.isolation, limits.concurrency);
         pool.create_first().map_err(ProofError::Instance)?;
@@ -199,6 +221,8 @@ impl ServableVersion {
             report,
             limits,
             tolerances,
+            arithmetic: arithmetic_grant(artifact, &limits),
+            arithmetic_usage,
             pool,
             shadow_pool,
             admission,
@@ -270,6 +294,16 @@ impl ServableVersion {
     /// that are not listed.
     pub fn tolerances(&self) -> &Tolerances {
         &self.tolerances
+    }
+
+    /// Whether the host computes for the version.
+    pub fn arithmetic(&self) -> ArithmeticGrant {
+        self.arithmetic
+    }
+
+    /// What the host has computed for the version.
+    pub fn arithmetic_usage(&self) -> &Arc<ArithmeticUsage> {
+        &self.arithmetic_usage
     }
 
     /// The instances that serve clients.

@@ -5,6 +5,7 @@
 //! The documentation of the file's keys is generated from the comments in this module
 //! ([`reference`](reference())).
 
+mod arithmetic;
 mod idempotency;
 mod keys;
 mod limits;
@@ -26,6 +27,7 @@ use schemars::JsonSchema;
 use semver::Version;
 use serde::Deserialize;
 
+pub use arithmetic::{ArithmeticSection, ArithmeticSettings, BackendChoice};
 pub use idempotency::{AnswerLimits, IdempotencySection};
 pub use keys::{KeySection, RateLimitSection};
 pub use limits::{Limits, LimitsSection};
@@ -98,6 +100,9 @@ pub struct ConfigFile {
     /// Where sampled requests and their responses are written. A model's `capture_share` selects them.
     #[serde(default)]
     pub capture: CaptureSection,
+    /// The operations of neural networks that the host executes for guests which import them.
+    #[serde(default)]
+    pub arithmetic: ArithmeticSection,
     /// What holds for one model. Limits that are left out are those of `[limits]`.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, ModelSection>")]
@@ -153,6 +158,8 @@ pub struct Settings {
     pub capture: CaptureSettings,
     /// The share of requests that are captured, by model.
     pub capture_shares: BTreeMap<ModelName, f64>,
+    /// The operations that the host executes for guests.
+    pub arithmetic: ArithmeticSettings,
     /// The limits of versions, by model.
     pub models: BTreeMap<ModelName, ModelLimits>,
     /// All other bounds.
@@ -259,6 +266,8 @@ impl ConfigFile {
     /// [`ConfigError`] with the first value that is invalid.
     pub fn validate(self) -> Result<Settings, ConfigError> {
         let mut limits = self.limits.validate()?;
+        let arithmetic = self.arithmetic.validate()?;
+        limits.model.instance.arithmetic = arithmetic.default_grant();
         let (mut splits, mut models) = (BTreeMap::new(), BTreeMap::new());
         let (mut sticky, mut max_parked) = (BTreeMap::new(), BTreeMap::new());
         let (mut shadow_captures, mut model_rates) = (BTreeSet::new(), BTreeMap::new());
@@ -268,7 +277,8 @@ impl ConfigFile {
                 key: format!("models.{model}.{key}"),
                 reason: reason.to_owned(),
             };
-            let of_model = section.validate(&limits.model).map_err(|(key, why)| wrong(key, why))?;
+            let of_model = section.validate(&limits.model, arithmetic.backend);
+            let of_model = of_model.map_err(|(key, why)| wrong(key, why))?;
             let memory = &mut limits.engine.max_memory_bytes;
             *memory = (*memory).max(of_model.instance.memory_bytes);
             models.insert(model.clone(), of_model);
@@ -308,6 +318,7 @@ impl ConfigFile {
             max_parked,
             shadow_captures,
             answers: self.idempotency.validate()?,
+            arithmetic,
             models,
             limits,
             start: StartOptions::default(),
@@ -441,6 +452,8 @@ mod tests {
             "[tracing]\nsample = -0.1",
             "[tracing]\nendpoint = \"localhost:4317\"",
             "[capture]\nfiles = 0",
+            "[arithmetic]\nbackend = \"simd128\"",
+            "[models.toxicity]\narithmetic = \"auto\"",
             "[models.toxicity]\ninstances = 0",
             "[limits]\nthreads_per_version = 2\n[models.toxicity]\ninstances = 3",
         ] {
@@ -449,6 +462,9 @@ mod tests {
     }
 
     fn assert_smaller_sections(file: &ConfigFile) {
+        let ArithmeticSection { granted: Some(_), backend: Some(_) } = &file.arithmetic else {
+            panic!("a key of arithmetic is not in the book");
+        };
         let (CorsSection { origins: Some(_) }, ProxySection { trusted: Some(_) }) =
             (&file.cors, &file.proxy)
         else {
@@ -528,6 +544,7 @@ mod tests {
             stack_kib: Some(_),
             instances: Some(_),
             accept_non_finite: Some(_),
+            arithmetic: Some(_),
             batching:
                 BatchingSection {
                     enabled: Some(_),

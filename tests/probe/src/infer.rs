@@ -15,6 +15,7 @@ use guesthouse_runtime::embed::{Runtime, RuntimeOptions};
 use guesthouse_runtime::guest::{
     Engine, EngineLimits, Instance, InstanceLimits, LoadedComponent, StopSignal,
 };
+use guesthouse_runtime::load::grants_arithmetic;
 use guesthouse_runtime::store::Store;
 
 /// The time limit of a call.
@@ -68,7 +69,7 @@ impl Guests {
         let engine = Engine::serving(pool, limits.stack_bytes)?;
         let store = Store::open(&self.state, engine.fingerprint())?;
         let artifact = Artifact::open(artifact).context("failed to read the artifact")?;
-        let compiled = store.find(artifact.digest(), limits.arithmetic.is_some())?;
+        let compiled = store.find(artifact.digest(), grants_arithmetic(&artifact, &limits))?;
         let compiled = compiled.context("the state folder has no compiled form of the artifact")?;
         let (id, signature) = (artifact.id().clone(), compiled.report.signature.clone());
         // SAFETY: the store has just checked the file against its MAC, and the path is that of the
@@ -91,7 +92,7 @@ fn inputs(cases: &Cases, case: &Case) -> Result<Vec<Tensor>> {
             Datatype::Bytes => guesthouse_model::Datatype::Bytes,
         };
         let shape = input.shape.iter().map(|size| *size as u64).collect();
-        Ok(Tensor { name: input.name.clone(), datatype, shape, data: cases.bytes(input)?.into() })
+        Ok(Tensor { name: input.name.clone(), datatype, shape, data: cases.bytes(input)? })
     });
     inputs.collect()
 }

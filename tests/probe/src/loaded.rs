@@ -34,7 +34,7 @@ impl Loaded {
         let store = Store::open(state, engine.fingerprint())?;
 
         let artifact = Artifact::open(artifact).context("failed to read the artifact")?;
-        let arithmetic = grants_arithmetic(&artifact, &limits.model);
+        let arithmetic = grants_arithmetic(&artifact, &limits.model.instance);
         let compiled = store.find(artifact.digest(), arithmetic)?;
         let compiled = compiled.context("the state folder has no compiled form of the artifact")?;
         let signature = compiled.report.signature.clone();

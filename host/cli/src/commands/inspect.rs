@@ -42,6 +42,8 @@ struct Report<'a> {
     assets: Vec<Asset<'a>>,
     imports: &'a [String],
     exports: &'a [String],
+    /// Whether the guest imports operations that the host executes.
+    imports_arithmetic: bool,
     tolerances: &'a Tolerances,
     golden_examples: &'a [GoldenExample],
     compiled: &'a BTreeMap<String, PreinitReport>,
@@ -83,6 +85,7 @@ pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
         assets: artifact.assets().map(asset).collect(),
         imports: artifact.imports(),
         exports: artifact.exports(),
+        imports_arithmetic: artifact.imports_arithmetic(),
         tolerances: &descriptor.tolerances,
         golden_examples: artifact.golden(),
         compiled: &compiled,
@@ -128,6 +131,8 @@ fn print_for_people(report: &Report<'_>) {
     }
     println!("imports");
     report.imports.iter().for_each(|import| println!("  {}", printable(import)));
+    let arithmetic = if report.imports_arithmetic { "used if granted" } else { "not used" };
+    println!("{:<12} {arithmetic}", "arithmetic");
     println!("exports");
     report.exports.iter().for_each(|export| println!("  {}", printable(export)));
     println!("golden examples ({})", report.golden_examples.len());
@@ -147,6 +152,9 @@ fn print_compiled(compiled: &PreinitReport) {
     match &compiled.start {
         InstanceStart::Snapshot => println!("  instances start from a snapshot"),
         InstanceStart::Init(why) => println!("  init runs in each instance: {}", printable(why)),
+    }
+    if compiled.arithmetic {
+        println!("  init was granted arithmetic");
     }
     for (step, milliseconds) in &compiled.steps_ms {
         println!("  {:<20} {milliseconds} ms", printable(step));

@@ -147,7 +147,8 @@ impl Loader {
     /// # Errors
     /// The state folder cannot be read.
     pub fn find(&self, artifact: &Artifact) -> Result<Option<CompiledVersion>, LoadError> {
-        let arithmetic = load::grants_arithmetic(artifact, self.limits_of(&artifact.id().name));
+        let arithmetic =
+            load::grants_arithmetic(artifact, &self.limits_of(&artifact.id().name).instance);
         let find = || Ok(self.store.find(artifact.digest(), arithmetic)?);
         self.meters.time_step("find", || catch_panic(find))
     }

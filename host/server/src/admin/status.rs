@@ -10,7 +10,7 @@ use super::{Admin, Shared, model_name, unknown_model};
 use crate::api::catalogue::Resolution;
 use crate::api::change::ShadowReport;
 use crate::api::history::{History, HistoryEntry, HistoryQuery};
-use crate::api::status::{ModelStatus, Status, VersionStatus};
+use crate::api::status::{ArithmeticGrant, ModelStatus, Status, VersionStatus};
 use crate::edge::catalogue;
 use crate::edge::error::ApiError;
 use crate::edge::query;
@@ -78,6 +78,9 @@ fn model_status(name: &ModelName, model: &ModelVersions, state: &ModelState) -> 
             digest: state.versions.get(version).map(|deployed| deployed.digest),
             state: crate::api::status::VersionState::from(shown).into(),
             suspended: shown.servable().is_some_and(|version| !version.breaker().allows(now)),
+            arithmetic: shown
+                .servable()
+                .map(|version| ArithmeticGrant::from(version.arithmetic()).into()),
             failed_step: failure.map(|failure| failure.step.to_owned()),
             reason: failure.map(|failure| failure.reason.to_string()),
             retry_in_seconds: failure.and_then(|failure| failure.retry_at).map(in_seconds),

@@ -11,6 +11,7 @@ use super::schema;
 use guesthouse_artifact::Digest;
 use guesthouse_control::rollout::{self, Share};
 use guesthouse_model::ModelName;
+use guesthouse_runtime::version;
 
 /// The response of `GET /admin/v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -112,6 +113,9 @@ pub struct VersionStatus {
     /// Whether the version is suspended because it keeps failing.
     #[serde(default)]
     pub suspended: bool,
+    /// Whether the host executes operations for the loaded version.
+    #[serde(default)]
+    pub arithmetic: Option<OpenEnum<ArithmeticGrant>>,
     /// The step of loading that failed.
     #[serde(default)]
     pub failed_step: Option<String>,
@@ -121,6 +125,29 @@ pub struct VersionStatus {
     /// The time until the server tries again, if it does.
     #[serde(default)]
     pub retry_in_seconds: Option<u64>,
+}
+
+/// Whether the host executes operations of neural networks for a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum ArithmeticGrant {
+    /// The guest does not import them.
+    Unused,
+    /// It does.
+    Granted,
+    /// The configuration does not grant them, and the guest computes by itself.
+    Denied,
+}
+
+impl From<version::ArithmeticGrant> for ArithmeticGrant {
+    fn from(grant: version::ArithmeticGrant) -> Self {
+        match grant {
+            version::ArithmeticGrant::Unused => Self::Unused,
+            version::ArithmeticGrant::Granted => Self::Granted,
+            version::ArithmeticGrant::Denied => Self::Denied,
+        }
+    }
 }
 
 /// How far a version has come.

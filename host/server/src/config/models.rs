@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{LONGEST, Sticky, schema};
 use guesthouse_control::rate::Rate;
 use guesthouse_control::rollout::{Share, WHOLE};
-use guesthouse_runtime::guest::InstanceLimits;
+use guesthouse_runtime::guest::{Backend, InstanceLimits};
 use guesthouse_runtime::pool::{Isolation, ReuseLimits};
 use guesthouse_runtime::version::{Batching, ModelLimits};
 
@@ -58,6 +58,10 @@ pub struct ModelSection {
     pub instances: Option<usize>,
     /// Whether outputs may be NaN or infinite (`null` in JSON). Otherwise such an output is a fault.
     pub accept_non_finite: Option<bool>,
+    /// Whether the host executes operations of neural networks for the model's guests. `false` for a
+    /// model that is not trusted: a fault in the operations would be one of the host. Guests without
+    /// them compute the same, and take longer.
+    pub arithmetic: Option<bool>,
     /// How rows of several requests share one call of the guest. Batching has no effect with isolation
     /// `"fresh"`.
     #[serde(default)]
@@ -142,8 +146,12 @@ impl ModelSection {
         }
     }
 
-    /// The limits of the model's versions.
-    pub(super) fn validate(&self, general: &ModelLimits) -> Result<ModelLimits, InvalidKey> {
+    /// The limits of the model's versions, whose arithmetic this backend executes.
+    pub(super) fn validate(
+        &self,
+        general: &ModelLimits,
+        backend: Backend,
+    ) -> Result<ModelLimits, InvalidKey> {
         let mut limits = *general;
         if let Some(isolation) = &self.isolation {
             limits.isolation = isolation.validate()?;
@@ -169,6 +177,9 @@ impl ModelSection {
         }
         if let Some(accepted) = self.accept_non_finite {
             instance.accept_non_finite = accepted;
+        }
+        if let Some(granted) = self.arithmetic {
+            instance.arithmetic = granted.then_some(backend);
         }
         match self.table_elements {
             None => {}

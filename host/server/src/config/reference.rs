@@ -224,6 +224,8 @@ fn top_level_defaults(settings: &Settings) -> Vec<(&'static str, String)> {
         ("capture.folder", words("`captures` in the state folder")),
         ("capture.file_mib", value(settings.capture.file_bytes >> 20)),
         ("capture.files", value(settings.capture.files)),
+        ("arithmetic.granted", value(settings.arithmetic.granted)),
+        ("arithmetic.backend", text("auto")),
     ]
 }
 
@@ -282,6 +284,7 @@ fn model_defaults(settings: &Settings) -> Vec<(&'static str, String)> {
         ("models.NAME.stack_kib", value(instance.stack_bytes >> 10)),
         ("models.NAME.instances", words("`limits.threads_per_version`")),
         ("models.NAME.accept_non_finite", value(instance.accept_non_finite)),
+        ("models.NAME.arithmetic", words("as `[arithmetic]`")),
         ("models.NAME.batching.enabled", value(batching.is_enabled)),
         ("models.NAME.batching.max_batch_size", words("as the signature")),
         (

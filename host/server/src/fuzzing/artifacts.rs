@@ -7,7 +7,7 @@ use wasm_encoder::{
     RawCustomSection,
 };
 
-use guesthouse_artifact::{Artifact, Digest, Manifest};
+use guesthouse_artifact::{Artifact, CONTRACT_VERSION, Digest, Manifest};
 use guesthouse_model::Selector;
 
 /// Separates the parts of the input that become sections; the byte does not occur in UTF-8.
@@ -62,7 +62,7 @@ pub(super) fn sections(bytes: &[u8]) {
     let (golden, asset, asset_name) = (next(), next(), next());
     let mut exports = ComponentExportSection::new();
     for interface in ["lifecycle", "predict"] {
-        let interface = format!("guesthouse:model/{interface}@0.2.0");
+        let interface = format!("guesthouse:model/{interface}@{CONTRACT_VERSION}");
         exports.export(interface.as_str(), ComponentExportKind::Instance, 0, None);
     }
     let mut component = Component::new();

@@ -96,6 +96,7 @@ impl Reloader {
             ("idempotency", differs(&then.answers, &now.answers)),
             ("tracing", differs(&then.tracing, &now.tracing)),
             ("capture", differs(&then.capture, &now.capture)),
+            ("arithmetic", then.arithmetic != now.arithmetic),
             ("models", differs(&then.models, &now.models)),
             ("parked_versions", differs(&then.max_parked, &now.max_parked)),
             ("limits", limits),

@@ -15,7 +15,9 @@ use guesthouse_server::api::change::ModelChange;
 use guesthouse_server::api::history::{History, HistoryEntry, Outcome};
 use guesthouse_server::api::keys::{Key, KeyChange, KeyList};
 use guesthouse_server::api::operation::{Deployment, Replay};
-use guesthouse_server::api::status::{ModelStatus, Routing, Status, VersionStatus};
+use guesthouse_server::api::status::{
+    ArithmeticGrant, ModelStatus, Routing, Status, VersionStatus,
+};
 
 /// The hexadecimal digits of a digest that are shown, which are enough to distinguish versions.
 const DIGEST_DIGITS: usize = 12;
@@ -69,6 +71,7 @@ fn flags(version: &VersionStatus, routing: &Routing) -> String {
         ("canary", routing.candidates.contains_key(&version.version)),
         ("shadow", shadow == Some(&version.version)),
         ("suspended", version.suspended),
+        ("no arithmetic", version.arithmetic == Some(ArithmeticGrant::Denied.into())),
     ];
     let flags = flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned());
     let step = version.failed_step.as_ref().map(|step| format!("failed at {step}"));
@@ -297,7 +300,8 @@ mod tests {
             "versions": [
                 {"version": "2.0.0", "digest": digest("a"), "state": "ready", "suspended": true,
                  "failed_step": null, "reason": null},
-                {"version": "1.0.0", "digest": digest("b"), "state": "ready", "suspended": false},
+                {"version": "1.0.0", "digest": digest("b"), "state": "ready", "suspended": false,
+                 "arithmetic": "denied"},
                 {"version": "0.7.0", "digest": digest("c"), "state": "failed",
                  "failed_step": "prove", "reason": "a\x1b]0;b"},
                 {"version": "0.6.0", "digest": null, "state": "failed",
@@ -321,7 +325,7 @@ mod tests {
             "  before   0.9.0",
             "  VERSION  STATE   DIGEST        FLAGS",
             "  2.0.0    ready   aaaaaaaaaaaa  canary, shadow, suspended",
-            "  1.0.0    ready   bbbbbbbbbbbb  stable",
+            "  1.0.0    ready   bbbbbbbbbbbb  stable, no arithmetic",
             r"  0.7.0    failed  cccccccccccc  failed at prove, a\u{1b}]0;b",
             "  0.6.0    failed  -             failed at contract, b",
         ];

@@ -119,6 +119,11 @@ families! { OF_SERVER;
         "Instances made since the version was loaded.";
     INSTANCE_MEMORY = Gauge "instance_memory" BYTES, ["model", "version", "state"],
         "Linear memory of the instances, by `state`; of busy ones, as before the call.";
+    ARITHMETIC_CALLS = Counter "arithmetic_calls" None, ["model", "version"],
+        "Operations that the host executed for the guest; only of versions that are granted it.";
+    ARITHMETIC_TIME = Counter "arithmetic" SECONDS, ["model", "version"],
+        "Time that the host computed for the guest, part of the time of its calls; only of \
+         versions that are granted it.";
     VERSION_SNAPSHOT = Gauge "version_snapshot" None, ["model", "version"],
         "1 if instances start from a snapshot.";
     PREINIT_STEP = Gauge "preinit_step" SECONDS, ["model", "version", "step"],

@@ -15,9 +15,10 @@ use crate::edge::state::Edge;
 use guesthouse_control::rollout::WHOLE;
 use guesthouse_control::traffic::{RequestCounts, TrafficCounts};
 use guesthouse_model::VersionId;
+use guesthouse_runtime::guest::ArithmeticUsage;
 use guesthouse_runtime::measure::{self, Counter, DurationHistogram};
 use guesthouse_runtime::preinit::InstanceStart;
-use guesthouse_runtime::version::{ServableVersion, VersionMetrics};
+use guesthouse_runtime::version::{ArithmeticGrant, ServableVersion, VersionMetrics};
 
 /// The loaded versions, and the counters of what was routed to them.
 pub(super) struct Versions<'a> {
@@ -69,6 +70,7 @@ impl<'a> Versions<'a> {
         self.faults(encoder)?;
         self.routing(encoder)?;
         self.instances(encoder)?;
+        self.arithmetic(encoder)?;
         self.preinit(encoder)
     }
 
@@ -187,6 +189,22 @@ impl<'a> Versions<'a> {
             let counts = version.pool().counts();
             let series = |(state, bytes)| (vec![("state", String::from(state))], gauge(bytes));
             [("idle", counts.idle_bytes), ("busy", counts.in_use_bytes)].map(series).into()
+        })
+    }
+
+    /// What the host computes for guests.
+    fn arithmetic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        fn usage(version: &ServableVersion) -> Option<&ArithmeticUsage> {
+            let is_granted = version.arithmetic() == ArithmeticGrant::Granted;
+            is_granted.then(|| &**version.arithmetic_usage())
+        }
+        self.family(encoder, &families::ARITHMETIC_CALLS, |version| {
+            let usage = usage(version).into_iter();
+            usage.map(|usage| (vec![], ConstCounter::new(usage.calls()))).collect()
+        })?;
+        self.family(encoder, &families::ARITHMETIC_TIME, |version| {
+            let usage = usage(version).into_iter();
+            usage.map(|usage| (vec![], ConstCounter::new(usage.time().as_secs_f64()))).collect()
         })
     }
 
