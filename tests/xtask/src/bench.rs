@@ -7,6 +7,7 @@
 
 pub(crate) mod admin;
 mod artifacts;
+mod charts;
 mod client;
 mod compare;
 mod edge;
@@ -56,6 +57,8 @@ pub(crate) enum Benchmark {
     Protocols(SectionOptions<protocols::Section>),
     /// Compare inference in guests with native inference, and the server with others.
     Performance(SectionOptions<performance::Section>),
+    /// Draw charts for the book from figures of the performance benchmark.
+    Charts(charts::Options),
 }
 
 /// The options of every benchmark.
@@ -145,6 +148,7 @@ impl Benchmark {
                     )
                 })
             }
+            Self::Charts(options) => charts::draw(&options),
             Self::Performance(options) => {
                 let packages = ["load", "probe", "native"];
                 options.general.run(&packages, &["measured"], |it| {
@@ -267,7 +271,9 @@ impl Figure {
             Some(false) => "MISSED",
         };
         let Self { name, value, unit, .. } = self;
-        line([name, &format!("{value:.2}"), unit, &bar, holds])
+        let is_tiny = *value != 0.0 && value.abs() < 0.01;
+        let value = if is_tiny { format!("{value:.1e}") } else { format!("{value:.2}") };
+        line([name, &value, unit, &bar, holds])
     }
 }
 

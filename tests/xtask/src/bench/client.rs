@@ -58,6 +58,20 @@ impl Client {
         self.send("POST", path, headers, body)
     }
 
+    /// Posts a body and returns the status and the bytes of the response.
+    pub(super) fn post_for_bytes(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<(u16, Vec<u8>)> {
+        let mut response = self.respond("POST", path, headers, body)?;
+        let reader = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES);
+        let bytes = reader.read_to_vec();
+        let bytes = bytes.with_context(|| format!("incomplete response to POST {path}"))?;
+        Ok((response.status().as_u16(), bytes))
+    }
+
     pub(super) fn delete(&self, path: &str) -> Result<TextResponse> {
         self.send("DELETE", path, &[], Vec::new())
     }

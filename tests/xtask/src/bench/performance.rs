@@ -7,6 +7,8 @@
 
 mod engine;
 mod inference;
+mod peers;
+mod serving;
 pub(super) mod setup;
 
 use anyhow::Result;
@@ -19,12 +21,15 @@ use super::Figure;
 pub(crate) enum Section {
     /// The time of a call in guests, natively and in onnxruntime.
     Inference,
+    /// Throughput, latency, memory and start of this server and of others.
+    Serving,
 }
 
 impl Section {
     pub(super) fn measure(&self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
         match self {
             Self::Inference => inference::measure(bench),
+            Self::Serving => serving::measure(bench),
         }
     }
 }

@@ -6,7 +6,7 @@
 
 mod batching;
 mod cancellation;
-mod overhead;
+pub(super) mod overhead;
 
 use anyhow::Result;
 

@@ -78,8 +78,7 @@ impl<'a> Rig<'a> {
             fs::write(&config_file, config)
         };
         write().with_context(|| format!("cannot write to {}", self.folder.display()))?;
-        // The server is killed if the benchmark is killed.
-        let starter = vec![self.workspace.probe_binary(), "become".into(), "--".into()];
+        let starter = self.starter().to_vec();
         Ok(Setup {
             config: config_file,
             repository,
@@ -89,6 +88,19 @@ impl<'a> Rig<'a> {
             limit: START_LIMIT,
             environment: Vec::new(),
         })
+    }
+
+    /// What executes a server, so that it is killed if the benchmark is killed.
+    fn starter(&self) -> [PathBuf; 3] {
+        [self.workspace.probe_binary(), "become".into(), "--".into()]
+    }
+
+    /// A command for another server, with the same starter.
+    pub(super) fn owned(&self, program: PathBuf) -> Command {
+        let [probe, task, separator] = self.starter();
+        let mut command = Command::new(probe);
+        command.args([task, separator, program]);
+        command
     }
 
     /// Starts a server; if it had to compile anything, starts it again.

@@ -35,6 +35,11 @@ impl Python {
 
     /// A command that runs a program of the environment.
     pub(crate) fn run(&self, program: &str) -> Command {
-        Command::new(self.0.join("bin").join(program))
+        Command::new(self.program(program))
+    }
+
+    /// The path of a program of the environment.
+    pub(crate) fn program(&self, program: &str) -> PathBuf {
+        self.0.join("bin").join(program)
     }
 }

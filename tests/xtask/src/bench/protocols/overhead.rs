@@ -225,11 +225,12 @@ fn model_infer(raw: &[u8], size: usize) -> Vec<u8> {
 }
 
 /// A length-delimited protobuf field.
-pub(super) fn field(number: u64, content: &[u8]) -> Vec<u8> {
+pub(in crate::bench) fn field(number: u64, content: &[u8]) -> Vec<u8> {
     [varint(number << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
 }
 
-fn varint(mut value: u64) -> Vec<u8> {
+/// A number as protobuf encodes it.
+pub(in crate::bench) fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
         let low = (value & 0x7f) as u8;
