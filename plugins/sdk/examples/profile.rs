@@ -53,10 +53,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let start = Instant::now();
     let mut times = match inputs.len() {
-        1 => models[0].profile(take::<1>(&inputs), || start.elapsed())?,
-        2 => models[0].profile(take::<2>(&inputs), || start.elapsed())?,
-        _ => models[0].profile(take::<3>(&inputs), || start.elapsed())?,
-    };
+        1 => models[0].profile(take::<1>(&inputs), || start.elapsed()),
+        2 => models[0].profile(take::<2>(&inputs), || start.elapsed()),
+        _ => models[0].profile(take::<3>(&inputs), || start.elapsed()),
+    }
+    .map_err(|error| format!("{error:?}"))?;
     times.sort_by_key(|entry| std::cmp::Reverse(entry.time));
     for entry in times.iter().filter(|entry| !matches!(&*entry.name, "Const" | "Source")) {
         let by = if entry.is_ours { "ours " } else { "tract" };

@@ -6,6 +6,7 @@
 
 mod element_wise;
 mod fusion;
+mod gather;
 mod images;
 mod normalization;
 mod products;
@@ -32,6 +33,7 @@ fn rewrite_simplified(model: &mut TypedModel) -> TractResult<()> {
             model.node_mut(index).op = Box::new(scan);
         }
     }
+    gather::look_up_first(model)?;
     products::products(model)?;
     fusion::fuse(model)?;
     normalization::layer_norms(model)?;

@@ -262,3 +262,20 @@ fn silu_is_one_operation() {
     let output = graph.wire(math::mul(), &[input, sigmoid]);
     graph.check(&[output], &["Unary"]);
 }
+
+#[test]
+fn rows_of_a_quantised_table_are_looked_up_first() {
+    let mut graph = Graph::new();
+    let input = graph.input(&[2, 5]);
+    let indexes = graph.wire(tract_onnx::tract_core::ops::cast::cast(i64::datum_type()), &[input]);
+    // Larger than what tract converts when a model is loaded.
+    let table: Vec<i8> = (0..1_500_000).map(|index| (index % 251 - 125) as i8).collect();
+    let table = Tensor::from_shape(&[1500, 1000], &table).unwrap();
+    let table = graph.model.add_const("table", table).unwrap();
+    let table = graph.wire(tract_onnx::tract_core::ops::cast::cast(f32::datum_type()), &[table]);
+    let table = graph.with(math::sub(), table, 3.0);
+    let table = graph.with(math::mul(), table, 0.02);
+    let gather = tract_onnx::tract_core::ops::array::Gather::new(0);
+    let output = graph.wire(gather, &[table, indexes]);
+    graph.check(&[output], &["Cast", "Gather", "Cast", "Unary"]);
+}

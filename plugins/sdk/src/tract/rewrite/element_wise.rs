@@ -1,9 +1,10 @@
 //! Element-wise operations that no operation of ours has absorbed.
 
-use guesthouse_arithmetic::{Activation, Tail};
+use guesthouse_arithmetic::{Activation, BinaryFunction, Tail};
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
+use tract_onnx::tract_core::ops::math;
 
 use super::apply;
 use super::fusion::{absorb, absorb_unary};
@@ -19,7 +20,45 @@ pub(super) fn activations(model: &mut TypedModel) -> TractResult<()> {
     apply::<TypedBinOp>(model, "activation", |model, node, _op| {
         let Some((operand, _uses, tail)) = pattern(model, node) else { return Ok(None) };
         replace_unary(model, node, operand, tail)
+    })?;
+    apply::<TypedBinOp>(model, "residual of a product", |model, node, _op| {
+        residual_of_product(model, node)
     })
+}
+
+/// Replace `x + x * s` by `x * (s + 1)`, where `s` is the smaller operand, such as the excitation of
+/// a squeeze.
+fn residual_of_product(
+    model: &TypedModel,
+    node: &TypedNode,
+) -> TractResult<Option<TypedModelPatch>> {
+    let output = shape(model, node.id.into())?;
+    if binary(model, node) != Some(BinaryFunction::Add) {
+        return Ok(None);
+    }
+    for (operand, product) in [(node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])] {
+        let factors = model.node(product.node);
+        let is_product = binary(model, factors) == Some(BinaryFunction::Multiply);
+        if !is_product || users(model, product) != 1 || shape(model, operand)? != output {
+            continue;
+        }
+        let position = factors.inputs.iter().position(|input| *input == operand);
+        let Some(position) = position else { continue };
+        let other = factors.inputs[1 - position];
+        if shape(model, other)? == output || users(model, other) != 1 {
+            continue;
+        }
+        let mut patch = TypedModelPatch::default();
+        let taps = patch.taps(model, &[operand, other])?;
+        let one = tensor0(1_f32).broadcast_into_rank(output.rank())?;
+        let one = patch.add_const(format!("{}.one", node.name), one)?;
+        let name = format!("{}.plus_one", node.name);
+        let factor = patch.wire_node(name, math::add(), &[taps[1], one])?[0];
+        let scaled = patch.wire_node(&node.name, math::mul(), &[taps[0], factor])?[0];
+        patch.shunt_outside(model, node.id.into(), scaled)?;
+        return Ok(Some(patch));
+    }
+    Ok(None)
 }
 
 /// Replace all that are left, one by one, unless the operation before absorbs them.
@@ -161,9 +200,10 @@ fn unscaled(model: &TypedModel, outlet: OutletId) -> (OutletId, f32) {
 
 /// The operands of a multiplication that keeps their shape.
 fn factors(model: &TypedModel, node: &TypedNode) -> Option<(OutletId, OutletId)> {
-    use guesthouse_arithmetic::BinaryFunction::Multiply;
-    let (left, right) =
-        (binary(model, node)? == Multiply).then(|| (node.inputs[0], node.inputs[1]))?;
+    if binary(model, node)? != BinaryFunction::Multiply {
+        return None;
+    }
+    let (left, right) = (node.inputs[0], node.inputs[1]);
     let output = shape(model, node.id.into()).ok()?;
     let keeps_shape =
         [left, right].iter().all(|input| shape(model, *input).is_ok_and(|shape| shape == output));

@@ -192,6 +192,17 @@ fn a_squeeze_and_excitation_is_ours() {
 }
 
 #[test]
+fn a_residual_of_an_excitation_joins_it() {
+    let mut graph = Graph::new();
+    let (input, squeezed) = (graph.rows(2, &[16, 7, 7]), graph.rows(2, &[4, 1, 1]));
+    let excited = convolution(&mut graph, squeezed, [4, 16, 1], &Window::square(1));
+    let excited = unary(tract_onnx::tract_core::ops::nn::sigmoid(), &mut graph, excited);
+    let product = graph.wire(math::mul(), &[input, excited]);
+    let output = graph.wire(math::add(), &[input, product]);
+    graph.check(&[output], &["Convolution", "Binary"]);
+}
+
+#[test]
 fn pools_of_all_geometries_are_ours() {
     let windows = [
         Window::square(2).strided(2),
