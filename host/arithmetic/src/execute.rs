@@ -1,11 +1,17 @@
 //! From a checked call to the kernels of a backend.
 
 use crate::convolution::ConvolutionKernel;
+use crate::deconvolution::DeconvolutionKernel;
+use crate::elementwise::{BinaryKernel, unary};
+use crate::planes::{PlaneKernel, WeightedSum};
+use crate::pool::pool;
 use crate::products::ProductKernel;
 use crate::progress::Progress;
+use crate::rows::{RowFunction, RowKernel};
 use crate::simd::Simd;
 use crate::simd::scalar::Scalar;
-use crate::{Backend, Call, Operation, Stopped, plain};
+use crate::windows::Windows;
+use crate::{Backend, Call, Operation, Stopped};
 
 /// The reason of a panic that does not happen: [`Call::execute`] has checked it.
 const AVAILABLE: &str = "the backend is available";
@@ -59,6 +65,30 @@ fn execute_with<S: Simd>(
         Operation::MatrixProduct(description, tail) => {
             simd.call(ProductKernel { description, tail, operands, output, progress })
         }
-        _ => plain::execute(call, output, progress),
+        Operation::DepthwiseConvolution(description, tail) => {
+            let (windows, window) = (Windows::new(description), WeightedSum);
+            simd.call(PlaneKernel { windows, window, tail, operands, output, progress })
+        }
+        Operation::Unary(tail) => unary(simd, tail, operands.first, output, progress),
+        Operation::Binary(description, tail) => {
+            simd.call(BinaryKernel { description, tail, operands, output, progress })
+        }
+        Operation::Softmax(softmax) => {
+            let (input, function) = (operands.first, RowFunction::Softmax);
+            simd.call(RowKernel { function, columns: softmax.columns, input, output, progress })
+        }
+        Operation::LayerNorm(norm) => {
+            let (input, function) = (operands.first, RowFunction::LayerNorm(norm, operands));
+            simd.call(RowKernel { function, columns: norm.columns, input, output, progress })
+        }
+        Operation::Reduction(reduction) => {
+            let (input, function) = (operands.first, RowFunction::Reduction(reduction));
+            simd.call(RowKernel { function, columns: reduction.columns, input, output, progress })
+        }
+        Operation::Pool(description) => pool(simd, description, operands, output, progress),
+        Operation::Deconvolution(description, tail) => {
+            let windows = Windows::new(&description.geometry);
+            simd.call(DeconvolutionKernel { windows, tail, operands, output, progress })
+        }
     }
 }

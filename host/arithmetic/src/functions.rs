@@ -265,21 +265,13 @@ impl<S: Simd> WithCurve for ApplyCurve<'_, S> {
             let row = &mut self.values[row * self.stride..][..self.columns];
             let mut vectors = row.chunks_exact_mut(S::LANES);
             for vector in &mut vectors {
-                // SAFETY: the chunk has the numbers of a vector.
-                #[expect(unsafe_code, reason = "the length of a chunk is that of a vector")]
-                unsafe {
-                    let value = simd.load(vector.as_ptr());
-                    simd.store(vector.as_mut_ptr(), curve.apply(simd, value));
-                }
+                let value = curve.apply(simd, simd.load_slice(vector));
+                simd.store_slice(vector, value);
             }
             let rest = vectors.into_remainder();
             if !rest.is_empty() {
-                // SAFETY: the rest is shorter than a vector.
-                #[expect(unsafe_code, reason = "the rest is shorter than a vector")]
-                unsafe {
-                    let value = simd.load_first(rest.as_ptr(), rest.len());
-                    simd.store_first(rest.as_mut_ptr(), rest.len(), curve.apply(simd, value));
-                }
+                let value = curve.apply(simd, simd.load_short(rest));
+                simd.store_short(rest, value);
             }
         }
     }

@@ -29,17 +29,16 @@ pub(crate) struct Ending<'a> {
     pub(crate) tail: Tail,
 }
 
-impl Ending<'_> {
-    /// The bounds of an activation that tiles apply, if it is one.
-    fn clip(&self) -> Option<[f32; 2]> {
-        let clip = match self.tail.activation {
-            Activation::Identity => [f32::NEG_INFINITY, f32::INFINITY],
-            Activation::Relu => [0.0, f32::INFINITY],
-            Activation::Clip(least, greatest) => [least, greatest],
-            _ => return None,
-        };
-        self.tail.is_unscaled().then_some(clip)
-    }
+/// The least and the greatest value of a tail that does nothing else.
+#[inline(always)]
+pub(crate) fn clip_of(tail: &Tail) -> Option<[f32; 2]> {
+    let clip = match tail.activation {
+        Activation::Identity => [f32::NEG_INFINITY, f32::INFINITY],
+        Activation::Relu => [0.0, f32::INFINITY],
+        Activation::Clip(least, greatest) => [least, greatest],
+        _ => return None,
+    };
+    tail.is_unscaled().then_some(clip)
 }
 
 /// The sums of a block of `k` for all rows of a panel.
@@ -84,7 +83,7 @@ impl Panel<'_> {
                 let to = rows.min(from + ROWS_BETWEEN_TAILS);
                 self.tiles(simd, [from, to], [column, column + width], progress)?;
                 if let Some(ending) = &self.ending
-                    && ending.clip().is_none()
+                    && clip_of(&ending.tail).is_none()
                 {
                     let start = self.offset + from * self.output_stride + column;
                     let values = &mut self.output[start..];
@@ -158,7 +157,7 @@ impl Panel<'_> {
                 Bias::Columns(bias) => Bias::Columns(&bias[self.first[1] + column..]),
             },
             residual: (!ending.residual.is_empty()).then(|| &ending.residual[start..]),
-            clip: ending.clip().unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
+            clip: clip_of(&ending.tail).unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
         });
         Tile {
             factors: Factors {

@@ -34,10 +34,10 @@ impl Kernel for ProductKernel<'_, '_> {
 
 /// A matrix in a slice.
 #[derive(Clone, Copy)]
-struct Matrix<'a> {
-    values: &'a [f32],
+pub(crate) struct Matrix<'a> {
+    pub(crate) values: &'a [f32],
     /// The distances between neighbours in a column and in a row.
-    strides: [usize; 2],
+    pub(crate) strides: [usize; 2],
 }
 
 /// The right matrix.
@@ -145,7 +145,7 @@ impl ProductKernel<'_, '_> {
 /// Pack rows of the left matrix in blocks `[k][WEIGHT_BLOCK]`; the rows that fill up the last block
 /// are zeros.
 #[inline(always)]
-fn pack_left<S: Simd>(
+pub(crate) fn pack_left<S: Simd>(
     simd: S,
     matrix: Matrix<'_>,
     start: [usize; 2],

@@ -18,7 +18,7 @@ pub(crate) mod simd128;
 pub(crate) trait Simd: Copy {
     /// A vector.
     type Vector: Copy;
-    /// The numbers in a vector: 16 or a part of it.
+    /// The numbers in a vector: 4, 8 or 16.
     const LANES: usize;
     /// The most vectors in a row of a tile of sums: two or three.
     const TILE_VECTORS: usize;
@@ -59,6 +59,59 @@ pub(crate) trait Simd: Copy {
     /// Twice [`Simd::LANES`] numbers can be read from the address.
     #[expect(unsafe_code, reason = "it reads from a pointer")]
     unsafe fn load_even(self, from: *const f32) -> Self::Vector;
+
+    /// Load a vector from the beginning of a slice.
+    ///
+    /// # Panics
+    /// The slice is shorter than a vector; where it is cut to the length, there is no check left.
+    #[inline(always)]
+    fn load_slice(self, from: &[f32]) -> Self::Vector {
+        assert!(from.len() >= Self::LANES, "a slice has a vector");
+        // SAFETY: the slice has the numbers, as asserted.
+        #[expect(unsafe_code, reason = "the length is asserted")]
+        unsafe {
+            self.load(from.as_ptr())
+        }
+    }
+    /// Load a slice that is shorter than a vector; the other lanes are zeros.
+    ///
+    /// # Panics
+    /// The slice is not shorter than a vector.
+    #[inline(always)]
+    fn load_short(self, from: &[f32]) -> Self::Vector {
+        assert!(from.len() < Self::LANES, "a slice is shorter than a vector");
+        // SAFETY: the count is the slice's length and less than a vector's, as asserted.
+        #[expect(unsafe_code, reason = "the length is asserted")]
+        unsafe {
+            self.load_first(from.as_ptr(), from.len())
+        }
+    }
+    /// Store a vector to the beginning of a slice.
+    ///
+    /// # Panics
+    /// The slice is shorter than a vector; where it is cut to the length, there is no check left.
+    #[inline(always)]
+    fn store_slice(self, to: &mut [f32], vector: Self::Vector) {
+        assert!(to.len() >= Self::LANES, "a slice has room for a vector");
+        // SAFETY: the slice has the numbers, as asserted.
+        #[expect(unsafe_code, reason = "the length is asserted")]
+        unsafe {
+            self.store(to.as_mut_ptr(), vector);
+        }
+    }
+    /// Store the first lanes to a slice that is shorter than a vector.
+    ///
+    /// # Panics
+    /// The slice is not shorter than a vector.
+    #[inline(always)]
+    fn store_short(self, to: &mut [f32], vector: Self::Vector) {
+        assert!(to.len() < Self::LANES, "a slice is shorter than a vector");
+        // SAFETY: the count is the slice's length and less than a vector's, as asserted.
+        #[expect(unsafe_code, reason = "the length is asserted")]
+        unsafe {
+            self.store_first(to.as_mut_ptr(), to.len(), vector);
+        }
+    }
 
     /// A vector of equal numbers.
     fn splat(self, value: f32) -> Self::Vector;

@@ -43,6 +43,23 @@ impl Windows {
             && self.input == self.output
     }
 
+    /// The place in the input of a value of a window along an axis, if it is not in the padding.
+    #[inline(always)]
+    pub(crate) fn position(&self, axis: usize, window: usize, value: usize) -> Option<usize> {
+        let padded = window * self.stride[axis] + value * self.dilation[axis];
+        padded.checked_sub(self.padding[axis]).filter(|position| *position < self.input[axis])
+    }
+
+    /// The number of values of a window along an axis that are not in the padding.
+    #[inline(always)]
+    pub(crate) fn values_inside(&self, axis: usize, window: usize) -> usize {
+        let start = window * self.stride[axis];
+        let (padding, dilation) = (self.padding[axis], self.dilation[axis]);
+        let before = padding.saturating_sub(start).div_ceil(dilation);
+        let end = (self.input[axis] + padding).saturating_sub(start).div_ceil(dilation);
+        end.min(self.kernel[axis]).saturating_sub(before)
+    }
+
     /// The windows of the output elements `place` of a plane, for the positions `k` of their
     /// values (by channel, row and column of the kernel), as rows that are [`PANEL`] apart.
     #[inline(always)]
@@ -156,20 +173,11 @@ pub(crate) fn copy<S: Simd>(simd: S, from: &[f32], to: &mut [f32]) {
     let from = &from[..to.len()];
     let (mut sources, mut targets) = (from.chunks_exact(S::LANES), to.chunks_exact_mut(S::LANES));
     for (from, to) in (&mut sources).zip(&mut targets) {
-        // SAFETY: the chunks have the numbers of a vector.
-        #[expect(unsafe_code, reason = "the length of a chunk is that of a vector")]
-        unsafe {
-            simd.store(to.as_mut_ptr(), simd.load(from.as_ptr()));
-        }
+        simd.store_slice(to, simd.load_slice(from));
     }
     let (from, to) = (sources.remainder(), targets.into_remainder());
     if !to.is_empty() {
-        // SAFETY: the remainders are equally long, because the slices are, and shorter than a
-        // vector.
-        #[expect(unsafe_code, reason = "the remainders are shorter than a vector")]
-        unsafe {
-            simd.store_first(to.as_mut_ptr(), to.len(), simd.load_first(from.as_ptr(), to.len()));
-        }
+        simd.store_short(to, simd.load_short(from));
     }
 }
 

@@ -197,7 +197,7 @@ fn pool(pool: &Pool, operands: Operands<'_>, output: &mut [f32]) {
         let (x, y, plane) = (index % width, index / width % height, index / width / height);
         let value =
             |row, column| operands.first[(plane * input_height + row) * input_width + column];
-        let (mut greatest, mut sum, mut count) = (f32::NEG_INFINITY, 0.0, 0.0_f32);
+        let (mut greatest, mut sum, mut count) = (f32::NEG_INFINITY, 0.0, 0_u32);
         for k in 0..kernel_height * kernel_width {
             let row = position(windows, 0, y, k / kernel_width);
             let column = position(windows, 1, x, k % kernel_width);
@@ -205,7 +205,7 @@ fn pool(pool: &Pool, operands: Operands<'_>, output: &mut [f32]) {
                 let value = value(row, column);
                 greatest = if value > greatest { value } else { greatest };
                 sum += value;
-                count += 1.0;
+                count += 1;
             } else {
                 sum += 0.0;
             }
@@ -213,7 +213,7 @@ fn pool(pool: &Pool, operands: Operands<'_>, output: &mut [f32]) {
         let kernel = (kernel_height * kernel_width) as f32;
         *output = match pool.function {
             PoolFunction::Maximum => greatest,
-            PoolFunction::Average => sum / count.max(1.0),
+            PoolFunction::Average => sum / count.max(1) as f32,
             PoolFunction::AverageWithPadding => sum / kernel,
         };
     }

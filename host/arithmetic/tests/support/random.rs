@@ -162,6 +162,15 @@ fn windows(random: &mut Random) -> Convolution {
         windows.stride = [1, 1];
         windows.padding = [0, 0];
     }
+    if random.chance(30) {
+        // Planes that are not padded as a whole.
+        windows.input_channels = random.between(1, 2);
+        windows.output_channels = random.between(1, 2);
+        let long = random.between(0, 1) as usize;
+        windows.input[long] = random.between(2000, 9000);
+        windows.input[1 - long] = random.between(1, 3);
+        windows.dilation[0] = [1, 1, 500, 2000][random.between(0, 3) as usize];
+    }
     for axis in 0..2 {
         let reach = (windows.kernel[axis] - 1) * windows.dilation[axis] + 1;
         let padded = windows.input[axis] + windows.padding[axis] + random.between(0, 4);
