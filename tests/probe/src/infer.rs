@@ -65,7 +65,11 @@ impl Guests {
     }
 
     fn map(&self, artifact: &Path, limits: InstanceLimits) -> Result<LoadedComponent> {
-        let pool = EngineLimits { max_instances: 2, max_memory_bytes: limits.memory_bytes };
+        let pool = EngineLimits {
+            max_instances: 2,
+            max_memory_bytes: limits.memory_bytes,
+            use_idle_cores: false,
+        };
         let engine = Engine::serving(pool, limits.stack_bytes)?;
         let store = Store::open(&self.state, engine.fingerprint())?;
         let artifact = Artifact::open(artifact).context("failed to read the artifact")?;
