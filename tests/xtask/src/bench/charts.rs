@@ -1,4 +1,5 @@
-//! Draws charts of the performance benchmark for the book, from the file that `--json` wrote.
+//! Draws charts of the performance benchmark for the book, and fills its tables, from the file that
+//! `--json` wrote.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::absolute;
+use super::{absolute, tables};
 
 /// What to draw, and where.
 #[derive(clap::Args)]
@@ -20,6 +21,20 @@ pub(crate) struct Options {
     /// The folder of the charts.
     #[arg(long, value_name = "FOLDER", value_parser = absolute)]
     folder: PathBuf,
+    /// A page of the book whose tables are replaced.
+    #[arg(long, value_name = "FILE", value_parser = absolute)]
+    page: Option<PathBuf>,
+}
+
+/// Figures by name.
+pub(super) type Figures = BTreeMap<String, Figure>;
+
+/// A figure as `--json` writes it.
+pub(super) struct Figure {
+    pub(super) value: f64,
+    pub(super) bar: Option<f64>,
+    /// Whether the value satisfies the bar, if there is one.
+    pub(super) holds: bool,
 }
 
 /// The width of a chart, of its labels at the left, and of the longest bar, in pixels.
@@ -89,7 +104,7 @@ struct Group {
 }
 
 pub(crate) fn draw(options: &Options) -> Result<()> {
-    let mut figures = BTreeMap::new();
+    let mut figures = Figures::new();
     for path in &options.json {
         let text = fs::read_to_string(path);
         let text = text.with_context(|| format!("cannot read {}", path.display()))?;
@@ -108,25 +123,34 @@ pub(crate) fn draw(options: &Options) -> Result<()> {
         fs::write(&path, chart.svg())
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
+    if let Some(page) = &options.page {
+        let text = fs::read_to_string(page);
+        let text = text.with_context(|| format!("cannot read {}", page.display()))?;
+        let filled = tables::fill(&text, &figures)?;
+        fs::write(page, filled).with_context(|| format!("cannot write {}", page.display()))?;
+    }
     Ok(())
 }
 
-fn parse(text: &str) -> Result<BTreeMap<String, f64>> {
+pub(super) fn parse(text: &str) -> Result<Figures> {
     let list: Value = serde_json::from_str(text).context("not JSON")?;
     let figures = list.as_array().context("not an array")?.iter();
-    let figures = figures
-        .map(|figure| Some((figure["name"].as_str()?.to_owned(), figure["value"].as_f64()?)));
-    let figures: BTreeMap<_, _> = figures.collect::<Option<_>>().context("not figures")?;
+    let figures = figures.map(|figure| {
+        let (bar, holds) = (figure["bar"].as_f64(), figure["holds"] == true);
+        let value = figure["value"].as_f64()?;
+        Some((figure["name"].as_str()?.to_owned(), Figure { value, bar, holds }))
+    });
+    let figures: Figures = figures.collect::<Option<_>>().context("not figures")?;
     ensure!(!figures.is_empty(), "no figures");
     Ok(figures)
 }
 
 /// Times in relation to native tract.
-fn inference(figures: &BTreeMap<String, f64>) -> Chart<'static> {
+fn inference(figures: &Figures) -> Chart<'static> {
     let groups = CASES.iter().filter_map(|case| {
-        let base = *figures.get(&format!("{case}_native_ms"))?;
+        let base = figures.get(&format!("{case}_native_ms"))?.value;
         let values = VARIANTS.iter().map(|variant| {
-            let time = *figures.get(&format!("{case}_{}_ms", variant.figure))?;
+            let time = figures.get(&format!("{case}_{}_ms", variant.figure))?.value;
             Some((time / base, format!("{time:.2} ms")))
         });
         Some(Group { label: (*case).to_owned(), values: values.collect() })
@@ -140,11 +164,11 @@ fn inference(figures: &BTreeMap<String, f64>) -> Chart<'static> {
 }
 
 /// Requests per second of eight callers.
-fn serving(figures: &BTreeMap<String, f64>) -> Chart<'static> {
+fn serving(figures: &Figures) -> Chart<'static> {
     let groups = SERVED.iter().map(|case| {
         let values = SERVERS.iter().map(|server| {
             let rate = figures.get(&format!("serving_{case}_{}_8_per_second", server.figure))?;
-            Some((*rate, format!("{rate:.0}")))
+            Some((rate.value, format!("{:.0}", rate.value)))
         });
         Group { label: (*case).to_owned(), values: values.collect() }
     });
