@@ -1,7 +1,7 @@
 //! Functions of one element as polynomials and quotients of polynomials, in a fixed order of
 //! operations, so that all backends compute the same bits.
 
-use crate::simd::Simd;
+use crate::simd::{Kernel, Simd};
 use crate::{Activation, Tail};
 
 /// Adding it to a number of less than 2^22 rounds the number to an integer, which is then in the
@@ -212,6 +212,67 @@ impl Tail {
             with.run(curve)
         } else {
             with.run(Scaled { curve, scale: self.scale, shift: self.shift })
+        }
+    }
+}
+
+/// Apply a tail to rows of elements, the given distance apart.
+#[inline(always)]
+pub(crate) fn apply_tail<S: Simd>(
+    simd: S,
+    tail: &Tail,
+    values: &mut [f32],
+    stride: usize,
+    size: [usize; 2],
+) {
+    simd.call(ApplyTail { tail, values, stride, size });
+}
+
+struct ApplyTail<'a> {
+    tail: &'a Tail,
+    values: &'a mut [f32],
+    stride: usize,
+    /// The rows and columns.
+    size: [usize; 2],
+}
+
+impl Kernel for ApplyTail<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let [rows, columns] = self.size;
+        let apply = ApplyCurve { simd, values: self.values, stride: self.stride, rows, columns };
+        self.tail.with_curve(apply);
+    }
+}
+
+struct ApplyCurve<'a, S> {
+    simd: S,
+    values: &'a mut [f32],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl<S: Simd> WithCurve for ApplyCurve<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<C: Curve>(self, curve: C) {
+        let simd = self.simd;
+        for row in 0..self.rows {
+            let row = &mut self.values[row * self.stride..][..self.columns];
+            let mut vectors = row.chunks_exact_mut(S::LANES);
+            for vector in &mut vectors {
+                let value = curve.apply(simd, simd.load_slice(vector));
+                simd.store_slice(vector, value);
+            }
+            let rest = vectors.into_remainder();
+            if !rest.is_empty() {
+                let value = curve.apply(simd, simd.load_short(rest));
+                simd.store_short(rest, value);
+            }
         }
     }
 }

@@ -11,12 +11,23 @@
 mod backend;
 mod call;
 mod check;
+mod convolution;
+mod deconvolution;
+mod elementwise;
 mod execute;
 mod functions;
 mod operation;
 mod pack;
-mod plain;
+mod panel;
+mod planes;
+mod pool;
+mod products;
+mod progress;
+mod rows;
+mod scratch;
 mod simd;
+mod tile;
+mod windows;
 
 pub use backend::Backend;
 pub use call::{Call, Invalid, Operands, Stopped};

@@ -2,7 +2,15 @@
 //! proves that its instructions may be used; all functions on vectors compute, lane by lane, the
 //! same bits on every backend.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod scalar;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub(crate) mod simd128;
 
 /// The instructions of a backend on vectors of [`Simd::LANES`] numbers.
 ///
@@ -10,8 +18,13 @@ pub(crate) mod scalar;
 pub(crate) trait Simd: Copy {
     /// A vector.
     type Vector: Copy;
-    /// The numbers in a vector: 16 or a part of it.
+    /// The numbers in a vector: 4, 8 or 16.
     const LANES: usize;
+    /// The most vectors in a row of a tile of sums: two or three.
+    const TILE_VECTORS: usize;
+    /// The rows of a tile whose rows have one, two or three vectors: 4 or 8. Its sums and a few
+    /// operands fit into the registers.
+    const TILE_ROWS: [usize; 3];
 
     /// Run a kernel as a function of its own that may use the backend's instructions.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
@@ -46,6 +59,59 @@ pub(crate) trait Simd: Copy {
     /// Twice [`Simd::LANES`] numbers can be read from the address.
     #[expect(unsafe_code, reason = "it reads from a pointer")]
     unsafe fn load_even(self, from: *const f32) -> Self::Vector;
+
+    /// Load a vector from the beginning of a slice.
+    ///
+    /// # Panics
+    /// The slice is shorter than a vector; where it is cut to the length, there is no check left.
+    #[inline(always)]
+    fn load_slice(self, from: &[f32]) -> Self::Vector {
+        assert!(from.len() >= Self::LANES, "a slice has a vector");
+        // SAFETY: the slice has the numbers, as asserted.
+        #[expect(unsafe_code, reason = "the length is asserted")]
+        unsafe {
+            self.load(from.as_ptr())
+        }
+    }
+    /// Load a slice that is shorter than a vector; the other lanes are zeros.
+    ///
+    /// # Panics
+    /// The slice is not shorter than a vector.
+    #[inline(always)]
+    fn load_short(self, from: &[f32]) -> Self::Vector {
+        assert!(from.len() < Self::LANES, "a slice is shorter than a vector");
+        // SAFETY: the count is the slice's length and less than a vector's, as asserted.
+        #[expect(unsafe_code, reason = "the length is asserted")]
+        unsafe {
+            self.load_first(from.as_ptr(), from.len())
+        }
+    }
+    /// Store a vector to the beginning of a slice.
+    ///
+    /// # Panics
+    /// The slice is shorter than a vector; where it is cut to the length, there is no check left.
+    #[inline(always)]
+    fn store_slice(self, to: &mut [f32], vector: Self::Vector) {
+        assert!(to.len() >= Self::LANES, "a slice has room for a vector");
+        // SAFETY: the slice has the numbers, as asserted.
+        #[expect(unsafe_code, reason = "the length is asserted")]
+        unsafe {
+            self.store(to.as_mut_ptr(), vector);
+        }
+    }
+    /// Store the first lanes to a slice that is shorter than a vector.
+    ///
+    /// # Panics
+    /// The slice is not shorter than a vector.
+    #[inline(always)]
+    fn store_short(self, to: &mut [f32], vector: Self::Vector) {
+        assert!(to.len() < Self::LANES, "a slice is shorter than a vector");
+        // SAFETY: the count is the slice's length and less than a vector's, as asserted.
+        #[expect(unsafe_code, reason = "the length is asserted")]
+        unsafe {
+            self.store_first(to.as_mut_ptr(), to.len(), vector);
+        }
+    }
 
     /// A vector of equal numbers.
     fn splat(self, value: f32) -> Self::Vector;

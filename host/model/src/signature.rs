@@ -4,6 +4,7 @@
 //! The JSON form of these types is printed by `guesthouse inspect --json` and stored in the state
 //! folder.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Datatype, Tensor, bytes_elements};
@@ -238,7 +239,7 @@ impl Field {
         let dimensions = dimensions.ok_or("a default needs a fixed row shape")?;
         let mut shape = vec![1];
         shape.extend(dimensions);
-        let (datatype, data) = (self.datatype, default.clone());
+        let (datatype, data) = (self.datatype, default.clone().into());
         let row = Tensor { name: self.name.clone(), datatype, shape, data };
         row.check().map_err(|error| format!("the default does not fit: {error}"))?;
         // A default must be valid for callers, too, because guests rely on that.
@@ -250,7 +251,8 @@ impl Field {
     }
 
     fn is_one_element(&self, data: &[u8]) -> bool {
-        let (name, datatype, data) = (self.name.clone(), self.datatype, data.to_vec());
+        let (name, datatype, data) =
+            (self.name.clone(), self.datatype, Bytes::copy_from_slice(data));
         let element = Tensor { name, datatype, shape: vec![1], data };
         element.check().is_ok() && self.holds_values(&element)
     }

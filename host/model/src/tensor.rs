@@ -1,5 +1,6 @@
 //! Named tensors whose first dimension is the batch.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// The element type of a tensor: the set of the Open Inference Protocol.
@@ -91,8 +92,8 @@ pub struct Tensor {
     pub datatype: Datatype,
     /// Elements along each dimension; the first is the number of rows.
     pub shape: Vec<u64>,
-    /// The elements.
-    pub data: Vec<u8>,
+    /// The elements. Rows of a request and of a response share the memory of its body.
+    pub data: Bytes,
 }
 
 /// The data of a tensor does not match its datatype and shape.
@@ -233,11 +234,14 @@ impl Tensor {
             return false;
         }
         *rows += more;
-        self.data.extend_from_slice(&other.data);
+        // Without a copy, unless something else shares the memory.
+        let mut data = Vec::from(std::mem::take(&mut self.data));
+        data.extend_from_slice(&other.data);
+        self.data = data.into();
         true
     }
 
-    /// Copy the rows `[start, start + count)` into a new tensor.
+    /// The rows `[start, start + count)`, which share the memory of the tensor.
     ///
     /// The tensor must have passed [`Tensor::check`] and must have these rows.
     pub fn slice_rows(&self, start: usize, count: usize) -> Self {
@@ -257,7 +261,7 @@ impl Tensor {
         };
         let mut shape = self.shape.clone();
         shape[0] = count as u64;
-        let data = self.data[begin..end].to_vec();
+        let data = self.data.slice(begin..end);
         Self { name: self.name.clone(), datatype: self.datatype, shape, data }
     }
 
@@ -265,13 +269,14 @@ impl Tensor {
     ///
     /// The tensor must have passed [`Tensor::check`] and must have these rows.
     pub fn select_rows(&self, rows: &[usize]) -> Self {
-        let mut selected = self.slice_rows(0, 0);
+        let mut data = Vec::new();
         // Consecutive rows are copied together.
         for run in rows.chunk_by(|row, next| *next == row + 1) {
-            selected.data.extend_from_slice(&self.slice_rows(run[0], run.len()).data);
+            data.extend_from_slice(&self.slice_rows(run[0], run.len()).data);
         }
-        selected.shape[0] = rows.len() as u64;
-        selected
+        let mut shape = self.shape.clone();
+        shape[0] = rows.len() as u64;
+        Self { name: self.name.clone(), datatype: self.datatype, shape, data: data.into() }
     }
 }
 
@@ -330,7 +335,7 @@ mod tests {
             data.extend_from_slice(row);
         }
         let shape = vec![rows.len() as u64];
-        Tensor { name: "text".to_owned(), datatype: Datatype::Bytes, shape, data }
+        Tensor { name: "text".to_owned(), datatype: Datatype::Bytes, shape, data: data.into() }
     }
 
     proptest! {
@@ -366,7 +371,7 @@ mod tests {
         ) {
             for datatype in [Datatype::Bytes, Datatype::Fp32, Datatype::Bool] {
                 let (shape, data) = (shape.clone(), data.clone());
-                let _ = Tensor { name: String::new(), datatype, shape, data }.check();
+                let _ = Tensor { name: String::new(), datatype, shape, data: data.into() }.check();
             }
         }
     }
@@ -375,7 +380,8 @@ mod tests {
     fn numbers_are_sliced_by_row() {
         let data: Vec<u8> = (0_i32..6).flat_map(i32::to_le_bytes).collect();
         let name = "x".to_owned();
-        let tensor = Tensor { name, datatype: Datatype::Int32, shape: vec![3, 2], data };
+        let tensor =
+            Tensor { name, datatype: Datatype::Int32, shape: vec![3, 2], data: data.into() };
         assert_eq!(tensor.check(), Ok(()));
         let row = tensor.slice_rows(1, 1);
         assert_eq!(row.shape, [1, 2]);
@@ -386,7 +392,7 @@ mod tests {
     fn non_finite_elements_of_every_float_are_found() {
         let is_finite = |datatype, data: &[u8]| {
             let (name, shape, data) = (String::new(), vec![1], data.to_vec());
-            Tensor { name, datatype, shape, data }.is_finite()
+            Tensor { name, datatype, shape, data: data.into() }.is_finite()
         };
         for finite in [0.0, -0.0, 1.0, f32::MAX, f32::MIN, f32::MIN_POSITIVE, 1e-45] {
             assert!(is_finite(Datatype::Fp32, &finite.to_le_bytes()), "{finite}");
@@ -410,7 +416,7 @@ mod tests {
     fn data_of_the_wrong_length_is_rejected() {
         let tensor = |datatype, shape: &[u64], data: &[u8]| {
             let (shape, data) = (shape.to_vec(), data.to_vec());
-            Tensor { name: String::new(), datatype, shape, data }.check()
+            Tensor { name: String::new(), datatype, shape, data: data.into() }.check()
         };
         assert_eq!(tensor(Datatype::Fp32, &[2], &[0; 8]), Ok(()));
         assert_eq!(tensor(Datatype::Fp32, &[2], &[0; 7]), Err(TensorError::Length));

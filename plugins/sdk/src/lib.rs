@@ -29,6 +29,8 @@
 //!
 //! Do not use a `HashMap` whose keys callers choose: the hash seeds are part of the snapshot.
 
+#[cfg(feature = "tract")]
+mod arithmetic;
 mod assets;
 mod batch;
 #[doc(hidden)]
@@ -49,7 +51,7 @@ pub use bindings::guesthouse::model::types::Datatype;
 pub use signature::{Field, Signature};
 pub use tensor::Tensor;
 #[cfg(feature = "tract")]
-pub use tract::{Model, ModelBuilder, ModelInput, ModelOutputs};
+pub use tract::{Model, ModelBuilder, ModelInput, ModelOutputs, OperationTime};
 #[cfg(feature = "tract")]
 pub use tract_onnx;
 

@@ -3,8 +3,22 @@
 //! Memory is bounded by the guest's limit. The protobuf is streamed from the asset and dropped
 //! before `init` ends, so that the snapshot only contains the optimised plan.
 
-use std::sync::Arc;
+mod broadcast;
+mod convolution;
+mod execute;
+mod graph;
+mod node;
+mod product;
+mod proto;
+mod rewrite;
+#[cfg(test)]
+mod tests;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use tract_onnx::Onnx;
+use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 
 use crate::{Assets, Error, PredictError};
@@ -49,6 +63,7 @@ impl ModelInput {
 #[derive(Debug, Default)]
 pub struct ModelBuilder {
     inputs: Vec<ModelInput>,
+    is_left_to_tract: bool,
 }
 
 impl ModelBuilder {
@@ -56,6 +71,14 @@ impl ModelBuilder {
     #[must_use]
     pub fn input(mut self, input: ModelInput) -> Self {
         self.inputs.push(input);
+        self
+    }
+
+    /// Let tract compute everything, instead of the operations that the host offers or that this
+    /// crate has. Only to find out what they change.
+    #[must_use]
+    pub fn left_to_tract(mut self) -> Self {
+        self.is_left_to_tract = true;
         self
     }
 
@@ -69,20 +92,55 @@ impl ModelBuilder {
         plan.map(Model).map_err(|error| Error::new(format!("loading {asset:?}: {error:#}")))
     }
 
+    /// Parse ONNX from anywhere and optimise the graph, such as in a test that runs natively.
+    ///
+    /// # Errors
+    /// The bytes are not ONNX, or the graph does not take the inputs that were declared.
+    pub fn read_onnx(self, reader: &mut dyn std::io::Read) -> Result<Model, Error> {
+        self.plan(reader).map(Model).map_err(|error| Error::new(format!("{error:#}")))
+    }
+
     fn plan(self, reader: &mut dyn std::io::Read) -> TractResult<Arc<TypedRunnableModel>> {
-        let mut model = tract_onnx::onnx().model_for_read(reader)?;
-        for (index, input) in self.inputs.into_iter().enumerate() {
+        let onnx = tract_onnx::onnx();
+        let mut file = onnx.proto_model_for_read(reader)?;
+        let typed = self.typed(&onnx, &file).or_else(|error| {
+            let is_changed = file.graph.as_mut().is_some_and(proto::keep_sizes_symbolic);
+            if is_changed { self.typed(&onnx, &file) } else { Err(error) }
+        });
+        drop(file);
+        let model = typed?;
+        let model = if self.is_left_to_tract { model.into_optimized()? } else { rewritten(model)? };
+        model.into_runnable()
+    }
+
+    fn typed(&self, onnx: &Onnx, file: &ModelProto) -> TractResult<TypedModel> {
+        let mut model = onnx.model_for_proto_model(file)?;
+        for (index, input) in self.inputs.iter().enumerate() {
             let shape: TVec<TDim> = input
                 .shape
-                .into_iter()
+                .iter()
                 .map(|dimension| match dimension {
-                    Dimension::Fixed(size) => TDim::from(size),
-                    Dimension::Named(name) => model.symbols.sym(&name).into(),
+                    Dimension::Fixed(size) => TDim::from(*size),
+                    Dimension::Named(name) => model.symbols.sym(name).into(),
                 })
                 .collect();
             model.set_input_fact(index, input.datum_type.fact(shape).into())?;
         }
-        model.into_optimized()?.into_runnable()
+        model.into_typed()
+    }
+}
+
+/// Rewrite and optimise a graph. If the rewrite fails, tract computes all of it.
+fn rewritten(model: TypedModel) -> TractResult<TypedModel> {
+    // Asks the host here, because only what happens in `init` is part of the snapshot.
+    crate::arithmetic::executor();
+    let mut rewritten = model.clone();
+    match rewrite::rewrite(&mut rewritten) {
+        Ok(()) => rewritten.into_optimized(),
+        Err(error) => {
+            crate::log::warn(&format!("the graph is left to tract: {error:#}"));
+            model.into_optimized()
+        }
     }
 }
 
@@ -107,6 +165,53 @@ impl Model {
         let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
         self.0.run(inputs).map(ModelOutputs).map_err(failed)
     }
+}
+
+impl Model {
+    /// Run the graph once, and add up what each kind of operation took by this clock. The clocks of
+    /// the sandbox stand still, so that this is for tests and tools that run natively.
+    ///
+    /// # Errors
+    /// [`PredictError::Failed`] with the error of tract.
+    pub fn profile<const N: usize>(
+        &self,
+        inputs: [tract_onnx::prelude::Tensor; N],
+        clock: impl Fn() -> Duration,
+    ) -> Result<Vec<OperationTime>, PredictError> {
+        let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
+        let mut times: Vec<OperationTime> = Vec::new();
+        let mut state = self.0.spawn().map_err(failed)?;
+        let outputs = state.run_plan_with_eval(inputs, |context, state, node, inputs| {
+            let start = clock();
+            let outputs = tract_onnx::tract_core::plan::eval(context, state, node, inputs);
+            let time = clock().saturating_sub(start);
+            let name = node.op.name();
+            let is_ours = node.op_is::<node::Node>();
+            match times.iter_mut().find(|entry| entry.name == name && entry.is_ours == is_ours) {
+                Some(entry) => {
+                    entry.count += 1;
+                    entry.time += time;
+                }
+                None => times.push(OperationTime { name: name.into(), is_ours, count: 1, time }),
+            }
+            outputs
+        });
+        outputs.map_err(failed)?;
+        Ok(times)
+    }
+}
+
+/// What all operations of a kind took in one run of a [`Model`].
+#[derive(Debug, Clone)]
+pub struct OperationTime {
+    /// The kind of the operation.
+    pub name: String,
+    /// Whether the host computes it if it grants that; else tract does.
+    pub is_ours: bool,
+    /// The number of such operations.
+    pub count: usize,
+    /// The sum of their times.
+    pub time: Duration,
 }
 
 /// The outputs of a [`Model`], in the order of the graph.

@@ -159,7 +159,7 @@ fn inputs(cases: &Cases, case: &Case) -> Result<Vec<Tensor>> {
             Datatype::Bytes => guesthouse_model::Datatype::Bytes,
         };
         let shape = input.shape.iter().map(|size| *size as u64).collect();
-        Ok(Tensor { name: input.name.clone(), datatype, shape, data: cases.bytes(input)? })
+        Ok(Tensor { name: input.name.clone(), datatype, shape, data: cases.bytes(input)?.into() })
     });
     inputs.collect()
 }

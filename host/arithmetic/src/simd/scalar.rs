@@ -10,8 +10,11 @@ pub(crate) struct Scalar<const N: usize>;
 impl<const N: usize> Simd for Scalar<N> {
     type Vector = [f32; N];
     const LANES: usize = N;
+    const TILE_VECTORS: usize = 2;
+    const TILE_ROWS: [usize; 3] = [4, 4, 4];
 
-    #[inline(always)]
+    // A function of its own, as on other backends: compilers need minutes for all kernels in one.
+    #[inline(never)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
     }
@@ -63,59 +66,59 @@ impl<const N: usize> Simd for Scalar<N> {
 
     #[inline(always)]
     fn add(self, left: [f32; N], right: [f32; N]) -> [f32; N] {
-        std::array::from_fn(|lane| left[lane] + right[lane])
+        lanes(|lane| left[lane] + right[lane])
     }
 
     #[inline(always)]
     fn subtract(self, left: [f32; N], right: [f32; N]) -> [f32; N] {
-        std::array::from_fn(|lane| left[lane] - right[lane])
+        lanes(|lane| left[lane] - right[lane])
     }
 
     #[inline(always)]
     fn multiply(self, left: [f32; N], right: [f32; N]) -> [f32; N] {
-        std::array::from_fn(|lane| left[lane] * right[lane])
+        lanes(|lane| left[lane] * right[lane])
     }
 
     #[inline(always)]
     fn divide(self, left: [f32; N], right: [f32; N]) -> [f32; N] {
-        std::array::from_fn(|lane| left[lane] / right[lane])
+        lanes(|lane| left[lane] / right[lane])
     }
 
     #[inline(always)]
     fn multiply_add(self, left: [f32; N], right: [f32; N], summand: [f32; N]) -> [f32; N] {
-        std::array::from_fn(|lane| left[lane].mul_add(right[lane], summand[lane]))
+        lanes(|lane| left[lane].mul_add(right[lane], summand[lane]))
     }
 
     #[inline(always)]
     fn square_root(self, vector: [f32; N]) -> [f32; N] {
-        vector.map(f32::sqrt)
+        lanes(|lane| vector[lane].sqrt())
     }
 
     #[inline(always)]
     fn maximum(self, left: [f32; N], right: [f32; N]) -> [f32; N] {
         let greater = |lane| if left[lane] > right[lane] { left[lane] } else { right[lane] };
-        std::array::from_fn(greater)
+        lanes(greater)
     }
 
     #[inline(always)]
     fn minimum(self, left: [f32; N], right: [f32; N]) -> [f32; N] {
         let lesser = |lane| if left[lane] < right[lane] { left[lane] } else { right[lane] };
-        std::array::from_fn(lesser)
+        lanes(lesser)
     }
 
     #[inline(always)]
     fn select_negative(self, vector: [f32; N], lesser: [f32; N], other: [f32; N]) -> [f32; N] {
-        std::array::from_fn(|lane| if vector[lane] < 0.0 { lesser[lane] } else { other[lane] })
+        lanes(|lane| if vector[lane] < 0.0 { lesser[lane] } else { other[lane] })
     }
 
     #[inline(always)]
     fn absolute(self, vector: [f32; N]) -> [f32; N] {
-        vector.map(f32::abs)
+        lanes(|lane| vector[lane].abs())
     }
 
     #[inline(always)]
     fn scale_by_power(self, vector: [f32; N], power: [f32; N]) -> [f32; N] {
-        std::array::from_fn(|lane| {
+        lanes(|lane| {
             let power = power[lane].to_bits().cast_signed();
             let half = power >> 1;
             vector[lane] * power_of_two(half) * power_of_two(power.wrapping_sub(half))
@@ -124,13 +127,21 @@ impl<const N: usize> Simd for Scalar<N> {
 
     #[inline(always)]
     fn subtract_bits(self, left: [f32; N], right: [f32; N]) -> [f32; N] {
-        std::array::from_fn(|lane| {
-            f32::from_bits(left[lane].to_bits().wrapping_sub(right[lane].to_bits()))
-        })
+        lanes(|lane| f32::from_bits(left[lane].to_bits().wrapping_sub(right[lane].to_bits())))
     }
 }
 
 #[inline(always)]
 fn power_of_two(power: i32) -> f32 {
     f32::from_bits(power.wrapping_add(127).cast_unsigned() << 23)
+}
+
+/// A vector from its lanes; compilers need less time for it than for `std::array::from_fn`.
+#[inline(always)]
+fn lanes<const N: usize>(value: impl Fn(usize) -> f32) -> [f32; N] {
+    let mut vector = [0.0; N];
+    for (lane, place) in vector.iter_mut().enumerate() {
+        *place = value(lane);
+    }
+    vector
 }

@@ -241,7 +241,8 @@ mod tests {
     use super::*;
 
     fn tensor(datatype: Datatype, shape: &[u64], data: Vec<u8>) -> Tensor {
-        let tensor = Tensor { name: "y".to_owned(), datatype, shape: shape.to_vec(), data };
+        let tensor =
+            Tensor { name: "y".to_owned(), datatype, shape: shape.to_vec(), data: data.into() };
         assert_eq!(tensor.check(), Ok(()));
         tensor
     }
@@ -378,7 +379,7 @@ mod tests {
             None,
             Some(singles(&[2], &[1.0, 2.0])),
             Some(singles(&[1, 2], &[1.0, 2.0])),
-            Some(tensor(Datatype::Int32, &[2, 1], one.data.clone())),
+            Some(tensor(Datatype::Int32, &[2, 1], one.data.to_vec())),
         ];
         for other in &others {
             let (counts, found) = differences(&one, other.as_ref(), f64::MAX);

@@ -243,7 +243,7 @@ mod tests {
             data.extend_from_slice(value.as_bytes());
         }
         let shape = vec![values.len() as u64];
-        Tensor { name: name.to_owned(), datatype: Datatype::Bytes, shape, data }
+        Tensor { name: name.to_owned(), datatype: Datatype::Bytes, shape, data: data.into() }
     }
 
     fn signature() -> Signature {

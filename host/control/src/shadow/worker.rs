@@ -419,8 +419,8 @@ mod tests {
         let tensors = pass(&[text(9)], &[optional, text(20)], json!({"text": "ab"})).unwrap();
         let names: Vec<_> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         assert_eq!(names, ["number", "text"]);
-        assert_eq!(tensors[0].data, 2_f32.to_le_bytes());
-        assert_eq!(tensors[1].data, *b"\x02\0\0\0ab");
+        assert_eq!(tensors[0].data[..], 2_f32.to_le_bytes());
+        assert_eq!(tensors[1].data[..], *b"\x02\0\0\0ab");
         // The same signature, though its description may be another.
         let other_words = Field { description: "words".to_owned(), ..number.clone() };
         let row = json!({"number": 0.1});
@@ -445,11 +445,11 @@ mod tests {
     fn chunk_rows_are_borrowed_if_they_are_all() {
         let data: Vec<u8> = (0..6).collect();
         let name = "x".to_owned();
-        let tensor = Tensor { name, datatype: Datatype::Uint8, shape: vec![6], data };
+        let tensor = Tensor { name, datatype: Datatype::Uint8, shape: vec![6], data: data.into() };
         let chunk = |start, count| Chunk { batch: 0, batch_first_row: 0, start, count };
         let all = [tensor];
         assert!(matches!(chunk_rows(&all, chunk(0, 6)), Cow::Borrowed(_)), "nothing is copied");
-        assert_eq!(chunk_rows(&all, chunk(4, 2))[0].data, [4, 5]);
+        assert_eq!(chunk_rows(&all, chunk(4, 2))[0].data[..], [4, 5]);
     }
 
     proptest! {

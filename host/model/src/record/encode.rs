@@ -147,7 +147,7 @@ mod tests {
     fn non_finite_values_are_null() {
         let data = [f32::NAN, f32::INFINITY, 1.0].map(f32::to_le_bytes).concat();
         let name = "y".to_owned();
-        let tensor = Tensor { name, datatype: Datatype::Fp32, shape: vec![3], data };
+        let tensor = Tensor { name, datatype: Datatype::Fp32, shape: vec![3], data: data.into() };
         let field = Field {
             name: "y".to_owned(),
             description: String::new(),
@@ -171,7 +171,7 @@ mod tests {
             name: "y".to_owned(),
             datatype: Datatype::Fp32,
             shape: shape.to_vec(),
-            data: vec![],
+            data: vec![].into(),
         };
         let signature = Signature { inputs: vec![], outputs: vec![], max_batch_size: 8 };
         assert!(encode(&signature, &[tensor(&[1, 0, 4_000_000_000])]).is_ok());

@@ -247,7 +247,7 @@ fn groups(least: u32, most: u32) -> String {
 
 /// The default of an input, as JSON.
 fn default(field: &Field) -> Option<Value> {
-    let data = field.default.clone()?;
+    let data = field.default.clone()?.into();
     let sizes = field.row_shape.iter().map(|size| size.map_or(0, u64::from));
     let shape = std::iter::once(1).chain(sizes).collect();
     let tensor = Tensor { name: field.name.clone(), datatype: field.datatype, shape, data };

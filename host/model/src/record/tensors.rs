@@ -109,7 +109,7 @@ fn default(field: &Field, rows: u64) -> Result<Tensor, TensorInputError> {
     let mut shape = vec![rows];
     // Inputs with a default have a fixed shape.
     shape.extend(field.row_shape.iter().flatten().map(|size| u64::from(*size)));
-    let (name, data) = (field.name.clone(), default.repeat(count));
+    let (name, data) = (field.name.clone(), default.repeat(count).into());
     Ok(Tensor { name, datatype: field.datatype, shape, data })
 }
 
@@ -134,7 +134,7 @@ fn values(field: &Field, tensor: &mut Tensor, issues: &mut Issues) {
             for (element, bytes) in bytes_elements(&tensor.data).enumerate() {
                 add(element, byte_string(field, bytes, &mut data));
             }
-            tensor.data = data;
+            tensor.data = data.into();
         }
         _ => {
             let ranges = field.constraints.iter().filter_map(|constraint| match constraint {
@@ -209,7 +209,12 @@ mod tests {
     }
 
     fn tensor(name: &str, datatype: Datatype, shape: &[u64], data: &[u8]) -> Tensor {
-        Tensor { name: name.to_owned(), datatype, shape: shape.to_vec(), data: data.to_vec() }
+        Tensor {
+            name: name.to_owned(),
+            datatype,
+            shape: shape.to_vec(),
+            data: data.to_vec().into(),
+        }
     }
 
     fn strings(texts: &[&[u8]]) -> Vec<u8> {

@@ -46,8 +46,8 @@ impl ValidRows {
             return Err(RecordError::Unacceptable(vec![RowIssue { row: 0, field, reason }]));
         }
         for (before, tensor) in self.inputs.iter_mut().zip(tensors) {
-            before.shape[0] += 1;
-            before.data.extend_from_slice(&tensor.data);
+            let is_appended = before.append(&tensor);
+            debug_assert!(is_appended, "decoded by the same signature, to the same shape");
         }
         Ok(())
     }

@@ -13,6 +13,8 @@ wasmtime::component::bindgen!({
     path: "../../wit",
     world: "basic",
     imports: { default: trappable },
+    // Inputs are lowered from where they are.
+    ownership: Borrowing { duplicate_if_necessary: true },
 });
 
 pub use {Basic as Model, BasicPre as ModelPre};

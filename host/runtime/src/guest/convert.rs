@@ -32,18 +32,18 @@ pub fn signature_from_wit(signature: exported::Signature) -> Signature {
     }
 }
 
-pub(super) fn tensor_into_wit(tensor: &Tensor) -> wit::Tensor {
-    wit::Tensor {
-        name: tensor.name.clone(),
+pub(super) fn tensor_into_wit(tensor: &Tensor) -> wit::TensorParam<'_> {
+    wit::TensorParam {
+        name: &tensor.name,
         datatype: datatype_into_wit(tensor.datatype),
-        shape: tensor.shape.clone(),
-        data: tensor.data.clone(),
+        shape: &tensor.shape,
+        data: &tensor.data,
     }
 }
 
 /// Convert the outputs and check them against the signature. Returns them in the signature's order.
 pub(super) fn outputs_from_wit(
-    mut outputs: Vec<wit::Tensor>,
+    mut outputs: Vec<wit::TensorResult>,
     signature: &Signature,
     rows: u64,
 ) -> Result<Vec<Tensor>, Fault> {
@@ -142,9 +142,9 @@ fn is_utf8(tensor: &Tensor) -> bool {
         .all(|element| std::str::from_utf8(element).is_ok())
 }
 
-fn tensor_from_wit(tensor: wit::Tensor) -> Tensor {
+fn tensor_from_wit(tensor: wit::TensorResult) -> Tensor {
     let datatype = datatype_from_wit(tensor.datatype);
-    Tensor { name: tensor.name, datatype, shape: tensor.shape, data: tensor.data }
+    Tensor { name: tensor.name, datatype, shape: tensor.shape, data: tensor.data.into() }
 }
 
 fn field_from_wit(field: wit::Field) -> Field {

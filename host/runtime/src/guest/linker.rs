@@ -40,7 +40,7 @@ pub(crate) fn linker(
 ) -> wasmtime::Result<Linker<HostState>> {
     let mut linker = Linker::<HostState>::new(engine.wasmtime());
     Model::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
-    arithmetic::add_to_linker(&mut linker)?;
+    arithmetic::add_to_linker(&mut linker, HostState::arithmetic)?;
     match phase {
         Phase::Serve => {
             add_to_linker_sync(&mut linker)?;

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::queue::BatchKey;
 use crate::guest::{Fault, MAX_REJECTIONS, Rejection};
 use guesthouse_model::{Field, Signature, Tensor};
@@ -87,7 +89,7 @@ fn join_tensors(tensors: &[&Tensor], padding: &[u8]) -> Tensor {
             pad(&mut data, tensor, &mut &tensor.data[..], (&tensor.shape, &wanted), padding);
         }
     }
-    Tensor { name: first.name.clone(), datatype: first.datatype, shape, data }
+    Tensor { name: first.name.clone(), datatype: first.datatype, shape, data: data.into() }
 }
 
 /// Append the elements at the start of `rest`, which have the shape `is`, padded to the shape
@@ -152,17 +154,16 @@ pub(super) fn part_outcomes(
 }
 
 fn split(outputs: &[Tensor], parts: &[u64]) -> Vec<PartOutcome> {
-    let mut rests: Vec<&[u8]> = outputs.iter().map(|output| &output.data[..]).collect();
+    let mut rests: Vec<Bytes> = outputs.iter().map(|output| output.data.clone()).collect();
     let split_one = |rows: &u64| {
         let cut = outputs.iter().zip(&mut rests).map(|(output, rest)| {
             let mut shape = output.shape.clone();
             shape[0] = *rows;
             let per_row: u64 = output.shape[1..].iter().product();
             let length = output.bytes_of_elements(rest, rows * per_row);
-            let (data, after) = rest.split_at(length);
-            *rest = after;
+            let data = rest.split_to(length);
             let (name, datatype) = (output.name.clone(), output.datatype);
-            Tensor { name, datatype, shape, data: data.to_vec() }
+            Tensor { name, datatype, shape, data }
         });
         PartOutcome::Answered(cut.collect())
     };
@@ -295,10 +296,11 @@ mod tests {
         assert!(of(&one).is_some());
         assert_eq!(of(&one), of(&two));
         assert_ne!(of(&one), of(&integers(&[1, 100, 1], 0..100)));
-        let joined = join(&padded, &[&[one], &[two]]);
+        let mut joined = join(&padded, &[&[one], &[two]]);
         let wanted = [1, 2, 3, -1, -1, -1, 4, -1, -1, 5, -1, -1, 6, -1, -1, 7, -1, -1];
         assert_eq!(joined, [integers(&[3, 2, 3], wanted)]);
-        assert_eq!(joined[0].data.capacity(), joined[0].data.len());
+        let data = Vec::from(joined.remove(0).data);
+        assert_eq!(data.capacity(), data.len(), "room is reserved exactly");
     }
 
     #[test]

@@ -126,7 +126,7 @@ mod tests {
 
     fn inputs(value: u8) -> Vec<Tensor> {
         let (name, shape) = ("x".to_owned(), vec![1]);
-        vec![Tensor { name, datatype: Datatype::Uint8, shape, data: vec![value] }]
+        vec![Tensor { name, datatype: Datatype::Uint8, shape, data: vec![value].into() }]
     }
 
     #[test]

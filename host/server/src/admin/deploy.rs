@@ -44,6 +44,9 @@ pub(super) async fn deploy(
     let start = async {
         let context = ChangeContext::new(&admin, &parts.headers, query.as_deref(), &mut log)?;
         media_type(&parts.headers, &["application/wasm", "application/octet-stream"])?;
+        if body.is_end_stream() {
+            return Err(ApiError::malformed("the body is empty, but must be an artifact"));
+        }
         if body.size_hint().lower() > MAX_ARTIFACT_BYTES {
             return Err(too_large());
         }

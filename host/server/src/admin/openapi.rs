@@ -272,12 +272,12 @@ fn add_models(paths: &mut Map<String, Value>, components: &mut SchemaGenerator) 
     let operation = model("rollback", "End a rollout, or go back to the version promoted before");
     change("post", "/rollback", operation.body::<RollbackRequest>(false));
     let operation = model("undeploy", "Remove a version to which nothing is routed")
-        .path("version", json!({"type": "string", "examples": ["1.0.0"]}));
+        .path("version", json!({"type": "string", "pattern": schema::VERSION}));
     change("delete", "/versions/{version}", operation);
 }
 
 fn add_deployments(paths: &mut Map<String, Value>, components: &mut SchemaGenerator) {
-    let artifact = json!({"schema": {"type": "string", "format": "binary"}});
+    let artifact = json!({"schema": {"type": "string", "format": "binary", "minLength": 1}});
     let content = json!({"application/wasm": artifact, "application/octet-stream": artifact});
     let summary = "Deploy an artifact, which becomes ready in the background";
     let mut operation = OperationObject::new("deployments", "deploy", summary)

@@ -174,6 +174,7 @@ pub struct Choice {
 #[serde(deny_unknown_fields)]
 pub struct ResolveQuery {
     /// The selector in the path or header of a request.
+    #[schemars(with = "Option<schema::Selector>")]
     pub selector: Option<String>,
     /// The caller's value of the model's sticky header or field.
     pub key: Option<String>,

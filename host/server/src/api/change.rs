@@ -19,6 +19,7 @@ use guesthouse_model::ModelName;
 #[serde(deny_unknown_fields)]
 pub struct ChangeQuery {
     /// Reject the change unless this is the model's revision; 0 for a model that is not known yet.
+    #[schemars(with = "Option<schema::Unsigned>")]
     pub expected_revision: Option<u64>,
     /// Check the change and report its outcome without making it.
     #[serde(default)]
@@ -60,6 +61,11 @@ pub struct CanaryRequest {
 /// The body of `POST /admin/v1/models/{model}/shadow`.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+// A share needs a version.
+#[schemars(extend("not" = {
+    "required": ["share"],
+    "properties": {"share": {"type": ["integer", "string"]}, "version": {"type": "null"}},
+}))]
 pub struct ShadowRequest {
     /// The version that sees requests which others answer; `null` ends the shadow.
     #[schemars(with = "Option<schema::Version>")]

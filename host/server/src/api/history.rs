@@ -20,8 +20,10 @@ pub struct HistoryQuery {
     #[schemars(with = "Option<schema::ModelName>")]
     pub model: Option<ModelName>,
     /// The most entries of the response: 50 by default, at most 1000.
+    #[schemars(with = "Option<schema::Unsigned>")]
     pub limit: Option<usize>,
     /// Only entries with a lower sequence number.
+    #[schemars(with = "Option<schema::Unsigned>")]
     pub before: Option<u64>,
 }
 

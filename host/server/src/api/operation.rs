@@ -106,5 +106,6 @@ impl Deployment {
 #[serde(deny_unknown_fields)]
 pub struct OperationQuery {
     /// How long the response may be held back until the operation makes progress; at most 30.
+    #[schemars(with = "Option<schema::Unsigned>")]
     pub wait_seconds: Option<u64>,
 }

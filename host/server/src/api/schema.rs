@@ -5,14 +5,23 @@ use std::borrow::Cow;
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use guesthouse_control::router::Reason;
 use guesthouse_model::Datatype as DatatypeOfModel;
 
 /// The pattern of semantic versions. `[0-9]` and not `\d`, which in some implementations of patterns
 /// matches the digits of other scripts.
-const VERSION: &str = r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})(-[a-z][0-9a-z]{0,8}(\.(0|[1-9][0-9]{0,8}))?)?$";
+pub(crate) const VERSION: &str = r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})(-[a-z][0-9a-z]{0,8}(\.(0|[1-9][0-9]{0,8}))?)?$";
+
+/// Channels, versions, and ranges of one comparator. There are further selectors, which a pattern cannot
+/// express.
+const SELECTOR: &str = r"^(?:stable|canary|[=^~]?(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){0,2}|=?(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){2}-[a-z][0-9a-z]{0,8}(?:\.(?:0|[1-9][0-9]{0,8}))?)$";
+
+/// The schema of a selector.
+pub(crate) fn selector() -> Value {
+    json!({"type": "string", "pattern": SELECTOR, "examples": ["stable", "1.0.0", "^1"]})
+}
 
 /// Types that stand for others in `#[schemars(with = …)]`.
 macro_rules! stand_ins {
@@ -41,8 +50,12 @@ stand_ins! {
     ModelName: {"type": "string", "pattern": "^[a-z][a-z0-9_-]{0,63}$"};
     /// A semantic version.
     Version: {"type": "string", "pattern": VERSION};
+    /// A selector of versions.
+    Selector: {"type": "string", "pattern": SELECTOR};
     /// A semantic version in a response, which may have any pre-release and build metadata.
     AnyVersion: {"type": "string"};
+    /// A number that is not negative and has at most 64 bits.
+    Unsigned: {"type": "integer", "minimum": 0, "maximum": (u64::MAX)};
     /// A share in parts per million.
     Share: {"type": "integer", "minimum": 0, "maximum": 1_000_000};
     /// A share in a request: parts per million, or a percentage.
@@ -99,5 +112,20 @@ pub(crate) fn request<T: JsonSchema>() -> Value {
 
 /// The components that the generator has collected, by name.
 pub(crate) fn definitions(mut generator: SchemaGenerator) -> Map<String, Value> {
-    generator.take_definitions(true)
+    let mut definitions = generator.take_definitions(true);
+    definitions.values_mut().for_each(remove_null_defaults);
+    definitions
+}
+
+/// Remove defaults that say only that a field of an older server's response may be missing: `null` is
+/// no value of the field's type.
+fn remove_null_defaults(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            fields.retain(|name, value| name != "default" || !value.is_null());
+            fields.values_mut().for_each(remove_null_defaults);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_null_defaults),
+        _ => {}
+    }
 }

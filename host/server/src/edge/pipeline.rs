@@ -225,7 +225,7 @@ impl<'a> PredictRequest<'a> {
         version.statistics().record_input_conversion(body.complete.elapsed());
         self.edge.traffic.count(version.id(), route.reason.as_str(), admitted.is_random);
         let captured = self.is_captured(route).then(|| body.bytes.clone());
-        // Drops the bytes: the inputs are tensors now. The body still counts among those in flight.
+        // The inputs may share the bytes, so the body counts among those in flight until they are done.
         let _permit = body.into_permit();
         let mut runner = Runner {
             inference: &self.edge.inference,

@@ -203,7 +203,7 @@ impl Value {
             }
         }
         let (name, datatype, data) = (member.of.clone(), member.datatype, self.data);
-        Ok(Some(Tensor { name, datatype, shape, data }))
+        Ok(Some(Tensor { name, datatype, shape, data: data.into() }))
     }
 }
 

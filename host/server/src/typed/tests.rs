@@ -241,7 +241,7 @@ proptest! {
 fn empty(field: &Field) -> Tensor {
     let mut shape = vec![1];
     shape.extend(field.row_shape.iter().map(|size| size.map_or(0, u64::from)));
-    Tensor { name: field.name.clone(), datatype: field.datatype, shape, data: vec![] }
+    Tensor { name: field.name.clone(), datatype: field.datatype, shape, data: vec![].into() }
 }
 
 /// A row of a field, or `None`.
@@ -268,7 +268,7 @@ fn row(field: &Field) -> impl Strategy<Value = Option<Tensor>> + use<> {
         });
         prop::collection::vec(element, elements).prop_map(move |data| {
             let (name, shape, data) = (name.clone(), shape.clone(), data.concat());
-            Tensor { name, datatype, shape, data }
+            Tensor { name, datatype, shape, data: data.into() }
         })
     });
     prop::option::weighted(0.8, row)
@@ -413,7 +413,7 @@ fn numbers_out_of_range_are_rejected() {
     let float = |value: f32| [&[0x0d][..], &value.to_le_bytes()].concat();
     let narrow = |datatype, value: f32| {
         let read = read(datatype, &float(value)).map(|mut tensors| tensors.remove(0).data);
-        read.map(|data| u16::from_le_bytes(data.try_into().unwrap()))
+        read.map(|data| u16::from_le_bytes(data[..].try_into().unwrap()))
     };
     let (half, brain) = (Datatype::Fp16, Datatype::Bf16);
     for (datatype, value, bits) in [
@@ -438,7 +438,7 @@ fn numbers_out_of_range_are_rejected() {
     assert!(narrow(half, f32::NAN).unwrap() & 0x7fff > 0x7c00);
     // The last value counts, and unknown fields are skipped.
     let twice = [varint(1), vec![0xa2, 0x06, 1, 0], varint(7)].concat();
-    assert_eq!(read(Datatype::Uint8, &twice).unwrap()[0].data, [7]);
+    assert_eq!(read(Datatype::Uint8, &twice).unwrap()[0].data[..], [7]);
     assert_eq!(read(Datatype::Uint8, &[0x0a, 1, 7]), Err(DecodeError::Wire(WireError::Type)));
 }
 

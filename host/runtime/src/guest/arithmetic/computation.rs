@@ -21,7 +21,6 @@ use wasmtime::component::__internal::{
 use wasmtime::component::{ComponentType, Lift, Lower};
 use wasmtime::{Trap, ValRaw, bail, format_err};
 
-use super::AllOperands;
 use super::usage::ArithmeticUsage;
 use crate::guest::stop::StopSignal;
 
@@ -121,12 +120,13 @@ pub(in crate::guest) struct ResultTooLarge;
 /// The result of an operation, a `list<u32>`, which is computed when it is lowered.
 pub(super) struct Computation {
     operation: Operation,
-    operands: AllOperands,
+    /// In the order of [`Operands`].
+    operands: [Operand; 4],
     permit: Permit,
 }
 
 impl Computation {
-    pub(super) fn new(operation: Operation, operands: AllOperands, permit: Permit) -> Self {
+    pub(super) fn new(operation: Operation, operands: [Operand; 4], permit: Permit) -> Self {
         Self { operation, operands, permit }
     }
 

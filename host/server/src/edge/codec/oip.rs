@@ -80,7 +80,7 @@ impl Codec for OipCodec {
     fn decode(&mut self, signature: &Signature, limits: &Limits) -> Result<Inputs, ApiError> {
         let mut request = std::mem::take(&mut self.request);
         match self.raw.take() {
-            Some(body) => request.inputs.push(raw_input(signature, &body)?),
+            Some(body) => request.inputs.push(raw_input(signature, body)?),
             None => self.forms.check(signature, &request.outputs)?,
         }
         self.id = request.id.take();
@@ -114,7 +114,7 @@ pub(in crate::edge) fn fuzz_body(body: &[u8], length: Option<usize>) {
 
 /// The one row of the one input, from its elements or the bytes of its byte string. One dimension of variable
 /// size is determined by the length of the body.
-fn raw_input(signature: &Signature, body: &[u8]) -> Result<Tensor, ApiError> {
+fn raw_input(signature: &Signature, body: Bytes) -> Result<Tensor, ApiError> {
     let [field] = &signature.inputs[..] else {
         return Err(ApiError::malformed("a body without JSON is for models with one input"));
     };
@@ -125,7 +125,7 @@ fn raw_input(signature: &Signature, body: &[u8]) -> Result<Tensor, ApiError> {
         let length = u32::try_from(body.len());
         let length = length.map_err(|_error| ApiError::malformed("the byte string is too long"))?;
         let shape = vec![1; field.row_shape.len() + 1];
-        let data = [&length.to_le_bytes(), body].concat();
+        let data = [&length.to_le_bytes(), &body[..]].concat().into();
         return Ok(Tensor { name: field.name.clone(), datatype: Datatype::Bytes, shape, data });
     };
     let known = field.row_shape.iter().flatten();
@@ -142,6 +142,6 @@ fn raw_input(signature: &Signature, body: &[u8]) -> Result<Tensor, ApiError> {
     };
     let row = field.row_shape.iter().map(|size| size.map_or(rest, u64::from));
     let shape = std::iter::once(1).chain(row).collect();
-    let (name, datatype, data) = (field.name.clone(), field.datatype, body.to_vec());
+    let (name, datatype, data) = (field.name.clone(), field.datatype, body);
     Ok(Tensor { name, datatype, shape, data })
 }

@@ -12,6 +12,7 @@ use prost::bytes::Bytes;
 
 use super::tensors::{
     MAX_PARAMETERS, Parameter, Parameters, RequestedOutput, TensorRequest, WantedOutputs,
+    copy_small_parts,
 };
 use super::{Codec, Encoded, FieldValue, IDEMPOTENCY_FIELD, Inputs, Outputs};
 use crate::config::Limits;
@@ -146,6 +147,7 @@ pub(in crate::edge) fn message_size(message: &pb::ModelInferRequest) -> usize {
 
 /// Decode a message: the request, and the contents of its outputs.
 fn read(message: pb::ModelInferRequest) -> Result<(TensorRequest, Contents), ApiError> {
+    let message_bytes = message.encoded_len();
     let pb::ModelInferRequest { id, parameters, inputs, outputs, raw_input_contents: raw, .. } =
         message;
     let mut parameters = self::parameters(parameters)?;
@@ -157,7 +159,7 @@ fn read(message: pb::ModelInferRequest) -> Result<(TensorRequest, Contents), Api
         Some(Parameter::Bool(false)) => Contents::Typed,
         Some(_) => return Err(ApiError::malformed("`binary_data_output` must be a boolean")),
     };
-    let inputs = if is_raw {
+    let mut inputs = if is_raw {
         if raw.len() != inputs.len() {
             let message = "there must be raw contents for every input, or for none";
             return Err(ApiError::malformed(message));
@@ -167,6 +169,9 @@ fn read(message: pb::ModelInferRequest) -> Result<(TensorRequest, Contents), Api
     } else {
         inputs.into_iter().map(|input| tensor(input, None)).collect::<Result<Vec<_>, _>>()
     }?;
+    if is_raw {
+        copy_small_parts(&mut inputs, message_bytes);
+    }
     let outputs = outputs.into_iter().map(|output| {
         Ok(RequestedOutput { name: output.name, parameters: self::parameters(output.parameters)? })
     });
@@ -215,8 +220,8 @@ fn tensor(input: InferInputTensor, raw: Option<Bytes>) -> Result<Tensor, ApiErro
         Some(_) if contents != pb::InferTensorContents::default() => {
             return Err(wrong("has both contents and raw contents"));
         }
-        Some(raw) => raw.into(),
-        None => self::raw(datatype, contents).map_err(wrong)?,
+        Some(raw) => raw,
+        None => self::raw(datatype, contents).map_err(wrong)?.into(),
     };
     // The length is validated with the signature.
     Ok(Tensor { name, datatype, shape, data })
@@ -298,7 +303,7 @@ fn write(
             contents: typed,
         });
         if contents != Contents::Typed {
-            raw.push(data.into());
+            raw.push(data);
         }
     }
     pb::ModelInferResponse {

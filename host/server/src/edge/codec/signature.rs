@@ -132,7 +132,7 @@ fn field_value(tensor: &Tensor) -> FieldValue {
     if tensor.shape.len() != 1 {
         return FieldValue::Other;
     }
-    let data = tensor.data.as_slice();
+    let data = &tensor.data[..];
     let integer = match tensor.datatype {
         Datatype::Bytes => {
             let text = bytes_elements(data).next().map(|text| FieldValue::Text(text.to_vec()));

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use axum::body::Bytes;
+
 use super::{FieldValue, Inputs};
 use crate::config::Limits;
 use crate::edge::error::{ApiError, ErrorCode};
@@ -50,6 +52,17 @@ pub(super) struct TensorRequest {
     pub(super) inputs: Vec<Tensor>,
     /// Empty if all outputs are requested.
     pub(super) outputs: Vec<RequestedOutput>,
+}
+
+/// Copy tensors that are a small part of the body whose memory they share: while they wait to be
+/// compared or captured, they must not keep a large body in memory.
+pub(super) fn copy_small_parts(tensors: &mut [Tensor], body_bytes: usize) {
+    let bytes: usize = tensors.iter().map(|tensor| tensor.data.len()).sum();
+    if bytes < body_bytes / 2 {
+        for tensor in tensors {
+            tensor.data = Bytes::copy_from_slice(&tensor.data);
+        }
+    }
 }
 
 /// The target of a request. An empty version counts as missing; a single number is a major version.
@@ -222,7 +235,7 @@ fn classify(output: &Tensor, count: u64) -> Tensor {
         }
     }
     let (name, shape) = (output.name.clone(), vec![output.rows(), count as u64]);
-    Tensor { name, datatype: Datatype::Bytes, shape, data }
+    Tensor { name, datatype: Datatype::Bytes, shape, data: data.into() }
 }
 
 impl From<TensorInputError> for ApiError {

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::schemas::{Schemas, reference};
+use crate::api::schema;
 use crate::config::MetricsListener;
 use crate::edge::error::ErrorCode;
 use crate::edge::idempotency::MAX_KEY_LENGTH;
@@ -43,15 +44,6 @@ pub(super) const CHANGES: [ErrorCode; 3] =
 /// An invalid request id is not an error, but replaced.
 const REQUEST_ID: &str = "1 to 128 visible ASCII characters, which are returned and logged; \
     any other value is replaced";
-
-/// Channels, versions, and ranges of one comparator. There are further selectors, which a pattern cannot
-/// express.
-const SELECTOR: &str = r"^(?:stable|canary|[=^~]?(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){0,2}|=?(?:0|[1-9][0-9]{0,8})(?:\.(?:0|[1-9][0-9]{0,8})){2}-[a-z][0-9a-z]{0,8}(?:\.(?:0|[1-9][0-9]{0,8}))?)$";
-
-pub(super) fn selector_schema() -> Value {
-    let examples = ["stable", "1.0.0", "^1"];
-    json!({"type": "string", "pattern": SELECTOR, "examples": examples})
-}
 
 /// The predictions of one path.
 pub(super) struct Operations<'a> {
@@ -159,7 +151,7 @@ impl Operations<'_> {
             ),
         ];
         if self.takes_selector {
-            let selector = selector_schema();
+            let selector = schema::selector();
             parameters.push(header("X-Model-Version", "selects the version", selector));
         }
         parameters
@@ -197,7 +189,7 @@ pub(super) fn general(document: &mut Document, policy: &Policy) {
 pub(super) fn catalogue(document: &mut Document, model: &ModelName, is_loaded: bool) {
     let selector = json!({
         "name": "selector", "in": "path", "required": true,
-        "schema": selector_schema(),
+        "schema": schema::selector(),
     });
     let asked = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "query", "schema": schema, "description": description});
     let state = content_of("the model", &reference("Model"));
@@ -213,7 +205,7 @@ pub(super) fn catalogue(document: &mut Document, model: &ModelName, is_loaded: b
                 asked(
                     "selector",
                     "the selector in the path or header of a request",
-                    selector_schema(),
+                    schema::selector(),
                 ),
                 asked(
                     "key",

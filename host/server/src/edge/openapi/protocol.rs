@@ -5,9 +5,9 @@ use serde_json::{Map, Value, json};
 
 use super::operations::{
     CHANGES, Errors, GENERAL, KEYED, PREDICTION, content_of, errors, headers, read_in,
-    selector_schema,
 };
 use super::schemas::reference;
+use crate::api::schema;
 use crate::edge::pages::fragments::Document;
 use guesthouse_model::{Datatype, ModelName};
 
@@ -29,7 +29,7 @@ pub(super) fn general(document: &mut Document) {
         &["name", "version", "extensions"],
     );
     let statistics = reference("ModelStatistics");
-    for (path, id, summary, schema, is_open) in [
+    for (path, id, summary, body, is_open) in [
         ("/v2", "server", "Name, version and extensions", server.clone(), true),
         ("/v2/", "server-slash", "The same", server, true),
         ("/v2/health/live", "live", "Whether the process lives", flags(&["live"]), true),
@@ -42,7 +42,7 @@ pub(super) fn general(document: &mut Document) {
         ),
         (STATISTICS, "stats", "What all models have done", statistics, false),
     ] {
-        get(document, path, id, TAG, (summary, &schema, is_open));
+        get(document, path, id, TAG, (summary, &body, is_open));
     }
     repository(document);
 }
@@ -81,7 +81,7 @@ fn repository(document: &mut Document) {
 /// Describe the paths of one model, with and without a version.
 pub(super) fn model(document: &mut Document, name: &ModelName) {
     let version = json!({
-        "name": "version", "in": "path", "required": true, "schema": selector_schema(),
+        "name": "version", "in": "path", "required": true, "schema": schema::selector(),
     });
     let ready =
         object(json!({"name": {"type": "string"}, "ready": {"const": true}}), &["name", "ready"]);

@@ -269,7 +269,7 @@ pub(super) mod tests {
     use super::*;
 
     fn tensor(datatype: Datatype, shape: &[u64], data: Vec<u8>) -> Tensor {
-        Tensor { name: "x".to_owned(), datatype, shape: shape.to_vec(), data }
+        Tensor { name: "x".to_owned(), datatype, shape: shape.to_vec(), data: data.into() }
     }
 
     fn read_all(text: &str, datatype: Datatype, shape: &[u64]) -> Option<Vec<u8>> {
@@ -278,7 +278,7 @@ pub(super) mod tests {
         let nesting = read(&mut reader, datatype, &mut data).ok()?;
         reader.end().ok()?;
         let tensor = tensor(datatype, shape, data);
-        (nesting.fits(shape) && tensor.check().is_ok()).then_some(tensor.data)
+        (nesting.fits(shape) && tensor.check().is_ok()).then_some(Vec::from(tensor.data))
     }
 
     #[test]
@@ -421,7 +421,7 @@ pub(super) mod tests {
                     name: name.clone(),
                     datatype,
                     shape: vec![rows, columns],
-                    data,
+                    data: data.into(),
                 })
             },
         )
@@ -435,7 +435,7 @@ pub(super) mod tests {
             prop_assert_eq!(write(&tensor, &mut json), Ok(()));
             let text = str::from_utf8(&json).unwrap();
             let read = read_all(text, tensor.datatype, &tensor.shape);
-            prop_assert_eq!(read.as_ref(), Some(&tensor.data), "{}", text);
+            prop_assert_eq!(read.as_deref(), Some(&tensor.data[..]), "{}", text);
             if tensor.datatype == Datatype::Fp32 {
                 let numbers = text.trim_matches(['[', ']']).split(',').filter(|it| !it.is_empty());
                 #[expect(clippy::cast_possible_truncation, reason = "as clients do")]

@@ -5,13 +5,14 @@
 
 use std::borrow::Cow;
 
+use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderValue};
 
 use super::elements;
 use super::reader::{JsonError, Read, Reader};
 use crate::edge::codec::JSON_LENGTH_HEADER;
 use crate::edge::codec::tensors::{
-    MAX_PARAMETERS, Parameter, Parameters, RequestedOutput, TensorRequest,
+    MAX_PARAMETERS, Parameter, Parameters, RequestedOutput, TensorRequest, copy_small_parts,
 };
 use crate::edge::error::ApiError;
 use guesthouse_model::{Datatype, Tensor};
@@ -98,13 +99,15 @@ struct Envelope {
     outputs: Option<Vec<RequestedOutput>>,
 }
 
-/// Parse a body.
-pub(super) fn parse(body: &[u8], layout: Layout) -> Result<RestRequest, ApiError> {
+/// Parse a body, whose memory the binary tensors share.
+pub(super) fn parse(body: &Bytes, layout: Layout) -> Result<RestRequest, ApiError> {
     let (json, tensors) = match layout {
-        Layout::JsonThenTensors(length) => body.split_at_checked(length).ok_or_else(|| {
-            ApiError::malformed("Inference-Header-Content-Length is more than the body has")
-        })?,
-        Layout::Json | Layout::Raw => (body, &[][..]),
+        Layout::JsonThenTensors(length) if length > body.len() => {
+            let message = "Inference-Header-Content-Length is more than the body has";
+            return Err(ApiError::malformed(message));
+        }
+        Layout::JsonThenTensors(length) => (&body[..length], body.slice(length..)),
+        Layout::Json | Layout::Raw => (&body[..], Bytes::new()),
     };
     let text =
         str::from_utf8(json).map_err(|_error| ApiError::malformed("the JSON is not UTF-8"))?;
@@ -113,7 +116,10 @@ pub(super) fn parse(body: &[u8], layout: Layout) -> Result<RestRequest, ApiError
     let Envelope { id, parameters, inputs, outputs } = envelope;
     let parameters = parameters.unwrap_or_default();
     let binary_outputs = flag(&parameters, "binary_data_output")?;
-    let inputs = with_tensors(inputs.unwrap_or_default(), tensors)?;
+    let mut inputs = with_tensors(inputs.unwrap_or_default(), tensors)?;
+    if let Layout::JsonThenTensors(_) = layout {
+        copy_small_parts(&mut inputs, body.len());
+    }
     let outputs = outputs.unwrap_or_default();
     let request = TensorRequest { id, parameters, inputs, outputs };
     Ok(RestRequest { request, binary_outputs })
@@ -176,7 +182,7 @@ fn reject_shared_memory(name: &str, parameters: &Parameters) -> Result<(), ApiEr
 }
 
 /// The inputs. Those without `data` are in the bytes after the JSON, in their order and without a rest.
-fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, ApiError> {
+fn with_tensors(inputs: Vec<Input>, mut tensors: Bytes) -> Result<Vec<Tensor>, ApiError> {
     let mut taken = Vec::with_capacity(inputs.len());
     for input in inputs {
         let Input { name, datatype, shape, parameters, has_data, data } = input;
@@ -199,18 +205,17 @@ fn with_tensors(inputs: Vec<Input>, mut tensors: &[u8]) -> Result<Vec<Tensor>, A
             (false, false) => return Err(wrong("has no data")),
             (true, false) => {
                 let size = size.ok_or_else(|| wrong("has a malformed binary_data_size"))?;
-                let split = tensors.split_at_checked(size);
-                let (own, others) =
-                    split.ok_or_else(|| wrong("has a binary_data_size beyond the body's end"))?;
-                tensors = others;
-                own.to_vec()
+                if size > tensors.len() {
+                    return Err(wrong("has a binary_data_size beyond the body's end"));
+                }
+                tensors.split_to(size)
             }
             (false, true) => {
                 let (data, nesting) = data.unwrap_or_default();
                 if !nesting.fits(&shape) {
                     return Err(wrong("has data that is not nested like its shape"));
                 }
-                data
+                data.into()
             }
         };
         taken.push(Tensor { name, datatype, shape, data });

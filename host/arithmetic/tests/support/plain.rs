@@ -1,116 +1,78 @@
-//! Plain loops, element by element: they define the bits of every operation.
+//! Plain loops, element by element, which define the bits of every operation. Only functions of one
+//! element are those of the crate; other tests compare them with f64.
 
-use crate::functions::{Curve, WithCurve, exp};
-use crate::simd::scalar::Scalar;
-use crate::{
-    Binary, BinaryFunction, Call, Convolution, LayerNorm, MatrixProduct, Operands, Operation,
-    PANEL, Pool, PoolFunction, Reduction, ReductionFunction, RightOperand, Stopped, Tail,
+use guesthouse_arithmetic::{
+    Activation, Backend, Binary, BinaryFunction, Convolution, LayerNorm, MatrixProduct, Operands,
+    Operation, PANEL, Pool, PoolFunction, Reduction, ReductionFunction, RightOperand, Tail,
     WEIGHT_BLOCK,
 };
 
 /// Reductions of rows accumulate so many sums, of the elements with equal remainders.
 const LANES: usize = 16;
 
-/// How many multiplications are done between two questions whether to stop.
-const WORK_BETWEEN_QUESTIONS: usize = 50_000;
-
-/// Asks now and then whether to stop.
-struct Progress<'a> {
-    stopped: &'a mut dyn FnMut() -> bool,
-    work: usize,
-}
-
-impl Progress<'_> {
-    fn spend(&mut self, work: usize) -> Result<(), Stopped> {
-        self.work += work;
-        if self.work < WORK_BETWEEN_QUESTIONS {
-            return Ok(());
-        }
-        self.work = 0;
-        if (self.stopped)() { Err(Stopped) } else { Ok(()) }
-    }
-}
-
-pub(crate) fn execute(
-    call: &Call<'_>,
-    output: &mut [f32],
-    stopped: &mut dyn FnMut() -> bool,
-) -> Result<(), Stopped> {
-    let mut progress = Progress { stopped, work: 0 };
-    let progress = &mut progress;
-    let operands = call.operands;
-    match &call.operation {
+/// Compute the output of an operation that fits its operands.
+pub(crate) fn execute(operation: &Operation, operands: Operands<'_>, output: &mut [f32]) {
+    match operation {
         Operation::Convolution(windows, tail) => {
             let weight = |channel: usize, position: usize, inner: usize| {
                 let block = channel / WEIGHT_BLOCK * inner + position;
                 operands.second[block * WEIGHT_BLOCK + channel % WEIGHT_BLOCK]
             };
             let all = windows.input_channels as usize;
-            convolution(windows, operands, |_| 0..all, weight, output, progress)?;
-            finish(tail, output, progress)
+            convolution(windows, operands, |_| 0..all, weight, output);
+            finish(tail, output)
         }
         Operation::DepthwiseConvolution(windows, tail) => {
             let weight = |channel: usize, position: usize, inner: usize| {
                 operands.second[channel * inner + position]
             };
             let own = |channel| channel..channel + 1;
-            convolution(windows, operands, own, weight, output, progress)?;
-            finish(tail, output, progress)
+            convolution(windows, operands, own, weight, output);
+            finish(tail, output)
         }
         Operation::MatrixProduct(product, tail) => {
-            matrix_product(product, operands, output, progress)?;
-            finish(tail, output, progress)
+            matrix_product(product, operands, output);
+            finish(tail, output)
         }
         Operation::Unary(tail) => {
             output.copy_from_slice(operands.first);
-            finish(tail, output, progress)
+            finish(tail, output)
         }
         Operation::Binary(description, tail) => {
-            binary(description, operands, output, progress)?;
-            finish(tail, output, progress)
+            binary(description, operands, output);
+            finish(tail, output)
         }
         Operation::Softmax(description) => {
-            rows(description.columns, operands.first, output, softmax, progress)
+            rows(description.columns, operands.first, output, softmax)
         }
         Operation::LayerNorm(norm) => {
             let normalise =
                 |row: &[f32], output: &mut [f32]| layer_norm(norm, operands, row, output);
-            rows(norm.columns, operands.first, output, normalise, progress)
+            rows(norm.columns, operands.first, output, normalise)
         }
         Operation::Reduction(reduction) => {
             let columns = reduction.columns as usize;
             for (row, output) in operands.first.chunks_exact(columns).zip(output) {
                 *output = reduce(reduction, row);
-                progress.spend(columns)?;
             }
-            Ok(())
         }
-        Operation::Pool(description) => pool(description, operands, output, progress),
+        Operation::Pool(description) => pool(description, operands, output),
         Operation::Deconvolution(description, tail) => {
-            deconvolution(&description.geometry, operands, output, progress)?;
-            finish(tail, output, progress)
+            deconvolution(&description.geometry, operands, output);
+            finish(tail, output)
         }
     }
 }
 
-struct Finish<'a>(&'a mut [f32]);
-
-impl WithCurve for Finish<'_> {
-    type Output = ();
-
-    fn run<C: Curve>(self, curve: C) {
-        for value in self.0 {
-            [*value] = curve.apply(Scalar::<1>, [*value]);
-        }
-    }
+fn finish(tail: &Tail, output: &mut [f32]) {
+    let input = output.to_vec();
+    let operands = Operands { first: &input, ..Operands::default() };
+    let call = Operation::Unary(*tail).check(operands).unwrap();
+    call.execute(Backend::Scalar, output, &mut || false).unwrap();
 }
 
-fn finish(tail: &Tail, output: &mut [f32], progress: &mut Progress<'_>) -> Result<(), Stopped> {
-    for chunk in output.chunks_mut(1024) {
-        progress.spend(16 * chunk.len())?;
-        tail.with_curve(Finish(chunk));
-    }
-    Ok(())
+fn exp(values: &mut [f32]) {
+    finish(&Tail { activation: Activation::Exp, scale: 1.0, shift: 0.0 }, values);
 }
 
 /// The position in the input of a value of a window, if it is not in the padding.
@@ -130,8 +92,7 @@ fn convolution(
     channels: impl Fn(usize) -> std::ops::Range<usize>,
     weight: impl Fn(usize, usize, usize) -> f32,
     output: &mut [f32],
-    progress: &mut Progress<'_>,
-) -> Result<(), Stopped> {
+) {
     let ([height, width], [kernel_height, kernel_width]) =
         (sizes(windows.output), sizes(windows.kernel));
     let [input_height, input_width] = sizes(windows.input);
@@ -155,9 +116,7 @@ fn convolution(
             sum = value.mul_add(weight(channel, k, inner), sum);
         }
         *output = with_bias(sum, operands, channel, index);
-        progress.spend(inner)?;
     }
-    Ok(())
 }
 
 fn with_bias(sum: f32, operands: Operands<'_>, channel: usize, index: usize) -> f32 {
@@ -165,12 +124,7 @@ fn with_bias(sum: f32, operands: Operands<'_>, channel: usize, index: usize) -> 
     operands.residual.get(index).map_or(sum, |residual| sum + residual)
 }
 
-fn matrix_product(
-    product: &MatrixProduct,
-    operands: Operands<'_>,
-    output: &mut [f32],
-    progress: &mut Progress<'_>,
-) -> Result<(), Stopped> {
+fn matrix_product(product: &MatrixProduct, operands: Operands<'_>, output: &mut [f32]) {
     let [batch0, batch1] = sizes(product.batch);
     let [m, n, k] = product.size.map(|size| size as usize);
     let left = product.left.map(|stride| stride as usize);
@@ -195,18 +149,11 @@ fn matrix_product(
             let sum = sum.mul_add(product.scale, bias);
             let index = b0 * to[0] + b1 * to[1] + m * to[2] + column;
             output[index] = operands.residual.get(index).map_or(sum, |residual| sum + residual);
-            progress.spend(k)?;
         }
     }
-    Ok(())
 }
 
-fn deconvolution(
-    windows: &Convolution,
-    operands: Operands<'_>,
-    output: &mut [f32],
-    progress: &mut Progress<'_>,
-) -> Result<(), Stopped> {
+fn deconvolution(windows: &Convolution, operands: Operands<'_>, output: &mut [f32]) {
     let [height, width] = sizes(windows.input);
     let [kernel_height, kernel_width] = sizes(windows.kernel);
     let [output_height, output_width] = sizes(windows.output);
@@ -226,7 +173,6 @@ fn deconvolution(
                 let right = (column / PANEL * channels + inner) * PANEL + column % PANEL;
                 sum = left.mul_add(operands.second[right], sum);
             }
-            progress.spend(channels)?;
             let row = position(&placed, 0, pixel / width, ky);
             let column = position(&placed, 1, pixel % width, kx);
             if let (Some(row), Some(column)) = (row, column) {
@@ -240,15 +186,9 @@ fn deconvolution(
         let channel = index / plane % windows.output_channels as usize;
         *output += operands.bias.get(channel).copied().unwrap_or(0.0);
     }
-    Ok(())
 }
 
-fn pool(
-    pool: &Pool,
-    operands: Operands<'_>,
-    output: &mut [f32],
-    progress: &mut Progress<'_>,
-) -> Result<(), Stopped> {
+fn pool(pool: &Pool, operands: Operands<'_>, output: &mut [f32]) {
     let windows = &pool.geometry;
     let ([height, width], [kernel_height, kernel_width]) =
         (sizes(windows.output), sizes(windows.kernel));
@@ -257,7 +197,7 @@ fn pool(
         let (x, y, plane) = (index % width, index / width % height, index / width / height);
         let value =
             |row, column| operands.first[(plane * input_height + row) * input_width + column];
-        let (mut greatest, mut sum, mut count) = (f32::NEG_INFINITY, 0.0, 0.0_f32);
+        let (mut greatest, mut sum, mut count) = (f32::NEG_INFINITY, 0.0, 0_u32);
         for k in 0..kernel_height * kernel_width {
             let row = position(windows, 0, y, k / kernel_width);
             let column = position(windows, 1, x, k % kernel_width);
@@ -265,7 +205,7 @@ fn pool(
                 let value = value(row, column);
                 greatest = if value > greatest { value } else { greatest };
                 sum += value;
-                count += 1.0;
+                count += 1;
             } else {
                 sum += 0.0;
             }
@@ -273,20 +213,13 @@ fn pool(
         let kernel = (kernel_height * kernel_width) as f32;
         *output = match pool.function {
             PoolFunction::Maximum => greatest,
-            PoolFunction::Average => sum / count.max(1.0),
+            PoolFunction::Average => sum / count.max(1) as f32,
             PoolFunction::AverageWithPadding => sum / kernel,
         };
-        progress.spend(kernel_height * kernel_width)?;
     }
-    Ok(())
 }
 
-fn binary(
-    binary: &Binary,
-    operands: Operands<'_>,
-    output: &mut [f32],
-    progress: &mut Progress<'_>,
-) -> Result<(), Stopped> {
+fn binary(binary: &Binary, operands: Operands<'_>, output: &mut [f32]) {
     for (index, output) in output.iter_mut().enumerate() {
         let (mut rest, mut left, mut right) = (index, 0, 0);
         for axis in (0..4).rev() {
@@ -304,9 +237,7 @@ fn binary(
             BinaryFunction::Maximum => greater(left, right),
             BinaryFunction::Minimum => lesser(left, right),
         };
-        progress.spend(4)?;
     }
-    Ok(())
 }
 
 fn greater(left: f32, right: f32) -> f32 {
@@ -317,19 +248,11 @@ fn lesser(left: f32, right: f32) -> f32 {
     if left < right { left } else { right }
 }
 
-fn rows(
-    columns: u32,
-    input: &[f32],
-    output: &mut [f32],
-    function: impl Fn(&[f32], &mut [f32]),
-    progress: &mut Progress<'_>,
-) -> Result<(), Stopped> {
+fn rows(columns: u32, input: &[f32], output: &mut [f32], function: impl Fn(&[f32], &mut [f32])) {
     let columns = columns as usize;
     for (row, output) in input.chunks_exact(columns).zip(output.chunks_exact_mut(columns)) {
         function(row, output);
-        progress.spend(16 * columns)?;
     }
-    Ok(())
 }
 
 /// Combine the elements of a row in 16 lanes, as if it went on with `beyond` to a multiple of 16,
@@ -372,8 +295,9 @@ fn greatest(row: &[f32]) -> f32 {
 fn softmax(row: &[f32], output: &mut [f32]) {
     let greatest = greatest(row);
     for (value, output) in row.iter().zip(&mut *output) {
-        [*output] = exp(Scalar::<1>, [value - greatest]);
+        *output = value - greatest;
     }
+    exp(output);
     let sum = combine(output.iter().copied(), (0.0, 0.0), add, add);
     let factor = 1.0 / sum;
     for output in output {

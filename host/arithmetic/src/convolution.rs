@@ -1,0 +1,89 @@
+//! Convolutions as products of matrices: the windows of a panel of output elements are laid out as
+//! the rows of its right factors, a block of `k` at a time.
+
+use crate::panel::{Ending, K_BLOCK, Panel, block_size};
+use crate::progress::Progress;
+use crate::scratch::{Parts, Scratch};
+use crate::simd::{Kernel, Simd};
+use crate::tile::{Bias, Factors};
+use crate::windows::Windows;
+use crate::{Convolution, Operands, PANEL, Stopped, Tail, WEIGHT_BLOCK};
+
+/// The most output channels for which a panel is read from the input where it lies.
+const MAX_CHANNELS_IN_PLACE: usize = 2 * WEIGHT_BLOCK;
+
+/// A convolution and its output.
+pub(crate) struct ConvolutionKernel<'a, 'b> {
+    pub(crate) description: &'a Convolution,
+    pub(crate) tail: &'a Tail,
+    pub(crate) operands: Operands<'a>,
+    pub(crate) output: &'a mut [f32],
+    pub(crate) progress: &'a mut Progress<'b>,
+}
+
+impl Kernel for ConvolutionKernel<'_, '_> {
+    type Output = Result<(), Stopped>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Result<(), Stopped> {
+        let mut scratch = Scratch::take();
+        let result = self.compute(simd, scratch.parts());
+        scratch.put_back();
+        result
+    }
+}
+
+impl ConvolutionKernel<'_, '_> {
+    #[inline(always)]
+    fn compute<S: Simd>(self, simd: S, scratch: Parts<'_>) -> Result<(), Stopped> {
+        let windows = Windows::new(self.description);
+        let [inputs, outputs] = windows.channels;
+        let k = inputs * windows.kernel[0] * windows.kernel[1];
+        let plane = windows.output[0] * windows.output[1];
+        let image_len = inputs * windows.input[0] * windows.input[1];
+        let step = block_size(k, K_BLOCK);
+        let ending = Ending {
+            scale: 1.0,
+            bias: if self.operands.bias.is_empty() {
+                Bias::None
+            } else {
+                Bias::Rows(self.operands.bias)
+            },
+            residual: self.operands.residual,
+            tail: *self.tail,
+        };
+        for (image, input) in self.operands.first.chunks_exact(image_len).enumerate() {
+            for start in (0..plane).step_by(PANEL) {
+                let columns = (plane - start).min(PANEL);
+                let in_place = windows.are_elements()
+                    && outputs <= MAX_CHANNELS_IN_PLACE
+                    && columns.is_multiple_of(S::LANES);
+                for from in (0..k).step_by(step) {
+                    let to = k.min(from + step);
+                    let (right, right_stride) = if in_place {
+                        (&input[from * plane + start..], plane)
+                    } else {
+                        self.progress.spend(4 * (to - from) * PANEL)?;
+                        let place = [start, start + columns];
+                        windows.lay_out(simd, input, place, [from, to], scratch.right);
+                        (&*scratch.right, PANEL)
+                    };
+                    let left = &self.operands.second[from * WEIGHT_BLOCK..];
+                    Panel {
+                        factors: Factors { k: to - from, left, right, right_stride },
+                        left_block: k * WEIGHT_BLOCK,
+                        output: self.output,
+                        offset: image * outputs * plane + start,
+                        output_stride: plane,
+                        size: [outputs, columns],
+                        first: [0, start],
+                        resume: from > 0,
+                        ending: (to == k).then_some(ending),
+                    }
+                    .compute(simd, self.progress)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,168 @@
+//! Deconvolutions: a matrix product whose columns are the values of the windows of an input
+//! element, which are then added to the output, input element by input element.
+
+use crate::functions::apply_tail;
+use crate::panel::{K_BLOCK, Panel, block_size};
+use crate::products::{Matrix, pack_left};
+use crate::progress::Progress;
+use crate::scratch::{Parts, Scratch};
+use crate::simd::{Kernel, Simd};
+use crate::tile::Factors;
+use crate::windows::Windows;
+use crate::{Operands, PANEL, Stopped, Tail, WEIGHT_BLOCK};
+
+/// The input elements whose windows are computed together: a multiple of [`WEIGHT_BLOCK`].
+const ELEMENTS: usize = 64;
+
+/// A deconvolution and its output.
+pub(crate) struct DeconvolutionKernel<'a, 'b> {
+    /// The windows lie in the output.
+    pub(crate) windows: Windows,
+    pub(crate) tail: &'a Tail,
+    pub(crate) operands: Operands<'a>,
+    pub(crate) output: &'a mut [f32],
+    pub(crate) progress: &'a mut Progress<'b>,
+}
+
+impl Kernel for DeconvolutionKernel<'_, '_> {
+    type Output = Result<(), Stopped>;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) -> Result<(), Stopped> {
+        let mut scratch = Scratch::take();
+        let result = self.images(simd, scratch.parts());
+        scratch.put_back();
+        result
+    }
+}
+
+impl DeconvolutionKernel<'_, '_> {
+    #[inline(always)]
+    fn images<S: Simd>(&mut self, simd: S, mut scratch: Parts<'_>) -> Result<(), Stopped> {
+        let [inputs, outputs] = self.windows.channels;
+        let elements = self.windows.input[0] * self.windows.input[1];
+        let plane = self.windows.output[0] * self.windows.output[1];
+        let columns = outputs * self.windows.kernel[0] * self.windows.kernel[1];
+        for image in 0..self.windows.batch {
+            let input = &self.operands.first[image * inputs * elements..][..inputs * elements];
+            for output in self.output[image * outputs * plane..][..outputs * plane].chunks_mut(4096)
+            {
+                self.progress.spend(output.len())?;
+                output.fill(0.0);
+            }
+            for start in (0..elements).step_by(ELEMENTS) {
+                let count = (elements - start).min(ELEMENTS);
+                // The sums of an output element are in order of the input elements only if later
+                // columns come first.
+                for column in (0..columns).step_by(PANEL).rev() {
+                    let width = (columns - column).min(PANEL);
+                    let place = [start, count];
+                    self.products(simd, input, place, [column, width], &mut scratch)?;
+                    self.progress.spend(4 * count * width)?;
+                    for index in (0..width).rev() {
+                        let output = &mut self.output[image * outputs * plane..];
+                        let values = &scratch.plane[ELEMENTS * K_BLOCK + index..];
+                        add_column(&self.windows, column + index, place, values, output);
+                    }
+                }
+            }
+            self.finish(simd, image)?;
+        }
+        Ok(())
+    }
+
+    /// The products of some input elements and the columns of a panel.
+    #[inline(always)]
+    fn products<S: Simd>(
+        &mut self,
+        simd: S,
+        input: &[f32],
+        [start, count]: [usize; 2],
+        [column, columns]: [usize; 2],
+        scratch: &mut Parts<'_>,
+    ) -> Result<(), Stopped> {
+        let k = self.windows.channels[0];
+        let elements = self.windows.input[0] * self.windows.input[1];
+        let step = block_size(k, K_BLOCK);
+        let (packed, products) = scratch.plane.split_at_mut(ELEMENTS * K_BLOCK);
+        for from in (0..k).step_by(step) {
+            let length = (k - from).min(step);
+            let matrix = Matrix { values: input, strides: [1, elements] };
+            self.progress.spend(4 * count * length)?;
+            pack_left(simd, matrix, [start, from], [count, length], packed);
+            let panel = column * k + from * PANEL;
+            let right = &self.operands.second[panel..][..length * PANEL];
+            Panel {
+                factors: Factors { k: length, left: packed, right, right_stride: PANEL },
+                left_block: length * WEIGHT_BLOCK,
+                output: products,
+                offset: 0,
+                output_stride: PANEL,
+                size: [count, columns],
+                first: [0, 0],
+                resume: from > 0,
+                ending: None,
+            }
+            .compute(simd, self.progress)?;
+        }
+        Ok(())
+    }
+
+    /// Add the bias, and apply the tail.
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S, image: usize) -> Result<(), Stopped> {
+        let outputs = self.windows.channels[1];
+        let plane = self.windows.output[0] * self.windows.output[1];
+        let output = &mut self.output[image * outputs * plane..][..outputs * plane];
+        for (channel, output) in output.chunks_exact_mut(plane).enumerate() {
+            let bias = self.operands.bias.get(channel).copied().unwrap_or(0.0);
+            for chunk in output.chunks_mut(4096) {
+                self.progress.spend(16 * chunk.len())?;
+                let length = chunk.len();
+                chunk.iter_mut().for_each(|value| *value += bias);
+                apply_tail(simd, self.tail, chunk, 0, [1, length]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Add the values of some input elements at one place of their windows.
+#[inline(always)]
+fn add_column(
+    windows: &Windows,
+    column: usize,
+    [start, count]: [usize; 2],
+    values: &[f32],
+    output: &mut [f32],
+) {
+    let [kernel_height, kernel_width] = windows.kernel;
+    let (kx, ky) = (column % kernel_width, column / kernel_width % kernel_height);
+    let channel = column / kernel_width / kernel_height;
+    let [height, width] = windows.output;
+    let output = &mut output[channel * height * width..][..height * width];
+    let input_width = windows.input[1];
+    let mut done = 0;
+    while done < count {
+        let (y, x) = ((start + done) / input_width, (start + done) % input_width);
+        let run = (input_width - x).min(count - done);
+        let row = (y * windows.stride[0] + ky * windows.dilation[0])
+            .checked_sub(windows.padding[0])
+            .filter(|row| *row < height);
+        if let Some(row) = row {
+            let output = &mut output[row * width..][..width];
+            let first = x * windows.stride[1] + kx * windows.dilation[1];
+            let before = windows.padding[1].saturating_sub(first).div_ceil(windows.stride[1]);
+            if before < run {
+                let place = first + before * windows.stride[1] - windows.padding[1];
+                let values = values[(done + before) * PANEL..].iter().step_by(PANEL);
+                let output = output.get_mut(place..).unwrap_or_default();
+                let output = output.iter_mut().step_by(windows.stride[1]);
+                for (output, value) in output.zip(values.take(run - before)) {
+                    *output += *value;
+                }
+            }
+        }
+        done += run;
+    }
+}

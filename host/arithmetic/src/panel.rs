@@ -1,0 +1,182 @@
+//! All rows of a panel of at most [`PANEL`] columns, tile by tile.
+
+use crate::functions::apply_tail;
+use crate::progress::Progress;
+use crate::simd::Simd;
+use crate::tile::{Bias, Factors, Finish, Tile};
+use crate::{Activation, PANEL, Stopped, Tail, WEIGHT_BLOCK};
+
+/// The longest sums in one go: the factors of a tile stay in the first cache.
+pub(crate) const K_BLOCK: usize = 192;
+
+/// The rows between two uses of an activation that is not done in registers: they stay in the
+/// first cache.
+const ROWS_BETWEEN_TAILS: usize = 64;
+
+/// Blocks of about equal size, at most `limit`, of which there are as few as possible.
+pub(crate) fn block_size(size: usize, limit: usize) -> usize {
+    size.div_ceil(size.div_ceil(limit))
+}
+
+/// What follows the sums of all panels of a result.
+#[derive(Clone, Copy)]
+pub(crate) struct Ending<'a> {
+    pub(crate) scale: f32,
+    /// By row or by column of the result.
+    pub(crate) bias: Bias<'a>,
+    /// As the output, or empty.
+    pub(crate) residual: &'a [f32],
+    pub(crate) tail: Tail,
+}
+
+/// The least and the greatest value of a tail that does nothing else.
+#[inline(always)]
+pub(crate) fn clip_of(tail: &Tail) -> Option<[f32; 2]> {
+    let clip = match tail.activation {
+        Activation::Identity => [f32::NEG_INFINITY, f32::INFINITY],
+        Activation::Relu => [0.0, f32::INFINITY],
+        Activation::Clip(least, greatest) => [least, greatest],
+        _ => return None,
+    };
+    tail.is_unscaled().then_some(clip)
+}
+
+/// The sums of a block of `k` for all rows of a panel.
+pub(crate) struct Panel<'a> {
+    /// The left factors are `[rows / WEIGHT_BLOCK]` blocks of `[k][WEIGHT_BLOCK]`, from the first
+    /// row on.
+    pub(crate) factors: Factors<'a>,
+    /// The distance between the blocks of left factors.
+    pub(crate) left_block: usize,
+    /// The whole output.
+    pub(crate) output: &'a mut [f32],
+    /// Where the panel begins in the output.
+    pub(crate) offset: usize,
+    /// The distance between the rows of the output.
+    pub(crate) output_stride: usize,
+    /// The rows and columns.
+    pub(crate) size: [usize; 2],
+    /// The first row and column for the bias.
+    pub(crate) first: [usize; 2],
+    /// Whether the output already has the sums of a smaller `k`.
+    pub(crate) resume: bool,
+    /// What follows the last sum.
+    pub(crate) ending: Option<Ending<'a>>,
+}
+
+impl Panel<'_> {
+    /// Compute it.
+    #[inline(always)]
+    pub(crate) fn compute<S: Simd>(
+        mut self,
+        simd: S,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), Stopped> {
+        let [rows, columns] = self.size;
+        debug_assert!(columns <= PANEL, "a panel has at most {PANEL} columns");
+        let mut column = 0;
+        while column < columns {
+            let vectors = tile_vectors::<S>((columns - column).div_ceil(S::LANES));
+            let width = (columns - column).min(vectors * S::LANES);
+            let mut from = 0;
+            while from < rows {
+                let to = rows.min(from + ROWS_BETWEEN_TAILS);
+                self.tiles(simd, [from, to], [column, column + width], progress)?;
+                if let Some(ending) = &self.ending
+                    && clip_of(&ending.tail).is_none()
+                {
+                    let start = self.offset + from * self.output_stride + column;
+                    let values = &mut self.output[start..];
+                    apply_tail(simd, &ending.tail, values, self.output_stride, [to - from, width]);
+                }
+                from = to;
+            }
+            column += width;
+        }
+        Ok(())
+    }
+
+    /// The tiles of some rows and columns.
+    #[inline(always)]
+    fn tiles<S: Simd>(
+        &mut self,
+        simd: S,
+        [from, to]: [usize; 2],
+        columns: [usize; 2],
+        progress: &mut Progress<'_>,
+    ) -> Result<(), Stopped> {
+        let vectors = (columns[1] - columns[0]).div_ceil(S::LANES);
+        let most = S::TILE_ROWS[vectors - 1];
+        let mut row = from;
+        while row < to {
+            let rows = (to - row).min(most);
+            progress.spend(rows * vectors * S::LANES * self.factors.k)?;
+            self.tile(simd, [row, row + rows], columns, vectors);
+            row += rows;
+        }
+        Ok(())
+    }
+
+    /// The tile with fewest unused rows.
+    #[inline(always)]
+    fn tile<S: Simd>(&mut self, simd: S, rows: [usize; 2], columns: [usize; 2], vectors: usize) {
+        let height = rows[1] - rows[0];
+        match (vectors, height) {
+            (1, 1) => simd.call(self.place::<1, 1>(rows, columns)),
+            (1, 2) => simd.call(self.place::<2, 1>(rows, columns)),
+            (1, 3 | 4) => simd.call(self.place::<4, 1>(rows, columns)),
+            (1, _) if S::TILE_ROWS[0] == 8 => simd.call(self.place::<8, 1>(rows, columns)),
+            (2, 1) => simd.call(self.place::<1, 2>(rows, columns)),
+            (2, 2) => simd.call(self.place::<2, 2>(rows, columns)),
+            (2, 3 | 4) => simd.call(self.place::<4, 2>(rows, columns)),
+            (2, _) if S::TILE_ROWS[1] == 8 => simd.call(self.place::<8, 2>(rows, columns)),
+            (3, 1) if S::TILE_VECTORS == 3 => simd.call(self.place::<1, 3>(rows, columns)),
+            (3, 2) if S::TILE_VECTORS == 3 => simd.call(self.place::<2, 3>(rows, columns)),
+            (3, 3 | 4) if S::TILE_VECTORS == 3 => simd.call(self.place::<4, 3>(rows, columns)),
+            (3, _) if S::TILE_VECTORS == 3 && S::TILE_ROWS[2] == 8 => {
+                simd.call(self.place::<8, 3>(rows, columns));
+            }
+            _ => unreachable!("a tile of {vectors} vectors and {height} rows"),
+        }
+    }
+
+    /// A tile with its part of the operands.
+    #[inline(always)]
+    fn place<const ROWS: usize, const VECTORS: usize>(
+        &mut self,
+        [row, end]: [usize; 2],
+        [column, column_end]: [usize; 2],
+    ) -> Tile<'_, ROWS, VECTORS> {
+        let left = row / WEIGHT_BLOCK * self.left_block + row % WEIGHT_BLOCK;
+        let start = self.offset + row * self.output_stride + column;
+        let finish = self.ending.map(|ending| Finish {
+            scale: ending.scale,
+            bias: match ending.bias {
+                Bias::None => Bias::None,
+                Bias::Rows(bias) => Bias::Rows(&bias[self.first[0] + row..]),
+                Bias::Columns(bias) => Bias::Columns(&bias[self.first[1] + column..]),
+            },
+            residual: (!ending.residual.is_empty()).then(|| &ending.residual[start..]),
+            clip: clip_of(&ending.tail).unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
+        });
+        Tile {
+            factors: Factors {
+                k: self.factors.k,
+                left: &self.factors.left[left..],
+                right: &self.factors.right[column..],
+                right_stride: self.factors.right_stride,
+            },
+            output: &mut self.output[start..],
+            output_stride: self.output_stride,
+            size: [end - row, column_end - column],
+            resume: self.resume,
+            finish,
+        }
+    }
+}
+
+/// The vectors of the next tile, if so many are left: 2 and 2 rather than 3 and 1.
+#[inline(always)]
+fn tile_vectors<S: Simd>(left: usize) -> usize {
+    if left == S::TILE_VECTORS + 1 { 2 } else { left.min(S::TILE_VECTORS) }
+}

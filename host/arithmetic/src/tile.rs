@@ -1,0 +1,304 @@
+//! Tiles of sums of products, which stay in registers while `k` passes: the kernel of convolutions
+//! and matrix products. What follows the sums is done before they leave the registers.
+
+use crate::WEIGHT_BLOCK;
+use crate::simd::{Kernel, Simd};
+
+/// The operands of a tile, or of all tiles of a panel.
+pub(crate) struct Factors<'a> {
+    /// The length of the sums, at least 1.
+    pub(crate) k: usize,
+    /// The left factors, `[k][WEIGHT_BLOCK]`, from the tile's first row on.
+    pub(crate) left: &'a [f32],
+    /// The right factors, rows of whole vectors.
+    pub(crate) right: &'a [f32],
+    /// The distance between the rows of the right factors.
+    pub(crate) right_stride: usize,
+}
+
+/// What follows a sum of products: `clip(sum * scale + bias + residual)`.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish<'a> {
+    pub(crate) scale: f32,
+    pub(crate) bias: Bias<'a>,
+    /// As the output, from the tile's first element on.
+    pub(crate) residual: Option<&'a [f32]>,
+    /// The least and the greatest value.
+    pub(crate) clip: [f32; 2],
+}
+
+/// The bias of a tile.
+#[derive(Clone, Copy)]
+pub(crate) enum Bias<'a> {
+    None,
+    /// By row.
+    Rows(&'a [f32]),
+    /// By column.
+    Columns(&'a [f32]),
+}
+
+/// A tile of at most `ROWS` rows of at most `VECTORS` vectors.
+pub(crate) struct Tile<'a, const ROWS: usize, const VECTORS: usize> {
+    pub(crate) factors: Factors<'a>,
+    /// From the tile's first element on.
+    pub(crate) output: &'a mut [f32],
+    /// The distance between the rows of the output.
+    pub(crate) output_stride: usize,
+    /// The rows and columns that are stored; there are no whole vectors beyond.
+    pub(crate) size: [usize; 2],
+    /// Whether the output already has the sums of a smaller `k`.
+    pub(crate) resume: bool,
+    /// What follows the last sum.
+    pub(crate) finish: Option<Finish<'a>>,
+}
+
+impl<const ROWS: usize, const VECTORS: usize> Kernel for Tile<'_, ROWS, VECTORS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (k, [rows, columns]) = (self.factors.k, self.size);
+        let whole = (VECTORS - 1) * S::LANES;
+        assert!(1 <= rows && rows <= ROWS && ROWS <= WEIGHT_BLOCK, "rows of a tile");
+        assert!(whole < columns && columns <= whole + S::LANES, "columns of a tile");
+        let stored = |slice: &[f32]| slice.len() >= end(rows, self.output_stride, columns);
+        assert!(stored(self.output), "a tile lies in its output");
+        let grid = Grid { rows, last: columns - whole, stride: self.output_stride };
+        let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
+        if self.resume {
+            // SAFETY: the rows and columns lie in the output, as asserted.
+            #[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
+            unsafe {
+                grid.load(simd, self.output.as_ptr(), &mut sums);
+            }
+        }
+        let Factors { left, right, right_stride, .. } = self.factors;
+        assert!(left.len() >= end(k, WEIGHT_BLOCK, ROWS), "left factors of a tile");
+        assert!(right.len() >= end(k, right_stride, whole + S::LANES), "right factors of a tile");
+        // SAFETY: k rows of both factors lie in the slices, as asserted.
+        #[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
+        unsafe {
+            accumulate(simd, k, (left.as_ptr(), right.as_ptr(), right_stride), &mut sums);
+        }
+        if let Some(finish) = self.finish {
+            if let Some(residual) = finish.residual {
+                assert!(stored(residual), "a tile lies in its residual");
+            }
+            match finish.bias {
+                Bias::None => {}
+                Bias::Rows(bias) => assert!(bias.len() >= rows, "biases of a tile"),
+                Bias::Columns(bias) => assert!(bias.len() >= columns, "biases of a tile"),
+            }
+            // SAFETY: bias and residual have the tile's rows and columns, as asserted.
+            #[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
+            unsafe {
+                grid.finish(simd, finish, &mut sums);
+            }
+        }
+        // SAFETY: the rows and columns lie in the output, as asserted.
+        #[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
+        unsafe {
+            grid.store(simd, self.output.as_mut_ptr(), &sums);
+        }
+    }
+}
+
+/// The elements from the first one of the first row to the last one of the last row.
+fn end(rows: usize, stride: usize, columns: usize) -> usize {
+    let last = (rows - 1).checked_mul(stride).and_then(|last| last.checked_add(columns));
+    last.expect("a tile lies in memory")
+}
+
+/// Add `k` products to each sum.
+///
+/// # Safety
+/// `k` rows of `ROWS` numbers, [`WEIGHT_BLOCK`] apart, can be read from the first address, and `k`
+/// rows of `VECTORS` vectors, the given distance apart, from the second one.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
+unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    k: usize,
+    (mut left, mut right, stride): (*const f32, *const f32, usize),
+    sums: &mut [[S::Vector; VECTORS]; ROWS],
+) {
+    let mut rest = *sums;
+    for _ in 0..k / 4 {
+        // SAFETY: four of the k rows are left, so the addresses stay in them, or one row behind
+        // their end, which is computed without overflow and not read.
+        unsafe {
+            multiply_add(simd, left, right, &mut rest);
+            let second = right.wrapping_add(stride);
+            multiply_add(simd, left.add(WEIGHT_BLOCK), second, &mut rest);
+            let third = second.wrapping_add(stride);
+            multiply_add(simd, left.add(2 * WEIGHT_BLOCK), third, &mut rest);
+            let fourth = third.wrapping_add(stride);
+            multiply_add(simd, left.add(3 * WEIGHT_BLOCK), fourth, &mut rest);
+            right = fourth.wrapping_add(stride);
+            left = left.wrapping_add(4 * WEIGHT_BLOCK);
+        }
+    }
+    for _ in 0..k % 4 {
+        // SAFETY: as above, for one row.
+        unsafe { multiply_add(simd, left, right, &mut rest) };
+        left = left.wrapping_add(WEIGHT_BLOCK);
+        right = right.wrapping_add(stride);
+    }
+    *sums = rest;
+}
+
+/// Add the products of a number of each row with each vector.
+///
+/// # Safety
+/// `ROWS` numbers can be read from the first address, and `VECTORS` vectors from the second one.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
+unsafe fn multiply_add<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    left: *const f32,
+    right: *const f32,
+    sums: &mut [[S::Vector; VECTORS]; ROWS],
+) {
+    let mut vectors = [simd.splat(0.0); VECTORS];
+    for (column, vector) in vectors.iter_mut().enumerate() {
+        // SAFETY: the caller has the vectors.
+        *vector = unsafe { simd.load(right.add(column * S::LANES)) };
+    }
+    for (row, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller has a number for each row.
+        let factor = simd.splat(unsafe { left.add(row).read() });
+        for (sum, vector) in sums.iter_mut().zip(vectors) {
+            *sum = simd.multiply_add(factor, vector, *sum);
+        }
+    }
+}
+
+/// Where the vectors of a tile lie in memory.
+#[derive(Clone, Copy)]
+struct Grid {
+    /// The rows that exist.
+    rows: usize,
+    /// The columns of the last vector.
+    last: usize,
+    /// The distance between rows.
+    stride: usize,
+}
+
+#[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
+impl Grid {
+    /// Load a row of vectors.
+    ///
+    /// # Safety
+    /// All whole vectors, and the columns of the last one, can be read from the address.
+    #[inline(always)]
+    unsafe fn load_row<S: Simd, const VECTORS: usize>(
+        self,
+        simd: S,
+        from: *const f32,
+    ) -> [S::Vector; VECTORS] {
+        let mut vectors = [simd.splat(0.0); VECTORS];
+        for (column, vector) in vectors.iter_mut().enumerate() {
+            // SAFETY: the caller has all vectors; of the last one, its columns.
+            *vector = unsafe {
+                let from = from.add(column * S::LANES);
+                if column + 1 < VECTORS || self.last == S::LANES {
+                    simd.load(from)
+                } else {
+                    simd.load_first(from, self.last)
+                }
+            };
+        }
+        vectors
+    }
+
+    /// Load the rows that exist.
+    ///
+    /// # Safety
+    /// The rows and columns of the tile can be read from the address.
+    #[inline(always)]
+    unsafe fn load<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        self,
+        simd: S,
+        from: *const f32,
+        sums: &mut [[S::Vector; VECTORS]; ROWS],
+    ) {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            if row < self.rows {
+                // SAFETY: the row exists.
+                *sums = unsafe { self.load_row(simd, from.add(row * self.stride)) };
+            }
+        }
+    }
+
+    /// Store the rows that exist.
+    ///
+    /// # Safety
+    /// The rows and columns of the tile can be written to the address.
+    #[inline(always)]
+    unsafe fn store<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        self,
+        simd: S,
+        to: *mut f32,
+        sums: &[[S::Vector; VECTORS]; ROWS],
+    ) {
+        for (row, sums) in sums.iter().enumerate() {
+            if row >= self.rows {
+                continue;
+            }
+            for (column, sum) in sums.iter().enumerate() {
+                // SAFETY: the row and the vector exist; of the last one, its columns.
+                unsafe {
+                    let to = to.add(row * self.stride + column * S::LANES);
+                    if column + 1 < VECTORS || self.last == S::LANES {
+                        simd.store(to, *sum);
+                    } else {
+                        simd.store_first(to, self.last, *sum);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Do what follows the sums.
+    ///
+    /// # Safety
+    /// The bias has the rows or columns of the tile, and the residual both.
+    #[inline(always)]
+    unsafe fn finish<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        self,
+        simd: S,
+        finish: Finish<'_>,
+        sums: &mut [[S::Vector; VECTORS]; ROWS],
+    ) {
+        let scale = simd.splat(finish.scale);
+        let mut columns = [simd.splat(0.0); VECTORS];
+        if let Bias::Columns(bias) = finish.bias {
+            // SAFETY: the caller has the columns.
+            columns = unsafe { self.load_row(simd, bias.as_ptr()) };
+        }
+        let [least, greatest] = finish.clip.map(|bound| simd.splat(bound));
+        for (row, sums) in sums.iter_mut().enumerate() {
+            if row >= self.rows {
+                continue;
+            }
+            let mut biases = columns;
+            if let Bias::Rows(bias) = finish.bias {
+                biases = [simd.splat(bias[row]); VECTORS];
+            }
+            for (sum, bias) in sums.iter_mut().zip(biases) {
+                *sum = simd.multiply_add(*sum, scale, bias);
+            }
+            if let Some(residual) = finish.residual {
+                // SAFETY: the caller has the row.
+                let residual: [S::Vector; VECTORS] =
+                    unsafe { self.load_row(simd, residual.as_ptr().add(row * self.stride)) };
+                for (sum, residual) in sums.iter_mut().zip(residual) {
+                    *sum = simd.add(*sum, residual);
+                }
+            }
+            for sum in sums.iter_mut() {
+                *sum = simd.minimum(greatest, simd.maximum(least, *sum));
+            }
+        }
+    }
+}

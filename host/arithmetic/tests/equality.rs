@@ -1,0 +1,101 @@
+//! Every backend computes the bits of plain loops, for random operations and numbers.
+
+mod support;
+
+use guesthouse_arithmetic::{Backend, Operation};
+use support::plain;
+use support::random::{Case, KINDS, Random, case};
+
+/// Whether two results are the same bits, or both no numbers.
+fn same(left: f32, right: f32) -> bool {
+    left.to_bits() == right.to_bits() || left.is_nan() && right.is_nan()
+}
+
+fn compute(case: &Case, backend: Backend) -> Vec<f32> {
+    let call = case.operation.check(case.operands()).unwrap_or_else(|error| {
+        panic!("{error}: {:?}", case.operation);
+    });
+    let mut output = vec![123.0; call.output_len()];
+    call.execute(backend, &mut output, &mut || false).unwrap();
+    output
+}
+
+fn compare(kind: u32, rounds: u64) {
+    for round in 0..rounds {
+        let mut random = Random::new(round * u64::from(KINDS) + u64::from(kind) + 1);
+        let case = case(&mut random, kind, round % 4 == 3);
+        let mut expected = vec![0.0; case.operation.output_len(case.operands()).unwrap()];
+        if matches!(case.operation, Operation::Unary(_)) {
+            expected = compute(&case, Backend::Scalar);
+        } else {
+            plain::execute(&case.operation, case.operands(), &mut expected);
+        }
+        for backend in Backend::available() {
+            let output = compute(&case, backend);
+            for (index, (expected, output)) in expected.iter().zip(output).enumerate() {
+                let (operation, output_bits) = (&case.operation, output.to_bits());
+                assert!(
+                    same(*expected, output),
+                    "{backend} computes {output:e} ({output_bits:x}) at {index} instead of \
+                     {expected:e} ({:x}): round {round}, {operation:?}, bias {}, residual {}",
+                    expected.to_bits(),
+                    case.bias.len(),
+                    case.residual.len(),
+                );
+            }
+        }
+    }
+}
+
+/// Miri is slow.
+const ROUNDS: u64 = if cfg!(miri) { 4 } else { 400 };
+
+#[test]
+fn convolutions_equal_plain_loops() {
+    compare(0, ROUNDS);
+}
+
+#[test]
+fn depthwise_convolutions_equal_plain_loops() {
+    compare(1, ROUNDS);
+}
+
+#[test]
+fn matrix_products_equal_plain_loops() {
+    compare(2, ROUNDS);
+}
+
+#[test]
+fn functions_of_one_element_are_equal_on_all_backends() {
+    compare(3, 2 * ROUNDS);
+}
+
+#[test]
+fn functions_of_two_elements_equal_plain_loops() {
+    compare(4, ROUNDS);
+}
+
+#[test]
+fn softmax_equals_plain_loops() {
+    compare(5, ROUNDS);
+}
+
+#[test]
+fn layer_norm_equals_plain_loops() {
+    compare(6, ROUNDS);
+}
+
+#[test]
+fn reductions_equal_plain_loops() {
+    compare(7, ROUNDS);
+}
+
+#[test]
+fn pools_equal_plain_loops() {
+    compare(8, ROUNDS);
+}
+
+#[test]
+fn deconvolutions_equal_plain_loops() {
+    compare(9, ROUNDS);
+}

@@ -1,0 +1,5 @@
+//! What the tests of operations share.
+#![allow(dead_code, reason = "no test uses all of it")]
+
+pub(crate) mod plain;
+pub(crate) mod random;

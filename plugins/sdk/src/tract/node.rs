@@ -1,0 +1,235 @@
+//! The node of tract's graph that stands for one operation of `guesthouse-arithmetic`.
+//!
+//! It holds the operation without the sizes that only a call knows: [`Node::resolve`] computes the
+//! description from the shapes of the inputs. If all shapes are known when the model is loaded, it
+//! is computed then.
+
+use std::sync::Arc;
+
+use guesthouse_arithmetic::{
+    BinaryFunction, LayerNorm, Operands, Operation, Pool, PoolFunction, Reduction,
+    ReductionFunction, Softmax, Tail,
+};
+use tract_onnx::tract_core::internal::*;
+
+use super::convolution::{Convolution, Deconvolution, windows};
+use super::product::Product;
+use super::{broadcast, execute};
+use tract_onnx::tract_core::ops::cnn::PoolSpec;
+
+/// An operation whose sizes may depend on the call.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Node {
+    pub(super) kind: Kind,
+    /// Applied to each element of the result; [`Tail::NONE`] where the kind has none.
+    pub(super) tail: Tail,
+    /// The output's shape, with the names of dimensions.
+    shape: ShapeFact,
+    /// The description, if the shapes of the inputs are known.
+    resolved: Option<Resolved>,
+}
+
+/// Values are compared by their bits only for constants, which have been read from a model.
+impl Eq for Node {}
+
+/// What a node computes. Constants are part of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Kind {
+    /// Inputs: the image, and the residual if there is one.
+    Convolution(Convolution),
+    /// Input: the image.
+    Deconvolution(Deconvolution),
+    /// Inputs: the operands that are not constant, and the residual if there is one.
+    Product(Product),
+    /// Input: the elements.
+    Unary,
+    /// Inputs: left and right.
+    Binary(BinaryFunction),
+    /// Input: rows.
+    Softmax,
+    /// Input: rows.
+    LayerNorm { epsilon: f32, gain: Constant, bias: Constant },
+    /// A reduction of so many innermost axes, which stay with size 1. Input: the elements.
+    Reduction { function: ReductionFunction, axes: usize, scale: f32 },
+    /// Input: the image.
+    Pool(PoolFunction, PoolSpec),
+}
+
+/// The values of a constant operand.
+pub(super) type Constant = Arc<[f32]>;
+
+/// An operation with all sizes, and the shape of its output.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Resolved {
+    pub(super) operation: Operation,
+    pub(super) shape: TVec<usize>,
+}
+
+impl Node {
+    pub(super) fn new(kind: Kind, shape: ShapeFact) -> Self {
+        Self { kind, tail: Tail::NONE, shape, resolved: None }
+    }
+
+    pub(super) fn with_tail(self, tail: Tail) -> Self {
+        Self { tail, ..self }
+    }
+
+    pub(super) fn shape(&self) -> &ShapeFact {
+        &self.shape
+    }
+
+    /// Whether the kind applies a tail.
+    pub(super) fn has_tail(&self) -> bool {
+        match self.kind {
+            Kind::Convolution(_)
+            | Kind::Deconvolution(_)
+            | Kind::Product(_)
+            | Kind::Unary
+            | Kind::Binary(_) => true,
+            Kind::Softmax | Kind::LayerNorm { .. } | Kind::Reduction { .. } | Kind::Pool(..) => {
+                false
+            }
+        }
+    }
+
+    /// Whether an activation can be added.
+    pub(super) fn takes_activation(&self) -> bool {
+        self.has_tail() && self.tail == Tail::NONE
+    }
+
+    /// Pack the constants and describe the operation, once nothing changes any more.
+    pub(super) fn finish(&mut self, inputs: &[&TypedFact]) -> TractResult<()> {
+        match &mut self.kind {
+            Kind::Convolution(convolution) => convolution.pack(),
+            Kind::Deconvolution(deconvolution) => deconvolution.pack(),
+            Kind::Product(product) => product.pack(),
+            _ => {}
+        }
+        let shapes: Option<TVec<&[usize]>> =
+            inputs.iter().map(|fact| fact.shape.as_concrete()).collect();
+        self.resolved = shapes.map(|shapes| self.resolve(&shapes)).transpose()?;
+        Ok(())
+    }
+
+    /// Describe the operation for inputs of these shapes.
+    fn resolve(&self, inputs: &[&[usize]]) -> TractResult<Resolved> {
+        let input = *inputs.first().context("an operation has an input")?;
+        Ok(match &self.kind {
+            Kind::Convolution(convolution) => convolution.resolve(input, self.tail)?,
+            Kind::Deconvolution(deconvolution) => deconvolution.resolve(input, self.tail)?,
+            Kind::Product(product) => product.resolve(inputs, self.tail)?,
+            Kind::Unary => Resolved { operation: Operation::Unary(self.tail), shape: input.into() },
+            Kind::Binary(function) => {
+                let right = *inputs.get(1).context("a binary operation has two inputs")?;
+                let (binary, shape) = broadcast::resolve(*function, input, right)?;
+                Resolved { operation: Operation::Binary(binary, self.tail), shape }
+            }
+            Kind::Softmax => {
+                let softmax = Softmax { columns: columns(input, 1)? };
+                Resolved { operation: Operation::Softmax(softmax), shape: input.into() }
+            }
+            Kind::LayerNorm { epsilon, .. } => {
+                let norm = LayerNorm { columns: columns(input, 1)?, epsilon: *epsilon };
+                Resolved { operation: Operation::LayerNorm(norm), shape: input.into() }
+            }
+            Kind::Reduction { function, axes, scale } => {
+                let columns = columns(input, *axes)?;
+                let mut shape: TVec<usize> = input.into();
+                shape[input.len() - axes..].fill(1);
+                let reduction = Reduction { function: *function, columns, scale: *scale };
+                Resolved { operation: Operation::Reduction(reduction), shape }
+            }
+            Kind::Pool(function, pool) => {
+                let (geometry, shape) = windows(pool, input)?;
+                let pool = Pool { function: *function, geometry };
+                Resolved { operation: Operation::Pool(pool), shape }
+            }
+        })
+    }
+
+    fn operands<'a>(&'a self, inputs: &[&'a [f32]]) -> TractResult<Operands<'a>> {
+        let input = |index: usize| {
+            inputs.get(index).copied().context("an operand of the operation is missing")
+        };
+        Ok(match &self.kind {
+            Kind::Convolution(convolution) => convolution.operands(inputs)?,
+            Kind::Deconvolution(deconvolution) => deconvolution.operands(input(0)?),
+            Kind::Product(product) => product.operands(inputs)?,
+            Kind::Binary(_) => {
+                Operands { first: input(0)?, second: input(1)?, ..Operands::default() }
+            }
+            Kind::LayerNorm { gain, bias, .. } => {
+                Operands { first: input(0)?, second: gain, bias, ..Operands::default() }
+            }
+            Kind::Unary | Kind::Softmax | Kind::Reduction { .. } | Kind::Pool(..) => {
+                Operands { first: input(0)?, ..Operands::default() }
+            }
+        })
+    }
+}
+
+/// The elements of so many innermost axes.
+fn columns(shape: &[usize], axes: usize) -> TractResult<u32> {
+    let outer = shape.len().checked_sub(axes).context("more axes than there are")?;
+    size(shape[outer..].iter().product())
+}
+
+/// A size as operations have it.
+pub(super) fn size(size: usize) -> TractResult<u32> {
+    u32::try_from(size).map_err(|_error| format_err!("a tensor is larger than operations take"))
+}
+
+impl Op for Node {
+    fn name(&self) -> StaticName {
+        match &self.kind {
+            Kind::Convolution(convolution) if convolution.is_depthwise => "DepthwiseConvolution",
+            Kind::Convolution(_) => "Convolution",
+            Kind::Deconvolution(_) => "Deconvolution",
+            Kind::Product(_) => "MatrixProduct",
+            Kind::Unary => "Unary",
+            Kind::Binary(_) => "Binary",
+            Kind::Softmax => "ArithmeticSoftmax",
+            Kind::LayerNorm { .. } => "LayerNorm",
+            Kind::Reduction { .. } => "Reduction",
+            Kind::Pool(..) => "Pool",
+        }
+        .into()
+    }
+
+    fn validation(&self) -> Validation {
+        Validation::Rounding
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Node {
+    op_out_of_plan!();
+
+    fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let resolved_now;
+        let resolved = if let Some(resolved) = &self.resolved {
+            resolved
+        } else {
+            let shapes: TVec<&[usize]> = inputs.iter().map(|input| input.shape()).collect();
+            resolved_now = self.resolve(&shapes)?;
+            &resolved_now
+        };
+        let views: TVec<_> =
+            inputs.iter().map(|input| input.try_as_plain_ram()).collect::<TractResult<_>>()?;
+        let slices: TVec<&[f32]> =
+            views.iter().map(|view| view.as_slice::<f32>()).collect::<TractResult<_>>()?;
+        let operands = self.operands(&slices)?;
+        let output = execute::execute(&resolved.operation, operands, &resolved.shape);
+        let output = output.with_context(|| format!("{:?}", resolved.operation))?;
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for Node {
+    fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(self.shape.clone())))
+    }
+
+    as_op!();
+}
