@@ -3,7 +3,8 @@
 //! A variant is `reuse`, where all calls use one instance, or `fresh`, where each call has a new
 //! instance, whose creation is measured with the call. Options follow after `+`: the name of a backend
 //! executes the guest's arithmetic, by default the fastest one; `none` grants no arithmetic, so that
-//! the guest computes by itself; and `free` compiles the guest so that it cannot be interrupted.
+//! the guest computes by itself; `tract` takes the artifact that leaves the graph to tract; and `free`
+//! compiles the guest so that it cannot be interrupted.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,8 @@ struct Variant {
     fresh: bool,
     /// What executes the guest's arithmetic, if the host does.
     arithmetic: Option<Backend>,
+    /// Whether the graph is left to tract.
+    tract: bool,
     /// Whether a call can be interrupted.
     interruptible: bool,
 }
@@ -62,10 +65,12 @@ impl Variant {
             "reuse" => false,
             _ => bail!("there is no variant {text:?}"),
         };
-        let mut variant = Self { fresh, arithmetic: Some(Backend::fastest()), interruptible: true };
+        let mut variant =
+            Self { fresh, arithmetic: Some(Backend::fastest()), tract: false, interruptible: true };
         for option in options.split('+').filter(|option| !option.is_empty()) {
             match option {
                 "none" => variant.arithmetic = None,
+                "tract" => variant.tract = true,
                 "free" => variant.interruptible = false,
                 _ => {
                     let backend = Backend::available().find(|it| it.name() == option);
@@ -107,7 +112,8 @@ impl Guests {
 
     /// Compiles a model unless it is compiled already, and maps its code.
     fn load(&self, model: &str, variant: &Variant) -> Result<LoadedComponent> {
-        let artifact = self.artifacts.join(format!("{model}-1.0.0.wasm"));
+        let suffix = if variant.tract { "-tract" } else { "" };
+        let artifact = self.artifacts.join(format!("{model}{suffix}-1.0.0.wasm"));
         let artifact = Artifact::open(&artifact).context("failed to read the artifact")?;
         let limits = InstanceLimits { arithmetic: variant.arithmetic, ..self.limits };
         let engines = if variant.interruptible { &self.serving } else { &self.free };
@@ -207,7 +213,8 @@ mod tests {
         assert_eq!((reuse.fresh, reuse.arithmetic), (false, Some(Backend::fastest())));
         assert_eq!(reuse.state(), "granted");
         let other = Variant::parse("fresh+none+free").unwrap();
-        assert_eq!(other, Variant { fresh: true, arithmetic: None, interruptible: false });
+        let wanted = Variant { fresh: true, arithmetic: None, tract: false, interruptible: false };
+        assert_eq!(other, wanted);
         assert_eq!(other.state(), "refused-free");
         let scalar = Variant::parse("reuse+scalar").unwrap();
         assert_eq!(scalar.arithmetic, Some(Backend::Scalar));

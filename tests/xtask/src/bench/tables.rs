@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::charts::Figures;
 
 /// The variants of the table of inference, with their headings.
-const VARIANTS: [(&str, &str); 9] = [
+const VARIANTS: [(&str, &str); 10] = [
     ("native", "tract, native"),
     ("onnxruntime_1", "onnxruntime, 1 thread"),
     ("onnxruntime_all", "onnxruntime, all threads"),
@@ -19,6 +19,7 @@ const VARIANTS: [(&str, &str); 9] = [
     ("guest_no_grant", "no host arithmetic"),
     ("guest_no_grant_free", "no host arithmetic, no deadlines"),
     ("guest_scalar", "host arithmetic without SIMD"),
+    ("guest_tract", "tract in the guest"),
 ];
 
 /// The servers of the table of serving, with their names.

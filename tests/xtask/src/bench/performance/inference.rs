@@ -41,7 +41,7 @@ struct Variant {
 }
 
 /// All guests have deadlines but those whose name ends in `free`.
-const VARIANTS: [Variant; 11] = [
+const VARIANTS: [Variant; 12] = [
     Variant { name: "native", runner: Runner::Native, request: "declared" },
     Variant { name: "native_fixed", runner: Runner::Native, request: "fixed" },
     Variant { name: "onnxruntime_1", runner: Runner::Onnxruntime, request: "1" },
@@ -53,6 +53,7 @@ const VARIANTS: [Variant; 11] = [
     Variant { name: "guest_scalar", runner: Runner::Guest, request: "reuse+scalar" },
     Variant { name: "guest_no_grant", runner: Runner::Guest, request: "reuse+none" },
     Variant { name: "guest_no_grant_free", runner: Runner::Guest, request: "reuse+none+free" },
+    Variant { name: "guest_tract", runner: Runner::Guest, request: "reuse+none+tract" },
 ];
 
 /// A ratio of two variants with its bar, which may depend on the case.
@@ -241,6 +242,8 @@ fn applies(variant: &Variant, case: &Case) -> bool {
         "guest_avx2" => has_avx512(),
         // Portable code takes seconds for the other networks.
         "guest_scalar" => case.name == "cls",
+        // What guests did before the SDK had operations of its own.
+        "guest_tract" => is_network(&case.name),
         _ => true,
     }
 }
