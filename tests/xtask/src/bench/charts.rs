@@ -38,16 +38,16 @@ pub(super) struct Figure {
 }
 
 /// The width of a chart, of its labels at the left, and of the longest bar, in pixels.
-const WIDTH: u32 = 760;
-const LABELS: u32 = 170;
+const WIDTH: usize = 760;
+const LABELS: usize = 170;
 const BARS: f64 = 480.0;
 
 /// The height of a bar with its distance, and the distance of groups.
-const BAR: u32 = 16;
-const GAP: u32 = 14;
+const BAR: usize = 16;
+const GAP: usize = 14;
 
 /// The height of the title and of the legend.
-const TOP: u32 = 62;
+const TOP: usize = 62;
 
 /// The cases of the chart of inference.
 const CASES: [&str; 8] = [
@@ -183,8 +183,8 @@ fn serving(figures: &Figures) -> Chart<'static> {
 
 impl Chart<'_> {
     fn svg(&self) -> String {
-        let rows = |group: &Group| group.values.iter().flatten().count() as u32;
-        let height = TOP + self.groups.iter().map(|group| rows(group) * BAR + GAP).sum::<u32>();
+        let rows = |group: &Group| group.values.iter().flatten().count();
+        let height = TOP + self.groups.iter().map(|group| rows(group) * BAR + GAP).sum::<usize>();
         let title = self.title;
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
@@ -193,14 +193,14 @@ impl Chart<'_> {
              <style>text {{ font: 12px sans-serif; fill: #1b1f24; }} .title {{ font-weight: bold; }}\
              </style>\n  <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
         );
-        let mut text = |x: u32, y: u32, class: &str, content: &str| {
+        let mut text = |x: usize, y: usize, class: &str, content: &str| {
             let _ = writeln!(svg, "  <text x=\"{x}\" y=\"{y}\"{class}>{content}</text>");
         };
         text(10, 20, " class=\"title\"", title);
         let mut x = 10;
         for series in self.series {
             text(x + 14, 44, "", series.name);
-            x += 14 + 7 * series.name.len() as u32 + 10;
+            x += 14 + 7 * series.name.len() + 10;
         }
         let mut y = TOP;
         let mut bars = String::new();
@@ -237,7 +237,7 @@ impl Chart<'_> {
                 legend,
                 "  <rect x=\"{x}\" y=\"35\" width=\"10\" height=\"10\" fill=\"{colour}\"/>"
             );
-            x += 14 + 7 * series.name.len() as u32 + 10;
+            x += 14 + 7 * series.name.len() + 10;
         }
         legend
     }

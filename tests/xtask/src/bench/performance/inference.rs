@@ -240,6 +240,10 @@ fn applies(variant: &Variant, case: &Case) -> bool {
         "native_fixed" => case.has_named_dimensions,
         // Where there is nothing wider, it is the variant `guest`.
         "guest_avx2" => has_avx512(),
+        // Once for each network; the interruption of other cases is no different.
+        "guest_free" | "guest_no_grant_free" => {
+            is_network(&case.name) || case.name.starts_with("trees")
+        }
         // Portable code takes seconds for the other networks.
         "guest_scalar" => case.name == "cls",
         // What guests did before the SDK had operations of its own.
