@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A product of matrices that takes minutes on any processor, of operands with one element.
-const ENDLESS: &str = "matrix-product 4096 64 64 64 65536 0 0 0 0 strided 0 0 0 0 262144 4096 64 1 \
+const ENDLESS: &str = "matrix-product 1 1 64 64 4294967295 0 0 0 0 strided 0 0 0 0 4096 4096 64 1 \
                        identity 1 0";
 
 fn setup(folder: &Path, arithmetic: &Arithmetic, config: &str) -> Setup {
@@ -223,7 +223,6 @@ fn without_a_grant_a_guest_computes_by_itself() {
     assert_traps(&server, "unary square 1 0", &[&[3.0]]);
     assert_eq!(server.model("arithmetic")["versions"][0]["arithmetic"], "denied");
     assert!(!server.metrics().contains("guesthouse_arithmetic_calls_total{"));
-    server.assert_healthy();
 }
 
 #[test]
@@ -312,7 +311,6 @@ fn an_operation_that_does_not_fit_its_operands_traps() {
     ] {
         assert_traps(&server, text, &operands);
     }
-    server.assert_healthy();
 }
 
 #[test]
@@ -331,14 +329,13 @@ fn a_list_outside_of_the_memory_or_on_the_result_traps() {
     }
     // What lies within the memory is valid.
     assert_eq!(words(&call(&server, "list-at-end 8 2", &[])), [2]);
-    server.assert_healthy();
 }
 
 #[test]
 fn a_result_that_exceeds_the_memory_is_out_of_memory() {
     let (server, _folder) = start("[limits]\ninstance_memory_mib = 32\n");
-    // More than the address space, more than the limit, and more than is left of the limit.
-    for (rows, columns) in [(65536, 65536), (4096, 4096), (8192, 1023)] {
+    // Nearly the address space, more than the limit, and more than is left of the limit.
+    for (rows, columns) in [(32768, 32767), (4096, 4096), (8192, 1023)] {
         let before = faults(&server, "out_of_memory");
         let text = format!("binary add 1 1 {rows} {columns} 0 0 0 0 0 0 0 0 identity 1 0");
         let answer = call(&server, &text, &[&[1.0], &[2.0]]);

@@ -26,6 +26,7 @@ mod progress;
 mod rows;
 mod scratch;
 mod simd;
+mod split;
 mod tile;
 mod windows;
 

@@ -99,3 +99,34 @@ fn pools_equal_plain_loops() {
 fn deconvolutions_equal_plain_loops() {
     compare(9, ROUNDS);
 }
+
+/// The parts of a call compute its bits, also those that are split once more.
+fn compare_parts(kind: u32, rounds: u64) {
+    for round in 0..rounds {
+        let mut random = Random::new(round * u64::from(KINDS) + u64::from(kind) + 77);
+        let case = case(&mut random, kind, false);
+        let call = case.operation.check(case.operands()).unwrap();
+        let expected = compute(&case, Backend::fastest());
+        let parts = random.between(1, 5) as usize;
+        let mut output = vec![f32::NAN; expected.len()];
+        let mut rest = output.as_mut_slice();
+        for part in call.split(parts) {
+            for part in part.split(2) {
+                let (piece, behind) = rest.split_at_mut(part.output_len());
+                part.execute(Backend::fastest(), piece, &mut || false).unwrap();
+                rest = behind;
+            }
+        }
+        assert!(rest.is_empty(), "{:?} is split", case.operation);
+        for (expected, output) in expected.iter().zip(output) {
+            assert!(same(*expected, output), "{parts} parts of {:?}", case.operation);
+        }
+    }
+}
+
+#[test]
+fn parts_of_every_operation_compute_the_whole() {
+    for kind in 0..KINDS {
+        compare_parts(kind, ROUNDS);
+    }
+}

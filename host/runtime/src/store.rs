@@ -416,6 +416,26 @@ mod tests {
     }
 
     #[test]
+    fn code_of_another_grant_of_arithmetic_is_not_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), "engine");
+        let one = Digest::from_content(b"one");
+        keep(&store, one, b"code");
+        assert!(store.find(one, true).unwrap().is_none());
+        assert!(store.find(one, false).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_report_without_arithmetic_is_written_as_before() {
+        // The MAC of records that older releases wrote covers this text.
+        let text = serde_json::to_string(&report()).unwrap();
+        assert!(!text.contains("arithmetic"), "{text}");
+        assert_eq!(serde_json::from_str::<PreinitReport>(&text).unwrap(), report());
+        let granted = PreinitReport { arithmetic: true, ..report() };
+        assert!(serde_json::to_string(&granted).unwrap().contains("\"arithmetic\":true"));
+    }
+
+    #[test]
     fn only_code_of_this_host_artifact_and_engine_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");

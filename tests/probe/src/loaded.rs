@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use guesthouse_artifact::Artifact;
-use guesthouse_model::Tensor;
 use guesthouse_model::record;
+use guesthouse_model::{Signature, Tensor};
 use guesthouse_runtime::guest::{Engine, EngineLimits, Instance, LoadedComponent, StopSignal};
 use guesthouse_runtime::load::grants_arithmetic;
 use guesthouse_runtime::store::Store;
 use guesthouse_server::config::ConfigFile;
+use serde_json::Value;
 
 /// The time limit of a call.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
@@ -18,6 +19,7 @@ const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// A version of which instances can be created.
 pub(crate) struct Loaded {
     component: LoadedComponent,
+    signature: Signature,
     /// The inputs of the golden examples.
     examples: Vec<Vec<Tensor>>,
     /// Holds the lock of the state folder: no server may use it meanwhile.
@@ -44,6 +46,7 @@ impl Loaded {
         let examples = examples.collect::<Result<Vec<_>>>()?;
         ensure!(!examples.is_empty(), "the artifact has no golden examples");
 
+        let of_version = signature.clone();
         let (id, instance) = (artifact.id().clone(), limits.model.instance);
         // SAFETY: the store has just checked the file against its MAC, and the path is that of the
         // same file. The store never changes a file in place, and this process holds the folder's
@@ -51,13 +54,19 @@ impl Loaded {
         #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
         let component =
             unsafe { LoadedComponent::map(&engine, &compiled.path(), id, signature, instance) }?;
-        Ok(Self { component, examples, _store: store })
+        Ok(Self { component, signature: of_version, examples, _store: store })
     }
 
     /// Creates an instance.
     pub(crate) fn instantiate(&self) -> Result<Instance> {
         let stop = StopSignal::at_deadline(Instant::now() + CALL_LIMIT);
         self.component.instantiate(&stop).context("failed to make an instance")
+    }
+
+    /// The tensors of a row in JSON.
+    pub(crate) fn decode(&self, row: &Value) -> Result<Vec<Tensor>> {
+        let row = row.as_object().context("a row is an object")?;
+        record::decode(&self.signature, &[row]).context("failed to decode a row")
     }
 
     /// Predicts with the golden example of this number, modulo their count.

@@ -7,6 +7,7 @@
 //! The benchmarks compare the figures with their bars.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints its result")]
 
+mod arithmetic;
 mod infer;
 mod instances;
 mod isolation;
@@ -54,6 +55,14 @@ enum Task {
         version: VersionArguments,
         /// The number of calls of each kind.
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        count: u32,
+    },
+    /// Measure a call of the host's arithmetic, and the interruption of a long one.
+    Arithmetic {
+        #[command(flatten)]
+        version: VersionArguments,
+        /// The number of interrupted operations of each kind.
+        #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1000))]
         count: u32,
     },
     /// Answer requests for measurements of cases on the standard input.
@@ -107,6 +116,7 @@ fn perform(task: Task) -> Result<()> {
     let figures = match task {
         Task::Instances { version, count } => instances::measure(&version.load(1)?, count)?,
         Task::Memory { version, count } => memory::measure(&version.load(count)?, count)?,
+        Task::Arithmetic { version, count } => arithmetic::measure(&version.load(2)?, count)?,
         Task::Isolation { version, count } => isolation::measure(&version.load(2)?, count)?,
         Task::Infer { models, artifacts, state } => {
             return infer::answer(&models, &artifacts, &state);

@@ -117,7 +117,7 @@ impl Benchmark {
                 measured.map_or_else(|error| (Vec::new(), Err(error)), |figures| (figures, Ok(())))
             }),
             Self::Runtime(options) => {
-                options.general.run(&["load", "probe"], &["misbehave"], |it| {
+                options.general.run(&["load", "probe"], &["misbehave", "arithmetic"], |it| {
                     sections(
                         &options.only,
                         it,

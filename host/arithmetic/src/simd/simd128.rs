@@ -33,8 +33,7 @@ impl Simd for Simd128 {
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: the instructions are there.
-        unsafe { with_instructions(self, kernel) }
+        with_instructions(self, kernel)
     }
 
     #[inline(always)]
@@ -106,8 +105,7 @@ impl Simd for Simd128 {
 
     #[inline(always)]
     fn multiply_add(self, left: v128, right: v128, summand: v128) -> v128 {
-        // SAFETY: the engine has the instruction, as the proof says.
-        unsafe { f32x4_relaxed_madd(left, right, summand) }
+        f32x4_relaxed_madd(left, right, summand)
     }
 
     #[inline(always)]

@@ -217,6 +217,11 @@ impl Product {
         Self { axes, left, right, bias, has_residual: false, scale: 1.0 }
     }
 
+    /// The number of operands that are not constant.
+    pub(super) fn input_count(&self) -> usize {
+        [&self.left, &self.right].into_iter().filter(|operand| **operand == Operand::Input).count()
+    }
+
     /// Whether a constant of this shape differs along the columns of an output only, and has as many
     /// elements.
     pub(super) fn is_by_column(&self, constant: &[usize], output: &ShapeFact) -> bool {

@@ -99,19 +99,35 @@ pub(super) fn pack_misbehave(
     folder: &Path,
     version: &str,
 ) -> Result<PathBuf> {
-    let manifest = folder.join("misbehave.toml");
-    let output = folder.join(format!("misbehave-{version}.wasm"));
+    let golden = r#"{"inputs": {"action": "echo"}, "outputs": {"done": "echo"}}"#;
+    pack(workspace, folder, ("misbehave", version), ("init = \"well\"", golden))
+}
+
+/// Packs the guest that lets the host execute what its callers describe.
+pub(super) fn pack_arithmetic(workspace: &Workspace, folder: &Path) -> Result<PathBuf> {
+    let golden = r#"{"inputs": {"call": "init"}, "outputs": {"result": "AACAPwAAgEAAABBB"}}"#;
+    pack(workspace, folder, ("arithmetic", "1.0.0"), ("insist = \"false\"", golden))
+}
+
+/// Packs a version of a guest with a parameter and a golden example.
+fn pack(
+    workspace: &Workspace,
+    folder: &Path,
+    (name, version): (&str, &str),
+    (parameter, golden): (&str, &str),
+) -> Result<PathBuf> {
+    let manifest = folder.join(format!("{name}.toml"));
+    let output = folder.join(format!("{name}-{version}.wasm"));
     let text = format!(
-        "name = \"misbehave\"\nversion = \"{version}\"\n[parameters]\ninit = \"well\"\n\
-         [golden]\nfile = \"misbehave.jsonl\"\n"
+        "name = \"{name}\"\nversion = \"{version}\"\n[parameters]\n{parameter}\n\
+         [golden]\nfile = \"{name}.jsonl\"\n"
     );
-    let golden = "{\"inputs\": {\"action\": \"echo\"}, \"outputs\": {\"done\": \"echo\"}}\n";
     fs::write(&manifest, text)
-        .and_then(|()| fs::write(folder.join("misbehave.jsonl"), golden))
+        .and_then(|()| fs::write(folder.join(format!("{name}.jsonl")), format!("{golden}\n")))
         .with_context(|| format!("cannot write to {}", folder.display()))?;
     let mut pack = Command::new(workspace.host_binary(Profile::Release));
     pack.arg("pack").arg("--manifest").arg(&manifest);
-    pack.arg("--component").arg(workspace.component("misbehave")).arg("--output").arg(&output);
+    pack.arg("--component").arg(workspace.component(name)).arg("--output").arg(&output);
     run::output(&mut pack)?;
     Ok(output)
 }

@@ -6,6 +6,7 @@
 //! moment before or after, and the figure is the median of such pairs. Each module below is a
 //! section and says which defect it would detect.
 
+mod arithmetic;
 mod bystander;
 mod crash;
 mod damage;
@@ -40,6 +41,8 @@ pub(crate) enum Section {
     Crash,
     /// Detection of damaged stored code.
     Damage,
+    /// The cost of a call of the host's arithmetic, and the interruption of a long one.
+    Arithmetic,
 }
 
 impl Section {
@@ -53,6 +56,7 @@ impl Section {
             Self::Traps => traps::measure(bench),
             Self::Crash => crash::measure(bench),
             Self::Damage => damage::measure(bench),
+            Self::Arithmetic => arithmetic::measure(bench),
         }
     }
 }

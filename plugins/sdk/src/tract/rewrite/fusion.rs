@@ -21,7 +21,32 @@ pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
         .with_rule_for::<ElementWiseOp>("fuse", |(), model, node, _name, _op| {
             absorb_unary(model, node)
         })
+        .with_rule_for::<Node>("scaled operand", |(), model, node, _name, ours| {
+            scaled_operand(model, node, ours)
+        })
         .rewrite(&(), model)
+}
+
+/// Let a product absorb the factor of an operand, because it can scale its sums.
+fn scaled_operand(
+    model: &TypedModel,
+    node: &TypedNode,
+    ours: &Node,
+) -> TractResult<Option<TypedModelPatch>> {
+    let Kind::Product(product) = &ours.kind else { return Ok(None) };
+    for slot in 0..product.input_count() {
+        let Some((operand, Step::Scale(factor))) = only_step(model, node.inputs[slot]) else {
+            continue;
+        };
+        let mut product = product.clone();
+        product.scale *= factor;
+        let mut inputs = node.inputs.clone();
+        inputs[slot] = operand;
+        let mut after = ours.clone();
+        after.kind = Kind::Product(product);
+        return replace(model, node, after, &inputs);
+    }
+    Ok(None)
 }
 
 /// Let the operation before an element-wise operation with two operands absorb it.

@@ -7,10 +7,11 @@ use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::array::Gather;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cast::Cast;
+use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 
 use super::apply;
 
-/// Move look-ups in constant tables in front of casts and of operations with scalars.
+/// Move look-ups in constant tables in front of element-wise operations.
 pub(super) fn look_up_first(model: &mut TypedModel) -> TractResult<()> {
     apply(model, "look-up", look_up)
 }
@@ -20,46 +21,48 @@ fn look_up(
     node: &TypedNode,
     gather: &Gather,
 ) -> TractResult<Option<TypedModelPatch>> {
-    let computed = model.node(node.inputs[0].node);
-    let (position, scalar) = if computed.op_is::<Cast>() {
-        (0, None)
-    } else if computed.op_is::<TypedBinOp>() {
-        let is_scalar = |input: &OutletId| -> TractResult<bool> {
-            Ok(model.outlet_fact(*input)?.konst.as_ref().is_some_and(|value| value.len() == 1))
-        };
-        match (is_scalar(&computed.inputs[0])?, is_scalar(&computed.inputs[1])?) {
-            (false, true) => (0, Some(computed.inputs[1])),
-            (true, false) => (1, Some(computed.inputs[0])),
-            _ => return Ok(None),
-        }
-    } else {
+    let (table, indexes) = (node.inputs[0], node.inputs[1]);
+    let computed = model.node(table.node);
+    if gather.axis != 0 || gather.output_type.is_some() || !is_element_wise(computed) {
         return Ok(None);
+    }
+    let shape = &model.outlet_fact(table)?.shape;
+    let is_outer = |input: &OutletId| -> TractResult<bool> {
+        let size = &model.outlet_fact(*input)?.shape[0];
+        Ok(is_constant(model, *input) && (size.is_one() || *size == shape[0]))
     };
-    let table = computed.inputs[position];
-    let keeps_shape = model.outlet_fact(table)?.shape == computed.outputs[0].fact.shape;
-    if gather.output_type.is_some() || !keeps_shape || !is_constant(model, table) {
-        return Ok(None);
+    for input in &computed.inputs {
+        if shape.rank() == 0 || !is_outer(input)? {
+            return Ok(None);
+        }
     }
     let mut patch = TypedModelPatch::default();
-    let taps = patch.taps(model, &[table, node.inputs[1]])?;
-    let rows = patch.wire_node(format!("{}.rows", node.name), gather.clone(), &taps)?[0];
-    let mut inputs = tvec!(rows);
-    if let Some(scalar) = scalar {
-        let rank = node.outputs[0].fact.rank();
-        let value = model.outlet_fact(scalar)?.konst.clone().context("the scalar is constant")?;
-        let value = value.into_tensor().into_shape(&[])?.broadcast_into_rank(rank)?;
-        let scalar = patch.add_const(format!("{}.scalar", node.name), value)?;
-        inputs.insert(1 - position, scalar);
+    let indexes_tap = patch.tap_model(model, indexes)?;
+    let mut rows = tvec!();
+    for (slot, input) in computed.inputs.iter().enumerate() {
+        let tap = patch.tap_model(model, *input)?;
+        let name = format!("{}.rows.{slot}", node.name);
+        rows.push(if model.outlet_fact(*input)?.shape[0].is_one() && !shape[0].is_one() {
+            // The same for all rows: a dimension for each of the indexes takes the place of the
+            // first.
+            let ones = tvec![1.to_dim(); model.outlet_fact(indexes)?.rank()];
+            patch.wire_node(name, AxisOp::Reshape(0, tvec!(1.to_dim()), ones), &[tap])?[0]
+        } else {
+            patch.wire_node(name, gather.clone(), &[tap, indexes_tap])?[0]
+        });
     }
-    let output = patch.wire_node(&node.name, computed.op.clone(), &inputs)?[0];
+    let output = patch.wire_node(&node.name, computed.op.clone(), &rows)?[0];
     patch.shunt_outside(model, node.id.into(), output)?;
     Ok(Some(patch))
+}
+
+fn is_element_wise(node: &TypedNode) -> bool {
+    node.op_is::<Cast>() || node.op_is::<TypedBinOp>() || node.op_is::<ElementWiseOp>()
 }
 
 /// Whether the outlet is computed from constants alone.
 fn is_constant(model: &TypedModel, outlet: OutletId) -> bool {
     let node = model.node(outlet.node);
-    let is_computed = node.op_is::<Cast>() || node.op_is::<TypedBinOp>();
     node.outputs[outlet.slot].fact.konst.is_some()
-        || is_computed && node.inputs.iter().all(|input| is_constant(model, *input))
+        || is_element_wise(node) && node.inputs.iter().all(|input| is_constant(model, *input))
 }

@@ -118,6 +118,16 @@ fn gelu_joins_the_product() {
 }
 
 #[test]
+fn factors_of_operands_join_the_product() {
+    let mut graph = Graph::new();
+    let (left, right) = (graph.rows(2, &[5, 8]), graph.rows(2, &[6, 8]));
+    let scaled = graph.with(math::mul(), left, 0.5);
+    let scaled_too = graph.with(math::mul(), right, 0.25);
+    let output = sum_of_products(&mut graph, "bsk,btk->bst", [scaled, scaled_too]);
+    graph.check(&[output], &["MatrixProduct"]);
+}
+
+#[test]
 fn attention_is_ours() {
     let mut graph = Graph::new();
     let inputs = [(); 3].map(|()| graph.rows(2, &[5, 3, 8]));
