@@ -47,11 +47,31 @@ impl Engines {
         limits: EngineLimits,
         stacks: impl IntoIterator<Item = usize>,
     ) -> Result<Self, EngineError> {
+        Self::create(limits, stacks, true)
+    }
+
+    /// Create engines as [`Engines::serving`] does, whose guests cannot be interrupted: a call ends
+    /// when the guest returns. To measure what interruption costs.
+    ///
+    /// # Errors
+    /// The system does not provide the resources that an engine needs.
+    pub fn uninterruptible(
+        limits: EngineLimits,
+        stacks: impl IntoIterator<Item = usize>,
+    ) -> Result<Self, EngineError> {
+        Self::create(limits, stacks, false)
+    }
+
+    fn create(
+        limits: EngineLimits,
+        stacks: impl IntoIterator<Item = usize>,
+        interruptible: bool,
+    ) -> Result<Self, EngineError> {
         let cores = idle_cores(limits)?;
         let mut engines = BTreeMap::new();
         for stack in stacks {
             if let Entry::Vacant(engine) = engines.entry(stack) {
-                engine.insert(Engine::new(limits, stack, &cores)?);
+                engine.insert(Engine::running(limits, stack, interruptible, &cores)?);
             }
         }
         Ok(Self(engines))
@@ -108,15 +128,16 @@ impl Engine {
     /// # Errors
     /// The system does not provide the resources that an engine needs.
     pub fn serving(limits: EngineLimits, stack_bytes: usize) -> Result<Self, EngineError> {
-        Self::new(limits, stack_bytes, &idle_cores(limits)?)
+        Self::running(limits, stack_bytes, true, &idle_cores(limits)?)
     }
 
-    fn new(
+    fn running(
         limits: EngineLimits,
         stack_bytes: usize,
+        interruptible: bool,
         cores: &Arc<IdleCores>,
     ) -> Result<Self, EngineError> {
-        let mut config = serving_config(limits);
+        let mut config = serving_config(limits, interruptible);
         config.max_wasm_stack(stack_bytes);
         // Not used, but wasmtime checks it against the limit above.
         config.async_stack_size(stack_bytes + HOST_STACK_BYTES);
@@ -138,10 +159,13 @@ impl Engine {
     }
 
     /// Create an engine that compiles for the serving engines and never runs code.
-    pub(crate) fn compiling(functions: Arc<dyn CacheStore>) -> Result<Self, EngineError> {
+    pub(crate) fn compiling(
+        functions: Arc<dyn CacheStore>,
+        interruptible: bool,
+    ) -> Result<Self, EngineError> {
         let limits =
             EngineLimits { max_instances: 1, max_memory_bytes: 1 << 32, use_idle_cores: false };
-        let mut config = serving_config(limits);
+        let mut config = serving_config(limits, interruptible);
         // Nothing is instantiated, so no address space has to be reserved.
         config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
         config.enable_incremental_compilation(functions).map_err(EngineError)?;
@@ -227,10 +251,10 @@ fn snapshotting_config() -> Config {
     config
 }
 
-fn serving_config(limits: EngineLimits) -> Config {
+fn serving_config(limits: EngineLimits, interruptible: bool) -> Config {
     let mut config = semantics();
     // For deadlines: a guest checks the epoch at every loop back edge and function entry.
-    config.epoch_interruption(true);
+    config.epoch_interruption(interruptible);
     // All instances of a version share one file mapping of the weights. With a smaller limit,
     // wasmtime copies images over 16 MiB into every instance.
     config.memory_init_cow(true);
@@ -321,11 +345,14 @@ mod tests {
         let limits =
             EngineLimits { max_instances: 1, max_memory_bytes: 1 << 20, use_idle_cores: true };
         let serving = Engine::serving(limits, 512 << 10).unwrap();
-        let compiling = Engine::compiling(Arc::new(NoFunctions)).unwrap();
+        let compiling = Engine::compiling(Arc::new(NoFunctions), true).unwrap();
         let snapshotting = Engine::snapshotting(512 << 10).unwrap();
         assert_eq!(semantics_of(&snapshotting), semantics_of(&serving));
         assert_eq!(semantics_of(&compiling), semantics_of(&serving));
         assert!(serving.wasmtime().get_relaxed_simd_deterministic());
         assert_eq!(compiling.fingerprint(), serving.fingerprint());
+        // Code that cannot be interrupted never gets into an engine that serves.
+        let endless = Engine::compiling(Arc::new(NoFunctions), false).unwrap();
+        assert_ne!(endless.fingerprint(), serving.fingerprint());
     }
 }
