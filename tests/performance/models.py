@@ -193,7 +193,8 @@ class Writer:
         return outputs
 
     def artifact(self, case, rows, tolerance):
-        """Writes the manifest of a case's model, whose golden example is the case's first row."""
+        """Writes the manifests of a case's model, whose golden example is the case's first row: one
+        for the SDK's operations, and one for a graph that is left to tract."""
         (case,) = [known for known in self.cases if known["case"] == case]
 
         def declarations(tensors):
@@ -209,28 +210,30 @@ class Writer:
 
         outputs = [{**output, "name": field(output["name"])} for output in case["outputs"]]
         model, example = case["model"], case["inputs"][0]["shape"][-1]
-        lines = [
-            f'name = "{model}"',
-            'version = "1.0.0"',
-            'guest = "measured"',
-            "[parameters]",
-            f'inputs = "{declarations(case["inputs"])}"',
-            f'outputs = "{declarations(outputs)}"',
-            f'rows = "{rows}"',
-            f'example = "{example}"',
-            "[assets]",
-            f'"model.onnx" = "{model}.onnx"',
-            "[golden]",
-            f'file = "{model}.jsonl"',
-            "[golden.tolerance]",
-            *(f"{output['name']} = {tolerance}" for output in outputs),
-        ]
-        (self.folder / f"{model}.toml").write_text("\n".join(lines) + "\n")
         golden = {
             "inputs": {tensor["name"]: first_row(tensor) for tensor in case["inputs"]},
             "outputs": {tensor["name"]: first_row(tensor) for tensor in outputs},
         }
         (self.folder / f"{model}.jsonl").write_text(json.dumps(golden) + "\n")
+        for name, engine in ((model, "sdk"), (f"{model}-tract", "tract")):
+            lines = [
+                f'name = "{name}"',
+                'version = "1.0.0"',
+                'guest = "measured"',
+                "[parameters]",
+                f'engine = "{engine}"',
+                f'inputs = "{declarations(case["inputs"])}"',
+                f'outputs = "{declarations(outputs)}"',
+                f'rows = "{rows}"',
+                f'example = "{example}"',
+                "[assets]",
+                f'"model.onnx" = "{model}.onnx"',
+                "[golden]",
+                f'file = "{model}.jsonl"',
+                "[golden.tolerance]",
+                *(f"{output['name']} = {tolerance}" for output in outputs),
+            ]
+            (self.folder / f"{name}.toml").write_text("\n".join(lines) + "\n")
 
     def toxicity(self):
         """Adds a case of the repository's model `toxicity`: a text with scikit-learn's score."""

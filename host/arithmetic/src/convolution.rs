@@ -70,8 +70,13 @@ impl ConvolutionKernel<'_, '_> {
                     };
                     let left = &self.operands.second[from * WEIGHT_BLOCK..];
                     Panel {
-                        factors: Factors { k: to - from, left, right, right_stride },
-                        left_block: k * WEIGHT_BLOCK,
+                        factors: Factors {
+                            k: to - from,
+                            left,
+                            left_block: k * WEIGHT_BLOCK,
+                            right,
+                            right_stride,
+                        },
                         output: self.output,
                         offset: image * outputs * plane + start,
                         output_stride: plane,

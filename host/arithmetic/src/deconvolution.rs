@@ -59,10 +59,16 @@ impl DeconvolutionKernel<'_, '_> {
                     let place = [start, count];
                     self.products(simd, input, place, [column, width], &mut scratch)?;
                     self.progress.spend(4 * count * width)?;
-                    for index in (0..width).rev() {
-                        let output = &mut self.output[image * outputs * plane..];
-                        let values = &scratch.plane[ELEMENTS * K_BLOCK + index..];
-                        add_column(&self.windows, column + index, place, values, output);
+                    let output = &mut self.output[image * outputs * plane..];
+                    let values = &scratch.plane[ELEMENTS * K_BLOCK..];
+                    // Parts of the panel that are one row of a kernel, or its part in the panel.
+                    let mut end = width;
+                    while end > 0 {
+                        let in_row = (column + end - 1) % self.windows.kernel[1] + 1;
+                        let from = end - in_row.min(end);
+                        let part = [column + from, end - from];
+                        add_kernel_row(&self.windows, part, place, &values[from..], output);
+                        end = from;
                     }
                 }
             }
@@ -93,8 +99,13 @@ impl DeconvolutionKernel<'_, '_> {
             let panel = column * k + from * PANEL;
             let right = &self.operands.second[panel..][..length * PANEL];
             Panel {
-                factors: Factors { k: length, left: packed, right, right_stride: PANEL },
-                left_block: length * WEIGHT_BLOCK,
+                factors: Factors {
+                    k: length,
+                    left: packed,
+                    left_block: length * WEIGHT_BLOCK,
+                    right,
+                    right_stride: PANEL,
+                },
                 output: products,
                 offset: 0,
                 output_stride: PANEL,
@@ -127,11 +138,11 @@ impl DeconvolutionKernel<'_, '_> {
     }
 }
 
-/// Add the values of some input elements at one place of their windows.
+/// Add the values of some input elements at neighbouring places in a row of their windows.
 #[inline(always)]
-fn add_column(
+fn add_kernel_row(
     windows: &Windows,
-    column: usize,
+    [column, columns]: [usize; 2],
     [start, count]: [usize; 2],
     values: &[f32],
     output: &mut [f32],
@@ -142,6 +153,8 @@ fn add_column(
     let [height, width] = windows.output;
     let output = &mut output[channel * height * width..][..height * width];
     let input_width = windows.input[1];
+    let (stride, dilation) = (windows.stride[1], windows.dilation[1]);
+    let reach = (columns - 1) * dilation;
     let mut done = 0;
     while done < count {
         let (y, x) = ((start + done) / input_width, (start + done) % input_width);
@@ -151,16 +164,24 @@ fn add_column(
             .filter(|row| *row < height);
         if let Some(row) = row {
             let output = &mut output[row * width..][..width];
-            let first = x * windows.stride[1] + kx * windows.dilation[1];
-            let before = windows.padding[1].saturating_sub(first).div_ceil(windows.stride[1]);
-            if before < run {
-                let place = first + before * windows.stride[1] - windows.padding[1];
-                let values = values[(done + before) * PANEL..].iter().step_by(PANEL);
-                let output = output.get_mut(place..).unwrap_or_default();
-                let output = output.iter_mut().step_by(windows.stride[1]);
-                for (output, value) in output.zip(values.take(run - before)) {
-                    *output += *value;
+            // Places in the padded row.
+            let mut place = x * stride + kx * dilation;
+            for values in values[done * PANEL..].chunks(PANEL).take(run) {
+                let values = &values[..columns];
+                match place.checked_sub(windows.padding[1]) {
+                    Some(place) if place + reach < width => {
+                        let output = output[place..].iter_mut().step_by(dilation);
+                        output.zip(values).for_each(|(output, value)| *output += *value);
+                    }
+                    _ => {
+                        for (index, value) in values.iter().enumerate() {
+                            let place = (place + index * dilation).checked_sub(windows.padding[1]);
+                            let output = place.and_then(|place| output.get_mut(place));
+                            output.into_iter().for_each(|output| *output += *value);
+                        }
+                    }
                 }
+                place += stride;
             }
         }
         done += run;

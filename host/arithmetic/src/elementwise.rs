@@ -1,6 +1,6 @@
 //! Functions of one and of two elements.
 
-use crate::functions::apply_tail;
+use crate::functions::{apply_tail, map_tail};
 use crate::progress::Progress;
 use crate::simd::{Kernel, Simd};
 use crate::{Binary, BinaryFunction, Operands, Stopped, Tail};
@@ -24,8 +24,7 @@ pub(crate) fn unary<S: Simd>(
 ) -> Result<(), Stopped> {
     for (input, output) in input.chunks(CHUNK).zip(output.chunks_mut(CHUNK)) {
         progress.spend(ELEMENT_WORK * input.len())?;
-        output.copy_from_slice(input);
-        apply_tail(simd, tail, output, 0, [1, input.len()]);
+        map_tail(simd, tail, input, output);
     }
     Ok(())
 }

@@ -225,12 +225,21 @@ pub(crate) fn apply_tail<S: Simd>(
     stride: usize,
     size: [usize; 2],
 ) {
-    simd.call(ApplyTail { tail, values, stride, size });
+    simd.call(ApplyTail { tail, input: None, output: values, stride, size });
+}
+
+/// Apply a tail to each element of an input.
+#[inline(always)]
+pub(crate) fn map_tail<S: Simd>(simd: S, tail: &Tail, input: &[f32], output: &mut [f32]) {
+    let size = [1, output.len()];
+    simd.call(ApplyTail { tail, input: Some(input), output, stride: 0, size });
 }
 
 struct ApplyTail<'a> {
     tail: &'a Tail,
-    values: &'a mut [f32],
+    /// As the output, or the output itself.
+    input: Option<&'a [f32]>,
+    output: &'a mut [f32],
     stride: usize,
     /// The rows and columns.
     size: [usize; 2],
@@ -242,36 +251,49 @@ impl Kernel for ApplyTail<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let [rows, columns] = self.size;
-        let apply = ApplyCurve { simd, values: self.values, stride: self.stride, rows, columns };
-        self.tail.with_curve(apply);
+        for row in 0..rows {
+            let start = row * self.stride;
+            let output = &mut self.output[start..][..columns];
+            let input = match self.input {
+                Some(input) => input[start..][..columns].as_ptr(),
+                None => output.as_ptr(),
+            };
+            let to = output.as_mut_ptr();
+            self.tail.with_curve(ApplyCurve { simd, input, output: to, columns });
+        }
     }
 }
 
-struct ApplyCurve<'a, S> {
+/// A curve from one address to another one, or in place. Both have so many columns.
+struct ApplyCurve<S> {
     simd: S,
-    values: &'a mut [f32],
-    stride: usize,
-    rows: usize,
+    input: *const f32,
+    output: *mut f32,
     columns: usize,
 }
 
-impl<S: Simd> WithCurve for ApplyCurve<'_, S> {
+impl<S: Simd> WithCurve for ApplyCurve<S> {
     type Output = ();
 
     #[inline(always)]
+    #[expect(unsafe_code, reason = "one loop for results in place and elsewhere")]
     fn run<C: Curve>(self, curve: C) {
         let simd = self.simd;
-        for row in 0..self.rows {
-            let row = &mut self.values[row * self.stride..][..self.columns];
-            let mut vectors = row.chunks_exact_mut(S::LANES);
-            for vector in &mut vectors {
-                let value = curve.apply(simd, simd.load_slice(vector));
-                simd.store_slice(vector, value);
+        let whole = self.columns / S::LANES * S::LANES;
+        for start in (0..whole).step_by(S::LANES) {
+            // SAFETY: both addresses have the columns, and the vector lies in the whole ones; a
+            // vector is read before it is written at the same place.
+            unsafe {
+                let value = curve.apply(simd, simd.load(self.input.add(start)));
+                simd.store(self.output.add(start), value);
             }
-            let rest = vectors.into_remainder();
-            if !rest.is_empty() {
-                let value = curve.apply(simd, simd.load_short(rest));
-                simd.store_short(rest, value);
+        }
+        let rest = self.columns - whole;
+        if rest > 0 {
+            // SAFETY: as above, for the columns behind the whole vectors.
+            unsafe {
+                let value = curve.apply(simd, simd.load_first(self.input.add(whole), rest));
+                simd.store_first(self.output.add(whole), rest, value);
             }
         }
     }

@@ -29,6 +29,7 @@ mod simd;
 mod split;
 mod tile;
 mod windows;
+mod work;
 
 pub use backend::Backend;
 pub use call::{Call, Invalid, Operands, Stopped};

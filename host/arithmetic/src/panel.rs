@@ -3,7 +3,7 @@
 use crate::functions::apply_tail;
 use crate::progress::Progress;
 use crate::simd::Simd;
-use crate::tile::{Bias, Factors, Finish, Tile};
+use crate::tile::{Bias, Factors, Finish, Tiles};
 use crate::{Activation, PANEL, Stopped, Tail, WEIGHT_BLOCK};
 
 /// The longest sums in one go: the factors of a tile stay in the first cache.
@@ -43,11 +43,7 @@ pub(crate) fn clip_of(tail: &Tail) -> Option<[f32; 2]> {
 
 /// The sums of a block of `k` for all rows of a panel.
 pub(crate) struct Panel<'a> {
-    /// The left factors are `[rows / WEIGHT_BLOCK]` blocks of `[k][WEIGHT_BLOCK]`, from the first
-    /// row on.
     pub(crate) factors: Factors<'a>,
-    /// The distance between the blocks of left factors.
-    pub(crate) left_block: usize,
     /// The whole output.
     pub(crate) output: &'a mut [f32],
     /// Where the panel begins in the output.
@@ -107,47 +103,54 @@ impl Panel<'_> {
     ) -> Result<(), Stopped> {
         let vectors = (columns[1] - columns[0]).div_ceil(S::LANES);
         let most = S::TILE_ROWS[vectors - 1];
-        let mut row = from;
-        while row < to {
-            let rows = (to - row).min(most);
-            progress.spend(rows * vectors * S::LANES * self.factors.k)?;
-            self.tile(simd, [row, row + rows], columns, vectors);
-            row += rows;
+        let whole = from + (to - from) / most * most;
+        progress.spend((to - from) * vectors * S::LANES * self.factors.k)?;
+        if from < whole {
+            self.column(simd, [from, whole], columns, [vectors, most]);
+        }
+        if whole < to {
+            self.column(simd, [whole, to], columns, [vectors, to - whole]);
         }
         Ok(())
     }
 
-    /// The tile with fewest unused rows.
+    /// A column of tiles of some vectors and at least so many rows.
     #[inline(always)]
-    fn tile<S: Simd>(&mut self, simd: S, rows: [usize; 2], columns: [usize; 2], vectors: usize) {
-        let height = rows[1] - rows[0];
-        match (vectors, height) {
-            (1, 1) => simd.call(self.place::<1, 1>(rows, columns)),
-            (1, 2) => simd.call(self.place::<2, 1>(rows, columns)),
-            (1, 3 | 4) => simd.call(self.place::<4, 1>(rows, columns)),
-            (1, _) if S::TILE_ROWS[0] == 8 => simd.call(self.place::<8, 1>(rows, columns)),
-            (2, 1) => simd.call(self.place::<1, 2>(rows, columns)),
-            (2, 2) => simd.call(self.place::<2, 2>(rows, columns)),
-            (2, 3 | 4) => simd.call(self.place::<4, 2>(rows, columns)),
-            (2, _) if S::TILE_ROWS[1] == 8 => simd.call(self.place::<8, 2>(rows, columns)),
-            (3, 1) if S::TILE_VECTORS == 3 => simd.call(self.place::<1, 3>(rows, columns)),
-            (3, 2) if S::TILE_VECTORS == 3 => simd.call(self.place::<2, 3>(rows, columns)),
-            (3, 3 | 4) if S::TILE_VECTORS == 3 => simd.call(self.place::<4, 3>(rows, columns)),
-            (3, _) if S::TILE_VECTORS == 3 && S::TILE_ROWS[2] == 8 => {
+    fn column<S: Simd>(
+        &mut self,
+        simd: S,
+        rows: [usize; 2],
+        columns: [usize; 2],
+        tile: [usize; 2],
+    ) {
+        let three = S::TILE_VECTORS == 3;
+        match tile {
+            [1, 1] => simd.call(self.place::<1, 1>(rows, columns)),
+            [1, 2] => simd.call(self.place::<2, 1>(rows, columns)),
+            [1, 3 | 4] => simd.call(self.place::<4, 1>(rows, columns)),
+            [1, _] if S::TILE_ROWS[0] == 8 => simd.call(self.place::<8, 1>(rows, columns)),
+            [2, 1] => simd.call(self.place::<1, 2>(rows, columns)),
+            [2, 2] => simd.call(self.place::<2, 2>(rows, columns)),
+            [2, 3 | 4] => simd.call(self.place::<4, 2>(rows, columns)),
+            [2, _] if S::TILE_ROWS[1] == 8 => simd.call(self.place::<8, 2>(rows, columns)),
+            [3, 1] if three => simd.call(self.place::<1, 3>(rows, columns)),
+            [3, 2] if three => simd.call(self.place::<2, 3>(rows, columns)),
+            [3, 3 | 4] if three => simd.call(self.place::<4, 3>(rows, columns)),
+            [3, _] if three && S::TILE_ROWS[2] == 8 => {
                 simd.call(self.place::<8, 3>(rows, columns));
             }
-            _ => unreachable!("a tile of {vectors} vectors and {height} rows"),
+            _ => unreachable!("a tile has other sizes"),
         }
     }
 
-    /// A tile with its part of the operands.
+    /// Tiles with their part of the operands.
     #[inline(always)]
     fn place<const ROWS: usize, const VECTORS: usize>(
         &mut self,
         [row, end]: [usize; 2],
         [column, column_end]: [usize; 2],
-    ) -> Tile<'_, ROWS, VECTORS> {
-        let left = row / WEIGHT_BLOCK * self.left_block + row % WEIGHT_BLOCK;
+    ) -> Tiles<'_, ROWS, VECTORS> {
+        let left = row / WEIGHT_BLOCK * self.factors.left_block + row % WEIGHT_BLOCK;
         let start = self.offset + row * self.output_stride + column;
         let finish = self.ending.map(|ending| Finish {
             scale: ending.scale,
@@ -159,10 +162,11 @@ impl Panel<'_> {
             residual: (!ending.residual.is_empty()).then(|| &ending.residual[start..]),
             clip: clip_of(&ending.tail).unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
         });
-        Tile {
+        Tiles {
             factors: Factors {
                 k: self.factors.k,
                 left: &self.factors.left[left..],
+                left_block: self.factors.left_block,
                 right: &self.factors.right[column..],
                 right_stride: self.factors.right_stride,
             },

@@ -2,15 +2,12 @@
 //! of rows is copied with its padding, so that every window of it lies in memory.
 
 use crate::functions::apply_tail;
-use crate::panel::clip_of;
+use crate::panel::{block_size, clip_of};
 use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::simd::{Kernel, Simd};
 use crate::windows::{Windows, copy};
 use crate::{Operands, Stopped, Tail};
-
-/// The most vectors of a row that are computed together.
-const MAX_VECTORS: usize = 6;
 
 /// How the values of a window are combined.
 pub(crate) trait Window: Copy {
@@ -18,6 +15,10 @@ pub(crate) trait Window: Copy {
     const START: f32;
     /// What lies around the input.
     const AROUND: f32;
+    /// The most vectors of a row that are computed together.
+    const MAX_VECTORS: usize;
+    /// Whether code is generated for the common sizes of windows.
+    const UNROLLED: bool;
     /// The result with one more value, and with its weight if there are weights.
     fn step<S: Simd>(
         self,
@@ -35,6 +36,8 @@ pub(crate) struct WeightedSum;
 impl Window for WeightedSum {
     const START: f32 = 0.0;
     const AROUND: f32 = 0.0;
+    const MAX_VECTORS: usize = 6;
+    const UNROLLED: bool = true;
 
     #[inline(always)]
     fn step<S: Simd>(
@@ -55,6 +58,8 @@ pub(crate) struct Sum;
 impl Window for Sum {
     const START: f32 = 0.0;
     const AROUND: f32 = 0.0;
+    const MAX_VECTORS: usize = 2;
+    const UNROLLED: bool = false;
 
     #[inline(always)]
     fn step<S: Simd>(
@@ -75,6 +80,8 @@ pub(crate) struct Greatest;
 impl Window for Greatest {
     const START: f32 = f32::NEG_INFINITY;
     const AROUND: f32 = f32::NEG_INFINITY;
+    const MAX_VECTORS: usize = 2;
+    const UNROLLED: bool = false;
 
     #[inline(always)]
     fn step<S: Simd>(
@@ -317,10 +324,11 @@ impl<W: Window> Kernel for PlaneRows<'_, W> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { part, size: [rows, columns], output } = self;
+        let step = block_size(columns.div_ceil(S::LANES), W::MAX_VECTORS);
         for row in 0..rows {
             let mut column = 0;
             while column < columns {
-                let width = (columns - column).min(MAX_VECTORS * S::LANES);
+                let width = (columns - column).min(step * S::LANES);
                 let start = row * part.stride[0] + column * part.stride[1];
                 let place = row * part.output_stride + column;
                 let residual = match part.residual {
@@ -331,10 +339,19 @@ impl<W: Window> Kernel for PlaneRows<'_, W> {
                 match width.div_ceil(S::LANES) {
                     1 => part.vectors::<S, 1>(simd, start, residual, output),
                     2 => part.vectors::<S, 2>(simd, start, residual, output),
-                    3 => part.vectors::<S, 3>(simd, start, residual, output),
-                    4 => part.vectors::<S, 4>(simd, start, residual, output),
-                    5 => part.vectors::<S, 5>(simd, start, residual, output),
-                    _ => part.vectors::<S, 6>(simd, start, residual, output),
+                    3 if W::MAX_VECTORS == 6 => {
+                        part.vectors::<S, 3>(simd, start, residual, output);
+                    }
+                    4 if W::MAX_VECTORS == 6 => {
+                        part.vectors::<S, 4>(simd, start, residual, output);
+                    }
+                    5 if W::MAX_VECTORS == 6 => {
+                        part.vectors::<S, 5>(simd, start, residual, output);
+                    }
+                    6 if W::MAX_VECTORS == 6 => {
+                        part.vectors::<S, 6>(simd, start, residual, output);
+                    }
+                    _ => unreachable!("a row is cut into vectors"),
                 }
                 column += width;
             }
@@ -352,10 +369,15 @@ impl<W: Window> PlanePart<'_, W> {
         residual: &[f32],
         output: &mut [f32],
     ) {
-        let mut results = match self.stride[1] {
-            1 => self.combine::<S, VECTORS, 1>(simd, start),
-            2 => self.combine::<S, VECTORS, 2>(simd, start),
-            _ => self.combine::<S, VECTORS, 0>(simd, start),
+        let unrolled = W::UNROLLED && S::UNROLLED;
+        let mut results = match (self.stride[1], self.kernel) {
+            (1, [3, 3]) if unrolled => self.combine::<S, VECTORS, 1, 3>(simd, start),
+            (1, [5, 5]) if unrolled => self.combine::<S, VECTORS, 1, 5>(simd, start),
+            (1, _) => self.combine::<S, VECTORS, 1, 0>(simd, start),
+            (2, [3, 3]) if unrolled => self.combine::<S, VECTORS, 2, 3>(simd, start),
+            (2, [5, 5]) if unrolled => self.combine::<S, VECTORS, 2, 5>(simd, start),
+            (2, _) => self.combine::<S, VECTORS, 2, 0>(simd, start),
+            _ => self.combine::<S, VECTORS, 0, 0>(simd, start),
         };
         // Without weights, nothing is added: the opposite of zero stays what it is.
         if self.weights.is_some() {
@@ -385,14 +407,14 @@ impl<W: Window> PlanePart<'_, W> {
     }
 
     /// The results of whole vectors of windows. `STRIDE` is the distance between windows, or 0 if
-    /// it is more than 2.
+    /// it is more than 2; `KERNEL` the height and width of windows, or 0 if they are others.
     #[inline(always)]
-    fn combine<S: Simd, const VECTORS: usize, const STRIDE: usize>(
+    fn combine<S: Simd, const VECTORS: usize, const STRIDE: usize, const KERNEL: usize>(
         &self,
         simd: S,
         start: usize,
     ) -> [S::Vector; VECTORS] {
-        let [height, width] = self.kernel;
+        let [height, width] = if KERNEL == 0 { self.kernel } else { [KERNEL, KERNEL] };
         let stride = if STRIDE == 0 { self.stride[1] } else { STRIDE };
         let last = (height - 1) * self.distance[0] + (width - 1) * self.distance[1];
         let end = start + last + VECTORS * S::LANES * stride;

@@ -31,6 +31,9 @@ pub(crate) fn pool<S: Simd>(
     }
 }
 
+/// The sums whose divisors are computed together.
+const CHUNK: usize = 256;
+
 /// Divides the sums of windows by the number of their elements.
 struct DivideKernel<'a, 'b> {
     windows: Windows,
@@ -44,21 +47,40 @@ impl Kernel for DivideKernel<'_, '_> {
     type Output = Result<(), Stopped>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _simd: S) -> Result<(), Stopped> {
+    fn run<S: Simd>(self, simd: S) -> Result<(), Stopped> {
         let windows = &self.windows;
         let [rows, columns] = windows.output;
+        let size = windows.kernel[0] * windows.kernel[1];
+        let mut counts = [0.0; CHUNK];
         for (index, row) in self.output.chunks_exact_mut(columns).enumerate() {
-            let height = self.windows.values_inside(0, index % rows);
-            self.progress.spend(8 * columns)?;
-            for (column, sum) in row.iter_mut().enumerate() {
-                let count = if self.inside {
-                    (height * windows.values_inside(1, column)).max(1)
-                } else {
-                    windows.kernel[0] * windows.kernel[1]
-                };
-                *sum /= count as f32;
+            let height = windows.values_inside(0, index % rows);
+            for (chunk, sums) in row.chunks_mut(CHUNK).enumerate() {
+                self.progress.spend(8 * sums.len())?;
+                let counts = &mut counts[..sums.len()];
+                for (column, count) in counts.iter_mut().enumerate() {
+                    let width = windows.values_inside(1, chunk * CHUNK + column);
+                    *count = if self.inside { (height * width).max(1) } else { size } as f32;
+                }
+                divide(simd, sums, counts);
             }
         }
         Ok(())
+    }
+}
+
+/// Divide each number by another one.
+#[inline(always)]
+fn divide<S: Simd>(simd: S, numbers: &mut [f32], divisors: &[f32]) {
+    let mut vectors = numbers.chunks_exact_mut(S::LANES);
+    let mut divisors = divisors.chunks_exact(S::LANES);
+    for (numbers, divisors) in (&mut vectors).zip(&mut divisors) {
+        let quotient = simd.divide(simd.load_slice(numbers), simd.load_slice(divisors));
+        simd.store_slice(numbers, quotient);
+    }
+    let numbers = vectors.into_remainder();
+    if !numbers.is_empty() {
+        let divisors = simd.load_short(divisors.remainder());
+        let quotient = simd.divide(simd.load_short(numbers), divisors);
+        simd.store_short(numbers, quotient);
     }
 }

@@ -3,7 +3,7 @@
 use crate::panel::{Ending, K_BLOCK, Panel, block_size};
 use crate::progress::Progress;
 use crate::scratch::{M_BLOCK, Parts, Scratch};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd, transpose};
 use crate::tile::{Bias, Factors};
 use crate::windows::copy;
 use crate::{MatrixProduct, Operands, PANEL, RightOperand, Stopped, Tail, WEIGHT_BLOCK};
@@ -124,8 +124,13 @@ impl ProductKernel<'_, '_> {
                         }
                     };
                     Panel {
-                        factors: Factors { k: length, left: scratch.plane, right, right_stride },
-                        left_block: length * WEIGHT_BLOCK,
+                        factors: Factors {
+                            k: length,
+                            left: scratch.plane,
+                            left_block: length * WEIGHT_BLOCK,
+                            right,
+                            right_stride,
+                        },
                         output: self.output,
                         offset: place[0] + row * place[1] + column,
                         output_stride: place[1],
@@ -167,12 +172,19 @@ pub(crate) fn pack_left<S: Simd>(
             }
             continue;
         }
+        let mut done = 0;
         if rows < WEIGHT_BLOCK {
             packed.fill(0.0);
+        } else if stride == 1 {
+            while done + 8 <= length {
+                let packed = &mut packed[done * WEIGHT_BLOCK..];
+                transpose(simd, (&values[done..], row_stride), (packed, WEIGHT_BLOCK));
+                done += 8;
+            }
         }
         for row in 0..rows {
-            let values = values[row * row_stride..].iter().step_by(stride.max(1));
-            let packed = packed[row..].iter_mut().step_by(WEIGHT_BLOCK);
+            let values = values[row * row_stride..].iter().step_by(stride.max(1)).skip(done);
+            let packed = packed[row..].iter_mut().step_by(WEIGHT_BLOCK).skip(done);
             if stride == 0 {
                 packed.for_each(|packed| *packed = matrix.values[offset + row * row_stride]);
             } else {
@@ -196,12 +208,25 @@ fn pack_right<S: Simd>(
         for (row, packed) in rows.enumerate() {
             copy(simd, &matrix.values[row * row_stride..][..columns], &mut packed[..columns]);
         }
-    } else {
-        for column in 0..columns {
-            let packed = packed[column..].iter_mut().step_by(PANEL).take(length);
-            for (row, packed) in packed.enumerate() {
-                *packed = matrix.values[row * row_stride + column * stride];
+        return;
+    }
+    let mut column = 0;
+    while column < columns {
+        let values = &matrix.values[column * stride..];
+        let mut done = 0;
+        let block = row_stride == 1 && column + 8 <= columns;
+        while block && done + 8 <= length {
+            let packed = &mut packed[done * PANEL + column..];
+            transpose(simd, (&values[done..], stride), (packed, PANEL));
+            done += 8;
+        }
+        let width = if block { 8 } else { 1 };
+        for index in 0..width {
+            let packed = packed[column + index..].iter_mut().step_by(PANEL).take(length);
+            for (row, packed) in packed.enumerate().skip(done) {
+                *packed = values[row * row_stride + index * stride];
             }
         }
+        column += width;
     }
 }

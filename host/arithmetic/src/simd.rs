@@ -25,6 +25,8 @@ pub(crate) trait Simd: Copy {
     /// The rows of a tile whose rows have one, two or three vectors: 4 or 8. Its sums and a few
     /// operands fit into the registers.
     const TILE_ROWS: [usize; 3];
+    /// Whether loops of known length are worth more code.
+    const UNROLLED: bool = true;
 
     /// Run a kernel as a function of its own that may use the backend's instructions.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
@@ -59,6 +61,25 @@ pub(crate) trait Simd: Copy {
     /// Twice [`Simd::LANES`] numbers can be read from the address.
     #[expect(unsafe_code, reason = "it reads from a pointer")]
     unsafe fn load_even(self, from: *const f32) -> Self::Vector;
+
+    /// Transpose eight rows of eight numbers; both rows and transposed rows have a distance.
+    ///
+    /// # Safety
+    /// Eight rows of eight numbers, the given distance apart, can be read from the first address,
+    /// and written to the second one.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "it reads from and writes to pointers")]
+    unsafe fn transpose(self, (from, stride): (*const f32, usize), to: (*mut f32, usize)) {
+        for row in 0..8 {
+            for column in 0..8 {
+                // SAFETY: the caller has eight rows and columns of both.
+                unsafe {
+                    let value = from.add(row * stride + column).read();
+                    to.0.add(column * to.1 + row).write(value);
+                }
+            }
+        }
+    }
 
     /// Load a vector from the beginning of a slice.
     ///
@@ -150,6 +171,23 @@ pub(crate) trait Simd: Copy {
     fn scale_by_power(self, vector: Self::Vector, power: Self::Vector) -> Self::Vector;
     /// The difference of the bits as integers.
     fn subtract_bits(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
+}
+
+/// Transpose eight rows of eight numbers at the beginning of a slice to that of another one.
+///
+/// # Panics
+/// A slice ends before.
+#[inline(always)]
+pub(crate) fn transpose<S: Simd>(simd: S, from: (&[f32], usize), to: (&mut [f32], usize)) {
+    let end = |stride: usize| stride.checked_mul(7).and_then(|last| last.checked_add(8));
+    let lies_in = |length: usize, stride| end(stride).is_some_and(|end| end <= length);
+    assert!(lies_in(from.0.len(), from.1), "a block has eight rows");
+    assert!(lies_in(to.0.len(), to.1), "a transposed block has eight rows");
+    // SAFETY: eight rows of both lie in the slices, as asserted.
+    #[expect(unsafe_code, reason = "the bounds are asserted for the whole block")]
+    unsafe {
+        simd.transpose((from.0.as_ptr(), from.1), (to.0.as_mut_ptr(), to.1));
+    }
 }
 
 /// A function over vectors of any width.

@@ -8,8 +8,10 @@ use crate::simd::{Kernel, Simd};
 pub(crate) struct Factors<'a> {
     /// The length of the sums, at least 1.
     pub(crate) k: usize,
-    /// The left factors, `[k][WEIGHT_BLOCK]`, from the tile's first row on.
+    /// The left factors, blocks of `[k][WEIGHT_BLOCK]`, from the first row on.
     pub(crate) left: &'a [f32],
+    /// The distance between the blocks of left factors.
+    pub(crate) left_block: usize,
     /// The right factors, rows of whole vectors.
     pub(crate) right: &'a [f32],
     /// The distance between the rows of the right factors.
@@ -37,14 +39,14 @@ pub(crate) enum Bias<'a> {
     Columns(&'a [f32]),
 }
 
-/// A tile of at most `ROWS` rows of at most `VECTORS` vectors.
-pub(crate) struct Tile<'a, const ROWS: usize, const VECTORS: usize> {
+/// A column of tiles, of which each has at most `ROWS` rows of at most `VECTORS` vectors.
+pub(crate) struct Tiles<'a, const ROWS: usize, const VECTORS: usize> {
     pub(crate) factors: Factors<'a>,
-    /// From the tile's first element on.
+    /// From the first element on.
     pub(crate) output: &'a mut [f32],
     /// The distance between the rows of the output.
     pub(crate) output_stride: usize,
-    /// The rows and columns that are stored; there are no whole vectors beyond.
+    /// The rows, and the columns, which begin in the last vector.
     pub(crate) size: [usize; 2],
     /// Whether the output already has the sums of a smaller `k`.
     pub(crate) resume: bool,
@@ -52,53 +54,68 @@ pub(crate) struct Tile<'a, const ROWS: usize, const VECTORS: usize> {
     pub(crate) finish: Option<Finish<'a>>,
 }
 
-impl<const ROWS: usize, const VECTORS: usize> Kernel for Tile<'_, ROWS, VECTORS> {
+impl<const ROWS: usize, const VECTORS: usize> Kernel for Tiles<'_, ROWS, VECTORS> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (k, [rows, columns]) = (self.factors.k, self.size);
+        self.check_bounds::<S>();
+        let [rows, columns] = self.size;
+        let stride = self.output_stride;
+        let last = columns - (VECTORS - 1) * S::LANES;
+        let Factors { k, left, left_block, right, right_stride } = self.factors;
+        for row in (0..rows).step_by(ROWS) {
+            let grid = Grid { rows: (rows - row).min(ROWS), last, stride };
+            let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
+            let block = row / WEIGHT_BLOCK * left_block + row % WEIGHT_BLOCK;
+            // SAFETY: the rows and columns of the tile lie in the output and the residual, its
+            // biases in the bias, and the k rows of its factors in theirs, as checked.
+            #[expect(unsafe_code, reason = "the bounds are checked for all tiles")]
+            unsafe {
+                let output = self.output.as_mut_ptr().add(row * stride);
+                if self.resume {
+                    grid.load(simd, output, &mut sums);
+                }
+                let factors = (left.as_ptr().add(block), right.as_ptr(), right_stride);
+                accumulate(simd, k, factors, &mut sums);
+                if let Some(finish) = &self.finish {
+                    grid.finish(simd, finish, row, &mut sums);
+                }
+                grid.store(simd, output, &sums);
+            }
+        }
+    }
+}
+
+impl<const ROWS: usize, const VECTORS: usize> Tiles<'_, ROWS, VECTORS> {
+    /// Prove that all tiles lie within their operands.
+    ///
+    /// # Panics
+    /// They do not.
+    #[inline(always)]
+    fn check_bounds<S: Simd>(&self) {
+        let [rows, columns] = self.size;
         let whole = (VECTORS - 1) * S::LANES;
-        assert!(1 <= rows && rows <= ROWS && ROWS <= WEIGHT_BLOCK, "rows of a tile");
-        assert!(whole < columns && columns <= whole + S::LANES, "columns of a tile");
-        let stored = |slice: &[f32]| slice.len() >= end(rows, self.output_stride, columns);
-        assert!(stored(self.output), "a tile lies in its output");
-        let grid = Grid { rows, last: columns - whole, stride: self.output_stride };
-        let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
-        if self.resume {
-            // SAFETY: the rows and columns lie in the output, as asserted.
-            #[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
-            unsafe {
-                grid.load(simd, self.output.as_ptr(), &mut sums);
-            }
+        assert!(WEIGHT_BLOCK.is_multiple_of(ROWS) && rows > 0, "rows of tiles");
+        assert!(whole < columns && columns <= whole + S::LANES, "columns of tiles");
+        let output = end(rows, self.output_stride, columns);
+        assert!(self.output.len() >= output, "tiles lie in their output");
+        let Factors { k, left, left_block, right, right_stride } = self.factors;
+        // The last block of rows begins with the last row or earlier.
+        let blocks =
+            end(rows.div_ceil(WEIGHT_BLOCK), left_block, end(k, WEIGHT_BLOCK, WEIGHT_BLOCK));
+        let first = (rows - 1) % WEIGHT_BLOCK / ROWS * ROWS + ROWS;
+        let unused = WEIGHT_BLOCK - first;
+        assert!(left.len() >= blocks - unused, "left factors of tiles");
+        assert!(right.len() >= end(k, right_stride, whole + S::LANES), "right factors of tiles");
+        let Some(finish) = &self.finish else { return };
+        if let Some(residual) = finish.residual {
+            assert!(residual.len() >= output, "tiles lie in their residual");
         }
-        let Factors { left, right, right_stride, .. } = self.factors;
-        assert!(left.len() >= end(k, WEIGHT_BLOCK, ROWS), "left factors of a tile");
-        assert!(right.len() >= end(k, right_stride, whole + S::LANES), "right factors of a tile");
-        // SAFETY: k rows of both factors lie in the slices, as asserted.
-        #[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
-        unsafe {
-            accumulate(simd, k, (left.as_ptr(), right.as_ptr(), right_stride), &mut sums);
-        }
-        if let Some(finish) = self.finish {
-            if let Some(residual) = finish.residual {
-                assert!(stored(residual), "a tile lies in its residual");
-            }
-            match finish.bias {
-                Bias::None => {}
-                Bias::Rows(bias) => assert!(bias.len() >= rows, "biases of a tile"),
-                Bias::Columns(bias) => assert!(bias.len() >= columns, "biases of a tile"),
-            }
-            // SAFETY: bias and residual have the tile's rows and columns, as asserted.
-            #[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
-            unsafe {
-                grid.finish(simd, finish, &mut sums);
-            }
-        }
-        // SAFETY: the rows and columns lie in the output, as asserted.
-        #[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
-        unsafe {
-            grid.store(simd, self.output.as_mut_ptr(), &sums);
+        match finish.bias {
+            Bias::None => {}
+            Bias::Rows(bias) => assert!(bias.len() >= rows, "biases of tiles"),
+            Bias::Columns(bias) => assert!(bias.len() >= columns, "biases of tiles"),
         }
     }
 }
@@ -115,7 +132,7 @@ fn end(rows: usize, stride: usize, columns: usize) -> usize {
 /// `k` rows of `ROWS` numbers, [`WEIGHT_BLOCK`] apart, can be read from the first address, and `k`
 /// rows of `VECTORS` vectors, the given distance apart, from the second one.
 #[inline(always)]
-#[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
+#[expect(unsafe_code, reason = "the bounds are checked for all tiles")]
 unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     k: usize,
@@ -123,7 +140,8 @@ unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize>(
     sums: &mut [[S::Vector; VECTORS]; ROWS],
 ) {
     let mut rest = *sums;
-    for _ in 0..k / 4 {
+    let fours = if S::UNROLLED { k / 4 } else { 0 };
+    for _ in 0..fours {
         // SAFETY: four of the k rows are left, so the addresses stay in them, or one row behind
         // their end, which is computed without overflow and not read.
         unsafe {
@@ -138,7 +156,7 @@ unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize>(
             left = left.wrapping_add(4 * WEIGHT_BLOCK);
         }
     }
-    for _ in 0..k % 4 {
+    for _ in 4 * fours..k {
         // SAFETY: as above, for one row.
         unsafe { multiply_add(simd, left, right, &mut rest) };
         left = left.wrapping_add(WEIGHT_BLOCK);
@@ -152,7 +170,7 @@ unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize>(
 /// # Safety
 /// `ROWS` numbers can be read from the first address, and `VECTORS` vectors from the second one.
 #[inline(always)]
-#[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
+#[expect(unsafe_code, reason = "the bounds are checked for all tiles")]
 unsafe fn multiply_add<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     left: *const f32,
@@ -184,7 +202,7 @@ struct Grid {
     stride: usize,
 }
 
-#[expect(unsafe_code, reason = "the bounds are asserted for the whole tile")]
+#[expect(unsafe_code, reason = "the bounds are checked for all tiles")]
 impl Grid {
     /// Load a row of vectors.
     ///
@@ -259,7 +277,7 @@ impl Grid {
         }
     }
 
-    /// Do what follows the sums.
+    /// Do what follows the sums of the tile whose first row is `first`.
     ///
     /// # Safety
     /// The bias has the rows or columns of the tile, and the residual both.
@@ -267,7 +285,8 @@ impl Grid {
     unsafe fn finish<S: Simd, const ROWS: usize, const VECTORS: usize>(
         self,
         simd: S,
-        finish: Finish<'_>,
+        finish: &Finish<'_>,
+        first: usize,
         sums: &mut [[S::Vector; VECTORS]; ROWS],
     ) {
         let scale = simd.splat(finish.scale);
@@ -283,15 +302,17 @@ impl Grid {
             }
             let mut biases = columns;
             if let Bias::Rows(bias) = finish.bias {
-                biases = [simd.splat(bias[row]); VECTORS];
+                // SAFETY: the caller has the row.
+                biases = [simd.splat(unsafe { *bias.get_unchecked(first + row) }); VECTORS];
             }
             for (sum, bias) in sums.iter_mut().zip(biases) {
                 *sum = simd.multiply_add(*sum, scale, bias);
             }
             if let Some(residual) = finish.residual {
                 // SAFETY: the caller has the row.
-                let residual: [S::Vector; VECTORS] =
-                    unsafe { self.load_row(simd, residual.as_ptr().add(row * self.stride)) };
+                let residual: [S::Vector; VECTORS] = unsafe {
+                    self.load_row(simd, residual.as_ptr().add((first + row) * self.stride))
+                };
                 for (sum, residual) in sums.iter_mut().zip(residual) {
                     *sum = simd.add(*sum, residual);
                 }

@@ -52,6 +52,9 @@ pub struct RuntimeOptions {
     /// The threads that run guests. By default, four times as many as cores, so that a version that does
     /// not return leaves threads to others.
     pub threads: usize,
+    /// Whether a large operation of a guest is computed on several cores while there are cores on which
+    /// no guest runs. Not by default: whoever embeds the runtime may use the cores for other work.
+    pub use_idle_cores: bool,
 }
 
 /// Where artifacts are compiled.
@@ -75,6 +78,7 @@ impl Default for RuntimeOptions {
                 .saturating_mul(u32::try_from(model.concurrency).unwrap_or(u32::MAX)),
             memory_bytes: machine::memory_mib() << 20,
             threads: 4 * machine::cores(),
+            use_idle_cores: false,
         }
     }
 }
@@ -156,6 +160,7 @@ impl Runtime {
         let limits = EngineLimits {
             max_instances: options.max_instances,
             max_memory_bytes: instance.memory_bytes,
+            use_idle_cores: options.use_idle_cores,
         };
         let engines = Engines::serving(limits, [instance.stack_bytes])?;
         let store = Store::open(state_folder, engines.fingerprint())?;

@@ -51,6 +51,9 @@ pub struct PreinitLimits {
     pub guest_stack_bytes: usize,
     /// The instructions of the arithmetic that the guest is granted, or `None`.
     pub arithmetic: Option<Backend>,
+    /// Whether calls of the compiled code can be interrupted. If not, which only [`run_in_process`]
+    /// supports, it runs on [`Engines::uninterruptible`](crate::guest::Engines::uninterruptible).
+    pub interruptible: bool,
     /// The size of the largest file that the child may write, in bytes.
     pub file_bytes: u64,
     /// The scheduling priority of the child.
@@ -89,6 +92,7 @@ impl Default for PreinitLimits {
             guest_memory_bytes: 1 << 30,
             guest_stack_bytes: 512 << 10,
             arithmetic: InstanceLimits::default().arithmetic,
+            interruptible: true,
             file_bytes: 4 << 30,
             priority: ChildPriority::Low,
         }
@@ -275,6 +279,7 @@ pub fn run_in_process(
         guest_memory_bytes,
         guest_stack_bytes,
         arithmetic: limits.arithmetic,
+        interruptible: limits.interruptible,
         start_limit: None,
     };
     // On a thread of its own, because the caller's may have a small stack, or be a worker of tokio.

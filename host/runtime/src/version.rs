@@ -190,6 +190,7 @@ impl ServableVersion {
     ) -> Result<Self, ProofError> {
         static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
         let arithmetic_usage = Arc::clone(component.arithmetic_usage());
+        let component = component.with_share(limits.concurrency);
         let shadow_pool = Pool::new(component.clone(), limits.isolation, 0);
         let pool = Pool::new(component, limits.isolation, limits.concurrency);
         pool.create_first().map_err(ProofError::Instance)?;

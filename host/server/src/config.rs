@@ -268,6 +268,7 @@ impl ConfigFile {
         let mut limits = self.limits.validate()?;
         let arithmetic = self.arithmetic.validate()?;
         limits.model.instance.arithmetic = arithmetic.default_grant();
+        limits.engine.use_idle_cores = arithmetic.use_idle_cores;
         let (mut splits, mut models) = (BTreeMap::new(), BTreeMap::new());
         let (mut sticky, mut max_parked) = (BTreeMap::new(), BTreeMap::new());
         let (mut shadow_captures, mut model_rates) = (BTreeSet::new(), BTreeMap::new());
@@ -462,7 +463,9 @@ mod tests {
     }
 
     fn assert_smaller_sections(file: &ConfigFile) {
-        let ArithmeticSection { granted: Some(_), backend: Some(_) } = &file.arithmetic else {
+        let ArithmeticSection { granted: Some(_), backend: Some(_), use_idle_cores: Some(_) } =
+            &file.arithmetic
+        else {
             panic!("a key of arithmetic is not in the book");
         };
         let (CorsSection { origins: Some(_) }, ProxySection { trusted: Some(_) }) =

@@ -4,7 +4,8 @@
 //! name, its datatype and its dimensions: `x fp32 1 3 48 192` or `input_ids int64 batch sequence`.
 //! `outputs` declares the outputs in the same way; those are of type fp32. The first dimension is the
 //! batch. The parameter `rows` is the largest batch, and `example` the size of named dimensions in the
-//! call that `init` makes before the snapshot.
+//! call that `init` makes before the snapshot. With `engine = "tract"`, the graph is left to tract
+//! instead of being rewritten into the operations of the SDK (`engine = "sdk"`).
 
 use std::collections::BTreeMap;
 
@@ -37,8 +38,13 @@ impl Guest for Measured {
     fn init(assets: &Assets) -> Result<(Self, Signature), Error> {
         let inputs = parse(&assets.parameter::<String>("inputs")?)?;
         let outputs = parse(&assets.parameter::<String>("outputs")?)?;
+        let builder = match assets.parameter::<String>("engine")?.as_str() {
+            "sdk" => Model::builder(),
+            "tract" => Model::builder().left_to_tract(),
+            other => return Err(Error::new(format!("there is no engine {other:?}"))),
+        };
         let model = inputs.iter().map(Declared::model_input);
-        let model = model.fold(Model::builder(), |builder, input| builder.input(input));
+        let model = model.fold(builder, |builder, input| builder.input(input));
         let measured = Self { model: model.load_onnx(assets, "model.onnx")?, inputs, outputs };
         let example: usize = assets.parameter("example")?;
         let example = measured.inputs.iter().map(|input| input.zeros(example));

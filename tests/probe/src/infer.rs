@@ -1,7 +1,11 @@
 //! Runs the cases of the performance benchmark in guests.
 //!
-//! The variants are `reuse`, where all calls use one instance, and `fresh`, where each call has a new
-//! instance, whose creation is measured with the call.
+//! A variant is `reuse`, where all calls use one instance, or `fresh`, where each call has a new
+//! instance, whose creation is measured with the call. Options follow after `+`: the name of a backend
+//! executes the guest's arithmetic, by default the fastest one; `none` grants no arithmetic, so that
+//! the guest computes by itself; `tract` takes the artifact that leaves the graph to tract; `free`
+//! compiles the guest so that it cannot be interrupted; and `cores` lets large operations use idle
+//! cores.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,12 +15,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cases::{Caller, Case, Cases, Datatype};
 use guesthouse_artifact::Artifact;
 use guesthouse_model::Tensor;
-use guesthouse_runtime::embed::{Runtime, RuntimeOptions};
 use guesthouse_runtime::guest::{
-    Engine, EngineLimits, Instance, InstanceLimits, LoadedComponent, StopSignal,
+    Backend, EngineLimits, Engines, Instance, InstanceLimits, LoadedComponent, StopSignal,
 };
-use guesthouse_runtime::load::grants_arithmetic;
-use guesthouse_runtime::store::Store;
+use guesthouse_runtime::load::{self, grants_arithmetic};
+use guesthouse_runtime::machine;
+use guesthouse_runtime::preinit::{self, InstanceStart, PreinitLimits};
+use guesthouse_runtime::store::{CompiledVersion, Store};
 
 /// The time limit of a call.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
@@ -24,63 +29,152 @@ const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// The memory of an instance. The largest model has 90 MB of weights, and `init` holds them twice.
 const MEMORY_BYTES: usize = 1 << 30;
 
+/// The instances of an engine: one for each case and variant.
+const MAX_INSTANCES: u32 = 200;
+
 /// Answers requests until the standard input ends.
 pub(crate) fn answer(models: &Path, artifacts: &Path, state: &Path) -> Result<()> {
     let cases = Cases::open(models)?;
-    let guests = Guests { artifacts: artifacts.to_owned(), state: state.to_owned() };
+    let guests = Guests::new(artifacts, state)?;
     let open = |case: &Case, variant: &str| {
-        let fresh = match variant {
-            "fresh" => true,
-            "reuse" => false,
-            _ => bail!("there is no variant {variant:?}"),
-        };
-        let component = guests.load(&case.model)?;
-        let inputs = inputs(&cases, case)?;
+        let variant = Variant::parse(variant)?;
+        let component = guests.load(&case.model, &variant)?;
+        let (inputs, fresh) = (inputs(&cases, case)?, variant.fresh);
         let caller = Guest { component, inputs, fresh, instance: None, outputs: Vec::new() };
         Ok(Box::new(caller) as Box<dyn Caller>)
     };
     cases::answer(&cases, io::stdin().lock(), io::stdout().lock(), open)
 }
 
-/// Where artifacts and their compiled code are.
+/// How a guest runs.
+#[derive(Debug, PartialEq, Eq)]
+struct Variant {
+    /// Whether each call has a new instance.
+    fresh: bool,
+    /// What executes the guest's arithmetic, if the host does.
+    arithmetic: Option<Backend>,
+    /// Whether the graph is left to tract.
+    tract: bool,
+    /// Whether a call can be interrupted.
+    interruptible: bool,
+    /// Whether large operations use idle cores.
+    uses_idle_cores: bool,
+}
+
+impl Variant {
+    fn parse(text: &str) -> Result<Self> {
+        let (isolation, options) = text.split_once('+').unwrap_or((text, ""));
+        let fresh = match isolation {
+            "fresh" => true,
+            "reuse" => false,
+            _ => bail!("there is no variant {text:?}"),
+        };
+        let mut variant = Self {
+            fresh,
+            arithmetic: Some(Backend::fastest()),
+            tract: false,
+            interruptible: true,
+            uses_idle_cores: false,
+        };
+        for option in options.split('+').filter(|option| !option.is_empty()) {
+            match option {
+                "none" => variant.arithmetic = None,
+                "tract" => variant.tract = true,
+                "free" => variant.interruptible = false,
+                "cores" => variant.uses_idle_cores = true,
+                _ => {
+                    let backend = Backend::available().find(|it| it.name() == option);
+                    let backend = backend.with_context(|| format!("no backend {option:?} here"))?;
+                    variant.arithmetic = Some(backend);
+                }
+            }
+        }
+        Ok(variant)
+    }
+
+    /// The name of a state folder for compiled code of this kind.
+    fn state(&self) -> String {
+        let grant = if self.arithmetic.is_some() { "granted" } else { "refused" };
+        let suffix = if self.interruptible { "" } else { "-free" };
+        format!("{grant}{suffix}")
+    }
+}
+
+/// Where artifacts and their compiled code are, and what runs it.
 struct Guests {
     artifacts: PathBuf,
     state: PathBuf,
+    limits: InstanceLimits,
+    serving: Engines,
+    /// Lets large operations use idle cores.
+    on_idle_cores: Engines,
+    free: Engines,
 }
 
 impl Guests {
-    /// Compiles a model unless it is compiled already, proves it with its golden example, and maps its
-    /// code.
-    fn load(&self, model: &str) -> Result<LoadedComponent> {
-        let artifact = self.artifacts.join(format!("{model}-1.0.0.wasm"));
-        let mut options = RuntimeOptions::default();
-        options.model.instance.memory_bytes = MEMORY_BYTES;
-        options.model.concurrency = 1;
-        options.preinit.guest_memory_bytes = MEMORY_BYTES;
-        let limits = options.model.instance;
-        let runtime = Runtime::open(&self.state, options).context("failed to open a runtime")?;
-        drop(runtime.load(&artifact).context("failed to load the artifact")?);
-        drop(runtime);
-        self.map(&artifact, limits)
+    fn new(artifacts: &Path, state: &Path) -> Result<Self> {
+        let limits = InstanceLimits { memory_bytes: MEMORY_BYTES, ..InstanceLimits::default() };
+        let pool = EngineLimits {
+            max_instances: MAX_INSTANCES,
+            max_memory_bytes: limits.memory_bytes,
+            use_idle_cores: false,
+        };
+        let serving = Engines::serving(pool, [limits.stack_bytes])?;
+        let on_idle_cores = EngineLimits { use_idle_cores: true, ..pool };
+        let on_idle_cores = Engines::serving(on_idle_cores, [limits.stack_bytes])?;
+        let free = Engines::uninterruptible(pool, [limits.stack_bytes])?;
+        let (artifacts, state) = (artifacts.to_owned(), state.to_owned());
+        Ok(Self { artifacts, state, limits, serving, on_idle_cores, free })
     }
 
-    fn map(&self, artifact: &Path, limits: InstanceLimits) -> Result<LoadedComponent> {
-        let pool = EngineLimits { max_instances: 2, max_memory_bytes: limits.memory_bytes };
-        let engine = Engine::serving(pool, limits.stack_bytes)?;
-        let store = Store::open(&self.state, engine.fingerprint())?;
-        let artifact = Artifact::open(artifact).context("failed to read the artifact")?;
-        let compiled = store.find(artifact.digest(), grants_arithmetic(&artifact, &limits))?;
-        let compiled = compiled.context("the state folder has no compiled form of the artifact")?;
+    /// Compiles a model unless it is compiled already, and maps its code.
+    fn load(&self, model: &str, variant: &Variant) -> Result<LoadedComponent> {
+        let suffix = if variant.tract { "-tract" } else { "" };
+        let artifact = self.artifacts.join(format!("{model}{suffix}-1.0.0.wasm"));
+        let artifact = Artifact::open(&artifact).context("failed to read the artifact")?;
+        let limits = InstanceLimits { arithmetic: variant.arithmetic, ..self.limits };
+        let engines = match variant {
+            Variant { interruptible: false, .. } => &self.free,
+            Variant { uses_idle_cores: true, .. } => &self.on_idle_cores,
+            _ => &self.serving,
+        };
+        let store = Store::open(&self.state.join(variant.state()), engines.fingerprint())?;
+        let compiled = match store.find(artifact.digest(), grants_arithmetic(&artifact, &limits))? {
+            Some(compiled) => compiled,
+            None => compile(&store, engines, &artifact, &limits, variant.interruptible)?,
+        };
+        ensure!(compiled.report.start == InstanceStart::Snapshot, "there is no snapshot");
         let (id, signature) = (artifact.id().clone(), compiled.report.signature.clone());
-        // SAFETY: the store has just checked the file against its MAC, and the path is that of the
-        // same file. The store never changes a file in place, and this process opened the state
-        // folder a moment ago.
+        // SAFETY: the store has just checked the file against its MAC or has just written it, and the
+        // path is that of the same file. The store never changes a file in place, and only this
+        // process uses the folder.
         #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
-        let component =
-            unsafe { LoadedComponent::map(&engine, &compiled.path(), id, signature, limits) }?;
-        ensure!(!component.runs_init(), "the artifact has no snapshot");
-        Ok(component)
+        let component = unsafe {
+            let engine = engines.with_stack(limits.stack_bytes);
+            LoadedComponent::map(engine, &compiled.path(), id, signature, limits)
+        }?;
+        Ok(component.with_share(machine::cores()))
     }
+}
+
+fn compile(
+    store: &Store,
+    engines: &Engines,
+    artifact: &Artifact,
+    limits: &InstanceLimits,
+    interruptible: bool,
+) -> Result<CompiledVersion> {
+    let limits = PreinitLimits {
+        guest_memory_bytes: limits.memory_bytes,
+        guest_stack_bytes: limits.stack_bytes,
+        arithmetic: limits.arithmetic,
+        interruptible,
+        ..PreinitLimits::default()
+    };
+    let compiled = load::compile::<anyhow::Error>(store, engines, artifact, |path, goal| {
+        preinit::run_in_process(path, goal, &limits)
+    });
+    compiled.context("failed to compile the artifact")
 }
 
 /// The inputs of a case under the names of the signature.
@@ -127,5 +221,32 @@ impl Caller for Guest {
         let numbers = |output: &&Tensor| output.datatype == guesthouse_model::Datatype::Fp32;
         let outputs = self.outputs.iter().filter(numbers);
         Ok(outputs.map(|output| cases::numbers(&output.data)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_have_an_isolation_and_options() {
+        let reuse = Variant::parse("reuse").unwrap();
+        assert_eq!((reuse.fresh, reuse.arithmetic), (false, Some(Backend::fastest())));
+        assert_eq!(reuse.state(), "granted");
+        let other = Variant::parse("fresh+none+free").unwrap();
+        let wanted = Variant {
+            fresh: true,
+            arithmetic: None,
+            tract: false,
+            interruptible: false,
+            uses_idle_cores: false,
+        };
+        assert_eq!(other, wanted);
+        assert_eq!(other.state(), "refused-free");
+        let scalar = Variant::parse("reuse+scalar").unwrap();
+        assert_eq!(scalar.arithmetic, Some(Backend::Scalar));
+        for text in ["", "again", "reuse+soon"] {
+            assert!(Variant::parse(text).is_err(), "{text}");
+        }
     }
 }

@@ -22,6 +22,7 @@ mod runtime;
 mod serve;
 pub(crate) mod server;
 mod statistics;
+mod tables;
 mod trace;
 mod versions;
 
@@ -57,7 +58,7 @@ pub(crate) enum Benchmark {
     Protocols(SectionOptions<protocols::Section>),
     /// Compare inference in guests with native inference, and the server with others.
     Performance(SectionOptions<performance::Section>),
-    /// Draw charts for the book from figures of the performance benchmark.
+    /// Draw charts for the book, and fill its tables, from figures of the performance benchmark.
     Charts(charts::Options),
 }
 

@@ -59,6 +59,39 @@ unsafe fn store_first_lanes(to: *mut f32, count: usize, vector: __m256) {
     }
 }
 
+/// Transpose eight rows of eight numbers.
+///
+/// # Safety
+/// As for [`Simd::transpose`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+#[expect(unsafe_code, reason = "it reads from and writes to pointers")]
+pub(super) unsafe fn transpose((from, stride): (*const f32, usize), to: (*mut f32, usize)) {
+    // SAFETY: the caller has eight rows.
+    let row = |index: usize| unsafe { _mm256_loadu_ps(from.add(index * stride)) };
+    let pair = |low, high| [_mm256_unpacklo_ps(low, high), _mm256_unpackhi_ps(low, high)];
+    let pairs =
+        [pair(row(0), row(1)), pair(row(2), row(3)), pair(row(4), row(5)), pair(row(6), row(7))];
+    let quad = |low: [__m256; 2], high: [__m256; 2]| {
+        [
+            _mm256_shuffle_ps::<0x44>(low[0], high[0]),
+            _mm256_shuffle_ps::<0xee>(low[0], high[0]),
+            _mm256_shuffle_ps::<0x44>(low[1], high[1]),
+            _mm256_shuffle_ps::<0xee>(low[1], high[1]),
+        ]
+    };
+    let (upper, lower) = (quad(pairs[0], pairs[1]), quad(pairs[2], pairs[3]));
+    for index in 0..4 {
+        let first = _mm256_permute2f128_ps::<0x20>(upper[index], lower[index]);
+        let second = _mm256_permute2f128_ps::<0x31>(upper[index], lower[index]);
+        // SAFETY: the caller has eight rows.
+        unsafe {
+            _mm256_storeu_ps(to.0.add(index * to.1), first);
+            _mm256_storeu_ps(to.0.add((index + 4) * to.1), second);
+        }
+    }
+}
+
 // In each function a value of Avx2 proves that the processor has the instructions.
 #[expect(unsafe_code, reason = "instructions that not all processors have, and pointers")]
 impl Simd for Avx2 {
@@ -107,6 +140,12 @@ impl Simd for Avx2 {
             let mixed = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(low, high));
             _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(mixed))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, from: (*const f32, usize), to: (*mut f32, usize)) {
+        // SAFETY: the processor has the instructions, and the caller the rows.
+        unsafe { transpose(from, to) }
     }
 
     #[inline(always)]

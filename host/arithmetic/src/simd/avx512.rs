@@ -79,6 +79,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn transpose(self, from: (*const f32, usize), to: (*mut f32, usize)) {
+        // SAFETY: the processor has the instructions, and the caller the rows.
+        unsafe { super::avx2::transpose(from, to) }
+    }
+
+    #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
         // SAFETY: the processor has the instructions.
         unsafe { _mm512_set1_ps(value) }

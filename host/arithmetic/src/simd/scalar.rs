@@ -12,6 +12,7 @@ impl<const N: usize> Simd for Scalar<N> {
     const LANES: usize = N;
     const TILE_VECTORS: usize = 2;
     const TILE_ROWS: [usize; 3] = [4, 4, 4];
+    const UNROLLED: bool = false;
 
     // A function of its own, as on other backends: compilers need minutes for all kernels in one.
     #[inline(never)]

@@ -8,6 +8,7 @@
 
 mod computation;
 mod description;
+mod idle_cores;
 mod usage;
 
 use guesthouse_arithmetic::{
@@ -21,6 +22,7 @@ pub(super) use self::computation::{Permit, ResultTooLarge};
 use self::description::{
     BinaryFunction, Broadcast, PoolFunction, Products, ReductionFunction, Tail, Windows,
 };
+pub(super) use self::idle_cores::{IdleCores, OccupiedCore, Share};
 pub use self::usage::ArithmeticUsage;
 
 /// The interface, in the version of the contract that introduced it. wasmtime links imports of later

@@ -6,7 +6,9 @@ use std::collections::btree_map::Entry;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use super::arithmetic::IdleCores;
 use super::ticker::Ticker;
+use crate::machine;
 use wasmtime::{
     CacheStore, Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
     RegallocAlgorithm, WasmBacktraceDetails,
@@ -23,6 +25,8 @@ pub struct EngineLimits {
     pub max_instances: u32,
     /// The most linear memory of one instance, in bytes.
     pub max_memory_bytes: usize,
+    /// Whether large operations of a guest use cores on which no guest runs.
+    pub use_idle_cores: bool,
 }
 
 /// The stack that the host itself needs on a thread that runs guests, in bytes: several times the
@@ -43,10 +47,31 @@ impl Engines {
         limits: EngineLimits,
         stacks: impl IntoIterator<Item = usize>,
     ) -> Result<Self, EngineError> {
+        Self::create(limits, stacks, true)
+    }
+
+    /// Create engines as [`Engines::serving`] does, whose guests cannot be interrupted: a call ends
+    /// when the guest returns. To measure what interruption costs.
+    ///
+    /// # Errors
+    /// The system does not provide the resources that an engine needs.
+    pub fn uninterruptible(
+        limits: EngineLimits,
+        stacks: impl IntoIterator<Item = usize>,
+    ) -> Result<Self, EngineError> {
+        Self::create(limits, stacks, false)
+    }
+
+    fn create(
+        limits: EngineLimits,
+        stacks: impl IntoIterator<Item = usize>,
+        interruptible: bool,
+    ) -> Result<Self, EngineError> {
+        let cores = idle_cores(limits)?;
         let mut engines = BTreeMap::new();
         for stack in stacks {
             if let Entry::Vacant(engine) = engines.entry(stack) {
-                engine.insert(Engine::serving(limits, stack)?);
+                engine.insert(Engine::running(limits, stack, interruptible, &cores)?);
             }
         }
         Ok(Self(engines))
@@ -82,6 +107,8 @@ pub struct Engine {
     engine: wasmtime::Engine,
     /// Only for serving: elsewhere, guests are only limited by the limits of their process.
     ticker: Option<Ticker>,
+    /// Likewise.
+    cores: Option<Arc<IdleCores>>,
 }
 
 /// The engine cannot be set up on this machine.
@@ -101,7 +128,16 @@ impl Engine {
     /// # Errors
     /// The system does not provide the resources that an engine needs.
     pub fn serving(limits: EngineLimits, stack_bytes: usize) -> Result<Self, EngineError> {
-        let mut config = serving_config(limits);
+        Self::running(limits, stack_bytes, true, &idle_cores(limits)?)
+    }
+
+    fn running(
+        limits: EngineLimits,
+        stack_bytes: usize,
+        interruptible: bool,
+        cores: &Arc<IdleCores>,
+    ) -> Result<Self, EngineError> {
+        let mut config = serving_config(limits, interruptible);
         config.max_wasm_stack(stack_bytes);
         // Not used, but wasmtime checks it against the limit above.
         config.async_stack_size(stack_bytes + HOST_STACK_BYTES);
@@ -119,17 +155,25 @@ impl Engine {
             }
         };
         let ticker = Ticker::start(engine.weak()).map_err(|error| EngineError(error.into()))?;
-        Ok(Self { engine, ticker: Some(ticker) })
+        Ok(Self { engine, ticker: Some(ticker), cores: Some(Arc::clone(cores)) })
     }
 
     /// Create an engine that compiles for the serving engines and never runs code.
-    pub(crate) fn compiling(functions: Arc<dyn CacheStore>) -> Result<Self, EngineError> {
-        let limits = EngineLimits { max_instances: 1, max_memory_bytes: 1 << 32 };
-        let mut config = serving_config(limits);
+    pub(crate) fn compiling(
+        functions: Arc<dyn CacheStore>,
+        interruptible: bool,
+    ) -> Result<Self, EngineError> {
+        let limits =
+            EngineLimits { max_instances: 1, max_memory_bytes: 1 << 32, use_idle_cores: false };
+        let mut config = serving_config(limits, interruptible);
         // Nothing is instantiated, so no address space has to be reserved.
         config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
         config.enable_incremental_compilation(functions).map_err(EngineError)?;
-        Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
+        Ok(Self {
+            engine: wasmtime::Engine::new(&config).map_err(EngineError)?,
+            ticker: None,
+            cores: None,
+        })
     }
 
     /// Create an engine that runs `init` once, before the snapshot. Its functions are not cached
@@ -138,7 +182,11 @@ impl Engine {
         let mut config = snapshotting_config();
         config.max_wasm_stack(stack_bytes);
         config.async_stack_size(stack_bytes + HOST_STACK_BYTES);
-        Ok(Self { engine: wasmtime::Engine::new(&config).map_err(EngineError)?, ticker: None })
+        Ok(Self {
+            engine: wasmtime::Engine::new(&config).map_err(EngineError)?,
+            ticker: None,
+            cores: None,
+        })
     }
 
     /// A text that is equal for engines whose compiled code is interchangeable.
@@ -154,9 +202,21 @@ impl Engine {
         self.ticker.clone().expect("only the serving engine runs versions")
     }
 
+    /// The cores for large operations.
+    pub(super) fn cores(&self) -> Arc<IdleCores> {
+        self.cores.clone().expect("only the serving engine runs versions")
+    }
+
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.engine
     }
+}
+
+/// The cores of the process, of which a guest uses only one unless the operator allows more.
+fn idle_cores(limits: EngineLimits) -> Result<Arc<IdleCores>, EngineError> {
+    let cores = if limits.use_idle_cores { machine::cores() } else { 1 };
+    let cores = IdleCores::new(cores).map_err(wasmtime::Error::new)?;
+    Ok(Arc::new(cores))
 }
 
 /// The settings that decide what guest code computes, common to all engines: `predict` continues
@@ -191,10 +251,10 @@ fn snapshotting_config() -> Config {
     config
 }
 
-fn serving_config(limits: EngineLimits) -> Config {
+fn serving_config(limits: EngineLimits, interruptible: bool) -> Config {
     let mut config = semantics();
     // For deadlines: a guest checks the epoch at every loop back edge and function entry.
-    config.epoch_interruption(true);
+    config.epoch_interruption(interruptible);
     // All instances of a version share one file mapping of the weights. With a smaller limit,
     // wasmtime copies images over 16 MiB into every instance.
     config.memory_init_cow(true);
@@ -282,13 +342,17 @@ mod tests {
 
     #[test]
     fn all_engines_have_the_same_semantics() {
-        let limits = EngineLimits { max_instances: 1, max_memory_bytes: 1 << 20 };
+        let limits =
+            EngineLimits { max_instances: 1, max_memory_bytes: 1 << 20, use_idle_cores: true };
         let serving = Engine::serving(limits, 512 << 10).unwrap();
-        let compiling = Engine::compiling(Arc::new(NoFunctions)).unwrap();
+        let compiling = Engine::compiling(Arc::new(NoFunctions), true).unwrap();
         let snapshotting = Engine::snapshotting(512 << 10).unwrap();
         assert_eq!(semantics_of(&snapshotting), semantics_of(&serving));
         assert_eq!(semantics_of(&compiling), semantics_of(&serving));
         assert!(serving.wasmtime().get_relaxed_simd_deterministic());
         assert_eq!(compiling.fingerprint(), serving.fingerprint());
+        // Code that cannot be interrupted never gets into an engine that serves.
+        let endless = Engine::compiling(Arc::new(NoFunctions), false).unwrap();
+        assert_ne!(endless.fingerprint(), serving.fingerprint());
     }
 }

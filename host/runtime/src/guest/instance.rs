@@ -7,7 +7,7 @@ use std::time::Instant;
 use wasmtime::component::Component;
 use wasmtime::{Store, UpdateDeadline};
 
-use super::arithmetic::ArithmeticUsage;
+use super::arithmetic::{ArithmeticUsage, IdleCores, Share};
 use super::bindings::{Model, ModelPre};
 use super::convert::{
     fault_from_wit, finite_outputs, outputs_from_wit, shorten_failure, signature_from_wit,
@@ -33,6 +33,8 @@ pub struct LoadedComponent {
     /// Set only if there is no snapshot.
     assets: Option<Arc<Artifact>>,
     arithmetic_usage: Arc<ArithmeticUsage>,
+    cores: Arc<IdleCores>,
+    share: Arc<Share>,
     ticker: Ticker,
 }
 
@@ -65,8 +67,17 @@ impl LoadedComponent {
             limits,
             assets: None,
             arithmetic_usage: Arc::default(),
+            cores: engine.cores(),
+            share: Arc::new(Share::new(1)),
             ticker: engine.ticker(),
         })
+    }
+
+    /// Let the guests of the version, and the cores that help them, occupy so many threads; 1 by
+    /// default.
+    #[must_use]
+    pub fn with_share(self, threads: usize) -> Self {
+        Self { share: Arc::new(Share::new(threads)), ..self }
     }
 
     /// Run `init` with these assets in each instance, because there is no snapshot.
@@ -102,7 +113,8 @@ impl LoadedComponent {
             &self.limits,
             self.assets.clone(),
             Arc::clone(&self.arithmetic_usage),
-        );
+        )
+        .with_cores(Arc::clone(&self.cores), Arc::clone(&self.share));
         let mut store = Store::new(self.pre.engine(), state);
         store.limiter(HostState::limiter);
         store.set_hostcall_fuel(self.limits.transfer_bytes);
@@ -139,7 +151,7 @@ fn enter_guest<T>(
     enter: impl FnOnce(&mut Store<HostState>) -> T,
 ) -> T {
     store.data_mut().begin_call(stop);
-    let _running = ticker.running();
+    let _running = (ticker.running(), store.data().occupy_core());
     store.set_epoch_deadline(1);
     let outcome = enter(store);
     store.data().end_call();

@@ -10,7 +10,7 @@ use wasmtime_wasi::random::Deterministic;
 use wasmtime_wasi::{HostMonotonicClock, HostWallClock};
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
-use super::arithmetic::{ArithmeticUsage, Permit};
+use super::arithmetic::{ArithmeticUsage, IdleCores, OccupiedCore, Permit, Share};
 use super::bindings::guesthouse::model::log::Level;
 use super::bindings::guesthouse::model::{assets, log, types};
 use super::limits::InstanceLimits;
@@ -44,6 +44,7 @@ pub(crate) struct HostState {
     stop: Option<StopSignal>,
     arithmetic: Option<Backend>,
     arithmetic_usage: Arc<ArithmeticUsage>,
+    cores: Option<(Arc<IdleCores>, Arc<Share>)>,
     log_bytes: usize,
     log_bytes_left: usize,
     log_lines_dropped: u64,
@@ -82,10 +83,22 @@ impl HostState {
             stop: None,
             arithmetic: limits.arithmetic.filter(is_usable),
             arithmetic_usage,
+            cores: None,
             log_bytes: limits.log_bytes,
             log_bytes_left: limits.log_bytes,
             log_lines_dropped: 0,
         }
+    }
+
+    /// Count the calls of the instance among those that occupy cores, and let its operations use idle
+    /// cores.
+    pub(super) fn with_cores(self, cores: Arc<IdleCores>, share: Arc<Share>) -> Self {
+        Self { cores: Some((cores, share)), ..self }
+    }
+
+    /// Occupy a core until the result is dropped.
+    pub(super) fn occupy_core(&self) -> Option<OccupiedCore> {
+        self.cores.as_ref().map(|(cores, share)| cores.occupy(share))
     }
 
     /// Deny further access to assets, after `init`.
@@ -121,6 +134,7 @@ impl HostState {
             stop: self.stop.clone(),
             memory_bytes: self.memory.max_bytes,
             usage: Arc::clone(&self.arithmetic_usage),
+            cores: self.cores.clone(),
         })
     }
 

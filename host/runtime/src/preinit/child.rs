@@ -132,6 +132,7 @@ fn initialise(arguments: &ChildArguments) -> Result<PreinitReport, PreinitError>
         guest_memory_bytes: arguments.guest_memory_bytes,
         guest_stack_bytes: arguments.guest_stack_bytes,
         arithmetic: arguments.arithmetic,
+        interruptible: true,
         start_limit: Some(StartLimit {
             time: Duration::from_secs(arguments.start_seconds),
             // If this fails, the parent has exited.

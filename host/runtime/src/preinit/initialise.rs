@@ -34,6 +34,8 @@ pub(super) struct Preinitialisation<'a> {
     pub(super) guest_stack_bytes: usize,
     /// The instructions of the arithmetic that the guest is granted.
     pub(super) arithmetic: Option<Backend>,
+    /// Whether calls of the compiled code can be interrupted.
+    pub(super) interruptible: bool,
     /// The limit of `start` functions; it ends the process, so only a child has one.
     pub(super) start_limit: Option<StartLimit>,
 }
@@ -62,7 +64,8 @@ pub(super) fn run(task: &Preinitialisation<'_>) -> Result<PreinitReport, Preinit
     let Initialised { signature, component, start } = initialised?;
     let mut fingerprint = None;
     if let Some(files) = task.files {
-        fingerprint = Some(compile(&component, &files.compiled, &cache, &mut steps)?);
+        fingerprint =
+            Some(compile(&component, &files.compiled, task.interruptible, &cache, &mut steps)?);
     }
     if let Some(files) = task.files
         && cache.is_worth_writing()
@@ -274,10 +277,11 @@ fn unusable(error: wasmtime::Error) -> PreinitError {
 fn compile(
     component: &[u8],
     output: &Path,
+    interruptible: bool,
     cache: &Arc<FunctionCache>,
     steps: &mut StepTimes,
 ) -> Result<String, PreinitError> {
-    let engine = Engine::compiling(Arc::clone(cache) as _).map_err(host_error)?;
+    let engine = Engine::compiling(Arc::clone(cache) as _, interruptible).map_err(host_error)?;
     let compiled = engine.wasmtime().precompile_component(component);
     let compiled = compiled.map_err(unusable)?;
     steps.done("compile");

@@ -16,6 +16,10 @@ pub struct ArithmeticSection {
     /// The instructions that execute them. All compute the same; `auto` chooses the fastest of the
     /// processor. A processor without the instructions is an error.
     pub backend: Option<BackendChoice>,
+    /// Whether a large operation is computed on several cores while there are cores on which no guest
+    /// runs, within the version's share of the inference threads. It shortens the latency of large
+    /// models under little load; the results are the same.
+    pub use_idle_cores: Option<bool>,
 }
 
 /// The instructions that execute operations.
@@ -42,6 +46,8 @@ pub struct ArithmeticSettings {
     pub granted: bool,
     /// The instructions that execute them.
     pub backend: Backend,
+    /// Whether a large operation uses cores on which no guest runs.
+    pub use_idle_cores: bool,
 }
 
 impl ArithmeticSection {
@@ -61,7 +67,11 @@ impl ArithmeticSection {
             );
             return Err(ConfigError::Value { key: "arithmetic.backend".to_owned(), reason });
         }
-        Ok(ArithmeticSettings { granted: self.granted.unwrap_or(true), backend })
+        Ok(ArithmeticSettings {
+            granted: self.granted.unwrap_or(true),
+            backend,
+            use_idle_cores: self.use_idle_cores.unwrap_or(true),
+        })
     }
 }
 
@@ -77,7 +87,7 @@ mod tests {
     use super::*;
 
     fn validate(backend: BackendChoice) -> Result<ArithmeticSettings, ConfigError> {
-        ArithmeticSection { granted: None, backend: Some(backend) }.validate()
+        ArithmeticSection { backend: Some(backend), ..ArithmeticSection::default() }.validate()
     }
 
     #[test]
@@ -92,7 +102,8 @@ mod tests {
     #[test]
     fn the_fastest_backend_is_chosen_by_default() {
         let settings = ArithmeticSection::default().validate().unwrap();
-        let fastest = ArithmeticSettings { granted: true, backend: Backend::fastest() };
+        let backend = Backend::fastest();
+        let fastest = ArithmeticSettings { granted: true, backend, use_idle_cores: true };
         assert_eq!(settings, fastest);
         assert_eq!(validate(BackendChoice::Auto).unwrap(), fastest);
         assert_eq!(validate(BackendChoice::Scalar).unwrap().backend, Backend::Scalar);

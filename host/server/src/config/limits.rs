@@ -204,6 +204,7 @@ impl LimitsSection {
             engine: EngineLimits {
                 max_instances: positive("instances", self.instances, instances)?,
                 max_memory_bytes: memory_mib << 20,
+                use_idle_cores: true,
             },
             memory_bytes: positive("memory_mib", self.memory_mib, machine::memory_mib())?
                 .saturating_mul(MIB),

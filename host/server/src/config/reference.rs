@@ -226,6 +226,7 @@ fn top_level_defaults(settings: &Settings) -> Vec<(&'static str, String)> {
         ("capture.files", value(settings.capture.files)),
         ("arithmetic.granted", value(settings.arithmetic.granted)),
         ("arithmetic.backend", text("auto")),
+        ("arithmetic.use_idle_cores", value(settings.arithmetic.use_idle_cores)),
     ]
 }
 

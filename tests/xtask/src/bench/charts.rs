@@ -1,4 +1,5 @@
-//! Draws charts of the performance benchmark for the book, from the file that `--json` wrote.
+//! Draws charts of the performance benchmark for the book, and fills its tables, from the file that
+//! `--json` wrote.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::absolute;
+use super::{absolute, tables};
 
 /// What to draw, and where.
 #[derive(clap::Args)]
@@ -20,19 +21,33 @@ pub(crate) struct Options {
     /// The folder of the charts.
     #[arg(long, value_name = "FOLDER", value_parser = absolute)]
     folder: PathBuf,
+    /// A page of the book whose tables are replaced.
+    #[arg(long, value_name = "FILE", value_parser = absolute)]
+    page: Option<PathBuf>,
+}
+
+/// Figures by name.
+pub(super) type Figures = BTreeMap<String, Figure>;
+
+/// A figure as `--json` writes it.
+pub(super) struct Figure {
+    pub(super) value: f64,
+    pub(super) bar: Option<f64>,
+    /// Whether the value satisfies the bar, if there is one.
+    pub(super) holds: bool,
 }
 
 /// The width of a chart, of its labels at the left, and of the longest bar, in pixels.
-const WIDTH: u32 = 760;
-const LABELS: u32 = 170;
+const WIDTH: usize = 760;
+const LABELS: usize = 170;
 const BARS: f64 = 480.0;
 
 /// The height of a bar with its distance, and the distance of groups.
-const BAR: u32 = 16;
-const GAP: u32 = 14;
+const BAR: usize = 16;
+const GAP: usize = 14;
 
 /// The height of the title and of the legend.
-const TOP: u32 = 62;
+const TOP: usize = 62;
 
 /// The cases of the chart of inference.
 const CASES: [&str; 8] = [
@@ -89,7 +104,7 @@ struct Group {
 }
 
 pub(crate) fn draw(options: &Options) -> Result<()> {
-    let mut figures = BTreeMap::new();
+    let mut figures = Figures::new();
     for path in &options.json {
         let text = fs::read_to_string(path);
         let text = text.with_context(|| format!("cannot read {}", path.display()))?;
@@ -108,25 +123,34 @@ pub(crate) fn draw(options: &Options) -> Result<()> {
         fs::write(&path, chart.svg())
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
+    if let Some(page) = &options.page {
+        let text = fs::read_to_string(page);
+        let text = text.with_context(|| format!("cannot read {}", page.display()))?;
+        let filled = tables::fill(&text, &figures)?;
+        fs::write(page, filled).with_context(|| format!("cannot write {}", page.display()))?;
+    }
     Ok(())
 }
 
-fn parse(text: &str) -> Result<BTreeMap<String, f64>> {
+pub(super) fn parse(text: &str) -> Result<Figures> {
     let list: Value = serde_json::from_str(text).context("not JSON")?;
     let figures = list.as_array().context("not an array")?.iter();
-    let figures = figures
-        .map(|figure| Some((figure["name"].as_str()?.to_owned(), figure["value"].as_f64()?)));
-    let figures: BTreeMap<_, _> = figures.collect::<Option<_>>().context("not figures")?;
+    let figures = figures.map(|figure| {
+        let (bar, holds) = (figure["bar"].as_f64(), figure["holds"] == true);
+        let value = figure["value"].as_f64()?;
+        Some((figure["name"].as_str()?.to_owned(), Figure { value, bar, holds }))
+    });
+    let figures: Figures = figures.collect::<Option<_>>().context("not figures")?;
     ensure!(!figures.is_empty(), "no figures");
     Ok(figures)
 }
 
 /// Times in relation to native tract.
-fn inference(figures: &BTreeMap<String, f64>) -> Chart<'static> {
+fn inference(figures: &Figures) -> Chart<'static> {
     let groups = CASES.iter().filter_map(|case| {
-        let base = *figures.get(&format!("{case}_native_ms"))?;
+        let base = figures.get(&format!("{case}_native_ms"))?.value;
         let values = VARIANTS.iter().map(|variant| {
-            let time = *figures.get(&format!("{case}_{}_ms", variant.figure))?;
+            let time = figures.get(&format!("{case}_{}_ms", variant.figure))?.value;
             Some((time / base, format!("{time:.2} ms")))
         });
         Some(Group { label: (*case).to_owned(), values: values.collect() })
@@ -140,11 +164,11 @@ fn inference(figures: &BTreeMap<String, f64>) -> Chart<'static> {
 }
 
 /// Requests per second of eight callers.
-fn serving(figures: &BTreeMap<String, f64>) -> Chart<'static> {
+fn serving(figures: &Figures) -> Chart<'static> {
     let groups = SERVED.iter().map(|case| {
         let values = SERVERS.iter().map(|server| {
             let rate = figures.get(&format!("serving_{case}_{}_8_per_second", server.figure))?;
-            Some((*rate, format!("{rate:.0}")))
+            Some((rate.value, format!("{:.0}", rate.value)))
         });
         Group { label: (*case).to_owned(), values: values.collect() }
     });
@@ -159,8 +183,8 @@ fn serving(figures: &BTreeMap<String, f64>) -> Chart<'static> {
 
 impl Chart<'_> {
     fn svg(&self) -> String {
-        let rows = |group: &Group| group.values.iter().flatten().count() as u32;
-        let height = TOP + self.groups.iter().map(|group| rows(group) * BAR + GAP).sum::<u32>();
+        let rows = |group: &Group| group.values.iter().flatten().count();
+        let height = TOP + self.groups.iter().map(|group| rows(group) * BAR + GAP).sum::<usize>();
         let title = self.title;
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
@@ -169,14 +193,14 @@ impl Chart<'_> {
              <style>text {{ font: 12px sans-serif; fill: #1b1f24; }} .title {{ font-weight: bold; }}\
              </style>\n  <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
         );
-        let mut text = |x: u32, y: u32, class: &str, content: &str| {
+        let mut text = |x: usize, y: usize, class: &str, content: &str| {
             let _ = writeln!(svg, "  <text x=\"{x}\" y=\"{y}\"{class}>{content}</text>");
         };
         text(10, 20, " class=\"title\"", title);
         let mut x = 10;
         for series in self.series {
             text(x + 14, 44, "", series.name);
-            x += 14 + 7 * series.name.len() as u32 + 10;
+            x += 14 + 7 * series.name.len() + 10;
         }
         let mut y = TOP;
         let mut bars = String::new();
@@ -213,7 +237,7 @@ impl Chart<'_> {
                 legend,
                 "  <rect x=\"{x}\" y=\"35\" width=\"10\" height=\"10\" fill=\"{colour}\"/>"
             );
-            x += 14 + 7 * series.name.len() as u32 + 10;
+            x += 14 + 7 * series.name.len() + 10;
         }
         legend
     }

@@ -21,6 +21,7 @@ use wasmtime::component::__internal::{
 use wasmtime::component::{ComponentType, Lift, Lower};
 use wasmtime::{Trap, ValRaw, bail, format_err};
 
+use super::idle_cores::{IdleCores, Share};
 use super::usage::ArithmeticUsage;
 use crate::guest::stop::StopSignal;
 
@@ -110,6 +111,8 @@ pub(in crate::guest) struct Permit {
     /// The limit of the instance's memory.
     pub(in crate::guest) memory_bytes: usize,
     pub(in crate::guest) usage: Arc<ArithmeticUsage>,
+    /// The cores that may help; none before a snapshot.
+    pub(in crate::guest) cores: Option<(Arc<IdleCores>, Arc<Share>)>,
 }
 
 /// The result does not fit into any memory that the instance may have.
@@ -159,8 +162,12 @@ impl Computation {
             bail!("the length of an operation's result has changed")
         }
         let stop = self.permit.stop.as_ref();
-        let mut stopped = || stop.is_some_and(|stop| stop.reason(Instant::now()).is_some());
-        let outcome = call.execute(self.permit.backend, output, &mut stopped);
+        let is_stopped = || stop.is_some_and(|stop| stop.reason(Instant::now()).is_some());
+        let backend = self.permit.backend;
+        let outcome = match &self.permit.cores {
+            Some((cores, share)) => cores.execute(share, &call, (backend, output), &is_stopped),
+            None => call.execute(backend, output, &mut || is_stopped()),
+        };
         // As if the guest had been interrupted while it computed this itself.
         outcome.map_err(|_stopped| Trap::Interrupt.into())
     }

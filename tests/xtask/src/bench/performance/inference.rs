@@ -40,13 +40,20 @@ struct Variant {
     request: &'static str,
 }
 
-const VARIANTS: [Variant; 6] = [
+/// All guests have deadlines but those whose name ends in `free`.
+const VARIANTS: [Variant; 12] = [
     Variant { name: "native", runner: Runner::Native, request: "declared" },
     Variant { name: "native_fixed", runner: Runner::Native, request: "fixed" },
     Variant { name: "onnxruntime_1", runner: Runner::Onnxruntime, request: "1" },
     Variant { name: "onnxruntime_all", runner: Runner::Onnxruntime, request: "0" },
     Variant { name: "guest", runner: Runner::Guest, request: "reuse" },
     Variant { name: "guest_fresh", runner: Runner::Guest, request: "fresh" },
+    Variant { name: "guest_free", runner: Runner::Guest, request: "reuse+free" },
+    Variant { name: "guest_avx2", runner: Runner::Guest, request: "reuse+avx2" },
+    Variant { name: "guest_scalar", runner: Runner::Guest, request: "reuse+scalar" },
+    Variant { name: "guest_no_grant", runner: Runner::Guest, request: "reuse+none" },
+    Variant { name: "guest_no_grant_free", runner: Runner::Guest, request: "reuse+none+free" },
+    Variant { name: "guest_tract", runner: Runner::Guest, request: "reuse+none+tract" },
 ];
 
 /// A ratio of two variants with its bar, which may depend on the case.
@@ -57,7 +64,7 @@ struct Ratio {
     bar: fn(&str) -> Option<f64>,
 }
 
-const RATIOS: [Ratio; 3] = [
+const RATIOS: [Ratio; 7] = [
     Ratio {
         name: "guest_to_native",
         variant: "guest",
@@ -82,6 +89,34 @@ const RATIOS: [Ratio; 3] = [
             _ => None,
         },
     },
+    // Both sides use AVX2 where there is nothing wider.
+    Ratio {
+        name: "guest_to_native_on_avx2",
+        variant: "guest",
+        baseline: "native",
+        bar: |case| (!has_avx512() && is_network(case)).then_some(1.0),
+    },
+    Ratio {
+        name: "no_grant_to_native",
+        variant: "guest_no_grant",
+        baseline: "native",
+        bar: |case| match case {
+            "cls" => Some(1.5),
+            _ => is_network(case).then_some(2.3),
+        },
+    },
+    Ratio {
+        name: "cost_of_deadlines",
+        variant: "guest",
+        baseline: "guest_free",
+        bar: |_| Some(1.02),
+    },
+    Ratio {
+        name: "no_grant_cost_of_deadlines",
+        variant: "guest_no_grant",
+        baseline: "guest_no_grant_free",
+        bar: |_| Some(1.08),
+    },
     Ratio {
         name: "fresh_to_reuse",
         variant: "guest_fresh",
@@ -89,6 +124,19 @@ const RATIOS: [Ratio; 3] = [
         bar: |case| (case == "cls").then_some(1.05),
     },
 ];
+
+/// Whether a case is one of the neural networks with single-precision weights.
+fn is_network(case: &str) -> bool {
+    ["cls", "det", "rec", "minilm-1x128", "efficientnet-lite0"].contains(&case)
+}
+
+/// Whether this processor has vectors of 512 bits, which both sides then use.
+fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
 
 /// The largest difference of a guest's outputs to those of onnxruntime.
 const DIFFERENCE: f64 = 1e-5;
@@ -190,6 +238,16 @@ fn applies(variant: &Variant, case: &Case) -> bool {
             variant.runner != Runner::Onnxruntime && variant.name != "native_fixed"
         }
         "native_fixed" => case.has_named_dimensions,
+        // Where there is nothing wider, it is the variant `guest`.
+        "guest_avx2" => has_avx512(),
+        // Once for each network; the interruption of other cases is no different.
+        "guest_free" | "guest_no_grant_free" => {
+            is_network(&case.name) || case.name.starts_with("trees")
+        }
+        // Portable code takes seconds for the other networks.
+        "guest_scalar" => case.name == "cls",
+        // What guests did before the SDK had operations of its own.
+        "guest_tract" => is_network(&case.name),
         _ => true,
     }
 }
@@ -218,6 +276,9 @@ fn report(case: &Case, measured: &BTreeMap<&'static str, Blocks>) -> Vec<Figure>
         }
     }
     for ratio in &RATIOS {
+        if ratio.name == "guest_to_native_on_avx2" && has_avx512() {
+            continue;
+        }
         let blocks = |variant| measured.get(variant)?.as_ref().ok();
         if let Some((values, baselines)) = blocks(ratio.variant).zip(blocks(ratio.baseline)) {
             let pairs = values.iter().zip(baselines);

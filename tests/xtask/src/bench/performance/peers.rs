@@ -49,7 +49,7 @@ pub(super) struct Peer {
 }
 
 enum Running {
-    Guesthouse(Server),
+    Guesthouse(Box<Server>),
     Other(Process),
 }
 
@@ -189,7 +189,8 @@ impl Peer {
         };
         wait_for_answer(&requests[0], case, began)?;
         let start = began.elapsed();
-        Ok(Self { name: "guesthouse", requests, start, running: Running::Guesthouse(server) })
+        let running = Running::Guesthouse(Box::new(server));
+        Ok(Self { name: "guesthouse", requests, start, running })
     }
 
     /// axum and tract, written by hand.
