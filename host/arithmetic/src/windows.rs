@@ -129,7 +129,7 @@ impl Windows {
 
     /// Every so many elements of a row, from the place `x` of the padded row on.
     #[inline(always)]
-    fn copy_strided<S: Simd>(&self, simd: S, from: &[f32], x: usize, to: &mut [f32]) {
+    pub(crate) fn copy_strided<S: Simd>(&self, simd: S, from: &[f32], x: usize, to: &mut [f32]) {
         let (stride, padding) = (self.stride[1], self.padding[1]);
         // The elements that lie before the row, and those that do not lie behind it.
         let before = padding.saturating_sub(x).div_ceil(stride).min(to.len());

@@ -129,13 +129,29 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn maximum(self, left: __m512, right: __m512) -> __m512 {
         // SAFETY: the processor has the instructions.
-        unsafe { _mm512_max_ps(left, right) }
+        unsafe {
+            if cfg!(miri) {
+                // Miri does not know the instruction.
+                let mask = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(left, right);
+                _mm512_mask_blend_ps(mask, right, left)
+            } else {
+                _mm512_max_ps(left, right)
+            }
+        }
     }
 
     #[inline(always)]
     fn minimum(self, left: __m512, right: __m512) -> __m512 {
         // SAFETY: the processor has the instructions.
-        unsafe { _mm512_min_ps(left, right) }
+        unsafe {
+            if cfg!(miri) {
+                // Miri does not know the instruction.
+                let mask = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(left, right);
+                _mm512_mask_blend_ps(mask, right, left)
+            } else {
+                _mm512_min_ps(left, right)
+            }
+        }
     }
 
     #[inline(always)]
