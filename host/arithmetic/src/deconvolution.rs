@@ -7,7 +7,7 @@ use crate::products::{Matrix, pack_left};
 use crate::progress::Progress;
 use crate::scratch::{Parts, Scratch};
 use crate::simd::{Kernel, Simd};
-use crate::tile::Factors;
+use crate::tile::{Factors, Stride};
 use crate::windows::Windows;
 use crate::{Operands, PANEL, Stopped, Tail, WEIGHT_BLOCK};
 
@@ -57,7 +57,7 @@ impl DeconvolutionKernel<'_, '_> {
                 for column in (0..columns).step_by(PANEL).rev() {
                     let width = (columns - column).min(PANEL);
                     let place = [start, count];
-                    self.products(simd, input, place, [column, width], &mut scratch)?;
+                    self.products(simd, input, [place, [column, width]], &mut scratch)?;
                     self.progress.spend(4 * count * width)?;
                     let output = &mut self.output[image * outputs * plane..];
                     let values = &scratch.plane[ELEMENTS * K_BLOCK..];
@@ -83,8 +83,7 @@ impl DeconvolutionKernel<'_, '_> {
         &mut self,
         simd: S,
         input: &[f32],
-        [start, count]: [usize; 2],
-        [column, columns]: [usize; 2],
+        [[start, count], [column, columns]]: [[usize; 2]; 2],
         scratch: &mut Parts<'_>,
     ) -> Result<(), Stopped> {
         let k = self.windows.channels[0];
@@ -98,13 +97,13 @@ impl DeconvolutionKernel<'_, '_> {
             pack_left(simd, matrix, [start, from], [count, length], packed);
             let panel = column * k + from * PANEL;
             let right = &self.operands.second[panel..][..length * PANEL];
-            Panel {
+            let panel = Panel {
                 factors: Factors {
                     k: length,
                     left: packed,
                     left_block: length * WEIGHT_BLOCK,
                     right,
-                    right_stride: PANEL,
+                    rows: Stride(PANEL),
                 },
                 output: products,
                 offset: 0,
@@ -113,8 +112,9 @@ impl DeconvolutionKernel<'_, '_> {
                 first: [0, 0],
                 resume: from > 0,
                 ending: None,
-            }
-            .compute(simd, self.progress)?;
+                progress: &mut *self.progress,
+            };
+            simd.call(panel)?;
         }
         Ok(())
     }
@@ -169,6 +169,17 @@ fn add_kernel_row(
             for values in values[done * PANEL..].chunks(PANEL).take(run) {
                 let values = &values[..columns];
                 match place.checked_sub(windows.padding[1]) {
+                    Some(place) if dilation == 1 && place + reach < width => {
+                        let output = &mut output[place..][..columns];
+                        match columns {
+                            2 => add_all::<2>(output, values),
+                            3 => add_all::<3>(output, values),
+                            4 => add_all::<4>(output, values),
+                            _ => {
+                                output.iter_mut().zip(values).for_each(|(to, value)| *to += *value)
+                            }
+                        }
+                    }
                     Some(place) if place + reach < width => {
                         let output = output[place..].iter_mut().step_by(dilation);
                         output.zip(values).for_each(|(output, value)| *output += *value);
@@ -185,5 +196,14 @@ fn add_kernel_row(
             }
         }
         done += run;
+    }
+}
+
+/// Add a known number of values.
+#[inline(always)]
+fn add_all<const COUNT: usize>(output: &mut [f32], values: &[f32]) {
+    let (output, values) = (&mut output[..COUNT], &values[..COUNT]);
+    for index in 0..COUNT {
+        output[index] += values[index];
     }
 }

@@ -254,11 +254,11 @@ impl Kernel for ApplyTail<'_> {
         for row in 0..rows {
             let start = row * self.stride;
             let output = &mut self.output[start..][..columns];
+            let to = output.as_mut_ptr();
             let input = match self.input {
                 Some(input) => input[start..][..columns].as_ptr(),
-                None => output.as_ptr(),
+                None => to.cast_const(),
             };
-            let to = output.as_mut_ptr();
             self.tail.with_curve(ApplyCurve { simd, input, output: to, columns });
         }
     }

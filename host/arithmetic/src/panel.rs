@@ -2,8 +2,8 @@
 
 use crate::functions::apply_tail;
 use crate::progress::Progress;
-use crate::simd::Simd;
-use crate::tile::{Bias, Factors, Finish, Tiles};
+use crate::simd::{Kernel, Simd};
+use crate::tile::{Bias, Factors, Finish, Rows, Tiles};
 use crate::{Activation, PANEL, Stopped, Tail, WEIGHT_BLOCK};
 
 /// The longest sums in one go: the factors of a tile stay in the first cache.
@@ -42,8 +42,8 @@ pub(crate) fn clip_of(tail: &Tail) -> Option<[f32; 2]> {
 }
 
 /// The sums of a block of `k` for all rows of a panel.
-pub(crate) struct Panel<'a> {
-    pub(crate) factors: Factors<'a>,
+pub(crate) struct Panel<'a, 'b, R> {
+    pub(crate) factors: Factors<'a, R>,
     /// The whole output.
     pub(crate) output: &'a mut [f32],
     /// Where the panel begins in the output.
@@ -58,16 +58,14 @@ pub(crate) struct Panel<'a> {
     pub(crate) resume: bool,
     /// What follows the last sum.
     pub(crate) ending: Option<Ending<'a>>,
+    pub(crate) progress: &'a mut Progress<'b>,
 }
 
-impl Panel<'_> {
-    /// Compute it.
+impl<R: Rows> Kernel for Panel<'_, '_, R> {
+    type Output = Result<(), Stopped>;
+
     #[inline(always)]
-    pub(crate) fn compute<S: Simd>(
-        mut self,
-        simd: S,
-        progress: &mut Progress<'_>,
-    ) -> Result<(), Stopped> {
+    fn run<S: Simd>(mut self, simd: S) -> Result<(), Stopped> {
         let [rows, columns] = self.size;
         debug_assert!(columns <= PANEL, "a panel has at most {PANEL} columns");
         let mut column = 0;
@@ -77,7 +75,7 @@ impl Panel<'_> {
             let mut from = 0;
             while from < rows {
                 let to = rows.min(from + ROWS_BETWEEN_TAILS);
-                self.tiles(simd, [from, to], [column, column + width], progress)?;
+                self.tiles(simd, [from, to], [column, column + width])?;
                 if let Some(ending) = &self.ending
                     && clip_of(&ending.tail).is_none()
                 {
@@ -91,7 +89,9 @@ impl Panel<'_> {
         }
         Ok(())
     }
+}
 
+impl<R: Rows> Panel<'_, '_, R> {
     /// The tiles of some rows and columns.
     #[inline(always)]
     fn tiles<S: Simd>(
@@ -99,12 +99,11 @@ impl Panel<'_> {
         simd: S,
         [from, to]: [usize; 2],
         columns: [usize; 2],
-        progress: &mut Progress<'_>,
     ) -> Result<(), Stopped> {
         let vectors = (columns[1] - columns[0]).div_ceil(S::LANES);
         let most = S::TILE_ROWS[vectors - 1];
         let whole = from + (to - from) / most * most;
-        progress.spend((to - from) * vectors * S::LANES * self.factors.k)?;
+        self.progress.spend((to - from) * vectors * S::LANES * self.factors.k)?;
         if from < whole {
             self.column(simd, [from, whole], columns, [vectors, most]);
         }
@@ -149,7 +148,7 @@ impl Panel<'_> {
         &mut self,
         [row, end]: [usize; 2],
         [column, column_end]: [usize; 2],
-    ) -> Tiles<'_, ROWS, VECTORS> {
+    ) -> Tiles<'_, R, ROWS, VECTORS> {
         let left = row / WEIGHT_BLOCK * self.factors.left_block + row % WEIGHT_BLOCK;
         let start = self.offset + row * self.output_stride + column;
         let finish = self.ending.map(|ending| Finish {
@@ -168,7 +167,7 @@ impl Panel<'_> {
                 left: &self.factors.left[left..],
                 left_block: self.factors.left_block,
                 right: &self.factors.right[column..],
-                right_stride: self.factors.right_stride,
+                rows: self.factors.rows,
             },
             output: &mut self.output[start..],
             output_stride: self.output_stride,

@@ -4,7 +4,7 @@ use crate::panel::{Ending, K_BLOCK, Panel, block_size};
 use crate::progress::Progress;
 use crate::scratch::{M_BLOCK, Parts, Scratch};
 use crate::simd::{Kernel, Simd, transpose};
-use crate::tile::{Bias, Factors};
+use crate::tile::{Bias, Factors, Stride};
 use crate::windows::copy;
 use crate::{MatrixProduct, Operands, PANEL, RightOperand, Stopped, Tail, WEIGHT_BLOCK};
 
@@ -70,7 +70,7 @@ impl ProductKernel<'_, '_> {
                     }
                 };
                 let place = [b0 * first + b1 * second, row];
-                self.product(simd, matrix, right, place, &mut scratch)?;
+                self.product(simd, (matrix, right), place, &mut scratch)?;
             }
         }
         Ok(())
@@ -81,8 +81,7 @@ impl ProductKernel<'_, '_> {
     fn product<S: Simd>(
         &mut self,
         simd: S,
-        left: Matrix<'_>,
-        right: Right<'_>,
+        (left, right): (Matrix<'_>, Right<'_>),
         place: [usize; 2],
         scratch: &mut Parts<'_>,
     ) -> Result<(), Stopped> {
@@ -123,13 +122,13 @@ impl ProductKernel<'_, '_> {
                             }
                         }
                     };
-                    Panel {
+                    let panel = Panel {
                         factors: Factors {
                             k: length,
                             left: scratch.plane,
                             left_block: length * WEIGHT_BLOCK,
                             right,
-                            right_stride,
+                            rows: Stride(right_stride),
                         },
                         output: self.output,
                         offset: place[0] + row * place[1] + column,
@@ -138,8 +137,9 @@ impl ProductKernel<'_, '_> {
                         first: [row, column],
                         resume: from > 0,
                         ending: (from + length == k).then_some(ending),
-                    }
-                    .compute(simd, self.progress)?;
+                        progress: &mut *self.progress,
+                    };
+                    simd.call(panel)?;
                 }
             }
         }

@@ -31,6 +31,13 @@ pub(crate) trait Simd: Copy {
     /// Run a kernel as a function of its own that may use the backend's instructions.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
 
+    /// The vector itself, but the compiler computes it before it loads anything else: a tile needs
+    /// all registers, and a number that is loaded too early takes one that a sum has.
+    #[inline(always)]
+    fn before_loads(self, vector: Self::Vector) -> Self::Vector {
+        vector
+    }
+
     /// Load a vector.
     ///
     /// # Safety

@@ -4,8 +4,63 @@
 use crate::WEIGHT_BLOCK;
 use crate::simd::{Kernel, Simd};
 
+/// Where the rows of right factors begin in a slice.
+///
+/// # Safety
+/// No row of the first `k` ones begins behind [`Rows::greatest`].
+#[expect(unsafe_code, reason = "tiles rely on it")]
+pub(crate) unsafe trait Rows: Copy {
+    /// The greatest of the first `k` beginnings, or more; `k` is at least 1.
+    fn greatest(self, k: usize) -> usize;
+
+    /// The beginning of a row, relative to the first element.
+    ///
+    /// # Safety
+    /// The row is one of those for which [`Rows::greatest`] was asked.
+    #[expect(unsafe_code, reason = "an index is not checked once more")]
+    unsafe fn start(self, row: usize) -> usize;
+}
+
+/// Rows that are a distance apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Stride(pub(crate) usize);
+
+// SAFETY: the last one of rows that are a distance apart begins behind the others.
+#[expect(unsafe_code, reason = "an index is not checked once more")]
+unsafe impl Rows for Stride {
+    #[inline(always)]
+    fn greatest(self, k: usize) -> usize {
+        (k - 1).checked_mul(self.0).expect("rows lie in memory")
+    }
+
+    #[inline(always)]
+    unsafe fn start(self, row: usize) -> usize {
+        row.wrapping_mul(self.0)
+    }
+}
+
+/// Rows that begin anywhere.
+#[derive(Clone, Copy)]
+pub(crate) struct Starts<'a>(pub(crate) &'a [u32]);
+
+// SAFETY: it is the greatest one of the first k.
+#[expect(unsafe_code, reason = "an index is not checked once more")]
+unsafe impl Rows for Starts<'_> {
+    #[inline(always)]
+    fn greatest(self, k: usize) -> usize {
+        self.0[..k].iter().fold(0, |greatest, start| greatest.max(*start)) as usize
+    }
+
+    #[inline(always)]
+    unsafe fn start(self, row: usize) -> usize {
+        // SAFETY: the caller has asked for it, and so the slice has it.
+        unsafe { *self.0.get_unchecked(row) as usize }
+    }
+}
+
 /// The operands of a tile, or of all tiles of a panel.
-pub(crate) struct Factors<'a> {
+#[derive(Clone, Copy)]
+pub(crate) struct Factors<'a, R> {
     /// The length of the sums, at least 1.
     pub(crate) k: usize,
     /// The left factors, blocks of `[k][WEIGHT_BLOCK]`, from the first row on.
@@ -14,8 +69,8 @@ pub(crate) struct Factors<'a> {
     pub(crate) left_block: usize,
     /// The right factors, rows of whole vectors.
     pub(crate) right: &'a [f32],
-    /// The distance between the rows of the right factors.
-    pub(crate) right_stride: usize,
+    /// Where the rows of the right factors begin.
+    pub(crate) rows: R,
 }
 
 /// What follows a sum of products: `clip(sum * scale + bias + residual)`.
@@ -40,8 +95,8 @@ pub(crate) enum Bias<'a> {
 }
 
 /// A column of tiles, of which each has at most `ROWS` rows of at most `VECTORS` vectors.
-pub(crate) struct Tiles<'a, const ROWS: usize, const VECTORS: usize> {
-    pub(crate) factors: Factors<'a>,
+pub(crate) struct Tiles<'a, R, const ROWS: usize, const VECTORS: usize> {
+    pub(crate) factors: Factors<'a, R>,
     /// From the first element on.
     pub(crate) output: &'a mut [f32],
     /// The distance between the rows of the output.
@@ -54,7 +109,7 @@ pub(crate) struct Tiles<'a, const ROWS: usize, const VECTORS: usize> {
     pub(crate) finish: Option<Finish<'a>>,
 }
 
-impl<const ROWS: usize, const VECTORS: usize> Kernel for Tiles<'_, ROWS, VECTORS> {
+impl<R: Rows, const ROWS: usize, const VECTORS: usize> Kernel for Tiles<'_, R, ROWS, VECTORS> {
     type Output = ();
 
     #[inline(always)]
@@ -63,7 +118,7 @@ impl<const ROWS: usize, const VECTORS: usize> Kernel for Tiles<'_, ROWS, VECTORS
         let [rows, columns] = self.size;
         let stride = self.output_stride;
         let last = columns - (VECTORS - 1) * S::LANES;
-        let Factors { k, left, left_block, right, right_stride } = self.factors;
+        let Factors { k, left, left_block, right, rows: right_rows } = self.factors;
         for row in (0..rows).step_by(ROWS) {
             let grid = Grid { rows: (rows - row).min(ROWS), last, stride };
             let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
@@ -76,7 +131,7 @@ impl<const ROWS: usize, const VECTORS: usize> Kernel for Tiles<'_, ROWS, VECTORS
                 if self.resume {
                     grid.load(simd, output, &mut sums);
                 }
-                let factors = (left.as_ptr().add(block), right.as_ptr(), right_stride);
+                let factors = (left.as_ptr().add(block), right.as_ptr(), right_rows);
                 accumulate(simd, k, factors, &mut sums);
                 if let Some(finish) = &self.finish {
                     grid.finish(simd, finish, row, &mut sums);
@@ -87,7 +142,7 @@ impl<const ROWS: usize, const VECTORS: usize> Kernel for Tiles<'_, ROWS, VECTORS
     }
 }
 
-impl<const ROWS: usize, const VECTORS: usize> Tiles<'_, ROWS, VECTORS> {
+impl<R: Rows, const ROWS: usize, const VECTORS: usize> Tiles<'_, R, ROWS, VECTORS> {
     /// Prove that all tiles lie within their operands.
     ///
     /// # Panics
@@ -100,14 +155,15 @@ impl<const ROWS: usize, const VECTORS: usize> Tiles<'_, ROWS, VECTORS> {
         assert!(whole < columns && columns <= whole + S::LANES, "columns of tiles");
         let output = end(rows, self.output_stride, columns);
         assert!(self.output.len() >= output, "tiles lie in their output");
-        let Factors { k, left, left_block, right, right_stride } = self.factors;
+        let Factors { k, left, left_block, right, rows: right_rows } = self.factors;
         // The last block of rows begins with the last row or earlier.
         let blocks =
             end(rows.div_ceil(WEIGHT_BLOCK), left_block, end(k, WEIGHT_BLOCK, WEIGHT_BLOCK));
         let first = (rows - 1) % WEIGHT_BLOCK / ROWS * ROWS + ROWS;
         let unused = WEIGHT_BLOCK - first;
         assert!(left.len() >= blocks - unused, "left factors of tiles");
-        assert!(right.len() >= end(k, right_stride, whole + S::LANES), "right factors of tiles");
+        let right_end = right_rows.greatest(k).checked_add(whole + S::LANES);
+        assert!(right_end.is_some_and(|end| end <= right.len()), "right factors of tiles");
         let Some(finish) = &self.finish else { return };
         if let Some(residual) = finish.residual {
             assert!(residual.len() >= output, "tiles lie in their residual");
@@ -129,38 +185,37 @@ fn end(rows: usize, stride: usize, columns: usize) -> usize {
 /// Add `k` products to each sum.
 ///
 /// # Safety
-/// `k` rows of `ROWS` numbers, [`WEIGHT_BLOCK`] apart, can be read from the first address, and `k`
-/// rows of `VECTORS` vectors, the given distance apart, from the second one.
+/// `k` rows of `ROWS` numbers, [`WEIGHT_BLOCK`] apart, can be read from the first address, and
+/// `VECTORS` vectors from each of the first `k` rows after the second one.
 #[inline(always)]
 #[expect(unsafe_code, reason = "the bounds are checked for all tiles")]
-unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn accumulate<S: Simd, R: Rows, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     k: usize,
-    (mut left, mut right, stride): (*const f32, *const f32, usize),
+    (left, right, rows): (*const f32, *const f32, R),
     sums: &mut [[S::Vector; VECTORS]; ROWS],
 ) {
     let mut rest = *sums;
-    let fours = if S::UNROLLED { k / 4 } else { 0 };
-    for _ in 0..fours {
-        // SAFETY: four of the k rows are left, so the addresses stay in them, or one row behind
-        // their end, which is computed without overflow and not read.
+    let fours = if S::UNROLLED { k / 4 * 4 } else { 0 };
+    for index in (0..fours).step_by(4) {
+        // SAFETY: four rows from `index` on are among the first k ones.
         unsafe {
-            multiply_add(simd, left, right, &mut rest);
-            let second = right.wrapping_add(stride);
-            multiply_add(simd, left.add(WEIGHT_BLOCK), second, &mut rest);
-            let third = second.wrapping_add(stride);
-            multiply_add(simd, left.add(2 * WEIGHT_BLOCK), third, &mut rest);
-            let fourth = third.wrapping_add(stride);
-            multiply_add(simd, left.add(3 * WEIGHT_BLOCK), fourth, &mut rest);
-            right = fourth.wrapping_add(stride);
-            left = left.wrapping_add(4 * WEIGHT_BLOCK);
+            let left = left.add(index * WEIGHT_BLOCK);
+            multiply_add(simd, left, right.add(rows.start(index)), &mut rest);
+            let left = left.add(WEIGHT_BLOCK);
+            multiply_add(simd, left, right.add(rows.start(index + 1)), &mut rest);
+            let left = left.add(WEIGHT_BLOCK);
+            multiply_add(simd, left, right.add(rows.start(index + 2)), &mut rest);
+            let left = left.add(WEIGHT_BLOCK);
+            multiply_add(simd, left, right.add(rows.start(index + 3)), &mut rest);
         }
     }
-    for _ in 4 * fours..k {
-        // SAFETY: as above, for one row.
-        unsafe { multiply_add(simd, left, right, &mut rest) };
-        left = left.wrapping_add(WEIGHT_BLOCK);
-        right = right.wrapping_add(stride);
+    for index in fours..k {
+        // SAFETY: the row is one of the first k ones.
+        unsafe {
+            let left = left.add(index * WEIGHT_BLOCK);
+            multiply_add(simd, left, right.add(rows.start(index)), &mut rest);
+        }
     }
     *sums = rest;
 }
@@ -186,7 +241,7 @@ unsafe fn multiply_add<S: Simd, const ROWS: usize, const VECTORS: usize>(
         // SAFETY: the caller has a number for each row.
         let factor = simd.splat(unsafe { left.add(row).read() });
         for (sum, vector) in sums.iter_mut().zip(vectors) {
-            *sum = simd.multiply_add(factor, vector, *sum);
+            *sum = simd.before_loads(simd.multiply_add(factor, vector, *sum));
         }
     }
 }

@@ -26,6 +26,10 @@ const PAGE_BYTES: usize = 64 << 10;
 /// steps. It costs nothing until it is written to.
 const FIRST_BYTES: usize = 4 << 20;
 
+/// Blocks of at least this size are zeroed when `init` frees them, such as a model's file and weights
+/// that are packed by now: what is not zero is part of the snapshot, although nothing reads it.
+const ZEROED_BYTES: usize = 16 << 10;
+
 /// Allocate separately from now on, after `init`.
 pub(crate) fn begin_serving() {
     MEMORY.serving_from.store(memory_size(0) * PAGE_BYTES, Ordering::Relaxed);
@@ -89,6 +93,10 @@ unsafe impl GlobalAlloc for Memory {
             // SAFETY: it came from there, and as promised to this function.
             unsafe { self.serving().free(memory, layout.size(), layout.align()) }
         } else {
+            if !self.is_serving() && layout.size() >= ZEROED_BYTES {
+                // SAFETY: the caller gives the whole block back, so that nothing else refers to it.
+                unsafe { memory.write_bytes(0, layout.size()) };
+            }
             // SAFETY: it came from there, and as promised to this function.
             unsafe { System.dealloc(memory, layout) }
         }

@@ -22,6 +22,24 @@ fn with_instructions<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
+/// The vector itself; see [`Simd::before_loads`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn before_loads(vector: __m256) -> __m256 {
+    #[cfg(miri)]
+    return vector;
+    #[cfg(not(miri))]
+    {
+        let mut vector = vector;
+        // SAFETY: there are no instructions.
+        #[expect(unsafe_code, reason = "only assembly keeps the compiler from moving loads")]
+        unsafe {
+            std::arch::asm!("/* {} */", inout(ymm_reg) vector, options(nostack, preserves_flags));
+        }
+        vector
+    }
+}
+
 /// All bits in the first `count` lanes.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
@@ -104,6 +122,12 @@ impl Simd for Avx2 {
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the processor has the instructions.
         unsafe { with_instructions(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn before_loads(self, vector: __m256) -> __m256 {
+        // SAFETY: the processor has the instructions.
+        unsafe { before_loads(vector) }
     }
 
     #[inline(always)]

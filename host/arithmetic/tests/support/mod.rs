@@ -1,5 +1,8 @@
 //! What the tests of operations share.
 #![allow(dead_code, reason = "no test uses all of it")]
 
+pub(crate) mod fuzz;
+#[cfg(target_os = "linux")]
+pub(crate) mod guarded;
 pub(crate) mod plain;
 pub(crate) mod random;

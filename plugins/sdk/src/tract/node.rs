@@ -4,7 +4,7 @@
 //! description from the shapes of the inputs. If all shapes are known when the model is loaded, it
 //! is computed then.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use guesthouse_arithmetic::{
     BinaryFunction, LayerNorm, Operands, Operation, Pool, PoolFunction, Reduction,
@@ -26,7 +26,45 @@ pub(super) struct Node {
     /// The output's shape, with the names of dimensions.
     shape: ShapeFact,
     /// The description, if the shapes of the inputs are known.
-    resolved: Option<Resolved>,
+    resolved: Option<Arc<Resolved>>,
+    /// What the last call has resolved.
+    memo: Memo,
+}
+
+/// The shapes of the last call's inputs and the description that followed from them, because calls
+/// often have the same shapes. It is no part of what a node is.
+#[derive(Debug, Default)]
+struct Memo(Mutex<Option<(TVec<TVec<usize>>, Arc<Resolved>)>>);
+
+impl Clone for Memo {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Memo {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl Memo {
+    fn resolved(
+        &self,
+        shapes: &[&[usize]],
+        resolve: impl FnOnce() -> TractResult<Resolved>,
+    ) -> TractResult<Arc<Resolved>> {
+        let mut memo = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, resolved)) = &*memo
+            && known.iter().map(|shape| &shape[..]).eq(shapes.iter().copied())
+        {
+            return Ok(resolved.clone());
+        }
+        let resolved = Arc::new(resolve()?);
+        let shapes = shapes.iter().map(|shape| (*shape).into()).collect();
+        *memo = Some((shapes, resolved.clone()));
+        Ok(resolved)
+    }
 }
 
 /// Values are compared by their bits only for constants, which have been read from a model.
@@ -67,7 +105,7 @@ pub(super) struct Resolved {
 
 impl Node {
     pub(super) fn new(kind: Kind, shape: ShapeFact) -> Self {
-        Self { kind, tail: Tail::NONE, shape, resolved: None }
+        Self { kind, tail: Tail::NONE, shape, resolved: None, memo: Memo::default() }
     }
 
     pub(super) fn with_tail(self, tail: Tail) -> Self {
@@ -107,7 +145,8 @@ impl Node {
         }
         let shapes: Option<TVec<&[usize]>> =
             inputs.iter().map(|fact| fact.shape.as_concrete()).collect();
-        self.resolved = shapes.map(|shapes| self.resolve(&shapes)).transpose()?;
+        let resolved = shapes.map(|shapes| self.resolve(&shapes)).transpose()?;
+        self.resolved = resolved.map(Arc::new);
         Ok(())
     }
 
@@ -207,13 +246,11 @@ impl EvalOp for Node {
     op_out_of_plan!();
 
     fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let resolved_now;
         let resolved = if let Some(resolved) = &self.resolved {
-            resolved
+            resolved.clone()
         } else {
             let shapes: TVec<&[usize]> = inputs.iter().map(|input| input.shape()).collect();
-            resolved_now = self.resolve(&shapes)?;
-            &resolved_now
+            self.memo.resolved(&shapes, || self.resolve(&shapes))?
         };
         let views: TVec<_> =
             inputs.iter().map(|input| input.try_as_plain_ram()).collect::<TractResult<_>>()?;

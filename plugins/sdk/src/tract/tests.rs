@@ -283,3 +283,19 @@ fn rows_of_a_quantised_table_are_looked_up_first() {
     assert!(operations[..table].iter().filter(|name| *name == "Cast").count() <= 1);
     assert!(operations.iter().all(|name| name != "Mul" && name != "Sub"), "{operations:?}");
 }
+
+#[test]
+fn calls_of_other_sizes_do_not_use_the_last_sizes() {
+    let mut graph = Graph::new();
+    let left = graph.rows(1, &[40]);
+    let right = graph.constant(&[1, 40]);
+    let output = graph.wire(math::add(), &[left, right]);
+    graph.model.select_output_outlets(&[output]).unwrap();
+    rewrite(&mut graph.model).unwrap();
+    let plan = graph.model.into_optimized().unwrap().into_runnable().unwrap();
+    for rows in [1, 3, 3, 2] {
+        let input = graph.random.tensor(&[rows, 40]);
+        let outputs = plan.run(tvec!(input.into_tvalue())).unwrap();
+        assert_eq!(outputs[0].shape(), [rows, 40]);
+    }
+}
