@@ -152,7 +152,7 @@ impl Benchmark {
             Self::Charts(options) => charts::draw(&options),
             Self::Performance(options) => {
                 let packages = ["load", "probe", "native"];
-                options.general.run(&packages, &["measured"], |it| {
+                options.general.run(&packages, &[guests::OF_BENCHMARK], |it| {
                     let prepare = performance::setup::Bench::prepare;
                     sections(&options.only, it, prepare, performance::Section::measure)
                 })

@@ -9,6 +9,9 @@ use crate::run;
 use crate::toolchain::TARGET;
 use crate::workspace::Workspace;
 
+/// The guest of the performance benchmark. No test needs it, and with tract it takes minutes to link.
+pub(crate) const OF_BENCHMARK: &str = "measured";
+
 /// Builds the named guests.
 pub(crate) fn build(workspace: &Workspace, guests: &[String]) -> Result<()> {
     for guest in guests {
