@@ -78,7 +78,8 @@ fn artifacts_of_all_contracts_are_served_side_by_side() {
         for artifact in artifacts().values() {
             let report = inspect(artifact);
             assert_answers_golden_examples(&server, &report);
-            let path = format!("/models/{}/versions/1", report["model"].as_str().unwrap());
+            let name = |key: &str| report[key].as_str().unwrap().to_owned();
+            let path = format!("/models/{}/versions/{}", name("model"), name("version"));
             assert_eq!(server.get(&path).body["snapshot"], true);
         }
         assert!(server.stop().0.success());
@@ -113,7 +114,7 @@ fn a_rollout_from_one_contract_to_the_next_is_an_ordinary_one() {
     // A signature that callers of the old version do not understand.
     let operation = server.deploy(&growing("growing", "1.3.0", 3, folder.path()));
     assert_eq!(operation["state"], "failed", "{operation}");
-    assert_eq!(operation["error"]["code"], "contract_violation", "{operation}");
+    assert_eq!(operation["error"]["error_code"], "contract_violation", "{operation}");
     assert_answers_golden_examples(&server, &report);
 }
 

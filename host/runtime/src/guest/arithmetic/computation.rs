@@ -142,8 +142,9 @@ impl Computation {
         let bytes = bytes.ok_or(ResultTooLarge)?;
         let start = context.realloc(0, 0, <[u32] as ComponentType>::ALIGN32, bytes)?;
         let memory = SplitMemory::new(context.as_slice_mut(), start, bytes)?;
-        self.execute(memory)?;
+        let outcome = self.execute(memory);
         self.permit.usage.add(begin.elapsed());
+        outcome?;
         Ok((u32::try_from(start)?, u32::try_from(elements)?))
     }
 
