@@ -156,7 +156,8 @@ impl<R: Rows, const ROWS: usize, const VECTORS: usize> Tiles<'_, R, ROWS, VECTOR
         let output = end(rows, self.output_stride, columns);
         assert!(self.output.len() >= output, "tiles lie in their output");
         let Factors { k, left, left_block, right, rows: right_rows } = self.factors;
-        // The last block of rows begins with the last row or earlier.
+        // Whole blocks end before the last one does, of which some rows may be missing.
+        assert!(left_block >= WEIGHT_BLOCK || rows <= WEIGHT_BLOCK, "blocks of left factors");
         let blocks =
             end(rows.div_ceil(WEIGHT_BLOCK), left_block, end(k, WEIGHT_BLOCK, WEIGHT_BLOCK));
         let first = (rows - 1) % WEIGHT_BLOCK / ROWS * ROWS + ROWS;

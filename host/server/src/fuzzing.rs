@@ -5,8 +5,12 @@
 //! `fuzzing`. The inputs in `tests/fuzz/corpus`, a folder for each target, run in every `cargo
 //! test`, and the fuzzer starts with them.
 
+#[path = "../../arithmetic/tests/support/fuzz.rs"]
+mod arithmetic;
 mod artifacts;
 mod bytes;
+#[path = "../../arithmetic/tests/support/plain.rs"]
+mod plain;
 mod records;
 mod texts;
 
@@ -37,7 +41,8 @@ impl FuzzTarget {
 
 /// All targets. A JSON value of one or two bytes takes 72 bytes, twice that in a vector that has
 /// just grown, and several copies exist at once, because results are compared.
-pub const TARGETS: [FuzzTarget; 12] = [
+pub const TARGETS: [FuzzTarget; 13] = [
+    FuzzTarget::new("arithmetic", arithmetic::arithmetic, 4096),
     FuzzTarget::new("json", records::json, 4096),
     FuzzTarget::new("record", records::record, 4096),
     FuzzTarget::new("output", records::output, 4096),
