@@ -5,7 +5,7 @@
 //! so many elements from the first one on, from the second one on, and so on.
 
 use crate::convolution::ConvolutionKernel;
-use crate::panel::{Ending, K_BLOCK, Panel, block_size};
+use crate::panel::{K_BLOCK, Panel, block_size};
 use crate::scratch::{PLANE, Parts};
 use crate::simd::Simd;
 use crate::tile::{Factors, Starts};
@@ -80,13 +80,13 @@ impl ConvolutionKernel<'_, '_> {
     pub(crate) fn bands<S: Simd>(
         &mut self,
         simd: S,
-        (windows, bands): (&Windows, Bands),
-        ending: Ending<'_>,
+        bands: Bands,
         image: usize,
         scratch: &mut Parts<'_>,
     ) -> Result<(), Stopped> {
+        let windows = self.windows;
         let mut starts = [0; K_BLOCK];
-        bands.starts(windows, &mut starts);
+        bands.starts(&windows, &mut starts);
         let [inputs, outputs] = windows.channels;
         let [rows, columns] = windows.output;
         let taps = windows.kernel[0] * windows.kernel[1];
@@ -95,8 +95,8 @@ impl ConvolutionKernel<'_, '_> {
             for channel in (0..inputs).step_by(bands.channels) {
                 let channels = (inputs - channel).min(bands.channels);
                 self.progress.spend(channels * bands.height * bands.row)?;
-                let place = [image * inputs + channel, channels];
-                self.copy_band(simd, (windows, bands), place, first, scratch.plane);
+                let place = [image * inputs + channel, channels, first];
+                self.copy_band(simd, bands, place, scratch.plane);
                 for row in 0..count {
                     for column in (0..columns).step_by(PANEL) {
                         let right = row * windows.stride[0] * bands.row + column;
@@ -114,7 +114,7 @@ impl ConvolutionKernel<'_, '_> {
                             size: [outputs, (columns - column).min(PANEL)],
                             first: [0, column],
                             resume: channel > 0,
-                            ending: (channel + channels == inputs).then_some(ending),
+                            ending: (channel + channels == inputs).then_some(self.ending),
                             progress: &mut *self.progress,
                         };
                         simd.call(panel)?;
@@ -130,11 +130,11 @@ impl ConvolutionKernel<'_, '_> {
     fn copy_band<S: Simd>(
         &self,
         simd: S,
-        (windows, bands): (&Windows, Bands),
-        [channel, channels]: [usize; 2],
-        first: usize,
+        bands: Bands,
+        [channel, channels, first]: [usize; 3],
         band: &mut [f32],
     ) {
+        let windows = &self.windows;
         let [height, width] = windows.input;
         let planes = self.operands.first.chunks_exact(height * width).skip(channel);
         let copies = band.chunks_exact_mut(bands.height * bands.row);

@@ -16,11 +16,30 @@ const MAX_CHANNELS_IN_PLACE: usize = 2 * WEIGHT_BLOCK;
 
 /// A convolution and its output.
 pub(crate) struct ConvolutionKernel<'a, 'b> {
-    pub(crate) description: &'a Convolution,
-    pub(crate) tail: &'a Tail,
+    pub(crate) windows: Windows,
+    pub(crate) ending: Ending<'a>,
     pub(crate) operands: Operands<'a>,
     pub(crate) output: &'a mut [f32],
     pub(crate) progress: &'a mut Progress<'b>,
+}
+
+impl<'a, 'b> ConvolutionKernel<'a, 'b> {
+    pub(crate) fn new(
+        description: &Convolution,
+        tail: &Tail,
+        operands: Operands<'a>,
+        output: &'a mut [f32],
+        progress: &'a mut Progress<'b>,
+    ) -> Self {
+        let bias = operands.bias;
+        let ending = Ending {
+            scale: 1.0,
+            bias: if bias.is_empty() { Bias::None } else { Bias::Rows(bias) },
+            residual: operands.residual,
+            tail: *tail,
+        };
+        Self { windows: Windows::new(description), ending, operands, output, progress }
+    }
 }
 
 impl Kernel for ConvolutionKernel<'_, '_> {
@@ -38,21 +57,11 @@ impl Kernel for ConvolutionKernel<'_, '_> {
 impl ConvolutionKernel<'_, '_> {
     #[inline(always)]
     fn compute<S: Simd>(&mut self, simd: S, mut scratch: Parts<'_>) -> Result<(), Stopped> {
-        let windows = Windows::new(self.description);
-        let bias = self.operands.bias;
-        let ending = Ending {
-            scale: 1.0,
-            bias: if bias.is_empty() { Bias::None } else { Bias::Rows(bias) },
-            residual: self.operands.residual,
-            tail: *self.tail,
-        };
-        let bands = Bands::new::<S>(&windows);
-        for image in 0..windows.batch {
+        let bands = Bands::new::<S>(&self.windows);
+        for image in 0..self.windows.batch {
             match bands {
-                Some(bands) => {
-                    self.bands(simd, (&windows, bands), ending, image, &mut scratch)?;
-                }
-                None => self.panels(simd, &windows, ending, image, &mut scratch)?,
+                Some(bands) => self.bands(simd, bands, image, &mut scratch)?,
+                None => self.panels(simd, image, &mut scratch)?,
             }
         }
         Ok(())
@@ -63,11 +72,10 @@ impl ConvolutionKernel<'_, '_> {
     fn panels<S: Simd>(
         &mut self,
         simd: S,
-        windows: &Windows,
-        ending: Ending<'_>,
         image: usize,
         scratch: &mut Parts<'_>,
     ) -> Result<(), Stopped> {
+        let windows = self.windows;
         let [inputs, outputs] = windows.channels;
         let k = inputs * windows.kernel[0] * windows.kernel[1];
         let plane = windows.output[0] * windows.output[1];
@@ -86,7 +94,7 @@ impl ConvolutionKernel<'_, '_> {
                 } else {
                     self.progress.spend(4 * (to - from) * PANEL)?;
                     let place = [start, start + columns];
-                    windows.lay_out(simd, input, place, [from, to], scratch.right);
+                    windows.lay_out(simd, input, [place, [from, to]], scratch.right);
                     (&*scratch.right, PANEL)
                 };
                 let panel = Panel {
@@ -103,7 +111,7 @@ impl ConvolutionKernel<'_, '_> {
                     size: [outputs, columns],
                     first: [0, start],
                     resume: from > 0,
-                    ending: (to == k).then_some(ending),
+                    ending: (to == k).then_some(self.ending),
                     progress: &mut *self.progress,
                 };
                 simd.call(panel)?;

@@ -57,7 +57,7 @@ impl DeconvolutionKernel<'_, '_> {
                 for column in (0..columns).step_by(PANEL).rev() {
                     let width = (columns - column).min(PANEL);
                     let place = [start, count];
-                    self.products(simd, input, place, [column, width], &mut scratch)?;
+                    self.products(simd, input, [place, [column, width]], &mut scratch)?;
                     self.progress.spend(4 * count * width)?;
                     let output = &mut self.output[image * outputs * plane..];
                     let values = &scratch.plane[ELEMENTS * K_BLOCK..];
@@ -83,8 +83,7 @@ impl DeconvolutionKernel<'_, '_> {
         &mut self,
         simd: S,
         input: &[f32],
-        [start, count]: [usize; 2],
-        [column, columns]: [usize; 2],
+        [[start, count], [column, columns]]: [[usize; 2]; 2],
         scratch: &mut Parts<'_>,
     ) -> Result<(), Stopped> {
         let k = self.windows.channels[0];

@@ -60,7 +60,7 @@ fn execute_with<S: Simd>(
     let operands = call.operands;
     match &call.operation {
         Operation::Convolution(description, tail) => {
-            simd.call(ConvolutionKernel { description, tail, operands, output, progress })
+            simd.call(ConvolutionKernel::new(description, tail, operands, output, progress))
         }
         Operation::MatrixProduct(description, tail) => {
             simd.call(ProductKernel { description, tail, operands, output, progress })

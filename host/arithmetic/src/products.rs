@@ -70,7 +70,7 @@ impl ProductKernel<'_, '_> {
                     }
                 };
                 let place = [b0 * first + b1 * second, row];
-                self.product(simd, matrix, right, place, &mut scratch)?;
+                self.product(simd, (matrix, right), place, &mut scratch)?;
             }
         }
         Ok(())
@@ -81,8 +81,7 @@ impl ProductKernel<'_, '_> {
     fn product<S: Simd>(
         &mut self,
         simd: S,
-        left: Matrix<'_>,
-        right: Right<'_>,
+        (left, right): (Matrix<'_>, Right<'_>),
         place: [usize; 2],
         scratch: &mut Parts<'_>,
     ) -> Result<(), Stopped> {

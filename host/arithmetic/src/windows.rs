@@ -67,8 +67,7 @@ impl Windows {
         &self,
         simd: S,
         image: &[f32],
-        place: [usize; 2],
-        k: [usize; 2],
+        [place, k]: [[usize; 2]; 2],
         rows: &mut [f32],
     ) {
         let plane = self.input[0] * self.input[1];
@@ -84,22 +83,16 @@ impl Windows {
         while start < place[1] {
             let (y, x) = (start / width, start % width);
             let run = (width - x).min(place[1] - start);
-            let segment = Segment { y, x, run, column: start - place[0] };
-            self.lay_out_segment(simd, image, segment, k, rows);
+            let segment = Segment { y, x, run, column: start - place[0], k };
+            self.lay_out_segment(simd, image, segment, rows);
             start += run;
         }
     }
 
     /// The windows of neighbouring output elements in a row.
     #[inline(always)]
-    fn lay_out_segment<S: Simd>(
-        &self,
-        simd: S,
-        image: &[f32],
-        segment: Segment,
-        k: [usize; 2],
-        rows: &mut [f32],
-    ) {
+    fn lay_out_segment<S: Simd>(&self, simd: S, image: &[f32], segment: Segment, rows: &mut [f32]) {
+        let k = segment.k;
         let [kernel_height, kernel_width] = self.kernel;
         let [height, width] = self.input;
         let (mut kx, mut ky) = (k[0] % kernel_width, k[0] / kernel_width % kernel_height);
@@ -165,6 +158,8 @@ struct Segment {
     run: usize,
     /// The column of the first one in the panel.
     column: usize,
+    /// The first position in a window, and the end.
+    k: [usize; 2],
 }
 
 /// Copy a few elements faster than `memcpy`.

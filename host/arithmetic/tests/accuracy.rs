@@ -4,9 +4,10 @@ use guesthouse_arithmetic::{Activation, Backend, Operands, Operation, Tail};
 
 fn apply(activation: Activation, input: &[f32], backend: Backend) -> Vec<f32> {
     let operation = Operation::Unary(Tail { activation, scale: 1.0, shift: 0.0 });
-    let call = operation.check(Operands { first: input, ..Operands::default() }).unwrap();
+    let call =
+        operation.check(Operands { first: input, ..Operands::default() }).expect("any input fits");
     let mut output = vec![f32::NAN; call.output_len()];
-    call.execute(backend, &mut output, &mut || false).unwrap();
+    call.execute(backend, &mut output, &mut || false).expect("nobody stops it");
     output
 }
 
@@ -20,9 +21,9 @@ fn error(activation: Activation, range: [f32; 2], expected: fn(f64) -> f64) -> f
     for backend in Backend::available() {
         for (x, y) in input.iter().zip(apply(activation, &input, backend)) {
             let expected = expected(f64::from(*x));
-            let neighbour = f64::from((expected as f32).abs().next_up()) - expected.abs();
-            let unit = neighbour.max(f64::from(f32::MIN_POSITIVE) * f64::from(f32::EPSILON));
-            largest = largest.max((f64::from(y) - expected).abs() / unit.max(1e-45));
+            // The result is close enough to have the same neighbours.
+            let unit = f64::from(y.abs().next_up()) - f64::from(y.abs());
+            largest = largest.max((f64::from(y) - expected).abs() / unit);
         }
     }
     largest
@@ -42,7 +43,6 @@ fn erf(x: f64) -> f64 {
 #[test]
 fn exp_errs_by_two_units_at_most() {
     let error = error(Activation::Exp, [-86.0, 88.5], f64::exp);
-    println!("exp {error}");
     assert!(error <= 4.0, "{error}");
 }
 
@@ -50,14 +50,12 @@ fn exp_errs_by_two_units_at_most() {
 fn erf_and_tanh_err_by_few_units() {
     let erf = error(Activation::Erf, [-3.9, 3.9], erf);
     let tanh = error(Activation::Tanh, [-8.5, 8.5], f64::tanh);
-    println!("erf {erf} tanh {tanh}");
     assert!(erf <= 8.0 && tanh <= 8.0, "{erf} {tanh}");
 }
 
 #[test]
 fn sigmoid_errs_by_few_units_for_all_signs() {
     let error = error(Activation::Sigmoid, [-80.0, 30.0], |x| 1.0 / (1.0 + (-x).exp()));
-    println!("sigmoid {error}");
     assert!(error <= 8.0, "{error}");
 }
 

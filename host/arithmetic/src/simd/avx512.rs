@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::scalar::Scalar;
 use super::{Kernel, Simd};
 use crate::Backend;
 
@@ -20,6 +21,23 @@ impl Avx512 {
 #[target_feature(enable = "avx512f,avx2,fma")]
 fn with_instructions<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
     kernel.run(simd)
+}
+
+/// A function of each lane, instead of instructions that Miri does not know.
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma")]
+#[expect(unsafe_code, reason = "vectors are read and written as arrays")]
+fn by_lanes<const N: usize>(vectors: [__m512; N], function: impl Fn([f32; N]) -> f32) -> __m512 {
+    let mut lanes = [[0.0; 16]; N];
+    // SAFETY: the arrays have sixteen numbers.
+    unsafe {
+        for (lanes, vector) in lanes.iter_mut().zip(vectors) {
+            _mm512_storeu_ps(lanes.as_mut_ptr(), vector);
+        }
+        let results: [f32; 16] =
+            std::array::from_fn(|lane| function(lanes.map(|lanes| lanes[lane])));
+        _mm512_loadu_ps(results.as_ptr())
+    }
 }
 
 /// The mask of the first `count` lanes.
@@ -72,6 +90,9 @@ impl Simd for Avx512 {
     unsafe fn load_even(self, from: *const f32) -> __m512 {
         // SAFETY: the processor has the instructions; the caller has two vectors' numbers there.
         unsafe {
+            if cfg!(miri) {
+                return _mm512_loadu_ps(Scalar::<16>.load_even(from).as_ptr());
+            }
             let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
             let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
             _mm512_permutex2var_ps(low, even, high)
@@ -131,9 +152,10 @@ impl Simd for Avx512 {
         // SAFETY: the processor has the instructions.
         unsafe {
             if cfg!(miri) {
-                // Miri does not know the instruction.
-                let mask = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(left, right);
-                _mm512_mask_blend_ps(mask, right, left)
+                by_lanes(
+                    [left, right],
+                    |[left, right]: [f32; 2]| if left > right { left } else { right },
+                )
             } else {
                 _mm512_max_ps(left, right)
             }
@@ -145,9 +167,10 @@ impl Simd for Avx512 {
         // SAFETY: the processor has the instructions.
         unsafe {
             if cfg!(miri) {
-                // Miri does not know the instruction.
-                let mask = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(left, right);
-                _mm512_mask_blend_ps(mask, right, left)
+                by_lanes(
+                    [left, right],
+                    |[left, right]: [f32; 2]| if left < right { left } else { right },
+                )
             } else {
                 _mm512_min_ps(left, right)
             }
@@ -158,6 +181,10 @@ impl Simd for Avx512 {
     fn select_negative(self, vector: __m512, lesser: __m512, other: __m512) -> __m512 {
         // SAFETY: the processor has the instructions.
         unsafe {
+            if cfg!(miri) {
+                let select = |[x, lesser, other]: [f32; 3]| if x < 0.0 { lesser } else { other };
+                return by_lanes([vector, lesser, other], select);
+            }
             let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(vector, _mm512_setzero_ps());
             _mm512_mask_blend_ps(negative, other, lesser)
         }

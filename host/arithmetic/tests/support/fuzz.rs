@@ -7,8 +7,7 @@ use guesthouse_arithmetic::{
     RightOperand, Softmax, Tail, WEIGHT_BLOCK,
 };
 
-#[path = "plain.rs"]
-mod plain;
+use super::plain;
 
 /// The most elements of an operand or of an output that is computed.
 const MAX_ELEMENTS: u64 = 1 << 16;
@@ -125,10 +124,10 @@ impl Source<'_> {
             output_channels: self.size(),
             input: self.pair(),
             output: self.pair(),
-            kernel: self.pair().map(|size| if size > 20 { size } else { (size + 3) / 4 }),
-            stride: self.pair().map(|size| if size > 20 { size } else { (size + 5) / 6 }),
+            kernel: self.pair().map(|size| if size > 20 { size } else { size.div_ceil(4) }),
+            stride: self.pair().map(|size| if size > 20 { size } else { size.div_ceil(6) }),
             padding: self.pair().map(|size| size - size.min(1)),
-            dilation: self.pair().map(|size| if size > 20 { size } else { (size + 5) / 6 }),
+            dilation: self.pair().map(|size| if size > 20 { size } else { size.div_ceil(6) }),
         }
     }
 }
@@ -242,7 +241,7 @@ fn strides(source: &mut Source<'_>, sizes: [u32; 4]) -> ([u32; 4], u64) {
 }
 
 fn matrix_product(source: &mut Source<'_>) -> (Operation, [u64; 4], u64) {
-    let batch = source.pair().map(|size| if size > 20 { size } else { (size + 9) / 10 });
+    let batch = source.pair().map(|size| if size > 20 { size } else { size.div_ceil(10) });
     let size @ [m, n, k] = [source.size(), source.size(), source.size()];
     let (left, left_len) = strides(source, [batch[0], batch[1], m, k]);
     let (right, right_len) = if source.byte() < 128 {

@@ -24,7 +24,7 @@ impl Random {
     /// A number from `least` to `greatest`.
     pub(crate) fn between(&mut self, least: u32, greatest: u32) -> u32 {
         let count = u64::from(greatest - least) + 1;
-        least + u32::try_from(self.next() % count).unwrap()
+        least + u32::try_from(self.next() % count).expect("it is less than the count")
     }
 
     pub(crate) fn chance(&mut self, one_in: u32) -> bool {
@@ -257,11 +257,14 @@ fn deconvolution(random: &mut Random) -> (Operation, [usize; 4]) {
 fn strides<const N: usize>(random: &mut Random, sizes: [u32; N]) -> ([u32; N], usize) {
     let mut order: Vec<usize> = (0..N).collect();
     for position in (1..N).rev() {
-        order.swap(position, random.between(0, u32::try_from(position).unwrap()) as usize);
+        order.swap(
+            position,
+            random.between(0, u32::try_from(position).expect("there are few")) as usize,
+        );
     }
     let (mut strides, mut length) = ([0; N], 1);
     for axis in order {
-        strides[axis] = u32::try_from(length).unwrap();
+        strides[axis] = u32::try_from(length).expect("operands are small");
         length *= sizes[axis] as usize;
     }
     (strides, length)
