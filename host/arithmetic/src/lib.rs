@@ -6,6 +6,22 @@
 //! returns a [`Call`], whose execution cannot fail and computes the same bits on every
 //! [`Backend`], except that the bits of results that are no number are unspecified.
 //!
+//! # Bits
+//! A sum of products starts with 0 and adds one term after the other in order of `k` (input channel,
+//! then row and column of the kernel), each in a fused multiply-add; values of the padding are terms
+//! that are zero. Then `sum * scale + bias` is one fused multiply-add, with a bias of 0 if there is
+//! none, and the residual is added. A deconvolution adds the products to the output in order of the
+//! input elements, and then the bias. A tail's `* scale + shift` is one fused multiply-add, and is
+//! left out if it changes nothing. Activations pass on what is no number; of two elements, maximum
+//! and minimum take the right one if they cannot be compared.
+//!
+//! A row is combined in sixteen lanes, of which each has the elements with the same remainder, as if
+//! zeros (of a maximum: infinities) filled up the last sixteen elements. Then the upper half of the
+//! lanes is combined with the lower one, until one lane is left. A softmax multiplies by the
+//! reciprocal of the sum; a mean is a sum that is divided.
+//!
+//! The rows of a batch, and the parts of [`Call::split`], have the bits that they have alone.
+//!
 //! The crate has no parser and no handles.
 
 mod backend;

@@ -67,7 +67,7 @@ unsafe fn store_first_lanes(to: *mut f32, count: usize, vector: __m256) {
             to = to.add(4);
         }
         if count & 2 != 0 {
-            _mm_storel_pd(to.cast(), _mm_castps_pd(part));
+            _mm_storel_epi64(to.cast(), _mm_castps_si128(part));
             part = _mm_movehl_ps(part, part);
             to = to.add(2);
         }
