@@ -34,12 +34,11 @@ const ROUNDS: u32 = 5;
 const SEED: u64 = 14;
 
 /// The bars of this server's throughput in relation to that of another one.
-const RATIOS: [(&str, &str, usize, f64); 5] = [
+const RATIOS: [(&str, &str, usize, f64); 4] = [
     ("cls", "mosec_2", 8, 1.2),
     ("cls", "fastapi_2", 8, 1.2),
     (JSON_MODEL, "axum", 8, 0.85),
     (JSON_MODEL, "axum", 32, 0.85),
-    (JSON_MODEL, "fastapi_2", 8, 35.0),
 ];
 
 /// The throughput of many callers in relation to that of a few.
