@@ -362,7 +362,10 @@ fn a_long_operation_is_interrupted_at_its_deadline() {
         (504, Some("deadline_exceeded")),
         "{answer:?}"
     );
-    server.wait_for("the fault", |line| line["target"] == "fault" && line["kind"] == "deadline");
+    // On a busy machine, the response may be sent before the guest's thread runs again.
+    let is_interruption = |kind: &Value| kind == "deadline" || kind == "cancelled";
+    server
+        .wait_for("the fault", |line| line["target"] == "fault" && is_interruption(&line["kind"]));
     assert_eq!(numbers(&call(&server, "init", &[])), [1.0, 4.0, 9.0]);
 }
 

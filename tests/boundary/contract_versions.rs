@@ -80,7 +80,7 @@ fn artifacts_of_all_contracts_are_served_side_by_side() {
             assert_answers_golden_examples(&server, &report);
             let name = |key: &str| report[key].as_str().unwrap().to_owned();
             let path = format!("/models/{}/versions/{}", name("model"), name("version"));
-            assert_eq!(server.get(&path).body["snapshot"], true);
+            assert_eq!(server.send("GET", &path, &[], b"").body["snapshot"], true, "{path}");
         }
         assert!(server.stop().0.success());
     }
