@@ -23,7 +23,7 @@ const WIDTH: usize = 192;
 const CHANNELS: usize = 3;
 
 /// The elements of one row of the network's input.
-const SHAPE: [usize; 4] = [1, CHANNELS, HEIGHT, WIDTH];
+const ROW: usize = CHANNELS * HEIGHT * WIDTH;
 
 /// The rotation of the line in degrees, in the order of the network's outputs.
 const LABELS: [&str; 2] = ["0", "180"];
@@ -37,13 +37,12 @@ struct TextDirection {
 
 impl Guest for TextDirection {
     fn init(assets: &Assets) -> Result<(Self, Signature), Error> {
-        // One row per run: with a variable number of rows, tract took six times as long for each.
-        let pixels = ModelInput::new::<f32>().fixed(1).fixed(CHANNELS).fixed(HEIGHT).fixed(WIDTH);
+        let pixels = ModelInput::new::<f32>().named("rows");
+        let pixels = pixels.fixed(CHANNELS).fixed(HEIGHT).fixed(WIDTH);
         let model = Model::builder().input(pixels).load_onnx(assets, "model.onnx")?;
         let text_direction = Self { model };
         // Run once before the snapshot, so that every instance has the memory for a run.
-        let grey = seen(&RgbImage::new(1, 1)).map_err(PredictError::failed)?;
-        text_direction.classify(grey)?;
+        text_direction.classify(empty(1).map_err(PredictError::failed)?)?;
 
         let image = Field::bytes("image", "a PNG or JPEG file that shows one line of text");
         let image = image.length(1, MAX_FILE_BYTES);
@@ -54,16 +53,17 @@ impl Guest for TextDirection {
 
     fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
         let mut rejections = Rejections::default();
-        let mut rows = Vec::with_capacity(batch.rows());
-        for (row, file) in batch.bytes("image")?.into_iter().enumerate() {
+        let mut seen = empty(batch.rows()).map_err(PredictError::failed)?;
+        let mut view = seen.to_plain_array_view_mut::<f32>().map_err(PredictError::failed)?;
+        let rows = view.as_slice_mut().expect("a new array has no gaps").chunks_exact_mut(ROW);
+        for ((row, file), levels) in batch.bytes("image")?.into_iter().enumerate().zip(rows) {
             match picture::decode(file) {
-                Ok(picture) => rows.push(seen(&picture).map_err(PredictError::failed)?),
+                Ok(picture) => see(&picture, levels),
                 Err(reason) => rejections.reject(row, "image", reason),
             }
         }
         rejections.check()?;
-        let directions = rows.into_iter().map(|row| self.classify(row));
-        let directions = directions.collect::<Result<Vec<_>, _>>()?;
+        let directions = self.classify(seen)?;
         let labels = directions.iter().map(|(label, _score)| *label);
         let scores = directions.iter().map(|(_label, score)| *score);
         Ok(vec![Tensor::texts("label", labels), Tensor::fp32("score", scores)])
@@ -71,34 +71,36 @@ impl Guest for TextDirection {
 }
 
 impl TextDirection {
-    /// The more likely label and its probability.
-    fn classify(&self, seen: Array) -> Result<(&'static str, f32), PredictError> {
-        match self.model.run([seen])?.fp32(0)?[..] {
-            [upright, turned] if turned > upright => Ok((LABELS[1], turned)),
-            [upright, _turned] => Ok((LABELS[0], upright)),
-            _ => Err(PredictError::failed("the network gave something else than two numbers")),
-        }
+    /// The more likely label of each row and its probability.
+    fn classify(&self, seen: Array) -> Result<Vec<(&'static str, f32)>, PredictError> {
+        let outputs = self.model.run([seen])?.fp32(0)?;
+        let (probabilities, _rest) = outputs.as_chunks();
+        let direction = |[upright, turned]: &[f32; 2]| {
+            if turned > upright { (LABELS[1], *turned) } else { (LABELS[0], *upright) }
+        };
+        Ok(probabilities.iter().map(direction).collect())
     }
 }
 
-/// Convert a picture to the network's input: scaled to its height, as wide as the aspect ratio
-/// requires up to its width, with levels from -1 to 1, and padded with grey to the right.
-fn seen(picture: &RgbImage) -> TractResult<Array> {
+/// The network's input for so many rows, which are grey.
+fn empty(rows: usize) -> TractResult<Array> {
+    Array::zero::<f32>(&[rows, CHANNELS, HEIGHT, WIDTH])
+}
+
+/// Convert a picture to a row of the network's input: scaled to its height, as wide as the aspect
+/// ratio requires up to its width, with levels from -1 to 1. The rest of the row stays grey.
+fn see(picture: &RgbImage, row: &mut [f32]) {
     let ratio = f64::from(picture.width()) / f64::from(picture.height());
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to WIDTH")]
     let width = (HEIGHT as f64 * ratio).ceil().min(WIDTH as f64) as usize;
     let resized = resample::resize(picture, width, HEIGHT);
-    let mut seen = Array::zero::<f32>(&SHAPE)?;
-    let mut levels = seen.to_plain_array_view_mut::<f32>()?;
-    let levels = levels.as_slice_mut().expect("a new array has no gaps");
-    for (plane, channel) in levels.chunks_exact_mut(HEIGHT * WIDTH).zip((0..CHANNELS).rev()) {
+    for (plane, channel) in row.chunks_exact_mut(HEIGHT * WIDTH).zip((0..CHANNELS).rev()) {
         for (levels, pixels) in plane.chunks_exact_mut(WIDTH).zip(resized.chunks_exact(width)) {
             for (level, pixel) in levels.iter_mut().zip(pixels) {
                 *level = (f32::from(pixel[channel]) / 255.0 - 0.5) / 0.5;
             }
         }
     }
-    Ok(seen)
 }
 
 export!(TextDirection);

@@ -34,7 +34,13 @@ pub(super) struct Node {
 /// The shapes of the last call's inputs and the description that followed from them, because calls
 /// often have the same shapes. It is no part of what a node is.
 #[derive(Debug, Default)]
-struct Memo(Mutex<Option<(TVec<TVec<usize>>, Arc<Resolved>)>>);
+struct Memo(Mutex<Option<LastCall>>);
+
+#[derive(Debug)]
+struct LastCall {
+    shapes: TVec<TVec<usize>>,
+    resolved: Arc<Resolved>,
+}
 
 impl Clone for Memo {
     fn clone(&self) -> Self {
@@ -55,14 +61,14 @@ impl Memo {
         resolve: impl FnOnce() -> TractResult<Resolved>,
     ) -> TractResult<Arc<Resolved>> {
         let mut memo = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, resolved)) = &*memo
-            && known.iter().map(|shape| &shape[..]).eq(shapes.iter().copied())
+        if let Some(last) = &*memo
+            && last.shapes.iter().map(|shape| &shape[..]).eq(shapes.iter().copied())
         {
-            return Ok(resolved.clone());
+            return Ok(last.resolved.clone());
         }
         let resolved = Arc::new(resolve()?);
         let shapes = shapes.iter().map(|shape| (*shape).into()).collect();
-        *memo = Some((shapes, resolved.clone()));
+        *memo = Some(LastCall { shapes, resolved: resolved.clone() });
         Ok(resolved)
     }
 }
@@ -78,7 +84,7 @@ pub(super) enum Kind {
     /// Input: the image.
     Deconvolution(Deconvolution),
     /// Inputs: the operands that are not constant, and the residual if there is one.
-    Product(Product),
+    Product(Box<Product>),
     /// Input: the elements.
     Unary,
     /// Inputs: left and right.

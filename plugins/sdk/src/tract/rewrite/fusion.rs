@@ -59,11 +59,9 @@ pub(super) fn absorb(model: &TypedModel, node: &TypedNode) -> TractResult<Option
     }
     if let Some((operand, step)) = step(model, node)
         && users(model, operand) == 1
-        && let Some(before) = node_at(model, operand)
+        && let Some(after) = node_at(model, operand).and_then(|before| with_step(before, step))
     {
-        if let Some(after) = with_step(before, step) {
-            return replace(model, node, after, &model.node(operand.node).inputs);
-        }
+        return replace(model, node, after, &model.node(operand.node).inputs);
     }
     if let Some(patch) = absorb_hard_sigmoid(model, node)? {
         return Ok(Some(patch));

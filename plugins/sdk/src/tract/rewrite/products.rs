@@ -39,6 +39,6 @@ fn product(
     if inputs.is_empty() {
         return Ok(None);
     }
-    let product = Kind::Product(Product::new(axes, operands));
+    let product = Kind::Product(Box::new(Product::new(axes, operands)));
     replace(model, node, Node::new(product, output.clone()), &inputs)
 }
