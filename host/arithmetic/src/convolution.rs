@@ -1,8 +1,10 @@
 //! Convolutions as products of matrices: the windows of a panel of output elements are laid out as
 //! the rows of its right factors, a block of `k` at a time, unless they are read from
-//! [bands](crate::bands).
+//! [bands].
 
-use crate::bands::Bands;
+mod bands;
+
+use self::bands::Bands;
 use crate::panel::{Ending, K_BLOCK, Panel, block_size};
 use crate::progress::Progress;
 use crate::scratch::{Parts, Scratch};

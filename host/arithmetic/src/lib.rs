@@ -25,7 +25,6 @@
 //! The crate has no parser and no handles.
 
 mod backend;
-mod bands;
 mod call;
 mod check;
 mod convolution;

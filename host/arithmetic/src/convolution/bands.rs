@@ -4,7 +4,7 @@
 //! If windows are more than one element apart, a row is copied as several ones, its phases: every
 //! so many elements from the first one on, from the second one on, and so on.
 
-use crate::convolution::ConvolutionKernel;
+use super::ConvolutionKernel;
 use crate::panel::{K_BLOCK, Panel, block_size};
 use crate::scratch::{PLANE, Parts};
 use crate::simd::Simd;
