@@ -102,8 +102,11 @@ fn pack_weights(weights: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
     packed
 }
 
+/// The name of a function, its operands, and the result of plain loops, where there is one.
+type ExpectedCall = (&'static str, Vec<Vec<f32>>, Option<Vec<f32>>);
+
 /// Calls of every function, with the results of plain loops where those are short.
-fn calls() -> Vec<(&'static str, Vec<Vec<f32>>, Option<Vec<f32>>)> {
+fn calls() -> Vec<ExpectedCall> {
     let (input, other) = (values(2 * 5 * 7, 1), values(70, 2));
     let image = values(3 * 6 * 5, 3);
     let weights = values(10 * 3 * 9, 4);

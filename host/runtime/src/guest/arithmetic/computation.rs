@@ -158,7 +158,7 @@ impl Computation {
         let SplitMemory { output, rest } = memory;
         // Checked again, because the guest's allocator has run.
         let call = self.check(|operand| rest.operand(operand))?;
-        let output = bytemuck::try_cast_slice_mut(output).map_err(|_| misaligned())?;
+        let output = bytemuck::try_cast_slice_mut(output).map_err(|_error| misaligned())?;
         if output.len() != call.output_len() {
             bail!("the length of an operation's result has changed")
         }
@@ -269,7 +269,7 @@ impl<'a> RestOfMemory<'a> {
 }
 
 fn floats(bytes: &[u8]) -> wasmtime::Result<&[f32]> {
-    bytemuck::try_cast_slice(bytes).map_err(|_| misaligned())
+    bytemuck::try_cast_slice(bytes).map_err(|_error| misaligned())
 }
 
 fn misaligned() -> wasmtime::Error {
