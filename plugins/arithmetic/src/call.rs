@@ -60,7 +60,11 @@ pub(crate) fn execute(call: &str, operands: &Operands) -> Option<Vec<u32>> {
 /// Squares the operand so many times, and returns the last result.
 fn repeat(times: u32, operand: &[u32]) -> Vec<u32> {
     let tail = Tail { activation: Activation::Square, scale: 1.0, shift: 0.0 };
-    (0..times).map(|_| arithmetic::unary(tail, operand)).last().unwrap_or_default()
+    let mut result = Vec::new();
+    for _ in 0..times {
+        result = arithmetic::unary(tail, operand);
+    }
+    result
 }
 
 /// The words of a call.

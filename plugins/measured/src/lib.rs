@@ -60,8 +60,9 @@ impl Guest for Measured {
     fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
         let mut inputs = Vec::with_capacity(self.inputs.len());
         for input in &self.inputs {
-            let shape: Vec<_> =
-                batch.shape(&input.name)?.iter().map(|size| *size as usize).collect();
+            let sizes = batch.shape(&input.name)?.iter().map(|size| usize::try_from(*size));
+            let shape = sizes.collect::<Result<Vec<_>, _>>();
+            let shape = shape.map_err(|error| PredictError::failed(error.to_string()))?;
             inputs.push(match input.datatype {
                 Datatype::Fp32 => array(&shape, &batch.fp32(&input.name)?),
                 _ => array(&shape, &batch.int64(&input.name)?),
