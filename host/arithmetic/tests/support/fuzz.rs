@@ -153,7 +153,7 @@ fn operation(source: &mut Source<'_>) -> (Operation, [u64; 4], u64) {
         }
         4 => binary(source),
         _ => {
-            let (columns, rows) = (source.size(), source.size() - 1);
+            let (columns, rows) = (source.size(), source.size().saturating_sub(1));
             let length = product(&[columns, rows]);
             let operation = match kind {
                 5 => Operation::Softmax(Softmax { columns }),
