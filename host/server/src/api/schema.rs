@@ -113,19 +113,19 @@ pub(crate) fn request<T: JsonSchema>() -> Value {
 /// The components that the generator has collected, by name.
 pub(crate) fn definitions(mut generator: SchemaGenerator) -> Map<String, Value> {
     let mut definitions = generator.take_definitions(true);
-    definitions.values_mut().for_each(remove_null_defaults);
+    definitions.values_mut().for_each(remove_defaults);
     definitions
 }
 
-/// Remove defaults that say only that a field of an older server's response may be missing: `null` is
-/// no value of the field's type.
-fn remove_null_defaults(schema: &mut Value) {
+/// Remove defaults: in responses they say only that an older server's may lack a field, and some are no
+/// values of its type. A field that is called `default` has a schema, which is an object.
+fn remove_defaults(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
-            fields.retain(|name, value| name != "default" || !value.is_null());
-            fields.values_mut().for_each(remove_null_defaults);
+            fields.retain(|name, value| name != "default" || value.is_object());
+            fields.values_mut().for_each(remove_defaults);
         }
-        Value::Array(items) => items.iter_mut().for_each(remove_null_defaults),
+        Value::Array(items) => items.iter_mut().for_each(remove_defaults),
         _ => {}
     }
 }
