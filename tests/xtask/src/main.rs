@@ -169,11 +169,6 @@ fn docs(workspace: &Workspace, options: &docs::Options) -> Result<()> {
 /// Builds everything and runs the tests, with `variable` in their environment.
 fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)>) -> Result<()> {
     let host = build_for_tests(workspace)?;
-    if extra.is_empty() {
-        // The SDK's tests run natively; it is no default member because guests are built with it.
-        run::shown(run::cargo().args(["test", "--locked", "--package", "guesthouse-guest"]))?;
-    }
-
     run::shown(
         run::cargo()
             .args(["test", "--locked"])
