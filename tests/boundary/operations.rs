@@ -213,6 +213,11 @@ fn invalid_changes_are_rejected_without_effect() {
     let unknown = server.admin("POST", "models/nobody/promote", &json!({"version": "1.0.0"}));
     assert_eq!(refused(&unknown), (404, "not_found"));
 
+    // No artifact at all is rejected before an operation begins.
+    let url = format!("http://{}/admin/v1/deploy", server.admin_address());
+    let empty = client::send("POST", &url, &[("X-API-Key", DEMO_ADMIN_KEY)], b"");
+    assert_eq!(refused(&empty), (400, "malformed_request"));
+
     // The same version with other bytes, and a file that is not an artifact.
     let failed = deploy(&server, &other, "", &[]);
     assert_eq!(

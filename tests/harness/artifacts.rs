@@ -128,14 +128,16 @@ pub fn growing(name: &str, version: &str, stage: u8, folder: &Path) -> PathBuf {
     std::fs::write(manifest.with_extension("jsonl"), golden).expect("the folder is writable");
     let component = environment::guests().join("growing.wasm");
     let output = folder.join(format!("{name}-{version}.wasm"));
-    let path = |path: &Path| path.to_string_lossy().into_owned();
-    let (manifest, component) = (path(&manifest), path(&component));
-    let mut arguments = vec!["pack", "--manifest", &manifest, "--component", &component];
-    let written = path(&output);
-    arguments.extend(["--output", &written]);
-    let outcome = run_host(&arguments);
-    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    pack(&manifest, &component, &output);
     output
+}
+
+/// Packs a component with its manifest.
+fn pack(manifest: &Path, component: &Path, output: &Path) {
+    let [manifest, component, output] = [manifest, component, output].map(Path::to_string_lossy);
+    let files = ["--manifest", &manifest, "--component", &component, "--output", &output];
+    let outcome = run_host(&[&["pack"], &files[..]].concat());
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
 }
 
 /// Describes an artifact of the `arithmetic` guest.
@@ -178,13 +180,7 @@ impl Arithmetic {
             component = output;
         }
         let output = folder.join(format!("arithmetic-{version}.wasm"));
-        let path = |path: &Path| path.to_string_lossy().into_owned();
-        let (manifest, component) = (path(&manifest), path(&component));
-        let mut arguments = vec!["pack", "--manifest", &manifest, "--component", &component];
-        let written = path(&output);
-        arguments.extend(["--output", &written]);
-        let outcome = run_host(&arguments);
-        assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+        pack(&manifest, &component, &output);
         output
     }
 }

@@ -25,7 +25,8 @@ pub(in crate::guest) struct IdleCores {
     cores: usize,
     /// Cores on which guests run or that help them.
     busy: AtomicUsize,
-    threads: ThreadPool,
+    /// None if there is only one core.
+    threads: Option<ThreadPool>,
 }
 
 /// The inference threads that a version may occupy.
@@ -47,13 +48,16 @@ struct Helpers<'a> {
 }
 
 impl IdleCores {
-    /// Start the threads for this number of cores.
+    /// Start a thread for each core but the one on which a guest runs.
     pub(in crate::guest) fn new(cores: usize) -> Result<Self, ThreadPoolBuildError> {
-        let threads = ThreadPoolBuilder::new()
-            .num_threads(cores.saturating_sub(1).max(1))
-            .thread_name(|index| format!("arithmetic-{index}"))
-            .build()?;
-        Ok(Self { cores, busy: AtomicUsize::new(0), threads })
+        let helpers = cores.saturating_sub(1);
+        let threads = (helpers > 0).then(|| {
+            ThreadPoolBuilder::new()
+                .num_threads(helpers)
+                .thread_name(|index| format!("arithmetic-{index}"))
+                .build()
+        });
+        Ok(Self { cores, busy: AtomicUsize::new(0), threads: threads.transpose()? })
     }
 
     /// A guest of the version runs on the calling thread until the result is dropped.
@@ -75,7 +79,7 @@ impl IdleCores {
         is_stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), Stopped> {
         let helpers = if call.work() < MIN_WORK { None } else { self.find_helpers(share) };
-        let Some(helpers) = helpers else {
+        let (Some(threads), Some(helpers)) = (&self.threads, helpers) else {
             return call.execute(backend, output, &mut || is_stopped());
         };
         let parts = with_outputs(call.split((helpers.count + 1) * PARTS_PER_CORE), output);
@@ -92,7 +96,7 @@ impl IdleCores {
                 }
             }
         };
-        self.threads.in_place_scope(|scope| {
+        threads.in_place_scope(|scope| {
             (0..helpers.count).for_each(|_| scope.spawn(|_| compute()));
             compute();
         });
@@ -205,6 +209,19 @@ mod tests {
         let output = (Backend::fastest(), &mut output[..]);
         assert_eq!(cores.execute(&share, &call, output, &|| true), Err(Stopped));
         assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn one_core_has_no_threads_and_computes_alone() {
+        let (cores, share) = (IdleCores::new(1).unwrap(), Share::new(4));
+        assert!(cores.threads.is_none());
+        let (left, right) = (numbers(), numbers());
+        let operands = Operands { first: &left, second: &right, ..Operands::default() };
+        let call = product().check(operands).unwrap();
+        let mut output = vec![0.0; call.output_len()];
+        let target = (Backend::fastest(), &mut output[..]);
+        assert_eq!(cores.execute(&share, &call, target, &|| false), Ok(()));
+        assert!(output.iter().any(|value| *value != 0.0));
     }
 
     #[test]

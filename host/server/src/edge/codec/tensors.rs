@@ -253,6 +253,19 @@ mod tests {
     use guesthouse_model::bytes_elements;
 
     #[test]
+    fn only_tensors_that_are_most_of_a_body_share_its_memory() {
+        let body = Bytes::from(vec![0; 100]);
+        for (bytes, shares) in [(90, true), (50, true), (49, false), (0, false)] {
+            let data = body.slice(..bytes);
+            let (name, shape) = ("x".to_owned(), vec![bytes as u64]);
+            let mut tensors = [Tensor { name, datatype: Datatype::Uint8, shape, data }];
+            copy_small_parts(&mut tensors, body.len());
+            assert_eq!(tensors[0].data, body[..bytes]);
+            assert_eq!(tensors[0].data.as_ptr() == body.as_ptr(), shares, "{bytes}");
+        }
+    }
+
+    #[test]
     fn classes_are_in_descending_order() {
         let values = [0.5_f32, f32::NAN, 2.0, 2.0, -1.0, -1.0, -1.0, 7.25];
         let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
