@@ -10,9 +10,12 @@ mod graph;
 mod node;
 mod product;
 mod proto;
+mod quantised;
+mod reduction;
 mod rewrite;
 #[cfg(test)]
 mod tests;
+mod trees;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,8 +104,15 @@ impl ModelBuilder {
     }
 
     fn plan(self, reader: &mut dyn std::io::Read) -> TractResult<Arc<TypedRunnableModel>> {
-        let onnx = tract_onnx::onnx();
+        let mut onnx = tract_onnx::onnx();
         let mut file = onnx.proto_model_for_read(reader)?;
+        if let Some(graph) = &mut file.graph {
+            proto::expand_quantised(graph);
+        }
+        if !self.is_left_to_tract {
+            file.graph.iter_mut().for_each(proto::widen);
+            trees::register(&mut onnx);
+        }
         let typed = self.typed(&onnx, &file).or_else(|error| {
             let is_changed = file.graph.as_mut().is_some_and(proto::keep_sizes_symbolic);
             if is_changed { self.typed(&onnx, &file) } else { Err(error) }

@@ -3,6 +3,7 @@
 mod images;
 mod products;
 mod published;
+mod quantised;
 mod recurrent;
 mod rows;
 
