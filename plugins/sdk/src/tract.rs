@@ -16,6 +16,7 @@ mod rewrite;
 #[cfg(test)]
 mod tests;
 mod trees;
+mod unfolded;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tract_onnx::Onnx;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 
+use self::quantised::QuantisedNode;
 use crate::{Assets, Error, PredictError};
 
 /// An input of the ONNX graph: its element type and its shape. Named dimensions vary between calls.
@@ -112,6 +114,7 @@ impl ModelBuilder {
         if !self.is_left_to_tract {
             file.graph.iter_mut().for_each(proto::widen);
             trees::register(&mut onnx);
+            unfolded::register(&mut onnx);
         }
         let typed = self.typed(&onnx, &file).or_else(|error| {
             let is_changed = file.graph.as_mut().is_some_and(proto::keep_sizes_symbolic);
@@ -196,7 +199,7 @@ impl Model {
             let outputs = tract_onnx::tract_core::plan::eval(context, state, node, inputs);
             let time = clock().saturating_sub(start);
             let name = node.op.name();
-            let is_ours = node.op_is::<node::Node>();
+            let is_ours = node.op_is::<node::Node>() || node.op_is::<QuantisedNode>();
             match times.iter_mut().find(|entry| entry.name == name && entry.is_ours == is_ours) {
                 Some(entry) => {
                     entry.count += 1;

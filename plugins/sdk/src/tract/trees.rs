@@ -13,6 +13,8 @@ use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::math;
 use tract_onnx::tract_hir::internal::*;
 
+use super::unfolded::tracts;
+
 const CLASSIFIER: &str = "TreeEnsembleClassifier";
 const REGRESSOR: &str = "TreeEnsembleRegressor";
 
@@ -25,11 +27,7 @@ pub(super) fn register(onnx: &mut Onnx) {
 type Parsed = (Box<dyn InferenceOp>, Vec<String>);
 
 fn classifier(context: &ParsingContext, node: &NodeProto) -> TractResult<Parsed> {
-    let register = tract_onnx::onnx().op_register;
-    let parse = register.0.get(CLASSIFIER).context("tract has classifiers")?;
-    let (operation, closures) = parse(context, node)?;
-    let tracts = operation.as_op().downcast_ref::<Box<dyn Expansion>>();
-    let tracts = tracts.context("tract expands classifiers")?.clone();
+    let (tracts, closures) = tracts(CLASSIFIER, context, node)?;
     let classes = match node.get_attr_opt_slice::<i64>("classlabels_int64s")? {
         Some(labels) => labels.len(),
         None => node.get_attr_tvec::<&str>("classlabels_strings")?.len(),

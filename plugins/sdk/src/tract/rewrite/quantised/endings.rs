@@ -89,7 +89,9 @@ fn requantise(ending: &mut Ending, end: &End) -> bool {
             .iter()
             .zip(&*ending.bias)
             .zip(&*ending.multipliers)
-            .map(|((offset, bias), multiplier)| offset.checked_add(in_units(*bias, *multiplier)?))
+            .map(|((offset, bias), multiplier)| {
+                Some(offset.wrapping_add(in_units(*bias, *multiplier)?))
+            })
             .collect();
         let Some(offsets) = offsets else { return false };
         (ending.offsets, ending.bias) = (offsets, [].into());
@@ -100,11 +102,12 @@ fn requantise(ending: &mut Ending, end: &End) -> bool {
     true
 }
 
-/// A number in units of sums, if it is small enough.
+/// A number in units of sums, if it is as small as them. Adding it to a sum may wrap around, as it
+/// does in the operation.
 fn in_units(number: f32, unit: f32) -> Option<i32> {
     let units = (f64::from(number) / f64::from(unit)).round_ties_even();
     #[expect(clippy::cast_possible_truncation, reason = "it is compared before")]
-    (units.abs() < f64::from(1 << 30)).then_some(units as i32)
+    (units.abs() <= f64::from(i32::MAX)).then_some(units as i32)
 }
 
 /// The sum of two tensors of 8-bit values.
