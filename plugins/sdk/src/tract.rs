@@ -106,11 +106,13 @@ impl ModelBuilder {
     }
 
     fn plan(self, reader: &mut dyn std::io::Read) -> TractResult<Arc<TypedRunnableModel>> {
+        let file = tract_onnx::onnx().proto_model_for_read(reader)?;
+        self.plan_of(file)
+    }
+
+    fn plan_of(self, mut file: ModelProto) -> TractResult<Arc<TypedRunnableModel>> {
         let mut onnx = tract_onnx::onnx();
-        let mut file = onnx.proto_model_for_read(reader)?;
-        if let Some(graph) = &mut file.graph {
-            proto::expand_quantised(graph);
-        }
+        file.graph.iter_mut().for_each(proto::expand_quantised);
         if !self.is_left_to_tract {
             file.graph.iter_mut().for_each(proto::widen);
             trees::register(&mut onnx);
@@ -232,13 +234,17 @@ pub struct OperationTime {
 pub struct ModelOutputs(TVec<TValue>);
 
 impl ModelOutputs {
-    /// The elements of an output, row-major.
+    /// The elements of an output of single or half precision, row-major.
     ///
     /// # Errors
-    /// [`PredictError::Failed`] if the graph has no such output or it is not of type f32.
+    /// [`PredictError::Failed`] if the graph has no such output or it is of another type.
     pub fn fp32(&self, index: usize) -> Result<Vec<f32>, PredictError> {
         let output = self.0.get(index);
         let output = output.ok_or_else(|| PredictError::failed(format!("no output {index}")))?;
+        if output.datum_type() == f16::datum_type() {
+            let view = output.to_plain_array_view::<f16>().map_err(failed)?;
+            return Ok(view.iter().map(|element| element.to_f32()).collect());
+        }
         let view = output.to_plain_array_view::<f32>().map_err(failed)?;
         Ok(view.iter().copied().collect())
     }

@@ -33,9 +33,7 @@ pub(super) fn resolve(
     let mut shape: TVec<usize> = input.into();
     shape[axes].fill(1);
     let operation = match function {
-        _ if inner == 1 => {
-            Operation::Reduction(Reduction { function, columns: reduced, scale })
-        }
+        _ if inner == 1 => Operation::Reduction(Reduction { function, columns: reduced, scale }),
         ReductionFunction::Sum => {
             let product = MatrixProduct {
                 batch: [1, outer],

@@ -263,8 +263,8 @@ impl Trees {
                 node
             {
                 let value = row[*feature];
-                let holds = comparison.holds(value, *threshold)
-                    | (value.is_nan() & is_true_if_missing);
+                let holds =
+                    comparison.holds(value, *threshold) | (value.is_nan() & is_true_if_missing);
                 node = &self.nodes[next[usize::from(holds)]];
             }
             if let TreeNode::Leaf { votes } = node {
@@ -295,9 +295,7 @@ impl<'a> Splits<'a> {
             thresholds: node.get_attr_vec("nodes_values")?,
             then: node.get_attr_vec("nodes_truenodeids")?,
             otherwise: node.get_attr_vec("nodes_falsenodeids")?,
-            missing: node
-                .get_attr_opt_vec("nodes_missing_value_tracks_true")?
-                .unwrap_or_default(),
+            missing: node.get_attr_opt_vec("nodes_missing_value_tracks_true")?.unwrap_or_default(),
         };
         let Self { modes, features, thresholds, then, otherwise, .. } = &splits;
         let lens = [modes.len(), features.len(), thresholds.len(), then.len(), otherwise.len()];

@@ -84,9 +84,8 @@ fn quantise(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedMod
 /// The scale itself instead of the reciprocal of its reciprocal, if an operation behind has it.
 fn exact_scale(model: &TypedModel, node: &TypedNode, scale: f32) -> f32 {
     let successors = node.outputs[0].successors.iter();
-    let scales = successors.filter_map(|inlet| {
-        Some(model.node(inlet.node).op_as::<DequantizeLinearF32>()?.scale)
-    });
+    let scales = successors
+        .filter_map(|inlet| Some(model.node(inlet.node).op_as::<DequantizeLinearF32>()?.scale));
     scales.into_iter().find(|other| are_near(*other, scale)).unwrap_or(scale)
 }
 
@@ -95,10 +94,9 @@ fn dequantise(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedM
     let fact = model.outlet_fact(node.inputs[0])?;
     let is_signed = fact.datum_type == i8::datum_type();
     let zero_point = operation.zero_point + if is_signed { OFFSET } else { 0 };
-    let (true, Ok(zero_point)) = (
-        is_signed || fact.datum_type == u8::datum_type(),
-        u8::try_from(zero_point),
-    ) else {
+    let (true, Ok(zero_point)) =
+        (is_signed || fact.datum_type == u8::datum_type(), u8::try_from(zero_point))
+    else {
         return Ok(None);
     };
     if fact.konst.is_some() || !is_scale(operation.scale) {

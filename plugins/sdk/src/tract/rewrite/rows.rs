@@ -71,8 +71,7 @@ fn softmax(
     // Another axis becomes the innermost one, and moves back.
     let mut patch = TypedModelPatch::default();
     let mut wire = patch.taps(model, &node.inputs)?;
-    let [there, back] =
-        [AxisOp::Move(axes.start, last), AxisOp::Move(last, axes.start)];
+    let [there, back] = [AxisOp::Move(axes.start, last), AxisOp::Move(last, axes.start)];
     wire = patch.wire_node(format!("{}.rows", node.name), there, &wire)?;
     let rows = patch.outlet_fact(wire[0])?.shape.clone();
     let ours = Node::new(Kind::Softmax { axes: 1 }, rows);

@@ -207,7 +207,11 @@ fn operations_on_numbers_between_8_bit_tensors_are_left() {
     let input = graph.in_steps(input, UNSIGNED, SCALE);
     let output = graph.wire(math::tanh(), &[input]);
     let output = graph.in_steps(output, UNSIGNED, SCALE);
-    graph.check_steps(&[output], SCALE, &["Quantise", "Dequantise", "Unary", "Quantise", "Dequantise"]);
+    graph.check_steps(
+        &[output],
+        SCALE,
+        &["Quantise", "Dequantise", "Unary", "Quantise", "Dequantise"],
+    );
 }
 
 #[test]

@@ -33,8 +33,7 @@ fn softmax_over_another_axis_is_ours_between_transpositions() {
 fn softmax_over_several_innermost_axes_is_ours() {
     let mut graph = Graph::new();
     let input = graph.rows(3, &[4, 21]);
-    let softmax =
-        Softmax { axes: tvec!(1, 2), quant_output_dt: None, kind: SoftmaxKind::Softmax };
+    let softmax = Softmax { axes: tvec!(1, 2), quant_output_dt: None, kind: SoftmaxKind::Softmax };
     let output = graph.wire(softmax, &[input]);
     graph.check(&[output], &["ArithmeticSoftmax"]);
 }

@@ -47,9 +47,7 @@ pub(super) fn identity(
     let Some(end) = End::at(model, node) else { return Ok(None) };
     let Some((source, input)) = values(model, end.start) else { return Ok(None) };
     let output = end.output;
-    if !super::are_near(input.scale, end.scale)
-        || output != Requantisation::new(input.zero_point)
-    {
+    if !super::are_near(input.scale, end.scale) || output != Requantisation::new(input.zero_point) {
         return Ok(None);
     }
     let mut patch = TypedModelPatch::default();

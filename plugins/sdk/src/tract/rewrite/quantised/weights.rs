@@ -63,7 +63,8 @@ impl Weights {
         let values = if is_unsigned {
             let view = values.try_as_plain_ram()?;
             let signed = view.as_slice::<u8>()?.iter();
-            let signed: Vec<i8> = signed.map(|value| (value ^ OFFSET as u8).cast_signed()).collect();
+            let signed: Vec<i8> =
+                signed.map(|value| (value ^ OFFSET as u8).cast_signed()).collect();
             Tensor::from_shape(values.shape(), &signed)?
         } else {
             values.clone()
