@@ -26,6 +26,24 @@ fn with_instructions<K: IntegerKernel>(simd: Vnni, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
+/// The mask, of which the compiler knows nothing: a store of one byte, if it is known when code is
+/// generated that it is one, was seen to become a store of four.
+#[inline(always)]
+fn hidden(mask: __mmask16) -> __mmask16 {
+    #[cfg(miri)]
+    return mask;
+    #[cfg(not(miri))]
+    {
+        let mut mask = mask;
+        // SAFETY: there are no instructions.
+        #[expect(unsafe_code, reason = "only assembly hides a value from the compiler")]
+        unsafe {
+            std::arch::asm!("/* {:x} */", inout(reg) mask, options(pure, nomem, nostack, preserves_flags));
+        }
+        mask
+    }
+}
+
 // In each function a value of Vnni proves that the processor has the instructions.
 #[expect(unsafe_code, reason = "instructions that not all processors have, and pointers")]
 impl IntegerSimd for Vnni {
@@ -170,9 +188,10 @@ impl IntegerSimd for Vnni {
 
     #[inline(always)]
     unsafe fn store_first_bytes(self, to: *mut u8, count: usize, vector: __m512i) {
+        let first_bytes = hidden((1 << count) - 1);
         // SAFETY: the processor has the instructions; bytes from `count` on are not written, and
         // the caller has the others.
-        unsafe { _mm_mask_storeu_epi8(to.cast(), (1 << count) - 1, _mm512_cvtepi32_epi8(vector)) }
+        unsafe { _mm_mask_storeu_epi8(to.cast(), first_bytes, _mm512_cvtepi32_epi8(vector)) }
     }
 
     #[inline(always)]
