@@ -5,6 +5,7 @@
 
 mod broadcast;
 mod convolution;
+mod dynamic;
 mod execute;
 mod graph;
 mod node;
@@ -25,6 +26,7 @@ use tract_onnx::Onnx;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 
+use self::dynamic::DynamicProduct;
 use self::quantised::QuantisedNode;
 use crate::{Assets, Error, PredictError};
 
@@ -201,7 +203,9 @@ impl Model {
             let outputs = tract_onnx::tract_core::plan::eval(context, state, node, inputs);
             let time = clock().saturating_sub(start);
             let name = node.op.name();
-            let is_ours = node.op_is::<node::Node>() || node.op_is::<QuantisedNode>();
+            let is_ours = node.op_is::<node::Node>()
+                || node.op_is::<QuantisedNode>()
+                || node.op_is::<DynamicProduct>();
             match times.iter_mut().find(|entry| entry.name == name && entry.is_ours == is_ours) {
                 Some(entry) => {
                     entry.count += 1;

@@ -4,6 +4,7 @@
 //! has to happen before constants are propagated, which makes f32 weights of 8-bit ones. Values of
 //! type i8 become u8 with the zero point moved by 128.
 
+mod dynamic;
 mod endings;
 mod products;
 mod weights;
@@ -24,10 +25,10 @@ const OFFSET: i32 = 128;
 
 /// Replace all operations on 8-bit tensors.
 pub(super) fn quantised(model: &mut TypedModel) -> TractResult<()> {
-    repeat(model, &[quantise, dequantise])?;
+    repeat(model, &[quantise, dequantise, dynamic::quantise])?;
     repeat(model, &[offsets_that_cancel, axes_of_values])?;
-    repeat(model, &[products::convolution, products::product])?;
-    repeat(model, &[endings::bias])?;
+    repeat(model, &[products::convolution, products::product, dynamic::product])?;
+    repeat(model, &[endings::bias, dynamic::bias])?;
     repeat(model, &[endings::identity, endings::requantised, endings::sum])
 }
 

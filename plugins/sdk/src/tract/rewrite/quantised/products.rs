@@ -15,7 +15,7 @@ use super::{is_scale, values};
 use crate::tract::quantised::{Ending, QuantisedKind, QuantisedNode, Windows};
 
 /// The products in a sum that cannot overflow.
-const MAX_PRODUCTS: usize = (i32::MAX / (255 * 128)) as usize;
+pub(super) const MAX_PRODUCTS: usize = (i32::MAX / (255 * 128)) as usize;
 
 /// Replace a convolution by one whose output is real.
 pub(super) fn convolution(
@@ -81,21 +81,20 @@ pub(super) fn product(
     let strides = [row, column].map(|axis| shape[axis + 1..].iter().product::<usize>());
     let view = weights.values.try_as_plain_ram()?;
     let matrix = view.as_slice::<i8>()?;
-    let sums = (0..n).map(|column| {
-        (0..k).map(|row| i32::from(matrix[row * strides[0] + column * strides[1]])).sum()
-    });
-    let Some(ending) = ending(input, sums, &scales, vec![]) else { return Ok(None) };
+    let sums = column_sums([k, n], strides, matrix);
+    let Some(ending) = ending(input, sums.into_iter(), &scales, vec![]) else { return Ok(None) };
     let weights = pack_quantised_matrix([k, n], strides, matrix).into();
     replace(model, node, QuantisedKind::Product { k, n, weights, ending }, &[source])
 }
 
 /// The axes of the right operand along which are the rows and the columns of a matrix, if the left
 /// operand, of this rank, and the output are rows of it.
-fn matrix_axes(mapping: &AxesMapping, rank: usize, right: &Tensor) -> Option<[usize; 2]> {
+pub(super) fn matrix_axes(mapping: &AxesMapping, rank: usize, right: &Tensor) -> Option<[usize; 2]> {
     let last = rank.checked_sub(1)?;
     let mut axes = [None; 2];
     for axis in mapping.iter_all_axes() {
         match [&axis.inputs[0][..], &axis.inputs[1], &axis.outputs[0]] {
+            [[], [], []] => {}
             [[left], [right], []] if *left == last => axes[0] = Some(*right),
             [[], [right], [output]] if *output == last => axes[1] = Some(*right),
             [[left], [], [output]] if left == output && *left != last => {}
@@ -105,6 +104,13 @@ fn matrix_axes(mapping: &AxesMapping, rank: usize, right: &Tensor) -> Option<[us
         }
     }
     Some([axes[0]?, axes[1]?])
+}
+
+/// The sum of each column of a matrix `[k][n]`.
+pub(super) fn column_sums(size: [usize; 2], strides: [usize; 2], matrix: &[i8]) -> Vec<i32> {
+    let [k, n] = size;
+    let element = |row, column| i32::from(matrix[row * strides[0] + column * strides[1]]);
+    (0..n).map(|column| (0..k).map(|row| element(row, column)).sum()).collect()
 }
 
 fn sum(weights: &[i8]) -> i32 {
