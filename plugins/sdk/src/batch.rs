@@ -71,6 +71,14 @@ impl Batch {
         Ok(&self.input(name)?.shape)
     }
 
+    /// The datatype of an input.
+    ///
+    /// # Errors
+    /// The signature has no such input.
+    pub fn datatype(&self, name: &str) -> Result<wit::Datatype, PredictError> {
+        Ok(self.input(name)?.datatype)
+    }
+
     /// The data of an input, in the encoding of the contract.
     ///
     /// # Errors

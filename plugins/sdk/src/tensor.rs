@@ -30,16 +30,21 @@ impl Tensor {
 
     /// A tensor of one number per row, with the shape `[rows]`.
     pub fn fp32(name: &str, rows: impl IntoIterator<Item = f32>) -> Self {
-        let data: Vec<u8> = rows.into_iter().flat_map(f32::to_le_bytes).collect();
-        let count = data.len() / size_of::<f32>();
-        Self::raw(name, wit::Datatype::Fp32, vec![count as u64], data)
+        Self::numbers(name, wit::Datatype::Fp32, rows.into_iter().map(f32::to_le_bytes))
     }
 
     /// A tensor of one integer per row, with the shape `[rows]`.
     pub fn int64(name: &str, rows: impl IntoIterator<Item = i64>) -> Self {
-        let data: Vec<u8> = rows.into_iter().flat_map(i64::to_le_bytes).collect();
-        let count = data.len() / size_of::<i64>();
-        Self::raw(name, wit::Datatype::Int64, vec![count as u64], data)
+        Self::numbers(name, wit::Datatype::Int64, rows.into_iter().map(i64::to_le_bytes))
+    }
+
+    fn numbers<const N: usize>(
+        name: &str,
+        datatype: wit::Datatype,
+        rows: impl Iterator<Item = [u8; N]>,
+    ) -> Self {
+        let rows: Vec<[u8; N]> = rows.collect();
+        Self::raw(name, datatype, vec![rows.len() as u64], rows.into_flattened())
     }
 
     /// Any tensor. `data` has the encoding of the contract (`wit/model.wit`); the host checks that

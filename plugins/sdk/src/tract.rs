@@ -14,6 +14,7 @@ mod proto;
 mod quantised;
 mod reduction;
 mod rewrite;
+mod tensors;
 #[cfg(test)]
 mod tests;
 mod trees;
@@ -243,14 +244,17 @@ impl ModelOutputs {
     /// # Errors
     /// [`PredictError::Failed`] if the graph has no such output or it is of another type.
     pub fn fp32(&self, index: usize) -> Result<Vec<f32>, PredictError> {
-        let output = self.0.get(index);
-        let output = output.ok_or_else(|| PredictError::failed(format!("no output {index}")))?;
+        let output = self.output(index)?;
+        let view = output.try_as_plain_ram().map_err(failed)?;
         if output.datum_type() == f16::datum_type() {
-            let view = output.to_plain_array_view::<f16>().map_err(failed)?;
-            return Ok(view.iter().map(|element| element.to_f32()).collect());
+            let elements = view.as_slice::<f16>().map_err(failed)?;
+            return Ok(elements.iter().map(|element| element.to_f32()).collect());
         }
-        let view = output.to_plain_array_view::<f32>().map_err(failed)?;
-        Ok(view.iter().copied().collect())
+        view.as_slice::<f32>().map(<[f32]>::to_vec).map_err(failed)
+    }
+
+    fn output(&self, index: usize) -> Result<&TValue, PredictError> {
+        self.0.get(index).ok_or_else(|| PredictError::failed(format!("no output {index}")))
     }
 }
 

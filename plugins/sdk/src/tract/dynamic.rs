@@ -48,12 +48,20 @@ impl EvalOp for DynamicQuantise {
         let steps = f32::from(u8::MAX);
         let scale = if least == greatest { 1.0 } else { (greatest - least) / steps };
         let zero_point = (-least / scale).round_ties_even().clamp(0.0, steps);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is clamped")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is clamped"
+        )]
         let zero_point = zero_point as u8;
         let operation = QuantisedOperation::Quantise(scale, Requantisation::new(zero_point));
         let operands = QuantisedOperands { numbers, ..QuantisedOperands::default() };
         let values = execute_quantised(&operation, operands, input.shape())?;
-        Ok(tvec!(values.into_tvalue(), tensor0(scale).into_tvalue(), tensor0(zero_point).into_tvalue()))
+        Ok(tvec!(
+            values.into_tvalue(),
+            tensor0(scale).into_tvalue(),
+            tensor0(zero_point).into_tvalue()
+        ))
     }
 }
 

@@ -8,6 +8,7 @@ mod published;
 mod quantised;
 mod recurrent;
 mod rows;
+mod tensors;
 mod trees;
 
 use tract_onnx::tract_core::internal::*;

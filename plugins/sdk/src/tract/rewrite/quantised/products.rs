@@ -89,7 +89,11 @@ pub(super) fn product(
 
 /// The axes of the right operand along which are the rows and the columns of a matrix, if the left
 /// operand, of this rank, and the output are rows of it.
-pub(super) fn matrix_axes(mapping: &AxesMapping, rank: usize, right: &Tensor) -> Option<[usize; 2]> {
+pub(super) fn matrix_axes(
+    mapping: &AxesMapping,
+    rank: usize,
+    right: &Tensor,
+) -> Option<[usize; 2]> {
     let last = rank.checked_sub(1)?;
     let mut axes = [None; 2];
     for axis in mapping.iter_all_axes() {
