@@ -5,6 +5,7 @@
 
 mod broadcast;
 mod convolution;
+mod crop;
 mod dynamic;
 mod execute;
 mod graph;

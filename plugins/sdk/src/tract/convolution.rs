@@ -4,6 +4,7 @@ use guesthouse_arithmetic::{Operands, Operation, Tail, pack_convolution_weights,
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::cnn::PoolSpec;
 
+use super::crop::cropped;
 use super::node::{Constant, Resolved, size};
 
 /// A convolution with constant weights.
@@ -46,6 +47,14 @@ impl Convolution {
 
     pub(super) fn output_channels(&self) -> usize {
         self.pool.output_channels
+    }
+
+    /// Leave out what only meets padding in images of this shape.
+    pub(super) fn crop(&mut self, image: &[usize]) {
+        if let Some((pool, weights)) = cropped(&self.pool, &image[2..], &self.weights) {
+            self.pool = pool;
+            self.weights = weights.into();
+        }
     }
 
     pub(super) fn pack(&mut self) {

@@ -154,14 +154,19 @@ impl Node {
 
     /// Pack the constants and describe the operation, once nothing changes any more.
     pub(super) fn finish(&mut self, inputs: &[&TypedFact]) -> TractResult<()> {
-        match &mut self.kind {
-            Kind::Convolution(convolution) => convolution.pack(),
-            Kind::Deconvolution(deconvolution) => deconvolution.pack(),
-            Kind::Product(product) => product.pack(),
-            _ => {}
-        }
         let shapes: Option<TVec<&[usize]>> =
             inputs.iter().map(|fact| fact.shape.as_concrete()).collect();
+        match (&mut self.kind, shapes.as_deref()) {
+            (Kind::Convolution(convolution), shapes) => {
+                if let Some([image, ..]) = shapes {
+                    convolution.crop(image);
+                }
+                convolution.pack();
+            }
+            (Kind::Deconvolution(deconvolution), _) => deconvolution.pack(),
+            (Kind::Product(product), _) => product.pack(),
+            _ => {}
+        }
         let resolved = shapes.map(|shapes| self.resolve(&shapes)).transpose()?;
         self.resolved = resolved.map(Arc::new);
         Ok(())

@@ -9,6 +9,7 @@ use tract_onnx::tract_core::ops::math;
 use tract_onnx::tract_core::ops::nn::DataFormat;
 
 use super::{Graph, tails, unary};
+use crate::tract::node::{Kind, Node};
 
 /// A window and where it is applied.
 #[derive(Clone)]
@@ -91,6 +92,32 @@ fn a_convolution_of_one_dimension_is_ours() {
     let window = Window { kernel: tvec!(5), ..Window::square(5) };
     let output = convolution(&mut graph, input, [3, 4, 1], &window.padded(2));
     graph.check(&[output], &["Convolution"]);
+}
+
+#[test]
+fn kernels_lose_what_only_meets_padding() {
+    let windows = [
+        (Window::square(5).padded(2), [2, 9], [3, 5]),
+        (Window::square(5).padded(2), [1, 2], [1, 3]),
+        (Window::square(5).padded(2).strided(2), [2, 9], [2, 5]),
+        (Window { dilation: 2, ..Window::square(3).padded(2) }, [2, 1], [1, 1]),
+        (Window { padding: PaddingSpec::SameUpper, ..Window::square(5) }, [1, 9], [1, 5]),
+        (Window::square(3).padded(3), [4, 4], [3, 3]),
+    ];
+    for (window, [height, width], kernel) in windows {
+        for (channels, name) in [([5, 11, 1], "Convolution"), ([6, 6, 6], "DepthwiseConvolution")] {
+            let mut graph = Graph::new();
+            let input = graph.input(&[2, channels[0], height, width]);
+            let output = convolution(&mut graph, input, channels, &window);
+            graph.model.select_output_outlets(&[output]).unwrap();
+            let mut rewritten = graph.model.clone();
+            super::rewrite(&mut rewritten).unwrap();
+            let ours = rewritten.nodes().iter().find_map(|node| node.op_as::<Node>()).unwrap();
+            let Kind::Convolution(convolution) = &ours.kind else { unreachable!() };
+            assert_eq!(convolution.pool.kernel_shape[..], kernel, "{height}x{width}");
+            graph.check(&[output], &[name]);
+        }
+    }
 }
 
 #[test]
