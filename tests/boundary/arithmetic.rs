@@ -3,7 +3,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use guesthouse_runtime::guest::Backend;
-use guesthouse_tests::artifacts::{Arithmetic, run_host, temporary_folder};
+use guesthouse_tests::artifacts::{Arithmetic, run_host, temporary_folder, text_direction};
 use guesthouse_tests::{HttpResponse, Server, Setup};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -216,6 +216,46 @@ fn arithmetic_is_reported_where_it_is_granted() {
     let inspected = run_host(&["inspect", "--json", &artifact.to_string_lossy()]);
     let report: Value = serde_json::from_slice(&inspected.stdout).unwrap();
     assert_eq!(report["imports_arithmetic"], true);
+}
+
+#[test]
+fn profile_shows_functions_of_the_host_and_of_the_guest() {
+    let artifact = text_direction();
+    let artifact = artifact.to_string_lossy();
+    let measured = run_host(&["inspect", "--profile", "--rows", "2", "--json", &artifact]);
+    let report: Value = serde_json::from_slice(&measured.stdout).unwrap();
+    assert_eq!((report["model"].as_str(), &report["rows"]), (Some("text-direction"), &json!(2)));
+    for (calls, with_arithmetic) in [("with_arithmetic", true), ("without_arithmetic", false)] {
+        let calls = &report[calls];
+        assert!(calls["calls"].as_u64() > Some(0), "{calls}");
+        let mean = calls["mean_ms"].as_f64().unwrap();
+        let arithmetic = calls["arithmetic"].as_array().unwrap();
+        let in_host: f64 = arithmetic.iter().filter_map(|part| part["ms"].as_f64()).sum();
+        let in_guest = calls["guest_ms"].as_f64().unwrap();
+        assert!((in_host + in_guest - mean).abs() < 0.01 * mean, "{calls}");
+        let convolutions = arithmetic.iter().find(|part| part["function"] == "convolution");
+        let executions = convolutions.map(|part| part["executions"].as_f64().unwrap() >= 1.0);
+        assert_eq!(executions, with_arithmetic.then_some(true), "{calls}");
+        let shares = calls["guest"].as_array().unwrap();
+        let shares: f64 = shares.iter().filter_map(|part| part["share"].as_f64()).sum();
+        assert!((shares - 1.0).abs() < 1e-6, "{calls}");
+    }
+    let functions = report["without_arithmetic"]["guest"].as_array().unwrap();
+    let names = functions.iter().filter_map(|part| part["function"].as_str());
+    assert!(names.into_iter().any(|name| name.contains("guesthouse_arithmetic")), "{functions:?}");
+}
+
+#[test]
+fn profile_of_more_rows_than_a_call_takes_is_rejected() {
+    let folder = temporary_folder();
+    let artifact = Arithmetic::default().pack(folder.path());
+    for rows in ["0", "2"] {
+        let artifact = artifact.to_string_lossy();
+        let rejected = run_host(&["inspect", "--profile", "--rows", rows, &artifact]);
+        let error = String::from_utf8_lossy(&rejected.stderr);
+        assert!(!rejected.status.success(), "{error}");
+        assert!(error.contains("a call takes from 1 to 1 rows"), "{error}");
+    }
 }
 
 #[test]

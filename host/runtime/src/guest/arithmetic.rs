@@ -23,7 +23,8 @@ use self::description::{
     BinaryFunction, Broadcast, PoolFunction, Products, ReductionFunction, Tail, Windows,
 };
 pub(super) use self::idle_cores::{IdleCores, OccupiedCore, Share};
-pub use self::usage::ArithmeticUsage;
+use self::usage::Function;
+pub use self::usage::{ArithmeticUsage, FunctionUsage};
 
 /// The interface, in the version of the contract that introduced it. wasmtime links imports of later
 /// compatible versions to it, too.
@@ -136,12 +137,12 @@ impl<T: 'static> Interface<'_, T> {
         P: ComponentNamedList + Lift + 'static,
     {
         let find_permit = self.find_permit;
+        let function = Function::named(name);
         self.instance.func_wrap(name, move |context: StoreContextMut<'_, T>, parameters: P| {
             let Some(permit) = find_permit(context.data()) else {
                 bail!("arithmetic is not granted to this version")
             };
-            let (operation, operands) = describe(parameters);
-            Ok((Computation::new(operation, operands, permit),))
+            Ok((Computation::new(function, describe(parameters), permit),))
         })
     }
 }

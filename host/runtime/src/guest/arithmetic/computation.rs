@@ -22,7 +22,7 @@ use wasmtime::component::{ComponentType, Lift, Lower};
 use wasmtime::{Trap, ValRaw, bail, format_err};
 
 use super::idle_cores::{IdleCores, Share};
-use super::usage::ArithmeticUsage;
+use super::usage::{ArithmeticUsage, Function};
 use crate::guest::stop::StopSignal;
 
 /// The bytes of an element.
@@ -122,6 +122,7 @@ pub(in crate::guest) struct ResultTooLarge;
 
 /// The result of an operation, a `list<u32>`, which is computed when it is lowered.
 pub(super) struct Computation {
+    function: Function,
     operation: Operation,
     /// In the order of [`Operands`].
     operands: [Operand; 4],
@@ -129,8 +130,12 @@ pub(super) struct Computation {
 }
 
 impl Computation {
-    pub(super) fn new(operation: Operation, operands: [Operand; 4], permit: Permit) -> Self {
-        Self { operation, operands, permit }
+    pub(super) fn new(
+        function: Function,
+        (operation, operands): (Operation, [Operand; 4]),
+        permit: Permit,
+    ) -> Self {
+        Self { function, operation, operands, permit }
     }
 
     /// Compute the result. Returns its address and its length in elements.
@@ -143,7 +148,7 @@ impl Computation {
         let start = context.realloc(0, 0, <[u32] as ComponentType>::ALIGN32, bytes)?;
         let memory = SplitMemory::new(context.as_slice_mut(), start, bytes)?;
         let outcome = self.execute(memory);
-        self.permit.usage.add(begin.elapsed());
+        self.permit.usage.add(self.function, begin.elapsed());
         outcome?;
         Ok((u32::try_from(start)?, u32::try_from(elements)?))
     }
