@@ -10,10 +10,11 @@ use crate::{
 /// input: so many f32 fill the address space of a guest.
 pub(crate) const MAX_ELEMENTS: u64 = 1 << 30;
 
-const TOO_LARGE: Invalid = Invalid("a size is too large");
+pub(crate) const TOO_LARGE: Invalid = Invalid("a size is too large");
 const ZERO: Invalid = Invalid("a size is zero");
 const LENGTH: Invalid = Invalid("an operand has another length than the description");
-const UNEXPECTED: Invalid = Invalid("the operation does not have an operand of that kind");
+pub(crate) const UNEXPECTED: Invalid =
+    Invalid("the operation does not have an operand of that kind");
 
 impl Operation {
     /// Check that all indexes of the operation lie within its operands. Sizes are at least 1.
@@ -80,7 +81,7 @@ impl Operation {
 }
 
 /// Whether a convolution's kernels see all channels or their own.
-enum Channels {
+pub(crate) enum Channels {
     Mixed,
     Separate,
 }
@@ -130,7 +131,11 @@ fn deconvolution(description: &Deconvolution, operands: Operands<'_>) -> Result<
 
 /// Check that `count` windows in each dimension have small enough extents in a plane of the given
 /// size with its padding.
-fn windows_in(count: [u32; 2], plane: [u32; 2], windows: &Convolution) -> Result<(), Invalid> {
+pub(crate) fn windows_in(
+    count: [u32; 2],
+    plane: [u32; 2],
+    windows: &Convolution,
+) -> Result<(), Invalid> {
     for axis in 0..2 {
         product(&[count[axis], plane[axis], 1])?;
         let (stride, dilation) = (windows.stride[axis], windows.dilation[axis]);
@@ -147,12 +152,12 @@ fn windows_in(count: [u32; 2], plane: [u32; 2], windows: &Convolution) -> Result
     Ok(())
 }
 
-fn input_len(windows: &Convolution) -> Result<u64, Invalid> {
+pub(crate) fn input_len(windows: &Convolution) -> Result<u64, Invalid> {
     let [height, width] = windows.input;
     product(&[windows.batch, windows.input_channels, height, width])
 }
 
-fn output_len(windows: &Convolution) -> Result<u64, Invalid> {
+pub(crate) fn output_len(windows: &Convolution) -> Result<u64, Invalid> {
     let [height, width] = windows.output;
     product(&[windows.batch, windows.output_channels, height, width])
 }
@@ -220,20 +225,20 @@ fn within(operand: &[f32], sizes: [u32; 4], strides: [u32; 4]) -> Result<(), Inv
     if last < operand.len() as u64 { Ok(()) } else { Err(LENGTH) }
 }
 
-fn length(operand: &[f32], expected: u64) -> Result<(), Invalid> {
+pub(crate) fn length<T>(operand: &[T], expected: u64) -> Result<(), Invalid> {
     if operand.len() as u64 == expected { Ok(()) } else { Err(LENGTH) }
 }
 
-fn optional(operand: &[f32], expected: u64) -> Result<(), Invalid> {
+pub(crate) fn optional<T>(operand: &[T], expected: u64) -> Result<(), Invalid> {
     if operand.is_empty() { Ok(()) } else { length(operand, expected) }
 }
 
-fn absent(operands: &[&[f32]]) -> Result<(), Invalid> {
+pub(crate) fn absent<T>(operands: &[&[T]]) -> Result<(), Invalid> {
     if operands.iter().all(|operand| operand.is_empty()) { Ok(()) } else { Err(UNEXPECTED) }
 }
 
 /// The product of sizes that are not zero; at most [`MAX_ELEMENTS`].
-fn product(sizes: &[u32]) -> Result<u64, Invalid> {
+pub(crate) fn product(sizes: &[u32]) -> Result<u64, Invalid> {
     sizes.iter().try_fold(1, |product, size| bounded_product(product, u64::from(*size)))
 }
 
@@ -249,10 +254,10 @@ fn bounded_product(left: u64, right: u64) -> Result<u64, Invalid> {
 }
 
 /// A number of at most [`MAX_ELEMENTS`] as an index.
-fn index(elements: u64) -> usize {
+pub(crate) fn index(elements: u64) -> usize {
     usize::try_from(elements).expect("2^30 fits into an index")
 }
 
-fn block_size(size: usize) -> u32 {
+pub(crate) fn block_size(size: usize) -> u32 {
     u32::try_from(size).expect("blocks are small")
 }

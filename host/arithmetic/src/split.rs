@@ -201,7 +201,7 @@ impl<'a> Call<'a> {
 }
 
 /// Ranges of about equal size, at most `parts`.
-fn ranges(count: usize, parts: usize) -> impl Iterator<Item = [usize; 2]> {
+pub(crate) fn ranges(count: usize, parts: usize) -> impl Iterator<Item = [usize; 2]> {
     let parts = parts.min(count).max(1);
     (0..parts).map(move |part| {
         let place = |part: usize| count / parts * part + part.min(count % parts);
@@ -210,11 +210,11 @@ fn ranges(count: usize, parts: usize) -> impl Iterator<Item = [usize; 2]> {
 }
 
 /// A range of an operand that may be left out.
-fn within(operand: &[f32], [from, to]: [usize; 2]) -> &[f32] {
+pub(crate) fn within<T>(operand: &[T], [from, to]: [usize; 2]) -> &[T] {
     if operand.is_empty() { operand } else { &operand[from..to] }
 }
 
 /// A part of a size.
-fn size(part: usize) -> u32 {
+pub(crate) fn size(part: usize) -> u32 {
     u32::try_from(part).expect("a part of a size is at most as large")
 }

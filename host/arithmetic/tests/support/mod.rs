@@ -5,4 +5,5 @@ pub(crate) mod fuzz;
 #[cfg(target_os = "linux")]
 pub(crate) mod guarded;
 pub(crate) mod plain;
+pub(crate) mod quantised;
 pub(crate) mod random;

@@ -64,7 +64,7 @@ pub(crate) fn execute(operation: &Operation, operands: Operands<'_>, output: &mu
     }
 }
 
-fn finish(tail: &Tail, output: &mut [f32]) {
+pub(crate) fn finish(tail: &Tail, output: &mut [f32]) {
     let input = output.to_vec();
     let operands = Operands { first: &input, ..Operands::default() };
     let call = Operation::Unary(*tail).check(operands).expect("any input fits");
@@ -76,14 +76,19 @@ fn exp(values: &mut [f32]) {
 }
 
 /// The position in the input of a value of a window, if it is not in the padding.
-fn position(windows: &Convolution, axis: usize, window: usize, value: usize) -> Option<usize> {
+pub(crate) fn position(
+    windows: &Convolution,
+    axis: usize,
+    window: usize,
+    value: usize,
+) -> Option<usize> {
     let padded = window * windows.stride[axis] as usize + value * windows.dilation[axis] as usize;
     let position = padded.checked_sub(windows.padding[axis] as usize)?;
     (position < windows.input[axis] as usize).then_some(position)
 }
 
-fn sizes(pair: [u32; 2]) -> [usize; 2] {
-    pair.map(|size| size as usize)
+pub(crate) fn sizes<const N: usize>(sizes: [u32; N]) -> [usize; N] {
+    sizes.map(|size| size as usize)
 }
 
 fn convolution(

@@ -14,7 +14,7 @@ impl Random {
         Self(seed ^ 0x9e37_79b9_7f4a_7c15)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -32,7 +32,7 @@ impl Random {
     }
 
     /// A number between -2 and 2, or sometimes a special one.
-    fn number(&mut self, special: bool) -> f32 {
+    pub(crate) fn number(&mut self, special: bool) -> f32 {
         const SPECIAL: [f32; 10] = [
             0.0,
             -0.0,
@@ -145,7 +145,7 @@ pub(crate) fn case(random: &mut Random, kind: u32, special: bool) -> Case {
     Case { operation, first, second, bias, residual }
 }
 
-fn windows(random: &mut Random) -> Convolution {
+pub(crate) fn windows(random: &mut Random) -> Convolution {
     let mut windows = Convolution {
         batch: random.between(1, 2),
         input_channels: random.between(1, 9),
@@ -182,11 +182,11 @@ fn windows(random: &mut Random) -> Convolution {
     windows
 }
 
-fn len(sizes: &[u32]) -> usize {
+pub(crate) fn len(sizes: &[u32]) -> usize {
     sizes.iter().map(|size| *size as usize).product()
 }
 
-fn input_len(windows: &Convolution) -> usize {
+pub(crate) fn input_len(windows: &Convolution) -> usize {
     len(&[windows.batch, windows.input_channels, windows.input[0], windows.input[1]])
 }
 
@@ -194,7 +194,7 @@ fn output_len(windows: &Convolution) -> usize {
     len(&[windows.batch, windows.output_channels, windows.output[0], windows.output[1]])
 }
 
-fn optional(random: &mut Random, length: usize) -> usize {
+pub(crate) fn optional(random: &mut Random, length: usize) -> usize {
     if random.chance(2) { length } else { 0 }
 }
 

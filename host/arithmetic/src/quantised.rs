@@ -1,0 +1,15 @@
+//! Operations on 8-bit tensors: values are u8 with a zero point, weights i8 without one, sums exact
+//! in i32. The structure is that of operations on f32: a description is checked against its
+//! operands and becomes a call.
+
+mod call;
+mod check;
+mod execute;
+mod operation;
+mod split;
+
+pub use call::{QuantisedCall, QuantisedOperands, QuantisedOutput};
+pub use operation::{
+    ElementType, Quantisation, QuantisedConvolution, QuantisedEnding, QuantisedOperation,
+    QuantisedProduct, QuantisedSum, Requantisation,
+};
