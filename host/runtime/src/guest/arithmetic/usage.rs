@@ -4,14 +4,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The functions of the interface that compute, by their names in `wit/model.wit`.
-const FUNCTIONS: [&str; 10] = [
+const FUNCTIONS: [&str; 19] = [
     "binary",
     "convolution",
     "deconvolution",
     "depthwise-convolution",
+    "dequantise",
+    "dequantised-convolution",
+    "dequantised-depthwise-convolution",
+    "dequantised-matrix-product",
     "layer-norm",
     "matrix-product",
     "pool",
+    "quantise",
+    "quantised-convolution",
+    "quantised-depthwise-convolution",
+    "quantised-matrix-product",
+    "quantised-sum",
     "reduction",
     "softmax",
     "unary",
