@@ -14,7 +14,7 @@ use crate::windows::Windows;
 use crate::{Backend, Call, Operation, Stopped};
 
 /// The reason of a panic that does not happen: [`Call::execute`] has checked it.
-const AVAILABLE: &str = "the backend is available";
+pub(crate) const AVAILABLE: &str = "the backend is available";
 
 /// Compute the output of a call on an available backend.
 pub(crate) fn execute(

@@ -4,9 +4,16 @@
 
 mod call;
 mod check;
+mod convolution;
+mod depthwise;
+mod elementwise;
 mod execute;
 mod operation;
+mod products;
+mod simd;
 mod split;
+mod target;
+mod tile;
 
 pub use call::{QuantisedCall, QuantisedOperands, QuantisedOutput};
 pub use operation::{

@@ -7,6 +7,7 @@ use guesthouse_arithmetic::{
     ReductionFunction, RightOperand, Softmax, Stopped, Tail,
 };
 use support::fuzz::arithmetic;
+use support::fuzz_quantised::quantised;
 use support::random::{Case, KINDS, Random, case};
 
 /// Whether the operation is accepted with other operands.
@@ -164,5 +165,16 @@ fn described_operations_are_computed_or_rejected() {
         let bytes: Vec<u8> =
             (0..80).map(|_| u8::try_from(random.between(0, 255)).unwrap()).collect();
         arithmetic(&bytes);
+    }
+}
+
+#[test]
+fn described_quantised_operations_are_computed_or_rejected() {
+    let rounds = if cfg!(miri) { 40 } else { 20_000 };
+    for round in 0..rounds {
+        let mut random = Random::new(round + 1);
+        let bytes: Vec<u8> =
+            (0..120).map(|_| u8::try_from(random.between(0, 255)).unwrap()).collect();
+        quantised(&bytes);
     }
 }

@@ -16,15 +16,20 @@ const MAX_PRODUCTS: u64 = (i32::MAX / (255 * 128)) as u64;
 impl QuantisedOperation {
     /// The type of the elements of the output.
     pub fn output_type(&self) -> ElementType {
+        match (self.ending(), self) {
+            (Some(QuantisedEnding::Requantise(_)), _) => ElementType::U8,
+            (Some(QuantisedEnding::Real(_)), _) | (None, Self::Dequantise(_)) => ElementType::F32,
+            (None, _) => ElementType::U8,
+        }
+    }
+
+    /// What follows the sums of products, if there are some.
+    pub(crate) fn ending(&self) -> Option<QuantisedEnding> {
         match self {
             Self::Convolution(QuantisedConvolution { ending, .. })
             | Self::DepthwiseConvolution(QuantisedConvolution { ending, .. })
-            | Self::MatrixProduct(QuantisedProduct { ending, .. }) => match ending {
-                QuantisedEnding::Requantise(_) => ElementType::U8,
-                QuantisedEnding::Real(_) => ElementType::F32,
-            },
-            Self::Sum(_) | Self::Quantise(..) => ElementType::U8,
-            Self::Dequantise(_) => ElementType::F32,
+            | Self::MatrixProduct(QuantisedProduct { ending, .. }) => Some(*ending),
+            Self::Sum(_) | Self::Quantise(..) | Self::Dequantise(_) => None,
         }
     }
 

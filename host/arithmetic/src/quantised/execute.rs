@@ -1,195 +1,148 @@
-//! From a checked call on 8-bit tensors to its kernels.
+//! From a checked call on 8-bit tensors to the kernels of a backend.
 
+use super::convolution::ConvolutionKernel;
+use super::depthwise::DepthwiseKernel;
+use super::elementwise::{DequantiseKernel, Quotient, Sum, ToU8Kernel};
+use super::products::ProductKernel;
+use super::simd::IntegerSimd;
+use super::target::{Scales, Target, ToF32, ToU8};
 use super::{
-    Quantisation, QuantisedCall, QuantisedConvolution, QuantisedEnding, QuantisedOperands,
-    QuantisedOperation, QuantisedOutput, QuantisedProduct, QuantisedSum, Requantisation,
+    QuantisedCall, QuantisedConvolution, QuantisedEnding, QuantisedOperation, QuantisedOutput,
 };
-use crate::functions::apply_tail;
+use crate::execute::AVAILABLE;
 use crate::progress::Progress;
 use crate::simd::scalar::Scalar;
 use crate::windows::Windows;
-use crate::{Backend, K_GROUP, PANEL, Stopped, WEIGHT_BLOCK};
+use crate::{Backend, Stopped};
+
+/// The reason of a panic that does not happen: the call has checked it.
+const TYPE: &str = "the output has the operation's type";
 
 /// Compute the output of a call on an available backend.
 pub(crate) fn execute(
     call: &QuantisedCall<'_>,
     backend: Backend,
-    mut output: QuantisedOutput<'_>,
+    output: QuantisedOutput<'_>,
     stopped: &mut dyn FnMut() -> bool,
 ) -> Result<(), Stopped> {
     let mut progress = Progress::new(backend, stopped);
     let progress = &mut progress;
+    match backend {
+        #[cfg(target_arch = "x86_64")]
+        Backend::Avx512 | Backend::Avx2 => {
+            // Processors with AVX-512 but without its sums of products have AVX2.
+            let vnni = super::simd::vnni::Vnni::new().filter(|_| backend == Backend::Avx512);
+            match vnni {
+                Some(simd) => execute_with(simd, call, output, progress),
+                None => {
+                    let simd = crate::simd::avx2::Avx2::new().expect(AVAILABLE);
+                    execute_with(simd, call, output, progress)
+                }
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        Backend::Neon => {
+            let simd = crate::simd::neon::Neon::new().expect(AVAILABLE);
+            execute_with(simd, call, output, progress)
+        }
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        Backend::Simd128 => {
+            let simd = crate::simd::simd128::Simd128::new().expect(AVAILABLE);
+            execute_with(simd, call, output, progress)
+        }
+        Backend::Scalar => execute_with(Scalar::<4>, call, output, progress),
+        _ => unreachable!("{AVAILABLE}"),
+    }
+}
+
+fn execute_with<I: IntegerSimd>(
+    simd: I,
+    call: &QuantisedCall<'_>,
+    output: QuantisedOutput<'_>,
+    progress: &mut Progress<'_>,
+) -> Result<(), Stopped> {
     let operands = call.operands;
-    let output = &mut output;
+    match (&call.operation, output) {
+        (QuantisedOperation::Sum(sum), QuantisedOutput::U8(output)) => {
+            let function = Sum::new(sum, [operands.first, operands.second]);
+            let target = ToU8::shifted(sum.output);
+            simd.call(ToU8Kernel { function, target, output, progress })
+        }
+        (QuantisedOperation::Quantise(scale, requantisation), QuantisedOutput::U8(output)) => {
+            let function = Quotient { scale: *scale, numbers: operands.numbers };
+            let target = ToU8::new(*requantisation);
+            simd.call(ToU8Kernel { function, target, output, progress })
+        }
+        (QuantisedOperation::Dequantise(quantisation), QuantisedOutput::F32(output)) => {
+            let (quantisation, values) = (*quantisation, operands.first);
+            simd.call(DequantiseKernel { quantisation, values, output, progress })
+        }
+        (operation, output) => match (operation.ending().expect(TYPE), output) {
+            (QuantisedEnding::Requantise(requantisation), QuantisedOutput::U8(output)) => {
+                products(simd, call, ToU8::new(requantisation), output, progress)
+            }
+            (QuantisedEnding::Real(tail), QuantisedOutput::F32(output)) => {
+                products(simd, call, ToF32 { tail }, output, progress)
+            }
+            _ => unreachable!("{TYPE}"),
+        },
+    }
+}
+
+/// The operations of sums of products.
+fn products<I: IntegerSimd, T: Target>(
+    simd: I,
+    call: &QuantisedCall<'_>,
+    target: T,
+    output: &mut [T::Element],
+    progress: &mut Progress<'_>,
+) -> Result<(), Stopped> {
+    let operands = call.operands;
+    let scales = Scales {
+        offsets: operands.offsets,
+        multipliers: operands.multipliers,
+        bias: operands.bias,
+    };
+    let (input, weights) = (operands.first, operands.second);
+    let parts = |description: &QuantisedConvolution| {
+        (Windows::new(&description.geometry), description.padding_value)
+    };
     match &call.operation {
         QuantisedOperation::Convolution(description) => {
-            convolution(description, operands, false, output, progress)
+            let (windows, padding_value) = parts(description);
+            simd.call(ConvolutionKernel {
+                windows,
+                padding_value,
+                input,
+                weights,
+                scales,
+                target,
+                output,
+                progress,
+            })
         }
         QuantisedOperation::DepthwiseConvolution(description) => {
-            convolution(description, operands, true, output, progress)
+            let (windows, padding_value) = parts(description);
+            simd.call(DepthwiseKernel {
+                windows,
+                padding_value,
+                input,
+                weights,
+                scales,
+                target,
+                output,
+                progress,
+            })
         }
-        QuantisedOperation::MatrixProduct(description) => {
-            matrix_product(description, operands, output, progress)
-        }
-        QuantisedOperation::Sum(sum) => {
-            let pairs = operands.first.iter().zip(operands.second);
-            elements(pairs, output, progress, |(left, right)| add(sum, *left, *right))
-        }
-        QuantisedOperation::Quantise(scale, requantisation) => {
-            let quantise = |number: &f32| requantise(*requantisation, number / scale);
-            elements(operands.numbers.iter(), output, progress, quantise)
-        }
-        QuantisedOperation::Dequantise(quantisation) => {
-            dequantise(quantisation, operands.first, output, progress)
-        }
+        QuantisedOperation::MatrixProduct(description) => simd.call(ProductKernel {
+            description,
+            left: input,
+            right: weights,
+            scales,
+            target,
+            output,
+            progress,
+        }),
+        _ => unreachable!("other operations have no sums of products"),
     }
-}
-
-fn convolution(
-    description: &QuantisedConvolution,
-    operands: QuantisedOperands<'_>,
-    separate: bool,
-    output: &mut QuantisedOutput<'_>,
-    progress: &mut Progress<'_>,
-) -> Result<(), Stopped> {
-    let windows = Windows::new(&description.geometry);
-    let ([height, width], [inputs, outputs]) = (windows.output, windows.channels);
-    let plane = windows.input[0] * windows.input[1];
-    let taps = windows.kernel[0] * windows.kernel[1];
-    for index in 0..output.len() {
-        let (x, y, channel) = (index % width, index / width % height, index / width / height);
-        let (image, channel) = (channel / outputs, channel % outputs);
-        let channels = if separate { channel..channel + 1 } else { 0..inputs };
-        let mut sum = 0_i32;
-        for input in channels {
-            progress.spend(taps)?;
-            let values = &operands.first[(image * inputs + input) * plane..][..plane];
-            for tap in 0..taps {
-                let (ky, kx) = (tap / windows.kernel[1], tap % windows.kernel[1]);
-                let value = match (windows.position(0, y, ky), windows.position(1, x, kx)) {
-                    (Some(row), Some(column)) => values[row * windows.input[1] + column],
-                    _ => description.padding_value,
-                };
-                let place = if separate {
-                    channel * taps + tap
-                } else {
-                    let groups = inputs.div_ceil(K_GROUP);
-                    let group = channel / WEIGHT_BLOCK * groups + input / K_GROUP;
-                    let row = (group * taps + tap) * WEIGHT_BLOCK + channel % WEIGHT_BLOCK;
-                    row * K_GROUP + input % K_GROUP
-                };
-                sum += i32::from(value) * i32::from(operands.second[place].cast_signed());
-            }
-        }
-        finish(&description.ending, operands, [index, channel], sum, output);
-    }
-    Ok(())
-}
-
-fn matrix_product(
-    description: &QuantisedProduct,
-    operands: QuantisedOperands<'_>,
-    output: &mut QuantisedOutput<'_>,
-    progress: &mut Progress<'_>,
-) -> Result<(), Stopped> {
-    let [_, n, k] = description.size.map(|size| size as usize);
-    for index in 0..output.len() {
-        let (row, column) = (index / n, index % n);
-        let mut sum = 0_i32;
-        for (k_group, values) in operands.first[row * k..][..k].chunks(K_GROUP).enumerate() {
-            progress.spend(K_GROUP)?;
-            let group = column / PANEL * k.div_ceil(K_GROUP) + k_group;
-            let weights = &operands.second[(group * PANEL + column % PANEL) * K_GROUP..];
-            for (value, weight) in values.iter().zip(weights) {
-                sum += i32::from(*value) * i32::from(weight.cast_signed());
-            }
-        }
-        finish(&description.ending, operands, [index, column], sum, output);
-    }
-    Ok(())
-}
-
-/// What follows the sum of an element of the given channel.
-#[expect(clippy::cast_precision_loss, reason = "sums are rounded")]
-fn finish(
-    ending: &QuantisedEnding,
-    operands: QuantisedOperands<'_>,
-    [index, channel]: [usize; 2],
-    sum: i32,
-    output: &mut QuantisedOutput<'_>,
-) {
-    let sum = sum.wrapping_add(operands.offsets[channel]) as f32;
-    let multiplier = operands.multipliers[channel];
-    match (ending, output) {
-        (QuantisedEnding::Requantise(requantisation), QuantisedOutput::U8(output)) => {
-            output[index] = requantise(*requantisation, sum * multiplier);
-        }
-        (QuantisedEnding::Real(tail), QuantisedOutput::F32(output)) => {
-            let bias = operands.bias.get(channel).copied().unwrap_or(0.0);
-            output[index] = sum.mul_add(multiplier, bias);
-            apply_tail(Scalar::<4>, tail, &mut output[index..=index], 0, [1, 1]);
-        }
-        _ => unreachable!("the call has checked the type of its output"),
-    }
-}
-
-fn requantise(output: Requantisation, number: f32) -> u8 {
-    let zero_point = f32::from(output.zero_point);
-    let bounds = [output.least, output.greatest].map(|bound| f32::from(bound) - zero_point);
-    to_u8(clamp(number, bounds).round_ties_even() + zero_point)
-}
-
-fn add(sum: &QuantisedSum, left: u8, right: u8) -> u8 {
-    let factors = [sum.left.scale / sum.scale, sum.right.scale / sum.scale];
-    let zero_points = factors[0]
-        .mul_add(sum.left.zero_point.into(), factors[1] * f32::from(sum.right.zero_point));
-    let constant = f32::from(sum.output.zero_point) - zero_points;
-    let number = factors[0].mul_add(left.into(), factors[1].mul_add(right.into(), constant));
-    let bounds = [sum.output.least, sum.output.greatest].map(f32::from);
-    to_u8(clamp(number, bounds).round_ties_even())
-}
-
-/// The number between the bounds, or the lower one of what is no number.
-fn clamp(number: f32, [least, greatest]: [f32; 2]) -> f32 {
-    let number = if number > least { number } else { least };
-    if number < greatest { number } else { greatest }
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is an integer")]
-fn to_u8(number: f32) -> u8 {
-    number as u8
-}
-
-/// A function of each element to u8.
-fn elements<T>(
-    elements: impl Iterator<Item = T>,
-    output: &mut QuantisedOutput<'_>,
-    progress: &mut Progress<'_>,
-    function: impl Fn(T) -> u8,
-) -> Result<(), Stopped> {
-    let QuantisedOutput::U8(output) = output else {
-        unreachable!("the call has checked the type of its output");
-    };
-    for (element, output) in elements.zip(output.iter_mut()) {
-        progress.spend(1)?;
-        *output = function(element);
-    }
-    Ok(())
-}
-
-fn dequantise(
-    quantisation: &Quantisation,
-    values: &[u8],
-    output: &mut QuantisedOutput<'_>,
-    progress: &mut Progress<'_>,
-) -> Result<(), Stopped> {
-    let QuantisedOutput::F32(output) = output else {
-        unreachable!("the call has checked the type of its output");
-    };
-    for (value, output) in values.iter().zip(output.iter_mut()) {
-        progress.spend(1)?;
-        let value = f32::from(*value) - f32::from(quantisation.zero_point);
-        *output = value * quantisation.scale;
-    }
-    Ok(())
 }

@@ -7,16 +7,16 @@ use std::ptr;
 const PAGE: usize = 65536;
 
 /// Numbers whose first or last one is a neighbour of a page that cannot be read or written.
-pub(crate) struct Guarded {
+pub(crate) struct Guarded<T> {
     map: *mut libc::c_void,
     bytes: usize,
-    numbers: *mut f32,
+    numbers: *mut T,
     length: usize,
 }
 
-impl Guarded {
+impl<T: Copy> Guarded<T> {
     /// Copy numbers to the end of their pages, or to the beginning.
-    pub(crate) fn new(numbers: &[f32], at_end: bool) -> Self {
+    pub(crate) fn new(numbers: &[T], at_end: bool) -> Self {
         let inner = size_of_val(numbers).next_multiple_of(PAGE).max(PAGE);
         let bytes = inner + 2 * PAGE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -34,25 +34,25 @@ impl Guarded {
         // SAFETY: the numbers fit into the inner pages behind the offset, which is a multiple of
         // their size.
         let place = unsafe {
-            let place = start.byte_add(offset).cast::<f32>();
+            let place = start.byte_add(offset).cast::<T>();
             ptr::copy_nonoverlapping(numbers.as_ptr(), place, numbers.len());
             place
         };
         Self { map, bytes, numbers: place, length: numbers.len() }
     }
 
-    pub(crate) fn numbers(&self) -> &[f32] {
+    pub(crate) fn numbers(&self) -> &[T] {
         // SAFETY: the numbers were copied there, and the mapping lives as long as the value.
         unsafe { std::slice::from_raw_parts(self.numbers, self.length) }
     }
 
-    pub(crate) fn numbers_mut(&mut self) -> &mut [f32] {
+    pub(crate) fn numbers_mut(&mut self) -> &mut [T] {
         // SAFETY: as above; the value is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.numbers, self.length) }
     }
 }
 
-impl Drop for Guarded {
+impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
         // SAFETY: nothing borrows from the value, which owns the mapping.
         let result = unsafe { libc::munmap(self.map, self.bytes) };
