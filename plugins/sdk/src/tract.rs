@@ -10,9 +10,13 @@ mod graph;
 mod node;
 mod product;
 mod proto;
+mod quantised;
+mod reduction;
 mod rewrite;
 #[cfg(test)]
 mod tests;
+mod trees;
+mod unfolded;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +25,7 @@ use tract_onnx::Onnx;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 
+use self::quantised::QuantisedNode;
 use crate::{Assets, Error, PredictError};
 
 /// An input of the ONNX graph: its element type and its shape. Named dimensions vary between calls.
@@ -101,8 +106,18 @@ impl ModelBuilder {
     }
 
     fn plan(self, reader: &mut dyn std::io::Read) -> TractResult<Arc<TypedRunnableModel>> {
-        let onnx = tract_onnx::onnx();
-        let mut file = onnx.proto_model_for_read(reader)?;
+        let file = tract_onnx::onnx().proto_model_for_read(reader)?;
+        self.plan_of(file)
+    }
+
+    fn plan_of(self, mut file: ModelProto) -> TractResult<Arc<TypedRunnableModel>> {
+        let mut onnx = tract_onnx::onnx();
+        file.graph.iter_mut().for_each(proto::expand_quantised);
+        if !self.is_left_to_tract {
+            file.graph.iter_mut().for_each(proto::widen);
+            trees::register(&mut onnx);
+            unfolded::register(&mut onnx);
+        }
         let typed = self.typed(&onnx, &file).or_else(|error| {
             let is_changed = file.graph.as_mut().is_some_and(proto::keep_sizes_symbolic);
             if is_changed { self.typed(&onnx, &file) } else { Err(error) }
@@ -186,7 +201,7 @@ impl Model {
             let outputs = tract_onnx::tract_core::plan::eval(context, state, node, inputs);
             let time = clock().saturating_sub(start);
             let name = node.op.name();
-            let is_ours = node.op_is::<node::Node>();
+            let is_ours = node.op_is::<node::Node>() || node.op_is::<QuantisedNode>();
             match times.iter_mut().find(|entry| entry.name == name && entry.is_ours == is_ours) {
                 Some(entry) => {
                     entry.count += 1;
@@ -219,13 +234,17 @@ pub struct OperationTime {
 pub struct ModelOutputs(TVec<TValue>);
 
 impl ModelOutputs {
-    /// The elements of an output, row-major.
+    /// The elements of an output of single or half precision, row-major.
     ///
     /// # Errors
-    /// [`PredictError::Failed`] if the graph has no such output or it is not of type f32.
+    /// [`PredictError::Failed`] if the graph has no such output or it is of another type.
     pub fn fp32(&self, index: usize) -> Result<Vec<f32>, PredictError> {
         let output = self.0.get(index);
         let output = output.ok_or_else(|| PredictError::failed(format!("no output {index}")))?;
+        if output.datum_type() == f16::datum_type() {
+            let view = output.to_plain_array_view::<f16>().map_err(failed)?;
+            return Ok(view.iter().map(|element| element.to_f32()).collect());
+        }
         let view = output.to_plain_array_view::<f32>().map_err(failed)?;
         Ok(view.iter().copied().collect())
     }

@@ -10,8 +10,9 @@ use super::node::{Constant, Resolved, size};
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Convolution {
     pub(super) pool: PoolSpec,
-    /// Each channel has a kernel of its own.
-    pub(super) is_depthwise: bool,
+    /// The parts into which the channels are divided: all input channels of a part are for all
+    /// output channels of the same part.
+    pub(super) groups: usize,
     /// By output channel, not packed until [`Convolution::pack`].
     pub(super) weights: Constant,
     /// By output channel.
@@ -21,6 +22,12 @@ pub(super) struct Convolution {
 }
 
 impl Convolution {
+    /// Whether each channel has a kernel of its own.
+    pub(super) fn is_depthwise(&self) -> bool {
+        let PoolSpec { input_channels, output_channels, .. } = self.pool;
+        self.groups > 1 && self.groups == input_channels && self.groups == output_channels
+    }
+
     /// Multiply the result by a factor for each output channel.
     pub(super) fn scale(&mut self, factors: &[f32]) {
         let per_channel = self.weights.len() / factors.len().max(1);
@@ -42,27 +49,50 @@ impl Convolution {
     }
 
     pub(super) fn pack(&mut self) {
-        if !self.is_depthwise {
-            let channels = self.pool.output_channels;
-            let inner = self.weights.len() / channels.max(1);
-            self.weights = pack_convolution_weights(channels, inner, &self.weights).into();
+        if !self.is_depthwise() {
+            let channels = self.pool.output_channels / self.groups;
+            let inner = self.weights.len() / self.pool.output_channels.max(1);
+            let parts = self.weights.chunks_exact((channels * inner).max(1));
+            let packed = parts.map(|part| pack_convolution_weights(channels, inner, part));
+            self.weights = packed.flatten().collect();
         }
     }
 
     pub(super) fn resolve(&self, input: &[usize], tail: Tail) -> TractResult<Resolved> {
-        let (geometry, shape) = windows(&self.pool, input)?;
-        let operation = if self.is_depthwise {
-            Operation::DepthwiseConvolution(geometry, tail)
-        } else {
-            Operation::Convolution(geometry, tail)
-        };
-        Ok(Resolved { operation, shape })
+        let (mut geometry, shape) = windows(&self.pool, input)?;
+        if self.is_depthwise() {
+            let operation = Operation::DepthwiseConvolution(geometry, tail);
+            return Ok(Resolved { operation, shape, parts: 1 });
+        }
+        let groups = size(self.groups)?;
+        let mut parts = 1;
+        if groups > 1 {
+            parts = self.groups * input[0];
+            geometry.batch = 1;
+            geometry.input_channels /= groups;
+            geometry.output_channels /= groups;
+        }
+        Ok(Resolved { operation: Operation::Convolution(geometry, tail), shape, parts })
     }
 
-    pub(super) fn operands<'a>(&'a self, inputs: &[&'a [f32]]) -> TractResult<Operands<'a>> {
-        let input = |index: usize| inputs.get(index).copied().context("a convolution's input");
-        let residual = if self.has_residual { input(1)? } else { &[] };
-        Ok(Operands { first: input(0)?, second: &self.weights, bias: &self.bias, residual })
+    /// The operands of one of the parts of an operation: images and their groups of channels.
+    pub(super) fn operands<'a>(
+        &'a self,
+        inputs: &[&'a [f32]],
+        [part, parts]: [usize; 2],
+    ) -> TractResult<Operands<'a>> {
+        let group = if parts == 1 { 0 } else { part % self.groups };
+        let image = |index: usize| -> TractResult<&'a [f32]> {
+            let image = inputs.get(index).copied().context("a convolution's input")?;
+            Ok(nth_part(image, part, parts))
+        };
+        let groups = if parts == 1 { 1 } else { self.groups };
+        Ok(Operands {
+            first: image(0)?,
+            second: nth_part(&self.weights, group, groups),
+            bias: nth_part(&self.bias, group, groups),
+            residual: if self.has_residual { image(1)? } else { &[] },
+        })
     }
 }
 
@@ -100,12 +130,18 @@ impl Deconvolution {
         let mut shape = tvec!(input[0], pool.output_channels);
         shape.extend(output);
         let deconvolution = guesthouse_arithmetic::Deconvolution { geometry };
-        Ok(Resolved { operation: Operation::Deconvolution(deconvolution, tail), shape })
+        Ok(Resolved::new(Operation::Deconvolution(deconvolution, tail), shape))
     }
 
     pub(super) fn operands<'a>(&'a self, input: &'a [f32]) -> Operands<'a> {
         Operands { first: input, second: &self.weights, bias: &self.bias, residual: &[] }
     }
+}
+
+/// One of so many equal parts.
+fn nth_part(elements: &[f32], part: usize, parts: usize) -> &[f32] {
+    let len = elements.len() / parts.max(1);
+    &elements[part * len..][..len]
 }
 
 /// Describe the windows in an input of this shape (batch, channels, and one or two more

@@ -4,17 +4,18 @@
 //! description from the shapes of the inputs. If all shapes are known when the model is loaded, it
 //! is computed then.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use guesthouse_arithmetic::{
-    BinaryFunction, LayerNorm, Operands, Operation, Pool, PoolFunction, Reduction,
-    ReductionFunction, Softmax, Tail,
+    BinaryFunction, LayerNorm, Operands, Operation, Pool, PoolFunction, ReductionFunction, Softmax,
+    Tail,
 };
 use tract_onnx::tract_core::internal::*;
 
 use super::convolution::{Convolution, Deconvolution, windows};
 use super::product::Product;
-use super::{broadcast, execute};
+use super::{broadcast, execute, reduction};
 use tract_onnx::tract_core::ops::cnn::PoolSpec;
 
 /// An operation whose sizes may depend on the call.
@@ -89,12 +90,12 @@ pub(super) enum Kind {
     Unary,
     /// Inputs: left and right.
     Binary(BinaryFunction),
-    /// Input: rows.
-    Softmax,
+    /// A softmax over so many innermost axes. Input: the elements.
+    Softmax { axes: usize },
     /// Input: rows.
     LayerNorm { epsilon: f32, gain: Constant, bias: Constant },
-    /// A reduction of so many innermost axes, which stay with size 1. Input: the elements.
-    Reduction { function: ReductionFunction, axes: usize, scale: f32 },
+    /// A reduction of neighbouring axes, which stay with size 1. Input: the elements.
+    Reduction { function: ReductionFunction, axes: Range<usize>, scale: f32 },
     /// Input: the image.
     Pool(PoolFunction, PoolSpec),
 }
@@ -107,6 +108,15 @@ pub(super) type Constant = Arc<[f32]>;
 pub(super) struct Resolved {
     pub(super) operation: Operation,
     pub(super) shape: TVec<usize>,
+    /// How often the operation is executed, each time for another part of inputs and output.
+    pub(super) parts: usize,
+}
+
+impl Resolved {
+    /// An operation that is executed once.
+    pub(super) fn new(operation: Operation, shape: TVec<usize>) -> Self {
+        Self { operation, shape, parts: 1 }
+    }
 }
 
 impl Node {
@@ -130,9 +140,10 @@ impl Node {
             | Kind::Product(_)
             | Kind::Unary
             | Kind::Binary(_) => true,
-            Kind::Softmax | Kind::LayerNorm { .. } | Kind::Reduction { .. } | Kind::Pool(..) => {
-                false
-            }
+            Kind::Softmax { .. }
+            | Kind::LayerNorm { .. }
+            | Kind::Reduction { .. }
+            | Kind::Pool(..) => false,
         }
     }
 
@@ -163,41 +174,44 @@ impl Node {
             Kind::Convolution(convolution) => convolution.resolve(input, self.tail)?,
             Kind::Deconvolution(deconvolution) => deconvolution.resolve(input, self.tail)?,
             Kind::Product(product) => product.resolve(inputs, self.tail)?,
-            Kind::Unary => Resolved { operation: Operation::Unary(self.tail), shape: input.into() },
+            Kind::Unary => Resolved::new(Operation::Unary(self.tail), input.into()),
             Kind::Binary(function) => {
                 let right = *inputs.get(1).context("a binary operation has two inputs")?;
                 let (binary, shape) = broadcast::resolve(*function, input, right)?;
-                Resolved { operation: Operation::Binary(binary, self.tail), shape }
+                Resolved::new(Operation::Binary(binary, self.tail), shape)
             }
-            Kind::Softmax => {
-                let softmax = Softmax { columns: columns(input, 1)? };
-                Resolved { operation: Operation::Softmax(softmax), shape: input.into() }
+            Kind::Softmax { axes } => {
+                let softmax = Softmax { columns: columns(input, *axes)? };
+                Resolved::new(Operation::Softmax(softmax), input.into())
             }
             Kind::LayerNorm { epsilon, .. } => {
                 let norm = LayerNorm { columns: columns(input, 1)?, epsilon: *epsilon };
-                Resolved { operation: Operation::LayerNorm(norm), shape: input.into() }
+                Resolved::new(Operation::LayerNorm(norm), input.into())
             }
             Kind::Reduction { function, axes, scale } => {
-                let columns = columns(input, *axes)?;
-                let mut shape: TVec<usize> = input.into();
-                shape[input.len() - axes..].fill(1);
-                let reduction = Reduction { function: *function, columns, scale: *scale };
-                Resolved { operation: Operation::Reduction(reduction), shape }
+                reduction::resolve(*function, axes.clone(), *scale, input)?
             }
             Kind::Pool(function, pool) => {
                 let (geometry, shape) = windows(pool, input)?;
-                let pool = Pool { function: *function, geometry };
-                Resolved { operation: Operation::Pool(pool), shape }
+                Resolved::new(Operation::Pool(Pool { function: *function, geometry }), shape)
             }
         })
     }
 
-    fn operands<'a>(&'a self, inputs: &[&'a [f32]]) -> TractResult<Operands<'a>> {
+    /// The operands of one of the parts of the operation.
+    fn operands<'a>(
+        &'a self,
+        resolved: &Resolved,
+        part: usize,
+        inputs: &[&'a [f32]],
+    ) -> TractResult<Operands<'a>> {
         let input = |index: usize| {
             inputs.get(index).copied().context("an operand of the operation is missing")
         };
         Ok(match &self.kind {
-            Kind::Convolution(convolution) => convolution.operands(inputs)?,
+            Kind::Convolution(convolution) => {
+                convolution.operands(inputs, [part, resolved.parts])?
+            }
             Kind::Deconvolution(deconvolution) => deconvolution.operands(input(0)?),
             Kind::Product(product) => product.operands(inputs)?,
             Kind::Binary(_) => {
@@ -206,7 +220,8 @@ impl Node {
             Kind::LayerNorm { gain, bias, .. } => {
                 Operands { first: input(0)?, second: gain, bias, ..Operands::default() }
             }
-            Kind::Unary | Kind::Softmax | Kind::Reduction { .. } | Kind::Pool(..) => {
+            Kind::Reduction { .. } => reduction::operands(&resolved.operation, input(0)?),
+            Kind::Unary | Kind::Softmax { .. } | Kind::Pool(..) => {
                 Operands { first: input(0)?, ..Operands::default() }
             }
         })
@@ -214,7 +229,7 @@ impl Node {
 }
 
 /// The elements of so many innermost axes.
-fn columns(shape: &[usize], axes: usize) -> TractResult<u32> {
+pub(super) fn columns(shape: &[usize], axes: usize) -> TractResult<u32> {
     let outer = shape.len().checked_sub(axes).context("more axes than there are")?;
     size(shape[outer..].iter().product())
 }
@@ -227,13 +242,13 @@ pub(super) fn size(size: usize) -> TractResult<u32> {
 impl Op for Node {
     fn name(&self) -> StaticName {
         match &self.kind {
-            Kind::Convolution(convolution) if convolution.is_depthwise => "DepthwiseConvolution",
+            Kind::Convolution(convolution) if convolution.is_depthwise() => "DepthwiseConvolution",
             Kind::Convolution(_) => "Convolution",
             Kind::Deconvolution(_) => "Deconvolution",
             Kind::Product(_) => "MatrixProduct",
             Kind::Unary => "Unary",
             Kind::Binary(_) => "Binary",
-            Kind::Softmax => "ArithmeticSoftmax",
+            Kind::Softmax { .. } => "ArithmeticSoftmax",
             Kind::LayerNorm { .. } => "LayerNorm",
             Kind::Reduction { .. } => "Reduction",
             Kind::Pool(..) => "Pool",
@@ -262,8 +277,7 @@ impl EvalOp for Node {
             inputs.iter().map(|input| input.try_as_plain_ram()).collect::<TractResult<_>>()?;
         let slices: TVec<&[f32]> =
             views.iter().map(|view| view.as_slice::<f32>()).collect::<TractResult<_>>()?;
-        let operands = self.operands(&slices)?;
-        let output = execute::execute(&resolved.operation, operands, &resolved.shape);
+        let output = execute::execute(&resolved, |part| self.operands(&resolved, part, &slices));
         let output = output.with_context(|| format!("{:?}", resolved.operation))?;
         Ok(tvec!(output.into_tvalue()))
     }

@@ -291,7 +291,7 @@ impl Product {
             output: [batch0, batch1, rows],
             scale: self.scale,
         };
-        Ok(Resolved { operation: Operation::MatrixProduct(product, tail), shape })
+        Ok(Resolved::new(Operation::MatrixProduct(product, tail), shape))
     }
 
     pub(super) fn operands<'a>(&'a self, inputs: &[&'a [f32]]) -> TractResult<Operands<'a>> {

@@ -1,6 +1,12 @@
 //! Changes to ONNX files that tract would not load as they are.
 
+mod half;
+mod quantised;
+
 use tract_onnx::pb;
+
+pub(super) use half::widen;
+pub(super) use quantised::expand as expand_quantised;
 
 const INT32: i64 = pb::tensor_proto::DataType::Int32 as i64;
 const INT64: i64 = pb::tensor_proto::DataType::Int64 as i64;

@@ -1,6 +1,7 @@
 //! Replaces what a graph computes on f32 by our operations, and leaves the rest to tract.
 //!
-//! The order matters. Convolutions are replaced first, because tract's own simplification turns some
+//! The order matters. Operations on 8-bit tensors are replaced first, as long as their weights have
+//! not become numbers. Convolutions are next, because tract's own simplification turns some
 //! of them into sums of products. Then whatever follows a convolution or a matrix product becomes a
 //! part of it, as long as something changes, before element-wise operations are replaced one by one.
 
@@ -10,6 +11,7 @@ mod gather;
 mod images;
 mod normalization;
 mod products;
+mod quantised;
 mod rows;
 
 use tract_onnx::tract_core::internal::*;
@@ -19,6 +21,7 @@ use super::node::Node;
 
 /// Simplify a typed graph and rewrite it.
 pub(super) fn rewrite(model: &mut TypedModel) -> TractResult<()> {
+    quantised::quantised(model)?;
     model.prop_consts()?;
     images::convolutions(model)?;
     model.declutter()?;

@@ -1,10 +1,14 @@
 //! Every rewrite is compared with tract's own computation of the same graph on random inputs.
 
+mod file;
+mod half;
 mod images;
 mod products;
 mod published;
+mod quantised;
 mod recurrent;
 mod rows;
+mod trees;
 
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;

@@ -3,7 +3,7 @@
 //!
 //! An operation absorbs its successor only if nothing else uses its result.
 
-use guesthouse_arithmetic::{Activation, BinaryFunction, Tail};
+use guesthouse_arithmetic::{Activation, BinaryFunction, ReductionFunction, Tail};
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
@@ -124,7 +124,11 @@ fn absorb_tail(
 fn with_step(before: &Node, step: Step) -> Option<Node> {
     let mut after = before.clone();
     match (step, &mut after.kind) {
-        (Step::Scale(factor), Kind::Reduction { scale, .. }) => *scale *= factor,
+        (Step::Scale(factor), Kind::Reduction { function, scale, .. })
+            if *function != ReductionFunction::Maximum =>
+        {
+            *scale *= factor;
+        }
         (Step::Scale(factor), Kind::Convolution(convolution))
             if before.tail == Tail::NONE && !convolution.has_residual =>
         {

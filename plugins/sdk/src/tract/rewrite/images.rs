@@ -30,19 +30,16 @@ fn convolution(
     conv: &Conv,
 ) -> TractResult<Option<TypedModelPatch>> {
     let pool = &conv.pool_spec;
-    let is_depthwise =
-        conv.group > 1 && conv.group == pool.input_channels && conv.group == pool.output_channels;
     if conv.q_params.is_some()
         || conv.kernel_fmt != KernelFormat::OIHW
-        || !(conv.group == 1 || is_depthwise)
         || !is_image(model, node, pool)
     {
         return Ok(None);
     }
     let Some((weights, _shape)) = constant(model, node.inputs[1]) else { return Ok(None) };
     let Some(bias) = bias(model, node.inputs[2], pool) else { return Ok(None) };
-    let convolution =
-        Convolution { pool: pool.clone(), is_depthwise, weights, bias, has_residual: false };
+    let (pool, groups) = (pool.clone(), conv.group);
+    let convolution = Convolution { pool, groups, weights, bias, has_residual: false };
     let output = shape(model, node.id.into())?.clone();
     replace(model, node, Node::new(Kind::Convolution(convolution), output), &node.inputs[..1])
 }

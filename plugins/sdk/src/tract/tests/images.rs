@@ -94,13 +94,22 @@ fn a_convolution_of_one_dimension_is_ours() {
 }
 
 #[test]
-fn a_grouped_convolution_stays_with_tract() {
-    let mut graph = Graph::new();
-    let input = graph.input(&[1, 4, 6, 6]);
-    let output = convolution(&mut graph, input, [4, 8, 2], &Window::square(3));
-    graph.model.select_output_outlets(&[output]).unwrap();
-    super::rewrite(&mut graph.model).unwrap();
-    assert!(!super::operations(&graph.model).contains(&"Convolution".to_owned()));
+fn grouped_convolutions_are_ours_with_what_they_absorb() {
+    // Two and three channels in a group, and two kernels for each channel.
+    for channels in [[4, 8, 2], [12, 12, 4], [5, 10, 5]] {
+        for rows in [1, 3] {
+            let mut graph = Graph::new();
+            let input = graph.rows(rows, &[channels[0], 7, 6]);
+            let window = Window::square(3).padded(1);
+            let output = convolution(&mut graph, input, channels, &window);
+            let factors = graph.constant(&[1, channels[1], 1, 1]);
+            let output = graph.wire(math::mul(), &[output, factors]);
+            let residual = graph.rows(rows, &[channels[1], 7, 6]);
+            let output = graph.wire(math::add(), &[output, residual]);
+            let output = graph.with(math::max(), output, 0.0);
+            graph.check(&[output], &["Convolution"]);
+        }
+    }
 }
 
 #[test]

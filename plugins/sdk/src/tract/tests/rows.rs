@@ -19,11 +19,37 @@ fn softmax_over_the_last_axis_is_ours() {
 }
 
 #[test]
-fn softmax_over_another_axis_stays_with_tract() {
+fn softmax_over_another_axis_is_ours_between_transpositions() {
+    for axis in [0, 1] {
+        let mut graph = Graph::new();
+        let input = graph.input(&[3, 4, 21]);
+        let output = graph.wire(softmax(axis), &[input]);
+        let operations = graph.compare(&[output]);
+        assert!(operations.contains(&"ArithmeticSoftmax".to_owned()), "{operations:?}");
+    }
+}
+
+#[test]
+fn softmax_over_several_innermost_axes_is_ours() {
     let mut graph = Graph::new();
     let input = graph.rows(3, &[4, 21]);
-    let output = graph.wire(softmax(1), &[input]);
-    graph.check(&[output], &["Softmax"]);
+    let softmax = Softmax { axes: tvec!(1, 2), quant_output_dt: None, kind: SoftmaxKind::Softmax };
+    let output = graph.wire(softmax, &[input]);
+    graph.check(&[output], &["ArithmeticSoftmax"]);
+}
+
+#[test]
+fn the_logarithm_of_a_softmax_is_ours() {
+    for axis in [1, 2] {
+        let mut graph = Graph::new();
+        let input = graph.rows(3, &[4, 21]);
+        let softmax =
+            Softmax { axes: tvec!(axis), quant_output_dt: None, kind: SoftmaxKind::LogSoftmax };
+        let output = graph.wire(softmax, &[input]);
+        let operations = graph.compare(&[output]);
+        assert!(!operations.contains(&"Softmax".to_owned()), "{operations:?}");
+        assert_eq!(operations.iter().filter(|name| *name == "Binary").count(), 2);
+    }
 }
 
 #[test]
@@ -34,6 +60,28 @@ fn reductions_over_the_innermost_axes_are_ours() {
         let output = graph.wire(Reduce { axes: tvec!(2, 3), reducer }, &[input]);
         graph.check(&[output], &["Reduction"]);
     }
+}
+
+#[test]
+fn reductions_over_other_axes_are_ours() {
+    for reducer in [Reducer::Sum, Reducer::Max] {
+        for axes in [&[0][..], &[1], &[2], &[0, 1], &[1, 2]] {
+            let mut graph = Graph::new();
+            let input = graph.rows(3, &[4, 5, 6]);
+            let output = graph.wire(Reduce { axes: axes.into(), reducer }, &[input]);
+            let operations = graph.compare(&[output]);
+            assert!(operations.contains(&"Reduction".to_owned()), "{operations:?}");
+        }
+    }
+}
+
+#[test]
+fn reductions_over_axes_with_gaps_stay_with_tract() {
+    let mut graph = Graph::new();
+    let input = graph.rows(3, &[4, 5, 6]);
+    let output = graph.wire(Reduce { axes: tvec!(1, 3), reducer: Reducer::Sum }, &[input]);
+    let operations = graph.compare(&[output]);
+    assert!(!operations.contains(&"Reduction".to_owned()), "{operations:?}");
 }
 
 #[test]
