@@ -3,7 +3,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use guesthouse_runtime::guest::Backend;
-use guesthouse_tests::artifacts::{Arithmetic, run_host, temporary_folder};
+use guesthouse_tests::artifacts::{Arithmetic, run_host, temporary_folder, text_direction};
 use guesthouse_tests::{HttpResponse, Server, Setup};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -197,6 +197,102 @@ fn every_backend_of_the_processor_computes_the_same_bits() {
     assert_eq!(by_scalar.len(), calls().len());
 }
 
+/// An operand's name and its bytes.
+type Bytes = (&'static str, Vec<u8>);
+
+/// Executes a call on 8-bit integers.
+fn call_quantised(server: &Server, call: &str, operands: &[Bytes]) -> HttpResponse {
+    let mut body = json!({ "call": call });
+    for (name, bytes) in operands {
+        body[*name] = STANDARD.encode(bytes).into();
+    }
+    server.post("/models/arithmetic/predict", &body)
+}
+
+fn result_bytes(answer: &HttpResponse) -> Vec<u8> {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    STANDARD.decode(answer.body["result"].as_str().unwrap()).unwrap()
+}
+
+fn float_bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// A product of matrices of 8-bit integers, 3 by 5 with 5 by 2, and its sums.
+fn quantised_product() -> (Vec<Bytes>, Vec<i32>) {
+    let left: Vec<u8> = (0..15).map(|index: u8| index.wrapping_mul(67)).collect();
+    let right: Vec<i8> = (0..10).map(|index: i8| index.wrapping_mul(53)).collect();
+    let offsets = [100, -1000_i32];
+    let sum = |m: usize, n: usize| {
+        let terms = (0..5).map(|k| i32::from(left[m * 5 + k]) * i32::from(right[k * 2 + n]));
+        terms.sum::<i32>() + offsets[n]
+    };
+    let sums = (0..6).map(|at| sum(at / 2, at % 2)).collect();
+    // A panel of 48 columns, in groups of four rows.
+    let mut packed = vec![0; 2 * 48 * 4];
+    for (at, weight) in right.iter().enumerate() {
+        let (k, n) = (at / 2, at % 2);
+        packed[(k / 4 * 48 + n) * 4 + k % 4] = weight.cast_unsigned();
+    }
+    let offsets = offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect();
+    let multipliers = float_bytes(&[1.0 / 512.0, 1.0 / 256.0]);
+    let operands =
+        vec![("first", left), ("second", packed), ("offsets", offsets), ("residual", multipliers)];
+    (operands, sums)
+}
+
+#[test]
+fn sums_of_8_bit_integers_are_exact_on_every_backend() {
+    let (mut operands, sums) = quantised_product();
+    let reals = sums.iter().zip([512.0, 256.0].into_iter().cycle());
+    let reals: Vec<f32> = reals.map(|(sum, divisor)| *sum as f32 / divisor).collect();
+    let rounded = reals.iter().map(|real| (real.round_ties_even() + 7.0).clamp(3.0, 250.0) as u8);
+    let rounded: Vec<u8> = rounded.collect();
+    for backend in Backend::ALL.into_iter().filter(|backend| backend.is_available()) {
+        let config = format!("[arithmetic]\nbackend = \"{}\"\n", backend.name());
+        let (server, _folder) = start(&config);
+        let answer = call_quantised(&server, "quantised-matrix-product 3 2 5 7 3 250", &operands);
+        assert_eq!(result_bytes(&answer), rounded, "{backend:?}");
+        operands.push(("bias", float_bytes(&[0.5, -0.5])));
+        let text = "dequantised-matrix-product 3 2 5 identity 2 0";
+        let answer = call_quantised(&server, text, &operands);
+        let biases = [0.5, -0.5].into_iter().cycle();
+        let expected = reals.iter().zip(biases).map(|(real, bias)| (real + bias) * 2.0);
+        assert_eq!(numbers(&answer), expected.collect::<Vec<_>>(), "{backend:?}");
+        operands.pop();
+    }
+}
+
+#[test]
+fn numbers_are_quantised_and_dequantised() {
+    let (server, _folder) = start("");
+    let given = [-1e9_f32, -0.25, 0.25, 0.75, 1.25, 1e9, f32::NAN];
+    let operands = [("first", float_bytes(&given))];
+    let answer = call_quantised(&server, "quantise 0.5 100 10 200", &operands);
+    let integers = result_bytes(&answer);
+    assert_eq!(integers, [10, 100, 100, 102, 102, 200, 10]);
+    let operands = [("first", integers.clone())];
+    let answer = call_quantised(&server, "dequantise 0.5 100", &operands);
+    assert_eq!(numbers(&answer), [-45.0, 0.0, 0.0, 1.0, 1.0, 50.0, -45.0]);
+    // A list of an odd number of bytes, which may begin anywhere.
+    let operands = [("first", integers.clone()), ("second", integers)];
+    let text = "quantised-sum 0.5 100 0.5 100 1 100 0 255";
+    let answer = call_quantised(&server, text, &operands);
+    assert_eq!(result_bytes(&answer), [10, 100, 100, 102, 102, 200, 10]);
+}
+
+#[test]
+fn quantised_operation_that_does_not_fit_its_operands_traps() {
+    let (server, _folder) = start("");
+    let (mut operands, _sums) = quantised_product();
+    operands[1].1.pop();
+    let before = faults(&server, "trap");
+    let answer = call_quantised(&server, "quantised-matrix-product 3 2 5 7 3 250", &operands);
+    assert_eq!((answer.status, answer.error_code()), (500, Some("model_failure")), "{answer:?}");
+    assert!(faults(&server, "trap") > before);
+    assert_eq!(numbers(&call(&server, "init", &[])), [1.0, 4.0, 9.0]);
+}
+
 #[test]
 fn arithmetic_is_reported_where_it_is_granted() {
     let (server, folder) = start("");
@@ -216,6 +312,46 @@ fn arithmetic_is_reported_where_it_is_granted() {
     let inspected = run_host(&["inspect", "--json", &artifact.to_string_lossy()]);
     let report: Value = serde_json::from_slice(&inspected.stdout).unwrap();
     assert_eq!(report["imports_arithmetic"], true);
+}
+
+#[test]
+fn profile_shows_functions_of_the_host_and_of_the_guest() {
+    let artifact = text_direction();
+    let artifact = artifact.to_string_lossy();
+    let measured = run_host(&["inspect", "--profile", "--rows", "2", "--json", &artifact]);
+    let report: Value = serde_json::from_slice(&measured.stdout).unwrap();
+    assert_eq!((report["model"].as_str(), &report["rows"]), (Some("text-direction"), &json!(2)));
+    for (calls, with_arithmetic) in [("with_arithmetic", true), ("without_arithmetic", false)] {
+        let calls = &report[calls];
+        assert!(calls["calls"].as_u64() > Some(0), "{calls}");
+        let mean = calls["mean_ms"].as_f64().unwrap();
+        let arithmetic = calls["arithmetic"].as_array().unwrap();
+        let in_host: f64 = arithmetic.iter().filter_map(|part| part["ms"].as_f64()).sum();
+        let in_guest = calls["guest_ms"].as_f64().unwrap();
+        assert!((in_host + in_guest - mean).abs() < 0.01 * mean, "{calls}");
+        let convolutions = arithmetic.iter().find(|part| part["function"] == "convolution");
+        let executions = convolutions.map(|part| part["executions"].as_f64().unwrap() >= 1.0);
+        assert_eq!(executions, with_arithmetic.then_some(true), "{calls}");
+        let shares = calls["guest"].as_array().unwrap();
+        let shares: f64 = shares.iter().filter_map(|part| part["share"].as_f64()).sum();
+        assert!((shares - 1.0).abs() < 1e-6, "{calls}");
+    }
+    let functions = report["without_arithmetic"]["guest"].as_array().unwrap();
+    let names = functions.iter().filter_map(|part| part["function"].as_str());
+    assert!(names.into_iter().any(|name| name.contains("guesthouse_arithmetic")), "{functions:?}");
+}
+
+#[test]
+fn profile_of_more_rows_than_a_call_takes_is_rejected() {
+    let folder = temporary_folder();
+    let artifact = Arithmetic::default().pack(folder.path());
+    for rows in ["0", "2"] {
+        let artifact = artifact.to_string_lossy();
+        let rejected = run_host(&["inspect", "--profile", "--rows", rows, &artifact]);
+        let error = String::from_utf8_lossy(&rejected.stderr);
+        assert!(!rejected.status.success(), "{error}");
+        assert!(error.contains("a call takes from 1 to 1 rows"), "{error}");
+    }
 }
 
 #[test]

@@ -42,11 +42,11 @@ const REQUIRED_EXPORTS: [&str; 2] = ["guesthouse:model/lifecycle", "guesthouse:m
 const ALLOWED_IMPORTS: [&str; 2] = ["guesthouse:model/", "wasi:"];
 
 /// The version of the contract that this host implements; see `wit/model.wit`.
-pub const CONTRACT_VERSION: &str = "0.2.1";
+pub const CONTRACT_VERSION: &str = "0.2.2";
 
 /// The versions of the contract whose artifacts this host serves, oldest first: all that were
 /// published since the last breaking change. Later versions only add to earlier ones.
-pub const CONTRACT_VERSIONS: [&str; 2] = ["0.2.0", CONTRACT_VERSION];
+pub const CONTRACT_VERSIONS: [&str; 3] = ["0.2.0", "0.2.1", CONTRACT_VERSION];
 
 /// The prefix of the names of this format's own sections.
 const OWN_PREFIX: &str = "guesthouse:";

@@ -14,18 +14,19 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use guesthouse_artifact::{Artifact, ArtifactError};
 use guesthouse_model::record::{self, RecordError, TensorInputError, TooManyValues};
 use guesthouse_model::{Signature, Tensor, VersionId};
 use serde_json::{Map, Value};
 
-use crate::guest::{EngineError, EngineLimits, Engines};
+use crate::guest::{EngineError, EngineLimits, Engines, Fault};
 use crate::inference::{InferenceLimits, InferenceThreads, PredictError, PredictJob, QueueOptions};
 use crate::load::{self, SignatureMismatch, grants_arithmetic};
 use crate::machine;
 use crate::preinit::{self, ChildProgram, PreinitError, PreinitHooks, PreinitLimits};
+use crate::profile::Profile;
 use crate::stages::StageTimer;
 use crate::store::{CompiledVersion, Store, StoreError};
 use crate::version::{
@@ -121,6 +122,37 @@ pub enum OpenError {
     Proof(#[from] ProofError),
 }
 
+/// Why a profile cannot be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    /// The artifact cannot be compiled or loaded.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// There is nothing to predict for.
+    #[error("the artifact has no golden example to predict for")]
+    NoExample,
+    /// A call takes fewer or more rows.
+    #[error("a call takes from 1 to {most} rows, not {rows}")]
+    Rows {
+        /// The rows that were asked for.
+        rows: usize,
+        /// The most rows of a call.
+        most: usize,
+    },
+    /// The example does not match the signature.
+    #[error(transparent)]
+    Example(#[from] RecordError),
+    /// A call failed.
+    #[error("the call failed: {0}")]
+    Call(Fault),
+}
+
+impl From<Fault> for ProfileError {
+    fn from(fault: Fault) -> Self {
+        Self::Call(fault)
+    }
+}
+
 /// Why a prediction failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RowsError {
@@ -172,6 +204,35 @@ impl Runtime {
         Ok(Self { engines, store, budget, threads, options })
     }
 
+    /// Measure where the time of calls goes, with so many rows of the artifact's first golden example
+    /// in each call. Blocks for this time, and for seconds before if the artifact has to be compiled.
+    ///
+    /// # Errors
+    /// [`ProfileError`].
+    pub fn profile(
+        &self,
+        artifact: &Path,
+        rows: usize,
+        time: Duration,
+    ) -> Result<Profile, ProfileError> {
+        let artifact = Artifact::open(artifact).map_err(OpenError::from)?;
+        let example = artifact.golden().first().ok_or(ProfileError::NoExample)?;
+        let compiled = self.compiled(&artifact)?;
+        let signature = &compiled.report.signature;
+        let most = signature.max_batch_size;
+        if rows == 0 || rows > most as usize {
+            return Err(ProfileError::Rows { rows, most: most as usize });
+        }
+        let inputs = record::decode(signature, &vec![&example.inputs; rows])?;
+        let component = load::map::<OpenError>(
+            &self.engines,
+            &Arc::new(artifact),
+            &compiled,
+            self.options.model.instance,
+        )?;
+        Ok(Profile::measure(&component, &inputs, time)?)
+    }
+
     /// Load an artifact: compile it, unless the state folder has its compiled code, and run its golden
     /// examples. Blocks; the first time takes seconds.
     ///
@@ -180,11 +241,7 @@ impl Runtime {
     pub fn load(&self, artifact: &Path) -> Result<LoadedModel, OpenError> {
         let artifact = Artifact::open(artifact)?;
         let reservation = self.budget.reserve(&self.options.model)?;
-        let arithmetic = grants_arithmetic(&artifact, &self.options.model.instance);
-        let compiled = match self.store.find(artifact.digest(), arithmetic)? {
-            Some(compiled) => compiled,
-            None => self.compile(&artifact)?,
-        };
+        let compiled = self.compiled(&artifact)?;
         let limits = self.options.model;
         let version = load::activate::<OpenError>(
             &self.engines,
@@ -194,6 +251,14 @@ impl Runtime {
             reservation,
         )?;
         Ok(LoadedModel { version: Arc::new(version), threads: Arc::clone(&self.threads) })
+    }
+
+    fn compiled(&self, artifact: &Artifact) -> Result<CompiledVersion, OpenError> {
+        let arithmetic = grants_arithmetic(artifact, &self.options.model.instance);
+        match self.store.find(artifact.digest(), arithmetic)? {
+            Some(compiled) => Ok(compiled),
+            None => self.compile(artifact),
+        }
     }
 
     fn compile(&self, artifact: &Artifact) -> Result<CompiledVersion, OpenError> {

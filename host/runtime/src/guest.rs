@@ -19,7 +19,7 @@ mod state;
 mod stop;
 mod ticker;
 
-pub use arithmetic::ArithmeticUsage;
+pub use arithmetic::{ArithmeticUsage, FunctionUsage};
 pub(crate) use bindings::Model;
 pub use convert::{MAX_REJECTIONS, signature_from_wit};
 pub use engine::{Engine, EngineError, EngineLimits, Engines};

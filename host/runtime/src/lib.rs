@@ -45,4 +45,5 @@ pub mod pool;
 pub mod version;
 pub mod inference;
 pub mod load;
+pub mod profile;
 pub mod embed;

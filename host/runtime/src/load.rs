@@ -72,6 +72,23 @@ pub fn activate<E>(
 where
     E: From<EngineError> + From<ProofError> + From<SignatureMismatch>,
 {
+    let component = map::<E>(engines, artifact, compiled, limits.instance)?;
+    Ok(ServableVersion::prove(artifact, &compiled.report, component, limits, reservation)?)
+}
+
+/// Map the compiled code of an artifact.
+///
+/// # Errors
+/// The code cannot be mapped, or the signatures differ.
+pub(crate) fn map<E>(
+    engines: &Engines,
+    artifact: &Arc<Artifact>,
+    compiled: &CompiledVersion,
+    limits: InstanceLimits,
+) -> Result<LoadedComponent, E>
+where
+    E: From<EngineError> + From<SignatureMismatch>,
+{
     let report = &compiled.report;
     if artifact.signature() != Some(&report.signature) {
         return Err(SignatureMismatch.into());
@@ -82,11 +99,11 @@ where
     #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
     let mut component = unsafe {
         LoadedComponent::map(
-            engines.with_stack(limits.instance.stack_bytes),
+            engines.with_stack(limits.stack_bytes),
             &compiled.path(),
             id,
             report.signature.clone(),
-            limits.instance,
+            limits,
         )
     }?;
     if let InstanceStart::Init(reason) = &report.start {
@@ -94,5 +111,5 @@ where
         tracing::warn!(%model, %version, reason, "no snapshot: init runs in each instance");
         component = component.with_init_per_instance(Arc::clone(artifact));
     }
-    Ok(ServableVersion::prove(artifact, report, component, limits, reservation)?)
+    Ok(component)
 }

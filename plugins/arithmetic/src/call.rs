@@ -9,17 +9,25 @@ use guesthouse_guest::bindings::guesthouse::model::arithmetic::{
 
 use crate::raw;
 
-/// The operands of a call.
+/// The bytes of the operands of a call.
 pub(crate) struct Operands {
-    pub(crate) first: Vec<u32>,
-    pub(crate) second: Vec<u32>,
-    pub(crate) bias: Vec<u32>,
-    pub(crate) residual: Vec<u32>,
+    pub(crate) first: Vec<u8>,
+    pub(crate) second: Vec<u8>,
+    pub(crate) bias: Vec<u8>,
+    pub(crate) residual: Vec<u8>,
+    pub(crate) offsets: Vec<u8>,
 }
 
-/// Executes a call; `None` if it is not understood.
+/// Little-endian numbers.
+pub(crate) fn numbers(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks().0.iter().map(|number| u32::from_le_bytes(*number)).collect()
+}
+
+/// Executes a call on floating-point numbers; `None` if it is not understood.
 pub(crate) fn execute(call: &str, operands: &Operands) -> Option<Vec<u32>> {
-    let Operands { first, second, bias, residual } = operands;
+    let Operands { first, second, bias, residual, .. } = operands;
+    let [first, second, bias, residual] = [first, second, bias, residual].map(|it| numbers(it));
+    let [first, second, bias, residual] = [&first[..], &second, &bias, &residual];
     let mut words = Words(call.split_whitespace());
     let result = match words.word()? {
         "convolution" => {
@@ -68,14 +76,14 @@ fn repeat(times: u32, operand: &[u32]) -> Vec<u32> {
 }
 
 /// The words of a call.
-struct Words<'a>(SplitWhitespace<'a>);
+pub(crate) struct Words<'a>(pub(crate) SplitWhitespace<'a>);
 
 impl<'a> Words<'a> {
-    fn word(&mut self) -> Option<&'a str> {
+    pub(crate) fn word(&mut self) -> Option<&'a str> {
         self.0.next()
     }
 
-    fn next<T: FromStr>(&mut self) -> Option<T> {
+    pub(crate) fn next<T: FromStr>(&mut self) -> Option<T> {
         self.word()?.parse().ok()
     }
 
@@ -83,7 +91,7 @@ impl<'a> Words<'a> {
         Some((self.next()?, self.next()?))
     }
 
-    fn triple(&mut self) -> Option<(u32, u32, u32)> {
+    pub(crate) fn triple(&mut self) -> Option<(u32, u32, u32)> {
         Some((self.next()?, self.next()?, self.next()?))
     }
 
@@ -91,7 +99,7 @@ impl<'a> Words<'a> {
         Some((self.next()?, self.next()?, self.next()?, self.next()?))
     }
 
-    fn tail(&mut self) -> Option<Tail> {
+    pub(crate) fn tail(&mut self) -> Option<Tail> {
         let activation = self.activation()?;
         Some(Tail { activation, scale: self.next()?, shift: self.next()? })
     }
@@ -119,7 +127,7 @@ impl<'a> Words<'a> {
         })
     }
 
-    fn windows(&mut self) -> Option<Windows> {
+    pub(crate) fn windows(&mut self) -> Option<Windows> {
         Some(Windows {
             batch: self.next()?,
             input_channels: self.next()?,

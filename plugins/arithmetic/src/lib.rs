@@ -2,10 +2,12 @@
 //! `arithmetic`.
 //!
 //! A row's `call` names a function of the interface, followed by its scalar parameters in the order
-//! of `wit/model.wit`, separated by spaces; the operands are the bytes of little-endian numbers.
+//! of `wit/model.wit`, separated by spaces; the operands are 8-bit integers or the bytes of
+//! little-endian numbers.
 //! With the manifest's parameter `insist`, `init` calls a function even if that is not granted.
 
 mod call;
+mod quantised;
 mod raw;
 
 use guesthouse_guest::bindings::guesthouse::model::arithmetic;
@@ -13,6 +15,7 @@ use guesthouse_guest::bindings::guesthouse::model::arithmetic::{Activation, Tail
 use guesthouse_guest::{Assets, Batch, Error, Field, Guest, PredictError, Signature, Tensor};
 
 use crate::call::Operands;
+use crate::quantised::bytes;
 
 struct Arithmetic {
     /// What `init` was answered.
@@ -40,7 +43,8 @@ impl Guest for Arithmetic {
             operand("first", "the first operand"),
             operand("second", "the second operand"),
             operand("bias", "the third operand"),
-            operand("residual", "the fourth operand"),
+            operand("residual", "the fourth operand, or the multipliers"),
+            operand("offsets", "the offsets of 8-bit sums"),
         ];
         let result = Field::bytes("result", "the result");
         Ok((Self { granted, squares }, Signature::new(inputs, [result]).max_batch_size(1)))
@@ -50,25 +54,26 @@ impl Guest for Arithmetic {
         let row = |name| Ok::<_, PredictError>(batch.bytes(name)?[0].to_vec());
         let call = batch.texts("call")?[0];
         let operands = Operands {
-            first: numbers(&row("first")?),
-            second: numbers(&row("second")?),
-            bias: numbers(&row("bias")?),
-            residual: numbers(&row("residual")?),
+            first: row("first")?,
+            second: row("second")?,
+            bias: row("bias")?,
+            residual: row("residual")?,
+            offsets: row("offsets")?,
         };
         let result = match call {
-            "init" => self.squares.clone(),
+            "init" => Some(bytes(&self.squares)),
             // In `init`, and now.
-            "granted" => vec![u32::from(self.granted), u32::from(arithmetic::granted())],
+            "granted" => {
+                let granted = [self.granted, arithmetic::granted()];
+                Some(bytes(&granted.map(u32::from)))
+            }
             call => call::execute(call, &operands)
-                .ok_or_else(|| PredictError::failed("the call is not understood"))?,
+                .map(|result| bytes(&result))
+                .or_else(|| quantised::execute(call, &operands)),
         };
-        let bytes: Vec<u8> = result.iter().flat_map(|number| number.to_le_bytes()).collect();
-        Ok(vec![Tensor::bytes("result", [&bytes[..]])])
+        let result = result.ok_or_else(|| PredictError::failed("the call is not understood"))?;
+        Ok(vec![Tensor::bytes("result", [&result[..]])])
     }
-}
-
-fn numbers(bytes: &[u8]) -> Vec<u32> {
-    bytes.as_chunks().0.iter().map(|number| u32::from_le_bytes(*number)).collect()
 }
 
 guesthouse_guest::export!(Arithmetic);

@@ -9,7 +9,7 @@ const SQUARE: i32 = 15;
 /// The bytes of a page of memory.
 const PAGE_BYTES: usize = 1 << 16;
 
-#[link(wasm_import_module = "guesthouse:model/arithmetic@0.2.1")]
+#[link(wasm_import_module = "guesthouse:model/arithmetic@0.2.2")]
 unsafe extern "C" {
     /// The activation with its two values, scale, shift, the list, and where to write the result's
     /// address and length.

@@ -1,5 +1,7 @@
 //! `guesthouse inspect`: prints the contents of an artifact.
 
+mod profile;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -23,6 +25,14 @@ pub(crate) struct InspectArguments {
     /// Print the signature alone, in canonical JSON, for `guesthouse check`.
     #[arg(long, conflicts_with_all = ["json", "state"])]
     signature: bool,
+    /// Run the model on its first golden example, and print where the time of a call goes: by function
+    /// of the host's arithmetic and by function of the guest, with the host's arithmetic and without.
+    /// Compiles the artifact, which takes seconds.
+    #[arg(long, conflicts_with_all = ["signature", "state"])]
+    profile: bool,
+    /// How often the example is repeated in a call.
+    #[arg(long, default_value_t = 1, requires = "profile")]
+    rows: usize,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -63,6 +73,9 @@ pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
         let snapshot = SignatureSnapshot::new(artifact.id(), signature);
         println!("{}", printable_json(&snapshot.canonical()));
         return Ok(());
+    }
+    if arguments.profile {
+        return profile::run(&artifact, &arguments.file, arguments.rows, arguments.json);
     }
     let descriptor = artifact.descriptor();
     let asset = |(name, size_bytes)| {

@@ -9,28 +9,32 @@
 mod computation;
 mod description;
 mod idle_cores;
+mod operation;
+mod quantised;
 mod usage;
 
 use guesthouse_arithmetic::{
     Binary, Deconvolution, LayerNorm, Operation, Pool, Reduction, Softmax,
 };
-use wasmtime::component::{ComponentNamedList, Lift, Linker, LinkerInstance};
+use wasmtime::component::{ComponentNamedList, ComponentType, Lift, Linker, LinkerInstance};
 use wasmtime::{StoreContextMut, bail};
 
-use self::computation::{Computation, Operand};
+use self::computation::{Computation, Operand, Range};
 pub(super) use self::computation::{Permit, ResultTooLarge};
 use self::description::{
     BinaryFunction, Broadcast, PoolFunction, Products, ReductionFunction, Tail, Windows,
 };
 pub(super) use self::idle_cores::{IdleCores, OccupiedCore, Share};
-pub use self::usage::ArithmeticUsage;
+use self::operation::DescribedOperation;
+use self::usage::Function;
+pub use self::usage::{ArithmeticUsage, FunctionUsage};
 
-/// The interface, in the version of the contract that introduced it. wasmtime links imports of later
+/// The interface in the version of the contract that this host implements. wasmtime links imports of
 /// compatible versions to it, too.
-const INTERFACE: &str = "guesthouse:model/arithmetic@0.2.1";
+const INTERFACE: &str = "guesthouse:model/arithmetic@0.2.2";
 
-/// An operand that an operation does not have.
-const NONE: Operand = Operand::EMPTY;
+/// The bits of floating-point numbers.
+type Floats = Operand<u32>;
 
 /// What allows the instance with this state to compute, if it is granted that.
 type FindPermit<T> = fn(&T) -> Option<Permit>;
@@ -54,51 +58,53 @@ pub(super) fn add_to_linker<T>(
     interface.add_convolutions()?;
     interface.add_matrix_product()?;
     interface.add_elementwise()?;
-    interface.add_by_row()
+    interface.add_by_row()?;
+    interface.add_quantised()?;
+    interface.add_dequantised()
 }
 
 impl<T: 'static> Interface<'_, T> {
     fn add_convolutions(&mut self) -> wasmtime::Result<()> {
-        type Parameters = (Windows, Tail, Operand, Operand, Operand, Operand);
-        self.add("convolution", |parameters: Parameters| {
+        type Parameters = (Windows, Tail, Floats, Floats, Floats, Floats);
+        self.add::<_, u32>("convolution", |parameters: Parameters| {
             let (windows, tail, input, weights, bias, residual) = parameters;
             let operation = Operation::Convolution(windows.into(), tail.into());
-            (operation, [input, weights, bias, residual])
+            on_f32(operation, [input, weights, bias, residual])
         })?;
-        self.add("depthwise-convolution", |parameters: Parameters| {
+        self.add::<_, u32>("depthwise-convolution", |parameters: Parameters| {
             let (windows, tail, input, weights, bias, residual) = parameters;
             let operation = Operation::DepthwiseConvolution(windows.into(), tail.into());
-            (operation, [input, weights, bias, residual])
+            on_f32(operation, [input, weights, bias, residual])
         })?;
-        type Transposed = (Windows, Tail, Operand, Operand, Operand);
-        self.add("deconvolution", |parameters: Transposed| {
+        type Transposed = (Windows, Tail, Floats, Floats, Floats);
+        self.add::<_, u32>("deconvolution", |parameters: Transposed| {
             let (windows, tail, input, weights, bias) = parameters;
             let deconvolution = Deconvolution { geometry: windows.into() };
             let operation = Operation::Deconvolution(deconvolution, tail.into());
-            (operation, [input, weights, bias, NONE])
+            on_f32(operation, [input, weights, bias])
         })?;
-        type Pooled = (PoolFunction, Windows, Operand);
-        self.add("pool", |(function, windows, input): Pooled| {
+        type Pooled = (PoolFunction, Windows, Floats);
+        self.add::<_, u32>("pool", |(function, windows, input): Pooled| {
             let pool = Pool { function: function.into(), geometry: windows.into() };
-            (Operation::Pool(pool), [input, NONE, NONE, NONE])
+            on_f32(Operation::Pool(pool), [input])
         })
     }
 
     fn add_matrix_product(&mut self) -> wasmtime::Result<()> {
-        type Parameters = (Products, Tail, Operand, Operand, Operand, Operand);
-        self.add("matrix-product", |parameters: Parameters| {
+        type Parameters = (Products, Tail, Floats, Floats, Floats, Floats);
+        self.add::<_, u32>("matrix-product", |parameters: Parameters| {
             let (products, tail, left, right, bias, residual) = parameters;
             let operation = Operation::MatrixProduct(products.into(), tail.into());
-            (operation, [left, right, bias, residual])
+            on_f32(operation, [left, right, bias, residual])
         })
     }
 
     fn add_elementwise(&mut self) -> wasmtime::Result<()> {
-        self.add("unary", |(tail, input): (Tail, Operand)| {
-            (Operation::Unary(tail.into()), [input, NONE, NONE, NONE])
+        self.add::<_, u32>("unary", |(tail, input): (Tail, Floats)| {
+            on_f32(Operation::Unary(tail.into()), [input])
         })?;
-        type Parameters = (BinaryFunction, Broadcast, Tail, Operand, Operand);
-        self.add("binary", |(function, broadcast, tail, left, right): Parameters| {
+        type Parameters = (BinaryFunction, Broadcast, Tail, Floats, Floats);
+        self.add::<_, u32>("binary", |(function, broadcast, tail, left, right): Parameters| {
             let Broadcast { shape, left: left_strides, right: right_strides } = broadcast;
             let binary = Binary {
                 function: function.into(),
@@ -106,42 +112,52 @@ impl<T: 'static> Interface<'_, T> {
                 left: left_strides.into(),
                 right: right_strides.into(),
             };
-            (Operation::Binary(binary, tail.into()), [left, right, NONE, NONE])
+            on_f32(Operation::Binary(binary, tail.into()), [left, right])
         })
     }
 
     fn add_by_row(&mut self) -> wasmtime::Result<()> {
-        self.add("softmax", |(columns, input): (u32, Operand)| {
-            (Operation::Softmax(Softmax { columns }), [input, NONE, NONE, NONE])
+        self.add::<_, u32>("softmax", |(columns, input): (u32, Floats)| {
+            on_f32(Operation::Softmax(Softmax { columns }), [input])
         })?;
-        type Normalised = (u32, f32, Operand, Operand, Operand);
-        self.add("layer-norm", |(columns, epsilon, input, gain, bias): Normalised| {
-            (Operation::LayerNorm(LayerNorm { columns, epsilon }), [input, gain, bias, NONE])
+        type Normalised = (u32, f32, Floats, Floats, Floats);
+        self.add::<_, u32>("layer-norm", |(columns, epsilon, input, gain, bias): Normalised| {
+            on_f32(Operation::LayerNorm(LayerNorm { columns, epsilon }), [input, gain, bias])
         })?;
-        type Reduced = (ReductionFunction, u32, f32, Operand);
-        self.add("reduction", |(function, columns, scale, input): Reduced| {
+        type Reduced = (ReductionFunction, u32, f32, Floats);
+        self.add::<_, u32>("reduction", |(function, columns, scale, input): Reduced| {
             let reduction = Reduction { function: function.into(), columns, scale };
-            (Operation::Reduction(reduction), [input, NONE, NONE, NONE])
+            on_f32(Operation::Reduction(reduction), [input])
         })
     }
 
-    /// Link a function that computes what `describe` makes of its parameters. The computation runs
-    /// when wasmtime lowers the result.
-    fn add<P>(
+    /// Link a function that computes what `describe` makes of its parameters, a list of elements of
+    /// type `E`. The computation runs when wasmtime lowers the result.
+    fn add<P, E>(
         &mut self,
         name: &str,
-        describe: fn(P) -> (Operation, [Operand; 4]),
+        describe: fn(P) -> DescribedOperation,
     ) -> wasmtime::Result<()>
     where
         P: ComponentNamedList + Lift + 'static,
+        E: ComponentType + Send + Sync + 'static,
     {
         let find_permit = self.find_permit;
+        let function = Function::named(name);
         self.instance.func_wrap(name, move |context: StoreContextMut<'_, T>, parameters: P| {
             let Some(permit) = find_permit(context.data()) else {
                 bail!("arithmetic is not granted to this version")
             };
-            let (operation, operands) = describe(parameters);
-            Ok((Computation::new(operation, operands, permit),))
+            Ok((Computation::<E>::new(function, describe(parameters), permit),))
         })
     }
+}
+
+/// An operation on f32 with its operands.
+fn on_f32<const N: usize>(operation: Operation, operands: [Floats; N]) -> DescribedOperation {
+    let mut ranges = [Range::EMPTY; 4];
+    for (range, operand) in ranges.iter_mut().zip(operands) {
+        *range = operand.into();
+    }
+    DescribedOperation::F32(operation, ranges)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use wasmtime::component::Component;
-use wasmtime::{Store, UpdateDeadline};
+use wasmtime::{Store, UpdateDeadline, WasmBacktrace};
 
 use super::arithmetic::{ArithmeticUsage, IdleCores, Share};
 use super::bindings::{Model, ModelPre};
@@ -20,6 +20,7 @@ use super::linker::{Phase, linker};
 use super::state::HostState;
 use super::stop::StopSignal;
 use super::ticker::Ticker;
+use crate::profile::FunctionSamples;
 use guesthouse_artifact::Artifact;
 use guesthouse_model::{Signature, Tensor, VersionId};
 
@@ -118,10 +119,7 @@ impl LoadedComponent {
         let mut store = Store::new(self.pre.engine(), state);
         store.limiter(HostState::limiter);
         store.set_hostcall_fuel(self.limits.transfer_bytes);
-        store.epoch_deadline_callback(|context| match context.data().stop_reason() {
-            Some(_) => Ok(UpdateDeadline::Interrupt),
-            None => Ok(UpdateDeadline::Continue(1)),
-        });
+        store.epoch_deadline_callback(|context| Ok(at_tick(context.data())));
         let start_stop = stop.no_later_than(Instant::now() + self.limits.start_time);
         let guest =
             enter_guest(&mut store, &self.ticker, &start_stop, |store| self.pre.instantiate(store));
@@ -140,6 +138,14 @@ impl LoadedComponent {
             instance.init(stop)?;
         }
         Ok(instance)
+    }
+}
+
+/// What happens to a guest that checks its deadline.
+fn at_tick(state: &HostState) -> UpdateDeadline {
+    match state.stop_reason() {
+        Some(_) => UpdateDeadline::Interrupt,
+        None => UpdateDeadline::Continue(1),
     }
 }
 
@@ -190,6 +196,20 @@ impl Instance {
     /// The size of the linear memory, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.store.data().memory_bytes()
+    }
+
+    /// Count from now on which function the guest is in at each tick.
+    pub(crate) fn sample_functions(&mut self, samples: Arc<FunctionSamples>) {
+        self.store.epoch_deadline_callback(move |context| {
+            let backtrace = WasmBacktrace::capture(&context);
+            if let Some(frame) = backtrace.frames().first() {
+                match frame.func_name() {
+                    Some(name) => samples.add(name),
+                    None => samples.add(&format!("function {}", frame.func_index())),
+                }
+            }
+            Ok(at_tick(context.data()))
+        });
     }
 
     fn init(&mut self, stop: &StopSignal) -> Result<(), Fault> {

@@ -3,11 +3,14 @@
 //! Operands are passed where they are. The host writes a result to memory that it requests from
 //! [`result`](super::result), which gives it the memory of the tensor that waits for the result.
 
+mod quantised;
+
 use std::mem;
 
 use guesthouse_arithmetic::{
-    Activation, Binary, BinaryFunction, Convolution, MatrixProduct, Operands, Operation,
-    PoolFunction, ReductionFunction, RightOperand, Tail,
+    Activation, Binary, BinaryFunction, Convolution, ElementType, MatrixProduct, Operands,
+    Operation, PoolFunction, QuantisedOperands, QuantisedOperation, ReductionFunction,
+    RightOperand, Tail,
 };
 
 use super::result;
@@ -32,11 +35,70 @@ pub(crate) unsafe fn execute(
     target: *mut f32,
     len: usize,
 ) -> Result<(), &'static str> {
-    // SAFETY: as promised to this function; the call that follows is the host's only one before
-    // `take_back`.
+    // SAFETY: as promised to this function; `call` calls the host once, for a list of u32.
+    unsafe { write_result(target.cast::<u32>(), len, || call(operation, operands)) }
+}
+
+/// Execute an operation on 8-bit tensors whose result is u8, and write it to `target`.
+///
+/// # Errors
+/// As for [`execute`], or the result of the operation is f32.
+///
+/// # Safety
+/// As for [`execute`].
+#[expect(unsafe_code, reason = "the host writes the result to the memory that waits for it")]
+pub(crate) unsafe fn execute_to_integers(
+    operation: &QuantisedOperation,
+    operands: QuantisedOperands<'_>,
+    target: *mut u8,
+    len: usize,
+) -> Result<(), &'static str> {
+    if operation.output_type() != ElementType::U8 {
+        return Err("the result of the operation is f32");
+    }
+    // SAFETY: as promised to this function; `to_integers` calls the host once, for a list of u8.
+    unsafe { write_result(target, len, || quantised::to_integers(operation, operands)) }
+}
+
+/// Execute an operation on 8-bit tensors whose result is f32, and write it to `target`.
+///
+/// # Errors
+/// As for [`execute`], or the result of the operation is u8.
+///
+/// # Safety
+/// As for [`execute`].
+#[expect(unsafe_code, reason = "the host writes the result to the memory that waits for it")]
+pub(crate) unsafe fn execute_to_floats(
+    operation: &QuantisedOperation,
+    operands: QuantisedOperands<'_>,
+    target: *mut f32,
+    len: usize,
+) -> Result<(), &'static str> {
+    if operation.output_type() != ElementType::F32 {
+        return Err("the result of the operation is u8");
+    }
+    // SAFETY: as promised to this function; `to_floats` calls the host once, for a list of u32.
+    unsafe { write_result(target.cast::<u32>(), len, || quantised::to_floats(operation, operands)) }
+}
+
+/// Write the list that `call` receives from the host to `target`.
+///
+/// # Errors
+/// The list does not have `len` elements.
+///
+/// # Safety
+/// `target` is valid for writes of `len` elements, and nothing else refers to them. `call` calls the
+/// host once, for a list of such elements.
+#[expect(unsafe_code, reason = "the host writes the result to the memory that waits for it")]
+unsafe fn write_result<E: Copy>(
+    target: *mut E,
+    len: usize,
+    call: impl FnOnce() -> Vec<E>,
+) -> Result<(), &'static str> {
+    // SAFETY: as promised to this function.
     let result = unsafe {
-        result::redirect(target.cast(), len * size_of::<f32>());
-        let result = call(operation, operands);
+        result::redirect(target, len);
+        let result = call();
         result::take_back();
         result
     };
@@ -45,12 +107,12 @@ pub(crate) unsafe fn execute(
         mem::forget(result);
         return Err("the host's result has another size");
     }
-    if result.as_ptr().cast() == target.cast_const() {
+    if result.as_ptr() == target.cast_const() {
         // The vector refers to memory that it does not own: it must not free it.
         mem::forget(result);
     } else {
-        // SAFETY: both are `len` elements of four bytes, and the vector owns memory of its own.
-        unsafe { target.copy_from_nonoverlapping(result.as_ptr().cast(), len) };
+        // SAFETY: both have `len` elements, and the vector owns memory of its own.
+        unsafe { target.copy_from_nonoverlapping(result.as_ptr(), len) };
     }
     Ok(())
 }

@@ -8,18 +8,20 @@ use std::alloc::{Layout, alloc, handle_alloc_error, realloc};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-/// The memory that waits for a result of this size; null if none does.
+/// The memory that waits for a result of this layout; null if none does.
 static TARGET: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 static TARGET_BYTES: AtomicUsize = AtomicUsize::new(0);
+static TARGET_ALIGN: AtomicUsize = AtomicUsize::new(0);
 
-/// Give the host this memory when it requests so many bytes, aligned to 4, for the next time.
+/// Give the host this memory when it requests so many elements for the next time.
 ///
 /// # Safety
-/// The memory is valid for writes of so many bytes until [`take_back`], and until then the host is
-/// called once, for a list of u32.
-pub(super) unsafe fn redirect(target: *mut u8, bytes: usize) {
-    TARGET_BYTES.store(bytes, Ordering::Relaxed);
-    TARGET.store(target, Ordering::Relaxed);
+/// The memory is valid for writes of so many elements until [`take_back`], and until then the host is
+/// called once, for a list of elements of this size and alignment.
+pub(super) unsafe fn redirect<E>(target: *mut E, elements: usize) {
+    TARGET_BYTES.store(elements * size_of::<E>(), Ordering::Relaxed);
+    TARGET_ALIGN.store(align_of::<E>(), Ordering::Relaxed);
+    TARGET.store(target.cast(), Ordering::Relaxed);
 }
 
 /// Give the host new memory again.
@@ -42,7 +44,7 @@ unsafe extern "C" fn cabi_realloc(
     let target = TARGET.load(Ordering::Relaxed);
     if !target.is_null()
         && old_bytes == 0
-        && align == align_of::<u32>()
+        && align == TARGET_ALIGN.load(Ordering::Relaxed)
         && bytes == TARGET_BYTES.load(Ordering::Relaxed)
     {
         take_back();

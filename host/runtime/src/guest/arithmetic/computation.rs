@@ -10,11 +10,12 @@
 //! result before the operands are cut out of the rest, so this is safe whatever the guest passes: an
 //! address beyond the memory, or a result on top of an operand, fails the call.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Instant;
 
-use guesthouse_arithmetic::{Backend, Call, Operands, Operation};
+use guesthouse_arithmetic::Backend;
 use wasmtime::component::__internal::{
     CanonicalAbiInfo, InstanceType, InterfaceType, LiftContext, LowerContext,
 };
@@ -22,72 +23,86 @@ use wasmtime::component::{ComponentType, Lift, Lower};
 use wasmtime::{Trap, ValRaw, bail, format_err};
 
 use super::idle_cores::{IdleCores, Share};
-use super::usage::ArithmeticUsage;
+use super::operation::DescribedOperation;
+use super::usage::{ArithmeticUsage, Function};
 use crate::guest::stop::StopSignal;
 
-/// The bytes of an element.
-const ELEMENT: usize = size_of::<f32>();
-
-/// A `list<u32>` in the guest's memory, which holds the bits of floating-point numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Operand {
-    /// The first byte.
-    start: usize,
-    /// The number of elements.
-    elements: usize,
+/// A list in the guest's memory, by the type of its elements in the contract: u32 for the bits of
+/// floating-point numbers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operand<E> {
+    range: Range,
+    elements: PhantomData<E>,
 }
 
-impl Operand {
-    /// An operand that is left out.
-    pub(super) const EMPTY: Self = Self { start: 0, elements: 0 };
+/// A range of the guest's memory, aligned to its elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Range {
+    /// The first byte.
+    start: usize,
+    bytes: usize,
+}
 
-    /// The list at an address of the memory.
-    fn new(address: u32, elements: u32, memory: &[u8]) -> wasmtime::Result<Self> {
+impl Range {
+    /// An operand that an operation does not have.
+    pub(super) const EMPTY: Self = Self { start: 0, bytes: 0 };
+
+    /// The range of a list with elements of so many bytes at an address of the memory.
+    fn new(address: u32, elements: u32, size: usize, memory: &[u8]) -> wasmtime::Result<Self> {
         let (start, elements) = (usize::try_from(address)?, usize::try_from(elements)?);
-        let end = elements.checked_mul(ELEMENT).and_then(|bytes| start.checked_add(bytes));
-        if end.is_none_or(|end| end > memory.len()) {
+        let bytes = elements.checked_mul(size);
+        let end = bytes.and_then(|bytes| start.checked_add(bytes));
+        let Some(bytes) = bytes.filter(|_| end.is_some_and(|end| end <= memory.len())) else {
             bail!("a list is not within the memory")
-        }
-        if !start.is_multiple_of(ELEMENT) {
+        };
+        if !start.is_multiple_of(size) {
             bail!("a list is not aligned")
         }
-        Ok(Self { start, elements })
+        Ok(Self { start, bytes })
     }
 
     /// The end of the range; it lies within the memory.
     fn end(self) -> usize {
-        self.start + self.elements * ELEMENT
+        self.start + self.bytes
     }
 
-    /// The elements in a memory.
-    fn within(self, memory: &[u8]) -> wasmtime::Result<&[f32]> {
+    /// The bytes in a memory.
+    fn within(self, memory: &[u8]) -> wasmtime::Result<&[u8]> {
         let bytes = memory.get(self.start..self.end());
-        floats(bytes.ok_or_else(|| format_err!("an operand is not within the memory"))?)
+        bytes.ok_or_else(|| format_err!("an operand is not within the memory"))
+    }
+}
+
+impl<E> From<Operand<E>> for Range {
+    fn from(operand: Operand<E>) -> Self {
+        operand.range
     }
 }
 
 // SAFETY: the type and its lowered form, a pair of an address and a length, are those of a slice,
 // for which wasmtime implements the trait and checks the component's type.
 #[expect(unsafe_code, reason = "wasmtime's trait for the types of parameters is unsafe")]
-unsafe impl ComponentType for Operand {
-    type Lower = <[u32] as ComponentType>::Lower;
+unsafe impl<E: ComponentType> ComponentType for Operand<E> {
+    type Lower = <[E] as ComponentType>::Lower;
 
     const ABI: CanonicalAbiInfo = CanonicalAbiInfo::POINTER_PAIR;
 
     fn typecheck(ty: &InterfaceType, types: &InstanceType<'_>) -> wasmtime::Result<()> {
-        <[u32] as ComponentType>::typecheck(ty, types)
+        <[E] as ComponentType>::typecheck(ty, types)
     }
 }
 
 // SAFETY: any bits of the lowered form are accepted; those that are no list in the memory fail.
 #[expect(unsafe_code, reason = "wasmtime's trait for parameters is unsafe")]
-unsafe impl Lift for Operand {
+unsafe impl<E: ComponentType> Lift for Operand<E> {
     fn linear_lift_from_flat(
         context: &mut LiftContext<'_>,
         _ty: InterfaceType,
         [address, elements]: &Self::Lower,
     ) -> wasmtime::Result<Self> {
-        Self::new(address.get_u32(), elements.get_u32(), context.memory())
+        let (address, elements) = (address.get_u32(), elements.get_u32());
+        let range = Range::new(address, elements, size_of::<E>(), context.memory())?;
+        Ok(Self { range, elements: PhantomData })
     }
 
     fn linear_lift_from_memory(
@@ -99,7 +114,8 @@ unsafe impl Lift for Operand {
             bail!("a list is an address and a length")
         };
         let (address, elements) = (u32::from_le_bytes(*address), u32::from_le_bytes(*elements));
-        Self::new(address, elements, context.memory())
+        let range = Range::new(address, elements, size_of::<E>(), context.memory())?;
+        Ok(Self { range, elements: PhantomData })
     }
 }
 
@@ -120,46 +136,44 @@ pub(in crate::guest) struct Permit {
 #[error("the result of an operation is larger than the instance's memory may be")]
 pub(in crate::guest) struct ResultTooLarge;
 
-/// The result of an operation, a `list<u32>`, which is computed when it is lowered.
-pub(super) struct Computation {
-    operation: Operation,
-    /// In the order of [`Operands`].
-    operands: [Operand; 4],
+/// The result of an operation, a list with elements of this type, which is computed when it is
+/// lowered.
+pub(super) struct Computation<E> {
+    function: Function,
+    operation: DescribedOperation,
     permit: Permit,
+    elements: PhantomData<E>,
 }
 
-impl Computation {
-    pub(super) fn new(operation: Operation, operands: [Operand; 4], permit: Permit) -> Self {
-        Self { operation, operands, permit }
+impl<E: ComponentType> Computation<E> {
+    pub(super) fn new(function: Function, operation: DescribedOperation, permit: Permit) -> Self {
+        Self { function, operation, permit, elements: PhantomData }
     }
 
     /// Compute the result. Returns its address and its length in elements.
     fn compute<T>(&self, context: &mut LowerContext<'_, T>) -> wasmtime::Result<(u32, u32)> {
         let begin = Instant::now();
-        let elements = self.output_elements(context.as_slice_mut())?;
-        let bytes = elements.checked_mul(ELEMENT);
+        let memory = context.as_slice_mut();
+        let elements = self.operation.check(|range| range.within(memory))?.output_len();
+        let bytes = elements.checked_mul(size_of::<E>());
         let bytes = bytes.filter(|bytes| *bytes <= self.permit.memory_bytes);
         let bytes = bytes.ok_or(ResultTooLarge)?;
-        let start = context.realloc(0, 0, <[u32] as ComponentType>::ALIGN32, bytes)?;
+        let start = context.realloc(0, 0, <[E] as ComponentType>::ALIGN32, bytes)?;
+        if !start.is_multiple_of(size_of::<E>()) {
+            bail!("the result of an operation is not aligned")
+        }
         let memory = SplitMemory::new(context.as_slice_mut(), start, bytes)?;
         let outcome = self.execute(memory);
-        self.permit.usage.add(begin.elapsed());
+        self.permit.usage.add(self.function, begin.elapsed());
         outcome?;
         Ok((u32::try_from(start)?, u32::try_from(elements)?))
-    }
-
-    /// The length of the result, if the operation fits its operands.
-    fn output_elements(&self, memory: &[u8]) -> wasmtime::Result<usize> {
-        let call = self.check(|operand| operand.within(memory))?;
-        Ok(call.output_len())
     }
 
     fn execute(&self, memory: SplitMemory<'_>) -> wasmtime::Result<()> {
         let SplitMemory { output, rest } = memory;
         // Checked again, because the guest's allocator has run.
-        let call = self.check(|operand| rest.operand(operand))?;
-        let output = bytemuck::try_cast_slice_mut(output).map_err(|_error| misaligned())?;
-        if output.len() != call.output_len() {
+        let call = self.operation.check(|range| rest.operand(range))?;
+        if output.len() != call.output_bytes() {
             bail!("the length of an operation's result has changed")
         }
         let stop = self.permit.stop.as_ref();
@@ -172,40 +186,24 @@ impl Computation {
         // As if the guest had been interrupted while it computed this itself.
         outcome.map_err(|_stopped| Trap::Interrupt.into())
     }
-
-    fn check<'a>(
-        &self,
-        find: impl Fn(Operand) -> wasmtime::Result<&'a [f32]>,
-    ) -> wasmtime::Result<Call<'a>> {
-        let [first, second, bias, residual] = self.operands;
-        let operands = Operands {
-            first: find(first)?,
-            second: find(second)?,
-            bias: find(bias)?,
-            residual: find(residual)?,
-        };
-        self.operation
-            .check(operands)
-            .map_err(|invalid| format_err!("invalid operation: {invalid}"))
-    }
 }
 
 // SAFETY: as for an operand.
 #[expect(unsafe_code, reason = "wasmtime's trait for the types of results is unsafe")]
-unsafe impl ComponentType for Computation {
-    type Lower = <[u32] as ComponentType>::Lower;
+unsafe impl<E: ComponentType> ComponentType for Computation<E> {
+    type Lower = <[E] as ComponentType>::Lower;
 
     const ABI: CanonicalAbiInfo = CanonicalAbiInfo::POINTER_PAIR;
 
     fn typecheck(ty: &InterfaceType, types: &InstanceType<'_>) -> wasmtime::Result<()> {
-        <[u32] as ComponentType>::typecheck(ty, types)
+        <[E] as ComponentType>::typecheck(ty, types)
     }
 }
 
 // SAFETY: both functions write the whole of the lowered form, an address and a length, before they
 // return `Ok`.
 #[expect(unsafe_code, reason = "wasmtime's trait for results is unsafe")]
-unsafe impl Lower for Computation {
+unsafe impl<E: ComponentType> Lower for Computation<E> {
     fn linear_lower_to_flat<T>(
         &self,
         context: &mut LowerContext<'_, T>,
@@ -255,25 +253,17 @@ impl<'a> SplitMemory<'a> {
 }
 
 impl<'a> RestOfMemory<'a> {
-    /// The elements of an operand that does not overlap with the result.
-    fn operand(&self, operand: Operand) -> wasmtime::Result<&'a [f32]> {
-        if operand.elements == 0 {
+    /// The bytes of an operand that does not overlap with the result.
+    fn operand(&self, operand: Range) -> wasmtime::Result<&'a [u8]> {
+        if operand.bytes == 0 {
             return Ok(&[]);
         }
         let bytes = match operand.start.checked_sub(self.end) {
             Some(start) => self.after.get(start..operand.end() - self.end),
             None => self.before.get(operand.start..operand.end()),
         };
-        floats(bytes.ok_or_else(|| format_err!("an operand overlaps with the result"))?)
+        bytes.ok_or_else(|| format_err!("an operand overlaps with the result"))
     }
-}
-
-fn floats(bytes: &[u8]) -> wasmtime::Result<&[f32]> {
-    bytemuck::try_cast_slice(bytes).map_err(|_error| misaligned())
-}
-
-fn misaligned() -> wasmtime::Error {
-    format_err!("a list is not aligned")
 }
 
 #[cfg(test)]
@@ -285,17 +275,21 @@ mod tests {
         (0..8).collect()
     }
 
-    fn operand(start: usize, elements: usize) -> Operand {
-        Operand { start, elements }
+    fn words(start: usize, elements: usize) -> Range {
+        Range { start, bytes: elements * 4 }
     }
 
     #[test]
     fn a_list_outside_of_the_memory_or_unaligned_is_rejected() {
         let bytes = [0; 64];
-        assert_eq!(Operand::new(8, 14, &bytes).unwrap(), operand(8, 14));
-        assert_eq!(Operand::new(64, 0, &bytes).unwrap(), operand(64, 0));
+        assert_eq!(Range::new(8, 14, 4, &bytes).unwrap(), words(8, 14));
+        assert_eq!(Range::new(64, 0, 4, &bytes).unwrap(), words(64, 0));
+        assert_eq!(Range::new(3, 8, 1, &bytes).unwrap(), Range { start: 3, bytes: 8 });
         for (address, elements) in [(8, 15), (68, 0), (2, 1), (0, u32::MAX), (u32::MAX - 3, 4)] {
-            assert!(Operand::new(address, elements, &bytes).is_err(), "{address} {elements}");
+            assert!(Range::new(address, elements, 4, &bytes).is_err(), "{address} {elements}");
+        }
+        for (address, elements) in [(3, 62), (65, 0), (u32::MAX, 1), (0, u32::MAX)] {
+            assert!(Range::new(address, elements, 1, &bytes).is_err(), "{address} {elements}");
         }
     }
 
@@ -306,9 +300,9 @@ mod tests {
         let before = bytes[..16].to_vec();
         let after = bytes[32..].to_vec();
         let split = SplitMemory::new(bytes, 16, 16).unwrap();
-        let found = |start, elements| split.rest.operand(operand(start, elements)).unwrap();
-        assert_eq!(bytemuck::cast_slice::<_, u8>(found(0, 4)), before);
-        assert_eq!(bytemuck::cast_slice::<_, u8>(found(32, 8)), after);
+        let found = |start, elements| split.rest.operand(words(start, elements)).unwrap();
+        assert_eq!(found(0, 4), before);
+        assert_eq!(found(32, 8), after);
         assert!(found(20, 0).is_empty());
     }
 
@@ -318,7 +312,7 @@ mod tests {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
         let split = SplitMemory::new(bytes, 16, 16).unwrap();
         for (start, elements) in [(12, 2), (16, 1), (20, 1), (28, 1), (28, 2), (0, 16), (60, 2)] {
-            let found = split.rest.operand(operand(start, elements));
+            let found = split.rest.operand(words(start, elements));
             assert!(found.is_err(), "{start} {elements}");
         }
     }

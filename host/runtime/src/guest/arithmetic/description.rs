@@ -6,6 +6,10 @@ use wasmtime::component::{ComponentType, Lift};
 
 type Pair = (u32, u32);
 type Triple = (u32, u32, u32);
+
+/// `m`, `n` and `k` of a matrix product.
+pub(super) type Size = Triple;
+
 type Quadruple = (u32, u32, u32, u32);
 
 #[derive(Clone, Copy, ComponentType, Lift)]
@@ -146,6 +150,23 @@ pub(super) enum PoolFunction {
     AverageWithPadding,
 }
 
+#[derive(Clone, Copy, ComponentType, Lift)]
+#[component(record)]
+pub(super) struct Quantisation {
+    scale: f32,
+    #[component(name = "zero-point")]
+    zero_point: u8,
+}
+
+#[derive(Clone, Copy, ComponentType, Lift)]
+#[component(record)]
+pub(super) struct Requantisation {
+    #[component(name = "zero-point")]
+    zero_point: u8,
+    least: u8,
+    greatest: u8,
+}
+
 impl From<Activation> for kernels::Activation {
     fn from(activation: Activation) -> Self {
         match activation {
@@ -242,5 +263,19 @@ impl From<PoolFunction> for kernels::PoolFunction {
             PoolFunction::Average => Self::Average,
             PoolFunction::AverageWithPadding => Self::AverageWithPadding,
         }
+    }
+}
+
+impl From<Quantisation> for kernels::Quantisation {
+    fn from(quantisation: Quantisation) -> Self {
+        let Quantisation { scale, zero_point } = quantisation;
+        Self { scale, zero_point }
+    }
+}
+
+impl From<Requantisation> for kernels::Requantisation {
+    fn from(requantisation: Requantisation) -> Self {
+        let Requantisation { zero_point, least, greatest } = requantisation;
+        Self { zero_point, least, greatest }
     }
 }

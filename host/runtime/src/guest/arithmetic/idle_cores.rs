@@ -9,8 +9,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use guesthouse_arithmetic::{Backend, Call, Stopped};
+use guesthouse_arithmetic::{Backend, Stopped};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+
+use super::operation::CheckedCall;
 
 /// The least work, in multiplications, that is worth waking another thread: it takes one core a
 /// multiple of the microseconds that a thread needs to wake up.
@@ -74,8 +76,8 @@ impl IdleCores {
     pub(super) fn execute(
         &self,
         share: &Share,
-        call: &Call<'_>,
-        (backend, output): (Backend, &mut [f32]),
+        call: &CheckedCall<'_>,
+        (backend, output): (Backend, &mut [u8]),
         is_stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), Stopped> {
         let helpers = if call.work() < MIN_WORK { None } else { self.find_helpers(share) };
@@ -146,11 +148,11 @@ fn take(count: &AtomicUsize, limit: usize, most: usize) -> usize {
 
 /// The parts of a call, each with its part of the output.
 fn with_outputs<'a, 'b>(
-    parts: Vec<Call<'a>>,
-    mut output: &'b mut [f32],
-) -> Vec<(Call<'a>, &'b mut [f32])> {
-    let with_output = |part: Call<'a>| {
-        let (own, rest) = std::mem::take(&mut output).split_at_mut(part.output_len());
+    parts: Vec<CheckedCall<'a>>,
+    mut output: &'b mut [u8],
+) -> Vec<(CheckedCall<'a>, &'b mut [u8])> {
+    let with_output = |part: CheckedCall<'a>| {
+        let (own, rest) = std::mem::take(&mut output).split_at_mut(part.output_bytes());
         output = rest;
         (part, own)
     };
@@ -159,6 +161,7 @@ fn with_outputs<'a, 'b>(
 
 #[cfg(test)]
 mod tests {
+    use bytemuck::cast_slice_mut;
     use guesthouse_arithmetic::{MatrixProduct, Operands, Operation, RightOperand, Tail};
 
     use super::*;
@@ -187,12 +190,12 @@ mod tests {
         let _guest = cores.occupy(&share);
         let (left, right) = (numbers(), numbers());
         let operands = Operands { first: &left, second: &right, ..Operands::default() };
-        let call = product().check(operands).unwrap();
+        let call = CheckedCall::F32(product().check(operands).unwrap());
         assert!(call.work() >= MIN_WORK);
-        let mut alone = vec![0.0; call.output_len()];
-        call.execute(Backend::fastest(), &mut alone, &mut || false).unwrap();
-        let mut together = vec![0.0; call.output_len()];
-        let output = (Backend::fastest(), &mut together[..]);
+        let mut alone = vec![0.0_f32; call.output_len()];
+        call.execute(Backend::fastest(), cast_slice_mut(&mut alone), &mut || false).unwrap();
+        let mut together = vec![0.0_f32; call.output_len()];
+        let output = (Backend::fastest(), cast_slice_mut(&mut together));
         cores.execute(&share, &call, output, &|| false).unwrap();
         assert_eq!(alone, together);
         assert_eq!(cores.busy.load(Ordering::Relaxed), 1, "the helpers were given back");
@@ -204,9 +207,9 @@ mod tests {
         let (cores, share) = (IdleCores::new(2).unwrap(), Share::new(2));
         let (left, right) = (numbers(), numbers());
         let operands = Operands { first: &left, second: &right, ..Operands::default() };
-        let call = product().check(operands).unwrap();
-        let mut output = vec![0.0; call.output_len()];
-        let output = (Backend::fastest(), &mut output[..]);
+        let call = CheckedCall::F32(product().check(operands).unwrap());
+        let mut output = vec![0.0_f32; call.output_len()];
+        let output = (Backend::fastest(), cast_slice_mut(&mut output));
         assert_eq!(cores.execute(&share, &call, output, &|| true), Err(Stopped));
         assert_eq!(cores.busy.load(Ordering::Relaxed), 0);
     }
@@ -217,9 +220,9 @@ mod tests {
         assert!(cores.threads.is_none());
         let (left, right) = (numbers(), numbers());
         let operands = Operands { first: &left, second: &right, ..Operands::default() };
-        let call = product().check(operands).unwrap();
-        let mut output = vec![0.0; call.output_len()];
-        let target = (Backend::fastest(), &mut output[..]);
+        let call = CheckedCall::F32(product().check(operands).unwrap());
+        let mut output = vec![0.0_f32; call.output_len()];
+        let target = (Backend::fastest(), cast_slice_mut(&mut output));
         assert_eq!(cores.execute(&share, &call, target, &|| false), Ok(()));
         assert!(output.iter().any(|value| *value != 0.0));
     }
