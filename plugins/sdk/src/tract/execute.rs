@@ -1,8 +1,6 @@
 //! Executes an operation on tract's tensors: its operands are borrowed, and its result is written
 //! to the tensor that is returned.
 
-#[cfg(target_arch = "wasm32")]
-use guesthouse_arithmetic::Backend;
 use guesthouse_arithmetic::{
     ElementType, Operands, QuantisedOperands, QuantisedOperation, QuantisedOutput,
 };
@@ -68,34 +66,56 @@ fn part_len(output: &Tensor, parts: usize) -> TractResult<usize> {
     Ok(len)
 }
 
-/// Execute an operation on 8-bit tensors; the result has this shape. The host has no such
-/// operations, so that they are executed here, also if it executes others.
+/// Execute an operation on 8-bit tensors; the result has this shape.
 pub(super) fn execute_quantised(
     operation: &QuantisedOperation,
     operands: QuantisedOperands<'_>,
     shape: &[usize],
 ) -> TractResult<Tensor> {
-    let backend = match executor() {
-        Executor::Local(backend) => backend,
-        #[cfg(target_arch = "wasm32")]
-        Executor::Host => Backend::fastest(),
-    };
     let datum_type = match operation.output_type() {
         ElementType::U8 => u8::datum_type(),
         ElementType::F32 => f32::datum_type(),
     };
-    let mut output = Tensor::zero_dt(datum_type, shape)?;
-    if output.len() == 0 {
-        return Ok(output);
+    if shape.contains(&0) {
+        return Tensor::zero_dt(datum_type, shape);
     }
-    let call = operation.check(operands).map_err(|error| format_err!("{error}"))?;
-    let mut view = output.try_as_plain_ram_mut()?;
-    let elements = match operation.output_type() {
-        ElementType::U8 => QuantisedOutput::U8(view.as_slice_mut()?),
-        ElementType::F32 => QuantisedOutput::F32(view.as_slice_mut()?),
-    };
-    ensure!(call.output_len() == elements.len(), "the output has another shape");
-    call.execute(backend, elements, &mut || false)
-        .map_err(|_stopped| format_err!("nobody stops a local operation"))?;
-    Ok(output)
+    match executor() {
+        Executor::Local(backend) => {
+            let call = operation.check(operands).map_err(|error| format_err!("{error}"))?;
+            let mut output = Tensor::zero_dt(datum_type, shape)?;
+            let mut view = output.try_as_plain_ram_mut()?;
+            let elements = match operation.output_type() {
+                ElementType::U8 => QuantisedOutput::U8(view.as_slice_mut()?),
+                ElementType::F32 => QuantisedOutput::F32(view.as_slice_mut()?),
+            };
+            ensure!(call.output_len() == elements.len(), "the output has another shape");
+            call.execute(backend, elements, &mut || false)
+                .map_err(|_stopped| format_err!("nobody stops a local operation"))?;
+            Ok(output)
+        }
+        #[cfg(target_arch = "wasm32")]
+        Executor::Host => {
+            use crate::arithmetic::host::{execute_to_floats, execute_to_integers};
+            // Not zeroed: the host writes all of it.
+            #[expect(unsafe_code, reason = "memory that the host writes before anything reads it")]
+            // SAFETY: neither type has invalid values, and the call fails unless the host has
+            // written every element.
+            let mut output = unsafe { Tensor::uninitialized_dt(datum_type, shape)? };
+            let len = output.len();
+            #[expect(unsafe_code, reason = "the result is written to the tensor")]
+            // SAFETY: the tensor owns `len` elements of the type, and nothing else refers to them.
+            unsafe {
+                match operation.output_type() {
+                    ElementType::U8 => {
+                        execute_to_integers(operation, operands, output.as_ptr_mut()?, len)
+                    }
+                    ElementType::F32 => {
+                        execute_to_floats(operation, operands, output.as_ptr_mut()?, len)
+                    }
+                }
+            }
+            .map_err(|error| format_err!("{error}"))?;
+            Ok(output)
+        }
+    }
 }

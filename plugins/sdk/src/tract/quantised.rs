@@ -31,7 +31,7 @@ impl Eq for QuantisedNode {}
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum QuantisedKind {
     /// Input: the image.
-    Convolution { windows: Windows, weights: Arc<[u8]>, ending: Ending },
+    Convolution { windows: Box<Windows>, weights: Arc<[u8]>, ending: Ending },
     /// Input: rows of `k` elements. Output: rows of `n` elements.
     Product { k: usize, n: usize, weights: Arc<[u8]>, ending: Ending },
     /// Inputs: left and right, of the same shape.
@@ -74,9 +74,16 @@ impl QuantisedNode {
     /// Describe the operation for an input of this shape, and the shape of its output.
     fn resolve(&self, input: &[usize]) -> TractResult<(QuantisedOperation, TVec<usize>)> {
         Ok(match &self.kind {
-            QuantisedKind::Convolution { windows: Windows { pool, .. }, ending, .. } => {
-                let (geometry, shape) = windows(pool, input)?;
-                (self.convolution(geometry, ending.kind), shape)
+            QuantisedKind::Convolution { windows: at, ending, .. } => {
+                let (geometry, shape) = windows(&at.pool, input)?;
+                let (padding_value, ending) = (at.padding_value, ending.kind);
+                let convolution = QuantisedConvolution { geometry, padding_value, ending };
+                let operation = if at.is_depthwise {
+                    QuantisedOperation::DepthwiseConvolution(convolution)
+                } else {
+                    QuantisedOperation::Convolution(convolution)
+                };
+                (operation, shape)
             }
             QuantisedKind::Product { k, n, ending, .. } => {
                 let (columns, rows) = input.split_last().context("an operand without rows")?;
@@ -94,23 +101,6 @@ impl QuantisedNode {
                 (QuantisedOperation::Dequantise(*quantisation), input.into())
             }
         })
-    }
-
-    fn convolution(
-        &self,
-        geometry: guesthouse_arithmetic::Convolution,
-        ending: QuantisedEnding,
-    ) -> QuantisedOperation {
-        let QuantisedKind::Convolution { windows, .. } = &self.kind else {
-            unreachable!("only convolutions have a geometry")
-        };
-        let padding_value = windows.padding_value;
-        let convolution = QuantisedConvolution { geometry, padding_value, ending };
-        if windows.is_depthwise {
-            QuantisedOperation::DepthwiseConvolution(convolution)
-        } else {
-            QuantisedOperation::Convolution(convolution)
-        }
     }
 
     fn execute(&self, inputs: &[TValue]) -> TractResult<Tensor> {

@@ -3,6 +3,7 @@
 mod file;
 mod half;
 mod images;
+mod integers;
 mod products;
 mod published;
 mod quantised;
@@ -30,10 +31,22 @@ impl Random {
         (self.0 >> 8) as f32 / (1 << 23) as f32 - 1.0
     }
 
+    /// An integer from -127 to 127.
+    #[expect(clippy::cast_possible_truncation, reason = "the number is small")]
+    fn next_integer(&mut self) -> i8 {
+        (self.next() * 127.0) as i8
+    }
+
     fn tensor(&mut self, shape: &[usize]) -> Tensor {
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.next()).collect();
         Tensor::from_shape(shape, &values).unwrap()
     }
+}
+
+/// A number in units of a scale, rounded and bounded.
+#[expect(clippy::cast_possible_truncation, reason = "it is bounded")]
+fn in_steps(number: f32, scale: f32, least: i32, greatest: i32) -> i32 {
+    ((number / scale).round_ties_even() as i32).clamp(least, greatest)
 }
 
 /// A graph under construction with its random constants and inputs.

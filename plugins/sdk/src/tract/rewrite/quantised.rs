@@ -21,7 +21,7 @@ use crate::tract::graph::is_f32;
 use crate::tract::quantised::{QuantisedKind, QuantisedNode};
 
 /// Half of the values of a byte: what is added to an i8 to make it a u8.
-const OFFSET: i32 = 128;
+const OFFSET: u8 = 128;
 
 /// Replace all operations on 8-bit tensors.
 pub(super) fn quantised(model: &mut TypedModel) -> TractResult<()> {
@@ -62,7 +62,7 @@ fn quantise(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedMod
         if let Some(op) = operation.0.downcast_ref::<QuantizeLinearU8>() {
             (op.scale, op.zero_point, false)
         } else if let Some(op) = operation.0.downcast_ref::<QuantizeLinearI8>() {
-            (op.scale, op.zero_point.cast_unsigned() ^ OFFSET as u8, true)
+            (op.scale, op.zero_point.cast_unsigned() ^ OFFSET, true)
         } else {
             return Ok(None);
         };
@@ -94,7 +94,7 @@ fn dequantise(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedM
     let Some(operation) = node.op_as::<DequantizeLinearF32>() else { return Ok(None) };
     let fact = model.outlet_fact(node.inputs[0])?;
     let is_signed = fact.datum_type == i8::datum_type();
-    let zero_point = operation.zero_point + if is_signed { OFFSET } else { 0 };
+    let zero_point = operation.zero_point + if is_signed { i32::from(OFFSET) } else { 0 };
     let (true, Ok(zero_point)) =
         (is_signed || fact.datum_type == u8::datum_type(), u8::try_from(zero_point))
     else {

@@ -11,7 +11,7 @@ use tract_onnx::tract_core::ops::quant::{
     DequantizeLinearF32, quantize_linear_i8, quantize_linear_u8,
 };
 
-use super::{Graph, operations, rewrite};
+use super::{Graph, in_steps, operations, rewrite};
 
 const SCALE: f32 = 1.0 / 64.0;
 
@@ -48,7 +48,7 @@ impl Graph {
     /// Random 8-bit weights with a scale along an axis, as numbers.
     fn weights(&mut self, shape: &[usize], axis: usize) -> OutletId {
         let count = shape.iter().product();
-        let values: Vec<i8> = (0..count).map(|_| (self.random.next() * 127.0) as i8).collect();
+        let values: Vec<i8> = (0..count).map(|_| self.random.next_integer()).collect();
         let values = Tensor::from_shape(shape, &values).unwrap();
         let name = self.name();
         let values = self.model.add_const(name, values).unwrap();
@@ -220,7 +220,7 @@ fn a_quantised_convolution_has_exact_sums() {
     let mut graph = Graph::new();
     let input = graph.input(&[1, 200]);
     let input = graph.in_steps(input, UNSIGNED, SCALE);
-    let values: Vec<i8> = (0..400_i16).map(|index| (index * 37 % 255 - 127) as i8).collect();
+    let values: Vec<i8> = (0..400).map(|_| graph.random.next_integer()).collect();
     let weights = Tensor::from_shape(&[200, 2], &values).unwrap();
     let weights = graph.model.add_const("weights", weights).unwrap();
     let weights = graph.wire(DequantizeLinearF32::new(0.25, 0), &[weights]);
@@ -235,7 +235,7 @@ fn a_quantised_convolution_has_exact_sums() {
         .as_slice::<f32>()
         .unwrap()
         .iter()
-        .map(|number| (number / SCALE).round_ties_even().clamp(-131.0, 124.0) as i32)
+        .map(|number| in_steps(*number, SCALE, -131, 124))
         .collect();
     let sum = |column: usize| -> i32 {
         steps.iter().enumerate().map(|(row, step)| step * i32::from(values[2 * row + column])).sum()

@@ -110,7 +110,9 @@ fn integer_product(model: &TypedModel, outlet: OutletId) -> TractResult<Option<I
         return Ok(None);
     };
     let are_zero = |outlet| -> TractResult<bool> {
-        constant(model, outlet).map_or(Ok(false), |constant| constant.is_zero())
+        let Some(constant) = constant(model, outlet) else { return Ok(false) };
+        let numbers = constant.cast_to::<f32>()?;
+        Ok(numbers.try_as_plain_ram()?.as_slice::<f32>()?.iter().all(|number| *number == 0.0))
     };
     let quantise = model.node(values.node);
     let is_dynamic = quantise.op_is::<DynamicQuantise>()

@@ -53,6 +53,7 @@ pub(super) fn convolution(
         pack_quantised_weights([outputs, inputs], taps, weights).into()
     };
     let windows = Windows { pool: pool.clone(), is_depthwise, padding_value: input.zero_point };
+    let windows = Box::new(windows);
     let kind = QuantisedKind::Convolution { windows, weights: packed, ending };
     replace(model, node, kind, &[source])
 }

@@ -55,7 +55,7 @@ impl Weights {
         if !is_unsigned && values.datum_type() != i8::datum_type() {
             return Ok(None);
         }
-        let wanted = if is_unsigned { OFFSET as f32 } else { 0.0 };
+        let wanted = if is_unsigned { f32::from(OFFSET) } else { 0.0 };
         let view = zero_points.cast_to::<f32>()?;
         if view.try_as_plain_ram()?.as_slice::<f32>()?.iter().any(|zero| *zero != wanted) {
             return Ok(None);
@@ -63,8 +63,7 @@ impl Weights {
         let values = if is_unsigned {
             let view = values.try_as_plain_ram()?;
             let signed = view.as_slice::<u8>()?.iter();
-            let signed: Vec<i8> =
-                signed.map(|value| (value ^ OFFSET as u8).cast_signed()).collect();
+            let signed: Vec<i8> = signed.map(|value| (value ^ OFFSET).cast_signed()).collect();
             Tensor::from_shape(values.shape(), &signed)?
         } else {
             values.clone()
