@@ -49,11 +49,11 @@ impl Guest for Measured {
         let example: usize = assets.parameter("example")?;
         let example = measured.inputs.iter().map(|input| input.zeros(example));
         let example = example.collect::<Result<Vec<_>, _>>()?;
-        measured.run(example)?;
+        measured.model.run(example)?;
 
         let inputs: Vec<_> = measured.inputs.iter().map(Declared::field).collect();
         let outputs: Vec<_> = measured.outputs.iter().map(Declared::field).collect();
-        let signature = signature(inputs, outputs)?.max_batch_size(assets.parameter("rows")?);
+        let signature = Signature::new(inputs, outputs).max_batch_size(assets.parameter("rows")?);
         Ok((measured, signature))
     }
 
@@ -77,7 +77,7 @@ impl Guest for Measured {
                 }
             }
         }
-        let results = self.run(inputs)?;
+        let results = self.model.run(inputs)?;
         let tensors = self.outputs.iter().enumerate().map(|(index, output)| {
             let shape = output.dimensions.iter().map(|dimension| match dimension {
                 Dimension::Fixed(size) => *size as u64,
@@ -89,36 +89,6 @@ impl Guest for Measured {
         });
         tensors.collect()
     }
-}
-
-impl Measured {
-    /// The SDK takes arrays of inputs, because a guest knows its graph.
-    fn run(&self, inputs: Vec<Array>) -> Result<ModelOutputs, PredictError> {
-        fn all<const N: usize>(inputs: Vec<Array>) -> Option<[Array; N]> {
-            inputs.try_into().ok()
-        }
-        let count = inputs.len();
-        let outputs = match count {
-            1 => all::<1>(inputs).map(|inputs| self.model.run(inputs)),
-            2 => all::<2>(inputs).map(|inputs| self.model.run(inputs)),
-            3 => all::<3>(inputs).map(|inputs| self.model.run(inputs)),
-            _ => None,
-        };
-        outputs.unwrap_or_else(|| Err(PredictError::failed(format!("{count} inputs"))))
-    }
-}
-
-/// The SDK takes arrays of fields as well.
-fn signature(inputs: Vec<Field>, outputs: Vec<Field>) -> Result<Signature, Error> {
-    fn all<const N: usize>(fields: &[Field]) -> Option<[Field; N]> {
-        fields.to_vec().try_into().ok()
-    }
-    let (inputs, outputs) = (inputs.as_slice(), outputs.as_slice());
-    let output = all::<1>(outputs).ok_or_else(|| Error::new("there must be one output"))?;
-    let one = all::<1>(inputs).map(|inputs| Signature::new(inputs, output.clone()));
-    let two = || all::<2>(inputs).map(|inputs| Signature::new(inputs, output.clone()));
-    let three = || all::<3>(inputs).map(|inputs| Signature::new(inputs, output.clone()));
-    one.or_else(two).or_else(three).ok_or_else(|| Error::new("there must be 1 to 3 inputs"))
 }
 
 impl Declared {

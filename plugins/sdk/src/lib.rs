@@ -51,7 +51,9 @@ pub use bindings::guesthouse::model::types::Datatype;
 pub use signature::{Field, Signature};
 pub use tensor::Tensor;
 #[cfg(feature = "tract")]
-pub use tract::{Model, ModelBuilder, ModelInput, ModelOutputs, OperationTime};
+pub use tract::{
+    Dimension, GraphValue, Model, ModelBuilder, ModelInput, ModelOutputs, OnnxFile, OperationTime,
+};
 #[cfg(feature = "tract")]
 pub use tract_onnx;
 

@@ -107,7 +107,10 @@ impl Signature {
     ///
     /// The order is part of the contract, because positions are field numbers in gRPC: within a
     /// major version, new fields must come after existing ones.
-    pub fn new<const I: usize, const O: usize>(inputs: [Field; I], outputs: [Field; O]) -> Self {
+    pub fn new(
+        inputs: impl IntoIterator<Item = Field>,
+        outputs: impl IntoIterator<Item = Field>,
+    ) -> Self {
         Self(wit::Signature {
             inputs: inputs.into_iter().map(|field| field.0).collect(),
             outputs: outputs.into_iter().map(|field| field.0).collect(),

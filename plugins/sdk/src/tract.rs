@@ -8,6 +8,7 @@ mod convolution;
 mod crop;
 mod dynamic;
 mod execute;
+mod file;
 mod graph;
 mod node;
 mod product;
@@ -30,7 +31,8 @@ use tract_onnx::prelude::*;
 
 use self::dynamic::DynamicProduct;
 use self::quantised::QuantisedNode;
-use crate::{Assets, Error, PredictError};
+pub use self::file::{GraphValue, OnnxFile};
+use crate::{Assets, Datatype, Error, PredictError};
 
 /// An input of the ONNX graph: its element type and its shape. Named dimensions vary between calls.
 #[derive(Debug, Clone)]
@@ -39,9 +41,12 @@ pub struct ModelInput {
     shape: Vec<Dimension>,
 }
 
-#[derive(Debug, Clone)]
-enum Dimension {
+/// A dimension of an input or an output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dimension {
+    /// Its size.
     Fixed(usize),
+    /// The name of a size that varies between calls, or how it follows from others.
     Named(String),
 }
 
@@ -109,18 +114,38 @@ impl ModelBuilder {
         self.plan(reader).map(Model).map_err(|error| Error::new(format!("{error:#}")))
     }
 
+    /// Optimise the graph of a file.
+    ///
+    /// # Errors
+    /// tract lacks an operator, or the graph does not take the inputs that were declared.
+    pub fn build(self, file: OnnxFile) -> Result<Model, Error> {
+        let missing = file.missing_operators(&self.onnx());
+        if !missing.is_empty() {
+            return Err(Error::new(missing));
+        }
+        self.plan_of(file.0).map(Model).map_err(|error| Error::new(format!("{error:#}")))
+    }
+
+    /// What reads files.
+    fn onnx(&self) -> Onnx {
+        let mut onnx = tract_onnx::onnx();
+        if !self.is_left_to_tract {
+            trees::register(&mut onnx);
+            unfolded::register(&mut onnx);
+        }
+        onnx
+    }
+
     fn plan(self, reader: &mut dyn std::io::Read) -> TractResult<Arc<TypedRunnableModel>> {
         let file = tract_onnx::onnx().proto_model_for_read(reader)?;
         self.plan_of(file)
     }
 
     fn plan_of(self, mut file: ModelProto) -> TractResult<Arc<TypedRunnableModel>> {
-        let mut onnx = tract_onnx::onnx();
+        let onnx = self.onnx();
         file.graph.iter_mut().for_each(proto::expand_quantised);
         if !self.is_left_to_tract {
             file.graph.iter_mut().for_each(proto::widen);
-            trees::register(&mut onnx);
-            unfolded::register(&mut onnx);
         }
         let typed = self.typed(&onnx, &file).or_else(|error| {
             let is_changed = file.graph.as_mut().is_some_and(proto::keep_sizes_symbolic);
@@ -177,9 +202,9 @@ impl Model {
     ///
     /// # Errors
     /// [`PredictError::Failed`] with the error of tract.
-    pub fn run<const N: usize>(
+    pub fn run(
         &self,
-        inputs: [tract_onnx::prelude::Tensor; N],
+        inputs: impl IntoIterator<Item = tract_onnx::prelude::Tensor>,
     ) -> Result<ModelOutputs, PredictError> {
         let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
         self.0.run(inputs).map(ModelOutputs).map_err(failed)
@@ -187,6 +212,24 @@ impl Model {
 }
 
 impl Model {
+    /// The types of the outputs and their dimensions.
+    ///
+    /// # Errors
+    /// Elements of an output are of a type that signatures do not have.
+    pub fn outputs(&self) -> Result<Vec<(Datatype, Vec<Dimension>)>, Error> {
+        let model = self.0.model();
+        let outputs = (0..model.outputs.len()).map(|index| {
+            let fact = model.output_fact(index)?;
+            let shape = fact.shape.iter().map(|size| match size.to_usize() {
+                Ok(size) => Dimension::Fixed(size),
+                Err(_varies) => Dimension::Named(size.to_string()),
+            });
+            Ok((tensors::datatype(fact.datum_type)?, shape.collect()))
+        });
+        let outputs: TractResult<_> = outputs.collect();
+        outputs.map_err(|error| Error::new(format!("outputs: {error:#}")))
+    }
+
     /// Run the graph once, and add up what each kind of operation took by this clock. The clocks of
     /// the sandbox stand still, so that this is for tests and tools that run natively.
     ///

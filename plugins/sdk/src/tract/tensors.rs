@@ -62,6 +62,25 @@ fn elements<T: Datum + Copy, const N: usize>(
     Ok(array)
 }
 
+/// The datatype of signatures with these elements.
+pub(super) fn datatype(elements: DatumType) -> TractResult<Datatype> {
+    Ok(match elements {
+        DatumType::Bool => Datatype::Bool,
+        DatumType::U8 => Datatype::Uint8,
+        DatumType::I8 => Datatype::Int8,
+        DatumType::U16 => Datatype::Uint16,
+        DatumType::I16 => Datatype::Int16,
+        DatumType::U32 => Datatype::Uint32,
+        DatumType::I32 => Datatype::Int32,
+        DatumType::U64 => Datatype::Uint64,
+        DatumType::I64 => Datatype::Int64,
+        DatumType::F16 => Datatype::Fp16,
+        DatumType::F32 => Datatype::Fp32,
+        DatumType::F64 => Datatype::Fp64,
+        other => bail!("there is no datatype for elements of type {other:?}"),
+    })
+}
+
 impl ModelOutputs {
     /// An output as a tensor with this name.
     ///
@@ -70,21 +89,7 @@ impl ModelOutputs {
     /// datatype.
     pub fn tensor(&self, index: usize, name: &str) -> Result<Tensor, PredictError> {
         let output = self.output(index)?;
-        let datatype = match output.datum_type() {
-            DatumType::Bool => Datatype::Bool,
-            DatumType::U8 => Datatype::Uint8,
-            DatumType::I8 => Datatype::Int8,
-            DatumType::U16 => Datatype::Uint16,
-            DatumType::I16 => Datatype::Int16,
-            DatumType::U32 => Datatype::Uint32,
-            DatumType::I32 => Datatype::Int32,
-            DatumType::U64 => Datatype::Uint64,
-            DatumType::I64 => Datatype::Int64,
-            DatumType::F16 => Datatype::Fp16,
-            DatumType::F32 => Datatype::Fp32,
-            DatumType::F64 => Datatype::Fp64,
-            other => return Err(PredictError::failed(format!("output {index} is of {other:?}"))),
-        };
+        let datatype = datatype(output.datum_type()).map_err(failed)?;
         let shape = output.shape().iter().map(|size| *size as u64).collect();
         let view = output.try_as_plain_ram().map_err(failed)?;
         Ok(Tensor::raw(name, datatype, shape, view.as_bytes().to_vec()))
