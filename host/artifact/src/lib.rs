@@ -28,8 +28,8 @@ pub use file::MAX_ARTIFACT_BYTES;
 pub use file::{copy_limited, open_regular};
 pub use golden::GoldenExample;
 pub use guesthouse_model::record::Tolerances;
-pub use manifest::{Descriptor, Manifest};
-pub use pack::{PackError, add_signature, pack_draft};
+pub use manifest::{Descriptor, GoldenFile, Manifest};
+pub use pack::{PackError, add_signature, pack_draft, pack_files};
 pub use sections::{CONTRACT_VERSION, CONTRACT_VERSIONS};
 
 use guesthouse_model::{Signature, SignatureError, VersionId};

@@ -47,20 +47,32 @@ pub enum PackError {
 pub fn pack_draft(manifest_path: &Path, component_path: &Path) -> Result<Vec<u8>, PackError> {
     let manifest = Manifest::open(manifest_path).map_err(PackError::Manifest)?;
     let component = read_limited(component_path)?;
-    let sections = Sections::scan(&component[..])?;
+    let folder = manifest_path.parent().unwrap_or(Path::new("."));
+    pack_files(manifest, folder, &component)
+}
+
+/// Pack everything except the signature. The paths of the manifest are relative to a folder.
+///
+/// # Errors
+/// [`PackError`] with the first thing that is wrong.
+pub fn pack_files(
+    manifest: Manifest,
+    folder: &Path,
+    component: &[u8],
+) -> Result<Vec<u8>, PackError> {
+    let sections = Sections::scan(component)?;
     sections.check_world()?;
     if sections.is_packed() {
         let what = "it has been packed before; give the component that was built".to_owned();
         return Err(PackError::Manifest(what));
     }
-    let folder = manifest_path.parent().unwrap_or(Path::new("."));
     let read = |path: &PathBuf| {
         let path = folder.join(path);
         read_at_most(&path, MAX_ARTIFACT_BYTES).map_err(|source| PackError::File { path, source })
     };
 
     let mut artifact = metadata(&manifest)?
-        .to_wasm(&component)
+        .to_wasm(component)
         .map_err(|error| ArtifactError::Malformed(error.to_string()))?;
     let mut digests = std::collections::BTreeMap::new();
     for (name, path) in &manifest.assets {

@@ -21,7 +21,7 @@ use guesthouse_model::record::{self, RecordError, TensorInputError, TooManyValue
 use guesthouse_model::{Signature, Tensor, VersionId};
 use serde_json::{Map, Value};
 
-use crate::guest::{EngineError, EngineLimits, Engines, Fault};
+use crate::guest::{EngineError, EngineLimits, Engines, Fault, LoadedComponent, StopSignal};
 use crate::inference::{InferenceLimits, InferenceThreads, PredictError, PredictJob, QueueOptions};
 use crate::load::{self, SignatureMismatch, grants_arithmetic};
 use crate::machine;
@@ -30,7 +30,7 @@ use crate::profile::Profile;
 use crate::stages::StageTimer;
 use crate::store::{CompiledVersion, Store, StoreError};
 use crate::version::{
-    BudgetExceeded, CallerId, ModelLimits, ProofError, ResourceBudget, ServableVersion,
+    BudgetExceeded, CallerId, GOLDEN_TIME, ModelLimits, ProofError, ResourceBudget, ServableVersion,
 };
 
 /// The number of versions with room for all their instances, by default.
@@ -122,9 +122,9 @@ pub enum OpenError {
     Proof(#[from] ProofError),
 }
 
-/// Why a profile cannot be measured.
+/// Why an artifact cannot be tried out.
 #[derive(Debug, thiserror::Error)]
-pub enum ProfileError {
+pub enum TrialError {
     /// The artifact cannot be compiled or loaded.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -145,9 +145,12 @@ pub enum ProfileError {
     /// A call failed.
     #[error("the call failed: {0}")]
     Call(Fault),
+    /// The outputs are too large for JSON.
+    #[error(transparent)]
+    TooManyValues(#[from] TooManyValues),
 }
 
-impl From<Fault> for ProfileError {
+impl From<Fault> for TrialError {
     fn from(fault: Fault) -> Self {
         Self::Call(fault)
     }
@@ -208,29 +211,54 @@ impl Runtime {
     /// in each call. Blocks for this time, and for seconds before if the artifact has to be compiled.
     ///
     /// # Errors
-    /// [`ProfileError`].
+    /// [`TrialError`].
     pub fn profile(
         &self,
         artifact: &Path,
         rows: usize,
         time: Duration,
-    ) -> Result<Profile, ProfileError> {
+    ) -> Result<Profile, TrialError> {
         let artifact = Artifact::open(artifact).map_err(OpenError::from)?;
-        let example = artifact.golden().first().ok_or(ProfileError::NoExample)?;
-        let compiled = self.compiled(&artifact)?;
-        let signature = &compiled.report.signature;
-        let most = signature.max_batch_size;
-        if rows == 0 || rows > most as usize {
-            return Err(ProfileError::Rows { rows, most: most as usize });
-        }
-        let inputs = record::decode(signature, &vec![&example.inputs; rows])?;
-        let component = load::map::<OpenError>(
-            &self.engines,
-            &Arc::new(artifact),
-            &compiled,
-            self.options.model.instance,
-        )?;
+        let example = artifact.golden().first().ok_or(TrialError::NoExample)?;
+        let rows = vec![example.inputs.clone(); rows];
+        let (component, _signature, inputs) = self.try_out(artifact, &rows)?;
         Ok(Profile::measure(&component, &inputs, time)?)
+    }
+
+    /// Predict for rows without running the artifact's golden examples: to make some.
+    ///
+    /// # Errors
+    /// [`TrialError`].
+    pub fn predict_unproved(
+        &self,
+        artifact: &Path,
+        rows: &[Map<String, Value>],
+    ) -> Result<Vec<Map<String, Value>>, TrialError> {
+        let artifact = Artifact::open(artifact).map_err(OpenError::from)?;
+        let (component, signature, inputs) = self.try_out(artifact, rows)?;
+        let stop = StopSignal::at_deadline(Instant::now() + GOLDEN_TIME);
+        let mut instance = component.instantiate(&stop)?;
+        let outputs = instance.predict(&inputs, &stop)?;
+        Ok(record::encode(&signature, &outputs)?)
+    }
+
+    /// Map an artifact that has not proved itself, and validate rows for one call.
+    fn try_out(
+        &self,
+        artifact: Artifact,
+        rows: &[Map<String, Value>],
+    ) -> Result<(LoadedComponent, Signature, Vec<Tensor>), TrialError> {
+        let compiled = self.compiled(&artifact)?;
+        let signature = compiled.report.signature.clone();
+        let (rows_given, most) = (rows.len(), signature.max_batch_size as usize);
+        if rows_given == 0 || rows_given > most {
+            return Err(TrialError::Rows { rows: rows_given, most });
+        }
+        let inputs = record::decode(&signature, rows)?;
+        let instance = self.options.model.instance;
+        let artifact = Arc::new(artifact);
+        let component = load::map::<OpenError>(&self.engines, &artifact, &compiled, instance)?;
+        Ok((component, signature, inputs))
     }
 
     /// Load an artifact: compile it, unless the state folder has its compiled code, and run its golden

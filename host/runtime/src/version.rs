@@ -33,7 +33,7 @@ use guesthouse_model::record;
 use guesthouse_model::{Signature, Tensor, VersionId};
 
 /// The time that all golden examples of a version may take together. No request waits for them.
-const GOLDEN_TIME: Duration = Duration::from_secs(60);
+pub(crate) const GOLDEN_TIME: Duration = Duration::from_secs(60);
 
 /// The limits and settings of the versions of one model.
 #[derive(Debug, Clone, Copy)]

@@ -1,0 +1,196 @@
+//! `guesthouse pack --onnx`: makes an artifact of an ONNX file, with the guest that this program
+//! contains.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use guesthouse_artifact::{self as artifact, GoldenFile, Manifest};
+use guesthouse_model::{Datatype, Field, ModelName, Signature};
+use guesthouse_runtime::embed::{Compiler, Runtime, RuntimeOptions, TrialError};
+use guesthouse_runtime::guest::InstanceLimits;
+use guesthouse_runtime::preinit::PreinitLimits;
+use guesthouse_runtime::version::ModelLimits;
+use semver::Version;
+use serde_json::{Map, Value, json};
+
+use super::{Draft, PackArguments, Packed};
+
+/// The guest, compressed; empty if the program was built without it.
+const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/onnx-guest.zst"));
+
+/// The largest guest that the program contains, uncompressed.
+const MAX_GUEST_BYTES: usize = 64 << 20;
+
+/// The most rows of a call, unless the command line has another number.
+const MAX_BATCH_SIZE: u32 = 32;
+
+/// The size of variable dimensions in an example that is made here.
+const EXAMPLE_SIZE: u32 = 8;
+
+/// How far outputs may be from the golden examples: the framework that made those adds in another
+/// order.
+const TOLERANCE: f64 = 1e-4;
+
+/// What the examples of a file are compared with, before that file has been made.
+const PLACEHOLDER: &str = r#"{"inputs": {}, "outputs": {"none": 0}}"#;
+
+/// Where an artifact of an ONNX file comes from.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OnnxArguments {
+    /// An ONNX file instead of a manifest: the artifact serves its graph on tensors as they are.
+    #[arg(long, requires_all = ["name", "version"], conflicts_with = "manifest")]
+    pub(super) onnx: Option<PathBuf>,
+    /// The name of the model.
+    #[arg(long, requires = "onnx")]
+    name: Option<ModelName>,
+    /// The semantic version.
+    #[arg(long, requires = "onnx")]
+    version: Option<Version>,
+    /// Golden examples: lines of JSON, {"inputs": {…}, "outputs": {…}} each, with outputs of the
+    /// framework that the model comes from. Without it, one example is made of zeros and of what this
+    /// program computes, which only shows that later servers compute the same.
+    #[arg(long, requires = "onnx")]
+    golden: Option<PathBuf>,
+    /// How far outputs may be from the golden examples. By default 0.0001.
+    #[arg(long, requires = "golden")]
+    tolerance: Option<f64>,
+    /// The most rows of a call, if the graph's batch varies. By default 32.
+    #[arg(long, requires = "onnx", value_parser = clap::value_parser!(u32).range(1..))]
+    max_batch_size: Option<u32>,
+}
+
+/// Make a packed artifact that has proved itself.
+pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Packed> {
+    let options = &arguments.onnx;
+    let component = component(arguments.component.as_deref())?;
+    let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
+    let placeholder = folder.path().join("golden.jsonl");
+    std::fs::write(&placeholder, PLACEHOLDER).context("cannot write a temporary file")?;
+    let given = options.golden.as_deref().map(std::path::absolute).transpose();
+    let given = given.context("cannot find the golden examples")?;
+
+    let draft = |golden: PathBuf, tolerance: BTreeMap<String, f64>| {
+        let manifest = manifest(options, file, GoldenFile { file: golden, tolerance })?;
+        let bytes = artifact::pack_files(manifest, folder.path(), &component);
+        bytes.with_context(|| format!("failed to pack {}", file.display()))
+    };
+    let what = format!("failed to pack {}", file.display());
+    eprintln!("loading the graph");
+    let golden = given.clone().unwrap_or_else(|| placeholder.clone());
+    let first = Draft::new(draft(golden, BTreeMap::new())?, folder.path())?;
+    let report = first.declare().with_context(|| what.clone())?;
+    let tolerances = tolerances(&report.signature, options.tolerance.unwrap_or(TOLERANCE));
+
+    eprintln!("running the graph");
+    let runtime = runtime(folder.path())?;
+    let bytes = match given {
+        Some(golden) => {
+            let bytes = artifact::add_signature(draft(golden, tolerances)?, &report.signature);
+            let trial = Draft::new(bytes.clone(), folder.path())?;
+            runtime.load(trial.path()).with_context(|| what)?;
+            bytes
+        }
+        None => {
+            let draft_bytes = draft(placeholder.clone(), BTreeMap::new())?;
+            let bytes = artifact::add_signature(draft_bytes, &report.signature);
+            let trial = Draft::new(bytes, folder.path())?;
+            let example = example(&runtime, trial.path(), &report.signature).with_context(|| what)?;
+            std::fs::write(&placeholder, example).context("cannot write a temporary file")?;
+            artifact::add_signature(draft(placeholder, tolerances)?, &report.signature)
+        }
+    };
+    Ok(Packed { bytes, report })
+}
+
+/// The component of the guest.
+fn component(given: Option<&Path>) -> anyhow::Result<Cow<'static, [u8]>> {
+    if let Some(path) = given {
+        let bytes = std::fs::read(path);
+        return Ok(Cow::Owned(bytes.with_context(|| format!("cannot read {}", path.display()))?));
+    }
+    if GUEST.is_empty() {
+        bail!("this program was built without the guest for ONNX files: give it by --component")
+    }
+    let bytes = zstd::bulk::decompress(GUEST, MAX_GUEST_BYTES);
+    Ok(Cow::Owned(bytes.context("the guest in this program is damaged")?))
+}
+
+fn manifest(
+    options: &OnnxArguments,
+    file: &Path,
+    golden: GoldenFile,
+) -> anyhow::Result<Manifest> {
+    let (Some(name), Some(version)) = (options.name.clone(), options.version.clone()) else {
+        bail!("--onnx needs --name and --version")
+    };
+    let file = std::path::absolute(file).context("cannot find the ONNX file")?;
+    let most = options.max_batch_size.unwrap_or(MAX_BATCH_SIZE);
+    Ok(Manifest {
+        name,
+        version,
+        description: None,
+        licenses: None,
+        authors: None,
+        source: None,
+        revision: None,
+        provenance: None,
+        guest: None,
+        parameters: BTreeMap::from([("max_batch_size".to_owned(), most.to_string())]),
+        assets: BTreeMap::from([("model.onnx".to_owned(), file)]),
+        golden,
+    })
+}
+
+/// The same tolerance for all outputs that are floating-point numbers.
+fn tolerances(signature: &Signature, tolerance: f64) -> BTreeMap<String, f64> {
+    let is_float = |field: &&Field| {
+        let floats = [Datatype::Fp16, Datatype::Bf16, Datatype::Fp32, Datatype::Fp64];
+        floats.contains(&field.datatype)
+    };
+    let outputs = signature.outputs.iter().filter(is_float);
+    outputs.map(|field| (field.name.clone(), tolerance)).collect()
+}
+
+fn runtime(folder: &Path) -> anyhow::Result<Runtime> {
+    let preinit = PreinitLimits::default();
+    let memory_bytes = preinit.guest_memory_bytes;
+    let instance = InstanceLimits { memory_bytes, ..InstanceLimits::default() };
+    let options = RuntimeOptions {
+        model: ModelLimits { instance, concurrency: 1, ..ModelLimits::default() },
+        preinit,
+        compiler: Compiler::Child(std::env::current_exe().context("cannot find this program")?),
+        max_instances: 2,
+        threads: 1,
+        ..RuntimeOptions::default()
+    };
+    Ok(Runtime::open(&folder.join("state"), options)?)
+}
+
+/// A golden example of zeros and their outputs, as a line.
+fn example(runtime: &Runtime, artifact: &Path, signature: &Signature) -> anyhow::Result<String> {
+    let inputs: Map<_, _> =
+        signature.inputs.iter().map(|field| (field.name.clone(), zeros(field))).collect();
+    let outputs = runtime.predict_unproved(artifact, std::slice::from_ref(&inputs));
+    let advice = "the graph cannot be run on zeros: give golden examples by --golden";
+    let outputs = match outputs {
+        Err(TrialError::Open(error)) => return Err(error.into()),
+        outputs => outputs.context(advice)?,
+    };
+    let outputs = outputs.into_iter().next().context("the graph returns no row")?;
+    Ok(json!({ "inputs": inputs, "outputs": outputs }).to_string())
+}
+
+/// A row of an input.
+fn zeros(field: &Field) -> Value {
+    let zero = match field.datatype {
+        Datatype::Bool => json!(false),
+        Datatype::Bytes => json!(""),
+        _ => json!(0),
+    };
+    field.row_shape.iter().rev().fold(zero, |inner, size| {
+        (0..size.unwrap_or(EXAMPLE_SIZE)).map(|_| inner.clone()).collect()
+    })
+}
