@@ -86,6 +86,8 @@ mod mixed_batches;
 mod model_grpc;
 /// The Open Inference Protocol over REST.
 mod oip;
+/// Packing ONNX files without a manifest.
+mod onnx_files;
 /// Operators deploy, split, promote and roll back; invalid changes are rejected.
 mod operations;
 /// The operators' commands report errors as text and by their exit codes.

@@ -6,9 +6,7 @@ use guesthouse_guest::Error;
 const MAX_LENGTH: usize = 64;
 
 /// A name of a field for each name of the graph, in the same order.
-pub(crate) fn field_names<'a>(
-    names: impl Iterator<Item = &'a str>,
-) -> Result<Vec<String>, Error> {
+pub(crate) fn field_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<String>, Error> {
     let mut fields: Vec<String> = Vec::new();
     for name in names {
         let field = field_name(name);

@@ -30,8 +30,8 @@ use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 
 use self::dynamic::DynamicProduct;
-use self::quantised::QuantisedNode;
 pub use self::file::{GraphValue, OnnxFile};
+use self::quantised::QuantisedNode;
 use crate::{Assets, Datatype, Error, PredictError};
 
 /// An input of the ONNX graph: its element type and its shape. Named dimensions vary between calls.

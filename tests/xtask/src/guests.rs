@@ -12,6 +12,9 @@ use crate::workspace::Workspace;
 /// The guest of the performance benchmark. No test needs it, and with tract it takes minutes to link.
 pub(crate) const OF_BENCHMARK: &str = "measured";
 
+/// The guest that the host program contains: it is built first.
+pub(crate) const IN_HOST: &str = "onnx";
+
 /// Builds the named guests.
 pub(crate) fn build(workspace: &Workspace, guests: &[String]) -> Result<()> {
     for guest in guests {

@@ -122,6 +122,7 @@ fn build_guests(workspace: &Workspace) -> Result<()> {
 }
 
 fn build_and_pack(workspace: &Workspace) -> Result<()> {
+    guests::build(workspace, &[guests::IN_HOST.to_owned()])?;
     run::shown(run::cargo().args(["build", "--locked", "--release", "--package", "guesthouse"]))?;
     let models = pack::models(workspace)?;
     guests::build(workspace, &pack::guests_of(&models))?;
@@ -144,6 +145,7 @@ fn demo(workspace: &Workspace, listen: &str) -> Result<()> {
 
 /// Builds and packs everything for tests and conformance checks; returns the host program.
 fn build_for_tests(workspace: &Workspace) -> Result<PathBuf> {
+    guests::build(workspace, &[guests::IN_HOST.to_owned()])?;
     // The same packages and targets as `cargo test`, so that both builds select the same features
     // of all dependencies and nothing is compiled twice.
     run::shown(

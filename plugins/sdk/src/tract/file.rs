@@ -62,7 +62,8 @@ impl OnnxFile {
         let nodes = self.0.graph.iter().flat_map(|graph| &graph.node);
         let missing = nodes.filter(|node| !onnx.op_register.0.contains_key(&node.op_type));
         let missing = missing.map(|node| {
-            let name = if node.name.is_empty() { node.output.join(", ") } else { node.name.clone() };
+            let name =
+                if node.name.is_empty() { node.output.join(", ") } else { node.name.clone() };
             format!("tract has no operator {} (node {name:?})", node.op_type)
         });
         missing.take(MAX_MISSING).collect::<Vec<_>>().join("; ")
@@ -98,11 +99,7 @@ fn value(name: &str, of: Option<&TypeProto>) -> Result<GraphValue, Error> {
         Some(Size::DimParam(symbol)) if !symbol.is_empty() => Ok(Dimension::Named(symbol.clone())),
         _ => Ok(Dimension::Named(format!("{name}_{axis}"))),
     });
-    Ok(GraphValue {
-        name: name.to_owned(),
-        datatype,
-        shape: dimensions.collect::<Result<_, _>>()?,
-    })
+    Ok(GraphValue { name: name.to_owned(), datatype, shape: dimensions.collect::<Result<_, _>>()? })
 }
 
 fn datatype(elements: DataType) -> Option<Datatype> {

@@ -97,7 +97,8 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
             let draft_bytes = draft(placeholder.clone(), BTreeMap::new())?;
             let bytes = artifact::add_signature(draft_bytes, &report.signature);
             let trial = Draft::new(bytes, folder.path())?;
-            let example = example(&runtime, trial.path(), &report.signature).with_context(|| what)?;
+            let example =
+                example(&runtime, trial.path(), &report.signature).with_context(|| what)?;
             std::fs::write(&placeholder, example).context("cannot write a temporary file")?;
             artifact::add_signature(draft(placeholder, tolerances)?, &report.signature)
         }
@@ -118,11 +119,7 @@ fn component(given: Option<&Path>) -> anyhow::Result<Cow<'static, [u8]>> {
     Ok(Cow::Owned(bytes.context("the guest in this program is damaged")?))
 }
 
-fn manifest(
-    options: &OnnxArguments,
-    file: &Path,
-    golden: GoldenFile,
-) -> anyhow::Result<Manifest> {
+fn manifest(options: &OnnxArguments, file: &Path, golden: GoldenFile) -> anyhow::Result<Manifest> {
     let (Some(name), Some(version)) = (options.name.clone(), options.version.clone()) else {
         bail!("--onnx needs --name and --version")
     };
