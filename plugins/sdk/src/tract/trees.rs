@@ -1,6 +1,7 @@
 //! Ensembles of decision trees: those of tract are slow, and it has none for regression.
 //!
-//! Bounds: every index in an ensemble is checked when it is read.
+//! Bounds: every index in an ensemble is checked when it is read, and no path is longer than the
+//! number of nodes.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -137,12 +138,17 @@ impl Expansion for Regressor {
     }
 }
 
+/// The trees that a row walks through at the same time, because a step waits for the last one.
+const AT_ONCE: usize = 8;
+
 /// Trees whose leaves vote. The output is the sum of the votes for each class or target.
 #[derive(Debug, Clone, PartialEq)]
 struct Trees {
     /// The index of each tree's first node.
     roots: Arc<[usize]>,
     nodes: Arc<[TreeNode]>,
+    /// Where the votes of each node are; only leaves have some.
+    ranges: Arc<[Range<usize>]>,
     /// Classes or targets with weights.
     votes: Arc<[(usize, f32)]>,
     /// The least number of columns of an input.
@@ -155,18 +161,22 @@ struct Trees {
 impl Eq for Trees {}
 
 #[derive(Debug, Clone, PartialEq)]
-enum TreeNode {
-    Split {
-        feature: usize,
-        comparison: Comparison,
-        threshold: f32,
-        is_true_if_missing: bool,
-        /// Where to go on if the comparison is false, and if it is true.
-        next: [usize; 2],
-    },
-    Leaf {
-        votes: Range<usize>,
-    },
+struct TreeNode {
+    feature: usize,
+    threshold: f32,
+    comparison: Comparison,
+    is_true_if_missing: bool,
+    /// Where to go on if the comparison is false, and if it is true. A leaf stays where it is.
+    next: [usize; 2],
+}
+
+impl TreeNode {
+    fn next(&self, row: &[f32]) -> usize {
+        let value = row[self.feature];
+        let holds = self.comparison.holds(value, self.threshold)
+            | (value.is_nan() & self.is_true_if_missing);
+        self.next[usize::from(holds)]
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,47 +238,58 @@ impl Trees {
         let position: HashMap<_, usize> =
             order.iter().enumerate().map(|(to, from)| (node_keys[*from], to)).collect();
         let splits = Splits::parse(node, node_keys.len())?;
-        let (mut roots, mut nodes, mut votes) = (vec![], vec![], vec![]);
+        let (mut roots, mut nodes) = (vec![], vec![]);
+        let (mut ranges, mut votes) = (vec![], vec![]);
         for (to, from) in order.iter().enumerate() {
             let (tree, _id) = node_keys[*from];
             if to == 0 || node_keys[order[to - 1]].0 != tree {
                 roots.push(to);
             }
-            nodes.push(if let Some(comparison) = Comparison::parse(splits.modes[*from])? {
+            let comparison = Comparison::parse(splits.modes[*from])?;
+            let next = if comparison.is_some() {
                 let next = [splits.otherwise[*from], splits.then[*from]];
                 let next = next.map(|id| position.get(&(tree, id)).copied());
                 let [Some(otherwise), Some(then)] = next else { bail!("a node is missing") };
-                TreeNode::Split {
-                    feature: splits.features[*from],
-                    comparison,
-                    threshold: splits.thresholds[*from],
-                    is_true_if_missing: splits.missing.get(*from).is_some_and(|to| *to != 0),
-                    next: [otherwise, then],
-                }
+                [otherwise, then]
             } else {
-                let start = votes.len();
-                votes.extend(by_leaf.remove(&node_keys[*from]).unwrap_or_default());
-                TreeNode::Leaf { votes: start..votes.len() }
+                [to, to]
+            };
+            nodes.push(TreeNode {
+                feature: splits.features[*from],
+                threshold: splits.thresholds[*from],
+                comparison: comparison.unwrap_or(Comparison::AtMost),
+                is_true_if_missing: splits.missing.get(*from).is_some_and(|to| *to != 0),
+                next,
             });
+            let start = votes.len();
+            if comparison.is_none() {
+                votes.extend(by_leaf.remove(&node_keys[*from]).unwrap_or_default());
+            }
+            ranges.push(start..votes.len());
         }
         let features = splits.features.iter().max().map_or(0, |feature| feature + 1);
-        let (roots, nodes, votes) = (roots.into(), nodes.into(), votes.into());
-        Ok(Self { roots, nodes, votes, features, outputs })
+        let (roots, nodes) = (roots.into(), nodes.into());
+        Ok(Self { roots, nodes, ranges: ranges.into(), votes: votes.into(), features, outputs })
     }
 
     fn add_votes(&self, row: &[f32], output: &mut [f32]) {
-        for root in &*self.roots {
-            let mut node = &self.nodes[*root];
-            while let TreeNode::Split { feature, comparison, threshold, is_true_if_missing, next } =
-                node
-            {
-                let value = row[*feature];
-                let holds =
-                    comparison.holds(value, *threshold) | (value.is_nan() & is_true_if_missing);
-                node = &self.nodes[next[usize::from(holds)]];
+        for roots in self.roots.chunks(AT_ONCE) {
+            let mut places = [0; AT_ONCE];
+            let places = &mut places[..roots.len()];
+            places.copy_from_slice(roots);
+            for _ in 0..self.nodes.len() {
+                let mut is_walking = false;
+                for place in &mut *places {
+                    let next = self.nodes[*place].next(row);
+                    is_walking |= next != *place;
+                    *place = next;
+                }
+                if !is_walking {
+                    break;
+                }
             }
-            if let TreeNode::Leaf { votes } = node {
-                for (class, weight) in &self.votes[votes.clone()] {
+            for place in places {
+                for (class, weight) in &self.votes[self.ranges[*place].clone()] {
                     output[*class] += weight;
                 }
             }
