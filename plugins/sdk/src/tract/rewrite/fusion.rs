@@ -24,6 +24,9 @@ pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
         .with_rule_for::<Node>("scaled operand", |(), model, node, _name, ours| {
             scaled_operand(model, node, ours)
         })
+        .with_rule_for::<Node>("scaled channels", |(), model, node, _name, ours| {
+            scaled_channels(model, node, ours)
+        })
         .rewrite(&(), model)
 }
 
@@ -44,6 +47,51 @@ fn scaled_operand(
         inputs[slot] = operand;
         let mut after = ours.clone();
         after.kind = Kind::Product(product);
+        return replace(model, node, after, &inputs);
+    }
+    Ok(None)
+}
+
+/// Let a convolution absorb the factors of its input channels, such as the excitation of a squeeze,
+/// if it has fewer weights than its input has elements: the weights are multiplied instead.
+fn scaled_channels(
+    model: &TypedModel,
+    node: &TypedNode,
+    ours: &Node,
+) -> TractResult<Option<TypedModelPatch>> {
+    let Kind::Convolution(convolution) = &ours.kind else { return Ok(None) };
+    let pool = &convolution.pool;
+    let scaled = shape(model, node.inputs[0])?;
+    let product = model.node(node.inputs[0].node);
+    let is_product = binary(model, product) == Some(BinaryFunction::Multiply);
+    if convolution.groups > 1
+        || convolution.has_factors
+        || !is_product
+        || users(model, node.inputs[0]) != 1
+    {
+        return Ok(None);
+    }
+    let weights = pool.output_channels * pool.kernel_shape.iter().product::<usize>();
+    let elements = scaled[2..].iter().product::<TDim>().to_usize();
+    if elements.is_err() || elements.is_ok_and(|elements| weights > elements) {
+        return Ok(None);
+    }
+    for slot in 0..2 {
+        let (image, factors) = (product.inputs[slot], product.inputs[1 - slot]);
+        let by_channel = shape(model, factors)?;
+        let is_by_channel = by_channel[..2] == scaled[..2]
+            && by_channel[2..].iter().all(TDim::is_one)
+            && model.outlet_fact(factors)?.konst.is_none();
+        if !is_by_channel || shape(model, image)? != scaled {
+            continue;
+        }
+        let mut convolution = convolution.clone();
+        convolution.has_factors = true;
+        let mut inputs = node.inputs.clone();
+        inputs[0] = image;
+        inputs.insert(1, factors);
+        let mut after = ours.clone();
+        after.kind = Kind::Convolution(convolution);
         return replace(model, node, after, &inputs);
     }
     Ok(None)
