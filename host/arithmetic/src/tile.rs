@@ -351,7 +351,7 @@ impl Grid {
             // SAFETY: the caller has the columns.
             columns = unsafe { self.load_row(simd, bias.as_ptr()) };
         }
-        let [least, greatest] = finish.clip.map(|bound| simd.splat(bound));
+        let [least, greatest] = simd.splat_pair(finish.clip);
         for (row, sums) in sums.iter_mut().enumerate() {
             if row >= self.rows {
                 continue;

@@ -60,7 +60,7 @@ impl ToU8 {
     #[inline(always)]
     pub(crate) fn values<I: IntegerSimd>(self, simd: I, numbers: Numbers<I>) -> I::Integers {
         let floats = simd.floats();
-        let [least, greatest] = self.clip.map(|bound| floats.splat(bound));
+        let [least, greatest] = floats.splat_pair(self.clip);
         let clipped = floats.minimum(floats.maximum(numbers, least), greatest);
         simd.add_integers(simd.round(clipped), simd.splat_integer(self.zero_point))
     }
@@ -115,7 +115,7 @@ impl Target for ToF32 {
         let floats = simd.floats();
         let mut numbers = floats.multiply_add(simd.to_numbers(sums), multiplier, bias);
         if let Some(clip) = clip_of(&self.tail) {
-            let [least, greatest] = clip.map(|bound| floats.splat(bound));
+            let [least, greatest] = floats.splat_pair(clip);
             numbers = floats.minimum(greatest, floats.maximum(least, numbers));
         }
         // SAFETY: the caller has room for the elements.

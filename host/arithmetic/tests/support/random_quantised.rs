@@ -7,7 +7,7 @@ use guesthouse_arithmetic::{
 
 use super::plain::sizes;
 use super::quantised::QuantisedCase;
-use super::random::{Random, input_len, len, windows};
+use super::random::{Random, input_len, len, separate_windows, windows};
 
 /// The kinds of operations on 8-bit tensors.
 pub(crate) const QUANTISED_KINDS: u32 = 6;
@@ -137,8 +137,7 @@ fn convolution(random: &mut Random) -> QuantisedCase {
 }
 
 fn depthwise(random: &mut Random) -> QuantisedCase {
-    let mut geometry = windows(random);
-    geometry.output_channels = geometry.input_channels;
+    let mut geometry = separate_windows(random);
     if random.chance(12) {
         // Windows so far apart that not even one row of them is padded as a whole.
         geometry.input_channels = 1;
