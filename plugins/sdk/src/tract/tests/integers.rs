@@ -63,9 +63,9 @@ impl Weights {
 
 fn run(file: File, rows: &Tensor) -> (Vec<String>, Vec<f32>) {
     let input = ModelInput::new::<f32>().named("rows").fixed(INPUTS);
-    let model = Model(ModelBuilder::default().input(input).plan_of(file.model()).unwrap());
+    let model = Model::new(ModelBuilder::default().input(input).plan_of(file.model()).unwrap());
     let outputs = model.run([rows.clone()]).unwrap().fp32(0).unwrap();
-    (operations(model.0.model()), outputs)
+    (operations(model.plan.model()), outputs)
 }
 
 fn values(number: f32, scale: f32, zero_point: i32) -> i32 {
