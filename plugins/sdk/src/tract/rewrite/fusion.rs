@@ -9,10 +9,12 @@ use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 
 use super::element_wise::{is_unit_interval, pattern};
+use crate::tract::dynamic::DynamicProduct;
 use crate::tract::graph::{
     Step, binary, constant, is_f32, node_at, only_step, replace, shape, step, unary, users,
 };
 use crate::tract::node::{Kind, Node};
+use crate::tract::quantised::QuantisedNode;
 
 /// Fuse until nothing changes any more.
 pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
@@ -111,6 +113,12 @@ pub(super) fn absorb(model: &TypedModel, node: &TypedNode) -> TractResult<Option
     {
         return replace(model, node, after, &model.node(operand.node).inputs);
     }
+    if let Some((operand, step)) = step(model, node)
+        && users(model, operand) == 1
+        && let Some(patch) = absorb_real_step(model, node, (operand, step))?
+    {
+        return Ok(Some(patch));
+    }
     if let Some(patch) = absorb_hard_sigmoid(model, node)? {
         return Ok(Some(patch));
     }
@@ -158,14 +166,30 @@ fn absorb_tail(
     (operand, uses): (OutletId, usize),
     tail: Tail,
 ) -> TractResult<Option<TypedModelPatch>> {
-    let Some(before) = node_at(model, operand) else { return Ok(None) };
-    if users(model, operand) != uses
-        || !before.takes_activation()
-        || before.shape() != shape(model, node.id.into())?
-    {
+    let output = shape(model, node.id.into())?;
+    if users(model, operand) != uses || shape(model, operand)? != output {
         return Ok(None);
     }
-    replace(model, node, before.clone().with_tail(tail), &model.node(operand.node).inputs)
+    let before = model.node(operand.node);
+    let after: Box<dyn TypedOp> = if let Some(ours) = before.op_as::<Node>() {
+        if !ours.takes_activation() {
+            return Ok(None);
+        }
+        Box::new(ours.clone().with_tail(tail))
+    } else if let Some(quantised) = before.op_as::<QuantisedNode>() {
+        if quantised.tail() != Some(Tail::NONE) {
+            return Ok(None);
+        }
+        Box::new(quantised.with_tail(tail))
+    } else if let Some(product) = before.op_as::<DynamicProduct>() {
+        if product.tail != Tail::NONE {
+            return Ok(None);
+        }
+        Box::new(DynamicProduct { tail, ..product.clone() })
+    } else {
+        return Ok(None);
+    };
+    TypedModelPatch::replace_single_op(model, node, &before.inputs, after).map(Some)
 }
 
 /// The operation with a scalar behind it.
@@ -190,20 +214,46 @@ fn with_step(before: &Node, step: Step) -> Option<Node> {
         {
             product.scale *= factor;
         }
-        (Step::Scale(factor), _) if before.has_tail() => {
-            after.tail.scale *= factor;
-            after.tail.shift *= factor;
-        }
-        (Step::Shift(summand), _) if before.has_tail() => after.tail.shift += summand,
-        (Step::AtLeast(_) | Step::AtMost(_), _) if before.has_tail() => {
-            if (before.tail.scale, before.tail.shift) != (1.0, 0.0) {
-                return None;
-            }
-            after.tail.activation = bounded(before.tail.activation, step)?;
-        }
+        _ if before.has_tail() => after.tail = tail_with_step(before.tail, step)?,
         _ => return None,
     }
     Some(after)
+}
+
+/// The tail with a scalar behind it.
+fn tail_with_step(tail: Tail, step: Step) -> Option<Tail> {
+    Some(match step {
+        Step::Scale(factor) => {
+            Tail { scale: tail.scale * factor, shift: tail.shift * factor, ..tail }
+        }
+        Step::Shift(summand) => Tail { shift: tail.shift + summand, ..tail },
+        Step::AtLeast(_) | Step::AtMost(_) => {
+            if (tail.scale, tail.shift) != (1.0, 0.0) {
+                return None;
+            }
+            Tail { activation: bounded(tail.activation, step)?, ..tail }
+        }
+    })
+}
+
+/// Let an operation on 8-bit tensors with a real output absorb a scalar behind it.
+fn absorb_real_step(
+    model: &TypedModel,
+    node: &TypedNode,
+    (operand, step): (OutletId, Step),
+) -> TractResult<Option<TypedModelPatch>> {
+    let before = model.node(operand.node);
+    let after: Box<dyn TypedOp> = if let Some(quantised) = before.op_as::<QuantisedNode>() {
+        let tail = quantised.tail().and_then(|tail| tail_with_step(tail, step));
+        let Some(tail) = tail else { return Ok(None) };
+        Box::new(quantised.with_tail(tail))
+    } else if let Some(product) = before.op_as::<DynamicProduct>() {
+        let Some(tail) = tail_with_step(product.tail, step) else { return Ok(None) };
+        Box::new(DynamicProduct { tail, ..product.clone() })
+    } else {
+        return Ok(None);
+    };
+    TypedModelPatch::replace_single_op(model, node, &before.inputs, after).map(Some)
 }
 
 /// The activation with one more bound.
