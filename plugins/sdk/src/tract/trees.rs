@@ -14,6 +14,7 @@ use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::math;
 use tract_onnx::tract_hir::internal::*;
 
+use super::node::size;
 use super::unfolded::tracts;
 
 const CLASSIFIER: &str = "TreeEnsembleClassifier";
@@ -145,7 +146,7 @@ const AT_ONCE: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 struct Trees {
     /// The index of each tree's first node.
-    roots: Arc<[usize]>,
+    roots: Arc<[u32]>,
     nodes: Arc<[TreeNode]>,
     /// Where the votes of each node are; only leaves have some.
     ranges: Arc<[Range<usize>]>,
@@ -160,19 +161,20 @@ struct Trees {
 /// Values are compared by their bits only for constants, which have been read from a model.
 impl Eq for Trees {}
 
+/// Indexes have 32 bits, so that more nodes fit into a cache.
 #[derive(Debug, Clone, PartialEq)]
 struct TreeNode {
-    feature: usize,
+    feature: u32,
     threshold: f32,
     comparison: Comparison,
     is_true_if_missing: bool,
     /// Where to go on if the comparison is false, and if it is true. A leaf stays where it is.
-    next: [usize; 2],
+    next: [u32; 2],
 }
 
 impl TreeNode {
-    fn next(&self, row: &[f32]) -> usize {
-        let value = row[self.feature];
+    fn next(&self, row: &[f32]) -> u32 {
+        let value = row[self.feature as usize];
         let holds = self.comparison.holds(value, self.threshold)
             | (value.is_nan() & self.is_true_if_missing);
         self.next[usize::from(holds)]
@@ -243,19 +245,19 @@ impl Trees {
         for (to, from) in order.iter().enumerate() {
             let (tree, _id) = node_keys[*from];
             if to == 0 || node_keys[order[to - 1]].0 != tree {
-                roots.push(to);
+                roots.push(size(to)?);
             }
             let comparison = Comparison::parse(splits.modes[*from])?;
             let next = if comparison.is_some() {
                 let next = [splits.otherwise[*from], splits.then[*from]];
                 let next = next.map(|id| position.get(&(tree, id)).copied());
                 let [Some(otherwise), Some(then)] = next else { bail!("a node is missing") };
-                [otherwise, then]
+                [size(otherwise)?, size(then)?]
             } else {
-                [to, to]
+                [size(to)?; 2]
             };
             nodes.push(TreeNode {
-                feature: splits.features[*from],
+                feature: size(splits.features[*from])?,
                 threshold: splits.thresholds[*from],
                 comparison: comparison.unwrap_or(Comparison::AtMost),
                 is_true_if_missing: splits.missing.get(*from).is_some_and(|to| *to != 0),
@@ -280,7 +282,7 @@ impl Trees {
             for _ in 0..self.nodes.len() {
                 let mut is_walking = false;
                 for place in &mut *places {
-                    let next = self.nodes[*place].next(row);
+                    let next = self.nodes[*place as usize].next(row);
                     is_walking |= next != *place;
                     *place = next;
                 }
@@ -289,7 +291,7 @@ impl Trees {
                 }
             }
             for place in places {
-                for (class, weight) in &self.votes[self.ranges[*place].clone()] {
+                for (class, weight) in &self.votes[self.ranges[*place as usize].clone()] {
                     output[*class] += weight;
                 }
             }

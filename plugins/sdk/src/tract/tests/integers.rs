@@ -131,3 +131,22 @@ fn products_of_values_quantised_by_their_range_are_one_operation() {
         }
     }
 }
+
+#[test]
+fn operations_with_any_number_of_8_bit_inputs_are_expanded() {
+    let rows = Random(3).tensor(&[ROWS, INPUTS]);
+    let x = ["x_values", "x_scale", "x_zero"];
+    let inputs = [&["y_scale", "y_zero"][..], &x, &x].concat();
+    let file = Weights::new().file("").node("QLinearConcat", &inputs, &["twice"], [int("axis", 1)]);
+    let file = file.node("DequantizeLinear", &["twice", "y_scale", "y_zero"], &["y"], []);
+    let (_operations, outputs) = run(file, &rows);
+    let view = rows.try_as_plain_ram().unwrap();
+    let wanted = view.as_slice::<f32>().unwrap().chunks_exact(INPUTS).flat_map(|row| {
+        let numbers = row.iter().chain(row).map(|number| {
+            let value = values(*number, INPUT_SCALE, ZERO_POINT.into());
+            values(value as f32 * INPUT_SCALE, OUTPUT_SCALE, ZERO_POINT.into())
+        });
+        numbers.map(|value| value as f32 * OUTPUT_SCALE).collect::<Vec<_>>()
+    });
+    assert_eq!(outputs, wanted.collect::<Vec<_>>());
+}
