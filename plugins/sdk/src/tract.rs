@@ -1,5 +1,8 @@
 //! ONNX models with tract: parsed, optimised and run once in `init`.
 //!
+//! Graphs are rewritten into the operations of `guesthouse-arithmetic`, in single precision and in 8
+//! bits; what cannot be rewritten is left to tract. Half precision becomes single precision.
+//!
 //! Memory is bounded by the guest's limit. The protobuf is streamed from the asset and dropped
 //! before `init` ends, so that the snapshot only contains the optimised plan.
 
@@ -92,7 +95,9 @@ impl ModelBuilder {
         self
     }
 
-    /// Parse the asset and optimise the graph.
+    /// Parse the asset and optimise the graph. A graph in half precision computes in single
+    /// precision: its inputs and outputs of type float16 keep their type, those of type bfloat16 are
+    /// f32.
     ///
     /// # Errors
     /// The asset is missing, is not ONNX, or does not take the inputs that were declared.

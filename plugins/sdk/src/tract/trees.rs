@@ -140,7 +140,7 @@ impl Expansion for Regressor {
 }
 
 /// The trees that a row walks through at the same time, because a step waits for the last one.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
 
 /// Trees whose leaves vote. The output is the sum of the votes for each class or target.
 #[derive(Debug, Clone, PartialEq)]
@@ -152,6 +152,8 @@ struct Trees {
     ranges: Arc<[Range<usize>]>,
     /// Classes or targets with weights.
     votes: Arc<[(usize, f32)]>,
+    /// Whether all comparisons are of this kind, as those of most ensembles are.
+    are_at_most: bool,
     /// The least number of columns of an input.
     features: usize,
     /// The columns of the output.
@@ -173,9 +175,9 @@ struct TreeNode {
 }
 
 impl TreeNode {
-    fn next(&self, row: &[f32]) -> u32 {
+    fn next(&self, row: &[f32], holds: impl Fn(Comparison, f32, f32) -> bool) -> u32 {
         let value = row[self.feature as usize];
-        let holds = self.comparison.holds(value, self.threshold)
+        let holds = holds(self.comparison, value, self.threshold)
             | (value.is_nan() & self.is_true_if_missing);
         self.next[usize::from(holds)]
     }
@@ -270,11 +272,30 @@ impl Trees {
             ranges.push(start..votes.len());
         }
         let features = splits.features.iter().max().map_or(0, |feature| feature + 1);
+        let are_at_most = nodes.iter().all(|node: &TreeNode| node.comparison == Comparison::AtMost);
         let (roots, nodes) = (roots.into(), nodes.into());
-        Ok(Self { roots, nodes, ranges: ranges.into(), votes: votes.into(), features, outputs })
+        let (ranges, votes) = (ranges.into(), votes.into());
+        Ok(Self { roots, nodes, ranges, votes, are_at_most, features, outputs })
     }
 
-    fn add_votes(&self, row: &[f32], output: &mut [f32]) {
+    /// Add the votes for each row, given what a comparison is.
+    fn vote(
+        &self,
+        (rows, columns): (&[f32], usize),
+        output: &mut [f32],
+        holds: impl Fn(Comparison, f32, f32) -> bool + Copy,
+    ) {
+        for (row, output) in rows.chunks_exact(columns).zip(output.chunks_exact_mut(self.outputs)) {
+            self.add_votes(row, output, holds);
+        }
+    }
+
+    fn add_votes(
+        &self,
+        row: &[f32],
+        output: &mut [f32],
+        holds: impl Fn(Comparison, f32, f32) -> bool + Copy,
+    ) {
         for roots in self.roots.chunks(AT_ONCE) {
             let mut places = [0; AT_ONCE];
             let places = &mut places[..roots.len()];
@@ -282,7 +303,7 @@ impl Trees {
             for _ in 0..self.nodes.len() {
                 let mut is_walking = false;
                 for place in &mut *places {
-                    let next = self.nodes[*place as usize].next(row);
+                    let next = self.nodes[*place as usize].next(row, holds);
                     is_walking |= next != *place;
                     *place = next;
                 }
@@ -346,9 +367,12 @@ impl EvalOp for Trees {
         let features = input.try_as_plain_ram()?;
         let mut output = Tensor::zero::<f32>(&[rows, self.outputs])?;
         let mut scores = output.try_as_plain_ram_mut()?;
-        let scores = scores.as_slice_mut::<f32>()?.chunks_exact_mut(self.outputs);
-        for (row, scores) in features.as_slice::<f32>()?.chunks_exact(columns).zip(scores) {
-            self.add_votes(row, scores);
+        let scores = scores.as_slice_mut::<f32>()?;
+        let rows = (features.as_slice::<f32>()?, columns);
+        if self.are_at_most {
+            self.vote(rows, scores, |_, value, threshold| value <= threshold);
+        } else {
+            self.vote(rows, scores, Comparison::holds);
         }
         Ok(tvec!(output.into_tvalue()))
     }
