@@ -10,7 +10,7 @@ use crate::simd::Simd;
 /// The elements of an output, and how numbers become elements.
 pub(crate) trait Target: Copy {
     /// The type of the elements.
-    type Element: Copy;
+    type Element: Copy + Default;
 
     /// Store the first elements of `sums * multiplier + bias`, to an address and as many as given.
     ///

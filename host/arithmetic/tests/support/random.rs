@@ -198,8 +198,24 @@ pub(crate) fn optional(random: &mut Random, length: usize) -> usize {
     if random.chance(2) { length } else { 0 }
 }
 
-fn convolution(random: &mut Random) -> (Operation, [usize; 4]) {
+/// Windows of all channels, sometimes of elements whose number is one more than that of whole
+/// vectors.
+pub(crate) fn mixed_windows(random: &mut Random) -> Convolution {
     let mut windows = windows(random);
+    if random.chance(6) {
+        windows.input_channels = random.between(1, 300);
+        windows.output_channels = random.between(7, 80);
+        windows.input = [[1, 1], [7, 7], [1, 17], [3, 11]][random.between(0, 3) as usize];
+        windows.kernel = [1, 1];
+        windows.padding = [0, 0];
+        windows.stride = [1, 1];
+        windows.output = windows.input;
+    }
+    windows
+}
+
+fn convolution(random: &mut Random) -> (Operation, [usize; 4]) {
+    let mut windows = mixed_windows(random);
     if random.chance(8) {
         windows.input_channels = random.between(100, 450);
         windows.input = [random.between(1, 4), random.between(1, 14)];

@@ -7,7 +7,7 @@ use guesthouse_arithmetic::{
 
 use super::plain::sizes;
 use super::quantised::QuantisedCase;
-use super::random::{Random, input_len, len, separate_windows, windows};
+use super::random::{Random, input_len, len, mixed_windows, separate_windows};
 
 /// The kinds of operations on 8-bit tensors.
 pub(crate) const QUANTISED_KINDS: u32 = 6;
@@ -115,7 +115,7 @@ pub(crate) fn quantised_case(random: &mut Random, kind: u32) -> QuantisedCase {
 }
 
 fn convolution(random: &mut Random) -> QuantisedCase {
-    let mut geometry = windows(random);
+    let mut geometry = mixed_windows(random);
     if random.chance(8) {
         geometry.input_channels = random.between(100, 1300);
         geometry.input = [random.between(1, 4), random.between(1, 14)];
