@@ -123,9 +123,10 @@ impl ModelBuilder {
     fn plan_of(self, mut file: ModelProto) -> TractResult<Arc<TypedRunnableModel>> {
         let mut onnx = tract_onnx::onnx();
         file.graph.iter_mut().for_each(proto::expand_quantised);
+        trees::add_missing(&mut onnx);
         if !self.is_left_to_tract {
             file.graph.iter_mut().for_each(proto::widen);
-            trees::register(&mut onnx);
+            trees::replace(&mut onnx);
             unfolded::register(&mut onnx);
         }
         let typed = self.typed(&onnx, &file).or_else(|error| {

@@ -20,10 +20,14 @@ use super::unfolded::tracts;
 const CLASSIFIER: &str = "TreeEnsembleClassifier";
 const REGRESSOR: &str = "TreeEnsembleRegressor";
 
-/// Read the ensembles of ONNX files with this module.
-pub(super) fn register(onnx: &mut Onnx) {
-    onnx.op_register.insert(CLASSIFIER, classifier);
+/// Read the ensembles of ONNX files for which tract has no operation.
+pub(super) fn add_missing(onnx: &mut Onnx) {
     onnx.op_register.insert(REGRESSOR, regressor);
+}
+
+/// Read the ensembles of ONNX files with this module instead of with tract.
+pub(super) fn replace(onnx: &mut Onnx) {
+    onnx.op_register.insert(CLASSIFIER, classifier);
 }
 
 type Parsed = (Box<dyn InferenceOp>, Vec<String>);
