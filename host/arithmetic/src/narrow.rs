@@ -116,8 +116,9 @@ impl<R: Rows> Column<'_, R> {
             }
             results = simd.add(results, simd.load_slice(&lanes));
         }
-        let [least, greatest] = simd.splat_pair(finish.clip);
-        simd.minimum(greatest, simd.maximum(least, results))
+        let mut results = [[results]];
+        finish.tail.apply(simd, &mut results);
+        results[0][0]
     }
 }
 

@@ -1,11 +1,11 @@
 //! All rows of a panel of at most [`PANEL`] columns, tile by tile.
 
-use crate::functions::apply_tail;
+use crate::functions::{ShortTail, apply_tail};
 use crate::narrow::{Column, is_narrow};
 use crate::progress::Progress;
 use crate::simd::{Kernel, Simd};
 use crate::tile::{Bias, Factors, Finish, Rows, Tiles};
-use crate::{Activation, PANEL, Stopped, Tail, WEIGHT_BLOCK};
+use crate::{PANEL, Stopped, Tail, WEIGHT_BLOCK};
 
 /// The longest sums in one go: the factors of a tile stay in the first cache.
 pub(crate) const K_BLOCK: usize = 192;
@@ -28,18 +28,6 @@ pub(crate) struct Ending<'a> {
     /// As the output, or empty.
     pub(crate) residual: &'a [f32],
     pub(crate) tail: Tail,
-}
-
-/// The least and the greatest value of a tail that does nothing else.
-#[inline(always)]
-pub(crate) fn clip_of(tail: &Tail) -> Option<[f32; 2]> {
-    let clip = match tail.activation {
-        Activation::Identity => [f32::NEG_INFINITY, f32::INFINITY],
-        Activation::Relu => [0.0, f32::INFINITY],
-        Activation::Clip(least, greatest) => [least, greatest],
-        _ => return None,
-    };
-    tail.is_unscaled().then_some(clip)
 }
 
 /// The sums of a block of `k` for all rows of a panel.
@@ -84,7 +72,7 @@ impl<R: Rows> Kernel for Panel<'_, '_, R> {
                     self.tiles(simd, [from, to], [column, column + width])?;
                 }
                 if let Some(ending) = &self.ending
-                    && clip_of(&ending.tail).is_none()
+                    && ShortTail::new(&ending.tail).is_none()
                 {
                     let start = self.offset + from * self.output_stride + column;
                     let values = &mut self.output[start..];
@@ -211,7 +199,7 @@ impl<'a, R: Rows> Panel<'a, '_, R> {
                 Bias::Columns(bias) => Bias::Columns(&bias[self.first[1] + column..]),
             },
             residual: (!ending.residual.is_empty()).then(|| &ending.residual[start..]),
-            clip: clip_of(&ending.tail).unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
+            tail: ShortTail::new(&ending.tail).unwrap_or(ShortTail::NONE),
         })
     }
 }

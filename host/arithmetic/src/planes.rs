@@ -1,8 +1,8 @@
 //! Depthwise convolutions and pools: each output plane depends on one input plane, of which a band
 //! of rows is copied with its padding, so that every window of it lies in memory.
 
-use crate::functions::apply_tail;
-use crate::panel::{block_size, clip_of};
+use crate::functions::{ShortTail, apply_tail};
+use crate::panel::block_size;
 use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::simd::{Kernel, Simd};
@@ -268,12 +268,12 @@ impl<W: Window> PlaneKernel<'_, '_, W> {
             weights: self.operands.second.chunks_exact(taps).nth(channel),
             bias: self.operands.bias.get(channel).copied(),
             residual: if residual.is_empty() { residual } else { &residual[start..] },
-            clip: clip_of(self.tail).unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
+            tail: ShortTail::new(self.tail).unwrap_or(ShortTail::NONE),
             output_stride: columns,
         };
         let output = &mut self.output[start..];
         simd.call(PlaneRows { part, size: band.size, output });
-        if clip_of(self.tail).is_none() {
+        if ShortTail::new(self.tail).is_none() {
             let size =
                 if band.size[1] == columns { [1, band.size[0] * columns] } else { band.size };
             apply_tail(simd, self.tail, output, columns, size);
@@ -355,7 +355,7 @@ struct PlanePart<'a, W> {
     bias: Option<f32>,
     /// As the output, or empty.
     residual: &'a [f32],
-    clip: [f32; 2],
+    tail: ShortTail,
     output_stride: usize,
 }
 
@@ -430,31 +430,36 @@ impl<W: Window> PlanePart<'_, W> {
         output: &mut [f32],
     ) {
         let start = row * self.stride + column;
-        let results = self.combine::<S, KERNEL, STRIDE, ROWS, VECTORS>(simd, start);
+        let mut results = self.combine::<S, KERNEL, STRIDE, ROWS, VECTORS>(simd, start);
         let bias = simd.splat(self.bias.unwrap_or(0.0));
-        let [least, greatest] = simd.splat_pair(self.clip);
-        for (index, results) in results.into_iter().enumerate() {
-            let place = (row + index) * self.output_stride + column;
-            let output = &mut output[place..][..width];
+        for (index, results) in results.iter_mut().enumerate() {
             let residual = match self.residual {
                 [] => self.residual,
-                residual => &residual[place..][..width],
+                residual => &residual[(row + index) * self.output_stride + column..][..width],
             };
-            for (vector, mut result) in results.into_iter().enumerate() {
+            for (vector, result) in results.iter_mut().enumerate() {
                 // Without weights, nothing is added: the opposite of zero stays what it is.
                 if W::WEIGHTED {
-                    result = simd.add(result, bias);
+                    *result = simd.add(*result, bias);
                 }
                 let first = vector * S::LANES;
-                let is_full = width - first >= S::LANES;
                 if !residual.is_empty() {
                     let residual = &residual[first..];
-                    let residual =
-                        if is_full { simd.load_slice(residual) } else { simd.load_short(residual) };
-                    result = simd.add(result, residual);
+                    let residual = if width - first >= S::LANES {
+                        simd.load_slice(residual)
+                    } else {
+                        simd.load_short(residual)
+                    };
+                    *result = simd.add(*result, residual);
                 }
-                result = simd.minimum(greatest, simd.maximum(least, result));
-                if is_full {
+            }
+        }
+        self.tail.apply(simd, &mut results);
+        for (index, results) in results.into_iter().enumerate() {
+            let output = &mut output[(row + index) * self.output_stride + column..][..width];
+            for (vector, result) in results.into_iter().enumerate() {
+                let first = vector * S::LANES;
+                if width - first >= S::LANES {
                     simd.store_slice(&mut output[first..], result);
                 } else {
                     simd.store_short(&mut output[first..], result);
