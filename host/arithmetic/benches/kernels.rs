@@ -94,6 +94,7 @@ fn cases() -> Vec<Case> {
         ([96, 96], [20, 80], 1, 1, relu),
         ([96, 24], [8, 80], 3, 1, relu),
         ([512, 512], [7, 7], 1, 1, relu),
+        ([200, 50], [1, 1], 1, 1, relu),
         ([64, 64], [8, 56], 3, 1, relu),
     ] {
         cases.push(convolution(channels, size, kernel, stride, tail));

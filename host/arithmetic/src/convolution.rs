@@ -5,6 +5,7 @@
 mod bands;
 
 use self::bands::Bands;
+use crate::narrow::is_narrow;
 use crate::panel::{Ending, K_BLOCK, Panel, block_size};
 use crate::progress::Progress;
 use crate::scratch::{Parts, Scratch};
@@ -86,9 +87,8 @@ impl ConvolutionKernel<'_, '_> {
         let step = block_size(k, K_BLOCK);
         for start in (0..plane).step_by(PANEL) {
             let columns = (plane - start).min(PANEL);
-            let in_place = windows.are_elements()
-                && outputs <= MAX_CHANNELS_IN_PLACE
-                && columns.is_multiple_of(S::LANES);
+            let few_rows = outputs <= MAX_CHANNELS_IN_PLACE && columns.is_multiple_of(S::LANES);
+            let in_place = windows.are_elements() && (few_rows || is_narrow::<S>(outputs, columns));
             for from in (0..k).step_by(step) {
                 let to = k.min(from + step);
                 let (right, stride) = if in_place {

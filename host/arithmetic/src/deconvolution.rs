@@ -166,6 +166,15 @@ fn add_kernel_row(
             let output = &mut output[row * width..][..width];
             // Places in the padded row.
             let mut place = x * stride + kx * dilation;
+            let first = place.checked_sub(windows.padding[1]);
+            if let Some(first) = first
+                && [columns, stride, dilation] == [2, 2, 1]
+                && first + 2 * run <= width
+            {
+                add_pairs(&mut output[first..][..2 * run], &values[done * PANEL..]);
+                done += run;
+                continue;
+            }
             for values in values[done * PANEL..].chunks(PANEL).take(run) {
                 let values = &values[..columns];
                 match place.checked_sub(windows.padding[1]) {
@@ -196,6 +205,28 @@ fn add_kernel_row(
             }
         }
         done += run;
+    }
+}
+
+/// Add pairs of values that are [`PANEL`] apart to neighbouring elements.
+#[inline(always)]
+fn add_pairs(output: &mut [f32], values: &[f32]) {
+    const PAIRS: usize = 8;
+    let (groups, rest) = output.as_chunks_mut::<{ 2 * PAIRS }>();
+    for (group, values) in groups.iter_mut().zip(values.chunks(PAIRS * PANEL)) {
+        // The last pair may be all that is there of its row.
+        let values = &values[..(PAIRS - 1) * PANEL + 2];
+        let mut pairs = [0.0; 2 * PAIRS];
+        for (index, pair) in pairs.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            *pair = [values[index * PANEL], values[index * PANEL + 1]];
+        }
+        for (output, value) in group.iter_mut().zip(pairs) {
+            *output += value;
+        }
+    }
+    let done = groups.len() * PAIRS;
+    for (index, output) in rest.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        add_all::<2>(output, &values[(done + index) * PANEL..]);
     }
 }
 

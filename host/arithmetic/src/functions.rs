@@ -216,6 +216,66 @@ impl Tail {
     }
 }
 
+/// A tail that is so short that it is applied to results before they leave the registers.
+#[derive(Clone, Copy)]
+pub(crate) enum ShortTail {
+    /// The least and the greatest value.
+    Clip([f32; 2]),
+    /// Hard swish, and the factor and the summand after it unless they change nothing.
+    HardSwish(Option<[f32; 2]>),
+}
+
+impl ShortTail {
+    /// A tail that changes nothing.
+    pub(crate) const NONE: Self = Self::Clip([f32::NEG_INFINITY, f32::INFINITY]);
+
+    /// The tail, if it is short.
+    #[inline(always)]
+    pub(crate) fn new(tail: &Tail) -> Option<Self> {
+        let clip = match tail.activation {
+            Activation::Identity => [f32::NEG_INFINITY, f32::INFINITY],
+            Activation::Relu => [0.0, f32::INFINITY],
+            Activation::Clip(least, greatest) => [least, greatest],
+            Activation::HardSwish => {
+                let scale = (!tail.is_unscaled()).then_some([tail.scale, tail.shift]);
+                return Some(Self::HardSwish(scale));
+            }
+            _ => return None,
+        };
+        tail.is_unscaled().then_some(Self::Clip(clip))
+    }
+
+    /// Apply it to rows of vectors. It is looked up once for all of them: else, the vectors would
+    /// not stay in registers.
+    #[inline(always)]
+    pub(crate) fn apply<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        self,
+        simd: S,
+        rows: &mut [[S::Vector; VECTORS]; ROWS],
+    ) {
+        match self {
+            Self::Clip([least, greatest]) => apply_to_all(simd, Clip(least, greatest), rows),
+            Self::HardSwish(None) => apply_to_all(simd, HardSwish, rows),
+            Self::HardSwish(Some([scale, shift])) => {
+                apply_to_all(simd, Scaled { curve: HardSwish, scale, shift }, rows);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn apply_to_all<S: Simd, C: Curve, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    curve: C,
+    rows: &mut [[S::Vector; VECTORS]; ROWS],
+) {
+    for vectors in rows {
+        for vector in vectors {
+            *vector = curve.apply(simd, *vector);
+        }
+    }
+}
+
 /// Apply a tail to rows of elements, the given distance apart.
 #[inline(always)]
 pub(crate) fn apply_tail<S: Simd>(

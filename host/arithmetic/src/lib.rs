@@ -35,6 +35,7 @@ mod deconvolution;
 mod elementwise;
 mod execute;
 mod functions;
+mod narrow;
 mod operation;
 mod pack;
 mod panel;

@@ -1,10 +1,11 @@
 //! All rows of a panel of at most [`PANEL`] columns, tile by tile.
 
-use crate::functions::apply_tail;
+use crate::functions::{ShortTail, apply_tail};
+use crate::narrow::{Column, is_narrow};
 use crate::progress::Progress;
 use crate::simd::{Kernel, Simd};
 use crate::tile::{Bias, Factors, Finish, Rows, Tiles};
-use crate::{Activation, PANEL, Stopped, Tail, WEIGHT_BLOCK};
+use crate::{PANEL, Stopped, Tail, WEIGHT_BLOCK};
 
 /// The longest sums in one go: the factors of a tile stay in the first cache.
 pub(crate) const K_BLOCK: usize = 192;
@@ -27,18 +28,6 @@ pub(crate) struct Ending<'a> {
     /// As the output, or empty.
     pub(crate) residual: &'a [f32],
     pub(crate) tail: Tail,
-}
-
-/// The least and the greatest value of a tail that does nothing else.
-#[inline(always)]
-pub(crate) fn clip_of(tail: &Tail) -> Option<[f32; 2]> {
-    let clip = match tail.activation {
-        Activation::Identity => [f32::NEG_INFINITY, f32::INFINITY],
-        Activation::Relu => [0.0, f32::INFINITY],
-        Activation::Clip(least, greatest) => [least, greatest],
-        _ => return None,
-    };
-    tail.is_unscaled().then_some(clip)
 }
 
 /// The sums of a block of `k` for all rows of a panel.
@@ -73,15 +62,26 @@ impl<R: Rows> Kernel for Panel<'_, '_, R> {
             let vectors = tile_vectors::<S>((columns - column).div_ceil(S::LANES));
             let width = (columns - column).min(vectors * S::LANES);
             let mut from = 0;
+            let is_narrow = is_narrow::<S>(rows, width);
             while from < rows {
                 let to = rows.min(from + ROWS_BETWEEN_TAILS);
-                self.tiles(simd, [from, to], [column, column + width])?;
+                if is_narrow {
+                    self.progress.spend((to - from) * S::LANES * self.factors.k)?;
+                    simd.call(self.column_of(from, to, column));
+                } else {
+                    self.tiles(simd, [from, to], [column, column + width])?;
+                }
                 if let Some(ending) = &self.ending
-                    && clip_of(&ending.tail).is_none()
+                    && ShortTail::new(&ending.tail).is_none()
                 {
                     let start = self.offset + from * self.output_stride + column;
                     let values = &mut self.output[start..];
-                    apply_tail(simd, &ending.tail, values, self.output_stride, [to - from, width]);
+                    let size = if width == self.output_stride {
+                        [1, (to - from) * width]
+                    } else {
+                        [to - from, width]
+                    };
+                    apply_tail(simd, &ending.tail, values, self.output_stride, size);
                 }
                 from = to;
             }
@@ -91,7 +91,7 @@ impl<R: Rows> Kernel for Panel<'_, '_, R> {
     }
 }
 
-impl<R: Rows> Panel<'_, '_, R> {
+impl<'a, R: Rows> Panel<'a, '_, R> {
     /// The tiles of some rows and columns.
     #[inline(always)]
     fn tiles<S: Simd>(
@@ -149,9 +149,49 @@ impl<R: Rows> Panel<'_, '_, R> {
         [row, end]: [usize; 2],
         [column, column_end]: [usize; 2],
     ) -> Tiles<'_, R, ROWS, VECTORS> {
-        let left = row / WEIGHT_BLOCK * self.factors.left_block + row % WEIGHT_BLOCK;
+        let (factors, finish) = (self.factors_from(row, column), self.finish_from(row, column));
         let start = self.offset + row * self.output_stride + column;
-        let finish = self.ending.map(|ending| Finish {
+        Tiles {
+            factors,
+            output: &mut self.output[start..],
+            output_stride: self.output_stride,
+            size: [end - row, column_end - column],
+            resume: self.resume,
+            finish,
+        }
+    }
+
+    /// Rows of a single column with their part of the operands.
+    #[inline(always)]
+    fn column_of(&mut self, row: usize, end: usize, column: usize) -> Column<'_, R> {
+        let (factors, finish) = (self.factors_from(row, column), self.finish_from(row, column));
+        let start = self.offset + row * self.output_stride + column;
+        Column {
+            factors,
+            output: &mut self.output[start..],
+            output_stride: self.output_stride,
+            rows: end - row,
+            resume: self.resume,
+            finish,
+        }
+    }
+
+    /// The factors from a row and a column on.
+    #[inline(always)]
+    fn factors_from(&self, row: usize, column: usize) -> Factors<'a, R> {
+        let left = row / WEIGHT_BLOCK * self.factors.left_block + row % WEIGHT_BLOCK;
+        Factors {
+            left: &self.factors.left[left..],
+            right: &self.factors.right[column..],
+            ..self.factors
+        }
+    }
+
+    /// What follows the sums from a row and a column on.
+    #[inline(always)]
+    fn finish_from(&self, row: usize, column: usize) -> Option<Finish<'a>> {
+        let start = self.offset + row * self.output_stride + column;
+        self.ending.map(|ending| Finish {
             scale: ending.scale,
             bias: match ending.bias {
                 Bias::None => Bias::None,
@@ -159,22 +199,8 @@ impl<R: Rows> Panel<'_, '_, R> {
                 Bias::Columns(bias) => Bias::Columns(&bias[self.first[1] + column..]),
             },
             residual: (!ending.residual.is_empty()).then(|| &ending.residual[start..]),
-            clip: clip_of(&ending.tail).unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
-        });
-        Tiles {
-            factors: Factors {
-                k: self.factors.k,
-                left: &self.factors.left[left..],
-                left_block: self.factors.left_block,
-                right: &self.factors.right[column..],
-                rows: self.factors.rows,
-            },
-            output: &mut self.output[start..],
-            output_stride: self.output_stride,
-            size: [end - row, column_end - column],
-            resume: self.resume,
-            finish,
-        }
+            tail: ShortTail::new(&ending.tail).unwrap_or(ShortTail::NONE),
+        })
     }
 }
 

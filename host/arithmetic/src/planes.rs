@@ -1,12 +1,12 @@
 //! Depthwise convolutions and pools: each output plane depends on one input plane, of which a band
 //! of rows is copied with its padding, so that every window of it lies in memory.
 
-use crate::functions::apply_tail;
-use crate::panel::{block_size, clip_of};
+use crate::functions::{ShortTail, apply_tail};
+use crate::panel::block_size;
 use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::simd::{Kernel, Simd};
-use crate::windows::{Windows, copy};
+use crate::windows::{Inside, Windows};
 use crate::{Operands, Stopped, Tail};
 
 /// How the values of a window are combined.
@@ -15,10 +15,8 @@ pub(crate) trait Window: Copy {
     const START: f32;
     /// What lies around the input.
     const AROUND: f32;
-    /// The most vectors of a row that are computed together.
-    const MAX_VECTORS: usize;
-    /// Whether code is generated for the common sizes of windows.
-    const UNROLLED: bool;
+    /// Whether values have weights, and code is generated for the common sizes of windows.
+    const WEIGHTED: bool;
     /// The result with one more value, and with its weight if there are weights.
     fn step<S: Simd>(
         self,
@@ -36,8 +34,7 @@ pub(crate) struct WeightedSum;
 impl Window for WeightedSum {
     const START: f32 = 0.0;
     const AROUND: f32 = 0.0;
-    const MAX_VECTORS: usize = 6;
-    const UNROLLED: bool = true;
+    const WEIGHTED: bool = true;
 
     #[inline(always)]
     fn step<S: Simd>(
@@ -58,8 +55,7 @@ pub(crate) struct Sum;
 impl Window for Sum {
     const START: f32 = 0.0;
     const AROUND: f32 = 0.0;
-    const MAX_VECTORS: usize = 2;
-    const UNROLLED: bool = false;
+    const WEIGHTED: bool = false;
 
     #[inline(always)]
     fn step<S: Simd>(
@@ -80,8 +76,7 @@ pub(crate) struct Greatest;
 impl Window for Greatest {
     const START: f32 = f32::NEG_INFINITY;
     const AROUND: f32 = f32::NEG_INFINITY;
-    const MAX_VECTORS: usize = 2;
-    const UNROLLED: bool = false;
+    const WEIGHTED: bool = false;
 
     #[inline(always)]
     fn step<S: Simd>(
@@ -119,7 +114,9 @@ impl<W: Window> Kernel for PlaneKernel<'_, '_, W> {
     }
 }
 
-/// A rectangle of an output plane, and the input that its windows see, with padding.
+/// A rectangle of an output plane, and the input that its windows see, with padding. If windows are
+/// more than one element apart, a row of input is copied as several ones, its phases: every so many
+/// elements from the first one on, from the second one on, and so on.
 #[derive(Clone, Copy)]
 struct Band {
     /// The index of the plane.
@@ -128,30 +125,43 @@ struct Band {
     start: [usize; 2],
     /// The rows and columns.
     size: [usize; 2],
+    /// The elements of a phase of a row of the padded input.
+    phase: usize,
     /// The distance between the rows of the padded input.
     width: usize,
     /// The rows of the padded input.
     height: usize,
+    /// Whether it is the only one of its plane.
+    is_whole: bool,
 }
 
 impl<W: Window> PlaneKernel<'_, '_, W> {
     #[inline(always)]
     fn planes<S: Simd>(&mut self, simd: S, padded: &mut [f32]) -> Result<(), Stopped> {
         let [rows, columns] = self.windows.output;
-        let Some([band_rows, band_columns]) = self.band_size::<S>(padded.len()) else {
+        let Some(size) = self.band_size::<S>(padded.len()) else {
             return self.elements(simd);
         };
+        let [band_rows, band_columns] = size;
+        let is_whole = size == [rows, columns];
+        if is_whole {
+            let width = self.padded_width::<S>(columns);
+            padded[..width * self.padded_height(rows)].fill(W::AROUND);
+        }
         for plane in 0..self.windows.batch * self.windows.channels[1] {
             for column in (0..columns).step_by(band_columns) {
                 let width = (columns - column).min(band_columns);
                 for row in (0..rows).step_by(band_rows) {
                     let height = (rows - row).min(band_rows);
+                    let padded_width = self.padded_width::<S>(width);
                     let band = Band {
                         plane,
                         start: [row, column],
                         size: [height, width],
-                        width: self.padded_width::<S>(width),
+                        phase: padded_width / self.windows.stride[1],
+                        width: padded_width,
                         height: self.padded_height(height),
+                        is_whole,
                     };
                     let taps = self.windows.kernel[0] * self.windows.kernel[1];
                     self.progress.spend(height * width * taps + band.width * band.height)?;
@@ -167,8 +177,9 @@ impl<W: Window> PlaneKernel<'_, '_, W> {
     #[inline(always)]
     fn padded_width<S: Simd>(&self, columns: usize) -> usize {
         let windows = &self.windows;
-        columns.next_multiple_of(S::LANES) * windows.stride[1]
-            + (windows.kernel[1] - 1) * windows.dilation[1]
+        let reach = (windows.kernel[1] - 1) * windows.dilation[1];
+        (columns.next_multiple_of(S::LANES) + reach / windows.stride[1])
+            .saturating_mul(windows.stride[1])
     }
 
     /// The rows of padded input that so many output rows read.
@@ -195,28 +206,35 @@ impl<W: Window> PlaneKernel<'_, '_, W> {
         Some([rows.min((height - least) / self.windows.stride[0] + 1), columns])
     }
 
-    /// Copy the input that a band sees, with its padding.
+    /// Copy the input that a band sees; what lies around it is there already if the band is the
+    /// only one of its plane.
     #[inline(always)]
     fn pad<S: Simd>(&self, simd: S, band: Band, padded: &mut [f32]) {
         let windows = &self.windows;
         let [height, width] = windows.input;
         let input = &self.operands.first[band.plane * height * width..][..height * width];
         let first = [0, 1].map(|axis| band.start[axis] * windows.stride[axis]);
-        let before = windows.padding[1].saturating_sub(first[1]).min(band.width);
-        let column = first[1].saturating_sub(windows.padding[1]).min(width);
-        let count = (width - column).min(band.width - before);
+        let mut insides = [Inside::default(); MAX_PHASES];
+        for (phase, inside) in insides.iter_mut().enumerate().take(windows.stride[1]) {
+            *inside = windows.inside(first[1] + phase, band.phase);
+        }
         let rows = padded.chunks_exact_mut(band.width).take(band.height);
         for (row, padded) in rows.enumerate() {
             let row = (first[0] + row).checked_sub(windows.padding[0]);
-            let Some(row) = row.filter(|row| *row < height) else {
+            let row = row.filter(|row| *row < height);
+            if !band.is_whole {
                 padded.fill(W::AROUND);
-                continue;
-            };
-            let (outside, inside) = padded.split_at_mut(before);
-            let (inside, behind) = inside.split_at_mut(count);
-            outside.fill(W::AROUND);
-            behind.fill(W::AROUND);
-            copy(simd, &input[row * width + column..][..count], inside);
+            }
+            let Some(row) = row else { continue };
+            let row = &input[row * width..][..width];
+            for phase in 0..windows.stride[1] {
+                let inside = match insides.get(phase) {
+                    Some(inside) => *inside,
+                    None => windows.inside(first[1] + phase, band.phase),
+                };
+                let padded = &mut padded[phase * band.phase..][..band.phase];
+                windows.copy_inside(simd, row, inside, padded);
+            }
         }
     }
 
@@ -229,21 +247,33 @@ impl<W: Window> PlaneKernel<'_, '_, W> {
         let channel = band.plane % windows.channels[1];
         let start = (band.plane * rows + band.start[0]) * columns + band.start[1];
         let residual = self.operands.residual;
+        let mut places = [0; MAX_PLACES];
+        let mut last_place = 0;
+        for kx in 0..windows.kernel[1] {
+            let place = place_in_row(windows, band.phase, kx);
+            last_place = last_place.max(place);
+            if let Some(first) = places.get_mut(kx) {
+                *first = place;
+            }
+        }
         let part = PlanePart {
             window: self.window,
-            kernel: windows.kernel,
-            distance: [windows.dilation[0] * band.width, windows.dilation[1]],
-            stride: [windows.stride[0] * band.width, windows.stride[1]],
+            windows: *windows,
+            phase: band.phase,
+            places,
+            last_place,
+            distance: windows.dilation[0] * band.width,
+            stride: windows.stride[0] * band.width,
             padded: &padded[..band.width * band.height],
             weights: self.operands.second.chunks_exact(taps).nth(channel),
             bias: self.operands.bias.get(channel).copied(),
             residual: if residual.is_empty() { residual } else { &residual[start..] },
-            clip: clip_of(self.tail).unwrap_or([f32::NEG_INFINITY, f32::INFINITY]),
+            tail: ShortTail::new(self.tail).unwrap_or(ShortTail::NONE),
             output_stride: columns,
         };
         let output = &mut self.output[start..];
         simd.call(PlaneRows { part, size: band.size, output });
-        if clip_of(self.tail).is_none() {
+        if ShortTail::new(self.tail).is_none() {
             let size =
                 if band.size[1] == columns { [1, band.size[0] * columns] } else { band.size };
             apply_tail(simd, self.tail, output, columns, size);
@@ -292,21 +322,40 @@ impl<W: Window> PlaneKernel<'_, '_, W> {
     }
 }
 
+/// The phases of a row whose elements inside of the input are computed once for a band.
+const MAX_PHASES: usize = 4;
+
+/// The columns of a kernel whose places are computed once for a band.
+const MAX_PLACES: usize = 16;
+
+/// Where a row of padded input has the values of a column of the kernel, from the first window on.
+#[inline(always)]
+fn place_in_row(windows: &Windows, phase: usize, kx: usize) -> usize {
+    let (column, stride) = (kx * windows.dilation[1], windows.stride[1]);
+    column % stride * phase + column / stride
+}
+
 /// What rows of a band share.
 #[derive(Clone, Copy)]
 struct PlanePart<'a, W> {
     window: W,
-    kernel: [usize; 2],
-    /// The distances between the values of a window in the padded input.
-    distance: [usize; 2],
-    /// The distances between windows in the padded input.
-    stride: [usize; 2],
+    windows: Windows,
+    /// The elements of a phase of a row of the padded input.
+    phase: usize,
+    /// Where a row of the padded input has the values of the kernel's first columns.
+    places: [usize; MAX_PLACES],
+    /// The greatest of the places of all columns of the kernel.
+    last_place: usize,
+    /// The distance between the rows of a window in the padded input.
+    distance: usize,
+    /// The distance between rows of windows in the padded input.
+    stride: usize,
     padded: &'a [f32],
     weights: Option<&'a [f32]>,
     bias: Option<f32>,
     /// As the output, or empty.
     residual: &'a [f32],
-    clip: [f32; 2],
+    tail: ShortTail,
     output_stride: usize,
 }
 
@@ -323,143 +372,201 @@ impl<W: Window> Kernel for PlaneRows<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { part, size: [rows, columns], output } = self;
-        let step = block_size(columns.div_ceil(S::LANES), W::MAX_VECTORS);
-        for row in 0..rows {
-            let mut column = 0;
-            while column < columns {
-                let width = (columns - column).min(step * S::LANES);
-                let start = row * part.stride[0] + column * part.stride[1];
-                let place = row * part.output_stride + column;
-                let residual = match part.residual {
-                    [] => part.residual,
-                    residual => &residual[place..][..width],
-                };
-                let output = &mut output[place..][..width];
-                match width.div_ceil(S::LANES) {
-                    1 => part.vectors::<S, 1>(simd, start, residual, output),
-                    2 => part.vectors::<S, 2>(simd, start, residual, output),
-                    3 if W::MAX_VECTORS == 6 => {
-                        part.vectors::<S, 3>(simd, start, residual, output);
-                    }
-                    4 if W::MAX_VECTORS == 6 => {
-                        part.vectors::<S, 4>(simd, start, residual, output);
-                    }
-                    5 if W::MAX_VECTORS == 6 => {
-                        part.vectors::<S, 5>(simd, start, residual, output);
-                    }
-                    6 if W::MAX_VECTORS == 6 => {
-                        part.vectors::<S, 6>(simd, start, residual, output);
-                    }
-                    _ => unreachable!("a row is cut into vectors"),
-                }
-                column += width;
+        let Self { part, size, output } = self;
+        let Windows { kernel, stride, dilation, .. } = part.windows;
+        // Rows that are computed together share what they load.
+        let shared = W::WEIGHTED && S::UNROLLED && dilation[0] == 1 && size[0] >= 2;
+        match (kernel, stride[0]) {
+            ([3, 3], 1) if shared && S::LANES == 16 && size[0] >= 4 => {
+                part.rows::<S, 3, 1, 4>(simd, size, output);
             }
+            ([3, 3], 1) if shared => part.rows::<S, 3, 1, 2>(simd, size, output),
+            ([5, 5], 1) if shared => part.rows::<S, 5, 1, 2>(simd, size, output),
+            ([3, 3], 2) if shared => part.rows::<S, 3, 2, 2>(simd, size, output),
+            ([5, 5], 2) if shared => part.rows::<S, 5, 2, 2>(simd, size, output),
+            _ => part.rows::<S, 0, 0, 1>(simd, size, output),
         }
     }
 }
 
 impl<W: Window> PlanePart<'_, W> {
-    /// Neighbouring windows, from the given element of the padded input on.
+    /// The rows of a band, `ROWS` at a time.
     #[inline(always)]
-    fn vectors<S: Simd, const VECTORS: usize>(
+    fn rows<S: Simd, const KERNEL: usize, const STRIDE: usize, const ROWS: usize>(
         &self,
         simd: S,
-        start: usize,
-        residual: &[f32],
+        [rows, columns]: [usize; 2],
         output: &mut [f32],
     ) {
-        let unrolled = W::UNROLLED && S::UNROLLED;
-        let mut results = match (self.stride[1], self.kernel) {
-            (1, [3, 3]) if unrolled => self.combine::<S, VECTORS, 1, 3>(simd, start),
-            (1, [5, 5]) if unrolled => self.combine::<S, VECTORS, 1, 5>(simd, start),
-            (1, _) => self.combine::<S, VECTORS, 1, 0>(simd, start),
-            (2, [3, 3]) if unrolled => self.combine::<S, VECTORS, 2, 3>(simd, start),
-            (2, [5, 5]) if unrolled => self.combine::<S, VECTORS, 2, 5>(simd, start),
-            (2, _) => self.combine::<S, VECTORS, 2, 0>(simd, start),
-            _ => self.combine::<S, VECTORS, 0, 0>(simd, start),
-        };
-        // Without weights, nothing is added: the opposite of zero stays what it is.
-        if self.weights.is_some() {
-            let bias = simd.splat(self.bias.unwrap_or(0.0));
-            for result in &mut results {
-                *result = simd.add(*result, bias);
-            }
-        }
-        let [least, greatest] = self.clip.map(|bound| simd.splat(bound));
-        for (index, result) in results.into_iter().enumerate() {
-            let first = index * S::LANES;
-            let mut result = result;
-            if output.len() - first >= S::LANES {
-                if !residual.is_empty() {
-                    result = simd.add(result, simd.load_slice(&residual[first..]));
+        let step = block_size(columns.div_ceil(S::LANES), 2);
+        for row in (0..rows).step_by(ROWS) {
+            // The last rows are computed once more if they are not as many.
+            let row = row.min(rows - ROWS);
+            for column in (0..columns).step_by(step * S::LANES) {
+                let place = [row, column];
+                let width = (columns - column).min(step * S::LANES);
+                if width > S::LANES {
+                    self.vectors::<S, KERNEL, STRIDE, ROWS, 2>(simd, place, width, output);
+                } else {
+                    self.vectors::<S, KERNEL, STRIDE, ROWS, 1>(simd, place, width, output);
                 }
-                result = simd.minimum(greatest, simd.maximum(least, result));
-                simd.store_slice(&mut output[first..], result);
-            } else {
-                if !residual.is_empty() {
-                    result = simd.add(result, simd.load_short(&residual[first..]));
-                }
-                result = simd.minimum(greatest, simd.maximum(least, result));
-                simd.store_short(&mut output[first..], result);
             }
         }
     }
 
-    /// The results of whole vectors of windows. `STRIDE` is the distance between windows, or 0 if
-    /// it is more than 2; `KERNEL` the height and width of windows, or 0 if they are others.
+    /// Neighbouring windows of some rows.
     #[inline(always)]
-    fn combine<S: Simd, const VECTORS: usize, const STRIDE: usize, const KERNEL: usize>(
+    fn vectors<
+        S: Simd,
+        const KERNEL: usize,
+        const STRIDE: usize,
+        const ROWS: usize,
+        const VECTORS: usize,
+    >(
+        &self,
+        simd: S,
+        [row, column]: [usize; 2],
+        width: usize,
+        output: &mut [f32],
+    ) {
+        let start = row * self.stride + column;
+        let mut results = self.combine::<S, KERNEL, STRIDE, ROWS, VECTORS>(simd, start);
+        let bias = simd.splat(self.bias.unwrap_or(0.0));
+        for (index, results) in results.iter_mut().enumerate() {
+            let residual = match self.residual {
+                [] => self.residual,
+                residual => &residual[(row + index) * self.output_stride + column..][..width],
+            };
+            for (vector, result) in results.iter_mut().enumerate() {
+                // Without weights, nothing is added: the opposite of zero stays what it is.
+                if W::WEIGHTED {
+                    *result = simd.add(*result, bias);
+                }
+                let first = vector * S::LANES;
+                if !residual.is_empty() {
+                    let residual = &residual[first..];
+                    let residual = if width - first >= S::LANES {
+                        simd.load_slice(residual)
+                    } else {
+                        simd.load_short(residual)
+                    };
+                    *result = simd.add(*result, residual);
+                }
+            }
+        }
+        self.tail.apply(simd, &mut results);
+        for (index, results) in results.into_iter().enumerate() {
+            let output = &mut output[(row + index) * self.output_stride + column..][..width];
+            for (vector, result) in results.into_iter().enumerate() {
+                let first = vector * S::LANES;
+                if width - first >= S::LANES {
+                    simd.store_slice(&mut output[first..], result);
+                } else {
+                    simd.store_short(&mut output[first..], result);
+                }
+            }
+        }
+    }
+
+    /// The results of whole vectors of windows in `ROWS` rows. `KERNEL` is the height and width of
+    /// windows and `STRIDE` the distance between their rows, or both are 0 for any window in one
+    /// row.
+    #[inline(always)]
+    fn combine<
+        S: Simd,
+        const KERNEL: usize,
+        const STRIDE: usize,
+        const ROWS: usize,
+        const VECTORS: usize,
+    >(
         &self,
         simd: S,
         start: usize,
-    ) -> [S::Vector; VECTORS] {
-        let [height, width] = if KERNEL == 0 { self.kernel } else { [KERNEL, KERNEL] };
-        let stride = if STRIDE == 0 { self.stride[1] } else { STRIDE };
-        let last = (height - 1) * self.distance[0] + (width - 1) * self.distance[1];
-        let end = start + last + VECTORS * S::LANES * stride;
-        assert!(end <= self.padded.len(), "windows lie in the padded input");
-        if let Some(weights) = self.weights {
-            assert!(weights.len() == height * width, "each value has a weight");
-        }
-        let mut results = [simd.splat(W::START); VECTORS];
-        for ky in 0..height {
-            for kx in 0..width {
-                let weight = self.weights.map_or(0.0, |weights| weights[ky * width + kx]);
-                let weight = simd.splat(weight);
-                let from = start + ky * self.distance[0] + kx * self.distance[1];
-                for (index, result) in results.iter_mut().enumerate() {
-                    // SAFETY: the window at the end of the last vector reads the element before
-                    // `end`, at most, which lies in the padded input, as asserted; others read
-                    // earlier ones.
-                    #[expect(unsafe_code, reason = "the bounds are asserted for all windows")]
-                    let value = unsafe {
-                        let from = self.padded.as_ptr().add(from + index * S::LANES * stride);
-                        match STRIDE {
-                            1 => simd.load(from),
-                            2 => simd.load_even(from),
-                            _ => load_strided(simd, from, stride),
-                        }
-                    };
-                    *result = self.window.step(simd, *result, value, weight);
+    ) -> [[S::Vector; VECTORS]; ROWS] {
+        let [height, width] = if KERNEL == 0 { self.windows.kernel } else { [KERNEL, KERNEL] };
+        let weights = self.weights.unwrap_or(&[]);
+        assert!(!W::WEIGHTED || weights.len() == height * width, "each value has a weight");
+        let last_row = (ROWS - 1) * STRIDE + height - 1;
+        let last = start + last_row * self.distance + self.last_place;
+        assert!(last + VECTORS * S::LANES <= self.padded.len(), "windows lie in the padded input");
+        let mut results = [[simd.splat(W::START); VECTORS]; ROWS];
+        // SAFETY: no row is behind the last one, from which all vectors lie in the padded input, as
+        // asserted.
+        #[expect(unsafe_code, reason = "the bounds are asserted for all windows")]
+        unsafe {
+            let values = self.padded.as_ptr().add(start);
+            if KERNEL == 0 {
+                for y in 0..height {
+                    let weights = &weights[if W::WEIGHTED { y * width } else { 0 }..];
+                    let values = values.add(y * self.distance);
+                    self.row::<S, 0, 0, ROWS, VECTORS>(simd, 0, values, weights, &mut results);
                 }
+            } else {
+                // A loop over as many rows would not be unrolled, and would look up whether a row
+                // of the output has the row.
+                macro_rules! rows {
+                    ($($y:literal)*) => {
+                        $(if last_row + 1 > $y {
+                            let values = values.add($y * self.distance);
+                            self.row::<S, KERNEL, STRIDE, ROWS, VECTORS>(
+                                simd, $y, values, weights, &mut results,
+                            );
+                        })*
+                    };
+                }
+                rows!(0 1 2 3 4 5 6);
+                assert!(last_row <= 6, "all rows are computed");
             }
         }
         results
     }
-}
 
-/// Load every so many elements.
-///
-/// # Safety
-/// The stride times [`Simd::LANES`] numbers can be read from the address.
-#[inline(always)]
-#[expect(unsafe_code, reason = "it reads from a pointer")]
-unsafe fn load_strided<S: Simd>(simd: S, from: *const f32, stride: usize) -> S::Vector {
-    let mut lanes = [0.0; 16];
-    for (lane, value) in lanes.iter_mut().enumerate().take(S::LANES) {
-        // SAFETY: the lane is less than the number of lanes.
-        *value = unsafe { from.add(lane * stride).read() };
+    /// Add the values of a row of the padded input, the `y`th that the first window sees, to the
+    /// results of the rows of the output that see it.
+    ///
+    /// # Safety
+    /// `VECTORS` vectors can be read from each of the places in the row.
+    #[inline(always)]
+    #[expect(unsafe_code, clippy::too_many_arguments, reason = "a part of a function")]
+    unsafe fn row<
+        S: Simd,
+        const KERNEL: usize,
+        const STRIDE: usize,
+        const ROWS: usize,
+        const VECTORS: usize,
+    >(
+        &self,
+        simd: S,
+        y: usize,
+        from: *const f32,
+        weights: &[f32],
+        results: &mut [[S::Vector; VECTORS]; ROWS],
+    ) {
+        let width = if KERNEL == 0 { self.windows.kernel[1] } else { KERNEL };
+        for kx in 0..width {
+            let place = if kx < MAX_PLACES {
+                self.places[kx]
+            } else {
+                place_in_row(&self.windows, self.phase, kx)
+            };
+            let mut vectors = [simd.splat(0.0); VECTORS];
+            for (index, vector) in vectors.iter_mut().enumerate() {
+                // SAFETY: the caller has so many vectors at the place.
+                *vector = unsafe { simd.load(from.add(place + index * S::LANES)) };
+            }
+            for (row, results) in results.iter_mut().enumerate() {
+                if KERNEL > 0 && (y < row * STRIDE || y - row * STRIDE >= KERNEL) {
+                    continue;
+                }
+                let mut weight = 0.0;
+                if W::WEIGHTED {
+                    weight = weights[(y - row * STRIDE) * width + kx];
+                }
+                let weight = simd.splat(weight);
+                for (result, vector) in results.iter_mut().zip(vectors) {
+                    *result = self.window.step(simd, *result, vector, weight);
+                }
+            }
+        }
     }
-    simd.load_slice(&lanes)
 }

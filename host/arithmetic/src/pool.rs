@@ -51,22 +51,20 @@ impl Kernel for DivideKernel<'_, '_> {
         let windows = &self.windows;
         let [rows, columns] = windows.output;
         let size = windows.kernel[0] * windows.kernel[1];
-        let (mut widths, mut counts) = ([0; CHUNK], [0.0; CHUNK]);
+        let mut counts = [0.0; CHUNK];
         let mut known = None;
         for (index, row) in self.output.chunks_exact_mut(columns).enumerate() {
             let height = windows.values_inside(0, index % rows);
             for (chunk, sums) in row.chunks_mut(CHUNK).enumerate() {
                 self.progress.spend(4 * sums.len())?;
-                // The widths of windows are the same in all rows.
-                if known != Some(chunk) {
-                    known = Some(chunk);
-                    for (column, width) in widths.iter_mut().enumerate().take(sums.len()) {
-                        *width = windows.values_inside(1, chunk * CHUNK + column);
-                    }
-                }
                 let counts = &mut counts[..sums.len()];
-                for (count, width) in counts.iter_mut().zip(widths) {
-                    *count = if self.inside { (height * width).max(1) } else { size } as f32;
+                // The windows of most rows have the same sizes as those of the row before.
+                if known != Some((chunk, height)) {
+                    known = Some((chunk, height));
+                    for (column, count) in counts.iter_mut().enumerate() {
+                        let width = windows.values_inside(1, chunk * CHUNK + column);
+                        *count = if self.inside { (height * width).max(1) } else { size } as f32;
+                    }
                 }
                 divide(simd, sums, counts);
             }

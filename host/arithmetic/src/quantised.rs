@@ -8,6 +8,7 @@ mod convolution;
 mod depthwise;
 mod elementwise;
 mod execute;
+mod narrow;
 mod operation;
 mod products;
 mod simd;

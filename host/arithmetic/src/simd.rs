@@ -69,6 +69,23 @@ pub(crate) trait Simd: Copy {
     #[expect(unsafe_code, reason = "it reads from a pointer")]
     unsafe fn load_even(self, from: *const f32) -> Self::Vector;
 
+    /// Load the elements 0, 2, 4 and so on of the first ones; the others are zeros.
+    ///
+    /// # Safety
+    /// `count` numbers can be read from the address, and `count` is at most twice
+    /// [`Simd::LANES`].
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "it reads from a pointer")]
+    unsafe fn load_first_even(self, from: *const f32, count: usize) -> Self::Vector {
+        let mut numbers = [0.0; 32];
+        for (index, number) in numbers.iter_mut().enumerate().take(count).step_by(2) {
+            // SAFETY: the caller has `count` numbers there, and the index is less.
+            *number = unsafe { from.add(index).read() };
+        }
+        // SAFETY: the array has the numbers of two vectors of any width.
+        unsafe { self.load_even(numbers.as_ptr()) }
+    }
+
     /// Transpose eight rows of eight numbers; both rows and transposed rows have a distance.
     ///
     /// # Safety
@@ -143,6 +160,12 @@ pub(crate) trait Simd: Copy {
 
     /// A vector of equal numbers.
     fn splat(self, value: f32) -> Self::Vector;
+    /// Two vectors of equal numbers. A closure for `map` would be a function of its own, without
+    /// the backend's instructions.
+    #[inline(always)]
+    fn splat_pair(self, [first, second]: [f32; 2]) -> [Self::Vector; 2] {
+        [self.splat(first), self.splat(second)]
+    }
     /// `left + right`
     fn add(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
     /// `left - right`

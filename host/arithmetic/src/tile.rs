@@ -2,6 +2,7 @@
 //! and matrix products. What follows the sums is done before they leave the registers.
 
 use crate::WEIGHT_BLOCK;
+use crate::functions::ShortTail;
 use crate::simd::{Kernel, Simd};
 
 /// Where the rows of right factors begin in a slice.
@@ -73,15 +74,15 @@ pub(crate) struct Factors<'a, R> {
     pub(crate) rows: R,
 }
 
-/// What follows a sum of products: `clip(sum * scale + bias + residual)`.
+/// What follows a sum of products: `tail(sum * scale + bias + residual)`.
 #[derive(Clone, Copy)]
 pub(crate) struct Finish<'a> {
     pub(crate) scale: f32,
     pub(crate) bias: Bias<'a>,
     /// As the output, from the tile's first element on.
     pub(crate) residual: Option<&'a [f32]>,
-    /// The least and the greatest value.
-    pub(crate) clip: [f32; 2],
+    /// What follows last, or nothing if that is applied to the output.
+    pub(crate) tail: ShortTail,
 }
 
 /// The bias of a tile.
@@ -351,7 +352,6 @@ impl Grid {
             // SAFETY: the caller has the columns.
             columns = unsafe { self.load_row(simd, bias.as_ptr()) };
         }
-        let [least, greatest] = finish.clip.map(|bound| simd.splat(bound));
         for (row, sums) in sums.iter_mut().enumerate() {
             if row >= self.rows {
                 continue;
@@ -373,9 +373,7 @@ impl Grid {
                     *sum = simd.add(*sum, residual);
                 }
             }
-            for sum in sums.iter_mut() {
-                *sum = simd.minimum(greatest, simd.maximum(least, *sum));
-            }
         }
+        finish.tail.apply(simd, sums);
     }
 }

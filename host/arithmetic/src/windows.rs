@@ -123,28 +123,59 @@ impl Windows {
     /// Every so many elements of a row, from the place `x` of the padded row on.
     #[inline(always)]
     pub(crate) fn copy_strided<S: Simd>(&self, simd: S, from: &[f32], x: usize, to: &mut [f32]) {
+        let inside = self.inside(x, to.len());
+        to[inside.end..].fill(0.0);
+        to[..inside.start].fill(0.0);
+        self.copy_inside(simd, from, inside, to);
+    }
+
+    /// Which of so many elements of a padded row, a stride apart and from the place `x` on, are not
+    /// in the padding.
+    #[inline(always)]
+    pub(crate) fn inside(&self, x: usize, count: usize) -> Inside {
         let (stride, padding) = (self.stride[1], self.padding[1]);
-        // The elements that lie before the row, and those that do not lie behind it.
-        let before = padding.saturating_sub(x).div_ceil(stride).min(to.len());
-        let end = (from.len() + padding).saturating_sub(x).div_ceil(stride);
-        let (inside, behind) = to.split_at_mut(end.clamp(before, to.len()));
-        behind.fill(0.0);
-        let (outside, inside) = inside.split_at_mut(before);
-        outside.fill(0.0);
-        if inside.is_empty() {
+        let start = padding.saturating_sub(x).div_ceil(stride).min(count);
+        let end = (self.input[1] + padding).saturating_sub(x).div_ceil(stride);
+        let end = end.clamp(start, count);
+        let from = if start < end { x + start * stride - padding } else { 0 };
+        Inside { start, end, from }
+    }
+
+    /// The elements of a row that are not in the padding.
+    #[inline(always)]
+    pub(crate) fn copy_inside<S: Simd>(
+        &self,
+        simd: S,
+        from: &[f32],
+        inside: Inside,
+        to: &mut [f32],
+    ) {
+        if inside.start == inside.end {
             return;
         }
-        let from = &from[x + before * stride - padding..];
-        match stride {
-            1 => copy(simd, &from[..inside.len()], inside),
-            2 => copy_even(simd, from, inside),
-            _ => {
-                for (to, from) in inside.iter_mut().zip(from.iter().step_by(stride)) {
+        let to = &mut to[inside.start..inside.end];
+        let from = &from[inside.from..];
+        match self.stride[1] {
+            1 => copy(simd, &from[..to.len()], to),
+            2 => copy_even(simd, from, to),
+            stride => {
+                for (to, from) in to.iter_mut().zip(from.iter().step_by(stride)) {
                     *to = *from;
                 }
             }
         }
     }
+}
+
+/// The elements of a padded row that are not in the padding.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Inside {
+    /// The first one.
+    pub(crate) start: usize,
+    /// The end.
+    pub(crate) end: usize,
+    /// Where the input has the first one.
+    from: usize,
 }
 
 /// Neighbouring output elements in a row.
@@ -188,7 +219,17 @@ pub(crate) fn copy_even<S: Simd>(simd: S, from: &[f32], to: &mut [f32]) {
         }
         done += S::LANES;
     }
-    for (to, from) in to[done..].iter_mut().zip(from[2 * done..].iter().step_by(2)) {
-        *to = *from;
+    let rest = &mut to[done..];
+    if !rest.is_empty() {
+        let from = &from[2 * done..];
+        let count = from.len().min(2 * S::LANES);
+        // SAFETY: the slice has so many numbers, which are at most those of two vectors.
+        #[expect(unsafe_code, reason = "the count is the length of a slice")]
+        let even = unsafe { simd.load_first_even(from.as_ptr(), count) };
+        if rest.len() == S::LANES {
+            simd.store_slice(rest, even);
+        } else {
+            simd.store_short(rest, even);
+        }
     }
 }

@@ -7,11 +7,9 @@
 //! call that `init` makes before the snapshot. With `engine = "tract"`, the graph is left to tract
 //! instead of being rewritten into the operations of the SDK (`engine = "sdk"`).
 
-use std::collections::BTreeMap;
-
 use guesthouse_guest::tract_onnx::prelude::{Datum, Tensor as Array};
 use guesthouse_guest::{
-    Assets, Batch, Datatype, Error, Field, Guest, Model, ModelInput, ModelOutputs, PredictError,
+    Assets, Batch, Datatype, Dimension, Error, Field, Guest, Model, ModelInput, PredictError,
     Signature, Tensor, export,
 };
 
@@ -26,12 +24,6 @@ struct Declared {
     name: String,
     datatype: Datatype,
     dimensions: Vec<Dimension>,
-}
-
-#[derive(PartialEq, Eq)]
-enum Dimension {
-    Fixed(usize),
-    Named(String),
 }
 
 impl Guest for Measured {
@@ -58,36 +50,10 @@ impl Guest for Measured {
     }
 
     fn predict(&self, batch: &Batch) -> Result<Vec<Tensor>, PredictError> {
-        let mut inputs = Vec::with_capacity(self.inputs.len());
-        for input in &self.inputs {
-            let sizes = batch.shape(&input.name)?.iter().map(|size| usize::try_from(*size));
-            let shape = sizes.collect::<Result<Vec<_>, _>>();
-            let shape = shape.map_err(|error| PredictError::failed(error.to_string()))?;
-            inputs.push(match input.datatype {
-                Datatype::Fp32 => array(&shape, &batch.fp32(&input.name)?),
-                _ => array(&shape, &batch.int64(&input.name)?),
-            }?);
-        }
-        // The sizes of named dimensions, which outputs share with inputs.
-        let mut sizes = BTreeMap::new();
-        for (declared, input) in self.inputs.iter().zip(&inputs) {
-            for (dimension, size) in declared.dimensions.iter().zip(input.shape()) {
-                if let Dimension::Named(name) = dimension {
-                    sizes.insert(name.as_str(), *size);
-                }
-            }
-        }
-        let results = self.model.run(inputs)?;
-        let tensors = self.outputs.iter().enumerate().map(|(index, output)| {
-            let shape = output.dimensions.iter().map(|dimension| match dimension {
-                Dimension::Fixed(size) => *size as u64,
-                Dimension::Named(name) => sizes.get(name.as_str()).copied().unwrap_or(0) as u64,
-            });
-            let elements = results.fp32(index)?;
-            let data = elements.into_iter().flat_map(f32::to_le_bytes).collect();
-            Ok(Tensor::raw(&output.name, Datatype::Fp32, shape.collect(), data))
-        });
-        tensors.collect()
+        let inputs = self.inputs.iter().map(|input| batch.array(&input.name));
+        let results = self.model.run(inputs.collect::<Result<Vec<_>, _>>()?)?;
+        let outputs = self.outputs.iter().enumerate();
+        outputs.map(|(index, output)| results.tensor(index, &output.name)).collect()
     }
 }
 

@@ -1,5 +1,8 @@
 //! ONNX models with tract: parsed, optimised and run once in `init`.
 //!
+//! Graphs are rewritten into the operations of `guesthouse-arithmetic`, in single precision and in 8
+//! bits; what cannot be rewritten is left to tract. Half precision becomes single precision.
+//!
 //! Memory is bounded by the guest's limit. The protobuf is streamed from the asset and dropped
 //! before `init` ends, so that the snapshot only contains the optimised plan.
 
@@ -22,12 +25,13 @@ mod tests;
 mod trees;
 mod unfolded;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tract_onnx::Onnx;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::model::typed::TypedSimpleState;
 
 use self::dynamic::DynamicProduct;
 pub use self::file::{GraphValue, OnnxFile};
@@ -96,14 +100,16 @@ impl ModelBuilder {
         self
     }
 
-    /// Parse the asset and optimise the graph.
+    /// Parse the asset and optimise the graph. A graph in half precision computes in single
+    /// precision: its inputs and outputs of type float16 keep their type, those of type bfloat16 are
+    /// f32.
     ///
     /// # Errors
     /// The asset is missing, is not ONNX, or does not take the inputs that were declared.
     pub fn load_onnx(self, assets: &Assets, asset: &str) -> Result<Model, Error> {
         let mut reader = assets.open(asset)?;
         let plan = self.plan(&mut reader);
-        plan.map(Model).map_err(|error| Error::new(format!("loading {asset:?}: {error:#}")))
+        plan.map(Model::new).map_err(|error| Error::new(format!("loading {asset:?}: {error:#}")))
     }
 
     /// Parse ONNX from anywhere and optimise the graph, such as in a test that runs natively.
@@ -111,26 +117,28 @@ impl ModelBuilder {
     /// # Errors
     /// The bytes are not ONNX, or the graph does not take the inputs that were declared.
     pub fn read_onnx(self, reader: &mut dyn std::io::Read) -> Result<Model, Error> {
-        self.plan(reader).map(Model).map_err(|error| Error::new(format!("{error:#}")))
+        self.plan(reader).map(Model::new).map_err(|error| Error::new(format!("{error:#}")))
     }
 
     /// Optimise the graph of a file.
     ///
     /// # Errors
     /// tract lacks an operator, or the graph does not take the inputs that were declared.
-    pub fn build(self, file: OnnxFile) -> Result<Model, Error> {
+    pub fn build(self, mut file: OnnxFile) -> Result<Model, Error> {
+        file.0.graph.iter_mut().for_each(proto::expand_quantised);
         let missing = file.missing_operators(&self.onnx());
         if !missing.is_empty() {
             return Err(Error::new(missing));
         }
-        self.plan_of(file.0).map(Model).map_err(|error| Error::new(format!("{error:#}")))
+        self.plan_of(file.0).map(Model::new).map_err(|error| Error::new(format!("{error:#}")))
     }
 
     /// What reads files.
     fn onnx(&self) -> Onnx {
         let mut onnx = tract_onnx::onnx();
+        trees::add_missing(&mut onnx);
         if !self.is_left_to_tract {
-            trees::register(&mut onnx);
+            trees::replace(&mut onnx);
             unfolded::register(&mut onnx);
         }
         onnx
@@ -190,12 +198,20 @@ fn rewritten(model: TypedModel) -> TractResult<TypedModel> {
 
 /// An optimised model, ready to run.
 #[derive(Debug)]
-pub struct Model(Arc<TypedRunnableModel>);
+pub struct Model {
+    plan: Arc<TypedRunnableModel>,
+    /// What the last call has left for the next one, which saves allocations.
+    state: Mutex<Option<TypedSimpleState>>,
+}
 
 impl Model {
     /// Create a builder, to declare the inputs of the graph.
     pub fn builder() -> ModelBuilder {
         ModelBuilder::default()
+    }
+
+    fn new(plan: Arc<TypedRunnableModel>) -> Self {
+        Self { plan, state: Mutex::default() }
     }
 
     /// Run the graph.
@@ -207,17 +223,25 @@ impl Model {
         inputs: impl IntoIterator<Item = tract_onnx::prelude::Tensor>,
     ) -> Result<ModelOutputs, PredictError> {
         let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
-        self.0.run(inputs).map(ModelOutputs).map_err(failed)
+        let last = self.state.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut state = match last {
+            Some(state) => state,
+            None => self.plan.spawn().map_err(failed)?,
+        };
+        let outputs = state.run(inputs).map_err(failed)?;
+        // What operations such as loops remember is not for another call.
+        if state.op_states.iter().all(Option::is_none) {
+            *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+        }
+        Ok(ModelOutputs(outputs))
     }
-}
 
-impl Model {
     /// The types of the outputs and their dimensions.
     ///
     /// # Errors
     /// Elements of an output are of a type that signatures do not have.
     pub fn outputs(&self) -> Result<Vec<(Datatype, Vec<Dimension>)>, Error> {
-        let model = self.0.model();
+        let model = self.plan.model();
         let outputs = (0..model.outputs.len()).map(|index| {
             let fact = model.output_fact(index)?;
             let shape = fact.shape.iter().map(|size| match size.to_usize() {
@@ -242,7 +266,7 @@ impl Model {
     ) -> Result<Vec<OperationTime>, PredictError> {
         let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
         let mut times: Vec<OperationTime> = Vec::new();
-        let mut state = self.0.spawn().map_err(failed)?;
+        let mut state = self.plan.spawn().map_err(failed)?;
         let outputs = state.run_plan_with_eval(inputs, |context, state, node, inputs| {
             let start = clock();
             let outputs = tract_onnx::tract_core::plan::eval(context, state, node, inputs);

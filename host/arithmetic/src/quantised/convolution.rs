@@ -4,6 +4,7 @@
 use super::simd::{IntegerKernel, IntegerSimd};
 use super::target::{Scales, Target};
 use super::tile::{Factors, LEFT_GROUP, Panel};
+use crate::narrow::is_narrow;
 use crate::panel::block_size;
 use crate::progress::Progress;
 use crate::scratch::{BYTES, M_BLOCK, Parts8, SUM_COLUMNS, Scratch};
@@ -48,7 +49,11 @@ impl<T: Target> ConvolutionKernel<'_, '_, T> {
         // are computed in parts.
         let vectors = BYTES / (groups * lanes * K_GROUP);
         let most = vectors.clamp(1, SUM_COLUMNS / lanes);
-        let columns = block_size(plane.div_ceil(lanes), most) * lanes;
+        let mut columns = block_size(plane.div_ceil(lanes), most) * lanes;
+        if is_narrow::<I::Floats>(outputs, plane % lanes) && vectors > 0 {
+            // A panel of whole vectors, and then the last column.
+            columns = (plane / lanes).clamp(1, most) * lanes;
+        }
         let step = if vectors == 0 { BYTES / (lanes * K_GROUP) } else { groups };
         let row_step = if vectors == 0 { M_BLOCK } else { outputs };
         for image in 0..windows.batch {

@@ -235,25 +235,26 @@ impl<T: Target> Band<'_, T> {
                 let last = start + (height - 1) * self.pitch + (groups - 1) * K_GROUP;
                 assert!(last + MAX_WINDOWS <= self.padded.len(), "windows lie in the band");
                 let mut sums = [simd.no_sums(); ROWS];
-                for y in 0..(ROWS - 1) * STRIDE + KERNEL {
-                    if y >= height {
-                        break;
-                    }
-                    for group in 0..groups {
-                        let from = start + y * self.pitch + group * K_GROUP;
-                        // SAFETY: the address is not behind the last one, from which so many bytes
-                        // lie in the band, as asserted.
-                        #[expect(unsafe_code, reason = "the bounds are asserted for all rows")]
-                        let values =
-                            unsafe { simd.load_windows::<STRIDE>(self.padded.as_ptr().add(from)) };
-                        for (index, sum) in sums.iter_mut().enumerate() {
-                            if y >= index * STRIDE && y - index * STRIDE < KERNEL {
-                                let weight = weights[(y - index * STRIDE) * groups + group];
-                                *sum = simd.add_products(values, simd.splat_signed(weight), *sum);
+                // A loop over as many rows would not be unrolled, and would look up whether a row
+                // of the output sees the row.
+                macro_rules! rows {
+                    ($($y:literal)*) => {
+                        $(if $y < (ROWS - 1) * STRIDE + KERNEL && $y < height {
+                            let from = start + $y * self.pitch;
+                            // SAFETY: the row is not behind the last one, whose groups lie in the
+                            // band with so many bytes, as asserted.
+                            #[expect(unsafe_code, reason = "the bounds are asserted for all rows")]
+                            unsafe {
+                                let from = self.padded.as_ptr().add(from);
+                                add_row::<I, KERNEL, STRIDE, ROWS>(
+                                    simd, $y, from, &weights, &mut sums,
+                                );
                             }
-                        }
-                    }
+                        })*
+                    };
                 }
+                rows!(0 1 2 3 4 5 6);
+                assert!(height <= 7, "all rows are computed");
                 for (index, sums) in sums.into_iter().enumerate().take(count) {
                     self.store(simd, [row + index, column], simd.total(sums), scales);
                 }
@@ -315,6 +316,33 @@ impl<T: Target> Band<'_, T> {
         #[expect(unsafe_code, reason = "it writes to a pointer")]
         unsafe {
             self.target.store(simd, (output.as_mut_ptr(), count), sums, factors);
+        }
+    }
+}
+
+/// Add the products of a row of a band, the `y`th that the first window sees, to the sums of the
+/// rows of the output that see it.
+///
+/// # Safety
+/// [`MAX_WINDOWS`] bytes can be read from the address, and from that of each group behind it.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the bounds are asserted for all rows")]
+unsafe fn add_row<I: IntegerSimd, const KERNEL: usize, const STRIDE: usize, const ROWS: usize>(
+    simd: I,
+    y: usize,
+    from: *const u8,
+    weights: &[[u8; K_GROUP]; MAX_GROUPS],
+    sums: &mut [I::Sums; ROWS],
+) {
+    let groups = KERNEL.div_ceil(K_GROUP);
+    for group in 0..groups {
+        // SAFETY: the caller has so many bytes there.
+        let values = unsafe { simd.load_windows::<STRIDE>(from.add(group * K_GROUP)) };
+        for (row, sum) in sums.iter_mut().enumerate() {
+            if y >= row * STRIDE && y - row * STRIDE < KERNEL {
+                let weight = weights[(y - row * STRIDE) * groups + group];
+                *sum = simd.add_products(values, simd.splat_signed(weight), *sum);
+            }
         }
     }
 }

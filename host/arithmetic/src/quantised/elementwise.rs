@@ -45,8 +45,9 @@ impl Function for Sum<'_> {
     #[inline(always)]
     fn numbers<I: IntegerSimd>(self, simd: I, start: usize, count: usize) -> Numbers<I> {
         let floats = simd.floats();
-        let [left, right] = self.operands.map(|values| load(simd, &values[start..][..count]));
-        let [left_factor, right_factor] = self.factors.map(|factor| floats.splat(factor));
+        let left = load(simd, &self.operands[0][start..][..count]);
+        let right = load(simd, &self.operands[1][start..][..count]);
+        let [left_factor, right_factor] = floats.splat_pair(self.factors);
         let right = floats.multiply_add(right_factor, right, floats.splat(self.constant));
         floats.multiply_add(left_factor, left, right)
     }

@@ -69,6 +69,23 @@ pub(crate) trait IntegerSimd: Copy {
     /// # Safety
     /// So many groups can be read from the address.
     unsafe fn load_signed(self, from: *const u8) -> Self::Factors;
+    /// Load a vector of groups of i8, of which each half lies elsewhere.
+    ///
+    /// # Safety
+    /// Half a vector's groups can be read from each address.
+    #[inline(always)]
+    unsafe fn load_signed_halves(self, low: *const u8, high: *const u8) -> Self::Factors {
+        let mut groups = [[0; K_GROUP]; MAX_LANES];
+        let half = Self::Floats::LANES / 2;
+        // SAFETY: the caller has the groups, which have no alignment.
+        unsafe {
+            for lane in 0..half {
+                groups[lane] = low.cast::<[u8; K_GROUP]>().add(lane).read();
+                groups[half + lane] = high.cast::<[u8; K_GROUP]>().add(lane).read();
+            }
+            self.load_signed(groups.as_ptr().cast())
+        }
+    }
     /// The same group of u8 in each lane.
     fn splat_unsigned(self, group: [u8; K_GROUP]) -> Self::Factors;
     /// The same group of i8 in each lane.

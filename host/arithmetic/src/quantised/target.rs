@@ -3,14 +3,13 @@
 use super::Requantisation;
 use super::simd::{IntegerSimd, Numbers};
 use crate::Tail;
-use crate::functions::apply_tail;
-use crate::panel::clip_of;
+use crate::functions::{ShortTail, apply_tail};
 use crate::simd::Simd;
 
 /// The elements of an output, and how numbers become elements.
 pub(crate) trait Target: Copy {
     /// The type of the elements.
-    type Element: Copy;
+    type Element: Copy + Default;
 
     /// Store the first elements of `sums * multiplier + bias`, to an address and as many as given.
     ///
@@ -60,7 +59,7 @@ impl ToU8 {
     #[inline(always)]
     pub(crate) fn values<I: IntegerSimd>(self, simd: I, numbers: Numbers<I>) -> I::Integers {
         let floats = simd.floats();
-        let [least, greatest] = self.clip.map(|bound| floats.splat(bound));
+        let [least, greatest] = floats.splat_pair(self.clip);
         let clipped = floats.minimum(floats.maximum(numbers, least), greatest);
         simd.add_integers(simd.round(clipped), simd.splat_integer(self.zero_point))
     }
@@ -113,11 +112,11 @@ impl Target for ToF32 {
         [multiplier, bias]: [Numbers<I>; 2],
     ) {
         let floats = simd.floats();
-        let mut numbers = floats.multiply_add(simd.to_numbers(sums), multiplier, bias);
-        if let Some(clip) = clip_of(&self.tail) {
-            let [least, greatest] = clip.map(|bound| floats.splat(bound));
-            numbers = floats.minimum(greatest, floats.maximum(least, numbers));
+        let mut numbers = [[floats.multiply_add(simd.to_numbers(sums), multiplier, bias)]];
+        if let Some(tail) = ShortTail::new(&self.tail) {
+            tail.apply(floats, &mut numbers);
         }
+        let [[numbers]] = numbers;
         // SAFETY: the caller has room for the elements.
         unsafe {
             if count == I::Floats::LANES {
@@ -130,7 +129,7 @@ impl Target for ToF32 {
 
     #[inline(always)]
     fn follow<I: IntegerSimd>(self, simd: I, values: &mut [f32], stride: usize, size: [usize; 2]) {
-        if clip_of(&self.tail).is_none() {
+        if ShortTail::new(&self.tail).is_none() {
             apply_tail(simd.floats(), &self.tail, values, stride, size);
         }
     }

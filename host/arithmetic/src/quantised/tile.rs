@@ -1,8 +1,10 @@
 //! Tiles of sums of products of u8 with i8, which stay in registers while `k` passes, for all rows
 //! of a panel.
 
+use super::narrow::Column;
 use super::simd::{IntegerKernel, IntegerSimd, Numbers};
 use super::target::{Scales, Target};
+use crate::narrow::is_narrow;
 use crate::progress::Progress;
 use crate::scratch::SUM_COLUMNS;
 use crate::simd::Simd;
@@ -64,13 +66,25 @@ impl<T: Target, const UNSIGNED_LEFT: bool> IntegerKernel for Panel<'_, '_, T, UN
             // Two and two rather than three and one.
             let vectors = if left == I::TILE_VECTORS + 1 { 2 } else { left.min(I::TILE_VECTORS) };
             let width = (columns - column).min(vectors * lanes);
+            let is_narrow = !UNSIGNED_LEFT
+                && is_narrow::<I::Floats>(rows, width)
+                && self.resume_and_finish == [false, true];
             for from in (0..rows).step_by(ROWS_BETWEEN_TAILS) {
                 let to = rows.min(from + ROWS_BETWEEN_TAILS);
                 self.progress.spend((to - from) * vectors * lanes * self.factors.groups)?;
-                self.tiles(simd, [from, to], [column, column + width]);
+                if is_narrow {
+                    simd.call(self.column_of(from, to, column));
+                } else {
+                    self.tiles(simd, [from, to], [column, column + width]);
+                }
                 if self.resume_and_finish[1] {
                     let values = &mut self.output[from * self.output_stride + column..];
-                    self.target.follow(simd, values, self.output_stride, [to - from, width]);
+                    let size = if width == self.output_stride {
+                        [1, (to - from) * width]
+                    } else {
+                        [to - from, width]
+                    };
+                    self.target.follow(simd, values, self.output_stride, size);
                 }
             }
             column += width;
@@ -104,6 +118,24 @@ impl<T: Target, const UNSIGNED_LEFT: bool> Panel<'_, '_, T, UNSIGNED_LEFT> {
                 [3, _] if three => simd.call(self.place::<4, 3>(rows, columns)),
                 _ => unreachable!("a tile has other sizes"),
             }
+        }
+    }
+
+    /// Rows of a single column with their part of the operands.
+    #[inline(always)]
+    fn column_of(&mut self, row: usize, end: usize, column: usize) -> Column<'_, T> {
+        let left = row / WEIGHT_BLOCK * self.factors.left_block;
+        Column {
+            factors: Factors {
+                left: &self.factors.left[left..],
+                right: &self.factors.right[column * K_GROUP..],
+                ..self.factors
+            },
+            target: self.target,
+            scales: self.scales.from(row),
+            output: &mut self.output[row * self.output_stride + column..],
+            output_stride: self.output_stride,
+            rows: end - row,
         }
     }
 

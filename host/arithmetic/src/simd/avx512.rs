@@ -46,6 +46,12 @@ fn first_lanes(count: usize) -> __mmask16 {
     (1 << count) - 1
 }
 
+/// The mask of the first `count` lanes, or of all if there are not as many.
+#[inline(always)]
+fn lanes_before(count: usize) -> __mmask16 {
+    if count < 16 { first_lanes(count) } else { __mmask16::MAX }
+}
+
 // In each function a value of Avx512 proves that the processor has the instructions.
 #[expect(unsafe_code, reason = "instructions that not all processors have, and pointers")]
 impl Simd for Avx512 {
@@ -94,6 +100,22 @@ impl Simd for Avx512 {
                 return _mm512_loadu_ps(Scalar::<16>.load_even(from).as_ptr());
             }
             let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            _mm512_permutex2var_ps(low, even, high)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first_even(self, from: *const f32, count: usize) -> __m512 {
+        // SAFETY: the processor has the instructions; numbers from `count` on are not read, and the
+        // caller has the others.
+        unsafe {
+            if cfg!(miri) {
+                return _mm512_loadu_ps(Scalar::<16>.load_first_even(from, count).as_ptr());
+            }
+            let low = _mm512_maskz_loadu_ps(lanes_before(count), from);
+            let high = lanes_before(count.saturating_sub(16));
+            let high = _mm512_maskz_loadu_ps(high, from.wrapping_add(16));
             let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
             _mm512_permutex2var_ps(low, even, high)
         }

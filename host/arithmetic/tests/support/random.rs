@@ -198,8 +198,24 @@ pub(crate) fn optional(random: &mut Random, length: usize) -> usize {
     if random.chance(2) { length } else { 0 }
 }
 
-fn convolution(random: &mut Random) -> (Operation, [usize; 4]) {
+/// Windows of all channels, sometimes of elements whose number is one more than that of whole
+/// vectors.
+pub(crate) fn mixed_windows(random: &mut Random) -> Convolution {
     let mut windows = windows(random);
+    if random.chance(6) {
+        windows.input_channels = random.between(1, 300);
+        windows.output_channels = random.between(7, 80);
+        windows.input = [[1, 1], [7, 7], [1, 17], [3, 11]][random.between(0, 3) as usize];
+        windows.kernel = [1, 1];
+        windows.padding = [0, 0];
+        windows.stride = [1, 1];
+        windows.output = windows.input;
+    }
+    windows
+}
+
+fn convolution(random: &mut Random) -> (Operation, [usize; 4]) {
+    let mut windows = mixed_windows(random);
     if random.chance(8) {
         windows.input_channels = random.between(100, 450);
         windows.input = [random.between(1, 4), random.between(1, 14)];
@@ -216,9 +232,27 @@ fn convolution(random: &mut Random) -> (Operation, [usize; 4]) {
     (operation, [input_len(&windows), weights, bias, residual])
 }
 
-fn depthwise(random: &mut Random) -> (Operation, [usize; 4]) {
+/// Windows with a kernel of their own for each channel, often one for which code is generated.
+pub(crate) fn separate_windows(random: &mut Random) -> Convolution {
     let mut windows = windows(random);
     windows.output_channels = windows.input_channels;
+    if random.chance(2) {
+        windows.kernel = [[3, 3], [5, 5]][random.between(0, 1) as usize];
+        windows.stride = [random.between(1, 2); 2];
+        windows.padding = [random.between(0, 2), random.between(0, 2)];
+        windows.dilation = [1, 1];
+        windows.input = windows.input.map(|size| size.min(60));
+        for axis in 0..2 {
+            let padded = windows.input[axis] + windows.padding[axis] + random.between(0, 2);
+            let last = padded.saturating_sub(windows.kernel[axis]);
+            windows.output[axis] = last / windows.stride[axis] + 1;
+        }
+    }
+    windows
+}
+
+fn depthwise(random: &mut Random) -> (Operation, [usize; 4]) {
+    let windows = separate_windows(random);
     let weights = len(&[windows.input_channels, windows.kernel[0], windows.kernel[1]]);
     let bias = optional(random, windows.output_channels as usize);
     let residual = optional(random, output_len(&windows));

@@ -7,7 +7,7 @@ use guesthouse_arithmetic::{
 
 use super::plain::sizes;
 use super::quantised::QuantisedCase;
-use super::random::{Random, input_len, len, windows};
+use super::random::{Random, input_len, len, mixed_windows, separate_windows};
 
 /// The kinds of operations on 8-bit tensors.
 pub(crate) const QUANTISED_KINDS: u32 = 6;
@@ -115,7 +115,7 @@ pub(crate) fn quantised_case(random: &mut Random, kind: u32) -> QuantisedCase {
 }
 
 fn convolution(random: &mut Random) -> QuantisedCase {
-    let mut geometry = windows(random);
+    let mut geometry = mixed_windows(random);
     if random.chance(8) {
         geometry.input_channels = random.between(100, 1300);
         geometry.input = [random.between(1, 4), random.between(1, 14)];
@@ -137,8 +137,7 @@ fn convolution(random: &mut Random) -> QuantisedCase {
 }
 
 fn depthwise(random: &mut Random) -> QuantisedCase {
-    let mut geometry = windows(random);
-    geometry.output_channels = geometry.input_channels;
+    let mut geometry = separate_windows(random);
     if random.chance(12) {
         // Windows so far apart that not even one row of them is padded as a whole.
         geometry.input_channels = 1;

@@ -1,6 +1,8 @@
 //! Convolutions and their transposes: geometry and weights.
 
-use guesthouse_arithmetic::{Operands, Operation, Tail, pack_convolution_weights, pack_matrix};
+use guesthouse_arithmetic::{
+    Operands, Operation, Tail, WEIGHT_BLOCK, pack_convolution_weights, pack_matrix,
+};
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::cnn::PoolSpec;
 
@@ -18,6 +20,8 @@ pub(super) struct Convolution {
     pub(super) weights: Constant,
     /// By output channel.
     pub(super) bias: Constant,
+    /// The second input has a factor for each input channel of each image.
+    pub(super) has_factors: bool,
     /// The last input is added before the tail.
     pub(super) has_residual: bool,
 }
@@ -75,7 +79,7 @@ impl Convolution {
         }
         let groups = size(self.groups)?;
         let mut parts = 1;
-        if groups > 1 {
+        if groups > 1 || self.has_factors {
             parts = self.groups * input[0];
             geometry.batch = 1;
             geometry.input_channels /= groups;
@@ -84,23 +88,46 @@ impl Convolution {
         Ok(Resolved { operation: Operation::Convolution(geometry, tail), shape, parts })
     }
 
-    /// The operands of one of the parts of an operation: images and their groups of channels.
+    /// The packed weights of each image, multiplied by its factors for the input channels.
+    pub(super) fn scaled_weights(&self, factors: &[f32]) -> Vec<f32> {
+        let channels = self.pool.input_channels;
+        let taps = self.weights.len()
+            / WEIGHT_BLOCK
+            / channels
+            / self.pool.output_channels.div_ceil(WEIGHT_BLOCK);
+        let images = factors.chunks_exact(channels);
+        let mut scaled = Vec::with_capacity(images.len() * self.weights.len());
+        for factors in images {
+            let weights = self.weights.chunks_exact(taps * WEIGHT_BLOCK);
+            for (weights, factor) in weights.zip(factors.iter().cycle()) {
+                scaled.extend(weights.iter().map(|weight| weight * factor));
+            }
+        }
+        scaled
+    }
+
+    /// The operands of one of the parts of an operation: images and their groups of channels. The
+    /// second input is what [`Convolution::scaled_weights`] has made of factors, if there are any.
     pub(super) fn operands<'a>(
         &'a self,
         inputs: &[&'a [f32]],
         [part, parts]: [usize; 2],
     ) -> TractResult<Operands<'a>> {
-        let group = if parts == 1 { 0 } else { part % self.groups };
+        let groups = if self.is_depthwise() { 1 } else { self.groups };
+        let group = part % groups;
         let image = |index: usize| -> TractResult<&'a [f32]> {
             let image = inputs.get(index).copied().context("a convolution's input")?;
             Ok(nth_part(image, part, parts))
         };
-        let groups = if parts == 1 { 1 } else { self.groups };
+        let weights = nth_part(&self.weights, group, groups);
         Ok(Operands {
             first: image(0)?,
-            second: nth_part(&self.weights, group, groups),
+            second: if self.has_factors { image(1)? } else { weights },
             bias: nth_part(&self.bias, group, groups),
-            residual: if self.has_residual { image(1)? } else { &[] },
+            residual: match self.has_residual {
+                true => image(1 + usize::from(self.has_factors))?,
+                false => &[],
+            },
         })
     }
 }

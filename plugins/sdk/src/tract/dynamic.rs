@@ -86,6 +86,8 @@ pub(super) struct DynamicProduct {
     pub(super) scales: Constant,
     /// By column; may be empty.
     pub(super) bias: Constant,
+    /// Applied to each number, last.
+    pub(super) tail: Tail,
     pub(super) shape: ShapeFact,
 }
 
@@ -115,7 +117,7 @@ impl EvalOp for DynamicProduct {
         ensure!(*columns == self.k, "rows of another length");
         let n = self.sums.len();
         let sizes = [size(rows.iter().product())?, size(n)?, size(self.k)?];
-        let ending = QuantisedEnding::Real(Tail::NONE);
+        let ending = QuantisedEnding::Real(self.tail);
         let product = QuantisedProduct { size: sizes, ending };
         let offsets: Vec<i32> = self.sums.iter().map(|sum| -zero_point * sum).collect();
         let multipliers: Vec<f32> = self.scales.iter().map(|weights| scale * weights).collect();

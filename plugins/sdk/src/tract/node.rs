@@ -80,7 +80,8 @@ impl Eq for Node {}
 /// What a node computes. Constants are part of it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Kind {
-    /// Inputs: the image, and the residual if there is one.
+    /// Inputs: the image, factors of its channels if there are some, and the residual if there is
+    /// one.
     Convolution(Convolution),
     /// Input: the image.
     Deconvolution(Deconvolution),
@@ -278,10 +279,18 @@ impl EvalOp for Node {
             let shapes: TVec<&[usize]> = inputs.iter().map(|input| input.shape()).collect();
             self.memo.resolved(&shapes, || self.resolve(&shapes))?
         };
+        let scaled;
         let views: TVec<_> =
             inputs.iter().map(|input| input.try_as_plain_ram()).collect::<TractResult<_>>()?;
-        let slices: TVec<&[f32]> =
+        let mut slices: TVec<&[f32]> =
             views.iter().map(|view| view.as_slice::<f32>()).collect::<TractResult<_>>()?;
+        if let Kind::Convolution(convolution) = &self.kind
+            && convolution.has_factors
+        {
+            let factors = slices.get_mut(1).context("a convolution's factors")?;
+            scaled = convolution.scaled_weights(factors);
+            *factors = &scaled;
+        }
         let output = execute::execute(&resolved, |part| self.operands(&resolved, part, &slices));
         let output = output.with_context(|| format!("{:?}", resolved.operation))?;
         Ok(tvec!(output.into_tvalue()))

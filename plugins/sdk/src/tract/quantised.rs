@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use guesthouse_arithmetic::{
     Quantisation, QuantisedConvolution, QuantisedEnding, QuantisedOperands, QuantisedOperation,
-    QuantisedProduct, QuantisedSum, Requantisation,
+    QuantisedProduct, QuantisedSum, Requantisation, Tail,
 };
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::cnn::PoolSpec;
@@ -69,6 +69,30 @@ impl QuantisedNode {
 
     pub(super) fn shape(&self) -> &ShapeFact {
         &self.shape
+    }
+
+    /// What is applied to the numbers of a real output.
+    pub(super) fn tail(&self) -> Option<Tail> {
+        match &self.kind {
+            QuantisedKind::Convolution { ending, .. } | QuantisedKind::Product { ending, .. } => {
+                match ending.kind {
+                    QuantisedEnding::Real(tail) => Some(tail),
+                    QuantisedEnding::Requantise(_) => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// The operation with this tail; it must have one.
+    pub(super) fn with_tail(&self, tail: Tail) -> Self {
+        let mut after = self.clone();
+        if let QuantisedKind::Convolution { ending, .. } | QuantisedKind::Product { ending, .. } =
+            &mut after.kind
+        {
+            ending.kind = QuantisedEnding::Real(tail);
+        }
+        after
     }
 
     /// Describe the operation for an input of this shape, and the shape of its output.
@@ -163,13 +187,7 @@ impl EvalOp for QuantisedNode {
 
 impl TypedOp for QuantisedNode {
     fn output_facts(&self, _inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        let is_real = match &self.kind {
-            QuantisedKind::Convolution { ending, .. } | QuantisedKind::Product { ending, .. } => {
-                matches!(ending.kind, QuantisedEnding::Real(_))
-            }
-            QuantisedKind::Sum(_) | QuantisedKind::Quantise(..) => false,
-            QuantisedKind::Dequantise(_) => true,
-        };
+        let is_real = self.tail().is_some() || matches!(self.kind, QuantisedKind::Dequantise(_));
         let datum_type = if is_real { f32::datum_type() } else { u8::datum_type() };
         Ok(tvec!(datum_type.fact(self.shape.clone())))
     }

@@ -303,6 +303,20 @@ fn rows_of_a_quantised_table_are_looked_up_first() {
 }
 
 #[test]
+fn rows_of_a_table_with_one_scale_are_looked_up_first() {
+    let mut graph = Graph::new();
+    let input = graph.input(&[2, 5]);
+    let indexes = graph.wire(tract_onnx::tract_core::ops::cast::cast(i64::datum_type()), &[input]);
+    let table: Vec<i8> = (-128..127_i8).cycle().take(1_500_000).collect();
+    let table = Tensor::from_shape(&[1500, 1000], &table).unwrap();
+    let table = graph.model.add_const("table", table).unwrap();
+    let dequantise = tract_onnx::tract_core::ops::quant::DequantizeLinearF32::new(0.25, 3);
+    let table = graph.wire(dequantise, &[table]);
+    let output = graph.wire(tract_onnx::tract_core::ops::array::Gather::new(0), &[table, indexes]);
+    graph.check(&[output], &["Cast", "Gather", "DequantizeLinearF32"]);
+}
+
+#[test]
 fn calls_of_other_sizes_do_not_use_the_last_sizes() {
     let mut graph = Graph::new();
     let left = graph.rows(1, &[40]);

@@ -1,6 +1,7 @@
 //! Ensembles of decision trees: those of tract are slow, and it has none for regression.
 //!
-//! Bounds: every index in an ensemble is checked when it is read.
+//! Bounds: every index in an ensemble is checked when it is read, and no path is longer than the
+//! number of nodes.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,15 +14,20 @@ use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::math;
 use tract_onnx::tract_hir::internal::*;
 
+use super::node::size;
 use super::unfolded::tracts;
 
 const CLASSIFIER: &str = "TreeEnsembleClassifier";
 const REGRESSOR: &str = "TreeEnsembleRegressor";
 
-/// Read the ensembles of ONNX files with this module.
-pub(super) fn register(onnx: &mut Onnx) {
-    onnx.op_register.insert(CLASSIFIER, classifier);
+/// Read the ensembles of ONNX files for which tract has no operation.
+pub(super) fn add_missing(onnx: &mut Onnx) {
     onnx.op_register.insert(REGRESSOR, regressor);
+}
+
+/// Read the ensembles of ONNX files with this module instead of with tract.
+pub(super) fn replace(onnx: &mut Onnx) {
+    onnx.op_register.insert(CLASSIFIER, classifier);
 }
 
 type Parsed = (Box<dyn InferenceOp>, Vec<String>);
@@ -137,14 +143,21 @@ impl Expansion for Regressor {
     }
 }
 
+/// The trees that a row walks through at the same time, because a step waits for the last one.
+const AT_ONCE: usize = 16;
+
 /// Trees whose leaves vote. The output is the sum of the votes for each class or target.
 #[derive(Debug, Clone, PartialEq)]
 struct Trees {
     /// The index of each tree's first node.
-    roots: Arc<[usize]>,
+    roots: Arc<[u32]>,
     nodes: Arc<[TreeNode]>,
+    /// Where the votes of each node are; only leaves have some.
+    ranges: Arc<[Range<usize>]>,
     /// Classes or targets with weights.
     votes: Arc<[(usize, f32)]>,
+    /// Whether all comparisons are of this kind, as those of most ensembles are.
+    are_at_most: bool,
     /// The least number of columns of an input.
     features: usize,
     /// The columns of the output.
@@ -154,19 +167,24 @@ struct Trees {
 /// Values are compared by their bits only for constants, which have been read from a model.
 impl Eq for Trees {}
 
+/// Indexes have 32 bits, so that more nodes fit into a cache.
 #[derive(Debug, Clone, PartialEq)]
-enum TreeNode {
-    Split {
-        feature: usize,
-        comparison: Comparison,
-        threshold: f32,
-        is_true_if_missing: bool,
-        /// Where to go on if the comparison is false, and if it is true.
-        next: [usize; 2],
-    },
-    Leaf {
-        votes: Range<usize>,
-    },
+struct TreeNode {
+    feature: u32,
+    threshold: f32,
+    comparison: Comparison,
+    is_true_if_missing: bool,
+    /// Where to go on if the comparison is false, and if it is true. A leaf stays where it is.
+    next: [u32; 2],
+}
+
+impl TreeNode {
+    fn next(&self, row: &[f32], holds: impl Fn(Comparison, f32, f32) -> bool) -> u32 {
+        let value = row[self.feature as usize];
+        let holds = holds(self.comparison, value, self.threshold)
+            | (value.is_nan() & self.is_true_if_missing);
+        self.next[usize::from(holds)]
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,47 +246,77 @@ impl Trees {
         let position: HashMap<_, usize> =
             order.iter().enumerate().map(|(to, from)| (node_keys[*from], to)).collect();
         let splits = Splits::parse(node, node_keys.len())?;
-        let (mut roots, mut nodes, mut votes) = (vec![], vec![], vec![]);
+        let (mut roots, mut nodes) = (vec![], vec![]);
+        let (mut ranges, mut votes) = (vec![], vec![]);
         for (to, from) in order.iter().enumerate() {
             let (tree, _id) = node_keys[*from];
             if to == 0 || node_keys[order[to - 1]].0 != tree {
-                roots.push(to);
+                roots.push(size(to)?);
             }
-            nodes.push(if let Some(comparison) = Comparison::parse(splits.modes[*from])? {
+            let comparison = Comparison::parse(splits.modes[*from])?;
+            let next = if comparison.is_some() {
                 let next = [splits.otherwise[*from], splits.then[*from]];
                 let next = next.map(|id| position.get(&(tree, id)).copied());
                 let [Some(otherwise), Some(then)] = next else { bail!("a node is missing") };
-                TreeNode::Split {
-                    feature: splits.features[*from],
-                    comparison,
-                    threshold: splits.thresholds[*from],
-                    is_true_if_missing: splits.missing.get(*from).is_some_and(|to| *to != 0),
-                    next: [otherwise, then],
-                }
+                [size(otherwise)?, size(then)?]
             } else {
-                let start = votes.len();
-                votes.extend(by_leaf.remove(&node_keys[*from]).unwrap_or_default());
-                TreeNode::Leaf { votes: start..votes.len() }
+                [size(to)?; 2]
+            };
+            nodes.push(TreeNode {
+                feature: size(splits.features[*from])?,
+                threshold: splits.thresholds[*from],
+                comparison: comparison.unwrap_or(Comparison::AtMost),
+                is_true_if_missing: splits.missing.get(*from).is_some_and(|to| *to != 0),
+                next,
             });
+            let start = votes.len();
+            if comparison.is_none() {
+                votes.extend(by_leaf.remove(&node_keys[*from]).unwrap_or_default());
+            }
+            ranges.push(start..votes.len());
         }
         let features = splits.features.iter().max().map_or(0, |feature| feature + 1);
-        let (roots, nodes, votes) = (roots.into(), nodes.into(), votes.into());
-        Ok(Self { roots, nodes, votes, features, outputs })
+        let are_at_most = nodes.iter().all(|node: &TreeNode| node.comparison == Comparison::AtMost);
+        let (roots, nodes) = (roots.into(), nodes.into());
+        let (ranges, votes) = (ranges.into(), votes.into());
+        Ok(Self { roots, nodes, ranges, votes, are_at_most, features, outputs })
     }
 
-    fn add_votes(&self, row: &[f32], output: &mut [f32]) {
-        for root in &*self.roots {
-            let mut node = &self.nodes[*root];
-            while let TreeNode::Split { feature, comparison, threshold, is_true_if_missing, next } =
-                node
-            {
-                let value = row[*feature];
-                let holds =
-                    comparison.holds(value, *threshold) | (value.is_nan() & is_true_if_missing);
-                node = &self.nodes[next[usize::from(holds)]];
+    /// Add the votes for each row, given what a comparison is.
+    fn vote(
+        &self,
+        (rows, columns): (&[f32], usize),
+        output: &mut [f32],
+        holds: impl Fn(Comparison, f32, f32) -> bool + Copy,
+    ) {
+        for (row, output) in rows.chunks_exact(columns).zip(output.chunks_exact_mut(self.outputs)) {
+            self.add_votes(row, output, holds);
+        }
+    }
+
+    fn add_votes(
+        &self,
+        row: &[f32],
+        output: &mut [f32],
+        holds: impl Fn(Comparison, f32, f32) -> bool + Copy,
+    ) {
+        for roots in self.roots.chunks(AT_ONCE) {
+            let mut places = [0; AT_ONCE];
+            let places = &mut places[..roots.len()];
+            places.copy_from_slice(roots);
+            for _ in 0..self.nodes.len() {
+                let mut is_walking = false;
+                for place in &mut *places {
+                    let next = self.nodes[*place as usize].next(row, holds);
+                    is_walking |= next != *place;
+                    *place = next;
+                }
+                if !is_walking {
+                    break;
+                }
             }
-            if let TreeNode::Leaf { votes } = node {
-                for (class, weight) in &self.votes[votes.clone()] {
+            for place in places {
+                for (class, weight) in &self.votes[self.ranges[*place as usize].clone()] {
                     output[*class] += weight;
                 }
             }
@@ -323,9 +371,12 @@ impl EvalOp for Trees {
         let features = input.try_as_plain_ram()?;
         let mut output = Tensor::zero::<f32>(&[rows, self.outputs])?;
         let mut scores = output.try_as_plain_ram_mut()?;
-        let scores = scores.as_slice_mut::<f32>()?.chunks_exact_mut(self.outputs);
-        for (row, scores) in features.as_slice::<f32>()?.chunks_exact(columns).zip(scores) {
-            self.add_votes(row, scores);
+        let scores = scores.as_slice_mut::<f32>()?;
+        let rows = (features.as_slice::<f32>()?, columns);
+        if self.are_at_most {
+            self.vote(rows, scores, |_, value, threshold| value <= threshold);
+        } else {
+            self.vote(rows, scores, Comparison::holds);
         }
         Ok(tvec!(output.into_tvalue()))
     }

@@ -95,6 +95,15 @@ impl IntegerSimd for Vnni {
     }
 
     #[inline(always)]
+    unsafe fn load_signed_halves(self, low: *const u8, high: *const u8) -> __m512i {
+        // SAFETY: the processor has the instructions; the caller has half a vector's bytes at both.
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.cast()));
+            _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.cast()))
+        }
+    }
+
+    #[inline(always)]
     fn splat_unsigned(self, group: [u8; K_GROUP]) -> __m512i {
         // SAFETY: the processor has the instructions.
         unsafe { _mm512_set1_epi32(i32::from_le_bytes(group)) }

@@ -132,5 +132,24 @@ impl CheckedCall<'_> {
 }
 
 fn elements<E: Pod>(bytes: &[u8]) -> wasmtime::Result<&[E]> {
+    // An empty slice may be anywhere.
+    if bytes.is_empty() {
+        return Ok(&[]);
+    }
     bytemuck::try_cast_slice(bytes).map_err(|_error| format_err!("a list is not aligned"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_operand_need_not_be_aligned() {
+        let memory = [0_u64; 2];
+        let bytes: &[u8] = bytemuck::cast_slice(&memory);
+        assert_eq!(elements::<f32>(&bytes[1..1]).unwrap(), [0.0; 0]);
+        assert_eq!(elements::<f32>(&bytes[4..12]).unwrap(), [0.0; 2]);
+        assert!(elements::<f32>(&bytes[1..5]).is_err());
+        assert_eq!(elements::<u8>(&bytes[1..3]).unwrap(), [0; 2]);
+    }
 }

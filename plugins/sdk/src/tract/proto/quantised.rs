@@ -16,7 +16,8 @@ struct Pattern {
     quantised: &'static str,
     /// The operation on numbers.
     real: &'static str,
-    /// Where the values of operands are, each followed by its scale and its zero point.
+    /// Where the values of operands are, each followed by its scale and its zero point. If there are
+    /// none here, all inputs after the scale and the zero point of the output are operands.
     operands: &'static [usize],
     /// Where the scale of the output is, followed by its zero point.
     output: usize,
@@ -24,13 +25,16 @@ struct Pattern {
     bias: Option<usize>,
 }
 
-const PATTERNS: [Pattern; 8] = [
+const PATTERNS: [Pattern; 11] = [
     Pattern::new("QLinearConv", "Conv", &[0, 3], 6).with_bias(8),
     Pattern::new("QLinearMatMul", "MatMul", &[0, 3], 6),
     Pattern::new("QGemm", "Gemm", &[0, 3], 7).with_bias(6),
     Pattern::new("QLinearAdd", "Add", &[0, 3], 6),
     Pattern::new("QLinearMul", "Mul", &[0, 3], 6),
     Pattern::new("QLinearGlobalAveragePool", "GlobalAveragePool", &[0], 3),
+    Pattern::new("QLinearAveragePool", "AveragePool", &[0], 3),
+    Pattern::new("QLinearConcat", "Concat", &[], 0),
+    Pattern::new("QLinearSoftmax", "Softmax", &[0], 3),
     Pattern::new("QLinearSigmoid", "Sigmoid", &[0], 3),
     Pattern::new("QLinearLeakyRelu", "LeakyRelu", &[0], 3),
 ];
@@ -94,7 +98,9 @@ impl Expansion {
         let is_by_row = pattern.real == "Conv" || attribute("transB").is_some_and(|it| it.i != 0);
         let axis = if is_by_row { 0 } else { -1 };
         let (mut nodes, mut inputs, mut bias_scale) = (vec![], vec![], None);
-        for operand in pattern.operands {
+        let all: Vec<usize> = (pattern.output + 2..node.input.len()).step_by(3).collect();
+        let operands = if pattern.operands.is_empty() { &all } else { pattern.operands };
+        for operand in operands {
             let name = format!("{output}.operand{operand}");
             let sources = [input(*operand)?, input(operand + 1)?, input(operand + 2)?];
             nodes.push(convert("DequantizeLinear", &sources, &name, axis));

@@ -9,10 +9,12 @@ use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 
 use super::element_wise::{is_unit_interval, pattern};
+use crate::tract::dynamic::DynamicProduct;
 use crate::tract::graph::{
     Step, binary, constant, is_f32, node_at, only_step, replace, shape, step, unary, users,
 };
 use crate::tract::node::{Kind, Node};
+use crate::tract::quantised::QuantisedNode;
 
 /// Fuse until nothing changes any more.
 pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
@@ -23,6 +25,9 @@ pub(super) fn fuse(model: &mut TypedModel) -> TractResult<()> {
         })
         .with_rule_for::<Node>("scaled operand", |(), model, node, _name, ours| {
             scaled_operand(model, node, ours)
+        })
+        .with_rule_for::<Node>("scaled channels", |(), model, node, _name, ours| {
+            scaled_channels(model, node, ours)
         })
         .rewrite(&(), model)
 }
@@ -49,6 +54,51 @@ fn scaled_operand(
     Ok(None)
 }
 
+/// Let a convolution absorb the factors of its input channels, such as the excitation of a squeeze,
+/// if it has fewer weights than its input has elements: the weights are multiplied instead.
+fn scaled_channels(
+    model: &TypedModel,
+    node: &TypedNode,
+    ours: &Node,
+) -> TractResult<Option<TypedModelPatch>> {
+    let Kind::Convolution(convolution) = &ours.kind else { return Ok(None) };
+    let pool = &convolution.pool;
+    let scaled = shape(model, node.inputs[0])?;
+    let product = model.node(node.inputs[0].node);
+    let is_product = binary(model, product) == Some(BinaryFunction::Multiply);
+    if convolution.groups > 1
+        || convolution.has_factors
+        || !is_product
+        || users(model, node.inputs[0]) != 1
+    {
+        return Ok(None);
+    }
+    let weights = pool.output_channels * pool.kernel_shape.iter().product::<usize>();
+    let elements = scaled[2..].iter().product::<TDim>().to_usize();
+    if elements.is_err() || elements.is_ok_and(|elements| weights > elements) {
+        return Ok(None);
+    }
+    for slot in 0..2 {
+        let (image, factors) = (product.inputs[slot], product.inputs[1 - slot]);
+        let by_channel = shape(model, factors)?;
+        let is_by_channel = by_channel[..2] == scaled[..2]
+            && by_channel[2..].iter().all(TDim::is_one)
+            && model.outlet_fact(factors)?.konst.is_none();
+        if !is_by_channel || shape(model, image)? != scaled {
+            continue;
+        }
+        let mut convolution = convolution.clone();
+        convolution.has_factors = true;
+        let mut inputs = node.inputs.clone();
+        inputs[0] = image;
+        inputs.insert(1, factors);
+        let mut after = ours.clone();
+        after.kind = Kind::Convolution(convolution);
+        return replace(model, node, after, &inputs);
+    }
+    Ok(None)
+}
+
 /// Let the operation before an element-wise operation with two operands absorb it.
 pub(super) fn absorb(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
     let Some(function) = binary(model, node) else { return Ok(None) };
@@ -62,6 +112,12 @@ pub(super) fn absorb(model: &TypedModel, node: &TypedNode) -> TractResult<Option
         && let Some(after) = node_at(model, operand).and_then(|before| with_step(before, step))
     {
         return replace(model, node, after, &model.node(operand.node).inputs);
+    }
+    if let Some((operand, step)) = step(model, node)
+        && users(model, operand) == 1
+        && let Some(patch) = absorb_real_step(model, node, (operand, step))?
+    {
+        return Ok(Some(patch));
     }
     if let Some(patch) = absorb_hard_sigmoid(model, node)? {
         return Ok(Some(patch));
@@ -110,14 +166,30 @@ fn absorb_tail(
     (operand, uses): (OutletId, usize),
     tail: Tail,
 ) -> TractResult<Option<TypedModelPatch>> {
-    let Some(before) = node_at(model, operand) else { return Ok(None) };
-    if users(model, operand) != uses
-        || !before.takes_activation()
-        || before.shape() != shape(model, node.id.into())?
-    {
+    let output = shape(model, node.id.into())?;
+    if users(model, operand) != uses || shape(model, operand)? != output {
         return Ok(None);
     }
-    replace(model, node, before.clone().with_tail(tail), &model.node(operand.node).inputs)
+    let before = model.node(operand.node);
+    let after: Box<dyn TypedOp> = if let Some(ours) = before.op_as::<Node>() {
+        if !ours.takes_activation() {
+            return Ok(None);
+        }
+        Box::new(ours.clone().with_tail(tail))
+    } else if let Some(quantised) = before.op_as::<QuantisedNode>() {
+        if quantised.tail() != Some(Tail::NONE) {
+            return Ok(None);
+        }
+        Box::new(quantised.with_tail(tail))
+    } else if let Some(product) = before.op_as::<DynamicProduct>() {
+        if product.tail != Tail::NONE {
+            return Ok(None);
+        }
+        Box::new(DynamicProduct { tail, ..product.clone() })
+    } else {
+        return Ok(None);
+    };
+    TypedModelPatch::replace_single_op(model, node, &before.inputs, after).map(Some)
 }
 
 /// The operation with a scalar behind it.
@@ -142,20 +214,46 @@ fn with_step(before: &Node, step: Step) -> Option<Node> {
         {
             product.scale *= factor;
         }
-        (Step::Scale(factor), _) if before.has_tail() => {
-            after.tail.scale *= factor;
-            after.tail.shift *= factor;
-        }
-        (Step::Shift(summand), _) if before.has_tail() => after.tail.shift += summand,
-        (Step::AtLeast(_) | Step::AtMost(_), _) if before.has_tail() => {
-            if (before.tail.scale, before.tail.shift) != (1.0, 0.0) {
-                return None;
-            }
-            after.tail.activation = bounded(before.tail.activation, step)?;
-        }
+        _ if before.has_tail() => after.tail = tail_with_step(before.tail, step)?,
         _ => return None,
     }
     Some(after)
+}
+
+/// The tail with a scalar behind it.
+fn tail_with_step(tail: Tail, step: Step) -> Option<Tail> {
+    Some(match step {
+        Step::Scale(factor) => {
+            Tail { scale: tail.scale * factor, shift: tail.shift * factor, ..tail }
+        }
+        Step::Shift(summand) => Tail { shift: tail.shift + summand, ..tail },
+        Step::AtLeast(_) | Step::AtMost(_) => {
+            if (tail.scale, tail.shift) != (1.0, 0.0) {
+                return None;
+            }
+            Tail { activation: bounded(tail.activation, step)?, ..tail }
+        }
+    })
+}
+
+/// Let an operation on 8-bit tensors with a real output absorb a scalar behind it.
+fn absorb_real_step(
+    model: &TypedModel,
+    node: &TypedNode,
+    (operand, step): (OutletId, Step),
+) -> TractResult<Option<TypedModelPatch>> {
+    let before = model.node(operand.node);
+    let after: Box<dyn TypedOp> = if let Some(quantised) = before.op_as::<QuantisedNode>() {
+        let tail = quantised.tail().and_then(|tail| tail_with_step(tail, step));
+        let Some(tail) = tail else { return Ok(None) };
+        Box::new(quantised.with_tail(tail))
+    } else if let Some(product) = before.op_as::<DynamicProduct>() {
+        let Some(tail) = tail_with_step(product.tail, step) else { return Ok(None) };
+        Box::new(DynamicProduct { tail, ..product.clone() })
+    } else {
+        return Ok(None);
+    };
+    TypedModelPatch::replace_single_op(model, node, &before.inputs, after).map(Some)
 }
 
 /// The activation with one more bound.

@@ -8,6 +8,7 @@ use tract_onnx::tract_core::ops::array::Gather;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cast::Cast;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
+use tract_onnx::tract_core::ops::quant::DequantizeLinearF32;
 
 use super::apply;
 
@@ -57,7 +58,10 @@ fn look_up(
 }
 
 fn is_element_wise(node: &TypedNode) -> bool {
-    node.op_is::<Cast>() || node.op_is::<TypedBinOp>() || node.op_is::<ElementWiseOp>()
+    node.op_is::<Cast>()
+        || node.op_is::<TypedBinOp>()
+        || node.op_is::<ElementWiseOp>()
+        || node.op_is::<DequantizeLinearF32>()
 }
 
 /// Whether the outlet is computed from constants alone.

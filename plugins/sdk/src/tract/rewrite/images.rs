@@ -39,7 +39,8 @@ fn convolution(
     let Some((weights, _shape)) = constant(model, node.inputs[1]) else { return Ok(None) };
     let Some(bias) = bias(model, node.inputs[2], pool) else { return Ok(None) };
     let (pool, groups) = (pool.clone(), conv.group);
-    let convolution = Convolution { pool, groups, weights, bias, has_residual: false };
+    let (has_factors, has_residual) = (false, false);
+    let convolution = Convolution { pool, groups, weights, bias, has_factors, has_residual };
     let output = shape(model, node.id.into())?.clone();
     replace(model, node, Node::new(Kind::Convolution(convolution), output), &node.inputs[..1])
 }

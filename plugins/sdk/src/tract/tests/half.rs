@@ -37,7 +37,7 @@ fn product(elements: Type) -> File {
 
 fn build<T: Datum>(file: ModelProto) -> Model {
     let rows = ModelInput::new::<T>().named("rows").fixed(INPUTS);
-    Model(ModelBuilder::default().input(rows).plan_of(file).unwrap())
+    Model::new(ModelBuilder::default().input(rows).plan_of(file).unwrap())
 }
 
 fn run<T: Datum>(model: &Model, rows: &Tensor) -> Vec<f32> {
@@ -66,7 +66,7 @@ fn weights_in_half_precision_are_widened() {
         let mut file = file.node("Cast", &["half"], &["w"], [int("to", 1)]).model();
         file.graph.as_mut().unwrap().node.rotate_right(1);
         let model = build::<f32>(file);
-        assert_eq!(operations(model.0.model()), ["MatrixProduct"], "{elements:?}");
+        assert_eq!(operations(model.plan.model()), ["MatrixProduct"], "{elements:?}");
         assert_eq!(run::<f32>(&model, &rows()), in_single_precision(&numbers), "{elements:?}");
     }
 }
@@ -77,7 +77,7 @@ fn a_graph_of_float16_keeps_the_types_of_its_inputs_and_outputs() {
     let file = product(Type::Float16).input("rows", Type::Float16);
     let file = file.constant("w", Type::Float16, &[INPUTS, OUTPUTS], bytes);
     let model = build::<f16>(file.model());
-    assert_eq!(operations(model.0.model()), ["Cast", "MatrixProduct", "Cast"]);
+    assert_eq!(operations(model.plan.model()), ["Cast", "MatrixProduct", "Cast"]);
     let wanted = in_single_precision(&numbers).into_iter().map(|it| f16::from_f32(it).to_f32());
     assert_eq!(run::<f16>(&model, &rows()), wanted.collect::<Vec<_>>());
 }
@@ -88,6 +88,6 @@ fn a_graph_of_bfloat16_takes_and_returns_single_precision() {
     let file = product(Type::Bfloat16).input("rows", Type::Bfloat16);
     let file = file.constant("w", Type::Bfloat16, &[INPUTS, OUTPUTS], bytes);
     let model = build::<f32>(file.model());
-    assert_eq!(operations(model.0.model()), ["MatrixProduct"]);
+    assert_eq!(operations(model.plan.model()), ["MatrixProduct"]);
     assert_eq!(run::<f32>(&model, &rows()), in_single_precision(&numbers));
 }

@@ -228,6 +228,24 @@ fn a_squeeze_and_excitation_is_ours() {
 }
 
 #[test]
+fn factors_of_channels_join_the_convolution_behind() {
+    for kernel in [1, 3] {
+        for rows in [1, 3] {
+            let mut graph = Graph::new();
+            let (input, squeezed) = (graph.rows(rows, &[16, 9, 9]), graph.rows(rows, &[16, 1, 1]));
+            let excited = unary(math::tanh(), &mut graph, squeezed);
+            let product = graph.wire(math::mul(), &[excited, input]);
+            let window = Window::square(kernel).padded(kernel / 2);
+            let output = convolution(&mut graph, product, [16, 8, 1], &window);
+            let residual = graph.rows(rows, &[8, 9, 9]);
+            let output = graph.wire(math::add(), &[output, residual]);
+            let output = graph.with(math::max(), output, 0.0);
+            graph.check(&[output], &["Unary", "Convolution"]);
+        }
+    }
+}
+
+#[test]
 fn a_residual_of_an_excitation_joins_it() {
     let mut graph = Graph::new();
     let (input, squeezed) = (graph.rows(2, &[16, 7, 7]), graph.rows(2, &[4, 1, 1]));

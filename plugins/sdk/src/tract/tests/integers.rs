@@ -63,9 +63,9 @@ impl Weights {
 
 fn run(file: File, rows: &Tensor) -> (Vec<String>, Vec<f32>) {
     let input = ModelInput::new::<f32>().named("rows").fixed(INPUTS);
-    let model = Model(ModelBuilder::default().input(input).plan_of(file.model()).unwrap());
+    let model = Model::new(ModelBuilder::default().input(input).plan_of(file.model()).unwrap());
     let outputs = model.run([rows.clone()]).unwrap().fp32(0).unwrap();
-    (operations(model.0.model()), outputs)
+    (operations(model.plan.model()), outputs)
 }
 
 fn values(number: f32, scale: f32, zero_point: i32) -> i32 {
@@ -112,7 +112,8 @@ fn products_of_values_quantised_by_their_range_are_one_operation() {
     let file = file.node("Mul", &["real", "factors"], &["product"], []);
     let bias: Vec<f32> = weights.bias.iter().map(|bias| *bias as f32 / 1000.0).collect();
     let file = file.floats("added", &[OUTPUTS], &bias);
-    let file = file.node("Add", &["product", "added"], &["y"], []);
+    let file = file.node("Add", &["product", "added"], &["sum"], []);
+    let file = file.node("Relu", &["sum"], &["y"], []);
     let (operations, outputs) = run(file, &rows);
     assert_eq!(operations, ["DynamicQuantise", "DynamicProduct"]);
     let view = rows.try_as_plain_ram().unwrap();
@@ -125,7 +126,27 @@ fn products_of_values_quantised_by_their_range_are_one_operation() {
         let row: Vec<i32> = row.iter().map(|it| values(*it, scale, zero_point)).collect();
         for (column, sum) in weights.sums(&row, false).into_iter().enumerate() {
             let wanted = sum as f32 * (scale * weights.scales[column]) + bias[column];
+            let wanted = wanted.max(0.0);
             assert!((outputs[column] - wanted).abs() <= 1e-5, "{} and {wanted}", outputs[column]);
         }
     }
+}
+
+#[test]
+fn operations_with_any_number_of_8_bit_inputs_are_expanded() {
+    let rows = Random(3).tensor(&[ROWS, INPUTS]);
+    let x = ["x_values", "x_scale", "x_zero"];
+    let inputs = [&["y_scale", "y_zero"][..], &x, &x].concat();
+    let file = Weights::new().file("").node("QLinearConcat", &inputs, &["twice"], [int("axis", 1)]);
+    let file = file.node("DequantizeLinear", &["twice", "y_scale", "y_zero"], &["y"], []);
+    let (_operations, outputs) = run(file, &rows);
+    let view = rows.try_as_plain_ram().unwrap();
+    let wanted = view.as_slice::<f32>().unwrap().chunks_exact(INPUTS).flat_map(|row| {
+        let numbers = row.iter().chain(row).map(|number| {
+            let value = values(*number, INPUT_SCALE, ZERO_POINT.into());
+            values(value as f32 * INPUT_SCALE, OUTPUT_SCALE, ZERO_POINT.into())
+        });
+        numbers.map(|value| value as f32 * OUTPUT_SCALE).collect::<Vec<_>>()
+    });
+    assert_eq!(outputs, wanted.collect::<Vec<_>>());
 }

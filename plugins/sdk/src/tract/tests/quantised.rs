@@ -148,6 +148,22 @@ fn a_convolution_whose_numbers_are_used_keeps_them() {
 }
 
 #[test]
+fn an_activation_of_numbers_joins_the_convolution() {
+    let mut graph = Graph::new();
+    let input = graph.input(&[1, 5, 9, 8]);
+    let input = graph.in_steps(input, UNSIGNED, SCALE);
+    let x = graph.quantised_convolution(input, [5, 11, 1], &[3, 3]);
+    let bounded = graph.with(math::add(), x, 3.0);
+    let bounded = graph.with(math::max(), bounded, 0.0);
+    let bounded = graph.with(math::min(), bounded, 6.0);
+    let product = graph.wire(math::mul(), &[x, bounded]);
+    let output = graph.with(math::div(), product, 6.0);
+    let output = graph.in_steps(output, UNSIGNED, SCALE);
+    let expected = ["Quantise", "QuantisedConvolution", "Quantise", "Dequantise"];
+    graph.check_steps(&[output], SCALE, &expected);
+}
+
+#[test]
 fn a_matrix_product_with_a_bias_is_one_operation() {
     for values in [UNSIGNED, SIGNED] {
         let mut graph = Graph::new();

@@ -49,7 +49,7 @@ fn run(file: File, output: usize) -> Vec<f32> {
         [f32::NAN; 3],
     ];
     let rows = ModelInput::new::<f32>().named("rows").fixed(3);
-    let model = Model(ModelBuilder::default().input(rows).plan_of(file.model()).unwrap());
+    let model = Model::new(ModelBuilder::default().input(rows).plan_of(file.model()).unwrap());
     model.run([tensor2(&features)]).unwrap().fp32(output).unwrap()
 }
 

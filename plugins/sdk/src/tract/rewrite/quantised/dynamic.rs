@@ -1,7 +1,7 @@
 //! Products of values that are quantised by the range that they have in a call:
 //! `cast(values * weights) * (scale * scale of the weights)`.
 
-use guesthouse_arithmetic::{BinaryFunction, pack_quantised_matrix};
+use guesthouse_arithmetic::{BinaryFunction, Tail, pack_quantised_matrix};
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::cast::Cast;
 use tract_onnx::tract_core::ops::einsum::EinSum;
@@ -55,6 +55,7 @@ pub(super) fn product(
             sums: product.sums.into(),
             scales: scales.into(),
             bias: [].into(),
+            tail: Tail::NONE,
             shape: node.outputs[0].fact.shape.clone(),
         };
         let inputs = [0, 1, 2].map(|slot| OutletId::new(product.values, slot));
