@@ -32,6 +32,7 @@ use tract_onnx::Onnx;
 use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::model::typed::TypedSimpleState;
+use tract_onnx::tract_hir::internal::DimLike as _;
 
 use self::dynamic::DynamicProduct;
 pub use self::file::{GraphValue, OnnxFile};
