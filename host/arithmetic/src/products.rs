@@ -11,6 +11,16 @@ use crate::{MatrixProduct, Operands, PANEL, RightOperand, Stopped, Tail, WEIGHT_
 /// The most rows for which the right matrix is read where it lies, if its rows are dense.
 const MAX_ROWS_IN_PLACE: usize = 2 * WEIGHT_BLOCK;
 
+/// The longest sums in one go. Where a panel is read in parts, because no row of a tile is as wide,
+/// all of its block stays in the first cache.
+#[inline(always)]
+const fn k_block<S: Simd>() -> usize {
+    if S::TILE_VECTORS * S::LANES < PANEL { K_BLOCK_IN_PARTS } else { K_BLOCK }
+}
+
+/// A block of a panel has 24 kB.
+const K_BLOCK_IN_PARTS: usize = 128;
+
 /// Products and their output.
 pub(crate) struct ProductKernel<'a, 'b> {
     pub(crate) description: &'a MatrixProduct,
@@ -86,7 +96,7 @@ impl ProductKernel<'_, '_> {
         scratch: &mut Parts<'_>,
     ) -> Result<(), Stopped> {
         let [m, n, k] = self.description.size.map(|size| size as usize);
-        let (row_step, step) = (block_size(m, M_BLOCK), block_size(k, K_BLOCK));
+        let (row_step, step) = (block_size(m, M_BLOCK), block_size(k, k_block::<S>()));
         let bias = self.operands.bias;
         let ending = Ending {
             scale: self.description.scale,
