@@ -9,8 +9,12 @@
 mod arithmetic;
 mod artifacts;
 mod bytes;
+#[path = "../../arithmetic/tests/support/fuzz_quantised.rs"]
+mod fuzz_quantised;
 #[path = "../../arithmetic/tests/support/plain.rs"]
 mod plain;
+#[path = "../../arithmetic/tests/support/quantised.rs"]
+mod quantised;
 mod records;
 mod texts;
 
@@ -41,8 +45,9 @@ impl FuzzTarget {
 
 /// All targets. A JSON value of one or two bytes takes 72 bytes, twice that in a vector that has
 /// just grown, and several copies exist at once, because results are compared.
-pub const TARGETS: [FuzzTarget; 13] = [
+pub const TARGETS: [FuzzTarget; 14] = [
     FuzzTarget::new("arithmetic", arithmetic::arithmetic, 4096),
+    FuzzTarget::new("quantised", fuzz_quantised::quantised, 4096),
     FuzzTarget::new("json", records::json, 4096),
     FuzzTarget::new("record", records::record, 4096),
     FuzzTarget::new("output", records::output, 4096),
