@@ -126,7 +126,7 @@ impl ModelBuilder {
     /// # Errors
     /// tract lacks an operator, or the graph does not take the inputs that were declared.
     pub fn build(self, mut file: OnnxFile) -> Result<Model, Error> {
-        file.0.graph.iter_mut().for_each(proto::expand_quantised);
+        file.0.graph.iter_mut().for_each(proto::expand);
         let missing = file.missing_operators(&self.onnx());
         if !missing.is_empty() {
             return Err(Error::new(missing));
@@ -152,7 +152,7 @@ impl ModelBuilder {
 
     fn plan_of(self, mut file: ModelProto) -> TractResult<Arc<TypedRunnableModel>> {
         let onnx = self.onnx();
-        file.graph.iter_mut().for_each(proto::expand_quantised);
+        file.graph.iter_mut().for_each(proto::expand);
         if !self.is_left_to_tract {
             file.graph.iter_mut().for_each(proto::widen);
         }

@@ -2,14 +2,20 @@
 
 mod half;
 mod quantised;
+mod scaler;
 
 use tract_onnx::pb;
 
 pub(super) use half::widen;
-pub(super) use quantised::expand as expand_quantised;
 
 const INT32: i64 = pb::tensor_proto::DataType::Int32 as i64;
 const INT64: i64 = pb::tensor_proto::DataType::Int64 as i64;
+
+/// Express operations that tract lacks by others.
+pub(super) fn expand(graph: &mut pb::GraphProto) {
+    quantised::expand(graph);
+    scaler::expand(graph);
+}
 
 /// Let sizes that a graph casts to 32-bit integers be 64-bit integers, which tract computes with
 /// even if they are named dimensions. Whether there are any.
