@@ -336,9 +336,10 @@ fn profile_shows_functions_of_the_host_and_of_the_guest() {
         let shares: f64 = shares.iter().filter_map(|part| part["share"].as_f64()).sum();
         assert!((shares - 1.0).abs() < 1e-6, "{calls}");
     }
+    // The guest was built without names.
     let functions = report["without_arithmetic"]["guest"].as_array().unwrap();
-    let names = functions.iter().filter_map(|part| part["function"].as_str());
-    assert!(names.into_iter().any(|name| name.contains("guesthouse_arithmetic")), "{functions:?}");
+    let names = functions.iter().map(|part| part["function"].as_str().unwrap());
+    assert!(names.into_iter().all(|name| name.starts_with("function ")), "{functions:?}");
 }
 
 #[test]
