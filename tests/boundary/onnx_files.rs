@@ -79,7 +79,7 @@ fn onnx_file_without_golden_examples_records_what_it_computes() {
 }
 
 #[test]
-fn onnx_files_that_cannot_be_served_are_rejected_and_nothing_is_written() {
+fn rejected_onnx_file_leaves_no_artifact() {
     let folder = temporary_folder();
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);

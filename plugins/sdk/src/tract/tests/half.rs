@@ -72,7 +72,7 @@ fn weights_in_half_precision_are_widened() {
 }
 
 #[test]
-fn a_graph_of_float16_keeps_the_types_of_its_inputs_and_outputs() {
+fn graph_of_float16_keeps_the_types_of_inputs_and_outputs() {
     let (bytes, numbers) = weights(Type::Float16);
     let file = product(Type::Float16).input("rows", Type::Float16);
     let file = file.constant("w", Type::Float16, &[INPUTS, OUTPUTS], bytes);

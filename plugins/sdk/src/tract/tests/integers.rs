@@ -101,7 +101,7 @@ fn products_with_8_bit_inputs_and_outputs_are_one_operation() {
 }
 
 #[test]
-fn products_of_values_quantised_by_their_range_are_one_operation() {
+fn products_of_dynamically_quantised_values_are_one_operation() {
     let weights = Weights::new();
     let rows = Random(3).tensor(&[ROWS, INPUTS]);
     let file = weights.file("");
