@@ -246,8 +246,9 @@ fn sums_of_8_bit_integers_are_exact_on_every_backend() {
     let (mut operands, sums) = quantised_product();
     let reals = sums.iter().zip([512.0, 256.0].into_iter().cycle());
     let reals: Vec<f32> = reals.map(|(sum, divisor)| *sum as f32 / divisor).collect();
-    let rounded = reals.iter().map(|real| (real.round_ties_even() + 7.0).clamp(3.0, 250.0) as u8);
-    let rounded: Vec<u8> = rounded.collect();
+    let round = |real: &f32| (real.round_ties_even() + 7.0).clamp(3.0, 250.0);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is clamped")]
+    let rounded: Vec<u8> = reals.iter().map(|real| round(real) as u8).collect();
     for backend in Backend::ALL.into_iter().filter(|backend| backend.is_available()) {
         let config = format!("[arithmetic]\nbackend = \"{}\"\n", backend.name());
         let (server, _folder) = start(&config);
