@@ -33,7 +33,7 @@ pub(crate) fn name_batch(inputs: &mut [GraphValue]) -> Result<bool, Error> {
         }
         varies = Some(batch);
     }
-    let names: Vec<String> = inputs.iter().filter_map(|input| batch_name(input)).collect();
+    let names: Vec<String> = inputs.iter().filter_map(batch_name).collect();
     for dimension in inputs.iter_mut().flat_map(|input| &mut input.shape) {
         if let Dimension::Named(name) = dimension
             && names.contains(name)
