@@ -6,11 +6,11 @@ mod bands;
 
 use self::bands::Bands;
 use crate::narrow::is_narrow;
-use crate::panel::{Ending, K_BLOCK, Panel, block_size};
+use crate::panel::{Ending, Panel, block_size};
 use crate::progress::Progress;
 use crate::scratch::{Parts, Scratch};
 use crate::simd::{Kernel, Simd};
-use crate::tile::{Bias, Factors, Stride};
+use crate::tile::{Bias, Factors, K_BLOCK, Stride};
 use crate::windows::Windows;
 use crate::{Convolution, Operands, PANEL, Stopped, Tail, WEIGHT_BLOCK};
 

@@ -2,12 +2,12 @@
 //! element, which are then added to the output, input element by input element.
 
 use crate::functions::apply_tail;
-use crate::panel::{K_BLOCK, Panel, block_size};
+use crate::panel::{Panel, block_size};
 use crate::products::{Matrix, pack_left};
 use crate::progress::Progress;
 use crate::scratch::{Parts, Scratch};
 use crate::simd::{Kernel, Simd};
-use crate::tile::{Factors, Stride};
+use crate::tile::{Factors, K_BLOCK, Stride};
 use crate::windows::Windows;
 use crate::{Operands, PANEL, Stopped, Tail, WEIGHT_BLOCK};
 

@@ -3,9 +3,8 @@
 //! which gates of channels have, are one.
 
 use crate::WEIGHT_BLOCK;
-use crate::panel::K_BLOCK;
 use crate::simd::{Kernel, Simd};
-use crate::tile::{Bias, Factors, Finish, Rows};
+use crate::tile::{Bias, Factors, Finish, K_BLOCK, Rows};
 
 /// The blocks of rows whose sums are computed together.
 const BLOCKS: usize = 4;

@@ -7,9 +7,6 @@ use crate::simd::{Kernel, Simd};
 use crate::tile::{Bias, Factors, Finish, Rows, Tiles};
 use crate::{PANEL, Stopped, Tail, WEIGHT_BLOCK};
 
-/// The longest sums in one go: the factors of a tile stay in the first cache.
-pub(crate) const K_BLOCK: usize = 192;
-
 /// The rows between two uses of an activation that is not done in registers: they stay in the
 /// first cache.
 const ROWS_BETWEEN_TAILS: usize = 64;

@@ -1,10 +1,10 @@
 //! Products of matrices, of which each has strides of its own.
 
-use crate::panel::{Ending, K_BLOCK, Panel, block_size};
+use crate::panel::{Ending, Panel, block_size};
 use crate::progress::Progress;
 use crate::scratch::{M_BLOCK, Parts, Scratch};
 use crate::simd::{Kernel, Simd, transpose};
-use crate::tile::{Bias, Factors, Stride};
+use crate::tile::{Bias, Factors, K_BLOCK, Stride};
 use crate::windows::copy;
 use crate::{MatrixProduct, Operands, PANEL, RightOperand, Stopped, Tail, WEIGHT_BLOCK};
 

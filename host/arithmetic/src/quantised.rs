@@ -8,6 +8,7 @@ mod convolution;
 mod depthwise;
 mod elementwise;
 mod execute;
+mod factors;
 mod narrow;
 mod operation;
 mod products;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::slice;
 
 use crate::PANEL;
-use crate::panel::K_BLOCK;
+use crate::tile::K_BLOCK;
 
 /// The rows of left factors that are packed at a time.
 pub(crate) const M_BLOCK: usize = 128;

@@ -5,6 +5,9 @@ use crate::WEIGHT_BLOCK;
 use crate::functions::ShortTail;
 use crate::simd::{Kernel, Simd};
 
+/// The longest sums in one go: the factors of a tile stay in the first cache.
+pub(crate) const K_BLOCK: usize = 192;
+
 /// Where the rows of right factors begin in a slice.
 ///
 /// # Safety

@@ -5,10 +5,10 @@
 //! so many elements from the first one on, from the second one on, and so on.
 
 use super::ConvolutionKernel;
-use crate::panel::{K_BLOCK, Panel, block_size};
+use crate::panel::{Panel, block_size};
 use crate::scratch::{PLANE, Parts};
 use crate::simd::Simd;
-use crate::tile::{Factors, Starts};
+use crate::tile::{Factors, K_BLOCK, Starts};
 use crate::windows::Windows;
 use crate::{PANEL, Stopped, WEIGHT_BLOCK};
 

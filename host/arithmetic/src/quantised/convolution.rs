@@ -1,9 +1,10 @@
 //! Convolutions of u8 as products of matrices: the windows of a panel of output elements are laid
 //! out as rows of groups of four channels.
 
+use super::factors::{Factors, LEFT_GROUP};
 use super::simd::{IntegerKernel, IntegerSimd};
 use super::target::{Scales, Target};
-use super::tile::{Factors, LEFT_GROUP, Panel};
+use super::tile::Panel;
 use crate::narrow::is_narrow;
 use crate::panel::block_size;
 use crate::progress::Progress;

@@ -1,8 +1,8 @@
 //! Single columns of sums of products, whose lanes are rows, as those of [`crate::narrow`].
 
+use super::factors::{Factors, LEFT_GROUP};
 use super::simd::{IntegerKernel, IntegerSimd, MAX_LANES};
 use super::target::{Scales, Target};
-use super::tile::{Factors, LEFT_GROUP};
 use crate::simd::Simd;
 use crate::{K_GROUP, WEIGHT_BLOCK};
 

@@ -1,9 +1,10 @@
 //! Products of u8 matrices with packed i8 ones.
 
 use super::QuantisedProduct;
+use super::factors::{Factors, LEFT_GROUP};
 use super::simd::{IntegerKernel, IntegerSimd};
 use super::target::{Scales, Target};
-use super::tile::{Factors, LEFT_GROUP, Panel};
+use super::tile::Panel;
 use crate::progress::Progress;
 use crate::scratch::{BYTES, M_BLOCK, Parts8, Scratch};
 use crate::{K_GROUP, PANEL, Stopped, WEIGHT_BLOCK};

@@ -1,6 +1,7 @@
 //! Tiles of sums of products of u8 with i8, which stay in registers while `k` passes, for all rows
 //! of a panel.
 
+use super::factors::{Factors, LEFT_GROUP};
 use super::narrow::Column;
 use super::simd::{IntegerKernel, IntegerSimd, Numbers};
 use super::target::{Scales, Target};
@@ -10,27 +11,8 @@ use crate::scratch::SUM_COLUMNS;
 use crate::simd::Simd;
 use crate::{K_GROUP, Stopped, WEIGHT_BLOCK};
 
-/// The bytes of the left factors of a block for a group of `k`.
-pub(crate) const LEFT_GROUP: usize = WEIGHT_BLOCK * K_GROUP;
-
 /// The rows between two uses of an activation that is not done in registers.
 const ROWS_BETWEEN_TAILS: usize = 64;
-
-/// The operands of a tile, or of all tiles of a panel.
-#[derive(Clone, Copy)]
-pub(crate) struct Factors<'a> {
-    /// The groups of the sums, at least 1.
-    pub(crate) groups: usize,
-    /// The left factors, blocks of `[groups][WEIGHT_BLOCK][K_GROUP]`, from the first row on. They
-    /// have all rows of the last block.
-    pub(crate) left: &'a [u8],
-    /// The distance between the blocks of left factors.
-    pub(crate) left_block: usize,
-    /// The right factors, rows of whole vectors of groups.
-    pub(crate) right: &'a [u8],
-    /// The distance between the rows of right factors.
-    pub(crate) right_stride: usize,
-}
 
 /// The sums of some groups for all rows of a panel of at most [`SUM_COLUMNS`] columns. If
 /// `UNSIGNED_LEFT`, the left factors are u8 and what follows the sums is by column, as of a product

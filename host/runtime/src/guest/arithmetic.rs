@@ -11,6 +11,7 @@ mod description;
 mod idle_cores;
 mod operation;
 mod quantised;
+mod range;
 mod usage;
 
 use guesthouse_arithmetic::{
@@ -19,13 +20,14 @@ use guesthouse_arithmetic::{
 use wasmtime::component::{ComponentNamedList, ComponentType, Lift, Linker, LinkerInstance};
 use wasmtime::{StoreContextMut, bail};
 
-use self::computation::{Computation, Operand, Range};
+use self::computation::{Computation, Operand};
 pub(super) use self::computation::{Permit, ResultTooLarge};
 use self::description::{
     BinaryFunction, Broadcast, PoolFunction, Products, ReductionFunction, Tail, Windows,
 };
 pub(super) use self::idle_cores::{IdleCores, OccupiedCore, Share};
 use self::operation::DescribedOperation;
+use self::range::Range;
 use self::usage::Function;
 pub use self::usage::{ArithmeticUsage, FunctionUsage};
 

@@ -17,10 +17,10 @@ use super::engine::{Engine, EngineError, thread_stack_bytes};
 use super::fault::Fault;
 use super::limits::InstanceLimits;
 use super::linker::{Phase, linker};
+use super::samples::FunctionSamples;
 use super::state::HostState;
 use super::stop::StopSignal;
 use super::ticker::Ticker;
-use crate::profile::FunctionSamples;
 use guesthouse_artifact::Artifact;
 use guesthouse_model::{Signature, Tensor, VersionId};
 

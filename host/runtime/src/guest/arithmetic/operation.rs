@@ -8,7 +8,7 @@ use guesthouse_arithmetic::{
 };
 use wasmtime::format_err;
 
-use super::computation::Range;
+use super::range::Range;
 
 /// An operation and its operands.
 #[derive(Debug, Clone, Copy)]
