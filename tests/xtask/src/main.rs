@@ -170,6 +170,14 @@ fn docs(workspace: &Workspace, options: &docs::Options) -> Result<()> {
 
 /// Builds everything and runs the tests, with `variable` in their environment.
 fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)>) -> Result<()> {
+    if extra.is_empty() {
+        // Natively, and without optimising tract, which would take minutes.
+        run::shown(
+            run::cargo()
+                .args(["test", "--locked", "--profile", "xtask"])
+                .args(["--package", "guesthouse-guest"]),
+        )?;
+    }
     let host = build_for_tests(workspace)?;
     run::shown(
         run::cargo()
