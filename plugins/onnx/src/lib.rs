@@ -2,7 +2,7 @@
 //!
 //! The signature follows from the graph in the asset `model.onnx`. The first dimension of every input
 //! and output is the batch; the manifest's parameter `max_batch_size` bounds it if it varies between
-//! calls. Names that are no names of fields are changed: other characters become `_`.
+//! calls. A graph that quantises dynamically takes one row a call: its rows would depend on each other. Names that are no names of fields are changed: other characters become `_`.
 
 mod names;
 mod rows;
@@ -30,6 +30,7 @@ impl Guest for Graph {
         let file = OnnxFile::read(&mut assets.open("model.onnx")?)?;
         let mut values = file.inputs()?;
         let outputs = file.outputs();
+        let rows_are_separate = !file.quantises_dynamically();
         let varies = rows::name_batch(&mut values)?;
         let builder = values.iter().map(GraphValue::model_input);
         let builder = builder.fold(Model::builder(), |builder, input| builder.input(input));
@@ -50,7 +51,8 @@ impl Guest for Graph {
             Ok(Field::new(name, &description, *datatype).row_shape(row_shape(shape)))
         });
         let results = results.collect::<Result<Vec<_>, Error>>()?;
-        let most = if varies { assets.parameter("max_batch_size")? } else { 1 };
+        let is_batched = varies && rows_are_separate;
+        let most = if is_batched { assets.parameter("max_batch_size")? } else { 1 };
         let signature = Signature::new(fields, results).max_batch_size(most);
         let graph = Self { model, inputs: inputs.to_vec(), outputs: output_names.to_vec() };
         graph.run_example(&values)?;

@@ -53,7 +53,7 @@ impl Convolution {
         self.pool.output_channels
     }
 
-    /// Leave out what only meets padding in images of this shape.
+    /// Remove the rows and columns of the kernel that cover only padding in images of this shape.
     pub(super) fn crop(&mut self, image: &[usize]) {
         if let Some((pool, weights)) = cropped(&self.pool, &image[2..], &self.weights) {
             self.pool = pool;

@@ -1,13 +1,13 @@
-//! Kernels without the rows and columns that only meet padding, such as those of a large kernel on
-//! an image of a few rows.
+//! Removes the rows and columns of a kernel that cover only padding, such as those of a large kernel
+//! on an image of a few rows.
 
 use std::ops::Range;
 
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::cnn::{PaddingSpec, PoolSpec};
 
-/// The windows without what meets only padding in an input of this height and width, and the
-/// weights, of which each kernel follows the last one.
+/// The windows with a smaller kernel, without the rows and columns that cover only padding in an input
+/// of this height and width, and the weights that stay, kernel by kernel.
 pub(super) fn cropped(
     pool: &PoolSpec,
     input: &[usize],
@@ -18,7 +18,7 @@ pub(super) fn cropped(
     let used: TVec<Range<usize>> = (0..pool.rank())
         .map(|axis| {
             let (before, count) = (sizes[axis].pad_before, sizes[axis].convoluted);
-            let meets_input = |tap: &usize| {
+            let covers_input = |tap: &usize| {
                 let first = tap * dilations[axis];
                 (0..count)
                     .map(|window| window * strides[axis] + first)
@@ -27,8 +27,9 @@ pub(super) fn cropped(
             let taps = 0..pool.kernel_shape[axis];
             // A tap is only left out in front if it lies in the padding of the first window.
             let in_padding = |tap: &usize| (tap + 1) * dilations[axis] <= before;
-            let start = taps.clone().take_while(|tap| !meets_input(tap) && in_padding(tap)).count();
-            let end = taps.clone().rev().find(meets_input).map_or(taps.end, |tap| tap + 1);
+            let start =
+                taps.clone().take_while(|tap| !covers_input(tap) && in_padding(tap)).count();
+            let end = taps.clone().rev().find(covers_input).map_or(taps.end, |tap| tap + 1);
             start..end.max(start + 1)
         })
         .collect();

@@ -69,6 +69,13 @@ impl OnnxFile {
         missing.take(MAX_MISSING).collect::<Vec<_>>().join("; ")
     }
 
+    /// Whether values are quantised by the range that they have in a call, so that the outputs of a
+    /// row depend on the other rows of its batch.
+    pub fn quantises_dynamically(&self) -> bool {
+        let mut nodes = self.0.graph.iter().flat_map(|graph| &graph.node);
+        nodes.any(|node| node.op_type == "DynamicQuantizeLinear")
+    }
+
     /// The names of the outputs.
     pub fn outputs(&self) -> Vec<String> {
         let outputs = self.0.graph.iter().flat_map(|graph| &graph.output);
