@@ -347,7 +347,7 @@ fn profile_shows_functions_of_the_host_and_of_the_guest() {
 fn profile_of_more_rows_than_a_call_takes_is_rejected() {
     let folder = temporary_folder();
     let artifact = Arithmetic::default().pack(folder.path());
-    for rows in ["0", "2"] {
+    for rows in ["0", "2", "18446744073709551615"] {
         let artifact = artifact.to_string_lossy();
         let rejected = run_host(&["inspect", "--profile", "--rows", rows, &artifact]);
         let error = String::from_utf8_lossy(&rejected.stderr);

@@ -219,6 +219,7 @@ impl Runtime {
         time: Duration,
     ) -> Result<Profile, TrialError> {
         let artifact = Artifact::open(artifact).map_err(OpenError::from)?;
+        check_rows(&artifact, rows)?;
         let example = artifact.golden().first().ok_or(TrialError::NoExample)?;
         let rows = vec![example.inputs.clone(); rows];
         let (component, _signature, inputs) = self.try_out(artifact, &rows)?;
@@ -235,6 +236,7 @@ impl Runtime {
         rows: &[Map<String, Value>],
     ) -> Result<Vec<Map<String, Value>>, TrialError> {
         let artifact = Artifact::open(artifact).map_err(OpenError::from)?;
+        check_rows(&artifact, rows.len())?;
         let (component, signature, inputs) = self.try_out(artifact, rows)?;
         let stop = StopSignal::at_deadline(Instant::now() + GOLDEN_TIME);
         let mut instance = component.instantiate(&stop)?;
@@ -250,10 +252,6 @@ impl Runtime {
     ) -> Result<(LoadedComponent, Signature, Vec<Tensor>), TrialError> {
         let compiled = self.compiled(&artifact)?;
         let signature = compiled.report.signature.clone();
-        let (rows_given, most) = (rows.len(), signature.max_batch_size as usize);
-        if rows_given == 0 || rows_given > most {
-            return Err(TrialError::Rows { rows: rows_given, most });
-        }
         let inputs = record::decode(&signature, rows)?;
         let instance = self.options.model.instance;
         let artifact = Arc::new(artifact);
@@ -312,6 +310,12 @@ impl Runtime {
             }
         })
     }
+}
+
+/// Check that one call takes so many rows, before anything is compiled or copied.
+fn check_rows(artifact: &Artifact, rows: usize) -> Result<(), TrialError> {
+    let most = artifact.signature().map_or(0, |signature| signature.max_batch_size as usize);
+    if rows == 0 || rows > most { Err(TrialError::Rows { rows, most }) } else { Ok(()) }
 }
 
 /// A loaded version. It keeps its instances until the last clone is dropped.
