@@ -70,12 +70,23 @@ impl Store {
                 .and_then(|rest| rest.strip_suffix(&suffix))
                 .and_then(|hex| Digest::try_from(format!("sha256:{hex}")).ok());
             let Some(digest) = digest else { continue };
-            // The link is made of the file that was checked.
-            if let Some(module) = self.module(digest)? {
-                module.link(&folder.join(digest.hex()))?;
+            let link = folder.join(digest.hex());
+            if !self.link_module(digest, &link)? {
+                // What has its name is not the file that is in use, so it has to be checked.
+                self.loaded().remove(&digest);
+                self.link_module(digest, &link)?;
             }
         }
         Ok(())
+    }
+
+    /// Link the file that was checked. Returns `false` if it has been removed from the folder since then.
+    fn link_module(&self, digest: Digest, to: &Path) -> io::Result<bool> {
+        let Some(module) = self.module(digest)? else { return Ok(true) };
+        match module.link(to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            other => other.map(|()| true),
+        }
     }
 
     fn module(&self, digest: Digest) -> io::Result<Option<Arc<CompiledModule>>> {
