@@ -1,5 +1,7 @@
 //! `guesthouse pack`: makes an artifact.
 
+mod example;
+mod manifest;
 mod onnx;
 
 use std::fs::File;
@@ -18,11 +20,12 @@ use self::onnx::OnnxArguments;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PackArguments {
-    /// The `manifest.toml` of the version. Its paths are relative to its folder.
-    #[arg(long, required_unless_present = "onnx", requires = "component")]
+    /// The `manifest.toml` of the version; for an ONNX file, a manifest of its fields, preprocessing
+    /// and postprocessing. Its paths are relative to its folder.
+    #[arg(long, required_unless_present = "onnx")]
     manifest: Option<PathBuf>,
     /// The component, built from the guest. For an ONNX file, this program has one.
-    #[arg(long)]
+    #[arg(long, required_unless_present = "onnx")]
     component: Option<PathBuf>,
     #[command(flatten)]
     onnx: OnnxArguments,
