@@ -7,6 +7,7 @@
 //! before `init` ends, so that the snapshot only contains the optimised plan.
 
 mod broadcast;
+mod categories;
 mod convolution;
 mod crop;
 mod dynamic;
@@ -24,6 +25,7 @@ mod tensors;
 mod tests;
 mod trees;
 mod unfolded;
+mod vectors;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -138,6 +140,8 @@ impl ModelBuilder {
     fn onnx(&self) -> Onnx {
         let mut onnx = tract_onnx::onnx();
         trees::add_missing(&mut onnx);
+        categories::register(&mut onnx);
+        vectors::register(&mut onnx);
         if !self.is_left_to_tract {
             trees::replace(&mut onnx);
             unfolded::register(&mut onnx);

@@ -1,6 +1,7 @@
 //! `guesthouse pack`: makes an artifact.
 
 mod example;
+mod external_data;
 mod manifest;
 mod onnx;
 
