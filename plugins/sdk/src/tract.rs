@@ -128,6 +128,9 @@ impl ModelBuilder {
     /// # Errors
     /// tract lacks an operator, or the graph does not take the inputs that were declared.
     pub fn build(self, mut file: OnnxFile) -> Result<Model, Error> {
+        // They name dimensions as the inputs of the file do, which may have been declared otherwise;
+        // tract finds out what they say.
+        file.0.graph.iter_mut().for_each(|graph| graph.value_info.clear());
         file.0.graph.iter_mut().for_each(proto::expand);
         let missing = file.missing_operators(&self.onnx());
         if !missing.is_empty() {
