@@ -323,12 +323,12 @@ def texts():
 
     generator = numpy.random.default_rng(4)
     features, classes = 12, 3
-    words = generator.normal(0, 1, (kinds["wordpiece"].get_vocab_size(), features)).astype("f4")
+    words = generator.normal(0, 0.6, (kinds["wordpiece"].get_vocab_size(), features)).astype("f4")
     constants = {
         "words": words,
-        "types": generator.normal(0, 1, (2, features)).astype("f4"),
-        "positions": generator.normal(0, 1, (MAX_LENGTH, features)).astype("f4"),
-        "mix": generator.normal(0, 0.4, (features, features)).astype("f4"),
+        "types": generator.normal(0, 0.3, (2, features)).astype("f4"),
+        "positions": generator.normal(0, 0.3, (MAX_LENGTH, features)).astype("f4"),
+        "mix": generator.normal(0, 0.8, (features, features)).astype("f4"),
         "head": generator.normal(0, 1, (features, classes)).astype("f4"),
         "large": numpy.array(10_000, "f4"),
         "one": numpy.array(1, "f4"),
