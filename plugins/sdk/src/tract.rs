@@ -20,6 +20,7 @@ mod proto;
 mod quantised;
 mod reduction;
 mod rewrite;
+mod selection;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -196,7 +197,11 @@ fn rewritten(model: TypedModel) -> TractResult<TypedModel> {
     crate::arithmetic::executor();
     let mut rewritten = model.clone();
     match rewrite::rewrite(&mut rewritten) {
-        Ok(()) => rewritten.into_optimized(),
+        Ok(()) => {
+            let mut optimised = rewritten.into_optimized()?;
+            selection::check_indexes(&mut optimised)?;
+            Ok(optimised)
+        }
         Err(error) => {
             crate::log::warn(&format!("the graph is left to tract: {error:#}"));
             model.into_optimized()

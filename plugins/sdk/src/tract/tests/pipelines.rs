@@ -100,3 +100,23 @@ fn pipelines_answer_as_scikit_learn_does() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(checked >= 40, "{checked}");
 }
+
+#[test]
+fn tokens_without_an_embedding_are_an_error() {
+    let (values, _outputs, model) = load(&folder().join("../onnx-manifest/encoder.onnx")).unwrap();
+    let run = |token: i64, length: usize| {
+        let tokens = |value: &GraphValue| {
+            let token = if value.name == "input_ids" { token } else { 0 };
+            Tensor::from_shape(&[1, length], &vec![token; length]).unwrap()
+        };
+        model
+            .run(values.iter().map(tokens))
+            .map(|_outputs| ())
+            .map_err(|error| format!("{error:?}"))
+    };
+    run(5, 16).unwrap();
+    for (token, length) in [(100_000, 4), (-100_000, 4), (5, 17)] {
+        let error = run(token, length).unwrap_err();
+        assert!(error.contains("too many tokens or a wrong one"), "{error}");
+    }
+}
