@@ -3,19 +3,23 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use guesthouse_artifact::{self as artifact, GoldenFile, Manifest};
+use guesthouse_artifact::{
+    self as artifact, GoldenFile, MAX_ARTIFACT_BYTES, Manifest, open_regular,
+};
 use guesthouse_model::{Datatype, Field, ModelName, Signature};
-use guesthouse_runtime::embed::{Compiler, Runtime, RuntimeOptions, TrialError};
+use guesthouse_runtime::embed::{Compiler, Runtime, RuntimeOptions};
 use guesthouse_runtime::guest::InstanceLimits;
 use guesthouse_runtime::preinit::PreinitLimits;
 use guesthouse_runtime::version::ModelLimits;
 use semver::Version;
-use serde_json::{Map, Value, json};
 
-use super::{Draft, PackArguments, Packed};
+use super::example::example;
+use super::manifest::ModelManifest;
+use super::{Draft, PackArguments, Packed, external_data};
 
 /// The guest, compressed; empty if the program was built without it.
 const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/onnx-guest.zst"));
@@ -25,9 +29,6 @@ const MAX_GUEST_BYTES: usize = 64 << 20;
 
 /// The most rows of a call, unless the command line has another number.
 const MAX_BATCH_SIZE: u32 = 32;
-
-/// The size of variable dimensions in an example that is made here.
-const EXAMPLE_SIZE: u32 = 8;
 
 /// How far outputs may be from the golden examples: the framework that made those adds in another
 /// order.
@@ -39,8 +40,9 @@ const PLACEHOLDER: &str = r#"{"inputs": {}, "outputs": {"none": 0}}"#;
 /// Where an artifact of an ONNX file comes from.
 #[derive(Debug, clap::Args)]
 pub(crate) struct OnnxArguments {
-    /// An ONNX file instead of a manifest: the artifact serves its graph on tensors as they are.
-    #[arg(long, requires_all = ["name", "version"], conflicts_with = "manifest")]
+    /// An ONNX file: the artifact serves its graph, on tensors as they are unless a manifest says
+    /// otherwise.
+    #[arg(long, requires_all = ["name", "version"])]
     pub(super) onnx: Option<PathBuf>,
     /// The name of the model.
     #[arg(long, requires = "onnx")]
@@ -71,12 +73,21 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
     let given = options.golden.as_deref().map(std::path::absolute).transpose();
     let given = given.context("cannot find the golden examples")?;
 
-    let draft = |golden: PathBuf, tolerance: BTreeMap<String, f64>| {
-        let manifest = manifest(options, file, GoldenFile { file: golden, tolerance })?;
-        let bytes = artifact::pack_files(manifest, folder.path(), &component);
-        bytes.with_context(|| format!("failed to pack {}", file.display()))
-    };
     let what = format!("failed to pack {}", file.display());
+    let model = arguments.manifest.as_deref().map(ModelManifest::read).transpose()?;
+    let model = model.unwrap_or_default();
+    let graph = graph(file, folder.path()).with_context(|| what.clone())?;
+    let json = folder.path().join("manifest.json");
+    std::fs::write(&json, &model.json).context("cannot write a temporary file")?;
+
+    let draft = |golden: PathBuf, tolerance: BTreeMap<String, f64>| {
+        let mut manifest = manifest(options, &graph, GoldenFile { file: golden, tolerance })?;
+        if !model.json.is_empty() {
+            model.clone().add_to(&mut manifest, &json);
+        }
+        let bytes = artifact::pack_files(manifest, folder.path(), &component);
+        bytes.with_context(|| what.clone())
+    };
     eprintln!("loading the graph");
     let golden = given.clone().unwrap_or_else(|| placeholder.clone());
     let first = Draft::new(draft(golden, BTreeMap::new())?, folder.path())?;
@@ -89,7 +100,7 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
         Some(golden) => {
             let bytes = artifact::add_signature(draft(golden, tolerances)?, &report.signature);
             let trial = Draft::new(bytes.clone(), folder.path())?;
-            runtime.load(trial.path()).with_context(|| what)?;
+            runtime.load(trial.path()).with_context(|| what.clone())?;
             bytes
         }
         None => {
@@ -97,7 +108,7 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
             let bytes = artifact::add_signature(draft_bytes, &report.signature);
             let trial = Draft::new(bytes, folder.path())?;
             let example =
-                example(&runtime, trial.path(), &report.signature).with_context(|| what)?;
+                example(&runtime, trial.path(), &report.signature).with_context(|| what.clone())?;
             std::fs::write(&placeholder, example).context("cannot write a temporary file")?;
             artifact::add_signature(draft(placeholder, tolerances)?, &report.signature)
         }
@@ -118,11 +129,27 @@ fn component(given: Option<&Path>) -> anyhow::Result<Cow<'static, [u8]>> {
     Ok(Cow::Owned(bytes.context("the guest in this program is damaged")?))
 }
 
+/// The file of the graph with all of its data: the given one, or one in the temporary folder.
+fn graph(file: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+    let mut bytes = Vec::new();
+    let read = open_regular(file)
+        .and_then(|file| file.take(MAX_ARTIFACT_BYTES + 1).read_to_end(&mut bytes));
+    read.with_context(|| format!("cannot read {}", file.display()))?;
+    if bytes.len() as u64 > MAX_ARTIFACT_BYTES {
+        bail!("it is larger than {} MiB", MAX_ARTIFACT_BYTES >> 20);
+    }
+    let Some(whole) = external_data::inline(file, &bytes)? else {
+        return std::path::absolute(file).context("cannot find the ONNX file");
+    };
+    let graph = folder.join("model.onnx");
+    std::fs::write(&graph, whole).context("cannot write a temporary file")?;
+    Ok(graph)
+}
+
 fn manifest(options: &OnnxArguments, file: &Path, golden: GoldenFile) -> anyhow::Result<Manifest> {
     let (Some(name), Some(version)) = (options.name.clone(), options.version.clone()) else {
         bail!("--onnx needs --name and --version")
     };
-    let file = std::path::absolute(file).context("cannot find the ONNX file")?;
     let most = options.max_batch_size.unwrap_or(MAX_BATCH_SIZE);
     Ok(Manifest {
         name,
@@ -135,7 +162,7 @@ fn manifest(options: &OnnxArguments, file: &Path, golden: GoldenFile) -> anyhow:
         provenance: None,
         guest: None,
         parameters: BTreeMap::from([("max_batch_size".to_owned(), most.to_string())]),
-        assets: BTreeMap::from([("model.onnx".to_owned(), file)]),
+        assets: BTreeMap::from([("model.onnx".to_owned(), file.to_owned())]),
         golden,
     })
 }
@@ -163,30 +190,4 @@ fn runtime(folder: &Path) -> anyhow::Result<Runtime> {
         ..RuntimeOptions::default()
     };
     Ok(Runtime::open(&folder.join("state"), options)?)
-}
-
-/// A golden example of zeros and their outputs, as a line.
-fn example(runtime: &Runtime, artifact: &Path, signature: &Signature) -> anyhow::Result<String> {
-    let inputs: Map<_, _> =
-        signature.inputs.iter().map(|field| (field.name.clone(), zeros(field))).collect();
-    let outputs = runtime.predict_unproved(artifact, std::slice::from_ref(&inputs));
-    let advice = "the graph cannot be run on zeros: give golden examples by --golden";
-    let outputs = match outputs {
-        Err(TrialError::Open(error)) => return Err(error.into()),
-        outputs => outputs.context(advice)?,
-    };
-    let outputs = outputs.into_iter().next().context("the graph returns no row")?;
-    Ok(json!({ "inputs": inputs, "outputs": outputs }).to_string())
-}
-
-/// A row of an input.
-fn zeros(field: &Field) -> Value {
-    let zero = match field.datatype {
-        Datatype::Bool => json!(false),
-        Datatype::Bytes => json!(""),
-        _ => json!(0),
-    };
-    field.row_shape.iter().rev().fold(zero, |inner, size| {
-        (0..size.unwrap_or(EXAMPLE_SIZE)).map(|_| inner.clone()).collect()
-    })
 }
