@@ -1,5 +1,6 @@
 //! `guesthouse pack`: makes an artifact.
 
+mod difference;
 mod onnx;
 
 use std::fs::File;

@@ -15,7 +15,7 @@ use guesthouse_runtime::version::ModelLimits;
 use semver::Version;
 use serde_json::{Map, Value, json};
 
-use super::{Draft, PackArguments, Packed};
+use super::{Draft, PackArguments, Packed, difference};
 
 /// The guest, compressed; empty if the program was built without it.
 const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/onnx-guest.zst"));
@@ -35,6 +35,11 @@ const TOLERANCE: f64 = 1e-4;
 
 /// What the examples of a file are compared with, before that file has been made.
 const PLACEHOLDER: &str = r#"{"inputs": {}, "outputs": {"none": 0}}"#;
+
+/// What to do without golden examples.
+const ADVICE: &str = "note: no golden examples are given, so that the model is not compared with its \
+    framework: make some by `python -m guesthouse_pack golden MODEL.onnx INPUTS.jsonl > golden.jsonl`, \
+    and pack with --golden golden.jsonl";
 
 /// Where an artifact of an ONNX file comes from.
 #[derive(Debug, clap::Args)]
@@ -89,7 +94,7 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
         Some(golden) => {
             let bytes = artifact::add_signature(draft(golden, tolerances)?, &report.signature);
             let trial = Draft::new(bytes.clone(), folder.path())?;
-            runtime.load(trial.path()).with_context(|| what)?;
+            difference::print(&runtime.load(trial.path()).with_context(|| what)?, trial.path())?;
             bytes
         }
         None => {
@@ -99,6 +104,7 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
             let example =
                 example(&runtime, trial.path(), &report.signature).with_context(|| what)?;
             std::fs::write(&placeholder, example).context("cannot write a temporary file")?;
+            eprintln!("{ADVICE}");
             artifact::add_signature(draft(placeholder, tolerances)?, &report.signature)
         }
     };
