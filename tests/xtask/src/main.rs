@@ -2,8 +2,8 @@
 //!
 //! This file is the command line and the steps of each command. The modules, in the order in which
 //! to read them: [`run`] (child processes), [`workspace`] (folders and packages), [`toolchain`] (the
-//! guests' compilation target), [`guests`], [`pack`], [`lint`], [`docs`], [`fuzz`], [`conformance`],
-//! [`bench`].
+//! guests' compilation target), [`guests`], [`pack`], [`python`], [`python_package`], [`lint`], [`docs`],
+//! [`fuzz`], [`conformance`], [`bench`].
 
 #![allow(
     clippy::print_stdout,
@@ -18,6 +18,8 @@ mod fuzz;
 mod guests;
 mod lint;
 mod pack;
+mod python;
+mod python_package;
 mod run;
 mod toolchain;
 mod workspace;
@@ -42,6 +44,8 @@ mod environment {
     pub(crate) const MODELS: &str = "GUESTHOUSE_MODELS";
     /// The folder of the packed artifacts, named `<model>-<version>.wasm`.
     pub(crate) const REPOSITORY: &str = "GUESTHOUSE_REPOSITORY";
+    /// The folder of the programs of a Python environment with scikit-learn.
+    pub(crate) const PYTHON: &str = "GUESTHOUSE_PYTHON";
 }
 
 /// Tests kill the host or fail its writes at any file operation.
@@ -179,15 +183,18 @@ fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)
         )?;
     }
     let host = build_for_tests(workspace)?;
+    let python = python_package::environment(workspace)?;
     run::shown(
         run::cargo()
             .args(["test", "--locked"])
             .args(FAILPOINTS)
             .args(extra)
             .envs(variable)
-            .env(environment::BIN, host)
+            .env(environment::BIN, &host)
             .env(environment::GUESTS, workspace.components())
             .env(environment::MODELS, workspace.models())
-            .env(environment::REPOSITORY, workspace.repository()),
-    )
+            .env(environment::REPOSITORY, workspace.repository())
+            .env(environment::PYTHON, python.programs()),
+    )?;
+    if extra.is_empty() { python_package::test(workspace, &host) } else { Ok(()) }
 }

@@ -123,6 +123,11 @@ impl Workspace {
         self.components().join(guest.replace('-', "_")).with_extension("wasm")
     }
 
+    /// The folder of the Python package.
+    pub(crate) fn python_package(&self) -> PathBuf {
+        self.root.join("host/python")
+    }
+
     /// The folder of the book.
     pub(crate) fn book(&self) -> PathBuf {
         self.root.join("host/docs")

@@ -43,7 +43,7 @@ def xgboost(
         max_batch_size=max_batch_size,
         guesthouse=guesthouse,
     )
-    return _pack(model, sample, target, "xgboost")
+    return pack(export(model, sample, target.max_examples, "xgboost"), target)
 
 
 def lightgbm(
@@ -68,7 +68,7 @@ def lightgbm(
         max_batch_size=max_batch_size,
         guesthouse=guesthouse,
     )
-    return _pack(model, sample, target, "lightgbm")
+    return pack(export(model, sample, target.max_examples, "lightgbm"), target)
 
 
 def register() -> None:
@@ -107,7 +107,8 @@ def register() -> None:
         )
 
 
-def _pack(model: Any, sample: Any, target: Target, framework: str) -> Packed:
+def export(model: Any, sample: Any, max_examples: int, framework: str) -> Exported:
+    """A fitted model in ONNX, with its own outputs for rows of the sample."""
     estimators.check(model, framework)
     library = require(framework, framework)
     require("onnxmltools", framework)
@@ -123,16 +124,14 @@ def _pack(model: Any, sample: Any, target: Target, framework: str) -> Packed:
         )
     _check_fitted(model)
     table = samples.read(sample, _names(model, sample), model.n_features_in_)
-    chosen = table.chosen(target.max_examples)
+    chosen = table.chosen(max_examples)
     exported = _convert(model, chosen.matrix.shape[1], framework)
     inputs = {"X": chosen.matrix}
     if table.is_named:
         columns.split(exported, "X", list(table.arrays))
         inputs = {name: chosen.matrix[:, place] for place, name in enumerate(table.arrays)}
     found = estimators.outputs(model, exported, chosen.rows)
-    texts = estimators.text_classes(model)
-    classes = texts if texts else getattr(model, "classes_", None)
-    return pack(Exported(exported, inputs, found, table.features(), classes), target)
+    return Exported(exported, inputs, found, table.features(), estimators.classes(model))
 
 
 def _check_fitted(model: Any) -> None:

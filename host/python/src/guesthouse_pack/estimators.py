@@ -43,10 +43,19 @@ def check(model: Any, framework: str) -> None:
 
 def text_classes(model: Any) -> list[str] | None:
     """The labels of a classifier, if they are texts."""
-    classes = getattr(model, "classes_", None)
-    if classes is None or isinstance(classes, list) or numpy.asarray(classes).dtype.kind not in "OUS":
+    found = getattr(model, "classes_", None)
+    if found is None or isinstance(found, list) or numpy.asarray(found).dtype.kind not in "OUS":
         return None
-    return [str(one) for one in classes]
+    return [str(one) for one in found]
+
+
+def classes(model: Any) -> list[Any] | None:
+    """The labels of a classifier: what the numbers of `label` stand for, or these numbers."""
+    found = getattr(model, "classes_", None)
+    if found is None or isinstance(found, list):
+        return None
+    known: list[Any] = numpy.asarray(found).tolist()
+    return text_classes(model) or known
 
 
 def outputs(model: Any, exported: onnx.ModelProto, rows: Any) -> dict[str, Array]:

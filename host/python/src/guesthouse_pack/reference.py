@@ -66,7 +66,7 @@ def write(target: Target, features: Sequence[Feature], classes: Sequence[Any] | 
         "features": [summary(feature) for feature in features],
     }
     if classes is not None:
-        reference["classes"] = [getattr(one, "item", lambda one=one: one)() for one in classes]
+        reference["classes"] = list(classes)
     return json.dumps(reference, indent=2, allow_nan=False) + "\n"
 
 

@@ -50,20 +50,21 @@ def sklearn(
         max_batch_size=max_batch_size,
         guesthouse=guesthouse,
     )
+    return pack(export(model, sample, target.max_examples), target)
+
+
+def export(model: Any, sample: Any, max_examples: int) -> Exported:
+    """A fitted model in ONNX, with its own outputs for rows of the sample."""
     estimators.check(model, "scikit-learn")
     require("sklearn", "sklearn")
     require("skl2onnx", "sklearn")
     _check_fitted(model)
     table = samples.read(sample, _names(model), getattr(model, "n_features_in_", None))
-    chosen = table.chosen(target.max_examples)
+    chosen = table.chosen(max_examples)
     _register_boosters()
     exported, inputs = _export(model, chosen)
     found = estimators.outputs(model, exported, chosen.rows)
-    classes = getattr(model, "classes_", None)
-    texts = estimators.text_classes(model)
-    return pack(
-        Exported(exported, inputs, found, table.features(), texts if texts else classes), target
-    )
+    return Exported(exported, inputs, found, table.features(), estimators.classes(model))
 
 
 def _check_fitted(model: Any) -> None:
