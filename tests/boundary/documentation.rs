@@ -173,6 +173,12 @@ fn the_tutorial_of_a_canary_does_what_it_shows() {
     assert!(console::run(&page) >= 10);
 }
 
+#[test]
+fn the_tutorial_of_scikit_learn_does_what_it_shows() {
+    let page = Page::open(book::book().join("tutorials/scikit-learn.md"));
+    assert!(console::run_without_compilers(&page) >= 4);
+}
+
 /// Pages other than the tutorials are for machines on which the program is installed.
 #[test]
 fn commands_of_other_pages_do_what_they_show() {
