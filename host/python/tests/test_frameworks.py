@@ -19,6 +19,7 @@ from guesthouse_pack.errors import ModelError, SampleError
 from test_scikit_learn import NAMES, ROWS, SAMPLE, SPECIES, WIDTHS, mixed
 
 OTHERS = ROWS[1::2]
+NO_TORCH = "torch is not installed: its wheel is too large for these tests"
 TABLE = mixed(ROWS, SPECIES)
 
 
@@ -183,7 +184,7 @@ def test_bad_folder_or_texts_are_rejected(
 def test_module_answers_over_http_what_it_answers_itself(
     tmp_path: Path, program: str, serve: Callable[[Path], Server]
 ) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed: its wheel is too large for these tests")
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
     torch.manual_seed(1)
     module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     rows = torch.tensor(ROWS, dtype=torch.float32)
@@ -192,6 +193,23 @@ def test_module_answers_over_http_what_it_answers_itself(
     server = serve(path.parent)
     for row, expected in zip(rows[1::2], module(rows[1::2]).tolist(), strict=True):
         assert server.predict("net", {"input": row.tolist()})["output"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_bad_module_or_tensors_are_rejected(no_files: Path, program: str) -> None:
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    module, rows = torch.nn.Linear(4, 2), torch.zeros(3, 4)
+    for given, inputs, kind, message in (
+        (torch.nn.Linear, rows, ModelError, "is a class"),
+        (7, rows, ModelError, "no torch.nn.Module"),
+        (module, rows[:0], SampleError, "empty"),
+        (module, [], SampleError, "empty"),
+        (module, torch.tensor(1.0), SampleError, "no tensor of rows"),
+        (module, torch.zeros(3, 5), SampleError, "fails on the sample"),
+        (module, rows * float("nan"), SampleError, "missing or infinite"),
+        (torch.nn.Bilinear(4, 4, 1), [rows, rows[:2]], SampleError, "same number of rows"),
+    ):
+        with pytest.raises(kind, match=message):
+            guesthouse_pack.torch(given, inputs, name="net", version="1.0.0", guesthouse=program)
 
 
 def test_missing_framework_names_its_extra(

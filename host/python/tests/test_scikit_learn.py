@@ -131,6 +131,12 @@ def test_columns_without_selection_are_inputs_as_well() -> None:
     numpy.testing.assert_allclose(found["probabilities"], model.predict_proba(others), atol=1e-5)
 
 
+def test_table_without_names_is_an_array() -> None:
+    exported = scikit_learn.export(MODEL, pandas.DataFrame(SAMPLE), 8)
+    assert list(exported.inputs) == ["X"]
+    numpy.testing.assert_array_equal(exported.inputs["X"][0], SAMPLE[0].astype("f4"))
+
+
 def test_examples_have_the_outputs_of_the_estimator() -> None:
     model = LogisticRegression().fit(ROWS, SPECIES)
     exported = scikit_learn.export(model, SAMPLE, 8)

@@ -105,7 +105,7 @@ def _write(
 
 
 def _publish(files: Mapping[Path, Path], texts: Mapping[Path, str]) -> None:
-    """Put all files into their places, or none."""
+    """Write everything beside its place first, so that a full disk leaves nothing."""
     drafts: dict[Path, Path] = {}
     try:
         for source, place in files.items():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def torch(
     if not isinstance(module, library.nn.Module):
         raise ModelError(f"{type(module).__name__} is no torch.nn.Module: give the module itself")
     tensors = _tensors(library, inputs, input_names)
-    count = min(len(tensor) for tensor in tensors.values())
+    count = len(next(iter(tensors.values())))
     rows = choose(count, target.max_examples).tolist()
     chosen = {name: tensor[rows] for name, tensor in tensors.items()}
     module = module.eval()
@@ -78,6 +79,19 @@ def torch(
     features = features_of(graph.inputs(model), arrays)
     given = {name: tensor.numpy(force=True) for name, tensor in chosen.items()}
     return pack(Exported(model, given, found, features), target)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's reports of its progress, whose warnings are about other models."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _tensors(library: Any, inputs: Any, names: Sequence[str] | None) -> dict[str, Any]:
@@ -99,6 +113,9 @@ def _tensors(library: Any, inputs: Any, names: Sequence[str] | None) -> dict[str
             raise SampleError("the sample is empty: give at least one row")
     if not tensors:
         raise SampleError("the sample is empty: give at least one input")
+    counts = {name: len(tensor) for name, tensor in tensors.items()}
+    if len(set(counts.values())) > 1:
+        raise SampleError(f"all inputs have the same number of rows, and these have {counts}")
     return tensors
 
 
@@ -146,8 +163,7 @@ def _export(
     with tempfile.TemporaryDirectory(prefix="guesthouse-pack-") as folder:
         path = Path(folder) / "model.onnx"
         try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-                warnings.simplefilter("ignore")
+            with _quiet():
                 library.onnx.export(module, args, str(path), **arguments)
         except Exception as error:  # the exporter raises whatever it meets
             lines = str(error).strip().splitlines() or [type(error).__name__]

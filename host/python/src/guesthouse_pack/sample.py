@@ -56,12 +56,15 @@ def choose(count: int, most: int) -> Array:
 
 def read(sample: Any, names: Sequence[str] | None, count: int | None) -> Sample:
     """Check a sample against the columns that the model was fitted with, as far as they are known."""
+    if hasattr(sample, "to_pandas"):
+        sample = sample.to_pandas()
     if hasattr(sample, "iloc") and hasattr(sample, "columns"):
-        return _frame(sample, names, count)
+        if all(isinstance(name, str) for name in sample.columns):
+            return _frame(sample, names, count)
+        # Without names, scikit-learn sees no more than an array.
+        sample = sample.to_numpy()
     if hasattr(sample, "toarray"):
         raise SampleError("the sample is sparse: give a few rows by sample[:100].toarray()")
-    if hasattr(sample, "to_pandas"):
-        return _frame(sample.to_pandas(), names, count)
     try:
         array = numpy.asarray(sample)
     except ValueError as error:
