@@ -2,8 +2,8 @@
 //!
 //! This file is the command line and the steps of each command. The modules, in the order in which
 //! to read them: [`run`] (child processes), [`workspace`] (folders and packages), [`toolchain`] (the
-//! guests' compilation target), [`guests`], [`pack`], [`python`], [`python_package`], [`lint`], [`docs`],
-//! [`fuzz`], [`conformance`], [`bench`].
+//! guests' compilation target), [`guests`], [`pack`], [`python`], [`python_package`], [`operators`],
+//! [`lint`], [`docs`], [`fuzz`], [`conformance`], [`bench`].
 
 #![allow(
     clippy::print_stdout,
@@ -17,6 +17,7 @@ mod docs;
 mod fuzz;
 mod guests;
 mod lint;
+mod operators;
 mod pack;
 mod python;
 mod python_package;
@@ -85,6 +86,8 @@ enum Task {
     Docs(docs::Options),
     /// Fuzz every parser of bytes from outside.
     Fuzz(fuzz::Options),
+    /// Run ONNX's tests of its operators, and compare with those that passed before.
+    Operators(operators::Options),
     /// Check the server and its packaging with third-party tools.
     Conformance(conformance::Options),
     /// Build in release mode, measure, and compare the figures with their bars.
@@ -116,6 +119,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Lint => lint::check(&Workspace::load()?),
         Task::Docs(options) => docs(&Workspace::load()?, &options),
         Task::Conformance(options) => conform(&Workspace::load()?, &options),
+        Task::Operators(options) => operators::check(&Workspace::load()?, &options),
         Task::Fuzz(options) => fuzz::run(&Workspace::load()?, &options),
         Task::Bench { benchmark } => benchmark.run(),
     }
@@ -181,6 +185,7 @@ fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)
                 .args(["test", "--locked", "--profile", "xtask"])
                 .args(["--package", "guesthouse-guest"]),
         )?;
+        operators::check(workspace, &operators::Options::default())?;
     }
     let host = build_for_tests(workspace)?;
     let python = python_package::environment(workspace)?;
