@@ -157,6 +157,15 @@ fn regenerated(text: &str) -> String {
 }
 
 #[test]
+fn page_of_operators_counts_the_tests_that_pass() {
+    let list = book::root().join("tests/data/operators/passed.txt");
+    let count = fs::read_to_string(list).unwrap().lines().count();
+    assert!(count >= 1246, "{count}");
+    let page = Page::open(book::book().join("reference/operators.md")).text;
+    assert!(page.contains(&format!("\n{count} of ")), "the page does not say {count}");
+}
+
+#[test]
 fn commands_of_the_readme_do_what_it_shows() {
     assert!(console::run(&Page::open("README.md")) >= 5);
 }
@@ -171,6 +180,12 @@ fn the_first_tutorial_does_what_it_shows() {
 fn the_tutorial_of_a_canary_does_what_it_shows() {
     let page = Page::open(book::book().join("tutorials/canary.md"));
     assert!(console::run(&page) >= 10);
+}
+
+#[test]
+fn the_tutorial_of_scikit_learn_does_what_it_shows() {
+    let page = Page::open(book::book().join("tutorials/scikit-learn.md"));
+    assert!(console::run_without_compilers(&page) >= 4);
 }
 
 /// Pages other than the tutorials are for machines on which the program is installed.

@@ -5,6 +5,8 @@
 //! blocks of a page share one shell. A block marked `console,run,background` holds one command that
 //! runs until the page ends; what it prints has to show the lines below it before the page goes on.
 //!
+//! A block marked `file=NAME` becomes a file of that name in the shell's folder.
+//!
 //! The shell's folder looks like the repository after it was built: what `cargo xtask` would build is
 //! there, and `cargo` only starts it. Ports of the page are replaced by free ones.
 
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::book::{Block, Page};
+use crate::book::{self, Block, Page};
 use crate::{artifacts, environment, server};
 
 /// The longest that a command may take.
@@ -55,6 +57,12 @@ case "$*" in
 esac
 "#;
 
+/// The programs that a page may not need if it says that it needs no compiler.
+const COMPILERS: [&str; 8] = ["cargo", "rustc", "rustup", "cc", "gcc", "clang", "c++", "ld"];
+
+/// What they do in the shell.
+const NO_COMPILER: &str = "#!/bin/sh\necho \"$0 is needed\" >&2\nexit 1\n";
+
 /// A command and what it prints.
 #[derive(Debug, PartialEq, Eq)]
 struct Step {
@@ -67,6 +75,8 @@ struct Step {
 pub struct Session {
     folder: TempDir,
     ports: [u16; 3],
+    /// The folders of programs besides those of the machine.
+    programs: Vec<PathBuf>,
     shell: Process,
     input: ChildStdin,
     background: Vec<Process>,
@@ -89,11 +99,33 @@ pub fn run_installed(page: &Page) -> usize {
     run_in(&mut Session::open(&["target/release"]), page)
 }
 
+/// The same on a machine with `guesthouse` and Python, and without compilers.
+///
+/// # Panics
+/// The same.
+pub fn run_without_compilers(page: &Page) -> usize {
+    // Not by a link: Python finds its packages by the path of its program.
+    let python = environment::python();
+    let mut session = Session::open(&["target/release", &python.to_string_lossy()]);
+    let programs = session.folder.path().join("programs");
+    for name in COMPILERS {
+        write_program(&programs.join(name), NO_COMPILER).expect("the scratch folder is writable");
+    }
+    run_in(&mut session, page)
+}
+
 fn run_in(session: &mut Session, page: &Page) -> usize {
     let blocks = page.blocks();
     let marked = |word: &str, block: &Block| block.attributes.iter().any(|one| one == word);
     let mut count = 0;
-    for block in blocks.iter().filter(|block| marked("run", block)) {
+    for block in &blocks {
+        if let Some(name) = block.attributes.iter().find_map(|one| one.strip_prefix("file=")) {
+            let text = block.lines.join("\n") + "\n";
+            fs::write(session.folder.path().join(name), text).expect("the folder is writable");
+        }
+        if !marked("run", block) {
+            continue;
+        }
         for step in steps(block) {
             let place = format!("{}:{}", page.path.display(), step.line);
             if marked("background", block) {
@@ -132,17 +164,17 @@ impl Session {
         let folder = artifacts::temporary_folder();
         furnish(folder.path()).expect("the scratch folder is writable");
         let ports = PORTS.map(|_port| free_port());
-        let programs = programs.iter().map(|one| folder.path().join(one)).collect();
-        let mut command = command(folder.path(), programs, ports);
+        let programs: Vec<_> = programs.iter().map(|one| folder.path().join(one)).collect();
+        let mut command = command(folder.path(), programs.clone(), ports);
         command.args(["--noprofile", "--norc"]).stdin(Stdio::piped());
         let mut shell = Process::spawn(command);
         let input = shell.child.stdin.take().expect("the shell has an input");
-        Self { folder, ports, shell, input, background: Vec::new() }
+        Self { folder, ports, programs, shell, input, background: Vec::new() }
     }
 
     /// Start a command that goes on, and wait until it has printed what is expected.
     fn start(&mut self, place: &str, step: &Step) {
-        let mut command = command(self.folder.path(), Vec::new(), self.ports);
+        let mut command = command(self.folder.path(), self.programs.clone(), self.ports);
         command.arg("-c").arg(replace_ports(&step.command, self.ports)).stdin(Stdio::null());
         let mut process = Process::spawn(command);
         let expected = format!("{ANY}{}{ANY}", replace_ports(&step.expected, self.ports));
@@ -181,9 +213,12 @@ fn furnish(folder: &Path) -> std::io::Result<()> {
     symlink(environment::guests(), folder.join("target/wasm32-wasip2/guest"))?;
     symlink(environment::host(), folder.join("target/release/guesthouse"))?;
     server::copy_warm_state(&folder.join("target/guesthouse/state"));
-    let cargo = folder.join("programs/cargo");
-    fs::write(&cargo, CARGO)?;
-    fs::set_permissions(cargo, fs::Permissions::from_mode(0o755))
+    write_program(&folder.join("programs/cargo"), CARGO)
+}
+
+fn write_program(path: &Path, text: &str) -> std::io::Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
 /// A shell in that folder, which finds programs in these folders and servers at those ports.
@@ -196,6 +231,8 @@ fn command(folder: &Path, mut programs: Vec<PathBuf>, [http, grpc, admin]: [u16;
     command
         .current_dir(folder)
         .env("PATH", path)
+        .env("PYTHONPATH", book::root().join("host/python/src"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("GUESTHOUSE_BIN", environment::host())
         .env("GUESTHOUSE_LISTEN", format!("127.0.0.1:{http}"))
         .env("GUESTHOUSE_GRPC_LISTEN", format!("127.0.0.1:{grpc}"))

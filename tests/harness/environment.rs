@@ -23,6 +23,11 @@ pub fn repository() -> PathBuf {
     path("GUESTHOUSE_REPOSITORY")
 }
 
+/// The folder of the programs of a Python environment with scikit-learn.
+pub fn python() -> PathBuf {
+    path("GUESTHOUSE_PYTHON")
+}
+
 /// The parent of temporary folders. It is on the same file system as the artifacts, so that they
 /// can be hard-linked.
 pub fn scratch() -> PathBuf {

@@ -10,7 +10,6 @@ mod metrics;
 mod packaging;
 mod page;
 mod perf_analyzer;
-pub(crate) mod python;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -20,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Error, Result, ensure};
 
 use crate::bench::server::{Server, demonstration};
+use crate::python_package;
 use crate::workspace::{Profile, Workspace};
 
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ struct Step {
     check: fn(&Workspace, &Path) -> Result<()>,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step {
         name: "openapi",
         about: "the documents are OpenAPI",
@@ -67,6 +67,11 @@ const STEPS: [Step; 8] = [
         name: "clients",
         about: "published clients do what they do elsewhere",
         check: clients::check,
+    },
+    Step {
+        name: "python",
+        about: "models of Python's frameworks answer as themselves",
+        check: python_package::check,
     },
     Step {
         name: "perf_analyzer",

@@ -2,8 +2,8 @@
 //!
 //! This file is the command line and the steps of each command. The modules, in the order in which
 //! to read them: [`run`] (child processes), [`workspace`] (folders and packages), [`toolchain`] (the
-//! guests' compilation target), [`guests`], [`pack`], [`lint`], [`docs`], [`fuzz`], [`conformance`],
-//! [`bench`].
+//! guests' compilation target), [`guests`], [`pack`], [`python`], [`python_package`], [`operators`],
+//! [`lint`], [`docs`], [`fuzz`], [`conformance`], [`bench`].
 
 #![allow(
     clippy::print_stdout,
@@ -17,7 +17,10 @@ mod docs;
 mod fuzz;
 mod guests;
 mod lint;
+mod operators;
 mod pack;
+mod python;
+mod python_package;
 mod run;
 mod toolchain;
 mod workspace;
@@ -42,6 +45,8 @@ mod environment {
     pub(crate) const MODELS: &str = "GUESTHOUSE_MODELS";
     /// The folder of the packed artifacts, named `<model>-<version>.wasm`.
     pub(crate) const REPOSITORY: &str = "GUESTHOUSE_REPOSITORY";
+    /// The folder of the programs of a Python environment with scikit-learn.
+    pub(crate) const PYTHON: &str = "GUESTHOUSE_PYTHON";
 }
 
 /// Tests kill the host or fail its writes at any file operation.
@@ -81,6 +86,8 @@ enum Task {
     Docs(docs::Options),
     /// Fuzz every parser of bytes from outside.
     Fuzz(fuzz::Options),
+    /// Run ONNX's tests of its operators, and compare with those that passed before.
+    Operators(operators::Options),
     /// Check the server and its packaging with third-party tools.
     Conformance(conformance::Options),
     /// Build in release mode, measure, and compare the figures with their bars.
@@ -112,6 +119,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Lint => lint::check(&Workspace::load()?),
         Task::Docs(options) => docs(&Workspace::load()?, &options),
         Task::Conformance(options) => conform(&Workspace::load()?, &options),
+        Task::Operators(options) => operators::check(&Workspace::load()?, &options),
         Task::Fuzz(options) => fuzz::run(&Workspace::load()?, &options),
         Task::Bench { benchmark } => benchmark.run(),
     }
@@ -177,17 +185,21 @@ fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)
                 .args(["test", "--locked", "--profile", "xtask"])
                 .args(["--package", "guesthouse-guest", "--package", "onnx"]),
         )?;
+        operators::check(workspace, &operators::Options::default())?;
     }
     let host = build_for_tests(workspace)?;
+    let python = python_package::environment(workspace)?;
     run::shown(
         run::cargo()
             .args(["test", "--locked"])
             .args(FAILPOINTS)
             .args(extra)
             .envs(variable)
-            .env(environment::BIN, host)
+            .env(environment::BIN, &host)
             .env(environment::GUESTS, workspace.components())
             .env(environment::MODELS, workspace.models())
-            .env(environment::REPOSITORY, workspace.repository()),
-    )
+            .env(environment::REPOSITORY, workspace.repository())
+            .env(environment::PYTHON, python.programs()),
+    )?;
+    if extra.is_empty() { python_package::test(workspace, &host) } else { Ok(()) }
 }

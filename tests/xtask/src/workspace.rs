@@ -123,6 +123,26 @@ impl Workspace {
         self.components().join(guest.replace('-', "_")).with_extension("wasm")
     }
 
+    /// An example of the SDK for guests, without optimisation.
+    pub(crate) fn example_binary(&self, name: &str) -> PathBuf {
+        self.target.join("xtask/examples").join(name)
+    }
+
+    /// The Python program that tests operators.
+    pub(crate) fn operators_program(&self) -> PathBuf {
+        self.root.join("tests/xtask/src/operators/nodes.py")
+    }
+
+    /// The list of the tests of operators that pass.
+    pub(crate) fn passed_operators(&self) -> PathBuf {
+        self.root.join("tests/data/operators/passed.txt")
+    }
+
+    /// The folder of the Python package.
+    pub(crate) fn python_package(&self) -> PathBuf {
+        self.root.join("host/python")
+    }
+
     /// The folder of the book.
     pub(crate) fn book(&self) -> PathBuf {
         self.root.join("host/docs")

@@ -1,5 +1,6 @@
 //! `guesthouse pack`: makes an artifact.
 
+mod difference;
 mod example;
 mod external_data;
 mod manifest;

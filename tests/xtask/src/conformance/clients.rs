@@ -8,10 +8,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::python::Python;
 use crate::bench::admin::KEY as ADMIN_KEY;
 use crate::bench::server::{KEY, START_LIMIT, Server, Setup};
 use crate::pack;
+use crate::python::Python;
 use crate::run;
 use crate::workspace::Workspace;
 

@@ -6,9 +6,9 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::python::Python;
 use super::with_server;
 use crate::bench::server::{KEY, Server};
+use crate::python::Python;
 use crate::run;
 use crate::workspace::Workspace;
 

@@ -7,9 +7,9 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::python::Python;
 use super::with_server;
 use crate::bench::server::KEY;
+use crate::python::Python;
 use crate::run;
 use crate::workspace::Workspace;
 

@@ -12,8 +12,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::clients::with_fixtures;
-use super::python::Python;
 use crate::bench::server::KEY;
+use crate::python::Python;
 use crate::run;
 use crate::toolchain::unpack_debian;
 use crate::workspace::Workspace;

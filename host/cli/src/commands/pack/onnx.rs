@@ -19,7 +19,7 @@ use semver::Version;
 
 use super::example::example;
 use super::manifest::ModelManifest;
-use super::{Draft, PackArguments, Packed, external_data};
+use super::{Draft, PackArguments, Packed, difference, external_data};
 
 /// The guest, compressed; empty if the program was built without it.
 const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/onnx-guest.zst"));
@@ -36,6 +36,11 @@ const TOLERANCE: f64 = 1e-4;
 
 /// What the examples of a file are compared with, before that file has been made.
 const PLACEHOLDER: &str = r#"{"inputs": {}, "outputs": {"none": 0}}"#;
+
+/// What to do without golden examples.
+const ADVICE: &str = "note: no golden examples are given, so that the model is not compared with its \
+    framework: make some by `python -m guesthouse_pack golden MODEL.onnx INPUTS.jsonl > golden.jsonl`, \
+    and pack with --golden golden.jsonl";
 
 /// Where an artifact of an ONNX file comes from.
 #[derive(Debug, clap::Args)]
@@ -100,7 +105,8 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
         Some(golden) => {
             let bytes = artifact::add_signature(draft(golden, tolerances)?, &report.signature);
             let trial = Draft::new(bytes.clone(), folder.path())?;
-            runtime.load(trial.path()).with_context(|| what.clone())?;
+            let loaded = runtime.load(trial.path()).with_context(|| what.clone())?;
+            difference::print(&loaded, trial.path())?;
             bytes
         }
         None => {
@@ -110,6 +116,7 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
             let example =
                 example(&runtime, trial.path(), &report.signature).with_context(|| what.clone())?;
             std::fs::write(&placeholder, example).context("cannot write a temporary file")?;
+            eprintln!("{ADVICE}");
             artifact::add_signature(draft(placeholder, tolerances)?, &report.signature)
         }
     };

@@ -20,7 +20,7 @@ use crate::bench::client::Client;
 use crate::bench::process::Process;
 use crate::bench::protocols::overhead::{field, varint};
 use crate::bench::server::{KEY, Server};
-use crate::conformance::python::Python;
+use crate::python::Python;
 
 /// The time limit of a start.
 const START_LIMIT: Duration = Duration::from_secs(60);

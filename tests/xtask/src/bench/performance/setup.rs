@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::bench::Subject;
 use crate::bench::rig::Rig;
-use crate::conformance::python::Python;
+use crate::python::Python;
 use crate::workspace::{Profile, Workspace};
 use crate::{pack, run};
 

@@ -38,8 +38,13 @@ impl Python {
         Command::new(self.program(program))
     }
 
+    /// The folder of the programs of the environment.
+    pub(crate) fn programs(&self) -> PathBuf {
+        self.0.join("bin")
+    }
+
     /// The path of a program of the environment.
     pub(crate) fn program(&self, program: &str) -> PathBuf {
-        self.0.join("bin").join(program)
+        self.programs().join(program)
     }
 }

@@ -1,0 +1,153 @@
+"""The steps that all frameworks share: compare, pack, report."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from . import difference, golden, graph, reference
+from .errors import ExportError, IdentityError, SampleError
+from .graph import Array
+from .lowering import lower
+from .runtimes import onnxruntime_outputs
+from .target import Target
+
+#: The largest model that protobuf can hold in one file.
+MAX_BYTES = (1 << 31) - 1
+
+_ADVICE = (
+    "The exported graph computes something else, often because it is in single precision: train on "
+    "float32, leave out scalers in front of trees, or give a larger tolerance=."
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in ONNX, with rows of the sample and the framework's own outputs for them."""
+
+    model: onnx.ModelProto
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    features: Sequence[reference.Feature]
+    classes: Sequence[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed model."""
+
+    #: The artifact.
+    artifact: Path
+    #: The drift reference beside it.
+    reference: Path
+    #: The number of golden examples.
+    examples: int
+    #: The largest difference between the framework and the packed model, by output.
+    guest_difference: Mapping[str, float]
+    #: The same for onnxruntime; nothing if it is not installed.
+    onnxruntime_difference: Mapping[str, float] | None
+    #: What the numbers of a classifier's output `label` stand for, if its labels are texts.
+    classes: Sequence[Any] | None = field(default=None)
+
+
+def pack(exported: Exported, target: Target) -> Packed:
+    """Make the artifact and its drift reference, or raise an error and leave nothing behind."""
+    model = exported.model
+    lower(model)
+    graph.keep_outputs(model, exported.outputs)
+    inputs, outputs = graph.inputs(model), graph.outputs(model)
+    if not outputs:
+        raise ExportError("the exported graph has no output that the framework computes, too")
+    fields = [value.field.lower() for value in (*inputs, *outputs)]
+    for name in fields:
+        if fields.count(name) > 1:
+            raise SampleError(f"two columns or outputs would be called `{name}`: rename one of them")
+    if model.ByteSize() > MAX_BYTES:
+        raise ExportError("the exported graph is larger than 2 GiB, which no ONNX file can be")
+    given = {value.name: exported.inputs[value.name].astype(value.dtype) for value in inputs}
+    wanted = {value.name: exported.outputs[value.name].astype(value.dtype) for value in outputs}
+    computed = onnxruntime_outputs(model, given)
+    by_runtime = None
+    if computed is not None:
+        by_runtime = difference.check(wanted, computed, target.tolerance, "onnxruntime", _ADVICE)
+    examples = golden.bounded(golden.lines(inputs, outputs, given, wanted))
+    text = reference.write(target, exported.features, exported.classes)
+    by_guest = _write(model, examples, text, target)
+    packed = Packed(
+        target.output, target.reference, len(examples), by_guest, by_runtime, exported.classes
+    )
+    _report(packed, target)
+    return packed
+
+
+def _write(
+    model: onnx.ModelProto, examples: Sequence[str], text: str, target: Target
+) -> dict[str, float]:
+    options = ["--name", target.name, "--version", target.version]
+    options += ["--tolerance", repr(target.tolerance)]
+    if target.max_batch_size is not None:
+        options += ["--max-batch-size", str(target.max_batch_size)]
+    with tempfile.TemporaryDirectory(prefix="guesthouse-pack-") as name:
+        folder = Path(name)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        (folder / "golden.jsonl").write_text("\n".join(examples) + "\n", encoding="utf-8")
+        made = folder / "made.wasm"
+        found = target.program.pack(folder / "model.onnx", folder / "golden.jsonl", made, options)
+        _publish({made: target.output}, {target.reference: text})
+    return found
+
+
+def _publish(files: Mapping[Path, Path], texts: Mapping[Path, str]) -> None:
+    """Write everything beside its place first, so that a full disk leaves nothing."""
+    drafts: dict[Path, Path] = {}
+    try:
+        for source, place in files.items():
+            drafts[_draft(place)] = place
+            _copy(source, _draft(place))
+        for place, text in texts.items():
+            drafts[_draft(place)] = place
+            _draft(place).write_text(text, encoding="utf-8")
+        for draft, place in drafts.items():
+            os.replace(draft, place)
+    except OSError as error:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+        raise IdentityError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def _draft(place: Path) -> Path:
+    return place.with_name(f".{place.name}.{os.getpid()}.draft")
+
+
+def _copy(source: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reader, place.open("xb") as writer:
+        while chunk := reader.read(1 << 20):
+            writer.write(chunk)
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+def _report(packed: Packed, target: Target) -> None:
+    print(f"packed {target.name}@{target.version} into {packed.artifact}")
+    print(f"golden examples: {packed.examples} rows of the sample, with the framework's outputs")
+    for what, differences in (
+        ("the packed model", packed.guest_difference),
+        ("onnxruntime", packed.onnxruntime_difference),
+    ):
+        if differences:
+            apart = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
+            print(f"largest difference between the framework and {what}: {apart}")
+        elif differences is not None:
+            print(f"largest difference between the framework and {what}: at most {target.tolerance:g}")
+        else:
+            print(f"{what} is not installed, so that it was not compared")
+    print(f"drift reference: {packed.reference}", flush=True)
+    sys.stdout.flush()
