@@ -8,10 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use guesthouse_artifact::{self as artifact, GoldenFile, Manifest};
 use guesthouse_model::{Datatype, Field, ModelName, Signature};
-use guesthouse_runtime::embed::{Compiler, Runtime, RuntimeOptions, TrialError};
-use guesthouse_runtime::guest::InstanceLimits;
-use guesthouse_runtime::preinit::PreinitLimits;
-use guesthouse_runtime::version::ModelLimits;
+use guesthouse_runtime::embed::{Runtime, RuntimeOptions, TrialError};
 use semver::Version;
 use serde_json::{Map, Value, json};
 
@@ -151,17 +148,8 @@ fn tolerances(signature: &Signature, tolerance: f64) -> BTreeMap<String, f64> {
 }
 
 fn runtime(folder: &Path) -> anyhow::Result<Runtime> {
-    let preinit = PreinitLimits::default();
-    let memory_bytes = preinit.guest_memory_bytes;
-    let instance = InstanceLimits { memory_bytes, ..InstanceLimits::default() };
-    let options = RuntimeOptions {
-        model: ModelLimits { instance, concurrency: 1, ..ModelLimits::default() },
-        preinit,
-        compiler: Compiler::Child(std::env::current_exe().context("cannot find this program")?),
-        max_instances: 2,
-        threads: 1,
-        ..RuntimeOptions::default()
-    };
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let options = RuntimeOptions::for_one_artifact(program);
     Ok(Runtime::open(&folder.join("state"), options)?)
 }
 
