@@ -118,6 +118,8 @@ mod restart;
 mod service_manager;
 /// A stopping server completes its requests, and stops in bounded time.
 mod shutdown;
+/// `guesthouse new` writes complete folders, or nothing.
+mod templates;
 /// The rules of the architecture and of the documentation.
 mod tidy;
 /// TLS, and certificates that are renewed without a restart.

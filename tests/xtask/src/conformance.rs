@@ -11,6 +11,7 @@ mod packaging;
 mod page;
 mod perf_analyzer;
 pub(crate) mod python;
+mod templates;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -36,7 +37,7 @@ struct Step {
     check: fn(&Workspace, &Path) -> Result<()>,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step {
         name: "openapi",
         about: "the documents are OpenAPI",
@@ -72,6 +73,11 @@ const STEPS: [Step; 8] = [
         name: "perf_analyzer",
         about: "Triton's load generator measures the server",
         check: perf_analyzer::check,
+    },
+    Step {
+        name: "templates",
+        about: "what `guesthouse new` writes is built, tested, packed and served",
+        check: templates::check,
     },
 ];
 
