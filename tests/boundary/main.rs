@@ -122,6 +122,8 @@ mod service_manager;
 mod shared_code;
 /// A stopping server completes its requests, and stops in bounded time.
 mod shutdown;
+/// `guesthouse new` writes complete folders, or nothing.
+mod templates;
 /// The rules of the architecture and of the documentation.
 mod tidy;
 /// TLS, and certificates that are renewed without a restart.

@@ -5,6 +5,7 @@ pub(crate) mod completions;
 pub(crate) mod exit_code;
 pub(crate) mod inspect;
 pub(crate) mod man;
+pub(crate) mod new;
 pub(crate) mod operate;
 pub(crate) mod pack;
 pub(crate) mod predict;

@@ -36,6 +36,8 @@ enum Command {
     /// Check a configuration.
     #[command(subcommand)]
     Config(commands::serve::ConfigCommand),
+    /// Make a folder with a model to start from, which can be built, tested and packed as it is.
+    New(commands::new::NewArguments),
     /// Make an artifact: one `.wasm` file of a component, its assets and its golden examples.
     Pack(commands::pack::PackArguments),
     /// Print the contents of an artifact.
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
     let writing = match arguments.command {
         Command::Serve(_) => WriteMode::Queued,
         Command::Config(_)
+        | Command::New(_)
         | Command::Pack(_)
         | Command::Inspect(_)
         | Command::Verify(_)
@@ -109,6 +112,7 @@ fn run(command: Command, started: Instant) -> anyhow::Result<()> {
     match command {
         Command::Serve(arguments) => commands::serve::run(&arguments, started),
         Command::Config(command) => commands::serve::config(&command),
+        Command::New(arguments) => commands::new::run(&arguments),
         Command::Pack(arguments) => commands::pack::run(&arguments),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
         Command::Verify(arguments) => commands::verify::run(&arguments),

@@ -10,6 +10,7 @@ mod metrics;
 mod packaging;
 mod page;
 mod perf_analyzer;
+mod templates;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -77,6 +78,11 @@ const STEPS: [Step; 9] = [
         name: "perf_analyzer",
         about: "Triton's load generator measures the server",
         check: perf_analyzer::check,
+    },
+    Step {
+        name: "templates",
+        about: "what `guesthouse new` writes is built, tested, packed and served",
+        check: templates::check,
     },
 ];
 

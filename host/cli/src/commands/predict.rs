@@ -32,11 +32,11 @@ pub(crate) struct PredictArguments {
     #[arg(long, value_name = "URL")]
     server: Option<ServerUrl>,
     /// The model of the server. By default, the server's default model.
-    #[arg(long, value_name = "NAME", requires = "server")]
+    #[arg(long, value_name = "NAME")]
     model: Option<ModelName>,
     /// The version of the model: a version, a range such as ^1.2, or a channel. By default, the
     /// server's traffic split decides.
-    #[arg(long, value_name = "SELECTOR", requires = "server")]
+    #[arg(long, value_name = "SELECTOR")]
     version: Option<VersionSelector>,
     /// The rows: JSON objects with a value for each input, or @FILE for those of a file, @- for those of
     /// standard input. Without --json and --file, they are read from standard input.
@@ -51,19 +51,36 @@ pub(crate) struct PredictArguments {
     deadline: Duration,
     /// Print the requests as commands for curl instead of sending them. The key is only named, as the
     /// variable GUESTHOUSE_KEY.
-    #[arg(long, requires = "server")]
+    #[arg(long)]
     curl: bool,
     /// A private file with the key. Without it, the key is read from GUESTHOUSE_KEY.
-    #[arg(long, value_name = "FILE", requires = "server")]
+    #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// A PEM file with the certificates to trust when the URL is https: the server's own, or that of its
     /// issuer.
-    #[arg(long, value_name = "FILE", requires = "server")]
+    #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// A state folder that keeps compiled code, so that the next start takes no time. No server may be
     /// using it. By default a temporary one.
     #[arg(long, value_name = "FOLDER", conflicts_with = "server")]
     state: Option<PathBuf>,
+}
+
+impl PredictArguments {
+    /// What is wrong with the arguments together. The parser does not look for a server that another
+    /// argument requires if there is an artifact, with which it conflicts.
+    fn problem(&self) -> Option<&'static str> {
+        let Self { artifact, server, model, version, curl, key_file, ca, .. } = self;
+        let for_server =
+            model.is_some() || version.is_some() || *curl || key_file.is_some() || ca.is_some();
+        match (artifact, server) {
+            (None, None) => Some("name an artifact to predict with, or a server by --server"),
+            (Some(_), _) if for_server => Some(
+                "--model, --version, --curl, --key-file and --ca are for a server: add --server",
+            ),
+            _ => None,
+        }
+    }
 }
 
 /// A selector as it was written, which is what the server receives.
@@ -98,8 +115,7 @@ pub(crate) fn run(arguments: &PredictArguments) -> anyhow::Result<()> {
     if arguments.deadline.is_zero() {
         return Err(Failure::Usage("--deadline must be longer than nothing".to_owned()).into());
     }
-    if arguments.artifact.is_none() && arguments.server.is_none() {
-        let reason = "name an artifact to predict with, or a server by --server";
+    if let Some(reason) = arguments.problem() {
         return Err(Failure::Usage(reason.to_owned()).into());
     }
     let rows = rows::open(arguments.json.as_deref(), &arguments.file)?;
