@@ -181,7 +181,7 @@ fn no_modules_import_each_other_in_a_circle() {
 
 /// The libraries that only one crate of the host may depend on.
 const OWNED: [(&str, &[&str]); 2] = [
-    ("runtime", &["wasmtime", "wasmtime-wasi", "wasmtime-wizer"]),
+    ("runtime", &["wasmtime", "wasmtime-wasi"]),
     (
         "server",
         &[

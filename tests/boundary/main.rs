@@ -114,6 +114,8 @@ mod request_bodies;
 mod restart;
 /// The service manager learns when the server is ready, reloads, stops, and that it is alive.
 mod service_manager;
+/// Versions of one guest share its compiled code.
+mod shared_code;
 /// A stopping server completes its requests, and stops in bounded time.
 mod shutdown;
 /// The rules of the architecture and of the documentation.

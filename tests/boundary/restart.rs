@@ -216,7 +216,7 @@ fn an_invalid_configuration_is_rejected_in_one_line() {
 }
 
 #[test]
-fn a_second_version_reuses_the_compiled_functions() {
+fn a_second_version_reuses_the_compiled_code() {
     let folder = temporary_folder();
     let mut setup = setup(folder.path());
     assert!(Server::start(&setup).stop().0.success());
@@ -224,16 +224,16 @@ fn a_second_version_reuses_the_compiled_functions() {
         let files = compiled_files(folder.path(), prefix, "");
         files.into_iter().map(|path| (fs::metadata(&path).unwrap().ino(), path)).collect::<Vec<_>>()
     };
-    let (functions, init) = (shared("functions-"), shared("init-"));
-    assert_eq!((functions.len(), init.len()), (2, 2), "each file has a MAC");
+    let (functions, modules) = (shared("functions-"), shared("module-"));
+    assert_eq!((functions.len(), modules.len()), (2, 2), "each file has a MAC");
     let second = Misbehave { version: "1.1.0", ..Misbehave::default() };
     setup.artifacts.push(second.pack(folder.path()));
     let server = Server::start(&setup);
     let body = json!({"action": "echo"});
     let answer = server.post("/models/misbehave/versions/1.1.0/predict", &body);
     assert_eq!(answer.status, 200, "{answer:?}");
-    // The stored functions were reused: nothing new was stored beside them.
-    assert_eq!((shared("functions-"), shared("init-")), (functions, init));
+    // The stored code was reused: nothing new was stored beside it.
+    assert_eq!((shared("functions-"), shared("module-")), (functions, modules));
     assert_eq!(recompilations(&server), 0);
 }
 

@@ -47,7 +47,6 @@ fn only_some_modules_know_wasmtime_and_axum() {
     for (path, module, text) in host_sources() {
         for (library, allowed) in [
             ("wasmtime", &["guest", "preinit"][..]),
-            ("wasmtime_wizer", &["preinit"]),
             ("axum", &["edge", "admin"]),
             ("tonic", &["edge"]),
             ("tonic_health", &["edge"]),

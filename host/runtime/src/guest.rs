@@ -9,6 +9,7 @@
 
 mod arithmetic;
 mod bindings;
+mod compiled_module;
 mod convert;
 mod engine;
 mod fault;
@@ -22,13 +23,14 @@ mod ticker;
 
 pub use arithmetic::{ArithmeticUsage, FunctionUsage};
 pub(crate) use bindings::Model;
+pub use compiled_module::{CompiledCode, CompiledModule};
 pub use convert::{MAX_REJECTIONS, signature_from_wit};
 pub use engine::{Engine, EngineError, EngineLimits, Engines};
 pub use fault::{Fault, Rejection, TrapKind};
 pub use guesthouse_arithmetic::Backend;
 pub use instance::{Instance, LoadedComponent};
 pub use limits::{DEFAULT_START_TIME, InstanceLimits};
-pub(crate) use linker::{NotInSnapshot, Phase, linker};
+pub(crate) use linker::{NotInSnapshot, Phase, code_import, link_modules, linker};
 pub use samples::{FunctionSamples, GuestFunction};
 pub(crate) use state::HostState;
 pub use stop::{CancelOnDrop, StopReason, StopSignal};

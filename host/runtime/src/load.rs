@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use guesthouse_artifact::{Artifact, ArtifactError};
 
-use crate::guest::{EngineError, Engines, InstanceLimits, LoadedComponent};
+use crate::guest::{CompiledCode, EngineError, Engines, InstanceLimits, LoadedComponent};
 use crate::preinit::{InstanceStart, PreinitError, PreinitGoal, PreinitReport};
 use crate::store::{CompiledVersion, Store, StoreError};
 use crate::version::{ModelLimits, ProofError, Reservation, ServableVersion};
@@ -35,8 +35,7 @@ pub fn compile<E>(
 where
     E: From<ArtifactError> + From<PreinitError> + From<StoreError>,
 {
-    let component = artifact.component_digest().map_err(ArtifactError::Read)?;
-    store.keep(artifact.digest(), component, |files| {
+    store.keep(artifact.digest(), |files| {
         // A copy, because the artifact's own file may be replaced in the meantime.
         let folder = files.compiled.parent().unwrap_or(&files.compiled);
         let copy = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
@@ -93,14 +92,15 @@ where
     if artifact.signature() != Some(&report.signature) {
         return Err(SignatureMismatch.into());
     }
-    let id = artifact.id().clone();
+    let (id, path) = (artifact.id().clone(), compiled.path());
+    let code = CompiledCode { component: &path, modules: compiled.modules() };
     // SAFETY: the store has just checked the file against its MAC or has just written it, and the path is
     // that of this very file; the store never changes a file in place, and its folder is this host's alone.
     #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
     let mut component = unsafe {
         LoadedComponent::map(
             engines.with_stack(limits.stack_bytes),
-            &compiled.path(),
+            code,
             id,
             report.signature.clone(),
             limits,

@@ -7,12 +7,13 @@
 //! decided by `store`.
 
 pub mod child;
+mod compiler;
 mod core_limit;
 mod cpu_time_limit;
 mod function_cache;
-mod init_cache;
 mod initialise;
 pub mod queue;
+mod split;
 
 use std::io::Read;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use self::core_limit::CoreLimit;
 use self::initialise::Preinitialisation;
 use crate::guest::{Backend, DEFAULT_START_TIME, InstanceLimits};
+use guesthouse_artifact::Digest;
 use guesthouse_model::Signature;
 
 /// The longest report that is read from a child, in bytes; a signature is much smaller.
@@ -120,6 +122,10 @@ pub struct PreinitReport {
     // Left out if false, because the MAC of records that were written without it covers the text.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub arithmetic: bool,
+    /// The modules that the compiled code imports, which versions of one guest share.
+    // Left out if empty, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<Digest>,
     /// The fingerprint of the engines that can run the compiled code; `None` if only the signature
     /// was requested.
     pub fingerprint: Option<String>,
@@ -188,11 +194,10 @@ pub struct CompileFiles {
     /// Output: the functions to keep. There is no such file if writing it fails or is not
     /// worthwhile.
     pub functions_output: PathBuf,
-    /// Input: the code for `init` that an earlier child compiled. The file need not exist.
-    pub init_code: PathBuf,
-    /// Output: the code for `init`, if the input did not exist. There is no such file if writing it
-    /// fails.
-    pub init_code_output: PathBuf,
+    /// Input: the folder with modules that were compiled before, by their digest.
+    pub modules: PathBuf,
+    /// Output: the folder for modules that are compiled now, likewise. The child creates it.
+    pub modules_output: PathBuf,
 }
 
 /// The program of a child.
@@ -314,8 +319,8 @@ fn command(
         command.arg("--output").arg(&files.compiled);
         command.arg("--functions").arg(&files.functions);
         command.arg("--functions-output").arg(&files.functions_output);
-        command.arg("--init-code").arg(&files.init_code);
-        command.arg("--init-code-output").arg(&files.init_code_output);
+        command.arg("--modules").arg(&files.modules);
+        command.arg("--modules-output").arg(&files.modules_output);
     }
     let mut limit = |name: &str, value: u64| {
         command.arg(name).arg(value.to_string());

@@ -10,10 +10,10 @@
 //! key                                     32 random bytes
 //! compiled/<artifact>-<engine>.cwasm      native code
 //! compiled/<artifact>-<engine>.json       its record: written last, so it is there or it is not
+//! compiled/module-<digest>-<engine>.cwasm     native code that versions of one guest import
+//! compiled/module-<digest>-<engine>.mac       over it
 //! compiled/functions-<engine>.bin         single functions, for versions that share code
 //! compiled/functions-<engine>.mac         over them
-//! compiled/init-<component>-<engine>.cwasm    native code for `init`, for versions of one guest
-//! compiled/init-<component>-<engine>.mac      over it
 //! artifacts/<artifact>.wasm               what was deployed, as it came
 //! ledger.redb                             which versions are served, and every change of it: see `ledger`
 //! ledger.head                             how far it has come, and which keys were revoked
@@ -21,6 +21,7 @@
 
 mod artifacts;
 mod cleanup;
+mod modules;
 mod shared_code;
 
 use std::collections::BTreeMap;
@@ -29,14 +30,16 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::TryRng;
 use serde::{Deserialize, Serialize};
 
 use crate::durable;
+use crate::guest::CompiledModule;
 use crate::preinit::{CompileFiles, PreinitReport};
 use guesthouse_artifact::{Digest, open_regular};
+use modules::LoadedModules;
 use shared_code::touch;
 
 const KEY_BYTES: usize = 32;
@@ -61,6 +64,7 @@ pub struct Store {
     /// Held while shared code is read or replaced: code and MAC are two files, and several children
     /// may run at once.
     sharing: Mutex<()>,
+    modules: LoadedModules,
 }
 
 /// A compiled version that has passed its MAC.
@@ -68,6 +72,8 @@ pub struct Store {
 pub struct CompiledVersion {
     /// The file with the native code: the one that was checked, whatever file has its name now.
     code: File,
+    /// The modules that it imports, checked likewise.
+    modules: Vec<Arc<CompiledModule>>,
     /// The report of pre-initialisation.
     pub report: PreinitReport,
 }
@@ -78,6 +84,11 @@ impl CompiledVersion {
     /// replace the file.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.code.as_raw_fd()))
+    }
+
+    /// The modules that the code imports, in the order of their imports.
+    pub fn modules(&self) -> &[Arc<CompiledModule>] {
+        &self.modules
     }
 }
 
@@ -138,8 +149,8 @@ impl Store {
         let key =
             read_or_make_key(folder).map_err(StoreError::new("cannot read or make the key"))?;
         let folder = folder.to_owned();
-        let sharing = Mutex::new(());
-        Ok(Self { _lock: lock, folder, artifacts, compiled, key, fingerprint, sharing })
+        let (sharing, modules) = (Mutex::new(()), LoadedModules::default());
+        Ok(Self { _lock: lock, folder, artifacts, compiled, key, fingerprint, sharing, modules })
     }
 
     /// The folder.
@@ -178,21 +189,24 @@ impl Store {
         let is = self.version_mac(&code, artifact, &record.report).map_err(&unreadable)?;
         // BLAKE3 hashes are compared in constant time.
         if blake3::Hash::from_hex(&record.mac).is_ok_and(|wanted| wanted == is) {
+            let Some(modules) = self.modules(&record.report.modules).map_err(&unreadable)? else {
+                tracing::info!(%artifact, "a module of a compiled version is gone, compiling again");
+                return Ok(None);
+            };
             touch(&code);
-            return Ok(Some(CompiledVersion { code, report: record.report }));
+            return Ok(Some(CompiledVersion { code, modules, report: record.report }));
         }
         tracing::warn!(%artifact, "a compiled version does not pass its MAC, compiling again");
         Ok(None)
     }
 
-    /// Call `make` to write the compiled code of an artifact with this component, and keep it.
+    /// Call `make` to write the compiled code of an artifact, and keep it.
     ///
     /// # Errors
     /// The error of `make`, or [`StoreError`].
     pub fn keep<E: From<StoreError>>(
         &self,
         artifact: Digest,
-        component: Digest,
         make: impl FnOnce(&CompileFiles) -> Result<PreinitReport, E>,
     ) -> Result<CompiledVersion, E> {
         // In the same folder, so that files can be renamed; it is removed if anything fails.
@@ -203,26 +217,25 @@ impl Store {
             compiled: path("compiled"),
             functions: path("functions"),
             functions_output: path("functions-output"),
-            init_code: path("init-code"),
-            init_code_output: path("init-code-output"),
+            modules: path("modules"),
+            modules_output: path("modules-output"),
         };
-        let (functions, init_code) = (self.functions(), self.init_code(component));
+        let functions = self.functions();
         let sharing = || self.sharing.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let _sharing = sharing();
             self.provide(&functions, &files.functions);
-            self.provide(&init_code, &files.init_code);
+            let provided = self.provide_modules(&files.modules);
+            provided.map_err(StoreError::new("cannot provide compiled modules"))?;
         }
         let report = make(&files)?;
-        let code = self.publish(&files.compiled, artifact, &report);
-        let code = code.map_err(StoreError::new("cannot keep a compiled version"))?;
+        let not_kept = StoreError::new("cannot keep a compiled version");
         let _sharing = sharing();
+        let modules = self.adopt_modules(&report.modules, &files.modules_output);
+        let modules = modules.map_err(&not_kept)?;
+        let code = self.publish(&files.compiled, artifact, &report).map_err(&not_kept)?;
         self.adopt(&functions, &files.functions_output);
-        self.adopt(&init_code, &files.init_code_output);
-        if let Err(error) = self.evict_init_codes() {
-            tracing::warn!(%error, "cannot remove old code for init");
-        }
-        Ok(CompiledVersion { code, report })
+        Ok(CompiledVersion { code, modules, report })
     }
 
     fn publish(&self, made: &Path, artifact: Digest, report: &PreinitReport) -> io::Result<File> {
@@ -397,6 +410,7 @@ mod tests {
             signature,
             start,
             arithmetic: false,
+            modules: vec![],
             fingerprint: None,
             steps_ms: vec![],
             peak_memory_bytes: 0,
@@ -408,7 +422,7 @@ mod tests {
             fs::write(&files.compiled, code).map_err(StoreError::new("test"))?;
             Ok::<_, StoreError>(report())
         };
-        store.keep(artifact, Digest::from_content(b"component"), write).unwrap()
+        store.keep(artifact, write).unwrap()
     }
 
     pub(super) fn open(folder: &Path, fingerprint: &str) -> Store {
@@ -549,11 +563,7 @@ mod tests {
             fs::write(&files.functions_output, b"half").map_err(StoreError::new("test"))?;
             Err(StoreError { what: "test", source: io::Error::other("no") })
         };
-        assert!(
-            store
-                .keep(Digest::from_content(b"one"), Digest::from_content(b"component"), fail)
-                .is_err()
-        );
+        assert!(store.keep(Digest::from_content(b"one"), fail).is_err());
         assert_eq!(fs::read_dir(&store.compiled).unwrap().count(), 0);
     }
 }

@@ -16,7 +16,8 @@ use cases::{Caller, Case, Cases, Datatype};
 use guesthouse_artifact::Artifact;
 use guesthouse_model::Tensor;
 use guesthouse_runtime::guest::{
-    Backend, EngineLimits, Engines, Instance, InstanceLimits, LoadedComponent, StopSignal,
+    Backend, CompiledCode, EngineLimits, Engines, Instance, InstanceLimits, LoadedComponent,
+    StopSignal,
 };
 use guesthouse_runtime::load::{self, grants_arithmetic};
 use guesthouse_runtime::machine;
@@ -145,13 +146,15 @@ impl Guests {
         };
         ensure!(compiled.report.start == InstanceStart::Snapshot, "there is no snapshot");
         let (id, signature) = (artifact.id().clone(), compiled.report.signature.clone());
+        let path = compiled.path();
+        let code = CompiledCode { component: &path, modules: compiled.modules() };
         // SAFETY: the store has just checked the file against its MAC or has just written it, and the
         // path is that of the same file. The store never changes a file in place, and only this
         // process uses the folder.
         #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
         let component = unsafe {
             let engine = engines.with_stack(limits.stack_bytes);
-            LoadedComponent::map(engine, &compiled.path(), id, signature, limits)
+            LoadedComponent::map(engine, code, id, signature, limits)
         }?;
         Ok(component.with_share(machine::cores()))
     }

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use guesthouse_artifact::Artifact;
 use guesthouse_model::record;
 use guesthouse_model::{Signature, Tensor};
-use guesthouse_runtime::guest::{Engine, EngineLimits, Instance, LoadedComponent, StopSignal};
+use guesthouse_runtime::guest::{
+    CompiledCode, Engine, EngineLimits, Instance, LoadedComponent, StopSignal,
+};
 use guesthouse_runtime::load::grants_arithmetic;
 use guesthouse_runtime::store::Store;
 use guesthouse_server::config::ConfigFile;
@@ -48,12 +50,13 @@ impl Loaded {
 
         let of_version = signature.clone();
         let (id, instance) = (artifact.id().clone(), limits.model.instance);
+        let path = compiled.path();
+        let code = CompiledCode { component: &path, modules: compiled.modules() };
         // SAFETY: the store has just checked the file against its MAC, and the path is that of the
         // same file. The store never changes a file in place, and this process holds the folder's
         // lock.
         #[expect(unsafe_code, reason = "mapping native code that only the MAC vouches for")]
-        let component =
-            unsafe { LoadedComponent::map(&engine, &compiled.path(), id, signature, instance) }?;
+        let component = unsafe { LoadedComponent::map(&engine, code, id, signature, instance) }?;
         Ok(Self { component, signature: of_version, examples, _store: store })
     }
 

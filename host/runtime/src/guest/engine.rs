@@ -1,4 +1,4 @@
-//! The wasmtime engines: those that serve, and two that are only used for pre-initialisation. Every
+//! The wasmtime engines: those that serve, and those of pre-initialisation. Every
 //! setting is explained where it is made.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use wasmtime::{
 };
 
 /// Increment this when the meaning of compiled code changes in a way that wasmtime's compatibility
-/// hash does not cover, such as how wizer instruments the component whose `init` code is cached.
+/// hash does not cover.
 const COMPILED_FORM_REVISION: u32 = 3;
 
 /// The limits that the operator sets; the other sizes of the instance pool follow from them.
@@ -158,35 +158,33 @@ impl Engine {
         Ok(Self { engine, ticker: Some(ticker), cores: Some(Arc::clone(cores)) })
     }
 
-    /// Create an engine that compiles for the serving engines and never runs code.
+    /// Create an engine that compiles for the serving engines and runs `init` on that code.
     pub(crate) fn compiling(
         functions: Arc<dyn CacheStore>,
         interruptible: bool,
+        stack_bytes: usize,
     ) -> Result<Self, EngineError> {
-        let limits =
-            EngineLimits { max_instances: 1, max_memory_bytes: 1 << 32, use_idle_cores: false };
-        let mut config = serving_config(limits, interruptible);
-        // Nothing is instantiated, so no address space has to be reserved.
-        config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+        let mut config = single_config(interruptible, stack_bytes);
         config.enable_incremental_compilation(functions).map_err(EngineError)?;
-        Ok(Self {
-            engine: wasmtime::Engine::new(&config).map_err(EngineError)?,
-            ticker: None,
-            cores: None,
-        })
+        Self::single(&config)
     }
 
-    /// Create an engine that runs `init` once, before the snapshot. Its functions are not cached
-    /// one by one; `preinit` caches the code as a whole.
-    pub(crate) fn snapshotting(stack_bytes: usize) -> Result<Self, EngineError> {
-        let mut config = snapshotting_config();
-        config.max_wasm_stack(stack_bytes);
-        config.async_stack_size(stack_bytes + HOST_STACK_BYTES);
-        Ok(Self {
-            engine: wasmtime::Engine::new(&config).map_err(EngineError)?,
-            ticker: None,
-            cores: None,
-        })
+    /// Create an engine that only runs `init`: it computes the same as the serving engines, on code that
+    /// is compiled faster and not kept.
+    pub(crate) fn initialising(stack_bytes: usize) -> Result<Self, EngineError> {
+        let mut config = single_config(false, stack_bytes);
+        config.cranelift_opt_level(OptLevel::None);
+        config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+        // Only the reason of a trap is reported; address maps would take a tenth of the code's size.
+        config.generate_address_map(false);
+        // For debuggers and profilers; wasmtime unwinds by frame pointers.
+        config.native_unwind_info(false);
+        Self::single(&config)
+    }
+
+    fn single(config: &Config) -> Result<Self, EngineError> {
+        let engine = wasmtime::Engine::new(config).map_err(EngineError)?;
+        Ok(Self { engine, ticker: None, cores: None })
     }
 
     /// A text that is equal for engines whose compiled code is interchangeable.
@@ -219,10 +217,19 @@ fn idle_cores(limits: EngineLimits) -> Result<Arc<IdleCores>, EngineError> {
     Ok(Arc::new(cores))
 }
 
-/// The settings that decide what guest code computes, common to all engines: `predict` continues
-/// from the state that `init` left in the snapshot, so both must execute instructions alike. The
-/// engines differ only in the speed of their code, its limits, and where memory comes from.
-fn semantics() -> Config {
+/// The configuration of an engine with one instance, outside of the pool.
+fn single_config(interruptible: bool, stack_bytes: usize) -> Config {
+    let limits =
+        EngineLimits { max_instances: 1, max_memory_bytes: 1 << 32, use_idle_cores: false };
+    let mut config = serving_config(limits, interruptible);
+    // There is one instance, so no address space has to be reserved.
+    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+    config.max_wasm_stack(stack_bytes);
+    config.async_stack_size(stack_bytes + HOST_STACK_BYTES);
+    config
+}
+
+fn serving_config(limits: EngineLimits, interruptible: bool) -> Config {
     let mut config = Config::new();
     config.wasm_component_model(true);
     // The same results on every machine, at no cost on processors with FMA.
@@ -231,28 +238,8 @@ fn semantics() -> Config {
     // The bits of NaNs depend on the processor. Canonicalising them would slow down every
     // floating-point operation, and signatures make no promise about them.
     config.cranelift_nan_canonicalization(false);
-    // Guests are single-threaded: shared memory is attack surface without use.
-    config.wasm_threads(false);
+    // Guests are single-threaded: shared memory is attack surface without use. Threads are not compiled in.
     config.shared_memory(false);
-    config
-}
-
-/// The configuration for running `init`.
-fn snapshotting_config() -> Config {
-    let mut config = semantics();
-    // The code runs once, so the time to compile it dominates.
-    config.cranelift_opt_level(OptLevel::None);
-    config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
-    config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
-    // Only the reason of a trap is reported; address maps would take a tenth of the code's size.
-    config.generate_address_map(false);
-    // For debuggers and profilers; wasmtime unwinds by frame pointers.
-    config.native_unwind_info(false);
-    config
-}
-
-fn serving_config(limits: EngineLimits, interruptible: bool) -> Config {
-    let mut config = semantics();
     // For deadlines: a guest checks the epoch at every loop back edge and function entry.
     config.epoch_interruption(interruptible);
     // All instances of a version share one file mapping of the weights. With a smaller limit,
@@ -271,9 +258,10 @@ const RESIDENT_MEMORY_BYTES: usize = 16 << 20;
 
 fn pool(limits: EngineLimits) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
-    // A component made by wit-bindgen is a main module with its shims: up to four core instances.
+    // A component made by wit-bindgen is a main module with its state and its shims: up to five core
+    // instances.
     pool.total_component_instances(limits.max_instances);
-    pool.total_core_instances(limits.max_instances.saturating_mul(4));
+    pool.total_core_instances(limits.max_instances.saturating_mul(5));
     pool.total_memories(limits.max_instances);
     pool.total_tables(limits.max_instances.saturating_mul(2));
     pool.max_memories_per_component(1);
@@ -332,33 +320,16 @@ mod tests {
         }
     }
 
-    /// The settings of an engine that affect results, as far as wasmtime exposes them.
-    fn semantics_of(engine: &Engine) -> impl PartialEq + std::fmt::Debug {
-        let engine = engine.wasmtime();
-        (
-            engine.get_wasm_features(),
-            engine.get_relaxed_simd_deterministic(),
-            engine.get_cranelift_nan_canonicalization(),
-            engine.get_shared_memory(),
-            engine.get_target(),
-            engine.get_strategy(),
-            engine.get_cranelift_flags_enabled().map(str::to_owned).collect::<Vec<_>>(),
-        )
-    }
-
     #[test]
-    fn all_engines_have_the_same_semantics() {
+    fn compiled_code_runs_only_where_it_can_be_interrupted() {
         let limits =
             EngineLimits { max_instances: 1, max_memory_bytes: 1 << 20, use_idle_cores: true };
         let serving = Engine::serving(limits, 512 << 10).unwrap();
-        let compiling = Engine::compiling(Arc::new(NoFunctions), true).unwrap();
-        let snapshotting = Engine::snapshotting(512 << 10).unwrap();
-        assert_eq!(semantics_of(&snapshotting), semantics_of(&serving));
-        assert_eq!(semantics_of(&compiling), semantics_of(&serving));
+        let compiling = Engine::compiling(Arc::new(NoFunctions), true, 512 << 10).unwrap();
         assert!(serving.wasmtime().get_relaxed_simd_deterministic());
         assert_eq!(compiling.fingerprint(), serving.fingerprint());
         // Code that cannot be interrupted never gets into an engine that serves.
-        let endless = Engine::compiling(Arc::new(NoFunctions), false).unwrap();
+        let endless = Engine::compiling(Arc::new(NoFunctions), false, 512 << 10).unwrap();
         assert_ne!(endless.fingerprint(), serving.fingerprint());
     }
 }

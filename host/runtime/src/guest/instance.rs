@@ -1,6 +1,5 @@
 //! A compiled version and its instances.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +8,7 @@ use wasmtime::{Store, UpdateDeadline, WasmBacktrace};
 
 use super::arithmetic::{ArithmeticUsage, IdleCores, Share};
 use super::bindings::{Model, ModelPre};
+use super::compiled_module::{CompiledCode, CompiledModule};
 use super::convert::{
     fault_from_wit, finite_outputs, outputs_from_wit, shorten_failure, signature_from_wit,
     tensor_into_wit,
@@ -16,7 +16,7 @@ use super::convert::{
 use super::engine::{Engine, EngineError, thread_stack_bytes};
 use super::fault::Fault;
 use super::limits::InstanceLimits;
-use super::linker::{Phase, linker};
+use super::linker::{Phase, link_modules, linker};
 use super::samples::FunctionSamples;
 use super::state::HostState;
 use super::stop::StopSignal;
@@ -28,6 +28,8 @@ use guesthouse_model::{Signature, Tensor, VersionId};
 #[derive(Clone)]
 pub struct LoadedComponent {
     pre: ModelPre<HostState>,
+    /// Held, so that versions that are loaded later share them.
+    _modules: Arc<[Arc<CompiledModule>]>,
     version: Arc<VersionId>,
     signature: Arc<Signature>,
     limits: InstanceLimits,
@@ -40,29 +42,32 @@ pub struct LoadedComponent {
 }
 
 impl LoadedComponent {
-    /// Map the compiled code of a version.
+    /// Map the compiled code of a version, and link the modules that it shares with others.
     ///
     /// # Errors
-    /// The file was not compiled for this engine.
+    /// A file was not compiled for this engine, or the modules are not the ones that it imports.
     ///
     /// # Safety
-    /// The file is native code and stays mapped. It must have been written by this host and checked
-    /// against its MAC, and must never be modified in place.
+    /// The files are native code and stay mapped. They must have been written by this host and checked
+    /// against their MACs, and must never be modified in place.
     #[expect(unsafe_code, reason = "wasmtime cannot check native code, only our own MAC can")]
     pub unsafe fn map(
         engine: &Engine,
-        compiled: &Path,
+        code: CompiledCode<'_>,
         version: VersionId,
         signature: Signature,
         limits: InstanceLimits,
     ) -> Result<Self, EngineError> {
-        // SAFETY: the caller vouches for the file.
-        let component = unsafe { Component::deserialize_file(engine.wasmtime(), compiled) }?;
-        let linker = linker(engine, &component, Phase::Serve)?;
+        // SAFETY: the caller vouches for the files.
+        let component = unsafe { Component::deserialize_file(engine.wasmtime(), code.component) }?;
+        let mut linker = linker(engine, &component, Phase::Serve)?;
+        let mapped = code.modules.iter().map(|module| module.on(engine));
+        link_modules(&mut linker, &mapped.collect::<Result<Vec<_>, _>>()?)?;
         let pre = ModelPre::new(linker.instantiate_pre(&component)?)?;
         let (version, signature) = (Arc::new(version), Arc::new(signature));
         Ok(Self {
             pre,
+            _modules: code.modules.into(),
             version,
             signature,
             limits,

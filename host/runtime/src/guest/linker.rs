@@ -1,9 +1,9 @@
 //! The imports of a guest: the contract's own interfaces, deterministic random numbers, and the few
 //! parts of WASI that ordinary code needs to run.
 
-use wasmtime::bail;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, HasData, HasSelf, Linker, Resource, ResourceType};
+use wasmtime::{Module, bail};
 use wasmtime_wasi::cli::{WasiCli, WasiCliView as _};
 use wasmtime_wasi::p2::bindings::{cli, random, sync};
 use wasmtime_wasi::p2::{DynPollable, add_to_linker_sync};
@@ -31,6 +31,22 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("`{0}` cannot be called before a snapshot")]
 pub(crate) struct NotInSnapshot(pub(crate) String);
+
+/// The name under which a component imports the module with this number whose code versions share.
+pub(crate) fn code_import(number: usize) -> String {
+    format!("guesthouse-code{number}")
+}
+
+/// Link the modules whose code versions share.
+pub(crate) fn link_modules(
+    linker: &mut Linker<HostState>,
+    modules: &[Module],
+) -> wasmtime::Result<()> {
+    for (number, module) in modules.iter().enumerate() {
+        linker.root().module(&code_import(number), module)?;
+    }
+    Ok(())
+}
 
 /// Create the linker for a component.
 pub(crate) fn linker(

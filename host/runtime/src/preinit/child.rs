@@ -24,7 +24,7 @@ pub struct ChildArguments {
     /// The artifact; it may be a draft without a signature
     #[arg(long)]
     artifact: PathBuf,
-    /// Where to write the compiled code; with the four files below, or none of them
+    /// Where to write the compiled code; with the four paths below, or none of them
     #[arg(long)]
     output: Option<PathBuf>,
     /// Cached functions; the file need not exist
@@ -33,12 +33,12 @@ pub struct ChildArguments {
     /// Where to write the functions to cache
     #[arg(long)]
     functions_output: Option<PathBuf>,
-    /// The cached code for `init`; the file need not exist
+    /// The folder with compiled modules
     #[arg(long)]
-    init_code: Option<PathBuf>,
-    /// Where to write the code for `init` if it was not cached
+    modules: Option<PathBuf>,
+    /// The folder to create for modules that are compiled now
     #[arg(long)]
-    init_code_output: Option<PathBuf>,
+    modules_output: Option<PathBuf>,
     /// Limit of CPU time
     #[arg(long)]
     cpu_seconds: u64,
@@ -72,8 +72,8 @@ impl ChildArguments {
             compiled: self.output.clone()?,
             functions: self.functions.clone()?,
             functions_output: self.functions_output.clone()?,
-            init_code: self.init_code.clone()?,
-            init_code_output: self.init_code_output.clone()?,
+            modules: self.modules.clone()?,
+            modules_output: self.modules_output.clone()?,
         })
     }
 }

@@ -1,21 +1,19 @@
 //! The work of pre-initialisation: runs `init`, takes the snapshot and compiles it. The child process does
 //! this within its limits; an embedding program may do it in its own process.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use guesthouse_artifact::Artifact;
 use guesthouse_model::{Signature, terminal};
-use wasmtime::Store;
-use wasmtime::component::{Component, Instance};
-use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
+use wasmtime::component::{Component, Instance, WasmList};
+use wasmtime::{Module, Store};
 
+use super::compiler::Compiler;
 use super::cpu_time_limit::CpuTimeLimit;
 use super::function_cache::FunctionCache;
-use super::init_cache::InitCode;
+use super::split::{SplitComponent, Unsplittable};
 use super::{CompileFiles, InstanceStart, PreinitError, PreinitReport};
 use crate::guest::{
     self, Backend, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot,
@@ -52,59 +50,47 @@ pub(super) struct StartLimit {
 pub(super) fn run(task: &Preinitialisation<'_>) -> Result<PreinitReport, PreinitError> {
     let mut steps = StepTimes { last: Instant::now(), milliseconds: Vec::new() };
     let artifact = Artifact::open_draft(task.artifact);
-    let artifact = artifact.map_err(|error| PreinitError::Component(error.to_string()))?;
-    let imports_arithmetic = artifact.imports_arithmetic();
+    let artifact = Arc::new(artifact.map_err(|error| PreinitError::Component(error.to_string()))?);
+    let component = artifact.component();
+    let component = component.map_err(|error| file_error("reading the artifact", &error))?;
     steps.done("read");
-    let (initialised, cache) = std::thread::scope(|scope| {
-        // In parallel with `init`.
+    let (cache, split) = std::thread::scope(|scope| {
         let cache = scope.spawn(|| read_functions(task));
-        let initialised = initialise(&Arc::new(artifact), task, &mut steps);
-        (initialised, Arc::new(cache.join().unwrap_or_default()))
+        let split = SplitComponent::new(&component);
+        (Arc::new(cache.join().unwrap_or_default()), split)
     });
-    let Initialised { signature, component, start } = initialised?;
-    let mut fingerprint = None;
-    if let Some(files) = task.files {
-        fingerprint =
-            Some(compile(&component, &files.compiled, task.interruptible, &cache, &mut steps)?);
-    }
+    steps.done("split");
+    let compiler = Compiler::new(task, &cache)?;
+    let mut work = Work { task, artifact: &artifact, compiler, steps };
+    let (signature, start, modules) = match &split {
+        Ok(split) => {
+            let (signature, start) = work.initialise(split)?;
+            (signature, start, split.digests().to_vec())
+        }
+        Err(reason) => {
+            let component = work.compiler.component(&component)?;
+            work.steps.done("compile");
+            let signature = work.init_in_each(&component, &[])?;
+            (signature, InstanceStart::Init(reason.to_string()), Vec::new())
+        }
+    };
+    let Work { compiler, mut steps, .. } = work;
     if let Some(files) = task.files
         && cache.is_worth_writing()
     {
         write_functions(&cache, &files.functions_output);
         steps.done("keep functions");
     }
-    let arithmetic = task.arithmetic.is_some() && imports_arithmetic;
-    let (steps_ms, peak_memory_bytes) = (steps.milliseconds, peak_memory_bytes());
-    Ok(PreinitReport { signature, start, arithmetic, fingerprint, steps_ms, peak_memory_bytes })
-}
-
-/// The result of running `init`.
-struct Initialised {
-    signature: Signature,
-    /// The component to compile.
-    component: Vec<u8>,
-    start: InstanceStart,
-}
-
-fn initialise(
-    artifact: &Arc<Artifact>,
-    task: &Preinitialisation<'_>,
-    steps: &mut StepTimes,
-) -> Result<Initialised, PreinitError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    let runtime = runtime.map_err(|error| PreinitError::Host(error.to_string()))?;
-    match runtime.block_on(snapshot(artifact, task, steps)) {
-        Ok((signature, component)) => {
-            Ok(Initialised { signature, component, start: InstanceStart::Snapshot })
-        }
-        Err(SnapshotFailure::Artifact(error)) => Err(error),
-        Err(SnapshotFailure::Impossible(reason)) => {
-            // Outside of the runtime, because the linked imports start one of their own.
-            let signature = init_without_snapshot(artifact, task, steps)?;
-            let (component, start) = (component_bytes(artifact)?, InstanceStart::Init(reason));
-            Ok(Initialised { signature, component, start })
-        }
-    }
+    let arithmetic = task.arithmetic.is_some() && artifact.imports_arithmetic();
+    Ok(PreinitReport {
+        signature,
+        start,
+        arithmetic,
+        modules,
+        fingerprint: compiler.fingerprint(),
+        steps_ms: steps.milliseconds,
+        peak_memory_bytes: peak_memory_bytes(),
+    })
 }
 
 /// Read the cached functions. A cache that cannot be read only costs time.
@@ -140,72 +126,115 @@ impl From<PreinitError> for SnapshotFailure {
     }
 }
 
-/// Run `init`. Returns the signature and, if it is to be compiled, the component with the memory
-/// that `init` left.
-async fn snapshot(
-    artifact: &Arc<Artifact>,
-    task: &Preinitialisation<'_>,
-    steps: &mut StepTimes,
-) -> Result<(Signature, Vec<u8>), SnapshotFailure> {
-    let none = |error: wasmtime::Error| SnapshotFailure::Impossible(one_line(&error));
-    let engine = Engine::snapshotting(task.guest_stack_bytes).map_err(host_error)?;
-    let mut wizer = Wizer::new();
-    // Rust guests reference `init` in a table, so it cannot be removed.
-    wizer.keep_init_func(true);
-    let bare = component_bytes(artifact)?;
-    let (context, instrumented) = wizer.instrument_component(&bare).map_err(none)?;
-    steps.done("instrument");
-    let code = InitCode {
-        cached: task.files.map(|files| &*files.init_code),
-        output: task.files.map(|files| &*files.init_code_output),
-    };
-    let component = code.load(&engine, &instrumented).map_err(unusable)?;
-    drop(instrumented);
-    steps.done("compile for init");
-    let linker = guest::linker(&engine, &component, Phase::Snapshot).map_err(unusable)?;
-    let mut store = init_store(&engine, artifact, task);
-    let limit = limit_start(task)?;
-    let instance = linker.instantiate_async(&mut store, &component).await;
-    limit.into_iter().for_each(CpuTimeLimit::end);
-    let instance = instance.map_err(|error| instantiation_failure(&store, &error))?;
-    let signature = init(&mut store, &instance)?;
-    steps.done("init");
-    if task.files.is_none() {
-        return Ok((signature, Vec::new()));
-    }
-    let mut access = WasmtimeWizerComponent { store: &mut store, instance };
-    let snapshot = wizer.snapshot_component(&context, &mut access).await.map_err(none)?;
-    steps.done("snapshot");
-    Ok((signature, snapshot))
-}
-
-/// Run `init` as each instance will run it. Returns the signature.
-fn init_without_snapshot(
-    artifact: &Arc<Artifact>,
-    task: &Preinitialisation<'_>,
-    steps: &mut StepTimes,
-) -> Result<Signature, PreinitError> {
-    let engine = Engine::snapshotting(task.guest_stack_bytes).map_err(host_error)?;
-    let component =
-        Component::new(engine.wasmtime(), component_bytes(artifact)?).map_err(unusable)?;
-    steps.done("compile for init alone");
-    let linker = guest::linker(&engine, &component, Phase::Serve).map_err(unusable)?;
-    let mut store = init_store(&engine, artifact, task);
-    let limit = limit_start(task)?;
-    let instance = linker.instantiate(&mut store, &component);
-    limit.into_iter().for_each(CpuTimeLimit::end);
-    let instance = instance.map_err(|error| instantiation_failure(&store, &error));
-    let outcome = instance.and_then(|instance| init(&mut store, &instance));
-    steps.done("init alone");
-    match outcome {
-        Ok(signature) => Ok(signature),
-        Err(SnapshotFailure::Artifact(error)) => Err(error),
-        Err(SnapshotFailure::Impossible(reason)) => Err(PreinitError::Trap(reason)),
+impl From<Unsplittable> for SnapshotFailure {
+    fn from(error: Unsplittable) -> Self {
+        Self::Impossible(error.to_string())
     }
 }
 
-fn component_bytes(artifact: &Artifact) -> Result<Vec<u8>, PreinitError> {
-    artifact.component().map_err(|error| file_error("reading the artifact", &error))
+/// A pre-initialisation under way.
+struct Work<'a> {
+    task: &'a Preinitialisation<'a>,
+    artifact: &'a Arc<Artifact>,
+    compiler: Compiler<'a>,
+    steps: StepTimes,
+}
+
+impl Work<'_> {
+    /// Run `init` and keep what it leaves, or else what each instance has to run. Returns the signature.
+    fn initialise(
+        &mut self,
+        split: &SplitComponent<'_>,
+    ) -> Result<(Signature, InstanceStart), PreinitError> {
+        let modules = self.compiler.modules(split)?;
+        self.steps.done("compile");
+        match self.snapshot(split, &modules) {
+            Ok((signature, component)) => {
+                self.compiler.keep(&component)?;
+                self.steps.done("compile state");
+                Ok((signature, InstanceStart::Snapshot))
+            }
+            Err(SnapshotFailure::Artifact(error)) => Err(error),
+            Err(SnapshotFailure::Impossible(reason)) => {
+                let component = split.before_init().map_err(|reason| unsplittable(&reason))?;
+                let component = self.compiler.component(&component)?;
+                Ok((self.init_in_each(&component, &modules)?, InstanceStart::Init(reason)))
+            }
+        }
+    }
+
+    /// Run `init` and read the state that it leaves. Returns the signature and the component with this
+    /// state.
+    fn snapshot(
+        &mut self,
+        split: &SplitComponent<'_>,
+        modules: &[Module],
+    ) -> Result<(Signature, Vec<u8>), SnapshotFailure> {
+        let component = self.compiler.component(&split.readable()?)?;
+        self.steps.done("compile for init");
+        let (mut store, instance) = self.instantiate(&component, modules, Phase::Snapshot)?;
+        let signature = init(&mut store, &instance)?;
+        self.steps.done("init");
+        if self.task.files.is_none() {
+            return Ok((signature, Vec::new()));
+        }
+        let snapshot = split.snapshot(|reader, read| {
+            let impossible = |error: wasmtime::Error| SnapshotFailure::Impossible(one_line(&error));
+            let reader = instance.get_typed_func::<(), (WasmList<u8>,)>(&mut store, reader);
+            let (bytes,) =
+                reader.and_then(|reader| reader.call(&mut store, ())).map_err(impossible)?;
+            read(bytes.as_le_slice(&store));
+            Ok::<_, SnapshotFailure>(())
+        })?;
+        drop(store);
+        let component = split.after_init(snapshot)?;
+        self.steps.done("snapshot");
+        Ok((signature, component))
+    }
+
+    /// Run `init` as each instance will run it, and keep the component. Returns the signature.
+    fn init_in_each(
+        &mut self,
+        component: &Component,
+        modules: &[Module],
+    ) -> Result<Signature, PreinitError> {
+        let outcome = self
+            .instantiate(component, modules, Phase::Serve)
+            .and_then(|(mut store, instance)| init(&mut store, &instance));
+        self.steps.done("init alone");
+        match outcome {
+            Ok(signature) => {
+                self.compiler.keep_compiled(component)?;
+                self.steps.done("write");
+                Ok(signature)
+            }
+            Err(SnapshotFailure::Artifact(error)) => Err(error),
+            Err(SnapshotFailure::Impossible(reason)) => Err(PreinitError::Trap(reason)),
+        }
+    }
+
+    fn instantiate(
+        &self,
+        component: &Component,
+        modules: &[Module],
+        phase: Phase,
+    ) -> Result<(Store<HostState>, Instance), SnapshotFailure> {
+        let engine = self.compiler.engine();
+        let mut linker = guest::linker(engine, component, phase).map_err(unusable)?;
+        guest::link_modules(&mut linker, modules).map_err(unusable)?;
+        let mut store = init_store(engine, self.artifact, self.task);
+        let limit = limit_start(self.task)?;
+        let instance = linker.instantiate(&mut store, component);
+        limit.into_iter().for_each(CpuTimeLimit::end);
+        match instance {
+            Ok(instance) => Ok((store, instance)),
+            Err(error) => Err(instantiation_failure(&store, &error)),
+        }
+    }
+}
+
+fn unsplittable(reason: &Unsplittable) -> PreinitError {
+    PreinitError::Component(reason.to_string())
 }
 
 fn init_store(
@@ -219,7 +248,9 @@ fn init_store(
     let state = HostState::new(version, &limits, Some(Arc::clone(artifact)), Arc::default());
     let mut store = Store::new(engine.wasmtime(), state);
     store.limiter(HostState::limiter);
-    // Taking a snapshot transfers whole memories as lists.
+    // The limits of the process end `init`.
+    store.set_epoch_deadline(u64::MAX >> 1);
+    // Reading the state transfers whole memories as lists.
     store.set_hostcall_fuel(usize::MAX);
     store
 }
@@ -270,46 +301,27 @@ fn init(store: &mut Store<HostState>, instance: &Instance) -> Result<Signature, 
     Ok(signature)
 }
 
-fn unusable(error: wasmtime::Error) -> PreinitError {
+pub(super) fn unusable(error: wasmtime::Error) -> PreinitError {
     PreinitError::Component(one_line(&error))
 }
 
-fn compile(
-    component: &[u8],
-    output: &Path,
-    interruptible: bool,
-    cache: &Arc<FunctionCache>,
-    steps: &mut StepTimes,
-) -> Result<String, PreinitError> {
-    let engine = Engine::compiling(Arc::clone(cache) as _, interruptible).map_err(host_error)?;
-    let compiled = engine.wasmtime().precompile_component(component);
-    let compiled = compiled.map_err(unusable)?;
-    steps.done("compile");
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(output)?;
-        file.write_all(&compiled)?;
-        file.sync_all()
-    };
-    write().map_err(|error: std::io::Error| file_error("writing the compiled form", &error))?;
-    steps.done("write");
-    Ok(engine.fingerprint())
-}
-
-fn host_error(error: EngineError) -> PreinitError {
+pub(super) fn host_error(error: EngineError) -> PreinitError {
     PreinitError::Host(error.to_string())
 }
 
-fn file_error(what: &str, error: &std::io::Error) -> PreinitError {
+pub(super) fn file_error(what: &str, error: &std::io::Error) -> PreinitError {
     PreinitError::Host(format!("{what}: {error}"))
 }
 
-struct StepTimes {
+/// The duration of the steps so far.
+pub(super) struct StepTimes {
     last: Instant,
     milliseconds: Vec<(String, u64)>,
 }
 
 impl StepTimes {
-    fn done(&mut self, step: &str) {
+    /// End a step.
+    pub(super) fn done(&mut self, step: &str) {
         let taken = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.milliseconds.push((step.to_owned(), taken));
         self.last = Instant::now();

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::Store;
+use super::modules::imported;
 use guesthouse_artifact::Digest;
 
 /// How long unused files are kept.
@@ -28,13 +29,28 @@ struct StoredFiles {
     used: Option<SystemTime>,
 }
 
+impl StoredFiles {
+    /// The stems of the modules that a compiled version for this engine imports.
+    fn imported(&self, engine: &str) -> BTreeSet<String> {
+        let is_record = |path: &&PathBuf| path.extension().is_some_and(|is| is == "json");
+        self.paths.iter().find(is_record).map(|path| imported(path, engine)).unwrap_or_default()
+    }
+}
+
+/// Files by their stem.
+type NamedFiles = Vec<(String, StoredFiles)>;
+
 /// The meaning of a file name.
 #[derive(Debug, PartialEq)]
 enum StoredKind {
     /// The compiled version of an artifact with this digest.
     Version(String),
+    /// A module that compiled versions import.
+    Module,
     /// Code that children share.
     Shared,
+    /// Code that no host of this release uses.
+    Superseded,
 }
 
 impl Store {
@@ -52,24 +68,30 @@ impl Store {
         }
     }
 
-    fn removable(
-        &self,
-        loaded: &BTreeSet<Digest>,
-        now: SystemTime,
-    ) -> io::Result<Vec<(String, StoredFiles)>> {
+    fn removable(&self, loaded: &BTreeSet<Digest>, now: SystemTime) -> io::Result<NamedFiles> {
         let loaded: BTreeSet<_> = loaded.iter().map(Digest::hex).collect();
-        let (mut removable, mut unused) = (Vec::new(), Vec::new());
+        let (mut removable, mut unused, mut modules) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut imported = BTreeSet::new();
         for (name, form) in self.forms()? {
             let Some((kind, engine)) = parse(&name) else { continue };
             match kind {
                 StoredKind::Shared if engine == self.fingerprint => {}
-                StoredKind::Shared => removable.push((name, form)),
+                StoredKind::Shared | StoredKind::Superseded => removable.push((name, form)),
+                StoredKind::Module => drop(modules.insert(name, form)),
                 StoredKind::Version(digest)
-                    if engine == self.fingerprint && loaded.contains(&digest) => {}
+                    if engine == self.fingerprint && loaded.contains(&digest) =>
+                {
+                    imported.extend(form.imported(engine));
+                }
                 StoredKind::Version(_) => unused.push((name, form)),
             }
         }
-        removable.extend(select_removable(unused, loaded.len(), now));
+        let (gone, kept) = select_removable(unused, loaded.len(), now);
+        removable.extend(gone);
+        for (name, form) in kept {
+            imported.extend(parse(&name).into_iter().flat_map(|(_, engine)| form.imported(engine)));
+        }
+        removable.extend(modules.into_iter().filter(|(name, _)| !imported.contains(name)));
         Ok(removable)
     }
 
@@ -77,13 +99,13 @@ impl Store {
         &self,
         deployed: &BTreeSet<Digest>,
         now: SystemTime,
-    ) -> io::Result<Vec<(String, StoredFiles)>> {
+    ) -> io::Result<NamedFiles> {
         let deployed: BTreeSet<_> = deployed.iter().map(Digest::hex).collect();
         let is_unused = |(name, _): &(String, StoredFiles)| {
             is_hex(name, 64) && !deployed.contains(name.as_str())
         };
         let unused = forms(&self.artifacts, &["wasm"])?.into_iter().filter(is_unused).collect();
-        Ok(select_removable(unused, deployed.len(), now))
+        Ok(select_removable(unused, deployed.len(), now).0)
     }
 
     /// The files of compiled code by stem.
@@ -92,12 +114,13 @@ impl Store {
     }
 }
 
-/// Select the unused files to remove: those that are too old, or beyond the number of used ones.
+/// Select the unused files to remove: those that are too old, or beyond the number of used ones. Returns
+/// them, and the others.
 fn select_removable(
-    mut unused: Vec<(String, StoredFiles)>,
+    mut unused: NamedFiles,
     used: usize,
     now: SystemTime,
-) -> Vec<(String, StoredFiles)> {
+) -> (NamedFiles, NamedFiles) {
     unused.sort_by_key(|(_, form)| std::cmp::Reverse(form.used));
     let most = used.max(MIN_KEPT_UNUSED);
     let goes = |(index, (_, form)): &(usize, (String, StoredFiles))| {
@@ -105,7 +128,9 @@ fn select_removable(
         let age = form.used.and_then(|used| now.duration_since(used).ok());
         *index >= most || age.is_some_and(|age| age > KEPT_UNUSED)
     };
-    unused.into_iter().enumerate().filter(goes).map(|(_, form)| form).collect()
+    let (gone, kept): (Vec<_>, Vec<_>) = unused.into_iter().enumerate().partition(goes);
+    let form = |(_, form)| form;
+    (gone.into_iter().map(form).collect(), kept.into_iter().map(form).collect())
 }
 
 fn forms(folder: &Path, extensions: &[&str]) -> io::Result<BTreeMap<String, StoredFiles>> {
@@ -133,16 +158,15 @@ fn is_hex(text: &str, length: usize) -> bool {
 /// Parse the stem of a file name into its kind and the fingerprint of its engine.
 fn parse(name: &str) -> Option<(StoredKind, &str)> {
     let (front, engine) = name.rsplit_once('-')?;
-    let front_is_ours = match front.strip_prefix("init-") {
-        Some(component) => is_hex(component, 64),
-        None => front == "functions" || is_hex(front, 64),
+    let kind = match front.split_once('-') {
+        // Code for `init`, of releases that compiled it separately.
+        Some(("init", component)) if is_hex(component, 64) => StoredKind::Superseded,
+        Some(("module", module)) if is_hex(module, 64) => StoredKind::Module,
+        None if front == "functions" => StoredKind::Shared,
+        None if is_hex(front, 64) => StoredKind::Version(front.to_owned()),
+        _ => return None,
     };
-    if !front_is_ours || !is_hex(engine, 16) {
-        return None;
-    }
-    let kind =
-        if is_hex(front, 64) { StoredKind::Version(front.to_owned()) } else { StoredKind::Shared };
-    Some((kind, engine))
+    is_hex(engine, 16).then_some((kind, engine))
 }
 
 /// Remove files. If this is interrupted, the remaining ones are incomplete and removed the next
@@ -221,17 +245,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         drop(open(folder.path(), ENGINE));
         let compiled = folder.path().join("compiled");
-        let component = digest(1).hex();
-        let all = |engine: &str| {
-            [
-                format!("functions-{engine}.bin"),
-                format!("functions-{engine}.mac"),
-                format!("init-{component}-{engine}.cwasm"),
-                format!("init-{component}-{engine}.mac"),
-            ]
-        };
+        let all =
+            |engine: &str| [format!("functions-{engine}.bin"), format!("functions-{engine}.mac")];
+        let superseded = format!("init-{}-{ENGINE}.cwasm", digest(1).hex());
         let foreign = ["notes-00000000000000bb.json", "functions-old.bin", "README", ".new-1"];
         let names = all(ENGINE).into_iter().chain(all(OTHER_ENGINE));
+        let names = names.chain([superseded.clone()]);
         let names: Vec<_> = names.chain(foreign.map(str::to_owned)).collect();
         let store = open(folder.path(), ENGINE);
         names.iter().for_each(|name| fs::write(compiled.join(name), b"code").unwrap());
@@ -243,7 +262,7 @@ mod tests {
         fs::write(compiled.join(".new-1"), b"code").unwrap();
         store.collect(&BTreeSet::from([digest(2)]), &BTreeSet::new(), SystemTime::now());
         let exists = |name: &String| compiled.join(name).exists();
-        assert!(!all(ENGINE).iter().any(exists));
+        assert!(!all(ENGINE).iter().any(exists) && !exists(&superseded));
         assert!(all(OTHER_ENGINE).iter().all(exists));
         assert!(foreign.iter().all(|name| exists(&(*name).to_owned())));
         let version = |engine: &str| format!("{}-{engine}.cwasm", digest(2).hex());
@@ -254,5 +273,37 @@ mod tests {
             SystemTime::now() + KEPT_UNUSED + DAY,
         );
         assert!(!exists(&version(ENGINE)) && exists(&version(OTHER_ENGINE)));
+    }
+    #[test]
+    fn modules_are_kept_as_long_as_a_record_names_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), ENGINE);
+        let import = |artifact: u32, module: u32| {
+            let make = |files: &crate::preinit::CompileFiles| {
+                let error = crate::store::StoreError::new("test");
+                fs::create_dir(&files.modules_output).map_err(&error)?;
+                let output = files.modules_output.join(digest(module).hex());
+                fs::write(output, b"module").map_err(&error)?;
+                fs::write(&files.compiled, b"code").map_err(&error)?;
+                let modules = vec![digest(module)];
+                let report = crate::store::tests::report();
+                Ok::<_, crate::store::StoreError>(crate::preinit::PreinitReport {
+                    modules,
+                    ..report
+                })
+            };
+            drop(store.keep(digest(artifact), make).unwrap());
+        };
+        import(1, 11);
+        import(2, 11);
+        import(3, 12);
+        let kept = || [11, 12].map(|module| store.shared_module(digest(module)).exists());
+        let later = SystemTime::now() + KEPT_UNUSED + DAY;
+        store.collect(&BTreeSet::from([digest(1), digest(3)]), &BTreeSet::new(), later);
+        assert_eq!(kept(), [true, true]);
+        store.collect(&BTreeSet::from([digest(1)]), &BTreeSet::new(), later);
+        assert_eq!(kept(), [true, false]);
+        // Records of other engines name modules of these engines only.
+        assert!(store.find(digest(1), false).unwrap().is_some());
     }
 }

@@ -1,8 +1,8 @@
-//! Code that children share: single functions, and the code on which `init` runs.
+//! Code that children share: single functions, and modules.
 //!
-//! Without it, a deployment only takes longer, so failures are logged and ignored. What one guest
-//! could do to another through it is limited by what the code is bound to: functions to the engine,
-//! and the code for `init` to the engine and to the component that it was compiled from.
+//! Without it, a deployment only takes longer. What one guest could do to another through it is limited
+//! by what the code is bound to: functions to the engine, and a module to the engine and to the digest of
+//! what it was compiled from.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,20 +11,10 @@ use std::path::{Path, PathBuf};
 use super::Store;
 use crate::clock;
 use crate::durable;
-use guesthouse_artifact::{Digest, open_regular};
+use guesthouse_artifact::open_regular;
 
 /// The label that the MAC of functions is bound to, in place of an artifact's digest.
 const FUNCTIONS_LABEL: &str = "functions";
-
-/// The label for the code on which `init` runs; the component's digest follows.
-const INIT_LABEL: &str = "init";
-
-/// The most components whose code for `init` is kept: guests under development, rather than
-/// versions. A guest with tract takes 80 MB.
-const MAX_INIT_CODES: usize = 8;
-
-/// The most bytes of code for `init`.
-const MAX_INIT_BYTES: u64 = 1 << 30;
 
 /// A file of shared code and its MAC.
 pub(super) struct SharedCode {
@@ -39,13 +29,12 @@ impl Store {
         self.shared(FUNCTIONS_LABEL.to_owned(), "bin", vec![FUNCTIONS_LABEL.to_owned()])
     }
 
-    /// The code for `init` of a component.
-    pub(super) fn init_code(&self, component: Digest) -> SharedCode {
-        let bound_to = vec![INIT_LABEL.to_owned(), component.to_string()];
-        self.shared(format!("{INIT_LABEL}-{}", component.hex()), "cwasm", bound_to)
-    }
-
-    fn shared(&self, name: String, extension: &str, bound_to: Vec<String>) -> SharedCode {
+    pub(super) fn shared(
+        &self,
+        name: String,
+        extension: &str,
+        bound_to: Vec<String>,
+    ) -> SharedCode {
         let path = |extension: &str| {
             self.compiled.join(format!("{name}-{}.{extension}", self.fingerprint))
         };
@@ -60,9 +49,7 @@ impl Store {
                 other => other?,
             }
             let code = open_regular(to)?;
-            let is = self.shared_mac(&code, shared)?;
-            let wanted = blake3::Hash::from_hex(fs::read(&shared.mac)?);
-            if wanted.is_ok_and(|wanted| wanted == is) {
+            if self.has_mac(&code, shared)? {
                 touch(&code);
                 return Ok(());
             }
@@ -74,6 +61,32 @@ impl Store {
             // The link may not exist.
             let _ = fs::remove_file(to);
         }
+    }
+
+    /// Open the code if it exists and passes its MAC. Otherwise, remove it.
+    pub(super) fn open_shared(&self, shared: &SharedCode) -> io::Result<Option<File>> {
+        let code = match open_regular(&shared.code) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        if self.has_mac(&code, shared)? {
+            touch(&code);
+            return Ok(Some(code));
+        }
+        let file = shared.name();
+        tracing::warn!(%file, "shared code does not pass its MAC, compiling again");
+        fs::remove_file(&shared.code)?;
+        Ok(None)
+    }
+
+    fn has_mac(&self, code: &File, shared: &SharedCode) -> io::Result<bool> {
+        let is = self.shared_mac(code, shared)?;
+        let wanted = match fs::read(&shared.mac) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => blake3::Hash::from_hex(other?),
+        };
+        // BLAKE3 hashes are compared in constant time.
+        Ok(wanted.is_ok_and(|wanted| wanted == is))
     }
 
     /// Store the code that a child has written. If this is interrupted, the MAC does not match and
@@ -95,31 +108,6 @@ impl Store {
         }
     }
 
-    /// Remove the least recently used code for `init` until the rest is within bounds.
-    pub(super) fn evict_init_codes(&self) -> io::Result<()> {
-        let (prefix, suffix) = (format!("{INIT_LABEL}-"), format!("-{}.cwasm", self.fingerprint));
-        let mut codes = Vec::new();
-        for entry in fs::read_dir(&self.compiled)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(&prefix) && name.ends_with(&suffix) {
-                let metadata = entry.metadata()?;
-                codes.push((metadata.modified()?, metadata.len(), entry.path()));
-            }
-        }
-        codes.sort_by(|one, other| other.cmp(one));
-        let mut bytes = 0;
-        for (index, (_, length, code)) in codes.into_iter().enumerate() {
-            bytes += length;
-            if index >= MAX_INIT_CODES || bytes > MAX_INIT_BYTES {
-                fs::remove_file(&code)?;
-                // The MAC is useless without the code.
-                let _ = fs::remove_file(code.with_extension("mac"));
-            }
-        }
-        Ok(())
-    }
-
     fn shared_mac(&self, code: &File, shared: &SharedCode) -> io::Result<blake3::Hash> {
         let bound_to: Vec<_> = shared.bound_to.iter().map(String::as_str).collect();
         self.mac(code, &bound_to)
@@ -127,6 +115,10 @@ impl Store {
 }
 
 impl SharedCode {
+    pub(super) fn exists(&self) -> bool {
+        self.code.exists() && self.mac.exists()
+    }
+
     fn name(&self) -> String {
         self.code.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
@@ -142,25 +134,33 @@ pub(super) fn touch(code: &File) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
-
     use super::super::tests::{open, report};
-    use super::super::{CompileFiles, StoreError};
+    use super::super::{CompileFiles, CompiledVersion, StoreError};
     use super::*;
+    use guesthouse_artifact::Digest;
 
-    /// What a child gets of functions and code for `init`; it writes both each time.
-    fn provided(store: &Store, component: Digest) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+    fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        fs::write(path, bytes).map_err(StoreError::new("test"))
+    }
+
+    /// What a child finds of functions and of a module; it writes the functions, and the module if it
+    /// is not there.
+    fn provided(store: &Store, module: Digest) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
         let mut provided = (None, None);
         let make = |files: &CompileFiles| {
-            provided = (fs::read(&files.functions).ok(), fs::read(&files.init_code).ok());
-            let write =
-                |path: &Path, bytes: &[u8]| fs::write(path, bytes).map_err(StoreError::new("test"));
+            let known = files.modules.join(module.hex());
+            provided = (fs::read(&files.functions).ok(), fs::read(&known).ok());
             write(&files.compiled, b"code")?;
             write(&files.functions_output, b"functions")?;
-            write(&files.init_code_output, b"init")?;
-            Ok::<_, StoreError>(report())
+            if !known.exists() {
+                fs::create_dir(&files.modules_output).map_err(StoreError::new("test"))?;
+                write(&files.modules_output.join(module.hex()), b"module")?;
+            }
+            let modules = vec![module];
+            Ok::<_, StoreError>(crate::preinit::PreinitReport { modules, ..report() })
         };
-        store.keep(Digest::from_content(b"artifact"), component, make).unwrap();
+        let kept: CompiledVersion = store.keep(Digest::from_content(b"artifact"), make).unwrap();
+        assert_eq!(kept.modules().len(), 1);
         provided
     }
 
@@ -168,12 +168,12 @@ mod tests {
     fn only_code_that_passes_its_mac_is_provided() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
-        let component = Digest::from_content(b"component");
-        let all = (Some(b"functions".to_vec()), Some(b"init".to_vec()));
-        let provided = || provided(&store, component);
+        let module = Digest::from_content(b"module");
+        let all = (Some(b"functions".to_vec()), Some(b"module".to_vec()));
+        let provided = || provided(&store, module);
         assert_eq!(provided(), (None, None));
         assert_eq!(provided(), all);
-        for shared in [store.functions(), store.init_code(component)] {
+        for shared in [store.functions(), store.shared_module(module)] {
             fs::remove_file(&shared.code).unwrap();
             fs::write(&shared.code, b"evil").unwrap();
             assert_ne!(provided(), all);
@@ -185,38 +185,46 @@ mod tests {
     }
 
     #[test]
-    fn code_for_init_is_only_provided_for_its_component() {
+    fn a_module_is_only_provided_for_its_digest() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
         let (one, two) = (Digest::from_content(b"one"), Digest::from_content(b"two"));
         assert_eq!(provided(&store, one).1, None);
         assert_eq!(provided(&store, two).1, None);
-        let (one_code, two_code) = (store.init_code(one), store.init_code(two));
+        let (one_code, two_code) = (store.shared_module(one), store.shared_module(two));
         fs::rename(&one_code.code, &two_code.code).unwrap();
         fs::rename(&one_code.mac, &two_code.mac).unwrap();
         assert_eq!(provided(&store, two).1, None);
-        assert_eq!(provided(&store, two).1.as_deref(), Some(&b"init"[..]));
+        assert_eq!(provided(&store, two).1.as_deref(), Some(&b"module"[..]));
     }
 
     #[test]
-    fn the_least_recently_used_code_is_evicted_first() {
+    fn a_version_without_its_module_is_not_found() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path(), "engine");
-        let component = |index: usize| Digest::from_content(&index.to_le_bytes());
-        for index in 0..=MAX_INIT_CODES {
-            provided(&store, component(index));
-            let age = Duration::from_secs(60 * (MAX_INIT_CODES - index) as u64);
-            let time = SystemTime::now() - age;
-            let code = File::open(store.init_code(component(index)).code).unwrap();
-            code.set_modified(time).unwrap();
-            // The first one is old, but used again.
-            assert!(provided(&store, component(0)).1.is_some());
-        }
-        let there: Vec<_> = (0..=MAX_INIT_CODES)
-            .filter(|index| store.init_code(component(*index)).code.exists())
-            .collect();
-        assert_eq!(there.len(), MAX_INIT_CODES);
-        assert!(there.contains(&0) && !there.contains(&1));
-        assert!(!store.init_code(component(1)).mac.exists());
+        let (artifact, module) = (Digest::from_content(b"artifact"), Digest::from_content(b"one"));
+        provided(&store, module);
+        let found = store.find(artifact, false).unwrap().unwrap();
+        assert_eq!(found.modules().len(), 1);
+        drop(found);
+        fs::remove_file(store.shared_module(module).code).unwrap();
+        assert!(store.find(artifact, false).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_module_in_use_is_the_one_that_was_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), "engine");
+        let (artifact, module) = (Digest::from_content(b"artifact"), Digest::from_content(b"one"));
+        provided(&store, module);
+        let held = store.find(artifact, false).unwrap().unwrap();
+        let path = store.shared_module(module).code;
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, b"evil").unwrap();
+        let again = store.find(artifact, false).unwrap().unwrap();
+        assert!(std::sync::Arc::ptr_eq(&held.modules()[0], &again.modules()[0]));
+        // Children get files of the folder, and this one does not pass its MAC.
+        assert_eq!(provided(&store, module).1, None);
+        assert_eq!(provided(&store, module).1.as_deref(), Some(&b"module"[..]));
     }
 }
