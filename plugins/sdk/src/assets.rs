@@ -21,6 +21,11 @@ impl Assets {
         Self(())
     }
 
+    /// Whether the artifact has an asset of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        assets::size(name).is_some()
+    }
+
     /// Open an asset as a reader, which does not load all of it into memory.
     ///
     /// # Errors

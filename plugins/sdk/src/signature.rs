@@ -20,8 +20,7 @@ impl Field {
 
     /// One label per row, out of `labels` (datatype `bytes`, shape `[rows]`).
     pub fn label<const N: usize>(name: &str, description: &str, labels: [&str; N]) -> Self {
-        let labels = labels.map(str::to_owned).to_vec();
-        Self::text(name, description).with(wit::Constraint::OneOf(labels))
+        Self::text(name, description).one_of(labels.map(str::to_owned))
     }
 
     /// One single-precision number per row (shape `[rows]`).
@@ -80,8 +79,19 @@ impl Field {
     /// Bound the value, inclusively.
     #[must_use]
     pub fn range(self, minimum: f64, maximum: f64) -> Self {
-        let (minimum, maximum) = (Some(minimum), Some(maximum));
+        self.bounds(Some(minimum), Some(maximum))
+    }
+
+    /// Bound the value, inclusively, on one side or on both.
+    #[must_use]
+    pub fn bounds(self, minimum: Option<f64>, maximum: Option<f64>) -> Self {
         self.with(wit::Constraint::Range(wit::NumberRange { minimum, maximum }))
+    }
+
+    /// Let a text be one of these.
+    #[must_use]
+    pub fn one_of(self, labels: impl IntoIterator<Item = String>) -> Self {
+        self.with(wit::Constraint::OneOf(labels.into_iter().collect()))
     }
 
     /// Let rows of different sizes share a call of `predict`: the host pads shorter ones with

@@ -53,6 +53,13 @@ impl Tensor {
         Self(wit::Tensor { name: name.to_owned(), datatype, shape, data })
     }
 
+    /// The same elements in another shape, which the host checks.
+    #[must_use]
+    pub fn reshaped(mut self, shape: Vec<u64>) -> Self {
+        self.0.shape = shape;
+        self
+    }
+
     pub(crate) fn into_wit(self) -> wit::Tensor {
         self.0
     }

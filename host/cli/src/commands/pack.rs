@@ -1,6 +1,8 @@
 //! `guesthouse pack`: makes an artifact.
 
 mod difference;
+mod example;
+mod manifest;
 mod onnx;
 
 use std::fs::File;
@@ -19,11 +21,12 @@ use self::onnx::OnnxArguments;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PackArguments {
-    /// The `manifest.toml` of the version. Its paths are relative to its folder.
-    #[arg(long, required_unless_present = "onnx", requires = "component")]
+    /// The `manifest.toml` of the version; for an ONNX file, a manifest of its fields, preprocessing
+    /// and postprocessing. Its paths are relative to its folder.
+    #[arg(long, required_unless_present = "onnx")]
     manifest: Option<PathBuf>,
     /// The component, built from the guest. For an ONNX file, this program has one.
-    #[arg(long)]
+    #[arg(long, required_unless_present = "onnx")]
     component: Option<PathBuf>,
     #[command(flatten)]
     onnx: OnnxArguments,

@@ -1,5 +1,7 @@
 //! ONNX files before their graph is optimised.
 
+mod outputs;
+
 use std::fmt;
 
 use tract_onnx::Onnx;
@@ -76,10 +78,36 @@ impl OnnxFile {
         nodes.any(|node| node.op_type == "DynamicQuantizeLinear")
     }
 
+    /// How many rows a constant has from which an input selects some, as tokens select embeddings;
+    /// `None` if the input selects none directly.
+    pub fn embeddings(&self, input: &str) -> Option<usize> {
+        let graph = self.0.graph.as_ref()?;
+        let rows = graph.node.iter().filter_map(|node| match &node.input[..] {
+            [table, index] if node.op_type == "Gather" && index == input => {
+                let table = graph.initializer.iter().find(|constant| constant.name == *table)?;
+                let axis = node.attribute.iter().find(|attribute| attribute.name == "axis");
+                let is_first = axis.is_none_or(|axis| axis.i == 0);
+                usize::try_from(*table.dims.first().filter(|_| is_first)?).ok()
+            }
+            _ => None,
+        });
+        rows.min()
+    }
+
     /// The names of the outputs.
     pub fn outputs(&self) -> Vec<String> {
         let outputs = self.0.graph.iter().flat_map(|graph| &graph.output);
         outputs.map(|output| output.name.clone()).collect()
+    }
+
+    /// Let these values be the outputs, in this order, and remove what they do not depend on. They may
+    /// be any values that are computed in the graph.
+    ///
+    /// # Errors
+    /// The graph computes no value of such a name.
+    pub fn keep_outputs(&mut self, names: &[String]) -> Result<(), Error> {
+        let graph = self.0.graph.as_mut().ok_or_else(|| Error::new("it has no graph"))?;
+        outputs::keep(graph, names).map_err(Error::new)
     }
 }
 
@@ -123,6 +151,7 @@ fn datatype(elements: DataType) -> Option<Datatype> {
         DataType::Float16 => Datatype::Fp16,
         DataType::Float => Datatype::Fp32,
         DataType::Double => Datatype::Fp64,
+        DataType::String => Datatype::Bytes,
         _ => return None,
     })
 }
@@ -139,11 +168,11 @@ impl GraphValue {
     }
 }
 
-/// The type of tract's tensors; byte strings have none.
+/// The type of tract's tensors. Byte strings are texts.
 fn datum_type(datatype: Datatype) -> DatumType {
     match datatype {
         Datatype::Bool => bool::datum_type(),
-        Datatype::Uint8 | Datatype::Bytes => u8::datum_type(),
+        Datatype::Uint8 => u8::datum_type(),
         Datatype::Int8 => i8::datum_type(),
         Datatype::Uint16 => u16::datum_type(),
         Datatype::Int16 => i16::datum_type(),
@@ -154,5 +183,6 @@ fn datum_type(datatype: Datatype) -> DatumType {
         Datatype::Fp16 => f16::datum_type(),
         Datatype::Fp32 | Datatype::Bf16 => f32::datum_type(),
         Datatype::Fp64 => f64::datum_type(),
+        Datatype::Bytes => String::datum_type(),
     }
 }

@@ -1,13 +1,13 @@
 //! Between the tensors of a call and those of tract, whose elements lie in memory in the same way.
 
-use tract_onnx::prelude::{Datum, DatumType, f16};
+use tract_onnx::prelude::{Datum, DatumType, f16, tensor1};
 use tract_onnx::tract_core::internal::{TractResult, bail, ensure};
 
 use super::{ModelOutputs, failed};
 use crate::{Batch, Datatype, PredictError, Tensor};
 
 impl Batch {
-    /// An input as an array for [`Model::run`](crate::Model::run).
+    /// An input as an array for [`Model::run`](crate::Model::run). Byte strings have to be texts.
     ///
     /// # Errors
     /// The signature has no such input, or tract has no such datatype.
@@ -15,6 +15,10 @@ impl Batch {
         let sizes = self.shape(name)?.iter().map(|size| usize::try_from(*size));
         let shape = sizes.collect::<Result<Vec<_>, _>>().map_err(PredictError::failed)?;
         let datatype = self.datatype(name)?;
+        if datatype == Datatype::Bytes {
+            let texts: Vec<_> = self.texts(name)?.into_iter().map(str::to_owned).collect();
+            return tensor1(&texts).into_shape(&shape).map_err(failed);
+        }
         array(datatype, &shape, self.data(name, datatype)?).map_err(failed)
     }
 }
@@ -77,6 +81,7 @@ pub(super) fn datatype(elements: DatumType) -> TractResult<Datatype> {
         DatumType::F16 => Datatype::Fp16,
         DatumType::F32 => Datatype::Fp32,
         DatumType::F64 => Datatype::Fp64,
+        DatumType::String => Datatype::Bytes,
         other => bail!("there is no datatype for elements of type {other:?}"),
     })
 }
@@ -92,6 +97,29 @@ impl ModelOutputs {
         let datatype = datatype(output.datum_type()).map_err(failed)?;
         let shape = output.shape().iter().map(|size| *size as u64).collect();
         let view = output.try_as_plain_ram().map_err(failed)?;
-        Ok(Tensor::raw(name, datatype, shape, view.as_bytes().to_vec()))
+        let data = match datatype {
+            Datatype::Bytes => encoded(view.as_slice::<String>().map_err(failed)?),
+            _ => view.as_bytes().to_vec(),
+        };
+        Ok(Tensor::raw(name, datatype, shape, data))
     }
+
+    /// An output as an array.
+    ///
+    /// # Errors
+    /// [`PredictError::Failed`] if the graph has no such output.
+    pub fn array(&self, index: usize) -> Result<&tract_onnx::prelude::Tensor, PredictError> {
+        self.output(index).map(|output| &**output)
+    }
+}
+
+/// Texts in the encoding of the contract.
+fn encoded(texts: &[String]) -> Vec<u8> {
+    let mut data = Vec::new();
+    for text in texts {
+        let length = u32::try_from(text.len()).expect("a guest's memory is at most 4 GiB");
+        data.extend_from_slice(&length.to_le_bytes());
+        data.extend_from_slice(text.as_bytes());
+    }
+    data
 }

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use guesthouse_artifact::{self as artifact, GoldenFile, Manifest};
 use guesthouse_model::{Datatype, Field, ModelName, Signature};
-use guesthouse_runtime::embed::{Compiler, Runtime, RuntimeOptions, TrialError};
+use guesthouse_runtime::embed::{Compiler, Runtime, RuntimeOptions};
 use guesthouse_runtime::guest::InstanceLimits;
 use guesthouse_runtime::preinit::PreinitLimits;
 use guesthouse_runtime::version::ModelLimits;
 use semver::Version;
-use serde_json::{Map, Value, json};
 
+use super::example::example;
+use super::manifest::ModelManifest;
 use super::{Draft, PackArguments, Packed, difference};
 
 /// The guest, compressed; empty if the program was built without it.
@@ -25,9 +26,6 @@ const MAX_GUEST_BYTES: usize = 64 << 20;
 
 /// The most rows of a call, unless the command line has another number.
 const MAX_BATCH_SIZE: u32 = 32;
-
-/// The size of variable dimensions in an example that is made here.
-const EXAMPLE_SIZE: u32 = 8;
 
 /// How far outputs may be from the golden examples: the framework that made those adds in another
 /// order.
@@ -44,8 +42,9 @@ const ADVICE: &str = "note: no golden examples are given, so that the model is n
 /// Where an artifact of an ONNX file comes from.
 #[derive(Debug, clap::Args)]
 pub(crate) struct OnnxArguments {
-    /// An ONNX file instead of a manifest: the artifact serves its graph on tensors as they are.
-    #[arg(long, requires_all = ["name", "version"], conflicts_with = "manifest")]
+    /// An ONNX file: the artifact serves its graph, on tensors as they are unless a manifest says
+    /// otherwise.
+    #[arg(long, requires_all = ["name", "version"])]
     pub(super) onnx: Option<PathBuf>,
     /// The name of the model.
     #[arg(long, requires = "onnx")]
@@ -76,8 +75,16 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
     let given = options.golden.as_deref().map(std::path::absolute).transpose();
     let given = given.context("cannot find the golden examples")?;
 
+    let model = arguments.manifest.as_deref().map(ModelManifest::read).transpose()?;
+    let model = model.unwrap_or_default();
+    let json = folder.path().join("manifest.json");
+    std::fs::write(&json, &model.json).context("cannot write a temporary file")?;
+
     let draft = |golden: PathBuf, tolerance: BTreeMap<String, f64>| {
-        let manifest = manifest(options, file, GoldenFile { file: golden, tolerance })?;
+        let mut manifest = manifest(options, file, GoldenFile { file: golden, tolerance })?;
+        if !model.json.is_empty() {
+            model.clone().add_to(&mut manifest, &json);
+        }
         let bytes = artifact::pack_files(manifest, folder.path(), &component);
         bytes.with_context(|| format!("failed to pack {}", file.display()))
     };
@@ -169,30 +176,4 @@ fn runtime(folder: &Path) -> anyhow::Result<Runtime> {
         ..RuntimeOptions::default()
     };
     Ok(Runtime::open(&folder.join("state"), options)?)
-}
-
-/// A golden example of zeros and their outputs, as a line.
-fn example(runtime: &Runtime, artifact: &Path, signature: &Signature) -> anyhow::Result<String> {
-    let inputs: Map<_, _> =
-        signature.inputs.iter().map(|field| (field.name.clone(), zeros(field))).collect();
-    let outputs = runtime.predict_unproved(artifact, std::slice::from_ref(&inputs));
-    let advice = "the graph cannot be run on zeros: give golden examples by --golden";
-    let outputs = match outputs {
-        Err(TrialError::Open(error)) => return Err(error.into()),
-        outputs => outputs.context(advice)?,
-    };
-    let outputs = outputs.into_iter().next().context("the graph returns no row")?;
-    Ok(json!({ "inputs": inputs, "outputs": outputs }).to_string())
-}
-
-/// A row of an input.
-fn zeros(field: &Field) -> Value {
-    let zero = match field.datatype {
-        Datatype::Bool => json!(false),
-        Datatype::Bytes => json!(""),
-        _ => json!(0),
-    };
-    field.row_shape.iter().rev().fold(zero, |inner, size| {
-        (0..size.unwrap_or(EXAMPLE_SIZE)).map(|_| inner.clone()).collect()
-    })
 }
