@@ -88,6 +88,8 @@ mod model_grpc;
 mod oip;
 /// Packing ONNX files without a manifest.
 mod onnx_files;
+/// Packing ONNX files with a manifest of fields, preprocessing and postprocessing.
+mod onnx_manifests;
 /// Operators deploy, split, promote and roll back; invalid changes are rejected.
 mod operations;
 /// The operators' commands report errors as text and by their exit codes.

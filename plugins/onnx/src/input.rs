@@ -23,6 +23,9 @@ pub(crate) trait Preprocess: Send + Sync {
     /// The inputs of the graph that it makes, by index.
     fn makes(&self) -> Vec<usize>;
 
+    /// The dimensions of the largest row of each of them; `None` if that is not known.
+    fn largest(&self) -> Option<Vec<usize>>;
+
     /// Make them for a batch, or reject rows.
     fn run(
         &self,
@@ -95,6 +98,12 @@ impl Inputs {
             }
         }
         Ok(())
+    }
+
+    /// The dimensions of the largest row of an input of the graph, if preprocessing makes it.
+    pub(crate) fn largest(&self, index: usize) -> Option<Vec<usize>> {
+        let stage = self.stages.iter().find(|stage| stage.makes().contains(&index));
+        stage.and_then(|stage| stage.largest())
     }
 
     /// The graph's inputs for a batch.

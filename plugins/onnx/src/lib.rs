@@ -15,10 +15,10 @@ mod names;
 mod output;
 mod rows;
 
-use guesthouse_guest::tract_onnx::prelude::Tensor as Array;
+use guesthouse_guest::tract_onnx::prelude::{Tensor as Array, tensor1};
 use guesthouse_guest::{
-    Assets, Batch, Dimension, Error, Field, GraphValue, Guest, Model, OnnxFile, PredictError,
-    Signature, Tensor, export,
+    Assets, Batch, Datatype, Dimension, Error, Field, GraphValue, Guest, Model, OnnxFile,
+    PredictError, Signature, Tensor, export,
 };
 use guesthouse_onnx_manifest::OnnxManifest;
 
@@ -97,16 +97,19 @@ fn manifest(assets: &Assets) -> Result<OnnxManifest, Error> {
 
 impl Pipeline {
     /// Run the graph on zeros, so that what it prepares in its first call is part of the snapshot. A
-    /// graph that takes texts has to take the longest one.
+    /// graph that takes texts has to take the longest one. Zeros stand for no text, which a graph that
+    /// takes texts itself may reject.
     fn run_example(&self, values: &[GraphValue]) -> Result<(), Error> {
         let longest = self.inputs.most_tokens.map(|tokens| vec![tokens]);
         let mut outcome = Ok(());
         for size in longest.unwrap_or(EXAMPLE_SIZES.to_vec()) {
-            let inputs = values.iter().map(|value| zeros(value, size));
+            let inputs = values.iter().enumerate();
+            let inputs =
+                inputs.map(|(index, value)| zeros(value, size, self.inputs.largest(index)));
             let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
             outcome = self.model.run(inputs).map(|_outputs| ());
-            if outcome.is_ok() {
-                break;
+            if outcome.is_ok() || values.iter().any(|value| value.datatype == Datatype::Bytes) {
+                return Ok(());
             }
         }
         outcome.map_err(|error| {
@@ -115,16 +118,21 @@ impl Pipeline {
     }
 }
 
-/// An input of one row of zeros, whose other named dimensions have this size.
-fn zeros(value: &GraphValue, size: usize) -> Result<Array, Error> {
-    let shape = value.shape.iter().map(|dimension| match dimension {
+/// An input of one row of zeros. Named dimensions have this size, or those of the largest row.
+fn zeros(value: &GraphValue, size: usize, largest: Option<Vec<usize>>) -> Result<Array, Error> {
+    let shape = value.shape.iter().enumerate().map(|(axis, dimension)| match dimension {
         Dimension::Fixed(size) => *size,
-        Dimension::Named(name) if name == rows::BATCH => 1,
-        Dimension::Named(_) => size,
+        Dimension::Named(name) if axis == 0 || name == rows::BATCH => 1,
+        Dimension::Named(_) => {
+            largest.as_ref().and_then(|row| row.get(axis - 1)).copied().unwrap_or(size)
+        }
     });
     let shape: Vec<_> = shape.collect();
-    Array::zero_dt(value.datum_type(), &shape)
-        .map_err(|error| Error::new(format!("input {:?}: {error:#}", value.name)))
+    let zeros = match value.datatype {
+        Datatype::Bytes => tensor1(&vec![String::new(); shape.iter().product()]).into_shape(&shape),
+        _ => Array::zero_dt(value.datum_type(), &shape),
+    };
+    zeros.map_err(|error| Error::new(format!("input {:?}: {error:#}", value.name)))
 }
 
 /// The dimensions of a row.

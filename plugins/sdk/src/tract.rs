@@ -7,6 +7,7 @@
 //! before `init` ends, so that the snapshot only contains the optimised plan.
 
 mod broadcast;
+mod categories;
 mod convolution;
 mod crop;
 mod dynamic;
@@ -19,11 +20,13 @@ mod proto;
 mod quantised;
 mod reduction;
 mod rewrite;
+mod selection;
 mod tensors;
 #[cfg(test)]
 mod tests;
 mod trees;
 mod unfolded;
+mod vectors;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -126,6 +129,9 @@ impl ModelBuilder {
     /// # Errors
     /// tract lacks an operator, or the graph does not take the inputs that were declared.
     pub fn build(self, mut file: OnnxFile) -> Result<Model, Error> {
+        // They name dimensions as the inputs of the file do, which may have been declared otherwise;
+        // tract finds out what they say.
+        file.0.graph.iter_mut().for_each(|graph| graph.value_info.clear());
         file.0.graph.iter_mut().for_each(proto::expand);
         let missing = file.missing_operators(&self.onnx());
         if !missing.is_empty() {
@@ -138,6 +144,8 @@ impl ModelBuilder {
     fn onnx(&self) -> Onnx {
         let mut onnx = tract_onnx::onnx();
         trees::add_missing(&mut onnx);
+        categories::register(&mut onnx);
+        vectors::register(&mut onnx);
         if !self.is_left_to_tract {
             trees::replace(&mut onnx);
             unfolded::register(&mut onnx);
@@ -189,7 +197,11 @@ fn rewritten(model: TypedModel) -> TractResult<TypedModel> {
     crate::arithmetic::executor();
     let mut rewritten = model.clone();
     match rewrite::rewrite(&mut rewritten) {
-        Ok(()) => rewritten.into_optimized(),
+        Ok(()) => {
+            let mut optimised = rewritten.into_optimized()?;
+            selection::check_indexes(&mut optimised)?;
+            Ok(optimised)
+        }
         Err(error) => {
             crate::log::warn(&format!("the graph is left to tract: {error:#}"));
             model.into_optimized()

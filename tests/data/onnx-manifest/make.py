@@ -102,6 +102,59 @@ def species():
     write_lines("species.jsonl", lines)
 
 
+def external():
+    """A graph whose weights are in another file."""
+    generator = numpy.random.default_rng(14)
+    weights = generator.normal(0, 1, (4, 3)).astype("f4")
+    values = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3]),
+    ]
+    nodes = [helper.make_node("MatMul", ["x", "weights"], ["y"])]
+    made = helper.make_graph(nodes, "graph", values[:1], values[1:], [numpy_helper.from_array(weights, "weights")])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    (FOLDER / "external.onnx.data").unlink(missing_ok=True)
+    onnx.save(
+        model,
+        str(FOLDER / "external.onnx"),
+        save_as_external_data=True,
+        location="external.onnx.data",
+        size_threshold=0,
+    )
+    rows = generator.normal(0, 1, (3, 4)).astype("f4")
+    lines = [
+        {"inputs": {"x": row.tolist()}, "outputs": {"y": (row.astype("f8") @ weights).tolist()}} for row in rows
+    ]
+    write_lines("external.jsonl", lines)
+
+
+def dynamic():
+    """A graph that quantises its values by the range that they have in a call."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    generator = numpy.random.default_rng(15)
+    constants = {
+        "first": generator.normal(0, 1, (8, 16)).astype("f4"),
+        "second": generator.normal(0, 1, (16, 3)).astype("f4"),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["between"]),
+        helper.make_node("Relu", ["between"], ["active"]),
+        helper.make_node("MatMul", ["active", "second"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])]
+    graph("dynamic.onnx", nodes, inputs, outputs, constants)
+    path = str(FOLDER / "dynamic.onnx")
+    quantize_dynamic(path, path, weight_type=QuantType.QInt8)
+    rows = [generator.normal(0, 10**power, 8).astype("f4") for power in (-2, 2, 0, -1, 1)]
+    lines = []
+    for row in rows:
+        (y,) = run("dynamic.onnx", {"x": row[None]})
+        lines.append({"inputs": {"x": row.tolist()}, "outputs": {"y": y[0].tolist()}})
+    write_lines("dynamic.jsonl", lines)
+
+
 def people():
     """Columns of numbers and categories before a classifier; scikit-learn prepares them for the oracle."""
     import pandas
@@ -270,12 +323,12 @@ def texts():
 
     generator = numpy.random.default_rng(4)
     features, classes = 12, 3
-    words = generator.normal(0, 1, (kinds["wordpiece"].get_vocab_size(), features)).astype("f4")
+    words = generator.normal(0, 0.6, (kinds["wordpiece"].get_vocab_size(), features)).astype("f4")
     constants = {
         "words": words,
-        "types": generator.normal(0, 1, (2, features)).astype("f4"),
-        "positions": generator.normal(0, 1, (MAX_LENGTH, features)).astype("f4"),
-        "mix": generator.normal(0, 0.4, (features, features)).astype("f4"),
+        "types": generator.normal(0, 0.3, (2, features)).astype("f4"),
+        "positions": generator.normal(0, 0.3, (MAX_LENGTH, features)).astype("f4"),
+        "mix": generator.normal(0, 0.8, (features, features)).astype("f4"),
         "head": generator.normal(0, 1, (features, classes)).astype("f4"),
         "large": numpy.array(10_000, "f4"),
         "one": numpy.array(1, "f4"),
@@ -419,7 +472,7 @@ def images():
         order = numpy.argsort(-probabilities, kind="stable")
         labels = ["ant", "bee", "cat", "dog"]
         outputs = {"labels": [labels[index] for index in order[:3]], "scores": probabilities[order[:3]].tolist()}
-        lines.append({"image": base64.b64encode(file).decode(), "outputs": outputs})
+        lines.append({"inputs": {"image": base64.b64encode(file).decode()}, "outputs": outputs})
     write_lines("picture.jsonl", lines)
 
 
@@ -429,6 +482,8 @@ def main():
     people()
     texts()
     images()
+    external()
+    dynamic()
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)
         run::shown(
             run::cargo()
                 .args(["test", "--locked", "--profile", "xtask"])
-                .args(["--package", "guesthouse-guest"]),
+                .args(["--package", "guesthouse-guest", "--package", "onnx"]),
         )?;
         operators::check(workspace, &operators::Options::default())?;
     }

@@ -2,6 +2,7 @@
 
 mod difference;
 mod example;
+mod external_data;
 mod manifest;
 mod onnx;
 

@@ -170,6 +170,10 @@ impl Preprocess for Images {
         vec![self.index]
     }
 
+    fn largest(&self) -> Option<Vec<usize>> {
+        Some(self.pixels.shape())
+    }
+
     fn run(
         &self,
         batch: &Batch,

@@ -55,6 +55,10 @@ impl Preprocess for Pass {
         vec![self.index]
     }
 
+    fn largest(&self) -> Option<Vec<usize>> {
+        None
+    }
+
     fn run(
         &self,
         batch: &Batch,

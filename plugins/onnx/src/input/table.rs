@@ -333,6 +333,10 @@ impl Preprocess for Columns {
         vec![self.index]
     }
 
+    fn largest(&self) -> Option<Vec<usize>> {
+        Some(vec![self.width])
+    }
+
     fn run(
         &self,
         batch: &Batch,

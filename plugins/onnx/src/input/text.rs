@@ -15,6 +15,7 @@ use crate::fields::Wanted;
 pub(super) struct Texts {
     field: String,
     tokenizer: Padded,
+    max_length: usize,
     ids: Target,
     mask: Option<Target>,
     types: Option<Target>,
@@ -75,7 +76,14 @@ impl Texts {
             )));
         }
         let tokenizer = Padded::new(file, tokenize.max_length, length).map_err(wrong)?;
-        Ok(Self { field: tokenize.input.clone(), tokenizer, ids, mask, types })
+        Ok(Self {
+            field: tokenize.input.clone(),
+            tokenizer,
+            max_length: tokenize.max_length,
+            ids,
+            mask,
+            types,
+        })
     }
 
     /// The number of tokens that there are, and the input of the graph for them.
@@ -162,6 +170,10 @@ impl Preprocess for Texts {
     fn makes(&self) -> Vec<usize> {
         let optional = self.mask.iter().chain(&self.types);
         std::iter::once(&self.ids).chain(optional).map(|target| target.index).collect()
+    }
+
+    fn largest(&self) -> Option<Vec<usize>> {
+        Some(vec![self.tokenizer.length.unwrap_or(self.max_length)])
     }
 
     fn run(

@@ -71,17 +71,24 @@ pub(super) fn check(step: &Step, form: Form) -> Result<Form, String> {
         }
         Step::Labels(labels) => {
             expect(&[Kind::Integers, Kind::Flags], "indexes or flags: put `argmax` before it")?;
-            let (is, labels) = (labels.texts().len(), labels.texts());
-            let choices = if form.kind == Kind::Flags { Some(2) } else { form.choices };
-            match choices {
-                _ if is == 0 || is > MAX_LABELS => {
-                    Err(format!("there are {is} texts: give 1 to {MAX_LABELS}"))
-                }
-                Some(wanted) if wanted != is => {
-                    Err(format!("there are {is} texts for {wanted} classes: give one for each"))
-                }
-                _ => Ok(Form { kind: Kind::Texts, labels: Some(labels.to_vec()), ..plain(form) }),
-            }
+            check_labels(labels.texts(), form)
+        }
+    }
+}
+
+fn check_labels(labels: &[String], form: Form) -> Result<Form, String> {
+    let is = labels.len();
+    let choices = if form.kind == Kind::Flags { Some(2) } else { form.choices };
+    match choices {
+        _ if is == 0 || is > MAX_LABELS => {
+            Err(format!("there are {is} texts: give 1 to {MAX_LABELS}"))
+        }
+        Some(wanted) if wanted != is => {
+            Err(format!("there are {is} texts for {wanted} classes: give one for each"))
+        }
+        _ => {
+            let labels = Some(labels.to_vec());
+            Ok(Form { kind: Kind::Texts, choices: None, bounds: None, labels, ..form })
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Changes to ONNX files that tract would not load as they are.
 
+mod build;
+mod columns;
 mod half;
 mod quantised;
 mod scaler;
@@ -15,6 +17,7 @@ const INT64: i64 = pb::tensor_proto::DataType::Int64 as i64;
 pub(super) fn expand(graph: &mut pb::GraphProto) {
     quantised::expand(graph);
     scaler::expand(graph);
+    columns::expand(graph);
 }
 
 /// Let sizes that a graph casts to 32-bit integers be 64-bit integers, which tract computes with

@@ -4,6 +4,7 @@ mod file;
 mod half;
 mod images;
 mod integers;
+mod pipelines;
 mod products;
 mod published;
 mod quantised;

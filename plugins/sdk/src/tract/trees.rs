@@ -1,7 +1,10 @@
-//! Ensembles of decision trees: those of tract are slow, and it has none for regression.
+//! Ensembles of decision trees: those of tract are slow and do not take all that are exported, and there
+//! are none for regression.
 //!
 //! Bounds: every index in an ensemble is checked when it is read, and no path is longer than the
 //! number of nodes.
+
+mod classifier;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,7 +18,6 @@ use tract_onnx::tract_core::ops::math;
 use tract_onnx::tract_hir::internal::*;
 
 use super::node::size;
-use super::unfolded::tracts;
 
 const CLASSIFIER: &str = "TreeEnsembleClassifier";
 const REGRESSOR: &str = "TreeEnsembleRegressor";
@@ -32,14 +34,8 @@ pub(super) fn replace(onnx: &mut Onnx) {
 
 type Parsed = (Box<dyn InferenceOp>, Vec<String>);
 
-fn classifier(context: &ParsingContext, node: &NodeProto) -> TractResult<Parsed> {
-    let (tracts, closures) = tracts(CLASSIFIER, context, node)?;
-    let classes = match node.get_attr_opt_slice::<i64>("classlabels_int64s")? {
-        Some(labels) => labels.len(),
-        None => node.get_attr_tvec::<&str>("classlabels_strings")?.len(),
-    };
-    let trees = Trees::parse(node, "class", classes)?;
-    Ok((expand(Classifier { tracts, trees }), closures))
+fn classifier(_context: &ParsingContext, node: &NodeProto) -> TractResult<Parsed> {
+    classifier::parse(node)
 }
 
 fn regressor(_context: &ParsingContext, node: &NodeProto) -> TractResult<Parsed> {
@@ -55,49 +51,6 @@ fn regressor(_context: &ParsingContext, node: &NodeProto) -> TractResult<Parsed>
     let base = node.get_attr_opt_vec::<f32>("base_values")?.unwrap_or_else(|| vec![0.0; targets]);
     ensure!(base.len() == targets, "a base value for each target");
     Ok((expand(Regressor { trees, scale, base: base.into() }), vec![]))
-}
-
-/// A classifier that computes the scores of classes, and leaves the rest to tract.
-#[derive(Debug, Clone)]
-struct Classifier {
-    tracts: Box<dyn Expansion>,
-    trees: Trees,
-}
-
-impl Expansion for Classifier {
-    fn name(&self) -> StaticName {
-        CLASSIFIER.into()
-    }
-
-    fn nboutputs(&self) -> TractResult<usize> {
-        (*self.tracts).nboutputs()
-    }
-
-    fn rules<'r, 'p: 'r, 's: 'r>(
-        &'s self,
-        solver: &mut Solver<'r>,
-        inputs: &'p [TensorProxy],
-        outputs: &'p [TensorProxy],
-    ) -> InferenceResult {
-        (*self.tracts).rules(solver, inputs, outputs)
-    }
-
-    fn wire(
-        &self,
-        prefix: &str,
-        model: &mut TypedModel,
-        inputs: &[OutletId],
-    ) -> TractResult<TVec<OutletId>> {
-        let first = model.nodes().len();
-        let outputs = self.tracts.wire(prefix, model, inputs)?;
-        let scores = (first..model.nodes().len()).find(|id| {
-            let node = model.node(*id);
-            node.inputs[..] == *inputs && node.op.name() == CLASSIFIER
-        });
-        let scores = scores.context("tract computes the scores of classes in a node of its own")?;
-        model.node_mut(scores).op = Box::new(self.trees.clone());
-        Ok(outputs)
-    }
 }
 
 #[derive(Debug, Clone)]

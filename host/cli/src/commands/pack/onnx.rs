@@ -3,10 +3,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use guesthouse_artifact::{self as artifact, GoldenFile, Manifest};
+use guesthouse_artifact::{
+    self as artifact, GoldenFile, MAX_ARTIFACT_BYTES, Manifest, open_regular,
+};
 use guesthouse_model::{Datatype, Field, ModelName, Signature};
 use guesthouse_runtime::embed::{Compiler, Runtime, RuntimeOptions};
 use guesthouse_runtime::guest::InstanceLimits;
@@ -16,7 +19,7 @@ use semver::Version;
 
 use super::example::example;
 use super::manifest::ModelManifest;
-use super::{Draft, PackArguments, Packed, difference};
+use super::{Draft, PackArguments, Packed, difference, external_data};
 
 /// The guest, compressed; empty if the program was built without it.
 const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/onnx-guest.zst"));
@@ -75,20 +78,21 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
     let given = options.golden.as_deref().map(std::path::absolute).transpose();
     let given = given.context("cannot find the golden examples")?;
 
+    let what = format!("failed to pack {}", file.display());
     let model = arguments.manifest.as_deref().map(ModelManifest::read).transpose()?;
     let model = model.unwrap_or_default();
+    let graph = graph(file, folder.path()).with_context(|| what.clone())?;
     let json = folder.path().join("manifest.json");
     std::fs::write(&json, &model.json).context("cannot write a temporary file")?;
 
     let draft = |golden: PathBuf, tolerance: BTreeMap<String, f64>| {
-        let mut manifest = manifest(options, file, GoldenFile { file: golden, tolerance })?;
+        let mut manifest = manifest(options, &graph, GoldenFile { file: golden, tolerance })?;
         if !model.json.is_empty() {
             model.clone().add_to(&mut manifest, &json);
         }
         let bytes = artifact::pack_files(manifest, folder.path(), &component);
-        bytes.with_context(|| format!("failed to pack {}", file.display()))
+        bytes.with_context(|| what.clone())
     };
-    let what = format!("failed to pack {}", file.display());
     eprintln!("loading the graph");
     let golden = given.clone().unwrap_or_else(|| placeholder.clone());
     let first = Draft::new(draft(golden, BTreeMap::new())?, folder.path())?;
@@ -101,7 +105,8 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
         Some(golden) => {
             let bytes = artifact::add_signature(draft(golden, tolerances)?, &report.signature);
             let trial = Draft::new(bytes.clone(), folder.path())?;
-            difference::print(&runtime.load(trial.path()).with_context(|| what)?, trial.path())?;
+            let model = runtime.load(trial.path()).with_context(|| what.clone())?;
+            difference::print(&model, trial.path())?;
             bytes
         }
         None => {
@@ -109,7 +114,7 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
             let bytes = artifact::add_signature(draft_bytes, &report.signature);
             let trial = Draft::new(bytes, folder.path())?;
             let example =
-                example(&runtime, trial.path(), &report.signature).with_context(|| what)?;
+                example(&runtime, trial.path(), &report.signature).with_context(|| what.clone())?;
             std::fs::write(&placeholder, example).context("cannot write a temporary file")?;
             eprintln!("{ADVICE}");
             artifact::add_signature(draft(placeholder, tolerances)?, &report.signature)
@@ -131,11 +136,27 @@ fn component(given: Option<&Path>) -> anyhow::Result<Cow<'static, [u8]>> {
     Ok(Cow::Owned(bytes.context("the guest in this program is damaged")?))
 }
 
+/// The file of the graph with all of its data: the given one, or one in the temporary folder.
+fn graph(file: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+    let mut bytes = Vec::new();
+    let read = open_regular(file)
+        .and_then(|file| file.take(MAX_ARTIFACT_BYTES + 1).read_to_end(&mut bytes));
+    read.with_context(|| format!("cannot read {}", file.display()))?;
+    if bytes.len() as u64 > MAX_ARTIFACT_BYTES {
+        bail!("it is larger than {} MiB", MAX_ARTIFACT_BYTES >> 20);
+    }
+    let Some(whole) = external_data::inline(file, &bytes)? else {
+        return std::path::absolute(file).context("cannot find the ONNX file");
+    };
+    let graph = folder.join("model.onnx");
+    std::fs::write(&graph, whole).context("cannot write a temporary file")?;
+    Ok(graph)
+}
+
 fn manifest(options: &OnnxArguments, file: &Path, golden: GoldenFile) -> anyhow::Result<Manifest> {
     let (Some(name), Some(version)) = (options.name.clone(), options.version.clone()) else {
         bail!("--onnx needs --name and --version")
     };
-    let file = std::path::absolute(file).context("cannot find the ONNX file")?;
     let most = options.max_batch_size.unwrap_or(MAX_BATCH_SIZE);
     Ok(Manifest {
         name,
@@ -148,7 +169,7 @@ fn manifest(options: &OnnxArguments, file: &Path, golden: GoldenFile) -> anyhow:
         provenance: None,
         guest: None,
         parameters: BTreeMap::from([("max_batch_size".to_owned(), most.to_string())]),
-        assets: BTreeMap::from([("model.onnx".to_owned(), file)]),
+        assets: BTreeMap::from([("model.onnx".to_owned(), file.to_owned())]),
         golden,
     })
 }

@@ -55,7 +55,7 @@ impl Window {
         for (pixel, weight) in pixels.zip(&self.weights) {
             sums.iter_mut().zip(pixel).for_each(|(sum, level)| *sum += i32::from(*level) * weight);
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 255")]
+        #[expect(clippy::cast_sign_loss, reason = "0 to 255")]
         sums.map(|sum| (sum >> PRECISION).clamp(0, 255) as u8)
     }
 }

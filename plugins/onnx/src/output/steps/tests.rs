@@ -95,8 +95,9 @@ fn labels_stand_for_indexes_and_flags() {
     let (form, values) = carried_out(&Step::Argmax, form, values, None);
     let five = ["a", "b", "c", "d", "e"];
     let (form, values) = carried_out(&labels(&five), form, values, None);
-    let texts: Vec<_> =
-        flat(&expected("argmax")).iter().map(|index| five[*index as usize]).collect();
+    let indexes = expected("argmax");
+    let indexes = indexes.as_array().unwrap().iter().map(|index| index.as_u64().unwrap());
+    let texts: Vec<_> = indexes.map(|index| five[usize::try_from(index).unwrap()]).collect();
     assert_eq!(values.elements, Elements::Texts(texts.into_iter().map(str::to_owned).collect()));
     assert_eq!(form.labels.unwrap(), five);
 

@@ -2,7 +2,7 @@
 
 use tract_onnx::pb;
 
-const FLOAT: i32 = pb::tensor_proto::DataType::Float as i32;
+use super::build::{self, FLOAT, constant, int};
 
 /// Expand all scalers into a cast, a difference and a product. One whose attributes are missing is left
 /// as it is.
@@ -26,44 +26,14 @@ pub(in crate::tract) fn expand(graph: &mut pb::GraphProto) {
         };
         let [numbers, offset_name, shifted, scale_name] =
             ["numbers", "offset", "shifted", "scale"].map(|what| format!("{output}.{what}"));
-        graph.initializer.extend([constant(&offset_name, offset), constant(&scale_name, scale)]);
-        let to = pb::AttributeProto {
-            name: "to".to_owned(),
-            i: FLOAT.into(),
-            r#type: pb::attribute_proto::AttributeType::Int.into(),
-            ..Default::default()
-        };
+        for (name, numbers) in [(&offset_name, &offset), (&scale_name, &scale)] {
+            graph.initializer.push(constant(name, FLOAT, numbers, f32::to_le_bytes));
+        }
         graph.node.extend([
-            step("Cast", [input], &numbers, vec![to]),
-            step("Sub", [&numbers, &offset_name], &shifted, vec![]),
-            step("Mul", [&shifted, &scale_name], output, vec![]),
+            build::node("Cast", &[input], &numbers, vec![int("to", FLOAT.into())]),
+            build::node("Sub", &[&numbers, &offset_name], &shifted, vec![]),
+            build::node("Mul", &[&shifted, &scale_name], output, vec![]),
         ]);
-    }
-}
-
-fn constant(name: &str, values: Vec<f32>) -> pb::TensorProto {
-    pb::TensorProto {
-        name: name.to_owned(),
-        data_type: FLOAT,
-        dims: vec![values.len() as i64],
-        float_data: values,
-        ..Default::default()
-    }
-}
-
-fn step<const N: usize>(
-    operation: &str,
-    inputs: [&String; N],
-    output: &str,
-    attribute: Vec<pb::AttributeProto>,
-) -> pb::NodeProto {
-    pb::NodeProto {
-        op_type: operation.to_owned(),
-        name: output.to_owned(),
-        input: inputs.map(Clone::clone).to_vec(),
-        output: vec![output.to_owned()],
-        attribute,
-        ..Default::default()
     }
 }
 
@@ -93,7 +63,7 @@ mod tests {
         let operations: Vec<_> = graph.node.iter().map(|node| node.op_type.as_str()).collect();
         assert_eq!(operations, ["Cast", "Sub", "Mul"]);
         assert_eq!(graph.node[2].output, ["y"]);
-        assert_eq!(graph.initializer[0].float_data, [1.0, 2.0]);
+        assert_eq!(graph.initializer[0].raw_data[4..], 2_f32.to_le_bytes());
         assert_eq!(graph.initializer[0].dims, [2]);
     }
 

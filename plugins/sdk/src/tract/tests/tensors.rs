@@ -45,6 +45,17 @@ fn an_array_of_bfloat16_is_widened() {
 }
 
 #[test]
+fn texts_are_arrays() {
+    let data = [&[1, 0, 0, 0][..], b"a", &[0; 4], &[2, 0, 0, 0], "é".as_bytes()].concat();
+    let tensor = wit::Tensor { shape: vec![3, 1], ..input(Datatype::Bytes, &data) };
+    let array = Batch::new(vec![tensor]).array("x").unwrap();
+    let texts = ["a", "", "é"].map(str::to_owned);
+    assert_eq!(array, tensor1(&texts).into_shape(&[3, 1]).unwrap());
+    let output = ModelOutputs(tvec!(array.into_tvalue())).tensor(0, "y").unwrap().into_wit();
+    assert_eq!((output.datatype, output.shape, output.data), (Datatype::Bytes, vec![3, 1], data));
+}
+
+#[test]
 fn inputs_that_are_no_arrays_are_errors() {
     let tensors = [
         input(Datatype::Bytes, &[0; 8]),
