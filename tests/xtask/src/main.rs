@@ -180,11 +180,12 @@ fn docs(workspace: &Workspace, options: &docs::Options) -> Result<()> {
 fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)>) -> Result<()> {
     if extra.is_empty() {
         // Natively, and without optimising tract, which would take minutes.
-        run::shown(
-            run::cargo()
-                .args(["test", "--locked", "--profile", "xtask"])
-                .args(["--package", "guesthouse-guest", "--package", "onnx"]),
-        )?;
+        run::shown(run::cargo().args(["test", "--locked", "--profile", "xtask"]).args([
+            "--package",
+            "guesthouse-guest",
+            "--package",
+            "onnx",
+        ]))?;
         operators::check(workspace, &operators::Options::default())?;
     }
     let host = build_for_tests(workspace)?;
