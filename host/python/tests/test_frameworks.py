@@ -121,6 +121,8 @@ def folder_of_a_classifier(folder: Path) -> None:
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    labels = {"architectures": ["SumForSequenceClassification"], "id2label": {"0": "good", "1": "bad"}}
+    (folder / "config.json").write_text(json.dumps(labels))
     (folder / "onnx").mkdir()
     onnx.save(model, folder / "onnx/model.onnx")
 
@@ -149,11 +151,14 @@ def test_models_answer_over_http_what_they_answer_themselves(
         given = {name.replace(" ", "_"): float(value) for name, value in row.items()}
         answer = server.predict("light", given)
         numpy.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+        assert answer["label"] == light.classes_[expected.argmax()]
     for numbers, number in zip(OTHERS, extreme.predict(OTHERS), strict=True):
         answer = server.predict("extreme", {"X": numbers.tolist()})
         assert answer["prediction"] == pytest.approx(float(number), abs=1e-4)
-    answer = server.predict("texts", {"input_ids": [1, 3, 3], "attention_mask": [1, 1, 0]})
-    assert answer["logits"] == [1.25, -0.5]
+    answer = server.predict("texts", {"text": "bad film film film"})
+    powers = numpy.exp([-1 + 3 * 0.25, 1 + 3 * 0.5])
+    assert answer["label"] == "bad"
+    assert answer["probabilities"] == pytest.approx((powers / powers.sum()).tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

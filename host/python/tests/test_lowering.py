@@ -48,12 +48,16 @@ NAN = float("nan")
             ml("Imputer", imputed_value_int64s=[7, 8], replaced_value_int64=-1),
             numpy.array([[-1, 1], [2, -1]], "i8"),
         ),
+        (
+            ml("LabelEncoder", keys_int64s=[1, 0, 2], values_int64s=[5, 9, 7]),
+            numpy.array([[0], [1], [2], [1]], "i8"),
+        ),
         (ml("Binarizer", threshold=0.5), numpy.array([[0.5, 0.6], [0, 1]], "f4")),
     ],
 )
 def test_lowered_operator_computes_the_same(node: onnx.NodeProto, rows: Any, opset: int) -> None:
     kind = TensorProto.INT64 if rows.dtype.kind == "i" else TensorProto.FLOAT
-    output = TensorProto.INT64 if "imputed_value_int64s" in str(node) else TensorProto.FLOAT
+    output = TensorProto.INT64 if "value" in str(node) and "int64s" in str(node) else TensorProto.FLOAT
     original = model(node, kind, output, rows.shape[1], opset)
     expected = run_onnxruntime(original, {"x": rows})["y"]
     lowering.lower(original)

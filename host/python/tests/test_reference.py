@@ -27,6 +27,14 @@ def test_few_whole_numbers_are_categories() -> None:
     assert reference.summary(Feature("n", "n", numpy.arange(33)))["kind"] == "number"
 
 
+def test_texts_are_categories_of_which_the_most_frequent_are_kept() -> None:
+    values = numpy.array(["b", "a", "b"], "object")
+    assert reference.summary(Feature("x", "x", values))["frequencies"] == {"a": 1, "b": 2}
+    values = numpy.array(["a", "a", *map(str, range(40))], "object")
+    found = reference.summary(Feature("x", "x", values))
+    assert len(found["frequencies"]) == 32 and found["frequencies"]["a"] == 2 and found["others"] == 9
+
+
 def test_constant_and_missing_numbers_are_summarised() -> None:
     found = reference.summary(Feature("x", "x", numpy.array([1.5, numpy.nan, 1.5])))
     assert found["missing"] == 1 and found["mean"] == 1.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 ROWS, SPECIES = load_iris(return_X_y=True)
@@ -44,12 +45,18 @@ def mixed(rows: Any, species: Any) -> pandas.DataFrame:
     )
 
 
-def columns_model() -> Any:
+def with_texts(rows: Any, species: Any) -> pandas.DataFrame:
+    """The same with a column of texts."""
+    return mixed(rows, species).assign(leaf=numpy.where(rows[:, 3] > 1, "large \"leaf\"", "kleine Blätter"))
+
+
+def columns_model(*texts: str) -> Any:
     numbers = make_pipeline(SimpleImputer(), StandardScaler())
     chosen = ColumnTransformer(
         [
             ("numbers", numbers, ["age", "size cm"]),
             ("kinds", OneHotEncoder(handle_unknown="ignore"), ["kind"]),
+            ("texts", OneHotEncoder(), list(texts)),
             ("rest", "passthrough", ["flag"]),
         ]
     )
@@ -123,6 +130,27 @@ def test_columns_of_mixed_types_are_inputs_of_their_own() -> None:
     numpy.testing.assert_allclose(found["probabilities"], model.predict_proba(others), atol=1e-5)
 
 
+@pytest.mark.parametrize("encoder", [OneHotEncoder(), OneHotEncoder(handle_unknown="ignore"), OrdinalEncoder()], ids=str)
+def test_columns_of_texts_become_codes(encoder: Any) -> None:
+    table = mixed(ROWS, SPECIES).assign(name=NAMES, size=numpy.where(ROWS[:, 2] > 3, "large", "small"))
+    chosen = ColumnTransformer(
+        [("texts", encoder, ["name", "size"]), ("rest", "passthrough", ["age", "kind"])]
+    )  # Drops all others.
+    model = make_pipeline(chosen, LogisticRegression(max_iter=1000)).fit(table, NAMES)
+    exported = scikit_learn.export(model, table[::2], 8)
+    assert set(exported.inputs) == {"age", "kind", "name.code", "size.code"}
+    column = exported.texts["name.code"]
+    assert column.field == "name" and set(column.categories) >= set(NAMES)
+    assert column.rejects_others == (getattr(encoder, "handle_unknown", "") == "error")
+    others = table[1::2]
+    codes = {
+        name: dataclasses.replace(text, values=others[text.field].to_numpy()).codes()
+        for name, text in exported.texts.items()
+    }
+    found = answers(exported, {**others, **codes})
+    numpy.testing.assert_allclose(found["probabilities"], model.predict_proba(others), atol=1e-5)
+
+
 def test_columns_without_selection_are_inputs_as_well() -> None:
     table = mixed(ROWS, SPECIES)
     model = make_pipeline(StandardScaler(), LogisticRegression()).fit(table, SPECIES)
@@ -152,6 +180,10 @@ class Doubler(StandardScaler):
 MODEL = LogisticRegression().fit(ROWS, SPECIES)
 TABLE = mixed(ROWS, SPECIES)
 TABLE_MODEL = make_pipeline(StandardScaler(), LogisticRegression()).fit(TABLE, SPECIES)
+TEXTS = TABLE.assign(name=NAMES)
+TEXTS_MODEL = make_pipeline(
+    ColumnTransformer([("names", OneHotEncoder(), ["name"])], remainder="passthrough"), LogisticRegression(max_iter=500)
+).fit(TEXTS, SPECIES)
 CUSTOM = make_pipeline(Doubler(), LogisticRegression()).fit(ROWS, SPECIES)
 FUNCTION = make_pipeline(FunctionTransformer(numpy.abs), LogisticRegression()).fit(ROWS, SPECIES)
 
@@ -178,6 +210,8 @@ FUNCTION = make_pipeline(FunctionTransformer(numpy.abs), LogisticRegression()).f
         (TABLE_MODEL, TABLE.assign(age="old"), SampleError, "'age' has values of type"),
         (TABLE_MODEL, TABLE.assign(age=numpy.nan), SampleError, "column 'age' has a value in row 0"),
         (TABLE_MODEL, TABLE[:0], SampleError, "empty"),
+        (TEXTS_MODEL, TEXTS.assign(name=[None, *NAMES[1:]]), SampleError, "which is no text"),
+        (TEXTS_MODEL, TEXTS.assign(label=1)[[*TEXTS, "label"]], SampleError, "has the columns"),
     ],
 )
 def test_bad_model_or_sample_is_rejected(

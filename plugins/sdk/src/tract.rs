@@ -334,14 +334,6 @@ impl ModelOutputs {
         view.as_slice::<f32>().map(<[f32]>::to_vec).map_err(failed)
     }
 
-    /// An output as tract has it.
-    ///
-    /// # Errors
-    /// [`PredictError::Failed`] if the graph has no such output.
-    pub fn array(&self, index: usize) -> Result<&tract_onnx::prelude::Tensor, PredictError> {
-        self.output(index).map(|output| &**output)
-    }
-
     fn output(&self, index: usize) -> Result<&TValue, PredictError> {
         self.0.get(index).ok_or_else(|| PredictError::failed(format!("no output {index}")))
     }

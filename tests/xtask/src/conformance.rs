@@ -37,7 +37,7 @@ struct Step {
     check: fn(&Workspace, &Path) -> Result<()>,
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step {
         name: "openapi",
         about: "the documents are OpenAPI",

@@ -56,7 +56,11 @@ def examples(path: Path, rows: Path) -> list[str]:
             given = check_inputs(inputs, _arrays(inputs, row))
         except SampleError as error:
             raise SampleError(f"{rows}, line {number}: {error}") from error
-        found += golden.lines(inputs, outputs, given, run_onnxruntime(path, given))
+        answers = run_onnxruntime(path, given)
+        found += golden.lines(
+            {value.field: given[value.name] for value in inputs},
+            {value.field: answers[value.name] for value in outputs},
+        )
     if not found:
         raise SampleError(f"{rows} has no rows: write a line of JSON for each")
     return found

@@ -131,7 +131,14 @@ def export(model: Any, sample: Any, max_examples: int, framework: str) -> Export
         columns.split(exported, "X", list(table.arrays))
         inputs = {name: chosen.matrix[:, place] for place, name in enumerate(table.arrays)}
     found = estimators.outputs(model, exported, chosen.rows)
-    return Exported(exported, inputs, found, table.features(), estimators.classes(model))
+    return Exported(
+        exported,
+        inputs,
+        found,
+        table.features(),
+        classes=estimators.classes(model),
+        labels=estimators.text_classes(model),
+    )
 
 
 def _check_fitted(model: Any) -> None:

@@ -5,7 +5,7 @@ A column of its own is an input of one number for each row, `{"age": 31}`, and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy
 import onnx
@@ -31,13 +31,21 @@ def split(model: onnx.ModelProto, name: str, columns: Sequence[str]) -> None:
     _prepend(graph, nodes)
 
 
-def flatten_inputs(model: onnx.ModelProto) -> None:
-    """Let all inputs of rows of one number be inputs of numbers."""
+def drop_unused(model: onnx.ModelProto) -> None:
+    """Remove inputs that nothing takes: columns that a selection drops."""
+    taken = {name for node in model.graph.node for name in node.input}
+    kept = [value for value in model.graph.input if value.name in taken]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+
+
+def flatten_inputs(model: onnx.ModelProto, kept: Collection[str] = ()) -> None:
+    """Let all inputs of rows of one number be inputs of numbers, but for those that are kept."""
     graph = model.graph
     nodes = []
     for value in graph.input:
         dimensions = value.type.tensor_type.shape.dim
-        if len(dimensions) != 2 or dimensions[1].dim_value != 1:
+        if value.name in kept or len(dimensions) != 2 or dimensions[1].dim_value != 1:
             continue
         column = f"{value.name}.column"
         for node in graph.node:

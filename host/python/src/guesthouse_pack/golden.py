@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy
 
 from .errors import SampleError
-from .graph import Array, Value
+from .graph import Array
 
 #: The limits of an artifact: bytes and values of all examples together.
 MAX_BYTES = 16 << 20
 MAX_VALUES = 1 << 19
 
 
-def lines(
-    inputs: Sequence[Value],
-    outputs: Sequence[Value],
-    given: Mapping[str, Array],
-    expected: Mapping[str, Array],
-) -> Iterator[str]:
-    """A line for each row of arrays, which are named as in the graph."""
-    count = len(given[inputs[0].name])
-    for row in range(count):
+def lines(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Iterator[str]:
+    """A line for each row of arrays, which are named as the fields of the signature."""
+    for row in range(len(next(iter(inputs.values())))):
         example = {
-            "inputs": {value.field: _json(given[value.name][row]) for value in inputs},
-            "outputs": {value.field: _json(expected[value.name][row]) for value in outputs},
+            "inputs": {field: _json(array[row]) for field, array in inputs.items()},
+            "outputs": {field: _json(array[row]) for field, array in outputs.items()},
         }
         yield json.dumps(example, allow_nan=False)
 

@@ -1,10 +1,12 @@
 """Folders of Hugging Face with `tokenizer.json` and an ONNX file.
 
-The guest takes what the tokenizer makes of a text: token ids and masks.
+The guest takes a text, which the tokenizer of the folder makes into tokens. For a classifier of texts, it returns the
+label and the probabilities of all labels, otherwise the outputs of the graph.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +14,11 @@ from typing import Any
 
 import numpy
 
-from . import graph
+from . import golden, graph, manifest, reference
 from .errors import ModelError, SampleError
 from .extras import require
 from .graph import Array, Value
-from .packing import Exported, Packed, pack
+from .packing import Files, Packed, finish
 from .runtimes import run_onnxruntime
 from .sample import choose
 from .target import MAX_EXAMPLES, TOLERANCE, Target
@@ -63,16 +65,58 @@ def huggingface(
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise SampleError("give a list of texts, at least one, such as ['good', 'bad']")
     model = graph.load(path)
-    values = graph.inputs(model)
+    inputs, outputs = graph.inputs(model), graph.outputs(model)
+    classes = _classes(Path(folder), outputs)
     chosen = [texts[place] for place in choose(len(texts), target.max_examples)]
-    # Rows of one length, which arrays can hold: texts are cut, not padded, so that masks are all ones.
-    encoded = [tokenizer.encode(text) for text in chosen]
-    length = min(len(one.ids) for one in encoded)
-    if not length:
-        raise SampleError("a text has no tokens: give texts with words")
-    given = {value.name: _tokens(value, encoded, min(length, MAX_TOKENS)) for value in values}
-    found = run_onnxruntime(model, given)
-    return pack(Exported(model, given, found, []), target)
+    examples = [_example(path, tokenizer, inputs, outputs, text, classes) for text in chosen]
+    files = Files(
+        model,
+        golden.bounded(examples),
+        manifest.of_text("tokenizer.json", tokenizer.truncation["max_length"], classes, outputs),
+        {"tokenizer.json": Path(folder) / "tokenizer.json"},
+    )
+    features = [reference.Feature("text", "length of text", numpy.array([len(text) for text in texts]))]
+    return finish(files, features, classes, None, target)
+
+
+def _example(
+    path: Path, tokenizer: Any, inputs: list[Value], outputs: list[Value], text: str, classes: list[str] | None
+) -> str:
+    """A golden example of a text, with onnxruntime's outputs."""
+    encoded = tokenizer.encode(text)
+    if not encoded.ids:
+        raise SampleError(f"the text {text!r} has no tokens: give texts with words")
+    found = run_onnxruntime(path, {value.name: _tokens(value, encoded) for value in inputs})
+    answers = {value.field: found[value.name] for value in outputs}
+    if classes is not None:
+        (logits,) = answers.values()
+        powers = numpy.exp(logits.astype("f8") - logits.max())
+        label = numpy.array([classes[int(logits.argmax())]], "object")
+        answers = {"label": label, "probabilities": powers / powers.sum()}
+    (line,) = golden.lines({"text": numpy.array([text], "object")}, answers)
+    return line
+
+
+def _classes(folder: Path, outputs: list[Value]) -> list[str] | None:
+    """The labels of a classifier of texts, in the order of its logits."""
+    path = folder / "config.json"
+    if not path.is_file() or len(outputs) != 1 or len(outputs[0].shape) != 2:
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is no JSON: {error}") from error
+    architectures = config.get("architectures") or [""]
+    names = config.get("id2label") or {}
+    is_classifier = str(architectures[0]).endswith("ForSequenceClassification")
+    if not is_classifier or not names or config.get("problem_type") == "multi_label_classification":
+        return None
+    classes = [str(names.get(str(place), place)) for place in range(len(names))]
+    if outputs[0].shape[1] not in (None, len(classes)):
+        raise ModelError(
+            f"config.json has {len(classes)} labels, and the graph {outputs[0].shape[1]} logits: correct id2label"
+        )
+    return classes
 
 
 def _model_file(folder: Path, file: str | None) -> Path:
@@ -100,24 +144,20 @@ def _tokenizer(folder: Path) -> Any:
     except Exception as error:  # tokenizers raises plain exceptions
         raise ModelError(f"{path} is no tokenizer: {error}") from error
     tokenizer.no_padding()
-    tokenizer.enable_truncation(MAX_TOKENS)
+    # A tokenizer that truncates does so at the length that its model was trained with.
+    truncation = tokenizer.truncation or {}
+    tokenizer.enable_truncation(min(truncation.get("max_length", MAX_TOKENS), MAX_TOKENS))
     return tokenizer
 
 
-def _tokens(value: Value, encoded: Sequence[Any], length: int) -> Array:
+def _tokens(value: Value, encoded: Any) -> Array:
     parts = {
-        "input_ids": lambda one: one.ids,
-        "attention_mask": lambda one: one.attention_mask,
-        "token_type_ids": lambda one: one.type_ids,
+        "input_ids": encoded.ids,
+        "attention_mask": encoded.attention_mask,
+        "token_type_ids": encoded.type_ids,
     }
-    part = parts.get(value.name)
-    if part is None:
+    if value.name not in parts:
         raise ModelError(
             f"the graph's input `{value.name}` is not made by a tokenizer: pack it by guesthouse_pack.onnx"
         )
-    if len(value.shape) == 2 and value.shape[1] is not None and value.shape[1] != length:
-        raise SampleError(
-            f"the graph takes exactly {value.shape[1]} tokens, and the shortest text has {length}: give "
-            "longer texts, or export the model with a length that varies"
-        )
-    return numpy.array([part(one)[:length] for one in encoded], value.dtype)
+    return numpy.array([parts[value.name]], value.dtype)

@@ -16,6 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from .columns import reshape
 
+#: The largest key of a table.
+MAX_KEY = 1 << 16
+
 #: The domain of the operators of classic machine learning.
 ML = "ai.onnx.ml"
 
@@ -73,6 +76,7 @@ class _Lowering:
             "ArrayFeatureExtractor": self.extract,
             "FeatureVectorizer": self.vectorize,
             "Binarizer": self.binarize,
+            "LabelEncoder": self.look_up,
         }
         for node in list(self.graph.node):
             rule = rules.get(node.op_type) if node.domain == ML else None
@@ -91,7 +95,7 @@ class _Lowering:
 
     def one_hot(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> bool:
         categories = attributes.get("cats_int64s")
-        if not categories or attributes.get("zeros", 1) != 1:
+        if not categories:
             return False
         (source,), (output,) = node.input, node.output
         # In single precision, which holds the categories of any sensible encoding exactly.
@@ -120,6 +124,22 @@ class _Lowering:
             absent = self.add("Equal", [source, value], f"{output}.absent")
         filled = self.constant(f"{output}.values", numpy.array(values, dtype))
         self.add("Where", [absent, filled, source], output)
+        return True
+
+    def look_up(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> bool:
+        keys = attributes.get("keys_int64s")
+        name = next((name for name in ("values_int64s", "values_floats") if name in attributes), None)
+        if not keys or name is None or min(keys) < 0 or max(keys) > MAX_KEY:
+            return False
+        dtype = "int64" if name == "values_int64s" else "float32"
+        # The default is that of the operator.
+        default = attributes.get("default_" + name.removeprefix("values_").rstrip("s"), -1)
+        table = numpy.full(max(keys) + 1, default, dtype)
+        table[list(keys)] = attributes[name]
+        (source,), (output,) = node.input, node.output
+        places = self.add("Cast", [source], f"{output}.places", to=TensorProto.INT64)
+        values = self.constant(f"{output}.values", table)
+        self.add("Gather", [values, places], output, axis=0)
         return True
 
     def extract(self, node: onnx.NodeProto, _attributes: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
 import onnx
 
-from . import difference, golden, graph, reference
+from . import difference, golden, graph, manifest, reference
 from .errors import ExportError, IdentityError, SampleError
 from .graph import Array
 from .lowering import lower
+from .manifest import TextColumn
 from .runtimes import onnxruntime_outputs
 from .target import Target
 
@@ -36,7 +39,25 @@ class Exported:
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     features: Sequence[reference.Feature]
+    #: The labels of a classifier.
     classes: Sequence[Any] | None = None
+    #: Columns of texts, by the graph's input for their codes.
+    texts: Mapping[str, TextColumn] = field(default_factory=dict)
+    #: What the numbers of the output `label` stand for, if labels are texts.
+    labels: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """What `guesthouse pack` reads."""
+
+    model: onnx.ModelProto
+    #: Golden examples.
+    examples: Sequence[str]
+    #: The manifest around the graph; empty if there is none.
+    manifest: str = ""
+    #: Files that the manifest names.
+    others: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,8 +74,8 @@ class Packed:
     guest_difference: Mapping[str, float]
     #: The same for onnxruntime; nothing if it is not installed.
     onnxruntime_difference: Mapping[str, float] | None
-    #: What the numbers of a classifier's output `label` stand for, if its labels are texts.
-    classes: Sequence[Any] | None = field(default=None)
+    #: The labels of a classifier.
+    classes: Sequence[Any] | None = None
 
 
 def pack(exported: Exported, target: Target) -> Packed:
@@ -65,41 +86,71 @@ def pack(exported: Exported, target: Target) -> Packed:
     inputs, outputs = graph.inputs(model), graph.outputs(model)
     if not outputs:
         raise ExportError("the exported graph has no output that the framework computes, too")
-    fields = [value.field.lower() for value in (*inputs, *outputs)]
+    named = {value.name: value.field for value in inputs}
+    named |= {name: column.field for name, column in exported.texts.items()}
+    fields = [*named.values(), *(value.field for value in outputs)]
     for name in fields:
-        if fields.count(name) > 1:
+        if sum(name.lower() == other.lower() for other in fields) > 1:
             raise SampleError(f"two columns or outputs would be called `{name}`: rename one of them")
-    if model.ByteSize() > MAX_BYTES:
-        raise ExportError("the exported graph is larger than 2 GiB, which no ONNX file can be")
     given = {value.name: exported.inputs[value.name].astype(value.dtype) for value in inputs}
     wanted = {value.name: exported.outputs[value.name].astype(value.dtype) for value in outputs}
     computed = onnxruntime_outputs(model, given)
     by_runtime = None
     if computed is not None:
         by_runtime = difference.check(wanted, computed, target.tolerance, "onnxruntime", _ADVICE)
-    examples = golden.bounded(golden.lines(inputs, outputs, given, wanted))
-    text = reference.write(target, exported.features, exported.classes)
-    by_guest = _write(model, examples, text, target)
+    labels = {"label": exported.labels} if exported.labels and "label" in wanted else {}
+    rows = {column.field: column.values for column in exported.texts.values()}
+    rows |= {value.field: given[value.name] for value in inputs if value.name not in exported.texts}
+    answers = {value.field: _texts(wanted[value.name], labels.get(value.name)) for value in outputs}
+    files = Files(
+        model,
+        golden.bounded(golden.lines(rows, answers)),
+        manifest.of_table(exported.texts, outputs, labels),
+    )
+    return finish(files, exported.features, exported.classes, by_runtime, target)
+
+
+def finish(
+    files: Files,
+    features: Sequence[reference.Feature],
+    classes: Sequence[Any] | None,
+    by_runtime: Mapping[str, float] | None,
+    target: Target,
+) -> Packed:
+    """Make the artifact and its drift reference, or raise an error and leave nothing behind."""
+    if files.model.ByteSize() > MAX_BYTES:
+        raise ExportError("the exported graph is larger than 2 GiB, which no ONNX file can be")
+    by_guest = _write(files, reference.write(target, features, classes), target)
     packed = Packed(
-        target.output, target.reference, len(examples), by_guest, by_runtime, exported.classes
+        target.output, target.reference, len(files.examples), by_guest, by_runtime, classes
     )
     _report(packed, target)
     return packed
 
 
-def _write(
-    model: onnx.ModelProto, examples: Sequence[str], text: str, target: Target
-) -> dict[str, float]:
+def _texts(answers: Array, labels: Sequence[str] | None) -> Array:
+    if labels is None:
+        return answers
+    return numpy.array([labels[number] for number in answers], "object")
+
+
+def _write(files: Files, text: str, target: Target) -> dict[str, float]:
     options = ["--name", target.name, "--version", target.version]
     options += ["--tolerance", repr(target.tolerance)]
     if target.max_batch_size is not None:
         options += ["--max-batch-size", str(target.max_batch_size)]
     with tempfile.TemporaryDirectory(prefix="guesthouse-pack-") as name:
         folder = Path(name)
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
-        (folder / "golden.jsonl").write_text("\n".join(examples) + "\n", encoding="utf-8")
+        (folder / "model.onnx").write_bytes(files.model.SerializeToString())
+        golden_file = folder / "golden.jsonl"
+        golden_file.write_text("\n".join(files.examples) + "\n", encoding="utf-8")
+        if files.manifest:
+            (folder / "model.toml").write_text(files.manifest, encoding="utf-8")
+            options += ["--manifest", str(folder / "model.toml")]
+        for other, path in files.others.items():
+            shutil.copyfile(path, folder / other)
         made = folder / "made.wasm"
-        found = target.program.pack(folder / "model.onnx", folder / "golden.jsonl", made, options)
+        found = target.program.pack(folder / "model.onnx", golden_file, made, options)
         _publish({made: target.output}, {target.reference: text})
     return found
 

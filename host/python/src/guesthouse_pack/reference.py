@@ -82,6 +82,13 @@ def summary(feature: Feature) -> dict[str, Any]:
         if len(kinds) <= MAX_CATEGORIES:
             frequencies = {str(kind): int(count) for kind, count in zip(kinds.tolist(), counts, strict=True)}
             return about | {"kind": "category", "missing": 0, "frequencies": frequencies}
+    if values.dtype.kind == "O":
+        kinds, counts = numpy.unique(values.astype(str), return_counts=True)
+        order = numpy.argsort(-counts, kind="stable")
+        kept = {str(kinds[place]): int(counts[place]) for place in order[:MAX_CATEGORIES]}
+        about |= {"kind": "category", "missing": 0, "frequencies": kept}
+        others = len(values) - sum(kept.values())
+        return about | ({"others": others} if others else {})
     numbers = values.astype("f8")
     present = numbers[numpy.isfinite(numbers)]
     about |= {"kind": "number", "missing": int(len(numbers) - len(present))}

@@ -54,13 +54,15 @@ def choose(count: int, most: int) -> Array:
     return numpy.unique(numpy.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
-def read(sample: Any, names: Sequence[str] | None, count: int | None) -> Sample:
+def read(
+    sample: Any, names: Sequence[str] | None, count: int | None, takes_texts: bool = False
+) -> Sample:
     """Check a sample against the columns that the model was fitted with, as far as they are known."""
     if hasattr(sample, "to_pandas"):
         sample = sample.to_pandas()
     if hasattr(sample, "iloc") and hasattr(sample, "columns"):
         if all(isinstance(name, str) for name in sample.columns):
-            return _frame(sample, names, count)
+            return _frame(sample, names, count, takes_texts)
         # Without names, scikit-learn sees no more than an array.
         sample = sample.to_numpy()
     if hasattr(sample, "toarray"):
@@ -91,7 +93,9 @@ def read(sample: Any, names: Sequence[str] | None, count: int | None) -> Sample:
     return Sample(rows, {}, single)
 
 
-def _frame(frame: Any, names: Sequence[str] | None, count: int | None) -> Sample:
+def _frame(
+    frame: Any, names: Sequence[str] | None, count: int | None, takes_texts: bool
+) -> Sample:
     found = [str(name) for name in frame.columns]
     if not len(frame):
         raise SampleError("the sample is empty: give at least one row")
@@ -115,7 +119,7 @@ def _frame(frame: Any, names: Sequence[str] | None, count: int | None) -> Sample
         frame = frame[list(names)]
     elif count is not None and len(found) != count:
         raise SampleError(f"the sample has {len(found)} columns, and the model was fitted with {count}")
-    arrays = {str(name): _column(str(name), frame[name]) for name in frame.columns}
+    arrays = {name: _column(name, frame[name], takes_texts) for name in frame.columns}
     rows = frame.assign(
         **{
             name: array.astype(frame[name].dtype)
@@ -123,13 +127,24 @@ def _frame(frame: Any, names: Sequence[str] | None, count: int | None) -> Sample
             if array.dtype.kind == "f" and getattr(frame[name].dtype, "kind", "O") == "f"
         }
     )
+    if any(array.dtype.kind == "O" for array in arrays.values()):
+        # No model takes such columns together.
+        return Sample(rows, arrays, numpy.zeros((len(frame), 0), "float32"))
     matrix = numpy.column_stack([_single(array, f"column {name!r}") for name, array in arrays.items()])
     return Sample(rows, arrays, matrix)
 
 
-def _column(name: str, column: Any) -> Array:
+def _column(name: str, column: Any, takes_texts: bool) -> Array:
     kind = getattr(column.dtype, "kind", "O")
     where = f"column {name!r}"
+    if kind == "O" and takes_texts:
+        values = numpy.asarray(column, "object")
+        others = [place for place, value in enumerate(values) if not isinstance(value, str)]
+        if others:
+            raise SampleError(
+                f"{where} has {values[others[0]]!r} in row {others[0]}, which is no text: give texts alone"
+            )
+        return values
     if kind not in "iufb":
         raise SampleError(
             f"{where} has values of type {column.dtype}, and a server takes numbers for a model like "

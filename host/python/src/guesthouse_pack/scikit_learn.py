@@ -9,10 +9,11 @@ from typing import Any
 
 import onnx
 
-from . import columns, estimators, graph
+from . import columns, estimators, graph, texts
 from . import sample as samples
 from .errors import ExportError, ModelError
 from .extras import optional, require
+from .manifest import TextColumn
 from .packing import Exported, Packed, pack
 from .sample import Sample
 from .target import MAX_EXAMPLES, TOLERANCE, Target
@@ -59,12 +60,21 @@ def export(model: Any, sample: Any, max_examples: int) -> Exported:
     require("sklearn", "sklearn")
     require("skl2onnx", "sklearn")
     _check_fitted(model)
-    table = samples.read(sample, _names(model), getattr(model, "n_features_in_", None))
+    width = getattr(model, "n_features_in_", None)
+    table = samples.read(sample, _names(model), width, takes_texts=_selects_columns(model))
     chosen = table.chosen(max_examples)
     _register_boosters()
-    exported, inputs = _export(model, chosen)
+    exported, inputs, columns_of_texts = _export(model, chosen)
     found = estimators.outputs(model, exported, chosen.rows)
-    return Exported(exported, inputs, found, table.features(), estimators.classes(model))
+    return Exported(
+        exported,
+        inputs,
+        found,
+        table.features(),
+        classes=estimators.classes(model),
+        texts=columns_of_texts,
+        labels=estimators.text_classes(model),
+    )
 
 
 def _check_fitted(model: Any) -> None:
@@ -84,23 +94,45 @@ def _names(model: Any) -> list[str] | None:
     return None if names is None else [str(name) for name in names]
 
 
-def _export(model: Any, table: Sample) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The graph, and what its inputs are for these rows."""
-    from skl2onnx.common.data_types import FloatTensorType, Int64TensorType
+def _export(
+    model: Any, table: Sample
+) -> tuple[onnx.ModelProto, dict[str, Any], dict[str, TextColumn]]:
+    """The graph, and what its inputs are for these rows: arrays, and columns of texts."""
+    from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 
     if table.is_named and _selects_columns(model):
-        kinds = {"f": FloatTensorType, "i": Int64TensorType}
+        kinds = {"f": FloatTensorType, "i": Int64TensorType, "O": StringTensorType}
         types = [(name, kinds[array.dtype.kind]([None, 1])) for name, array in table.arrays.items()]
         exported = _convert(model, types)
-        columns.flatten_inputs(exported)
+        columns.drop_unused(exported)
         # The exporter changes names such as `sepal width`.
         fields = {graph.field_name(name): array for name, array in table.arrays.items()}
-        return exported, {value.name: fields[value.field] for value in graph.inputs(exported)}
+        names = {value.name for value in exported.graph.input}
+        found = {name: fields[graph.field_name(name)] for name in names}
+        strings = {name for name, array in found.items() if array.dtype.kind == "O"}
+        columns_of_texts = _encode_texts(exported, {name: found.pop(name) for name in sorted(strings)})
+        columns.flatten_inputs(exported, set(columns_of_texts))
+        codes = {name: column.codes() for name, column in columns_of_texts.items()}
+        return exported, found | codes, columns_of_texts
     exported = _convert(model, [("X", FloatTensorType([None, table.matrix.shape[1]]))])
     if not table.is_named:
-        return exported, {"X": table.matrix}
+        return exported, {"X": table.matrix}, {}
     columns.split(exported, "X", list(table.arrays))
-    return exported, {name: table.matrix[:, place] for place, name in enumerate(table.arrays)}
+    return exported, {name: table.matrix[:, place] for place, name in enumerate(table.arrays)}, {}
+
+
+def _encode_texts(exported: onnx.ModelProto, found: dict[str, Any]) -> dict[str, TextColumn]:
+    if not found:
+        return {}
+    categories, rejects = texts.encode(exported)
+    if not categories:
+        raise ModelError(
+            f"no step encodes the texts of {', '.join(found)}: encode them by OneHotEncoder or OrdinalEncoder"
+        )
+    return {
+        name + texts.CODE: TextColumn(graph.field_name(name), array, categories, rejects)
+        for name, array in found.items()
+    }
 
 
 def _selects_columns(model: Any) -> bool:

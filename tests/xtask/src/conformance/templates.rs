@@ -8,8 +8,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::python::Python;
 use crate::bench::server::{KEY, START_LIMIT, Server, Setup};
+use crate::python::Python;
 use crate::run;
 use crate::toolchain::TARGET;
 use crate::workspace::Workspace;
