@@ -83,8 +83,9 @@ impl RuntimeOptions {
             model: ModelLimits { instance, concurrency: 1, ..ModelLimits::default() },
             preinit,
             compiler: Compiler::Child(program),
-            // A new instance may be created before the last one is gone.
-            max_instances: 2,
+            // One at a time, or two while one replaces the other; an interpreter consists of more
+            // modules than the engine provides for an instance on average.
+            max_instances: 16,
             threads: 1,
             ..Self::default()
         }

@@ -52,8 +52,8 @@ enum AttemptError {
         message: String,
         retry_after: Option<Duration>,
     },
-    /// There is no time left for another attempt.
-    OutOfTime,
+    /// The deadline passed before or during the attempt.
+    OutOfTime(anyhow::Error),
     Failed(anyhow::Error),
 }
 
@@ -79,7 +79,7 @@ impl Client {
 
     fn attempt(&self, kind: &str, body: &[u8], left: Duration) -> Result<Value, AttemptError> {
         if left.is_zero() {
-            return Err(AttemptError::OutOfTime);
+            return Err(AttemptError::OutOfTime(anyhow!("no time is left before the deadline")));
         }
         let mut request = self.agent.post(&self.url).content_type(kind);
         if let Some(key) = &self.key {
@@ -91,7 +91,9 @@ impl Client {
         let request = request.config().timeout_global(Some(left)).build();
         let failed = |error: ureq::Error| {
             let context = format!("no response from {}", self.server);
-            AttemptError::Failed(anyhow::Error::from(error).context(context))
+            let is_late = matches!(error, ureq::Error::Timeout(_));
+            let error = anyhow::Error::from(error).context(context);
+            if is_late { AttemptError::OutOfTime(error) } else { AttemptError::Failed(error) }
         };
         let mut response = request.send(body).map_err(failed)?;
         let status = response.status().as_u16();
@@ -169,7 +171,9 @@ impl Predict for Client {
                 RowError::Rejected { code: Some(code), message }
             }
             AttemptError::Busy { message, .. } => RowError::Busy(message),
-            AttemptError::OutOfTime => RowError::Busy(busy.take().unwrap_or_default()),
+            AttemptError::OutOfTime(error) => {
+                busy.take().map_or(RowError::Failed(error), RowError::Busy)
+            }
             AttemptError::Failed(error) => RowError::Failed(error),
         })
     }
