@@ -48,15 +48,37 @@ fn an_init_that_uses_a_clock_or_stream_is_not_snapshotted() {
 }
 
 #[test]
-fn a_composed_component_serves_without_a_snapshot() {
+fn a_composed_component_is_snapshotted() {
     let folder = temporary_folder();
-    let misbehave = Misbehave { composed: true, ..Misbehave::default() };
+    let composed = Misbehave { composed: true, init: "slow", ..Misbehave::default() };
+    let setup = Setup {
+        artifacts: vec![composed.pack(folder.path())],
+        state: Some(folder.path().join("state")),
+        config: "[limits]\nthreads_per_version = 1\n".to_owned(),
+        ..Setup::default()
+    };
+    for _ in 0..2 {
+        let server = Server::start(&setup);
+        let version = server.send("GET", "/models/misbehave/versions/1.0.0", &[], b"");
+        assert_eq!(version.body["snapshot"], true);
+        let counts: Vec<_> = (0..3).map(|_| ask(&server, "count").body["done"].clone()).collect();
+        assert_eq!(counts, ["1", "2", "3"]);
+        assert_eq!(ask(&server, "panic").error_code(), Some("model_failure"));
+        assert_eq!(ask(&server, "count").body["done"], "1");
+        server.stop();
+    }
+}
+
+#[test]
+fn a_version_without_a_snapshot_is_loaded_again() {
+    let folder = temporary_folder();
+    let misbehave = Misbehave { init: "time", ..Misbehave::default() };
     let mut setup = setup(folder.path(), &misbehave, "[limits]\nthreads_per_version = 1\n");
     setup.state = Some(folder.path().join("state"));
     setup.artifacts.retain(|artifact| artifact.starts_with(folder.path()));
     for _ in 0..2 {
         let server = Server::start(&setup);
-        assert_no_snapshot(&server, "");
+        assert_no_snapshot(&server, "wasi:clocks/wall-clock");
         let counts: Vec<_> = (0..3).map(|_| ask(&server, "count").body["done"].clone()).collect();
         assert_eq!(counts, ["1", "2", "3"]);
         assert_eq!(ask(&server, "panic").error_code(), Some("model_failure"));
@@ -68,7 +90,7 @@ fn a_composed_component_serves_without_a_snapshot() {
 #[test]
 fn a_slow_init_per_instance_fails_only_short_timeouts() {
     let folder = temporary_folder();
-    let misbehave = Misbehave { init: "slow", composed: true, ..Misbehave::default() };
+    let misbehave = Misbehave { init: "late", ..Misbehave::default() };
     // Every trap leaves the next request without an instance until a new one is ready.
     let server = Server::start(&setup(folder.path(), &misbehave, ""));
     let body = json!({"action": "panic"}).to_string();

@@ -100,6 +100,8 @@ mod overload;
 mod packaging;
 /// A batch with `partial=true` succeeds and fails row by row.
 mod partial_batches;
+/// `guesthouse predict` predicts with an artifact or a server, and retries while a server is busy.
+mod predicting;
 /// Predictions keep the same promises over each of the four protocols.
 mod protocols;
 /// Rate limits of keys and models.
@@ -128,5 +130,7 @@ mod tls;
 mod traces;
 /// Transient failures are retried; a broken artifact is not.
 mod transient_failures;
+/// `guesthouse verify` finds what differs, under every policy.
+mod verifying;
 /// CORS and the documentation page.
 mod web_pages;

@@ -40,6 +40,12 @@ enum Command {
     Pack(commands::pack::PackArguments),
     /// Print the contents of an artifact.
     Inspect(commands::inspect::InspectArguments),
+    /// Run the golden examples of an artifact in every policy of isolation, with and without the host's
+    /// arithmetic; compare it with recorded outputs; measure its latency and memory.
+    Verify(commands::verify::VerifyArguments),
+    /// Predict for rows in JSON, for files or for a folder of files: with an artifact in this process, or
+    /// with a model of a server.
+    Predict(commands::predict::PredictArguments),
     /// Print the `.proto` of the gRPC service that a server derives from an artifact's signature.
     Proto(commands::proto::ProtoArguments),
     /// Compare two versions of a model: does the version number grow as much as the changes of the
@@ -66,6 +72,8 @@ fn main() -> ExitCode {
         Command::Config(_)
         | Command::Pack(_)
         | Command::Inspect(_)
+        | Command::Verify(_)
+        | Command::Predict(_)
         | Command::Proto(_)
         | Command::Check(_)
         | Command::Operate(_)
@@ -92,7 +100,7 @@ fn main() -> ExitCode {
             // If standard error is closed, there is nowhere else to report it.
             let line = format!("error: {}\n", terminal::reason(&format!("{error:#}")));
             let _ = logs.writer().write_all(line.as_bytes());
-            commands::operate::exit_code(&error)
+            commands::exit_code::of(&error)
         }
     }
 }
@@ -103,6 +111,8 @@ fn run(command: Command, started: Instant) -> anyhow::Result<()> {
         Command::Config(command) => commands::serve::config(&command),
         Command::Pack(arguments) => commands::pack::run(&arguments),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
+        Command::Verify(arguments) => commands::verify::run(&arguments),
+        Command::Predict(arguments) => commands::predict::run(&arguments),
         Command::Proto(arguments) => commands::proto::run(&arguments),
         Command::Check(arguments) => commands::check::run(&arguments),
         Command::Operate(command) => commands::operate::run(&command),

@@ -14,7 +14,9 @@ pub mod schema;
 mod tensors;
 mod valid_rows;
 
-pub use compare::{GoldenMismatch, Tolerances, compare_golden};
+pub use compare::{
+    ElementMismatch, GoldenMismatch, Tolerances, compare_golden, element_mismatches,
+};
 pub use decode::{InputRow, InputValue, RecordError, RowIssue, decode};
 pub use encode::{TooManyValues, encode};
 pub use tensors::{TensorInputError, validate_tensors};

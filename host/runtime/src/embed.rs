@@ -11,6 +11,8 @@
 //! `init` take. A program that loads artifacts from untrusted sources should let the program
 //! `guesthouse` compile them in child processes with limits ([`Compiler::Child`]), as the server does.
 
+mod trial;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +23,8 @@ use guesthouse_model::record::{self, RecordError, TensorInputError, TooManyValue
 use guesthouse_model::{Signature, Tensor, VersionId};
 use serde_json::{Map, Value};
 
-use crate::guest::{EngineError, EngineLimits, Engines, Fault, LoadedComponent, StopSignal};
+pub use self::trial::{Trial, TrialCall, TrialError};
+use crate::guest::{EngineError, EngineLimits, Engines, InstanceLimits};
 use crate::inference::{InferenceLimits, InferenceThreads, PredictError, PredictJob, QueueOptions};
 use crate::load::{self, SignatureMismatch, grants_arithmetic};
 use crate::machine;
@@ -30,7 +33,7 @@ use crate::profile::Profile;
 use crate::stages::StageTimer;
 use crate::store::{CompiledVersion, Store, StoreError};
 use crate::version::{
-    BudgetExceeded, CallerId, GOLDEN_TIME, ModelLimits, ProofError, ResourceBudget, ServableVersion,
+    BudgetExceeded, CallerId, ModelLimits, ProofError, ResourceBudget, ServableVersion,
 };
 
 /// The number of versions with room for all their instances, by default.
@@ -66,6 +69,26 @@ pub enum Compiler {
     /// In child processes of the program `guesthouse` at this path, with all limits of
     /// [`PreinitLimits`].
     Child(PathBuf),
+}
+
+impl RuntimeOptions {
+    /// The settings of a program that tries out one artifact, call by call: the memory that `init` may
+    /// take for each instance, and child processes of the program `guesthouse` at this path to
+    /// compile.
+    pub fn for_one_artifact(program: PathBuf) -> Self {
+        let preinit = PreinitLimits::default();
+        let memory_bytes = preinit.guest_memory_bytes;
+        let instance = InstanceLimits { memory_bytes, ..InstanceLimits::default() };
+        Self {
+            model: ModelLimits { instance, concurrency: 1, ..ModelLimits::default() },
+            preinit,
+            compiler: Compiler::Child(program),
+            // A new instance may be created before the last one is gone.
+            max_instances: 2,
+            threads: 1,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for RuntimeOptions {
@@ -120,40 +143,6 @@ pub enum OpenError {
     /// The version does not pass its golden examples.
     #[error(transparent)]
     Proof(#[from] ProofError),
-}
-
-/// Why an artifact cannot be tried out.
-#[derive(Debug, thiserror::Error)]
-pub enum TrialError {
-    /// The artifact cannot be compiled or loaded.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// There is nothing to predict for.
-    #[error("the artifact has no golden example to predict for")]
-    NoExample,
-    /// A call takes fewer or more rows.
-    #[error("a call takes from 1 to {most} rows, not {rows}")]
-    Rows {
-        /// The rows that were asked for.
-        rows: usize,
-        /// The most rows of a call.
-        most: usize,
-    },
-    /// The example does not match the signature.
-    #[error(transparent)]
-    Example(#[from] RecordError),
-    /// A call failed.
-    #[error("the call failed: {0}")]
-    Call(Fault),
-    /// The outputs are too large for JSON.
-    #[error(transparent)]
-    TooManyValues(#[from] TooManyValues),
-}
-
-impl From<Fault> for TrialError {
-    fn from(fault: Fault) -> Self {
-        Self::Call(fault)
-    }
 }
 
 /// Why a prediction failed.
@@ -222,8 +211,7 @@ impl Runtime {
         check_rows(&artifact, rows)?;
         let example = artifact.golden().first().ok_or(TrialError::NoExample)?;
         let rows = vec![example.inputs.clone(); rows];
-        let (component, _signature, inputs) = self.try_out(artifact, &rows)?;
-        Ok(Profile::measure(&component, &inputs, time)?)
+        self.map_for_trial(artifact)?.profile(&rows, time)
     }
 
     /// Predict for rows without running the artifact's golden examples: to make some.
@@ -237,26 +225,24 @@ impl Runtime {
     ) -> Result<Vec<Map<String, Value>>, TrialError> {
         let artifact = Artifact::open(artifact).map_err(OpenError::from)?;
         check_rows(&artifact, rows.len())?;
-        let (component, signature, inputs) = self.try_out(artifact, rows)?;
-        let stop = StopSignal::at_deadline(Instant::now() + GOLDEN_TIME);
-        let mut instance = component.instantiate(&stop)?;
-        let outputs = instance.predict(&inputs, &stop)?;
-        Ok(record::encode(&signature, &outputs)?)
+        Ok(self.map_for_trial(artifact)?.predict(rows)?.outputs)
     }
 
-    /// Map an artifact that has not proved itself, and validate rows for one call.
-    fn try_out(
-        &self,
-        artifact: Artifact,
-        rows: &[Map<String, Value>],
-    ) -> Result<(LoadedComponent, Signature, Vec<Tensor>), TrialError> {
+    /// Map an artifact without running its golden examples, for calls one at a time on instances of
+    /// the runtime's isolation.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn try_out(&self, artifact: &Path) -> Result<Trial, OpenError> {
+        self.map_for_trial(Artifact::open(artifact)?)
+    }
+
+    fn map_for_trial(&self, artifact: Artifact) -> Result<Trial, OpenError> {
         let compiled = self.compiled(&artifact)?;
-        let signature = compiled.report.signature.clone();
-        let inputs = record::decode(&signature, rows)?;
         let instance = self.options.model.instance;
         let artifact = Arc::new(artifact);
         let component = load::map::<OpenError>(&self.engines, &artifact, &compiled, instance)?;
-        Ok((component, signature, inputs))
+        Ok(Trial::new(component, compiled.report, self.options.model.isolation))
     }
 
     /// Load an artifact: compile it, unless the state folder has its compiled code, and run its golden

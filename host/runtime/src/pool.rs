@@ -140,6 +140,11 @@ impl LeasedInstance {
         self.batches += 1;
         self.instance.predict(inputs, stop)
     }
+
+    /// The size of the instance's linear memory, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.instance.memory_bytes()
+    }
 }
 
 impl Pool {

@@ -46,6 +46,8 @@ impl Guest for Misbehave {
             "echo" => println!("init was told to print"),
             "time" => drop(black_box(SystemTime::now())),
             "slow" => drop(black_box(count_to(300_000_000))),
+            // Slow in each instance, because the clock makes a snapshot impossible.
+            "late" => drop(black_box((count_to(300_000_000), SystemTime::now()))),
             other => return Err(Error::new(format!("unknown behaviour {other:?}"))),
         }
         RELAXED_IN_INIT.get_or_init(|| relaxed_simd());

@@ -3,7 +3,7 @@
 //! [`client`] sends requests, [`text`] renders the bodies of responses for people, and [`error`] decides
 //! the exit codes. The other modules are the commands and their arguments.
 
-mod admin_key;
+pub(super) mod admin_key;
 mod changes;
 mod client;
 mod deploy;
@@ -13,7 +13,7 @@ mod keys;
 mod output;
 mod server_url;
 mod text;
-mod trust;
+pub(super) mod trust;
 mod upload;
 mod views;
 
@@ -21,10 +21,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+pub(super) use error::ServerError;
 pub(crate) use error::exit_code;
+pub(super) use server_url::ServerUrl;
 
 use self::idempotency_key::IdempotencyKey;
-use self::server_url::ServerUrl;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum OperateCommand {

@@ -7,11 +7,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use guesthouse_artifact::Artifact;
 use guesthouse_model::terminal::{printable, printable_json};
-use guesthouse_runtime::embed::{Compiler, Runtime, RuntimeOptions};
-use guesthouse_runtime::guest::{Backend, InstanceLimits};
-use guesthouse_runtime::preinit::PreinitLimits;
+use guesthouse_runtime::embed::{Runtime, RuntimeOptions};
+use guesthouse_runtime::guest::Backend;
 use guesthouse_runtime::profile::Profile;
-use guesthouse_runtime::version::ModelLimits;
 use serde::Serialize;
 
 /// How long the calls are repeated.
@@ -78,18 +76,9 @@ pub(super) fn run(artifact: &Artifact, file: &Path, rows: usize, json: bool) -> 
 
 fn measure(file: &Path, rows: usize, arithmetic: Option<Backend>) -> anyhow::Result<Calls> {
     let state = tempfile::tempdir().context("cannot create a temporary folder")?;
-    let preinit = PreinitLimits::default();
-    let memory_bytes = preinit.guest_memory_bytes;
-    let instance = InstanceLimits { memory_bytes, arithmetic, ..InstanceLimits::default() };
     let program = std::env::current_exe().context("cannot find this program")?;
-    let options = RuntimeOptions {
-        model: ModelLimits { instance, concurrency: 1, ..ModelLimits::default() },
-        preinit,
-        compiler: Compiler::Child(program),
-        max_instances: 1,
-        threads: 1,
-        ..RuntimeOptions::default()
-    };
+    let mut options = RuntimeOptions::for_one_artifact(program);
+    options.model.instance.arithmetic = arithmetic;
     let runtime = Runtime::open(state.path(), options)?;
     let profile = runtime.profile(file, rows, TIME).context("failed to measure a profile")?;
     Ok(Calls::new(&profile))

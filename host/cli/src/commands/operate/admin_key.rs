@@ -1,4 +1,4 @@
-//! The admin key, read from the environment or a private file, and never from the command line, which
+//! Keys of servers, read from the environment or a private file, and never from the command line, which
 //! every user of the machine can read.
 
 use std::fs::File;
@@ -19,41 +19,44 @@ const OTHERS: u32 = 0o007;
 
 /// There is no valid admin key.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum KeyError {
+pub(in crate::commands) enum KeyError {
     #[error("there is no admin key: set {KEY_VARIABLE}, or name a private file by --key-file")]
     Missing,
-    #[error("the admin key is in {}, which cannot be read", path.display())]
+    #[error("the key is in {}, which cannot be read", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error(
-        "the admin key is in {}, which every user of this machine can access: \
+        "the key is in {}, which every user of this machine can access: \
          make it private (chmod 600)",
         path.display()
     )]
     Open { path: PathBuf },
-    #[error(
-        "the admin key in {place} is empty, too long or has characters that a header cannot have"
-    )]
+    #[error("the key in {place} is empty, too long or has characters that a header cannot have")]
     Malformed { place: String },
 }
 
-/// Read the key. A file takes precedence over the environment.
+/// Read the admin key. A file takes precedence over the environment.
 pub(super) fn find(file: Option<&Path>) -> Result<HeaderValue, KeyError> {
+    find_in(file, KEY_VARIABLE)?.ok_or(KeyError::Missing)
+}
+
+/// Read a key from a file or from this variable, if there is one.
+pub(in crate::commands) fn find_in(
+    file: Option<&Path>,
+    variable: &'static str,
+) -> Result<Option<HeaderValue>, KeyError> {
+    let malformed_variable = || KeyError::Malformed { place: variable.to_owned() };
     match file {
         Some(path) => {
             let key = read(path)?;
             let malformed = || KeyError::Malformed { place: path.display().to_string() };
-            header(&key).ok_or_else(malformed)
+            header(&key).ok_or_else(malformed).map(Some)
         }
-        None => match std::env::var(KEY_VARIABLE) {
-            Ok(key) if !key.is_empty() => header(&key).ok_or_else(malformed_variable),
-            Ok(_) | Err(std::env::VarError::NotPresent) => Err(KeyError::Missing),
+        None => match std::env::var(variable) {
+            Ok(key) if !key.is_empty() => header(&key).ok_or_else(malformed_variable).map(Some),
+            Ok(_) | Err(std::env::VarError::NotPresent) => Ok(None),
             Err(std::env::VarError::NotUnicode(_)) => Err(malformed_variable()),
         },
     }
-}
-
-fn malformed_variable() -> KeyError {
-    KeyError::Malformed { place: KEY_VARIABLE.to_owned() }
 }
 
 fn read(path: &Path) -> Result<String, KeyError> {

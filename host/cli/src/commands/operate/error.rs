@@ -66,7 +66,7 @@ pub(super) enum OperateError {
 /// An error response of the server.
 #[derive(Debug, thiserror::Error)]
 #[error("{message} ({code}{request})")]
-pub(super) struct ServerError {
+pub(in crate::commands) struct ServerError {
     exit_code: u8,
     code: String,
     message: String,
@@ -94,7 +94,7 @@ impl OperateError {
 
 impl ServerError {
     /// The error in a response with a status of 400 or more.
-    pub(super) fn from_response(status: u16, body: &Value) -> Self {
+    pub(in crate::commands) fn from_response(status: u16, body: &Value) -> Self {
         let exit_code = match status {
             409 => CONFLICT,
             400..=499 => REJECTED,
@@ -139,8 +139,13 @@ impl ServerError {
         Self { exit_code, code, message, request, details: body.details }
     }
 
+    /// The kind of the error, for programs.
+    pub(in crate::commands) fn code(&self) -> &str {
+        &self.code
+    }
+
     /// The single problems, a line each.
-    pub(super) fn details(&self) -> impl Iterator<Item = String> {
+    pub(in crate::commands) fn details(&self) -> impl Iterator<Item = String> {
         self.details.iter().map(|detail| match detail {
             ErrorDetail::Contract(change) => format!("{:<6} {}", change.bump, change.what),
             ErrorDetail::Other(Value::String(text)) => text.clone(),

@@ -7,12 +7,12 @@ use ureq::http::uri::Uri;
 
 /// The URL of an admin API, without a trailing slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ServerUrl(String);
+pub(in crate::commands) struct ServerUrl(String);
 
 /// A string is not a [`ServerUrl`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a server's address is like http://127.0.0.1:8002 or https://127.0.0.1:8002")]
-pub(super) struct ServerUrlError;
+pub(in crate::commands) struct ServerUrlError;
 
 impl FromStr for ServerUrl {
     type Err = ServerUrlError;
@@ -32,7 +32,7 @@ impl FromStr for ServerUrl {
 
 impl ServerUrl {
     /// Whether the server is reached over TLS.
-    pub(super) fn is_https(&self) -> bool {
+    pub(in crate::commands) fn is_https(&self) -> bool {
         self.0.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
     }
 }

@@ -11,7 +11,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 /// There are no certificates to trust.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TrustError {
+pub(in crate::commands) enum TrustError {
     #[error("https needs --ca: a file with the certificates that are trusted")]
     Missing,
     #[error("the trusted certificates are in {}, which cannot be read", path.display())]
@@ -21,7 +21,10 @@ pub(super) enum TrustError {
 }
 
 /// The TLS configuration of the client.
-pub(super) fn find(is_https: bool, file: Option<&Path>) -> Result<TlsConfig, TrustError> {
+pub(in crate::commands) fn find(
+    is_https: bool,
+    file: Option<&Path>,
+) -> Result<TlsConfig, TrustError> {
     let roots = match file {
         Some(path) => read(path)?,
         None if is_https => return Err(TrustError::Missing),

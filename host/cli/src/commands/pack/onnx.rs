@@ -11,10 +11,7 @@ use guesthouse_artifact::{
     self as artifact, GoldenFile, MAX_ARTIFACT_BYTES, Manifest, open_regular,
 };
 use guesthouse_model::{Datatype, Field, ModelName, Signature};
-use guesthouse_runtime::embed::{Compiler, Runtime, RuntimeOptions};
-use guesthouse_runtime::guest::InstanceLimits;
-use guesthouse_runtime::preinit::PreinitLimits;
-use guesthouse_runtime::version::ModelLimits;
+use guesthouse_runtime::embed::{Runtime, RuntimeOptions};
 use semver::Version;
 
 use super::example::example;
@@ -105,8 +102,8 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
         Some(golden) => {
             let bytes = artifact::add_signature(draft(golden, tolerances)?, &report.signature);
             let trial = Draft::new(bytes.clone(), folder.path())?;
-            let model = runtime.load(trial.path()).with_context(|| what.clone())?;
-            difference::print(&model, trial.path())?;
+            let loaded = runtime.load(trial.path()).with_context(|| what.clone())?;
+            difference::print(&loaded, trial.path())?;
             bytes
         }
         None => {
@@ -185,16 +182,7 @@ fn tolerances(signature: &Signature, tolerance: f64) -> BTreeMap<String, f64> {
 }
 
 fn runtime(folder: &Path) -> anyhow::Result<Runtime> {
-    let preinit = PreinitLimits::default();
-    let memory_bytes = preinit.guest_memory_bytes;
-    let instance = InstanceLimits { memory_bytes, ..InstanceLimits::default() };
-    let options = RuntimeOptions {
-        model: ModelLimits { instance, concurrency: 1, ..ModelLimits::default() },
-        preinit,
-        compiler: Compiler::Child(std::env::current_exe().context("cannot find this program")?),
-        max_instances: 2,
-        threads: 1,
-        ..RuntimeOptions::default()
-    };
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let options = RuntimeOptions::for_one_artifact(program);
     Ok(Runtime::open(&folder.join("state"), options)?)
 }

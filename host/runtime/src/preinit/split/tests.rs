@@ -1,12 +1,17 @@
 use wasm_encoder::{
-    CodeSection, ConstExpr, DataSection, ElementSection, Elements, ExportSection, Function,
-    FunctionSection, GlobalSection, GlobalType, InstructionSink, MemorySection, MemoryType,
-    ModuleSection, RefType, TableSection, TableType, ValType,
+    Alias, CanonicalFunctionSection, CodeSection, Component, ComponentAliasSection,
+    ComponentExportKind, ComponentExportSection, ComponentInstanceSection, ComponentSectionId,
+    ComponentTypeSection, ComponentValType, ConstExpr, DataSection, ElementSection, Elements,
+    ExportKind, ExportSection, Function, FunctionSection, GlobalSection, GlobalType,
+    InstanceSection, InstructionSink, MemorySection, MemoryType, Module, ModuleArg, ModuleSection,
+    PrimitiveValType, RawSection, RefType, StartSection, TableSection, TableType, TypeSection,
+    ValType,
 };
 use wasmtime::component::{Instance, Linker, WasmList};
 use wasmtime::{Engine, Store};
 
 use super::*;
+use crate::guest::code_import;
 
 /// A module that counts in a global and in its memory. Its start function counts as well, from 5.
 fn counter(body: impl FnOnce(&mut InstructionSink<'_>)) -> Module {
@@ -185,14 +190,53 @@ fn a_module_that_changes_its_table_is_not_split() {
     assert!(reason.contains("changes a table"), "{reason}");
 }
 
-#[test]
-fn a_component_of_components_is_not_split() {
+/// A component with so many instances of an inner one, whose function it exports.
+fn composed(inner: &[u8], instances: u32) -> Vec<u8> {
     let mut outer = Component::new();
-    let inner = component(&counter(|_| {}));
-    outer.section(&RawSection { id: ComponentSectionId::Component.into(), data: &inner });
-    let whole = outer.finish();
-    let reason = SplitComponent::new(&whole).err().unwrap().to_string();
-    assert!(reason.contains("nested component"), "{reason}");
+    outer.section(&RawSection { id: ComponentSectionId::Component.into(), data: inner });
+    let mut section = ComponentInstanceSection::new();
+    for _ in 0..instances {
+        section.instantiate(0, <[(&str, ComponentExportKind, u32); 0]>::default());
+    }
+    outer.section(&section);
+    let mut aliases = ComponentAliasSection::new();
+    let kind = ComponentExportKind::Func;
+    aliases.alias(Alias::InstanceExport { instance: 0, kind, name: "count" });
+    outer.section(&aliases);
+    let mut exports = ComponentExportSection::new();
+    exports.export("count", kind, 0, None);
+    outer.section(&exports);
+    outer.finish()
+}
+
+#[test]
+fn a_component_in_components_is_split() {
+    let twice = composed(&composed(&component(&counter(|_| {})), 1), 1);
+    let split = SplitComponent::new(&twice).unwrap();
+    assert_eq!(
+        split.digests(),
+        SplitComponent::new(&component(&counter(|_| {}))).unwrap().digests()
+    );
+    let engine = Engine::default();
+    let (mut store, instance) = instantiate(&engine, &split, &split.readable().unwrap());
+    assert_eq!(count(&mut store, &instance), (7, 10), "the start function has run");
+    let snapshot = read(&split, &mut store, &instance).unwrap();
+    let (mut store, instance) = instantiate(&engine, &split, &split.after_init(snapshot).unwrap());
+    assert_eq!(count(&mut store, &instance), (8, 13), "and does not run again");
+    let (mut store, instance) = instantiate(&engine, &split, &split.before_init().unwrap());
+    assert_eq!(count(&mut store, &instance), (7, 10));
+}
+
+#[test]
+fn a_component_with_several_instances_is_not_split() {
+    for instances in [0, 2] {
+        let inner = component(&counter(|_| {}));
+        let mut outer = Component::new();
+        outer.section(&RawSection { id: ComponentSectionId::Component.into(), data: &inner });
+        let whole = if instances == 0 { outer.finish() } else { composed(&inner, instances) };
+        let reason = SplitComponent::new(&whole).err().unwrap().to_string();
+        assert!(reason.contains("a nested component has"), "{reason}");
+    }
 }
 
 #[test]
