@@ -1,4 +1,4 @@
-//! Ensembles of decision trees: those of tract are slow and decide wrongly between two classes, and there
+//! Ensembles of decision trees: those of tract are slow and do not take all that are exported, and there
 //! are none for regression.
 //!
 //! Bounds: every index in an ensemble is checked when it is read, and no path is longer than the
