@@ -258,10 +258,10 @@ const RESIDENT_MEMORY_BYTES: usize = 16 << 20;
 
 fn pool(limits: EngineLimits) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
-    // A component made by wit-bindgen is a main module with its state and its shims: up to five core
-    // instances.
+    // A component of a Rust guest has up to five core instances: its module, its state and shims. One
+    // that links an interpreter dynamically has dozens. The pool only counts them.
     pool.total_component_instances(limits.max_instances);
-    pool.total_core_instances(limits.max_instances.saturating_mul(5));
+    pool.total_core_instances(limits.max_instances.saturating_mul(100));
     pool.total_memories(limits.max_instances);
     pool.total_tables(limits.max_instances.saturating_mul(2));
     pool.max_memories_per_component(1);

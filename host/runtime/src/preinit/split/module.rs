@@ -8,8 +8,8 @@ use wasm_encoder::{
     ModuleType, RawSection, SectionId,
 };
 use wasmparser::{
-    DataKind, ExternalKind, FuncType, GlobalType, Import, MemoryType, Operator, Parser, Payload,
-    TableType, TypeRef,
+    DataKind, ExternalKind, FuncType, Global, GlobalType, Import, MemoryType, Operator, Parser,
+    Payload, TableType, TypeRef,
 };
 
 use super::Unsplittable;
@@ -67,7 +67,8 @@ struct ParsedModule<'a> {
     globals: Vec<GlobalType>,
     /// The memory that the module defines.
     memory: Option<MemoryType>,
-    /// The globals that the module defines, and their values.
+    /// The globals that become a part of the state, and their values: all that the module defines if one
+    /// of them may change, so that their order stays; otherwise none.
     values: Vec<(GlobalType, Value)>,
     exports: Vec<wasmparser::Export<'a>>,
     start: Option<u32>,
@@ -118,10 +119,12 @@ impl<'a> ParsedModule<'a> {
                 }
             }
             Payload::GlobalSection(globals) => {
-                for global in globals {
-                    let global = global?;
-                    self.globals.push(global.ty);
-                    self.values.push((global.ty, Value::parse(&global.init_expr)?));
+                let globals = globals.into_iter().collect::<Result<Vec<_>, _>>()?;
+                self.globals.extend(globals.iter().map(|global| global.ty));
+                if globals.iter().any(|global| global.ty.mutable) {
+                    let value =
+                        |global: &Global<'_>| Ok((global.ty, Value::parse(&global.init_expr)?));
+                    self.values = globals.iter().map(value).collect::<Result<_, Unsplittable>>()?;
                 }
             }
             Payload::ExportSection(exports) => {
@@ -221,7 +224,8 @@ impl<'a> ParsedModule<'a> {
             const DATA_COUNT: u8 = SectionId::DataCount as u8;
             const DATA: u8 = SectionId::Data as u8;
             match *id {
-                IMPORT | MEMORY | GLOBAL | START => {}
+                IMPORT | MEMORY | START => {}
+                GLOBAL if !self.values.is_empty() => {}
                 EXPORT => drop(code.section(&self.export_section())),
                 DATA_COUNT => {
                     has_data_count = true;
