@@ -21,6 +21,11 @@ fn version(version: &'static str, composed: bool) -> Misbehave {
     Misbehave { version, composed, ..Misbehave::default() }
 }
 
+/// A version whose instances run their start functions and `init`.
+fn without_snapshot(version: &'static str) -> Misbehave {
+    Misbehave { version, init: "time", ..Misbehave::default() }
+}
+
 fn ask(server: &Server, version: &str, action: &str) -> HttpResponse {
     let path = format!("/models/misbehave/versions/{version}/predict");
     server.post(&path, &json!({ "action": action }))
@@ -67,7 +72,7 @@ fn an_endless_start_function_is_interrupted_when_loading() {
     let state = Some(folder.path().join("state"));
     // Memory can grow when the version is compiled.
     let grows = EntryPoint::StartUnlessItGrows(1024);
-    let artifact = pack_rewritten(folder.path(), &version("1.0.0", true), grows);
+    let artifact = pack_rewritten(folder.path(), &without_snapshot("1.0.0"), grows);
     let good = version("2.0.0", false).pack(folder.path());
     let artifacts = vec![toxicity("1.0.0"), artifact, good];
     let config = |memory_mib: u32| {
@@ -148,7 +153,7 @@ fn a_slow_start_function_occupies_no_inference_thread() {
     setup.config.push_str("threads_per_version = 1\n[models.misbehave]\nisolation = \"fresh\"\n");
     let long = EntryPoint::Start(Iterations::Count(700_000_000));
     setup.artifacts =
-        vec![toxicity("1.0.0"), pack_rewritten(folder.path(), &version("1.0.0", true), long)];
+        vec![toxicity("1.0.0"), pack_rewritten(folder.path(), &without_snapshot("1.0.0"), long)];
     let server = Server::start(&setup);
     let before = (server.thread_time("inference"), server.process_time());
     let (mut answered, mut late) = (0, 0);

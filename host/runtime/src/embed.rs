@@ -28,7 +28,9 @@ use crate::guest::{EngineError, EngineLimits, Engines, InstanceLimits};
 use crate::inference::{InferenceLimits, InferenceThreads, PredictError, PredictJob, QueueOptions};
 use crate::load::{self, SignatureMismatch, grants_arithmetic};
 use crate::machine;
-use crate::preinit::{self, ChildProgram, PreinitError, PreinitHooks, PreinitLimits};
+use crate::preinit::{
+    self, ChildProgram, PreinitError, PreinitHooks, PreinitLimits, PreinitReport,
+};
 use crate::profile::Profile;
 use crate::stages::StageTimer;
 use crate::store::{CompiledVersion, Store, StoreError};
@@ -83,9 +85,8 @@ impl RuntimeOptions {
             model: ModelLimits { instance, concurrency: 1, ..ModelLimits::default() },
             preinit,
             compiler: Compiler::Child(program),
-            // One at a time, or two while one replaces the other; an interpreter consists of more
-            // modules than the engine provides for an instance on average.
-            max_instances: 16,
+            // A new instance may be created before the last one is gone.
+            max_instances: 2,
             threads: 1,
             ..Self::default()
         }
@@ -264,6 +265,16 @@ impl Runtime {
             reservation,
         )?;
         Ok(LoadedModel { version: Arc::new(version), threads: Arc::clone(&self.threads) })
+    }
+
+    /// Run `init` of a draft, which is an artifact without a signature, and keep the code that it runs on,
+    /// so that the artifact that is made of the draft loads faster.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn declare(&self, draft: &Path) -> Result<PreinitReport, OpenError> {
+        let draft = Artifact::open_draft(draft)?;
+        Ok(self.compile(&draft)?.report)
     }
 
     fn compiled(&self, artifact: &Artifact) -> Result<CompiledVersion, OpenError> {

@@ -10,6 +10,7 @@ pub mod child;
 mod compiler;
 mod core_limit;
 mod cpu_time_limit;
+mod errors;
 mod function_cache;
 mod initialise;
 pub mod queue;

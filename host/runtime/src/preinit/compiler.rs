@@ -8,8 +8,8 @@ use std::sync::Arc;
 use wasmtime::Module;
 use wasmtime::component::Component;
 
+use super::errors::{file_error, host_error, unusable};
 use super::function_cache::FunctionCache;
-use super::initialise::{Preinitialisation, file_error, host_error, unusable};
 use super::split::SplitComponent;
 use super::{CompileFiles, PreinitError};
 use crate::guest::Engine;
@@ -23,13 +23,14 @@ pub(super) struct Compiler<'a> {
 
 impl<'a> Compiler<'a> {
     pub(super) fn new(
-        task: &Preinitialisation<'a>,
+        files: Option<&'a CompileFiles>,
         cache: &Arc<FunctionCache>,
+        interruptible: bool,
+        stack_bytes: usize,
     ) -> Result<Self, PreinitError> {
-        let (files, stack) = (task.files, task.guest_stack_bytes);
         let engine = match files {
-            Some(_) => Engine::compiling(Arc::clone(cache) as _, task.interruptible, stack),
-            None => Engine::initialising(stack),
+            Some(_) => Engine::compiling(Arc::clone(cache) as _, interruptible, stack_bytes),
+            None => Engine::initialising(stack_bytes),
         };
         Ok(Self { engine: engine.map_err(host_error)?, files })
     }

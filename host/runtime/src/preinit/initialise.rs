@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use guesthouse_artifact::Artifact;
-use guesthouse_model::{Signature, terminal};
+use guesthouse_model::Signature;
 use wasmtime::component::{Component, Instance, WasmList};
 use wasmtime::{Module, Store};
 
 use super::compiler::Compiler;
 use super::cpu_time_limit::CpuTimeLimit;
+use super::errors::{file_error, one_line, shorten, unusable};
 use super::function_cache::FunctionCache;
 use super::split::{SplitComponent, Unsplittable};
 use super::{CompileFiles, InstanceStart, PreinitError, PreinitReport};
 use crate::guest::{
-    self, Backend, Engine, EngineError, Fault, HostState, InstanceLimits, Model, NotInSnapshot,
-    Phase,
+    self, Backend, Engine, Fault, HostState, InstanceLimits, Model, NotInSnapshot, Phase,
 };
 
 /// A pre-initialisation.
@@ -60,7 +60,8 @@ pub(super) fn run(task: &Preinitialisation<'_>) -> Result<PreinitReport, Preinit
         (Arc::new(cache.join().unwrap_or_default()), split)
     });
     steps.done("split");
-    let compiler = Compiler::new(task, &cache)?;
+    let (files, stack) = (task.files, task.guest_stack_bytes);
+    let compiler = Compiler::new(files, &cache, task.interruptible, stack)?;
     let mut work = Work { task, artifact: &artifact, compiler, steps };
     let (signature, start, modules) = match &split {
         Ok(split) => {
@@ -301,18 +302,6 @@ fn init(store: &mut Store<HostState>, instance: &Instance) -> Result<Signature, 
     Ok(signature)
 }
 
-pub(super) fn unusable(error: wasmtime::Error) -> PreinitError {
-    PreinitError::Component(one_line(&error))
-}
-
-pub(super) fn host_error(error: EngineError) -> PreinitError {
-    PreinitError::Host(error.to_string())
-}
-
-pub(super) fn file_error(what: &str, error: &std::io::Error) -> PreinitError {
-    PreinitError::Host(format!("{what}: {error}"))
-}
-
 /// The duration of the steps so far.
 pub(super) struct StepTimes {
     last: Instant,
@@ -326,22 +315,6 @@ impl StepTimes {
         self.milliseconds.push((step.to_owned(), taken));
         self.last = Instant::now();
     }
-}
-
-/// The chain of causes of an error in one line, without the backtrace.
-fn one_line(error: &wasmtime::Error) -> String {
-    let causes: Vec<_> = error
-        .chain()
-        .map(ToString::to_string)
-        .filter(|cause| !cause.starts_with("error while executing at wasm backtrace"))
-        .collect();
-    shorten(&causes.join(": "))
-}
-
-/// Truncate and escape a text of the guest for logs and reports.
-fn shorten(text: &str) -> String {
-    let line: String = text.chars().take(500).collect();
-    terminal::printable(&line.lines().map(str::trim).collect::<Vec<_>>().join(" "))
 }
 
 /// The peak memory according to the kernel; 0 if it is not known.

@@ -93,11 +93,11 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
     eprintln!("loading the graph");
     let golden = given.clone().unwrap_or_else(|| placeholder.clone());
     let first = Draft::new(draft(golden, BTreeMap::new())?, folder.path())?;
-    let report = first.declare().with_context(|| what.clone())?;
+    let runtime = runtime(folder.path())?;
+    let report = runtime.declare(first.path()).with_context(|| what.clone())?;
     let tolerances = tolerances(&report.signature, options.tolerance.unwrap_or(TOLERANCE));
 
     eprintln!("running the graph");
-    let runtime = runtime(folder.path())?;
     let bytes = match given {
         Some(golden) => {
             let bytes = artifact::add_signature(draft(golden, tolerances)?, &report.signature);

@@ -36,25 +36,9 @@ pub(super) struct SplitModule {
     pub(super) has_start: bool,
 }
 
-impl SplitModule {
-    /// Split a module; `None` if it may stay as it is.
-    ///
-    /// # Errors
-    /// The module has a form that cannot be split.
-    pub(super) fn new(module: &[u8]) -> Result<Option<Self>, Unsplittable> {
-        let parsed = ParsedModule::new(module)?;
-        let state = parsed.state()?;
-        let has_start = parsed.start.is_some();
-        if state.is_none() && !has_start && parsed.code_bytes < MIN_CODE_BYTES {
-            return Ok(None);
-        }
-        Ok(Some(Self { code: parsed.code()?, ty: parsed.ty()?, state, has_start }))
-    }
-}
-
 /// What a module consists of.
 #[derive(Default)]
-struct ParsedModule<'a> {
+pub(super) struct ParsedModule<'a> {
     bytes: &'a [u8],
     sections: Vec<(u8, Range<usize>)>,
     code_bytes: usize,
@@ -76,7 +60,11 @@ struct ParsedModule<'a> {
 }
 
 impl<'a> ParsedModule<'a> {
-    fn new(bytes: &'a [u8]) -> Result<Self, Unsplittable> {
+    /// Parse a module.
+    ///
+    /// # Errors
+    /// It has a form that cannot be split.
+    pub(super) fn new(bytes: &'a [u8]) -> Result<Self, Unsplittable> {
         let mut parsed = Self { bytes, ..Self::default() };
         for payload in Parser::new(0).parse_all(bytes) {
             let payload = payload?;
@@ -89,6 +77,35 @@ impl<'a> ParsedModule<'a> {
             return Err(Unsplittable("a module has several memories"));
         }
         Ok(parsed)
+    }
+
+    /// Whether the module may stay as it is: it has no state and little code.
+    pub(super) fn may_stay(&self) -> bool {
+        let is_stateless = self.memory.is_none() && self.values.is_empty() && self.start.is_none();
+        is_stateless && self.code_bytes < MIN_CODE_BYTES
+    }
+
+    /// The pages that a memory must have at least which the module imports.
+    pub(super) fn imported_pages(&self) -> u64 {
+        let of_import = |import: &Import<'_>| match import.ty {
+            TypeRef::Memory(memory) => memory.initial,
+            _ => 0,
+        };
+        self.imports.iter().map(of_import).max().unwrap_or(0)
+    }
+
+    /// Split the module. Other modules may expect a memory that it exports to have so many pages.
+    ///
+    /// # Errors
+    /// It has a form that cannot be split.
+    pub(super) fn split(&self, expected_pages: u64) -> Result<SplitModule, Unsplittable> {
+        let imports = self.state_imports(expected_pages)?;
+        Ok(SplitModule {
+            code: self.code(&imports)?,
+            ty: self.ty(&imports)?,
+            state: self.state()?,
+            has_start: self.start.is_some(),
+        })
     }
 
     fn section(&mut self, payload: Payload<'a>) -> Result<(), Unsplittable> {
@@ -182,12 +199,15 @@ impl<'a> ParsedModule<'a> {
     }
 
     /// What the code imports of the state.
-    fn state_imports(&self) -> Result<Vec<(String, EntityType)>, Unsplittable> {
+    fn state_imports(
+        &self,
+        expected_pages: u64,
+    ) -> Result<Vec<(String, EntityType)>, Unsplittable> {
         let mut imports = Vec::new();
         if let Some(memory) = self.memory {
-            // Of any size, because the size is part of the state.
             let mut memory = RoundtripReencoder.memory_type(memory)?;
-            memory.minimum = 0;
+            // Its size is part of the state, so the type promises no more than others expect.
+            memory.minimum = expected_pages.min(memory.minimum);
             imports.push((MEMORY.to_owned(), EntityType::Memory(memory)));
         }
         for (index, (ty, _)) in self.values.iter().enumerate() {
@@ -198,13 +218,13 @@ impl<'a> ParsedModule<'a> {
     }
 
     /// The module without its state.
-    fn code(&self) -> Result<Vec<u8>, Unsplittable> {
+    fn code(&self, state: &[(String, EntityType)]) -> Result<Vec<u8>, Unsplittable> {
         let mut imports = ImportSection::new();
         for import in &self.imports {
             RoundtripReencoder.parse_import(&mut imports, *import)?;
         }
-        for (name, ty) in self.state_imports()? {
-            imports.import(STATE, &name, ty);
+        for (name, ty) in state {
+            imports.import(STATE, name, *ty);
         }
         let mut code = Module::new();
         let (mut imports, mut has_data_count) = (Some(imports), false);
@@ -265,7 +285,7 @@ impl<'a> ParsedModule<'a> {
     }
 
     /// The type of the module without its state.
-    fn ty(&self) -> Result<ModuleType, Unsplittable> {
+    fn ty(&self, state: &[(String, EntityType)]) -> Result<ModuleType, Unsplittable> {
         let mut module = ModuleType::new();
         for ty in &self.types {
             let ty = RoundtripReencoder.func_type(ty.clone())?;
@@ -275,15 +295,14 @@ impl<'a> ParsedModule<'a> {
             let ty = RoundtripReencoder.entity_type(import.ty)?;
             module.import(import.module, import.name, ty);
         }
-        let state = self.state_imports()?;
-        for (name, ty) in &state {
+        for (name, ty) in state {
             module.import(STATE, name, *ty);
         }
         for export in &self.exports {
-            module.export(export.name, self.entity_type(export.kind, export.index, &state)?);
+            module.export(export.name, self.entity_type(export.kind, export.index, state)?);
         }
         if let Some(start) = self.start {
-            module.export(START, self.entity_type(ExternalKind::Func, start, &state)?);
+            module.export(START, self.entity_type(ExternalKind::Func, start, state)?);
         }
         Ok(module)
     }

@@ -6,7 +6,7 @@ use wasmparser::{
     ComponentOuterAliasKind, ExternalKind, Instance, Parser, Payload,
 };
 
-use super::module::SplitModule;
+use super::module::{ParsedModule, SplitModule};
 use super::{Unsplittable, get};
 
 /// A component.
@@ -56,7 +56,7 @@ pub(super) struct Nested<'a> {
 
 /// Take a component apart.
 pub(super) fn parse(component: &[u8]) -> Result<(Node<'_>, Vec<SplitModule>), Unsplittable> {
-    let mut parser = ComponentParser { bytes: component, modules: Vec::new() };
+    let mut parser = ComponentParser { bytes: component, modules: Vec::new(), expected_pages: 0 };
     let (mut node, mut outer, mut in_module) = (Node::default(), Vec::new(), false);
     for payload in Parser::new(0).parse_all(component) {
         match payload? {
@@ -79,23 +79,27 @@ pub(super) fn parse(component: &[u8]) -> Result<(Node<'_>, Vec<SplitModule>), Un
             payload => parser.section(&mut node, &payload)?,
         }
     }
-    Ok((node, parser.modules))
+    let split = parser.modules.iter().map(|module| module.split(parser.expected_pages));
+    Ok((node, split.collect::<Result<_, _>>()?))
 }
 
 struct ComponentParser<'a> {
     bytes: &'a [u8],
-    modules: Vec<SplitModule>,
+    modules: Vec<ParsedModule<'a>>,
+    /// The most pages that a module expects of a memory that it imports.
+    expected_pages: u64,
 }
 
 impl<'a> ComponentParser<'a> {
     fn module(&mut self, node: &mut Node<'a>, module: &'a [u8]) -> Result<(), Unsplittable> {
-        match SplitModule::new(module)? {
-            None => node.items.push(Item::Module(module)),
-            Some(split) => {
-                node.items.push(Item::Split(self.modules.len()));
-                node.modules.push(self.modules.len());
-                self.modules.push(split);
-            }
+        let parsed = ParsedModule::new(module)?;
+        self.expected_pages = self.expected_pages.max(parsed.imported_pages());
+        if parsed.may_stay() {
+            node.items.push(Item::Module(module));
+        } else {
+            node.items.push(Item::Split(self.modules.len()));
+            node.modules.push(self.modules.len());
+            self.modules.push(parsed);
         }
         Ok(())
     }
