@@ -1,5 +1,6 @@
 //! The subcommands. Each parses its arguments, calls the library and prints the result.
 
+mod cache;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod exit_code;

@@ -13,15 +13,19 @@ use guesthouse_runtime::preinit::child;
 use guesthouse_server::observe::logs::{self, WriteMode};
 
 /// Logs a line for each request.
-const DEFAULT_FILTER: &str = "info";
+const SERVER_FILTER: &str = "info";
+
+/// Leaves the terminal to what a command prints.
+const COMMAND_FILTER: &str = "warn";
 
 /// A model server whose model versions are sandboxed WebAssembly components.
 #[derive(Debug, Parser)]
 #[command(name = "guesthouse", version, propagate_version = true)]
 struct Arguments {
-    /// The log filter: a level, or levels by target, such as `info,request=warn`.
-    #[arg(long, global = true, env = logs::FILTER_VARIABLE, default_value = DEFAULT_FILTER)]
-    log: String,
+    /// The log filter: a level, or levels by target, such as `info,request=warn`. By default `info` for
+    /// `serve`, and `warn` for the other commands.
+    #[arg(long, global = true, env = logs::FILTER_VARIABLE)]
+    log: Option<String>,
     /// The format of the log. By default, text on a terminal and JSON elsewhere.
     #[arg(long, global = true, env = logs::FORMAT_VARIABLE)]
     log_format: Option<logs::LogFormat>,
@@ -69,8 +73,8 @@ enum Command {
 fn main() -> ExitCode {
     let started = Instant::now();
     let arguments = Arguments::parse();
-    let writing = match arguments.command {
-        Command::Serve(_) => WriteMode::Queued,
+    let (writing, default_filter) = match arguments.command {
+        Command::Serve(_) => (WriteMode::Queued, SERVER_FILTER),
         Command::Config(_)
         | Command::New(_)
         | Command::Pack(_)
@@ -83,11 +87,11 @@ fn main() -> ExitCode {
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Reference(_)
-        | Command::PreinitChild(_) => WriteMode::Direct,
+        | Command::PreinitChild(_) => (WriteMode::Direct, COMMAND_FILTER),
     };
     // An empty variable counts as unset.
-    let filter = Some(arguments.log.trim()).filter(|filter| !filter.is_empty());
-    let filter = filter.unwrap_or(DEFAULT_FILTER);
+    let filter = arguments.log.as_deref().map(str::trim).filter(|filter| !filter.is_empty());
+    let filter = filter.unwrap_or(default_filter);
     let logs = match logs::init(filter, arguments.log_format, writing) {
         Ok(logs) => logs,
         Err(error) => {

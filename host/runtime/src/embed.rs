@@ -13,6 +13,7 @@
 
 mod trial;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use guesthouse_model::{Signature, Tensor, VersionId};
 use serde_json::{Map, Value};
 
 pub use self::trial::{Trial, TrialCall, TrialError};
+use crate::clock;
 use crate::guest::{EngineError, EngineLimits, Engines, InstanceLimits};
 use crate::inference::{InferenceLimits, InferenceThreads, PredictError, PredictJob, QueueOptions};
 use crate::load::{self, SignatureMismatch, grants_arithmetic};
@@ -275,6 +277,12 @@ impl Runtime {
     pub fn declare(&self, draft: &Path) -> Result<PreinitReport, OpenError> {
         let draft = Artifact::open_draft(draft)?;
         Ok(self.compile(&draft)?.report)
+    }
+
+    /// Remove compiled code that has not been used for a month, and all but the last eight artifacts'.
+    /// Nothing may be loaded at the same time.
+    pub fn remove_unused(&self) {
+        self.store.collect(&BTreeSet::new(), &BTreeSet::new(), clock::now());
     }
 
     fn compiled(&self, artifact: &Artifact) -> Result<CompiledVersion, OpenError> {

@@ -45,6 +45,8 @@ mod environment {
     pub(crate) const MODELS: &str = "GUESTHOUSE_MODELS";
     /// The folder of the packed artifacts, named `<model>-<version>.wasm`.
     pub(crate) const REPOSITORY: &str = "GUESTHOUSE_REPOSITORY";
+    /// The folder with compiled code that runs of `guesthouse pack --onnx` share.
+    pub(crate) const CACHE: &str = "GUESTHOUSE_CACHE";
     /// The folder of the programs of a Python environment with scikit-learn.
     pub(crate) const PYTHON: &str = "GUESTHOUSE_PYTHON";
 }
@@ -200,7 +202,8 @@ fn test(workspace: &Workspace, extra: &[OsString], variable: Option<(&str, &str)
             .env(environment::GUESTS, workspace.components())
             .env(environment::MODELS, workspace.models())
             .env(environment::REPOSITORY, workspace.repository())
-            .env(environment::PYTHON, python.programs()),
+            .env(environment::PYTHON, python.programs())
+            .env(environment::CACHE, workspace.cache()),
     )?;
     if extra.is_empty() { python_package::test(workspace, &host) } else { Ok(()) }
 }

@@ -73,6 +73,7 @@ fn pytest(workspace: &Workspace, host: &Path, python: &Python, argument: &str) -
         .args(["-q", "-rs", argument])
         .env("PYTHONPATH", workspace.python_package().join("src"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
-        .env(environment::BIN, host);
+        .env(environment::BIN, host)
+        .env(environment::CACHE, workspace.cache());
     pytest
 }

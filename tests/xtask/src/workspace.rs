@@ -83,6 +83,11 @@ impl Workspace {
         }
     }
 
+    /// The folder with compiled code that runs of `guesthouse pack --onnx` share.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.target.join("guesthouse/cache")
+    }
+
     /// Uses another program as the release build of the host.
     pub(crate) fn use_release_host(&mut self, program: PathBuf) {
         self.release_host = Some(program);

@@ -14,6 +14,7 @@ use guesthouse_model::{Datatype, Field, ModelName, Signature};
 use guesthouse_runtime::embed::{Runtime, RuntimeOptions};
 use semver::Version;
 
+use super::super::cache::CodeCache;
 use super::example::example;
 use super::manifest::ModelManifest;
 use super::{Draft, PackArguments, Packed, difference, external_data};
@@ -93,7 +94,8 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
     eprintln!("loading the graph");
     let golden = given.clone().unwrap_or_else(|| placeholder.clone());
     let first = Draft::new(draft(golden, BTreeMap::new())?, folder.path())?;
-    let runtime = runtime(folder.path())?;
+    let cache = CodeCache::open()?;
+    let runtime = runtime(cache.folder())?;
     let report = runtime.declare(first.path()).with_context(|| what.clone())?;
     let tolerances = tolerances(&report.signature, options.tolerance.unwrap_or(TOLERANCE));
 
@@ -117,6 +119,7 @@ pub(super) fn pack(arguments: &PackArguments, file: &Path) -> anyhow::Result<Pac
             artifact::add_signature(draft(placeholder, tolerances)?, &report.signature)
         }
     };
+    runtime.remove_unused();
     Ok(Packed { bytes, report })
 }
 
@@ -181,8 +184,7 @@ fn tolerances(signature: &Signature, tolerance: f64) -> BTreeMap<String, f64> {
     outputs.map(|field| (field.name.clone(), tolerance)).collect()
 }
 
-fn runtime(folder: &Path) -> anyhow::Result<Runtime> {
+fn runtime(state: &Path) -> anyhow::Result<Runtime> {
     let program = std::env::current_exe().context("cannot find this program")?;
-    let options = RuntimeOptions::for_one_artifact(program);
-    Ok(Runtime::open(&folder.join("state"), options)?)
+    Ok(Runtime::open(state, RuntimeOptions::for_one_artifact(program))?)
 }

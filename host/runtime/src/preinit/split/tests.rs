@@ -1,3 +1,5 @@
+//! Components of a counter in a global and in memory, taken apart and put together again.
+
 use wasm_encoder::{
     Alias, CanonicalFunctionSection, CodeSection, Component, ComponentAliasSection,
     ComponentExportKind, ComponentExportSection, ComponentInstanceSection, ComponentSectionId,
