@@ -155,7 +155,7 @@ fn pictures_are_prepared_as_by_pillow() {
     let served = Served::start("picture", "0.002");
     served.assert_answers(&examples("picture.jsonl"), 2e-3);
     served.assert_rejects(&json!({"image": "aGVsbG8="}));
-    served.assert_eq!(server.get("/healthz").status, 200);
+    assert_eq!(served.server.get("/healthz").status, 200);
 }
 
 #[test]
