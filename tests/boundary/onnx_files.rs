@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use guesthouse_tests::artifacts::{run_host, temporary_folder};
+use guesthouse_tests::state::state_with_packed_modules;
 use guesthouse_tests::{Server, Setup};
 use serde_json::Value;
 
@@ -42,7 +43,7 @@ fn pipeline_of_scikit_learn_is_packed_and_answers_as_itself() {
     let golden = iris("oracle.jsonl");
     let packed = pack(&iris("iris.onnx"), &artifact, &["--golden", &golden.to_string_lossy()]);
     assert!(packed.status.success(), "{packed:?}");
-    let state = folder.path().join("state");
+    let state = state_with_packed_modules(folder.path());
     let setup = Setup { artifacts: vec![artifact], state: Some(state), ..Setup::default() };
     let server = Server::start(&setup);
     let oracle = oracle();

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use guesthouse_tests::artifacts::{run_host, temporary_folder};
+use guesthouse_tests::state::state_with_packed_modules;
 use guesthouse_tests::{Server, Setup};
 use serde_json::{Value, json};
 
@@ -45,7 +46,7 @@ impl Served {
         }
         let packed = pack(&data(&format!("{name}.onnx")), name, &artifact, &more);
         assert!(packed.status.success(), "{packed:?}");
-        let state = Some(folder.path().join("state"));
+        let state = Some(state_with_packed_modules(folder.path()));
         let setup = Setup { artifacts: vec![artifact.clone()], state, ..Setup::default() };
         Self {
             server: Server::start(&setup),
@@ -197,7 +198,7 @@ fn texts_of_a_graph_are_served_as_texts() {
     let more = ["--golden", &*golden, "--manifest", &manifest];
     let packed = pack(&source.join("one_hot.onnx"), "colours", &artifact, &more);
     assert!(packed.status.success(), "{packed:?}");
-    let state = Some(folder.path().join("state"));
+    let state = Some(state_with_packed_modules(folder.path()));
     let server = Server::start(&Setup { artifacts: vec![artifact], state, ..Setup::default() });
     let instances: Vec<_> = examples.iter().map(|example| &example["inputs"]).collect();
     let answer = server.post("/models/colours/batch_predict", &json!({ "instances": instances }));

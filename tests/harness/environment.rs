@@ -28,6 +28,12 @@ pub fn python() -> PathBuf {
     path("GUESTHOUSE_PYTHON")
 }
 
+/// The folder with compiled code that runs of `guesthouse pack --onnx` share. It is on the same file
+/// system as the temporary folders.
+pub fn cache() -> PathBuf {
+    path("GUESTHOUSE_CACHE")
+}
+
 /// The parent of temporary folders. It is on the same file system as the artifacts, so that they
 /// can be hard-linked.
 pub fn scratch() -> PathBuf {

@@ -17,7 +17,7 @@ pub mod environment;
 mod eventually;
 pub mod grpc;
 pub mod server;
-mod state;
+pub mod state;
 
 pub use client::{DEMO_KEY, HttpResponse};
 pub use eventually::{DEADLINE, eventually, eventually_some};

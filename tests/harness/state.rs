@@ -1,10 +1,10 @@
-//! State folders that a server refuses, and cleaning a state folder for reuse.
+//! State folders: those that a server refuses, cleaning one for reuse, and making one with compiled code.
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::{Server, Setup};
+use crate::{Server, Setup, environment};
 
 impl Server {
     /// The log of a server that exits during startup.
@@ -30,4 +30,24 @@ pub(crate) fn forget_deployed(state: &Path) -> std::io::Result<()> {
     ignore_absent(fs::remove_file(state.join("ledger.redb")))?;
     ignore_absent(fs::remove_file(state.join("ledger.head")))?;
     ignore_absent(fs::remove_dir_all(state.join("artifacts")))
+}
+
+/// A new state folder in `folder` with the modules that `guesthouse pack --onnx` has compiled, so that
+/// the server does not compile them again.
+///
+/// # Panics
+/// Nothing has been packed yet, or the folder is not writable.
+pub fn state_with_packed_modules(folder: &Path) -> PathBuf {
+    let (cache, state) = (environment::cache(), folder.join("state"));
+    fs::create_dir_all(state.join("compiled")).expect("the folder is writable");
+    fs::copy(cache.join("key"), state.join("key")).expect("the key can be copied");
+    for entry in fs::read_dir(cache.join("compiled")).expect("the cache is readable") {
+        let entry = entry.expect("the cache is readable");
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with("module-") {
+            let link = state.join("compiled").join(name);
+            fs::hard_link(entry.path(), link).expect("files can be linked");
+        }
+    }
+    state
 }
