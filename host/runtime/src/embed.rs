@@ -279,8 +279,8 @@ impl Runtime {
         Ok(self.compile(&draft)?.report)
     }
 
-    /// Remove compiled code that has not been used for a month, and all but the last eight artifacts'.
-    /// Nothing may be loaded at the same time.
+    /// Remove compiled code that has not been used for a month, and that of all but the eight artifacts
+    /// that were used last. Nothing may be loaded at the same time.
     pub fn remove_unused(&self) {
         self.store.collect(&BTreeSet::new(), &BTreeSet::new(), clock::now());
     }

@@ -230,11 +230,13 @@ impl Store {
         }
         let report = make(&files)?;
         let not_kept = StoreError::new("cannot keep a compiled version");
-        let _sharing = sharing();
-        let modules = self.adopt_modules(&report.modules, &files.modules_output);
-        let modules = modules.map_err(&not_kept)?;
+        let modules = {
+            let _sharing = sharing();
+            self.adopt(&functions, &files.functions_output);
+            self.adopt_modules(&report.modules, &files.modules_output).map_err(&not_kept)?
+        };
+        // The record comes last, because it names the modules.
         let code = self.publish(&files.compiled, artifact, &report).map_err(&not_kept)?;
-        self.adopt(&functions, &files.functions_output);
         Ok(CompiledVersion { code, modules, report })
     }
 

@@ -320,12 +320,29 @@ mod tests {
         }
     }
 
+    /// The settings of an engine that affect results, as far as wasmtime exposes them.
+    fn semantics_of(engine: &Engine) -> impl PartialEq + std::fmt::Debug {
+        let engine = engine.wasmtime();
+        (
+            engine.get_wasm_features(),
+            engine.get_relaxed_simd_deterministic(),
+            engine.get_cranelift_nan_canonicalization(),
+            engine.get_shared_memory(),
+            engine.get_target(),
+            engine.get_strategy(),
+            engine.get_cranelift_flags_enabled().map(str::to_owned).collect::<Vec<_>>(),
+        )
+    }
+
     #[test]
-    fn compiled_code_runs_only_where_it_can_be_interrupted() {
+    fn all_engines_have_the_same_semantics() {
         let limits =
             EngineLimits { max_instances: 1, max_memory_bytes: 1 << 20, use_idle_cores: true };
         let serving = Engine::serving(limits, 512 << 10).unwrap();
         let compiling = Engine::compiling(Arc::new(NoFunctions), true, 512 << 10).unwrap();
+        let initialising = Engine::initialising(512 << 10).unwrap();
+        assert_eq!(semantics_of(&compiling), semantics_of(&serving));
+        assert_eq!(semantics_of(&initialising), semantics_of(&serving));
         assert!(serving.wasmtime().get_relaxed_simd_deterministic());
         assert_eq!(compiling.fingerprint(), serving.fingerprint());
         // Code that cannot be interrupted never gets into an engine that serves.

@@ -303,14 +303,14 @@ fn init(store: &mut Store<HostState>, instance: &Instance) -> Result<Signature, 
 }
 
 /// The duration of the steps so far.
-pub(super) struct StepTimes {
+struct StepTimes {
     last: Instant,
     milliseconds: Vec<(String, u64)>,
 }
 
 impl StepTimes {
     /// End a step.
-    pub(super) fn done(&mut self, step: &str) {
+    fn done(&mut self, step: &str) {
         let taken = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.milliseconds.push((step.to_owned(), taken));
         self.last = Instant::now();

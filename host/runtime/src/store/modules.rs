@@ -19,7 +19,7 @@ use crate::guest::CompiledModule;
 /// The label that the MAC of a module is bound to, followed by its digest.
 const LABEL: &str = "module";
 
-/// The modules that are in use, and those that have been checked since the start.
+/// The modules that are in use: checked, open and mapped.
 #[derive(Debug, Default)]
 pub(super) struct LoadedModules(Mutex<HashMap<Digest, Weak<CompiledModule>>>);
 
